@@ -1,0 +1,49 @@
+"""Errors a user can cause. Each message says what, where, what was expected, what to do."""
+
+from __future__ import annotations
+
+
+class PotluckError(Exception):
+    """Base of every error that is reported to the user as one line, without a stack trace."""
+
+    exit_code = 2
+
+
+class CheckpointError(PotluckError):
+    """A model directory is missing, truncated, or of another architecture."""
+
+
+class ClusterFileError(PotluckError):
+    """A cluster file does not say what a cluster file must say."""
+
+
+class RoutingFileError(PotluckError):
+    """A routing statistics file is unreadable or of another shape or model."""
+
+
+class PlanError(PotluckError):
+    """A plan is unreadable, of another version, or made for another model."""
+
+
+class PlanDoesNotFit(PlanError):
+    """The experts do not fit the memory the nodes give."""
+
+
+class InputError(PotluckError):
+    """A prompt, token id or option value that the model cannot take."""
+
+
+class WorkerStartError(PotluckError):
+    """A worker could not start: its process died, its port is taken, its plan does not match."""
+
+
+class WorkerLost(PotluckError):
+    """A worker that owed an answer is gone and no other worker holds its experts."""
+
+
+class KeysRequired(PotluckError):
+    """An endpoint that other machines can reach was asked for without keys."""
+
+
+class NonFiniteError(PotluckError):
+    """A layer produced a number that is not finite: broken weights, not a user's typing mistake."""
