@@ -1,0 +1,58 @@
+"""The choice among an expert's holders: which worker computes it in this layer of this step."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.holders import LayerHolders
+
+
+def assign_experts(
+    expert_ids: NDArray[np.integer], holders: LayerHolders, local_worker: int | None = None
+) -> NDArray[np.int16]:
+    """Choose a worker for every chosen expert of one layer.
+
+    All rows that need an expert get the same worker, so that its weights are read once. An expert with
+    one holder goes there. A replicated one goes to `local_worker` if that holds it (no message); else to
+    a holder that must be asked anyway, because some expert of this layer has no other holder (no
+    further message); among those, to the one with fewest distinct experts so far, then the lowest index.
+    The result depends on the arguments alone.
+
+    Args:
+        expert_ids: int [num_tokens, top_k], each in [0, num_experts).
+        holders: this layer's row, `plan.holder_table.layers[row]`.
+        local_worker: index of the caller's own worker, None if it holds no experts.
+
+    Returns:
+        int16 [num_tokens, top_k]: index into `plan.workers`. One table look-up where nothing is replicated.
+    """
+    workers = holders.single.take(expert_ids)
+    if holders.replicas and workers.min(initial=0) < 0:
+        chosen = _assign_replicated(expert_ids, holders, local_worker)
+        workers = chosen.take(expert_ids)
+    return workers
+
+
+def _assign_replicated(
+    expert_ids: NDArray[np.integer], holders: LayerHolders, local_worker: int | None
+) -> NDArray[np.int16]:
+    """int16 [num_experts]: `holders.single`, with the touched replicated experts filled in."""
+    touched = np.zeros(len(holders.single), dtype=np.bool_)
+    touched[expert_ids] = True
+    distinct = np.flatnonzero(touched)
+
+    choice = holders.single.copy()
+    single = choice[distinct]
+    load = dict(zip(*(a.tolist() for a in np.unique(single[single >= 0], return_counts=True)), strict=True))
+    must_ask = set(load)
+    for expert in distinct[single < 0].tolist():
+        candidates = holders.replicas[expert]
+        if local_worker in candidates:
+            worker = local_worker
+        else:
+            asked_anyway = [w for w in candidates if w in must_ask]
+            worker = min(asked_anyway or candidates, key=lambda w: (load.get(w, 0), w))
+        load[worker] = load.get(worker, 0) + 1
+        choice[expert] = worker
+    return choice

@@ -1,0 +1,208 @@
+"""The sizes of a Mixture-of-Experts model: all that planning and cost estimates need, without weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from placement.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """Attention of one layer. `window` is the number of keys a query sees, 0 for all earlier ones."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    window: int
+    has_head_gate: bool
+
+    @property
+    def is_sliding(self) -> bool:
+        return self.window > 0
+
+    def parameters(self, hidden_size: int) -> int:
+        """Weights of q, k, v and o projections, the per-head gate, and the q and k norms."""
+        query_size = self.num_heads * self.head_dim
+        kv_size = self.num_kv_heads * self.head_dim
+        gate = self.num_heads * hidden_size if self.has_head_gate else 0
+        return hidden_size * (2 * query_size + 2 * kv_size) + gate + 2 * self.head_dim
+
+    def kv_values_per_position(self) -> int:
+        """Keys and values kept for one position, in elements."""
+        return 2 * self.num_kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Sizes of a model of the Step-3.5 architecture.
+
+    `attention` holds one entry a layer, first the `num_hidden_layers` of the trunk, then the
+    `num_mtp_layers` draft layers. `moe_layers` are absolute layer indices, ascending; every array of
+    routing statistics or placement has one row for each of them. Layers outside it are dense.
+    `shared_intermediate_size` 0 means that there is no shared expert.
+    """
+
+    name: str
+    hidden_size: int
+    vocab_size: int
+    moe_layers: tuple[int, ...]
+    num_experts: int
+    top_k: int
+    moe_intermediate_size: int
+    shared_intermediate_size: int
+    dense_intermediate_size: int
+    attention: tuple[AttentionShape, ...]
+    num_mtp_layers: int
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return len(self.attention) - self.num_mtp_layers
+
+    @property
+    def num_moe_layers(self) -> int:
+        return len(self.moe_layers)
+
+    @property
+    def num_dense_layers(self) -> int:
+        return self.num_hidden_layers - self.num_moe_layers
+
+    @property
+    def num_routed_experts(self) -> int:
+        """Routed experts in all layers together."""
+        return self.num_moe_layers * self.num_experts
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of all that routing and expert sizes depend on; the name does not count."""
+        relevant = [
+            self.hidden_size,
+            list(self.moe_layers),
+            self.num_experts,
+            self.top_k,
+            self.moe_intermediate_size,
+        ]
+        return hashlib.sha256(json.dumps(relevant).encode()).hexdigest()[:16]
+
+    # Parameters. A SwiGLU block of width I has three matrices of hidden_size x I.
+
+    @property
+    def expert_parameters(self) -> int:
+        return 3 * self.hidden_size * self.moe_intermediate_size
+
+    @property
+    def routed_parameters(self) -> int:
+        return self.num_routed_experts * self.expert_parameters
+
+    @property
+    def shared_expert_parameters(self) -> int:
+        """Of one layer."""
+        return 3 * self.hidden_size * self.shared_intermediate_size
+
+    @property
+    def dense_ffn_parameters(self) -> int:
+        """Of one layer."""
+        return 3 * self.hidden_size * self.dense_intermediate_size
+
+    @property
+    def router_parameters(self) -> int:
+        """Of one layer: the gate's matrix and the selection bias."""
+        return self.num_experts * (self.hidden_size + 1)
+
+    @property
+    def lm_head_parameters(self) -> int:
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def embedding_parameters(self) -> int:
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def attention_parameters(self) -> int:
+        """Of all trunk layers together."""
+        return sum(a.parameters(self.hidden_size) for a in self.attention[: self.num_hidden_layers])
+
+    @property
+    def head_read_parameters(self) -> int:
+        """What one decode step of the trunk reads on the head whatever the routing.
+
+        Attention, dense layers, shared experts, routers, norms and lm_head; of the embedding only one
+        row a token is read, so it does not count.
+        """
+        norms = (2 * self.num_hidden_layers + 1) * self.hidden_size
+        return (
+            self.attention_parameters
+            + self.num_dense_layers * self.dense_ffn_parameters
+            + self.num_moe_layers * (self.shared_expert_parameters + self.router_parameters)
+            + self.lm_head_parameters
+            + norms
+        )
+
+    def mtp_layer_parameters(self, index: int) -> int:
+        """Of draft layer `index` (0 first): decoder layer, input projection, own head, norms."""
+        attention = self.attention[self.num_hidden_layers + index].parameters(self.hidden_size)
+        projection = 2 * self.hidden_size * self.hidden_size
+        norms = 5 * self.hidden_size
+        return attention + self.dense_ffn_parameters + projection + self.lm_head_parameters + norms
+
+    @property
+    def head_parameters(self) -> int:
+        """All that the head keeps in memory: what a step reads, the embedding and the draft layers."""
+        drafts = sum(self.mtp_layer_parameters(i) for i in range(self.num_mtp_layers))
+        return self.head_read_parameters + self.embedding_parameters + drafts
+
+    # Bytes.
+
+    def expert_bytes(self, bits_per_weight: float) -> int:
+        """Bytes of one routed expert. `bits_per_weight` includes a quantisation's scales (4.5 for Q4_0)."""
+        return math.ceil(self.expert_parameters * bits_per_weight / 8)
+
+    def kv_cache_bytes(self, num_positions: int, bytes_per_value: int = 2, *, with_mtp: bool = True) -> int:
+        """One sequence's KV cache: full layers grow with the context, sliding ones stop at the window."""
+        layers = self.attention if with_mtp else self.attention[: self.num_hidden_layers]
+        return bytes_per_value * sum(
+            a.kv_values_per_position() * (min(num_positions, a.window) if a.is_sliding else num_positions)
+            for a in layers
+        )
+
+
+def _step_3_5_flash() -> ModelShape:
+    full = AttentionShape(num_heads=64, num_kv_heads=8, head_dim=128, window=0, has_head_gate=True)
+    sliding = AttentionShape(num_heads=96, num_kv_heads=8, head_dim=128, window=512, has_head_gate=True)
+    trunk = tuple(full if layer % 4 == 0 else sliding for layer in range(45))
+    return ModelShape(
+        name="step-3.5-flash",
+        hidden_size=4096,
+        vocab_size=128896,
+        moe_layers=tuple(range(3, 45)),
+        num_experts=288,
+        top_k=8,
+        moe_intermediate_size=1280,
+        shared_intermediate_size=1280,
+        dense_intermediate_size=11264,
+        attention=(*trunk, sliding, sliding, sliding),
+        num_mtp_layers=3,
+    )
+
+
+STEP_3_5_FLASH = _step_3_5_flash()
+
+PUBLISHED_SHAPES: Mapping[str, ModelShape] = MappingProxyType({STEP_3_5_FLASH.name: STEP_3_5_FLASH})
+
+
+def published_shape(name: str) -> ModelShape:
+    """The built-in shape of a published model.
+
+    Raises:
+        InputError: no such name; the message lists the known ones.
+    """
+    try:
+        return PUBLISHED_SHAPES[name.lower()]
+    except KeyError:
+        known = ", ".join(sorted(PUBLISHED_SHAPES))
+        raise InputError(f"model {name!r} is not built in: expected {known}, or a model directory") from None
