@@ -17,6 +17,8 @@ from placement.atomic import replacing
 from placement.errors import PlanDoesNotFit, PlanError
 from placement.holders import NO_WORKER, HolderTable
 from placement.model_shape import ModelShape
+from placement.stats import RoutingStats
+from placement.summary import PlanSummary, summarise
 
 PLAN_FORMAT = "potluck-plan"
 PLAN_VERSION = 1
@@ -110,6 +112,16 @@ class Plan:
     def experts_per_worker(self) -> NDArray[np.int64]:
         """int64 [num_workers]."""
         return self.holder_table.experts_per_worker(len(self.workers))
+
+    def home_workers(self) -> NDArray[np.bool_]:
+        """bool [num_workers]: those on the node of the worker "head"; none without such a worker."""
+        local = self.local_worker
+        node = None if local is None else self.workers[local].node
+        return np.array([worker.node == node for worker in self.workers], dtype=np.bool_)
+
+    def summary(self, stats: RoutingStats | None = None) -> PlanSummary:
+        """Rows of the table a user reads; with statistics also shares and remote layers."""
+        return summarise(self, stats)
 
     def check(self, shape: ModelShape) -> None:
         """Raise PlanError unless the plan was made for a model of this shape."""

@@ -103,13 +103,20 @@ class RoutingStats:
 
     def check(self, shape: ModelShape, where: str = "routing statistics") -> None:
         """Raise RoutingFileError unless the statistics are of a model of this shape."""
-        if self.fingerprint == shape.fingerprint:
+        self.check_fingerprint(
+            shape.fingerprint,
+            f"{shape.name} ({shape.num_moe_layers} x {shape.num_experts}, top {shape.top_k})",
+            where,
+        )
+
+    def check_fingerprint(self, fingerprint: str, model: str, where: str = "routing statistics") -> None:
+        """Raise RoutingFileError unless they are of the shape with this fingerprint."""
+        if self.fingerprint == fingerprint:
             return
         rows, experts = self.counts.shape
         raise RoutingFileError(
-            f"{where}: made for {self.model} ({rows} MoE layers x {experts} experts, top {self.top_k}, "
-            f"fingerprint {self.fingerprint}), expected {shape.name} ({shape.num_moe_layers} x "
-            f"{shape.num_experts}, top {shape.top_k}, fingerprint {shape.fingerprint}); "
+            f"{where}: made for {self.model} ({rows} x {experts}, top {self.top_k}, fingerprint "
+            f"{self.fingerprint}), expected {model}, fingerprint {fingerprint}; "
             "run `potluck stats` with this model"
         )
 

@@ -1,0 +1,272 @@
+"""The boxes: nodes with devices, and links between each node and the head. Read from a cluster file.
+
+A cluster file is YAML. Potluck's part stands under `metadata: {potluck: ...}` of a Ray cluster launcher
+file, whose schema leaves `metadata` to its users; in a file for planning alone it may be the whole file.
+Units in the file are those people quote (GB/s, Gbit/s, GFLOP/s), in the dataclasses bytes and seconds.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
+
+from placement.errors import ClusterFileError
+
+DeviceKind = Literal["vram", "ram", "disk"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """Memory that can hold experts, and what computes on it. `torch_device` is such as "cuda:0" or "cpu"."""
+
+    name: str
+    kind: DeviceKind
+    torch_device: str
+    memory_bytes: int
+    reserved_bytes: int
+    bandwidth_bytes_per_s: float
+    ffn_flops_per_s: float
+
+    @property
+    def budget_bytes(self) -> int:
+        """What experts may use: on the head's devices its own weights and KV cache are reserved first."""
+        return self.memory_bytes - self.reserved_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSpec:
+    """Between a node and the head: round trip of a small message, and bandwidth each way."""
+
+    round_trip_s: float
+    bandwidth_bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpec:
+    """A box. `link` is None only on the head's node, where None means that a message costs nothing."""
+
+    name: str
+    address: str | None
+    devices: tuple[DeviceSpec, ...]
+    link: LinkSpec | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSpec:
+    """All boxes; `head` names the node that runs attention and asks the others."""
+
+    head: str
+    nodes: tuple[NodeSpec, ...]
+
+    @property
+    def head_node(self) -> NodeSpec:
+        return next(node for node in self.nodes if node.name == self.head)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ClusterSpec:
+        """Read and check a cluster file.
+
+        Raises:
+            ClusterFileError: names file, field path, what was expected and what was found.
+        """
+        try:
+            document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ClusterFileError(f"{path}: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ClusterFileError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        part, prefix = _potluck_part(document, path)
+        try:
+            file = _ClusterModel.model_validate(part)
+        except ValidationError as error:
+            raise ClusterFileError(f"{path}: {_first_error(error, prefix)}") from error
+        return _cluster(file, f"{path}: {prefix}")
+
+
+def _positive(value: object) -> float:
+    number = _number(value)
+    if number <= 0:
+        raise ValueError(f"expected a number above 0, found {value!r}")
+    return number
+
+
+def _not_negative(value: object) -> float:
+    number = _number(value)
+    if number < 0:
+        raise ValueError(f"expected a number of at least 0, found {value!r}")
+    return number
+
+
+def _number(value: object) -> float:
+    # YAML 1.1 reads 3e-4 (without a dot) as text; a reader of the file sees a number.
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError(f"expected a number, found {value!r}") from None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"expected a number, found {value!r}")
+    return float(value)
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def _size(value: object) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?", str(value).strip(), re.IGNORECASE)
+    if isinstance(value, bool) or match is None:
+        raise ValueError(f"expected bytes or a size such as 24GB or 64GiB, found {value!r}")
+    return round(float(match[1]) * _UNITS[(match[2] or "").upper()])
+
+
+_Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+_Size = Annotated[int, BeforeValidator(_size)]
+_Positive = Annotated[float, BeforeValidator(_positive)]
+_NotNegative = Annotated[float, BeforeValidator(_not_negative)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _DeviceModel(_Strict):
+    name: _Name
+    kind: DeviceKind
+    memory_bytes: _Size
+    bandwidth_gbytes_per_s: _Positive
+    ffn_gflops: _Positive
+    reserved_bytes: _Size = 0
+    torch_device: str | None = None
+
+
+class _NodeModel(_Strict):
+    name: _Name
+    devices: list[_DeviceModel]
+    address: str | None = None
+
+
+class _LinkModel(_Strict):
+    node: str
+    round_trip_s: _NotNegative
+    bandwidth_gbits_per_s: _Positive
+
+
+class _ClusterModel(_Strict):
+    head: str
+    nodes: list[_NodeModel]
+    links: list[_LinkModel] = []
+
+
+def _potluck_part(document: object, path: object) -> tuple[object, str]:
+    if not isinstance(document, dict):
+        raise ClusterFileError(f"{path}: expected a mapping with head, nodes and links, found {document!r}")
+    if "provider" not in document and "metadata" not in document:
+        return document, ""
+    metadata = document.get("metadata")
+    if not isinstance(metadata, dict) or "potluck" not in metadata:
+        raise ClusterFileError(
+            f"{path}: metadata.potluck: expected head, nodes and links there, found nothing"
+        )
+    return metadata["potluck"], "metadata.potluck."
+
+
+def _first_error(error: ValidationError, prefix: str) -> str:
+    """One line for the first of pydantic's findings, in the words of a cluster file."""
+    first = error.errors(include_url=False)[0]
+    location = first["loc"]
+    field = _field_path(location, prefix)
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        return f"{field}: unknown key; expected {', '.join(_known_keys(location))}"
+    if kind == "missing":
+        return f"{field}: expected a value, found nothing"
+    if kind == "value_error":
+        return f"{field}: {first['ctx']['error']}"
+    if kind == "literal_error":
+        return f"{field}: expected {first['ctx']['expected']}, found {first['input']!r}"
+    if kind == "string_pattern_mismatch":
+        return f"{field}: expected letters, digits, '-', '_' and '.', found {first['input']!r}"
+    if kind in ("model_type", "model_attributes_type"):
+        keys = ", ".join(_known_keys((*location, "")))
+        return f"{field}: expected a mapping with {keys}, found {first['input']!r}"
+    return f"{field}: {first['msg'].replace('Input should be', 'expected')}, found {first['input']!r}"
+
+
+def _field_path(location: Sequence[int | str], prefix: str) -> str:
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return prefix.rstrip(".") + (text if prefix else text.lstrip("."))
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    model: type[BaseModel] = _ClusterModel
+    if "devices" in location[:-1]:
+        model = _DeviceModel
+    elif "nodes" in location[:-1]:
+        model = _NodeModel
+    elif "links" in location[:-1]:
+        model = _LinkModel
+    return list(model.model_fields)
+
+
+def _cluster(file: _ClusterModel, where: str) -> ClusterSpec:
+    """The rules that span several fields."""
+    names = [node.name for node in file.nodes]
+    known = ", ".join(names) or "no nodes"
+    _check_unique(names, f"{where}nodes")
+    if file.head not in names:
+        raise ClusterFileError(f"{where}head: expected one of the nodes ({known}), found {file.head!r}")
+    links: dict[str, LinkSpec] = {}
+    for index, link in enumerate(file.links):
+        field = f"{where}links[{index}].node"
+        if link.node not in names:
+            raise ClusterFileError(f"{field}: expected one of the nodes ({known}), found {link.node!r}")
+        if link.node in links:
+            raise ClusterFileError(f"{field}: expected one link a node, found a second for {link.node!r}")
+        links[link.node] = LinkSpec(link.round_trip_s, link.bandwidth_gbits_per_s * 1e9 / 8)
+    nodes = []
+    for index, node in enumerate(file.nodes):
+        field = f"{where}nodes[{index}]"
+        if node.name != file.head and node.name not in links:
+            raise ClusterFileError(
+                f"{where}links: expected a link between {node.name!r} and the head, found none"
+            )
+        if node.name != file.head and not node.devices:
+            raise ClusterFileError(f"{field}.devices: expected at least one device, found none")
+        _check_unique([device.name for device in node.devices], f"{field}.devices")
+        devices = tuple(_device(device, f"{field}.devices[{i}]") for i, device in enumerate(node.devices))
+        nodes.append(NodeSpec(node.name, node.address, devices, links.get(node.name)))
+    return ClusterSpec(file.head, tuple(nodes))
+
+
+def _device(device: _DeviceModel, where: str) -> DeviceSpec:
+    if device.reserved_bytes > device.memory_bytes:
+        raise ClusterFileError(
+            f"{where}.reserved_bytes: expected at most memory_bytes ({device.memory_bytes}), "
+            f"found {device.reserved_bytes}"
+        )
+    return DeviceSpec(
+        name=device.name,
+        kind=device.kind,
+        torch_device=device.torch_device or ("cuda" if device.kind == "vram" else "cpu"),
+        memory_bytes=device.memory_bytes,
+        reserved_bytes=device.reserved_bytes,
+        bandwidth_bytes_per_s=device.bandwidth_gbytes_per_s * 1e9,
+        ffn_flops_per_s=device.ffn_gflops * 1e9,
+    )
+
+
+def _check_unique(names: list[str], where: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ClusterFileError(
+                f"{where}: expected unique names, found {name!r} {names.count(name)} times"
+            )

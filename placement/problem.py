@@ -1,0 +1,109 @@
+"""What a placement policy is given: a model, devices as the head sees them, and routing statistics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.cluster_spec import ClusterSpec, DeviceSpec, NodeSpec
+from placement.errors import PlanDoesNotFit
+from placement.model_shape import ModelShape
+from placement.plan import LOCAL_WORKER, PlannedWorker
+from placement.quantisation import BITS_PER_WEIGHT
+from placement.stats import RoutingStats
+
+
+@dataclass(frozen=True, slots=True)
+class PlanningDevice:
+    """A device that can hold experts, as seen from the head.
+
+    `is_home`: on the head's own node, so that no network lies between. `round_trip_s` and
+    `link_bytes_per_s` are those of a message from the head's process: 0 and infinity inside it.
+    """
+
+    worker: PlannedWorker
+    is_home: bool
+    bandwidth_bytes_per_s: float
+    ffn_flops_per_s: float
+    round_trip_s: float = 0.0
+    link_bytes_per_s: float = math.inf
+
+    def capacity(self, expert_bytes: int) -> int:
+        """Experts that fit the budget."""
+        return self.worker.budget_bytes // expert_bytes
+
+    def expert_seconds(self, expert_bytes: int) -> float:
+        """Time until the result of one expert for one token is back, from nothing else in flight."""
+        return self.round_trip_s + expert_bytes / self.bandwidth_bytes_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class PlanningProblem:
+    """`expert_bytes` is the size of one expert in memory; `stats` may be None for policies without."""
+
+    shape: ModelShape
+    devices: tuple[PlanningDevice, ...]
+    expert_bytes: int
+    stats: RoutingStats | None = None
+
+    def capacities(self) -> NDArray[np.int64]:
+        """int64 [num_devices]: experts each device can hold, at most all there are."""
+        most = self.shape.num_routed_experts
+        return np.array([min(d.capacity(self.expert_bytes), most) for d in self.devices], dtype=np.int64)
+
+    def check_fits(self) -> None:
+        """Raise PlanDoesNotFit, with the missing bytes and the quantisations that would fit."""
+        needed = self.shape.num_routed_experts
+        missing = needed - int(self.capacities().sum())
+        if missing <= 0:
+            return
+        raise PlanDoesNotFit(
+            f"{needed} experts of {self.expert_bytes} bytes do not fit the {len(self.devices)} devices: "
+            f"{missing * self.expert_bytes} bytes are missing; {self._advice()}"
+        )
+
+    def _advice(self) -> str:
+        for name, bits in sorted(BITS_PER_WEIGHT.items(), key=lambda item: -item[1]):
+            size = self.shape.expert_bytes(bits)
+            fitting = sum(device.capacity(size) for device in self.devices)
+            if size < self.expert_bytes and fitting >= self.shape.num_routed_experts:
+                return f"give more memory, or quantise the experts to {name}, which fits"
+        return "give more memory; no known quantisation fits"
+
+
+def planning_devices(cluster: ClusterSpec) -> tuple[PlanningDevice, ...]:
+    """All devices of a cluster, one worker each.
+
+    The head node's first device is that of the head's own process and becomes worker "head"; every other
+    device is worker NODE-DEVICE, reached by the node's link.
+    """
+    devices = []
+    for node in cluster.nodes:
+        for index, device in enumerate(node.devices):
+            is_home = node.name == cluster.head
+            in_head_process = is_home and index == 0
+            name = LOCAL_WORKER if in_head_process else f"{node.name}-{device.name}"
+            link = None if in_head_process else node.link
+            devices.append(
+                PlanningDevice(
+                    worker=_planned_worker(name, node, device),
+                    is_home=is_home,
+                    bandwidth_bytes_per_s=device.bandwidth_bytes_per_s,
+                    ffn_flops_per_s=device.ffn_flops_per_s,
+                    round_trip_s=link.round_trip_s if link else 0.0,
+                    link_bytes_per_s=link.bandwidth_bytes_per_s if link else math.inf,
+                )
+            )
+    return tuple(devices)
+
+
+def _planned_worker(name: str, node: NodeSpec, device: DeviceSpec) -> PlannedWorker:
+    return PlannedWorker(name, node.name, device.torch_device, device.kind, device.budget_bytes)
+
+
+def as_devices(devices: ClusterSpec | Sequence[PlanningDevice]) -> tuple[PlanningDevice, ...]:
+    return planning_devices(devices) if isinstance(devices, ClusterSpec) else tuple(devices)
