@@ -41,6 +41,10 @@ class WorkerLost(PotluckError):
     """A worker that owed an answer is gone and no other worker holds its experts."""
 
 
+class WorkerRefused(PotluckError):
+    """A worker answered a request with an error that asking again does not mend."""
+
+
 class KeysRequired(PotluckError):
     """An endpoint that other machines can reach was asked for without keys."""
 

@@ -1,0 +1,255 @@
+"""What one MoE layer is still owed: whom to ask, what is outstanding, when to give up.
+
+No sockets and no clock: messages and the time go in, asks and probes come out, so the runtime and a
+simulation under a virtual clock run the same decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.errors import NonFiniteError, WorkerLost, WorkerRefused
+
+Ints = NDArray[np.int32]
+Rows = NDArray[np.intp]
+Choose = Callable[[Ints, frozenset[int]], NDArray[np.integer]]
+"""(expert_ids [n, top_k], lost workers) -> worker index [n, top_k], -1 where nobody is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a silent worker is waited for.
+
+    A worker that computes still answers probes, so `silent_s` bounds the time without *any* message
+    and not the time a large prefill may take.
+    """
+
+    probe_after_s: float = 0.5
+    silent_s: float = 3.0
+    busy_retry_s: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask `worker` for the partial sum of `rows`: expert_ids [n, top_k], -1 where not its to compute."""
+
+    worker: int
+    request_id: int
+    rows: Rows
+    expert_ids: Ints
+    scale_exponents: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Ask `worker` for a sign of life."""
+
+    worker: int
+
+
+Action = Ask | Probe
+
+
+@dataclass(slots=True)
+class _Watch:
+    """One worker's silence: when it was last heard, when it was last probed."""
+
+    heard_s: float
+    probed_s: float
+
+
+@dataclass(slots=True)
+class LayerSum:
+    """The sum of one MoE layer's routed experts, collected from the workers that hold them.
+
+    Rounds: every row is asked at its scale; rows that any worker found too large for the grid are asked
+    again, from everybody, on a grid `coarsen_step` powers of two coarser. Which rows those are depends on
+    the experts alone and not on who computes them, so neither does the result.
+
+    Args:
+        layer: layer index, for messages.
+        expert_ids: [num_tokens, top_k].
+        scale_exponents: [num_tokens], grid unit 2^e of each token.
+        hidden_size: elements of a row.
+        names: worker names by index.
+        choose: picks a worker for every (token, expert) among those not lost.
+        request_ids: fresh request numbers.
+        lost: workers already known to be gone; shared with the caller, which keeps it across layers.
+    """
+
+    layer: int
+    expert_ids: Ints
+    scale_exponents: Ints
+    hidden_size: int
+    names: Sequence[str]
+    choose: Choose
+    request_ids: Iterator[int]
+    coarsen_step: int
+    max_coarsenings: int
+    patience: Patience = field(default_factory=Patience)
+    lost: set[int] = field(default_factory=set)
+    coarsened_rows: int = field(init=False, default=0)
+    _sum: Ints = field(init=False)
+    _owed: dict[int, Ask] = field(init=False, default_factory=dict)
+    _watched: dict[int, _Watch] = field(init=False, default_factory=dict)
+    _later: list[tuple[float, Ask]] = field(init=False, default_factory=list)
+    _saturated: NDArray[np.bool_] = field(init=False)
+    _round: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        num_tokens = self.expert_ids.shape[0]
+        self._sum = np.zeros((num_tokens, self.hidden_size), np.int32)
+        self._saturated = np.zeros(num_tokens, np.bool_)
+
+    @property
+    def finished(self) -> bool:
+        return not self._owed and not self._later
+
+    def result(self) -> tuple[Ints, Ints]:
+        """The exact int32 sums [num_tokens, hidden_size] and the scale exponents [num_tokens] they are on."""
+        return self._sum, self.scale_exponents
+
+    def begin(self, now_s: float) -> list[Action]:
+        return self._ask(np.arange(self.expert_ids.shape[0]), self.expert_ids, now_s)
+
+    def partial(
+        self, worker: int, request_id: int, values: Ints, saturated: NDArray[np.bool_], now_s: float
+    ) -> list[Action]:
+        """Take one worker's partial sum: values [n, hidden_size], saturated [n].
+
+        An answer nobody waits for (late, or to an earlier layer) is dropped.
+
+        Raises:
+            WorkerRefused: the answer's shape is not the asked one.
+            NonFiniteError: a row does not fit any grid.
+        """
+        self.heard(worker, now_s)
+        ask = self._owed.get(request_id)
+        if ask is None or ask.worker != worker:
+            return []
+        num_rows = len(ask.rows)
+        if values.shape != (num_rows, self.hidden_size) or saturated.shape != (num_rows,):
+            raise WorkerRefused(
+                f"worker '{self.names[worker]}' answered layer {self.layer} with shape {values.shape}; "
+                f"expected {(num_rows, self.hidden_size)}. Is it of the same version?"
+            )
+        del self._owed[request_id]
+        if num_rows == len(self._sum):
+            self._sum += values
+            self._saturated |= saturated
+        else:
+            self._sum[ask.rows] += values
+            self._saturated[ask.rows] |= saturated
+        return [] if self._owed or self._later else self._next_round(now_s)
+
+    def heard(self, worker: int, now_s: float) -> None:
+        """Any message from `worker` shows that it lives."""
+        watch = self._watched.get(worker)
+        if watch is not None:
+            watch.heard_s = now_s
+
+    def busy(self, worker: int, request_id: int, now_s: float) -> None:
+        """`worker` had no room for the request; it is sent again a little later."""
+        self.heard(worker, now_s)
+        ask = self._owed.pop(request_id, None)
+        if ask is not None:
+            self._later.append((now_s + self.patience.busy_retry_s, ask))
+
+    def gone(self, worker: int, now_s: float) -> list[Action]:
+        """`worker` is lost: ask the other holders for what it owed.
+
+        Raises:
+            WorkerLost: an expert it owed has no other holder.
+        """
+        self.lost.add(worker)
+        self._watched.pop(worker, None)
+        orphans = [ask for ask in self._owed.values() if ask.worker == worker]
+        orphans += [ask for _, ask in self._later if ask.worker == worker]
+        self._later = [(at_s, ask) for at_s, ask in self._later if ask.worker != worker]
+        actions: list[Action] = []
+        for ask in orphans:
+            self._owed.pop(ask.request_id, None)
+            actions += self._ask(ask.rows, ask.expert_ids, now_s)
+        return actions
+
+    def tick(self, now_s: float) -> list[Action]:
+        """What is due at `now_s`: requests put off by a busy worker, probes, and losses."""
+        due = [ask for at_s, ask in self._later if at_s <= now_s]
+        self._later = [(at_s, ask) for at_s, ask in self._later if at_s > now_s]
+        actions: list[Action] = []
+        for ask in due:
+            self._owed[ask.request_id] = ask
+            actions.append(ask)
+        for worker, watch in self._owing():
+            if now_s >= watch.heard_s + self.patience.silent_s:
+                actions += self.gone(worker, now_s)
+            elif now_s >= max(watch.heard_s, watch.probed_s) + self.patience.probe_after_s:
+                watch.probed_s = now_s
+                actions.append(Probe(worker))
+        return actions
+
+    def wake_at_s(self) -> float:
+        """The latest time by which `tick` must be called again; infinity when nothing is owed."""
+        times = [at_s for at_s, _ in self._later]
+        for _, watch in self._owing():
+            times.append(watch.heard_s + self.patience.silent_s)
+            times.append(max(watch.heard_s, watch.probed_s) + self.patience.probe_after_s)
+        return min(times, default=float("inf"))
+
+    def _owing(self) -> list[tuple[int, _Watch]]:
+        owing = {ask.worker for ask in self._owed.values()}
+        return [(worker, watch) for worker, watch in self._watched.items() if worker in owing]
+
+    def _ask(self, rows: Rows, expert_ids: Ints, now_s: float) -> list[Action]:
+        chosen = self.choose(expert_ids, frozenset(self.lost))
+        wanted = expert_ids >= 0
+        actions: list[Action] = []
+        for worker in sorted(set(chosen[wanted].tolist())):
+            if worker < 0:
+                missing = int(expert_ids[wanted & (chosen < 0)][0])
+                gone = ", ".join(f"'{self.names[index]}'" for index in sorted(self.lost))
+                raise WorkerLost(
+                    f"layer {self.layer} expert {missing}: lost worker {gone} held it and no other worker does. "
+                    "Start that worker again, or plan with replicas."
+                )
+            mine = wanted & (chosen == worker)
+            touched = mine.any(axis=1)
+            whole = bool(touched.all())
+            asked_rows = rows if whole else rows[touched]
+            asked_ids = np.where(mine, expert_ids, np.int32(-1))
+            ask = Ask(
+                worker=worker,
+                request_id=next(self.request_ids),
+                rows=asked_rows,
+                expert_ids=asked_ids if whole else asked_ids[touched],
+                scale_exponents=self.scale_exponents[asked_rows],
+            )
+            self._owed[ask.request_id] = ask
+            watch = self._watched.get(worker)
+            if watch is None:
+                self._watched[worker] = _Watch(now_s, now_s)
+            elif not any(o.worker == worker for o in self._owed.values() if o is not ask):
+                watch.heard_s = watch.probed_s = now_s  # silence counts only while it owes an answer
+            actions.append(ask)
+        return actions
+
+    def _next_round(self, now_s: float) -> list[Action]:
+        if not self._saturated.any():
+            return []
+        self._round += 1
+        rows = np.flatnonzero(self._saturated)
+        if self._round > self.max_coarsenings:
+            raise NonFiniteError(
+                f"layer {self.layer}: an expert's output for token row {int(rows[0])} is not finite. "
+                "The checkpoint's weights are broken, or its dtype is too narrow: try --dtype float32."
+            )
+        self.coarsened_rows += len(rows)
+        self._sum[rows] = 0
+        self._saturated[:] = False
+        self.scale_exponents = self.scale_exponents.copy()
+        self.scale_exponents[rows] += self.coarsen_step
+        return self._ask(rows, self.expert_ids[rows], now_s)
