@@ -30,6 +30,8 @@ __all__ = [
     "KernelsNotBuilt",
     "attention",
     "dense_ffn",
+    "exp",
+    "grid_to_float32",
     "instruction_set",
     "linear",
     "moe_partial_sum",
@@ -82,7 +84,8 @@ _rms_norm = _function("rms_norm", [_P, _P, _I, _P, _L, _L, _F, _I, _I])
 _exp = _function("exp", [_P, _P, _L])
 _sigmoid = _function("sigmoid", [_P, _P, _L, _I])
 _swiglu = _function("swiglu", [_P, _P, _P, _L, _F, _I])
-_row_exponents = _function("row_exponents", [_P, _P, _L, _L, _I])
+_row_exponents = _function("row_exponents", [_P, _P, _L, _L, _I, _I, _I, _I])
+_grid_to_float32 = _function("grid_to_float32", [_P, _P, _P, _L, _L, _I], _I)
 _route_top_k = _function("route_top_k", [_P, _P, _P, _P, _L, _L, _L, _I, _F, _I], _I)
 _attention = _function("attention", [_P, _P, _P, _P, _P, _I, _P, _L, _L, _L, _L, _L, _L, _L, _F, _I], _I)
 _dense_ffn = _function("dense_ffn", [_P, _P, _P, _P, _I, _P, _L, _L, _L, _F, _I], _I)
@@ -138,6 +141,8 @@ def _mismatch(name: str, **shapes: Tensor) -> ValueError:
 def _raise_if_failed(status: int) -> None:
     if status == _OUT_OF_MEMORY:
         raise MemoryError("a kernel could not allocate its working memory")
+    if status == _BAD_EXPONENT:
+        raise ValueError("a scale exponent is outside -512 to 512")
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -221,14 +226,44 @@ def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
     return out
 
 
-def row_exponents(x: Tensor) -> Tensor:
-    """floor(log2(rms)) of every row of x [T, H] float32, as int32 [T].
+def row_exponents(x: Tensor, *, offset: int = 0, low: int = -126, high: int = 128) -> Tensor:
+    """floor(log2(rms)) of every row of x [T, H] float32, plus offset, kept within low to high.
 
-    -126 for a row of zeros or of subnormal size, 128 for a row with a value that is not finite.
+    A row of zeros or of subnormal size counts as -126 or less, a row with a value that is not finite
+    as 128.
+
+    Returns:
+        int32 [T].
     """
     T, H = x.shape
     out = _empty(T, dtype=_int32)
-    _row_exponents(_check(x).data_ptr(), out.data_ptr(), T, H, _num_threads())
+    _row_exponents(_check(x).data_ptr(), out.data_ptr(), T, H, offset, low, high, _num_threads())
+    return out
+
+
+def grid_to_float32(values: Tensor, scale_exponents: Tensor) -> Tensor:
+    """values * 2^exponent of each row, rounded once.
+
+    Args:
+        values: int32 [T, H].
+        scale_exponents: int32 [T], within -512 to 512.
+
+    Returns:
+        [T, H] float32.
+    """
+    T, H = values.shape
+    if scale_exponents.shape != (T,):
+        raise _mismatch("grid_to_float32", values=values, scale_exponents=scale_exponents)
+    out = _empty((T, H))
+    status = _grid_to_float32(
+        _check(values, _int32).data_ptr(),
+        _check(scale_exponents, _int32).data_ptr(),
+        out.data_ptr(),
+        T,
+        H,
+        _num_threads(),
+    )
+    _raise_if_failed(status)
     return out
 
 
@@ -383,7 +418,7 @@ def moe_partial_sum(
         x: [T, H] float32.
         expert_ids: int32 [T, k], k <= top_k; -1 where an expert is computed elsewhere.
         weights: float32 [T, k].
-        scale_exponents: int32 [T], e of each row's grid 2^e, within -126 to 126.
+        scale_exponents: int32 [T], e of each row's grid 2^e, within -512 to 512.
         slots: int32 [E], the index of each expert in gate, up and down, or -1.
         gate, up: [n, I, H], down: [n, H, I]; all float32 or all bfloat16.
         limit: the SwiGLU clamp, 0 for none.
@@ -448,7 +483,5 @@ def moe_partial_sum(
         )
     if status == _BAD_EXPERT_ID:
         raise ValueError(f"moe_partial_sum: an expert id is outside -1 to {slots.shape[0] - 1}")
-    if status == _BAD_EXPONENT:
-        raise ValueError("moe_partial_sum: a scale exponent is outside -126 to 126")
     _raise_if_failed(status)
     return values, saturated

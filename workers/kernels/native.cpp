@@ -103,7 +103,7 @@ struct FfnArgs {
 struct MoeArgs {
   const float* x;
   const float* weights;             // [T, k]
-  const float* grid_scales;         // [T]: 2^-exponent
+  const double* grid_scales;        // [T]: 2^-exponent
   const void *gate, *up, *down;     // [n, I, H], [n, I, H], [n, H, I]
   int32_t* out;
   uint8_t* saturated;
@@ -118,6 +118,9 @@ struct MoeArgs {
   int32_t max_magnitude;
   int threads;
 };
+
+// Grid exponents: beyond any float32, far inside float64.
+constexpr int32_t MAX_EXPONENT = 512;
 
 // Columns of one work item of an FFN: enough weights to be worth handing out, few enough to share evenly.
 constexpr int64_t FFN_COLUMNS = 64;
@@ -134,7 +137,10 @@ struct Kernels {
   void (*route)(const RouteArgs&);
   void (*attention_f32)(const AttentionArgs&);
   void (*attention_bf16)(const AttentionArgs&);
-  void (*row_exponents)(const float* x, int32_t* out, int64_t T, int64_t D, int threads);
+  void (*row_exponents)(const float* x, int32_t* out, int64_t T, int64_t D, int32_t offset, int32_t low,
+                        int32_t high, int threads);
+  void (*grid_to_float32)(const int32_t* values, const double* grid_units, float* out, int64_t T, int64_t H,
+                          int threads);
   void (*dense_ffn_f32)(const FfnArgs&);
   void (*dense_ffn_bf16)(const FfnArgs&);
   void (*moe_f32)(const MoeArgs&);
@@ -145,8 +151,8 @@ struct Kernels {
   {                                                                                                   \
     #isa, isa::linear<float>, isa::linear<bf16>, isa::rms_norm<float>, isa::rms_norm<bf16>,           \
         isa::exponentials, isa::sigmoid, isa::swiglu, isa::route, isa::attention<float>,              \
-        isa::attention<bf16>, isa::row_exponents, isa::dense_ffn<float>, isa::dense_ffn<bf16>,        \
-        isa::moe<float>, isa::moe<bf16>                                                               \
+        isa::attention<bf16>, isa::row_exponents, isa::grid_to_float32, isa::dense_ffn<float>,        \
+        isa::dense_ffn<bf16>, isa::moe<float>, isa::moe<bf16>                                         \
   }
 
 #if defined(__x86_64__)
@@ -377,8 +383,27 @@ EXPORT void potluck_swiglu(const float* gate, const float* up, float* out, int64
   active->swiglu(gate, up, out, n, limit, threads);
 }
 
-EXPORT void potluck_row_exponents(const float* x, int32_t* out, int64_t T, int64_t D, int threads) {
-  active->row_exponents(x, out, T, D, threads);
+EXPORT void potluck_row_exponents(const float* x, int32_t* out, int64_t T, int64_t D, int32_t offset,
+                                  int32_t low, int32_t high, int threads) {
+  active->row_exponents(x, out, T, D, offset, low, high, threads);
+}
+
+// 2^exponent as float64; false where that is not a normal number with room to spare.
+static bool power_of_two(int32_t exponent, double* out) {
+  *out = __builtin_bit_cast(double, (uint64_t)(1023 + (int64_t)exponent) << 52);
+  return -MAX_EXPONENT <= exponent && exponent <= MAX_EXPONENT;
+}
+
+EXPORT int potluck_grid_to_float32(const int32_t* values, const int32_t* exponents, float* out, int64_t T,
+                                   int64_t H, int threads) {
+  Scratch scratch;
+  double* units = scratch.take<double>(T);
+  if (scratch.failed()) return OUT_OF_MEMORY;
+  for (int64_t t = 0; t < T; ++t) {
+    if (!power_of_two(exponents[t], units + t)) return BAD_EXPONENT;
+  }
+  active->grid_to_float32(values, units, out, T, H, threads);
+  return OK;
 }
 
 EXPORT int potluck_route_top_k(const float* logits, const float* bias, int32_t* expert_ids, float* weights,
@@ -426,7 +451,7 @@ EXPORT int potluck_moe_partial_sum(const float* x, const int32_t* expert_ids, co
                                    float limit, int32_t max_magnitude, int threads) {
   Scratch scratch;
   int64_t* counts = scratch.take<int64_t>(E + 1);
-  float* grid_scales = scratch.take<float>(T);
+  double* grid_scales = scratch.take<double>(T);
   if (scratch.failed()) return OUT_OF_MEMORY;
 
   std::memset(counts, 0, (E + 1) * sizeof(int64_t));
@@ -439,8 +464,7 @@ EXPORT int potluck_moe_partial_sum(const float* x, const int32_t* expert_ids, co
   }
   for (int64_t t = 0; t < T; ++t) {
     const int32_t e = scale_exponents[t];
-    if (e < -126 || e > 126) return BAD_EXPONENT;  // 2^-e must be a normal float32
-    grid_scales[t] = __builtin_bit_cast(float, (uint32_t)(127 - e) << 23);
+    if (e < -MAX_EXPONENT || e > MAX_EXPONENT || !power_of_two(-e, grid_scales + t)) return BAD_EXPONENT;
   }
 
   int64_t num_groups = 0, max_rows = 0;

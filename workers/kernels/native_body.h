@@ -202,14 +202,16 @@ static void rms_norm(const RmsNormArgs& a) {
   }
 }
 
-// floor(log2(rms(row))); -126 for a row of zeros or of subnormal size, 128 for one that is not finite.
-static void row_exponents(const float* x, int32_t* out, int64_t T, int64_t D, int threads) {
+// floor(log2(rms(row))) + offset, kept within [low, high]. Before that a row of zeros or of subnormal size
+// counts as -126 or -127, one that is not finite as 128.
+static void row_exponents(const float* x, int32_t* out, int64_t T, int64_t D, int32_t offset, int32_t low,
+                          int32_t high, int threads) {
   if (T * D < SERIAL_ELEMENTS) threads = 1;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t t = 0; t < T; ++t) {
     const float rms = __builtin_sqrtf(dot_self(x + t * D, D) / (float)D);
-    const int32_t exponent = (int32_t)(__builtin_bit_cast(uint32_t, rms) >> 23 & 255) - 127;
-    out[t] = exponent < -126 ? -126 : exponent;
+    const int32_t exponent = (int32_t)(__builtin_bit_cast(uint32_t, rms) >> 23 & 255) - 127 + offset;
+    out[t] = exponent < low ? low : (exponent > high ? high : exponent);
   }
 }
 
@@ -428,20 +430,31 @@ static void dense_ffn(const FfnArgs& a) {
   }
 }
 
-// Adds rint(weight * y * 2^-e) to out. Returns whether a value left the grid or was not finite.
-static bool add_on_grid(const float* y, int64_t n, float weight, float grid_scale, int32_t max_magnitude,
+// Adds rint(weight * y * 2^-e) to out. Returns whether a value left the grid or was not finite. The product
+// is one float32; scaling it by a power of two in float64 is exact for every exponent.
+static bool add_on_grid(const float* y, int64_t n, float weight, double grid_scale, int32_t max_magnitude,
                         int32_t* out) {
+  const double bound = (double)max_magnitude + 0.5;
   int32_t bad = 0;
   for (int64_t i = 0; i < n; ++i) {
     const float product = weight * y[i];
-    const float value = product * grid_scale;
-    const int32_t in_int32 = __builtin_fabsf(value) <= 2147483520.0f;  // false for NaN
-    const int32_t q = (int32_t)__builtin_rintf(in_int32 ? value : 0.0f);
-    const int32_t out_of_range = (q > max_magnitude) | (q < -max_magnitude) | !in_int32;
-    bad |= out_of_range;
-    out[i] += out_of_range ? 0 : q;
+    const double value = (double)product * grid_scale;
+    const int32_t fits = __builtin_fabs(value) < bound;  // false for NaN
+    out[i] += (int32_t)__builtin_rint(fits ? value : 0.0);
+    bad |= !fits;
   }
   return bad != 0;
+}
+
+// float32(values) * 2^exponent, rounded once.
+static void grid_to_float32(const int32_t* values, const double* grid_units, float* out, int64_t T, int64_t H,
+                            int threads) {
+  if (T * H < SERIAL_ELEMENTS) threads = 1;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t t = 0; t < T; ++t) {
+    const double unit = grid_units[t];
+    for (int64_t h = 0; h < H; ++h) out[t * H + h] = (float)((double)values[t * H + h] * unit);
+  }
 }
 
 template <class W>

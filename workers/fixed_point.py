@@ -1,0 +1,67 @@
+"""Sums of expert outputs as integers, so that no order, split or placement can change them.
+
+The head gives each row a grid of step 2^e chosen from the row's residual, which the sum will be added to.
+A worker rounds each weighted expert output to whole steps and adds integers; so does the head with the
+workers' answers. Only the rounding to the grid costs accuracy: half a step an expert, with a step 2^-23 of
+the residual's rms, which is what a float32 addition to the residual rounds to anyway.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from workers import kernels
+
+__all__ = [
+    "COARSEN_STEP",
+    "GRID_BITS",
+    "MAX_COARSENINGS",
+    "MAX_EXPONENT",
+    "MIN_EXPONENT",
+    "PartialSum",
+    "limit",
+    "scale_exponents",
+    "to_float32",
+]
+
+# Steps in the residual's rms, as a power of two.
+GRID_BITS = 23
+# A saturated row is asked for again with a grid this many powers of two coarser, at most so many times:
+# enough to reach any finite float32 from the finest grid.
+COARSEN_STEP = 6
+MAX_COARSENINGS = 20
+MIN_EXPONENT, MAX_EXPONENT = -120, 100
+
+
+@dataclass(frozen=True, slots=True)
+class PartialSum:
+    """The sum of some of each row's experts.
+
+    Attributes:
+        values: int32 [T, H], in steps of each row's grid.
+        saturated: bool [T], rows that left the grid or were not finite; their values mean nothing.
+    """
+
+    values: Tensor
+    saturated: Tensor
+
+
+def limit(top_k: int) -> int:
+    """Largest magnitude of one expert's output, in grid steps, with which a sum of top_k fits int32."""
+    return int((2**31 - 1) // top_k)
+
+
+def scale_exponents(residual: Tensor) -> Tensor:
+    """The grid exponent of each row of the residual [T, H] float32, before the MoE block is added.
+
+    Returns:
+        int32 [T]: floor(log2(rms)) - GRID_BITS, kept within MIN_EXPONENT to MAX_EXPONENT.
+    """
+    return kernels.row_exponents(residual, offset=-GRID_BITS, low=MIN_EXPONENT, high=MAX_EXPONENT)
+
+
+def to_float32(values: Tensor, scale_exponents: Tensor) -> Tensor:
+    """A complete sum in float32: int32 [T, H] times 2^e of each row, rounded once."""
+    return kernels.grid_to_float32(values, scale_exponents)
