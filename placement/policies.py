@@ -33,7 +33,7 @@ def hottest_first(problem: PlanningProblem) -> HolderTable:
     if problem.stats is None:
         raise InputError("policy hottest-first needs routing statistics: expected --stats FILE.npz")
     hottest = np.argsort(-problem.stats.counts.astype(np.int64), axis=None, kind="stable")
-    capacities = problem.capacities()
+    capacities = np.minimum(problem.capacities(), len(hottest))
     order = sorted(range(len(capacities)), key=lambda i: _slowness(problem.devices[i], problem.expert_bytes))
     holders = np.repeat(np.array(order, dtype=np.int16), capacities[order])[: len(hottest)]
     return _from_flat(hottest, holders, problem)

@@ -51,9 +51,8 @@ class PlanningProblem:
     stats: RoutingStats | None = None
 
     def capacities(self) -> NDArray[np.int64]:
-        """int64 [num_devices]: experts each device can hold, at most all there are."""
-        most = self.shape.num_routed_experts
-        return np.array([min(d.capacity(self.expert_bytes), most) for d in self.devices], dtype=np.int64)
+        """int64 [num_devices]: experts each device has room for."""
+        return np.array([device.capacity(self.expert_bytes) for device in self.devices], dtype=np.int64)
 
     def check_fits(self) -> None:
         """Raise PlanDoesNotFit, with the missing bytes and the quantisations that would fit."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,16 +250,13 @@ def _read_arrays(path: Path) -> Mapping[str, NDArray[Any]]:
     if not path.is_file():
         raise RoutingFileError(f"{path}: no such file; `potluck stats` writes one")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise RoutingFileError(
-                    f"{path}: expected a .npz archive of routing statistics, found a single array"
-                )
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise RoutingFileError(f"{path}: expected a .npz archive, found a single array")
+        with archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise RoutingFileError(
-            f"{path}: not a readable .npz archive of routing statistics: {error}"
-        ) from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise RoutingFileError(f"{path}: not a readable routing file: {error}") from error
 
 
 def _text(arrays: Mapping[str, NDArray[Any]], name: str, path: object) -> str:

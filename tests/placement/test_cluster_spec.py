@@ -1,0 +1,242 @@
+"""Cluster files: the shipped one is valid for Ray and for us, wrong ones are refused by field."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema  # type: ignore[import-untyped]
+import pytest
+import yaml
+
+from placement.cluster_spec import ClusterSpec
+from placement.errors import ClusterFileError
+from placement.model_shape import STEP_3_5_FLASH
+from placement.planner import make_plan
+from placement.quantisation import bits_per_weight
+
+SHIPPED = Path(__file__).parents[2] / "cluster.yaml"
+
+GPU_BOX: dict[str, Any] = {
+    "name": "study",
+    "devices": [
+        {
+            "name": "gpu",
+            "kind": "vram",
+            "memory_bytes": "24GB",
+            "reserved_bytes": "14GB",
+            "bandwidth_gbytes_per_s": 936,
+            "ffn_gflops": 60000,
+        },
+        {
+            "name": "ram",
+            "kind": "ram",
+            "memory_bytes": "64GiB",
+            "bandwidth_gbytes_per_s": 65.5,
+            "ffn_gflops": 500,
+        },
+    ],
+}
+CPU_BOX: dict[str, Any] = {
+    "name": "attic",
+    "address": "192.168.1.12",
+    "devices": [
+        {
+            "name": "ram",
+            "kind": "ram",
+            "memory_bytes": 64000000000,
+            "bandwidth_gbytes_per_s": 40,
+            "ffn_gflops": 300,
+        }
+    ],
+}
+LINK: dict[str, Any] = {"node": "attic", "round_trip_s": 0.0003, "bandwidth_gbits_per_s": 2.5}
+
+
+def good() -> dict[str, Any]:
+    document = {"head": "study", "nodes": [GPU_BOX, CPU_BOX], "links": [LINK]}
+    return json.loads(json.dumps(document))  # type: ignore[no-any-return]
+
+
+def load(tmp_path: Path, document: object) -> ClusterSpec:
+    path = tmp_path / "boxes.yaml"
+    path.write_text(document if isinstance(document, str) else yaml.safe_dump(document))
+    return ClusterSpec.load(path)
+
+
+def test_the_shipped_file_is_a_valid_ray_cluster_file() -> None:
+    ray = importlib.util.find_spec("ray")
+    assert ray is not None
+    assert ray.submodule_search_locations is not None
+    schema_file = Path(ray.submodule_search_locations[0]) / "autoscaler" / "ray-schema.json"
+    jsonschema.validate(yaml.safe_load(SHIPPED.read_text()), json.loads(schema_file.read_text()))
+
+
+def test_the_shipped_boxes_hold_step_3_5_flash_together_and_none_alone() -> None:
+    cluster = ClusterSpec.load(SHIPPED)
+    assert len(cluster.nodes) == 3
+    size = STEP_3_5_FLASH.expert_bytes(bits_per_weight("q4"))
+    make_plan(STEP_3_5_FLASH, cluster, policy="uniform", dtype="q4", expert_bytes=size)
+    needed = size * STEP_3_5_FLASH.num_routed_experts
+    assert all(sum(d.memory_bytes for d in node.devices) < needed for node in cluster.nodes)
+
+
+def test_the_shipped_addresses_are_those_ray_starts() -> None:
+    document = yaml.safe_load(SHIPPED.read_text())
+    provider = document["provider"]
+    addresses = [node.address for node in ClusterSpec.load(SHIPPED).nodes]
+    assert addresses == [provider["head_ip"], *provider["worker_ips"]]
+    assert document["max_workers"] == len(provider["worker_ips"])
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_units_become_bytes_and_seconds(tmp_path: Path, nested: bool) -> None:
+    document = good()
+    if nested:
+        document = {"cluster_name": "x", "provider": {"type": "local"}, "metadata": {"potluck": document}}
+    cluster = load(tmp_path, document)
+    gpu, ram = cluster.head_node.devices
+    assert gpu.budget_bytes == 10_000_000_000
+    assert gpu.torch_device == "cuda"
+    assert ram.memory_bytes == 64 * 2**30
+    assert ram.torch_device == "cpu"
+    assert ram.bandwidth_bytes_per_s == 65.5e9
+    assert ram.ffn_flops_per_s == 500e9
+    attic = cluster.nodes[1]
+    assert attic.link is not None
+    assert attic.link.round_trip_s == 0.0003
+    assert attic.link.bandwidth_bytes_per_s == 312_500_000
+    assert attic.address == "192.168.1.12"
+    assert cluster.head_node.link is None
+
+
+def test_numbers_yaml_takes_for_text_are_read(tmp_path: Path) -> None:
+    text = yaml.safe_dump(good()).replace("0.0003", "3e-4")
+    cluster = load(tmp_path, text)
+    assert cluster.nodes[1].link is not None
+    assert cluster.nodes[1].link.round_trip_s == 0.0003
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["heads"], 1, "heads: unknown key; expected head, nodes, links"),
+        (["nodes", 1, "cpu"], 1, r"nodes\[1\].cpu: unknown key; expected name, devices, address"),
+        (
+            ["nodes", 0, "devices", 1, "size"],
+            1,
+            r"nodes\[0\].devices\[1\].size: unknown key; expected name, kind",
+        ),
+        (["links", 0, "speed"], 1, r"links\[0\].speed: unknown key; expected node, round_trip_s"),
+        (["head"], ..., "head: expected a value, found nothing"),
+        (["head"], "cellar", r"head: expected one of the nodes \(study, attic\), found 'cellar'"),
+        (["nodes"], [], r"head: expected one of the nodes \(no nodes\)"),
+        (["nodes", 1], "attic", r"nodes\[1\]: expected a mapping with name, devices, address, found 'attic'"),
+        (["nodes", 1, "name"], "study", "nodes: expected unique names, found 'study' 2 times"),
+        (["nodes", 1, "name"], "the attic", r"nodes\[1\].name: expected letters, digits"),
+        (["nodes", 1, "devices"], [], r"nodes\[1\].devices: expected at least one device"),
+        (
+            ["nodes", 0, "devices", 1, "name"],
+            "gpu",
+            r"nodes\[0\].devices: expected unique names, found 'gpu'",
+        ),
+        (
+            ["nodes", 0, "devices", 0, "kind"],
+            "hbm",
+            r"nodes\[0\].devices\[0\].kind: expected 'vram', 'ram' or 'disk', found 'hbm'",
+        ),
+        (
+            ["nodes", 0, "devices", 0, "memory_bytes"],
+            -1,
+            r"nodes\[0\].devices\[0\].memory_bytes: expected bytes or a size .*, found -1",
+        ),
+        (
+            ["nodes", 0, "devices", 0, "memory_bytes"],
+            "24 gigs",
+            r"nodes\[0\].devices\[0\].memory_bytes: expected bytes or a size",
+        ),
+        (
+            ["nodes", 0, "devices", 0, "memory_bytes"],
+            True,
+            r"nodes\[0\].devices\[0\].memory_bytes: expected bytes or a size",
+        ),
+        (
+            ["nodes", 0, "devices", 0, "memory_bytes"],
+            ...,
+            r"nodes\[0\].devices\[0\].memory_bytes: expected a value, found nothing",
+        ),
+        (
+            ["nodes", 0, "devices", 0, "reserved_bytes"],
+            "25GB",
+            r"nodes\[0\].devices\[0\].reserved_bytes: expected at most memory_bytes",
+        ),
+        (
+            ["nodes", 0, "devices", 0, "bandwidth_gbytes_per_s"],
+            0,
+            r"nodes\[0\].devices\[0\].bandwidth_gbytes_per_s: expected a number above 0, found 0",
+        ),
+        (
+            ["nodes", 0, "devices", 0, "ffn_gflops"],
+            "fast",
+            r"nodes\[0\].devices\[0\].ffn_gflops: expected a number, found 'fast'",
+        ),
+        (
+            ["nodes", 0, "devices", 0, "ffn_gflops"],
+            float("nan"),
+            r"nodes\[0\].devices\[0\].ffn_gflops: expected a number, found nan",
+        ),
+        (
+            ["nodes", 0, "devices", 0, "ffn_gflops"],
+            float("inf"),
+            r"nodes\[0\].devices\[0\].ffn_gflops: expected a number, found inf",
+        ),
+        (["links", 0, "round_trip_s"], -0.1, r"links\[0\].round_trip_s: expected a number of at least 0"),
+        (["links", 0, "round_trip_s"], None, r"links\[0\].round_trip_s: expected a number, found None"),
+        (["links", 0, "node"], "cellar", r"links\[0\].node: expected one of the nodes .*, found 'cellar'"),
+        (["links"], [], "links: expected a link between 'attic' and the head, found none"),
+        (["links"], [LINK, LINK], r"links\[1\].node: expected one link a node, found a second for 'attic'"),
+        (["links"], "none", r"links: expected a valid list, found 'none'"),
+    ],
+)
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_wrong_field_is_refused_by_its_path(
+    tmp_path: Path, path: list[Any], value: Any, message: str, nested: bool
+) -> None:
+    document = good()
+    target: Any = document
+    for key in path[:-1]:
+        target = target[key]
+    if value is ...:
+        del target[path[-1]]
+    else:
+        target[path[-1]] = value
+    prefix = "metadata.potluck." if nested else ""
+    with pytest.raises(ClusterFileError, match=f"boxes.yaml: {prefix}{message}") as caught:
+        load(tmp_path, {"metadata": {"potluck": document}} if nested else document)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected a mapping with head, nodes and links, found None"),
+        ("- 1", "expected a mapping"),
+        ("a: [", "not YAML"),
+        (
+            "cluster_name: x\nprovider: {type: local}\n",
+            "metadata.potluck: expected head, nodes and links there",
+        ),
+        ("metadata: {other: 1}\n", "metadata.potluck: expected head, nodes and links there"),
+        ("metadata: {potluck: 3}\n", "metadata.potluck: expected a mapping with head, nodes, links, found 3"),
+    ],
+)
+def test_a_file_that_is_no_cluster_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ClusterFileError, match=message):
+        load(tmp_path, text)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ClusterFileError, match=r"none.yaml: No such file"):
+        ClusterSpec.load(tmp_path / "none.yaml")

@@ -1,0 +1,38 @@
+"""The holder table says the same whichever way it is made."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from placement.holders import NO_WORKER, HolderTable
+
+masks_with_holders = arrays(np.bool_, st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 8)))
+
+
+@given(masks=masks_with_holders)
+def test_masks_come_back_out(masks: NDArray[np.bool_]) -> None:
+    table = HolderTable.from_masks(masks)
+    assert all(np.array_equal(table.mask(worker), mask) for worker, mask in enumerate(masks))
+    assert np.array_equal(table.experts_per_worker(len(masks)), masks.sum(axis=(1, 2)))
+
+
+@given(masks=masks_with_holders)
+def test_holders_ascend_and_padding_stands_behind(masks: NDArray[np.bool_]) -> None:
+    table = HolderTable.from_masks(masks)
+    for layer, expert in np.ndindex(*masks.shape[1:]):
+        holders = np.flatnonzero(masks[:, layer, expert]).tolist()
+        padding = [NO_WORKER] * (table.table.shape[2] - len(holders))
+        assert table.table[layer, expert].tolist() == holders + padding
+        if holders:
+            assert table.layers[layer].of(expert) == tuple(holders)
+
+
+def test_single_holders_make_the_same_table_as_masks() -> None:
+    workers = np.random.default_rng(0).integers(0, 4, (3, 9))
+    masks = workers[None] == np.arange(4)[:, None, None]
+    assert HolderTable.from_single(workers) == HolderTable.from_masks(masks)
+    assert not HolderTable.from_single(workers).has_replicas

@@ -1,0 +1,220 @@
+"""Plans survive a round trip; wrong ones are refused, naming file and field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from placement.errors import InputError, PlanDoesNotFit, PlanError
+from placement.holders import HolderTable
+from placement.plan import Plan, PlannedWorker
+from placement.stats import RoutingStats
+from tests.placement.shapes import small_shape
+
+SHAPE = small_shape()
+EXPERT_BYTES = 100
+
+
+def plan_of(masks: NDArray[np.bool_], budget_bytes: int = 10_000, names: list[str] | None = None) -> Plan:
+    """Worker i holds `masks[i]`; the first is the head's own."""
+    names = names or ["head", *(f"box{i}-ram" for i in range(1, len(masks)))]
+    workers = tuple(
+        PlannedWorker(name, name.split("-")[0], "cpu", "ram", budget_bytes) for name in names[: len(masks)]
+    )
+    return Plan(
+        model=SHAPE.name,
+        fingerprint=SHAPE.fingerprint,
+        moe_layers=SHAPE.moe_layers,
+        dtype="float32",
+        expert_bytes=EXPERT_BYTES,
+        workers=workers,
+        holder_table=HolderTable.from_masks(masks),
+        policy="by hand",
+        epoch=3,
+    )
+
+
+def halves() -> NDArray[np.bool_]:
+    """Two workers: the first has even experts, the second odd ones."""
+    even = np.broadcast_to(np.arange(SHAPE.num_experts) % 2 == 0, (SHAPE.num_moe_layers, SHAPE.num_experts))
+    return np.stack([even, ~even])
+
+
+@st.composite
+def full_masks(draw: st.DrawFn) -> NDArray[np.bool_]:
+    """Random holders, replicas too; what nobody holds goes to worker 0."""
+    num_workers = draw(st.integers(1, 5))
+    masks = draw(arrays(np.bool_, (num_workers, SHAPE.num_moe_layers, SHAPE.num_experts)))
+    masks[0] |= ~masks.any(axis=0)
+    return masks
+
+
+@given(masks=full_masks())
+@settings(max_examples=50)
+def test_a_plan_survives_save_and_load(
+    tmp_path_factory: pytest.TempPathFactory, masks: NDArray[np.bool_]
+) -> None:
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    plan = plan_of(masks)
+    plan.save(path)
+    assert Plan.load(path) == plan
+    assert [p.name for p in path.parent.iterdir()] == ["plan.json"]
+
+
+def test_the_file_is_plain_json_another_program_can_evaluate(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    plan_of(halves()).save(path)
+    document = json.loads(path.read_text())
+    assert document["format"] == "potluck-plan"
+    assert document["version"] == 1
+    assert document["moe_layers"] == [1, 2, 3]
+    assert document["workers"][1]["experts"]["2"] == [1, 3, 5, 7, 9]
+    assert document["workers"][1]["name"] == "box1-ram"
+
+
+def test_experts_are_listed_by_absolute_layer() -> None:
+    plan = plan_of(halves())
+    assert plan.experts_of("head") == dict.fromkeys((1, 2, 3), (0, 2, 4, 6, 8))
+    with pytest.raises(PlanError, match="'attic' is not in the plan: expected head, box1-ram"):
+        plan.experts_of("attic")
+
+
+def test_layers_without_experts_are_left_out() -> None:
+    masks = halves()
+    masks[0] = True
+    masks[1, :2] = False
+    assert list(plan_of(masks).experts_of("box1-ram")) == [3]
+
+
+def test_two_workers_of_one_name_are_refused() -> None:
+    with pytest.raises(PlanError, match="workers: expected unique names, found 'a' 2 times"):
+        plan_of(halves(), names=["a", "a"])
+
+
+def test_an_expert_nobody_holds_is_refused() -> None:
+    masks = halves()
+    masks[1, 2, 7] = False
+    with pytest.raises(PlanError, match="no worker holds expert 7 of layer 3"):
+        plan_of(masks)
+
+
+def test_a_plan_for_another_model_is_refused() -> None:
+    plan = plan_of(halves())
+    plan.check(SHAPE)
+    with pytest.raises(PlanError, match=r"plan for another model: made for small \(3 MoE layers x 10"):
+        plan.check(small_shape(num_experts=12, name="big"))
+
+
+def test_a_plan_that_does_not_fit_says_by_how_many_bytes() -> None:
+    plan_of(halves(), budget_bytes=1500).check_fits()
+    with pytest.raises(PlanDoesNotFit, match="worker 'head': 15 experts need 1500 bytes, 1 more than"):
+        plan_of(halves(), budget_bytes=1499).check_fits()
+
+
+def edited(document: dict[str, Any], path: list[Any], value: Any) -> None:
+    """Set or, with value ..., remove the entry at `path`."""
+    *parents, last = path
+    target: Any = document
+    for key in parents:
+        target = target[key]
+    if value is ...:
+        del target[last]
+    else:
+        target[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["format"], "recipe", "format: expected 'potluck-plan'"),
+        (["version"], 2, "version: expected 1, found 2"),
+        (["epoch"], ..., "epoch: missing"),
+        (["epoch"], -1, "epoch: expected a whole number of at least 0, found -1"),
+        (["epoch"], True, "epoch: expected a whole number"),
+        (["colour"], "blue", "colour: unknown field"),
+        (["model"], "", "model: expected text"),
+        (["expert_bytes"], 0, "expert_bytes: expected a whole number of at least 1"),
+        (["moe_layers"], [1, 1, 2], "moe_layers: expected ascending numbers, each once"),
+        (["moe_layers"], "1,2,3", "moe_layers: expected a list"),
+        (["workers"], [], "workers: expected a list with at least one"),
+        (["workers", 0], "head", r"workers\[0\]: expected an object"),
+        (["workers", 1, "tier"], "tape", r"workers\[1\].tier: expected vram, ram, disk, found 'tape'"),
+        (["workers", 1, "budget_bytes"], 1.5, r"workers\[1\].budget_bytes: expected a whole number"),
+        (["workers", 1, "name"], ..., r"workers\[1\].name: missing"),
+        (["workers", 1, "name"], "head", "expected unique names, found 'head' 2 times"),
+        (["workers", 1, "experts"], [], r"workers\[1\].experts: expected an object"),
+        (["workers", 1, "experts", "4"], [1], r"workers\[1\].experts.4: expected a layer of moe_layers"),
+        (["workers", 1, "experts", "2"], [1, 10], "experts.2: expected experts under 10, found 10"),
+        (["workers", 1, "experts", "2"], [3, 1], "experts.2: expected ascending numbers"),
+        (["workers", 1, "experts", "2"], [-1], "experts.2: expected a whole number of at least 0"),
+        (["workers", 1, "experts", "2"], ..., "no worker holds expert 1 of layer 2"),
+        (["num_experts"], 11, "no worker holds expert 10 of layer 1"),
+    ],
+)
+def test_a_wrong_field_is_refused_by_name(tmp_path: Path, path: list[Any], value: Any, message: str) -> None:
+    file = tmp_path / "plan.json"
+    plan_of(halves()).save(file)
+    document = json.loads(file.read_text())
+    edited(document, path, value)
+    file.write_text(json.dumps(document))
+    with pytest.raises(PlanError, match=message) as caught:
+        Plan.load(file)
+    assert "plan.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "not JSON"), (b"{", "not JSON"), (b"\xff\xfe", "not JSON"), (b"[]", "this is not a plan")],
+)
+def test_a_broken_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "plan.json"
+    file.write_bytes(content)
+    with pytest.raises(PlanError, match=message):
+        Plan.load(file)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"plan.json: No such file"):
+        Plan.load(tmp_path / "plan.json")
+
+
+def test_saving_into_a_missing_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot write"):
+        plan_of(halves()).save(tmp_path / "no" / "plan.json")
+
+
+def test_the_summary_counts_bytes_shares_and_remote_layers() -> None:
+    plan = plan_of(halves())
+    # Three tokens: all experts even, one odd in layer 3, all odd.
+    trace = np.array([[[0, 2]] * 3, [[0, 2], [0, 2], [0, 3]], [[1, 3]] * 3])
+    summary = plan.summary(RoutingStats.from_trace(SHAPE, trace, "by hand"))
+    head, box = summary.workers
+    assert (head.num_experts, head.held_bytes, head.is_home) == (15, 1500, True)
+    assert (box.num_experts, box.held_bytes, box.is_home) == (15, 1500, False)
+    assert head.share_of_activations == pytest.approx(11 / 18)
+    assert box.share_of_activations == pytest.approx(7 / 18)
+    assert summary.remote_layers_per_token == pytest.approx((0 + 1 + 3) / 3)
+    assert summary.basis == "trace"
+    assert summary.replicas == 0
+
+
+def test_without_statistics_the_summary_has_no_shares() -> None:
+    summary = plan_of(halves()).summary()
+    assert summary.workers[0].share_of_activations is None
+    assert summary.remote_layers_per_token is None
+    assert summary.basis is None
+
+
+def test_without_a_head_worker_every_worker_is_remote() -> None:
+    plan = plan_of(halves(), names=["a-ram", "b-ram"])
+    assert plan.local_worker is None
+    assert not plan.home_workers().any()
