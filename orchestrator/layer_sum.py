@@ -67,8 +67,8 @@ class LayerSum:
     """The sum of one MoE layer's routed experts, collected from the workers that hold them.
 
     Rounds: every row is asked at its scale; rows that any worker found too large for the grid are asked
-    again, from everybody, on a grid `coarsen_step` powers of two coarser. Which rows those are depends on
-    the experts alone and not on who computes them, so neither does the result.
+    again, from everybody, on a coarser grid. Which rows those are depends on the experts alone and not on
+    who computes them, so neither does the result.
 
     Args:
         layer: layer index, for messages.
@@ -78,6 +78,9 @@ class LayerSum:
         names: worker names by index.
         choose: picks a worker for every (token, expert) among those not lost.
         request_ids: fresh request numbers.
+        coarser: scale exponents of the next round, from those that saturated.
+        max_coarsenings: rounds after the first, before a row counts as not finite.
+        max_rows: of one message; more rows go in several.
         lost: workers already known to be gone; shared with the caller, which keeps it across layers.
     """
 
@@ -88,8 +91,9 @@ class LayerSum:
     names: Sequence[str]
     choose: Choose
     request_ids: Iterator[int]
-    coarsen_step: int
+    coarser: Callable[[Ints], Ints]
     max_coarsenings: int
+    max_rows: int
     patience: Patience = field(default_factory=Patience)
     lost: set[int] = field(default_factory=set)
     coarsened_rows: int = field(init=False, default=0)
@@ -213,29 +217,30 @@ class LayerSum:
                 missing = int(expert_ids[wanted & (chosen < 0)][0])
                 gone = ", ".join(f"'{self.names[index]}'" for index in sorted(self.lost))
                 raise WorkerLost(
-                    f"layer {self.layer} expert {missing}: lost worker {gone} held it and no other worker does. "
-                    "Start that worker again, or plan with replicas."
+                    f"layer {self.layer} expert {missing}: lost worker {gone} held it and no other worker "
+                    "does. Start that worker again, or plan with replicas."
                 )
             mine = wanted & (chosen == worker)
-            touched = mine.any(axis=1)
-            whole = bool(touched.all())
-            asked_rows = rows if whole else rows[touched]
-            asked_ids = np.where(mine, expert_ids, np.int32(-1))
-            ask = Ask(
-                worker=worker,
-                request_id=next(self.request_ids),
-                rows=asked_rows,
-                expert_ids=asked_ids if whole else asked_ids[touched],
-                scale_exponents=self.scale_exponents[asked_rows],
-            )
-            self._owed[ask.request_id] = ask
-            watch = self._watched.get(worker)
-            if watch is None:
-                self._watched[worker] = _Watch(now_s, now_s)
-            elif not any(o.worker == worker for o in self._owed.values() if o is not ask):
-                watch.heard_s = watch.probed_s = now_s  # silence counts only while it owes an answer
-            actions.append(ask)
+            touched = np.flatnonzero(mine.any(axis=1))
+            for start in range(0, len(touched), self.max_rows):
+                part = touched[start : start + self.max_rows]
+                asked_rows = rows[part]
+                ask = Ask(
+                    worker=worker,
+                    request_id=next(self.request_ids),
+                    rows=asked_rows,
+                    expert_ids=np.where(mine[part], expert_ids[part], np.int32(-1)),
+                    scale_exponents=self.scale_exponents[asked_rows],
+                )
+                self._watch(worker, now_s)
+                self._owed[ask.request_id] = ask
+                actions.append(ask)
         return actions
+
+    def _watch(self, worker: int, now_s: float) -> None:
+        """Silence counts only while a worker owes an answer, so its clock starts with the first ask."""
+        if not any(ask.worker == worker for ask in self._owed.values()):
+            self._watched[worker] = _Watch(now_s, now_s)
 
     def _next_round(self, now_s: float) -> list[Action]:
         if not self._saturated.any():
@@ -251,5 +256,5 @@ class LayerSum:
         self._sum[rows] = 0
         self._saturated[:] = False
         self.scale_exponents = self.scale_exponents.copy()
-        self.scale_exponents[rows] += self.coarsen_step
+        self.scale_exponents[rows] = self.coarser(self.scale_exponents[rows])
         return self._ask(rows, self.expert_ids[rows], now_s)

@@ -75,7 +75,7 @@ class VirtualCluster:
                 self.now_s = wake_s
                 before = set(layer.lost)
                 deliver(layer.tick(self.now_s))
-                self.lost_at.update({w: self.now_s for w in layer.lost - before})
+                self.lost_at.update(dict.fromkeys(layer.lost - before, self.now_s))
 
     def answer(self, layer: LayerSum, message: Ask | Probe) -> list[Ask | Probe]:
         if isinstance(message, Probe):
@@ -95,7 +95,11 @@ class VirtualCluster:
 
 
 def make_layer(
-    cluster: VirtualCluster, ids: NDArray[np.int32], num_workers: int, **options: object
+    cluster: VirtualCluster,
+    ids: NDArray[np.int32],
+    num_workers: int,
+    max_rows: int = 99,
+    patience: Patience | None = None,
 ) -> LayerSum:
     return LayerSum(
         layer=3,
@@ -105,9 +109,10 @@ def make_layer(
         names=[f"w{i}" for i in range(num_workers)],
         choose=cluster.choose,
         request_ids=count(1),
-        coarsen_step=STEP,
+        coarser=lambda exponents: exponents + STEP,
         max_coarsenings=MAX_STEPS,
-        **options,  # type: ignore[arg-type]
+        max_rows=max_rows,
+        patience=patience or Patience(),
     )
 
 
@@ -140,6 +145,15 @@ def test_one_message_per_worker_with_only_the_rows_it_needs(seed: int) -> None:
     for ask in cluster.asks:
         assert (ask.expert_ids >= 0).any(axis=1).all()
         np.testing.assert_array_equal(ask.rows, np.flatnonzero((ids % 3 == ask.worker).any(axis=1)))
+
+
+def test_more_rows_than_a_message_takes_go_in_several() -> None:
+    ids = draw_ids(np.random.default_rng(5), 7)
+    cluster = VirtualCluster(np.random.default_rng(5), [[0] for _ in range(EXPERTS)])
+    layer = make_layer(cluster, ids, 1, max_rows=3)
+    cluster.run(layer)
+    assert [len(ask.rows) for ask in cluster.asks] == [3, 3, 1]
+    np.testing.assert_array_equal(layer.result()[0], expected_sum(ids, np.zeros(7, np.int32)))
 
 
 @given(seed=st.integers(0, 2**32 - 1))
