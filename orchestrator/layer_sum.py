@@ -113,6 +113,10 @@ class LayerSum:
     def finished(self) -> bool:
         return not self._owed and not self._later
 
+    def owing(self) -> set[int]:
+        """Workers that owe an answer."""
+        return {ask.worker for ask in self._owed.values()}
+
     def result(self) -> tuple[Ints, Ints]:
         """The exact int32 sums [num_tokens, hidden_size] and the scale exponents [num_tokens] they are on."""
         return self._sum, self.scale_exponents
@@ -205,7 +209,7 @@ class LayerSum:
         return min(times, default=float("inf"))
 
     def _owing(self) -> list[tuple[int, _Watch]]:
-        owing = {ask.worker for ask in self._owed.values()}
+        owing = self.owing()
         return [(worker, watch) for worker, watch in self._watched.items() if worker in owing]
 
     def _ask(self, rows: Rows, expert_ids: Ints, now_s: float) -> list[Action]:

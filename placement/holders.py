@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,6 +63,12 @@ class HolderTable:
         )
         table[layer, expert, rank] = worker
         return cls(table)
+
+    def without(self, workers: Collection[int]) -> HolderTable:
+        """The table when `workers` are gone; what only they held is held by nobody."""
+        kept = np.where(np.isin(self.table, list(workers)), np.int16(NO_WORKER), self.table)
+        order = np.argsort(kept == NO_WORKER, axis=2, kind="stable")
+        return HolderTable(np.take_along_axis(kept, order, axis=2))
 
     @property
     def num_layers(self) -> int:

@@ -10,17 +10,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from workers import kernels
 
 __all__ = [
     "COARSEN_STEP",
+    "COARSEST_EXPONENT",
     "GRID_BITS",
     "MAX_COARSENINGS",
     "MAX_EXPONENT",
     "MIN_EXPONENT",
     "PartialSum",
+    "coarser",
     "limit",
     "scale_exponents",
     "to_float32",
@@ -33,6 +37,8 @@ GRID_BITS = 23
 COARSEN_STEP = 6
 MAX_COARSENINGS = 20
 MIN_EXPONENT, MAX_EXPONENT = -120, 100
+# The kernels multiply by 2^-e, which must stay a normal float32 number.
+COARSEST_EXPONENT = 126
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,11 @@ def scale_exponents(residual: Tensor) -> Tensor:
         int32 [T]: floor(log2(rms)) - GRID_BITS, kept within MIN_EXPONENT to MAX_EXPONENT.
     """
     return kernels.row_exponents(residual, offset=-GRID_BITS, low=MIN_EXPONENT, high=MAX_EXPONENT)
+
+
+def coarser(scale_exponents: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The grid on which saturated rows are asked for again."""
+    return np.minimum(scale_exponents + COARSEN_STEP, COARSEST_EXPONENT, dtype=np.int32)
 
 
 def to_float32(values: Tensor, scale_exponents: Tensor) -> Tensor:

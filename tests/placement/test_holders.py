@@ -36,3 +36,11 @@ def test_single_holders_make_the_same_table_as_masks() -> None:
     masks = workers[None] == np.arange(4)[:, None, None]
     assert HolderTable.from_single(workers) == HolderTable.from_masks(masks)
     assert not HolderTable.from_single(workers).has_replicas
+
+
+def test_without_a_worker_its_replicas_serve_and_what_only_it_held_is_held_by_nobody() -> None:
+    masks = np.array([[[True, True, False]], [[True, False, True]]])  # worker, layer, expert
+    table = HolderTable.from_masks(masks)
+    left = table.without({0}).layers[0]
+    assert [left.of(expert) for expert in range(3)] == [(1,), (-1,), (1,)]
+    assert table.without(()) == table
