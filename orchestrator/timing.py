@@ -1,0 +1,93 @@
+"""Where a step's time goes, by named part."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from types import TracebackType
+
+PARTS = (
+    "attention",
+    "router",
+    "shared_expert",
+    "local_experts",
+    "remote_wait",
+    "wire",
+    "dense_ffn",
+    "mtp",
+    "lm_head",
+    "sampling",
+    "other",
+)
+
+
+class StepTimer:
+    """Adds up seconds by part. A part opened inside another stops the outer one's clock meanwhile.
+
+    Every second thus counts once. A part opened with `owns_inner` keeps what happens inside it (the MTP
+    layers' attention counts as "mtp"). Used by one thread.
+    """
+
+    __slots__ = ("_current", "_mark", "_parts", "_seconds")
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._parts: dict[tuple[str, bool], _Part] = {}
+        self._current: _Part | None = None
+        self._mark = 0.0
+
+    def part(self, name: str, *, owns_inner: bool = False) -> _Part:
+        """Context manager that charges the time inside it to `name`."""
+        part = self._parts.get((name, owns_inner))
+        if part is None:
+            part = self._parts[name, owns_inner] = _Part(self, name, owns_inner)
+            self._seconds.setdefault(name, 0.0)
+        return part
+
+    def reset(self) -> None:
+        """Forget what was counted; a part that is open goes on counting from now."""
+        for name in self._seconds:
+            self._seconds[name] = 0.0
+        self._mark = perf_counter()
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by part since the last reset, parts never entered left out."""
+        return {
+            name: self._seconds[name] for name in sorted(self._seconds, key=_order) if self._seconds[name]
+        }
+
+    def _switch(self, part: _Part | None) -> _Part | None:
+        now = perf_counter()
+        previous = self._current
+        if previous is not None:
+            self._seconds[previous.name] += now - self._mark
+        self._current = part
+        self._mark = now
+        return previous
+
+
+class _Part:
+    __slots__ = ("_outer", "_timer", "name", "owns_inner")
+
+    def __init__(self, timer: StepTimer, name: str, owns_inner: bool) -> None:
+        self._timer = timer
+        self.name = name
+        self.owns_inner = owns_inner
+        self._outer: list[_Part | None] = []
+
+    def __enter__(self) -> None:
+        current = self._timer._current
+        if current is not None and current.owns_inner:
+            self._outer.append(current)
+        else:
+            self._outer.append(self._timer._switch(self))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        outer = self._outer.pop()
+        if outer is not self._timer._current:
+            self._timer._switch(outer)
+
+
+def _order(name: str) -> tuple[int, str]:
+    return (PARTS.index(name) if name in PARTS else len(PARTS), name)
