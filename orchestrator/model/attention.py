@@ -1,0 +1,99 @@
+"""Grouped-query attention with q/k norm, partial RoPE and one gate per head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from orchestrator.model.kv_cache import KVCache
+from orchestrator.model.rope import RopeRows
+from workers import kernels
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSlice:
+    """The next `num_tokens` rows of a call belong to the sequence behind `cache`, after its last position."""
+
+    cache: KVCache
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionWeights:
+    """One layer's attention, ready to run.
+
+    Attributes:
+        qkv_gate: q, k, v and gate projections stacked, [(heads + 2 kv_heads) * head_dim + heads, hidden].
+        qk_norm: (1 + weight) of q_norm for each query head, of k_norm for each key head, float32
+            [heads + kv_heads, head_dim].
+        ones: float32 [head_dim], the weight of the plain RMSNorm that precedes qk_norm.
+        output: [hidden, heads * head_dim].
+        window: keys a query sees, itself included; 0: all.
+        kv_dtype: what keys and values are rounded to before use.
+    """
+
+    qkv_gate: Tensor
+    qk_norm: Tensor
+    ones: Tensor
+    output: Tensor
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    window: int
+    scale: float
+    eps: float
+    has_gate: bool
+    kv_dtype: torch.dtype
+
+
+def attention(
+    weights: AttentionWeights, x: Tensor, rope: RopeRows, batch: Sequence[SequenceSlice], layer: int
+) -> Tensor:
+    """Attention of normed rows float32 [num_tokens, hidden] -> [num_tokens, hidden], before the residual add.
+
+    Writes the new keys and values into layer `layer` of every slice's cache.
+    """
+    num_tokens = x.shape[0]
+    heads, kv_heads, head_dim = weights.num_heads, weights.num_kv_heads, weights.head_dim
+    qk_width = (heads + kv_heads) * head_dim
+    qkv_width = qk_width + kv_heads * head_dim
+
+    fused = kernels.linear(x, weights.qkv_gate)
+    rows = fused[:, :qk_width].reshape(-1, head_dim)
+    qk = kernels.rms_norm(rows, weights.ones, weights.eps, False).view(num_tokens, -1, head_dim)
+    qk = rope.rotate(qk.mul_(weights.qk_norm))
+    queries = qk[:, :heads].contiguous()
+    keys = qk[:, heads:].to(weights.kv_dtype).contiguous()
+    values = (
+        fused[:, qk_width:qkv_width].to(weights.kv_dtype).contiguous().view(num_tokens, kv_heads, head_dim)
+    )
+
+    outputs = []
+    start = 0
+    for part in batch:
+        cache, position = part.cache.layers[layer], part.cache.length
+        stop = start + part.num_tokens
+        new_keys, new_values = keys[start:stop], values[start:stop]
+        outputs.append(
+            kernels.attention(
+                queries[start:stop],
+                new_keys,
+                new_values,
+                cache.keys,
+                cache.values,
+                position,
+                weights.window,
+                weights.scale,
+            )
+        )
+        cache.write(position, new_keys, new_values)
+        start = stop
+    mixed = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    if weights.has_gate:
+        gate = kernels.sigmoid(fused[:, qkv_width:].contiguous())
+        mixed = mixed.mul_(gate.unsqueeze(-1))
+    return kernels.linear(mixed.view(num_tokens, heads * head_dim), weights.output)

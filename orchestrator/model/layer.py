@@ -1,0 +1,62 @@
+"""One decoder layer: attention and a dense or mixture-of-experts block, each added to the residual."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from orchestrator.model.attention import AttentionWeights, SequenceSlice, attention
+from orchestrator.model.moe import ExpertRunner, FfnWeights, MoeWeights, moe
+from orchestrator.model.rope import RopeRows
+from orchestrator.model.routing_recorder import RoutingRecorder
+from orchestrator.timing import StepTimer
+from workers import kernels
+
+
+@dataclass(frozen=True, slots=True)
+class NormWeights:
+    """RMSNorm: float32 [size]; `zero_centered` means the row is multiplied by (1 + weight)."""
+
+    weight: Tensor
+    eps: float
+    zero_centered: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [num_tokens, size] -> the same shape."""
+        return kernels.rms_norm(x, self.weight, self.eps, self.zero_centered)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """The head's tensors of one decoder layer. `index` is absolute, as in the checkpoint's names."""
+
+    index: int
+    attention_norm: NormWeights
+    attention: AttentionWeights
+    ffn_norm: NormWeights
+    ffn: FfnWeights | MoeWeights
+
+
+def decoder_layer(
+    weights: LayerWeights,
+    hidden_states: Tensor,
+    rope: RopeRows,
+    batch: Sequence[SequenceSlice],
+    cache_layer: int,
+    experts: ExpertRunner,
+    timer: StepTimer,
+    recorder: RoutingRecorder | None = None,
+) -> Tensor:
+    """float32 [num_tokens, hidden] -> the same shape; `cache_layer` is this layer's place in the caches."""
+    with timer.part("attention"):
+        normed = weights.attention_norm.forward(hidden_states)
+        attended = attention(weights.attention, normed, rope, batch, cache_layer)
+        residual = attended.add_(hidden_states)
+    if isinstance(weights.ffn, MoeWeights):
+        with timer.part("router"):
+            normed = weights.ffn_norm.forward(residual)
+        return moe(weights.ffn, residual, normed, weights.index, experts, timer, recorder)
+    with timer.part("dense_ffn"):
+        return weights.ffn.forward(weights.ffn_norm.forward(residual)).add_(residual)

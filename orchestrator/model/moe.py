@@ -1,0 +1,178 @@
+"""The mixture-of-experts block: router, routed experts wherever they live, shared expert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from orchestrator.model.routing_recorder import RoutingRecorder
+from orchestrator.timing import StepTimer
+from placement.errors import NonFiniteError
+from workers import fixed_point, kernels
+from workers.formats.safetensors import Checkpoint
+from workers.model_config import Step35Config
+from workers.store import ExpertStore
+
+# The kernels take grid units up to 2^126: their reciprocals must stay normal float32 numbers.
+MAX_EXPONENT = 126
+
+
+class ExpertRunner(Protocol):
+    """Runs a layer's routed experts, here or elsewhere."""
+
+    def run(
+        self,
+        layer: int,
+        hidden: Tensor,
+        expert_ids: Tensor,
+        weights: Tensor,
+        scale_exponents: Tensor,
+        while_waiting: Callable[[], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Sum each row's weighted expert outputs on the fixed-point grid.
+
+        Args:
+            layer: absolute layer index.
+            hidden: normed rows float32 [num_tokens, hidden], already rounded to the run's dtype.
+            expert_ids: int32 [num_tokens, top_k].
+            weights: float32 [num_tokens, top_k].
+            scale_exponents: int32 [num_tokens], the grid unit 2^e of each row.
+            while_waiting: called once; a remote runner calls it while answers are in flight.
+
+        Returns:
+            (routed sum float32 [num_tokens, hidden], what while_waiting returned).
+
+        Raises:
+            NonFiniteError: an expert's output is not finite.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FfnWeights:
+    """A SwiGLU block, dense or shared: gate, up [inner, hidden], down [hidden, inner]; limit 0 is none."""
+
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+    limit: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [num_tokens, hidden] -> [num_tokens, hidden]."""
+        return kernels.dense_ffn(x, self.gate, self.up, self.down, self.limit)
+
+
+@dataclass(frozen=True, slots=True)
+class MoeWeights:
+    """The head's part of one MoE layer.
+
+    Attributes:
+        router: float32 [num_experts, hidden].
+        router_bias: float32 [num_experts], takes part in the choice only; None: no bias.
+        shared: the shared expert.
+        input_dtype: what the experts' input rows are rounded to.
+    """
+
+    router: Tensor
+    router_bias: Tensor | None
+    shared: FfnWeights
+    top_k: int
+    normalise: bool
+    scaling_factor: float
+    input_dtype: torch.dtype
+
+
+def moe(
+    weights: MoeWeights,
+    residual: Tensor,
+    x: Tensor,
+    layer: int,
+    experts: ExpertRunner,
+    timer: StepTimer,
+    recorder: RoutingRecorder | None,
+) -> Tensor:
+    """Add the MoE block's output of normed rows `x` to `residual`; both float32 [num_tokens, hidden]."""
+    with timer.part("router"):
+        logits = kernels.linear(x, weights.router)
+        expert_ids, expert_weights = kernels.route_top_k(
+            logits, weights.router_bias, weights.top_k, weights.normalise, weights.scaling_factor
+        )
+        scale_exponents = fixed_point.scale_exponents(residual)
+    if recorder is not None:
+        recorder.record(layer, expert_ids)
+    hidden = x if weights.input_dtype == torch.float32 else x.to(weights.input_dtype).float()
+
+    def shared_expert() -> Tensor:
+        with timer.part("shared_expert"):
+            return weights.shared.forward(hidden)
+
+    routed, shared = experts.run(layer, hidden, expert_ids, expert_weights, scale_exponents, shared_expert)
+    return routed.add_(shared).add_(residual)
+
+
+class LocalExperts:
+    """Runs every expert in this process."""
+
+    def __init__(self, store: ExpertStore, timer: StepTimer | None = None) -> None:
+        self.store = store
+        self.timer = timer if timer is not None else StepTimer()
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Checkpoint,
+        config: Step35Config,
+        dtype: torch.dtype,
+        timer: StepTimer | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> LocalExperts:
+        """Load all experts of a checkpoint into this process's memory."""
+        everything = {layer: range(config.moe_num_experts) for layer in config.moe_layers}
+        store = ExpertStore.load(checkpoint, config, everything, dtype=dtype, on_progress=on_progress)
+        return cls(store, timer)
+
+    def run(
+        self,
+        layer: int,
+        hidden: Tensor,
+        expert_ids: Tensor,
+        weights: Tensor,
+        scale_exponents: Tensor,
+        while_waiting: Callable[[], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """See ExpertRunner.run."""
+        with self.timer.part("local_experts"):
+            part = self.store.forward(layer, hidden, expert_ids, weights, scale_exponents)
+            routed = fixed_point.to_float32(part.values, scale_exponents)
+            if part.saturated.any():
+                self._coarsen(layer, hidden, expert_ids, weights, scale_exponents, part.saturated, routed)
+        return routed, while_waiting()
+
+    def _coarsen(
+        self,
+        layer: int,
+        hidden: Tensor,
+        expert_ids: Tensor,
+        weights: Tensor,
+        scale_exponents: Tensor,
+        saturated: Tensor,
+        routed: Tensor,
+    ) -> None:
+        """Recompute saturated rows of `routed` in place, on coarser and coarser grids."""
+        rows = saturated.nonzero().squeeze(1)
+        for attempt in range(1, fixed_point.MAX_COARSENINGS + 1):
+            coarser = (scale_exponents[rows] + attempt * fixed_point.COARSEN_STEP).clamp(max=MAX_EXPONENT)
+            part = self.store.forward(layer, hidden[rows], expert_ids[rows], weights[rows], coarser)
+            fits = ~part.saturated
+            routed[rows[fits]] = fixed_point.to_float32(part.values, coarser)[fits]
+            rows = rows[part.saturated]
+            if rows.numel() == 0:
+                return
+        raise NonFiniteError(
+            f"layer {layer}: an expert's output is not finite; expected finite numbers, so the checkpoint's "
+            "weights of this layer are probably broken: check the files"
+        )

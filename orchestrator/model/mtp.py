@@ -1,0 +1,176 @@
+"""Multi-token prediction: drafts of the next tokens from the layers after the trunk.
+
+With x the tokens and h_p the trunk's hidden state at position p, layer k at slot p takes embed(x_{p+1+k}) and
+s^{k-1}_p (s^{-1} = h) and gives s^k_p, whose own head predicts x_{p+2+k}. Every layer runs over every slot of
+the sequence, so that its KV cache covers the whole context. A slot is committed once its tokens are verified;
+the newest k slots of layer k hang on drafts, and are computed again after each verification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from orchestrator.model.attention import SequenceSlice
+from orchestrator.model.kv_cache import KVCache
+from orchestrator.model.layer import decoder_layer
+from orchestrator.model.step35 import Step35Model
+from orchestrator.sampling import Draft
+from placement.errors import InputError
+from workers import kernels
+
+
+class MtpState:
+    """What the MTP layers remember of one sequence.
+
+    Attributes:
+        num_hidden: trunk rows seen, L.
+        caches: one cache a layer; its length is the number of committed slots, c_k.
+        pending: for each layer k, the verified input rows s^{k-1} of slots c_k, …, float32 [n, hidden].
+    """
+
+    __slots__ = ("caches", "num_hidden", "pending")
+
+    def __init__(self, caches: tuple[KVCache, ...], hidden_size: int) -> None:
+        self.num_hidden = 0
+        self.caches = caches
+        self.pending = [torch.empty(0, hidden_size) for _ in caches]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRequest:
+    """One sequence's turn.
+
+    Attributes:
+        hidden_states: trunk rows of the newly verified positions, float32 [n, hidden].
+        tokens: all verified tokens of the sequence, prompt first.
+        num_drafts: drafts wanted; more than 0 only when the token after the last trunk row is known.
+        choose: picks a draft from a row of logits [vocab].
+    """
+
+    state: MtpState
+    hidden_states: Tensor
+    tokens: Sequence[int]
+    num_drafts: int
+    choose: Callable[[Tensor], Draft]
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A request while it passes through the layers.
+
+    `inputs` are rows s^{k-1} of slots caches[k].length, …; those before slot `verified` are verified.
+    """
+
+    request: DraftRequest
+    inputs: Tensor
+    verified: int
+    drafts: list[Draft]
+    num_slots: int = 0
+
+
+class MtpDrafter:
+    """Drafts with the first `num_layers` MTP layers of a model.
+
+    Raises:
+        InputError: the checkpoint has fewer.
+    """
+
+    def __init__(self, model: Step35Model, num_layers: int) -> None:
+        available = len(model.weights.mtp)
+        if not 0 <= num_layers <= available:
+            raise InputError(
+                f"{num_layers} drafts a step asked for, but this checkpoint has {available} MTP layers; "
+                f"expected 0 to {available}"
+            )
+        self._model = model
+        self._layers = model.weights.mtp[:num_layers]
+        first = model.config.num_hidden_layers
+        self._configs = model.config.layers[first : first + num_layers]
+
+    @property
+    def num_layers(self) -> int:
+        """The most drafts a step."""
+        return len(self._layers)
+
+    def new_state(self) -> MtpState:
+        """State of a sequence of which no trunk row was seen yet."""
+        window, dtype = self._model.config.sliding_window, self._model.dtype
+        caches = tuple(KVCache((layer,), window, dtype) for layer in self._configs)
+        return MtpState(caches, self._model.config.hidden_size)
+
+    def draft(self, requests: Sequence[DraftRequest]) -> list[list[Draft]]:
+        """Take in newly verified trunk rows and draft each sequence's next tokens, one pass a layer for all.
+
+        Returns:
+            For each request its drafts, `num_drafts` of them.
+        """
+        if not requests:
+            return []
+        with self._model.timer.part("mtp", owns_inner=True):
+            turns = []
+            for request in requests:
+                request.state.num_hidden += request.hidden_states.shape[0]
+                inputs = torch.cat([request.state.pending[0], request.hidden_states])
+                turns.append(_Turn(request, inputs, request.state.num_hidden, []))
+            for k in range(self.num_layers):
+                self._run_layer(k, turns)
+            return [turn.drafts for turn in turns]
+
+    def _run_layer(self, k: int, turns: list[_Turn]) -> None:
+        token_ids: list[int] = []
+        rows: list[Tensor] = []
+        batch: list[SequenceSlice] = []
+        for turn in turns:
+            request, cache = turn.request, turn.request.state.caches[k]
+            known = [*request.tokens[cache.length + 1 + k :], *(draft.token_id for draft in turn.drafts)]
+            stop = request.state.num_hidden if k < request.num_drafts else _committed(k, turn)
+            turn.num_slots = stop - cache.length
+            if turn.num_slots:
+                token_ids += known[: turn.num_slots]
+                rows.append(turn.inputs[: turn.num_slots])
+                batch.append(SequenceSlice(cache, turn.num_slots))
+        outputs = self._forward(k, token_ids, torch.cat(rows), batch) if batch else turns[0].inputs[:0]
+
+        ends = []
+        start = 0
+        for turn in turns:
+            state, cache = turn.request.state, turn.request.state.caches[k]
+            own = outputs[start : start + turn.num_slots]
+            start += turn.num_slots
+            if k < turn.request.num_drafts:
+                ends.append(start - 1)
+            committed = _committed(k, turn)
+            newly = committed - cache.length
+            # The rows are copied: a view would keep a whole prefill chunk alive.
+            state.pending[k] = turn.inputs[newly : turn.verified - cache.length].clone()
+            cache.commit(newly)
+            if k + 1 < self.num_layers:
+                turn.inputs = torch.cat([state.pending[k + 1], own])
+            turn.verified = committed
+        if ends:
+            head = self._layers[k]
+            logits = kernels.linear(head.head_norm.forward(outputs[ends]), head.head)
+            drafting = (turn for turn in turns if k < turn.request.num_drafts)
+            for turn, row in zip(drafting, logits, strict=True):
+                turn.drafts.append(turn.request.choose(row))
+
+    def _forward(
+        self, k: int, token_ids: list[int], states: Tensor, batch: Sequence[SequenceSlice]
+    ) -> Tensor:
+        model, weights = self._model, self._layers[k]
+        embedded = weights.embedding_norm.forward(model.embed(torch.tensor(token_ids)))
+        previous = weights.hidden_norm.forward(states)
+        hidden_states = kernels.linear(torch.cat([embedded, previous], dim=1), weights.eh_proj)
+        rope = model.rope_rows(batch, self._configs[k].index)
+        for part in batch:
+            part.cache.begin(part.num_tokens)
+        return decoder_layer(weights.layer, hidden_states, rope, batch, 0, model.experts, model.timer)
+
+
+def _committed(k: int, turn: _Turn) -> int:
+    """Slots of layer k whose tokens and states are all verified."""
+    return max(0, min(turn.verified, len(turn.request.tokens) - 1 - k))

@@ -1,0 +1,125 @@
+"""Step-3.5: the trunk of the model, from token ids to hidden states and logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from orchestrator.model.attention import SequenceSlice
+from orchestrator.model.kv_cache import KVCache
+from orchestrator.model.layer import decoder_layer
+from orchestrator.model.moe import ExpertRunner
+from orchestrator.model.rope import RopeRows, RopeTable, rope_key
+from orchestrator.model.routing_recorder import RoutingRecorder
+from orchestrator.model.weights import HeadWeights, load_head_weights
+from orchestrator.timing import StepTimer
+from placement.errors import InputError
+from workers import kernels
+from workers.formats.safetensors import Checkpoint
+from workers.model_config import Step35Config
+
+
+class Step35Model:
+    """The head: attention, routers, shared experts and the output head here, routed experts behind `experts`.
+
+    Attributes:
+        recorder: set it to collect the experts that tokens choose.
+        timer: seconds by part; parts opened by the expert runner belong to the same timer if it shares it.
+    """
+
+    def __init__(
+        self,
+        config: Step35Config,
+        weights: HeadWeights,
+        dtype: torch.dtype,
+        experts: ExpertRunner,
+        timer: StepTimer | None = None,
+    ) -> None:
+        self.config = config
+        self.weights = weights
+        self.dtype = dtype
+        self.experts = experts
+        self.timer = timer if timer is not None else StepTimer()
+        self.recorder: RoutingRecorder | None = None
+        self._tables = {rope_key(layer): RopeTable(layer) for layer in config.layers}
+        self._rope_keys = tuple(rope_key(layer) for layer in config.layers)
+
+    @classmethod
+    def load(
+        cls,
+        model: Path | Checkpoint,
+        config: Step35Config,
+        dtype: torch.dtype,
+        experts: ExpertRunner,
+        timer: StepTimer | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Step35Model:
+        """Read the head's weights from a model directory or an open checkpoint.
+
+        Raises:
+            CheckpointError: a file or tensor is missing, truncated or of another shape.
+        """
+        checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model)
+        weights = load_head_weights(checkpoint, config, dtype, on_progress)
+        return cls(config, weights, dtype, experts, timer)
+
+    def new_cache(self) -> KVCache:
+        """An empty cache for one sequence."""
+        config = self.config
+        return KVCache(config.layers[: config.num_hidden_layers], config.sliding_window, self.dtype)
+
+    def check_token_ids(self, token_ids: Sequence[int]) -> None:
+        """Raise InputError unless every id is in the vocabulary."""
+        for place, token_id in enumerate(token_ids):
+            if not 0 <= token_id < self.config.vocab_size:
+                raise InputError(
+                    f"token id {token_id} at place {place} is outside the vocabulary; "
+                    f"expected 0 to {self.config.vocab_size - 1}"
+                )
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """int64 [num_tokens] -> float32 [num_tokens, hidden]."""
+        return self.weights.embedding.index_select(0, token_ids).float()
+
+    def rope_rows(self, batch: Sequence[SequenceSlice], layer: int) -> RopeRows:
+        """cos/sin of the batch's new positions as absolute layer `layer` rotates them."""
+        spans = [(part.cache.length, part.cache.length + part.num_tokens) for part in batch]
+        return self._tables[self._rope_keys[layer]].rows_of(spans)
+
+    def forward(self, token_ids: Tensor, batch: Sequence[SequenceSlice]) -> Tensor:
+        """Run the new tokens of several sequences through all layers and add them to the caches.
+
+        Args:
+            token_ids: int64 [num_tokens], the slices one after another.
+            batch: each slice's cache and number of tokens; a cache may occur once.
+
+        Returns:
+            Hidden states before the final norm, float32 [num_tokens, hidden].
+        """
+        spans = [(part.cache.length, part.cache.length + part.num_tokens) for part in batch]
+        ropes = {key: table.rows_of(spans) for key, table in self._tables.items()}
+        for part in batch:
+            part.cache.begin(part.num_tokens)
+        hidden_states = self.embed(token_ids)
+        for place, layer in enumerate(self.weights.layers):
+            hidden_states = decoder_layer(
+                layer,
+                hidden_states,
+                ropes[self._rope_keys[place]],
+                batch,
+                place,
+                self.experts,
+                self.timer,
+                self.recorder,
+            )
+        for part in batch:
+            part.cache.commit(part.num_tokens)
+        return hidden_states
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """Hidden states before the final norm float32 [n, hidden] -> logits float32 [n, vocab]."""
+        with self.timer.part("lm_head"):
+            return kernels.linear(self.weights.norm.forward(hidden_states), self.weights.lm_head)

@@ -1,0 +1,200 @@
+"""The head's tensors, read from a checkpoint by their published names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from orchestrator.model.attention import AttentionWeights
+from orchestrator.model.layer import LayerWeights, NormWeights
+from orchestrator.model.moe import FfnWeights, MoeWeights
+from placement.errors import CheckpointError
+from workers.formats.safetensors import Checkpoint
+from workers.model_config import LayerConfig, Step35Config
+
+
+@dataclass(frozen=True, slots=True)
+class MtpWeights:
+    """One multi-token-prediction layer. eh_proj [hidden, 2 * hidden]; its own head [vocab, hidden]."""
+
+    embedding_norm: NormWeights
+    hidden_norm: NormWeights
+    eh_proj: Tensor
+    layer: LayerWeights
+    head_norm: NormWeights
+    head: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class HeadWeights:
+    """All tensors the head holds; embedding and lm_head [vocab, hidden]."""
+
+    embedding: Tensor
+    layers: tuple[LayerWeights, ...]
+    norm: NormWeights
+    lm_head: Tensor
+    mtp: tuple[MtpWeights, ...]
+
+
+def load_head_weights(
+    checkpoint: Checkpoint,
+    config: Step35Config,
+    dtype: torch.dtype,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> HeadWeights:
+    """Read the head's tensors; matrices in `dtype`, norms and routers in float32.
+
+    MTP layers that the configuration announces are left out if the files lack all of them: there are
+    checkpoints of the trunk alone.
+
+    Args:
+        on_progress: called with (layers read, layers in all).
+
+    Raises:
+        CheckpointError: a tensor is missing or of another shape.
+    """
+    reader = _Reader(checkpoint, config, dtype)
+    trunk = config.layers[: config.num_hidden_layers]
+    mtp_layers = config.layers[config.num_hidden_layers :]
+    if not any(checkpoint.has(f"model.layers.{layer.index}.eh_proj.weight") for layer in mtp_layers):
+        mtp_layers = ()
+    total = len(trunk) + len(mtp_layers)
+
+    embedding = reader.matrix(("model.embed_tokens.weight",), config.vocab_size, config.hidden_size)
+    layers = []
+    for layer in trunk:
+        layers.append(reader.layer(layer))
+        if on_progress is not None:
+            on_progress(len(layers), total)
+    norm = reader.norm(("model.norm.weight",), config.hidden_size)
+    if config.tie_word_embeddings:
+        lm_head = embedding
+    else:
+        lm_head = reader.matrix(("lm_head.weight",), config.vocab_size, config.hidden_size)
+    mtp = []
+    for layer in mtp_layers:
+        mtp.append(reader.mtp(layer))
+        if on_progress is not None:
+            on_progress(len(layers) + len(mtp), total)
+    return HeadWeights(embedding, tuple(layers), norm, lm_head, tuple(mtp))
+
+
+class _Reader:
+    def __init__(self, checkpoint: Checkpoint, config: Step35Config, dtype: torch.dtype) -> None:
+        self._checkpoint = checkpoint
+        self._config = config
+        self._dtype = dtype
+
+    def tensor(self, names: tuple[str, ...], dtype: torch.dtype, *shape: int) -> Tensor:
+        name = next((name for name in names if self._checkpoint.has(name)), None)
+        if name is None:
+            raise CheckpointError(
+                f"tensor {' or '.join(names)} is missing; expected it with shape {list(shape)}: "
+                "check that all of the model's files were downloaded"
+            )
+        tensor = self._checkpoint.tensor(name, dtype)
+        if tuple(tensor.shape) != shape:
+            raise CheckpointError(
+                f"tensor {name} has shape {list(tensor.shape)}, expected {list(shape)}: "
+                "config.json and the weights belong to different models"
+            )
+        return tensor
+
+    def matrix(self, names: tuple[str, ...], *shape: int) -> Tensor:
+        return self.tensor(names, self._dtype, *shape)
+
+    def norm(self, names: tuple[str, ...], size: int) -> NormWeights:
+        weight = self.tensor(names, torch.float32, size)
+        return NormWeights(weight, self._config.rms_norm_eps, self._config.zero_centered)
+
+    def layer(self, layer: LayerConfig) -> LayerWeights:
+        hidden = self._config.hidden_size
+        name = f"model.layers.{layer.index}"
+        return LayerWeights(
+            index=layer.index,
+            attention_norm=self.norm((f"{name}.input_layernorm.weight",), hidden),
+            attention=self.attention(layer),
+            ffn_norm=self.norm((f"{name}.post_attention_layernorm.weight",), hidden),
+            ffn=self.moe(layer) if layer.is_moe else self.dense_ffn(layer),
+        )
+
+    def attention(self, layer: LayerConfig) -> AttentionWeights:
+        config, hidden = self._config, self._config.hidden_size
+        name = f"model.layers.{layer.index}.self_attn"
+        heads, kv_heads, head_dim = layer.num_heads, layer.num_kv_heads, layer.head_dim
+        parts = [
+            self.matrix((f"{name}.q_proj.weight",), heads * head_dim, hidden),
+            self.matrix((f"{name}.k_proj.weight",), kv_heads * head_dim, hidden),
+            self.matrix((f"{name}.v_proj.weight",), kv_heads * head_dim, hidden),
+        ]
+        if config.use_head_wise_attn_gate:
+            parts.append(self.matrix((f"{name}.g_proj.weight",), heads, hidden))
+        q_norm = self.tensor((f"{name}.q_norm.weight",), torch.float32, head_dim)
+        k_norm = self.tensor((f"{name}.k_norm.weight",), torch.float32, head_dim)
+        qk_norm = torch.cat([q_norm.expand(heads, head_dim), k_norm.expand(kv_heads, head_dim)])
+        return AttentionWeights(
+            qkv_gate=torch.cat(parts),
+            qk_norm=qk_norm + 1.0 if config.zero_centered else qk_norm,
+            ones=torch.ones(head_dim),
+            output=self.matrix((f"{name}.o_proj.weight",), hidden, heads * head_dim),
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            window=config.sliding_window if layer.is_sliding else 0,
+            scale=head_dim**-0.5,
+            eps=config.rms_norm_eps,
+            has_gate=config.use_head_wise_attn_gate,
+            kv_dtype=self._dtype,
+        )
+
+    def ffn(self, name: str, inner: int, limit: float) -> FfnWeights:
+        hidden = self._config.hidden_size
+        return FfnWeights(
+            gate=self.matrix((f"{name}.gate_proj.weight",), inner, hidden),
+            up=self.matrix((f"{name}.up_proj.weight",), inner, hidden),
+            down=self.matrix((f"{name}.down_proj.weight",), hidden, inner),
+            limit=limit,
+        )
+
+    def dense_ffn(self, layer: LayerConfig) -> FfnWeights:
+        name = f"model.layers.{layer.index}.mlp"
+        return self.ffn(name, self._config.intermediate_size, layer.swiglu_limit_shared)
+
+    def moe(self, layer: LayerConfig) -> MoeWeights:
+        config = self._config
+        name = f"model.layers.{layer.index}"
+        experts = config.moe_num_experts
+        bias = None
+        if config.use_moe_router_bias:
+            bias = self.tensor((f"{name}.moe.router_bias",), torch.float32, experts)
+        return MoeWeights(
+            router=self.tensor((f"{name}.moe.gate.weight",), torch.float32, experts, config.hidden_size),
+            router_bias=bias,
+            shared=self.ffn(f"{name}.share_expert", config.share_expert_dim, layer.swiglu_limit_shared),
+            top_k=config.moe_top_k,
+            normalise=config.norm_expert_weight,
+            scaling_factor=config.moe_router_scaling_factor,
+            input_dtype=self._dtype,
+        )
+
+    def mtp(self, layer: LayerConfig) -> MtpWeights:
+        hidden, vocab = self._config.hidden_size, self._config.vocab_size
+        name = f"model.layers.{layer.index}"
+        # Published as transformer.shared_head.output; some copies drop the infix or say head.
+        heads = tuple(
+            f"{name}.{infix}shared_head.{word}.weight"
+            for infix in ("transformer.", "")
+            for word in ("output", "head")
+        )
+        head_norms = tuple(f"{name}.{infix}shared_head.norm.weight" for infix in ("transformer.", ""))
+        return MtpWeights(
+            embedding_norm=self.norm((f"{name}.enorm.weight",), hidden),
+            hidden_norm=self.norm((f"{name}.hnorm.weight",), hidden),
+            eh_proj=self.matrix((f"{name}.eh_proj.weight",), hidden, 2 * hidden),
+            layer=self.layer(layer),
+            head_norm=self.norm(head_norms, hidden),
+            head=self.matrix(heads, vocab, hidden),
+        )
