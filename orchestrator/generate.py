@@ -1,0 +1,274 @@
+"""The decode loop: prefill, draft, verify, sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from orchestrator.model.attention import SequenceSlice
+from orchestrator.model.mtp import DraftRequest, MtpDrafter, MtpState
+from orchestrator.model.step35 import Step35Model
+from orchestrator.sampling import Draft, Sampler
+from placement.errors import InputError
+
+OnTokens = Callable[[list[int]], None]
+OnHidden = Callable[[Tensor], None]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationParams:
+    """What to generate.
+
+    Attributes:
+        max_tokens: stop after this many.
+        temperature: 0 is greedy.
+        ignore_eos: give end tokens probability 0.
+        mtp: drafts a step, 0 to the checkpoint's number of MTP layers.
+        chunk_size: prompt tokens a prefill pass.
+    """
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    seed: int = 0
+    ignore_eos: bool = False
+    mtp: int = 0
+    chunk_size: int = 256
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("max_tokens", self.max_tokens, 1),
+            ("chunk_size", self.chunk_size, 1),
+            ("mtp", self.mtp, 0),
+            ("seed", self.seed, 0),
+            ("temperature", self.temperature, 0.0),
+        ):
+            if not least <= value < float("inf"):
+                raise InputError(f"{name} is {value}; expected a number from {least} upwards")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResult:
+    """What was generated and how.
+
+    Attributes:
+        token_ids: generated tokens, an end token included.
+        finish_reason: "stop" after an end token, "length" at max_tokens.
+        steps: decode passes of the trunk; the prefill, which gives the first token, is not one.
+        drafted_by_position, accepted_by_position: drafts made and accepted as first, second, third of a step.
+        prefill_s, decode_s: wall seconds up to the first token, and after it.
+        time_s: decode seconds by part (see StepTimer).
+    """
+
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    steps: int
+    drafted_by_position: tuple[int, ...]
+    accepted_by_position: tuple[int, ...]
+    prefill_s: float
+    decode_s: float
+    time_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def drafted(self) -> int:
+        """Drafts made."""
+        return sum(self.drafted_by_position)
+
+    @property
+    def accepted_drafts(self) -> int:
+        """Drafts that became output."""
+        return sum(self.accepted_by_position)
+
+    @property
+    def accepted_drafts_per_step(self) -> float:
+        """Mean over the decode steps; 0 without any."""
+        return self.accepted_drafts / self.steps if self.steps else 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Decode speed: tokens after the first, over decode_s; 0 when there are none."""
+        return (len(self.token_ids) - 1) / self.decode_s if self.decode_s > 0 else 0.0
+
+
+class SequenceState:
+    """One sequence on its way: tokens, caches, drafts, random numbers and counts.
+
+    Between steps the cache holds every token but the newest.
+    """
+
+    def __init__(
+        self,
+        model: Step35Model,
+        drafter: MtpDrafter | None,
+        prompt_ids: Sequence[int],
+        params: GenerationParams,
+        on_hidden: OnHidden | None = None,
+    ) -> None:
+        self.params = params
+        self.tokens = list(prompt_ids)
+        self.num_prompt = len(self.tokens)
+        self.cache = model.new_cache()
+        self.mtp: MtpState | None = drafter.new_state() if drafter is not None else None
+        self.end_ids = model.config.eos_token_ids
+        self.sampler = Sampler(params.temperature, params.seed, self.end_ids if params.ignore_eos else ())
+        self.drafts: list[Draft] = []
+        self.finish_reason: str | None = None
+        self.steps = 0
+        num_drafts = drafter.num_layers if drafter is not None else 0
+        self.drafted = [0] * num_drafts
+        self.accepted = [0] * num_drafts
+        self.on_hidden = on_hidden
+
+    @property
+    def generated(self) -> list[int]:
+        """Tokens after the prompt."""
+        return self.tokens[self.num_prompt :]
+
+    def extend(self, chosen: Sequence[int]) -> int:
+        """Append tokens up to an end token or max_tokens; returns how many were kept."""
+        for kept, token_id in enumerate(chosen, start=1):
+            self.tokens.append(token_id)
+            if token_id in self.end_ids:
+                self.finish_reason = "stop"
+            elif len(self.tokens) - self.num_prompt == self.params.max_tokens:
+                self.finish_reason = "length"
+            if self.finish_reason is not None:
+                return kept
+        return len(chosen)
+
+    def draft_request(self, hidden_states: Tensor, more_prompt: bool) -> DraftRequest:
+        """Ask for as many drafts as can still become output: a step yields them and one token more."""
+        if self.mtp is None:
+            raise ValueError("this sequence was started without a drafter")
+        remaining = self.params.max_tokens - (len(self.tokens) - self.num_prompt)
+        num_drafts = 0 if more_prompt else min(len(self.drafted), remaining - 1)
+        return DraftRequest(self.mtp, hidden_states, self.tokens, num_drafts, self.sampler.draft)
+
+
+def generate(
+    model: Step35Model,
+    prompt_ids: Sequence[int],
+    params: GenerationParams,
+    on_tokens: OnTokens | None = None,
+    on_hidden: OnHidden | None = None,
+) -> GenerationResult:
+    """Generate from one prompt.
+
+    Args:
+        on_tokens: called with each step's new tokens.
+        on_hidden: called with the trunk's hidden states (before the final norm, float32 [n, hidden]) of
+            every position that became part of the sequence, in order: the same rows whatever `mtp` and
+            `chunk_size` are.
+
+    Raises:
+        InputError: an empty prompt, a token outside the vocabulary, more positions than the model has, or
+            more drafts than the checkpoint has MTP layers.
+    """
+    check_prompt(model, prompt_ids, params.max_tokens)
+    drafter = MtpDrafter(model, params.mtp) if params.mtp else None
+    timer = model.timer
+    started = perf_counter()
+    sequence = SequenceState(model, drafter, prompt_ids, params, on_hidden)
+    prefill(model, drafter, sequence)
+    if on_tokens is not None:
+        on_tokens(sequence.generated)
+    timer.reset()
+    first_token = perf_counter()
+    with timer.part("other"):
+        while sequence.finish_reason is None:
+            before = len(sequence.tokens)
+            step(model, drafter, [sequence])
+            if on_tokens is not None:
+                on_tokens(sequence.tokens[before:])
+    stopped = perf_counter()
+    return GenerationResult(
+        token_ids=tuple(sequence.generated),
+        finish_reason=sequence.finish_reason,
+        steps=sequence.steps,
+        drafted_by_position=tuple(sequence.drafted),
+        accepted_by_position=tuple(sequence.accepted),
+        prefill_s=first_token - started,
+        decode_s=stopped - first_token,
+        time_s=timer.seconds(),
+    )
+
+
+def check_prompt(model: Step35Model, prompt_ids: Sequence[int], max_tokens: int) -> None:
+    """Raise InputError for a prompt the model cannot take."""
+    if not prompt_ids:
+        raise InputError("the prompt is empty; expected at least one token")
+    model.check_token_ids(prompt_ids)
+    limit = model.config.max_position_embeddings
+    if len(prompt_ids) + max_tokens > limit:
+        raise InputError(
+            f"a prompt of {len(prompt_ids)} tokens and {max_tokens} to generate are more than the model's "
+            f"{limit} positions; shorten the prompt or ask for fewer tokens"
+        )
+
+
+def prefill(model: Step35Model, drafter: MtpDrafter | None, sequence: SequenceState) -> None:
+    """Run the prompt in chunks, choose the first token and draft what follows it."""
+    prompt = list(sequence.tokens)
+    for start in range(0, len(prompt), sequence.params.chunk_size):
+        chunk = prompt[start : start + sequence.params.chunk_size]
+        hidden_states = model.forward(torch.tensor(chunk), [SequenceSlice(sequence.cache, len(chunk))])
+        if sequence.on_hidden is not None:
+            sequence.on_hidden(hidden_states)
+        more_prompt = start + len(chunk) < len(prompt)
+        if not more_prompt:
+            logits = model.logits(hidden_states[-1:])
+            with model.timer.part("sampling"):
+                sequence.extend([sequence.sampler.choose(logits[0])])
+        _draft(drafter, [sequence], [hidden_states], more_prompt=more_prompt)
+
+
+def step(model: Step35Model, drafter: MtpDrafter | None, sequences: Sequence[SequenceState]) -> None:
+    """One decode step of unfinished sequences: verify each's newest token and drafts, then draft again."""
+    token_ids: list[int] = []
+    batch: list[SequenceSlice] = []
+    for sequence in sequences:
+        token_ids.append(sequence.tokens[-1])
+        token_ids += [draft.token_id for draft in sequence.drafts]
+        batch.append(SequenceSlice(sequence.cache, 1 + len(sequence.drafts)))
+    hidden_states = model.forward(torch.tensor(token_ids), batch)
+    logits = model.logits(hidden_states)
+
+    verified = []
+    start = 0
+    with model.timer.part("sampling"):
+        for sequence, part in zip(sequences, batch, strict=True):
+            stop = start + part.num_tokens
+            chosen = sequence.sampler.verify(logits[start:stop], sequence.drafts)
+            kept = sequence.extend(chosen)
+            sequence.cache.rollback(len(sequence.tokens) - 1)
+            sequence.steps += 1
+            for place in range(len(sequence.drafts)):
+                sequence.drafted[place] += 1
+                sequence.accepted[place] += place < min(kept, len(chosen) - 1)
+            verified.append(hidden_states[start : start + kept])
+            if sequence.on_hidden is not None:
+                sequence.on_hidden(verified[-1])
+            start = stop
+    _draft(drafter, sequences, verified)
+
+
+def _draft(
+    drafter: MtpDrafter | None,
+    sequences: Sequence[SequenceState],
+    hidden_states: Sequence[Tensor],
+    *,
+    more_prompt: bool = False,
+) -> None:
+    if drafter is None:
+        return
+    going_on = [
+        (sequence, rows)
+        for sequence, rows in zip(sequences, hidden_states, strict=True)
+        if sequence.finish_reason is None
+    ]
+    requests = [sequence.draft_request(rows, more_prompt) for sequence, rows in going_on]
+    for (sequence, _), drafts in zip(going_on, drafter.draft(requests), strict=True):
+        sequence.drafts = drafts
