@@ -51,6 +51,7 @@ def write_random_checkpoint(
     moe_intermediate_size: int = 32,
     share_expert_dim: int = 32,
     router_scaling: float = 3.0,
+    router_bias_scale: float = 0.1,
     swiglu_limits: Mapping[int, float] | None = None,
     swiglu_limits_shared: Mapping[int, float] | None = None,
     rope_scaling: Mapping[str, Any] | None = LLAMA3_SCALING,
@@ -132,7 +133,7 @@ def write_random_checkpoint(
     }
     if rope_scaling is not None:
         config |= {"rope_scaling": dict(rope_scaling), "yarn_only_types": ["full_attention"]}
-    tensors = _random_tensors(config, seed, dtype, expert_names, trunk_prefix, mtp_head)
+    tensors = _random_tensors(config, seed, dtype, router_bias_scale, expert_names, trunk_prefix, mtp_head)
     if model_type == "step3p7":
         config = {
             "architectures": ["Step3p7ForConditionalGeneration"],
@@ -150,6 +151,7 @@ def _random_tensors(
     config: Mapping[str, Any],
     seed: int,
     dtype: torch.dtype,
+    router_bias_scale: float,
     expert_names: ExpertNames,
     trunk_prefix: str,
     mtp_head: str,
@@ -204,7 +206,7 @@ def _random_tensors(
             config["share_expert_dim"],
         )
         matrix(f"{name}.moe.gate.weight", experts, hidden)
-        tensors[f"{name}.moe.router_bias"] = torch.randn(experts, generator=generator) * 0.1
+        tensors[f"{name}.moe.router_bias"] = torch.randn(experts, generator=generator) * router_bias_scale
         for part, shape in (
             ("gate_proj", (inner, hidden)),
             ("up_proj", (inner, hidden)),

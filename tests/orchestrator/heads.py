@@ -1,0 +1,43 @@
+"""A whole model in this process, from a checkpoint directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from orchestrator.generate import GenerationParams, GenerationResult, generate
+from orchestrator.model.attention import SequenceSlice
+from orchestrator.model.moe import LocalExperts
+from orchestrator.model.step35 import Step35Model
+from orchestrator.timing import StepTimer
+from workers.formats.safetensors import Checkpoint
+from workers.model_config import Step35Config
+
+
+def load_model(model_dir: Path, dtype: torch.dtype = torch.float32) -> Step35Model:
+    """Head and all experts of a checkpoint, in this process."""
+    config = Step35Config.load(model_dir)
+    checkpoint = Checkpoint.open(model_dir)
+    timer = StepTimer()
+    return Step35Model.load(
+        checkpoint, config, dtype, LocalExperts.load(checkpoint, config, dtype, timer), timer
+    )
+
+
+def hidden_states(model: Step35Model, token_ids: Sequence[int], chunk_size: int | None = None) -> Tensor:
+    """Trunk rows of one sequence, float32 [num_tokens, hidden], computed in chunks."""
+    cache = model.new_cache()
+    chunks = torch.tensor(token_ids).split(chunk_size or len(token_ids))
+    return torch.cat([model.forward(chunk, [SequenceSlice(cache, len(chunk))]) for chunk in chunks])
+
+
+def generate_with_hidden(
+    model: Step35Model, prompt: Sequence[int], params: GenerationParams
+) -> tuple[GenerationResult, Tensor]:
+    """Result and the trunk's rows of every position that became part of the sequence."""
+    rows: list[Tensor] = []
+    result = generate(model, prompt, params, on_hidden=lambda part: rows.append(part.clone()))
+    return result, torch.cat(rows)

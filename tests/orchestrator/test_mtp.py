@@ -1,0 +1,101 @@
+"""MTP drafts against a plain re-implementation, through prefill chunks, acceptances and rejections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from orchestrator.generate import GenerationParams, SequenceState, prefill, step
+from orchestrator.model.mtp import DraftRequest, MtpDrafter
+from orchestrator.sampling import Draft
+from placement.errors import InputError
+from tests.orchestrator.heads import hidden_states, load_model
+from tests.orchestrator.plain_mtp import PlainMtp
+from tests.tiny_checkpoint import write_random_checkpoint
+
+
+def tiny_vocab_checkpoint(directory: Path, seed: int = 11) -> Path:
+    """Six tokens, so that chance accepts a fair share of a random model's drafts."""
+    return write_random_checkpoint(directory, seed=seed, vocab_size=6, swiglu_limits_shared={6: 0.2, 8: 0.1})
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("chunk_size", [1, 5, 64])
+def test_every_draft_is_the_plain_implementations(num_layers: int, chunk_size: int, tmp_path: Path) -> None:
+    model_dir = tiny_vocab_checkpoint(tmp_path)
+    model, plain = load_model(model_dir), PlainMtp(model_dir)
+    drafter = MtpDrafter(model, num_layers)
+    prompt = torch.randint(6, (21,), generator=torch.Generator().manual_seed(3)).tolist()
+    params = GenerationParams(max_tokens=60, mtp=num_layers, ignore_eos=True, chunk_size=chunk_size)
+    sequence = SequenceState(model, drafter, prompt, params)
+    prefill(model, drafter, sequence)
+    compared = 0
+    while sequence.finish_reason is None:
+        drafts = [draft.token_id for draft in sequence.drafts]
+        rows = hidden_states(model, sequence.tokens[:-1])
+        for draft, logits in zip(drafts, plain.draft_logits(rows, sequence.tokens, drafts), strict=True):
+            logits[list(model.config.eos_token_ids)] = -torch.inf
+            assert draft == int(logits.argmax())
+            compared += 1
+        step(model, drafter, [sequence])
+    assert compared > 40
+    assert 0 < sum(sequence.accepted) < sum(sequence.drafted)
+    if num_layers > 1:
+        assert sequence.accepted[1] > 0
+
+
+def test_draft_logits_are_the_plain_implementations(tmp_path: Path) -> None:
+    model_dir = write_random_checkpoint(tmp_path, seed=12)
+    model, plain = load_model(model_dir), PlainMtp(model_dir)
+    drafter = MtpDrafter(model, 3)
+    tokens = torch.randint(320, (30,), generator=torch.Generator().manual_seed(4)).tolist()
+    rows = hidden_states(model, tokens[:-1])
+    seen: list[torch.Tensor] = []
+
+    def choose(logits: torch.Tensor) -> Draft:
+        seen.append(logits)
+        return Draft(int(logits.argmax()), None)
+
+    drafts = drafter.draft([DraftRequest(drafter.new_state(), rows, tokens, 3, choose)])[0]
+    expected = plain.draft_logits(rows, tokens, [draft.token_id for draft in drafts])
+    for ours, theirs in zip(seen, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("cuts", [[29], [1] * 29, [10, 1, 2, 16]])
+def test_draft_logits_have_the_same_bits_however_the_rows_came(cuts: list[int], tmp_path: Path) -> None:
+    model = load_model(write_random_checkpoint(tmp_path, seed=13))
+    drafter = MtpDrafter(model, 3)
+    tokens = torch.randint(320, (30,), generator=torch.Generator().manual_seed(5)).tolist()
+    rows = hidden_states(model, tokens[:-1])
+
+    def drafts_after(pieces: list[int]) -> tuple[list[int], torch.Tensor]:
+        seen: list[torch.Tensor] = []
+
+        def choose(logits: torch.Tensor) -> Draft:
+            seen.append(logits)
+            return Draft(int(logits.argmax()), None)
+
+        state = drafter.new_state()
+        start = 0
+        for size in pieces:
+            stop = start + size
+            # Drafts asked for on the way leave tentative slots behind, which must not be seen later.
+            asked = DraftRequest(state, rows[start:stop], tokens[: stop + 1], 3, choose)
+            seen.clear()
+            chosen = drafter.draft([asked])[0]
+            start = stop
+        return [draft.token_id for draft in chosen], torch.stack(seen)
+
+    whole, cut = drafts_after([29]), drafts_after(cuts)
+    assert whole[0] == cut[0]
+    assert torch.equal(whole[1], cut[1])
+
+
+def test_asking_for_more_layers_than_the_checkpoint_has(tmp_path: Path) -> None:
+    model = load_model(write_random_checkpoint(tmp_path, seed=14, num_mtp_layers=1))
+    MtpDrafter(model, 1)
+    with pytest.raises(InputError, match="has 1 MTP layers"):
+        MtpDrafter(model, 2)
