@@ -78,11 +78,12 @@ def absence_probability(
     return others / everyone
 
 
-def sampling_weights(frequencies: NDArray[np.float64], tolerance: float = 1e-6) -> NDArray[np.float64]:
+def sampling_weights(frequencies: NDArray[np.float64], tolerance: float = 1e-7) -> NDArray[np.float64]:
     """Weights w such that choosing a set S of top_k experts with probability ~ prod(w[S]) has `frequencies`.
 
-    Fixed-point iteration of Chen, Dempster and Liu (1994), equation 14: w_e <- f_e / R(top_k - 1 of the
-    others), scaled, where R sums the products over all subsets. Cost: iterations x experts x top_k^2.
+    With the other weights fixed, P(e chosen) = w_e A / (w_e A + B), where A and B sum the products over
+    subsets of the others of size top_k - 1 and top_k: solved for w_e, for all experts at once. The step
+    is damped, since undamped it oscillates when few experts share the choice; 7 to 30 rounds suffice.
 
     Args:
         frequencies: float64 [num_layers, num_experts], rows sum to the whole number top_k.
@@ -93,17 +94,19 @@ def sampling_weights(frequencies: NDArray[np.float64], tolerance: float = 1e-6) 
     top_k = round(float(frequencies[0].sum()))
     # A frequency of exactly 1 would need an infinite weight.
     target = np.clip(frequencies, 0.0, 1 - 1e-9)
-    weights = target / (1 - target)
+    odds = target / (1 - target)
+    weights = odds.copy()
     for _ in range(100):
         before = _subset_sums(weights, top_k)
         after = _subset_sums(weights[:, ::-1], top_k)[::-1]
-        # R(top_k - 1 of all but e): some of the experts before e, the rest of those behind it.
-        without = np.einsum("elj,elj->le", before[:-1, :, :top_k], after[1:, :, top_k - 1 :: -1])
-        frequency = weights * without / before[-1, :, top_k, None]
-        if np.abs(frequency - target).max() < tolerance:
+        # Subsets without e: some of the experts before e, the rest of those behind it.
+        fewer = np.einsum("elj,elj->le", before[:-1, :, :top_k], after[1:, :, top_k - 1 :: -1])
+        chosen = weights * fewer
+        if np.abs(chosen / before[-1, :, top_k, None] - target).max() < tolerance:
             break
-        weights = target / without
-        weights /= weights.sum(axis=1, keepdims=True) / top_k
+        absent = np.einsum("elj,elj->le", before[:-1], after[1:, :, ::-1])
+        current_odds = np.divide(chosen, absent, out=np.ones_like(weights), where=chosen > 0)
+        weights *= (odds / current_odds) ** 0.75
     return weights
 
 
