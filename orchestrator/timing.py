@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
 from types import TracebackType
 
@@ -27,9 +28,10 @@ class StepTimer:
     layers' attention counts as "mtp"). Used by one thread.
     """
 
-    __slots__ = ("_current", "_mark", "_parts", "_seconds")
+    __slots__ = ("_clock", "_current", "_mark", "_parts", "_seconds")
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
+        self._clock = clock
         self._seconds: dict[str, float] = {}
         self._parts: dict[tuple[str, bool], _Part] = {}
         self._current: _Part | None = None
@@ -47,7 +49,7 @@ class StepTimer:
         """Forget what was counted; a part that is open goes on counting from now."""
         for name in self._seconds:
             self._seconds[name] = 0.0
-        self._mark = perf_counter()
+        self._mark = self._clock()
 
     def seconds(self) -> dict[str, float]:
         """Seconds by part since the last reset, parts never entered left out."""
@@ -56,7 +58,7 @@ class StepTimer:
         }
 
     def _switch(self, part: _Part | None) -> _Part | None:
-        now = perf_counter()
+        now = self._clock()
         previous = self._current
         if previous is not None:
             self._seconds[previous.name] += now - self._mark

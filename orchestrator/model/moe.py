@@ -17,9 +17,6 @@ from workers.formats.safetensors import Checkpoint
 from workers.model_config import Step35Config
 from workers.store import ExpertStore
 
-# The kernels take grid units up to 2^126: their reciprocals must stay normal float32 numbers.
-MAX_EXPONENT = 126
-
 
 class ExpertRunner(Protocol):
     """Runs a layer's routed experts, here or elsewhere."""
@@ -164,12 +161,13 @@ class LocalExperts:
     ) -> None:
         """Recompute saturated rows of `routed` in place, on coarser and coarser grids."""
         rows = saturated.nonzero().squeeze(1)
-        for attempt in range(1, fixed_point.MAX_COARSENINGS + 1):
-            coarser = (scale_exponents[rows] + attempt * fixed_point.COARSEN_STEP).clamp(max=MAX_EXPONENT)
-            part = self.store.forward(layer, hidden[rows], expert_ids[rows], weights[rows], coarser)
+        exponents = scale_exponents[rows]
+        for _ in range(fixed_point.MAX_COARSENINGS):
+            exponents = torch.from_numpy(fixed_point.coarser(exponents.numpy()))
+            part = self.store.forward(layer, hidden[rows], expert_ids[rows], weights[rows], exponents)
             fits = ~part.saturated
-            routed[rows[fits]] = fixed_point.to_float32(part.values, coarser)[fits]
-            rows = rows[part.saturated]
+            routed[rows[fits]] = fixed_point.to_float32(part.values[fits], exponents[fits])
+            rows, exponents = rows[part.saturated], exponents[part.saturated]
             if rows.numel() == 0:
                 return
         raise NonFiniteError(

@@ -1,0 +1,83 @@
+"""Experts in this process: saturated rows, broken weights, and the record of what was chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from orchestrator.model.moe import LocalExperts
+from orchestrator.model.routing_recorder import RoutingRecorder
+from placement.errors import NonFiniteError
+from tests.orchestrator.heads import hidden_states, load_model
+from tests.tiny_checkpoint import write_random_checkpoint
+from workers.formats.safetensors import Checkpoint
+from workers.model_config import Step35Config
+
+LAYER = 3
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("checkpoint"), seed=51)
+
+
+@pytest.fixture
+def experts(model_dir: Path) -> LocalExperts:
+    return LocalExperts.load(Checkpoint.open(model_dir), Step35Config.load(model_dir), torch.float32)
+
+
+def rows(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(count, 64, generator=generator)
+    ids = torch.stack([torch.randperm(16, generator=generator)[:4] for _ in range(count)]).int()
+    return hidden, ids, torch.rand(count, 4, generator=generator)
+
+
+def run(experts: LocalExperts, hidden: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    shared = torch.zeros(())
+    routed, returned = experts.run(LAYER, hidden, *rest, lambda: shared)
+    assert returned is shared
+    return routed
+
+
+def test_rows_too_large_for_their_grid_are_computed_on_a_coarser_one(experts: LocalExperts) -> None:
+    hidden, ids, weights = rows(5)
+    fitting = torch.full((5,), -23, dtype=torch.int32)
+    expected = run(experts, hidden, ids, weights, fitting)
+    # Grids far too fine, each row another: the row must find a coarser one by itself.
+    too_fine = torch.tensor([-23, -40, -60, -23, -120], dtype=torch.int32)
+    routed = run(experts, hidden, ids, weights, too_fine)
+    torch.testing.assert_close(routed, expected, rtol=0, atol=4 * 2.0**-23)
+    assert torch.equal(routed[0], expected[0])
+    for row in range(5):
+        one = slice(row, row + 1)
+        alone = run(experts, hidden[one], ids[one], weights[one], too_fine[one])
+        assert torch.equal(alone[0], routed[row])
+
+
+def test_output_that_is_not_finite_is_an_error_that_names_the_layer(experts: LocalExperts) -> None:
+    hidden, ids, weights = rows(2)
+    hidden[1, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match=f"layer {LAYER}"):
+        run(experts, hidden, ids, weights, torch.full((2,), -23, dtype=torch.int32))
+
+
+def test_the_recorder_counts_what_the_tokens_chose(model_dir: Path) -> None:
+    model = load_model(model_dir)
+    config = model.config
+    model.recorder = RoutingRecorder(config.moe_layers, config.moe_num_experts, config.moe_top_k)
+    tokens = torch.randint(320, (30,), generator=torch.Generator().manual_seed(2)).tolist()
+    hidden_states(model, tokens, 7)
+    trace, counts = model.recorder.trace(), model.recorder.counts()
+    assert trace.shape == (30, len(config.moe_layers), 4)
+    assert trace.dtype == np.uint16
+    assert counts.dtype == np.uint64
+    for row in range(len(config.moe_layers)):
+        assert np.array_equal(counts[row], np.bincount(trace[:, row].ravel(), minlength=16))
+        assert all(len(set(chosen)) == 4 for chosen in trace[:, row].tolist())
+    model.recorder = RoutingRecorder(config.moe_layers, config.moe_num_experts, config.moe_top_k)
+    hidden_states(model, tokens)
+    assert np.array_equal(model.recorder.trace(), trace)
