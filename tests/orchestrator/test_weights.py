@@ -1,0 +1,127 @@
+"""Every published way of naming tensors gives the same model; wrong files are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from orchestrator.generate import GenerationParams
+from placement.errors import CheckpointError, InputError
+from tests.orchestrator.heads import generate_with_hidden, load_model
+from tests.tiny_checkpoint import write_random_checkpoint
+
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+
+
+def run(model_dir: Path, dtype: torch.dtype = torch.float32) -> tuple[tuple[int, ...], torch.Tensor]:
+    params = GenerationParams(max_tokens=6, mtp=3, ignore_eos=True)
+    result, rows = generate_with_hidden(load_model(model_dir, dtype), PROMPT, params)
+    return result.token_ids, rows
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"num_shards": 3},
+        {"expert_names": "experts"},
+        {"expert_names": "numbered"},
+        {"trunk_prefix": "model.language_model."},
+        {"mtp_head": "transformer.shared_head.head"},
+        {"mtp_head": "shared_head.output"},
+        {"mtp_head": "shared_head.head"},
+        {"model_type": "step3p7"},
+    ],
+    ids=str,
+)
+def test_every_published_form_is_the_same_model(variant: dict[str, Any], tmp_path: Path) -> None:
+    plain = write_random_checkpoint(tmp_path / "plain", seed=41)
+    other = write_random_checkpoint(tmp_path / "other", seed=41, **variant)
+    expected_ids, expected_rows = run(plain)
+    ids, rows = run(other)
+    assert ids == expected_ids
+    assert torch.equal(rows, expected_rows)
+
+
+def test_bfloat16_weights_widen_exactly(tmp_path: Path) -> None:
+    stored = write_random_checkpoint(tmp_path / "bf16", seed=42, dtype=torch.bfloat16)
+    widened = tmp_path / "f32"
+    widened.mkdir()
+    (widened / "config.json").write_bytes((stored / "config.json").read_bytes())
+    tensors = {name: tensor.float() for name, tensor in load_file(stored / "model.safetensors").items()}
+    save_file(tensors, widened / "model.safetensors")
+    for dtype in (torch.float32, torch.bfloat16):
+        ids, rows = run(stored, dtype)
+        expected_ids, expected_rows = run(widened, dtype)
+        assert ids == expected_ids
+        assert torch.equal(rows, expected_rows)
+
+
+def test_a_float32_run_and_a_bfloat16_run_differ_by_rounding_alone(tmp_path: Path) -> None:
+    stored = write_random_checkpoint(tmp_path, seed=43, dtype=torch.bfloat16)
+    exact, rounded = run(stored)[1][: len(PROMPT)], run(stored, torch.bfloat16)[1][: len(PROMPT)]
+    error = (exact - rounded).norm() / exact.norm()
+    assert 0 < error < 0.05
+
+
+def edit(model_dir: Path, change: Any) -> None:
+    tensors = load_file(model_dir / "model.safetensors")
+    change(tensors)
+    save_file(tensors, model_dir / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.embed_tokens.weight",
+        "model.layers.1.self_attn.g_proj.weight",
+        "model.layers.3.moe.router_bias",
+        "model.layers.7.transformer.shared_head.output.weight",
+    ],
+)
+def test_a_missing_tensor_is_named_with_its_shape(name: str, tmp_path: Path) -> None:
+    model_dir = write_random_checkpoint(tmp_path, seed=44)
+    edit(model_dir, lambda tensors: tensors.pop(name))
+    with pytest.raises(CheckpointError, match=rf"{name}.*shape \["):
+        load_model(model_dir)
+
+
+def test_a_tensor_of_another_shape_is_named_with_both(tmp_path: Path) -> None:
+    model_dir = write_random_checkpoint(tmp_path, seed=45)
+    name = "model.layers.0.self_attn.k_norm.weight"
+    edit(model_dir, lambda tensors: tensors.update({name: torch.zeros(8)}))
+    with pytest.raises(CheckpointError, match=rf"{name} has shape \[8\], expected \[16\]"):
+        load_model(model_dir)
+
+
+def test_a_checkpoint_of_the_trunk_alone_runs_without_drafts(tmp_path: Path) -> None:
+    model_dir = write_random_checkpoint(tmp_path, seed=46)
+    plain = load_model(model_dir)
+
+    def drop_mtp(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.startswith(("model.layers.6", "model.layers.7"))]:
+            del tensors[name]
+        for name in [name for name in tensors if name.startswith("model.layers.8")]:
+            del tensors[name]
+
+    edit(model_dir, drop_mtp)
+    trunk = load_model(model_dir)
+    params = GenerationParams(max_tokens=5, ignore_eos=True)
+    assert generate_with_hidden(trunk, PROMPT, params)[0].token_ids == (
+        generate_with_hidden(plain, PROMPT, params)[0].token_ids
+    )
+    with pytest.raises(InputError, match="has 0 MTP layers"):
+        generate_with_hidden(trunk, PROMPT, GenerationParams(mtp=1))
+
+
+def test_tied_embeddings_need_no_output_matrix(tmp_path: Path) -> None:
+    model_dir = write_random_checkpoint(tmp_path, seed=47)
+    config = json.loads((model_dir / "config.json").read_text())
+    (model_dir / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    edit(model_dir, lambda tensors: tensors.pop("lm_head.weight"))
+    model = load_model(model_dir)
+    assert model.weights.lm_head is model.weights.embedding
