@@ -15,6 +15,7 @@ from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, PlannedWorker
 from placement.quantisation import BITS_PER_WEIGHT
 from placement.stats import RoutingStats
+from placement.workload import SINGLE_TOKEN, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +44,17 @@ class PlanningDevice:
 
 @dataclass(frozen=True, slots=True)
 class PlanningProblem:
-    """`expert_bytes` is the size of one expert in memory; `stats` may be None for policies without."""
+    """Where to put the experts of `shape`.
+
+    `expert_bytes` is the size of one expert in memory. `stats` may be None for policies that need none.
+    `workload` is the step whose expected time a policy may minimise.
+    """
 
     shape: ModelShape
     devices: tuple[PlanningDevice, ...]
     expert_bytes: int
     stats: RoutingStats | None = None
+    workload: Workload = SINGLE_TOKEN
 
     def capacities(self) -> NDArray[np.int64]:
         """int64 [num_devices]: experts each device has room for."""

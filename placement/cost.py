@@ -1,0 +1,233 @@
+"""How long a step takes: the roofline of each device, a round trip and the wire for each box asked.
+
+docs/cost-model.md derives the formulas. Every rate comes from the cluster file; none is written here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.errors import InputError
+from placement.model_shape import AttentionShape, ModelShape
+from placement.plan import LOCAL_WORKER
+from placement.problem import PlanningDevice, PlanningProblem
+from placement.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class MessageSize:
+    """Bytes a row adds to a request and to its reply (`transport/wire.py`; headers left out)."""
+
+    request_bytes_per_row: int
+    reply_bytes_per_row: int
+
+
+def message_size(shape: ModelShape, bytes_per_activation: int) -> MessageSize:
+    """Request: hidden state, expert ids, weights and an exponent, 4 bytes each. Reply: int32 sums, a flag."""
+    return MessageSize(
+        request_bytes_per_row=shape.hidden_size * bytes_per_activation + 8 * shape.top_k + 4,
+        reply_bytes_per_row=shape.hidden_size * 4 + 1,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExpertRates:
+    """Seconds that one MoE layer costs each device; float64 [num_devices] each.
+
+    Attributes:
+        round_trip_s: once, if the device is asked at all.
+        row_wire_s: for each row sent to it and answered.
+        read_s: for each distinct expert read from its memory.
+        compute_s: for each (row, expert) pair multiplied.
+        busy_s: before it can start: on the head's own device the shared expert, which reads the same memory.
+    """
+
+    round_trip_s: NDArray[np.float64]
+    row_wire_s: NDArray[np.float64]
+    read_s: NDArray[np.float64]
+    compute_s: NDArray[np.float64]
+    busy_s: NDArray[np.float64]
+
+
+def expert_rates(problem: PlanningProblem) -> ExpertRates:
+    """The rates of a problem's devices for its workload."""
+    shape, workload, devices = problem.shape, problem.workload, problem.devices
+    message = message_size(shape, workload.bytes_per_activation)
+    row_bytes = message.request_bytes_per_row + message.reply_bytes_per_row
+    expert_flops = 2 * shape.expert_parameters
+    return ExpertRates(
+        round_trip_s=np.array([d.round_trip_s for d in devices]),
+        row_wire_s=np.array([row_bytes / d.link_bytes_per_s for d in devices]),
+        read_s=np.array([problem.expert_bytes / d.bandwidth_bytes_per_s for d in devices]),
+        compute_s=np.array([expert_flops / d.ffn_flops_per_s for d in devices]),
+        busy_s=np.array(
+            [_shared_expert_s(d, shape, workload) if d.worker.name == LOCAL_WORKER else 0.0 for d in devices]
+        ),
+    )
+
+
+def device_seconds(
+    rates: ExpertRates,
+    rows: NDArray[np.integer],
+    distinct: NDArray[np.integer],
+    pairs: NDArray[np.integer],
+) -> NDArray[np.float64]:
+    """When each device's part of one layer is back: float64 [..., num_devices].
+
+    round trip (if asked) + rows x wire + the larger of distinct experts x read and pairs x compute
+    (roofline; Williams, Waterman and Patterson, CACM 52, 2009), behind what keeps the device busy.
+
+    Args:
+        rows: int [..., num_devices], tokens that need the device.
+        distinct: experts it must read.
+        pairs: (token, expert) pairs it computes.
+    """
+    work = np.maximum(distinct * rates.read_s, pairs * rates.compute_s)
+    seconds: NDArray[np.float64] = (
+        rates.busy_s + (rows > 0) * rates.round_trip_s + rows * rates.row_wire_s + work
+    )
+    return seconds
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSeconds:
+    """What one step costs the head itself wherever experts live; shared experts count in the MoE layers."""
+
+    attention_s: float
+    kv_cache_s: float
+    router_s: float
+    dense_ffn_s: float
+    lm_head_s: float
+    mtp_s: float
+
+    @property
+    def total_s(self) -> float:
+        parts = (
+            self.attention_s,
+            self.kv_cache_s,
+            self.router_s,
+            self.dense_ffn_s,
+            self.lm_head_s,
+            self.mtp_s,
+        )
+        return sum(parts)
+
+
+def head_device(problem: PlanningProblem) -> PlanningDevice:
+    """The device the head computes on.
+
+    Raises:
+        InputError: the head's node has none, so nobody knows how fast it is.
+    """
+    for device in problem.devices:
+        if device.worker.name == LOCAL_WORKER:
+            return device
+    raise InputError(
+        "the head's node has no device, so its speed is unknown: give it one in the cluster file "
+        "(memory_bytes may equal reserved_bytes)"
+    )
+
+
+def head_seconds(problem: PlanningProblem) -> HeadSeconds:
+    """Attention, KV cache, routers, dense layers, lm_head and MTP layers of one decode step.
+
+    Each part is the larger of its bytes / bandwidth and its FLOPs / rate. Weights are read once a step
+    for all rows, the KV cache once a sequence. An MTP layer runs one row a sequence, one after another.
+    """
+    shape, workload, device = problem.shape, problem.workload, head_device(problem)
+    rows = workload.tokens_per_step
+
+    def weights_s(parameters: int, num_rows: int) -> float:
+        return _roofline(parameters * workload.head_bits_per_weight / 8, 2 * parameters * num_rows, device)
+
+    trunk, drafts = shape.attention[: shape.num_hidden_layers], shape.attention[shape.num_hidden_layers :]
+    mtp_s = sum(
+        weights_s(shape.mtp_layer_parameters(i), workload.num_sequences)
+        + _kv_cache_s(drafts[i], workload, device, rows=workload.num_sequences)
+        for i in range(min(workload.drafts, shape.num_mtp_layers))
+    )
+    return HeadSeconds(
+        attention_s=sum(weights_s(a.parameters(shape.hidden_size), rows) for a in trunk),
+        kv_cache_s=sum(_kv_cache_s(a, workload, device, rows=rows) for a in trunk),
+        router_s=shape.num_moe_layers * weights_s(shape.router_parameters, rows),
+        dense_ffn_s=shape.num_dense_layers * weights_s(shape.dense_ffn_parameters, rows),
+        lm_head_s=weights_s(shape.lm_head_parameters, rows),
+        mtp_s=mtp_s,
+    )
+
+
+def prefill_seconds(
+    problem: PlanningProblem,
+    load_share: NDArray[np.float64],
+    held_experts: NDArray[np.integer],
+    num_tokens: int,
+) -> float:
+    """One prefill pass over `num_tokens` tokens behind `workload.context` earlier ones, for one sequence.
+
+    With hundreds of tokens nearly every expert is read and the routing evens out, so the time of the mean
+    is the mean time: a device computes its share of all pairs, reads all it holds and receives every row.
+
+    Args:
+        load_share: float64 [num_moe_layers, num_devices], share of the layer's activations; rows sum to 1.
+        held_experts: int, the same shape: distinct experts of the layer on the device.
+    """
+    shape, device, workload = problem.shape, head_device(problem), problem.workload
+    rates = expert_rates(problem)
+    pairs = load_share * (num_tokens * shape.top_k)
+    distinct = np.minimum(pairs, held_experts)
+    rows = np.minimum(pairs, num_tokens)
+    work = np.maximum(distinct * rates.read_s, pairs * rates.compute_s)
+    asked = load_share > 0
+    shared = np.where(rates.busy_s > 0, _shared_expert_s(device, shape, workload, rows=num_tokens), 0.0)
+    experts_s = (shared + asked * rates.round_trip_s + rows * rates.row_wire_s + work).max(axis=1).sum()
+
+    def weights_s(parameters: int) -> float:
+        return _roofline(parameters * workload.head_bits_per_weight / 8, 2 * parameters * num_tokens, device)
+
+    trunk = shape.attention[: shape.num_hidden_layers]
+    head_s = sum(weights_s(a.parameters(shape.hidden_size)) for a in trunk)
+    head_s += sum(_prefill_attention_s(a, workload, device, num_tokens) for a in trunk)
+    head_s += shape.num_moe_layers * weights_s(shape.router_parameters)
+    head_s += shape.num_dense_layers * weights_s(shape.dense_ffn_parameters)
+    # Only the last position needs logits.
+    head_s += _roofline(
+        shape.lm_head_parameters * workload.head_bits_per_weight / 8, 2 * shape.lm_head_parameters, device
+    )
+    return float(experts_s) + head_s
+
+
+def _roofline(num_bytes: float, flops: float, device: PlanningDevice) -> float:
+    return max(num_bytes / device.bandwidth_bytes_per_s, flops / device.ffn_flops_per_s)
+
+
+def _shared_expert_s(
+    device: PlanningDevice, shape: ModelShape, workload: Workload, rows: int | None = None
+) -> float:
+    parameters = shape.shared_expert_parameters
+    num_rows = workload.tokens_per_step if rows is None else rows
+    return _roofline(parameters * workload.head_bits_per_weight / 8, 2 * parameters * num_rows, device)
+
+
+def _kv_cache_s(attention: AttentionShape, workload: Workload, device: PlanningDevice, rows: int) -> float:
+    """Reading keys and values, or multiplying them: 2 FLOPs a value for q.k, 2 for the weighted sum."""
+    keys = min(workload.context, attention.window) if attention.is_sliding else workload.context
+    num_bytes = (
+        workload.num_sequences * keys * attention.kv_values_per_position() * workload.bytes_per_kv_value
+    )
+    flops = 4 * rows * keys * attention.num_heads * attention.head_dim
+    return _roofline(num_bytes, flops, device)
+
+
+def _prefill_attention_s(
+    attention: AttentionShape, workload: Workload, device: PlanningDevice, num_tokens: int
+) -> float:
+    """Causal attention: row t sees context + t keys, on sliding layers at most the window."""
+    seen = workload.context + np.arange(1, num_tokens + 1)
+    if attention.is_sliding:
+        seen = np.minimum(seen, attention.window)
+    flops = 4.0 * float(seen.sum()) * attention.num_heads * attention.head_dim
+    num_bytes = float(seen.max()) * attention.kv_values_per_position() * workload.bytes_per_kv_value
+    return _roofline(num_bytes, flops, device)

@@ -1,0 +1,42 @@
+"""What the boxes are asked to do: the mix a plan is made for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One decode step.
+
+    Attributes:
+        num_sequences: sequences decoded together.
+        drafts: MTP drafts verified in the same pass, for each sequence.
+        accepted_drafts: mean number of them that hold; a step gives 1 + accepted_drafts tokens a sequence.
+        context: positions in the KV cache, each sequence.
+        head_bits_per_weight: of the head's own weights (attention, shared experts, lm_head, MTP layers).
+        bytes_per_kv_value: 2 for bfloat16.
+        bytes_per_activation: of a hidden state on its way to a worker, 4 for float32, 2 for bfloat16.
+    """
+
+    num_sequences: int = 1
+    drafts: int = 0
+    accepted_drafts: float = 0.0
+    context: int = 0
+    head_bits_per_weight: float = 16.0
+    bytes_per_kv_value: int = 2
+    bytes_per_activation: int = 2
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Rows of one pass."""
+        return self.num_sequences * (1 + self.drafts)
+
+    @property
+    def tokens_out_per_step(self) -> float:
+        """Tokens that a step adds to the text."""
+        return self.num_sequences * (1 + self.accepted_drafts)
+
+
+# One sequence, one token a step, an empty context: what a figure means where nothing else is said.
+SINGLE_TOKEN = Workload()
