@@ -102,6 +102,7 @@ class MtpDrafter:
         caches = tuple(KVCache((layer,), window, dtype) for layer in self._configs)
         return MtpState(caches, self._model.config.hidden_size)
 
+    @torch.inference_mode()
     def draft(self, requests: Sequence[DraftRequest]) -> list[list[Draft]]:
         """Take in newly verified trunk rows and draft each sequence's next tokens, one pass a layer for all.
 

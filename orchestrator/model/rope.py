@@ -44,8 +44,10 @@ class RopeRows:
     swap: Tensor
 
     def rotate(self, x: Tensor) -> Tensor:
-        """Rotate float32 [num_tokens, heads, head_dim]; dimensions past rotary_dim pass unchanged."""
-        return (x * self.cos).add_(x.index_select(-1, self.swap).mul_(self.sin))
+        """Rotate contiguous float32 [num_tokens, heads, head_dim]; dimensions past rotary_dim stay."""
+        # Selecting columns of a matrix is several times as fast as selecting along a third dimension.
+        swapped = x.view(-1, x.shape[-1]).index_select(1, self.swap).view(x.shape)
+        return (x * self.cos).add_(swapped.mul_(self.sin))
 
 
 class RopeTable:

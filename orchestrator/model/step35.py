@@ -89,6 +89,7 @@ class Step35Model:
         spans = [(part.cache.length, part.cache.length + part.num_tokens) for part in batch]
         return self._tables[self._rope_keys[layer]].rows_of(spans)
 
+    @torch.inference_mode()
     def forward(self, token_ids: Tensor, batch: Sequence[SequenceSlice]) -> Tensor:
         """Run the new tokens of several sequences through all layers and add them to the caches.
 
@@ -119,6 +120,7 @@ class Step35Model:
             part.cache.commit(part.num_tokens)
         return hidden_states
 
+    @torch.inference_mode()
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Hidden states before the final norm float32 [n, hidden] -> logits float32 [n, vocab]."""
         with self.timer.part("lm_head"):
