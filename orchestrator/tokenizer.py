@@ -158,9 +158,18 @@ def _token_text(token: object) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _to_json(value: object, indent: int | None = None) -> str:
-    # Jinja's own filter escapes HTML characters, which models were not trained on.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes HTML characters, which models were not trained on. The arguments are those
+    # that published templates pass.
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _refuse(message: str) -> None:
