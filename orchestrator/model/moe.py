@@ -145,7 +145,7 @@ class LocalExperts:
         with self.timer.part("local_experts"):
             part = self.store.forward(layer, hidden, expert_ids, weights, scale_exponents)
             routed = fixed_point.to_float32(part.values, scale_exponents)
-            if part.saturated.any():
+            if part.saturated.numpy().any():
                 self._coarsen(layer, hidden, expert_ids, weights, scale_exponents, part.saturated, routed)
         return routed, while_waiting()
 
