@@ -139,23 +139,39 @@ def head_seconds(problem: PlanningProblem) -> HeadSeconds:
     """
     shape, workload, device = problem.shape, problem.workload, head_device(problem)
     rows = workload.tokens_per_step
-
-    def weights_s(parameters: int, num_rows: int) -> float:
-        return _roofline(parameters * workload.head_bits_per_weight / 8, 2 * parameters * num_rows, device)
-
     trunk, drafts = shape.attention[: shape.num_hidden_layers], shape.attention[shape.num_hidden_layers :]
     mtp_s = sum(
-        weights_s(shape.mtp_layer_parameters(i), workload.num_sequences)
+        _weights_s(shape.mtp_layer_parameters(i), workload.num_sequences, workload, device)
         + _kv_cache_s(drafts[i], workload, device, rows=workload.num_sequences)
         for i in range(min(workload.drafts, shape.num_mtp_layers))
     )
     return HeadSeconds(
-        attention_s=sum(weights_s(a.parameters(shape.hidden_size), rows) for a in trunk),
+        attention_s=sum(_weights_s(a.parameters(shape.hidden_size), rows, workload, device) for a in trunk),
         kv_cache_s=sum(_kv_cache_s(a, workload, device, rows=rows) for a in trunk),
-        router_s=shape.num_moe_layers * weights_s(shape.router_parameters, rows),
-        dense_ffn_s=shape.num_dense_layers * weights_s(shape.dense_ffn_parameters, rows),
-        lm_head_s=weights_s(shape.lm_head_parameters, rows),
+        router_s=shape.num_moe_layers * _weights_s(shape.router_parameters, rows, workload, device),
+        dense_ffn_s=shape.num_dense_layers * _weights_s(shape.dense_ffn_parameters, rows, workload, device),
+        lm_head_s=_weights_s(shape.lm_head_parameters, rows, workload, device),
         mtp_s=mtp_s,
+    )
+
+
+def head_layer_seconds(problem: PlanningProblem) -> NDArray[np.float64]:
+    """The same step layer by layer: float64 [num_hidden_layers], without shared experts.
+
+    Attention, KV cache, and the router or the dense FFN; with lm_head and MTP layers they add up to
+    `head_seconds`.
+    """
+    shape, workload, device = problem.shape, problem.workload, head_device(problem)
+    rows = workload.tokens_per_step
+    router_s = _weights_s(shape.router_parameters, rows, workload, device)
+    dense_ffn_s = _weights_s(shape.dense_ffn_parameters, rows, workload, device)
+    return np.array(
+        [
+            _weights_s(attention.parameters(shape.hidden_size), rows, workload, device)
+            + _kv_cache_s(attention, workload, device, rows=rows)
+            + (router_s if layer in shape.moe_layers else dense_ffn_s)
+            for layer, attention in enumerate(shape.attention[: shape.num_hidden_layers])
+        ]
     )
 
 
@@ -185,7 +201,7 @@ def prefill_seconds(
     experts_s = (shared + asked * rates.round_trip_s + rows * rates.row_wire_s + work).max(axis=1).sum()
 
     def weights_s(parameters: int) -> float:
-        return _roofline(parameters * workload.head_bits_per_weight / 8, 2 * parameters * num_tokens, device)
+        return _weights_s(parameters, num_tokens, workload, device)
 
     trunk = shape.attention[: shape.num_hidden_layers]
     head_s = sum(weights_s(a.parameters(shape.hidden_size)) for a in trunk)
@@ -193,9 +209,7 @@ def prefill_seconds(
     head_s += shape.num_moe_layers * weights_s(shape.router_parameters)
     head_s += shape.num_dense_layers * weights_s(shape.dense_ffn_parameters)
     # Only the last position needs logits.
-    head_s += _roofline(
-        shape.lm_head_parameters * workload.head_bits_per_weight / 8, 2 * shape.lm_head_parameters, device
-    )
+    head_s += _weights_s(shape.lm_head_parameters, 1, workload, device)
     return float(experts_s) + head_s
 
 
@@ -203,12 +217,16 @@ def _roofline(num_bytes: float, flops: float, device: PlanningDevice) -> float:
     return max(num_bytes / device.bandwidth_bytes_per_s, flops / device.ffn_flops_per_s)
 
 
+def _weights_s(parameters: int, num_rows: int, workload: Workload, device: PlanningDevice) -> float:
+    """The head's own weights: read once, multiplied with every row."""
+    return _roofline(parameters * workload.head_bits_per_weight / 8, 2 * parameters * num_rows, device)
+
+
 def _shared_expert_s(
     device: PlanningDevice, shape: ModelShape, workload: Workload, rows: int | None = None
 ) -> float:
-    parameters = shape.shared_expert_parameters
     num_rows = workload.tokens_per_step if rows is None else rows
-    return _roofline(parameters * workload.head_bits_per_weight / 8, 2 * parameters * num_rows, device)
+    return _weights_s(shape.shared_expert_parameters, num_rows, workload, device)
 
 
 def _kv_cache_s(attention: AttentionShape, workload: Workload, device: PlanningDevice, rows: int) -> float:

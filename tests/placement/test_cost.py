@@ -11,6 +11,7 @@ from placement.cost import (
     ExpertRates,
     device_seconds,
     expert_rates,
+    head_layer_seconds,
     head_seconds,
     message_size,
     prefill_seconds,
@@ -83,6 +84,14 @@ def test_drafts_cost_their_own_layers_and_heads() -> None:
     assert one.mtp_s * 100e9 == pytest.approx(1.62e9, rel=0.01)
     assert three.mtp_s == pytest.approx(3 * one.mtp_s)
     assert three.lm_head_s == pytest.approx(one.lm_head_s)
+
+
+def test_the_heads_layers_add_up_to_its_step() -> None:
+    asked = problem(Workload(num_sequences=2, drafts=2, context=5000))
+    whole, layers = head_seconds(asked), head_layer_seconds(asked)
+    assert len(layers) == 45
+    assert layers.sum() + whole.lm_head_s + whole.mtp_s == pytest.approx(whole.total_s, rel=1e-12)
+    assert layers[0] > layers[4] != layers[5] == layers[6]  # dense, full attention, sliding, sliding
 
 
 def test_a_head_without_a_device_has_no_known_speed() -> None:
