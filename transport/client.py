@@ -1,0 +1,151 @@
+"""The head's end: a DEALER socket to one worker."""
+
+from __future__ import annotations
+
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+
+from placement.errors import WorkerLost, WorkerStartError
+from transport.keys import HeadKeys, secure_client
+from transport.messages import (
+    ForwardRequest,
+    Hello,
+    HelloReply,
+    Ping,
+    Reply,
+    Request,
+    WireError,
+    WireLimits,
+)
+from transport.sockets import Context, Socket, open_socket, receive_frames, send_frames
+from transport.wire import decode_reply, encode
+
+
+class WorkerClient:
+    """The head's connection to one worker, for one thread. Only `hello` and `wait` block.
+
+    libzmq connects in the background and reconnects by itself. What is under way when a connection breaks is
+    lost, so whoever waits keeps a deadline and asks again, under a new request id.
+    """
+
+    def __init__(
+        self, context: Context, endpoint: str, limits: WireLimits, *, name: str, keys: HeadKeys | None = None
+    ) -> None:
+        self.name = name
+        self.endpoint = endpoint
+        self._limits = limits
+        self._wait_ms = -1
+        self.socket: Socket = open_socket(context, zmq.DEALER, endpoint, limits)
+        """For a `zmq.Poller` over several workers; readable when `receive` has something."""
+        if keys is not None:
+            secure_client(self.socket, keys)
+        self.socket.connect(endpoint)
+
+    def hello(self, timeout_s: float, *, dtype: str | None = None) -> HelloReply:
+        """Ask the worker who it is, before anything else, and hold it to this plan and model.
+
+        Args:
+            timeout_s: how long to wait for the answer, connecting included.
+            dtype: what its weights must be ("float32", "bfloat16"), None for any.
+
+        Raises:
+            WorkerStartError: no answer in time, or one from another worker, plan, model or dtype.
+        """
+        self.send(Hello(0))
+        reply = self.wait(timeout_s)
+        if reply is None:
+            raise WorkerStartError(
+                f"worker {self.name} at {self.endpoint}: no answer in {timeout_s:g} s: it does not run, "
+                "cannot be reached, or was started with other keys"
+            )
+        if not isinstance(reply, HelloReply):
+            raise WorkerStartError(f"worker {self.name} at {self.endpoint}: answered a greeting with {reply}")
+        expected = {"name": self.name, "epoch": self._limits.epoch, "fingerprint": self._limits.fingerprint}
+        if dtype is not None:
+            expected["dtype"] = dtype
+        for field, value in expected.items():
+            found = getattr(reply, field)
+            if found != value:
+                raise WorkerStartError(
+                    f"worker {self.name} at {self.endpoint}: serves {field} {found}, expected {value}: "
+                    "stop it and start all workers from one plan"
+                )
+        return reply
+
+    def send_forward(
+        self,
+        request_id: int,
+        layer: int,
+        hidden: NDArray[np.float32] | NDArray[np.uint16],
+        expert_ids: NDArray[np.int32],
+        weights: NDArray[np.float32],
+        scale_exponents: NDArray[np.int32],
+    ) -> None:
+        """Send one MoE layer's rows; arrays as in `ForwardRequest`, `hidden` unchanged until the reply.
+
+        Raises:
+            WorkerLost: the worker has stopped taking requests.
+        """
+        epoch = self._limits.epoch
+        self.send(ForwardRequest(request_id, epoch, layer, hidden, expert_ids, weights, scale_exponents))
+
+    def ping(self, request_id: int) -> None:
+        """Ask for a sign of life, which a worker gives while it computes; the answer is a `Pong`."""
+        self.send(Ping(request_id))
+
+    def send(self, request: Request) -> None:
+        """Hand a request to libzmq, without waiting for it to leave.
+
+        Raises:
+            WorkerLost: as many requests as may queue are still unsent.
+        """
+        try:
+            send_frames(self.socket, encode(request))
+        except zmq.Again:
+            raise WorkerLost(
+                f"worker {self.name} at {self.endpoint}: takes no more requests: "
+                "it hangs or cannot be reached"
+            ) from None
+
+    def receive(self) -> Reply | None:
+        """The next answer if one has come, in the worker's order.
+
+        An answer is held to the limits but not to its request: that it is still owed, and for as many rows,
+        is for the caller to check.
+
+        Raises:
+            WireError: not an answer in this protocol.
+        """
+        try:
+            frames = receive_frames(self.socket, zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+        return self._decode(frames)
+
+    def wait(self, timeout_s: float) -> Reply | None:
+        """The next answer, or None after `timeout_s`; a few µs quicker than a poller for a single worker.
+
+        Raises:
+            WireError: not an answer in this protocol.
+        """
+        wait_ms = max(0, round(timeout_s * 1000))
+        if wait_ms != self._wait_ms:
+            self.socket.setsockopt(zmq.RCVTIMEO, wait_ms)
+            self._wait_ms = wait_ms
+        try:
+            frames = receive_frames(self.socket)
+        except zmq.Again:
+            return None
+        return self._decode(frames)
+
+    def close(self) -> None:
+        """Drop the connection and what is queued on it."""
+        self.socket.close(0)
+
+    def _decode(self, frames: list[zmq.Frame]) -> Reply:
+        try:
+            return decode_reply(frames, self._limits)
+        except WireError as error:
+            where = f"worker {self.name} at {self.endpoint}: {error}"
+            raise WireError(error.code, where, error.request_id) from None

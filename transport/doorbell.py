@@ -1,0 +1,39 @@
+"""Waiting for one ZeroMQ socket in several threads."""
+
+from __future__ import annotations
+
+import os
+import select
+
+
+class Doorbell:
+    """Wakes one of the waiting threads when a socket has news, and all of them once it is shut.
+
+    libzmq's ZMQ_FD becomes readable when the socket's state *changes*. An edge-triggered epoll shared by the
+    threads turns a change into exactly one wake-up, and Linux wakes the thread that began to wait last.
+    Whoever is woken, or has used the socket for anything else, must receive until nothing is left.
+    """
+
+    def __init__(self, socket_fd: int) -> None:
+        self._shut = False
+        self._shut_reader, self._shut_writer = os.pipe()
+        self._epoll = select.epoll()
+        self._epoll.register(socket_fd, select.EPOLLIN | select.EPOLLET)
+        self._epoll.register(self._shut_reader, select.EPOLLIN)
+
+    def wait(self) -> bool:
+        """Sleep until there may be news; False once the bell is shut."""
+        if not self._shut:
+            self._epoll.poll(-1, 1)
+        return not self._shut
+
+    def shut(self) -> None:
+        """Wake every thread, now and from now on."""
+        self._shut = True
+        os.write(self._shut_writer, b"\0")
+
+    def close(self) -> None:
+        """Free the descriptors; no thread may be waiting."""
+        self._epoll.close()
+        os.close(self._shut_reader)
+        os.close(self._shut_writer)

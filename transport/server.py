@@ -1,0 +1,115 @@
+"""The worker's end: a ROUTER socket that any number of peers reach, each answered on its own connection."""
+
+from __future__ import annotations
+
+import errno
+
+import zmq
+from zmq.auth.thread import ThreadAuthenticator
+
+from placement.errors import WorkerStartError
+from transport.doorbell import Doorbell
+from transport.keys import WorkerKeys, require_keys, secure_server
+from transport.messages import Reply, Request, WireError, WireLimits
+from transport.sockets import Context, open_socket, receive_frames, send_frames
+from transport.wire import decode_request, encode
+
+# As plain integers: pyzmq's enums cost as much as the call.
+_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
+
+NOT_AN_ENDPOINT = "not an endpoint: expected tcp://ADDRESS:PORT, ipc://PATH or inproc://NAME"
+NO_SUCH_ADDRESS = "this machine has no such address: bind one of its own"
+_BIND_FAILURES = {
+    errno.EADDRINUSE: "it is in use by another process: choose another port, or * to let the system choose",
+    errno.EADDRNOTAVAIL: NO_SUCH_ADDRESS,
+    errno.ENODEV: NO_SUCH_ADDRESS,
+    errno.EACCES: "not allowed: ports below 1024 need root, an ipc path needs a directory you may write",
+    errno.ENOENT: "the directory of the ipc path does not exist: make it first",
+    errno.ENAMETOOLONG: "the ipc path is too long: at most 107 bytes",
+    errno.EINVAL: NOT_AN_ENDPOINT,
+    errno.EPROTONOSUPPORT: NOT_AN_ENDPOINT,
+}
+
+
+class Server:
+    """A bound ROUTER socket. `wait` is for any number of threads; all else for one at a time, under a lock.
+
+    Peers bear the names ROUTER makes up, so none can take another's. An answer whose connection is gone is
+    dropped: libzmq reconnects but never resends, so whoever still wants it asks again.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        endpoint: str,
+        limits: WireLimits,
+        *,
+        name: str,
+        keys: WorkerKeys | None = None,
+    ) -> None:
+        """Bind; `name` is for the messages of errors.
+
+        Raises:
+            KeysRequired: `endpoint` can be reached from other machines and `keys` is None.
+            WorkerStartError: the port is in use, or the endpoint cannot be bound.
+        """
+        require_keys(endpoint, keys)
+        self._limits = limits
+        self._authenticator: ThreadAuthenticator | None = None
+        self._socket = open_socket(context, zmq.ROUTER, endpoint, limits)
+        try:
+            self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            if keys is not None:
+                self._authenticator = secure_server(self._socket, keys)
+            self._socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self._close_socket()
+            reason = _BIND_FAILURES.get(error.errno or 0, str(error))
+            raise WorkerStartError(f"worker {name}: cannot bind {endpoint}: {reason}") from error
+        self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        self._doorbell = Doorbell(self._socket.fileno())
+
+    def wait(self) -> bool:
+        """Sleep until a message may have come; False once the server is shut."""
+        return self._doorbell.wait()
+
+    def receive(self) -> tuple[bytes, Request | WireError] | None:
+        """The next message and its peer, or None."""
+        try:
+            peer, *frames = receive_frames(self._socket, zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+        try:
+            return peer.bytes, decode_request(frames, self._limits)
+        except WireError as error:
+            return peer.bytes, error
+
+    def pending(self) -> bool:
+        """Whether `receive` has something. Ask after `receive` and `send`: `wait` may not say so again."""
+        events: int = self._socket.getsockopt(_EVENTS)  # type: ignore[assignment]
+        return bool(events & _POLLIN)
+
+    def send(self, peer: bytes, reply: Reply) -> bool:
+        """Answer a peer; False if its connection is gone or it has stopped reading."""
+        try:
+            send_frames(self._socket, [peer, *encode(reply)])
+        except zmq.ZMQError as error:
+            if error.errno not in (errno.EAGAIN, errno.EHOSTUNREACH):
+                raise
+            return False
+        return True
+
+    def shut(self) -> None:
+        """Let every `wait` return False, from any thread."""
+        self._doorbell.shut()
+
+    def close(self) -> None:
+        """Free socket and port; no thread may be in `wait`."""
+        self._doorbell.close()
+        self._close_socket()
+
+    def _close_socket(self) -> None:
+        self._socket.close(0)
+        if self._authenticator is not None:
+            self._authenticator.stop()
+            self._authenticator = None

@@ -1,0 +1,291 @@
+"""The experts of one process behind a ZeroMQ socket: requests in, partial sums out. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import zmq
+from numpy.typing import NDArray
+from torch import Tensor
+
+from transport.keys import WorkerKeys
+from transport.messages import (
+    MAX_TEXT_CHARS,
+    ErrorCode,
+    ErrorReply,
+    ForwardReply,
+    ForwardRequest,
+    Hello,
+    HelloReply,
+    Ping,
+    Pong,
+    Reply,
+    Request,
+    WireError,
+    WireLimits,
+)
+from transport.server import Server
+from transport.sockets import Context
+from workers.fixed_point import PartialSum
+from workers.kernels import ExpertNotHeld
+
+log = logging.getLogger(__name__)
+
+# Requests that may wait while one is computed. The head sends one message a worker and layer, or a few for a
+# long prefill; whoever finds the queue full is told so and asks again.
+MAX_WAITING = 16
+# Messages one thread takes at a stretch, so that a flood of them cannot keep it from computing.
+MAX_RECEIVED = 64
+# Two threads: while one computes, the other answers.
+NUM_THREADS = 2
+
+
+class ExpertCompute(Protocol):
+    """What the service asks of an `ExpertStore`."""
+
+    @property
+    def num_experts(self) -> int: ...
+
+    @property
+    def held_bytes(self) -> int: ...
+
+    def forward(
+        self, layer: int, hidden: Tensor, expert_ids: Tensor, weights: Tensor, scale_exponents: Tensor
+    ) -> PartialSum: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceHealth:
+    """A look at a running service; counts are since its start, `compute_s` seconds in the experts.
+
+    `refused` counts messages answered with an error, `undelivered` answers whose asker was gone.
+    """
+
+    name: str
+    endpoint: str
+    running: bool
+    num_experts: int
+    held_bytes: int
+    queue_depth: int
+    served: int
+    refused: int
+    undelivered: int
+    compute_s: float
+
+
+@dataclass(slots=True)
+class _Counts:
+    served: int = 0
+    refused: int = 0
+    undelivered: int = 0
+    compute_s: float = 0.0
+
+
+class ExpertService:
+    """Serves one store on one endpoint until stopped.
+
+    Two threads share the socket. Both sleep on it, and one message wakes one of them: it takes what has come,
+    under the lock, and computes it itself if nobody computes yet. So a request never changes threads, which
+    would cost more than all of the message handling, and while one thread computes the other is already
+    waiting to answer pings, refuse what is malformed and queue the rest. One request is computed at a time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        store: ExpertCompute,
+        limits: WireLimits,
+        endpoint: str = "tcp://127.0.0.1:*",
+        *,
+        dtype: str,
+        keys: WorkerKeys | None = None,
+        context: Context | None = None,
+    ) -> None:
+        """Nothing is bound before `start`.
+
+        Args:
+            dtype: the store's weights, as `HelloReply` tells them.
+            keys: needed on every endpoint that other machines can reach.
+            context: the asker's, for inproc endpoints; otherwise the service has its own.
+        """
+        self.name = name
+        self._store = store
+        self._limits = limits
+        self._bind_to = endpoint
+        self._dtype = dtype
+        self._keys = keys
+        self._shared_context = context
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[bytes, ForwardRequest]] = deque()
+        self._computing = False
+        self._counts = _Counts()
+        self._server: Server | None = None
+        self._context: Context | None = None
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def endpoint(self) -> str:
+        """Where it is reached, the port resolved; what it was asked to bind before `start`."""
+        return self._server.endpoint if self._server is not None else self._bind_to
+
+    def start(self) -> None:
+        """Bind and serve.
+
+        Raises:
+            KeysRequired: other machines can reach the endpoint, and there are no keys.
+            WorkerStartError: the endpoint cannot be bound.
+        """
+        self._context = self._shared_context or zmq.Context()
+        try:
+            self._server = Server(self._context, self._bind_to, self._limits, name=self.name, keys=self._keys)
+        except BaseException:
+            self._close_context()
+            raise
+        self._threads = [
+            threading.Thread(target=self._serve, args=(self._server,), name=f"{self.name}-{i}", daemon=True)
+            for i in range(NUM_THREADS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Stop serving and free the port, after the request that is being computed. Harmless when stopped."""
+        server = self._server
+        if server is None:
+            return
+        server.shut()
+        with self._lock:
+            self._waiting.clear()
+        for thread in self._threads:
+            thread.join()
+        self._server = None
+        server.close()
+        self._close_context()
+
+    def health(self) -> ServiceHealth:
+        with self._lock:
+            return ServiceHealth(
+                name=self.name,
+                endpoint=self.endpoint,
+                running=all(thread.is_alive() for thread in self._threads) and self._server is not None,
+                num_experts=self._store.num_experts,
+                held_bytes=self._store.held_bytes,
+                queue_depth=self._queue_depth(),
+                served=self._counts.served,
+                refused=self._counts.refused,
+                undelivered=self._counts.undelivered,
+                compute_s=self._counts.compute_s,
+            )
+
+    def __enter__(self) -> ExpertService:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _close_context(self) -> None:
+        if self._context is not None and self._context is not self._shared_context:
+            self._context.term()
+        self._context = None
+
+    def _serve(self, server: Server) -> None:
+        more = False
+        while more or server.wait():
+            with self._lock:
+                more = self._receive(server)
+                job = self._next()
+            while job is not None:
+                peer, request = job
+                reply = self._compute(request)
+                with self._lock:
+                    self._answer(server, peer, reply)
+                    more = server.pending() and self._receive(server)
+                    self._computing = False
+                    job = self._next()
+
+    def _receive(self, server: Server) -> bool:
+        """Take what has come and answer all but forwards; True if there may be more."""
+        for _ in range(MAX_RECEIVED):
+            received = server.receive()
+            if received is None:
+                return False
+            peer, message = received
+            if isinstance(message, ForwardRequest) and len(self._waiting) < MAX_WAITING:
+                self._waiting.append((peer, message))
+            else:
+                self._answer(server, peer, self._reply(message))
+            if not server.pending():
+                return False
+        return True
+
+    def _next(self) -> tuple[bytes, ForwardRequest] | None:
+        """The request to compute now, if there is one and nobody computes."""
+        if self._computing or not self._waiting:
+            return None
+        self._computing = True
+        return self._waiting.popleft()
+
+    def _reply(self, message: Request | WireError) -> Reply:
+        """The answer to all that needs no computing."""
+        if isinstance(message, Ping):
+            return Pong(message.request_id, self._queue_depth())
+        if isinstance(message, Hello):
+            limits, num_experts = self._limits, self._store.num_experts
+            return HelloReply(
+                message.request_id, self.name, limits.epoch, limits.fingerprint, self._dtype, num_experts
+            )
+        if isinstance(message, WireError):
+            return self._error(message.request_id, message.code, str(message))
+        return self._error(
+            message.request_id, ErrorCode.BUSY, f"{MAX_WAITING} requests wait already: ask again"
+        )
+
+    def _compute(self, request: ForwardRequest) -> Reply:
+        started = time.perf_counter()
+        try:
+            partial_sum = self._store.forward(
+                request.layer,
+                _tensor(request.hidden),
+                torch.from_numpy(request.expert_ids),
+                torch.from_numpy(request.weights),
+                torch.from_numpy(request.scale_exponents),
+            )
+            values, saturated = partial_sum.values.numpy(), partial_sum.saturated.numpy()
+        except ExpertNotHeld as error:
+            return self._error(request.request_id, ErrorCode.EXPERT_NOT_HELD, str(error))
+        except Exception:
+            # The cause goes to this machine's log, not to whoever asked.
+            log.exception("worker %s: layer %d failed", self.name, request.layer)
+            message = f"worker {self.name} failed in layer {request.layer}: its log has the cause"
+            return self._error(request.request_id, ErrorCode.INTERNAL, message)
+        compute_s = time.perf_counter() - started
+        self._counts.compute_s += compute_s
+        return ForwardReply(request.request_id, values, saturated, compute_s)
+
+    def _answer(self, server: Server, peer: bytes, reply: Reply) -> None:
+        if isinstance(reply, ForwardReply):
+            self._counts.served += 1
+        elif isinstance(reply, ErrorReply):
+            self._counts.refused += 1
+        if not server.send(peer, reply):
+            self._counts.undelivered += 1
+
+    def _queue_depth(self) -> int:
+        return len(self._waiting) + self._computing
+
+    def _error(self, request_id: int, code: ErrorCode, message: str) -> ErrorReply:
+        return ErrorReply(request_id, code, message[:MAX_TEXT_CHARS])
+
+
+def _tensor(hidden: NDArray[Any]) -> Tensor:
+    """float32 as it is; uint16 holds the bits of bfloat16."""
+    tensor = torch.from_numpy(hidden)
+    return tensor.view(torch.bfloat16) if hidden.dtype == np.uint16 else tensor
