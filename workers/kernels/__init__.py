@@ -15,10 +15,11 @@ import importlib.machinery
 import os
 from pathlib import Path
 
-# Several workers share a machine's cores. OpenMP's default is to spin between parallel regions, which
-# takes the core from the worker that has something to do. It is read when libgomp is loaded, which an
-# earlier `import torch` has done already: entry points set it too.
+# Both are read when torch is loaded, so a process that imports torch first sets them itself.
+# Several workers share a machine's cores: OpenMP's default, to spin between parallel regions, takes the core
+# from the worker that has something to do. Huge pages make reading weights a tenth faster.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
 from torch import Tensor
@@ -159,7 +160,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     N, weight_K = weight.shape
     if weight_K != K:
         raise _mismatch("linear", x=x, weight=weight)
-    out = _empty((T, N))
+    out = _empty(T, N)
     _linear(
         _check(x).data_ptr(), weight.data_ptr(), _is_bf16(weight), out.data_ptr(), T, N, K, _num_threads()
     )
@@ -179,7 +180,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, zero_centered: bool) -> Tens
     T, D = x.shape
     if weight.numel() != D:
         raise _mismatch("rms_norm", x=x, weight=weight)
-    out = _empty((T, D))
+    out = _empty(T, D)
     _rms_norm(
         _check(x).data_ptr(),
         weight.data_ptr(),
@@ -254,7 +255,7 @@ def grid_to_float32(values: Tensor, scale_exponents: Tensor) -> Tensor:
     T, H = values.shape
     if scale_exponents.shape != (T,):
         raise _mismatch("grid_to_float32", values=values, scale_exponents=scale_exponents)
-    out = _empty((T, H))
+    out = _empty(T, H)
     status = _grid_to_float32(
         _check(values, _int32).data_ptr(),
         _check(scale_exponents, _int32).data_ptr(),
@@ -285,7 +286,7 @@ def route_top_k(
     T, E = logits.shape
     if not 0 < top_k <= E or (bias is not None and bias.numel() != E):
         raise ValueError(f"route_top_k: logits {list(logits.shape)}, top_k {top_k}, bias of another size")
-    expert_ids, weights = _empty((T, top_k), dtype=_int32), _empty((T, top_k))
+    expert_ids, weights = _empty(T, top_k, dtype=_int32), _empty(T, top_k)
     status = _route_top_k(
         _check(logits).data_ptr(),
         None if bias is None else _check(bias).data_ptr(),
@@ -340,7 +341,7 @@ def attention(
     cached = min(position, window - 1) if window else position
     if cached > slots:
         raise ValueError(f"attention: {cached} earlier keys are needed, the cache has {slots} slots")
-    out = _empty((T, num_heads, D))
+    out = _empty(T, num_heads, D)
     status = _attention(
         _check(q).data_ptr(),
         k_new.data_ptr(),
@@ -378,7 +379,7 @@ def dense_ffn(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, limit: float) -
     intermediate = gate.shape[0]
     if gate.shape != (intermediate, H) or up.shape != gate.shape or down.shape != (H, intermediate):
         raise _mismatch("dense_ffn", x=x, gate=gate, up=up, down=down)
-    out = _empty((T, H))
+    out = _empty(T, H)
     status = _dense_ffn(
         _check(x).data_ptr(),
         gate.data_ptr(),
@@ -455,7 +456,7 @@ def moe_partial_sum(
             up=up,
             down=down,
         )
-    values, saturated = _empty((T, H), dtype=_int32), _empty(T, dtype=torch.bool)
+    values, saturated = _empty(T, H, dtype=_int32), _empty(T, dtype=torch.bool)
     status = _moe_partial_sum(
         _check(x).data_ptr(),
         _check(expert_ids, _int32).data_ptr(),

@@ -21,7 +21,7 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 // Loops over a tile's rows and columns must unroll completely, or the accumulators live in memory.
-#define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL _Pragma("GCC unroll 32")
 
 struct bf16 {
   uint16_t bits;
@@ -229,8 +229,12 @@ struct Lanes {
   static ALWAYS_INLINE Lanes fma(Lanes a, Lanes b, Lanes c) {
     return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
   }
-  static ALWAYS_INLINE Lanes add(Lanes a, Lanes b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
-  static ALWAYS_INLINE Lanes mul(Lanes a, Lanes b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+  static ALWAYS_INLINE Lanes add(Lanes a, Lanes b) {
+    return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};
+  }
+  static ALWAYS_INLINE Lanes mul(Lanes a, Lanes b) {
+    return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
+  }
   ALWAYS_INLINE void store(float* p) const {
     _mm256_storeu_ps(p, lo);
     _mm256_storeu_ps(p + 8, hi);
@@ -379,7 +383,8 @@ EXPORT void potluck_sigmoid(const float* x, float* out, int64_t n, int threads) 
   active->sigmoid(x, out, n, threads);
 }
 
-EXPORT void potluck_swiglu(const float* gate, const float* up, float* out, int64_t n, float limit, int threads) {
+EXPORT void potluck_swiglu(const float* gate, const float* up, float* out, int64_t n, float limit,
+                           int threads) {
   active->swiglu(gate, up, out, n, limit, threads);
 }
 

@@ -5,26 +5,52 @@
 
 // ---- dot products ---------------------------------------------------------------------------------------
 
-// out[r * ldo + c] = dot(x row r, w row c); row r of x is at x + ldx * (index ? index[r] : r).
-template <int R, int C, class W>
-static ALWAYS_INLINE void dot_tile(const float* x, int64_t ldx, const int64_t* index, const W* w, int64_t ldw,
-                                   int64_t K, float* out, int64_t ldo) {
-  const float* rows[R];
-  UNROLL for (int r = 0; r < R; ++r) rows[r] = x + ldx * (index ? index[r] : r);
-  Lanes acc[(R * C + 3) / 4 * 4];
-  UNROLL for (int i = 0; i < (R * C + 3) / 4 * 4; ++i) acc[i] = Lanes::zero();
+// Rows of x, by address: row r is at x + stride * (index ? index[r] : r).
+struct Rows {
+  const float* x;
+  int64_t stride;
+  const int64_t* index;
 
-  int64_t k = 0;
-  for (; k + 16 <= K; k += 16) {
+  ALWAYS_INLINE const float* row(int64_t r) const { return x + stride * (index ? index[r] : r); }
+  ALWAYS_INLINE Rows from(int64_t r) const {
+    return {index ? x : x + r * stride, stride, index ? index + r : nullptr};
+  }
+};
+
+// A stretch of k that one pass over a tile covers. Between passes the lanes wait in `state`.
+struct Stretch {
+  int64_t begin, end;
+  bool first, last;
+};
+
+// out[r * ldo + c] = dot(row r, w row c), over one stretch of k.
+template <int R, int C, class W>
+static ALWAYS_INLINE void dot_tile(const Rows x, const W* w, int64_t ldw, const Stretch k_range, Lanes* state,
+                                   float* out, int64_t ldo) {
+  constexpr int ACCUMULATORS = (R * C + 3) / 4 * 4;
+  const float* rows[R];
+  UNROLL for (int r = 0; r < R; ++r) rows[r] = x.row(r);
+  Lanes acc[ACCUMULATORS];
+  UNROLL for (int i = 0; i < ACCUMULATORS; ++i) acc[i] = Lanes::zero();
+  if (!k_range.first) {
+    UNROLL for (int i = 0; i < R * C; ++i) acc[i] = state[i];
+  }
+
+  int64_t k = k_range.begin;
+  for (; k + 16 <= k_range.end; k += 16) {
     Lanes columns[C];
-    UNROLL for (int c = 0; c < C; ++c) columns[c] = Lanes::load(w + c * ldw + k);
+    UNROLL for (int c = 0; c < C; ++c) {
+      columns[c] = Lanes::load(w + c * ldw + k);
+      // The next tile's weights: processors do not guess a jump to another row.
+      __builtin_prefetch(w + (c + C) * ldw + k, 0, 2);
+    }
     UNROLL for (int r = 0; r < R; ++r) {
       const Lanes row = Lanes::load(rows[r] + k);
       UNROLL for (int c = 0; c < C; ++c) acc[r * C + c] = Lanes::fma(columns[c], row, acc[r * C + c]);
     }
   }
-  if (k < K) {
-    const int n = (int)(K - k);
+  if (k < k_range.end) {
+    const int n = (int)(k_range.end - k);
     Lanes columns[C];
     UNROLL for (int c = 0; c < C; ++c) columns[c] = Lanes::load(w + c * ldw + k, n);
     UNROLL for (int r = 0; r < R; ++r) {
@@ -32,51 +58,67 @@ static ALWAYS_INLINE void dot_tile(const float* x, int64_t ldx, const int64_t* i
       UNROLL for (int c = 0; c < C; ++c) acc[r * C + c] = Lanes::fma(columns[c], row, acc[r * C + c]);
     }
   }
-
-  float sums[(R * C + 3) / 4 * 4];
-  UNROLL for (int i = 0; i < (R * C + 3) / 4; ++i) Lanes::sum4(acc + 4 * i, sums + 4 * i);
+  if (!k_range.last) {
+    UNROLL for (int i = 0; i < R * C; ++i) state[i] = acc[i];
+    return;
+  }
+  float sums[ACCUMULATORS];
+  UNROLL for (int i = 0; i < ACCUMULATORS; i += 4) Lanes::sum4(acc + i, sums + i);
   UNROLL for (int r = 0; r < R; ++r) {
     UNROLL for (int c = 0; c < C; ++c) out[r * ldo + c] = sums[r * C + c];
   }
 }
 
-// Dot products of T rows with C weight rows, R rows at a time; what is left over, 1 to R - 1 rows, in one tile.
+// T rows against C weight rows, R rows at a time; what is left over, 1 to R - 1 rows, in one tile.
 template <int R, int C, class W>
-static void dot_rows(const float* x, int64_t ldx, const int64_t* index, int64_t T, const W* w, int64_t ldw,
-                     int64_t K, float* out, int64_t ldo) {
+static void dot_rows(const Rows x, int64_t T, const W* w, int64_t ldw, const Stretch k_range, Lanes* state,
+                     float* out, int64_t ldo) {
   if constexpr (R > 0) {
     int64_t t = 0;
     for (; t + R <= T; t += R) {
-      dot_tile<R, C>(index ? x : x + t * ldx, ldx, index ? index + t : nullptr, w, ldw, K, out + t * ldo, ldo);
+      dot_tile<R, C>(x.from(t), w, ldw, k_range, state + t * C, out + t * ldo, ldo);
     }
     if (t < T) {
-      dot_rows<R - 1, C>(index ? x : x + t * ldx, ldx, index ? index + t : nullptr, T - t, w, ldw, K,
-                         out + t * ldo, ldo);
+      dot_rows<R - 1, C>(x.from(t), T - t, w, ldw, k_range, state + t * C, out + t * ldo, ldo);
     }
   }
 }
 
-// Rows of x kept in cache while weights pass: about a quarter of a common second-level cache.
-constexpr int64_t BLOCK_BYTES = 256 * 1024;
+// Rows whose x stays in the second-level cache while weights pass from memory, and the k that one pass over
+// a tile covers, so that the tile's weights and x come from the first level.
+constexpr int64_t BLOCK_ROWS = 48, BLOCK_K = 1024;
 
-// out[t * ldo + n] = dot(x row t, w row n) for n < N.
+template <int C, class W>
+static void dot_columns(const Rows x, int64_t T, const W* w, int64_t ldw, int64_t N, int64_t K, float* out,
+                        int64_t ldo) {
+  Lanes state[BLOCK_ROWS * C];
+  // A tile or less waits for memory, and memory prefers whole rows of weights.
+  const int64_t stretch = T <= Lanes::TILE_ROWS ? K : BLOCK_K;
+  for (int64_t n = 0; n < N; n += C) {
+    for (int64_t k = 0; k < K; k += stretch) {
+      const Stretch k_range{k, K - k < stretch ? K : k + stretch, k == 0, K - k <= stretch};
+      dot_rows<Lanes::TILE_ROWS, C>(x, T, w + n * ldw, ldw, k_range, state, out + n, ldo);
+    }
+  }
+}
+
+// out[t * ldo + n] = dot(row t, w row n) for t < T, n < N.
 template <class W>
-static void dot_block(const float* x, int64_t ldx, const int64_t* index, int64_t T, const W* w, int64_t ldw,
-                      int64_t N, int64_t K, float* out, int64_t ldo) {
-  constexpr int R = Lanes::TILE_ROWS, C = Lanes::TILE_COLUMNS;
-  int64_t block = BLOCK_BYTES / (K * (int64_t)sizeof(float) + 1) / R * R;
-  if (block < R) block = R;
-  for (int64_t t = 0; t < T; t += block) {
-    const int64_t rows = T - t < block ? T - t : block;
-    const float* xt = index ? x : x + t * ldx;
-    const int64_t* it = index ? index + t : nullptr;
+static void dot_block(const Rows x, int64_t T, const W* w, int64_t ldw, int64_t N, int64_t K, float* out,
+                      int64_t ldo) {
+  constexpr int C = Lanes::TILE_COLUMNS;
+  for (int64_t t = 0; t < T; t += BLOCK_ROWS) {
+    const int64_t rows = T - t < BLOCK_ROWS ? T - t : BLOCK_ROWS;
     float* ot = out + t * ldo;
     int64_t n = 0;
     if (rows == 1) {
-      for (; n + 4 <= N; n += 4) dot_tile<1, 4>(xt, ldx, it, w + n * ldw, ldw, K, ot + n, ldo);
+      for (; n + 4 <= N; n += 4) {
+        dot_tile<1, 4>(x.from(t), w + n * ldw, ldw, {0, K, true, true}, nullptr, ot + n, ldo);
+      }
     }
-    for (; n + C <= N; n += C) dot_rows<R, C>(xt, ldx, it, rows, w + n * ldw, ldw, K, ot + n, ldo);
-    for (; n < N; ++n) dot_rows<R, 1>(xt, ldx, it, rows, w + n * ldw, ldw, K, ot + n, ldo);
+    const int64_t whole = n + (N - n) / C * C;
+    dot_columns<C>(x.from(t), rows, w + n * ldw, ldw, whole - n, K, ot + n, ldo);
+    dot_columns<1>(x.from(t), rows, w + whole * ldw, ldw, N - whole, K, ot + whole, ldo);
   }
 }
 
@@ -107,9 +149,10 @@ constexpr int64_t LINEAR_COLUMNS = 48;
 template <class W>
 static void linear(const LinearArgs& a) {
   const W* weight = (const W*)a.weight;
+  const Rows x{a.x, a.K, nullptr};
   const int threads = threads_for(a.T * a.N * a.K, a.threads);
   if (threads == 1) {
-    dot_block(a.x, a.K, nullptr, a.T, weight, a.K, a.N, a.K, a.out, a.N);
+    dot_block(x, a.T, weight, a.K, a.N, a.K, a.out, a.N);
     return;
   }
   const int64_t items = (a.N + LINEAR_COLUMNS - 1) / LINEAR_COLUMNS;
@@ -117,7 +160,7 @@ static void linear(const LinearArgs& a) {
   for (int64_t item = 0; item < items; ++item) {
     const int64_t n = item * LINEAR_COLUMNS;
     const int64_t columns = a.N - n < LINEAR_COLUMNS ? a.N - n : LINEAR_COLUMNS;
-    dot_block(a.x, a.K, nullptr, a.T, weight + n * a.K, a.K, columns, a.K, a.out + n, a.N);
+    dot_block(x, a.T, weight + n * a.K, a.K, columns, a.K, a.out + n, a.N);
   }
 }
 
@@ -264,9 +307,9 @@ struct Segment {
 
 // out[r][d] = sum over keys j, ascending, of scores[r][j] * v[j][d], divided by totals[r].
 template <int R, int C, class W>
-static ALWAYS_INLINE void mix_tile(const float* scores, int64_t lds, const Segment<W>* segments, int num_segments,
-                                   int64_t ldv, int64_t d, int tail, const float* totals, float* out,
-                                   int64_t ldo) {
+static ALWAYS_INLINE void mix_tile(const float* scores, int64_t lds, const Segment<W>* segments,
+                                   int num_segments, int64_t ldv, int64_t d, int tail, const float* totals,
+                                   float* out, int64_t ldo) {
   Lanes acc[R * C];
   UNROLL for (int i = 0; i < R * C; ++i) acc[i] = Lanes::zero();
   int64_t j = 0;
@@ -274,7 +317,9 @@ static ALWAYS_INLINE void mix_tile(const float* scores, int64_t lds, const Segme
     const W* v = segments[s].v + d;
     for (int64_t i = 0; i < segments[s].count; ++i, ++j, v += ldv) {
       Lanes values[C];
-      UNROLL for (int c = 0; c < C; ++c) values[c] = tail < 16 ? Lanes::load(v + 16 * c, tail) : Lanes::load(v + 16 * c);
+      UNROLL for (int c = 0; c < C; ++c) {
+        values[c] = tail < 16 ? Lanes::load(v + 16 * c, tail) : Lanes::load(v + 16 * c);
+      }
       UNROLL for (int r = 0; r < R; ++r) {
         const Lanes score = Lanes::set1(scores[r * lds + j]);
         UNROLL for (int c = 0; c < C; ++c) acc[r * C + c] = Lanes::fma(score, values[c], acc[r * C + c]);
@@ -295,8 +340,8 @@ static ALWAYS_INLINE void mix_tile(const float* scores, int64_t lds, const Segme
 }
 
 template <int R, class W>
-static void mix_heads(const float* scores, int64_t lds, const Segment<W>* segments, int num_segments, int64_t ldv,
-                      int64_t D, const float* totals, float* out) {
+static void mix_heads(const float* scores, int64_t lds, const Segment<W>* segments, int num_segments,
+                      int64_t ldv, int64_t D, const float* totals, float* out) {
   constexpr int C = Lanes::TILE_COLUMNS;
   int64_t d = 0;
   for (; d + 16 * C <= D; d += 16 * C) {
@@ -357,7 +402,7 @@ static void attend(const AttentionArgs& a, int64_t t, int64_t kv_head, float* sc
   float* out = a.out + (t * a.num_heads + kv_head * group) * D;
   int64_t j = 0;
   for (int s = 0; s < num_segments; ++s) {
-    dot_block(q, D, nullptr, group, segments[s].k, stride, segments[s].count, D, scores + j, lds);
+    dot_block(Rows{q, D, nullptr}, group, segments[s].k, stride, segments[s].count, D, scores + j, lds);
     j += segments[s].count;
   }
   constexpr int64_t R = 4;
@@ -393,10 +438,10 @@ static void attention(const AttentionArgs& a) {
 
 // Activations act(gate x) * up x of `columns` intermediate units of rows of x, to out [rows, ldo].
 template <class W>
-static void gate_up_block(const float* x, int64_t H, const int64_t* index, int64_t rows, const W* gate, const W* up,
-                          int64_t columns, float limit, float* up_scratch, float* out, int64_t ldo) {
-  dot_block(x, H, index, rows, gate, H, columns, H, out, ldo);
-  dot_block(x, H, index, rows, up, H, columns, H, up_scratch, columns);
+static void gate_up_block(const Rows x, int64_t rows, int64_t H, const W* gate, const W* up, int64_t columns,
+                          float limit, float* up_scratch, float* out, int64_t ldo) {
+  dot_block(x, rows, gate, H, columns, H, out, ldo);
+  dot_block(x, rows, up, H, columns, H, up_scratch, columns);
   for (int64_t r = 0; r < rows; ++r) {
     swiglu_run(out + r * ldo, up_scratch + r * columns, out + r * ldo, columns, limit);
   }
@@ -418,14 +463,14 @@ static void dense_ffn(const FfnArgs& a) {
 #pragma omp for schedule(dynamic)
     for (int64_t item = 0; item < up_items; ++item) {
       const int64_t i = item * FFN_COLUMNS;
-      gate_up_block(a.x, a.H, nullptr, a.T, (const W*)a.gate + i * a.H, (const W*)a.up + i * a.H,
+      gate_up_block(Rows{a.x, a.H, nullptr}, a.T, a.H, (const W*)a.gate + i * a.H, (const W*)a.up + i * a.H,
                     block_columns(item, a.I), a.limit, up_scratch, a.activations + i, a.I);
     }
 #pragma omp for schedule(dynamic)
     for (int64_t item = 0; item < down_items; ++item) {
       const int64_t h = item * FFN_COLUMNS;
-      dot_block(a.activations, a.I, nullptr, a.T, (const W*)a.down + h * a.I, a.I, block_columns(item, a.H), a.I,
-                a.out + h, a.H);
+      dot_block(Rows{a.activations, a.I, nullptr}, a.T, (const W*)a.down + h * a.I, a.I,
+                block_columns(item, a.H), a.I, a.out + h, a.H);
     }
   }
 }
@@ -473,7 +518,7 @@ static void moe(const MoeArgs& a) {
       const int64_t group = item / up_items, i = item % up_items * FFN_COLUMNS;
       const int64_t start = a.group_starts[group], rows = a.group_starts[group + 1] - start;
       const int64_t weights_at = (a.group_slots[group] * a.I + i) * a.H;
-      gate_up_block(a.x, a.H, a.entry_tokens + start, rows, (const W*)a.gate + weights_at,
+      gate_up_block(Rows{a.x, a.H, a.entry_tokens + start}, rows, a.H, (const W*)a.gate + weights_at,
                     (const W*)a.up + weights_at, block_columns(item % up_items, a.I), a.limit, tile,
                     a.activations + start * a.I + i, a.I);
     }
@@ -486,8 +531,9 @@ static void moe(const MoeArgs& a) {
       }
       for (int64_t group = 0; group < a.num_groups; ++group) {
         const int64_t start = a.group_starts[group], rows = a.group_starts[group + 1] - start;
+        const Rows activations{a.activations + start * a.I, a.I, nullptr};
         const W* down = (const W*)a.down + (a.group_slots[group] * a.H + h) * a.I;
-        dot_block(a.activations + start * a.I, a.I, nullptr, rows, down, a.I, columns, a.I, tile, columns);
+        dot_block(activations, rows, down, a.I, columns, a.I, tile, columns);
         for (int64_t r = 0; r < rows; ++r) {
           const int64_t t = a.entry_tokens[start + r];
           const float weight = a.weights[t * a.k + a.entry_columns[start + r]];
