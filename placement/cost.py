@@ -85,10 +85,16 @@ def device_seconds(
         distinct: experts it must read.
         pairs: (token, expert) pairs it computes.
     """
-    work = np.maximum(distinct * rates.read_s, pairs * rates.compute_s)
-    seconds: NDArray[np.float64] = (
-        rates.busy_s + (rows > 0) * rates.round_trip_s + rows * rates.row_wire_s + work
-    )
+    wire = (rows > 0) * rates.round_trip_s + rows * rates.row_wire_s
+    seconds: NDArray[np.float64] = rates.busy_s + wire + expert_seconds(rates, distinct, pairs)
+    return seconds
+
+
+def expert_seconds(
+    rates: ExpertRates, distinct: NDArray[np.integer], pairs: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """How long each device computes on its experts of one layer: float64 [..., num_devices]."""
+    seconds: NDArray[np.float64] = np.maximum(distinct * rates.read_s, pairs * rates.compute_s)
     return seconds
 
 

@@ -1,0 +1,97 @@
+"""Replays a trace through a plan on a cluster: how fast, what is busy, what bounds each layer.
+
+One pass at a time meets nobody else's requests, so its time is the cost model's closed form, computed for
+thousands of passes at once. docs/simulator.md says what is modelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.cost import ExpertRates, device_seconds, expert_seconds
+from placement.steps import Acceptance, StepBlock, Trace, step_blocks
+from placement.system import System
+from placement.tally import SimulationReport, Tally
+from placement.touches import Touches, choose_devices, count_touches
+
+# Rows of one message; a longer pass goes in several (DEFAULT_MAX_ROWS of transport/messages.py).
+MAX_MESSAGE_ROWS = 2048
+
+
+def simulate_alone(
+    system: System, traces: Sequence[Trace], acceptance: Acceptance | None = None
+) -> SimulationReport:
+    """One pass after another, nothing else on the cluster: the closed form.
+
+    Linear in tokens, bounded memory. Two devices behind one link are charged as if each had it alone;
+    `placement.queueing` lets them wait for each other.
+
+    Args:
+        traces: one for all sequences of the workload, or one for each; see `step_blocks`.
+        acceptance: of drafts; without it every token of a trace runs once.
+
+    Raises:
+        InputError: traces that do not go with the workload, or are too short for one pass.
+        RoutingFileError: a trace of another model.
+    """
+    tally = Tally(system)
+    duration_s = 0.0
+    for block in step_blocks(system.shape, system.workload, traces, acceptance):
+        seconds = _add_block(tally, system, block)
+        tally.add_steps(seconds, block.new_tokens)
+        duration_s += float(seconds.sum())
+    tally.device_s[system.head] += tally.num_steps * system.head_s
+    return tally.report("closed form", duration_s)
+
+
+def _add_block(tally: Tally, system: System, block: StepBlock) -> NDArray[np.float64]:
+    """Seconds of each pass, float64 [num_steps]."""
+    shape, table = system.shape, system.plan.holder_table
+    elsewhere = np.arange(system.num_devices) != system.local
+    is_remote = system.is_remote
+    seconds = np.full(block.num_steps, system.head_s)
+    for row, holders in enumerate(table.layers):
+        expert_ids = block.expert_ids[:, row]
+        chosen = choose_devices(holders, expert_ids, system.local)
+        touches = count_touches(chosen, expert_ids, system.num_devices, shape.num_experts)
+        per_device = device_seconds(system.rates, touches.rows, touches.distinct, touches.pairs)
+        last = per_device.argmax(axis=1)
+        seconds += np.take_along_axis(per_device, last[:, None], axis=1)[:, 0]
+        asked = touches.rows > 0
+        tally.rows += touches.rows.sum(axis=0, dtype=np.int64)
+        tally.distinct += touches.distinct.sum(axis=0, dtype=np.int64)
+        tally.pairs += touches.pairs.sum(axis=0, dtype=np.int64)
+        tally.device_s += expert_seconds(system.rates, touches.distinct, touches.pairs).sum(axis=0)
+        tally.messages += num_messages(touches.rows[:, elsewhere])
+        tally.asking_layers += int(asked[:, elsewhere].any(axis=1).sum())
+        tally.remote_layers += int(asked[:, is_remote].any(axis=1).sum())
+        tally.bound_device[row] += np.bincount(last, minlength=system.num_devices)
+        causes = _causes(system.rates, touches, last)
+        tally.bound_cause[row] += np.bincount(causes, minlength=tally.bound_cause.shape[1])
+    tally.device_s += block.num_steps * shape.num_moe_layers * system.rates.busy_s
+    return seconds
+
+
+def num_messages(rows: NDArray[np.unsignedinteger]) -> int:
+    """Requests that carry `rows`, any shape, at most MAX_MESSAGE_ROWS in each."""
+    if rows.max(initial=0) <= MAX_MESSAGE_ROWS:
+        return int(np.count_nonzero(rows))
+    return int(-(-rows.astype(np.int64) // MAX_MESSAGE_ROWS).sum())
+
+
+def _causes(rates: ExpertRates, touches: Touches, last: NDArray[np.intp]) -> NDArray[np.intp]:
+    """The largest part of the slowest device's time, an index into CAUSES, for each step."""
+    steps = np.arange(len(last))
+    rows = touches.rows[steps, last]
+    parts = (
+        touches.distinct[steps, last] * rates.read_s[last],
+        touches.pairs[steps, last] * rates.compute_s[last],
+        (rows > 0) * rates.round_trip_s[last],
+        rows * rates.row_wire_s[last],
+        rates.busy_s[last],
+    )
+    causes: NDArray[np.intp] = np.argmax(parts, axis=0)
+    return causes
