@@ -1,0 +1,263 @@
+"""Runs a layer's routed experts wherever the plan put them: sockets and clock around `LayerSum`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from itertools import count
+
+import numpy as np
+import torch
+import zmq
+from numpy.typing import NDArray
+from torch import Tensor
+
+from orchestrator.layer_sum import Action, Ask, LayerSum, Patience
+from orchestrator.timing import StepTimer
+from placement.assign import assign_experts
+from placement.errors import WorkerRefused
+from placement.holders import LayerHolders
+from placement.plan import Plan
+from transport.client import WorkerClient
+from transport.messages import ErrorCode, ErrorReply, ForwardReply, ForwardRequest, WireError
+from workers import fixed_point
+from workers.store import ExpertStore
+
+
+@dataclass(slots=True)
+class Usage:
+    """What was asked of whom, since the last reset.
+
+    Attributes:
+        activations: (token, expert) pairs computed, by worker index.
+        remote_layers: layer passes that asked at least one worker outside this process.
+        messages: requests sent, probes left out.
+        sent_bytes, received_bytes: tensors of requests and answers, headers left out.
+        coarsened_rows: rows that had to be asked again on a coarser grid.
+    """
+
+    activations: list[int]
+    remote_layers: int = 0
+    messages: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    coarsened_rows: int = 0
+
+    def since(self, earlier: Usage) -> Usage:
+        """What was added after `earlier`, a copy made of these counts."""
+        counts = {f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)[1:]}
+        activations = [now - then for now, then in zip(self.activations, earlier.activations, strict=True)]
+        return Usage(activations, **counts)
+
+    def copy(self) -> Usage:
+        return replace(self, activations=list(self.activations))
+
+
+@dataclass(slots=True)
+class _Inputs:
+    """One layer's rows as this process's store and as the wire take them; the wire form is made on demand."""
+
+    layer: int
+    hidden: Tensor
+    weights: Tensor
+    wire_dtype: torch.dtype
+    _wire: NDArray[np.float32] | NDArray[np.uint16] | None = field(default=None)
+
+    def request(self, ask: Ask, epoch: int) -> ForwardRequest:
+        if self._wire is None:
+            if self.wire_dtype is torch.float32:
+                self._wire = self.hidden.numpy()
+            else:  # already rounded to bfloat16: the upper half of each float32 is the number
+                self._wire = self.hidden.to(torch.bfloat16).view(torch.uint16).numpy()
+        weights = self.weights.numpy()
+        whole = len(ask.rows) == len(self._wire)
+        return ForwardRequest(
+            ask.request_id,
+            epoch,
+            self.layer,
+            self._wire if whole else self._wire[ask.rows],
+            ask.expert_ids,
+            weights if whole else weights[ask.rows],
+            ask.scale_exponents,
+        )
+
+
+class Dispatcher:
+    """The head's `ExpertRunner`: its own experts here, the others over ZeroMQ, all at the same time.
+
+    Args:
+        plan: who holds what; worker "head" is this process.
+        local: the experts of worker "head", None when it has none.
+        clients: connected clients by worker name, one for every other worker of the plan.
+        dtype: what rows travel in, float32 or bfloat16; with bfloat16 `run` is given rows already rounded.
+        timer: shared with the model.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        local: ExpertStore | None,
+        clients: Mapping[str, WorkerClient],
+        *,
+        dtype: torch.dtype,
+        max_rows: int,
+        timer: StepTimer | None = None,
+        patience: Patience | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.plan = plan
+        self.timer = timer if timer is not None else StepTimer()
+        self.usage = Usage([0] * len(plan.workers))
+        self.lost: set[int] = set()
+        self._local = local
+        self._local_worker = plan.local_worker
+        self._clients = {plan.worker_index(name): client for name, client in clients.items()}
+        self._dtype = dtype
+        self._max_rows = max_rows
+        self._patience = patience if patience is not None else Patience()
+        self._clock = clock
+        self._request_ids = count(1)
+        self._names = [worker.name for worker in plan.workers]
+        self._row_of = {layer: row for row, layer in enumerate(plan.moe_layers)}
+        self._holders: Sequence[LayerHolders] = plan.holder_table.layers
+        self._holders_without: frozenset[int] = frozenset()
+        self._poller = zmq.Poller()
+        self._by_socket = {client.socket: worker for worker, client in self._clients.items()}
+        for socket in self._by_socket:
+            self._poller.register(socket, zmq.POLLIN)
+
+    def run(
+        self,
+        layer: int,
+        hidden: Tensor,
+        expert_ids: Tensor,
+        weights: Tensor,
+        scale_exponents: Tensor,
+        while_waiting: Callable[[], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """See `ExpertRunner.run`. Remote requests leave first; the rest of the work happens meanwhile.
+
+        Raises:
+            WorkerLost: a worker is gone and nobody else holds its experts.
+            WorkerRefused: a worker answered with an error.
+            NonFiniteError: an expert's output is not finite.
+        """
+        with self.timer.part("wire"):
+            inputs = _Inputs(layer, hidden, weights, self._dtype)
+            work = LayerSum(
+                layer=layer,
+                expert_ids=expert_ids.numpy(),
+                scale_exponents=scale_exponents.numpy(),
+                hidden_size=hidden.shape[1],
+                names=self._names,
+                choose=partial(self._choose, self._row_of[layer]),
+                request_ids=self._request_ids,
+                coarser=fixed_point.coarser,
+                max_coarsenings=fixed_point.MAX_COARSENINGS,
+                max_rows=self._max_rows,
+                patience=self._patience,
+                lost=self.lost,
+            )
+            here = self._send(work.begin(self._clock()), inputs)
+            self.usage.remote_layers += any(worker != self._local_worker for worker in work.owing())
+        meanwhile = while_waiting()
+        while True:
+            while here:
+                here += self._compute(here.pop(), work, inputs)
+            if work.finished:
+                break
+            here += self._send(self._wait(work), inputs)
+        with self.timer.part("wire"):
+            self.usage.coarsened_rows += work.coarsened_rows
+            values, exponents = work.result()
+            return fixed_point.to_float32(torch.from_numpy(values), torch.from_numpy(exponents)), meanwhile
+
+    def close(self) -> None:
+        for client in self._clients.values():
+            client.close()
+
+    def _choose(self, row: int, expert_ids: NDArray[np.int32], lost: frozenset[int]) -> NDArray[np.integer]:
+        if lost != self._holders_without:
+            self._holders = self.plan.holder_table.without(lost).layers
+            self._holders_without = lost
+        return assign_experts(expert_ids, self._holders[row], self._local_worker)
+
+    def _send(self, actions: Sequence[Action], inputs: _Inputs) -> list[Ask]:
+        """Send what is for other workers; returns what is for this process."""
+        here = []
+        for action in actions:
+            if action.worker == self._local_worker:
+                if isinstance(action, Ask):
+                    self._count(action)
+                    here.append(action)
+            elif isinstance(action, Ask):
+                with self.timer.part("wire"):
+                    self._count(action)
+                    request = inputs.request(action, self.plan.epoch)
+                    self._clients[action.worker].send(request)
+                    self.usage.messages += 1
+                    self.usage.sent_bytes += request.hidden.nbytes
+            else:
+                self._clients[action.worker].ping(next(self._request_ids))
+        return here
+
+    def _count(self, ask: Ask) -> None:
+        self.usage.activations[ask.worker] += int(np.count_nonzero(ask.expert_ids >= 0))
+
+    def _compute(self, ask: Ask, work: LayerSum, inputs: _Inputs) -> list[Ask]:
+        if self._local is None:
+            raise WorkerRefused("the plan puts experts on the head, but the head was started without any")
+        with self.timer.part("local_experts"):
+            whole = len(ask.rows) == inputs.hidden.shape[0]
+            rows = torch.from_numpy(ask.rows)
+            partial_sum = self._local.forward(
+                inputs.layer,
+                inputs.hidden if whole else inputs.hidden[rows],
+                torch.from_numpy(ask.expert_ids),
+                inputs.weights if whole else inputs.weights[rows],
+                torch.from_numpy(ask.scale_exponents),
+            )
+            values, saturated = partial_sum.values.numpy(), partial_sum.saturated.numpy()
+        actions = work.partial(ask.worker, ask.request_id, values, saturated, self._clock())
+        return self._send(actions, inputs)
+
+    def _wait(self, work: LayerSum) -> list[Action]:
+        """Until something arrives or is due."""
+        with self.timer.part("remote_wait"):
+            wait_s = max(0.0, work.wake_at_s() - self._clock())
+            events = self._poller.poll(math.ceil(wait_s * 1000))
+        actions: list[Action] = []
+        with self.timer.part("wire"):
+            now_s = self._clock()
+            for socket, _ in events:
+                worker = self._by_socket[socket]
+                actions += self._receive(worker, work, now_s)
+            actions += work.tick(now_s)
+        return actions
+
+    def _receive(self, worker: int, work: LayerSum, now_s: float) -> list[Action]:
+        """All that `worker` has sent."""
+        actions: list[Action] = []
+        while True:
+            try:
+                reply = self._clients[worker].receive()
+            except WireError as error:
+                name = self._names[worker]
+                raise WorkerRefused(f"worker '{name}' sent what is no answer: {error}") from error
+            if reply is None:
+                return actions
+            if isinstance(reply, ForwardReply):
+                self.usage.received_bytes += reply.values.nbytes
+                actions += work.partial(worker, reply.request_id, reply.values, reply.saturated, now_s)
+            elif isinstance(reply, ErrorReply) and reply.code == ErrorCode.BUSY:
+                work.busy(worker, reply.request_id, now_s)
+            elif isinstance(reply, ErrorReply):
+                name = self._names[worker]
+                raise WorkerRefused(
+                    f"worker '{name}' refused layer {work.layer}: {reply.message} ({reply.code})"
+                )
+            else:
+                work.heard(worker, now_s)

@@ -1,0 +1,62 @@
+"""A plan's workers as threads of this process: the same service, sockets and messages, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Literal
+
+import torch
+import zmq
+
+from orchestrator.dispatch import Dispatcher
+from orchestrator.timing import StepTimer
+from placement.plan import LOCAL_WORKER, Plan
+from transport.client import WorkerClient
+from transport.messages import WireLimits
+from transport.sockets import Context
+from workers.formats.safetensors import Checkpoint
+from workers.model_config import Step35Config
+from workers.service import ExpertService
+from workers.store import ExpertStore
+
+HELLO_TIMEOUT_S = 10.0
+
+
+@contextmanager
+def dispatcher_with_threads(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    config: Step35Config,
+    dtype: torch.dtype,
+    *,
+    timer: StepTimer | None = None,
+    wire: Literal["inproc", "tcp"] = "inproc",
+    max_rows: int = 2048,
+) -> Iterator[Dispatcher]:
+    """A dispatcher over one service a planned worker; worker "head" computes in the caller's thread.
+
+    Raises:
+        PlanError: the plan is for another model.
+        CheckpointError: a tensor is missing or of another shape.
+    """
+    shape = config.shape(plan.model)
+    plan.check(shape)
+    limits = WireLimits.for_shape(shape, plan.epoch, max_rows)
+    with ExitStack() as stack:
+        context: Context = stack.enter_context(zmq.Context())
+        local = None
+        clients = {}
+        for worker in plan.workers:
+            store = ExpertStore.load(checkpoint, config, plan.experts_of(worker.name), dtype=dtype)
+            if worker.name == LOCAL_WORKER:
+                local = store
+                continue
+            endpoint = "tcp://127.0.0.1:*" if wire == "tcp" else f"inproc://{worker.name}"
+            name = str(dtype).removeprefix("torch.")
+            service = ExpertService(worker.name, store, limits, endpoint, dtype=name, context=context)
+            stack.enter_context(service)
+            clients[worker.name] = client = WorkerClient(context, service.endpoint, limits, name=worker.name)
+            stack.callback(client.close)
+            client.hello(HELLO_TIMEOUT_S, dtype=name)
+        yield Dispatcher(plan, local, clients, dtype=dtype, max_rows=max_rows, timer=timer)

@@ -1,0 +1,82 @@
+"""What a run was like, in figures: the one JSON document and the tables of `generate` and `demo`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.dispatch import Usage
+from orchestrator.generate import GenerationResult
+from placement.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """`num_bytes` of the experts held; `share` of all (token, expert) pairs of the run."""
+
+    name: str
+    experts: int
+    num_bytes: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """Figures of one or several generations on one plan.
+
+    Attributes:
+        num_tokens: generated, the first of each generation (from prefill) included.
+        remote_layers_per_token: layer passes of decode steps that asked another process, per decoded token.
+        time_s: decode seconds by part.
+    """
+
+    num_tokens: int
+    steps: int
+    drafted_by_position: tuple[int, ...]
+    accepted_by_position: tuple[int, ...]
+    prefill_s: float
+    decode_s: float
+    tokens_per_s: float
+    remote_layers_per_token: float
+    coarsened_rows: int
+    time_s: dict[str, float]
+    workers: tuple[WorkerReport, ...]
+
+    @property
+    def accepted_drafts_per_step(self) -> float:
+        return sum(self.accepted_by_position) / self.steps if self.steps else 0.0
+
+
+def make_report(
+    results: Sequence[GenerationResult], plan: Plan, whole: Usage, decode: Sequence[Usage]
+) -> RunReport:
+    """Args: `whole` counts the run with its prefills, `decode` the decode steps of each result."""
+    decode_s = sum(result.decode_s for result in results)
+    decoded = sum(len(result.token_ids) - 1 for result in results)
+    activations = sum(whole.activations)
+    held = plan.experts_per_worker().tolist()
+    return RunReport(
+        num_tokens=sum(len(result.token_ids) for result in results),
+        steps=sum(result.steps for result in results),
+        drafted_by_position=_add([result.drafted_by_position for result in results]),
+        accepted_by_position=_add([result.accepted_by_position for result in results]),
+        prefill_s=sum(result.prefill_s for result in results),
+        decode_s=decode_s,
+        tokens_per_s=decoded / decode_s if decode_s else 0.0,
+        remote_layers_per_token=sum(usage.remote_layers for usage in decode) / decoded if decoded else 0.0,
+        coarsened_rows=whole.coarsened_rows,
+        time_s={
+            name: sum(result.time_s.get(name, 0.0) for result in results)
+            for name in dict.fromkeys(name for result in results for name in result.time_s)
+        },
+        workers=tuple(
+            WorkerReport(
+                worker.name, held[index], held[index] * plan.expert_bytes, count / max(activations, 1)
+            )
+            for index, (worker, count) in enumerate(zip(plan.workers, whole.activations, strict=True))
+        ),
+    )
+
+
+def _add(counts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(map(sum, zip(*counts, strict=True)))
