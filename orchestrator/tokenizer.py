@@ -19,10 +19,20 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class Tokenizer:
     """Text to token ids and back."""
 
-    def __init__(self, fast: FastTokenizer, chat_template: str | None, special: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        fast: FastTokenizer,
+        chat_template: str | None,
+        special: Mapping[str, str],
+        *,
+        add_bos_token: bool = False,
+    ) -> None:
         self._fast = fast
         self._chat_template = chat_template
         self._special = dict(special)
+        self._prefix = (
+            [self.token_id(special["bos_token"])] if add_bos_token and "bos_token" in special else []
+        )
 
     @classmethod
     def load(cls, model_dir: Path) -> Tokenizer:
@@ -50,7 +60,7 @@ class Tokenizer:
             for name in ("bos_token", "eos_token", "pad_token", "unk_token")
             if (text := _token_text(settings.get(name))) is not None
         }
-        return cls(fast, template, special)
+        return cls(fast, template, special, add_bos_token=settings.get("add_bos_token") is True)
 
     @property
     def vocab_size(self) -> int:
@@ -65,6 +75,10 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of text; special tokens written in it count as such, none is added."""
         return list(self._fast.encode(text, add_special_tokens=False).ids)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text to continue, behind the token every document of the model begins with."""
+        return [token_id for token_id in self._prefix if token_id is not None] + self.encode(text)
 
     def decode(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of token ids; bytes that are not UTF-8 become replacement characters."""

@@ -38,6 +38,17 @@ def test_special_tokens_count_in_prompts_and_are_left_out_of_text(tokenizer: Tok
     assert tokenizer.decode(ids, skip_special=False) == "<|im_start|>hi<|im_end|>"
 
 
+def test_a_prompt_begins_as_the_model_s_documents_do(
+    model_dir: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    assert tokenizer.encode_prompt("hi") == tokenizer.encode("hi")
+    settings = json.loads((model_dir / "tokenizer_config.json").read_text()) | {"add_bos_token": True}
+    (tmp_path / "tokenizer.json").write_bytes((model_dir / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with_bos = Tokenizer.load(tmp_path)
+    assert with_bos.encode_prompt("hi") == [with_bos.token_id("<|bos|>"), *tokenizer.encode("hi")]
+
+
 def test_streaming_never_shows_half_a_character(tokenizer: Tokenizer) -> None:
     stream = StreamDecoder(tokenizer)
     pieces = [stream.push([token_id]) for token_id in tokenizer.encode(TEXT)]
