@@ -3,13 +3,9 @@
 // native_body.h holds every kernel once and is compiled once per instruction set; an instruction set only
 // supplies `Lanes`, sixteen float32 lanes. All of them do the same IEEE operations in the same order
 // (fused multiply-adds are explicit, contraction is off), so the choice made at load changes speed, not bits.
-//
-// Nothing from the C++ standard library may be used inside native_body.h: an inline library function
-// compiled for AVX-512 could be the copy the linker keeps for the baseline too.
 
-#include <cstddef>
-#include <cstdint>
-#include <cstdlib>
+#include "arguments.h"
+
 #include <cstring>
 
 #include <omp.h>
@@ -22,138 +18,6 @@
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 // Loops over a tile's rows and columns must unroll completely, or the accumulators live in memory.
 #define UNROLL _Pragma("GCC unroll 32")
-
-struct bf16 {
-  uint16_t bits;
-};
-
-enum Status : int { OK = 0, OUT_OF_MEMORY = -1, BAD_EXPERT_ID = -2, BAD_EXPONENT = -3 };
-
-// Memory of one call, released with it; 64-byte aligned pieces.
-class Scratch {
- public:
-  ~Scratch() {
-    for (int i = 0; i < count_; ++i) std::free(pieces_[i]);
-  }
-  template <class T>
-  T* take(int64_t n) {
-    const size_t bytes = ((size_t)n * sizeof(T) + 127) / 64 * 64;
-    void* piece = count_ < 8 ? std::aligned_alloc(64, bytes) : nullptr;
-    if (piece == nullptr) {
-      failed_ = true;
-      return nullptr;
-    }
-    pieces_[count_++] = piece;
-    return static_cast<T*>(piece);
-  }
-  bool failed() const { return failed_; }
-
- private:
-  void* pieces_[8];
-  int count_ = 0;
-  bool failed_ = false;
-};
-
-struct LinearArgs {
-  const float* x;
-  const void* weight;
-  float* out;
-  int64_t T, N, K;
-  int threads;
-};
-
-struct RmsNormArgs {
-  const float* x;
-  const void* weight;
-  float* out;
-  int64_t T, D;
-  float eps;
-  int zero_centered, threads;
-};
-
-struct RouteArgs {
-  const float *logits, *bias;
-  int32_t* expert_ids;
-  float *weights, *scores;  // scores: threads * E floats of scratch
-  int64_t T, E, k;
-  int normalise;
-  float scaling_factor;
-  int threads;
-};
-
-struct AttentionArgs {
-  const float* q;
-  const void *k_new, *v_new, *k_cache, *v_cache;
-  float *out, *scores;  // scores: threads * score_floats of scratch
-  int64_t score_floats;
-  int64_t T, num_heads, num_kv_heads, head_dim, cache_slots, position, window;
-  float scale;
-  int threads;
-};
-
-struct FfnArgs {
-  const float* x;
-  const void *gate, *up, *down;
-  float *out, *activations, *up_scratch;  // activations: T * I, up_scratch: threads * T * FFN_COLUMNS floats
-  int64_t T, H, I;
-  float limit;
-  int threads;
-};
-
-struct MoeArgs {
-  const float* x;
-  const float* weights;             // [T, k]
-  const double* grid_scales;        // [T]: 2^-exponent
-  const void *gate, *up, *down;     // [n, I, H], [n, I, H], [n, H, I]
-  int32_t* out;
-  uint8_t* saturated;
-  float *activations, *tiles;       // entries * I, and threads * 2 * max_rows * FFN_COLUMNS floats
-  const int64_t* entry_tokens;      // entries grouped by expert: which row of x
-  const int64_t* entry_columns;     // and which of its k places
-  const int64_t* group_starts;      // num_groups + 1
-  const int64_t* group_slots;       // num_groups
-  uint8_t* flags;                   // threads * T
-  int64_t num_groups, max_rows, T, H, I, k;
-  float limit;
-  int32_t max_magnitude;
-  int threads;
-};
-
-// Grid exponents: beyond any float32, far inside float64.
-constexpr int32_t MAX_EXPONENT = 512;
-
-// Columns of one work item of an FFN: enough weights to be worth handing out, few enough to share evenly.
-constexpr int64_t FFN_COLUMNS = 64;
-
-struct Kernels {
-  const char* name;
-  void (*linear_f32)(const LinearArgs&);
-  void (*linear_bf16)(const LinearArgs&);
-  void (*rms_norm_f32)(const RmsNormArgs&);
-  void (*rms_norm_bf16)(const RmsNormArgs&);
-  void (*exponentials)(const float* x, float* out, int64_t n);
-  void (*sigmoid)(const float* x, float* out, int64_t n, int threads);
-  void (*swiglu)(const float* gate, const float* up, float* out, int64_t n, float limit, int threads);
-  void (*route)(const RouteArgs&);
-  void (*attention_f32)(const AttentionArgs&);
-  void (*attention_bf16)(const AttentionArgs&);
-  void (*row_exponents)(const float* x, int32_t* out, int64_t T, int64_t D, int32_t offset, int32_t low,
-                        int32_t high, int threads);
-  void (*grid_to_float32)(const int32_t* values, const double* grid_units, float* out, int64_t T, int64_t H,
-                          int threads);
-  void (*dense_ffn_f32)(const FfnArgs&);
-  void (*dense_ffn_bf16)(const FfnArgs&);
-  void (*moe_f32)(const MoeArgs&);
-  void (*moe_bf16)(const MoeArgs&);
-};
-
-#define KERNEL_TABLE(isa)                                                                             \
-  {                                                                                                   \
-    #isa, isa::linear<float>, isa::linear<bf16>, isa::rms_norm<float>, isa::rms_norm<bf16>,           \
-        isa::exponentials, isa::sigmoid, isa::swiglu, isa::route, isa::attention<float>,              \
-        isa::attention<bf16>, isa::row_exponents, isa::grid_to_float32, isa::dense_ffn<float>,        \
-        isa::dense_ffn<bf16>, isa::moe<float>, isa::moe<bf16>                                         \
-  }
 
 #if defined(__x86_64__)
 
@@ -171,36 +35,7 @@ __attribute__((target("avx"), always_inline)) static inline __m128 sum_eights(__
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
 namespace avx512 {
-
-struct Lanes {
-  __m512 v;
-  static constexpr int TILE_ROWS = 6, TILE_COLUMNS = 4;
-
-  static ALWAYS_INLINE Lanes zero() { return {_mm512_setzero_ps()}; }
-  static ALWAYS_INLINE Lanes set1(float x) { return {_mm512_set1_ps(x)}; }
-  static ALWAYS_INLINE Lanes load(const float* p) { return {_mm512_loadu_ps(p)}; }
-  static ALWAYS_INLINE Lanes load(const bf16* p) { return widen(_mm256_loadu_si256((const __m256i*)p)); }
-  static ALWAYS_INLINE Lanes load(const float* p, int n) { return {_mm512_maskz_loadu_ps(mask(n), p)}; }
-  static ALWAYS_INLINE Lanes load(const bf16* p, int n) { return widen(_mm256_maskz_loadu_epi16(mask(n), p)); }
-  static ALWAYS_INLINE Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-  static ALWAYS_INLINE Lanes add(Lanes a, Lanes b) { return {_mm512_add_ps(a.v, b.v)}; }
-  static ALWAYS_INLINE Lanes mul(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
-  ALWAYS_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
-  ALWAYS_INLINE void store(float* p, int n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
-
-  static ALWAYS_INLINE void sum4(const Lanes* a, float* out) {
-    _mm_storeu_ps(out, sum_eights(a[0].sum8(), a[1].sum8(), a[2].sum8(), a[3].sum8()));
-  }
-
- private:
-  ALWAYS_INLINE __m256 sum8() const {
-    return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-  }
-  static ALWAYS_INLINE __mmask16 mask(int n) { return (__mmask16)((1u << n) - 1); }
-  static ALWAYS_INLINE Lanes widen(__m256i h) {
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
-  }
-};
+#include "lanes_avx512.h"
 
 #include "native_body.h"
 }  // namespace avx512
@@ -209,52 +44,7 @@ struct Lanes {
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 namespace avx2 {
-
-struct Lanes {
-  __m256 lo, hi;
-  static constexpr int TILE_ROWS = 3, TILE_COLUMNS = 2;
-
-  static ALWAYS_INLINE Lanes zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
-  static ALWAYS_INLINE Lanes set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
-  static ALWAYS_INLINE Lanes load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-  static ALWAYS_INLINE Lanes load(const bf16* p) {
-    return {widen(_mm_loadu_si128((const __m128i*)p)), widen(_mm_loadu_si128((const __m128i*)(p + 8)))};
-  }
-  template <class W>
-  static ALWAYS_INLINE Lanes load(const W* p, int n) {
-    W padded[16] = {};
-    std::memcpy(padded, p, n * sizeof(W));
-    return load(padded);
-  }
-  static ALWAYS_INLINE Lanes fma(Lanes a, Lanes b, Lanes c) {
-    return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
-  }
-  static ALWAYS_INLINE Lanes add(Lanes a, Lanes b) {
-    return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};
-  }
-  static ALWAYS_INLINE Lanes mul(Lanes a, Lanes b) {
-    return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
-  }
-  ALWAYS_INLINE void store(float* p) const {
-    _mm256_storeu_ps(p, lo);
-    _mm256_storeu_ps(p + 8, hi);
-  }
-  ALWAYS_INLINE void store(float* p, int n) const {
-    float padded[16];
-    store(padded);
-    std::memcpy(p, padded, n * sizeof(float));
-  }
-
-  static ALWAYS_INLINE void sum4(const Lanes* a, float* out) {
-    _mm_storeu_ps(out, sum_eights(_mm256_add_ps(a[0].lo, a[0].hi), _mm256_add_ps(a[1].lo, a[1].hi),
-                                  _mm256_add_ps(a[2].lo, a[2].hi), _mm256_add_ps(a[3].lo, a[3].hi)));
-  }
-
- private:
-  static ALWAYS_INLINE __m256 widen(__m128i h) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
-  }
-};
+#include "lanes_avx2.h"
 
 #include "native_body.h"
 }  // namespace avx2
@@ -262,65 +52,19 @@ struct Lanes {
 
 #endif  // __x86_64__
 
-// What every other machine runs: SSE2 here, NEON on aarch64 (where these loops become vector code).
 namespace baseline {
-
-struct Lanes {
-  float l[16];
-  static constexpr int TILE_ROWS = 2, TILE_COLUMNS = 2;
-
-  static ALWAYS_INLINE Lanes zero() { return {}; }
-  static ALWAYS_INLINE Lanes set1(float x) {
-    Lanes r;
-    UNROLL for (int i = 0; i < 16; ++i) r.l[i] = x;
-    return r;
-  }
-  static ALWAYS_INLINE Lanes load(const float* p) {
-    Lanes r;
-    UNROLL for (int i = 0; i < 16; ++i) r.l[i] = p[i];
-    return r;
-  }
-  static ALWAYS_INLINE Lanes load(const bf16* p) {
-    Lanes r;
-    UNROLL for (int i = 0; i < 16; ++i) r.l[i] = __builtin_bit_cast(float, (uint32_t)p[i].bits << 16);
-    return r;
-  }
-  template <class W>
-  static ALWAYS_INLINE Lanes load(const W* p, int n) {
-    W padded[16] = {};
-    std::memcpy(padded, p, n * sizeof(W));
-    return load(padded);
-  }
-  static ALWAYS_INLINE Lanes fma(Lanes a, Lanes b, Lanes c) {
-    Lanes r;
-    UNROLL for (int i = 0; i < 16; ++i) r.l[i] = __builtin_fmaf(a.l[i], b.l[i], c.l[i]);
-    return r;
-  }
-  static ALWAYS_INLINE Lanes add(Lanes a, Lanes b) {
-    Lanes r;
-    UNROLL for (int i = 0; i < 16; ++i) r.l[i] = a.l[i] + b.l[i];
-    return r;
-  }
-  static ALWAYS_INLINE Lanes mul(Lanes a, Lanes b) {
-    Lanes r;
-    UNROLL for (int i = 0; i < 16; ++i) r.l[i] = a.l[i] * b.l[i];
-    return r;
-  }
-  ALWAYS_INLINE void store(float* p) const { std::memcpy(p, l, sizeof l); }
-  ALWAYS_INLINE void store(float* p, int n) const { std::memcpy(p, l, n * sizeof(float)); }
-
-  static ALWAYS_INLINE void sum4(const Lanes* a, float* out) {
-    UNROLL for (int j = 0; j < 4; ++j) {
-      float s[8];
-      UNROLL for (int i = 0; i < 8; ++i) s[i] = a[j].l[i] + a[j].l[i + 8];
-      UNROLL for (int i = 0; i < 4; ++i) s[i] = s[i] + s[i + 4];
-      out[j] = (s[0] + s[2]) + (s[1] + s[3]);
-    }
-  }
-};
+#include "lanes_baseline.h"
 
 #include "native_body.h"
 }  // namespace baseline
+
+#define KERNEL_TABLE(isa)                                                                             \
+  {                                                                                                   \
+    #isa, isa::linear<float>, isa::linear<bf16>, isa::rms_norm<float>, isa::rms_norm<bf16>,           \
+        isa::exponentials, isa::sigmoid, isa::swiglu, isa::route, isa::attention<float>,              \
+        isa::attention<bf16>, isa::row_exponents, isa::grid_to_float32, isa::dense_ffn<float>,        \
+        isa::dense_ffn<bf16>, isa::moe<float>, isa::moe<bf16>                                         \
+  }
 
 static const Kernels TABLES[] = {
 #if defined(__x86_64__)
@@ -371,8 +115,8 @@ EXPORT void potluck_linear(const float* x, const void* weight, int is_bf16, floa
   (is_bf16 ? active->linear_bf16 : active->linear_f32)(args);
 }
 
-EXPORT void potluck_rms_norm(const float* x, const void* weight, int is_bf16, float* out, int64_t T, int64_t D,
-                             float eps, int zero_centered, int threads) {
+EXPORT void potluck_rms_norm(const float* x, const void* weight, int is_bf16, float* out, int64_t T,
+                             int64_t D, float eps, int zero_centered, int threads) {
   const RmsNormArgs args{x, weight, out, T, D, eps, zero_centered, threads};
   (is_bf16 ? active->rms_norm_bf16 : active->rms_norm_f32)(args);
 }

@@ -1,0 +1,131 @@
+// What the exported functions hand to the kernels, and the table of kernels of one instruction set.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+
+struct bf16 {
+  uint16_t bits;
+};
+
+enum Status : int { OK = 0, OUT_OF_MEMORY = -1, BAD_EXPERT_ID = -2, BAD_EXPONENT = -3 };
+
+// Memory of one call, released with it; 64-byte aligned pieces.
+class Scratch {
+ public:
+  ~Scratch() {
+    for (int i = 0; i < count_; ++i) std::free(pieces_[i]);
+  }
+  template <class T>
+  T* take(int64_t n) {
+    const size_t bytes = ((size_t)n * sizeof(T) + 127) / 64 * 64;
+    void* piece = count_ < 8 ? std::aligned_alloc(64, bytes) : nullptr;
+    if (piece == nullptr) {
+      failed_ = true;
+      return nullptr;
+    }
+    pieces_[count_++] = piece;
+    return static_cast<T*>(piece);
+  }
+  bool failed() const { return failed_; }
+
+ private:
+  void* pieces_[8];
+  int count_ = 0;
+  bool failed_ = false;
+};
+
+struct LinearArgs {
+  const float* x;
+  const void* weight;
+  float* out;
+  int64_t T, N, K;
+  int threads;
+};
+
+struct RmsNormArgs {
+  const float* x;
+  const void* weight;
+  float* out;
+  int64_t T, D;
+  float eps;
+  int zero_centered, threads;
+};
+
+struct RouteArgs {
+  const float *logits, *bias;
+  int32_t* expert_ids;
+  float *weights, *scores;  // scores: threads * E floats of scratch
+  int64_t T, E, k;
+  int normalise;
+  float scaling_factor;
+  int threads;
+};
+
+struct AttentionArgs {
+  const float* q;
+  const void *k_new, *v_new, *k_cache, *v_cache;
+  float *out, *scores;  // scores: threads * score_floats of scratch
+  int64_t score_floats;
+  int64_t T, num_heads, num_kv_heads, head_dim, cache_slots, position, window;
+  float scale;
+  int threads;
+};
+
+struct FfnArgs {
+  const float* x;
+  const void *gate, *up, *down;
+  float *out, *activations, *up_scratch;  // activations: T * I, up_scratch: threads * T * FFN_COLUMNS floats
+  int64_t T, H, I;
+  float limit;
+  int threads;
+};
+
+struct MoeArgs {
+  const float* x;
+  const float* weights;             // [T, k]
+  const double* grid_scales;        // [T]: 2^-exponent
+  const void *gate, *up, *down;     // [n, I, H], [n, I, H], [n, H, I]
+  int32_t* out;
+  uint8_t* saturated;
+  float *activations, *tiles;       // entries * I, and threads * 2 * max_rows * FFN_COLUMNS floats
+  const int64_t* entry_tokens;      // entries grouped by expert: which row of x
+  const int64_t* entry_columns;     // and which of its k places
+  const int64_t* group_starts;      // num_groups + 1
+  const int64_t* group_slots;       // num_groups
+  uint8_t* flags;                   // threads * T
+  int64_t num_groups, max_rows, T, H, I, k;
+  float limit;
+  int32_t max_magnitude;
+  int threads;
+};
+
+// Grid exponents: beyond any float32, far inside float64.
+constexpr int32_t MAX_EXPONENT = 512;
+
+// Columns of one work item of an FFN: enough weights to be worth handing out, few enough to share evenly.
+constexpr int64_t FFN_COLUMNS = 64;
+
+struct Kernels {
+  const char* name;
+  void (*linear_f32)(const LinearArgs&);
+  void (*linear_bf16)(const LinearArgs&);
+  void (*rms_norm_f32)(const RmsNormArgs&);
+  void (*rms_norm_bf16)(const RmsNormArgs&);
+  void (*exponentials)(const float* x, float* out, int64_t n);
+  void (*sigmoid)(const float* x, float* out, int64_t n, int threads);
+  void (*swiglu)(const float* gate, const float* up, float* out, int64_t n, float limit, int threads);
+  void (*route)(const RouteArgs&);
+  void (*attention_f32)(const AttentionArgs&);
+  void (*attention_bf16)(const AttentionArgs&);
+  void (*row_exponents)(const float* x, int32_t* out, int64_t T, int64_t D, int32_t offset, int32_t low,
+                        int32_t high, int threads);
+  void (*grid_to_float32)(const int32_t* values, const double* grid_units, float* out, int64_t T, int64_t H,
+                          int threads);
+  void (*dense_ffn_f32)(const FfnArgs&);
+  void (*dense_ffn_bf16)(const FfnArgs&);
+  void (*moe_f32)(const MoeArgs&);
+  void (*moe_bf16)(const MoeArgs&);
+};

@@ -1,0 +1,127 @@
+// The exponential and what is made of it, norms, and the router's choice.
+
+// e^x: x = n ln 2 + r (Cody and Waite's two-part ln 2), a degree-7 polynomial on |r| <= ln 2 / 2, times 2^n
+// in two steps so that results below 2^-126 round once. NaN gives NaN, +inf inf, -inf 0.
+static ALWAYS_INLINE float exp_one(float x) {
+  const float clamped = x < -104.0f ? -104.0f : (x > 89.0f ? 89.0f : x);
+  const float safe = clamped == clamped ? clamped : 0.0f;
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const float n = __builtin_fmaf(safe, 1.44269504088896341f, magic) - magic;
+  float r = __builtin_fmaf(n, -0.693359375f, safe);
+  r = __builtin_fmaf(n, 2.12194440e-4f, r);
+  float p = 1.98412698e-4f;
+  p = __builtin_fmaf(p, r, 1.38888889e-3f);
+  p = __builtin_fmaf(p, r, 8.33333333e-3f);
+  p = __builtin_fmaf(p, r, 4.16666667e-2f);
+  p = __builtin_fmaf(p, r, 1.66666667e-1f);
+  p = __builtin_fmaf(p, r, 0.5f);
+  p = __builtin_fmaf(p, r, 1.0f);
+  p = __builtin_fmaf(p, r, 1.0f);
+  const int32_t exponent = (int32_t)n, half = exponent >> 1;
+  const float a = __builtin_bit_cast(float, (half + 127) << 23);
+  const float b = __builtin_bit_cast(float, (exponent - half + 127) << 23);
+  const float result = p * a * b;
+  return x == x ? result : x;
+}
+
+static ALWAYS_INLINE float sigmoid_one(float x) { return 1.0f / (1.0f + exp_one(-x)); }
+
+static ALWAYS_INLINE float swiglu_one(float gate, float up, float limit) {
+  const float act = gate / (1.0f + exp_one(-gate));
+  const float act_clamped = act > limit ? limit : act;
+  const float up_clamped = up > limit ? limit : (up < -limit ? -limit : up);
+  return act_clamped * up_clamped;
+}
+
+static void exponentials(const float* x, float* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = exp_one(x[i]);
+}
+
+// Elements that one thread does in the time another takes to wake.
+constexpr int64_t SERIAL_ELEMENTS = 1 << 15;
+
+static void sigmoid(const float* x, float* out, int64_t n, int threads) {
+  if (n < SERIAL_ELEMENTS) threads = 1;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t i = 0; i < n; ++i) out[i] = sigmoid_one(x[i]);
+}
+
+static void swiglu_run(const float* gate, const float* up, float* out, int64_t n, float limit) {
+  const float bound = limit > 0.0f ? limit : __builtin_inff();
+  for (int64_t i = 0; i < n; ++i) out[i] = swiglu_one(gate[i], up[i], bound);
+}
+
+static void swiglu(const float* gate, const float* up, float* out, int64_t n, float limit, int threads) {
+  if (n < SERIAL_ELEMENTS) threads = 1;
+  const int64_t share = (n + threads - 1) / threads;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t i = 0; i < n; i += share) {
+    swiglu_run(gate + i, up + i, out + i, n - i < share ? n - i : share, limit);
+  }
+}
+
+static ALWAYS_INLINE float widen_one(float w) { return w; }
+static ALWAYS_INLINE float widen_one(bf16 w) { return __builtin_bit_cast(float, (uint32_t)w.bits << 16); }
+
+template <class W>
+static void rms_norm(const RmsNormArgs& a) {
+  const W* weight = (const W*)a.weight;
+  const float offset = a.zero_centered ? 1.0f : 0.0f;
+  const int threads = a.T * a.D < SERIAL_ELEMENTS ? 1 : a.threads;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t t = 0; t < a.T; ++t) {
+    const float* x = a.x + t * a.D;
+    float* out = a.out + t * a.D;
+    const float inverse = 1.0f / __builtin_sqrtf(dot_self(x, a.D) / (float)a.D + a.eps);
+    for (int64_t i = 0; i < a.D; ++i) out[i] = x[i] * inverse * (widen_one(weight[i]) + offset);
+  }
+}
+
+// floor(log2(rms(row))) + offset, kept within [low, high]. Before that a row of zeros or of subnormal size
+// counts as -126 or -127, one that is not finite as 128.
+static void row_exponents(const float* x, int32_t* out, int64_t T, int64_t D, int32_t offset, int32_t low,
+                          int32_t high, int threads) {
+  if (T * D < SERIAL_ELEMENTS) threads = 1;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t t = 0; t < T; ++t) {
+    const float rms = __builtin_sqrtf(dot_self(x + t * D, D) / (float)D);
+    const int32_t exponent = (int32_t)(__builtin_bit_cast(uint32_t, rms) >> 23 & 255) - 127 + offset;
+    out[t] = exponent < low ? low : (exponent > high ? high : exponent);
+  }
+}
+
+static void route_row(const float* logits, const float* bias, int32_t* ids, float* weights, float* scores,
+                      const RouteArgs& a) {
+  for (int64_t e = 0; e < a.E; ++e) scores[e] = sigmoid_one(logits[e]);
+  float* keys = weights;  // the output row holds the sorted keys until the weights are known
+  int64_t count = 0;
+  for (int64_t e = 0; e < a.E; ++e) {
+    const float sum = bias ? scores[e] + bias[e] : scores[e];
+    const float key = sum == sum ? sum : -__builtin_inff();
+    if (count == a.k && !(key > keys[count - 1])) continue;
+    int64_t place = count < a.k ? count++ : count - 1;
+    for (; place > 0 && key > keys[place - 1]; --place) {
+      keys[place] = keys[place - 1];
+      ids[place] = ids[place - 1];
+    }
+    keys[place] = key;
+    ids[place] = (int32_t)e;
+  }
+  float total = 0.0f;
+  for (int64_t j = 0; j < a.k; ++j) {
+    weights[j] = scores[ids[j]];
+    total += weights[j];
+  }
+  for (int64_t j = 0; j < a.k; ++j) {
+    weights[j] = (a.normalise ? weights[j] / total : weights[j]) * a.scaling_factor;
+  }
+}
+
+static void route(const RouteArgs& a) {
+  const int threads = a.T * a.E < SERIAL_ELEMENTS ? 1 : a.threads;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t t = 0; t < a.T; ++t) {
+    route_row(a.logits + t * a.E, a.bias, a.expert_ids + t * a.k, a.weights + t * a.k,
+              a.scores + omp_get_thread_num() * a.E, a);
+  }
+}

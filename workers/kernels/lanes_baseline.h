@@ -1,0 +1,56 @@
+// Sixteen lanes in an array: plain code on old x86, vector code on aarch64, whose compiler makes NEON of it.
+// Included in namespace baseline.
+
+struct Lanes {
+  float l[16];
+  static constexpr int TILE_ROWS = 2, TILE_COLUMNS = 2;
+
+  static ALWAYS_INLINE Lanes zero() { return {}; }
+  static ALWAYS_INLINE Lanes set1(float x) {
+    Lanes r;
+    UNROLL for (int i = 0; i < 16; ++i) r.l[i] = x;
+    return r;
+  }
+  static ALWAYS_INLINE Lanes load(const float* p) {
+    Lanes r;
+    UNROLL for (int i = 0; i < 16; ++i) r.l[i] = p[i];
+    return r;
+  }
+  static ALWAYS_INLINE Lanes load(const bf16* p) {
+    Lanes r;
+    UNROLL for (int i = 0; i < 16; ++i) r.l[i] = __builtin_bit_cast(float, (uint32_t)p[i].bits << 16);
+    return r;
+  }
+  template <class W>
+  static ALWAYS_INLINE Lanes load(const W* p, int n) {
+    W padded[16] = {};
+    std::memcpy(padded, p, n * sizeof(W));
+    return load(padded);
+  }
+  static ALWAYS_INLINE Lanes fma(Lanes a, Lanes b, Lanes c) {
+    Lanes r;
+    UNROLL for (int i = 0; i < 16; ++i) r.l[i] = __builtin_fmaf(a.l[i], b.l[i], c.l[i]);
+    return r;
+  }
+  static ALWAYS_INLINE Lanes add(Lanes a, Lanes b) {
+    Lanes r;
+    UNROLL for (int i = 0; i < 16; ++i) r.l[i] = a.l[i] + b.l[i];
+    return r;
+  }
+  static ALWAYS_INLINE Lanes mul(Lanes a, Lanes b) {
+    Lanes r;
+    UNROLL for (int i = 0; i < 16; ++i) r.l[i] = a.l[i] * b.l[i];
+    return r;
+  }
+  ALWAYS_INLINE void store(float* p) const { std::memcpy(p, l, sizeof l); }
+  ALWAYS_INLINE void store(float* p, int n) const { std::memcpy(p, l, n * sizeof(float)); }
+
+  static ALWAYS_INLINE void sum4(const Lanes* a, float* out) {
+    UNROLL for (int j = 0; j < 4; ++j) {
+      float s[8];
+      UNROLL for (int i = 0; i < 8; ++i) s[i] = a[j].l[i] + a[j].l[i + 8];
+      UNROLL for (int i = 0; i < 4; ++i) s[i] = s[i] + s[i + 4];
+      out[j] = (s[0] + s[2]) + (s[1] + s[3]);
+    }
+  }
+};
