@@ -20,12 +20,13 @@ def assign_experts(
     The result depends on the arguments alone.
 
     Args:
-        expert_ids: int [num_tokens, top_k], each in [0, num_experts).
+        expert_ids: int [num_tokens, top_k], each in [0, num_experts), or -1 where nothing is to be computed.
         holders: this layer's row, `plan.holder_table.layers[row]`.
         local_worker: index of the caller's own worker, None if it holds no experts.
 
     Returns:
-        int16 [num_tokens, top_k]: index into `plan.workers`. One table look-up where nothing is replicated.
+        int16 [num_tokens, top_k]: index into `plan.workers`, -1 for an expert that nobody holds; of no meaning
+        where `expert_ids` is -1. One table look-up where nothing is replicated.
     """
     workers = holders.single.take(expert_ids)
     if holders.replicas and workers.min(initial=0) < 0:
@@ -39,7 +40,7 @@ def _assign_replicated(
 ) -> NDArray[np.int16]:
     """int16 [num_experts]: `holders.single`, with the touched replicated experts filled in."""
     touched = np.zeros(len(holders.single), dtype=np.bool_)
-    touched[expert_ids] = True
+    touched[expert_ids[expert_ids >= 0]] = True
     distinct = np.flatnonzero(touched)
 
     choice = holders.single.copy()
@@ -47,7 +48,9 @@ def _assign_replicated(
     load = dict(zip(*(a.tolist() for a in np.unique(single[single >= 0], return_counts=True)), strict=True))
     must_ask = set(load)
     for expert in distinct[single < 0].tolist():
-        candidates = holders.replicas[expert]
+        candidates = holders.replicas.get(expert)
+        if candidates is None:  # lost with its only holder
+            continue
         if local_worker in candidates:
             worker = local_worker
         else:

@@ -91,3 +91,19 @@ def test_equal_replicas_share_the_load() -> None:
 def test_no_rows_need_no_workers() -> None:
     for holders in ([{0}] * NUM_EXPERTS, [{0, 1}] * NUM_EXPERTS):
         assert assign_experts(np.zeros((0, 3), dtype=np.int32), table_of(holders).layers[0]).shape == (0, 3)
+
+
+def test_an_expert_that_nobody_holds_has_no_worker_and_disturbs_no_other() -> None:
+    holders: list[set[int]] = [{0, 1}, {1, 2}, {3}, *[{3}] * (NUM_EXPERTS - 3)]
+    left = table_of(holders).without([3]).layers[0]
+    assert assign_experts(np.array([[0, 1, 2]]), left, 0).tolist() == [[0, 1, -1]]
+    assert assign_experts(np.array([[5, 2, 1]]), left, 0).tolist() == [[-1, -1, 1]]
+
+
+def test_what_is_not_to_be_computed_does_not_count_as_load() -> None:
+    """The last expert, which -1 would name as an index, has its only holder in the choice's way."""
+    holders: list[set[int]] = [{1, 2}, *[{1}] * (NUM_EXPERTS - 1)]
+    layer = table_of(holders).layers[0]
+    assert assign_experts(np.array([[0, -1], [0, -1]]), layer, 0)[:, 0].tolist() == [1, 1]
+    holders = [{1, 2}, *[{2}] * (NUM_EXPERTS - 1)]
+    assert assign_experts(np.array([[0, -1]]), table_of(holders).layers[0], 0)[0, 0] == 1
