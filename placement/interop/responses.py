@@ -1,0 +1,128 @@
+"""Experts of every token as SGLang and vLLM return them with a completion.
+
+SGLang (`--enable-return-routed-experts`, request field `return_routed_experts`; sgl-project/sglang,
+python/sglang/srt/state_capturer/routed_experts.py): base64 of int32 [tokens, layers, top_k] in
+`meta_info.routed_experts` of `/generate`, `sglext.routed_experts` of the OpenAI endpoints.
+
+vLLM (`--enable-return-routed-experts`; vllm-project/vllm, vllm/entrypoints/openai/completion/protocol.py):
+base64 of a `.npy` [tokens, layers, top_k], prompt first, in `choices[i].routed_experts`; in 0.21 (its
+docs/training/routed_experts_replay.md) nested lists, the prompt apart in `prompt_routed_experts`.
+
+Both leave out the last token, which no forward pass saw. The layer axis covers all layers of the trunk, dense
+ones zero, or the MoE layers alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.errors import RoutingFileError
+from placement.interop.json_records import read_json_records
+from placement.interop.loads import moe_rows, stats_from_ids
+from placement.model_shape import ModelShape
+from placement.stats import RoutingStats
+
+_NPY_MAGIC = b"\x93NUMPY"
+_FIELD = "routed_experts"
+_PROMPT_FIELD = "prompt_routed_experts"
+
+
+def read_responses(path: str | os.PathLike[str], shape: ModelShape) -> RoutingStats:
+    """Read saved responses: one JSON object, a list of them, or one a line. Tokens keep their order.
+
+    Raises:
+        RoutingFileError: unreadable, no response with experts, or another model.
+    """
+    parts = [
+        _moe_ids(value, shape, f"{where}: {name}")[skipped:]
+        for where, response in read_json_records(path)
+        for name, value, skipped in _routed(response)
+    ]
+    if not parts:
+        raise RoutingFileError(
+            f"{path}: expected {_FIELD} in a response, found none; start the server with "
+            "--enable-return-routed-experts (SGLang: and ask for return_routed_experts in each request)"
+        )
+    return stats_from_ids(shape, np.concatenate(parts), f"responses, {Path(path).name}", str(path))
+
+
+def _routed(response: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:
+    """Fields with experts: name, value, and how many first tokens an earlier field has already given.
+
+    Choices share their prompt; vLLM repeats it in each.
+    """
+    for extension in ("meta_info", "sglext"):
+        value = _member(response.get(extension), _FIELD)
+        if value is not None:
+            yield f"{extension}.{_FIELD}", value, 0
+    prompt = response.get(_PROMPT_FIELD)
+    if prompt is not None:
+        yield _PROMPT_FIELD, prompt, 0
+    choices = response.get("choices")
+    shared = _member(response.get("usage"), "prompt_tokens") if prompt is None else 0
+    for index, choice in enumerate(choices if isinstance(choices, list) else []):
+        value = _member(choice, _FIELD)
+        if value is not None:
+            skipped = shared if index > 0 and isinstance(shared, int) and shared > 0 else 0
+            yield f"choices[{index}].{_FIELD}", value, skipped
+
+
+def _member(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, Mapping) else None
+
+
+def _moe_ids(value: Any, shape: ModelShape, where: str) -> NDArray[np.int64]:
+    """int64 [tokens, num_moe_layers, top_k]."""
+    ids = _decode(value, where)
+    if ids.dtype.kind not in "iu":
+        raise RoutingFileError(f"{where}: expected whole numbers, found {ids.dtype}")
+    if ids.ndim == 1:
+        ids = _unflatten(ids, shape, where)
+    if ids.ndim != 3 or ids.shape[2] != shape.top_k:
+        raise RoutingFileError(
+            f"{where}: expected [tokens, layers, {shape.top_k}] experts, found {list(ids.shape)}"
+        )
+    return moe_rows(ids, 1, shape, where).astype(np.int64)
+
+
+def _decode(value: Any, where: str) -> NDArray[Any]:
+    if isinstance(value, list):
+        try:
+            return np.array(value)
+        except ValueError as error:
+            raise RoutingFileError(f"{where}: expected lists of one length") from error
+    if not isinstance(value, str):
+        raise RoutingFileError(f"{where}: expected base64 text or lists, found {type(value).__name__}")
+    try:
+        data = base64.b64decode(value, validate=True)
+        if data.startswith(_NPY_MAGIC):
+            array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+            return array
+        return np.frombuffer(data, dtype="<i4")
+    except (binascii.Error, ValueError, EOFError) as error:
+        raise RoutingFileError(f"{where}: not base64 of int32 or of a .npy: {error}") from error
+
+
+def _unflatten(ids: NDArray[Any], shape: ModelShape, where: str) -> NDArray[Any]:
+    """[tokens, layers, top_k] of flat ids. All layers of the trunk, as SGLang sends them, if that can be."""
+    dense = sorted(set(range(shape.num_hidden_layers)) - set(shape.moe_layers))
+    per_token = shape.num_hidden_layers * shape.top_k
+    if len(ids) % per_token == 0:
+        every = ids.reshape(-1, shape.num_hidden_layers, shape.top_k)
+        if (every[:, dense] <= 0).all():
+            return every
+    if len(ids) % (shape.num_moe_layers * shape.top_k) == 0:
+        return ids.reshape(-1, shape.num_moe_layers, shape.top_k)
+    raise RoutingFileError(
+        f"{where}: {len(ids)} numbers are no whole number of tokens of {shape.num_hidden_layers} layers x "
+        f"top {shape.top_k}: is this {shape.name}?"
+    )

@@ -1,0 +1,87 @@
+"""Expert loads of vLLM's load balancer (EPLB).
+
+Arrays as vllm-project/vllm keeps them in vllm/distributed/eplb/eplb_state.py: `expert_load_pass` [layers,
+slots] and `expert_load_window` [steps, layers, slots], tokens by physical expert, and
+`physical_to_logical_map` [layers, slots]; layers are the MoE layers. Lines as in its pull request 41141
+(`expert_load_stats_path`): JSON objects with record_type `eplb_load_stats`, `expert_load` and `p2l_map`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.errors import RoutingFileError
+from placement.interop.json_records import read_json_records
+from placement.interop.loads import logical_loads, stats_from_loads
+from placement.interop.numpy_file import load_numpy_file
+from placement.interop.torch_file import load_torch_file
+from placement.model_shape import ModelShape
+from placement.stats import RoutingStats
+
+LOADS = ("expert_load_window", "global_expert_load_window", "expert_load_pass", "expert_load")
+_SLOT_MAPS = ("physical_to_logical_map", "p2l_map")
+_RECORD_TYPE = "eplb_load_stats"
+
+
+def read_vllm_loads(path: str | os.PathLike[str], shape: ModelShape) -> RoutingStats:
+    """Read loads saved as `.jsonl`, `.pt`, `.npz` or `.npy`.
+
+    A `.pt` or `.npz` file holds the arrays under vLLM's names; a lone array is taken as loads of experts, or
+    of slots if there is no more than one slot an expert. Steps are added up.
+
+    Raises:
+        RoutingFileError: unreadable, no loads in it, or another model.
+    """
+    file_path = Path(path)
+    source = f"vLLM EPLB, {file_path.name}"
+    if file_path.suffix in (".jsonl", ".json"):
+        return stats_from_loads(shape, _from_lines(path, shape), source, str(path))
+    arrays = _named_arrays(file_path)
+    name = next((name for name in LOADS if name in arrays), None)
+    if name is None:
+        raise RoutingFileError(
+            f"{path}: expected an array {' or '.join(LOADS)}, found {', '.join(arrays) or 'none'}"
+        )
+    slot_map = next((arrays[key] for key in _SLOT_MAPS if key in arrays), None)
+    loads = logical_loads(arrays[name], slot_map, shape, f"{path}: {name}")
+    return stats_from_loads(shape, loads, source, str(path))
+
+
+def _from_lines(path: str | os.PathLike[str], shape: ModelShape) -> NDArray[np.float64]:
+    total = np.zeros((shape.num_moe_layers, shape.num_experts))
+    seen = False
+    for where, record in read_json_records(path):
+        if record.get("record_type") != _RECORD_TYPE:
+            continue
+        seen = True
+        loads = _rectangle(record, "expert_load", where)
+        slot_map = _rectangle(record, "p2l_map", where)
+        total += logical_loads(loads, slot_map, shape, where)
+    if not seen:
+        raise RoutingFileError(f"{path}: expected records of type {_RECORD_TYPE}, found none")
+    return total
+
+
+def _rectangle(record: Mapping[str, Any], name: str, where: str) -> NDArray[Any]:
+    try:
+        array = np.array(record.get(name))
+    except ValueError as error:
+        raise RoutingFileError(f"{where}: {name}: expected rows of one length") from error
+    if array.dtype.kind not in "iuf":
+        raise RoutingFileError(f"{where}: {name}: expected numbers [layers, slots]")
+    return array
+
+
+def _named_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    content = load_torch_file(path) if path.suffix == ".pt" else load_numpy_file(path)
+    if isinstance(content, np.ndarray):
+        return {LOADS[-1]: content}
+    if not isinstance(content, dict):
+        raise RoutingFileError(f"{path}: expected arrays by name, found {type(content).__name__}")
+    return {str(name): value for name, value in content.items() if isinstance(value, np.ndarray)}
