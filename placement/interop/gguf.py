@@ -1,0 +1,149 @@
+"""GGUF, the file format of llama.cpp: header, key-value pairs, tensor list, tensor data.
+
+Layout as documented in ggml-org/ggml, docs/gguf.md: little-endian; magic `GGUF`, uint32 version, uint64
+number of tensors, uint64 number of pairs; a pair is key, uint32 type, value; a tensor is name, uint32 number
+of dimensions, uint64 dimensions (innermost first), uint32 type, uint64 offset into the data, which starts at
+the next multiple of `general.alignment` (32).
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.errors import RoutingFileError
+
+MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_DEFAULT_ALIGNMENT = 32
+_FLOAT32 = 0
+_STRING, _ARRAY = 8, 9
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_MOST_DIMENSIONS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """`shape` outermost first, as numpy has it; `offset` into the data section, in bytes."""
+
+    shape: tuple[int, ...]
+    type: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFile:
+    """The header of a GGUF file; tensor data stay on disk until asked for."""
+
+    path: Path
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, GgufTensor]
+    data_offset: int
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> GgufFile:
+        """Read the header.
+
+        Raises:
+            RoutingFileError: missing, not GGUF, another version, big-endian, or truncated.
+        """
+        file_path = Path(path)
+        if not file_path.is_file():
+            raise RoutingFileError(f"{path}: no such file")
+        if file_path.stat().st_size < 24:
+            raise RoutingFileError(f"{path}: not a GGUF file: only {file_path.stat().st_size} bytes")
+        with open(file_path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            cursor = _Cursor(data, file_path)
+            if cursor.bytes(4) != MAGIC:
+                raise RoutingFileError(f"{path}: not a GGUF file: expected it to begin with GGUF")
+            version = cursor.scalar("I")
+            if version not in _VERSIONS:
+                big_endian = version in [v << 24 for v in _VERSIONS]
+                found = "a big-endian file" if big_endian else f"version {version}"
+                raise RoutingFileError(
+                    f"{path}: expected a little-endian GGUF of version 2 or 3, found {found}"
+                )
+            num_tensors, num_pairs = cursor.scalar("Q"), cursor.scalar("Q")
+            metadata = {cursor.text(): cursor.value() for _ in cursor.times(num_pairs, "key-value pairs")}
+            tensors = {cursor.text(): cursor.tensor() for _ in cursor.times(num_tensors, "tensors")}
+            alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+            if not isinstance(alignment, int) or alignment < 1:
+                raise RoutingFileError(f"{path}: general.alignment: expected a positive number")
+            return cls(file_path, metadata, tensors, math.ceil(cursor.position / alignment) * alignment)
+
+    def float32(self, name: str) -> NDArray[np.float32]:
+        """A float32 tensor's values.
+
+        Raises:
+            RoutingFileError: no such tensor, another type, or cut off.
+        """
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            raise RoutingFileError(f"{self.path}: expected a tensor {name}")
+        if tensor.type != _FLOAT32:
+            raise RoutingFileError(f"{self.path}: {name}: expected float32, found GGML type {tensor.type}")
+        start, count = self.data_offset + tensor.offset, math.prod(tensor.shape)
+        if start + 4 * count > self.path.stat().st_size:
+            raise RoutingFileError(f"{self.path}: {name}: cut off; expected {4 * count} bytes at {start}")
+        values = np.fromfile(self.path, dtype="<f4", count=count, offset=start)
+        return values.reshape(tensor.shape).astype(np.float32)
+
+
+class _Cursor:
+    """Reads forward; a length that the file cannot hold is an error before anything is allocated."""
+
+    def __init__(self, data: mmap.mmap, path: Path) -> None:
+        self._data = data
+        self._path = path
+        self.position = 0
+
+    def bytes(self, count: int) -> bytes:
+        end = self.position + count
+        if end > len(self._data):
+            raise RoutingFileError(f"{self._path}: cut off at byte {len(self._data)}; expected {end} or more")
+        taken = self._data[self.position : end]
+        self.position = end
+        return taken
+
+    def scalar(self, code: str) -> Any:
+        return struct.unpack("<" + code, self.bytes(struct.calcsize("<" + code)))[0]
+
+    def text(self) -> str:
+        return self.bytes(self.scalar("Q")).decode("utf-8", errors="replace")
+
+    def times(self, count: int, what: str) -> range:
+        if count > len(self._data):
+            raise RoutingFileError(f"{self._path}: claims {count} {what} in {len(self._data)} bytes")
+        return range(count)
+
+    def value(self) -> Any:
+        return self._value_of(self.scalar("I"), nested=False)
+
+    def _value_of(self, kind: int, *, nested: bool) -> Any:
+        if kind in _SCALARS:
+            return self.scalar(_SCALARS[kind])
+        if kind == _STRING:
+            return self.text()
+        if kind == _ARRAY and not nested:
+            item_kind, count = self.scalar("I"), self.scalar("Q")
+            read: Callable[[], Any] = lambda: self._value_of(item_kind, nested=True)  # noqa: E731
+            return [read() for _ in self.times(count, "array items")]
+        raise RoutingFileError(f"{self._path}: unknown value type {kind} at byte {self.position}")
+
+    def tensor(self) -> GgufTensor:
+        num_dimensions = self.scalar("I")
+        if num_dimensions > _MOST_DIMENSIONS:
+            raise RoutingFileError(
+                f"{self._path}: tensor with {num_dimensions} dimensions, expected at most 4"
+            )
+        dimensions = [self.scalar("Q") for _ in range(num_dimensions)]
+        return GgufTensor(tuple(reversed(dimensions)), self.scalar("I"), self.scalar("Q"))
