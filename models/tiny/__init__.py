@@ -1,0 +1,1 @@
+"""Training of potluck-tiny, the small Step-3.5-architecture model that Potluck ships."""
