@@ -18,7 +18,7 @@ import base64
 import binascii
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,7 @@ def read_responses(path: str | os.PathLike[str], shape: ModelShape) -> RoutingSt
         RoutingFileError: unreadable, no response with experts, or another model.
     """
     parts = [
-        _moe_ids(value, shape, f"{where}: {name}")[skipped:]
-        for where, response in read_json_records(path)
-        for name, value, skipped in _routed(response)
+        ids for where, response in read_json_records(path) for ids in _ids_of_response(response, shape, where)
     ]
     if not parts:
         raise RoutingFileError(
@@ -55,25 +53,37 @@ def read_responses(path: str | os.PathLike[str], shape: ModelShape) -> RoutingSt
     return stats_from_ids(shape, np.concatenate(parts), f"responses, {Path(path).name}", str(path))
 
 
-def _routed(response: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:
-    """Fields with experts: name, value, and how many first tokens an earlier field has already given.
-
-    Choices share their prompt; vLLM repeats it in each.
-    """
-    for extension in ("meta_info", "sglext"):
-        value = _member(response.get(extension), _FIELD)
-        if value is not None:
-            yield f"{extension}.{_FIELD}", value, 0
-    prompt = response.get(_PROMPT_FIELD)
-    if prompt is not None:
-        yield _PROMPT_FIELD, prompt, 0
+def _ids_of_response(response: Mapping[str, Any], shape: ModelShape, where: str) -> list[NDArray[np.int64]]:
+    """Experts of a response's tokens in order, each [tokens, num_moe_layers, top_k]; shared prompts once."""
+    parts = [
+        _moe_ids(value, shape, f"{where}: {name}")
+        for name, value in (
+            ("meta_info.routed_experts", _member(response.get("meta_info"), _FIELD)),
+            ("sglext.routed_experts", _member(response.get("sglext"), _FIELD)),
+            (_PROMPT_FIELD, response.get(_PROMPT_FIELD)),
+        )
+        if value is not None
+    ]
     choices = response.get("choices")
-    shared = _member(response.get("usage"), "prompt_tokens") if prompt is None else 0
-    for index, choice in enumerate(choices if isinstance(choices, list) else []):
-        value = _member(choice, _FIELD)
-        if value is not None:
-            skipped = shared if index > 0 and isinstance(shared, int) and shared > 0 else 0
-            yield f"choices[{index}].{_FIELD}", value, skipped
+    answers = [
+        _moe_ids(value, shape, f"{where}: choices[{index}].{_FIELD}")
+        for index, value in enumerate(_member(choice, _FIELD) for choice in _list(choices))
+        if value is not None
+    ]
+    prompt_tokens = _member(response.get("usage"), "prompt_tokens")
+    if answers and isinstance(prompt_tokens, int) and prompt_tokens > 0:
+        # Answers to one prompt repeat its tokens; answers to a list of prompts do not.
+        prompt = answers[0][:prompt_tokens]
+        repeated = [np.array_equal(answer[:prompt_tokens], prompt) for answer in answers]
+        answers = [
+            answer[prompt_tokens:] if index > 0 and again else answer
+            for index, (answer, again) in enumerate(zip(answers, repeated, strict=True))
+        ]
+    return parts + answers
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _member(value: Any, name: str) -> Any:

@@ -88,6 +88,15 @@ def test_a_prompt_that_choices_share_counts_once(tmp_path: Path) -> None:
     assert np.array_equal(read(tmp_path, response), np.concatenate([prompt, *answers]))
 
 
+def test_answers_to_several_prompts_count_in_full(tmp_path: Path) -> None:
+    answers = [random_trace(n, seed=n) for n in (6, 9)]
+    response = {
+        "choices": [{"index": i, "routed_experts": vllm_text(answer)} for i, answer in enumerate(answers)],
+        "usage": {"prompt_tokens": 8},
+    }
+    assert np.array_equal(read(tmp_path, response), np.concatenate(answers))
+
+
 def test_many_responses_are_read_from_a_list_or_from_lines(tmp_path: Path) -> None:
     traces = [random_trace(n, seed=n) for n in (2, 5)]
     responses = [{"meta_info": {"routed_experts": sglang_text(trace)}} for trace in traces]
