@@ -2,8 +2,9 @@
 
 The head gives each row a grid of step 2^e chosen from the row's residual, which the sum will be added to.
 A worker rounds each weighted expert output to whole steps and adds integers; so does the head with the
-workers' answers. Only the rounding to the grid costs accuracy: half a step an expert, with a step 2^-23 of
-the residual's rms, which is what a float32 addition to the residual rounds to anyway.
+workers' answers. Only that rounding costs accuracy, at most half a step an expert. A step is 2^-23 of the
+residual's rms, so eight experts err by 0.8 steps (rms), where adding the sum to the residual in float32
+errs by about 0.3.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ __all__ = ["ExpertNotHeld", "ExpertStore", "PartialSum"]
 
 # The files are unmapped after this many bytes were read from them, so that pages of experts that are
 # already copied do not count as this process's memory.
-RELEASE_AFTER_BYTES = 16 * 1024 * 1024
+RELEASE_AFTER_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,136 @@
+"""Published names in every form, and files that are missing, cut short or of another model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from placement.errors import CheckpointError
+from tests.tiny_checkpoint import write_random_checkpoint
+from workers.formats.safetensors import INDEX_NAME, Checkpoint
+from workers.model_config import Step35Config
+
+
+@pytest.mark.parametrize("expert_names", ["stacked", "experts", "numbered"])
+@pytest.mark.parametrize("num_shards", [1, 3])
+@pytest.mark.parametrize("trunk_prefix", ["model.", "model.language_model."])
+def test_an_expert_is_the_same_in_every_form(
+    tmp_path: Path, expert_names: Any, num_shards: int, trunk_prefix: str
+) -> None:
+    reference = write_random_checkpoint(tmp_path / "reference", seed=3)
+    written = load_file(reference / "model.safetensors")
+    directory = write_random_checkpoint(
+        tmp_path / "other",
+        seed=3,
+        expert_names=expert_names,
+        num_shards=num_shards,
+        trunk_prefix=trunk_prefix,
+    )
+    config, checkpoint = Step35Config.load(directory), Checkpoint.open(directory)
+    for layer, expert in ((2, 0), (5, 15)):
+        for part, found in zip(("gate", "up", "down"), checkpoint.expert(layer, expert, config), strict=True):
+            assert torch.equal(found, written[f"model.layers.{layer}.moe.{part}_proj.weight"][expert])
+    norm = checkpoint.tensor("model.norm.weight", torch.float32)
+    assert torch.equal(norm, written["model.norm.weight"])
+    assert checkpoint.has("model.layers.0.mlp.gate_proj.weight")
+    assert checkpoint.has("lm_head.weight")
+    assert not checkpoint.has("model.layers.0.moe.gate.weight")
+
+
+def test_a_tensor_is_a_copy_in_the_wanted_type(tmp_path: Path) -> None:
+    directory = write_random_checkpoint(tmp_path, seed=1, dtype=torch.bfloat16)
+    checkpoint = Checkpoint.open(directory)
+    as_stored = checkpoint.tensor("lm_head.weight", torch.bfloat16)
+    widened = checkpoint.tensor("lm_head.weight", torch.float32)
+    assert widened.dtype == torch.float32
+    assert torch.equal(widened, as_stored.float())
+    widened.zero_()
+    checkpoint.release()
+    assert torch.equal(checkpoint.tensor("lm_head.weight", torch.bfloat16), as_stored)
+
+
+def shard_paths(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*.safetensors"))
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    directory = write_random_checkpoint(tmp_path, seed=1, num_shards=3)
+    lost = shard_paths(directory)[1]
+    lost.unlink()
+    with pytest.raises(CheckpointError, match=f"{lost.name} is missing"):
+        Checkpoint.open(directory)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 1000, -100])
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_a_truncated_file_is_named(tmp_path: Path, num_shards: int, keep: int) -> None:
+    directory = write_random_checkpoint(tmp_path, seed=1, num_shards=num_shards)
+    cut = shard_paths(directory)[-1]
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[:keep])
+    with pytest.raises(CheckpointError, match=f"{cut.name} is truncated or not a safetensors file"):
+        Checkpoint.open(directory)
+
+
+def test_a_shard_without_its_tensor_is_named(tmp_path: Path) -> None:
+    directory = write_random_checkpoint(tmp_path, seed=1, num_shards=3)
+    path = shard_paths(directory)[0]
+    tensors = load_file(path)
+    name = sorted(tensors)[0]
+    del tensors[name]
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=f"{path.name} lacks tensor {name}"):
+        Checkpoint.open(directory)
+
+
+def test_directories_without_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not a directory"):
+        Checkpoint.open(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="has 0 safetensors files"):
+        Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "index", ["{", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../b"}}']
+)
+def test_a_broken_index_is_named(tmp_path: Path, index: str) -> None:
+    (tmp_path / INDEX_NAME).write_text(index)
+    with pytest.raises(CheckpointError, match=INDEX_NAME):
+        Checkpoint.open(tmp_path)
+
+
+def test_an_expert_of_another_shape_is_refused(tmp_path: Path) -> None:
+    directory = write_random_checkpoint(tmp_path, seed=1)
+    document = json.loads((directory / "config.json").read_text())
+    document["moe_intermediate_size"] = 48
+    (directory / "config.json").write_text(json.dumps(document))
+    config = Step35Config.load(directory)
+    with pytest.raises(
+        CheckpointError, match=r"moe\.gate_proj\.weight has shape \[16, 32, 64\], expected \[16, 48, 64\]"
+    ):
+        Checkpoint.open(directory).expert(2, 0, config)
+
+
+def test_a_missing_expert_is_named(tmp_path: Path) -> None:
+    directory = write_random_checkpoint(tmp_path, seed=1, expert_names="experts")
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.3.moe.experts.7.up_proj.weight"]
+    save_file(tensors, path)
+    checkpoint, config = Checkpoint.open(directory), Step35Config.load(directory)
+    checkpoint.expert(3, 6, config)
+    with pytest.raises(CheckpointError, match="no up_proj of expert 7 of layer 3"):
+        checkpoint.expert(3, 7, config)
+    with pytest.raises(CheckpointError, match=r"no tensor model\.nothing"):
+        checkpoint.tensor("model.nothing", torch.float32)
+
+
+def test_quantised_tensors_are_refused(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(4).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="tensor x is stored as F8_E4M3, expected BF16 or F32"):
+        Checkpoint.open(tmp_path).tensor("x", torch.float32)

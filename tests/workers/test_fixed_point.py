@@ -1,0 +1,176 @@
+"""The grid: its steps, its limits, what it costs beside a float32 sum, and saturation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from workers import fixed_point, kernels
+from workers.ffn import ExpertWeights, partial_sum, torch_partial_sum
+
+
+def experts(E: int, H: int, inner: int, scale: float = 1.0) -> ExpertWeights:
+    generator = torch.Generator().manual_seed(E + H)
+
+    def matrix(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator) * float(shape[-1]) ** -0.5
+
+    slots = torch.arange(E, dtype=torch.int32)
+    return ExpertWeights(
+        slots, matrix(E, inner, H), matrix(E, inner, H), matrix(E, H, inner) * scale, limit=0.0
+    )
+
+
+def routing(T: int, E: int, top_k: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(T)
+    ids = torch.stack([torch.randperm(E, generator=generator)[:top_k] for _ in range(T)]).int()
+    weights = torch.rand(T, top_k, generator=generator) + 0.1
+    return ids, weights / weights.sum(1, keepdim=True) * 3.0
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(-140, 120), st.integers(1, 50), st.integers(0, 2**31))
+def test_the_grid_follows_the_residuals_rms(magnitude: int, size: int, seed: int) -> None:
+    x = torch.randn(3, size, generator=torch.Generator().manual_seed(seed)).double() * 2.0**magnitude
+    x = x.float()
+    rms = np.sqrt(np.mean(x.double().numpy() ** 2, axis=1))
+    found = fixed_point.scale_exponents(x)
+    assert found.dtype == torch.int32
+    for exponent, value in zip(found.tolist(), rms, strict=True):
+        # Outside, sums of squares leave float32: the grid is then finer or coarser, not wrong.
+        if not 2.0**-60 < value < 2.0**63:
+            continue
+        assert abs(exponent - max(np.floor(np.log2(value)) - 23, -120)) <= (
+            1 if np.log2(value) % 1 < 1e-5 else 0
+        )
+
+
+def test_a_residual_of_zeros_or_infinities_still_has_a_grid() -> None:
+    x = torch.tensor([[0.0, 0.0], [torch.inf, 1.0], [torch.nan, 1.0], [1.0, 1.0]])
+    assert fixed_point.scale_exponents(x).tolist() == [-120, 100, 100, -23]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(-(2**31), 2**31 - 1), st.integers(-149, 90))
+def test_back_to_float32_rounds_once(value: int, exponent: int) -> None:
+    found = fixed_point.to_float32(torch.tensor([[value]]).int(), torch.tensor([exponent]).int())
+    assert found.item() == np.float32(float(value) * 2.0**exponent)
+
+
+def test_the_grid_costs_about_three_roundings_to_the_residual() -> None:
+    """Beside a float32 sum, after the residual is added, which rounds both to its own precision."""
+    T, H, top_k = 64, 256, 8
+    layer = experts(32, H, 64)
+    x = torch.randn(T, H, generator=torch.Generator().manual_seed(1))
+    residual = torch.randn(T, H, generator=torch.Generator().manual_seed(2)) * 4
+    ids, weights = routing(T, 32, top_k)
+    exponents = fixed_point.scale_exponents(residual)
+
+    outputs = torch.stack(
+        [
+            torch.stack(
+                [
+                    kernels.dense_ffn(x[t : t + 1], layer.gate[e], layer.up[e], layer.down[e], 0.0)[0]
+                    for e in row
+                ]
+            )
+            for t, row in enumerate(ids.tolist())
+        ]
+    )
+    products = outputs * weights.unsqueeze(2)
+    exact = products.double().sum(1)
+    float_sum = products[:, 0].clone()
+    for column in range(1, top_k):
+        float_sum += products[:, column]
+    part = partial_sum(layer, x, ids, weights, exponents, top_k)
+    assert not part.saturated.any()
+    grid_sum = fixed_point.to_float32(part.values, exponents)
+    step = torch.ldexp(torch.ones(T), exponents).double().unsqueeze(1)
+    assert ((grid_sum.double() - exact).abs() <= step * (top_k / 2) + exact.abs() * 2.0**-24).all()
+
+    def rms_error(total: Tensor) -> float:
+        return float(((total + residual).double() - (exact + residual.double())).square().mean().sqrt())
+
+    assert rms_error(grid_sum) < 3 * rms_error(float_sum)
+
+
+def test_a_saturated_row_fits_a_coarser_grid() -> None:
+    T, H, top_k = 4, 64, 4
+    layer = experts(8, H, 32, scale=1e4)
+    x = torch.randn(T, H, generator=torch.Generator().manual_seed(1))
+    ids, weights = routing(T, 8, top_k)
+    exponents = fixed_point.scale_exponents(x)
+    exponents[2] = 0
+    part = partial_sum(layer, x, ids, weights, exponents, top_k)
+    assert part.saturated.tolist() == [True, True, False, True]
+
+    exact = torch.zeros(T, H, dtype=torch.float64)
+    for t, row in enumerate(ids.tolist()):
+        for column, e in enumerate(row):
+            y = kernels.dense_ffn(x[t : t + 1], layer.gate[e], layer.up[e], layer.down[e], 0.0)[0]
+            exact[t] += (y * weights[t, column]).double()
+    coarser = exponents
+    for _ in range(fixed_point.MAX_COARSENINGS):
+        if not part.saturated.any():
+            break
+        coarser = coarser + part.saturated.int() * fixed_point.COARSEN_STEP
+        part = partial_sum(layer, x, ids, weights, coarser, top_k)
+    assert not part.saturated.any()
+    found = fixed_point.to_float32(part.values, coarser).double()
+    step = torch.ldexp(torch.ones(T), coarser).double().unsqueeze(1)
+    assert ((found - exact).abs() <= step * (top_k / 2) + exact.abs() * 2.0**-23).all()
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 8])
+def test_the_largest_value_on_the_grid_is_kept_and_the_next_is_flagged(top_k: int) -> None:
+    """One expert whose output is exactly its weight, so that the grid's edge can be met."""
+    one = torch.ones(1, 1, 1)
+    layer = ExpertWeights(torch.zeros(1, dtype=torch.int32), one, one, one, limit=0.0)
+    x = torch.tensor([[4.0]])
+    y = kernels.dense_ffn(x, one[0], one[0], one[0], 0.0)
+    limit = fixed_point.limit(top_k)
+    inside = float(np.nextafter(np.float32(limit), np.float32(0)))
+    for target, flagged in (
+        (inside, False),
+        (limit * 1.001, True),
+        (-limit * 1.001, True),
+        (float("inf"), True),
+    ):
+        weight = torch.tensor([[target]]) / y
+        part = partial_sum(layer, x, torch.zeros(1, 1).int(), weight, torch.zeros(1).int(), top_k)
+        assert part.saturated.tolist() == [flagged]
+
+
+def test_numbers_that_are_not_finite_stay_flagged_on_every_grid() -> None:
+    layer = experts(4, 16, 8)
+    layer.down[1, 3, 2] = torch.nan
+    x = torch.ones(2, 16)
+    ids, weights = torch.tensor([[1, 0], [2, 3]], dtype=torch.int32), torch.ones(2, 2)
+    last = 100 + fixed_point.MAX_COARSENINGS * fixed_point.COARSEN_STEP
+    for exponent in (-23, 0, 100, last):
+        part = partial_sum(layer, x, ids, weights, torch.full((2,), exponent).int(), 2)
+        assert part.saturated.tolist() == [True, False]
+
+
+def test_the_torch_path_agrees_with_the_kernels() -> None:
+    layer = experts(8, 48, 20)
+    x = torch.randn(6, 48, generator=torch.Generator().manual_seed(3))
+    ids, weights = routing(6, 8, 3)
+    ids[1, 0] = ids[2, 2] = -1
+    exponents = fixed_point.scale_exponents(x)
+    exponents[4] = -60
+    native = partial_sum(layer, x, ids, weights, exponents, 3)
+    plain = torch_partial_sum(layer, x, ids, weights, exponents, 3)
+    assert plain.saturated.tolist() == native.saturated.tolist() == [False] * 4 + [True, False]
+    fits = ~native.saturated
+    difference = fixed_point.to_float32(native.values - plain.values, exponents)[fits]
+    assert difference.abs().max() < 3e-6
+    alone = torch_partial_sum(layer, x[3:4], ids[3:4], weights[3:4], exponents[3:4], 3)
+    assert torch.equal(alone.values[0], plain.values[3])
+    ids[0, 0] = 8
+    with pytest.raises(kernels.ExpertNotHeld, match="expert 8"):
+        torch_partial_sum(layer, x, ids, weights, exponents, 3)

@@ -1,0 +1,164 @@
+"""What a store reads, what it holds, and what it answers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from placement.errors import PlanError
+from tests.tiny_checkpoint import write_random_checkpoint
+from workers import fixed_point
+from workers.formats.safetensors import Checkpoint
+from workers.model_config import Step35Config
+from workers.store import ExpertNotHeld, ExpertStore
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(
+        tmp_path_factory.mktemp("model"), seed=2, swiglu_limits={3: 0.02}, dtype=torch.bfloat16
+    )
+
+
+def load(model_dir: Path, experts: dict[int, list[int]], dtype: torch.dtype = torch.float32) -> ExpertStore:
+    return ExpertStore.load(Checkpoint.open(model_dir), Step35Config.load(model_dir), experts, dtype=dtype)
+
+
+def request(T: int, num_experts: int = 16, top_k: int = 4) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(T)
+    hidden = torch.randn(T, 64, generator=generator)
+    ids = torch.stack([torch.randperm(num_experts, generator=generator)[:top_k] for _ in range(T)]).int()
+    weights = torch.rand(T, top_k, generator=generator)
+    return hidden, ids, weights, fixed_point.scale_exponents(hidden)
+
+
+def test_a_store_knows_what_it_holds(model_dir: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    store = ExpertStore.load(
+        Checkpoint.open(model_dir),
+        Step35Config.load(model_dir),
+        {2: [5, 0], 4: range(3), 5: []},
+        dtype=torch.bfloat16,
+        on_progress=lambda done, total: seen.append((done, total)),
+    )
+    assert store.experts == {2: (5, 0), 4: (0, 1, 2)}
+    assert store.num_experts == 5
+    assert store.held_bytes == 5 * 3 * 64 * 32 * 2
+    assert store.holds(2, 5)
+    assert not store.holds(2, 1)
+    assert not store.holds(5, 0)
+    assert seen == [(done, 5) for done in range(1, 6)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layer", [2, 3])
+def test_stores_that_share_a_layer_add_up_to_the_whole(
+    model_dir: Path, layer: int, dtype: torch.dtype
+) -> None:
+    hidden, ids, weights, exponents = request(9)
+    whole = load(model_dir, {layer: list(range(16))}, dtype)
+    expected = whole.forward(layer, hidden, ids, weights, exponents)
+    total = torch.zeros_like(expected.values)
+    for held in ([3, 9, 1], [0, 2, 4, 5, 6, 7, 8], [15, 14, 13, 12, 11, 10]):
+        store = load(model_dir, {layer: held}, dtype)
+        mine = torch.where(torch.isin(ids, torch.tensor(held, dtype=torch.int32)), ids, -1)
+        total += store.forward(layer, hidden, mine, weights, exponents).values
+    assert torch.equal(total, expected.values)
+
+
+def test_bfloat16_rows_widen_exactly(model_dir: Path) -> None:
+    store = load(model_dir, {2: list(range(16))})
+    hidden, ids, weights, exponents = request(5)
+    rounded = hidden.bfloat16()
+    narrow = store.forward(2, rounded, ids, weights, exponents)
+    assert torch.equal(narrow.values, store.forward(2, rounded.float(), ids, weights, exponents).values)
+
+
+def test_the_clamp_is_the_layers_own(model_dir: Path) -> None:
+    hidden, ids, weights, exponents = request(5)
+    sums = []
+    for limit in (0.0, 0.02):
+        directory = (
+            model_dir if limit else write_random_checkpoint(model_dir / "free", seed=2, dtype=torch.bfloat16)
+        )
+        part = load(directory, {3: list(range(16))}).forward(3, hidden, ids, weights, exponents)
+        sums.append(part.values.abs().max())
+    assert sums[1] < sums[0] / 10
+
+
+def test_an_expert_that_is_not_held_is_refused(model_dir: Path) -> None:
+    store = load(model_dir, {2: [0, 1]})
+    hidden, ids, weights, exponents = request(3)
+    with pytest.raises(ExpertNotHeld, match=r"layer 2: expert \d+ is not held"):
+        store.forward(2, hidden, ids, weights, exponents)
+    with pytest.raises(ExpertNotHeld, match=r"layer 4: expert \d+ is not held"):
+        store.forward(4, hidden, ids, weights, exponents)
+    nothing = store.forward(4, hidden, torch.full_like(ids, -1), weights, exponents)
+    assert not nothing.values.any()
+
+
+@pytest.mark.parametrize(
+    "experts", [{0: [1]}, {9: [1]}, {2: [16]}, {2: [-1]}, {2: [3, 3]}], ids=lambda value: str(value)
+)
+def test_experts_the_model_does_not_have_are_refused(model_dir: Path, experts: dict[int, list[int]]) -> None:
+    with pytest.raises(PlanError, match="layer"):
+        load(model_dir, experts)
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+import torch
+from workers.formats.safetensors import Checkpoint
+from workers.model_config import Step35Config
+from workers.store import ExpertStore
+
+def status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
+
+torch.set_num_threads(1)
+config, checkpoint = Step35Config.load(sys.argv[1]), Checkpoint.open(sys.argv[1])
+warm_up = ExpertStore.load(checkpoint, config, {0: [0]}, dtype=torch.bfloat16)
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+before = status("VmRSS")
+store = ExpertStore.load(checkpoint, config, {0: range(1, 15), 1: range(3, 8)}, dtype=torch.bfloat16)
+print(store.held_bytes, status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("expert_names", ["stacked", "numbered"])
+def test_loading_needs_no_more_memory_than_its_experts_and_one(tmp_path: Path, expert_names: str) -> None:
+    """The peak of resident memory, mapped pages of the files included."""
+    model_dir = write_random_checkpoint(
+        tmp_path,
+        seed=1,
+        hidden_size=512,
+        moe_intermediate_size=768,
+        num_layers=2,
+        num_mtp_layers=0,
+        moe_layers=(0, 1),
+        num_experts=20,
+        expert_names=expert_names,  # type: ignore[arg-type]
+        dtype=torch.float32,
+    )
+    root = str(Path(__file__).parents[2])
+    process = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(model_dir)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": root, "PATH": ""},
+    )
+    held, peak = map(int, process.stdout.split())
+    expert_in_file = 3 * 512 * 768 * 4
+    assert held == 19 * expert_in_file / 2
+    # Allocations are rounded up to pages, which may be huge ones of 2 MiB: six tensors.
+    assert held <= peak + 2**20
+    assert peak <= held + expert_in_file + 7 * 2**21
