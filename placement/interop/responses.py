@@ -70,8 +70,8 @@ def _ids_of_response(response: Mapping[str, Any], shape: ModelShape, where: str)
         for index, value in enumerate(_member(choice, _FIELD) for choice in _list(choices))
         if value is not None
     ]
-    prompt_tokens = _member(response.get("usage"), "prompt_tokens")
-    if answers and isinstance(prompt_tokens, int) and prompt_tokens > 0:
+    prompt_tokens = None if parts else _member(response.get("usage"), "prompt_tokens")
+    if answers and isinstance(prompt_tokens, int) and 0 < prompt_tokens <= len(answers[0]):
         # Answers to one prompt repeat its tokens; answers to a list of prompts do not.
         prompt = answers[0][:prompt_tokens]
         repeated = [np.array_equal(answer[:prompt_tokens], prompt) for answer in answers]
