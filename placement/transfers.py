@@ -1,0 +1,48 @@
+"""What has to move when one plan takes over from another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from placement.errors import PlanError
+from placement.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One expert of MoE layer row `row`, from worker `source` to worker `destination`."""
+
+    row: int
+    expert: int
+    source: int
+    destination: int
+
+
+def transfers(old: Plan, new: Plan) -> tuple[Transfer, ...]:
+    """Copies that give `new` its experts, by destination, layer, expert; each from a worker of the same node
+    if one holds it, else from the first that does.
+
+    Raises:
+        PlanError: the plans are not of one model in one form on the same workers.
+    """
+    if old.fingerprint != new.fingerprint or old.expert_bytes != new.expert_bytes:
+        raise PlanError(
+            f"new plan: expected one for {old.model} with experts of {old.expert_bytes} bytes, found "
+            f"{new.model} with {new.expert_bytes}"
+        )
+    names = [worker.name for worker in old.workers]
+    if [worker.name for worker in new.workers] != names:
+        raise PlanError(
+            f"new plan: expected the workers of the running one ({', '.join(names)}), in that order, found "
+            f"{', '.join(worker.name for worker in new.workers)}"
+        )
+    found = []
+    for destination, worker in enumerate(new.workers):
+        missing = new.holder_table.mask(destination) & ~old.holder_table.mask(destination)
+        for row, expert in np.argwhere(missing).tolist():
+            holders = old.holder_table.layers[row].of(expert)
+            near = [h for h in holders if old.workers[h].node == worker.node]
+            found.append(Transfer(row, expert, (near or holders)[0], destination))
+    return tuple(found)
