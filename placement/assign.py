@@ -25,8 +25,8 @@ def assign_experts(
         local_worker: index of the caller's own worker, None if it holds no experts.
 
     Returns:
-        int16 [num_tokens, top_k]: index into `plan.workers`, -1 for an expert that nobody holds; of no meaning
-        where `expert_ids` is -1. One table look-up where nothing is replicated.
+        int16 [num_tokens, top_k]: index into `plan.workers`, -1 for an expert that nobody holds,
+        anything where `expert_ids` is -1. One table look-up where nothing is replicated.
     """
     workers = holders.single.take(expert_ids)
     if holders.replicas and workers.min(initial=0) < 0:

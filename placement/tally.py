@@ -56,6 +56,7 @@ class SimulationReport:
         bound_by_device: float64 [num_moe_layers, num_devices], share of a layer's passes that waited for it.
         bound_by_cause: float64 [num_moe_layers, len(CAUSES)], share by the largest part of that wait.
         counts: exact.
+        num_events: of the queueing simulation, 0 for the closed form.
         notes: what happened on the way (a lost worker, a new plan), with its time.
         stopped: why the run ended early, None if the trace ended.
     """
@@ -74,6 +75,7 @@ class SimulationReport:
     bound_by_device: NDArray[np.float64]
     bound_by_cause: NDArray[np.float64]
     counts: DispatchCounts
+    num_events: int = 0
     notes: tuple[str, ...] = ()
     stopped: str | None = None
 
@@ -87,7 +89,8 @@ class Tally:
     """Sums over the passes of one run of `system`.
 
     `rows`, `distinct`, `pairs`: int64 [num_devices], see `Touches`. `device_s`: float64 [num_devices], time
-    spent computing. `migrated_bytes`: int64 [num_links, 2], beside the messages' own bytes.
+    spent computing. `migrated_bytes`: int64 [num_links, 2], beside the messages' own bytes. `link_s`: float64
+    [num_links, 2], time each way carries bytes; None for what the bytes take.
     """
 
     system: System
@@ -107,6 +110,7 @@ class Tally:
     tokens: DurationHistogram = field(default_factory=DurationHistogram)
     notes: list[str] = field(default_factory=list)
     stopped: str | None = None
+    link_s: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         num_layers, num_devices = self.system.shape.num_moe_layers, self.system.num_devices
@@ -123,7 +127,10 @@ class Tally:
         self.steps.add(seconds)
         self.tokens.add((seconds[:, None] / new_tokens).ravel(), new_tokens.ravel())
 
-    def report(self, method: str, duration_s: float) -> SimulationReport:
+    def note(self, now_s: float, what: str) -> None:
+        self.notes.append(f"{now_s:.3f} s: {what}")
+
+    def report(self, method: str, duration_s: float, num_events: int = 0) -> SimulationReport:
         """Raises InputError when not one pass was finished."""
         step_time, token_time = self.steps.summary(), self.tokens.summary()
         if step_time is None or token_time is None:
@@ -159,6 +166,7 @@ class Tally:
                 sent_bytes=asked_rows * shape.hidden_size * workload.bytes_per_activation,
                 received_bytes=asked_rows * shape.hidden_size * 4,
             ),
+            num_events=num_events,
             notes=tuple(self.notes),
             stopped=self.stopped,
         )
@@ -178,8 +186,9 @@ class Tally:
         for link, node in enumerate(self.system.links):
             device = int(np.flatnonzero(self.system.link_of == link)[0])
             bytes_per_s = self.system.problem.devices[device].link_bytes_per_s
-            for way, direction in enumerate(DIRECTIONS):
-                busy[f"link {node} {direction}"] = float(link_bytes[link, way]) / bytes_per_s / duration_s
+            link_s = link_bytes[link] / bytes_per_s if self.link_s is None else self.link_s[link]
+            for direction, seconds in zip(DIRECTIONS, link_s.tolist(), strict=True):
+                busy[f"link {node} {direction}"] = seconds / duration_s
         return busy
 
 

@@ -52,12 +52,13 @@ def count_touches(
 
     Args:
         chosen: int [num_steps, num_tokens, top_k], devices; an expert has one for all tokens of a step.
+            `num_devices` stands for none: the choice is not counted.
         expert_ids: int, the same shape; a token's experts differ.
     """
     num_steps, num_tokens, top_k = chosen.shape
     choices = num_tokens * top_k
     dtype = np.min_scalar_type(choices)
-    narrow = np.uint8 if num_devices <= 256 else np.uint16
+    narrow = np.uint8 if num_devices < 256 else np.uint16
     by_choice = np.ascontiguousarray(chosen.reshape(num_steps, choices).T.astype(narrow))
     pairs = np.empty((num_devices, num_steps), dtype=dtype)
     rows = np.empty_like(pairs)

@@ -21,8 +21,8 @@ SIZE = SHAPE.expert_bytes(16)
 # Slow enough that memory, wire and round trip are of one magnitude.
 DEVICES = (
     device("head", 30, SIZE, gbytes_per_s=0.01),
-    device("den", 30, SIZE, gbytes_per_s=0.005, gbits_per_s=0.01),
-    device("attic", 30, SIZE, gbytes_per_s=0.02, gbits_per_s=0.001),
+    device("den", 30, SIZE, gbytes_per_s=0.005, gbits_per_s=0.013),
+    device("attic", 30, SIZE, gbytes_per_s=0.02, gbits_per_s=0.0017),
 )
 
 
