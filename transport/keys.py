@@ -1,9 +1,8 @@
-"""CURVE keys: made in memory by the head, handed to workers when they start, never written to disk."""
+"""CURVE keys: every process makes its own pair in memory; only public keys travel, none is written down."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import zmq
@@ -41,15 +40,6 @@ class HeadKeys:
 
     own: KeyPair
     worker_public: bytes
-
-
-def make_keys(worker_names: Iterable[str]) -> dict[str, tuple[WorkerKeys, HeadKeys]]:
-    """One pair for the head and one for each worker: name -> (the worker's part, the head's part)."""
-    head = KeyPair.make()
-    pairs = {name: KeyPair.make() for name in worker_names}
-    return {
-        name: (WorkerKeys(pair, head.public), HeadKeys(head, pair.public)) for name, pair in pairs.items()
-    }
 
 
 def is_private(endpoint: str) -> bool:

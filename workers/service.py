@@ -66,6 +66,7 @@ class ServiceHealth:
     """A look at a running service; counts are since its start, `compute_s` seconds in the experts.
 
     `refused` counts messages answered with an error, `undelivered` answers whose asker was gone.
+    `last_failure` is the cause of the last `internal` error, which no asker is told.
     """
 
     name: str
@@ -78,6 +79,7 @@ class ServiceHealth:
     refused: int
     undelivered: int
     compute_s: float
+    last_failure: str
 
 
 @dataclass(slots=True)
@@ -86,6 +88,7 @@ class _Counts:
     refused: int = 0
     undelivered: int = 0
     compute_s: float = 0.0
+    last_failure: str = ""
 
 
 class ExpertService:
@@ -182,6 +185,7 @@ class ExpertService:
                 refused=self._counts.refused,
                 undelivered=self._counts.undelivered,
                 compute_s=self._counts.compute_s,
+                last_failure=self._counts.last_failure,
             )
 
     def __enter__(self) -> ExpertService:
@@ -261,10 +265,11 @@ class ExpertService:
             values, saturated = partial_sum.values.numpy(), partial_sum.saturated.numpy()
         except ExpertNotHeld as error:
             return self._error(request.request_id, ErrorCode.EXPERT_NOT_HELD, str(error))
-        except Exception:
-            # The cause goes to this machine's log, not to whoever asked.
+        except Exception as error:
+            # The cause is for this machine's log and `health`, not for whoever asked.
             log.exception("worker %s: layer %d failed", self.name, request.layer)
-            message = f"worker {self.name} failed in layer {request.layer}: its log has the cause"
+            self._counts.last_failure = f"layer {request.layer}: {type(error).__name__}: {error}"
+            message = f"worker {self.name} failed in layer {request.layer}: see its log or health"
             return self._error(request.request_id, ErrorCode.INTERNAL, message)
         compute_s = time.perf_counter() - started
         self._counts.compute_s += compute_s

@@ -1,0 +1,141 @@
+"""One worker process: load a plan's experts, serve them. Ray runs it, and so can anything else.
+
+Importing this module loads neither torch nor ray: a spec can be made anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from placement.errors import WorkerStartError
+from transport.keys import KeyPair, WorkerKeys
+from transport.messages import DEFAULT_MAX_ROWS, WireLimits
+
+if TYPE_CHECKING:
+    from workers.service import ExpertService, ServiceHealth
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What a worker is to be.
+
+    Attributes:
+        model, fingerprint, epoch: of the plan; the checkpoint must have this fingerprint.
+        model_dir: the checkpoint, as the worker's own machine sees it.
+        experts: absolute layer index -> ids of the experts to hold.
+        dtype: of the weights in memory, "float32" or "bfloat16".
+        device: a torch device.
+        endpoint: what to bind, such as "tcp://127.0.0.1:*".
+        head_public: the one key that may connect; None only where no other machine can.
+        num_threads: for the kernels.
+    """
+
+    name: str
+    model: str
+    fingerprint: str
+    epoch: int
+    model_dir: str
+    experts: Mapping[int, tuple[int, ...]]
+    dtype: str
+    endpoint: str
+    device: str = "cpu"
+    head_public: bytes | None = None
+    num_threads: int = 1
+    max_rows: int = DEFAULT_MAX_ROWS
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """Where a started worker is, what it holds, and the key it proves itself with, if it has one."""
+
+    name: str
+    endpoint: str
+    pid: int
+    host: str
+    num_experts: int
+    held_bytes: int
+    public_key: bytes | None
+
+
+class WorkerProcess:
+    """The worker of this process. Its methods are what Ray calls."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+        self._service: ExpertService | None = None
+
+    def start(self) -> WorkerInfo:
+        """Load the experts and serve them.
+
+        Raises:
+            CheckpointError: the checkpoint is missing, damaged or of another architecture.
+            PlanError: the plan is for another model.
+            KeysRequired, WorkerStartError: the endpoint cannot be bound, the device is not there.
+        """
+        # Read when torch loads OpenMP: workers that share a machine must not spin while they wait.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        import torch
+
+        from workers.formats.safetensors import Checkpoint
+        from workers.model_config import Step35Config
+        from workers.service import ExpertService
+        from workers.store import ExpertStore
+
+        spec = self._spec
+        # Made here, so that no secret travels.
+        keys = None if spec.head_public is None else WorkerKeys(KeyPair.make(), spec.head_public)
+        torch.set_num_threads(spec.num_threads)
+        model_dir = Path(spec.model_dir)
+        config = Step35Config.load(model_dir)
+        shape = config.shape(spec.model)
+        if shape.fingerprint != spec.fingerprint:
+            raise WorkerStartError(
+                f"{model_dir}: has fingerprint {shape.fingerprint}, the plan is for {spec.fingerprint}: "
+                "give this machine the same checkpoint, or make a plan for this one"
+            )
+        try:
+            store = ExpertStore.load(
+                Checkpoint.open(model_dir),
+                config,
+                spec.experts,
+                device=spec.device,
+                dtype=getattr(torch, spec.dtype),
+            )
+        except (RuntimeError, MemoryError) as error:  # torch's answer to no such device, no memory
+            reason = str(error).partition("\n")[0]
+            raise WorkerStartError(f"cannot hold its experts on device {spec.device}: {reason}") from error
+        self._service = ExpertService(
+            spec.name,
+            store,
+            WireLimits.for_shape(shape, spec.epoch, spec.max_rows),
+            spec.endpoint,
+            dtype=spec.dtype,
+            keys=keys,
+        )
+        self._service.start()
+        return WorkerInfo(
+            name=spec.name,
+            endpoint=self._service.endpoint,
+            pid=os.getpid(),
+            host=platform.node(),
+            num_experts=store.num_experts,
+            held_bytes=store.held_bytes,
+            public_key=None if keys is None else keys.own.public,
+        )
+
+    def health(self) -> ServiceHealth:
+        """Raises WorkerStartError before `start` and after `stop`."""
+        if self._service is None:
+            raise WorkerStartError(f"worker {self._spec.name}: not started")
+        return self._service.health()
+
+    def stop(self) -> None:
+        """Stop serving and let go of the experts."""
+        if self._service is not None:
+            self._service.stop()
+            self._service = None
