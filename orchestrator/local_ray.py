@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from placement.errors import WorkerStartError
 OBJECT_STORE_BYTES = 200 * 1024 * 1024
 # Ray's sockets lie below its directory, in a path of about 70 characters, and may have 107.
 MAX_TEMP_DIR_CHARS = 32
+CONNECT_TIMEOUT_S = 5.0
 
 
 @contextmanager
@@ -70,8 +72,9 @@ def joined_ray(address: str) -> Iterator[None]:
     try:
         with _sigterm_exits():
             try:
+                _check_reachable(address)
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-            except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                 raise WorkerStartError(
                     f"Ray at {address}: {_first_line(error)}: run `ray up` or `ray start` first, here too, "
                     "with the same token"
@@ -110,6 +113,14 @@ def _init(directory: Path) -> None:
         raise WorkerStartError(f"Ray did not start on this machine: {_first_line(error)}") from error
 
 
+def _check_reachable(address: str) -> None:
+    """Ray itself tries an address where nobody listens for minutes."""
+    host, _, port = address.rpartition(":")
+    if host:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S):
+            pass
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
@@ -128,7 +139,7 @@ def _token() -> str:
 def _local_settings() -> Mapping[str, str | None]:
     """Environment variables while Ray is started here, None for unset."""
     return {
-        # Unset, `ray.init` turns to "token" by itself; set, it would count only if it was before Ray's import.
+        # Unset, `ray.init` chooses "token"; set, it would count only if it was so when Ray was imported.
         "RAY_AUTH_MODE": None,
         "RAY_AUTH_TOKEN": _token(),
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -50,7 +50,7 @@ def is_private(endpoint: str) -> bool:
     scheme, _, address = endpoint.partition("://")
     if scheme in ("inproc", "ipc"):
         return True
-    host = address.rpartition(":")[0].strip("[]")
+    host = address.rpartition(":")[0].strip("[]") if scheme == "tcp" else ""
     if host == "localhost":
         return True
     try:

@@ -106,7 +106,7 @@ class WorkerProcess:
                 device=spec.device,
                 dtype=getattr(torch, spec.dtype),
             )
-        except (RuntimeError, MemoryError) as error:  # torch's answer to no such device, no memory
+        except (RuntimeError, MemoryError, AssertionError) as error:  # torch: no such device, no memory
             reason = str(error).partition("\n")[0]
             raise WorkerStartError(f"cannot hold its experts on device {spec.device}: {reason}") from error
         self._service = ExpertService(

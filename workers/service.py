@@ -128,6 +128,7 @@ class ExpertService:
         self._lock = threading.Lock()
         self._waiting: deque[tuple[bytes, ForwardRequest]] = deque()
         self._computing = False
+        self._stopping = False
         self._counts = _Counts()
         self._server: Server | None = None
         self._context: Context | None = None
@@ -145,6 +146,7 @@ class ExpertService:
             KeysRequired: other machines can reach the endpoint, and there are no keys.
             WorkerStartError: the endpoint cannot be bound.
         """
+        self._stopping = False
         self._context = self._shared_context or zmq.Context()
         try:
             self._server = Server(self._context, self._bind_to, self._limits, name=self.name, keys=self._keys)
@@ -163,9 +165,10 @@ class ExpertService:
         server = self._server
         if server is None:
             return
-        server.shut()
         with self._lock:
+            self._stopping = True
             self._waiting.clear()
+        server.shut()
         for thread in self._threads:
             thread.join()
         self._server = None
@@ -202,7 +205,7 @@ class ExpertService:
 
     def _serve(self, server: Server) -> None:
         more = False
-        while more or server.wait():
+        while not self._stopping and (more or server.wait()):
             with self._lock:
                 more = self._receive(server)
                 job = self._next()
@@ -232,7 +235,7 @@ class ExpertService:
 
     def _next(self) -> tuple[bytes, ForwardRequest] | None:
         """The request to compute now, if there is one and nobody computes."""
-        if self._computing or not self._waiting:
+        if self._computing or self._stopping or not self._waiting:
             return None
         self._computing = True
         return self._waiting.popleft()

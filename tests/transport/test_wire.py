@@ -1,0 +1,312 @@
+"""Messages survive the wire, and nothing else does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transport.messages import (
+    ErrorCode,
+    ErrorReply,
+    ForwardReply,
+    ForwardRequest,
+    Hello,
+    HelloReply,
+    Ping,
+    Pong,
+    Reply,
+    Request,
+    WireError,
+    WireLimits,
+    routing_bytes,
+)
+from transport.wire import VERSION, decode_reply, decode_request, encode
+
+LIMITS = WireLimits(
+    epoch=7,
+    fingerprint="0123456789abcdef",
+    moe_layers=frozenset({2, 3, 5}),
+    hidden_size=12,
+    num_experts=9,
+    top_k=3,
+    max_rows=6,
+)
+request_ids = st.integers(0, 2**64 - 1)
+texts = st.text(max_size=60)
+numbers = st.integers(0, 2**64 - 1)
+
+
+@st.composite
+def forward_requests(draw: st.DrawFn) -> ForwardRequest:
+    num_rows = draw(st.integers(1, LIMITS.max_rows))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    floats = rng.standard_normal((num_rows, LIMITS.hidden_size), dtype=np.float32)
+    return ForwardRequest(
+        request_id=draw(request_ids),
+        epoch=LIMITS.epoch,
+        layer=draw(st.sampled_from(sorted(LIMITS.moe_layers))),
+        hidden=floats if draw(st.booleans()) else floats.view(np.uint16)[:, ::2].copy(),
+        expert_ids=rng.integers(-1, LIMITS.num_experts, (num_rows, LIMITS.top_k), dtype=np.int32),
+        weights=rng.random((num_rows, LIMITS.top_k), dtype=np.float32),
+        scale_exponents=rng.integers(-126, 127, num_rows, dtype=np.int32),
+    )
+
+
+@st.composite
+def forward_replies(draw: st.DrawFn) -> ForwardReply:
+    num_rows = draw(st.integers(1, LIMITS.max_rows))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    values = rng.integers(-(2**31), 2**31, (num_rows, LIMITS.hidden_size), dtype=np.int32)
+    return ForwardReply(
+        draw(request_ids), values, rng.random(num_rows) < 0.5, draw(st.floats(0.0, 1e6, allow_nan=False))
+    )
+
+
+requests: st.SearchStrategy[Request] = st.one_of(
+    st.builds(Hello, request_ids), st.builds(Ping, request_ids), forward_requests()
+)
+replies: st.SearchStrategy[Reply] = st.one_of(
+    st.builds(HelloReply, request_ids, texts, numbers, texts, texts, numbers),
+    st.builds(Pong, request_ids, numbers),
+    st.builds(ErrorReply, request_ids, st.sampled_from(ErrorCode), texts),
+    forward_replies(),
+)
+
+# Whatever msgpack can say, and more than the protocol ever does.
+values = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**63), 2**64 - 1),
+        st.floats(),
+        st.text(max_size=20),
+        st.binary(max_size=200),
+        st.builds(msgpack.ExtType, st.integers(0, 127), st.binary(max_size=8)),
+    ),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def example_request(num_rows: int = 2, **changes: Any) -> ForwardRequest:
+    request = ForwardRequest(
+        request_id=5,
+        epoch=LIMITS.epoch,
+        layer=3,
+        hidden=np.ones((num_rows, LIMITS.hidden_size), np.float32),
+        expert_ids=np.zeros((num_rows, LIMITS.top_k), np.int32),
+        weights=np.ones((num_rows, LIMITS.top_k), np.float32),
+        scale_exponents=np.zeros(num_rows, np.int32),
+    )
+    return replace(request, **changes)
+
+
+def as_bytes(message: Request | Reply) -> list[bytes]:
+    return [bytes(frame) for frame in encode(message)]
+
+
+def same(left: Any, right: Any) -> bool:
+    """Field by field, arrays by dtype, shape and bytes."""
+    if type(left) is not type(right):
+        return False
+    for field in fields(left):
+        a, b = getattr(left, field.name), getattr(right, field.name)
+        if isinstance(a, np.ndarray):
+            if a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes():
+                return False
+        elif a != b:
+            return False
+    return True
+
+
+def with_header(message: Request | Reply, change: Callable[[list[Any]], None]) -> list[bytes]:
+    """The message's frames after a change to the unpacked header."""
+    header, *rest = as_bytes(message)
+    unpacked = msgpack.unpackb(header)
+    change(unpacked)
+    return [msgpack.packb(unpacked), *rest]
+
+
+def code_of(decode: Callable[..., Any], frames: list[bytes], limits: WireLimits = LIMITS) -> ErrorCode:
+    with pytest.raises(WireError) as caught:
+        decode(frames, limits)
+    return caught.value.code
+
+
+@settings(deadline=None)
+@given(requests)
+def test_a_request_arrives_as_it_was_sent(request: Request) -> None:
+    assert same(decode_request(as_bytes(request), LIMITS), request)
+
+
+@settings(deadline=None)
+@given(replies)
+def test_a_reply_arrives_as_it_was_sent(reply: Reply) -> None:
+    assert same(decode_reply(as_bytes(reply), LIMITS), reply)
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary(max_size=300), max_size=4))
+def test_arbitrary_bytes_are_a_wire_error_and_nothing_else(frames: list[bytes]) -> None:
+    for decode in (decode_request, decode_reply):
+        with pytest.raises(WireError):
+            decode(frames, LIMITS)
+
+
+@settings(deadline=None)
+@given(values, st.lists(st.binary(max_size=100), max_size=2))
+def test_an_arbitrary_header_is_a_wire_error_or_a_plain_message(header: Any, rest: list[bytes]) -> None:
+    for decode in (decode_request, decode_reply):
+        with contextlib.suppress(WireError):
+            decode([msgpack.packb(header), *rest], LIMITS)
+
+
+@settings(deadline=None)
+@given(st.one_of(requests, replies), st.data())
+def test_one_field_replaced_is_a_wire_error_or_a_valid_message(message: Any, data: st.DataObject) -> None:
+    place = data.draw(st.integers(0, len(msgpack.unpackb(as_bytes(message)[0])) - 1))
+    value = data.draw(values)
+    frames = with_header(message, lambda header: header.__setitem__(place, value))
+    for decode in (decode_request, decode_reply):
+        try:
+            decoded: Any = decode(frames, LIMITS)
+        except WireError:
+            continue
+        assert same(decode(as_bytes(decoded), LIMITS), decoded)
+
+
+@settings(deadline=None)
+@given(st.one_of(requests, replies), st.data())
+def test_flipped_bytes_are_a_wire_error_or_a_valid_message(message: Any, data: st.DataObject) -> None:
+    header, *rest = as_bytes(message)
+    damaged = bytearray(header)
+    for place in data.draw(st.lists(st.integers(0, len(damaged) - 1), min_size=1, max_size=4)):
+        damaged[place] = data.draw(st.integers(0, 255))
+    for decode in (decode_request, decode_reply):
+        with contextlib.suppress(WireError):
+            decode([bytes(damaged), *rest], LIMITS)
+
+
+@settings(deadline=None)
+@given(forward_requests(), st.integers(-64, 64))
+def test_a_tensor_of_another_length_is_a_bad_shape(request: ForwardRequest, more: int) -> None:
+    header, tensor = as_bytes(request)
+    wrong = tensor + bytes(more) if more > 0 else tensor[: len(tensor) + more]
+    if more:
+        assert code_of(decode_request, [header, wrong]) == ErrorCode.BAD_SHAPE
+        assert code_of(decode_request, [header]) == ErrorCode.BAD_SHAPE
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "code"),
+    [
+        (0, 2, ErrorCode.BAD_VERSION),
+        (1, 99, ErrorCode.MALFORMED),
+        (2, -1, ErrorCode.MALFORMED),
+        (3, 8, ErrorCode.WRONG_EPOCH),
+        (4, 4, ErrorCode.UNKNOWN_LAYER),
+        (5, 0, ErrorCode.BAD_SHAPE),
+        (5, 3, ErrorCode.BAD_SHAPE),
+        (5, 7, ErrorCode.TOO_LARGE),
+        (5, 2**63, ErrorCode.TOO_LARGE),
+        (6, 4, ErrorCode.BAD_SHAPE),
+        (7, 13, ErrorCode.BAD_SHAPE),
+        (8, "f16", ErrorCode.BAD_DTYPE),
+        (9, b"", ErrorCode.BAD_SHAPE),
+    ],
+)
+def test_each_field_of_a_forward_request_is_held_to_the_plan(place: int, value: Any, code: ErrorCode) -> None:
+    frames = with_header(example_request(), lambda header: header.__setitem__(place, value))
+    assert code_of(decode_request, frames) == code
+
+
+@pytest.mark.parametrize("expert_id", [-2, LIMITS.num_experts, 2**31 - 1])
+@pytest.mark.parametrize("num_rows", [1, 40])
+def test_an_expert_the_model_has_not_is_refused(expert_id: int, num_rows: int) -> None:
+    expert_ids = np.zeros((num_rows, LIMITS.top_k), np.int32)
+    expert_ids[-1, -1] = expert_id
+    frames = as_bytes(example_request(num_rows, expert_ids=expert_ids))
+    assert code_of(decode_request, frames, replace(LIMITS, max_rows=40)) == ErrorCode.BAD_SHAPE
+
+
+@pytest.mark.parametrize("exponent", [-127, 127])
+def test_a_scale_that_is_no_normal_float_is_refused(exponent: int) -> None:
+    frames = as_bytes(example_request(scale_exponents=np.full(2, exponent, np.int32)))
+    assert code_of(decode_request, frames) == ErrorCode.BAD_SHAPE
+
+
+def test_an_error_names_the_request_it_answers() -> None:
+    frames = with_header(example_request(request_id=77), lambda header: header.__setitem__(3, 99))
+    with pytest.raises(WireError, match="epoch 99, this worker serves 7") as caught:
+        decode_request(frames, LIMITS)
+    assert caught.value.request_id == 77
+
+
+def test_a_longer_header_than_any_message_has_is_not_even_parsed() -> None:
+    frames = [bytes(LIMITS.max_header_bytes + 1)]
+    assert code_of(decode_request, frames) == ErrorCode.TOO_LARGE
+
+
+def test_a_small_header_cannot_announce_large_containers() -> None:
+    huge_array, huge_bytes, huge_map = (
+        b"\xdd\x7f\xff\xff\xff",
+        b"\xc6\x7f\xff\xff\xff",
+        b"\xdf\x7f\xff\xff\xff",
+    )
+    for header in (huge_array, huge_bytes, huge_map, b"\x91" * 2000):
+        assert code_of(decode_request, [header]) == ErrorCode.MALFORMED
+
+
+def test_replies_are_not_requests_and_requests_are_not_replies() -> None:
+    assert code_of(decode_request, as_bytes(Pong(1, 0))) == ErrorCode.MALFORMED
+    assert code_of(decode_reply, as_bytes(Ping(1))) == ErrorCode.MALFORMED
+
+
+def test_the_tensor_is_not_copied_at_either_end() -> None:
+    request = example_request()
+    frames = encode(request)
+    assert frames[1] is request.hidden
+    received = bytearray(bytes(frames[1]))
+    decoded = decode_request([frames[0], received], LIMITS)
+    assert isinstance(decoded, ForwardRequest)
+    received[:4] = np.float32(9.0).tobytes()
+    assert decoded.hidden[0, 0] == 9.0
+
+
+def test_a_tensor_at_an_odd_address_is_still_aligned_for_the_kernels() -> None:
+    header, tensor = as_bytes(example_request())
+    decoded = decode_request([header, memoryview(b"x" + tensor)[1:]], LIMITS)
+    assert isinstance(decoded, ForwardRequest)
+    assert decoded.hidden.flags.aligned
+    assert decoded.hidden.tobytes() == tensor
+
+
+def test_routing_arrays_are_writable_as_torch_wants_them() -> None:
+    decoded = decode_request(as_bytes(example_request()), LIMITS)
+    assert isinstance(decoded, ForwardRequest)
+    for array in (decoded.expert_ids, decoded.weights, decoded.scale_exponents):
+        assert array.flags.writeable
+        assert array.flags.c_contiguous
+        assert array.flags.aligned
+
+
+@settings(deadline=None)
+@given(st.integers(1, LIMITS.max_rows))
+def test_no_message_within_the_limits_exceeds_the_frame_sizes_they_give(num_rows: int) -> None:
+    header, tensor = as_bytes(example_request(num_rows, request_id=2**64 - 1))
+    assert len(header) <= LIMITS.max_header_bytes
+    assert max(len(header), len(tensor)) <= LIMITS.max_frame_bytes
+    assert routing_bytes(num_rows, LIMITS.top_k) < len(header)
+
+
+def test_the_version_is_the_first_thing_in_every_message() -> None:
+    for message in (Hello(1), Ping(1), example_request(), Pong(1, 2), ErrorReply(1, ErrorCode.BUSY, "")):
+        assert msgpack.unpackb(as_bytes(message)[0])[:1] == [VERSION]

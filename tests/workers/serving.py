@@ -1,0 +1,147 @@
+"""Stores, endpoints and clients for tests of the service."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import zmq
+from torch import Tensor
+
+from transport.client import WorkerClient
+from transport.messages import ForwardRequest, Reply, WireLimits
+from transport.sockets import Context
+from workers.ffn import ExpertWeights, partial_sum
+from workers.fixed_point import PartialSum
+from workers.service import ExpertService
+
+LAYERS = (2, 3)
+HIDDEN_SIZE, INTERMEDIATE_SIZE, NUM_EXPERTS, TOP_K = 48, 16, 10, 3
+HELD = 6
+"""Experts 0 to HELD - 1 of every layer are held."""
+LIMITS = WireLimits(4, "fingerprint", frozenset(LAYERS), HIDDEN_SIZE, NUM_EXPERTS, TOP_K, max_rows=64)
+DEADLINE_S = 20.0
+
+_numbers = itertools.count()
+
+
+class SmallStore:
+    """Random experts of two layers, computed by the real kernels."""
+
+    num_experts = HELD * len(LAYERS)
+    held_bytes = num_experts * 3 * HIDDEN_SIZE * INTERMEDIATE_SIZE * 4
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(1)
+        slots = torch.full((NUM_EXPERTS,), -1, dtype=torch.int32)
+        slots[:HELD] = torch.arange(HELD, dtype=torch.int32)
+        wide, tall = (HELD, INTERMEDIATE_SIZE, HIDDEN_SIZE), (HELD, HIDDEN_SIZE, INTERMEDIATE_SIZE)
+        self._layers = {
+            layer: ExpertWeights(
+                slots,
+                torch.randn(wide, generator=generator),
+                torch.randn(wide, generator=generator),
+                torch.randn(tall, generator=generator),
+                0.0,
+            )
+            for layer in LAYERS
+        }
+
+    def forward(
+        self, layer: int, hidden: Tensor, expert_ids: Tensor, weights: Tensor, scale_exponents: Tensor
+    ) -> PartialSum:
+        hidden = hidden.float().contiguous()
+        return partial_sum(self._layers[layer], hidden, expert_ids, weights, scale_exponents, TOP_K)
+
+
+class GatedStore(SmallStore):
+    """Computes only while the gate is open, and says when it has begun."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = threading.Semaphore(0)
+        self.gate = threading.Event()
+
+    def forward(
+        self, layer: int, hidden: Tensor, expert_ids: Tensor, weights: Tensor, scale_exponents: Tensor
+    ) -> PartialSum:
+        self.begun.release()
+        assert self.gate.wait(DEADLINE_S)
+        return super().forward(layer, hidden, expert_ids, weights, scale_exponents)
+
+
+def request(request_id: int, num_rows: int = 1, *, bfloat16: bool = False, seed: int = 0) -> ForwardRequest:
+    rng = np.random.default_rng([request_id, seed])
+    hidden = rng.standard_normal((num_rows, HIDDEN_SIZE), dtype=np.float32)
+    return ForwardRequest(
+        request_id,
+        LIMITS.epoch,
+        int(rng.choice(LAYERS)),
+        (hidden.view(np.uint32) >> 16).astype(np.uint16) if bfloat16 else hidden,
+        rng.integers(-1, HELD, (num_rows, TOP_K), dtype=np.int32),
+        rng.random((num_rows, TOP_K), dtype=np.float32),
+        np.full(num_rows, -20, np.int32),
+    )
+
+
+def expected(store: SmallStore, asked: ForwardRequest) -> PartialSum:
+    """What the store says when asked directly."""
+    hidden = torch.from_numpy(asked.hidden)
+    return store.forward(
+        asked.layer,
+        hidden.view(torch.bfloat16) if hidden.dtype == torch.uint16 else hidden,
+        torch.from_numpy(asked.expert_ids),
+        torch.from_numpy(asked.weights),
+        torch.from_numpy(asked.scale_exponents),
+    )
+
+
+def endpoint(wire: str, directory: Path) -> str:
+    """A fresh one; the system chooses the port."""
+    number = next(_numbers)
+    return {
+        "tcp": "tcp://127.0.0.1:*",
+        "ipc": f"ipc://{directory}/{number}.sock",
+        "inproc": f"inproc://service-{number}",
+    }[wire]
+
+
+@contextmanager
+def serving(
+    store: SmallStore, where: str = "tcp://127.0.0.1:*", context: Context | None = None
+) -> Iterator[ExpertService]:
+    with ExpertService("w", store, LIMITS, where, dtype="float32", context=context) as service:
+        yield service
+
+
+@contextmanager
+def connected(service: ExpertService, context: Context | None = None) -> Iterator[WorkerClient]:
+    """A client that has been greeted."""
+    own = context or zmq.Context()
+    client = WorkerClient(own, service.endpoint, LIMITS, name="w")
+    try:
+        client.hello(DEADLINE_S)
+        yield client
+    finally:
+        client.close()
+        if context is None:
+            own.term()
+
+
+def answer(client: WorkerClient) -> Reply:
+    reply = client.wait(DEADLINE_S)
+    assert reply is not None, "no answer"
+    return reply
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.005)

@@ -1,0 +1,136 @@
+"""A worker from its spec, in this process and without Ray."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zmq
+
+from placement.errors import CheckpointError, KeysRequired, PlanError, WorkerStartError
+from tests.tiny_checkpoint import write_random_checkpoint
+from transport.client import WorkerClient
+from transport.keys import HeadKeys, KeyPair
+from transport.messages import ForwardReply, WireLimits
+from workers.actor import WorkerInfo, WorkerProcess, WorkerSpec
+from workers.formats.safetensors import Checkpoint
+from workers.model_config import Step35Config
+from workers.store import ExpertStore
+
+DEADLINE_S = 20.0
+EXPERTS: Mapping[int, tuple[int, ...]] = {2: (0, 3, 7), 5: (1,)}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("model"), seed=3)
+
+
+@pytest.fixture
+def spec(model_dir: Path) -> WorkerSpec:
+    return WorkerSpec(
+        name="w",
+        model="tiny",
+        fingerprint=Step35Config.load(model_dir).shape("tiny").fingerprint,
+        epoch=2,
+        model_dir=str(model_dir),
+        experts=EXPERTS,
+        dtype="float32",
+        endpoint="tcp://127.0.0.1:*",
+    )
+
+
+def asks(info: WorkerInfo, spec: WorkerSpec, keys: HeadKeys | None = None) -> ForwardReply:
+    """The worker's answer for one row of ones, expert 3 of layer 2."""
+    shape = Step35Config.load(Path(spec.model_dir)).shape("tiny")
+    with zmq.Context() as context:
+        limits = WireLimits.for_shape(shape, spec.epoch)
+        client = WorkerClient(context, info.endpoint, limits, name="w", keys=keys)
+        try:
+            client.hello(DEADLINE_S, dtype=spec.dtype)
+            expert_ids = np.full((1, shape.top_k), -1, np.int32)
+            expert_ids[0, 0] = 3
+            hidden = np.ones((1, shape.hidden_size), np.float32)
+            weights = np.ones((1, shape.top_k), np.float32)
+            client.send_forward(1, 2, hidden, expert_ids, weights, np.array([-18], np.int32))
+            reply = client.wait(DEADLINE_S)
+        finally:
+            client.close()
+    assert isinstance(reply, ForwardReply), reply
+    return reply
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_worker_serves_the_experts_of_its_spec(spec: WorkerSpec, dtype: str) -> None:
+    spec = replace(spec, dtype=dtype)
+    worker = WorkerProcess(spec)
+    info = worker.start()
+    try:
+        reply = asks(info, spec)
+        health = worker.health()
+    finally:
+        worker.stop()
+    config = Step35Config.load(Path(spec.model_dir))
+    store = ExpertStore.load(
+        Checkpoint.open(Path(spec.model_dir)), config, EXPERTS, dtype=getattr(torch, dtype)
+    )
+    expert_ids = torch.full((1, config.moe_top_k), -1, dtype=torch.int32)
+    expert_ids[0, 0] = 3
+    ones = torch.ones(1, config.hidden_size), torch.ones(1, config.moe_top_k)
+    right = store.forward(2, ones[0], expert_ids, ones[1], torch.tensor([-18], dtype=torch.int32))
+    np.testing.assert_array_equal(reply.values, right.values.numpy())
+    assert (info.num_experts, info.held_bytes) == (4, store.held_bytes)
+    assert (health.running, health.served, health.num_experts) == (True, 1, 4)
+
+
+def test_a_worker_with_the_heads_key_makes_its_own_and_tells_only_the_public_half(spec: WorkerSpec) -> None:
+    head = KeyPair.make()
+    spec = replace(spec, endpoint="tcp://0.0.0.0:*", head_public=head.public)
+    worker = WorkerProcess(spec)
+    info = worker.start()
+    try:
+        assert info.public_key is not None
+        info = replace(info, endpoint=info.endpoint.replace("0.0.0.0", "127.0.0.1"))
+        assert asks(info, spec, HeadKeys(head, info.public_key)).request_id == 1
+    finally:
+        worker.stop()
+
+
+def test_a_stopped_worker_has_no_health_and_may_be_stopped_again(spec: WorkerSpec) -> None:
+    worker = WorkerProcess(spec)
+    with pytest.raises(WorkerStartError, match="not started"):
+        worker.health()
+    worker.start()
+    worker.stop()
+    worker.stop()
+    with pytest.raises(WorkerStartError, match="not started"):
+        worker.health()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model_dir": "/no/such/model"}, CheckpointError, "/no/such/model"),
+        ({"fingerprint": "0" * 16}, WorkerStartError, "the plan is for 0000000000000000"),
+        ({"experts": {0: (1,)}}, PlanError, "layer 0"),
+        ({"device": "cuda:7"}, WorkerStartError, "cannot hold its experts on device cuda:7"),
+        ({"endpoint": "tcp://0.0.0.0:*"}, KeysRequired, "no keys"),
+    ],
+)
+def test_a_spec_that_cannot_be_served_says_why(
+    spec: WorkerSpec, changes: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        WorkerProcess(replace(spec, **changes)).start()  # type: ignore[arg-type]
+
+
+def test_making_a_spec_needs_neither_torch_nor_ray() -> None:
+    program = "import sys, workers.actor; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False, timeout=60).returncode == 0
