@@ -19,8 +19,8 @@ from placement.problem import PlanningProblem
 from placement.stats import RoutingStats
 
 # The coarse search compares starts, the fine one needs a standard error of about 1% of a layer's time.
-_COARSE_STEPS, _COARSE_SHIFTS = 150, (64, 32, 16, 8, 4)
-_FINE_STEPS, _FINE_SHIFTS = 600, (16, 8, 4, 2, 1)
+_COARSE_STEPS, _COARSE_SHIFTS = 120, (64, 32, 16, 8)
+_FINE_STEPS, _FINE_SHIFTS = 500, (8, 4, 2, 1)
 _FINE_SEARCHES = 2
 _MOST_CHECK_STEPS = 1000
 # With more groups than this, leaving one out is what the search itself finds.
@@ -59,7 +59,7 @@ def candidates(problem: PlanningProblem) -> list[Candidate]:
 
     With counts alone, or a very short trace, tokens are drawn from the counts. Boundaries
     (placement/blocks.py) are fitted to the other two thirds, from several starts: hottest first, whole
-    layers, even shares, each box left out in turn, with devices in two orders.
+    layers, even shares, each box left out in turn, with devices in up to three orders.
     """
     stats = baselines.require_stats(problem, "least-time")
     tokens = problem.workload.tokens_per_step
@@ -98,12 +98,23 @@ def _drawn_trace(stats: RoutingStats, num_tokens: int) -> NDArray[np.uint16]:
 
 
 def _device_orders(problem: PlanningProblem) -> Iterator[tuple[str, list[int]]]:
-    """Which devices get hotter experts: home before remote, and by memory bandwidth alone."""
+    """Which devices get hotter experts, each order once.
+
+    Home before remote; by memory bandwidth alone; by bandwidth for each expert there is room for, since a
+    small box shares the load evenly only if what little it holds is hot.
+    """
+    bandwidth = np.array([device.bandwidth_bytes_per_s for device in problem.devices])
     home_first = baselines.by_speed(problem)
-    yield "home first", home_first
-    by_bandwidth = sorted(home_first, key=lambda i: -problem.devices[i].bandwidth_bytes_per_s)
-    if by_bandwidth != home_first:
-        yield "fastest first", by_bandwidth
+    orders = {
+        "home first": home_first,
+        "fastest first": sorted(home_first, key=lambda i: -bandwidth[i]),
+        "densest first": sorted(home_first, key=lambda i: -bandwidth[i] / max(problem.capacities()[i], 1)),
+    }
+    seen: list[list[int]] = []
+    for name, order in orders.items():
+        if order not in seen:
+            seen.append(order)
+            yield name, order
 
 
 def _groups(problem: PlanningProblem, order: list[int]) -> list[list[int]]:
