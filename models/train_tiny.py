@@ -7,6 +7,7 @@ import time
 from collections import deque
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Annotated
 
 import torch
@@ -32,7 +33,12 @@ from models.tiny.train import Recipe, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 HELD_OUT_BYTES = 80_000
-PROMPT_BYTES = 220
+PROMPT_BYTES = 200
+PROMPT_STARTS = {
+    "python": "class UID:",
+    "prose": "In addition to what has been already said of Catherine Morland",
+    "technical": "The following command-line options control the database connection parameters.",
+}
 CHECKPOINT_STEPS, EXPORT_STEPS = 100, 500
 RECIPE = Recipe()
 
@@ -56,7 +62,7 @@ def prepare(build: BuildFolder = DEFAULT_BUILD, model: ModelFolder = DEFAULT_MOD
     for domain in DOMAINS:
         text = excerpts(docs, domain, HELD_OUT_BYTES)
         write_text(model / "heldout" / f"{domain}.txt", text)
-        prompts[domain] = opening(text)
+        prompts[domain] = prompt_from(text, PROMPT_STARTS[domain])
     write_text(model / "prompts.json", json.dumps(prompts, indent=2) + "\n")
     sources = [
         {
@@ -73,10 +79,10 @@ def prepare(build: BuildFolder = DEFAULT_BUILD, model: ModelFolder = DEFAULT_MOD
     write_tokens(tokenizer, docs, build / "tokens.npz")
 
 
-def opening(text: str) -> str:
-    """The first lines of a text, as a prompt."""
+def prompt_from(text: str, start: str) -> str:
+    """A few lines of a text from where `start` stands in it."""
     lines, size = [], 0
-    for line in text.splitlines(keepends=True):
+    for line in text[text.index(start) :].splitlines(keepends=True):
         lines.append(line)
         size += len(line)
         if size >= PROMPT_BYTES:
@@ -147,8 +153,8 @@ def export(build: BuildFolder = DEFAULT_BUILD, model: ModelFolder = DEFAULT_MODE
     console.print(f"{model}: {trainer.phase} step {trainer.step}")
 
 
-@app.command()
-def measured(build: BuildFolder = DEFAULT_BUILD, model: ModelFolder = DEFAULT_MODEL) -> None:
+@app.command("measure")
+def measure_model(build: BuildFolder = DEFAULT_BUILD, model: ModelFolder = DEFAULT_MODEL) -> None:
     """Measure the exported model and write training.json."""
     recipe = Recipe()
     net = read_checkpoint(model)
@@ -164,6 +170,10 @@ def measured(build: BuildFolder = DEFAULT_BUILD, model: ModelFolder = DEFAULT_MO
         },
         "wall_s": {
             phase: round(sum(r["step_s"] for r in steps if r["phase"] == phase)) for phase in ("trunk", "mtp")
+        },
+        "median_step_s": {
+            phase: round(median(r["step_s"] for r in steps if r["phase"] == phase), 3)
+            for phase in ("trunk", "mtp")
         },
         "sources": json.loads((build / "sources.json").read_text()),
         **measure(net, tokenizer, model / "heldout", TokenMix.read(build / "tokens.npz", recipe.seed)),

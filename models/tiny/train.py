@@ -25,12 +25,12 @@ class Recipe:
     """What the run is made of; together with the data it fixes the result."""
 
     seed: int = 20
-    trunk_steps: int = 4000
-    mtp_steps: int = 1600
+    trunk_steps: int = 3200
+    mtp_steps: int = 1800
     warmup_steps: int = 100
     decay_fraction: float = 0.35
     trunk_rate: float = 6e-3
-    mtp_rate: float = 4e-3
+    mtp_rate: float = 6e-3
     tokens_per_shard: int = 2048
     shards: int = 2
     length: int = 512
