@@ -17,7 +17,7 @@ def experts(E: int, H: int, inner: int, scale: float = 1.0) -> ExpertWeights:
     generator = torch.Generator().manual_seed(E + H)
 
     def matrix(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator) * float(shape[-1]) ** -0.5
+        return torch.randn(*shape, generator=generator).mul_(float(shape[-1]) ** -0.5)
 
     slots = torch.arange(E, dtype=torch.int32)
     return ExpertWeights(

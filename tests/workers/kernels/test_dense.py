@@ -37,7 +37,7 @@ def documented_dot(w: np.ndarray, x: np.ndarray) -> np.float32:
         lanes[k % 16] = fma(float(w[k]), float(x[k]), float(lanes[k % 16]))
     for width in (8, 4, 2, 1):
         lanes = lanes[:width] + lanes[width : 2 * width]
-    return lanes[0]
+    return np.float32(lanes[0])
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 64, 100])

@@ -74,7 +74,8 @@ class Layer:
         generator = torch.Generator().manual_seed(E * H + inner)
 
         def matrix(*shape: int) -> Tensor:
-            return (torch.randn(*shape, generator=generator) * float(shape[-1]) ** -0.5).to(dtype)
+            scale = float(shape[-1]) ** -0.5
+            return torch.randn(*shape, generator=generator).mul_(scale).to(dtype)
 
         return cls(matrix(E, inner, H), matrix(E, inner, H), matrix(E, H, inner), limit)
 
