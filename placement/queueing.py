@@ -20,7 +20,6 @@ from placement.migration_traffic import MigrationTraffic
 from placement.passes import Passes
 from placement.plan import Plan
 from placement.scenario import Event, NewPlan, Patience, Stream, WorkerLoss
-from placement.simulate import num_messages
 from placement.system import System
 from placement.tally import (
     ARITHMETIC,
@@ -33,6 +32,7 @@ from placement.tally import (
     WIRE,
     SimulationReport,
     Tally,
+    num_messages,
 )
 from placement.transfers import transfers
 
@@ -94,6 +94,7 @@ class _Run:
         # Plain numbers: reading them from arrays one by one would take half of the time.
         self.num_rows, self.num_layers = [0] * system.num_devices, system.shape.num_moe_layers
         self.num_distinct, self.num_pairs = [0] * system.num_devices, [0] * system.num_devices
+        self.num_answered_rows = [0] * system.num_devices
         self.bound = [[0] * system.num_devices for _ in range(self.num_layers)]
         self.causes = [[0] * self.tally.bound_cause.shape[1] for _ in range(self.num_layers)]
         self.before_s = system.before_s.tolist()
@@ -116,6 +117,7 @@ class _Run:
         self._flush()
         tally, now_s = self.tally, self.loop.now_s
         tally.rows[:], tally.distinct[:], tally.pairs[:] = self.num_rows, self.num_distinct, self.num_pairs
+        tally.answered_rows[:] = self.num_answered_rows
         tally.bound_device[:], tally.bound_cause[:] = self.bound, self.causes
         tally.device_s[:] = [
             station.busy_until_s(min(now_s, dead_s))
@@ -144,14 +146,15 @@ class _Run:
             passes.work = layer_work(self.system, self.tables[passes.epoch], passes.expert_ids)
             passes.key = key
         cell = passes.step * self.num_layers + passes.row
-        if cell in passes.work.missing:
-            self._stop(passes.row, passes.work.missing[cell])
+        now_s = self.loop.now_s
+        if cell in passes.work.missing:  # the head finds out when the router has chosen
+            done_s = self.devices[self.system.head].serve(now_s, self.before_s[passes.row])
+            self.loop.at(done_s, self._miss, passes)
             return
         local = passes.work.local[cell]
         if local is not None:
             self._count(local)
         meanwhile_s = self.shared_s + (local.seconds if local is not None else 0.0)
-        now_s = self.loop.now_s
         done_s = self.devices[self.system.head].serve(now_s, self.before_s[passes.row] + meanwhile_s)
         passes.ready_s, passes.head_done_s = now_s, done_s
         if passes.work.asked[cell]:
@@ -201,6 +204,7 @@ class _Run:
 
     def _received(self, request: _Request) -> None:
         passes = request.passes
+        self.num_answered_rows[request.work.device] += request.work.rows
         passes.pending -= 1
         if passes.pending:
             return
@@ -295,6 +299,9 @@ class _Run:
                 self.loop.at(done_s, self._received, _Request(passes, work, self.loop.now_s, again))
             else:
                 self._ask(passes, work, again)
+
+    def _miss(self, passes: Passes) -> None:
+        self._stop(passes.row, passes.work.missing[passes.step * self.num_layers + passes.row])
 
     def _stop(self, row: int, expert: int) -> None:
         names = ", ".join(repr(self.system.names[device]) for device in sorted(self.lost))

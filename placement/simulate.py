@@ -12,13 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.cost import ExpertRates, device_seconds, expert_seconds
+from placement.queueing import simulate_queueing
+from placement.scenario import Event, Patience, Stream
 from placement.steps import Acceptance, StepBlock, Trace, step_blocks
 from placement.system import System
-from placement.tally import SimulationReport, Tally
+from placement.tally import SimulationReport, Tally, num_messages
 from placement.touches import Touches, choose_devices, count_touches
 
-# Rows of one message; a longer pass goes in several (DEFAULT_MAX_ROWS of transport/messages.py).
-MAX_MESSAGE_ROWS = 2048
+
+def simulate(
+    system: System, streams: Sequence[Stream], events: Sequence[Event] = (), patience: Patience | None = None
+) -> SimulationReport:
+    """The closed form where nothing can meet or happen, else the queueing simulation, which takes longer.
+
+    Raises:
+        InputError, PlanError, RoutingFileError: as `simulate_alone` and `simulate_queueing`.
+    """
+    if len(streams) == 1 and not events and not system.shares_a_link:
+        return simulate_alone(system, streams[0].traces, streams[0].acceptance)
+    return simulate_queueing(system, streams, events, patience)
 
 
 def simulate_alone(
@@ -43,6 +55,7 @@ def simulate_alone(
         seconds = _add_block(tally, system, block)
         tally.add_steps(seconds, block.new_tokens)
         duration_s += float(seconds.sum())
+    tally.answered_rows[:] = tally.rows
     tally.device_s[system.head] += tally.num_steps * system.head_s
     return tally.report("closed form", duration_s)
 
@@ -73,13 +86,6 @@ def _add_block(tally: Tally, system: System, block: StepBlock) -> NDArray[np.flo
         tally.bound_cause[row] += np.bincount(causes, minlength=tally.bound_cause.shape[1])
     tally.device_s += block.num_steps * shape.num_moe_layers * system.rates.busy_s
     return seconds
-
-
-def num_messages(rows: NDArray[np.unsignedinteger]) -> int:
-    """Requests that carry `rows`, any shape, at most MAX_MESSAGE_ROWS in each."""
-    if rows.max(initial=0) <= MAX_MESSAGE_ROWS:
-        return int(np.count_nonzero(rows))
-    return int(-(-rows.astype(np.int64) // MAX_MESSAGE_ROWS).sum())
 
 
 def _causes(rates: ExpertRates, touches: Touches, last: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -15,6 +15,9 @@ from placement.system import System
 CAUSES = ("memory", "arithmetic", "round trip", "wire", "shared expert", "queue")
 MEMORY, ARITHMETIC, ROUND_TRIP, WIRE, SHARED_EXPERT, QUEUE = range(len(CAUSES))
 
+# Rows of one message; a longer pass goes in several (DEFAULT_MAX_ROWS of transport/messages.py).
+MAX_MESSAGE_ROWS = 2048
+
 OUT, BACK = 0, 1
 DIRECTIONS = ("out", "back")
 
@@ -88,13 +91,15 @@ class SimulationReport:
 class Tally:
     """Sums over the passes of one run of `system`.
 
-    `rows`, `distinct`, `pairs`: int64 [num_devices], see `Touches`. `device_s`: float64 [num_devices], time
-    spent computing. `migrated_bytes`: int64 [num_links, 2], beside the messages' own bytes. `link_s`: float64
-    [num_links, 2], time each way carries bytes; None for what the bytes take.
+    `rows`, `distinct`, `pairs`: int64 [num_devices], see `Touches`; `answered_rows`: those that came back.
+    `device_s`: float64 [num_devices], time spent computing. `migrated_bytes`: int64 [num_links, 2], beside
+    the messages' own bytes. `link_s`: float64 [num_links, 2], time each way carries bytes; None for what the
+    bytes take.
     """
 
     system: System
     rows: NDArray[np.int64] = field(init=False)
+    answered_rows: NDArray[np.int64] = field(init=False)
     distinct: NDArray[np.int64] = field(init=False)
     pairs: NDArray[np.int64] = field(init=False)
     device_s: NDArray[np.float64] = field(init=False)
@@ -114,7 +119,8 @@ class Tally:
 
     def __post_init__(self) -> None:
         num_layers, num_devices = self.system.shape.num_moe_layers, self.system.num_devices
-        self.rows, self.distinct, self.pairs = (np.zeros(num_devices, dtype=np.int64) for _ in range(3))
+        self.rows, self.answered_rows = (np.zeros(num_devices, dtype=np.int64) for _ in range(2))
+        self.distinct, self.pairs = (np.zeros(num_devices, dtype=np.int64) for _ in range(2))
         self.device_s = np.zeros(num_devices)
         self.migrated_bytes = np.zeros((len(self.system.links), 2), dtype=np.int64)
         self.bound_device = np.zeros((num_layers, num_devices), dtype=np.int64)
@@ -138,7 +144,6 @@ class Tally:
         link_bytes = self._message_bytes() + self.migrated_bytes
         num_workers = len(self.system.plan.workers)
         asked = np.arange(self.system.num_devices) != self.system.local
-        asked_rows = int(self.rows[asked].sum())
         shape, workload = self.system.shape, self.system.workload
         return SimulationReport(
             method=method,
@@ -163,8 +168,8 @@ class Tally:
                 experts_read=tuple(self.distinct[:num_workers].tolist()),
                 remote_layers=self.asking_layers,
                 messages=self.messages,
-                sent_bytes=asked_rows * shape.hidden_size * workload.bytes_per_activation,
-                received_bytes=asked_rows * shape.hidden_size * 4,
+                sent_bytes=int(self.rows[asked].sum()) * shape.hidden_size * workload.bytes_per_activation,
+                received_bytes=int(self.answered_rows[asked].sum()) * shape.hidden_size * 4,
             ),
             num_events=num_events,
             notes=tuple(self.notes),
@@ -175,10 +180,12 @@ class Tally:
         """int64 [num_links, 2]."""
         message = self.system.message
         linked = self.system.link_of >= 0
-        rows = np.zeros(len(self.system.links), dtype=np.int64)
-        np.add.at(rows, self.system.link_of[linked], self.rows[linked])
-        row_bytes = np.array([message.request_bytes_per_row, message.reply_bytes_per_row], dtype=np.int64)
-        link_bytes: NDArray[np.int64] = rows[:, None] * row_bytes
+        link_bytes = np.zeros((len(self.system.links), 2), dtype=np.int64)
+        for way, rows, row_bytes in (
+            (OUT, self.rows, message.request_bytes_per_row),
+            (BACK, self.answered_rows, message.reply_bytes_per_row),
+        ):
+            np.add.at(link_bytes[:, way], self.system.link_of[linked], rows[linked] * row_bytes)
         return link_bytes
 
     def _busy(self, link_bytes: NDArray[np.int64], duration_s: float) -> dict[str, float]:
@@ -195,3 +202,10 @@ class Tally:
 def _shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     shares: NDArray[np.float64] = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     return shares
+
+
+def num_messages(rows: NDArray[np.integer]) -> int:
+    """Requests that carry `rows`, any shape, at most MAX_MESSAGE_ROWS in each."""
+    if rows.max(initial=0) <= MAX_MESSAGE_ROWS:
+        return int(np.count_nonzero(rows))
+    return int(-(-rows.astype(np.int64) // MAX_MESSAGE_ROWS).sum())

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from placement import simulate as simulate_module
+from placement import tally as tally_module
 from placement.cost import head_seconds
 from placement.errors import InputError, PlanDoesNotFit, PlanError
 from placement.evaluate import evaluate
@@ -101,7 +101,7 @@ def test_a_slow_memory_or_a_long_way_is_named_as_what_bounds_a_layer() -> None:
 
 
 def test_a_long_pass_goes_in_several_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulate_module, "MAX_MESSAGE_ROWS", 4)
+    monkeypatch.setattr(tally_module, "MAX_MESSAGE_ROWS", 4)
     plan = plan_of(type(random_plan(0).holder_table).from_single(np.ones((3, 10), dtype=np.int64)))
     report = simulate_alone(system_of(plan, workload=Workload(num_sequences=10)), [random_trace(0, 10)])
     assert report.counts.messages == 3 * 3
