@@ -1,0 +1,104 @@
+"""Rates of the simulator at Step-3.5-Flash's shape: closed form, queueing, linearity, memory.
+
+    python -m benchmarks.simulator [--tokens 4096]
+
+Wanted: 5 million token-layers/s in closed form, 200,000 events/s with queues. A rate is given by wall time and
+by this process's CPU time, which other programs on the machine disturb less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from placement.holders import HolderTable
+from placement.model_shape import STEP_3_5_FLASH as SHAPE
+from placement.plan import LOCAL_WORKER, Plan, PlannedWorker
+from placement.problem import PlanningDevice
+from placement.queueing import simulate_queueing
+from placement.scenario import Stream
+from placement.simulate import simulate_alone
+from placement.steps import split_trace
+from placement.system import System
+from placement.workload import Workload
+
+EXPERT_BYTES = SHAPE.expert_bytes(4.5)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tokens", type=int, default=4096)
+    tokens = parser.parse_args().tokens
+    order = np.random.default_rng(0).random((tokens, SHAPE.num_moe_layers, SHAPE.num_experts), np.float32)
+    trace = np.argpartition(order, SHAPE.top_k, axis=2)[:, :, : SHAPE.top_k].astype(np.uint16)
+    del order
+    token_layers = tokens * SHAPE.num_moe_layers
+
+    print("closed form, million token-layers/s (wall, CPU):")
+    for num_devices in (1, 2, 4, 8, 32):
+        for drafts in (0, 3):
+            built = system(num_devices, Workload(drafts=drafts))
+            wall_s, cpu_s = timed(lambda built=built: simulate_alone(built, [trace]))
+            rates = f"{token_layers / wall_s / 1e6:5.1f} {token_layers / cpu_s / 1e6:5.1f}"
+            print(f"  {num_devices:2} devices, {1 + drafts} tokens a step: {rates}")
+
+    built = system(4, Workload())
+    print("linearity and memory, 4 devices, a trace that arrives in parts:")
+    for repeats in (1, 4, 16):
+        parts = (trace for _ in range(repeats))
+        wall_s, cpu_s = timed(lambda parts=parts: simulate_alone(built, [parts]))
+        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"  {repeats * tokens:7} tokens: {cpu_s:6.2f} s CPU, peak of the process {peak_mb:.0f} MiB")
+
+    print("queueing, events/s (wall, CPU):")
+    for num_streams in (1, 8):
+        streams = [Stream([part]) for part in split_trace(trace[:1024], num_streams)]
+        started, started_cpu = time.perf_counter(), time.process_time()
+        report = simulate_queueing(built, streams)
+        wall_s, cpu_s = time.perf_counter() - started, time.process_time() - started_cpu
+        print(
+            f"  {num_streams} streams: {report.num_events / wall_s:9,.0f} {report.num_events / cpu_s:9,.0f}"
+        )
+
+
+def system(num_devices: int, workload: Workload) -> System:
+    devices = tuple(
+        PlanningDevice(
+            PlannedWorker(LOCAL_WORKER if i == 0 else f"box{i}-ram", f"box{i}", "cpu", "ram", 10**12),
+            is_home=i == 0,
+            bandwidth_bytes_per_s=50e9,
+            ffn_flops_per_s=1e12,
+            round_trip_s=3e-4 if i else 0.0,
+            link_bytes_per_s=312.5e6 if i else float("inf"),
+        )
+        for i in range(num_devices)
+    )
+    size = (SHAPE.num_moe_layers, SHAPE.num_experts)
+    plan = Plan(
+        SHAPE.name,
+        SHAPE.fingerprint,
+        SHAPE.moe_layers,
+        "q4",
+        EXPERT_BYTES,
+        tuple(device.worker for device in devices),
+        HolderTable.from_single(np.random.default_rng(1).integers(0, num_devices, size)),
+        "random",
+    )
+    return System.build(plan, devices, SHAPE, workload)
+
+
+def timed(action: Callable[[], object]) -> tuple[float, float]:
+    """Wall and CPU seconds of one run."""
+    started, started_cpu = time.perf_counter(), time.process_time()
+    action()
+    return time.perf_counter() - started, time.process_time() - started_cpu
+
+
+if __name__ == "__main__":
+    main()
