@@ -175,10 +175,6 @@ class Dispatcher:
             values, exponents = work.result()
             return fixed_point.to_float32(torch.from_numpy(values), torch.from_numpy(exponents)), meanwhile
 
-    def close(self) -> None:
-        for client in self._clients.values():
-            client.close()
-
     def _choose(self, row: int, expert_ids: NDArray[np.int32], lost: frozenset[int]) -> NDArray[np.integer]:
         if lost != self._holders_without:
             self._holders = self.plan.holder_table.without(lost).layers

@@ -1,0 +1,77 @@
+"""`potluck demo`: the shipped model, planned and served by several worker processes of this machine."""
+
+from __future__ import annotations
+
+import json as json_module
+import platform
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.generate import Stream
+from orchestrator.cli.options import DtypeName
+from orchestrator.cli.output import console, print_json, print_note
+from orchestrator.cli.plan import plan_tables
+from orchestrator.cli.run_tables import report_document, run_tables
+from orchestrator.generate import GenerationParams
+from orchestrator.session import open_session
+from orchestrator.tokenizer import Tokenizer
+from placement.cluster_spec import ClusterSpec
+from placement.errors import InputError
+from placement.planner import make_plan
+from placement.quantisation import bits_per_weight
+from placement.stats import RoutingStats
+from workers.model_config import Step35Config
+
+MODELS = Path(__file__).resolve().parents[2] / "models"
+
+
+def demo(
+    max_tokens: Annotated[int, typer.Option(min=2, help="For each prompt.")] = 96,
+    temperature: Annotated[
+        float, typer.Option(help="0 is greedy: so small a model then repeats itself.")
+    ] = 0.7,
+    mtp: Annotated[int, typer.Option(help="Drafts a step, 0 to 3.")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+) -> None:
+    """Plan, start and run the shipped model on three worker processes of this machine."""
+    model = MODELS / "potluck-tiny"
+    if not model.is_dir():
+        raise InputError(f"{model} is not there; the demo runs from a clone of the repository")
+    dtype = DtypeName.bfloat16
+    config = Step35Config.load(model)
+    shape = config.shape(model.name)
+    routing = RoutingStats.load(model / "routing.npz", shape)
+    plan = make_plan(
+        shape,
+        ClusterSpec.load(MODELS / "demo-cluster.yaml"),
+        routing,
+        "hottest-first",
+        dtype=dtype.value,
+        expert_bytes=shape.expert_bytes(bits_per_weight(dtype.value)),
+    )
+    if not json:
+        for part in plan_tables(plan, plan.summary(routing)):
+            console.print(part)
+    print_note(f"starting Ray and {len(plan.workers) - 1} workers …")
+    tokenizer = Tokenizer.load(model)
+    prompts: dict[str, str] = json_module.loads((model / "prompts.json").read_text())
+    params = GenerationParams(max_tokens, temperature, ignore_eos=True, mtp=mtp)
+    texts: dict[str, str] = {}
+    # The boxes of the demo's cluster file are all this machine.
+    addresses = {worker.node: platform.node() for worker in plan.workers}
+    with open_session(model, plan, addresses=addresses) as session:
+        for domain, prompt in prompts.items():
+            if not json:
+                console.print(f"\n[bold]{domain}[/] [dim]prompt, then what the model writes[/]")
+                console.print(f"[dim]{prompt.replace('[', chr(92) + '[')}[/]", end="", soft_wrap=True)
+            stream = Stream(tokenizer, silent=json)
+            session.generate(tokenizer.encode_prompt(prompt), params, stream.push)
+            texts[domain] = stream.finish()
+        report = session.report()
+    if json:
+        print_json({"texts": texts} | report_document(report))
+    else:
+        console.print("", *run_tables(report), sep="\n")
+        print_note("stopped all workers and Ray")

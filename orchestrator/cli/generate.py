@@ -1,0 +1,132 @@
+"""`potluck generate`: text or token ids in, text and figures out."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.cli.options import DtypeName
+from orchestrator.cli.output import errors, print_json
+from orchestrator.cli.run_tables import report_document, run_tables
+from orchestrator.generate import GenerationParams, GenerationResult
+from orchestrator.report import RunReport
+from orchestrator.session import even_plan, open_session
+from orchestrator.tokenizer import StreamDecoder, Tokenizer
+from placement.errors import InputError
+from placement.plan import Plan
+from workers.model_config import Step35Config
+
+
+def generate(
+    model: Annotated[Path, typer.Option(help="Model directory: config.json and safetensors.")],
+    prompt: Annotated[str | None, typer.Option(help="Text to continue.")] = None,
+    token_ids: Annotated[
+        str | None, typer.Option(help="Prompt as ids, 1,2,3: works without a tokenizer.", metavar="IDS")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Stop after this many.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Never choose an end token.")] = False,
+    dtype: Annotated[
+        DtypeName | None, typer.Option(help="Weights, caches, wire; default float32, or the plan's.")
+    ] = None,
+    mtp: Annotated[int, typer.Option(help="Drafts a step, 0 to 3.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Equal workers on this machine; 0: all in this process.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Plan made by `potluck plan`, instead of --workers.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster for --plan, such as auto or 10.0.0.1:6379.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="For temperatures above 0.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+) -> None:
+    """Continue a prompt."""
+    config = Step35Config.load(model)
+    tokenizer = Tokenizer.load(model) if prompt is not None else optional_tokenizer(model)
+    prompt_ids = _prompt_ids(prompt, token_ids, tokenizer)
+    params = GenerationParams(max_tokens, temperature, seed, ignore_eos, mtp)
+    if plan is None:
+        shape = config.shape(model.resolve().name)
+        made = even_plan(shape, workers or 0, (dtype or DtypeName.float32).value)
+    else:
+        made = Plan.load(plan)
+        if workers is not None or dtype not in (None, made.dtype):
+            raise InputError(
+                f"{plan} says where experts live, in {made.dtype}; leave out --workers and --dtype"
+            )
+    with open_session(model, made, ray_address=ray_address) as session:
+        stream = Stream(tokenizer, silent=json)
+        result = session.generate(prompt_ids, params, stream.push)
+        text = stream.finish()
+    report = session.report()
+    if json:
+        print_json(document(result, report, text))
+    else:
+        errors.print(*run_tables(report), sep="\n")
+
+
+@dataclass(slots=True)
+class Stream:
+    """Prints text while it is generated: words with a tokenizer, ids without."""
+
+    tokenizer: Tokenizer | None
+    silent: bool = False
+    _text: str = ""
+    _decoder: StreamDecoder | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokenizer is not None:
+            self._decoder = StreamDecoder(self.tokenizer)
+
+    def push(self, token_ids: list[int]) -> None:
+        if self._decoder is not None:
+            self._show(self._decoder.push(token_ids))
+        elif not self.silent:
+            sys.stdout.write("".join(f"{token_id} " for token_id in token_ids))
+            sys.stdout.flush()
+
+    def finish(self) -> str:
+        """The whole text, "" without a tokenizer."""
+        if self._decoder is not None:
+            self._show(self._decoder.finish())
+        if not self.silent:
+            sys.stdout.write("\n")
+        return self._text
+
+    def _show(self, text: str) -> None:
+        self._text += text
+        if not self.silent:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+def document(result: GenerationResult, report: RunReport, text: str) -> dict[str, Any]:
+    """The JSON that scripts rely on (docs/formats.md)."""
+    return {
+        "token_ids": list(result.token_ids),
+        "text": text,
+        "finish_reason": result.finish_reason,
+    } | report_document(report)
+
+
+def optional_tokenizer(model: Path) -> Tokenizer | None:
+    """A checkpoint without a tokenizer still takes and gives ids."""
+    return Tokenizer.load(model) if (model / "tokenizer.json").is_file() else None
+
+
+def _prompt_ids(prompt: str | None, token_ids: str | None, tokenizer: Tokenizer | None) -> list[int]:
+    if (prompt is None) == (token_ids is None):
+        raise InputError("expected either --prompt TEXT or --token-ids 1,2,3")
+    if prompt is not None and tokenizer is not None:
+        return tokenizer.encode_prompt(prompt)
+    assert token_ids is not None
+    try:
+        return [int(part) for part in token_ids.split(",")]
+    except ValueError:
+        raise InputError(f"--token-ids {token_ids!r}: expected whole numbers with commas, 1,2,3") from None

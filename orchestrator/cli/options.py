@@ -1,0 +1,18 @@
+"""Option values that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import torch
+
+
+class DtypeName(StrEnum):
+    """How weights and caches are kept. Sums are float32 in both."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+def torch_dtype(name: DtypeName) -> torch.dtype:
+    return torch.float32 if name is DtypeName.float32 else torch.bfloat16

@@ -1,0 +1,77 @@
+"""A run's figures as tables and as JSON: speed, where the time went, who did the work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from orchestrator.cli.output import share, size, table
+from orchestrator.report import RunReport
+
+_PART_NAMES = {
+    "shared_expert": "shared expert",
+    "local_experts": "local experts",
+    "remote_wait": "waiting for remote",
+    "dense_ffn": "dense FFN",
+    "mtp": "MTP layers",
+    "lm_head": "output head",
+}
+
+
+def report_document(report: RunReport) -> dict[str, Any]:
+    """The same figures as JSON."""
+    return {
+        "tokens_per_s": report.tokens_per_s,
+        "prefill_s": report.prefill_s,
+        "decode_s": report.decode_s,
+        "steps": report.steps,
+        "accepted_drafts_per_step": report.accepted_drafts_per_step,
+        "drafted_by_position": list(report.drafted_by_position),
+        "accepted_by_position": list(report.accepted_by_position),
+        "remote_layers_per_token": report.remote_layers_per_token,
+        "coarsened_rows": report.coarsened_rows,
+        "time_s": report.time_s,
+        "workers": [
+            {
+                "name": worker.name,
+                "experts": worker.experts,
+                "bytes": worker.num_bytes,
+                "share_of_activations": worker.share,
+            }
+            for worker in report.workers
+        ],
+    }
+
+
+def run_tables(report: RunReport) -> list[Table]:
+    """Speed and acceptance, time by part, work by worker."""
+    positions = zip(report.drafted_by_position, report.accepted_by_position, strict=True)
+    speed = [
+        ("decode tokens/s", f"{report.tokens_per_s:.1f}"),
+        ("tokens", str(report.num_tokens)),
+        ("decode steps", str(report.steps)),
+        ("prefill", f"{1000 * report.prefill_s:.0f} ms"),
+        ("accepted drafts a step", f"{report.accepted_drafts_per_step:.2f}"),
+        *(
+            (f"  draft {place} accepted", share(accepted / drafted) if drafted else "-")
+            for place, (drafted, accepted) in enumerate(positions, start=1)
+        ),
+        ("remote layers a token", f"{report.remote_layers_per_token:.2f}"),
+    ]
+    total_s = sum(report.time_s.values())
+    steps = max(report.steps, 1)
+    time = [
+        (_PART_NAMES.get(name, name), f"{1000 * seconds / steps:.3f}", share(seconds / total_s))
+        for name, seconds in report.time_s.items()
+    ]
+    time.append(("all", f"{1000 * total_s / steps:.3f}", share(1.0)))
+    work = [
+        (worker.name, str(worker.experts), size(worker.num_bytes), share(worker.share))
+        for worker in report.workers
+    ]
+    return [
+        table("Speed", ("", ""), speed),
+        table("Where a decode step's time went", ("part", "ms a step", "share"), time if total_s else []),
+        table("Who computed", ("worker", "experts", "bytes", "of activations"), work),
+    ]

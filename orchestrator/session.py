@@ -1,0 +1,159 @@
+"""A model ready to generate: the head in this process, experts wherever the plan put them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from orchestrator.cluster import RayCluster, RunningWorkers
+from orchestrator.dispatch import Dispatcher, Usage
+from orchestrator.generate import GenerationParams, GenerationResult, OnTokens, generate
+from orchestrator.model.moe import LocalExperts
+from orchestrator.model.step35 import Step35Model
+from orchestrator.report import RunReport, make_report
+from orchestrator.timing import StepTimer
+from placement.errors import PlanError
+from placement.model_shape import ModelShape
+from placement.plan import LOCAL_WORKER, Plan, PlannedWorker
+from placement.planner import make_plan
+from placement.problem import PlanningDevice
+from placement.quantisation import bits_per_weight
+from placement.stats import RoutingStats
+from transport.messages import DEFAULT_MAX_ROWS
+from workers.formats.safetensors import Checkpoint
+from workers.model_config import Step35Config
+from workers.store import ExpertStore
+
+
+def load_local(model_dir: Path, dtype: torch.dtype) -> Step35Model:
+    """Head and all experts in this process, without workers.
+
+    Raises:
+        CheckpointError: the directory is not a checkpoint of this architecture, or is damaged.
+    """
+    config = Step35Config.load(model_dir)
+    checkpoint = Checkpoint.open(model_dir)
+    timer = StepTimer()
+    experts = LocalExperts.load(checkpoint, config, dtype, timer)
+    return Step35Model.load(checkpoint, config, dtype, experts, timer)
+
+
+def even_plan(shape: ModelShape, num_workers: int, dtype: str, stats: RoutingStats | None = None) -> Plan:
+    """Experts over equal workers of this machine; all in the head's process when `num_workers` is 0."""
+    expert_bytes = shape.expert_bytes(bits_per_weight(dtype))
+    names = [f"worker-{i}" for i in range(num_workers)] or [LOCAL_WORKER]
+    budget_bytes = math.ceil(shape.num_routed_experts / len(names)) * expert_bytes
+    devices = [
+        PlanningDevice(
+            worker=PlannedWorker(name, "this-machine", "cpu", "ram", budget_bytes),
+            is_home=True,
+            # Equal devices: a policy looks at ratios only.
+            bandwidth_bytes_per_s=1.0,
+            ffn_flops_per_s=1.0,
+        )
+        for name in names
+    ]
+    return make_plan(shape, devices, stats, "uniform", dtype=dtype, expert_bytes=expert_bytes)
+
+
+@dataclass(slots=True)
+class Session:
+    """What `open_session` gives: generate any number of times, then ask for the report."""
+
+    head: Step35Model
+    dispatcher: Dispatcher
+    plan: Plan
+    _results: list[GenerationResult] = field(default_factory=list)
+    _decode: list[Usage] = field(default_factory=list)
+
+    def generate(
+        self, prompt_ids: Sequence[int], params: GenerationParams, on_tokens: OnTokens | None = None
+    ) -> GenerationResult:
+        """See `orchestrator.generate.generate`."""
+        before: list[Usage] = []
+
+        def note_first_token(token_ids: list[int]) -> None:
+            if not before:
+                before.append(self.dispatcher.usage.copy())
+            if on_tokens is not None:
+                on_tokens(token_ids)
+
+        result = generate(self.head, prompt_ids, params, note_first_token)
+        self._results.append(result)
+        self._decode.append(self.dispatcher.usage.since(before[0]))
+        return result
+
+    def report(self) -> RunReport:
+        """Figures of all generations so far."""
+        return make_report(self._results, self.plan, self.dispatcher.usage, self._decode)
+
+
+@contextmanager
+def open_session(
+    model_dir: Path,
+    plan: Plan,
+    *,
+    ray_address: str | None = None,
+    addresses: Mapping[str, str] | None = None,
+) -> Iterator[Session]:
+    """Start the plan's workers and load the head meanwhile; stop them on the way out, whatever happens.
+
+    The head's weights and caches are kept in the plan's dtype too.
+
+    Args:
+        ray_address: of a running Ray cluster; None starts Ray on this machine for as long as the session.
+
+        addresses: of the plan's nodes, where Ray does not know them by name.
+
+    Raises:
+        PlanError: the plan is for another model or dtype, or does not fit.
+        CheckpointError: the checkpoint is damaged.
+        WorkerStartError: a worker did not start.
+    """
+    config = Step35Config.load(model_dir)
+    shape = config.shape(model_dir.resolve().name)
+    plan.check(shape)
+    plan.check_fits()
+    dtype = _torch_dtype(plan.dtype)
+    checkpoint = Checkpoint.open(model_dir)
+    timer = StepTimer()
+    with ExitStack() as stack:
+        running: RunningWorkers | None = None
+        num_workers = sum(worker.name != LOCAL_WORKER for worker in plan.workers)
+        if num_workers:
+            cluster = stack.enter_context(RayCluster(ray_address))
+            if ray_address is None:
+                stack.enter_context(_share_of_cores(1 + num_workers))
+            running = cluster.start_workers(plan, shape, model_dir, addresses=addresses)
+        local = None
+        if plan.local_worker is not None:
+            local = ExpertStore.load(checkpoint, config, plan.experts_of(LOCAL_WORKER), dtype=dtype)
+        clients = running.connect() if running is not None else {}
+        dispatcher = Dispatcher(plan, local, clients, dtype=dtype, max_rows=DEFAULT_MAX_ROWS, timer=timer)
+        yield Session(Step35Model.load(checkpoint, config, dtype, dispatcher, timer), dispatcher, plan)
+
+
+@contextmanager
+def _share_of_cores(num_processes: int) -> Iterator[None]:
+    """Leave the other processes of this machine their cores: threads that wait for a core make all wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // num_processes))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in known:
+        raise PlanError(
+            f"the plan keeps experts in {name}; this release runs float32 and bfloat16: "
+            "make a plan with --quant bfloat16"
+        )
+    return known[name]

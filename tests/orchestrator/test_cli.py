@@ -1,0 +1,232 @@
+"""The commands as a user or a script calls them: one JSON document, or one clear error and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.cli.main import main
+from orchestrator.session import even_plan
+from placement.stats import RoutingStats
+from tests.tiny_checkpoint import write_random_checkpoint
+from workers.model_config import Step35Config
+
+Potluck = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("cli") / "model", seed=2, tokenizer=True)
+
+
+@pytest.fixture
+def potluck(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Potluck:
+    """Runs a command line in this process: exit code, standard output, standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["potluck", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        output = capsys.readouterr()
+        return int(stopped.value.code or 0), output.out, output.err
+
+    return run
+
+
+def document(result: tuple[int, str, str]) -> dict[str, Any]:
+    code, out, err = result
+    assert code == 0, err
+    parsed: dict[str, Any] = json.loads(out)
+    return parsed
+
+
+def test_generate_prints_one_document_with_the_promised_keys(potluck: Potluck, model_dir: Path) -> None:
+    arguments = ("generate", "--model", model_dir, "--token-ids", "5,6,7", "--max-tokens", 9, "--ignore-eos")
+    made = document(potluck(*arguments, "--json", "--workers", 0, "--mtp", 3))
+    assert len(made["token_ids"]) == 9
+    assert made["text"]
+    for key in ("tokens_per_s", "steps", "accepted_drafts_per_step", "remote_layers_per_token", "time_s"):
+        assert key in made
+    assert made["remote_layers_per_token"] == 0
+    (worker,) = made["workers"]
+    assert worker == {
+        "name": "head",
+        "experts": 64,
+        "bytes": 64 * 3 * 64 * 32 * 4,
+        "share_of_activations": 1.0,
+    }
+    without_drafts = document(potluck(*arguments, "--json"))
+    assert without_drafts["token_ids"] == made["token_ids"]
+    assert without_drafts["steps"] == 8
+
+
+def test_generate_streams_text_to_standard_output_and_tables_to_standard_error(
+    potluck: Potluck, model_dir: Path
+) -> None:
+    code, out, err = potluck("generate", "--model", model_dir, "--prompt", "hello", "--max-tokens", 5)
+    assert code == 0
+    assert out.strip()
+    assert "tokens/s" not in out
+    assert "tokens/s" in err
+
+
+def test_a_checkpoint_without_a_tokenizer_takes_and_gives_ids(
+    potluck: Potluck, model_dir: Path, tmp_path: Path
+) -> None:
+    bare = copy_of(model_dir, tmp_path)
+    (bare / "tokenizer.json").unlink()
+    made = document(potluck("generate", "--model", bare, "--token-ids", "1,2", "--max-tokens", 3, "--json"))
+    assert len(made["token_ids"]) == 3
+    assert made["text"] == ""
+    code, out, err = potluck("generate", "--model", bare, "--prompt", "hi")
+    assert (code, out) == (2, "")
+    assert "tokenizer.json" in err
+
+
+def test_seeds_repeat_and_differ(potluck: Potluck, model_dir: Path) -> None:
+    def ids(seed: int) -> list[int]:
+        made = document(
+            potluck(
+                *("generate", "--model", model_dir, "--token-ids", "1,2", "--max-tokens", 12, "--json"),
+                *("--temperature", 1.0, "--seed", seed, "--ignore-eos"),
+            )
+        )
+        return list(made["token_ids"])
+
+    assert ids(1) == ids(1) != ids(2)
+
+
+def test_stats_then_plan_then_generate(potluck: Potluck, model_dir: Path, tmp_path: Path) -> None:
+    text, routing, plan = tmp_path / "text.txt", tmp_path / "routing.npz", tmp_path / "plan.json"
+    text.write_text("some words, " * 40)
+    made = document(
+        potluck("stats", text, "--model", model_dir, "--out", routing, "--trace", "--window", 64, "--json")
+    )
+    assert made["tokens"] == len("some words, " * 40)
+    stats = RoutingStats.load(routing, Step35Config.load(model_dir).shape("model"))
+    assert stats.trace is not None
+
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text(ONE_BOX)
+    planned = document(
+        potluck(
+            *("plan", cluster, "--model", model_dir, "--stats", routing, "--quant", "float32"),
+            *("--out", plan, "--json"),
+        )
+    )
+    assert sum(device["experts"] for device in planned["devices"]) == 64
+    ids = document(
+        potluck(
+            *("generate", "--model", model_dir, "--plan", plan, "--token-ids", "5,6,7"),
+            *("--max-tokens", 6, "--json"),
+        )
+    )["token_ids"]
+    plain = document(
+        potluck("generate", "--model", model_dir, "--token-ids", "5,6,7", "--max-tokens", 6, "--json")
+    )
+    assert plain["token_ids"] == ids
+
+
+ONE_BOX = """
+head: here
+nodes:
+  - name: here
+    devices:
+      - {name: ram, kind: ram, memory_bytes: 1GB, bandwidth_gbytes_per_s: 20, ffn_gflops: 100}
+"""
+
+
+def copy_of(model_dir: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(model_dir, tmp_path / "copy"))
+
+
+def truncated_shard(model: Path) -> list[object]:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    return ["--token-ids", "1"]
+
+
+def missing_shard(model: Path) -> list[object]:
+    (model / "model.safetensors").unlink()
+    return ["--token-ids", "1"]
+
+
+def other_architecture(model: Path) -> list[object]:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+    return ["--token-ids", "1"]
+
+
+def plan_for_another_model(model: Path) -> list[object]:
+    other = write_random_checkpoint(model.parent / "other", seed=1, num_experts=8)
+    plan = even_plan(Step35Config.load(other).shape("other"), 0, "float32")
+    plan.save(model / "plan.json")
+    return ["--token-ids", "1", "--plan", model / "plan.json"]
+
+
+def plan_that_does_not_fit(model: Path) -> list[object]:
+    plan = even_plan(Step35Config.load(model).shape("copy"), 0, "float32")
+    small = tuple(replace(worker, budget_bytes=1000) for worker in plan.workers)
+    replace(plan, workers=small).save(model / "plan.json")
+    return ["--token-ids", "1", "--plan", model / "plan.json"]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "expected"),
+    [
+        (truncated_shard, "model.safetensors"),
+        (missing_shard, "model.safetensors"),
+        (other_architecture, "config.json"),
+        (plan_for_another_model, "plan for another model"),
+        (plan_that_does_not_fit, "more than its budget of 1000"),
+        (lambda model: ["--token-ids", "1,320"], "token id 320 at place 1 is outside the vocabulary"),
+        (lambda model: ["--token-ids", "1,x"], "expected whole numbers"),
+        (lambda model: [], "either --prompt TEXT or --token-ids"),
+        (lambda model: ["--token-ids", "1", "--mtp", 4], "MTP"),
+        (lambda model: ["--token-ids", "1", "--plan", "none.json"], "none.json"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_exit_code_2(
+    potluck: Potluck,
+    model_dir: Path,
+    tmp_path: Path,
+    prepare: Callable[[Path], list[object]],
+    expected: str,
+) -> None:
+    model = copy_of(model_dir, tmp_path)
+    code, out, err = potluck("generate", "--model", model, "--json", *prepare(model))
+    assert (code, out) == (2, "")
+    assert expected in err
+    assert len(err.splitlines()) == 1
+    assert "Traceback" not in err
+
+
+def test_a_routing_file_of_another_shape_is_refused_and_no_plan_written(
+    potluck: Potluck, model_dir: Path, tmp_path: Path
+) -> None:
+    other = write_random_checkpoint(tmp_path / "other", seed=1, num_experts=8)
+    shape = Step35Config.load(other).shape("other")
+    stats = RoutingStats.from_counts(shape, [[10, 10, 5, 5, 5, 5, 0, 0]] * 4, 10, "a test")
+    stats.save(tmp_path / "routing.npz")
+    (tmp_path / "cluster.yaml").write_text(ONE_BOX)
+    code, out, err = potluck(
+        *("plan", tmp_path / "cluster.yaml", "--model", model_dir, "--stats", tmp_path / "routing.npz"),
+        *("--out", tmp_path / "plan.json"),
+    )
+    assert (code, out) == (2, "")
+    assert "routing.npz" in err
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_help_names_every_command(potluck: Potluck) -> None:
+    code, out, _ = potluck("--help")
+    assert code == 0
+    for command in ("generate", "plan", "stats", "demo"):
+        assert command in out
