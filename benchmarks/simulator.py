@@ -2,7 +2,7 @@
 
     python -m benchmarks.simulator [--tokens 4096]
 
-Wanted: 5 million token-layers/s in closed form, 200,000 events/s with queues. A rate is given by wall time and
+Wanted: 5 million token-layers/s in closed form, 200,000 events/s with queues. Rates are by wall time and
 by this process's CPU time, which other programs on the machine disturb less.
 """
 
