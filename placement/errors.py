@@ -17,6 +17,10 @@ class ClusterFileError(PotluckError):
     """A cluster file does not say what a cluster file must say."""
 
 
+class StudyFileError(PotluckError):
+    """A study file does not describe a grid of plans, or a results folder belongs to another study."""
+
+
 class RoutingFileError(PotluckError):
     """A routing statistics file is unreadable or of another shape or model."""
 

@@ -1,0 +1,74 @@
+"""`potluck study`: many plans at once, as a table and a page."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from orchestrator.cli.output import console, errors, print_json, print_note, table
+from orchestrator.cli.plan import load_shape
+from orchestrator.study_report.page import compare, write_page
+from placement.cluster_spec import ClusterSpec
+from placement.model_shape import ModelShape
+from placement.study.config import Study
+from placement.study.grid import cells, fingerprint
+from placement.study.results import ResultsFolder
+from placement.study.runner import run_cells
+
+
+def study(
+    file: Annotated[Path, typer.Argument(help="Study file (see docs/studies/).", metavar="STUDY")],
+    out: Annotated[
+        Path | None, typer.Option(help="Results folder; default: the study file's name beside it.")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Default: the cores of this machine.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+) -> None:
+    """Plan and judge every cell of a grid; an interrupted study goes on where it stopped."""
+    loaded = Study.load(file)
+    shape = load_shape(loaded.model)
+    _check_inputs(loaded, shape)
+    grid = cells(loaded)
+    results = ResultsFolder.open(out or file.with_suffix(""), loaded.name, fingerprint(loaded, shape))
+    done = {row.key for row in results.rows}
+    todo = [cell for cell in grid if cell.key not in done]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True) as progress:
+        task = progress.add_task("cells", total=len(grid), completed=len(done))
+        for row in run_cells(shape, todo, processes or os.cpu_count() or 1):
+            results.add(row)
+            progress.advance(task)
+    results.sort([cell.key for cell in grid])
+    page = results.folder / "report.html"
+    write_page(loaded, results.rows, page)
+    if json:
+        rows = [asdict(row) for row in results.rows]
+        print_json({"study": loaded.name, "cells": rows, "csv": str(results.csv_path), "report": str(page)})
+        return
+    lines = [
+        (
+            comparison.setting,
+            f"{1000 * (comparison.ours.step_s or 0):.2f}",
+            comparison.best_baseline.policy,
+            f"{1000 * (comparison.best_baseline.step_s or 0):.2f}",
+            f"{100 * comparison.gain:+.1f}%",
+        )
+        for comparison in compare(results.rows)
+    ]
+    if lines:
+        heading = ("setting", "planner, ms a step", "best baseline", "ms a step", "gain")
+        console.print(table(f"{loaded.name}: the planner beside the best baseline", heading, lines))
+    print_note(f"{len(todo)} of {len(grid)} cells computed now; wrote {results.csv_path} and {page}")
+
+
+def _check_inputs(loaded: Study, shape: ModelShape) -> None:
+    """Everything that can be wrong with the inputs is said before the folder is made."""
+    for cluster in loaded.clusters:
+        ClusterSpec.load(cluster)
+    for source in loaded.traces:
+        source.load(shape)

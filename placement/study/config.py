@@ -1,0 +1,197 @@
+"""A study file: the axes of a grid, read from YAML and checked. docs/studies/README.md describes it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from placement.errors import StudyFileError
+from placement.policies import named_policy
+from placement.quantisation import bits_per_weight
+from placement.study.routing_source import FileSource, RoutingSource, SyntheticSource
+from placement.traces import CODING, GENERAL, Domain
+
+DOMAINS = {domain.name: domain for domain in (GENERAL, CODING)}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one pass decodes: `sequences` texts, each with `drafts` MTP drafts of which `accepted` hold."""
+
+    sequences: int
+    drafts: int = 0
+    accepted: float = 0.0
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.sequences * (1 + self.drafts)
+
+    @property
+    def label(self) -> str:
+        """Such as "1", or "1+3 drafts"."""
+        return f"{self.sequences}+{self.drafts} drafts" if self.drafts else str(self.sequences)
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A grid: every combination of the axes is one cell. Paths are absolute; axes are never empty."""
+
+    name: str
+    model: str
+    policies: tuple[str, ...]
+    clusters: tuple[Path, ...]
+    quants: tuple[str, ...]
+    batches: tuple[Batch, ...]
+    contexts: tuple[int, ...]
+    traces: tuple[RoutingSource, ...]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Study:
+        """Read and check a study file; paths in it are relative to it.
+
+        Raises:
+            StudyFileError: names file and field; also for an empty axis or a file that is not there.
+            InputError: an unknown policy or quantisation.
+        """
+        try:
+            document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise StudyFileError(f"{path}: {error.strerror}; expected a study file") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise StudyFileError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        try:
+            file = _StudyModel.model_validate(document)
+        except ValidationError as error:
+            raise StudyFileError(f"{path}: {_first_error(error)}") from error
+        return _study(file, Path(path))
+
+
+def _as_batch(value: object) -> object:
+    return {"sequences": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _BatchModel(_Strict):
+    sequences: Annotated[int, Field(ge=1, le=4096)] = 1
+    drafts: Annotated[int, Field(ge=0, le=16)] = 0
+    accepted_drafts: Annotated[float, Field(ge=0)] = 0.0
+
+
+class _TraceModel(_Strict):
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    domain: str | None = None
+    held_out_domain: str | None = None
+    tokens: Annotated[int, Field(ge=16, le=1_000_000)] = 4096
+    seed: Annotated[int, Field(ge=0)] = 0
+    file: str | None = None
+    held_out_file: str | None = None
+
+
+class _StudyModel(_Strict):
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    model: str
+    policies: list[str]
+    clusters: list[str]
+    quants: list[str]
+    traces: list[_TraceModel]
+    batches: list[Annotated[_BatchModel, BeforeValidator(_as_batch)]] = [_BatchModel()]
+    contexts: list[Annotated[int, Field(ge=0)]] = [0]
+
+
+def _first_error(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    where = f"{field}: " if field else ""
+    if first["type"] == "missing":
+        return f"{where}expected a value, found nothing"
+    if first["type"] == "extra_forbidden":
+        return f"{where}unknown key"
+    if first["type"] == "model_type":
+        return f"{where}expected a mapping with {', '.join(_StudyModel.model_fields)}"
+    return f"{where}{first['msg'].replace('Input should be', 'expected')}, found {first['input']!r}"
+
+
+def _study(file: _StudyModel, path: Path) -> Study:
+    """The rules that span fields or need other files."""
+    folder = path.parent.resolve()
+    axes: dict[str, list[Any]] = {
+        "policies": file.policies,
+        "clusters": file.clusters,
+        "quants": file.quants,
+        "batches": file.batches,
+        "contexts": file.contexts,
+        "traces": [trace.name for trace in file.traces],
+    }
+    for name, values in axes.items():
+        if not values:
+            raise StudyFileError(
+                f"{path}: {name}: expected at least one value, found none: the grid is empty"
+            )
+        for value in values:
+            if values.count(value) > 1:
+                raise StudyFileError(f"{path}: {name}: expected each value once, found {value!r} again")
+    for policy in file.policies:
+        named_policy(policy)
+    for quant in file.quants:
+        bits_per_weight(quant)
+    stems = [Path(cluster).stem for cluster in file.clusters]
+    if len(set(stems)) < len(stems):
+        raise StudyFileError(f"{path}: clusters: expected file names that differ, found {', '.join(stems)}")
+    for index, batch in enumerate(file.batches):
+        if batch.accepted_drafts > batch.drafts:
+            raise StudyFileError(
+                f"{path}: batches[{index}].accepted_drafts: expected at most drafts ({batch.drafts}), "
+                f"found {batch.accepted_drafts}"
+            )
+    return Study(
+        name=file.name,
+        model=file.model,
+        policies=tuple(file.policies),
+        clusters=tuple(
+            _existing(folder / cluster, f"{path}: clusters[{index}]")
+            for index, cluster in enumerate(file.clusters)
+        ),
+        quants=tuple(file.quants),
+        batches=tuple(Batch(b.sequences, b.drafts, b.accepted_drafts) for b in file.batches),
+        contexts=tuple(file.contexts),
+        traces=tuple(
+            _source(trace, folder, f"{path}: traces[{index}]") for index, trace in enumerate(file.traces)
+        ),
+    )
+
+
+def _source(trace: _TraceModel, folder: Path, where: str) -> RoutingSource:
+    if (trace.domain is None) == (trace.file is None):
+        raise StudyFileError(f"{where}: expected either domain (synthetic) or file, found both or neither")
+    if trace.file is not None:
+        if trace.held_out_domain is not None:
+            raise StudyFileError(f"{where}.held_out_domain: expected held_out_file beside file")
+        held_out = trace.held_out_file and _existing(folder / trace.held_out_file, f"{where}.held_out_file")
+        return FileSource(trace.name, _existing(folder / trace.file, f"{where}.file"), held_out or None)
+    if trace.held_out_file is not None:
+        raise StudyFileError(f"{where}.held_out_file: expected held_out_domain beside domain")
+    domain = _domain(trace.domain or "", f"{where}.domain")
+    other = domain
+    if trace.held_out_domain is not None:
+        other = _domain(trace.held_out_domain, f"{where}.held_out_domain")
+    return SyntheticSource(trace.name, domain, other, trace.tokens, trace.seed)
+
+
+def _domain(name: str, where: str) -> Domain:
+    if name not in DOMAINS:
+        raise StudyFileError(f"{where}: expected {' or '.join(DOMAINS)}, found {name!r}")
+    return DOMAINS[name]
+
+
+def _existing(path: Path, where: str) -> Path:
+    if not path.is_file():
+        raise StudyFileError(f"{where}: no such file: {path}")
+    return path.resolve()

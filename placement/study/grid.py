@@ -1,0 +1,55 @@
+"""The cells of a study and what each is asked."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from placement.model_shape import ModelShape
+from placement.study.config import Batch, Study
+from placement.study.routing_source import RoutingSource
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One plan and its test. `key` names it in the results folder."""
+
+    cluster: Path
+    trace: RoutingSource
+    quant: str
+    batch: Batch
+    context: int
+    policy: str
+
+    @property
+    def key(self) -> str:
+        batch = f"{self.batch.sequences}x{self.batch.drafts}x{self.batch.accepted:g}"
+        parts = (self.cluster.stem, self.trace.name, self.quant, batch, str(self.context), self.policy)
+        return "/".join(parts)
+
+
+def cells(study: Study) -> list[Cell]:
+    """All combinations, those of one trace and cluster together: what they share is loaded once."""
+    axes = itertools.product(
+        study.traces, study.clusters, study.quants, study.batches, study.contexts, study.policies
+    )
+    return [
+        Cell(cluster, trace, quant, batch, context, policy)
+        for trace, cluster, quant, batch, context, policy in axes
+    ]
+
+
+def fingerprint(study: Study, shape: ModelShape) -> str:
+    """Hexadecimal digits of all that decides the results: the grid, the model, the contents of its files."""
+    content = [
+        study.name,
+        shape.name,
+        repr(shape),
+        [cell.key for cell in cells(study)],
+        [hashlib.sha256(path.read_bytes()).hexdigest() for path in study.clusters],
+        [trace.fingerprint() for trace in study.traces],
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -1,0 +1,156 @@
+"""A study's grid is checked before anything is written, resumes where it stopped, and keeps to its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from placement.errors import InputError, PotluckError, StudyFileError
+from placement.study.config import Study
+from placement.study.grid import cells, fingerprint
+from placement.study.results import ResultsFolder, Row
+from placement.study.routing_source import in_passes
+from placement.study.runner import run_cells
+from placement.workload import Workload
+from tests.placement.shapes import small_shape
+
+SHAPE = small_shape(num_moe_layers=3, num_experts=12, top_k=2)
+
+CLUSTER = """
+head: home
+nodes:
+  - name: home
+    devices: [{name: ram, kind: ram, memory_bytes: 16000, bandwidth_gbytes_per_s: 1, ffn_gflops: 10}]
+  - name: attic
+    devices: [{name: ram, kind: ram, memory_bytes: 16000, bandwidth_gbytes_per_s: 1, ffn_gflops: 10}]
+links: [{node: attic, round_trip_s: 0.0003, bandwidth_gbits_per_s: 1}]
+"""
+
+STUDY = """
+name: small
+model: small
+policies: [hottest-first, one-box]
+clusters: [pair.yaml]
+quants: [q4, bfloat16]
+batches: [1, {sequences: 2, drafts: 1, accepted_drafts: 0.5}]
+traces: [{name: general, domain: general, tokens: 200}]
+"""
+
+
+def written(folder: Path, text: str = STUDY) -> Path:
+    (folder / "pair.yaml").write_text(CLUSTER)
+    path = folder / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_every_combination_is_one_cell_with_a_key_of_its_own(tmp_path: Path) -> None:
+    grid = cells(Study.load(written(tmp_path)))
+    assert len(grid) == 2 * 2 * 2
+    assert len({cell.key for cell in grid}) == len(grid)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[hottest-first, one-box]", "[]", "policies: expected at least one value, found none"),
+        ("[hottest-first, one-box]", "[coldest]", "policy 'coldest': expected"),
+        ("[hottest-first, one-box]", "[one-box, one-box]", "expected each value once"),
+        ("[pair.yaml]", "[other.yaml]", r"clusters\[0\]: no such file"),
+        ("[q4, bfloat16]", "[q9]", "quantisation 'q9'"),
+        ("domain: general", "domain: cooking", "expected general or coding, found 'cooking'"),
+        ("domain: general", "seed: 1", "expected either domain"),
+        ("accepted_drafts: 0.5", "accepted_drafts: 2", "expected at most drafts"),
+        ("name: small\nmodel", "nome: small\nmodel", "expected a value, found nothing"),
+    ],
+)
+def test_a_wrong_study_file_is_one_line_with_the_field(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    with pytest.raises(PotluckError, match=message) as raised:
+        Study.load(written(tmp_path, STUDY.replace(old, new)))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_not_a_mapping_or_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StudyFileError, match="expected a mapping with name, model"):
+        Study.load(written(tmp_path, "[1, 2]"))
+    with pytest.raises(StudyFileError, match="expected a study file"):
+        Study.load(tmp_path / "absent.yaml")
+
+
+def test_what_does_not_fit_is_a_row_with_a_reason(tmp_path: Path) -> None:
+    study = Study.load(written(tmp_path))
+    rows = {row.key: row for row in run_cells(SHAPE, cells(study), processes=1)}
+    assert len(rows) == 8
+    for row in rows.values():
+        # 36 experts of 216 bytes fit one box, those of 768 bytes need both.
+        if row.quant == "bfloat16" and row.policy == "one-box":
+            assert row.step_s is None
+            assert "bytes are missing" in row.note
+            continue
+        assert row.step_s is not None
+        assert row.moe_s is not None
+        assert row.head_s is not None
+        assert row.gap is not None
+        assert row.step_s == pytest.approx(row.moe_s + row.head_s)
+        assert row.tokens_per_s == pytest.approx(row.sequences * (1 + row.accepted_drafts) / row.step_s)
+        assert row.gap >= -1e-9
+
+
+def test_several_processes_give_the_rows_of_one(tmp_path: Path) -> None:
+    grid = cells(Study.load(written(tmp_path)))[:3]
+
+    def timeless(rows: list[Row]) -> list[tuple[object, ...]]:
+        return sorted((row.key, row.step_s, row.remote_layers_per_token, row.note) for row in rows)
+
+    assert timeless(list(run_cells(SHAPE, grid, 2))) == timeless(list(run_cells(SHAPE, grid, 1)))
+
+
+def test_a_folder_is_gone_on_with_and_a_torn_row_runs_again(tmp_path: Path) -> None:
+    study = Study.load(written(tmp_path))
+    rows = list(run_cells(SHAPE, cells(study)[:3], processes=1))
+    folder = tmp_path / "out"
+    results = ResultsFolder.open(folder, study.name, fingerprint(study, SHAPE))
+    for row in rows:
+        results.add(row)
+    with results.csv_path.open("a") as file:
+        file.write("pair/general/q4/2x1")
+    again = ResultsFolder.open(folder, study.name, fingerprint(study, SHAPE))
+    assert again.rows == rows
+    assert again.csv_path.read_text().count("\n") == 1 + len(rows)
+
+
+def test_rows_end_in_the_order_of_the_grid(tmp_path: Path) -> None:
+    results = ResultsFolder.open(tmp_path / "out", "s", "1")
+    for key in ("b", "a"):
+        results.add(Row(key, "c", "t", "q4", 1, 0, 0.0, 0, "random"))
+    results.sort(["a", "b"])
+    assert [row.key for row in ResultsFolder.open(tmp_path / "out", "s", "1").rows] == ["a", "b"]
+
+
+def test_results_of_another_study_are_refused_untouched(tmp_path: Path) -> None:
+    ResultsFolder.open(tmp_path / "out", "first", "1")
+    before = (tmp_path / "out" / "study.json").read_bytes()
+    with pytest.raises(StudyFileError, match=r"results of another study \('first'\), expected 'second'"):
+        ResultsFolder.open(tmp_path / "out", "second", "2")
+    with pytest.raises(StudyFileError, match="an earlier form of 'first'"):
+        ResultsFolder.open(tmp_path / "out", "first", "2")
+    assert (tmp_path / "out" / "study.json").read_bytes() == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("keep")
+    with pytest.raises(StudyFileError, match="not a results folder and not empty"):
+        ResultsFolder.open(tmp_path / "mine", "first", "1")
+
+
+def test_sequences_of_a_pass_come_from_different_parts_of_the_text() -> None:
+    trace = np.arange(12, dtype=np.uint16).reshape(12, 1, 1)
+    ordered = in_passes(trace, Workload(num_sequences=2, drafts=1)).ravel().tolist()
+    assert ordered == [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]
+
+
+def test_no_processes_is_refused() -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        list(run_cells(SHAPE, [], 0))
