@@ -73,7 +73,8 @@ def joined_ray(address: str) -> Iterator[None]:
         with _sigterm_exits():
             try:
                 _check_reachable(address)
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                with _keeping_sigterm():
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                 raise WorkerStartError(
                     f"Ray at {address}: {_first_line(error)}: run `ray up` or `ray start` first, here too, "
@@ -101,14 +102,15 @@ def uninterrupted() -> Iterator[None]:
 
 def _init(directory: Path) -> None:
     try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=str(directory / "ray"),
-        )
+        with _keeping_sigterm():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(directory / "ray"),
+            )
     except Exception as error:
         raise WorkerStartError(f"Ray did not start on this machine: {_first_line(error)}") from error
 
@@ -167,6 +169,19 @@ def _set_environment(settings: Mapping[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """`ray.init` puts its own handler in place of the caller's, which exits with the bare signal number."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from orchestrator.cli.demo import demo
 from orchestrator.cli.generate import generate
 from orchestrator.cli.output import print_error
 from orchestrator.cli.plan import plan
+from orchestrator.cli.simulate import simulate
 from orchestrator.cli.stats import stats
 from placement.errors import PotluckError
 
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, plan, stats, demo):
+for command in (generate, plan, stats, simulate, demo):
     app.command()(command)
 
 
