@@ -25,7 +25,10 @@ DeviceKind = Literal["vram", "ram", "disk"]
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
-    """Memory that can hold experts, and what computes on it. `torch_device` is such as "cuda:0" or "cpu"."""
+    """Memory that can hold experts, and what computes on it. `torch_device` is such as "cuda:0" or "cpu".
+
+    `price_per_gbyte`: of more memory of this kind here, None where the file gives none.
+    """
 
     name: str
     kind: DeviceKind
@@ -34,6 +37,7 @@ class DeviceSpec:
     reserved_bytes: int
     bandwidth_bytes_per_s: float
     ffn_flops_per_s: float
+    price_per_gbyte: float | None = None
 
     @property
     def budget_bytes(self) -> int:
@@ -43,20 +47,28 @@ class DeviceSpec:
 
 @dataclass(frozen=True, slots=True)
 class LinkSpec:
-    """Between a node and the head: round trip of a small message, and bandwidth each way."""
+    """Between a node and the head: round trip of a small message, and bandwidth each way.
+
+    `upgrade_prices`: (Gbit/s, price) of faster links in its place, ascending.
+    """
 
     round_trip_s: float
     bandwidth_bytes_per_s: float
+    upgrade_prices: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
-    """A box. `link` is None only on the head's node, where None means that a message costs nothing."""
+    """A box. `link` is None only on the head's node, where None means that a message costs nothing.
+
+    `price`: of one more such box, None where the file gives none.
+    """
 
     name: str
     address: str | None
     devices: tuple[DeviceSpec, ...]
     link: LinkSpec | None
+    price: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,18 +158,21 @@ class _DeviceModel(_Strict):
     ffn_gflops: _Positive
     reserved_bytes: _Size = 0
     torch_device: str | None = None
+    price_per_gbyte: _NotNegative | None = None
 
 
 class _NodeModel(_Strict):
     name: _Name
     devices: list[_DeviceModel]
     address: str | None = None
+    price: _NotNegative | None = None
 
 
 class _LinkModel(_Strict):
     node: str
     round_trip_s: _NotNegative
     bandwidth_gbits_per_s: _Positive
+    upgrade_prices: dict[_Positive, _NotNegative] = {}
 
 
 class _ClusterModel(_Strict):
@@ -231,7 +246,11 @@ def _cluster(file: _ClusterModel, where: str) -> ClusterSpec:
             raise ClusterFileError(f"{field}: expected one of the nodes ({known}), found {link.node!r}")
         if link.node in links:
             raise ClusterFileError(f"{field}: expected one link a node, found a second for {link.node!r}")
-        links[link.node] = LinkSpec(link.round_trip_s, link.bandwidth_gbits_per_s * 1e9 / 8)
+        links[link.node] = LinkSpec(
+            link.round_trip_s,
+            link.bandwidth_gbits_per_s * 1e9 / 8,
+            tuple(sorted(link.upgrade_prices.items())),
+        )
     nodes = []
     for index, node in enumerate(file.nodes):
         field = f"{where}nodes[{index}]"
@@ -243,7 +262,7 @@ def _cluster(file: _ClusterModel, where: str) -> ClusterSpec:
             raise ClusterFileError(f"{field}.devices: expected at least one device, found none")
         _check_unique([device.name for device in node.devices], f"{field}.devices")
         devices = tuple(_device(device, f"{field}.devices[{i}]") for i, device in enumerate(node.devices))
-        nodes.append(NodeSpec(node.name, node.address, devices, links.get(node.name)))
+        nodes.append(NodeSpec(node.name, node.address, devices, links.get(node.name), node.price))
     return ClusterSpec(file.head, tuple(nodes))
 
 
@@ -261,6 +280,7 @@ def _device(device: _DeviceModel, where: str) -> DeviceSpec:
         reserved_bytes=device.reserved_bytes,
         bandwidth_bytes_per_s=device.bandwidth_gbytes_per_s * 1e9,
         ffn_flops_per_s=device.ffn_gflops * 1e9,
+        price_per_gbyte=device.price_per_gbyte,
     )
 
 

@@ -1,0 +1,97 @@
+"""`potluck whatif`: which single change to the boxes buys most speed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.output import console, print_json, print_note, table
+from orchestrator.cli.plan import load_shape
+from placement.cluster_spec import ClusterSpec, LinkSpec
+from placement.quantisation import bits_per_weight
+from placement.study.routing_source import FileSource, Routing, RoutingSource, SyntheticSource
+from placement.traces import GENERAL
+from placement.whatif import Outcome, WhatIf, rank_changes
+from placement.workload import Workload
+
+
+def whatif(
+    cluster: Annotated[
+        Path, typer.Argument(help="Cluster file; its prices, where given, are shown.", metavar="CLUSTER")
+    ],
+    model: Annotated[str, typer.Option(help="Built-in name such as step-3.5-flash, or a model directory.")],
+    quant: Annotated[str, typer.Option(help="How experts are kept: bfloat16, q8, q4, …")] = "bfloat16",
+    stats: Annotated[
+        Path | None, typer.Option(help="Routing file with a trace; without it synthetic general text.")
+    ] = None,
+    sequences: Annotated[int, typer.Option(min=1, help="Texts decoded together.")] = 1,
+    context: Annotated[int, typer.Option(min=0, help="Positions in the KV cache.")] = 0,
+    policy: Annotated[str, typer.Option(help="How each variant is planned.")] = "least-time",
+    new_round_trip: Annotated[
+        float, typer.Option(min=0, help="Seconds, to a second box like the head's.")
+    ] = 3e-4,
+    new_gbits: Annotated[
+        float, typer.Option(min=0.001, help="Gbit/s, to a second box like the head's.")
+    ] = 2.5,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+) -> None:
+    """Rank single changes to a cluster by tokens per second."""
+    shape = load_shape(model)
+    boxes = ClusterSpec.load(cluster)
+    source: RoutingSource = SyntheticSource("general", GENERAL, GENERAL, 3072, 0)
+    if stats is not None:
+        source = FileSource(stats.name, stats, None)
+    routing: Routing = source.load(shape)
+    result = rank_changes(
+        shape,
+        boxes,
+        shape.expert_bytes(bits_per_weight(quant)),
+        routing,
+        Workload(num_sequences=sequences, context=context),
+        policy=policy,
+        new_link=LinkSpec(new_round_trip, new_gbits * 1e9 / 8),
+    )
+    if json:
+        print_json(
+            {"now": _document(result, result.now), "changes": [_document(result, o) for o in result.outcomes]}
+        )
+        return
+    rows = [_line(result, outcome) for outcome in (result.now, *result.outcomes)]
+    heading = ("change", "tokens/s", "gain", "remote layers a token", "price", "gain for each 100")
+    console.print(table(f"{shape.name} in {quant}: what one change buys", heading, rows))
+    if stats is None:
+        print_note("routing is synthetic general text; --stats FILE.npz makes this about your own")
+
+
+def _document(result: WhatIf, outcome: Outcome) -> dict[str, object]:
+    return asdict(outcome) | {"gain": result.gain(outcome)}
+
+
+def _line(result: WhatIf, outcome: Outcome) -> tuple[str, ...]:
+    if outcome.tokens_per_s is None or outcome.remote_layers_per_token is None:
+        return outcome.what, "does not fit", "", "", _price(outcome.price), ""
+    gain = result.gain(outcome)
+    if outcome is result.now:
+        return (
+            outcome.what,
+            f"{outcome.tokens_per_s:.2f}",
+            "",
+            f"{outcome.remote_layers_per_token:.1f}",
+            "",
+            "",
+        )
+    return (
+        outcome.what,
+        f"{outcome.tokens_per_s:.2f}",
+        "now fits" if gain is None else f"{100 * gain:+.1f}%",
+        f"{outcome.remote_layers_per_token:.1f}",
+        _price(outcome.price),
+        "" if gain is None or not outcome.price else f"{100 * gain / outcome.price * 100:+.1f}%",
+    )
+
+
+def _price(price: float | None) -> str:
+    return "" if price is None else f"{price:.0f}"
