@@ -1,0 +1,25 @@
+"""What the gallery's scripts share: where figures go, and how they look."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+GALLERY = Path(__file__).resolve().parents[2] / "docs" / "studies"
+
+
+def save(figure: Figure, rows: Sequence[Mapping[str, object]], name: str) -> None:
+    """The figure as SVG and the numbers behind it as CSV; the same bytes for the same rows."""
+    with plt.rc_context({"svg.hashsalt": "potluck", "svg.fonttype": "path"}):
+        figure.savefig(GALLERY / f"{name}.svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    with (GALLERY / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    print(f"wrote {GALLERY / name}.svg and .csv")

@@ -1,0 +1,184 @@
+"""Where experts over the network win, where whole layers win, where one box wins; and whether we know it.
+
+Run from the project's root: `python -m benchmarks.studies.pay_map` (about three minutes on two cores).
+"""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks.studies.figures import save
+from placement.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
+from placement.evaluate import evaluate
+from placement.holders import HolderTable
+from placement.model_shape import STEP_3_5_FLASH as SHAPE
+from placement.policies import POLICIES
+from placement.problem import PlanningProblem
+from placement.study.measure import planning_problem
+from placement.study.routing_source import Routing, SyntheticSource
+from placement.traces import GENERAL
+from placement.workload import Workload
+
+ROUND_TRIPS_MS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 4.0, 10.0)
+MEMORY_GBYTES_PER_S = (20, 40, 80, 160, 320, 800)
+HOME_SHARES = (0.4, 0.7, 0.9, 0.97)
+DRAFTS = (0, 2)
+SSD_GBYTES_PER_S = 5
+LINK_GBITS_PER_S = 2.5
+FAMILIES = ("experts", "whole layers", "one box")
+COLOURS = ("#0072B2", "#009E73", "#E69F00")
+BASELINES = ("one-box", "whole-layers", "uniform", "hottest-first", "hottest-per-layer")
+# Two plans whose times differ by less are equally right.
+TIE = 0.01
+DOCUMENT_TOKENS, JUDGED_TOKENS = 256, 48
+EXPERT_BYTES = SHAPE.expert_bytes(4.5)
+HOME, ATTIC = 0, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A cell of the map."""
+
+    drafts: int
+    home_share: float
+    gbytes_per_s: float
+    round_trip_ms: float
+
+
+def main() -> None:
+    places = [
+        Place(*values)
+        for values in itertools.product(DRAFTS, HOME_SHARES, MEMORY_GBYTES_PER_S, ROUND_TRIPS_MS)
+    ]
+    with ProcessPoolExecutor(2) as pool:
+        rows = list(pool.map(judge, places, chunksize=12))
+    right = np.array([row["right"] for row in rows])
+    regret = np.array([row["regret"] for row in rows], dtype=float)
+    wrong = "; ".join(
+        f"{DRAFTS[i]} drafts {100 * part.mean():.1f}%" for i, part in enumerate(np.split(right, 2))
+    )
+    print(f"right in {100 * right.mean():.1f}% of {len(rows)} cells ({wrong})")
+    print(f"regret: mean {100 * regret.mean():.2f}%, worst {100 * regret.max():.1f}%")
+    for family in FAMILIES:
+        print(f"{family} win in {100 * np.mean([row['winner'] == family for row in rows]):.0f}% of cells")
+    draw(rows)
+
+
+def judge(place: Place) -> dict[str, object]:
+    """Held-out time of every family in one cell, of the planner's plan, and what the planner chose."""
+    problem, routing = situation(place)
+    seconds = dict.fromkeys(FAMILIES, float("inf"))
+    for name in BASELINES:
+        table = POLICIES[name](problem)
+        time_s = evaluate(problem, table, routing.held_out).mean_s
+        seconds[family_of(table)] = min(seconds[family_of(table)], time_s)
+    planned = POLICIES["least-time"](problem)
+    chosen, planned_s = family_of(planned), evaluate(problem, planned, routing.held_out).mean_s
+    seconds[chosen] = min(seconds[chosen], planned_s)
+    winner = min(FAMILIES, key=lambda family: seconds[family])
+    regret = planned_s / seconds[winner] - 1
+    return {
+        "drafts": place.drafts,
+        "home_share": place.home_share,
+        "memory_gbytes_per_s": place.gbytes_per_s,
+        "round_trip_ms": place.round_trip_ms,
+        **{f"{family} ms": 1000 * seconds[family] for family in FAMILIES},
+        "planner ms": 1000 * planned_s,
+        "winner": winner,
+        "chosen": chosen,
+        "regret": regret,
+        "right": int(chosen == winner or regret <= TIE),
+    }
+
+
+def family_of(table: HolderTable) -> str:
+    """What kind of plan it is: nothing elsewhere; at most one layer divided between memories; or experts."""
+    holders = table.table[:, :, 0]
+    if not (holders == ATTIC).any():
+        return "one box"
+    divided = sum(len(np.unique(layer)) > 1 for layer in holders)
+    return "whole layers" if divided <= 1 else "experts"
+
+
+def situation(place: Place) -> tuple[PlanningProblem, Routing]:
+    """A box with a share of the experts in RAM and an SSD below, and a second box of that RAM with room."""
+
+    def ram(share: float) -> DeviceSpec:
+        room = int(share * SHAPE.num_routed_experts) * EXPERT_BYTES
+        return DeviceSpec(
+            "ram", "ram", "cpu", room, 0, place.gbytes_per_s * 1e9, 20 * place.gbytes_per_s * 1e9
+        )
+
+    everything = SHAPE.num_routed_experts * EXPERT_BYTES
+    ssd = DeviceSpec("ssd", "disk", "cpu", everything, 0, SSD_GBYTES_PER_S * 1e9, 1e12)
+    link = LinkSpec(place.round_trip_ms / 1000, LINK_GBITS_PER_S * 1e9 / 8)
+    cluster = ClusterSpec(
+        "home",
+        (
+            NodeSpec("home", None, (ram(place.home_share), ssd), None),
+            NodeSpec("attic", None, (ram(min(1.0, 1.15 - place.home_share)),), link),
+        ),
+    )
+    workload = Workload(drafts=place.drafts, accepted_drafts=0.6 * place.drafts)
+    routing = text()
+    return planning_problem(SHAPE, cluster, EXPERT_BYTES, routing, workload), routing
+
+
+@cache
+def text() -> Routing:
+    """64 documents to plan on, the first tokens of 64 others to be judged by."""
+    routing = SyntheticSource("general", GENERAL, GENERAL, 64 * DOCUMENT_TOKENS, 0).load(SHAPE)
+    documents = routing.held_out.reshape(64, DOCUMENT_TOKENS, *routing.held_out.shape[1:])
+    return Routing(routing.planned, documents[:, :JUDGED_TOKENS].reshape(-1, *documents.shape[2:]))
+
+
+def draw(rows: list[dict[str, object]]) -> None:
+    """A map for each number of drafts and share at home; colour: who wins, figure: by what factor."""
+    by_place = {
+        (row["drafts"], row["home_share"], row["memory_gbytes_per_s"], row["round_trip_ms"]): row
+        for row in rows
+    }
+    size = (3.0 * len(HOME_SHARES), 3.0 * len(DRAFTS) + 0.6)
+    figure, axes = plt.subplots(
+        len(DRAFTS), len(HOME_SHARES), figsize=size, sharex=True, sharey=True, layout="constrained"
+    )
+    for (line, drafts), (column, share) in itertools.product(enumerate(DRAFTS), enumerate(HOME_SHARES)):
+        panel = axes[line, column]
+        for (y, speed), (x, trip) in itertools.product(
+            enumerate(MEMORY_GBYTES_PER_S), enumerate(ROUND_TRIPS_MS)
+        ):
+            row = by_place[drafts, share, speed, trip]
+            times = sorted(float(str(row[f"{family} ms"])) for family in FAMILIES)
+            colour = COLOURS[FAMILIES.index(str(row["winner"]))]
+            panel.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, color=colour, alpha=0.75, lw=0))
+            panel.text(x, y, f"{times[1] / times[0]:.1f}", ha="center", va="center", size=6.5, color="white")
+            if not row["right"]:
+                panel.plot(x, y, marker="x", color="black", ms=13, mew=1.2)
+        panel.set_xticks(range(len(ROUND_TRIPS_MS)), [f"{t:g}" for t in ROUND_TRIPS_MS], size=7)
+        panel.set_yticks(range(len(MEMORY_GBYTES_PER_S)), [str(m) for m in MEMORY_GBYTES_PER_S], size=7)
+        panel.set_xlim(-0.5, len(ROUND_TRIPS_MS) - 0.5)
+        panel.set_ylim(-0.5, len(MEMORY_GBYTES_PER_S) - 0.5)
+        drafting = f"{drafts} drafts" if drafts else "no drafts"
+        panel.set_title(f"{100 * share:.0f}% fits at home, {drafting}", size=9)
+    figure.supxlabel("round trip, ms", size=9)
+    figure.supylabel("memory, GB/s", size=9)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour, alpha=0.75) for colour in COLOURS]
+    figure.legend(
+        handles,
+        ("experts over the network", "whole layers", "one box with its SSD"),
+        loc="outside upper center",
+        ncols=3,
+        frameon=False,
+        fontsize=9,
+    )
+    save(figure, rows, "pay-map")
+
+
+if __name__ == "__main__":
+    main()
