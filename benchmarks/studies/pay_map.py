@@ -98,12 +98,15 @@ def judge(place: Place) -> dict[str, object]:
 
 
 def family_of(table: HolderTable) -> str:
-    """What kind of plan it is: nothing elsewhere; at most one layer divided between memories; or experts."""
-    holders = table.table[:, :, 0]
-    if not (holders == ATTIC).any():
+    """What kind of plan it is; most plans the planner finds between the two are told by their majority.
+
+    Nothing elsewhere; at least half of the layers that ask the other box wholly there; or layers divided.
+    """
+    elsewhere = table.table[:, :, 0] == ATTIC
+    asking = int(elsewhere.any(axis=1).sum())
+    if not asking:
         return "one box"
-    divided = sum(len(np.unique(layer)) > 1 for layer in holders)
-    return "whole layers" if divided <= 1 else "experts"
+    return "whole layers" if 2 * int(elsewhere.all(axis=1).sum()) >= asking else "experts"
 
 
 def situation(place: Place) -> tuple[PlanningProblem, Routing]:

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.studies.figures import save
 from placement.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
+from placement.cost import message_size
 from placement.model_shape import STEP_3_5_FLASH as SHAPE
 from placement.study.measure import measure, planning_problem
 from placement.study.routing_source import SyntheticSource
@@ -31,10 +32,10 @@ def main() -> None:
         for boxes in BOXES:
             problem = planning_problem(SHAPE, cluster(boxes), SIZE, routing, workload)
             found = measure(problem, "uniform", routing)
-            # All replies and requests pass the head's one port; the cost model gives each box a link alone.
-            row_bytes = SHAPE.hidden_size * 6 + 8 * SHAPE.top_k + 5
-            asked = min(boxes, SHAPE.top_k) * batch * SHAPE.num_moe_layers
-            port_s = asked * row_bytes / LINK.bandwidth_bytes_per_s / 2
+            # All replies pass the head's one port, the larger half of its traffic; the cost model gives each
+            # box a link of its own. At most: experts of a token on one box are answered together.
+            replies = min(boxes, SHAPE.top_k) * batch * SHAPE.num_moe_layers
+            port_s = replies * message_size(SHAPE, 2).reply_bytes_per_row / LINK.bandwidth_bytes_per_s
             rows.append(
                 {
                     "boxes": boxes,
