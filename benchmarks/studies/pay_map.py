@@ -1,10 +1,12 @@
 """Where experts over the network win, where whole layers win, where one box wins; and whether we know it.
 
-Run from the project's root: `python -m benchmarks.studies.pay_map` (about three minutes on two cores).
+Run from the project's root: `python -m benchmarks.studies.pay_map` (about three minutes on two cores). With
+`--documents 8` it plans from an eighth of the statistics and prints the score only.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from functools import cache
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.patches import Rectangle
 
 from benchmarks.studies.figures import save
 from placement.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
@@ -20,9 +23,10 @@ from placement.holders import HolderTable
 from placement.model_shape import STEP_3_5_FLASH as SHAPE
 from placement.policies import POLICIES
 from placement.problem import PlanningProblem
+from placement.stats import RoutingStats
 from placement.study.measure import planning_problem
-from placement.study.routing_source import Routing, SyntheticSource
-from placement.traces import GENERAL
+from placement.study.routing_source import Routing
+from placement.traces import GENERAL, SyntheticRouter
 from placement.workload import Workload
 
 ROUND_TRIPS_MS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 4.0, 10.0)
@@ -36,7 +40,7 @@ COLOURS = ("#0072B2", "#009E73", "#E69F00")
 BASELINES = ("one-box", "whole-layers", "uniform", "hottest-first", "hottest-per-layer")
 # Two plans whose times differ by less are equally right.
 TIE = 0.01
-DOCUMENT_TOKENS, JUDGED_TOKENS = 256, 48
+DOCUMENTS, DOCUMENT_TOKENS, JUDGED_TOKENS = 64, 256, 48
 EXPERT_BYTES = SHAPE.expert_bytes(4.5)
 HOME, ATTIC = 0, 2
 
@@ -49,11 +53,15 @@ class Place:
     home_share: float
     gbytes_per_s: float
     round_trip_ms: float
+    documents: int
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--documents", type=int, default=DOCUMENTS, choices=range(1, DOCUMENTS + 1))
+    documents = parser.parse_args().documents
     places = [
-        Place(*values)
+        Place(*values, documents)
         for values in itertools.product(DRAFTS, HOME_SHARES, MEMORY_GBYTES_PER_S, ROUND_TRIPS_MS)
     ]
     with ProcessPoolExecutor(2) as pool:
@@ -67,7 +75,8 @@ def main() -> None:
     print(f"regret: mean {100 * regret.mean():.2f}%, worst {100 * regret.max():.1f}%")
     for family in FAMILIES:
         print(f"{family} win in {100 * np.mean([row['winner'] == family for row in rows]):.0f}% of cells")
-    draw(rows)
+    if documents == DOCUMENTS:
+        draw(rows)
 
 
 def judge(place: Place) -> dict[str, object]:
@@ -129,16 +138,19 @@ def situation(place: Place) -> tuple[PlanningProblem, Routing]:
         ),
     )
     workload = Workload(drafts=place.drafts, accepted_drafts=0.6 * place.drafts)
-    routing = text()
+    routing = text(place.documents)
     return planning_problem(SHAPE, cluster, EXPERT_BYTES, routing, workload), routing
 
 
 @cache
-def text() -> Routing:
-    """64 documents to plan on, the first tokens of 64 others to be judged by."""
-    routing = SyntheticSource("general", GENERAL, GENERAL, 64 * DOCUMENT_TOKENS, 0).load(SHAPE)
-    documents = routing.held_out.reshape(64, DOCUMENT_TOKENS, *routing.held_out.shape[1:])
-    return Routing(routing.planned, documents[:, :JUDGED_TOKENS].reshape(-1, *documents.shape[2:]))
+def text(documents: int) -> Routing:
+    """So many documents to plan on, the first tokens of 64 others to be judged by."""
+    router = SyntheticRouter(SHAPE)
+    planned = router.trace(GENERAL, documents * DOCUMENT_TOKENS)
+    others = router.trace(GENERAL, DOCUMENTS * DOCUMENT_TOKENS, stream_seed=1)
+    others = others.reshape(DOCUMENTS, DOCUMENT_TOKENS, *others.shape[1:])[:, :JUDGED_TOKENS]
+    held_out = others.reshape(-1, *others.shape[2:])
+    return Routing(RoutingStats.from_trace(SHAPE, planned, "synthetic general"), held_out)
 
 
 def draw(rows: list[dict[str, object]]) -> None:
@@ -159,7 +171,7 @@ def draw(rows: list[dict[str, object]]) -> None:
             row = by_place[drafts, share, speed, trip]
             times = sorted(float(str(row[f"{family} ms"])) for family in FAMILIES)
             colour = COLOURS[FAMILIES.index(str(row["winner"]))]
-            panel.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, color=colour, alpha=0.75, lw=0))
+            panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color=colour, alpha=0.75, lw=0))
             panel.text(x, y, f"{times[1] / times[0]:.1f}", ha="center", va="center", size=6.5, color="white")
             if not row["right"]:
                 panel.plot(x, y, marker="x", color="black", ms=13, mew=1.2)
@@ -171,7 +183,7 @@ def draw(rows: list[dict[str, object]]) -> None:
         panel.set_title(f"{100 * share:.0f}% fits at home, {drafting}", size=9)
     figure.supxlabel("round trip, ms", size=9)
     figure.supylabel("memory, GB/s", size=9)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour, alpha=0.75) for colour in COLOURS]
+    handles = [Rectangle((0, 0), 1, 1, color=colour, alpha=0.75) for colour in COLOURS]
     figure.legend(
         handles,
         ("experts over the network", "whole layers", "one box with its SSD"),

@@ -5,6 +5,8 @@ Run from the project's root: `python -m benchmarks.studies.scale` (about two min
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 
 from benchmarks.studies.figures import save
@@ -25,7 +27,7 @@ COLOURS = ("#0072B2", "#009E73", "#D55E00")
 
 def main() -> None:
     source = SyntheticSource("general", GENERAL, GENERAL, 8192, 0).load(SHAPE)
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for batch in BATCHES:
         workload = Workload(num_sequences=batch, context=4096)
         routing = source.as_passes(workload)
@@ -60,7 +62,7 @@ def cluster(boxes: int) -> ClusterSpec:
     return ClusterSpec("head", (NodeSpec("head", None, (gpu,), None), *nodes))
 
 
-def draw(rows: list[dict[str, object]]) -> None:
+def draw(rows: list[dict[str, Any]]) -> None:
     figure, panel = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
     for batch, colour in zip(BATCHES, COLOURS, strict=True):
         mine = [row for row in rows if row["sequences"] == batch]
