@@ -12,6 +12,7 @@ import argparse
 import resource
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def main() -> None:
     for num_devices in (1, 2, 4, 8, 32):
         for drafts in (0, 3):
             built = system(num_devices, Workload(drafts=drafts))
-            wall_s, cpu_s = timed(lambda built=built: simulate_alone(built, [trace]))
+            wall_s, cpu_s = timed(partial(simulate_alone, built, [trace]))
             rates = f"{token_layers / wall_s / 1e6:5.1f} {token_layers / cpu_s / 1e6:5.1f}"
             print(f"  {num_devices:2} devices, {1 + drafts} tokens a step: {rates}")
 
@@ -52,7 +53,7 @@ def main() -> None:
     print("linearity and memory, 4 devices, a trace that arrives in parts:")
     for repeats in (1, 4, 16):
         parts = (trace for _ in range(repeats))
-        wall_s, cpu_s = timed(lambda parts=parts: simulate_alone(built, [parts]))
+        wall_s, cpu_s = timed(partial(simulate_alone, built, [parts]))
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(f"  {repeats * tokens:7} tokens: {cpu_s:6.2f} s CPU, peak of the process {peak_mb:.0f} MiB")
 

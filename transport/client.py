@@ -18,8 +18,10 @@ from transport.messages import (
     WireError,
     WireLimits,
 )
-from transport.sockets import Context, Socket, open_socket, receive_frames, send_frames
+from transport.sockets import Context, Socket, open_socket, receive_message, send_message
 from transport.wire import decode_reply, encode
+
+_NOBLOCK = int(zmq.NOBLOCK)
 
 
 class WorkerClient:
@@ -101,7 +103,7 @@ class WorkerClient:
             WorkerLost: as many requests as may queue are still unsent.
         """
         try:
-            send_frames(self.socket, encode(request))
+            send_message(self.socket, encode(request))
         except zmq.Again:
             raise WorkerLost(
                 f"worker {self.name} at {self.endpoint}: takes no more requests: "
@@ -118,7 +120,7 @@ class WorkerClient:
             WireError: not an answer in this protocol.
         """
         try:
-            frames = receive_frames(self.socket, zmq.NOBLOCK)
+            frames = receive_message(self.socket, _NOBLOCK)
         except zmq.Again:
             return None
         return self._decode(frames)
@@ -134,7 +136,7 @@ class WorkerClient:
             self.socket.setsockopt(zmq.RCVTIMEO, wait_ms)
             self._wait_ms = wait_ms
         try:
-            frames = receive_frames(self.socket)
+            frames = receive_message(self.socket)
         except zmq.Again:
             return None
         return self._decode(frames)

@@ -71,19 +71,19 @@ class WireLimits:
         )
 
     @cached_property
+    def routing_bytes_per_row(self) -> int:
+        """Of expert_ids int32[k], weights float32[k] and one scale exponent, int32."""
+        return 8 * self.top_k + 4
+
+    @cached_property
     def max_header_bytes(self) -> int:
         """Routing of `max_rows` rows, the other fields, the longest text (4 bytes a character)."""
-        return self.max_rows * routing_bytes(1, self.top_k) + 4 * MAX_TEXT_CHARS + 256
+        return self.max_rows * self.routing_bytes_per_row + 4 * MAX_TEXT_CHARS + 256
 
     @cached_property
     def max_frame_bytes(self) -> int:
         """The largest frame either end may send; libzmq drops a peer that announces more."""
         return max(self.max_rows * self.hidden_size * 4, self.max_header_bytes)
-
-
-def routing_bytes(num_rows: int, top_k: int) -> int:
-    """Bytes of expert_ids int32[T, k], weights float32[T, k] and scale_exponents int32[T], back to back."""
-    return num_rows * (8 * top_k + 4)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ from placement.errors import WorkerStartError
 from transport.doorbell import Doorbell
 from transport.keys import WorkerKeys, require_keys, secure_server
 from transport.messages import Reply, Request, WireError, WireLimits
-from transport.sockets import Context, open_socket, receive_frames, send_frames
+from transport.sockets import Context, open_socket, receive_message, send_message
 from transport.wire import decode_request, encode
 
 # As plain integers: pyzmq's enums cost as much as the call.
-_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
+_EVENTS, _POLLIN, _NOBLOCK = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.NOBLOCK)
 
 NOT_AN_ENDPOINT = "not an endpoint: expected tcp://ADDRESS:PORT, ipc://PATH or inproc://NAME"
 NO_SUCH_ADDRESS = "this machine has no such address: bind one of its own"
@@ -76,13 +76,13 @@ class Server:
     def receive(self) -> tuple[bytes, Request | WireError] | None:
         """The next message and its peer, or None."""
         try:
-            peer, *frames = receive_frames(self._socket, zmq.NOBLOCK)
+            peer = self._socket.recv(_NOBLOCK)
         except zmq.Again:
             return None
         try:
-            return peer.bytes, decode_request(frames, self._limits)
+            return peer, decode_request(receive_message(self._socket), self._limits)
         except WireError as error:
-            return peer.bytes, error
+            return peer, error
 
     def pending(self) -> bool:
         """Whether `receive` has something. Ask after `receive` and `send`: `wait` may not say so again."""
@@ -92,7 +92,7 @@ class Server:
     def send(self, peer: bytes, reply: Reply) -> bool:
         """Answer a peer; False if its connection is gone or it has stopped reading."""
         try:
-            send_frames(self._socket, [peer, *encode(reply)])
+            send_message(self._socket, encode(reply), peer)
         except zmq.ZMQError as error:
             if error.errno not in (errno.EAGAIN, errno.EHOSTUNREACH):
                 raise

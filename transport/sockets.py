@@ -14,10 +14,6 @@ Socket = zmq.Socket[bytes]
 
 # Handing libzmq a frame without copying it costs 6 µs, as much as copying so many bytes.
 COPY_THRESHOLD_BYTES = 256 * 1024
-# No message has so many frames, the ROUTER's name for the peer included; a stranger's further ones are taken
-# from the socket and dropped.
-MAX_FRAMES = 4
-
 _OPTIONS = {
     zmq.LINGER: 0,
     # A silent peer is given up after 10 s; a cable pulled for 5 s loses nothing.
@@ -47,28 +43,41 @@ def open_socket(context: Context, kind: int, endpoint: str, limits: WireLimits) 
     return socket
 
 
-def send_frames(socket: Socket, frames: Sequence[Any]) -> None:
-    """Send one message without waiting. A large tensor is not copied: it must not change until it is sent.
+def send_message(socket: Socket, frames: Sequence[Any], peer: bytes | None = None) -> None:
+    """Send one message, of one frame or two, without waiting; `peer` is the name a ROUTER sends to.
+
+    A large tensor is not copied: it must not change until it is sent.
 
     Raises:
         zmq.ZMQError: EAGAIN, the peer takes no more; EHOSTUNREACH, a ROUTER's peer is gone.
     """
-    *first, last = frames
-    for frame in first:
-        socket.send(frame, _NOBLOCK_MORE)
-    socket.send(last, _NOBLOCK, copy=False)
+    if peer is not None:
+        socket.send(peer, _NOBLOCK_MORE)
+    if len(frames) == 1:
+        socket.send(frames[0], _NOBLOCK)
+    else:
+        socket.send(frames[0], _NOBLOCK_MORE)
+        socket.send(frames[1], _NOBLOCK, copy=False)
 
 
-def receive_frames(socket: Socket, flags: int = 0) -> list[zmq.Frame]:
-    """Take one message: its first frames, as bytes-like objects over libzmq's memory.
+def receive_message(socket: Socket, flags: int = 0) -> list[zmq.Frame]:
+    """Take one message: its frames, as bytes-like objects over libzmq's memory.
 
     Raises:
         zmq.Again: there is none now (NOBLOCK), or none came within the socket's RCVTIMEO.
     """
     frame = socket.recv(flags, copy=False)
-    frames = [frame]
+    if not frame.more:
+        return [frame]
+    tensor = socket.recv(copy=False)
+    if not tensor.more:
+        return [frame, tensor]
+    return [frame, tensor, *_drop_further(socket)]
+
+
+def _drop_further(socket: Socket) -> list[zmq.Frame]:
+    """A stranger's third frame, which makes the message malformed, and no memory for the rest."""
+    third = frame = socket.recv(copy=False)
     while frame.more:
         frame = socket.recv(copy=False)
-        if len(frames) < MAX_FRAMES:
-            frames.append(frame)
-    return frames
+    return [third]

@@ -13,11 +13,12 @@ Tensors are views: of the caller's array on the way out, of the received frame o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-import msgpack
 import numpy as np
+from msgpack import UnpackException, packb, unpackb
+from numpy import ndarray
 from numpy.typing import NDArray
 
 from transport.messages import (
@@ -34,7 +35,6 @@ from transport.messages import (
     Request,
     WireError,
     WireLimits,
-    routing_bytes,
 )
 
 VERSION = 1
@@ -62,7 +62,7 @@ def encode(message: Request | Reply) -> list[Frame]:
     if isinstance(message, ForwardReply):
         return _encode_forward_reply(message)
     kind, names = _FIELDS_OUT[type(message)]
-    return [msgpack.packb((VERSION, kind, *[getattr(message, name) for name in names]))]
+    return [packb((VERSION, kind, *[getattr(message, name) for name in names]))]
 
 
 def decode_request(frames: Sequence[Any], limits: WireLimits) -> Request:
@@ -71,7 +71,10 @@ def decode_request(frames: Sequence[Any], limits: WireLimits) -> Request:
     Raises:
         WireError: with the code and, where it could be read, the request id to answer.
     """
-    return cast(Request, _decode(frames, limits, _REQUESTS))
+    header = _unpack(frames, limits)
+    if header[1] == FORWARD:
+        return _decode_forward(header, frames, limits)
+    return cast(Request, _decode_plain(header, frames, _PLAIN_REQUESTS))
 
 
 def decode_reply(frames: Sequence[Any], limits: WireLimits) -> Reply:
@@ -80,7 +83,14 @@ def decode_reply(frames: Sequence[Any], limits: WireLimits) -> Reply:
     Raises:
         WireError: the worker does not speak this protocol, or its answer is outside the limits.
     """
-    return cast(Reply, _decode(frames, limits, _REPLIES))
+    header = _unpack(frames, limits)
+    if header[1] == FORWARD_REPLY:
+        return _decode_forward_reply(header, frames, limits)
+    return cast(Reply, _decode_plain(header, frames, _PLAIN_REPLIES))
+
+
+# The two messages of a decode step are encoded and decoded with few calls: after a process has slept, calling a
+# Python function that is no longer in the processor's caches costs about a microsecond.
 
 
 def _encode_forward(request: ForwardRequest) -> list[Frame]:
@@ -100,143 +110,147 @@ def _encode_forward(request: ForwardRequest) -> list[Frame]:
         _HIDDEN_TAGS[request.hidden.dtype],
         routing,
     )
-    return [msgpack.packb(header), np.ascontiguousarray(request.hidden)]
+    return [packb(header), np.ascontiguousarray(request.hidden)]
+
+
+def _decode_forward(header: tuple[Any, ...], frames: Sequence[Any], limits: WireLimits) -> ForwardRequest:
+    if len(header) != 10:
+        message = f"a forward request has 10 fields, not {len(header)}"
+        raise WireError(ErrorCode.MALFORMED, message, header[2])
+    _, _, request_id, epoch, layer, num_rows, top_k, hidden_size, tag, routing = header
+    if epoch != limits.epoch:
+        message = f"plan epoch {_shown(epoch)}, this worker serves {limits.epoch}: start again from one plan"
+        raise WireError(ErrorCode.WRONG_EPOCH, message, request_id)
+    if type(layer) is not int or layer not in limits.moe_layers:
+        message = f"layer {_shown(layer)} is not a MoE layer of this model"
+        raise WireError(ErrorCode.UNKNOWN_LAYER, message, request_id)
+    if top_k != limits.top_k:
+        message = f"{_shown(top_k)} experts a token, expected {limits.top_k}"
+        raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
+    if type(tag) is not str or tag not in _HIDDEN_DTYPES:
+        message = f"hidden dtype {_shown(tag)}, expected one of {', '.join(_HIDDEN_DTYPES)}"
+        raise WireError(ErrorCode.BAD_DTYPE, message, request_id)
+    hidden = _tensor(frames, _HIDDEN_DTYPES[tag], num_rows, hidden_size, request_id, limits)
+    if type(routing) is not bytes or len(routing) != num_rows * limits.routing_bytes_per_row:
+        message = f"the routing block is not {num_rows * limits.routing_bytes_per_row} bytes"
+        raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
+
+    # One copy, so that the three views are writable and aligned: torch takes them as they are.
+    block = bytearray(routing)
+    size = num_rows * top_k
+    expert_ids = ndarray((num_rows, top_k), _INT32, block)
+    scale_exponents = ndarray((num_rows,), _INT32, block, 8 * size)
+    if num_rows == 1:
+        # Python's min and max of a decode step's few numbers take a third of the time of numpy's.
+        ids, exponents = expert_ids.tolist()[0], scale_exponents.tolist()
+    else:
+        ids = expert_ids.min(), expert_ids.max()
+        exponents = scale_exponents.min(), scale_exponents.max()
+    if min(ids) < -1 or max(ids) >= limits.num_experts:
+        message = f"expert ids outside -1..{limits.num_experts - 1}"
+        raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
+    if min(exponents) < MIN_SCALE_EXPONENT or max(exponents) > MAX_SCALE_EXPONENT:
+        message = f"scale exponents outside {MIN_SCALE_EXPONENT}..{MAX_SCALE_EXPONENT}"
+        raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
+    weights = ndarray((num_rows, top_k), _FLOAT32, block, 4 * size)
+    return ForwardRequest(request_id, epoch, layer, hidden, expert_ids, weights, scale_exponents)
 
 
 def _encode_forward_reply(reply: ForwardReply) -> list[Frame]:
     num_rows, hidden_size = reply.values.shape
     flags = reply.saturated.tobytes()
     header = (VERSION, FORWARD_REPLY, reply.request_id, num_rows, hidden_size, reply.compute_s, flags)
-    return [msgpack.packb(header), np.ascontiguousarray(reply.values)]
+    return [packb(header), np.ascontiguousarray(reply.values)]
 
 
-def _decode(frames: Sequence[Any], limits: WireLimits, kinds: dict[int, _Decoder]) -> Request | Reply:
+def _decode_forward_reply(header: tuple[Any, ...], frames: Sequence[Any], limits: WireLimits) -> ForwardReply:
+    if len(header) != 7:
+        raise WireError(ErrorCode.MALFORMED, f"a forward reply has 7 fields, not {len(header)}", header[2])
+    _, _, request_id, num_rows, hidden_size, compute_s, flags = header
+    if type(compute_s) is not float or not 0.0 <= compute_s < math.inf:
+        raise WireError(ErrorCode.MALFORMED, "the compute time is not a number of seconds", request_id)
+    values = _tensor(frames, _INT32, num_rows, hidden_size, request_id, limits)
+    if type(flags) is not bytes or len(flags) != num_rows or flags.strip(b"\0\1"):
+        message = f"the saturation flags are not {num_rows} zeros and ones"
+        raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
+    return ForwardReply(request_id, values, ndarray((num_rows,), _BOOL, flags), compute_s)
+
+
+def _tensor(
+    frames: Sequence[Any],
+    dtype: np.dtype[Any],
+    num_rows: Any,
+    hidden_size: Any,
+    request_id: int,
+    limits: WireLimits,
+) -> NDArray[Any]:
+    """The message's tensor [num_rows, hidden_size]: the two sizes and the bytes held to the limits."""
+    if type(num_rows) is not int or num_rows < 1:
+        message = f"{_shown(num_rows)} rows, expected 1 to {limits.max_rows}"
+        raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
+    if num_rows > limits.max_rows:
+        message = f"{num_rows} rows in one message, at most {limits.max_rows}"
+        raise WireError(ErrorCode.TOO_LARGE, message, request_id)
+    if hidden_size != limits.hidden_size:
+        message = f"hidden size {_shown(hidden_size)}, expected {limits.hidden_size}"
+        raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
+    expected_bytes = num_rows * limits.hidden_size * dtype.itemsize
+    if len(frames) != 2 or len(frames[1]) != expected_bytes:
+        found = f"{len(frames[1])} bytes" if len(frames) == 2 else "no frame"
+        message = f"{found} for [{num_rows}, {hidden_size}] {dtype.name}, expected {expected_bytes} bytes"
+        raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
+    tensor: NDArray[Any] = ndarray((num_rows, limits.hidden_size), dtype, frames[1])
+    # libzmq hands out small frames from the middle of its receive buffer, at any address.
+    return tensor if tensor.flags.aligned else tensor.copy()
+
+
+def _unpack(frames: Sequence[Any], limits: WireLimits) -> tuple[Any, ...]:
+    """The header, flat: this version, an integer type, a request id, the fields as they came."""
     if not 1 <= len(frames) <= 2:
         raise WireError(ErrorCode.MALFORMED, f"a message has 1 or 2 frames, not {len(frames)}")
-    header = _unpack(frames[0], limits)
-    version, kind, request_id, *fields = header
-    if not _is_unsigned(request_id):
-        raise WireError(ErrorCode.MALFORMED, "the request id is not an unsigned 64-bit number")
-    if version != VERSION:
-        message = (
-            f"wire version {_shown(version)} is not {VERSION}: run the same Potluck release on both ends"
-        )
-        raise WireError(ErrorCode.BAD_VERSION, message, request_id)
-    decoder = kinds.get(kind) if type(kind) is int else None
-    if decoder is None:
-        raise WireError(
-            ErrorCode.MALFORMED, f"no message of type {_shown(kind)} is expected here", request_id
-        )
+    frame, max_bytes = frames[0], limits.max_header_bytes
+    if len(frame) > max_bytes:
+        raise WireError(ErrorCode.TOO_LARGE, f"header of {len(frame)} bytes, at most {max_bytes}")
     try:
-        return decoder(request_id, fields, frames[1:], limits)
-    except WireError as error:
-        error.request_id = request_id
-        raise
-
-
-def _unpack(frame: Any, limits: WireLimits) -> tuple[Any, ...]:
-    """A header as a flat tuple of at least version, type and request id."""
-    if len(frame) > limits.max_header_bytes:
-        raise WireError(
-            ErrorCode.TOO_LARGE, f"header of {len(frame)} bytes, at most {limits.max_header_bytes}"
-        )
-    try:
-        header = msgpack.unpackb(
+        header = unpackb(
             frame,
             raw=False,
             use_list=False,
             strict_map_key=True,
             max_str_len=4 * MAX_TEXT_CHARS,
-            max_bin_len=limits.max_header_bytes,
+            max_bin_len=max_bytes,
             max_array_len=16,
             max_map_len=0,
             max_ext_len=0,
         )
-    except (ValueError, msgpack.UnpackException):
+    except (ValueError, UnpackException):
         header = None
     if type(header) is not tuple or len(header) < 3:
-        raise WireError(
-            ErrorCode.MALFORMED, "the header is not a msgpack array of version, type, request id, ..."
-        )
+        message = "the header is not a msgpack array of version, type, request id, ..."
+        raise WireError(ErrorCode.MALFORMED, message)
+    version, kind, request_id = header[:3]
+    if type(request_id) is not int or not 0 <= request_id <= MAX_U64:
+        raise WireError(ErrorCode.MALFORMED, "the request id is not an unsigned 64-bit number")
+    if version != VERSION:
+        message = f"wire version {_shown(version)} is not {VERSION}: run one Potluck release on both ends"
+        raise WireError(ErrorCode.BAD_VERSION, message, request_id)
+    if type(kind) is not int:
+        raise WireError(ErrorCode.MALFORMED, "the message type is not a number", request_id)
     return header
 
 
-def _decode_forward(request_id: int, fields: list[Any], rest: Sequence[Any], limits: WireLimits) -> Request:
-    if len(fields) != 7:
-        raise WireError(ErrorCode.MALFORMED, f"a forward request has 7 fields, not {len(fields)}")
-    epoch, layer, num_rows, top_k, hidden_size, tag, routing = fields
-    if epoch != limits.epoch:
-        message = f"plan epoch {_shown(epoch)}, this worker serves {limits.epoch}: start again from one plan"
-        raise WireError(ErrorCode.WRONG_EPOCH, message)
-    if type(layer) is not int or layer not in limits.moe_layers:
-        raise WireError(ErrorCode.UNKNOWN_LAYER, f"layer {_shown(layer)} is not a MoE layer of this model")
-    _check_rows(num_rows, hidden_size, limits)
-    if top_k != limits.top_k:
-        raise WireError(ErrorCode.BAD_SHAPE, f"{_shown(top_k)} experts a token, expected {limits.top_k}")
-    dtype = _HIDDEN_DTYPES.get(tag) if type(tag) is str else None
-    if dtype is None:
-        message = f"hidden dtype {_shown(tag)}, expected one of {', '.join(_HIDDEN_DTYPES)}"
-        raise WireError(ErrorCode.BAD_DTYPE, message)
-    if type(routing) is not bytes or len(routing) != routing_bytes(num_rows, limits.top_k):
-        message = f"the routing block is not {routing_bytes(num_rows, limits.top_k)} bytes"
-        raise WireError(ErrorCode.BAD_SHAPE, message)
-    hidden = _tensor(rest, dtype, num_rows, limits.hidden_size)
-
-    # One copy, so that the three views are writable and aligned: torch takes them as they are.
-    block = bytearray(routing)
-    split = 4 * num_rows * limits.top_k
-    expert_ids = np.ndarray((num_rows, limits.top_k), _INT32, block)
-    weights = np.ndarray((num_rows, limits.top_k), _FLOAT32, block, split)
-    scale_exponents = np.ndarray((num_rows,), _INT32, block, 2 * split)
-    if not _within(expert_ids, -1, limits.num_experts - 1):
-        raise WireError(ErrorCode.BAD_SHAPE, f"expert ids outside -1..{limits.num_experts - 1}")
-    if not _within(scale_exponents, MIN_SCALE_EXPONENT, MAX_SCALE_EXPONENT):
-        message = f"scale exponents outside {MIN_SCALE_EXPONENT}..{MAX_SCALE_EXPONENT}"
-        raise WireError(ErrorCode.BAD_SHAPE, message)
-    return ForwardRequest(request_id, limits.epoch, layer, hidden, expert_ids, weights, scale_exponents)
-
-
-def _decode_forward_reply(
-    request_id: int, fields: list[Any], rest: Sequence[Any], limits: WireLimits
-) -> Reply:
-    if len(fields) != 4:
-        raise WireError(ErrorCode.MALFORMED, f"a forward reply has 4 fields, not {len(fields)}")
-    num_rows, hidden_size, compute_s, flags = fields
-    _check_rows(num_rows, hidden_size, limits)
-    if type(compute_s) is not float or not 0.0 <= compute_s < math.inf:
-        raise WireError(ErrorCode.MALFORMED, "the compute time is not a number of seconds")
-    if type(flags) is not bytes or len(flags) != num_rows or flags.strip(b"\0\1"):
-        raise WireError(ErrorCode.BAD_SHAPE, f"the saturation flags are not {num_rows} zeros and ones")
-    values = _tensor(rest, _INT32, num_rows, limits.hidden_size)
-    return ForwardReply(request_id, values, np.ndarray((num_rows,), _BOOL, flags), compute_s)
-
-
-def _check_rows(num_rows: Any, hidden_size: Any, limits: WireLimits) -> None:
-    if type(num_rows) is not int or num_rows < 1:
-        raise WireError(ErrorCode.BAD_SHAPE, f"{_shown(num_rows)} rows, expected 1 to {limits.max_rows}")
-    if num_rows > limits.max_rows:
-        raise WireError(ErrorCode.TOO_LARGE, f"{num_rows} rows in one message, at most {limits.max_rows}")
-    if hidden_size != limits.hidden_size:
-        raise WireError(
-            ErrorCode.BAD_SHAPE, f"hidden size {_shown(hidden_size)}, expected {limits.hidden_size}"
-        )
-
-
-def _within(numbers: NDArray[np.int32], lowest: int, highest: int) -> bool:
-    # Python's min and max of a decode step's few numbers take a third of the time of numpy's.
-    values = numbers.ravel().tolist() if numbers.size <= 64 else (numbers.min(), numbers.max())
-    return bool(lowest <= min(values) and max(values) <= highest)
-
-
-def _tensor(rest: Sequence[Any], dtype: np.dtype[Any], num_rows: int, hidden_size: int) -> NDArray[Any]:
-    expected_bytes = num_rows * hidden_size * dtype.itemsize
-    if len(rest) != 1 or len(rest[0]) != expected_bytes:
-        found = f"{len(rest[0])} bytes" if rest else "no frame"
-        message = f"{found} for [{num_rows}, {hidden_size}] {dtype.name}, expected {expected_bytes} bytes"
-        raise WireError(ErrorCode.BAD_SHAPE, message)
-    tensor: NDArray[Any] = np.ndarray((num_rows, hidden_size), dtype, rest[0])
-    # libzmq hands out small frames from the middle of its receive buffer, at any address.
-    return tensor if tensor.flags.aligned else tensor.copy()
+def _decode_plain(
+    header: tuple[Any, ...], frames: Sequence[Any], kinds: Mapping[int, _Plain]
+) -> Request | Reply:
+    """A message without a tensor."""
+    _, kind, request_id, *fields = header
+    if kind not in kinds:
+        raise WireError(ErrorCode.MALFORMED, f"no message of type {kind} is expected here", request_id)
+    make, checks = kinds[kind]
+    fits = len(fields) == len(checks) and len(frames) == 1
+    if not fits or not all(check(field) for check, field in zip(checks, fields, strict=True)):
+        raise WireError(ErrorCode.MALFORMED, "the fields are not those of this message type", request_id)
+    return make(request_id, *fields)
 
 
 def _shown(value: Any) -> str:
@@ -256,37 +270,18 @@ def _is_error_code(value: Any) -> bool:
     return type(value) is str and value in _ERROR_CODES
 
 
-_Decoder = Callable[[int, list[Any], Sequence[Any], WireLimits], Request | Reply]
-
-
-def _plain(make: Callable[..., Request | Reply], *checks: Callable[[Any], bool]) -> _Decoder:
-    """Decoder of a message without a tensor: `make(request_id, *fields)`, each field held to its check."""
-
-    def decode(
-        request_id: int, fields: list[Any], rest: Sequence[Any], limits: WireLimits
-    ) -> Request | Reply:
-        fits = len(fields) == len(checks) and not rest
-        if not fits or not all(check(field) for check, field in zip(checks, fields, strict=True)):
-            raise WireError(ErrorCode.MALFORMED, "the fields are not those of this message type")
-        return make(request_id, *fields)
-
-    return decode
-
-
 def _error_reply(request_id: int, code: str, message: str) -> ErrorReply:
     return ErrorReply(request_id, ErrorCode(code), message)
 
 
-_REQUESTS: dict[int, _Decoder] = {
-    HELLO: _plain(Hello),
-    FORWARD: _decode_forward,
-    PING: _plain(Ping),
-}
-_REPLIES: dict[int, _Decoder] = {
-    HELLO_REPLY: _plain(HelloReply, _is_text, _is_unsigned, _is_text, _is_text, _is_unsigned),
-    FORWARD_REPLY: _decode_forward_reply,
-    PONG: _plain(Pong, _is_unsigned),
-    ERROR: _plain(_error_reply, _is_error_code, _is_text),
+_Plain = tuple[Callable[..., Request | Reply], tuple[Callable[[Any], bool], ...]]
+
+# How each is made of its request id and fields, and what each field must be.
+_PLAIN_REQUESTS: dict[int, _Plain] = {HELLO: (Hello, ()), PING: (Ping, ())}
+_PLAIN_REPLIES: dict[int, _Plain] = {
+    HELLO_REPLY: (HelloReply, (_is_text, _is_unsigned, _is_text, _is_text, _is_unsigned)),
+    PONG: (Pong, (_is_unsigned,)),
+    ERROR: (_error_reply, (_is_error_code, _is_text)),
 }
 _FIELDS_OUT: dict[type, tuple[int, tuple[str, ...]]] = {
     Hello: (HELLO, Hello.__slots__),

@@ -14,6 +14,8 @@ from orchestrator.cli.output import print_error
 from orchestrator.cli.plan import plan
 from orchestrator.cli.simulate import simulate
 from orchestrator.cli.stats import stats
+from orchestrator.cli.study import study
+from orchestrator.cli.whatif import whatif
 from placement.errors import PotluckError
 
 app = typer.Typer(
@@ -25,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, plan, stats, simulate, demo):
+for command in (generate, plan, stats, simulate, whatif, study, demo):
     app.command()(command)
 
 

@@ -97,9 +97,9 @@ def test_what_does_not_go_together_is_said() -> None:
         passes(Workload(num_sequences=2, drafts=1), [trace], Acceptance((0.5,)))
     with pytest.raises(InputError, match=r"expected 2 probabilities \(drafts a step\), found 1"):
         passes(Workload(drafts=2), [trace], Acceptance((0.5,)))
-    with pytest.raises(InputError, match="expected at least 20 tokens, one pass of 20, found 10"):
+    with pytest.raises(InputError, match=r"expected at least 20 tokens, one pass of 20, found 10"):
         passes(Workload(drafts=19), [trace])
-    with pytest.raises(InputError, match="probabilities from 0 to 1, found 1[.]5"):
+    with pytest.raises(InputError, match=r"probabilities from 0 to 1, found 1[.]5"):
         Acceptance((1.5,))
 
 

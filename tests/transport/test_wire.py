@@ -26,7 +26,6 @@ from transport.messages import (
     Request,
     WireError,
     WireLimits,
-    routing_bytes,
 )
 from transport.wire import VERSION, decode_reply, decode_request, encode
 
@@ -304,7 +303,7 @@ def test_no_message_within_the_limits_exceeds_the_frame_sizes_they_give(num_rows
     header, tensor = as_bytes(example_request(num_rows, request_id=2**64 - 1))
     assert len(header) <= LIMITS.max_header_bytes
     assert max(len(header), len(tensor)) <= LIMITS.max_frame_bytes
-    assert routing_bytes(num_rows, LIMITS.top_k) < len(header)
+    assert num_rows * LIMITS.routing_bytes_per_row < len(header)
 
 
 def test_the_version_is_the_first_thing_in_every_message() -> None:

@@ -1,0 +1,288 @@
+"""One dispatch round trip beside a bare ZeroMQ exchange of the same bytes and a Ray actor call.
+
+    python -m benchmarks.dispatch_round_trip [--rounds 2000] [--hidden-dtype float32|bfloat16]
+        [--wire tcp|ipc] [--no-ray] [--json]
+
+One token of hidden size 4096 goes from this process to another, and an int32 row comes back. Every round does
+each variant once, in turns, so all of them see the same machine in the same hour:
+
+- bare: pyzmq DEALER to ROUTER and back, as many bytes each way as the request and the answer, in one frame
+- bare, two frames: the same bytes, cut as the protocol cuts them
+- dispatch: `WorkerClient` and `ExpertService`: encoding, checks, ZeroMQ, decoding, and an expert of
+  intermediate size 1, so that what is left of computing is the call itself. The worker times it, from numpy
+  arrays to numpy arrays, and it is also shown apart
+- dispatch, poller: the same, waiting in a `zmq.Poller` as for several workers
+- Ray actor call: a method that takes the same arrays and returns as many zeros
+
+The bare ROUTERs share both processes with the service; Ray's actor is a third process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+import zmq
+
+from orchestrator.local_ray import local_ray
+from transport.client import WorkerClient
+from transport.messages import ForwardReply, ForwardRequest, WireLimits
+from transport.wire import encode
+from workers.ffn import ExpertWeights, partial_sum
+from workers.fixed_point import PartialSum
+from workers.service import ExpertService
+
+HIDDEN_SIZE, NUM_EXPERTS, TOP_K, LAYER, EPOCH = 4096, 288, 8, 20, 1
+WARM_UP_ROUNDS = 200
+LIMITS = WireLimits(EPOCH, "benchmark", frozenset({LAYER}), HIDDEN_SIZE, NUM_EXPERTS, TOP_K)
+
+
+class OneTinyExpert:
+    """Expert 0 of one layer, of intermediate size 1."""
+
+    num_experts = 1
+    held_bytes = 3 * HIDDEN_SIZE * 4
+
+    def __init__(self) -> None:
+        slots = torch.full((NUM_EXPERTS,), -1, dtype=torch.int32)
+        slots[0] = 0
+        row, column = torch.full((1, 1, HIDDEN_SIZE), 1e-3), torch.full((1, HIDDEN_SIZE, 1), 1e-3)
+        self._experts = ExpertWeights(slots, row, row, column, 0.0)
+
+    def forward(
+        self,
+        layer: int,
+        hidden: torch.Tensor,
+        expert_ids: torch.Tensor,
+        weights: torch.Tensor,
+        scale_exponents: torch.Tensor,
+    ) -> PartialSum:
+        return partial_sum(self._experts, hidden.float(), expert_ids, weights, scale_exponents, TOP_K)
+
+
+def make_request(dtype: str) -> ForwardRequest:
+    hidden = np.random.default_rng(0).standard_normal((1, HIDDEN_SIZE), dtype=np.float32)
+    bits = (hidden.view(np.uint32) >> 16).astype(np.uint16)
+    expert_ids = np.full((1, TOP_K), -1, np.int32)
+    expert_ids[0, 0] = 0
+    return ForwardRequest(
+        1,
+        EPOCH,
+        LAYER,
+        hidden if dtype == "float32" else bits,
+        expert_ids,
+        np.full((1, TOP_K), 0.125, np.float32),
+        np.array([-24], np.int32),
+    )
+
+
+def answer_bare(socket: zmq.Socket[bytes], frames: list[bytes]) -> None:
+    """A bare ROUTER: takes a message of as many frames as `frames`, sends `frames` back."""
+    *first, last = frames
+    while True:
+        peer = socket.recv()
+        for _ in frames:
+            socket.recv()
+        socket.send(peer, zmq.SNDMORE)
+        for frame in first:
+            socket.send(frame, zmq.SNDMORE)
+        socket.send(last)
+
+
+def work(pipe: Connection, wire: str, directory: str, answers: list[list[bytes]]) -> None:
+    """The other process: the service, and a thread for each bare ROUTER."""
+    torch.set_num_threads(1)
+
+    def endpoint(name: str) -> str:
+        return f"ipc://{directory}/{name}" if wire == "ipc" else "tcp://127.0.0.1:*"
+
+    service = ExpertService("worker", OneTinyExpert(), LIMITS, endpoint("service"), dtype="float32")
+    service.start()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    endpoints = [service.endpoint]
+    for number, frames in enumerate(answers):
+        socket = context.socket(zmq.ROUTER)
+        socket.bind(endpoint(str(number)))
+        endpoints.append(socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"))
+        threading.Thread(target=answer_bare, args=(socket, frames), daemon=True).start()
+    pipe.send(endpoints)
+    pipe.recv()
+    os._exit(0)
+
+
+def bare_exchange(
+    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, request: list[bytes], num_frames: int
+) -> Callable[[], float]:
+    socket = context.socket(zmq.DEALER)
+    socket.connect(endpoint)
+    *first, last = request
+
+    def exchange() -> float:
+        for frame in first:
+            socket.send(frame, zmq.SNDMORE)
+        socket.send(last)
+        for _ in range(num_frames):
+            socket.recv()
+        return 0.0
+
+    return exchange
+
+
+def dispatch_waiting(client: WorkerClient, request: ForwardRequest) -> Callable[[], float]:
+    def exchange() -> float:
+        client.send(request)
+        reply = client.wait(10.0)
+        if not isinstance(reply, ForwardReply):
+            raise RuntimeError(f"no answer but {reply}")
+        return reply.compute_s
+
+    return exchange
+
+
+def dispatch_polling(client: WorkerClient, request: ForwardRequest) -> Callable[[], float]:
+    poller = zmq.Poller()
+    poller.register(client.socket, zmq.POLLIN)
+
+    def exchange() -> float:
+        client.send(request)
+        poller.poll(10_000)
+        reply = client.receive()
+        if not isinstance(reply, ForwardReply):
+            raise RuntimeError(f"no answer but {reply}")
+        return reply.compute_s
+
+    return exchange
+
+
+class RayExpert:
+    """The same answer from a Ray actor's method."""
+
+    def forward(self, hidden: object, expert_ids: object, weights: object, scale_exponents: object) -> object:
+        return np.zeros((1, HIDDEN_SIZE), np.int32), np.zeros(1, np.bool_)
+
+
+def ray_call(request: ForwardRequest) -> Callable[[], float]:
+    import ray
+
+    remote: Any = ray.remote(num_cpus=0)(RayExpert)
+    actor = remote.remote()
+
+    def exchange() -> float:
+        answer = actor.forward.remote(
+            request.hidden, request.expert_ids, request.weights, request.scale_exponents
+        )
+        ray.get(answer)
+        return 0.0
+
+    return exchange
+
+
+def measure(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Timing]:
+    """Do each variant once a round, beginning with another each time: what follows Ray finds cold caches."""
+    total_s: dict[str, list[float]] = {name: [] for name in variants}
+    compute_s: dict[str, list[float]] = {name: [] for name in variants}
+    turns = list(variants.items())
+    for number in range(WARM_UP_ROUNDS + rounds):
+        turns.append(turns.pop(0))
+        for name, exchange in turns:
+            started = time.perf_counter()
+            computing = exchange()
+            elapsed = time.perf_counter() - started
+            if number >= WARM_UP_ROUNDS:
+                total_s[name].append(elapsed)
+                compute_s[name].append(computing)
+    bare_s = statistics.median(total_s["bare"])
+    return {name: Timing.of(total_s[name], compute_s[name], bare_s) for name in variants}
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Medians. `compute_us` is the part of the worker's call into its experts, 0 where there is none."""
+
+    median_us: float
+    p10_us: float
+    p90_us: float
+    compute_us: float
+    ratio: float
+    ratio_without_compute: float
+
+    @classmethod
+    def of(cls, total_s: list[float], compute_s: list[float], bare_s: float) -> Timing:
+        deciles = statistics.quantiles(total_s, n=10)
+        median_s, computing_s = statistics.median(total_s), statistics.median(compute_s)
+        return cls(
+            median_us=median_s * 1e6,
+            p10_us=deciles[0] * 1e6,
+            p90_us=deciles[-1] * 1e6,
+            compute_us=computing_s * 1e6,
+            ratio=median_s / bare_s,
+            ratio_without_compute=(median_s - computing_s) / bare_s,
+        )
+
+
+def run(dtype: str, wire: str, rounds: int, with_ray: bool) -> dict[str, Timing]:
+    request = make_request(dtype)
+    answer = ForwardReply(1, np.zeros((1, HIDDEN_SIZE), np.int32), np.zeros(1, np.bool_), 1e-5)
+    up, down = ([bytes(frame) for frame in encode(message)] for message in (request, answer))
+    with ExitStack() as stack:
+        spawn = multiprocessing.get_context("spawn")
+        here, there = spawn.Pipe()
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        arguments = (there, wire, directory, [[b"".join(down)], down])
+        process = spawn.Process(target=work, args=arguments, daemon=True)
+        process.start()
+        stack.callback(process.join)
+        stack.callback(here.send, "end")
+        service, *bare = here.recv()
+
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        stack.callback(context.destroy, 0)
+        clients = [WorkerClient(context, service, LIMITS, name="worker") for _ in range(2)]
+        for client in clients:
+            client.hello(30.0)
+        variants = {
+            "bare": bare_exchange(context, bare[0], [b"".join(up)], 1),
+            "bare, two frames": bare_exchange(context, bare[1], up, 2),
+            "dispatch": dispatch_waiting(clients[0], request),
+            "dispatch, poller": dispatch_polling(clients[1], request),
+        }
+        if with_ray:
+            stack.enter_context(local_ray())
+            variants["Ray actor call"] = ray_call(request)
+        return measure(variants, rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=2000)
+    parser.add_argument("--hidden-dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--wire", choices=("tcp", "ipc"), default="tcp")
+    parser.add_argument("--no-ray", action="store_true", help="leave the Ray actor out")
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
+    args = parser.parse_args()
+    timings = run(args.hidden_dtype, args.wire, args.rounds, not args.no_ray)
+    if args.json:
+        print(json.dumps({name: asdict(timing) for name, timing in timings.items()}))
+        return
+    print(f"1 token, hidden {HIDDEN_SIZE} in {args.hidden_dtype}, {args.wire}, {args.rounds} rounds, medians")
+    print(f"{'':20}{'µs':>8}{'p10':>8}{'p90':>8}{'x bare':>8}  {'experts µs':>10}  {'x bare without':>14}")
+    for name, t in timings.items():
+        line = f"{name:20}{t.median_us:8.1f}{t.p10_us:8.1f}{t.p90_us:8.1f}{t.ratio:8.2f}"
+        print(line + (f"  {t.compute_us:10.1f}  {t.ratio_without_compute:14.2f}" if t.compute_us else ""))
+
+
+if __name__ == "__main__":
+    main()
