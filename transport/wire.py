@@ -89,8 +89,8 @@ def decode_reply(frames: Sequence[Any], limits: WireLimits) -> Reply:
     return cast(Reply, _decode_plain(header, frames, _PLAIN_REPLIES))
 
 
-# The two messages of a decode step are encoded and decoded with few calls: after a process has slept, calling a
-# Python function that is no longer in the processor's caches costs about a microsecond.
+# The two messages of a decode step are handled with few calls: when a process has slept, each Python function
+# that the processor's caches have lost costs it about a microsecond.
 
 
 def _encode_forward(request: ForwardRequest) -> list[Frame]:
