@@ -1,5 +1,4 @@
-// Sixteen lanes in an array: plain code on old x86, vector code on aarch64, whose compiler makes NEON of it.
-// Included in namespace baseline.
+// Sixteen lanes in an array, for any processor. Included in namespace baseline.
 
 struct Lanes {
   float l[16];

@@ -12,6 +12,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -33,7 +35,7 @@ __attribute__((target("avx"), always_inline)) static inline __m128 sum_eights(__
 }
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
 namespace avx512 {
 #include "lanes_avx512.h"
 
@@ -42,7 +44,7 @@ namespace avx512 {
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
+#pragma GCC target("avx2,fma")
 namespace avx2 {
 #include "lanes_avx2.h"
 
@@ -50,7 +52,15 @@ namespace avx2 {
 }  // namespace avx2
 #pragma GCC pop_options
 
-#endif  // __x86_64__
+#elif defined(__aarch64__)
+
+namespace neon {
+#include "lanes_neon.h"
+
+#include "native_body.h"
+}  // namespace neon
+
+#endif
 
 namespace baseline {
 #include "lanes_baseline.h"
@@ -70,6 +80,8 @@ static const Kernels TABLES[] = {
 #if defined(__x86_64__)
     KERNEL_TABLE(avx512),
     KERNEL_TABLE(avx2),
+#elif defined(__aarch64__)
+    KERNEL_TABLE(neon),
 #endif
     KERNEL_TABLE(baseline),
 };
@@ -85,7 +97,7 @@ static bool supported(int index) {
   }
   if (index == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
-  return index == NUM_TABLES - 1;
+  return true;
 }
 
 static const Kernels* best() {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from workers import kernels
 
-INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
+INSTRUCTION_SETS = ("avx512", "avx2", "neon", "baseline")
 
 
 @pytest.fixture(autouse=True)
