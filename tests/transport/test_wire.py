@@ -105,7 +105,7 @@ def example_request(num_rows: int = 2, **changes: Any) -> ForwardRequest:
         weights=np.ones((num_rows, LIMITS.top_k), np.float32),
         scale_exponents=np.zeros(num_rows, np.int32),
     )
-    return replace(request, **changes)
+    return request._replace(**changes)
 
 
 def as_bytes(message: Request | Reply) -> list[bytes]:
@@ -116,8 +116,8 @@ def same(left: Any, right: Any) -> bool:
     """Field by field, arrays by dtype, shape and bytes."""
     if type(left) is not type(right):
         return False
-    for field in fields(left):
-        a, b = getattr(left, field.name), getattr(right, field.name)
+    for name in left._fields if isinstance(left, tuple) else [field.name for field in fields(left)]:
+        a, b = getattr(left, name), getattr(right, name)
         if isinstance(a, np.ndarray):
             if a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes():
                 return False

@@ -276,7 +276,7 @@ def test_a_request_outside_the_plan_is_refused_by_its_own_name(
     store = SmallStore()
     with serving(store) as service:
         dealer = stranger(context, service)
-        frames = encode(dataclasses.replace(request(31), **changes))
+        frames = encode(request(31)._replace(**changes))
         dealer.send_multipart([bytes(frame) for frame in frames])
         reply = decode_reply(dealer.recv_multipart(), LIMITS)
         assert isinstance(reply, ErrorReply)
@@ -373,8 +373,7 @@ def test_a_failure_is_told_to_its_owner_and_not_to_the_asker(context: zmq.Contex
 
 def test_a_saturated_row_is_flagged_on_the_way_back(context: zmq.Context[Any]) -> None:
     store = SmallStore()
-    asked = dataclasses.replace(
-        request(1, 2),
+    asked = request(1, 2)._replace(
         expert_ids=np.zeros((2, TOP_K), np.int32),
         scale_exponents=np.array([-20, -120], np.int32),
     )
@@ -462,7 +461,7 @@ def test_stopping_does_not_wait_for_what_is_queued(context: zmq.Context[Any]) ->
 
 
 def test_a_store_without_experts_serves_zeros(context: zmq.Context[Any]) -> None:
-    asked = dataclasses.replace(request(1, 2), expert_ids=np.full((2, TOP_K), -1, np.int32))
+    asked = request(1, 2)._replace(expert_ids=np.full((2, TOP_K), -1, np.int32))
     with serving(SmallStore()) as service, connected(service, context) as client:
         client.send(asked)
         reply = answer(client)
