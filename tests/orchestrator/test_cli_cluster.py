@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.orchestrator.test_cluster import ray_processes, wait_until
+from tests.orchestrator.test_cluster import heed_interrupts, ray_processes, wait_until
 from tests.tiny_checkpoint import write_random_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -44,6 +44,7 @@ def potluck(*arguments: object) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_interrupts,
     )
 
 
