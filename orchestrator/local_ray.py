@@ -150,6 +150,8 @@ def _local_settings() -> Mapping[str, str | None]:
         "RAY_enable_worker_prestart": "0",
         # Ray would otherwise warn that it may stop hiding GPUs from actors that ask for none.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Ray points it at a debugger of its own, and leaves it there.
+        "PYTHONBREAKPOINT": os.environ.get("PYTHONBREAKPOINT"),
     }
 
 
