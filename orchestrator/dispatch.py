@@ -235,25 +235,19 @@ class Dispatcher:
         return actions
 
     def _receive(self, worker: int, work: LayerSum, now_s: float) -> list[Action]:
-        """All that `worker` has sent."""
-        actions: list[Action] = []
-        while True:
-            try:
-                reply = self._clients[worker].receive()
-            except WireError as error:
-                name = self._names[worker]
-                raise WorkerRefused(f"worker '{name}' sent what is no answer: {error}") from error
-            if reply is None:
-                return actions
-            if isinstance(reply, ForwardReply):
-                self.usage.received_bytes += reply.values.nbytes
-                actions += work.partial(worker, reply.request_id, reply.values, reply.saturated, now_s)
-            elif isinstance(reply, ErrorReply) and reply.code == ErrorCode.BUSY:
-                work.busy(worker, reply.request_id, now_s)
-            elif isinstance(reply, ErrorReply):
-                name = self._names[worker]
-                raise WorkerRefused(
-                    f"worker '{name}' refused layer {work.layer}: {reply.message} ({reply.code})"
-                )
-            else:
-                work.heard(worker, now_s)
+        """The next message of `worker`; the poller tells again while there are more."""
+        name = self._names[worker]
+        try:
+            reply = self._clients[worker].receive()
+        except WireError as error:
+            raise WorkerRefused(f"worker '{name}' sent what is no answer: {error}") from error
+        if isinstance(reply, ForwardReply):
+            self.usage.received_bytes += reply.values.nbytes
+            return work.partial(worker, reply.request_id, reply.values, reply.saturated, now_s)
+        if isinstance(reply, ErrorReply) and reply.code == ErrorCode.BUSY:
+            work.busy(worker, reply.request_id, now_s)
+        elif isinstance(reply, ErrorReply):
+            raise WorkerRefused(f"worker '{name}' refused layer {work.layer}: {reply.message} ({reply.code})")
+        elif reply is not None:
+            work.heard(worker, now_s)
+        return []

@@ -15,6 +15,7 @@ from orchestrator.dispatch import Dispatcher, Usage
 from orchestrator.generate import GenerationParams, GenerationResult, OnTokens, generate
 from orchestrator.model.moe import LocalExperts
 from orchestrator.model.step35 import Step35Model
+from orchestrator.model.weights import load_head_weights
 from orchestrator.report import RunReport, make_report
 from orchestrator.timing import StepTimer
 from placement.errors import PlanError
@@ -133,9 +134,10 @@ def open_session(
         local = None
         if plan.local_worker is not None:
             local = ExpertStore.load(checkpoint, config, plan.experts_of(LOCAL_WORKER), dtype=dtype)
+        weights = load_head_weights(checkpoint, config, dtype)
         clients = running.connect() if running is not None else {}
         dispatcher = Dispatcher(plan, local, clients, dtype=dtype, max_rows=DEFAULT_MAX_ROWS, timer=timer)
-        yield Session(Step35Model.load(checkpoint, config, dtype, dispatcher, timer), dispatcher, plan)
+        yield Session(Step35Model(config, weights, dtype, dispatcher, timer), dispatcher, plan)
 
 
 @contextmanager

@@ -77,8 +77,6 @@ class WorkerProcess:
             PlanError: the plan is for another model.
             KeysRequired, WorkerStartError: the endpoint cannot be bound, the device is not there.
         """
-        # Read when torch loads OpenMP: workers that share a machine must not spin while they wait.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         import torch
 
         from workers.formats.safetensors import Checkpoint

@@ -10,14 +10,6 @@ Shapes: T rows (tokens), H hidden, I intermediate, E experts, k chosen experts a
 
 from __future__ import annotations
 
-import os
-
-# Both are read when torch is loaded, so a process that imports torch first sets them itself.
-# Several workers share a machine's cores: OpenMP's default, to spin between parallel regions, takes the core
-# from the worker that has something to do. Huge pages make reading weights a tenth faster.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
 from workers.kernels.dense import attention, dense_ffn, exp, linear, rms_norm, sigmoid, swiglu
 from workers.kernels.moe import ExpertNotHeld, grid_to_float32, moe_partial_sum, route_top_k, row_exponents
 from workers.kernels.native import KernelsNotBuilt, instruction_set, use_instruction_set
