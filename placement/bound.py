@@ -24,6 +24,28 @@ _MOST_SUBSETS = 1 << 8
 _Term = tuple[NDArray[np.intp], NDArray[np.float64] | float]
 
 
+def lower_bound_s(
+    problem: PlanningProblem, trace: NDArray[np.integer], *, independent: bool = False
+) -> float:
+    """The best known seconds of MoE layers a step that no placement's mean on this trace can beat.
+
+    Args:
+        trace: int [num_tokens, num_moe_layers, top_k], at least one step of the problem's workload.
+        independent: the trace is a sample of tokens that choose experts independently of each other, and
+            the mean meant is the expected one under its frequencies (`independent_bound_s`).
+    """
+    by_trace = trace_bound_s(problem, trace)
+    if not independent:
+        return by_trace
+    counts = np.stack(
+        [
+            np.bincount(trace[:, row].ravel(), minlength=problem.shape.num_experts)
+            for row in range(trace.shape[1])
+        ]
+    )
+    return independent_bound_s(problem, counts / len(trace))
+
+
 def trace_bound_s(problem: PlanningProblem, trace: NDArray[np.integer]) -> float:
     """Seconds below which no placement's mean `Evaluation.moe_seconds` on this trace can lie.
 
