@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from placement.holders import LayerHolders
+
+# Where nobody says what asking costs: as much as the work on so many experts.
+_UNKNOWN_ASK_EXPERTS = 64.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReplicaCosts:
+    """What the choice among replicas weighs; float64 [num_workers] each.
+
+    Attributes:
+        ask_s: seconds of a layer that a worker takes whatever the number of its experts: the round trip
+            and one row on the wire; in the head's own process what keeps its device busy first.
+        expert_s: seconds for each distinct expert.
+    """
+
+    ask_s: NDArray[np.float64]
+    expert_s: NDArray[np.float64]
+
+    @classmethod
+    def unknown(cls, num_workers: int, local_worker: int | None) -> ReplicaCosts:
+        """Equal workers, and a message that costs far more than an expert."""
+        ask_s = np.full(num_workers, _UNKNOWN_ASK_EXPERTS)
+        if local_worker is not None:
+            ask_s[local_worker] = 0.0
+        return cls(ask_s, np.ones(num_workers))
 
 
 def assign_experts(

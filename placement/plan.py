@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.assign import ReplicaCosts
 from placement.atomic import replacing
 from placement.errors import PlanDoesNotFit, PlanError
 from placement.holders import NO_WORKER, HolderTable
@@ -31,13 +33,19 @@ TIERS = ("vram", "ram", "disk")
 
 @dataclass(frozen=True, slots=True)
 class PlannedWorker:
-    """One process that holds experts on one device. `device` is a torch device string such as "cuda:0"."""
+    """One process that holds experts on one device. `device` is a torch device string such as "cuda:0".
+
+    `ask_s` and `expert_s` are what the choice among replicas weighs (`placement.assign.ReplicaCosts`), 0
+    where the plan does not say.
+    """
 
     name: str
     node: str
     device: str
     tier: str
     budget_bytes: int
+    ask_s: float = 0.0
+    expert_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +121,15 @@ class Plan:
         """int64 [num_workers]."""
         return self.holder_table.experts_per_worker(len(self.workers))
 
+    @property
+    def replica_costs(self) -> ReplicaCosts:
+        """What the dispatcher weighs when it chooses among replicas: the workers', or the default."""
+        ask_s = np.array([worker.ask_s for worker in self.workers])
+        expert_s = np.array([worker.expert_s for worker in self.workers])
+        if ask_s.any() or expert_s.any():
+            return ReplicaCosts(ask_s, expert_s)
+        return ReplicaCosts.unknown(len(self.workers), self.local_worker)
+
     def home_workers(self) -> NDArray[np.bool_]:
         """bool [num_workers]: those on the node of the worker "head"; none without such a worker."""
         local = self.local_worker
@@ -183,7 +200,7 @@ class Plan:
         lines = [f"  {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
         workers = []
         for worker in self.workers:
-            fields = {name: getattr(worker, name) for name in _WORKER_FIELDS}
+            fields = {name: getattr(worker, name) for name in (*_WORKER_FIELDS, *_WORKER_COSTS)}
             held = self.experts_of(worker.name)
             layers = ",\n".join(f'      "{layer}": {json.dumps(experts)}' for layer, experts in held.items())
             text = ",\n".join(f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in fields.items())
@@ -193,6 +210,7 @@ class Plan:
 
 
 _WORKER_FIELDS = ("name", "node", "device", "tier", "budget_bytes")
+_WORKER_COSTS = ("ask_s", "expert_s")
 _PLAN_FIELDS = (
     "format",
     "version",
@@ -224,7 +242,7 @@ def _from_document(document: object) -> Plan:
     rows = {str(layer): row for row, layer in enumerate(moe_layers)}
     for index, item in enumerate(fields["workers"]):
         where = f"workers[{index}]"
-        worker = _object(item, where, (*_WORKER_FIELDS, "experts"))
+        worker = _object(item, where, (*_WORKER_FIELDS, "experts"), optional=_WORKER_COSTS)
         workers.append(_worker(worker, where))
         if not isinstance(worker["experts"], dict):
             raise PlanError(f"{where}.experts: expected an object of layer -> experts")
@@ -259,10 +277,14 @@ def _worker(fields: Mapping[str, Any], where: str) -> PlannedWorker:
         device=_text(fields["device"], f"{where}.device"),
         tier=tier,
         budget_bytes=_count(fields["budget_bytes"], f"{where}.budget_bytes"),
+        ask_s=_seconds(fields.get("ask_s", 0.0), f"{where}.ask_s"),
+        expert_s=_seconds(fields.get("expert_s", 0.0), f"{where}.expert_s"),
     )
 
 
-def _object(value: object, where: str, names: tuple[str, ...]) -> Mapping[str, Any]:
+def _object(
+    value: object, where: str, names: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> Mapping[str, Any]:
     prefix = f"{where}." if where else ""
     if not isinstance(value, dict):
         raise PlanError(f"{where}: expected an object with {', '.join(names)}")
@@ -270,8 +292,8 @@ def _object(value: object, where: str, names: tuple[str, ...]) -> Mapping[str, A
         if name not in value:
             raise PlanError(f"{prefix}{name}: missing")
     for name in value:
-        if name not in names:
-            raise PlanError(f"{prefix}{name}: unknown field; expected {', '.join(names)}")
+        if name not in names and name not in optional:
+            raise PlanError(f"{prefix}{name}: unknown field; expected {', '.join((*names, *optional))}")
     return value
 
 
@@ -285,6 +307,12 @@ def _count(value: object, where: str, least: int = 0) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise PlanError(f"{where}: expected a whole number of at least {least}, found {value!r}")
     return value
+
+
+def _seconds(value: object, where: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise PlanError(f"{where}: expected seconds, a number of at least 0, found {value!r}")
+    return float(value)
 
 
 def _ascending(value: object, where: str) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from placement.model_shape import ModelShape
 from placement.plan import Plan
 from placement.policies import named_policy
 from placement.problem import PlanningDevice, PlanningProblem, as_devices
+from placement.replica_costs import priced_workers
 from placement.stats import RoutingStats
 
 
@@ -45,7 +46,7 @@ def make_plan(
         moe_layers=shape.moe_layers,
         dtype=dtype,
         expert_bytes=expert_bytes,
-        workers=tuple(device.worker for device in problem.devices),
+        workers=priced_workers(problem),
         holder_table=place(problem),
         policy=policy,
         epoch=epoch,

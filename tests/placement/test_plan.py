@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,39 @@ def test_a_plan_survives_save_and_load(
     plan.save(path)
     assert Plan.load(path) == plan
     assert [p.name for p in path.parent.iterdir()] == ["plan.json"]
+
+
+@given(
+    costs=st.lists(
+        st.tuples(*2 * [st.floats(0, 1e6, allow_nan=False, allow_infinity=False)]), min_size=2, max_size=2
+    )
+)
+@settings(max_examples=50)
+def test_the_costs_that_replicas_are_chosen_by_survive_save_and_load(
+    tmp_path_factory: pytest.TempPathFactory, costs: list[tuple[float, float]]
+) -> None:
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    plan = plan_of(halves())
+    workers = (replace(w, ask_s=a, expert_s=e) for w, (a, e) in zip(plan.workers, costs, strict=True))
+    plan = replace(plan, workers=tuple(workers))
+    plan.save(path)
+    loaded = Plan.load(path)
+    assert loaded == plan
+    if any(a or e for a, e in costs):
+        found = loaded.replica_costs
+        assert list(zip(found.ask_s.tolist(), found.expert_s.tolist(), strict=True)) == costs
+
+
+def test_a_plan_without_costs_prefers_the_heads_own_worker(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    plan_of(halves()).save(path)
+    document = json.loads(path.read_text())
+    for worker in document["workers"]:
+        del worker["ask_s"], worker["expert_s"]
+    path.write_text(json.dumps(document))
+    costs = Plan.load(path).replica_costs
+    assert costs.ask_s[0] == 0 < costs.expert_s[0] < costs.ask_s[1]
+    assert costs.expert_s[0] == costs.expert_s[1]
 
 
 def test_the_file_is_plain_json_another_program_can_evaluate(tmp_path: Path) -> None:
@@ -148,6 +183,9 @@ def edited(document: dict[str, Any], path: list[Any], value: Any) -> None:
         (["workers", 0], "head", r"workers\[0\]: expected an object"),
         (["workers", 1, "tier"], "tape", r"workers\[1\].tier: expected vram, ram, disk, found 'tape'"),
         (["workers", 1, "budget_bytes"], 1.5, r"workers\[1\].budget_bytes: expected a whole number"),
+        (["workers", 1, "ask_s"], -1, r"workers\[1\].ask_s: expected seconds"),
+        (["workers", 1, "expert_s"], True, r"workers\[1\].expert_s: expected seconds"),
+        (["workers", 1, "expert_s"], math.inf, r"workers\[1\].expert_s: expected seconds"),
         (["workers", 1, "name"], ..., r"workers\[1\].name: missing"),
         (["workers", 1, "name"], "head", "expected unique names, found 'head' 2 times"),
         (["workers", 1, "experts"], [], r"workers\[1\].experts: expected an object"),
