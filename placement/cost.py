@@ -64,7 +64,7 @@ def expert_rates(problem: PlanningProblem) -> ExpertRates:
         read_s=np.array([problem.expert_bytes / d.bandwidth_bytes_per_s for d in devices]),
         compute_s=np.array([expert_flops / d.ffn_flops_per_s for d in devices]),
         busy_s=np.array(
-            [_shared_expert_s(d, shape, workload) if d.worker.name == LOCAL_WORKER else 0.0 for d in devices]
+            [shared_expert_s(d, shape, workload) if d.worker.name == LOCAL_WORKER else 0.0 for d in devices]
         ),
     )
 
@@ -147,16 +147,16 @@ def head_seconds(problem: PlanningProblem) -> HeadSeconds:
     rows = workload.tokens_per_step
     trunk, drafts = shape.attention[: shape.num_hidden_layers], shape.attention[shape.num_hidden_layers :]
     mtp_s = sum(
-        _weights_s(shape.mtp_layer_parameters(i), workload.num_sequences, workload, device)
+        weights_s(shape.mtp_layer_parameters(i), workload.num_sequences, workload, device)
         + _kv_cache_s(drafts[i], workload, device, rows=workload.num_sequences)
         for i in range(min(workload.drafts, shape.num_mtp_layers))
     )
     return HeadSeconds(
-        attention_s=sum(_weights_s(a.parameters(shape.hidden_size), rows, workload, device) for a in trunk),
+        attention_s=sum(weights_s(a.parameters(shape.hidden_size), rows, workload, device) for a in trunk),
         kv_cache_s=sum(_kv_cache_s(a, workload, device, rows=rows) for a in trunk),
-        router_s=shape.num_moe_layers * _weights_s(shape.router_parameters, rows, workload, device),
-        dense_ffn_s=shape.num_dense_layers * _weights_s(shape.dense_ffn_parameters, rows, workload, device),
-        lm_head_s=_weights_s(shape.lm_head_parameters, rows, workload, device),
+        router_s=shape.num_moe_layers * weights_s(shape.router_parameters, rows, workload, device),
+        dense_ffn_s=shape.num_dense_layers * weights_s(shape.dense_ffn_parameters, rows, workload, device),
+        lm_head_s=weights_s(shape.lm_head_parameters, rows, workload, device),
         mtp_s=mtp_s,
     )
 
@@ -169,11 +169,11 @@ def head_layer_seconds(problem: PlanningProblem) -> NDArray[np.float64]:
     """
     shape, workload, device = problem.shape, problem.workload, head_device(problem)
     rows = workload.tokens_per_step
-    router_s = _weights_s(shape.router_parameters, rows, workload, device)
-    dense_ffn_s = _weights_s(shape.dense_ffn_parameters, rows, workload, device)
+    router_s = weights_s(shape.router_parameters, rows, workload, device)
+    dense_ffn_s = weights_s(shape.dense_ffn_parameters, rows, workload, device)
     return np.array(
         [
-            _weights_s(attention.parameters(shape.hidden_size), rows, workload, device)
+            weights_s(attention.parameters(shape.hidden_size), rows, workload, device)
             + _kv_cache_s(attention, workload, device, rows=rows)
             + (router_s if layer in shape.moe_layers else dense_ffn_s)
             for layer, attention in enumerate(shape.attention[: shape.num_hidden_layers])
@@ -181,58 +181,20 @@ def head_layer_seconds(problem: PlanningProblem) -> NDArray[np.float64]:
     )
 
 
-def prefill_seconds(
-    problem: PlanningProblem,
-    load_share: NDArray[np.float64],
-    held_experts: NDArray[np.integer],
-    num_tokens: int,
-) -> float:
-    """One prefill pass over `num_tokens` tokens behind `workload.context` earlier ones, for one sequence.
-
-    With hundreds of tokens nearly every expert is read and the routing evens out, so the time of the mean
-    is the mean time: a device computes its share of all pairs, reads all it holds and receives every row.
-
-    Args:
-        load_share: float64 [num_moe_layers, num_devices], share of the layer's activations; rows sum to 1.
-        held_experts: int, the same shape: distinct experts of the layer on the device.
-    """
-    shape, device, workload = problem.shape, head_device(problem), problem.workload
-    rates = expert_rates(problem)
-    pairs = load_share * (num_tokens * shape.top_k)
-    distinct = np.minimum(pairs, held_experts)
-    rows = np.minimum(pairs, num_tokens)
-    work = np.maximum(distinct * rates.read_s, pairs * rates.compute_s)
-    asked = load_share > 0
-    shared = np.where(rates.busy_s > 0, _shared_expert_s(device, shape, workload, rows=num_tokens), 0.0)
-    experts_s = (shared + asked * rates.round_trip_s + rows * rates.row_wire_s + work).max(axis=1).sum()
-
-    def weights_s(parameters: int) -> float:
-        return _weights_s(parameters, num_tokens, workload, device)
-
-    trunk = shape.attention[: shape.num_hidden_layers]
-    head_s = sum(weights_s(a.parameters(shape.hidden_size)) for a in trunk)
-    head_s += sum(_prefill_attention_s(a, workload, device, num_tokens) for a in trunk)
-    head_s += shape.num_moe_layers * weights_s(shape.router_parameters)
-    head_s += shape.num_dense_layers * weights_s(shape.dense_ffn_parameters)
-    # Only the last position needs logits.
-    head_s += _weights_s(shape.lm_head_parameters, 1, workload, device)
-    return float(experts_s) + head_s
-
-
 def _roofline(num_bytes: float, flops: float, device: PlanningDevice) -> float:
     return max(num_bytes / device.bandwidth_bytes_per_s, flops / device.ffn_flops_per_s)
 
 
-def _weights_s(parameters: int, num_rows: int, workload: Workload, device: PlanningDevice) -> float:
+def weights_s(parameters: int, num_rows: int, workload: Workload, device: PlanningDevice) -> float:
     """The head's own weights: read once, multiplied with every row."""
     return _roofline(parameters * workload.head_bits_per_weight / 8, 2 * parameters * num_rows, device)
 
 
-def _shared_expert_s(
+def shared_expert_s(
     device: PlanningDevice, shape: ModelShape, workload: Workload, rows: int | None = None
 ) -> float:
     num_rows = workload.tokens_per_step if rows is None else rows
-    return _weights_s(shape.shared_expert_parameters, num_rows, workload, device)
+    return weights_s(shape.shared_expert_parameters, num_rows, workload, device)
 
 
 def _kv_cache_s(attention: AttentionShape, workload: Workload, device: PlanningDevice, rows: int) -> float:
@@ -245,7 +207,7 @@ def _kv_cache_s(attention: AttentionShape, workload: Workload, device: PlanningD
     return _roofline(num_bytes, flops, device)
 
 
-def _prefill_attention_s(
+def prefill_attention_s(
     attention: AttentionShape, workload: Workload, device: PlanningDevice, num_tokens: int
 ) -> float:
     """Causal attention: row t sees context + t keys, on sliding layers at most the window."""

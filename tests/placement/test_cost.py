@@ -14,10 +14,10 @@ from placement.cost import (
     head_layer_seconds,
     head_seconds,
     message_size,
-    prefill_seconds,
 )
 from placement.errors import InputError
 from placement.model_shape import STEP_3_5_FLASH
+from placement.prefill import prefill_seconds
 from placement.problem import PlanningProblem
 from placement.workload import Workload
 from tests.placement.boxes import device
