@@ -122,6 +122,7 @@ class Dispatcher:
         self._request_ids = count(1)
         self._names = [worker.name for worker in plan.workers]
         self._row_of = {layer: row for row, layer in enumerate(plan.moe_layers)}
+        self._costs = plan.replica_costs
         self._holders: Sequence[LayerHolders] = plan.holder_table.layers
         self._holders_without: frozenset[int] = frozenset()
         self._poller = zmq.Poller()
@@ -179,7 +180,7 @@ class Dispatcher:
         if lost != self._holders_without:
             self._holders = self.plan.holder_table.without(lost).layers
             self._holders_without = lost
-        return assign_experts(expert_ids, self._holders[row], self._local_worker)
+        return assign_experts(expert_ids, self._holders[row], self._costs)
 
     def _send(self, actions: Sequence[Action], inputs: _Inputs) -> list[Ask]:
         """Send what is for other workers; returns what is for this process."""

@@ -1,19 +1,29 @@
-"""The choice among an expert's holders: which worker computes it in this layer of this step."""
+"""The choice among an expert's holders: which worker computes it in this layer of this step.
+
+One rule, twice: `assign_experts` for the dispatcher's one step, in plain Python, which is faster for few
+experts; `assign_steps` for thousands of steps at once. They agree to the last bit.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.holders import LayerHolders
+from placement.holders import NO_WORKER, LayerHolders
 
 # Where nobody says what asking costs: as much as the work on so many experts.
 _UNKNOWN_ASK_EXPERTS = 64.0
 
+# Fewer steps than this are chosen for one by one, which is faster.
+_FEW_STEPS = 16
+# Steps at a time, so that what a round looks up stays in the processor's second-level cache.
+_BLOCK_STEPS = 4096
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(frozen=True, eq=False)
 class ReplicaCosts:
     """What the choice among replicas weighs; float64 [num_workers] each.
 
@@ -34,55 +44,149 @@ class ReplicaCosts:
             ask_s[local_worker] = 0.0
         return cls(ask_s, np.ones(num_workers))
 
+    @property
+    def num_workers(self) -> int:
+        return len(self.ask_s)
+
+    @cached_property
+    def lists(self) -> tuple[list[float], list[float]]:
+        """As plain numbers: when a first expert would be done, and how long each takes."""
+        return (self.ask_s + self.expert_s).tolist(), self.expert_s.tolist()
+
+    def finish_s(self, most: int) -> NDArray[np.float64]:
+        """When one expert more would be done: float64 [num_workers, most + 1], by experts there already.
+
+        Added up one by one, as the choice for one step does, so that both round alike.
+        """
+        seconds = np.repeat(self.expert_s[:, None], most + 1, axis=1)
+        seconds[:, 0] += self.ask_s
+        added: NDArray[np.float64] = np.add.accumulate(seconds, axis=1)
+        return added
+
 
 def assign_experts(
-    expert_ids: NDArray[np.integer], holders: LayerHolders, local_worker: int | None = None
+    expert_ids: NDArray[np.integer], holders: LayerHolders, costs: ReplicaCosts
 ) -> NDArray[np.int16]:
-    """Choose a worker for every chosen expert of one layer.
+    """Choose a worker for every chosen expert of one layer of one step.
 
     All rows that need an expert get the same worker, so that its weights are read once. An expert with
-    one holder goes there. A replicated one goes to `local_worker` if that holds it (no message); else to
-    a holder that must be asked anyway, because some expert of this layer has no other holder (no
-    further message); among those, to the one with fewest distinct experts so far, then the lowest index.
-    The result depends on the arguments alone.
+    one holder goes there. Then the replicated ones, those with fewest holders first, then by number, each
+    to the holder that would be done with it first, then the lowest index (list scheduling; Graham, SIAM
+    Journal on Applied Mathematics 17, 1969). The result depends on the arguments alone.
 
     Args:
         expert_ids: int [num_tokens, top_k], each in [0, num_experts), or -1 where nothing is to be computed.
         holders: this layer's row, `plan.holder_table.layers[row]`.
-        local_worker: index of the caller's own worker, None if it holds no experts.
+        costs: `plan.replica_costs`.
 
     Returns:
         int16 [num_tokens, top_k]: index into `plan.workers`, -1 for an expert that nobody holds,
         anything where `expert_ids` is -1. One table look-up where nothing is replicated.
     """
-    workers = holders.single.take(expert_ids)
-    if holders.replicas and workers.min(initial=0) < 0:
-        chosen = _assign_replicated(expert_ids, holders, local_worker)
-        workers = chosen.take(expert_ids)
-    return workers
-
-
-def _assign_replicated(
-    expert_ids: NDArray[np.integer], holders: LayerHolders, local_worker: int | None
-) -> NDArray[np.int16]:
-    """int16 [num_experts]: `holders.single`, with the touched replicated experts filled in."""
-    touched = np.zeros(len(holders.single), dtype=np.bool_)
-    touched[expert_ids[expert_ids >= 0]] = True
-    distinct = np.flatnonzero(touched)
-
+    chosen: NDArray[np.int16] = holders.single.take(expert_ids)
+    if not holders.has_replicas or chosen.min(initial=0) >= 0:
+        return chosen
+    first_s, expert_s = costs.lists
+    done_s = first_s.copy()
+    workers = holders.workers
+    several = []
+    for expert in set(expert_ids.ravel().tolist()):
+        held = workers[expert]
+        if len(held) == 1:
+            done_s[held[0]] += expert_s[held[0]]
+        elif held:
+            several.append(expert)
+    several.sort(key=holders.rank_list.__getitem__)
+    picks = []
+    for expert in several:
+        pick = min(workers[expert], key=done_s.__getitem__)
+        done_s[pick] += expert_s[pick]
+        picks.append(pick)
     choice = holders.single.copy()
-    single = choice[distinct]
-    load = dict(zip(*(a.tolist() for a in np.unique(single[single >= 0], return_counts=True)), strict=True))
-    must_ask = set(load)
-    for expert in distinct[single < 0].tolist():
-        candidates = holders.replicas.get(expert)
-        if candidates is None:  # lost with its only holder
-            continue
-        if local_worker in candidates:
-            worker = local_worker
-        else:
-            asked_anyway = [w for w in candidates if w in must_ask]
-            worker = min(asked_anyway or candidates, key=lambda w: (load.get(w, 0), w))
-        load[worker] = load.get(worker, 0) + 1
-        choice[expert] = worker
-    return choice
+    choice[several] = picks
+    return choice.take(expert_ids)
+
+
+def assign_steps(
+    expert_ids: NDArray[np.integer], holders: LayerHolders, costs: ReplicaCosts
+) -> NDArray[np.int16]:
+    """`assign_experts` for many steps of one layer.
+
+    Linear in the choices, in as many rounds as a step has choices.
+
+    Args:
+        expert_ids: int [num_steps, num_tokens, top_k].
+
+    Returns:
+        int16, of the shape of `expert_ids`.
+    """
+    chosen: NDArray[np.int16] = holders.single.take(expert_ids)
+    if not holders.has_replicas:
+        return chosen
+    if len(expert_ids) < _FEW_STEPS:
+        for step, ids in enumerate(expert_ids):
+            chosen[step] = assign_experts(ids, holders, costs)
+        return chosen
+    for start in range(0, len(expert_ids), _BLOCK_STEPS):
+        block = slice(start, start + _BLOCK_STEPS)
+        _assign_block(expert_ids[block], holders, costs, chosen[block])
+    return chosen
+
+
+def _assign_block(
+    expert_ids: NDArray[np.integer],
+    holders: LayerHolders,
+    costs: ReplicaCosts,
+    chosen: NDArray[np.int16],
+) -> None:
+    """Fill in `chosen`, where it is `holders.single` so far."""
+    num_steps, choices, num_workers = len(expert_ids), chosen[0].size, costs.num_workers
+    order, position = _in_order(expert_ids.reshape(num_steps, choices), holders)
+    repeats = np.zeros(order.shape, dtype=np.bool_)
+    np.equal(order[1:], order[:-1], out=repeats[1:])
+    num_single = int(np.count_nonzero(holders.single != NO_WORKER))
+    num_held = int(np.count_nonzero(holders.table[:, 0] != NO_WORKER))
+
+    # int [max_holders, num_experts + 1] by rank. Worker `num_workers` is one that would never be done: for
+    # experts with fewer holders than others.
+    candidates = np.full((holders.table.shape[1], len(holders.ranks)), num_workers)
+    candidates[:, holders.ranks[:-1]] = np.where(holders.table == NO_WORKER, num_workers, holders.table).T
+    single = np.where((order < num_single) & ~repeats, candidates[0].take(order), num_workers)
+    by_step = np.full((num_steps, num_workers + 1), np.inf)
+    for worker, finish_s in enumerate(costs.finish_s(choices)):
+        by_step[:, worker] = finish_s.take((single == worker).sum(axis=0))
+    done_s = by_step.ravel()
+    expert_s = np.append(costs.expert_s, np.inf)
+
+    picked = np.full(num_steps, NO_WORKER, dtype=np.int16)
+    flat = chosen.reshape(-1)
+    for column in range(choices):
+        steps = np.flatnonzero((order[column] >= num_single) & (order[column] < num_held))
+        new = steps[~repeats[column, steps]]
+        row = new * (num_workers + 1)
+        experts = order[column, new]
+        pick = row + candidates[0].take(experts)
+        least_s = done_s.take(pick)
+        for workers in candidates[1:]:
+            cell = row + workers.take(experts)
+            seconds = done_s.take(cell)
+            pick = np.where(seconds < least_s, cell, pick)
+            np.minimum(seconds, least_s, out=least_s)
+        worker = pick - row
+        done_s[pick] = least_s + expert_s.take(worker)
+        picked[new] = worker
+        flat[steps * choices + position[column, steps]] = picked[steps]
+
+
+def _in_order(
+    expert_ids: NDArray[np.integer], holders: LayerHolders
+) -> tuple[NDArray[np.unsignedinteger], NDArray[np.unsignedinteger]]:
+    """Each step's experts in the order of the rule: ranks and where they stood, [choices, num_steps]."""
+    choices = expert_ids.shape[1]
+    # One number holds both, so that one sort does; 16 bits where they suffice, which numpy sorts faster.
+    wide = np.uint16 if len(holders.ranks) * choices <= 2**16 else np.uint32
+    scaled = np.multiply(holders.ranks, choices, dtype=wide)
+    keys = scaled.take(expert_ids) + np.arange(choices, dtype=wide)
+    keys.sort(axis=1)
+    order, position = np.divmod(np.ascontiguousarray(keys.T), choices)
+    return order, position

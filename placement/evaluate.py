@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.assign import assign_steps
 from placement.cost import device_seconds, expert_rates
 from placement.holders import HolderTable
-from placement.plan import LOCAL_WORKER
 from placement.problem import PlanningProblem
-from placement.touches import choose_devices, count_touches
+from placement.replica_costs import replica_costs
+from placement.touches import count_touches
 
 # Numbers held at once: [steps, layers, tokens, devices] of a chunk.
 _CHUNK_ELEMENTS = 4_000_000
@@ -42,24 +43,23 @@ class Evaluation:
 def evaluate(problem: PlanningProblem, table: HolderTable, trace: NDArray[np.integer]) -> Evaluation:
     """Replay `trace`, successive tokens forming steps of `workload.tokens_per_step`; a rest is left out.
 
-    Linear in tokens, bounded memory. With replicas the dispatcher's own `assign_experts` chooses, step by
-    step; without, one table look-up does.
+    Linear in tokens, bounded memory. The dispatcher's own rule chooses among replicas
+    (placement/assign.py).
 
     Args:
         trace: int [num_tokens, num_moe_layers, top_k], at least one step.
     """
-    rates = expert_rates(problem)
+    rates, costs = expert_rates(problem), replica_costs(problem)
     is_home = np.array([device.is_home for device in problem.devices])
     num_devices = len(problem.devices)
     seconds, remote = [], []
     bound = np.zeros(num_devices)
     busy = np.zeros(num_devices)
-    local = next((i for i, device in enumerate(problem.devices) if device.worker.name == LOCAL_WORKER), None)
     for steps in _chunks(trace, problem.workload.tokens_per_step, num_devices):
         block_seconds = np.zeros(len(steps))
         block_remote = np.zeros(len(steps), dtype=np.int64)
         for row, holders in enumerate(table.layers):
-            chosen = choose_devices(holders, steps[:, row], local)
+            chosen = assign_steps(steps[:, row], holders, costs)
             touches = count_touches(chosen, steps[:, row], num_devices, table.num_experts)
             per_device = device_seconds(rates, touches.rows, touches.distinct, touches.pairs)
             asked = touches.rows > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,20 +12,46 @@ from numpy.typing import NDArray
 NO_WORKER = -1
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class LayerHolders:
-    """One layer's row of a HolderTable, laid out for the choice among replicas.
+    """One layer's row of a HolderTable, laid out for the choice among replicas when that first asks.
 
-    `single` is int16 [num_experts]: the worker of an expert that only one worker holds, NO_WORKER where
-    several do; those are in `replicas` (expert -> workers, ascending), and only those.
+    `table` is int16 [num_experts, max_holders]; `single` int16 [num_experts]: the worker of an expert that
+    only one worker holds, NO_WORKER elsewhere; `has_replicas`: some expert has several holders.
     """
 
+    table: NDArray[np.int16]
     single: NDArray[np.int16]
-    replicas: dict[int, tuple[int, ...]]
+    has_replicas: bool
 
     def of(self, expert: int) -> tuple[int, ...]:
-        """Workers that hold `expert`, ascending."""
-        return self.replicas.get(expert) or (int(self.single[expert]),)
+        """Workers that hold `expert`, ascending; `(NO_WORKER,)` where nobody does."""
+        return self.workers[expert] or (NO_WORKER,)
+
+    @cached_property
+    def workers(self) -> list[tuple[int, ...]]:
+        """Of each expert, ascending; one more at the end, without workers, for the expert -1."""
+        counts = (self.table != NO_WORKER).sum(axis=1).tolist()
+        rows = self.table.tolist()
+        return [*(tuple(row[:count]) for row, count in zip(rows, counts, strict=True)), ()]
+
+    @cached_property
+    def ranks(self) -> NDArray[np.uint16]:
+        """The order in which experts are given workers: fewest holders first, then the expert's number.
+
+        uint16 [num_experts + 1]; experts without any holder come last, behind them the expert -1.
+        """
+        counts = (self.table != NO_WORKER).sum(axis=1)
+        order = np.argsort(np.where(counts == 0, self.table.shape[1] + 1, counts), kind="stable")
+        ranks = np.empty(len(counts) + 1, dtype=np.uint16)
+        ranks[order] = np.arange(len(counts))
+        ranks[-1] = len(counts)
+        return ranks
+
+    @cached_property
+    def rank_list(self) -> list[int]:
+        """`ranks` as plain numbers."""
+        return list(self.ranks.tolist())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +107,7 @@ class HolderTable:
 
     @property
     def has_replicas(self) -> bool:
-        return any(layer.replicas for layer in self.layers)
+        return any(layer.has_replicas for layer in self.layers)
 
     def mask(self, worker: int) -> NDArray[np.bool_]:
         """bool [num_moe_layers, num_experts]: the experts `worker` holds."""
@@ -99,11 +126,9 @@ class HolderTable:
 
 
 def _layer_holders(row: NDArray[np.int16]) -> LayerHolders:
-    num_holders = (row != NO_WORKER).sum(axis=1)
-    several = num_holders > 1
+    if row.shape[1] == 1:
+        return LayerHolders(row, row[:, 0], False)
+    several = row[:, 1] != NO_WORKER
     single = np.where(several, np.int16(NO_WORKER), row[:, 0])
     single.setflags(write=False)
-    replicas = {
-        int(expert): tuple(row[expert, : num_holders[expert]].tolist()) for expert in np.flatnonzero(several)
-    }
-    return LayerHolders(single, replicas)
+    return LayerHolders(row, single, bool(several.any()))

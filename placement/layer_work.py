@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.assign import ReplicaCosts, assign_steps
 from placement.cost import expert_seconds
 from placement.holders import HolderTable
 from placement.system import System
-from placement.touches import Touches, choose_devices, count_touches
+from placement.touches import Touches, count_touches
 
 
 class Work(NamedTuple):
@@ -42,13 +43,15 @@ class LayerWork:
     missing: dict[int, int]
 
 
-def layer_work(system: System, table: HolderTable, expert_ids: NDArray[np.integer]) -> LayerWork:
+def layer_work(
+    system: System, table: HolderTable, costs: ReplicaCosts, expert_ids: NDArray[np.integer]
+) -> LayerWork:
     """Assign and count passes, `expert_ids`: int [num_steps, num_moe_layers, num_tokens, top_k]."""
     num_steps, num_layers = expert_ids.shape[:2]
     work = LayerWork([], [[] for _ in range(num_steps * num_layers)], [None] * (num_steps * num_layers), {})
     for row, holders in enumerate(table.layers):
         ids = expert_ids[:, row]
-        chosen = choose_devices(holders, ids, system.local)
+        chosen = assign_steps(ids, holders, costs)
         work.chosen.append(chosen)
         for step in np.flatnonzero((chosen < 0).any(axis=(1, 2))).tolist():
             work.missing[step * num_layers + row] = int(ids[step][chosen[step] < 0][0])

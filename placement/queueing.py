@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.assign import assign_experts
+from placement.assign import ReplicaCosts, assign_experts
 from placement.errors import InputError
 from placement.event_loop import EventLoop, Station
 from placement.holders import HolderTable
@@ -86,6 +86,7 @@ class _Run:
         self.lost: set[int] = set()
         self.plans: list[Plan] = [system.plan]
         self.tables: list[HolderTable] = [system.plan.holder_table]
+        self.costs: list[ReplicaCosts] = [system.plan.replica_costs]
         self.waiting_plans: list[NewPlan] = []
         self.migration: MigrationTraffic | None = None
         self.running = 0
@@ -143,7 +144,9 @@ class _Run:
     def _begin_layer(self, passes: Passes) -> None:
         key = (passes.epoch, len(self.lost))
         if passes.key != key:
-            passes.work = layer_work(self.system, self.tables[passes.epoch], passes.expert_ids)
+            passes.work = layer_work(
+                self.system, self.tables[passes.epoch], self.costs[passes.epoch], passes.expert_ids
+            )
             passes.key = key
         cell = passes.step * self.num_layers + passes.row
         now_s = self.loop.now_s
@@ -282,7 +285,8 @@ class _Run:
             ids = passes.expert_ids[passes.step, passes.row].astype(np.int32)
             mine = chosen == device
             owed = np.where(mine, ids, -1)[mine.any(axis=1)]
-        chosen = assign_experts(owed, self.tables[passes.epoch].layers[passes.row], self.system.local)
+        layer = self.tables[passes.epoch].layers[passes.row]
+        chosen = assign_experts(owed, layer, self.costs[passes.epoch])
         nobody = (owed >= 0) & (chosen < 0)
         if nobody.any():
             self._stop(passes.row, int(owed[nobody][0]))
@@ -332,6 +336,7 @@ class _Run:
         if obstacle is None:
             self.plans.append(migration.new.plan)
             self.tables.append(migration.new.plan.holder_table.without(self.lost))
+            self.costs.append(migration.new.plan.replica_costs)
             self.tally.note(self.loop.now_s, "new plan in use")
         else:
             self.tally.note(self.loop.now_s, f"new plan given up: {obstacle}")

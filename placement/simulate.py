@@ -11,13 +11,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.assign import assign_steps
 from placement.cost import ExpertRates, device_seconds, expert_seconds
 from placement.queueing import simulate_queueing
 from placement.scenario import Event, Patience, Stream
 from placement.steps import Acceptance, StepBlock, Trace, step_blocks
 from placement.system import System
 from placement.tally import SimulationReport, Tally, num_messages
-from placement.touches import Touches, choose_devices, count_touches
+from placement.touches import Touches, count_touches
 
 
 def simulate(
@@ -62,13 +63,13 @@ def simulate_alone(
 
 def _add_block(tally: Tally, system: System, block: StepBlock) -> NDArray[np.float64]:
     """Seconds of each pass, float64 [num_steps]."""
-    shape, table = system.shape, system.plan.holder_table
+    shape, table, costs = system.shape, system.plan.holder_table, system.plan.replica_costs
     elsewhere = np.arange(system.num_devices) != system.local
     is_remote = system.is_remote
     seconds = np.full(block.num_steps, system.head_s)
     for row, holders in enumerate(table.layers):
         expert_ids = block.expert_ids[:, row]
-        chosen = choose_devices(holders, expert_ids, system.local)
+        chosen = assign_steps(expert_ids, holders, costs)
         touches = count_touches(chosen, expert_ids, system.num_devices, shape.num_experts)
         per_device = device_seconds(system.rates, touches.rows, touches.distinct, touches.pairs)
         last = per_device.argmax(axis=1)

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.assign import assign_experts
-from placement.holders import LayerHolders
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Touches:
@@ -24,22 +21,6 @@ class Touches:
     rows: NDArray[np.unsignedinteger]
     distinct: NDArray[np.unsignedinteger]
     pairs: NDArray[np.unsignedinteger]
-
-
-def choose_devices(
-    holders: LayerHolders, expert_ids: NDArray[np.integer], local: int | None
-) -> NDArray[np.int16]:
-    """The dispatcher's choice for one layer in successive steps: int16, of the shape of `expert_ids`.
-
-    Args:
-        expert_ids: int [num_steps, num_tokens, top_k].
-        local: index of the head's own device, as `assign_experts` takes it.
-    """
-    chosen = holders.single.take(expert_ids)
-    if holders.replicas:
-        for step in np.flatnonzero((chosen < 0).any(axis=(1, 2))):
-            chosen[step] = assign_experts(expert_ids[step], holders, local)
-    return chosen
 
 
 def count_touches(

@@ -10,7 +10,8 @@ import numpy as np
 from placement.holders import HolderTable
 from placement.model_shape import ModelShape
 from placement.plan import Plan
-from placement.problem import PlanningDevice
+from placement.problem import PlanningDevice, PlanningProblem
+from placement.replica_costs import priced_workers
 from placement.system import System
 from placement.workload import SINGLE_TOKEN, Workload
 from tests.placement.boxes import device
@@ -53,13 +54,14 @@ def random_plan(
 def plan_of(
     table: HolderTable, devices: Sequence[PlanningDevice] = DEVICES, shape: ModelShape = SHAPE
 ) -> Plan:
+    size = shape.expert_bytes(16)
     return Plan(
         model=shape.name,
         fingerprint=shape.fingerprint,
         moe_layers=shape.moe_layers,
         dtype="bfloat16",
-        expert_bytes=shape.expert_bytes(16),
-        workers=tuple(d.worker for d in devices),
+        expert_bytes=size,
+        workers=priced_workers(PlanningProblem(shape, tuple(devices), size)),
         holder_table=table,
         policy="test",
     )

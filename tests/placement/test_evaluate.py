@@ -15,6 +15,7 @@ from placement.cost import device_seconds, expert_rates
 from placement.evaluate import evaluate
 from placement.holders import HolderTable
 from placement.problem import PlanningProblem
+from placement.replica_costs import replica_costs
 from placement.workload import Workload
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape
@@ -32,13 +33,13 @@ def step_by_step(
     problem: PlanningProblem, table: HolderTable, trace: np.ndarray[Any, Any]
 ) -> tuple[list[float], list[int]]:
     """Seconds and remote layers of every step, one layer after another."""
-    rates, tokens = expert_rates(problem), problem.workload.tokens_per_step
+    rates, costs, tokens = expert_rates(problem), replica_costs(problem), problem.workload.tokens_per_step
     seconds, remote_layers = [], []
     for start in range(0, len(trace) - tokens + 1, tokens):
         step_seconds, remote = 0.0, 0
         for row in range(SHAPE.num_moe_layers):
             ids = trace[start : start + tokens, row]
-            chosen = assign_experts(ids, table.layers[row], 0)
+            chosen = assign_experts(ids, table.layers[row], costs)
             rows = [int((chosen == d).any(axis=1).sum()) for d in range(3)]
             distinct = [len(set(ids[chosen == d].tolist())) for d in range(3)]
             pairs = [int((chosen == d).sum()) for d in range(3)]

@@ -72,7 +72,9 @@ class Run:
             scale_exponents=np.zeros(len(expert_ids), np.int32),
             hidden_size=1,
             names=[worker.name for worker in self.plan.workers],
-            choose=lambda ids, lost: assign_experts(ids, holders_of(lost).layers[row], self.system.local),
+            choose=lambda ids, lost: assign_experts(
+                ids, holders_of(lost).layers[row], self.plan.replica_costs
+            ),
             request_ids=count(1),
             coarser=lambda exponents: exponents,
             max_coarsenings=0,

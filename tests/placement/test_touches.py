@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from placement.assign import assign_experts
+from placement.assign import ReplicaCosts, assign_experts, assign_steps
 from placement.holders import HolderTable
-from placement.touches import choose_devices, count_touches
+from placement.touches import count_touches
 
 
 @given(
@@ -27,10 +27,11 @@ def test_counts_are_those_of_the_dispatchers_choice(
     masks = generator.random((num_devices, 1, 12)) < (0.5 if replicas else 0.0)
     masks[0] |= ~masks.any(axis=0)
     holders = HolderTable.from_masks(masks).layers[0]
-    chosen = choose_devices(holders, ids, 0)
+    costs = ReplicaCosts(generator.random(num_devices), generator.random(num_devices))
+    chosen = assign_steps(ids, holders, costs)
     touches = count_touches(chosen, ids, num_devices, 12)
     for step in range(7):
-        expected = assign_experts(ids[step], holders, 0)
+        expected = assign_experts(ids[step], holders, costs)
         assert np.array_equal(chosen[step], expected)
         for device in range(num_devices):
             here = expected == device
@@ -46,7 +47,7 @@ def test_wide_keys_and_many_choices_do_not_overflow(num_devices: int, num_tokens
     generator = np.random.default_rng(0)
     ids = np.argsort(generator.random((3, num_tokens, 300)), axis=2)[:, :, :8].astype(np.uint16)
     holders = HolderTable.from_single(np.full((1, 300), num_devices - 1)).layers[0]
-    touches = count_touches(choose_devices(holders, ids, None), ids, num_devices, 300)
+    touches = count_touches(holders.single.take(ids), ids, num_devices, 300)
     assert touches.pairs[:, -1].tolist() == [num_tokens * 8] * 3
     assert touches.rows[:, -1].tolist() == [num_tokens] * 3
     assert touches.distinct[:, -1].tolist() == [len(set(step.ravel().tolist())) for step in ids]
