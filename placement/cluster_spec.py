@@ -24,10 +24,52 @@ DeviceKind = Literal["vram", "ram", "disk"]
 
 
 @dataclass(frozen=True, slots=True)
+class Overheads:
+    """Measured seconds of software, which bytes and FLOPs leave out; 0 where nobody measured.
+
+    Attributes:
+        request_s: of any device, for each request to it: reading it, one kernel call, writing the answer.
+        message_s: of the head, for each request it sends and the answer it takes, one after another.
+        layer_s: of the head, in each decoder layer of a pass.
+        moe_layer_s: of the head, in each MoE layer on top: dispatch.
+        row_s: of the head, for each row in each decoder layer.
+        pass_s: of the head, in each pass: embedding, logits, sampling.
+        draft_s: of the head, for each MTP layer it runs.
+    """
+
+    request_s: float = 0.0
+    message_s: float = 0.0
+    layer_s: float = 0.0
+    moe_layer_s: float = 0.0
+    row_s: float = 0.0
+    pass_s: float = 0.0
+    draft_s: float = 0.0
+
+
+NO_OVERHEADS = Overheads()
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """Nodes that are processes, containers or VMs of one machine: their RAM devices share what it has.
+
+    `bandwidth_bytes_per_s`: of its memory, when as many cores read as can.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    cores: float
+    bandwidth_bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceSpec:
     """Memory that can hold experts, and what computes on it. `torch_device` is such as "cuda:0" or "cpu".
 
-    `price_per_gbyte`: of more memory of this kind here, None where the file gives none.
+    `price_per_gbyte`: of more memory of this kind here, None where the file gives none. `cores`: of its
+    machine that it uses while it computes. `host_link_bytes_per_s`: from the box's RAM into this VRAM, None
+    where experts are not streamed into it. `attention_flops_per_s`: what attention reaches, None for
+    `ffn_flops_per_s`.
     """
 
     name: str
@@ -38,6 +80,10 @@ class DeviceSpec:
     bandwidth_bytes_per_s: float
     ffn_flops_per_s: float
     price_per_gbyte: float | None = None
+    overheads: Overheads = NO_OVERHEADS
+    cores: float = 1.0
+    host_link_bytes_per_s: float | None = None
+    attention_flops_per_s: float | None = None
 
     @property
     def budget_bytes(self) -> int:
@@ -77,10 +123,15 @@ class ClusterSpec:
 
     head: str
     nodes: tuple[NodeSpec, ...]
+    machines: tuple[MachineSpec, ...] = ()
 
     @property
     def head_node(self) -> NodeSpec:
         return next(node for node in self.nodes if node.name == self.head)
+
+    def machine_of(self, node: str) -> MachineSpec | None:
+        """The machine a node shares with others, None where the file names none."""
+        return next((machine for machine in self.machines if node in machine.nodes), None)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ClusterSpec:
@@ -150,6 +201,23 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class _OverheadsModel(_Strict):
+    request_s: _NotNegative = 0.0
+    message_s: _NotNegative = 0.0
+    layer_s: _NotNegative = 0.0
+    moe_layer_s: _NotNegative = 0.0
+    row_s: _NotNegative = 0.0
+    pass_s: _NotNegative = 0.0
+    draft_s: _NotNegative = 0.0
+
+
+class _MachineModel(_Strict):
+    name: _Name
+    nodes: list[str]
+    cores: _Positive
+    bandwidth_gbytes_per_s: _Positive
+
+
 class _DeviceModel(_Strict):
     name: _Name
     kind: DeviceKind
@@ -159,6 +227,10 @@ class _DeviceModel(_Strict):
     reserved_bytes: _Size = 0
     torch_device: str | None = None
     price_per_gbyte: _NotNegative | None = None
+    overheads: _OverheadsModel = _OverheadsModel()
+    cores: _Positive = 1.0
+    host_link_gbytes_per_s: _Positive | None = None
+    attention_gflops: _Positive | None = None
 
 
 class _NodeModel(_Strict):
@@ -179,6 +251,7 @@ class _ClusterModel(_Strict):
     head: str
     nodes: list[_NodeModel]
     links: list[_LinkModel] = []
+    machines: list[_MachineModel] = []
 
 
 def _potluck_part(document: object, path: object) -> tuple[object, str]:
@@ -223,7 +296,11 @@ def _field_path(location: Sequence[int | str], prefix: str) -> str:
 
 def _known_keys(location: Sequence[int | str]) -> list[str]:
     model: type[BaseModel] = _ClusterModel
-    if "devices" in location[:-1]:
+    if "overheads" in location[:-1]:
+        model = _OverheadsModel
+    elif "machines" in location[:-1]:
+        model = _MachineModel
+    elif "devices" in location[:-1]:
         model = _DeviceModel
     elif "nodes" in location[:-1]:
         model = _NodeModel
@@ -263,7 +340,27 @@ def _cluster(file: _ClusterModel, where: str) -> ClusterSpec:
         _check_unique([device.name for device in node.devices], f"{field}.devices")
         devices = tuple(_device(device, f"{field}.devices[{i}]") for i, device in enumerate(node.devices))
         nodes.append(NodeSpec(node.name, node.address, devices, links.get(node.name), node.price))
-    return ClusterSpec(file.head, tuple(nodes))
+    return ClusterSpec(file.head, tuple(nodes), _machines(file, names, where))
+
+
+def _machines(file: _ClusterModel, names: list[str], where: str) -> tuple[MachineSpec, ...]:
+    _check_unique([machine.name for machine in file.machines], f"{where}machines")
+    taken: dict[str, str] = {}
+    for index, machine in enumerate(file.machines):
+        field = f"{where}machines[{index}].nodes"
+        for node in machine.nodes:
+            if node not in names:
+                raise ClusterFileError(
+                    f"{field}: expected some of the nodes ({', '.join(names)}), found {node!r}"
+                )
+            if node in taken:
+                raise ClusterFileError(
+                    f"{field}: expected each node on one machine, found {node!r} on {taken[node]!r} too"
+                )
+            taken[node] = machine.name
+    return tuple(
+        MachineSpec(m.name, tuple(m.nodes), m.cores, m.bandwidth_gbytes_per_s * 1e9) for m in file.machines
+    )
 
 
 def _device(device: _DeviceModel, where: str) -> DeviceSpec:
@@ -271,6 +368,11 @@ def _device(device: _DeviceModel, where: str) -> DeviceSpec:
         raise ClusterFileError(
             f"{where}.reserved_bytes: expected at most memory_bytes ({device.memory_bytes}), "
             f"found {device.reserved_bytes}"
+        )
+    if device.host_link_gbytes_per_s is not None and device.kind != "vram":
+        raise ClusterFileError(
+            f"{where}.host_link_gbytes_per_s: expected on devices of kind 'vram' only, found on "
+            f"{device.kind!r}: leave it out"
         )
     return DeviceSpec(
         name=device.name,
@@ -281,7 +383,15 @@ def _device(device: _DeviceModel, where: str) -> DeviceSpec:
         bandwidth_bytes_per_s=device.bandwidth_gbytes_per_s * 1e9,
         ffn_flops_per_s=device.ffn_gflops * 1e9,
         price_per_gbyte=device.price_per_gbyte,
+        overheads=Overheads(**device.overheads.model_dump()),
+        cores=device.cores,
+        host_link_bytes_per_s=_scaled(device.host_link_gbytes_per_s, 1e9),
+        attention_flops_per_s=_scaled(device.attention_gflops, 1e9),
     )
+
+
+def _scaled(number: float | None, unit: float) -> float | None:
+    return None if number is None else number * unit
 
 
 def _check_unique(names: list[str], where: str) -> None:

@@ -5,7 +5,7 @@ docs/cost-model.md derives the formulas. Every rate comes from the cluster file;
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,11 @@ def message_size(shape: ModelShape, bytes_per_activation: int) -> MessageSize:
     )
 
 
+def _absent() -> NDArray[np.float64]:
+    """Of fields that nobody gave: nothing measured, nothing shared."""
+    return np.empty(0)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ExpertRates:
     """Seconds that one MoE layer costs each device; float64 [num_devices] each.
@@ -43,6 +48,12 @@ class ExpertRates:
         read_s: for each distinct expert read from its memory.
         compute_s: for each (row, expert) pair multiplied.
         busy_s: before it can start: on the head's own device the shared expert, which reads the same memory.
+        request_s: its software, once if it is asked at all.
+        message_s: the head's software, once if it is asked at all, before or after what others do meanwhile.
+        busy_reads: 1 where memory bounds `busy_s`, 0 where arithmetic does.
+        machine: number of the machine whose cores and memory it shares, -1 where it shares none.
+        cores: share of that machine's cores that it uses while it computes.
+        bus: share of that machine's memory bandwidth that it takes while it reads.
     """
 
     round_trip_s: NDArray[np.float64]
@@ -50,6 +61,18 @@ class ExpertRates:
     read_s: NDArray[np.float64]
     compute_s: NDArray[np.float64]
     busy_s: NDArray[np.float64]
+    request_s: NDArray[np.float64] = field(default_factory=_absent)
+    message_s: NDArray[np.float64] = field(default_factory=_absent)
+    busy_reads: NDArray[np.float64] = field(default_factory=_absent)
+    machine: NDArray[np.float64] = field(default_factory=_absent)
+    cores: NDArray[np.float64] = field(default_factory=_absent)
+    bus: NDArray[np.float64] = field(default_factory=_absent)
+
+    def __post_init__(self) -> None:
+        for name in ("request_s", "message_s", "busy_reads", "machine", "cores", "bus"):
+            if not getattr(self, name).size:
+                absent = np.full(np.shape(self.read_s), -1.0 if name == "machine" else 0.0)
+                object.__setattr__(self, name, absent)
 
 
 def expert_rates(problem: PlanningProblem) -> ExpertRates:
@@ -58,13 +81,24 @@ def expert_rates(problem: PlanningProblem) -> ExpertRates:
     message = message_size(shape, workload.bytes_per_activation)
     row_bytes = message.request_bytes_per_row + message.reply_bytes_per_row
     expert_flops = 2 * shape.expert_parameters
+    is_head = [d.worker.name == LOCAL_WORKER for d in devices]
+    message_s = next((d.overheads.message_s for d, head in zip(devices, is_head, strict=True) if head), 0.0)
+    machines = {name: i for i, name in enumerate(dict.fromkeys(d.machine.name for d in devices if d.machine))}
     return ExpertRates(
         round_trip_s=np.array([d.round_trip_s for d in devices]),
         row_wire_s=np.array([row_bytes / d.link_bytes_per_s for d in devices]),
         read_s=np.array([problem.expert_bytes / d.bandwidth_bytes_per_s for d in devices]),
         compute_s=np.array([expert_flops / d.ffn_flops_per_s for d in devices]),
         busy_s=np.array(
-            [shared_expert_s(d, shape, workload) if d.worker.name == LOCAL_WORKER else 0.0 for d in devices]
+            [shared_expert_s(d, shape, workload) if h else 0.0 for d, h in zip(devices, is_head, strict=True)]
+        ),
+        request_s=np.array([d.overheads.request_s for d in devices]),
+        message_s=np.array([0.0 if head else message_s for head in is_head]),
+        busy_reads=np.array([float(_reads_longest(d, workload)) for d in devices]),
+        machine=np.array([machines[d.machine.name] if d.machine else -1 for d in devices], dtype=np.float64),
+        cores=np.array([d.cores / d.machine.cores if d.machine else 0.0 for d in devices]),
+        bus=np.array(
+            [d.bandwidth_bytes_per_s / d.machine.bandwidth_bytes_per_s if d.machine else 0.0 for d in devices]
         ),
     )
 
@@ -75,7 +109,7 @@ def device_seconds(
     distinct: NDArray[np.integer],
     pairs: NDArray[np.integer],
 ) -> NDArray[np.float64]:
-    """When each device's part of one layer is back: float64 [..., num_devices].
+    """When each device's part of one layer is back if it had its machine alone: float64 [..., num_devices].
 
     round trip (if asked) + rows x wire + the larger of distinct experts x read and pairs x compute
     (roofline; Williams, Waterman and Patterson, CACM 52, 2009), behind what keeps the device busy.
@@ -85,16 +119,25 @@ def device_seconds(
         distinct: experts it must read.
         pairs: (token, expert) pairs it computes.
     """
-    wire = (rows > 0) * rates.round_trip_s + rows * rates.row_wire_s
-    seconds: NDArray[np.float64] = rates.busy_s + wire + expert_seconds(rates, distinct, pairs)
+    seconds: NDArray[np.float64] = (
+        rates.busy_s + wire_seconds(rates, rows) + expert_seconds(rates, distinct, pairs)
+    )
+    return seconds
+
+
+def wire_seconds(rates: ExpertRates, rows: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Round trip and bytes under way: float64 [..., num_devices]."""
+    seconds: NDArray[np.float64] = (rows > 0) * rates.round_trip_s + rows * rates.row_wire_s
     return seconds
 
 
 def expert_seconds(
     rates: ExpertRates, distinct: NDArray[np.integer], pairs: NDArray[np.integer]
 ) -> NDArray[np.float64]:
-    """How long each device computes on its experts of one layer: float64 [..., num_devices]."""
-    seconds: NDArray[np.float64] = np.maximum(distinct * rates.read_s, pairs * rates.compute_s)
+    """How long each device works on its experts of one layer, alone: float64 [..., num_devices]."""
+    seconds: NDArray[np.float64] = (pairs > 0) * rates.request_s + np.maximum(
+        distinct * rates.read_s, pairs * rates.compute_s
+    )
     return seconds
 
 
@@ -108,6 +151,8 @@ class HeadSeconds:
     dense_ffn_s: float
     lm_head_s: float
     mtp_s: float
+    layer_overhead_s: float = 0.0
+    pass_overhead_s: float = 0.0
 
     @property
     def total_s(self) -> float:
@@ -118,6 +163,8 @@ class HeadSeconds:
             self.dense_ffn_s,
             self.lm_head_s,
             self.mtp_s,
+            self.layer_overhead_s,
+            self.pass_overhead_s,
         )
         return sum(parts)
 
@@ -141,16 +188,20 @@ def head_seconds(problem: PlanningProblem) -> HeadSeconds:
     """Attention, KV cache, routers, dense layers, lm_head and MTP layers of one decode step.
 
     Each part is the larger of its bytes / bandwidth and its FLOPs / rate. Weights are read once a step
-    for all rows, the KV cache once a sequence. An MTP layer runs one row a sequence, one after another.
+    for all rows, the KV cache once a sequence. MTP layers run one after another: layer i takes in what the
+    step verified and computes again the i slots that hung on drafts.
     """
     shape, workload, device = problem.shape, problem.workload, head_device(problem)
     rows = workload.tokens_per_step
     trunk, drafts = shape.attention[: shape.num_hidden_layers], shape.attention[shape.num_hidden_layers :]
-    mtp_s = sum(
-        weights_s(shape.mtp_layer_parameters(i), workload.num_sequences, workload, device)
-        + _kv_cache_s(drafts[i], workload, device, rows=workload.num_sequences)
-        for i in range(min(workload.drafts, shape.num_mtp_layers))
-    )
+    overheads = device.overheads
+    mtp_s = 0.0
+    for i in range(min(workload.drafts, shape.num_mtp_layers)):
+        slots = workload.num_sequences * (1 + workload.accepted_drafts + i)
+        mtp_s += weights_s(shape.mtp_layer_parameters(i) - shape.lm_head_parameters, slots, workload, device)
+        mtp_s += weights_s(shape.lm_head_parameters, workload.num_sequences, workload, device)
+        mtp_s += _kv_cache_s(drafts[i], workload, device, rows=slots)
+        mtp_s += overheads.draft_s + slots * overheads.row_s
     return HeadSeconds(
         attention_s=sum(weights_s(a.parameters(shape.hidden_size), rows, workload, device) for a in trunk),
         kv_cache_s=sum(_kv_cache_s(a, workload, device, rows=rows) for a in trunk),
@@ -158,36 +209,41 @@ def head_seconds(problem: PlanningProblem) -> HeadSeconds:
         dense_ffn_s=shape.num_dense_layers * weights_s(shape.dense_ffn_parameters, rows, workload, device),
         lm_head_s=weights_s(shape.lm_head_parameters, rows, workload, device),
         mtp_s=mtp_s,
+        layer_overhead_s=shape.num_hidden_layers * (overheads.layer_s + rows * overheads.row_s)
+        + shape.num_moe_layers * overheads.moe_layer_s,
+        pass_overhead_s=overheads.pass_s,
     )
 
 
 def head_layer_seconds(problem: PlanningProblem) -> NDArray[np.float64]:
     """The same step layer by layer: float64 [num_hidden_layers], without shared experts.
 
-    Attention, KV cache, and the router or the dense FFN; with lm_head and MTP layers they add up to
-    `head_seconds`.
+    Attention, KV cache, the router or the dense FFN, and their software; with lm_head, MTP layers and the
+    software of a pass they add up to `head_seconds`.
     """
     shape, workload, device = problem.shape, problem.workload, head_device(problem)
     rows = workload.tokens_per_step
     router_s = weights_s(shape.router_parameters, rows, workload, device)
     dense_ffn_s = weights_s(shape.dense_ffn_parameters, rows, workload, device)
+    overheads = device.overheads
+    software_s = overheads.layer_s + rows * overheads.row_s
     return np.array(
         [
             weights_s(attention.parameters(shape.hidden_size), rows, workload, device)
             + _kv_cache_s(attention, workload, device, rows=rows)
-            + (router_s if layer in shape.moe_layers else dense_ffn_s)
+            + (router_s + overheads.moe_layer_s if layer in shape.moe_layers else dense_ffn_s)
+            + software_s
             for layer, attention in enumerate(shape.attention[: shape.num_hidden_layers])
         ]
     )
 
 
-def _roofline(num_bytes: float, flops: float, device: PlanningDevice) -> float:
-    return max(num_bytes / device.bandwidth_bytes_per_s, flops / device.ffn_flops_per_s)
-
-
-def weights_s(parameters: int, num_rows: int, workload: Workload, device: PlanningDevice) -> float:
-    """The head's own weights: read once, multiplied with every row."""
-    return _roofline(parameters * workload.head_bits_per_weight / 8, 2 * parameters * num_rows, device)
+def weights_s(parameters: int, num_rows: float, workload: Workload, device: PlanningDevice) -> float:
+    """A block of weights of the head's own: read once, multiplied with every row."""
+    num_bytes = parameters * workload.head_bits_per_weight / 8
+    return _roofline(
+        num_bytes, 2 * parameters * num_rows, device.bandwidth_bytes_per_s, device.ffn_flops_per_s
+    )
 
 
 def shared_expert_s(
@@ -195,16 +251,6 @@ def shared_expert_s(
 ) -> float:
     num_rows = workload.tokens_per_step if rows is None else rows
     return weights_s(shape.shared_expert_parameters, num_rows, workload, device)
-
-
-def _kv_cache_s(attention: AttentionShape, workload: Workload, device: PlanningDevice, rows: int) -> float:
-    """Reading keys and values, or multiplying them: 2 FLOPs a value for q.k, 2 for the weighted sum."""
-    keys = min(workload.context, attention.window) if attention.is_sliding else workload.context
-    num_bytes = (
-        workload.num_sequences * keys * attention.kv_values_per_position() * workload.bytes_per_kv_value
-    )
-    flops = 4 * rows * keys * attention.num_heads * attention.head_dim
-    return _roofline(num_bytes, flops, device)
 
 
 def prefill_attention_s(
@@ -216,4 +262,29 @@ def prefill_attention_s(
         seen = np.minimum(seen, attention.window)
     flops = 4.0 * float(seen.sum()) * attention.num_heads * attention.head_dim
     num_bytes = float(seen.max()) * attention.kv_values_per_position() * workload.bytes_per_kv_value
-    return _roofline(num_bytes, flops, device)
+    return _attention_roofline(num_bytes, flops, device)
+
+
+def _kv_cache_s(attention: AttentionShape, workload: Workload, device: PlanningDevice, rows: float) -> float:
+    """Reading keys and values, or multiplying them: 2 FLOPs a value for q.k, 2 for the weighted sum."""
+    keys = min(workload.context, attention.window) if attention.is_sliding else workload.context
+    num_bytes = (
+        workload.num_sequences * keys * attention.kv_values_per_position() * workload.bytes_per_kv_value
+    )
+    flops = 4 * rows * keys * attention.num_heads * attention.head_dim
+    return _attention_roofline(num_bytes, flops, device)
+
+
+def _attention_roofline(num_bytes: float, flops: float, device: PlanningDevice) -> float:
+    rate = device.attention_flops_per_s or device.ffn_flops_per_s
+    return _roofline(num_bytes, flops, device.bandwidth_bytes_per_s, rate)
+
+
+def _roofline(num_bytes: float, flops: float, bytes_per_s: float, flops_per_s: float) -> float:
+    return max(num_bytes / bytes_per_s, flops / flops_per_s)
+
+
+def _reads_longest(device: PlanningDevice, workload: Workload) -> bool:
+    """Whether memory bounds a block of the head's weights there, not arithmetic."""
+    read_s = workload.head_bits_per_weight / 8 / device.bandwidth_bytes_per_s
+    return read_s >= 2 * workload.tokens_per_step / device.ffn_flops_per_s

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.assign import assign_steps
-from placement.cost import device_seconds, expert_rates
+from placement.cost import expert_rates
 from placement.holders import HolderTable
 from placement.problem import PlanningProblem
 from placement.replica_costs import replica_costs
+from placement.sharing import layer_seconds
 from placement.touches import count_touches
 
 # Numbers held at once: [steps, layers, tokens, devices] of a chunk.
@@ -61,7 +62,7 @@ def evaluate(problem: PlanningProblem, table: HolderTable, trace: NDArray[np.int
         for row, holders in enumerate(table.layers):
             chosen = assign_steps(steps[:, row], holders, costs)
             touches = count_touches(chosen, steps[:, row], num_devices, table.num_experts)
-            per_device = device_seconds(rates, touches.rows, touches.distinct, touches.pairs)
+            per_device = layer_seconds(rates, touches.rows, touches.distinct, touches.pairs)
             asked = touches.rows > 0
             block_seconds += per_device.max(axis=1)
             block_remote += asked[:, ~is_home].any(axis=1)

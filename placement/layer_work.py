@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from placement.assign import ReplicaCosts, assign_steps
 from placement.cost import expert_seconds
 from placement.holders import HolderTable
+from placement.sharing import shares, work_seconds
 from placement.system import System
 from placement.touches import Touches, count_touches
 
@@ -34,12 +35,16 @@ class LayerWork:
         chosen: for each row int16 [num_steps, num_tokens, top_k], the device of every choice.
         asked: for each cell the work of devices outside the head's process, ascending.
         local: for each cell that of the head's own device.
+        meanwhile_s: for each cell how long the head computes while others do: shared and own experts.
+        messages_s: for each cell the head's software for its requests.
         missing: cell -> an expert it needs that nobody holds.
     """
 
     chosen: list[NDArray[np.int16]]
     asked: list[list[Work]]
     local: list[Work | None]
+    meanwhile_s: list[float]
+    messages_s: list[float]
     missing: dict[int, int]
 
 
@@ -48,14 +53,18 @@ def layer_work(
 ) -> LayerWork:
     """Assign and count passes, `expert_ids`: int [num_steps, num_moe_layers, num_tokens, top_k]."""
     num_steps, num_layers = expert_ids.shape[:2]
-    work = LayerWork([], [[] for _ in range(num_steps * num_layers)], [None] * (num_steps * num_layers), {})
+    cells = num_steps * num_layers
+    work = LayerWork([], [[] for _ in range(cells)], [None] * cells, [0.0] * cells, [0.0] * cells, {})
     for row, holders in enumerate(table.layers):
         ids = expert_ids[:, row]
         chosen = assign_steps(ids, holders, costs)
         work.chosen.append(chosen)
         for step in np.flatnonzero((chosen < 0).any(axis=(1, 2))).tolist():
             work.missing[step * num_layers + row] = int(ids[step][chosen[step] < 0][0])
-        for step, part in zip(*works(system, chosen, ids), strict=True):
+        found = works(system, chosen, ids)
+        work.meanwhile_s[row::num_layers] = found.meanwhile_s
+        work.messages_s[row::num_layers] = found.messages_s
+        for step, part in zip(found.steps, found.parts, strict=True):
             cell = step * num_layers + row
             if part.device == system.local:
                 work.local[cell] = part
@@ -64,10 +73,22 @@ def layer_work(
     return work
 
 
-def works(
-    system: System, chosen: NDArray[np.int16], expert_ids: NDArray[np.integer]
-) -> tuple[list[int], list[Work]]:
-    """Every touched device's part of one layer: the steps, ascending, and the parts.
+class Works(NamedTuple):
+    """Touched devices' parts of one layer in successive steps.
+
+    Attributes:
+        steps, parts: of each part its step, ascending, and itself.
+        meanwhile_s, messages_s: of each step, as in `LayerWork`.
+    """
+
+    steps: list[int]
+    parts: list[Work]
+    meanwhile_s: list[float]
+    messages_s: list[float]
+
+
+def works(system: System, chosen: NDArray[np.int16], expert_ids: NDArray[np.integer]) -> Works:
+    """Every touched device's part of one layer. Devices of one machine slow each other within a step.
 
     Args:
         chosen: int16 [num_steps, num_tokens, top_k], below 0 where there is nothing to do.
@@ -80,11 +101,20 @@ def works(
         system.shape.num_experts,
     )
     steps, devices = np.nonzero(touches.rows)
-    rates = system.rates
+    rates, head = system.rates, system.head
     rows, distinct, pairs = (
         count[steps, devices] for count in (touches.rows, touches.distinct, touches.pairs)
     )
-    seconds = expert_seconds(rates, touches.distinct, touches.pairs)[steps, devices]
+    if shares(rates):
+        whole = work_seconds(rates, touches.distinct, touches.pairs)
+        all_seconds = np.maximum(whole - rates.busy_s, 0.0)
+        meanwhile_s = whole[:, head]
+    else:
+        all_seconds = expert_seconds(rates, touches.distinct, touches.pairs)
+        meanwhile_s = rates.busy_s[head] + all_seconds[:, head]
     reads = distinct * rates.read_s[devices] >= pairs * rates.compute_s[devices]
-    columns = (field.tolist() for field in (devices, rows, distinct, pairs, seconds, reads))
-    return steps.tolist(), list(map(Work, *columns))
+    columns = (
+        field.tolist() for field in (devices, rows, distinct, pairs, all_seconds[steps, devices], reads)
+    )
+    messages_s = (touches.rows > 0) @ rates.message_s
+    return Works(steps.tolist(), list(map(Work, *columns)), meanwhile_s.tolist(), messages_s.tolist())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cluster_spec import ClusterSpec, DeviceSpec, NodeSpec
+from placement.cluster_spec import NO_OVERHEADS, ClusterSpec, DeviceSpec, MachineSpec, NodeSpec, Overheads
 from placement.errors import PlanDoesNotFit
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, PlannedWorker
@@ -23,7 +23,9 @@ class PlanningDevice:
     """A device that can hold experts, as seen from the head.
 
     `is_home`: on the head's own node, so that no network lies between. `round_trip_s` and
-    `link_bytes_per_s` are those of a message from the head's process: 0 and infinity inside it.
+    `link_bytes_per_s` are those of a message from the head's process: 0 and infinity inside it. `machine`:
+    the one whose cores and memory it shares with others, None where it has its own. The rest as in
+    `DeviceSpec`.
     """
 
     worker: PlannedWorker
@@ -32,6 +34,11 @@ class PlanningDevice:
     ffn_flops_per_s: float
     round_trip_s: float = 0.0
     link_bytes_per_s: float = math.inf
+    overheads: Overheads = NO_OVERHEADS
+    machine: MachineSpec | None = None
+    cores: float = 1.0
+    host_link_bytes_per_s: float | None = None
+    attention_flops_per_s: float | None = None
 
     def capacity(self, expert_bytes: int) -> int:
         """Experts that fit the budget."""
@@ -101,6 +108,11 @@ def planning_devices(cluster: ClusterSpec) -> tuple[PlanningDevice, ...]:
                     ffn_flops_per_s=device.ffn_flops_per_s,
                     round_trip_s=link.round_trip_s if link else 0.0,
                     link_bytes_per_s=link.bandwidth_bytes_per_s if link else math.inf,
+                    overheads=device.overheads,
+                    machine=cluster.machine_of(node.name) if device.kind == "ram" else None,
+                    cores=device.cores,
+                    host_link_bytes_per_s=device.host_link_bytes_per_s,
+                    attention_flops_per_s=device.attention_flops_per_s,
                 )
             )
     return tuple(devices)

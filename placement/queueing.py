@@ -29,6 +29,7 @@ from placement.tally import (
     QUEUE,
     ROUND_TRIP,
     SHARED_EXPERT,
+    SOFTWARE,
     WIRE,
     SimulationReport,
     Tally,
@@ -101,6 +102,7 @@ class _Run:
         self.before_s = system.before_s.tolist()
         self.shared_s = float(system.rates.busy_s[system.head])
         self.half_trip_s = (system.rates.round_trip_s / 2).tolist()
+        self.request_s = system.rates.request_s.tolist()
         rates = [device.link_bytes_per_s for device in system.problem.devices]
         self.request_row_s = [system.message.request_bytes_per_row / rate for rate in rates]
         self.reply_row_s = [system.message.reply_bytes_per_row / rate for rate in rates]
@@ -157,8 +159,9 @@ class _Run:
         local = passes.work.local[cell]
         if local is not None:
             self._count(local)
-        meanwhile_s = self.shared_s + (local.seconds if local is not None else 0.0)
-        done_s = self.devices[self.system.head].serve(now_s, self.before_s[passes.row] + meanwhile_s)
+        meanwhile_s, messages_s = passes.work.meanwhile_s[cell], passes.work.messages_s[cell]
+        before_s = self.before_s[passes.row] + messages_s
+        done_s = self.devices[self.system.head].serve(now_s, before_s + meanwhile_s)
         passes.ready_s, passes.head_done_s = now_s, done_s
         if passes.work.asked[cell]:
             self.loop.at(done_s - meanwhile_s, self._send, passes)
@@ -217,18 +220,26 @@ class _Run:
         work, device = request.work, request.work.device
         round_trip_s = 2 * self.half_trip_s[device]
         wire_s = work.rows * (self.request_row_s[device] + self.reply_row_s[device])
-        own_s = work.seconds + round_trip_s + wire_s
+        messages_s = passes.work.messages_s[passes.step * self.num_layers + passes.row]
+        own_s = work.seconds + round_trip_s + wire_s + messages_s
         queue_s = self.loop.now_s - passes.ready_s - self.before_s[passes.row] - own_s
-        causes = {MEMORY if work.reads else ARITHMETIC: work.seconds, ROUND_TRIP: round_trip_s, WIRE: wire_s}
+        request_s = self.request_s[device]
+        causes = {
+            MEMORY if work.reads else ARITHMETIC: work.seconds - request_s,
+            ROUND_TRIP: round_trip_s,
+            WIRE: wire_s,
+            SOFTWARE: messages_s + request_s,
+        }
         self._end_layer(passes, device, causes, queue_s)
 
     def _head_was_last(self, passes: Passes) -> None:
-        local = passes.work.local[passes.step * self.num_layers + passes.row]
-        causes = {SHARED_EXPERT: self.shared_s}
-        own_s = self.shared_s
+        cell = passes.step * self.num_layers + passes.row
+        local, own_s = passes.work.local[cell], passes.work.meanwhile_s[cell] + passes.work.messages_s[cell]
+        causes = {SHARED_EXPERT: self.shared_s, SOFTWARE: passes.work.messages_s[cell]}
         if local is not None:
-            causes[MEMORY if local.reads else ARITHMETIC] = local.seconds
-            own_s += local.seconds
+            request_s = self.request_s[self.system.head]
+            causes[MEMORY if local.reads else ARITHMETIC] = local.seconds - request_s
+            causes[SOFTWARE] += request_s
         queue_s = passes.head_done_s - passes.ready_s - self.before_s[passes.row] - own_s
         self._end_layer(passes, self.system.head, causes, queue_s)
 
@@ -292,7 +303,7 @@ class _Run:
             self._stop(passes.row, int(owed[nobody][0]))
             return
         chosen = np.where(owed < 0, np.int16(-1), chosen)
-        _, parts = works(self.system, chosen[None], np.maximum(owed, 0)[None])
+        parts = works(self.system, chosen[None], np.maximum(owed, 0)[None]).parts
         passes.pending += len(parts) - 1
         for work in parts:
             again = np.where(chosen == work.device, owed, -1)

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.assign import assign_steps
-from placement.cost import ExpertRates, device_seconds, expert_seconds
+from placement.cost import ExpertRates, expert_seconds
 from placement.queueing import simulate_queueing
 from placement.scenario import Event, Patience, Stream
+from placement.sharing import layer_seconds
 from placement.steps import Acceptance, StepBlock, Trace, step_blocks
 from placement.system import System
 from placement.tally import SimulationReport, Tally, num_messages
@@ -71,7 +72,7 @@ def _add_block(tally: Tally, system: System, block: StepBlock) -> NDArray[np.flo
         expert_ids = block.expert_ids[:, row]
         chosen = assign_steps(expert_ids, holders, costs)
         touches = count_touches(chosen, expert_ids, system.num_devices, shape.num_experts)
-        per_device = device_seconds(system.rates, touches.rows, touches.distinct, touches.pairs)
+        per_device = layer_seconds(system.rates, touches.rows, touches.distinct, touches.pairs)
         last = per_device.argmax(axis=1)
         seconds += np.take_along_axis(per_device, last[:, None], axis=1)[:, 0]
         asked = touches.rows > 0
@@ -79,6 +80,7 @@ def _add_block(tally: Tally, system: System, block: StepBlock) -> NDArray[np.flo
         tally.distinct += touches.distinct.sum(axis=0, dtype=np.int64)
         tally.pairs += touches.pairs.sum(axis=0, dtype=np.int64)
         tally.device_s += expert_seconds(system.rates, touches.distinct, touches.pairs).sum(axis=0)
+        tally.device_s[system.head] += float((asked @ system.rates.message_s).sum())
         tally.messages += num_messages(touches.rows[:, elsewhere])
         tally.asking_layers += int(asked[:, elsewhere].any(axis=1).sum())
         tally.remote_layers += int(asked[:, is_remote].any(axis=1).sum())
@@ -99,6 +101,8 @@ def _causes(rates: ExpertRates, touches: Touches, last: NDArray[np.intp]) -> NDA
         (rows > 0) * rates.round_trip_s[last],
         rows * rates.row_wire_s[last],
         rates.busy_s[last],
+        np.zeros(len(last)),
+        (rows > 0) * rates.request_s[last] + (touches.rows > 0) @ rates.message_s,
     )
     causes: NDArray[np.intp] = np.argmax(parts, axis=0)
     return causes

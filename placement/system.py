@@ -151,7 +151,8 @@ def _head_parts(problem: PlanningProblem) -> tuple[NDArray[np.float64], float]:
     ends = np.array(problem.shape.moe_layers) + 1
     reached = np.concatenate(([0.0], np.cumsum(layers)))
     before_s = np.diff(reached[ends], prepend=0.0)
-    return before_s, float(reached[-1] - reached[ends[-1]]) + whole.lm_head_s + whole.mtp_s
+    after_s = whole.lm_head_s + whole.mtp_s + whole.pass_overhead_s
+    return before_s, float(reached[-1] - reached[ends[-1]]) + after_s
 
 
 def _links(devices: Sequence[PlanningDevice]) -> tuple[tuple[str, ...], NDArray[np.int64]]:

@@ -12,8 +12,8 @@ from placement.durations import DurationHistogram, Durations
 from placement.errors import InputError
 from placement.system import System
 
-CAUSES = ("memory", "arithmetic", "round trip", "wire", "shared expert", "queue")
-MEMORY, ARITHMETIC, ROUND_TRIP, WIRE, SHARED_EXPERT, QUEUE = range(len(CAUSES))
+CAUSES = ("memory", "arithmetic", "round trip", "wire", "shared expert", "queue", "software")
+MEMORY, ARITHMETIC, ROUND_TRIP, WIRE, SHARED_EXPERT, QUEUE, SOFTWARE = range(len(CAUSES))
 
 # Rows of one message; a longer pass goes in several (DEFAULT_MAX_ROWS of transport/messages.py).
 MAX_MESSAGE_ROWS = 2048

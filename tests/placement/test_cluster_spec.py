@@ -229,7 +229,7 @@ def test_a_wrong_field_is_refused_by_its_path(
             "metadata.potluck: expected head, nodes and links there",
         ),
         ("metadata: {other: 1}\n", "metadata.potluck: expected head, nodes and links there"),
-        ("metadata: {potluck: 3}\n", "metadata.potluck: expected a mapping with head, nodes, links, found 3"),
+        ("metadata: {potluck: 3}\n", "metadata.potluck: expected a mapping with head, nodes, links, machines, found 3"),
     ],
 )
 def test_a_file_that_is_no_cluster_file_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -1,0 +1,102 @@
+"""Devices of one machine at work at once: they share its cores and its memory. docs/cost-model.md."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.cost import ExpertRates, device_seconds, wire_seconds
+
+# Parts of a job so small count as done: what is left of it by rounding.
+_DONE = 1e-9
+
+
+def layer_seconds(
+    rates: ExpertRates,
+    rows: NDArray[np.integer],
+    distinct: NDArray[np.integer],
+    pairs: NDArray[np.integer],
+) -> NDArray[np.float64]:
+    """When each device's part of one layer is back: float64 [..., num_devices].
+
+    `device_seconds`, slowed where devices of one machine work at once (`work_seconds`), behind the head's
+    software for all requests of the layer. The layer takes the largest of them.
+    """
+    if shares(rates):
+        seconds = wire_seconds(rates, rows) + work_seconds(rates, distinct, pairs)
+    else:
+        seconds = device_seconds(rates, rows, distinct, pairs)
+    if rates.message_s.any():
+        seconds += ((rows > 0) @ rates.message_s)[..., None]
+    return seconds
+
+
+def shares(rates: ExpertRates) -> bool:
+    """Whether two devices are on one machine."""
+    machines = rates.machine[rates.machine >= 0]
+    return len(np.unique(machines)) < len(machines)
+
+
+def work_seconds(
+    rates: ExpertRates, distinct: NDArray[np.integer], pairs: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """From a layer's start until each device has done its part, busy_s included: float64 [..., num_devices].
+
+    All begin together. While the devices A of a machine are at work, each takes cores = max(1, sum over A of
+    its share of the cores) times as long for software and arithmetic, and max(cores, sum over A of its share
+    of the memory bandwidth) times as long for reading; so the last ones go on faster when others are done
+    (processor sharing; Kleinrock, Queueing Systems II, 1976, section 4.4).
+
+    Args:
+        distinct, pairs: int [..., num_devices], as `device_seconds` takes them.
+    """
+    software = (pairs > 0) * rates.request_s
+    reading = distinct * rates.read_s
+    computing = pairs * rates.compute_s
+    busy_read = rates.busy_s * rates.busy_reads
+    busy_compute = rates.busy_s - busy_read
+    alone: NDArray[np.float64] = rates.busy_s + software + np.maximum(reading, computing)
+    finished = alone.copy()
+    for machine in np.unique(rates.machine[rates.machine >= 0]):
+        here = np.flatnonzero(rates.machine == machine)
+        if len(here) > 1:
+            finished[..., here] = _together(
+                software[..., here],
+                np.broadcast_to(busy_read, alone.shape)[..., here],
+                np.broadcast_to(busy_compute, alone.shape)[..., here],
+                reading[..., here],
+                computing[..., here],
+                rates.cores[here],
+                rates.bus[here],
+            )
+    return finished
+
+
+def _together(
+    software: NDArray[np.float64],
+    busy_read: NDArray[np.float64],
+    busy_compute: NDArray[np.float64],
+    reading: NDArray[np.float64],
+    computing: NDArray[np.float64],
+    cores: NDArray[np.float64],
+    bus: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Finishing times of one machine's devices, float64 [..., devices]; phases end when one is done."""
+    alone = software + busy_read + busy_compute + np.maximum(reading, computing)
+    # Where arithmetic bounds a device, its reading leaves the memory idle for part of the time.
+    wanted = bus * np.divide(busy_read + reading, alone, out=np.zeros_like(alone), where=alone > 0)
+    left = np.where(alone > 0, 1.0, 0.0)
+    finished = np.zeros_like(alone)
+    now = np.zeros(alone.shape[:-1])
+    for _ in range(alone.shape[-1]):
+        active = left > _DONE
+        slow_cores = np.maximum(1.0, (active * cores).sum(axis=-1))[..., None]
+        slow_memory = np.maximum(slow_cores, (active * wanted).sum(axis=-1)[..., None])
+        whole = (software + busy_compute) * slow_cores + busy_read * slow_memory
+        whole = whole + np.maximum(reading * slow_memory, computing * slow_cores)
+        phase = np.where(active, left * whole, np.inf).min(axis=-1)
+        phase = np.where(np.isfinite(phase), phase, 0.0)
+        now = now + phase
+        finished = np.where(active, now[..., None], finished)
+        left = left - np.divide(phase[..., None], whole, out=np.zeros_like(whole), where=active)
+    return finished
