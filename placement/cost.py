@@ -16,6 +16,9 @@ from placement.plan import LOCAL_WORKER
 from placement.problem import PlanningDevice, PlanningProblem
 from placement.workload import Workload
 
+Counts = NDArray[np.integer] | NDArray[np.floating]
+"""Whole where they were counted, fractions where they are expected."""
+
 
 @dataclass(frozen=True, slots=True)
 class MessageSize:
@@ -105,9 +108,9 @@ def expert_rates(problem: PlanningProblem) -> ExpertRates:
 
 def device_seconds(
     rates: ExpertRates,
-    rows: NDArray[np.integer],
-    distinct: NDArray[np.integer],
-    pairs: NDArray[np.integer],
+    rows: Counts,
+    distinct: Counts,
+    pairs: Counts,
 ) -> NDArray[np.float64]:
     """When each device's part of one layer is back if it had its machine alone: float64 [..., num_devices].
 
@@ -125,15 +128,13 @@ def device_seconds(
     return seconds
 
 
-def wire_seconds(rates: ExpertRates, rows: NDArray[np.integer]) -> NDArray[np.float64]:
+def wire_seconds(rates: ExpertRates, rows: Counts) -> NDArray[np.float64]:
     """Round trip and bytes under way: float64 [..., num_devices]."""
     seconds: NDArray[np.float64] = (rows > 0) * rates.round_trip_s + rows * rates.row_wire_s
     return seconds
 
 
-def expert_seconds(
-    rates: ExpertRates, distinct: NDArray[np.integer], pairs: NDArray[np.integer]
-) -> NDArray[np.float64]:
+def expert_seconds(rates: ExpertRates, distinct: Counts, pairs: Counts) -> NDArray[np.float64]:
     """How long each device works on its experts of one layer, alone: float64 [..., num_devices]."""
     seconds: NDArray[np.float64] = (pairs > 0) * rates.request_s + np.maximum(
         distinct * rates.read_s, pairs * rates.compute_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost import ExpertRates, device_seconds, wire_seconds
+from placement.cost import Counts, ExpertRates, device_seconds, wire_seconds
 
 # Parts of a job so small count as done: what is left of it by rounding.
 _DONE = 1e-9
@@ -13,9 +13,9 @@ _DONE = 1e-9
 
 def layer_seconds(
     rates: ExpertRates,
-    rows: NDArray[np.integer],
-    distinct: NDArray[np.integer],
-    pairs: NDArray[np.integer],
+    rows: Counts,
+    distinct: Counts,
+    pairs: Counts,
 ) -> NDArray[np.float64]:
     """When each device's part of one layer is back: float64 [..., num_devices].
 
@@ -37,9 +37,7 @@ def shares(rates: ExpertRates) -> bool:
     return len(np.unique(machines)) < len(machines)
 
 
-def work_seconds(
-    rates: ExpertRates, distinct: NDArray[np.integer], pairs: NDArray[np.integer]
-) -> NDArray[np.float64]:
+def work_seconds(rates: ExpertRates, distinct: Counts, pairs: Counts) -> NDArray[np.float64]:
     """From a layer's start until each device has done its part, busy_s included: float64 [..., num_devices].
 
     All begin together. While the devices A of a machine are at work, each takes cores = max(1, sum over A of

@@ -54,7 +54,7 @@ def simulate_alone(
     tally = Tally(system)
     duration_s = 0.0
     for block in step_blocks(system.shape, system.workload, traces, acceptance):
-        seconds = _add_block(tally, system, block)
+        seconds = add_block(tally, system.rates, block, system.head_s)
         tally.add_steps(seconds, block.new_tokens)
         duration_s += float(seconds.sum())
     tally.answered_rows[:] = tally.rows
@@ -62,32 +62,38 @@ def simulate_alone(
     return tally.report("closed form", duration_s)
 
 
-def _add_block(tally: Tally, system: System, block: StepBlock) -> NDArray[np.float64]:
-    """Seconds of each pass, float64 [num_steps]."""
+def add_block(tally: Tally, rates: ExpertRates, block: StepBlock, head_s: float) -> NDArray[np.float64]:
+    """Count passes and their devices' work; seconds of each, float64 [num_steps].
+
+    Args:
+        rates: of passes of this size on `tally.system`.
+        head_s: the head's own time in each.
+    """
+    system = tally.system
     shape, table, costs = system.shape, system.plan.holder_table, system.plan.replica_costs
     elsewhere = np.arange(system.num_devices) != system.local
     is_remote = system.is_remote
-    seconds = np.full(block.num_steps, system.head_s)
+    seconds = np.full(block.num_steps, head_s)
     for row, holders in enumerate(table.layers):
         expert_ids = block.expert_ids[:, row]
         chosen = assign_steps(expert_ids, holders, costs)
         touches = count_touches(chosen, expert_ids, system.num_devices, shape.num_experts)
-        per_device = layer_seconds(system.rates, touches.rows, touches.distinct, touches.pairs)
+        per_device = layer_seconds(rates, touches.rows, touches.distinct, touches.pairs)
         last = per_device.argmax(axis=1)
         seconds += np.take_along_axis(per_device, last[:, None], axis=1)[:, 0]
         asked = touches.rows > 0
         tally.rows += touches.rows.sum(axis=0, dtype=np.int64)
         tally.distinct += touches.distinct.sum(axis=0, dtype=np.int64)
         tally.pairs += touches.pairs.sum(axis=0, dtype=np.int64)
-        tally.device_s += expert_seconds(system.rates, touches.distinct, touches.pairs).sum(axis=0)
-        tally.device_s[system.head] += float((asked @ system.rates.message_s).sum())
+        tally.device_s += expert_seconds(rates, touches.distinct, touches.pairs).sum(axis=0)
+        tally.device_s[system.head] += float((asked @ rates.message_s).sum())
         tally.messages += num_messages(touches.rows[:, elsewhere])
         tally.asking_layers += int(asked[:, elsewhere].any(axis=1).sum())
         tally.remote_layers += int(asked[:, is_remote].any(axis=1).sum())
         tally.bound_device[row] += np.bincount(last, minlength=system.num_devices)
-        causes = _causes(system.rates, touches, last)
+        causes = _causes(rates, touches, last)
         tally.bound_cause[row] += np.bincount(causes, minlength=tally.bound_cause.shape[1])
-    tally.device_s += block.num_steps * shape.num_moe_layers * system.rates.busy_s
+    tally.device_s += block.num_steps * shape.num_moe_layers * rates.busy_s
     return seconds
 
 

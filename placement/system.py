@@ -36,6 +36,7 @@ class System:
         local: the same if the plan has a worker there, else None.
         before_s: float64 [num_moe_layers], what the head computes before it can ask for a MoE layer.
         after_s: what it computes after the last one: lm_head, drafts.
+        mtp_s: the drafts' part of that.
         links: nodes that messages reach over a link.
         link_of: int64 [num_devices], index into `links`, -1 for a device without.
     """
@@ -48,6 +49,7 @@ class System:
     local: int | None
     before_s: NDArray[np.float64]
     after_s: float
+    mtp_s: float
     links: tuple[str, ...]
     link_of: NDArray[np.int64]
 
@@ -83,9 +85,14 @@ class System:
             local=plan.local_worker,
             before_s=before_s,
             after_s=after_s,
+            mtp_s=head_seconds(problem).mtp_s,
             links=links,
             link_of=link_of,
         )
+
+    def with_workload(self, workload: Workload) -> System:
+        """The same plan and devices, asked to do something else."""
+        return System.build(self.plan, self.problem.devices, self.shape, workload)
 
     @property
     def shape(self) -> ModelShape:

@@ -34,3 +34,7 @@ class RoutingRecorder:
         """Chosen experts, best first, uint16 [num_tokens, moe_layers, top_k]."""
         empty = np.empty((0, self._top_k), np.uint16)
         return np.stack([np.concatenate([empty, *chosen]) for chosen in self._chosen], axis=1)
+
+    def passes(self) -> list[NDArray[np.uint16]]:
+        """The same pass by pass, rejected drafts included: uint16 [num_tokens, moe_layers, top_k] each."""
+        return [np.stack(layers, axis=1) for layers in zip(*self._chosen, strict=True)]
