@@ -81,17 +81,29 @@ def _together(
 ) -> NDArray[np.float64]:
     """Finishing times of one machine's devices, float64 [..., devices]; phases end when one is done."""
     alone = software + busy_read + busy_compute + np.maximum(reading, computing)
-    # Where arithmetic bounds a device, its reading leaves the memory idle for part of the time.
+    # Parts of the time in which arithmetic or software rules leave the memory idle.
     wanted = bus * np.divide(busy_read + reading, alone, out=np.zeros_like(alone), where=alone > 0)
     left = np.where(alone > 0, 1.0, 0.0)
     finished = np.zeros_like(alone)
     now = np.zeros(alone.shape[:-1])
+
+    def whole_job(slow_memory: NDArray[np.float64]) -> NDArray[np.float64]:
+        longest = np.maximum(reading * slow_memory, computing * slow_cores)
+        seconds: NDArray[np.float64] = (
+            (software + busy_compute) * slow_cores + busy_read * slow_memory + longest
+        )
+        return seconds
+
     for _ in range(alone.shape[-1]):
         active = left > _DONE
         slow_cores = np.maximum(1.0, (active * cores).sum(axis=-1))[..., None]
         slow_memory = np.maximum(slow_cores, (active * wanted).sum(axis=-1)[..., None])
-        whole = (software + busy_compute) * slow_cores + busy_read * slow_memory
-        whole = whole + np.maximum(reading * slow_memory, computing * slow_cores)
+        whole = whole_job(slow_memory)
+        # Who is not slowed so much takes more of the memory than that: once more, with what they take.
+        taken = np.divide(
+            active * bus * (busy_read + reading), whole, out=np.zeros_like(whole), where=whole > 0
+        )
+        whole = whole_job(slow_memory * np.maximum(1.0, taken.sum(axis=-1)[..., None]))
         phase = np.where(active, left * whole, np.inf).min(axis=-1)
         phase = np.where(np.isfinite(phase), phase, 0.0)
         now = now + phase
