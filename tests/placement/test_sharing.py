@@ -128,7 +128,7 @@ def test_sharing_never_makes_anything_faster_and_never_less_than_the_work() -> N
     assert (shared >= alone * (1 - 1e-9)).all()
     work = work_seconds(rates, distinct, pairs).max(axis=1)
     assert (work >= expert_seconds(rates, distinct, pairs).sum(axis=1) / 2 * (1 - 1e-9)).all()
-    assert (work >= (distinct * SIZE).sum(axis=1) / 60e9 * 0.98).all()
+    assert (work >= (distinct * SIZE).sum(axis=1) / 60e9 * 0.97).all()  # two rounds, not a solution
 
 
 def test_the_heads_software_is_counted_by_layer_row_pass_and_draft() -> None:
