@@ -1,7 +1,8 @@
 """Times no placement on these devices can beat, replicas and any choice among them included.
 
-`trace_bound_s` holds for every trace, `independent_bound_s` in expectation for independent routing, where it
-is much nearer to what plans reach: only there is it known how often a layer stays at home.
+`lower_bound_s` is the best of them (docs/bounds.md). `trace_bound_s` is quick and holds for every trace;
+`placement/slot_prices.py` too, and is nearest to what plans reach; `independent_bound_s` holds in expectation
+for independent routing.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from scipy.sparse import coo_array, vstack
 
 from placement.cost import ExpertRates, expert_rates
 from placement.problem import PlanningProblem
+from placement.slot_prices import asked_seconds, expert_seconds, priced_bound_s
 
 _BISECTIONS = 60
 # Of the experts a layer asks from other boxes: fine where a layer nearly stays at home.
@@ -31,19 +33,15 @@ def lower_bound_s(
 
     Args:
         trace: int [num_tokens, num_moe_layers, top_k], at least one step of the problem's workload.
-        independent: the trace is a sample of tokens that choose experts independently of each other, and
-            the mean meant is the expected one under its frequencies (`independent_bound_s`).
+        independent: tokens choose experts independently of each other, and the expected time is meant that
+            the trace is a sample of. Then `independent_bound_s` counts too, which on short traces is higher.
     """
-    by_trace = trace_bound_s(problem, trace)
-    if not independent:
-        return by_trace
-    counts = np.stack(
-        [
-            np.bincount(trace[:, row].ravel(), minlength=problem.shape.num_experts)
-            for row in range(trace.shape[1])
-        ]
-    )
-    return independent_bound_s(problem, counts / len(trace))
+    bounds = [trace_bound_s(problem, trace), priced_bound_s(problem, trace)]
+    if independent:
+        num_experts = problem.shape.num_experts
+        counts = [np.bincount(layer.ravel(), minlength=num_experts) for layer in trace.transpose(1, 0, 2)]
+        bounds.append(independent_bound_s(problem, np.stack(counts) / len(trace)))
+    return max(bounds)
 
 
 def trace_bound_s(problem: PlanningProblem, trace: NDArray[np.integer]) -> float:
@@ -102,7 +100,7 @@ def independent_bound_s(problem: PlanningProblem, frequencies: NDArray[np.float6
     program.at_most(0.0, (part, least), (away, -1.0))
     program.at_most(0.0, (away, 1.0), (part, -most))
     for device, carried in zip(home, loads, strict=True):
-        busy_s, expert_s = float(rates.busy_s[device]), float(_expert_s(rates)[device])
+        busy_s, expert_s = float(rates.busy_s[device]), float(expert_seconds(rates)[device])
         program.at_most(0.0, (part, busy_s), (carried, expert_s), (seconds, -1.0))
         # What the device may be charged beside other boxes: no more than one expert elsewhere takes.
         beside_s = min(expert_s, (first_s - busy_s) / float(load.max()))
@@ -183,8 +181,8 @@ def _remote_speed(rates: ExpertRates, remote: list[int], load: int) -> tuple[flo
     if not remote:
         return 0.0, 0.0
     most = max(2, 4 * load)
-    expert_s = _expert_s(rates)[remote]
-    message_s = (rates.round_trip_s + rates.row_wire_s)[remote]
+    expert_s = expert_seconds(rates)[remote]
+    message_s = asked_seconds(rates)[remote]
     finish = np.sort(message_s[:, None] + expert_s[:, None] * np.arange(1, most + 1), axis=None)[:most]
     # In the long run experts are done at the speed of all boxes together, at first perhaps sooner.
     further = min(
@@ -204,11 +202,6 @@ def _touches(problem: PlanningProblem, trace: NDArray[np.integer]) -> NDArray[np
     return touched
 
 
-def _expert_s(rates: ExpertRates) -> NDArray[np.float64]:
-    """The least a device needs for each distinct expert: it is read, and multiplied at least once."""
-    return np.maximum(rates.read_s, rates.compute_s)
-
-
 def _least_at_mean_load(
     problem: PlanningProblem,
     rates: ExpertRates,
@@ -217,8 +210,8 @@ def _least_at_mean_load(
 ) -> float:
     """Seconds a layer. A device asked for n of at most u experts is charged n / u of a message."""
     num_layers = problem.shape.num_moe_layers
-    message_s = (rates.round_trip_s + rates.row_wire_s) / distinct.max()
-    slope = _expert_s(rates) + message_s
+    message_s = asked_seconds(rates) / distinct.max()
+    slope = expert_seconds(rates) + message_s
     capacities = problem.capacities()
     # Distinct experts a layer that the c hottest experts of all layers answer for.
     hottest = np.concatenate([[0.0], np.cumsum(np.sort(frequencies, axis=None)[::-1])]) / num_layers
@@ -244,8 +237,8 @@ def _least_at_mean_load(
 
 def _mean_of_best_splits(rates: ExpertRates, distinct: NDArray[np.integer]) -> float:
     """Seconds a layer if every step's experts could be split over all devices at will."""
-    expert_s = _expert_s(rates)
-    message_s = rates.round_trip_s + rates.row_wire_s
+    expert_s = expert_seconds(rates)
+    message_s = asked_seconds(rates)
     most = int(distinct.max())
     # When each device would be done with its n-th expert; the u smallest finish u experts soonest.
     finish = (rates.busy_s + message_s)[:, None] + expert_s[:, None] * np.arange(1, most + 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from placement.bound import independent_bound_s, trace_bound_s
+from placement.bound import independent_bound_s, lower_bound_s, trace_bound_s
+from placement.cost import device_seconds, expert_rates
 from placement.evaluate import evaluate
 from placement.holders import HolderTable
 from placement.least_time import candidates, least_time
 from placement.plan import LOCAL_WORKER
 from placement.problem import PlanningDevice, PlanningProblem
+from placement.slot_prices import priced_bound_s
 from placement.stats import RoutingStats
 from placement.traces import CODING, GENERAL, SyntheticRouter
 from placement.workload import Workload
@@ -64,12 +68,14 @@ def test_no_placement_beats_the_bounds(seed: int, drafts: int) -> None:
     trace = trace_of(problem)
     assert problem.stats is not None
     by_trace = trace_bound_s(problem, trace)
+    priced = priced_bound_s(problem, trace)
     independent = independent_bound_s(problem, problem.stats.frequencies())
     assert by_trace > 0
     assert independent > 0
     for candidate in candidates(problem):
         mean_s = evaluate(problem, candidate.table, trace).mean_s
         assert mean_s >= by_trace
+        assert mean_s >= priced
         # An expectation, met by a sample up to its noise.
         assert mean_s >= 0.99 * independent
 
@@ -90,7 +96,7 @@ def test_replicas_do_not_beat_the_bounds_either(seed: int, masks_seed: int) -> N
     trace = trace_of(problem)[:600]
     frequencies = RoutingStats.from_trace(SHAPE, trace, "part").frequencies()
     mean_s = evaluate(problem, table, trace).mean_s
-    assert mean_s >= trace_bound_s(problem, trace)
+    assert mean_s >= lower_bound_s(problem, trace)
     assert mean_s >= 0.97 * independent_bound_s(problem, frequencies)
 
 
@@ -113,6 +119,8 @@ def test_more_bandwidth_or_memory_never_raises_the_bounds(which: int) -> None:
         assert trace_bound_s(better, trace_of(problem)) <= trace_bound_s(problem, trace_of(problem)) * (
             1 + 1e-9
         )
+        # Prices are found step by step: to about a percent.
+        assert lower_bound_s(better, trace_of(problem)) <= 1.01 * lower_bound_s(problem, trace_of(problem))
         frequencies = problem.stats.frequencies()
         assert independent_bound_s(better, frequencies) <= independent_bound_s(problem, frequencies) * (
             1 + 1e-6
@@ -127,3 +135,105 @@ def test_one_box_with_room_for_all_is_exact() -> None:
     mean_s = evaluate(problem, least_time(problem), trace_of(problem)).mean_s
     assert trace_bound_s(problem, trace_of(problem)) == pytest.approx(mean_s)
     assert independent_bound_s(problem, stats.frequencies()) == pytest.approx(mean_s)
+    assert lower_bound_s(problem, trace_of(problem)) == pytest.approx(mean_s)
+
+
+def tiny_problem(seed: int, num_devices: int, tokens_per_step: int) -> tuple[PlanningProblem, np.ndarray]:
+    """Two layers of five experts and a short trace; small enough to try every placement."""
+    generator = np.random.default_rng(seed)
+    shape = small_shape(num_moe_layers=2, num_experts=5, top_k=2)
+    size = shape.expert_bytes(16)
+    devices = tuple(
+        device(
+            LOCAL_WORKER if index == 0 else f"box{index}",
+            int(generator.integers(3, 8)) if index else 10,
+            size,
+            gbytes_per_s=size / float(generator.uniform(0.5e-4, 5e-4)) / 1e9,
+            round_trip_s=float(generator.choice([1e-5, 1e-4, 4e-4])),
+        )
+        for index in range(num_devices)
+    )
+    if generator.random() < 0.7:
+        head = devices[0]
+        small = replace(head.worker, budget_bytes=int(generator.integers(3, 8)) * size)
+        devices = (replace(head, worker=small), *devices[1:])
+    popularity = generator.dirichlet(np.full(5, 0.7), size=2) + 1e-6
+    noisy = np.log(popularity) + generator.gumbel(size=(6 * tokens_per_step, 2, 5))
+    trace = np.argsort(-noisy, axis=2)[:, :, :2].astype(np.uint16)
+    return PlanningProblem(shape, devices, size, workload=Workload(num_sequences=tokens_per_step)), trace
+
+
+def best_of_all_placements_s(problem: PlanningProblem, trace: np.ndarray) -> float:
+    """Every set of holders for every expert, every choice among them in every step; inf if none fits."""
+    rates, num_devices = expert_rates(problem), len(problem.devices)
+    tokens = problem.workload.tokens_per_step
+    steps = trace.reshape(-1, tokens, *trace.shape[1:])
+    subsets = [s for n in range(1, num_devices + 1) for s in itertools.combinations(range(num_devices), n)]
+
+    def step_times_s(step: np.ndarray) -> list[tuple[dict[int, int], float]]:
+        """Seconds of every assignment of the step's experts to devices."""
+        touched = sorted(set(step.ravel().tolist()))
+        found = []
+        for chosen in itertools.product(range(num_devices), repeat=len(touched)):
+            of = dict(zip(touched, chosen, strict=True))
+            by_token = [[of[e] for e in token] for token in step.tolist()]
+            rows = np.array([sum(d in token for token in by_token) for d in range(num_devices)])
+            pairs = np.array([sum(token.count(d) for token in by_token) for d in range(num_devices)])
+            distinct = np.bincount(chosen, minlength=num_devices)
+            found.append((of, float(device_seconds(rates, rows, distinct, pairs).max())))
+        return found
+
+    layers = []
+    for row in range(2):
+        options = [step_times_s(step) for step in steps[:, :, row]]
+        by_use: dict[tuple[int, ...], float] = {}
+        for holders in itertools.product(subsets, repeat=5):
+            use = tuple(sum(d in held for held in holders) for d in range(num_devices))
+            seconds = np.mean(
+                [
+                    min(s for of, s in option if all(d in holders[e] for e, d in of.items()))
+                    for option in options
+                ]
+            )
+            by_use[use] = min(by_use.get(use, math.inf), float(seconds))
+        layers.append(by_use)
+    room = problem.capacities()
+    return min(
+        (
+            first_s + second_s
+            for (first, first_s), (second, second_s) in itertools.product(*(x.items() for x in layers))
+            if (np.add(first, second) <= room).all()
+        ),
+        default=math.inf,
+    )
+
+
+@given(seed=st.integers(0, 10_000), tokens_per_step=st.integers(1, 2))
+@settings(max_examples=20, deadline=None)
+def test_no_placement_at_all_beats_the_bound_on_tiny_instances(seed: int, tokens_per_step: int) -> None:
+    problem, trace = tiny_problem(seed, 2, tokens_per_step)
+    assert lower_bound_s(problem, trace) <= best_of_all_placements_s(problem, trace) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nor_with_three_devices(seed: int) -> None:
+    problem, trace = tiny_problem(seed, 3, 1)
+    assert lower_bound_s(problem, trace) <= best_of_all_placements_s(problem, trace) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("drafts", [0, 1])
+def test_it_is_near_where_a_slow_link_rules(drafts: int) -> None:
+    gbytes_per_s = SIZE / 1e-4 / 1e9
+    devices = (
+        device(LOCAL_WORKER, 90, SIZE, gbytes_per_s=gbytes_per_s),
+        device("box", 50, SIZE, gbytes_per_s=gbytes_per_s, round_trip_s=3e-3),
+    )
+    problem = replace(independent_problem(1, drafts), devices=devices)
+    mean_s = evaluate(problem, least_time(problem), trace_of(problem)).mean_s
+    assert 0.95 * mean_s <= lower_bound_s(problem, trace_of(problem)) <= mean_s
+
+
+def test_independence_may_only_raise_it() -> None:
+    problem = independent_problem(3, drafts=0)
+    short = trace_of(problem)[:50]
+    assert lower_bound_s(problem, short, independent=True) >= lower_bound_s(problem, short)
