@@ -17,6 +17,8 @@ class Workload:
         head_bits_per_weight: of the head's own weights (attention, shared experts, lm_head, MTP layers).
         bytes_per_kv_value: 2 for bfloat16.
         bytes_per_activation: of a hidden state on its way to a worker, 4 for float32, 2 for bfloat16.
+        prompt_tokens_per_token: tokens of prompts to read for each token of the answers.
+        prefill_tokens: tokens of one prefill pass.
     """
 
     num_sequences: int = 1
@@ -26,6 +28,8 @@ class Workload:
     head_bits_per_weight: float = 16.0
     bytes_per_kv_value: int = 2
     bytes_per_activation: int = 2
+    prompt_tokens_per_token: float = 0.0
+    prefill_tokens: int = 512
 
     @property
     def tokens_per_step(self) -> int:
@@ -36,6 +40,11 @@ class Workload:
     def tokens_out_per_step(self) -> float:
         """Tokens that a step adds to the text."""
         return self.num_sequences * (1 + self.accepted_drafts)
+
+    @property
+    def prefill_passes_per_step(self) -> float:
+        """Prefill passes that fall to one decode step."""
+        return self.prompt_tokens_per_token * self.tokens_out_per_step / self.prefill_tokens
 
 
 # One sequence, one token a step, an empty context: what a figure means where nothing else is said.

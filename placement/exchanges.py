@@ -1,0 +1,143 @@
+"""Sets of expert moves that keep every device within its room, best first."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Rings over three devices cost the cube of their number to look for; beyond this, pairs must do.
+_MOST_DEVICES_FOR_RINGS = 12
+
+
+class Move(NamedTuple):
+    """Expert `expert` of layer row `row` goes from `source` to `target`, device indices."""
+
+    row: int
+    expert: int
+    source: int
+    target: int
+
+
+def best_moves(
+    gains: NDArray[np.floating],
+    holders: NDArray[np.integer],
+    room: NDArray[np.int64],
+    moves_a_layer: int,
+    most_moves: int | None = None,
+) -> tuple[list[Move], float]:
+    """Greedily the moves whose gains add up to most.
+
+    A full device passes on what it gets: moves are made singly into free room, in exchanges between two
+    devices, and over three devices as rings or as chains that end at free room. No expert moves twice.
+
+    Args:
+        gains: [num_layers, num_experts, num_devices], change of the time if the expert moves there.
+        holders: int [num_layers, num_experts], where experts are.
+        room: int64 [num_devices], experts that still fit.
+        moves_a_layer: about the most moves of one layer: gains are those of each move by itself.
+        most_moves: in all.
+
+    Returns:
+        The moves and the sum of their gains, at most 0.
+    """
+    search = _Search(gains, holders, room, moves_a_layer)
+    moves: list[Move] = []
+    total = 0.0
+    while True:
+        gain, edges = search.best()
+        if not gain < 0 or (most_moves is not None and len(moves) + len(edges) > most_moves):
+            return moves, total
+        if search.refresh(edges):
+            continue
+        found = search.take(edges)
+        moves += found
+        total += gain
+
+
+_Edge = tuple[int, int]
+
+
+class _Search:
+    def __init__(
+        self,
+        gains: NDArray[np.floating],
+        holders: NDArray[np.integer],
+        room: NDArray[np.int64],
+        moves_a_layer: int,
+    ) -> None:
+        num_layers, self._num_experts, num_devices = gains.shape
+        self._gains = gains.reshape(-1, num_devices)
+        self._room = room.copy()
+        self._left = np.full(num_layers, moves_a_layer)
+        self._moved: set[int] = set()
+        self._best = np.full((num_devices, num_devices), np.inf)
+        # Experts of each source, for each target the best first; `_next` is the place in that queue.
+        self._order: dict[int, NDArray[np.intp]] = {}
+        self._next = np.zeros((num_devices, num_devices), dtype=np.intp)
+        at = holders.ravel()
+        for source in range(num_devices):
+            held = np.flatnonzero(at == source)
+            if len(held):
+                order = held[np.argsort(self._gains[held], axis=0)]
+                self._order[source] = order
+                self._best[source] = np.take_along_axis(self._gains, order[:1], axis=0)[0]
+                self._best[source, source] = np.inf
+        self._rings = num_devices <= _MOST_DEVICES_FOR_RINGS
+
+    def best(self) -> tuple[float, list[_Edge]]:
+        """The best feasible set of moves there is, if what stands first in every queue can still move."""
+        best, free = self._best, self._room > 0
+        found: list[tuple[float, list[_Edge]]] = []
+        if free.any():
+            into_room = np.where(free, best, np.inf)
+            source, target = divmod(int(into_room.argmin()), len(best))
+            found.append((float(into_room[source, target]), [(source, target)]))
+        pairs = best + best.T
+        one, other = divmod(int(pairs.argmin()), len(best))
+        found.append((float(pairs[one, other]), [(one, other), (other, one)]))
+        if self._rings and len(best) > 2:
+            over = best[:, :, None] + best[None, :, :]
+            middle = over.argmin(axis=1)
+            through = np.take_along_axis(over, middle[:, None, :], axis=1)[:, 0]
+            chains = np.where(free, through, np.inf)
+            np.fill_diagonal(chains, np.inf)
+            source, target = divmod(int(chains.argmin()), len(best))
+            via = int(middle[source, target])
+            found.append((float(chains[source, target]), [(source, via), (via, target)]))
+            rings = through + best.T
+            source, target = divmod(int(rings.argmin()), len(best))
+            via = int(middle[source, target])
+            found.append((float(rings[source, target]), [(source, via), (via, target), (target, source)]))
+        return min(found, key=lambda item: item[0])
+
+    def refresh(self, edges: list[_Edge]) -> bool:
+        """Drop from the queues of `edges` what cannot move any more; whether anything was dropped."""
+        changed = False
+        for source, target in edges:
+            queue, place = self._order[source], int(self._next[source, target])
+            while place < len(queue) and not self._can_move(int(queue[place, target])):
+                place += 1
+            if place != self._next[source, target]:
+                changed = True
+                self._next[source, target] = place
+                end = place == len(queue)
+                self._best[source, target] = np.inf if end else self._gains[queue[place, target], target]
+        return changed
+
+    def take(self, edges: list[_Edge]) -> list[Move]:
+        """Make the moves that stand first; a layer may end one or two above its number."""
+        moves = []
+        for source, target in edges:
+            cell = int(self._order[source][self._next[source, target], target])
+            row, expert = divmod(cell, self._num_experts)
+            moves.append(Move(row, expert, source, target))
+            self._moved.add(cell)
+            self._left[row] -= 1
+            self._room[source] += 1
+            self._room[target] -= 1
+        return moves
+
+    def _can_move(self, cell: int) -> bool:
+        return cell not in self._moved and bool(self._left[cell // self._num_experts] > 0)

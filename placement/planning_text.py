@@ -1,0 +1,56 @@
+"""The text a plan is fitted to: recorded tokens, or tokens drawn from counts where there are too few."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.expectation import sampling_weights
+from placement.model_shape import ModelShape
+from placement.problem import PlanningProblem
+from placement.routing_profile import smooth
+from placement.stats import RoutingStats, count_experts
+
+# Tokens drawn where statistics have counts alone, or a trace of fewer steps than are worth fitting to.
+_DRAWN_TOKENS, _FEWEST_STEPS = 3000, 96
+
+
+def planning_text(problem: PlanningProblem) -> tuple[RoutingStats, NDArray[np.integer]]:
+    """Statistics and tokens to plan with, int [num_tokens, num_moe_layers, top_k].
+
+    Tokens are drawn from smoothed counts, layers and tokens independent; the same every time. Without
+    statistics every expert is as likely as any other.
+    """
+    tokens = problem.workload.tokens_per_step
+    stats = even_routing(problem.shape) if problem.stats is None else problem.stats
+    if stats.trace is not None and len(stats.trace) >= _FEWEST_STEPS * tokens:
+        return stats, stats.trace
+    frequencies = smooth(stats.counts, stats.top_k).frequencies
+    return stats, _drawn(frequencies, stats.top_k, max(_DRAWN_TOKENS, _FEWEST_STEPS * tokens))
+
+
+def even_routing(shape: ModelShape) -> RoutingStats:
+    """Statistics of a router without preferences: every expert chosen once by each of its own tokens."""
+    counts = np.full((shape.num_moe_layers, shape.num_experts), shape.top_k, dtype=np.uint64)
+    return RoutingStats.from_counts(shape, counts, shape.num_experts, "even routing (no statistics)")
+
+
+def stats_of(stats: RoutingStats, trace: NDArray[np.integer]) -> RoutingStats:
+    """The same model's statistics of part of a text."""
+    counts = count_experts(trace, stats.num_experts)
+    return replace(stats, num_tokens=len(trace), counts=counts, trace=trace.astype(np.uint16, copy=False))
+
+
+def _drawn(frequencies: NDArray[np.float64], top_k: int, num_tokens: int) -> NDArray[np.uint16]:
+    weights = sampling_weights(frequencies)
+    generator = np.random.default_rng(0)
+    with np.errstate(divide="ignore"):
+        scores = np.log(weights)
+    trace = np.empty((num_tokens, len(weights), top_k), dtype=np.uint16)
+    for row in range(len(weights)):
+        # The largest k of scores with Gumbel noise are k draws without replacement.
+        noisy = scores[row] + generator.gumbel(size=(num_tokens, weights.shape[1]))
+        trace[:, row] = np.argpartition(-noisy, top_k - 1, axis=1)[:, :top_k]
+    return trace
