@@ -29,7 +29,7 @@ def one_box(problem: PlanningProblem) -> HolderTable:
             f"one box: {missing * problem.expert_bytes} bytes are missing on the head's node; give it a disk "
             "or more memory"
         )
-    return _fill(problem, home, _hottest(problem) if problem.stats else _layer_order(problem))
+    return fill(problem, home, hottest(problem) if problem.stats else layer_order(problem))
 
 
 def uniform(problem: PlanningProblem) -> HolderTable:
@@ -48,7 +48,7 @@ def whole_layers(problem: PlanningProblem) -> HolderTable:
 
     The experts move, attention stays at the head.
     """
-    return _fill(problem, by_speed(problem), _layer_order(problem))
+    return fill(problem, by_speed(problem), layer_order(problem))
 
 
 def hottest_first(problem: PlanningProblem) -> HolderTable:
@@ -58,7 +58,7 @@ def hottest_first(problem: PlanningProblem) -> HolderTable:
     that answers for one expert soonest. The rank of an expert is its count; ties go to the lower layer,
     then the lower expert.
     """
-    return _fill(problem, by_speed(problem), _hottest(problem))
+    return fill(problem, by_speed(problem), hottest(problem))
 
 
 def hottest_per_layer(problem: PlanningProblem) -> HolderTable:
@@ -126,17 +126,17 @@ def require_stats(problem: PlanningProblem, policy: str) -> RoutingStats:
     return problem.stats
 
 
-def _hottest(problem: PlanningProblem) -> NDArray[np.intp]:
+def hottest(problem: PlanningProblem) -> NDArray[np.intp]:
     """Flat indices (layer-major) of all experts, most chosen first."""
     counts = require_stats(problem, "hottest-first").counts.astype(np.int64)
     return np.argsort(-counts, axis=None, kind="stable")
 
 
-def _layer_order(problem: PlanningProblem) -> NDArray[np.intp]:
+def layer_order(problem: PlanningProblem) -> NDArray[np.intp]:
     return np.arange(problem.shape.num_routed_experts)
 
 
-def _fill(problem: PlanningProblem, devices: Sequence[int], experts: NDArray[np.intp]) -> HolderTable:
+def fill(problem: PlanningProblem, devices: Sequence[int], experts: NDArray[np.intp]) -> HolderTable:
     """Experts (flat indices) in the given order into devices in the given order, each up to its capacity."""
     capacities = np.minimum(problem.capacities()[list(devices)], len(experts))
     holders = np.empty(len(experts), dtype=np.int16)

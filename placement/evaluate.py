@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,60 +23,103 @@ _CHUNK_ELEMENTS = 4_000_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """A placement on a trace; the head's own time (`cost.head_seconds`) comes on top.
+    """A policy on a trace; the head's own time (`cost.head_seconds`) comes on top.
 
     Attributes:
         moe_seconds: float64 [num_steps], all MoE layers of a step.
-        remote_layers: float64 [num_steps], layers that asked another box.
+        remote_layers: int64 [num_steps], layers that asked another box.
         bound_share: float64 [num_devices], share of (step, layer) that the device was the last to answer.
         busy_seconds: float64 [num_devices], mean time a step that the device works or waits for the wire.
+        head_s: what comes on top where it is not the head's own time, else None.
+        hit_share: share of the distinct experts of a layer found in the fast memory, None where nobody asks.
     """
 
     moe_seconds: NDArray[np.float64]
     remote_layers: NDArray[np.int64]
     bound_share: NDArray[np.float64]
     busy_seconds: NDArray[np.float64]
+    head_s: float | None = None
+    hit_share: float | None = None
 
     @property
     def mean_s(self) -> float:
         return float(self.moe_seconds.mean())
 
 
-def evaluate(problem: PlanningProblem, table: HolderTable, trace: NDArray[np.integer]) -> Evaluation:
-    """Replay `trace`, successive tokens forming steps of `workload.tokens_per_step`; a rest is left out.
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """Who computes what in one layer of successive steps.
 
-    Linear in tokens, bounded memory. The dispatcher's own rule chooses among replicas
-    (placement/assign.py).
+    Attributes:
+        devices: int16 [num_steps, num_tokens, top_k].
+        not_before_s: float64 [num_steps, num_devices], seconds of the layer that each device takes at least:
+            0 where nothing but its part of the work keeps it.
+    """
+
+    devices: NDArray[np.int16]
+    not_before_s: NDArray[np.float64] | None = None
+
+
+class Chooser(Protocol):
+    """`expert_ids`: int [num_steps, num_tokens, top_k] of one layer, the steps from `first_step` on."""
+
+    def __call__(self, row: int, first_step: int, expert_ids: NDArray[np.integer], /) -> Choice: ...
+
+
+def evaluate(problem: PlanningProblem, table: HolderTable, trace: NDArray[np.integer]) -> Evaluation:
+    """Replay `trace` through a placement.
+
+    The dispatcher's own rule chooses among replicas (placement/assign.py).
 
     Args:
         trace: int [num_tokens, num_moe_layers, top_k], at least one step.
     """
-    rates, costs = expert_rates(problem), replica_costs(problem)
-    is_home = np.array([device.is_home for device in problem.devices])
+    costs = replica_costs(problem)
+
+    def choose(row: int, first_step: int, expert_ids: NDArray[np.integer]) -> Choice:
+        return Choice(assign_steps(expert_ids, table.layers[row], costs))
+
+    return evaluate_choices(problem, choose, trace)
+
+
+def evaluate_choices(problem: PlanningProblem, choose: Chooser, trace: NDArray[np.integer]) -> Evaluation:
+    """Replay `trace`, successive tokens forming steps of `workload.tokens_per_step`; a rest is left out.
+
+    Linear in tokens, bounded memory.
+
+    Args:
+        trace: int [num_tokens, num_moe_layers, top_k], at least one step.
+    """
+    rates, shape = expert_rates(problem), problem.shape
+    is_remote = np.array([not device.is_home for device in problem.devices])
     num_devices = len(problem.devices)
     seconds, remote = [], []
     bound = np.zeros(num_devices)
     busy = np.zeros(num_devices)
+    first_step = 0
     for steps in _chunks(trace, problem.workload.tokens_per_step, num_devices):
         block_seconds = np.zeros(len(steps))
         block_remote = np.zeros(len(steps), dtype=np.int64)
-        for row, holders in enumerate(table.layers):
-            chosen = assign_steps(steps[:, row], holders, costs)
-            touches = count_touches(chosen, steps[:, row], num_devices, table.num_experts)
+        for row in range(shape.num_moe_layers):
+            choice = choose(row, first_step, steps[:, row])
+            touches = count_touches(choice.devices, steps[:, row], num_devices, shape.num_experts)
             per_device = layer_seconds(rates, touches.rows, touches.distinct, touches.pairs)
             asked = touches.rows > 0
+            if choice.not_before_s is not None:
+                per_device = np.maximum(per_device, choice.not_before_s)
+                asked |= choice.not_before_s > 0
             block_seconds += per_device.max(axis=1)
-            block_remote += asked[:, ~is_home].any(axis=1)
+            block_remote += asked[:, is_remote].any(axis=1)
             bound += np.bincount(per_device.argmax(axis=1), minlength=num_devices)
             busy += np.where(asked, per_device, 0.0).sum(axis=0)
         seconds.append(block_seconds)
         remote.append(block_remote)
-    num_steps = sum(len(part) for part in seconds)
+        first_step += len(steps)
     return Evaluation(
         moe_seconds=np.concatenate(seconds),
         remote_layers=np.concatenate(remote),
         bound_share=bound / bound.sum(),
-        busy_seconds=busy / num_steps,
+        busy_seconds=busy / first_step,
     )
 
 

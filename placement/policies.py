@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Protocol
 
-from placement import baselines
+from placement import baselines, cached_experts
 from placement.errors import InputError
+from placement.evaluate import Evaluation
 from placement.holders import HolderTable
 from placement.least_time import least_time
+from placement.pipeline import pipeline
 from placement.problem import PlanningProblem
+from placement.prompt_hottest import prompt_hottest
+from placement.text import Text
 
 
 class Policy(Protocol):
@@ -35,12 +39,42 @@ BASELINES: Mapping[str, Policy] = MappingProxyType(
     }
 )
 
+
+class RunPolicy(Protocol):
+    """A policy that no table of holders describes, since it moves experts as it goes, or more than experts.
+
+    It is run on text and says how long that took. Raises as a `Policy` does, and InputError where the
+    text is too short.
+    """
+
+    def __call__(self, problem: PlanningProblem, text: Text, /) -> Evaluation: ...
+
+
+RUN_POLICIES: Mapping[str, RunPolicy] = MappingProxyType(
+    {
+        "pipeline": pipeline,
+        "prompt-hottest": prompt_hottest,
+        "lru": cached_experts.lru,
+        "lfu": cached_experts.lfu,
+        "opt": cached_experts.opt,
+    }
+)
+
 POLICIES: Mapping[str, Policy] = MappingProxyType({**BASELINES, "least-time": least_time})
 
 
 def named_policy(name: str) -> Policy:
     """Raises InputError for an unknown name, listing the known ones."""
-    try:
-        return POLICIES[name]
-    except KeyError:
-        raise InputError(f"policy {name!r}: expected {', '.join(POLICIES)}") from None
+    check_policy(name)
+    if name in RUN_POLICIES:
+        raise InputError(
+            f"policy {name!r} makes no plan, it is run on text: use it in a study, or expect one of "
+            f"{', '.join(POLICIES)}"
+        )
+    return POLICIES[name]
+
+
+def check_policy(name: str) -> None:
+    """Raises InputError for a name that is neither in POLICIES nor in RUN_POLICIES."""
+    if name not in POLICIES and name not in RUN_POLICIES:
+        raise InputError(f"policy {name!r}: expected {', '.join((*POLICIES, *RUN_POLICIES))}")

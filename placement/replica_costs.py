@@ -13,12 +13,12 @@ from placement.problem import PlanningProblem
 
 
 def replica_costs(problem: PlanningProblem) -> ReplicaCosts:
-    """The cost model's time of a device that is asked for one row: without an expert, and for each one."""
+    """The cost model's time of a device that is asked for one row, the head's software for it included."""
     rates = expert_rates(problem)
-    none, one = np.zeros((2, len(problem.devices)), dtype=np.int64)
-    one += 1
-    ask_s = device_seconds(rates, one, none, none)
-    return ReplicaCosts(ask_s, device_seconds(rates, one, one, one) - ask_s)
+    one = np.ones(len(problem.devices), dtype=np.int64)
+    first_s = device_seconds(rates, one, one, one)
+    expert_s = device_seconds(rates, one, 2 * one, 2 * one) - first_s
+    return ReplicaCosts(np.maximum(first_s - expert_s, 0.0) + rates.message_s, expert_s)
 
 
 def priced_workers(problem: PlanningProblem) -> tuple[PlannedWorker, ...]:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from placement.errors import StudyFileError
-from placement.policies import named_policy
+from placement.policies import check_policy
 from placement.quantisation import bits_per_weight
 from placement.study.routing_source import FileSource, RoutingSource, SyntheticSource
 from placement.traces import CODING, GENERAL, Domain
@@ -139,7 +139,7 @@ def _study(file: _StudyModel, path: Path) -> Study:
             if values.count(value) > 1:
                 raise StudyFileError(f"{path}: {name}: expected each value once, found {value!r} again")
     for policy in file.policies:
-        named_policy(policy)
+        check_policy(policy)
     for quant in file.quants:
         bits_per_weight(quant)
     stems = [Path(cluster).stem for cluster in file.clusters]

@@ -10,25 +10,28 @@ import numpy as np
 from placement.bound import trace_bound_s
 from placement.cluster_spec import ClusterSpec
 from placement.cost import head_seconds
-from placement.evaluate import evaluate
+from placement.evaluate import Evaluation, evaluate
 from placement.holders import HolderTable
 from placement.model_shape import ModelShape
-from placement.policies import named_policy
+from placement.policies import RUN_POLICIES, named_policy
 from placement.problem import PlanningProblem, planning_devices
 from placement.study.routing_source import Routing
+from placement.text import Text
 from placement.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:
-    """A policy's placement on held-out text.
+    """A policy on held-out text.
 
+    `table` is its placement, None where it has none (`policies.RUN_POLICIES`); `hit_share` the share of
+    experts found in the fast memory, None for policies that have no such thing.
     `step_s` is `moe_s` (expected over the held-out passes) and `head_s` together; `bound_by` the device that
     most layers waited for; `plan_s` how long planning took. `lower_bound_s` holds for every placement on the
-    held-out trace (placement/bound.py).
+    held-out trace (placement/bound.py), not for what changes placements or moves attention as it runs.
     """
 
-    table: HolderTable
+    table: HolderTable | None
     tokens_per_s: float
     step_s: float
     step_p95_s: float
@@ -39,6 +42,7 @@ class Measured:
     replicas: int
     plan_s: float
     lower_bound_s: float
+    hit_share: float | None = None
 
     @property
     def gap(self) -> float:
@@ -58,12 +62,15 @@ def planning_problem(
 
 
 def measure(problem: PlanningProblem, policy: str, routing: Routing) -> Measured:
-    """Plan with `policy`, then replay the held-out trace.
+    """Plan with `policy`, then replay the held-out trace; or run the policy on it.
 
     Raises:
         PlanDoesNotFit: the policy's own rule leaves no room.
         InputError: the held-out trace is shorter than one pass.
     """
+    if policy in RUN_POLICIES:
+        result = RUN_POLICIES[policy](problem, Text(routing.held_out, routing.document_tokens))
+        return _measured(problem, None, result, routing, 0.0)
     start = time.perf_counter()
     table = named_policy(policy)(problem)
     return measure_table(problem, table, routing, time.perf_counter() - start)
@@ -73,11 +80,24 @@ def measure_table(
     problem: PlanningProblem, table: HolderTable, routing: Routing, plan_s: float = 0.0
 ) -> Measured:
     """Replay the held-out trace through a placement."""
+    return _measured(problem, table, evaluate(problem, table, routing.held_out), routing, plan_s)
+
+
+def _measured(
+    problem: PlanningProblem,
+    table: HolderTable | None,
+    result: Evaluation,
+    routing: Routing,
+    plan_s: float,
+) -> Measured:
     workload = problem.workload
-    result = evaluate(problem, table, routing.held_out)
-    head_s = head_seconds(problem).total_s
+    own_head_s = head_seconds(problem).total_s
+    head_s = own_head_s if result.head_s is None else result.head_s
     step_s = result.mean_s + head_s
-    held = int(table.experts_per_worker(len(problem.devices)).sum())
+    replicas = 0
+    if table is not None:
+        held = int(table.experts_per_worker(len(problem.devices)).sum())
+        replicas = held - problem.shape.num_routed_experts
     return Measured(
         table=table,
         tokens_per_s=workload.tokens_out_per_step / step_s,
@@ -87,7 +107,8 @@ def measure_table(
         head_s=head_s,
         remote_layers_per_token=float(result.remote_layers.mean()) / workload.tokens_out_per_step,
         bound_by=problem.devices[int(result.bound_share.argmax())].worker.name,
-        replicas=held - problem.shape.num_routed_experts,
+        replicas=replicas,
         plan_s=plan_s,
-        lower_bound_s=trace_bound_s(problem, routing.held_out) + head_s,
+        lower_bound_s=trace_bound_s(problem, routing.held_out) + own_head_s,
+        hit_share=result.hit_share,
     )

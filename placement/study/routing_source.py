@@ -13,16 +13,21 @@ from placement.errors import RoutingFileError
 from placement.model_shape import ModelShape
 from placement.stats import RoutingStats
 from placement.steps import split_trace
+from placement.text import DOCUMENT_TOKENS
 from placement.traces import Domain, SyntheticRouter
 from placement.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Routing:
-    """`planned`: statistics with a trace. `held_out`: uint16 [num_tokens, num_moe_layers, top_k]."""
+    """`planned`: statistics with a trace. `held_out`: uint16 [num_tokens, num_moe_layers, top_k].
+
+    `document_tokens`: of each document of the held-out text, as `placement.text.Text` takes it.
+    """
 
     planned: RoutingStats
     held_out: NDArray[np.uint16]
+    document_tokens: int = DOCUMENT_TOKENS
 
     def as_passes(self, workload: Workload) -> Routing:
         """Both traces in the order in which passes of `workload` run them; see `in_passes`."""
@@ -41,7 +46,7 @@ class Routing:
                 trace=ordered,
                 source=self.planned.source,
             )
-        return Routing(planned, in_passes(self.held_out, workload))
+        return Routing(planned, in_passes(self.held_out, workload), self.document_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,8 @@ class SyntheticSource:
         router = SyntheticRouter(shape, seed=self.seed)
         planned = router.trace(self.domain, self.num_tokens)
         held_out = router.trace(self.held_out_domain, self.num_tokens, stream_seed=1)
-        return Routing(RoutingStats.from_trace(shape, planned, f"synthetic {self.domain.name}"), held_out)
+        stats = RoutingStats.from_trace(shape, planned, f"synthetic {self.domain.name}")
+        return Routing(stats, held_out, router.document_tokens)
 
     def fingerprint(self) -> str:
         return repr(self)

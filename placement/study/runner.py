@@ -91,6 +91,7 @@ def run_cell(shape: ModelShape, cell: Cell) -> Row:
         plan_s=found.plan_s,
         lower_bound_s=found.lower_bound_s,
         gap=found.gap,
+        hit_share=found.hit_share,
     )
 
 
