@@ -1,0 +1,61 @@
+"""Predicted beside measured: `python -m benchmarks.fidelity [--rounds 5] [--only NAME] [--json FILE]`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.fidelity.layouts import SETUPS
+from benchmarks.fidelity.model import write_model
+from benchmarks.fidelity.run import Layout, Model, run_setup
+
+
+def main(
+    rounds: Annotated[int, typer.Option(min=1, help="Of probes and runs of each layout.")] = 5,
+    tokens: Annotated[int, typer.Option(min=2, help="Generated in each run.")] = 25,
+    only: Annotated[list[str] | None, typer.Option(help="Names of setups; all when left out.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Folder to keep the model in.")] = None,
+    details: Annotated[bool, typer.Option(help="Print the cluster file's numbers too.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the layouts here.")] = None,
+) -> None:
+    """Run every layout and print its table."""
+    console = Console()
+    layouts: list[Layout] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        loaded = Model.load(write_model(model or Path(scratch)))
+        for setup in SETUPS:
+            if only and setup.name not in only:
+                continue
+            result = run_setup(loaded, setup, rounds=rounds, tokens=tokens)
+            layouts += result.layouts
+            if details:
+                console.print(result.probes[-1], result.clusters[-1], result.layouts)
+    console.print(table(layouts))
+    if json_file is not None:
+        json_file.write_text(json.dumps([asdict(layout) for layout in layouts], indent=1) + "\n")
+
+
+def table(layouts: list[Layout]) -> Table:
+    found = Table("layout", "drafts", "step ms", "measured", "error", "prefill ms", "measured", "error")
+    for layout in layouts:
+        cells = []
+        for part in (layout.decode, layout.prefill):
+            cells += [
+                f"{median(part.predicted_s) * 1000:.2f}",
+                f"{median(part.measured_s) * 1000:.2f}",
+                f"{part.error:+.1%}",
+            ]
+        found.add_row(layout.setup, str(layout.drafts), *cells)
+    return found
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,28 @@
+"""Counts distinct experts of each request, which the dispatcher itself does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from orchestrator.dispatch import Dispatcher
+from orchestrator.layer_sum import Ask
+from placement.plan import Plan
+from transport.client import WorkerClient
+from workers.store import ExpertStore
+
+
+class CountingDispatcher(Dispatcher):
+    """The dispatcher, which here counts what it asks for in more detail: for one run that is not timed."""
+
+    def __init__(
+        self, plan: Plan, local: ExpertStore | None, clients: Mapping[str, WorkerClient], *, max_rows: int
+    ) -> None:
+        super().__init__(plan, local, clients, dtype=torch.float32, max_rows=max_rows)
+        self.experts_read = [0] * len(plan.workers)
+
+    def _count(self, ask: Ask) -> None:
+        super()._count(ask)
+        self.experts_read[ask.worker] += len(np.unique(ask.expert_ids[ask.expert_ids >= 0]))

@@ -1,0 +1,180 @@
+"""From probe numbers to a cluster file's numbers, and from those to a prediction of recorded passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.fidelity.layouts import Setup, node_of
+from benchmarks.fidelity.probes import HeadProbe, LinkProbe, Probes, ProcessProbe
+from placement.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, MachineSpec, NodeSpec, Overheads
+from placement.cost import (
+    head_layer_seconds,
+    head_seconds,
+    message_size,
+    shared_expert_s,
+)
+from placement.model_shape import ModelShape
+from placement.plan import Plan
+from placement.prefill import prefill_head_seconds
+from placement.problem import PlanningProblem, planning_devices
+from placement.replay import replay_decode, replay_prefill
+from placement.system import System
+from placement.tally import SimulationReport
+from placement.workload import Workload
+
+_ROOM_BYTES = 10**12
+_BYTES = 4  # float32 everywhere
+_PLAIN = Workload(head_bits_per_weight=8 * _BYTES, bytes_per_kv_value=_BYTES, bytes_per_activation=_BYTES)
+
+
+def cluster_of(setup: Setup, rounds: Sequence[Probes], shape: ModelShape, plan: Plan) -> ClusterSpec:
+    """What a cluster file would say: medians over the rounds."""
+    cluster = _cluster(setup, rounds, shape, plan)
+    head = cluster.head_node.devices[0]
+    overheads = _head_overheads(cluster, _median_head(rounds), shape, plan.expert_bytes, head.overheads)
+    devices = (replace(head, overheads=overheads), *cluster.head_node.devices[1:])
+    nodes = (replace(cluster.head_node, devices=devices), *cluster.nodes[1:])
+    return replace(cluster, nodes=nodes)
+
+
+def _cluster(setup: Setup, rounds: Sequence[Probes], shape: ModelShape, plan: Plan) -> ClusterSpec:
+    size, row_bytes = plan.expert_bytes, _row_bytes(shape)
+    head = _median_head(rounds)
+    probe = _median_process([r.head_process for r in rounds])
+    attention = replace(shape.attention[0], window=0)
+    flops = prefill_flops(attention.num_heads * attention.head_dim, head.context, head.chunk_rows)
+    head_device = replace(_device("head", probe, size, shape), attention_flops_per_s=flops / head.attention_s)
+    home, boxes = [head_device], []
+    local_links: list[LinkProbe] = []
+    for index, kind in enumerate(setup.links):
+        node = node_of(index, kind)
+        name = f"{node}-w{index}"
+        device = _device(f"w{index}", _median_process([r.workers[name] for r in rounds]), size, shape)
+        link = _median_link([r.links[name] for r in rounds])
+        if kind == "local":
+            home.append(device)
+            local_links.append(link)
+        else:
+            boxes.append(NodeSpec(node, None, (device,), LinkSpec(link.round_trip_s, row_bytes / link.row_s)))
+    own_link = None
+    if local_links:
+        link = _median_link(local_links)
+        own_link = LinkSpec(link.round_trip_s, row_bytes / link.row_s)
+    together = [r.together for r in rounds if r.together is not None]
+    nodes = (NodeSpec("this-machine", None, tuple(home), own_link), *boxes)
+    machines: tuple[MachineSpec, ...] = ()
+    if together:
+        machines = (
+            MachineSpec(
+                "this-machine",
+                tuple(node.name for node in nodes),
+                cores=median(t.cores for t in together),
+                bandwidth_bytes_per_s=median(t.experts_per_s for t in together) * size,
+            ),
+        )
+    return ClusterSpec("this-machine", nodes, machines)
+
+
+def _device(name: str, probe: ProcessProbe, size: int, shape: ModelShape) -> DeviceSpec:
+    return DeviceSpec(
+        name,
+        "ram",
+        "cpu",
+        _ROOM_BYTES,
+        0,
+        bandwidth_bytes_per_s=size / probe.read_s,
+        ffn_flops_per_s=2 * shape.expert_parameters / probe.pair_s,
+        overheads=Overheads(request_s=probe.request_s),
+    )
+
+
+def _head_overheads(
+    cluster: ClusterSpec, head: HeadProbe, shape: ModelShape, expert_bytes: int, own: Overheads
+) -> Overheads:
+    """What the head takes beyond the cost model's bytes and FLOPs of the same passes."""
+    workload = replace(_PLAIN, context=head.context)
+    problem = PlanningProblem(shape, planning_devices(cluster), expert_bytes, workload=workload)
+    device = problem.devices[0]
+    shared_s = shape.num_moe_layers * shared_expert_s(device, shape, workload)
+    token_s = float(head_layer_seconds(problem).sum()) + shared_s
+    layer_s = (head.token_s - token_s) / shape.num_hidden_layers
+
+    empty = replace(problem, workload=replace(workload, context=0))
+    chunk_s = prefill_head_seconds(empty, head.chunk_rows, is_last=False)
+    chunk_s += shape.num_moe_layers * shared_expert_s(device, shape, workload, rows=head.chunk_rows)
+    chunk_extra_s = head.chunk_s - chunk_s - shape.num_hidden_layers * layer_s
+
+    drafting = replace(problem, workload=replace(workload, drafts=shape.num_mtp_layers))
+    draft_s = (head.drafts_s - head_seconds(drafting).mtp_s) / shape.num_mtp_layers
+    return replace(
+        own,
+        message_s=head.message_s,
+        layer_s=max(0.0, layer_s),
+        moe_layer_s=head.dispatch_s,
+        row_s=max(0.0, chunk_extra_s / (head.chunk_rows * shape.num_hidden_layers)),
+        pass_s=max(0.0, head.logits_s - head_seconds(problem).lm_head_s),
+        draft_s=max(0.0, draft_s),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Reports of the same passes as the run's."""
+
+    decode: SimulationReport
+    prefill: SimulationReport
+
+
+def predict(
+    cluster: ClusterSpec,
+    plan: Plan,
+    shape: ModelShape,
+    *,
+    drafts: int,
+    num_prompt: int,
+    prefill: Sequence[NDArray[np.integer]],
+    decode: Sequence[NDArray[np.integer]],
+    num_tokens: int,
+) -> Prediction:
+    """Replay recorded passes; the KV cache's length is the mean of the decode.
+
+    Args:
+        num_tokens: that the decode steps added.
+    """
+    workload = replace(
+        _PLAIN,
+        drafts=drafts,
+        accepted_drafts=num_tokens / len(decode) - 1,
+        context=num_prompt + num_tokens // 2,
+    )
+    system = System.build(plan, cluster, shape, workload)
+    return Prediction(replay_decode(system, decode, num_tokens), replay_prefill(system, prefill))
+
+
+def prefill_flops(width: int, context: int, rows: int) -> float:
+    """Of causal attention of `rows` queries behind `context` others, `width` = heads x head_dim."""
+    return 4.0 * width * (rows * context + rows * (rows + 1) / 2)
+
+
+def _row_bytes(shape: ModelShape) -> int:
+    message = message_size(shape, _BYTES)
+    return message.request_bytes_per_row + message.reply_bytes_per_row
+
+
+def _median_head(rounds: Sequence[Probes]) -> HeadProbe:
+    heads = [r.head for r in rounds]
+    times = [f.name for f in fields(HeadProbe) if f.name.endswith("_s")]
+    return replace(heads[0], **{name: median(getattr(h, name) for h in heads) for name in times})
+
+
+def _median_process(probes: Sequence[ProcessProbe]) -> ProcessProbe:
+    return ProcessProbe(*(median(getattr(p, f.name) for p in probes) for f in fields(ProcessProbe)))
+
+
+def _median_link(probes: Sequence[LinkProbe]) -> LinkProbe:
+    return LinkProbe(*(median(getattr(p, f.name) for p in probes) for f in fields(LinkProbe)))

@@ -1,0 +1,226 @@
+"""Runs a setup and probes it in turns: A B A B, so that what else the machine does falls on both."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.fidelity.counting import CountingDispatcher
+from benchmarks.fidelity.layouts import Setup, make_plan
+from benchmarks.fidelity.predict import cluster_of, predict
+from benchmarks.fidelity.probes import NoExperts, Prober, Probes
+from benchmarks.fidelity.processes import running_workers
+from orchestrator.dispatch import Dispatcher, Usage
+from orchestrator.generate import GenerationParams, GenerationResult, generate
+from orchestrator.model.routing_recorder import RoutingRecorder
+from orchestrator.model.step35 import Step35Model
+from orchestrator.model.weights import HeadWeights, load_head_weights
+from placement.cluster_spec import ClusterSpec
+from placement.model_shape import ModelShape
+from placement.plan import LOCAL_WORKER, Plan
+from placement.tally import DispatchCounts
+from transport.client import WorkerClient
+from transport.messages import DEFAULT_MAX_ROWS
+from workers.formats.safetensors import Checkpoint
+from workers.model_config import Step35Config
+from workers.store import ExpertStore
+
+PROMPT_TOKENS, CHUNK_TOKENS = 384, 256
+PROBE_EXPERTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What all setups share: the head's weights and, for probes, some experts of every layer."""
+
+    directory: Path
+    config: Step35Config
+    checkpoint: Checkpoint
+    shape: ModelShape
+    weights: HeadWeights
+    probe_store: ExpertStore
+
+    @classmethod
+    def load(cls, directory: Path) -> Model:
+        config, checkpoint = Step35Config.load(directory), Checkpoint.open(directory)
+        shape = config.shape(directory.name)
+        some = {layer: range(PROBE_EXPERTS) for layer in shape.moe_layers}
+        store = ExpertStore.load(checkpoint, config, some, dtype=torch.float32)
+        weights = load_head_weights(checkpoint, config, torch.float32)
+        return cls(directory, config, checkpoint, shape, weights, store)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a run did, the same every time: its passes and what the dispatcher counted."""
+
+    prefill: list[NDArray[np.uint16]]
+    decode: list[NDArray[np.uint16]]
+    num_tokens: int
+    prefill_counts: DispatchCounts
+    decode_counts: DispatchCounts
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Seconds predicted beside those measured, one of each a round; `error` is the median of the rounds'."""
+
+    predicted_s: list[float]
+    measured_s: list[float]
+
+    @property
+    def error(self) -> float:
+        return median(p / m - 1 for p, m in zip(self.predicted_s, self.measured_s, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One setup with a number of drafts: seconds of a decode step, and of the prompt."""
+
+    setup: str
+    drafts: int
+    decode: Comparison
+    prefill: Comparison
+
+
+@dataclass(frozen=True, slots=True)
+class SetupResult:
+    """`clusters` and `probes` in the order they were made."""
+
+    probes: list[Probes]
+    clusters: list[ClusterSpec]
+    layouts: list[Layout]
+
+
+def run_setup(model: Model, setup: Setup, *, rounds: int, tokens: int) -> SetupResult:
+    """Start the workers, record what each layout does, then probe and run in turns.
+
+    Raises:
+        RuntimeError: a run's counts are not the simulator's, or two runs of a layout differ.
+    """
+    plan = make_plan(model.shape, setup, model.shape.expert_bytes(32))
+    torch.set_num_threads(max(1, torch.get_num_threads()) if setup.num_workers == 0 else 1)
+    with ExitStack() as stack:
+        sockets = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        workers = stack.enter_context(running_workers(setup, plan, model.shape, model.directory, sockets))
+        local = None
+        if plan.local_worker is not None:
+            experts = plan.experts_of(LOCAL_WORKER)
+            local = ExpertStore.load(model.checkpoint, model.config, experts, dtype=torch.float32)
+        clients = {worker.name: worker.client for worker in workers}
+        dispatcher = Dispatcher(plan, local, clients, dtype=torch.float32, max_rows=DEFAULT_MAX_ROWS)
+        head = Step35Model(model.config, model.weights, torch.float32, dispatcher, dispatcher.timer)
+        bare = Step35Model(model.config, model.weights, torch.float32, NoExperts())
+        prober = Prober(model.shape, plan, model.probe_store, bare, dispatcher, workers, PROMPT_TOKENS)
+
+        recorded = {drafts: _record(model, plan, local, clients, drafts, tokens) for drafts in setup.drafts}
+        probes = [prober.probe()]
+        runs: dict[int, list[GenerationResult]] = {drafts: [] for drafts in setup.drafts}
+        for _ in range(rounds):
+            for drafts in setup.drafts:
+                result = generate(head, prompt_ids(), _params(drafts, tokens))
+                if result.token_ids != recorded[drafts].token_ids:
+                    raise RuntimeError(f"{setup.name}: two runs gave different tokens")
+                runs[drafts].append(result)
+            probes.append(prober.probe())
+    # A round's runs are predicted from the probes before and after them.
+    clusters = [cluster_of(setup, around, model.shape, plan) for around in pairwise(probes)]
+    layouts = []
+    for drafts, record in recorded.items():
+        predictions = [
+            predict(
+                cluster,
+                plan,
+                model.shape,
+                drafts=drafts,
+                num_prompt=PROMPT_TOKENS,
+                prefill=record.prefill,
+                decode=record.decode,
+                num_tokens=record.num_tokens,
+            )
+            for cluster in clusters
+        ]
+        what = f"{setup.name}, {drafts} drafts"
+        check_counts(f"{what}, decode", predictions[0].decode.counts, record.decode_counts)
+        check_counts(f"{what}, prefill", predictions[0].prefill.counts, record.prefill_counts)
+        steps = len(record.decode)
+        decode = Comparison(
+            [p.decode.duration_s / steps for p in predictions], [r.decode_s / steps for r in runs[drafts]]
+        )
+        prefill = Comparison([p.prefill.duration_s for p in predictions], [r.prefill_s for r in runs[drafts]])
+        layouts.append(Layout(setup.name, drafts, decode, prefill))
+    return SetupResult(probes, clusters, layouts)
+
+
+def check_counts(what: str, predicted: DispatchCounts, counted: DispatchCounts) -> None:
+    """Raise RuntimeError unless the simulator counted exactly what the dispatcher did."""
+    if predicted != counted:
+        raise RuntimeError(f"{what}: the simulator counts {predicted}, the dispatcher {counted}")
+
+
+def prompt_ids() -> list[int]:
+    return [int(i) for i in np.random.default_rng(3).integers(3, 4000, PROMPT_TOKENS)]
+
+
+def _params(drafts: int, tokens: int) -> GenerationParams:
+    # Sampled, or a random model repeats itself and its few experts stay in the caches.
+    return GenerationParams(
+        max_tokens=tokens, temperature=1.0, seed=1, ignore_eos=True, mtp=drafts, chunk_size=CHUNK_TOKENS
+    )
+
+
+def _record(
+    model: Model,
+    plan: Plan,
+    local: ExpertStore | None,
+    clients: Mapping[str, WorkerClient],
+    drafts: int,
+    tokens: int,
+) -> Recorded:
+    """One run that counts and is not timed; it warms up too."""
+    dispatcher = CountingDispatcher(plan, local, clients, max_rows=DEFAULT_MAX_ROWS)
+    head = Step35Model(model.config, model.weights, torch.float32, dispatcher, dispatcher.timer)
+    config = model.config
+    head.recorder = RoutingRecorder(config.moe_layers, config.moe_num_experts, config.moe_top_k)
+    marks: list[tuple[Usage, list[int]]] = []
+
+    def on_tokens(_: list[int]) -> None:
+        if not marks:
+            marks.append((dispatcher.usage.copy(), list(dispatcher.experts_read)))
+
+    result = generate(head, prompt_ids(), _params(drafts, tokens), on_tokens)
+    if dispatcher.usage.coarsened_rows:
+        raise RuntimeError("rows were asked again on a coarser grid, which the simulator leaves out")
+    num_chunks = -(-PROMPT_TOKENS // CHUNK_TOKENS)
+    passes = head.recorder.passes()
+    prefill_usage, prefill_read = marks[0]
+    decode_read = [now - then for now, then in zip(dispatcher.experts_read, prefill_read, strict=True)]
+    return Recorded(
+        prefill=passes[:num_chunks],
+        decode=passes[num_chunks:],
+        num_tokens=len(result.token_ids) - 1,
+        prefill_counts=_counts(prefill_usage, prefill_read),
+        decode_counts=_counts(dispatcher.usage.since(prefill_usage), decode_read),
+        token_ids=result.token_ids,
+    )
+
+
+def _counts(usage: Usage, experts_read: Sequence[int]) -> DispatchCounts:
+    return DispatchCounts(
+        tuple(usage.activations),
+        tuple(experts_read),
+        usage.remote_layers,
+        usage.messages,
+        usage.sent_bytes,
+        usage.received_bytes,
+    )
