@@ -1,6 +1,6 @@
 """A static plan against caches of experts in VRAM: share found there, and time, by how much fits.
 
-Run from the project's root: `python -m benchmarks.studies.caches` (about three minutes).
+Run from the project's root: `python -m benchmarks.studies.caches` (about four minutes).
 """
 
 from __future__ import annotations
