@@ -13,10 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from orchestrator.cli.output import console, errors, print_json, print_note, table
 from orchestrator.cli.plan import load_shape
 from orchestrator.study_report.page import compare, write_page
-from placement.cluster_spec import ClusterSpec
-from placement.model_shape import ModelShape
 from placement.study.config import Study
 from placement.study.grid import cells, fingerprint
+from placement.study.inputs import check_inputs
 from placement.study.results import ResultsFolder
 from placement.study.runner import run_cells
 
@@ -32,7 +31,7 @@ def study(
     """Plan and judge every cell of a grid; an interrupted study goes on where it stopped."""
     loaded = Study.load(file)
     shape = load_shape(loaded.model)
-    _check_inputs(loaded, shape)
+    check_inputs(loaded, shape)
     grid = cells(loaded)
     results = ResultsFolder.open(out or file.with_suffix(""), loaded.name, fingerprint(loaded, shape))
     done = {row.key for row in results.rows}
@@ -64,11 +63,3 @@ def study(
         heading = ("setting", "planner, ms a step", "best baseline", "ms a step", "gain")
         console.print(table(f"{loaded.name}: the planner beside the best baseline", heading, lines))
     print_note(f"{len(todo)} of {len(grid)} cells computed now; wrote {results.csv_path} and {page}")
-
-
-def _check_inputs(loaded: Study, shape: ModelShape) -> None:
-    """Everything that can be wrong with the inputs is said before the folder is made."""
-    for cluster in loaded.clusters:
-        ClusterSpec.load(cluster)
-    for source in loaded.traces:
-        source.load(shape)

@@ -14,7 +14,9 @@ from placement.errors import StudyFileError
 from placement.policies import check_policy
 from placement.quantisation import bits_per_weight
 from placement.study.routing_source import FileSource, RoutingSource, SyntheticSource
+from placement.text import DOCUMENT_TOKENS
 from placement.traces import CODING, GENERAL, Domain
+from placement.workload import Workload
 
 DOMAINS = {domain.name: domain for domain in (GENERAL, CODING)}
 
@@ -27,9 +29,14 @@ class Batch:
     drafts: int = 0
     accepted: float = 0.0
 
-    @property
-    def tokens_per_step(self) -> int:
-        return self.sequences * (1 + self.drafts)
+    def workload(self, context: int) -> Workload:
+        """The pass with `context` positions behind it."""
+        return Workload(
+            num_sequences=self.sequences,
+            drafts=self.drafts,
+            accepted_drafts=self.accepted,
+            context=context,
+        )
 
     @property
     def label(self) -> str:
@@ -93,6 +100,7 @@ class _TraceModel(_Strict):
     seed: Annotated[int, Field(ge=0)] = 0
     file: str | None = None
     held_out_file: str | None = None
+    document_tokens: Annotated[int, Field(ge=64)] | None = None
 
 
 class _StudyModel(_Strict):
@@ -175,9 +183,18 @@ def _source(trace: _TraceModel, folder: Path, where: str) -> RoutingSource:
         if trace.held_out_domain is not None:
             raise StudyFileError(f"{where}.held_out_domain: expected held_out_file beside file")
         held_out = trace.held_out_file and _existing(folder / trace.held_out_file, f"{where}.held_out_file")
-        return FileSource(trace.name, _existing(folder / trace.file, f"{where}.file"), held_out or None)
+        return FileSource(
+            trace.name,
+            _existing(folder / trace.file, f"{where}.file"),
+            held_out or None,
+            trace.document_tokens or DOCUMENT_TOKENS,
+        )
     if trace.held_out_file is not None:
         raise StudyFileError(f"{where}.held_out_file: expected held_out_domain beside domain")
+    if trace.document_tokens is not None:
+        raise StudyFileError(
+            f"{where}.document_tokens: expected beside file only; synthetic documents have {DOCUMENT_TOKENS}"
+        )
     domain = _domain(trace.domain or "", f"{where}.domain")
     other = domain
     if trace.held_out_domain is not None:
@@ -192,6 +209,6 @@ def _domain(name: str, where: str) -> Domain:
 
 
 def _existing(path: Path, where: str) -> Path:
-    if not path.is_file():
+    if not path.exists():
         raise StudyFileError(f"{where}: no such file: {path}")
     return path.resolve()

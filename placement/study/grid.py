@@ -11,11 +11,12 @@ from pathlib import Path
 from placement.model_shape import ModelShape
 from placement.study.config import Batch, Study
 from placement.study.routing_source import RoutingSource
+from placement.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One plan and its test. `key` names it in the results folder."""
+    """One policy and its test. `key` names it in the results folder."""
 
     cluster: Path
     trace: RoutingSource
@@ -23,6 +24,10 @@ class Cell:
     batch: Batch
     context: int
     policy: str
+
+    @property
+    def workload(self) -> Workload:
+        return self.batch.workload(self.context)
 
     @property
     def key(self) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
+from placement.interop.read import read_routing
 from placement.model_shape import ModelShape
 from placement.stats import RoutingStats
 from placement.steps import split_trace
@@ -73,27 +74,36 @@ class SyntheticSource:
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """Routing files. Without a second one the first half of the trace is planned on, the rest held out."""
+    """Routing files of any known kind (`read_routing`), the one to be judged by with a trace.
+
+    Without a second one the first half of the trace is planned on, the rest held out.
+    """
 
     name: str
     path: Path
     held_out_path: Path | None
+    document_tokens: int = DOCUMENT_TOKENS
 
     def load(self, shape: ModelShape) -> Routing:
         """Raises RoutingFileError: unreadable, of another model, or without a trace to be judged by."""
-        stats = RoutingStats.load(self.path, shape)
+        stats = read_routing(self.path, shape)
         if self.held_out_path is not None:
-            return Routing(stats, _trace(RoutingStats.load(self.held_out_path, shape), self.held_out_path))
+            held_out = _trace(read_routing(self.held_out_path, shape), self.held_out_path)
+            return Routing(stats, held_out, self.document_tokens)
         trace = _trace(stats, self.path)
         half = len(trace) // 2
         if not half:
             raise RoutingFileError(f"{self.path}: trace: expected at least 2 tokens to split, found 1")
-        return Routing(RoutingStats.from_trace(shape, trace[:half], stats.source), trace[half:])
+        planned = RoutingStats.from_trace(shape, trace[:half], stats.source)
+        return Routing(planned, trace[half:], self.document_tokens)
 
     def fingerprint(self) -> str:
         """Changes with the files' contents, not with where they lie."""
-        files = [path for path in (self.path, self.held_out_path) if path is not None]
-        return self.name + "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
+        given = [path for path in (self.path, self.held_out_path) if path is not None]
+        # SGLang writes one dump for each rank, in a folder.
+        files = [f for path in given for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+        return f"{self.name} {self.document_tokens} {' '.join(digests)}"
 
 
 RoutingSource = SyntheticSource | FileSource
@@ -121,7 +131,7 @@ def in_passes(trace: NDArray[np.uint16], workload: Workload) -> NDArray[np.uint1
 def _trace(stats: RoutingStats, path: Path) -> NDArray[np.uint16]:
     if stats.trace is None:
         raise RoutingFileError(
-            f"{path}: expected a trace to be judged by, found counts alone; record it with "
-            "`potluck stats --trace`"
+            f"{path}: expected a trace to be judged by, found counts alone; record one with "
+            "`potluck stats --trace` (in a study, give it as held_out_file)"
         )
     return stats.trace

@@ -17,7 +17,6 @@ from placement.study.grid import Cell
 from placement.study.measure import measure, planning_problem
 from placement.study.results import Row
 from placement.study.routing_source import Routing, RoutingSource
-from placement.workload import Workload
 
 
 def run_cells(shape: ModelShape, todo: Sequence[Cell], processes: int) -> Iterator[Row]:
@@ -27,8 +26,8 @@ def run_cells(shape: ModelShape, todo: Sequence[Cell], processes: int) -> Iterat
         processes: 1 runs here; more start as many processes, which end when the iterator does.
 
     Raises:
-        ClusterFileError, RoutingFileError, InputError: of the first cell whose inputs are wrong; cells whose
-            experts do not fit are rows like others.
+        ClusterFileError, RoutingFileError: of the first cell whose inputs are wrong (`check_inputs` says so
+            before); cells whose experts do not fit are rows like others.
     """
     if processes < 1:
         raise InputError(f"processes: expected at least 1, found {processes}")
@@ -49,12 +48,7 @@ def run_cells(shape: ModelShape, todo: Sequence[Cell], processes: int) -> Iterat
 
 def run_cell(shape: ModelShape, cell: Cell) -> Row:
     """Plan and judge one cell."""
-    workload = Workload(
-        num_sequences=cell.batch.sequences,
-        drafts=cell.batch.drafts,
-        accepted_drafts=cell.batch.accepted,
-        context=cell.context,
-    )
+    workload = cell.workload
     empty = Row(
         key=cell.key,
         cluster=cell.cluster.stem,
@@ -67,11 +61,6 @@ def run_cell(shape: ModelShape, cell: Cell) -> Row:
         policy=cell.policy,
     )
     routing = _routing(shape, cell.trace).as_passes(workload)
-    if len(routing.held_out) < workload.tokens_per_step:
-        raise InputError(
-            f"trace {cell.trace.name}: expected at least {workload.tokens_per_step} held-out tokens, one "
-            f"pass of {cell.batch.label}, found {len(routing.held_out)}"
-        )
     size = shape.expert_bytes(bits_per_weight(cell.quant))
     try:
         problem = planning_problem(shape, _cluster(cell.cluster), size, routing, workload)

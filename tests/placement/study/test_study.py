@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from placement.errors import InputError, PotluckError, StudyFileError
+from placement.errors import InputError, PotluckError, RoutingFileError, StudyFileError
+from placement.policies import RUN_POLICIES
+from placement.stats import RoutingStats
 from placement.study.config import Study
 from placement.study.grid import cells, fingerprint
+from placement.study.inputs import check_inputs
 from placement.study.results import ResultsFolder, Row
 from placement.study.routing_source import in_passes
 from placement.study.runner import run_cells
@@ -62,6 +65,7 @@ def test_every_combination_is_one_cell_with_a_key_of_its_own(tmp_path: Path) -> 
         ("[q4, bfloat16]", "[q9]", "quantisation 'q9'"),
         ("domain: general", "domain: cooking", "expected general or coding, found 'cooking'"),
         ("domain: general", "seed: 1", "expected either domain"),
+        ("domain: general", "domain: general, document_tokens: 64", "expected beside file only"),
         ("accepted_drafts: 0.5", "accepted_drafts: 2", "expected at most drafts"),
         ("name: small\nmodel", "nome: small\nmodel", "expected a value, found nothing"),
     ],
@@ -98,6 +102,54 @@ def test_what_does_not_fit_is_a_row_with_a_reason(tmp_path: Path) -> None:
         assert row.step_s == pytest.approx(row.moe_s + row.head_s)
         assert row.tokens_per_s == pytest.approx(row.sequences * (1 + row.accepted_drafts) / row.step_s)
         assert row.gap >= -1e-9
+
+
+def test_policies_that_are_run_are_cells_like_others(tmp_path: Path) -> None:
+    text = STUDY.replace("[hottest-first, one-box]", f"[{', '.join(RUN_POLICIES)}]")
+    study = Study.load(written(tmp_path, text))
+    check_inputs(study, SHAPE)
+    rows = list(run_cells(SHAPE, cells(study), processes=1))
+    assert {row.policy for row in rows if row.step_s} == {"pipeline", "prompt-hottest"}
+    for row in rows:
+        if row.policy in ("lru", "lfu", "opt"):
+            assert row.note.startswith("a cache on 'head': ")
+        elif row.step_s is not None:
+            assert (row.hit_share is None) == (row.policy == "pipeline")
+        else:
+            assert "bytes are missing" in row.note or "whole MoE layers" in row.note
+
+
+@pytest.mark.parametrize(("policies", "needed"), [("one-box", 400), ("one-box, prompt-hottest", 800)])
+def test_too_short_a_text_is_refused_before_any_cell_runs(tmp_path: Path, policies: str, needed: int) -> None:
+    text = STUDY.replace("hottest-first, one-box", policies).replace(
+        "[1, {sequences: 2", "[1, {sequences: 200"
+    )
+    with pytest.raises(
+        StudyFileError,
+        match=rf"trace 'general': expected at least {needed} held-out tokens for a batch of 200\+1 drafts, "
+        "found 200",
+    ):
+        check_inputs(Study.load(written(tmp_path, text)), SHAPE)
+
+
+def test_files_of_other_engines_plan_and_a_recorded_trace_judges(tmp_path: Path) -> None:
+    """Counts as vLLM keeps them to plan on; what they lack, a trace, is asked for in one line."""
+    generator = np.random.default_rng(0)
+    trace = np.argsort(generator.random((300, 3, 12)), axis=2)[:, :, :2].astype(np.uint16)
+    stats = RoutingStats.from_trace(SHAPE, trace, "test")
+    np.save(tmp_path / "loads.npy", stats.counts.astype(np.int64))
+    stats.save(tmp_path / "trace.npz")
+    held_out = "{name: both, file: loads.npy, held_out_file: trace.npz, document_tokens: 100}"
+    path = written(tmp_path, STUDY.replace("{name: general, domain: general, tokens: 200}", held_out))
+    study = Study.load(path)
+    check_inputs(study, SHAPE)
+    routing = study.traces[0].load(SHAPE)
+    assert np.array_equal(routing.planned.counts, stats.counts)
+    assert np.array_equal(routing.held_out, trace)
+    assert routing.document_tokens == 100
+    path.write_text(path.read_text().replace("held_out_file: trace.npz, ", ""))
+    with pytest.raises(RoutingFileError, match=r"loads.npy: expected a trace to be judged by, found counts"):
+        check_inputs(Study.load(path), SHAPE)
 
 
 def test_several_processes_give_the_rows_of_one(tmp_path: Path) -> None:

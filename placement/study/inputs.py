@@ -1,0 +1,35 @@
+"""Everything that can be wrong with a study's files, found before any cell runs."""
+
+from __future__ import annotations
+
+from placement.cluster_spec import ClusterSpec
+from placement.errors import StudyFileError
+from placement.model_shape import ModelShape
+from placement.study.config import Study
+from placement.study.routing_source import Routing
+from placement.workload import Workload
+
+
+def check_inputs(study: Study, shape: ModelShape) -> None:
+    """Read all clusters and traces, and see that each trace is long enough for each batch and policy.
+
+    Raises:
+        ClusterFileError, RoutingFileError, InputError: a file that is wrong, or of another model.
+        StudyFileError: a trace that is too short; names trace and batch.
+    """
+    for cluster in study.clusters:
+        ClusterSpec.load(cluster)
+    for source in study.traces:
+        routing = source.load(shape)
+        for batch in study.batches:
+            found, needed = len(routing.held_out), _tokens_needed(study, routing, batch.workload(0))
+            if found < needed:
+                raise StudyFileError(
+                    f"trace {source.name!r}: expected at least {needed} held-out tokens for a batch of "
+                    f"{batch.label}, found {found}; give a longer trace or a smaller batch"
+                )
+
+
+def _tokens_needed(study: Study, routing: Routing, workload: Workload) -> int:
+    """One pass; for prompts, a pass of prompts and one of answers."""
+    return workload.tokens_per_step * (2 if "prompt-hottest" in study.policies else 1)
