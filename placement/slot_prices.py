@@ -21,14 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.cost import ExpertRates, expert_rates
+from placement.plan import LOCAL_WORKER
 from placement.problem import PlanningProblem
 
 _Floats = NDArray[np.float64]
 
 # Devices whose prices are searched one by one; more are put together with their likes.
 _MOST_PRICES = 10
-# Of a step's possible times; near ones are put together.
-_MOST_OPTIONS = 48
+# Of a layer's possible times, all in all and for each number of messages; near ones are put together.
+_MOST_OPTIONS, _FEWEST_OPTIONS = 48, 40
 _TOLERANCES = 1e-9 * 2.0 ** np.arange(40)
 # Numbers (step, layer, expert) of the sample that prices are first found on, and rounds there and on all.
 _SAMPLE_CHOICES, _SAMPLE_ROUNDS = 60_000, 100
@@ -103,40 +104,58 @@ def _first_prices(problem: PlanningProblem) -> _Floats:
 
 
 def _classes(problem: PlanningProblem) -> NDArray[np.intp]:
-    """int [num_devices]: devices of one price. Putting unlike devices together only loosens the bound."""
+    """int [num_devices]: devices of one price; the head's own device is alone.
+
+    Putting unlike devices together only loosens the bound.
+    """
     num_devices = len(problem.devices)
     if num_devices <= _MOST_PRICES:
         return np.arange(num_devices)
     one_expert_s = _one_expert_s(problem)
-    order = np.argsort(one_expert_s, kind="stable")
+    own = np.array([device.worker.name == LOCAL_WORKER for device in problem.devices])
+    others = np.flatnonzero(~own)
+    order = others[np.argsort(one_expert_s[others], kind="stable")]
     # Cut where the sorted times differ most, relative to their size.
     jumps = np.diff(np.log(one_expert_s[order]))
-    cuts = np.sort(np.argsort(-jumps, kind="stable")[: _MOST_PRICES - 1])
+    cuts = np.sort(np.argsort(-jumps, kind="stable")[: _MOST_PRICES - 2])
     classes = np.empty(num_devices, dtype=np.intp)
-    classes[order] = np.searchsorted(cuts, np.arange(num_devices), side="left")
+    classes[order] = np.searchsorted(cuts, np.arange(len(order)), side="left")
+    classes[own] = classes[others].max() + 1
     return classes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Steps:
-    """(Step, layer) pairs that touch the same number of distinct experts.
+class _Options:
+    """Times a layer may take, ascending, and what can be done by then.
 
     Attributes:
-        experts: int [num_pairs, num_distinct], layer * num_experts + expert.
-        option_s: float64 [num_options], times such a layer may take, ascending.
-        served: int [num_options, num_classes], experts that devices of a class can finish by then.
+        seconds: float64 [num_options].
+        served: int [num_options, num_classes], experts that devices of a class can finish.
+        asked: int [num_options], experts that all devices to which a message must go can finish together.
+        by_message: bool [num_classes], those devices.
     """
 
-    experts: NDArray[np.intp]
-    option_s: _Floats
+    seconds: _Floats
     served: NDArray[np.int64]
+    asked: NDArray[np.int64]
+    by_message: NDArray[np.bool_]
 
-    def places(self, prices: _Floats) -> NDArray[np.intp]:
-        """int [num_options, num_distinct]: classes of the cheapest places that may serve, by price."""
+    def places(self, prices: _Floats, num_distinct: int) -> NDArray[np.intp]:
+        """int [num_options, num_distinct]: classes of the cheapest places that serve, by price.
+
+        Taking the cheapest first is best, and best at every rank: limits of classes within a limit of
+        several are a matroid (Edmonds, Mathematical Programming 1, 1971).
+        """
         by_price = np.argsort(prices, kind="stable")
-        filled = np.cumsum(self.served[:, by_price], axis=1)
-        nth = np.arange(self.experts.shape[1])
-        ranks: NDArray[np.intp] = (nth[None, :, None] >= filled[:, None, :]).sum(axis=2)
+        filled = np.zeros((len(self.seconds), len(prices)), dtype=np.int64)
+        left = self.asked.copy()
+        for rank, index in enumerate(by_price.tolist()):
+            filled[:, rank] = self.served[:, index]
+            if self.by_message[index]:
+                filled[:, rank] = np.minimum(filled[:, rank], left)
+                left -= filled[:, rank]
+        filled = np.cumsum(filled, axis=1)
+        ranks: NDArray[np.intp] = (np.arange(num_distinct)[None, :, None] >= filled[:, None, :]).sum(axis=2)
         cheapest = ranks.max(axis=1) == 0
         # Nothing cheaper than the cheapest places: a longer time cannot be better.
         last = int(cheapest.argmax()) + 1 if cheapest.any() else len(ranks)
@@ -153,14 +172,15 @@ class _Market:
         classes = _classes(problem)
         self.room: _Floats = np.bincount(classes, weights=problem.capacities()).astype(np.float64)
         self._num_steps = len(steps)
-        self._steps = [
-            _Steps(experts, *_options(problem, classes, experts.shape[1]))
-            for experts in _distinct(steps, problem.shape.num_experts)
-        ]
+        # (Step, layer) pairs by how many experts they touch: int [num_pairs, num_distinct].
+        self._touched = list(_distinct(steps, problem.shape.num_experts))
+        self._options = {
+            n: _options(problem, classes, n) for n in {touched.shape[1] for touched in self._touched}
+        }
 
     def even_shares(self) -> list[_Floats]:
-        """Every step that uses an expert pays the same part of its rent; float64, as `_Steps.experts`."""
-        return self._scaled([np.ones(steps.experts.shape) for steps in self._steps])
+        """Every step that uses an expert pays the same part of its rent: float64, as the touched experts."""
+        return self._scaled([np.ones(touched.shape) for touched in self._touched])
 
     def clear(self, prices: _Floats, shares: list[_Floats]) -> tuple[float, _Floats, list[_Floats]]:
         """Let every step choose its time and places.
@@ -174,14 +194,15 @@ class _Market:
         total_s = 0.0
         wanted = np.zeros(len(prices))
         paid = []
-        for steps, share in zip(self._steps, shares, strict=True):
-            places = steps.places(prices)
+        for share in shares:
+            options = self._options[share.shape[1]]
+            places = options.places(prices, share.shape[1])
             place_prices = prices[places]
             order = np.argsort(-share, axis=1)
             sorted_share = np.take_along_axis(share, order, axis=1)
             cost = sorted_share @ place_prices.T
             cost *= self._num_steps
-            cost += steps.option_s[: len(places)]
+            cost += options.seconds[: len(places)]
             option = cost.argmin(axis=1)
             total_s += float(np.take_along_axis(cost, option[:, None], axis=1).sum())
             price = np.empty_like(share)
@@ -198,9 +219,9 @@ class _Market:
     def _scaled(self, shares: list[_Floats]) -> list[_Floats]:
         """Each expert's shares to a sum of 1."""
         total = np.zeros(self._num_experts)
-        for steps, share in zip(self._steps, shares, strict=True):
-            total += np.bincount(steps.experts.ravel(), weights=share.ravel(), minlength=self._num_experts)
-        return [share / total[steps.experts] for steps, share in zip(self._steps, shares, strict=True)]
+        for touched, share in zip(self._touched, shares, strict=True):
+            total += np.bincount(touched.ravel(), weights=share.ravel(), minlength=self._num_experts)
+        return [share / total[touched] for touched, share in zip(self._touched, shares, strict=True)]
 
 
 def _distinct(steps: NDArray[np.integer], num_experts: int) -> Iterator[NDArray[np.intp]]:
@@ -223,36 +244,62 @@ def _distinct(steps: NDArray[np.integer], num_experts: int) -> Iterator[NDArray[
             yield experts[start : start + _PAIRS_AT_ONCE]
 
 
-def _options(
-    problem: PlanningProblem, classes: NDArray[np.intp], num_distinct: int
-) -> tuple[_Floats, NDArray[np.int64]]:
-    """Times a layer of `num_distinct` experts may take, and how many each class can finish by then.
+def _options(problem: PlanningProblem, classes: NDArray[np.intp], num_distinct: int) -> _Options:
+    """For every number of messages, the times by which another expert can be finished.
 
-    Near times are put together: the earliest of them, with what can be done by the latest.
+    Near times are put together: the earliest of them, with what can be done by the latest; so are near
+    numbers of messages.
     """
     rates = expert_rates(problem)
-    start_s, expert_s = rates.busy_s + asked_seconds(rates), expert_seconds(rates)
+    message_s = float(rates.message_s.max())
+    on_request = rates.message_s > 0
+    start_s, expert_s = rates.busy_s + asked_seconds(rates) - rates.message_s, expert_seconds(rates)
     counts = np.minimum(problem.capacities(), num_distinct)
     device = np.repeat(np.arange(len(counts)), counts)
     nth = np.arange(len(device)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
     done_s = np.maximum(start_s[device] + nth * expert_s[device], rates.busy_s.max())
     order = np.argsort(done_s, kind="stable")
     done_s = done_s[order]
-    served = np.zeros((len(done_s), classes.max() + 1), dtype=np.int64)
-    served[np.arange(len(done_s)), classes[device[order]]] = 1
-    served = np.minimum(np.cumsum(served, axis=0), num_distinct)
-    useful = served.sum(axis=1) >= num_distinct
-    useful[1:] &= (np.diff(served, axis=0) != 0).any(axis=1)
-    done_s, served = done_s[useful], served[useful]
-    tolerance = 1e-9
-    while True:
-        group = (
-            np.floor(np.log(done_s) / tolerance)
-            if tolerance > 1e-6
-            else np.unique(done_s, return_inverse=True)[1]
-        )
-        starts = np.flatnonzero(np.diff(group, prepend=-np.inf))
-        if len(starts) <= _MOST_OPTIONS:
-            ends = np.append(starts[1:], len(done_s)) - 1
-            return done_s[starts], served[ends]
-        tolerance = max(2 * tolerance, 1e-3)
+    served = np.zeros((len(done_s), len(counts)), dtype=np.int64)
+    served[np.arange(len(done_s)), device[order]] = 1
+    served = np.cumsum(served, axis=0)
+    fastest = np.cumsum(-np.sort(-served[:, on_request], axis=1), axis=1)
+    by_class = classes[None, :] == np.arange(classes.max() + 1)[:, None]
+    found = []
+    for least, most in _message_counts(min(num_distinct, int(on_request.sum()))):
+        asked = fastest[:, most - 1] if most else np.zeros(len(done_s), dtype=np.int64)
+        each = np.minimum(served @ by_class.T, num_distinct)
+        each = np.where((by_class & on_request).any(axis=1), np.minimum(each, asked[:, None]), each)
+        enough = np.minimum(served[:, ~on_request].sum(axis=1) + asked, num_distinct) >= num_distinct
+        changes = np.append(True, (np.diff(np.column_stack([each, asked]), axis=0) != 0).any(axis=1))
+        kept = np.flatnonzero(enough & changes)
+        found.append((done_s[kept] + least * message_s, each[kept], asked[kept]))
+    return _few(found, (by_class & on_request).any(axis=1))
+
+
+def _message_counts(most: int) -> list[tuple[int, int]]:
+    """Ranges of numbers of messages: 0, 1, 2, 3, 4, then wider."""
+    ends = [n for n in (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32) if n < most] + [most]
+    return [(end if index == 0 else ends[index - 1] + 1, end) for index, end in enumerate(ends)]
+
+
+def _few(
+    found: list[tuple[_Floats, NDArray[np.int64], NDArray[np.int64]]], by_message: NDArray[np.bool_]
+) -> _Options:
+    """At most about `_MOST_OPTIONS` of each, sorted by time."""
+    kept = []
+    for seconds, served, asked in found:
+        if not len(seconds):
+            continue
+        for tolerance in _TOLERANCES:
+            starts = np.flatnonzero(np.diff(np.floor(np.log(seconds) / tolerance), prepend=-np.inf))
+            if len(starts) <= max(_MOST_OPTIONS // len(found), _FEWEST_OPTIONS):
+                break
+        ends = np.append(starts[1:], len(seconds)) - 1
+        kept.append((seconds[starts], served[ends], asked[ends]))
+    seconds, served, asked = (np.concatenate(part) for part in zip(*kept, strict=True))
+    order = np.lexsort((-asked, seconds))
+    seconds, offers = seconds[order], np.column_stack([served, asked])[order]
+    # An option no better than an earlier one is none.
+    worse = np.tril((offers[:, None] <= offers[None]).all(axis=2), k=-1).any(axis=1)
+    return _Options(seconds[~worse], offers[~worse, :-1], offers[~worse, -1], by_message)

@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from placement.bound import independent_bound_s, lower_bound_s, trace_bound_s
-from placement.cost import device_seconds, expert_rates
+from placement.cluster_spec import Overheads
+from placement.cost import expert_rates
 from placement.evaluate import evaluate
 from placement.holders import HolderTable
 from placement.least_time import candidates, least_time
 from placement.plan import LOCAL_WORKER
 from placement.problem import PlanningDevice, PlanningProblem
+from placement.sharing import layer_seconds
 from placement.slot_prices import priced_bound_s
 from placement.stats import RoutingStats
 from placement.traces import CODING, GENERAL, SyntheticRouter
@@ -157,6 +159,9 @@ def tiny_problem(seed: int, num_devices: int, tokens_per_step: int) -> tuple[Pla
         head = devices[0]
         small = replace(head.worker, budget_bytes=int(generator.integers(3, 8)) * size)
         devices = (replace(head, worker=small), *devices[1:])
+    if generator.random() < 0.5:
+        software = Overheads(request_s=float(generator.uniform(0, 1e-4)), message_s=2e-4)
+        devices = tuple(replace(d, overheads=software) for d in devices)
     popularity = generator.dirichlet(np.full(5, 0.7), size=2) + 1e-6
     noisy = np.log(popularity) + generator.gumbel(size=(6 * tokens_per_step, 2, 5))
     trace = np.argsort(-noisy, axis=2)[:, :, :2].astype(np.uint16)
@@ -180,7 +185,7 @@ def best_of_all_placements_s(problem: PlanningProblem, trace: np.ndarray) -> flo
             rows = np.array([sum(d in token for token in by_token) for d in range(num_devices)])
             pairs = np.array([sum(token.count(d) for token in by_token) for d in range(num_devices)])
             distinct = np.bincount(chosen, minlength=num_devices)
-            found.append((of, float(device_seconds(rates, rows, distinct, pairs).max())))
+            found.append((of, float(layer_seconds(rates, rows, distinct, pairs).max())))
         return found
 
     layers = []
@@ -231,6 +236,19 @@ def test_it_is_near_where_a_slow_link_rules(drafts: int) -> None:
     problem = replace(independent_problem(1, drafts), devices=devices)
     mean_s = evaluate(problem, least_time(problem), trace_of(problem)).mean_s
     assert 0.95 * mean_s <= lower_bound_s(problem, trace_of(problem)) <= mean_s
+
+
+def test_every_message_that_the_head_must_write_counts() -> None:
+    """All six experts are needed, and no box has room for more than three."""
+    shape = small_shape(num_moe_layers=1, num_experts=6, top_k=6)
+    size = shape.expert_bytes(16)
+    devices = (device(LOCAL_WORKER, 0, size), device("attic", 3, size), device("den", 3, size))
+    devices = tuple(replace(d, overheads=Overheads(message_s=1.0)) for d in devices)
+    trace = np.tile(np.arange(6, dtype=np.uint16), (100, 1, 1))
+    problem = PlanningProblem(shape, devices, size, RoutingStats.from_trace(shape, trace, "all"))
+    mean_s = evaluate(problem, least_time(problem), trace).mean_s
+    assert 2.0 < lower_bound_s(problem, trace) <= mean_s
+    assert mean_s < 2.1
 
 
 def test_independence_may_only_raise_it() -> None:
