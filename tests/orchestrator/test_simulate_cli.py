@@ -1,0 +1,129 @@
+"""`potluck simulate` on a plan for the shipped model: the promised keys, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli.main import main
+from placement.stats import RoutingStats
+from tests.placement.runs import SHAPE, random_trace
+from workers.model_config import Step35Config
+
+MODEL = Path(__file__).parents[2] / "models" / "potluck-tiny"
+COUNTS = MODEL / "routing.npz"
+CLUSTER = """
+head: study
+nodes:
+  - name: study
+    devices:
+      - {name: ram, kind: ram, memory_bytes: 14MB, bandwidth_gbytes_per_s: 20, ffn_gflops: 100}
+  - name: attic
+    devices:
+      - {name: ram, kind: ram, memory_bytes: 1GB, bandwidth_gbytes_per_s: 20, ffn_gflops: 100}
+links:
+  - {node: attic, round_trip_s: 0.0003, bandwidth_gbits_per_s: 1}
+"""
+
+Potluck = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def potluck(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Potluck:
+    """Runs a command line in this process: exit code, standard output, standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["potluck", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        output = capsys.readouterr()
+        return int(stopped.value.code or 0), output.out, output.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shape = Step35Config.load(MODEL).shape("potluck-tiny")
+    path = tmp_path_factory.mktemp("trace") / "trace.npz"
+    RoutingStats.from_trace(shape, random_trace(0, 300, shape), "test").save(path)
+    return path
+
+
+@pytest.fixture
+def simulating(potluck: Potluck, tmp_path: Path) -> tuple[object, ...]:
+    """The command line of a plan that `potluck plan` made."""
+    cluster, plan = tmp_path / "cluster.yaml", tmp_path / "plan.json"
+    cluster.write_text(CLUSTER)
+    code, _, err = potluck(
+        *("plan", cluster, "--model", MODEL, "--quant", "bfloat16", "--stats", COUNTS, "--out", plan),
+        *("--policy", "hottest-first"),
+    )
+    assert code == 0, err
+    return "simulate", plan, "--cluster", cluster, "--model", MODEL
+
+
+def test_the_document_has_the_promised_keys(
+    potluck: Potluck, simulating: tuple[object, ...], trace: Path
+) -> None:
+    code, out, err = potluck(*simulating, "--trace", trace, "--tokens-per-step", 2, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    times = found["step_time_s"]
+    assert 0 < times["p50"] <= times["p95"] <= times["p99"] <= times["max"]
+    assert times["min"] <= times["mean"] <= times["max"]
+    assert found["tokens_per_s"] == pytest.approx(2 / times["mean"])
+    assert 0 < found["remote_layers_per_token"] <= 5
+    assert set(found["busy"]) == {"head", "attic-ram", "link attic out", "link attic back"}
+    assert all(0 <= share <= 1 for share in found["busy"].values())
+    assert found["bytes_moved"] == sum(found["bytes_by_link"].values()) > 0
+
+
+def test_a_lost_worker_ends_the_run_and_says_so(
+    potluck: Potluck, simulating: tuple[object, ...], trace: Path
+) -> None:
+    code, out, err = potluck(*simulating, "--trace", trace, "--lose", "attic-ram@0.01", "--json")
+    assert code == 0, err
+    assert "attic-ram" in json.loads(out)["stopped"]
+
+
+def test_people_get_tables(potluck: Potluck, simulating: tuple[object, ...], trace: Path) -> None:
+    code, out, err = potluck(*simulating, "--trace", trace)
+    assert code == 0, err
+    for words in ("What a layer waits for", "attic-ram", "tokens/s (closed form)"):
+        assert words in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("--trace", "nowhere.npz"), "nowhere.npz"),
+        (("--accept", "0.8,often"), "--accept: expected numbers such as 0.8,0.6"),
+        (("--accept", "0.8", "--tokens-per-step", 3), "expected a multiple of 2"),
+        (("--lose", "attic-ram"), "expected --lose WORKER@SECONDS"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    potluck: Potluck, simulating: tuple[object, ...], trace: Path, change: tuple[object, ...], complaint: str
+) -> None:
+    code, out, err = potluck(*simulating, "--trace", trace, *change)
+    assert (code, out) == (2, "")
+    assert complaint in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_trace_of_another_model_and_one_without_tokens_are_refused(
+    potluck: Potluck, simulating: tuple[object, ...], tmp_path: Path
+) -> None:
+    other = tmp_path / "other.npz"
+    RoutingStats.from_trace(SHAPE, random_trace(0, 9), "test").save(other)
+    code, _, err = potluck(*simulating, "--trace", other)
+    assert code == 2
+    assert "other.npz" in err
+    code, _, err = potluck(*simulating, "--trace", COUNTS)
+    assert code == 2
+    assert "expected a trace, found counts only" in err
