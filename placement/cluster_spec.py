@@ -184,7 +184,8 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
-def _size(value: object) -> int:
+def parse_size(value: object) -> int:
+    """Bytes from a number or text such as 24GB or 64GiB; raises ValueError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?", str(value).strip(), re.IGNORECASE)
     if isinstance(value, bool) or match is None:
         raise ValueError(f"expected bytes or a size such as 24GB or 64GiB, found {value!r}")
@@ -192,7 +193,7 @@ def _size(value: object) -> int:
 
 
 _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
-_Size = Annotated[int, BeforeValidator(_size)]
+_Size = Annotated[int, BeforeValidator(parse_size)]
 _Positive = Annotated[float, BeforeValidator(_positive)]
 _NotNegative = Annotated[float, BeforeValidator(_not_negative)]
 

@@ -15,7 +15,7 @@ from placement.errors import PlanDoesNotFit
 from placement.holders import HolderTable
 from placement.kicks import kick, num_kicks
 from placement.objective import objective_s
-from placement.planning_text import planning_text, stats_of
+from placement.planning_text import planning_text, spread_steps, stats_of
 from placement.problem import PlanningProblem
 from placement.refine import Touched, refine, touched_layers
 from placement.routing_profile import smooth
@@ -68,11 +68,11 @@ def least_time(problem: PlanningProblem) -> HolderTable:
     known = replace(problem, stats=stats)
     found = candidates(problem)
     best = _fastest(found)
-    layers = _sample(known, trace, _TOUCHES)
+    layers = sample(known, trace, _TOUCHES)
     near = [c for c in found if c.policy and c.held_out_s <= _NEAR * best.held_out_s]
     tables = [best.table, *best.finish(known, layers)]
     tables += [table for c in near if c is not best for table in c.finish(known, layers)]
-    check = _spread_steps(trace, problem.workload.tokens_per_step)
+    check = spread_steps(trace, problem.workload.tokens_per_step, _MOST_CHECK_STEPS)
     return min(tables, key=lambda table: objective_s(known, table, check))
 
 
@@ -83,7 +83,7 @@ def candidates(problem: PlanningProblem) -> list[Candidate]:
     """
     stats, trace = planning_text(problem)
     cut = len(trace) * 2 // 3
-    fit, check = trace[:cut], _spread_steps(trace[cut:], problem.workload.tokens_per_step)
+    fit, check = trace[:cut], spread_steps(trace[cut:], problem.workload.tokens_per_step, _MOST_CHECK_STEPS)
     known = replace(problem, stats=stats_of(stats, fit))
 
     def judged(name: str, table: HolderTable, finish: Finish, policy: Baseline | None = None) -> Candidate:
@@ -96,7 +96,7 @@ def candidates(problem: PlanningProblem) -> list[Candidate]:
     ranked = stats_of(stats, fit[:half]).counts.astype(np.int64)
     form = block_forms(known, ranked, fit[half:])[0]
     begin = _fastest([c for c in found if c.table.table.shape[2] == 1])
-    layers = _sample(known, fit, _TRIAL_TOUCHES)
+    layers = sample(known, fit, _TRIAL_TOUCHES)
     searched = []
     for name, start in ((form.name, form.holders(known)), (begin.name, begin.table.table[:, :, 0])):
         table = HolderTable.from_single(refine(known, start, layers, most_rounds=_TRIAL_ROUNDS))
@@ -132,7 +132,7 @@ def _again(policy: Baseline) -> Finish:
     return lambda problem, _layers: [policy(problem)]
 
 
-def _sample(problem: PlanningProblem, trace: NDArray[np.integer], touches: int) -> list[Touched]:
+def sample(problem: PlanningProblem, trace: NDArray[np.integer], touches: int = _TOUCHES) -> list[Touched]:
     """Steps of `trace` for the search; how often experts come is taken from the problem's statistics."""
     stats = baselines.require_stats(problem, "least-time")
     frequencies = smooth(stats.counts, stats.top_k).frequencies
@@ -147,11 +147,3 @@ def _baseline_tables(problem: PlanningProblem) -> Iterator[tuple[Baseline, Holde
             yield policy, policy(problem)
         except PlanDoesNotFit:
             continue
-
-
-def _spread_steps(trace: NDArray[np.integer], tokens_per_step: int) -> NDArray[np.integer]:
-    """At most `_MOST_CHECK_STEPS` steps, evenly spread."""
-    num_steps = max(len(trace) // tokens_per_step, 1)
-    steps = trace[: num_steps * tokens_per_step].reshape(num_steps, -1, *trace.shape[1:])
-    chosen = np.linspace(0, num_steps - 1, min(num_steps, _MOST_CHECK_STEPS)).astype(np.intp)
-    return steps[chosen].reshape(-1, *trace.shape[1:])

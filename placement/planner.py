@@ -5,30 +5,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from placement.cluster_spec import ClusterSpec
+from placement.holders import HolderTable
 from placement.model_shape import ModelShape
 from placement.plan import Plan
 from placement.policies import named_policy
-from placement.problem import PlanningDevice, PlanningProblem, as_devices
+from placement.problem import PlanningDevice, PlanningProblem, problem_for
 from placement.replica_costs import priced_workers
 from placement.stats import RoutingStats
+from placement.workload import SINGLE_TOKEN, Workload
+
+DEFAULT_POLICY = "least-time"
 
 
 def make_plan(
     shape: ModelShape,
     devices: ClusterSpec | Sequence[PlanningDevice],
     stats: RoutingStats | None = None,
-    policy: str = "hottest-first",
+    policy: str = DEFAULT_POLICY,
     *,
     dtype: str,
     expert_bytes: int,
+    workload: Workload = SINGLE_TOKEN,
     epoch: int = 0,
 ) -> Plan:
     """Place a model's experts.
 
     Args:
-        devices: a cluster, or the devices as the head sees them.
+        devices: a cluster, where the head's weights, KV cache and activations are charged first, or the
+            devices as the head sees them, whose budgets are for experts alone.
         dtype: the weights' form in memory, as the plan will state it.
         expert_bytes: of one expert in that form, `shape.expert_bytes(bits_per_weight(dtype))`.
+        workload: whose expected time the planner's own policy minimises.
 
     Raises:
         PlanDoesNotFit: the devices are too small together.
@@ -38,16 +45,24 @@ def make_plan(
     place = named_policy(policy)
     if stats is not None:
         stats.check(shape)
-    problem = PlanningProblem(shape, as_devices(devices), expert_bytes, stats)
-    problem.check_fits()
+    problem = problem_for(shape, devices, expert_bytes, stats, workload)
+    return as_plan(problem, place(problem), policy, dtype, epoch)
+
+
+def as_plan(problem: PlanningProblem, table: HolderTable, policy: str, dtype: str, epoch: int = 0) -> Plan:
+    """A placement with all that a run needs to know.
+
+    Raises:
+        PlanDoesNotFit: it puts more on a device than its budget.
+    """
     plan = Plan(
-        model=shape.name,
-        fingerprint=shape.fingerprint,
-        moe_layers=shape.moe_layers,
+        model=problem.shape.name,
+        fingerprint=problem.shape.fingerprint,
+        moe_layers=problem.shape.moe_layers,
         dtype=dtype,
-        expert_bytes=expert_bytes,
+        expert_bytes=problem.expert_bytes,
         workers=priced_workers(problem),
-        holder_table=place(problem),
+        holder_table=table,
         policy=policy,
         epoch=epoch,
     )

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from placement.expectation import sampling_weights
 from placement.model_shape import ModelShape
-from placement.problem import PlanningProblem
 from placement.routing_profile import smooth
 from placement.stats import RoutingStats, count_experts
 
+if TYPE_CHECKING:
+    from placement.problem import PlanningProblem
+
 # Tokens drawn where statistics have counts alone, or a trace of fewer steps than are worth fitting to.
-_DRAWN_TOKENS, _FEWEST_STEPS = 3000, 96
+_DRAWN_TOKENS, FEWEST_STEPS = 3000, 96
 
 
 def planning_text(problem: PlanningProblem) -> tuple[RoutingStats, NDArray[np.integer]]:
@@ -23,12 +26,16 @@ def planning_text(problem: PlanningProblem) -> tuple[RoutingStats, NDArray[np.in
     Tokens are drawn from smoothed counts, layers and tokens independent; the same every time. Without
     statistics every expert is as likely as any other.
     """
-    tokens = problem.workload.tokens_per_step
     stats = even_routing(problem.shape) if problem.stats is None else problem.stats
-    if stats.trace is not None and len(stats.trace) >= _FEWEST_STEPS * tokens:
-        return stats, stats.trace
+    return stats, text_of(stats, problem.workload.tokens_per_step)
+
+
+def text_of(stats: RoutingStats, tokens_per_step: int = 1) -> NDArray[np.integer]:
+    """The trace of statistics if it has enough steps, else tokens drawn from their smoothed counts."""
+    if stats.trace is not None and len(stats.trace) >= FEWEST_STEPS * tokens_per_step:
+        return stats.trace
     frequencies = smooth(stats.counts, stats.top_k).frequencies
-    return stats, _drawn(frequencies, stats.top_k, max(_DRAWN_TOKENS, _FEWEST_STEPS * tokens))
+    return _drawn(frequencies, stats.top_k, max(_DRAWN_TOKENS, FEWEST_STEPS * tokens_per_step))
 
 
 def even_routing(shape: ModelShape) -> RoutingStats:
@@ -41,6 +48,14 @@ def stats_of(stats: RoutingStats, trace: NDArray[np.integer]) -> RoutingStats:
     """The same model's statistics of part of a text."""
     counts = count_experts(trace, stats.num_experts)
     return replace(stats, num_tokens=len(trace), counts=counts, trace=trace.astype(np.uint16, copy=False))
+
+
+def spread_steps(trace: NDArray[np.integer], tokens_per_step: int, most_steps: int) -> NDArray[np.integer]:
+    """At most `most_steps` steps of a trace, evenly spread, int [num_tokens, num_moe_layers, top_k]."""
+    num_steps = max(len(trace) // tokens_per_step, 1)
+    steps = trace[: num_steps * tokens_per_step].reshape(num_steps, -1, *trace.shape[1:])
+    chosen = np.linspace(0, num_steps - 1, min(num_steps, most_steps)).astype(np.intp)
+    return steps[chosen].reshape(-1, *trace.shape[1:])
 
 
 def _drawn(frequencies: NDArray[np.float64], top_k: int, num_tokens: int) -> NDArray[np.uint16]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from placement.cluster_spec import NO_OVERHEADS, ClusterSpec, DeviceSpec, MachineSpec, NodeSpec, Overheads
 from placement.errors import PlanDoesNotFit
+from placement.head_memory import head_memory_bytes
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, PlannedWorker
 from placement.quantisation import BITS_PER_WEIGHT
@@ -87,11 +88,36 @@ class PlanningProblem:
         return "give more memory; no known quantisation fits"
 
 
-def planning_devices(cluster: ClusterSpec) -> tuple[PlanningDevice, ...]:
+def problem_for(
+    shape: ModelShape,
+    devices: ClusterSpec | Sequence[PlanningDevice],
+    expert_bytes: int,
+    stats: RoutingStats | None = None,
+    workload: Workload = SINGLE_TOKEN,
+) -> PlanningProblem:
+    """The problem of a model on a cluster, whose head keeps what it needs itself.
+
+    Raises:
+        PlanDoesNotFit: the head's device is too small for the head, or all of them for the experts.
+    """
+    if isinstance(devices, ClusterSpec):
+        devices = planning_devices(devices, head_memory_bytes(shape, workload))
+    problem = PlanningProblem(shape, tuple(devices), expert_bytes, stats, workload)
+    problem.check_fits()
+    return problem
+
+
+def planning_devices(cluster: ClusterSpec, head_bytes: int = 0) -> tuple[PlanningDevice, ...]:
     """All devices of a cluster, one worker each.
 
     The head node's first device is that of the head's own process and becomes worker "head"; every other
     device is worker NODE-DEVICE, reached by the node's link.
+
+    Args:
+        head_bytes: what the head needs of its device; where the cluster file reserves more, that counts.
+
+    Raises:
+        PlanDoesNotFit: its device has less.
     """
     devices = []
     for node in cluster.nodes:
@@ -102,7 +128,7 @@ def planning_devices(cluster: ClusterSpec) -> tuple[PlanningDevice, ...]:
             link = None if in_head_process else node.link
             devices.append(
                 PlanningDevice(
-                    worker=_planned_worker(name, node, device),
+                    worker=_planned_worker(name, node, device, head_bytes if in_head_process else 0),
                     is_home=is_home,
                     bandwidth_bytes_per_s=device.bandwidth_bytes_per_s,
                     ffn_flops_per_s=device.ffn_flops_per_s,
@@ -118,8 +144,15 @@ def planning_devices(cluster: ClusterSpec) -> tuple[PlanningDevice, ...]:
     return tuple(devices)
 
 
-def _planned_worker(name: str, node: NodeSpec, device: DeviceSpec) -> PlannedWorker:
-    return PlannedWorker(name, node.name, device.torch_device, device.kind, device.budget_bytes)
+def _planned_worker(name: str, node: NodeSpec, device: DeviceSpec, head_bytes: int) -> PlannedWorker:
+    if head_bytes > device.memory_bytes:
+        raise PlanDoesNotFit(
+            f"node {node.name}, device {device.name}: the head's weights, KV cache and activations take "
+            f"{head_bytes} bytes, {head_bytes - device.memory_bytes} more than its memory_bytes: put it on "
+            "a larger device, or plan for a shorter context or fewer bits of the head's weights"
+        )
+    budget = min(device.budget_bytes, device.memory_bytes - head_bytes)
+    return PlannedWorker(name, node.name, device.torch_device, device.kind, budget)
 
 
 def as_devices(devices: ClusterSpec | Sequence[PlanningDevice]) -> tuple[PlanningDevice, ...]:

@@ -6,12 +6,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from placement.assign import assign_steps
 from placement.expectation import remote_layers_per_step, share_of_activations
+from placement.planning_text import spread_steps, text_of
 from placement.stats import RoutingStats
 
 if TYPE_CHECKING:
     from placement.plan import Plan
+
+
+# Tokens to look at where the dispatcher may choose among replicas.
+_MOST_STEPS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +62,13 @@ def summarise(plan: Plan, stats: RoutingStats | None = None) -> PlanSummary:
     basis: Literal["trace", "counts"] | None = None
     if stats is not None:
         stats.check_fingerprint(plan.fingerprint, plan.model)
-        shares = list(
-            share_of_activations(plan.holder_table, stats, len(plan.workers), plan.local_worker).tolist()
-        )
-        remote_layers = remote_layers_per_step(plan.holder_table, stats, is_home)
         basis = "counts" if stats.trace is None else "trace"
+        if plan.holder_table.has_replicas:
+            served, remote_layers = _as_dispatched(plan, stats, is_home)
+        else:
+            served = share_of_activations(plan.holder_table, stats, len(plan.workers), plan.local_worker)
+            remote_layers = remote_layers_per_step(plan.holder_table, stats, is_home)
+        shares = list(served.tolist())
     rows = tuple(
         WorkerSummary(
             name=worker.name,
@@ -75,3 +84,17 @@ def summarise(plan: Plan, stats: RoutingStats | None = None) -> PlanSummary:
     )
     replicas = int(np.sum(held)) - len(plan.moe_layers) * plan.num_experts
     return PlanSummary(rows, len(plan.moe_layers), replicas, remote_layers, basis)
+
+
+def _as_dispatched(
+    plan: Plan, stats: RoutingStats, is_home: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], float]:
+    """Each worker's share of the choices, and remote layers a token, where the dispatcher may choose."""
+    text = spread_steps(text_of(stats), 1, _MOST_STEPS)
+    served = np.zeros(len(plan.workers))
+    remote_layers = 0
+    for row, holders in enumerate(plan.holder_table.layers):
+        chosen = assign_steps(text[:, None, row], holders, plan.replica_costs)
+        served += np.bincount(chosen.ravel(), minlength=len(served))
+        remote_layers += int((~is_home[chosen]).any(axis=(1, 2)).sum())
+    return served / served.sum(), remote_layers / len(text)

@@ -22,6 +22,7 @@ from placement.errors import InputError
 from placement.planner import make_plan
 from placement.quantisation import bits_per_weight
 from placement.stats import RoutingStats
+from placement.workload import Workload
 from workers.model_config import Step35Config
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -47,9 +48,9 @@ def demo(
         shape,
         ClusterSpec.load(MODELS / "demo-cluster.yaml"),
         routing,
-        "hottest-first",
         dtype=dtype.value,
         expert_bytes=shape.expert_bytes(bits_per_weight(dtype.value)),
+        workload=Workload(drafts=mtp),
     )
     if not json:
         for part in plan_tables(plan, plan.summary(routing)):

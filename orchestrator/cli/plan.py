@@ -1,7 +1,8 @@
-"""`potluck plan`: decide where every expert lives."""
+"""`potluck plan`: decide where every expert lives, and say how fast that should be."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,15 +10,38 @@ import typer
 from rich.table import Table
 
 from orchestrator.cli.output import console, print_json, print_note, share, size, table
-from placement.cluster_spec import ClusterSpec
+from orchestrator.cli.workload import acceptance_of, workload_of
+from orchestrator.plan_picture import write_heatmap
+from placement.advice import advice
+from placement.cluster_spec import ClusterSpec, parse_size
+from placement.cost import head_seconds
+from placement.errors import InputError
+from placement.interop.read import read_routing
 from placement.model_shape import ModelShape, published_shape
-from placement.plan import Plan
-from placement.planner import make_plan
-from placement.policies import POLICIES
+from placement.plan import LOCAL_WORKER, Plan
+from placement.planner import DEFAULT_POLICY, as_plan
+from placement.policies import POLICIES, named_policy
+from placement.prediction import AtContext, Prediction, by_context, predict
+from placement.problem import PlanningProblem, problem_for
 from placement.quantisation import bits_per_weight
-from placement.stats import RoutingStats
+from placement.replan import Replan, replan
 from placement.summary import PlanSummary
 from workers.model_config import Step35Config
+
+# Contexts people ask about; those that do not fit the head's memory are said not to.
+_CONTEXTS = (1024, 4096, 16384, 65536, 262144)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan and what is known about it; `prediction` None where the head's own speed is unknown."""
+
+    plan: Plan
+    summary: PlanSummary
+    prediction: Prediction | None
+    contexts: list[AtContext]
+    advice: list[str]
+    replan: Replan | None
 
 
 def plan(
@@ -28,36 +52,72 @@ def plan(
     quant: Annotated[
         str, typer.Option(help="How experts are kept: bfloat16, float32, q8, q4, …")
     ] = "bfloat16",
-    stats: Annotated[Path | None, typer.Option(help="Routing file made by `potluck stats`.")] = None,
-    policy: Annotated[
+    stats: Annotated[
+        Path | None, typer.Option(help="Routing file of `potluck stats`, or another engine's counts.")
+    ] = None,
+    policy: Annotated[str, typer.Option(help=f"{', '.join(POLICIES)}.")] = DEFAULT_POLICY,
+    tokens_per_step: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a pass: sequences x (1 + drafts).")
+    ] = None,
+    accept: Annotated[
         str | None,
-        typer.Option(help=f"{', '.join(POLICIES)}; default hottest-first with --stats, else uniform."),
+        typer.Option(help="MTP: chance of each draft to hold if those before it did, such as 0.8,0.6."),
+    ] = None,
+    context: Annotated[int, typer.Option(min=0, help="Positions in each sequence's KV cache.")] = 4096,
+    head_bits: Annotated[
+        float | None,
+        typer.Option(min=1, help="Bits of each of the head's own weights; default 16 or more."),
+    ] = None,
+    prompt_ratio: Annotated[
+        float, typer.Option(min=0, help="Prompt tokens to read for each token written.")
+    ] = 0.0,
+    current: Annotated[
+        Path | None, typer.Option(help="Plan in use: find the best one within the move budget.")
+    ] = None,
+    move_bytes: Annotated[str | None, typer.Option(help="What may be moved, such as 20GB.")] = None,
+    move_seconds: Annotated[float | None, typer.Option(min=0, help="How long moving may take.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Write a heatmap, layer x expert, here: .png or .svg.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the plan here, as JSON.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
-    """Decide which box and memory holds each expert."""
+    """Decide which box and memory holds each expert, and predict the speed."""
     shape = load_shape(model)
-    spec = ClusterSpec.load(cluster)
-    routing = RoutingStats.load(stats, shape) if stats is not None else None
-    made = make_plan(
-        shape,
-        spec,
-        routing,
-        policy or ("hottest-first" if routing is not None else "uniform"),
-        dtype=quant,
-        expert_bytes=shape.expert_bytes(bits_per_weight(quant)),
+    bits = bits_per_weight(quant)
+    workload = workload_of(
+        tokens_per_step,
+        acceptance_of(accept),
+        context=context,
+        head_bits=max(bits, 16.0) if head_bits is None else head_bits,
+        prompt_ratio=prompt_ratio,
     )
+    named_policy(policy)
+    if (move_bytes is not None or move_seconds is not None) and current is None:
+        raise InputError("--move-bytes and --move-seconds: expected --current PLAN.json, the plan in use")
+    boxes = ClusterSpec.load(cluster)
+    routing = read_routing(stats, shape) if stats is not None else None
+    problem = problem_for(shape, boxes, shape.expert_bytes(bits), routing, workload)
+    moved = None
+    if current is None:
+        made = as_plan(problem, named_policy(policy)(problem), policy, quant)
+    else:
+        in_use = Plan.load(current)
+        moved = _replan(problem, in_use, quant, move_bytes, move_seconds)
+        made = as_plan(problem, moved.table, DEFAULT_POLICY, quant, in_use.epoch + 1)
+    planned = _describe(problem, made, moved)
+    if picture is not None:
+        write_heatmap(made, picture, routing)
     if out is not None:
         made.save(out)
-    summary = made.summary(routing)
     if json:
-        print_json(_document(made, summary))
+        print_json(_document(planned))
         return
-    for part in plan_tables(made, summary):
+    for part in [plan_table(made, planned.summary), *_speed_tables(planned)]:
         console.print(part)
-    if out is not None:
-        print_note(f"wrote {out}")
+    for path in (out, picture):
+        if path is not None:
+            print_note(f"wrote {path}")
 
 
 def load_shape(model: str) -> ModelShape:
@@ -68,14 +128,74 @@ def load_shape(model: str) -> ModelShape:
     return published_shape(model)
 
 
-def _document(made: Plan, summary: PlanSummary) -> dict[str, Any]:
+def _replan(
+    problem: PlanningProblem, in_use: Plan, quant: str, move_bytes: str | None, move_seconds: float | None
+) -> Replan:
+    in_use.check(problem.shape)
+    if (in_use.dtype, in_use.expert_bytes) != (quant, problem.expert_bytes):
+        raise InputError(f"--current: a plan for {in_use.dtype}, expected one for --quant {quant}")
+    names = [worker.name for worker in in_use.workers]
+    wanted = [device.worker.name for device in problem.devices]
+    if names != wanted:
+        raise InputError(
+            f"--current: a plan for the workers {', '.join(names)}, expected those of the cluster: "
+            f"{', '.join(wanted)}"
+        )
+    try:
+        budget_bytes = float("inf") if move_bytes is None else parse_size(move_bytes)
+    except ValueError as error:
+        raise InputError(f"--move-bytes: {error}") from None
+    return replan(
+        problem,
+        in_use.holder_table,
+        budget_bytes=budget_bytes,
+        budget_s=float("inf") if move_seconds is None else move_seconds,
+        head_s=head_seconds(problem).total_s if _has_head(problem) else 0.0,
+    )
+
+
+def _has_head(problem: PlanningProblem) -> bool:
+    return any(device.worker.name == LOCAL_WORKER for device in problem.devices)
+
+
+def _describe(problem: PlanningProblem, made: Plan, moved: Replan | None) -> Planned:
+    summary = made.summary(problem.stats)
+    sentences = advice(problem, made.holder_table)
+    if not _has_head(problem):
+        sentences.append(
+            "the head's node has no device in the cluster file, so a step's time is not known: give it one "
+            "(its memory_bytes may equal its reserved_bytes)"
+        )
+        return Planned(made, summary, None, [], sentences, moved)
+    prediction = predict(problem, made)
+    contexts = sorted({*_CONTEXTS, problem.workload.context})
+    return Planned(made, summary, prediction, by_context(problem, made, contexts), sentences, moved)
+
+
+def _document(planned: Planned) -> dict[str, Any]:
+    """docs/formats.md lists the keys."""
+    made, summary, prediction, moved = planned.plan, planned.summary, planned.prediction, planned.replan
     return {
         "model": made.model,
         "policy": made.policy,
         "quant": made.dtype,
         "expert_bytes": made.expert_bytes,
-        "remote_layers_per_token": summary.remote_layers_per_token,
+        "basis": None if prediction is None else prediction.basis,
+        "step_time_s": None if prediction is None else prediction.step_time_s,
+        "head_s": None if prediction is None else prediction.head_s,
+        "tokens_per_s": None if prediction is None else prediction.tokens_per_s,
+        "prefill_tokens_per_s": None if prediction is None else prediction.prefill_tokens_per_s,
+        "lower_bound_s": None if prediction is None else prediction.lower_bound_s,
+        "gap": None if prediction is None else prediction.gap,
+        "remote_layers_per_token": (
+            summary.remote_layers_per_token if prediction is None else prediction.remote_layers_per_token
+        ),
+        "bound_by": {} if prediction is None else prediction.bound_by,
+        "bound_by_cause": {} if prediction is None else prediction.causes,
+        "by_context": [{"context": c.context, "tokens_per_s": c.tokens_per_s} for c in planned.contexts],
         "replicas": summary.replicas,
+        "advice": planned.advice,
+        "replan": None if moved is None else _replan_document(moved),
         "devices": [
             {
                 "name": worker.name,
@@ -91,8 +211,31 @@ def _document(made: Plan, summary: PlanSummary) -> dict[str, Any]:
     }
 
 
+def _replan_document(moved: Replan) -> dict[str, Any]:
+    return {
+        "moved_experts": moved.moved_experts,
+        "moved_bytes": moved.moved_bytes,
+        "transfer_s": moved.transfer_s,
+        "moe_s_before": moved.before_s,
+        "moe_s_after": moved.after_s,
+        "payback_s": moved.payback_s,
+    }
+
+
 def plan_tables(made: Plan, summary: PlanSummary) -> list[Table | str]:
     """What sits where, and how many layers a token ask another box."""
+    parts: list[Table | str] = [plan_table(made, summary)]
+    if summary.remote_layers_per_token is not None:
+        basis = "measured on the trace" if summary.basis == "trace" else "from counts"
+        parts.append(
+            f"{summary.remote_layers_per_token:.1f} of {summary.num_moe_layers} MoE layers a token ask "
+            f"another box ({basis})."
+        )
+    return parts
+
+
+def plan_table(made: Plan, summary: PlanSummary) -> Table:
+    """What sits where."""
     rows = [
         (
             worker.name,
@@ -105,13 +248,46 @@ def plan_tables(made: Plan, summary: PlanSummary) -> list[Table | str]:
         for worker in summary.workers
     ]
     title = f"{made.model}: experts in {made.dtype} of {size(made.expert_bytes)} each, policy {made.policy}"
-    parts: list[Table | str] = [
-        table(title, ("worker", "memory", "experts", "bytes", "budget", "of activations"), rows)
-    ]
-    if summary.remote_layers_per_token is not None:
-        basis = "measured on the trace" if summary.basis == "trace" else "from counts"
-        parts.append(
-            f"{summary.remote_layers_per_token:.1f} of {summary.num_moe_layers} MoE layers a token ask "
-            f"another box ({basis})."
-        )
-    return parts
+    return table(title, ("worker", "memory", "experts", "bytes", "budget", "of activations"), rows)
+
+
+def _speed_tables(planned: Planned) -> list[Table | str]:
+    """Predicted speed, the bound, what limits it, and what the plan says about the boxes."""
+    parts: list[Table | str] = []
+    if (prediction := planned.prediction) is not None:
+        waits = [
+            (name, share(part))
+            for name, part in sorted(prediction.bound_by.items(), key=lambda item: -item[1])[:8]
+        ]
+        speeds = [(f"{at.context:,}", _speed(at.tokens_per_s)) for at in planned.contexts]
+        cause, part = max(prediction.causes.items(), key=lambda item: item[1])
+        parts += [
+            table("Predicted tokens/s by context", ("context", "tokens/s"), speeds),
+            table("Which device a layer waits for", ("worker", "of layers"), waits),
+            f"{_ms(prediction.step_time_s)} a step ({prediction.basis}), of which the head "
+            f"{_ms(prediction.head_s)}; {prediction.remote_layers_per_token:.1f} remote layers a token.",
+            f"No plan for these boxes is faster than {_ms(prediction.lower_bound_s)}: this one is at most "
+            f"{share(prediction.gap)} above the best. Layers wait mostly for {cause} ({share(part)}).",
+            f"Prompts: about {prediction.prefill_tokens_per_s:.0f} tokens/s.",
+        ]
+    if (moved := planned.replan) is not None:
+        parts.append(_move_line(moved))
+    return [*parts, *(f"{sentence[0].upper()}{sentence[1:]}." for sentence in planned.advice)]
+
+
+def _move_line(moved: Replan) -> str:
+    if moved.payback_s is None:
+        return "No move within the budget gains anything."
+    return (
+        f"Moving {moved.moved_experts} experts ({size(moved.moved_bytes)}, {moved.transfer_s:.1f} s) takes "
+        f"MoE layers from {_ms(moved.before_s)} to {_ms(moved.after_s)} a step: paid back after "
+        f"{moved.payback_s:.0f} s."
+    )
+
+
+def _speed(tokens_per_s: float | None) -> str:
+    return "no room: plan with --context" if tokens_per_s is None else f"{tokens_per_s:.2f}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.2f} ms"

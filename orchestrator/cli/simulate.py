@@ -13,6 +13,7 @@ from rich.table import Table
 
 from orchestrator.cli.output import console, print_json, print_note, share, size, table
 from orchestrator.cli.plan import load_shape
+from orchestrator.cli.workload import acceptance_of, workload_of
 from placement.cluster_spec import ClusterSpec
 from placement.errors import InputError, RoutingFileError
 from placement.model_shape import PUBLISHED_SHAPES, ModelShape
@@ -57,8 +58,8 @@ def simulate(
     loaded = Plan.load(plan)
     shape = _shape(loaded, plan, model)
     tokens = _tokens(trace, shape)
-    acceptance = _acceptance(accept, seed)
-    workload = _workload(tokens_per_step, acceptance, context, head_bits)
+    acceptance = acceptance_of(accept, seed)
+    workload = workload_of(tokens_per_step, acceptance, context=context, head_bits=head_bits)
     system = System.build(loaded, ClusterSpec.load(cluster), shape, workload)
     events: list[Event] = [WorkerLoss(*_at(text, "--lose WORKER@SECONDS")) for text in lose or ()]
     for text in new_plan or ():
@@ -151,35 +152,6 @@ def _tokens(path: Path, shape: ModelShape) -> NDArray[np.uint16]:
     if stats.trace is None:
         raise RoutingFileError(f"{path}: expected a trace, found counts only (`potluck stats --trace`)")
     return stats.trace
-
-
-def _acceptance(text: str | None, seed: int) -> Acceptance | None:
-    if text is None:
-        return None
-    try:
-        return Acceptance(tuple(float(part) for part in text.split(",")), seed)
-    except ValueError:
-        raise InputError(f"--accept: expected numbers such as 0.8,0.6, found {text!r}") from None
-
-
-def _workload(
-    tokens_per_step: int | None, acceptance: Acceptance | None, context: int, head_bits: float
-) -> Workload:
-    drafts = len(acceptance.probabilities) if acceptance is not None else 0
-    num_sequences, rest = divmod(tokens_per_step or 1 + drafts, 1 + drafts)
-    if rest or not num_sequences:
-        raise InputError(
-            f"--tokens-per-step: expected a multiple of {1 + drafts} (a token and its {drafts} drafts), "
-            f"found {tokens_per_step}"
-        )
-    accepted = acceptance.mean_accepted if acceptance is not None else 0.0
-    return Workload(
-        num_sequences=num_sequences,
-        drafts=drafts,
-        accepted_drafts=accepted,
-        context=context,
-        head_bits_per_weight=head_bits,
-    )
 
 
 def _streams(

@@ -70,7 +70,7 @@ def test_the_hottest_experts_go_to_the_fastest_memory() -> None:
         device("slow-box", 8, gbytes_per_s=20),
         device("ram", 6, home=True, gbytes_per_s=60),
     ]
-    plan = make_plan(SHAPE, devices, stats, dtype="float32", expert_bytes=EXPERT_BYTES)
+    plan = make_plan(SHAPE, devices, stats, "hottest-first", dtype="float32", expert_bytes=EXPERT_BYTES)
     counts = {worker.name: stats.counts[plan.holder_table.mask(i)] for i, worker in enumerate(plan.workers)}
     order = ["head", "ram", "fast-box", "slow-box", "disk"]
     assert [len(counts[name]) for name in order] == [4, 6, 8, 8, 4]
@@ -111,7 +111,9 @@ def test_statistics_of_another_model_are_refused() -> None:
 
 def test_hottest_first_without_statistics_is_refused() -> None:
     with pytest.raises(InputError, match="needs routing statistics"):
-        make_plan(SHAPE, [device("a", 1000)], dtype="float32", expert_bytes=EXPERT_BYTES)
+        make_plan(
+            SHAPE, [device("a", 1000)], policy="hottest-first", dtype="float32", expert_bytes=EXPERT_BYTES
+        )
 
 
 def test_an_unknown_policy_is_refused() -> None:

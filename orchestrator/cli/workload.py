@@ -1,0 +1,48 @@
+"""The workload that `plan` and `simulate` are told about by the same options."""
+
+from __future__ import annotations
+
+from placement.errors import InputError
+from placement.steps import Acceptance
+from placement.workload import Workload
+
+
+def acceptance_of(text: str | None, seed: int = 0) -> Acceptance | None:
+    """`--accept 0.8,0.6`; raises InputError for anything but numbers from 0 to 1."""
+    if text is None:
+        return None
+    try:
+        return Acceptance(tuple(float(part) for part in text.split(",")), seed)
+    except ValueError:
+        raise InputError(f"--accept: expected numbers such as 0.8,0.6, found {text!r}") from None
+
+
+def workload_of(
+    tokens_per_step: int | None,
+    acceptance: Acceptance | None,
+    *,
+    context: int,
+    head_bits: float,
+    prompt_ratio: float = 0.0,
+) -> Workload:
+    """As many sequences as fill a pass, each with the drafts whose acceptance is given.
+
+    Raises:
+        InputError: `tokens_per_step` is not a multiple of a token and its drafts.
+    """
+    drafts = len(acceptance.probabilities) if acceptance is not None else 0
+    num_sequences, rest = divmod(tokens_per_step or 1 + drafts, 1 + drafts)
+    if rest or not num_sequences:
+        raise InputError(
+            f"--tokens-per-step: expected a multiple of {1 + drafts} (a token and its {drafts} drafts), "
+            f"found {tokens_per_step}"
+        )
+    accepted = acceptance.mean_accepted if acceptance is not None else 0.0
+    return Workload(
+        num_sequences=num_sequences,
+        drafts=drafts,
+        accepted_drafts=accepted,
+        context=context,
+        head_bits_per_weight=head_bits,
+        prompt_tokens_per_token=prompt_ratio,
+    )

@@ -1,0 +1,127 @@
+"""How fast a plan should be: its simulated step, the bound on every plan's, and what the time goes into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.bound import lower_bound_s
+from placement.head_memory import head_memory_bytes
+from placement.objective import prefill_load
+from placement.plan import LOCAL_WORKER, Plan
+from placement.planning_text import planning_text, spread_steps
+from placement.prefill import prefill_seconds
+from placement.problem import PlanningProblem
+from placement.simulate import simulate_alone
+from placement.system import System
+from placement.tally import CAUSES
+
+# Steps to predict from: the mean's standard error is then well under 1%.
+_MOST_STEPS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A plan's expected decode step on the text it was planned with.
+
+    Attributes:
+        basis: what that text was: a recorded trace, tokens drawn from counts, or from even routing.
+        step_time_s: `head_s` and the MoE layers.
+        lower_bound_s: no plan for these boxes has a faster step on this text (placement/bound.py).
+        prefill_tokens_per_s: reading a prompt, in passes of `workload.prefill_tokens`.
+        bound_by: share of (step, layer) that waited for each device.
+        causes: the same by the largest part of that wait.
+    """
+
+    basis: Literal["trace", "counts", "even routing"]
+    step_time_s: float
+    head_s: float
+    tokens_per_s: float
+    remote_layers_per_token: float
+    lower_bound_s: float
+    prefill_tokens_per_s: float
+    bound_by: dict[str, float]
+    causes: dict[str, float]
+
+    @property
+    def gap(self) -> float:
+        return self.step_time_s / self.lower_bound_s - 1
+
+
+@dataclass(frozen=True, slots=True)
+class AtContext:
+    """`tokens_per_s` with that many positions in a KV cache, None if it does not fit beside the experts."""
+
+    context: int
+    tokens_per_s: float | None
+
+
+def predict(problem: PlanningProblem, plan: Plan) -> Prediction:
+    """Simulate `plan` on the text of the problem's statistics.
+
+    Raises:
+        InputError: the head's node has no device, so its speed is unknown.
+    """
+    workload = problem.workload
+    stats, trace = planning_text(problem)
+    steps = spread_steps(trace, workload.tokens_per_step, _MOST_STEPS)
+    system = System.build(plan, problem.devices, problem.shape, workload)
+    report = simulate_alone(system, [steps])
+    head_s = system.head_s
+    known = replace(problem, stats=stats)
+    share, held = prefill_load(known, plan.holder_table)
+    prefill_s = prefill_seconds(known, share, held, workload.prefill_tokens)
+    step_time_s = report.step_time_s.mean
+    return Prediction(
+        basis="even routing" if problem.stats is None else "counts" if trace is not stats.trace else "trace",
+        step_time_s=step_time_s,
+        head_s=head_s,
+        tokens_per_s=workload.tokens_out_per_step / step_time_s,
+        remote_layers_per_token=report.remote_layers_per_token,
+        lower_bound_s=lower_bound_s(problem, steps) + head_s,
+        prefill_tokens_per_s=workload.prefill_tokens / prefill_s,
+        bound_by=_shares(report.devices, report.bound_by_device),
+        causes=_shares(CAUSES, report.bound_by_cause),
+    )
+
+
+def by_context(problem: PlanningProblem, plan: Plan, contexts: Iterable[int]) -> list[AtContext]:
+    """The same plan's speed with other contexts.
+
+    Raises:
+        InputError: the head's node has no device.
+    """
+    found = []
+    stats, trace = planning_text(problem)
+    del stats
+    workload = problem.workload
+    steps = spread_steps(trace, workload.tokens_per_step, _MOST_STEPS)
+    system = System.build(plan, problem.devices, problem.shape, workload)
+    moe_s = simulate_alone(system, [steps]).step_time_s.mean - system.head_s
+    now_bytes = head_memory_bytes(problem.shape, workload)
+    for context in contexts:
+        other = replace(workload, context=context)
+        more_bytes = head_memory_bytes(problem.shape, other) - now_bytes
+        if more_bytes > _free_at_head(problem, plan):
+            found.append(AtContext(context, None))
+            continue
+        head_s = System.build(plan, problem.devices, problem.shape, other).head_s
+        found.append(AtContext(context, workload.tokens_out_per_step / (moe_s + head_s)))
+    return found
+
+
+def _free_at_head(problem: PlanningProblem, plan: Plan) -> int:
+    """Bytes that the head's device has left beside its experts."""
+    budget = next(d.worker.budget_bytes for d in problem.devices if d.worker.name == LOCAL_WORKER)
+    if plan.local_worker is None:
+        return budget
+    return budget - int(plan.experts_per_worker()[plan.local_worker]) * plan.expert_bytes
+
+
+def _shares(names: tuple[str, ...], by_layer: NDArray[np.float64]) -> dict[str, float]:
+    mean = by_layer.mean(axis=0).tolist()
+    return {name: share for name, share in zip(names, mean, strict=True) if share > 0}

@@ -1,0 +1,196 @@
+"""`potluck plan` as a script or a beginner calls it: the promised keys, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.cli.main import main
+from placement.model_shape import STEP_3_5_FLASH
+from placement.plan import Plan
+from placement.stats import RoutingStats
+from placement.traces import CODING, GENERAL, SyntheticRouter
+
+Potluck = Callable[..., tuple[int, str, str]]
+
+CLUSTER = """
+head: study
+nodes:
+  - name: study
+    devices:
+      - {name: ram, kind: ram, memory_bytes: 96GB, bandwidth_gbytes_per_s: 70, ffn_gflops: 900}
+  - name: attic
+    devices:
+      - {name: ram, kind: ram, memory_bytes: 60GB, bandwidth_gbytes_per_s: 40, ffn_gflops: 400}
+links:
+  - {node: attic, round_trip_s: 0.0003, bandwidth_gbits_per_s: 2.5}
+"""
+
+
+@pytest.fixture
+def potluck(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Potluck:
+    """Runs a command line in this process: exit code, standard output, standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["potluck", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        output = capsys.readouterr()
+        return int(stopped.value.code or 0), output.out, output.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plan")
+    (folder / "cluster.yaml").write_text(CLUSTER)
+    router = SyntheticRouter(STEP_3_5_FLASH)
+    for domain in (CODING, GENERAL):
+        trace = router.trace(domain, 1000)
+        RoutingStats.from_trace(STEP_3_5_FLASH, trace, domain.name).save(folder / f"{domain.name}.npz")
+    return folder
+
+
+def document(result: tuple[int, str, str]) -> dict[str, Any]:
+    code, out, err = result
+    assert code == 0, err
+    parsed: dict[str, Any] = json.loads(out)
+    return parsed
+
+
+def arguments(files: Path, *more: object) -> tuple[object, ...]:
+    return ("plan", files / "cluster.yaml", "--model", "step-3.5-flash", "--quant", "q4", *more)
+
+
+def test_the_promised_keys_agree_with_each_other_and_with_the_simulator(
+    potluck: Potluck, files: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.json"
+    stats = ("--stats", files / "coding.npz")
+    made = document(potluck(*arguments(files, *stats, "--context", 2000, "--out", plan, "--json")))
+    assert made["policy"] == "least-time"
+    assert made["basis"] == "trace"
+    assert made["tokens_per_s"] == pytest.approx(1 / made["step_time_s"])
+    assert 0 < made["lower_bound_s"] <= made["step_time_s"]
+    assert made["gap"] == pytest.approx(made["step_time_s"] / made["lower_bound_s"] - 1)
+    assert 0 <= made["remote_layers_per_token"] <= 42
+    assert sum(made["bound_by"].values()) == pytest.approx(1)
+    contexts = {at["context"]: at["tokens_per_s"] for at in made["by_context"]}
+    assert contexts[2000] == pytest.approx(made["tokens_per_s"])
+    assert contexts[2000] < contexts[1024]
+    assert len(made["devices"]) == 2
+    for device in made["devices"]:
+        assert set(device) >= {"name", "experts", "bytes", "budget_bytes"}
+        assert device["bytes"] == device["experts"] * made["expert_bytes"] <= device["budget_bytes"]
+    assert made["replicas"] == sum(d["experts"] for d in made["devices"]) - 42 * 288
+    assert sum(device["share_of_activations"] for device in made["devices"]) == pytest.approx(1)
+    assert Plan.load(plan).policy == "least-time"
+
+    simulated = document(
+        potluck(
+            *("simulate", plan, "--cluster", files / "cluster.yaml", "--trace", files / "coding.npz"),
+            *("--context", 2000, "--json"),
+        )
+    )
+    assert simulated["step_time_s"]["mean"] == pytest.approx(made["step_time_s"])
+    assert simulated["remote_layers_per_token"] == pytest.approx(made["remote_layers_per_token"])
+
+
+def test_without_statistics_hardware_or_weights_there_is_a_plan_and_a_picture(
+    potluck: Potluck, files: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "plan.png"
+    code, out, err = potluck(*arguments(files, "--picture", picture))
+    assert code == 0, err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    for words in ("tokens/s by context", "even routing", "above the best", "potluck stats", "waits for"):
+        assert words in " ".join(out.split())
+
+
+def test_several_tokens_a_step_and_drafts(potluck: Potluck, files: Path) -> None:
+    stats = ("--stats", files / "coding.npz", "--policy", "hottest-first", "--json")
+    one = document(potluck(*arguments(files, *stats)))
+    four = document(potluck(*arguments(files, *stats, "--tokens-per-step", 4)))
+    drafts = document(potluck(*arguments(files, *stats, "--accept", "0.5,0.5,0.5")))
+    assert one["step_time_s"] < four["step_time_s"] < 4 * one["step_time_s"]
+    assert four["tokens_per_s"] == pytest.approx(4 / four["step_time_s"])
+    assert drafts["tokens_per_s"] == pytest.approx(1.875 / drafts["step_time_s"])
+    assert one["policy"] == "hottest-first"
+
+
+def test_a_plan_in_use_moves_within_the_budget(potluck: Potluck, files: Path, tmp_path: Path) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    coding = ("--stats", files / "coding.npz", "--policy", "hottest-first", "--out", old, "--json")
+    document(potluck(*arguments(files, *coding)))
+    made = document(
+        potluck(
+            *arguments(files, "--stats", files / "general.npz", "--current", old, "--move-bytes", "2GB"),
+            *("--out", new, "--json"),
+        )
+    )
+    moved = made["replan"]
+    assert 0 < moved["moved_bytes"] <= 2_000_000_000
+    assert moved["moe_s_after"] < moved["moe_s_before"]
+    assert moved["payback_s"] > moved["transfer_s"] > 0
+    before, after = Plan.load(old), Plan.load(new)
+    assert after.epoch == before.epoch + 1
+    arrived = sum(int((after.holder_table.mask(i) & ~before.holder_table.mask(i)).sum()) for i in range(2))
+    assert arrived == moved["moved_experts"]
+
+
+def test_counts_of_another_engine_are_read(potluck: Potluck, files: Path, tmp_path: Path) -> None:
+    counts = np.asarray(RoutingStats.load(files / "coding.npz").counts)
+    path = tmp_path / "loads.npy"
+    np.save(path, counts.astype(np.int64))
+    made = document(potluck(*arguments(files, "--stats", path, "--policy", "hottest-first", "--json")))
+    assert made["basis"] == "counts"
+
+
+@pytest.mark.parametrize(
+    ("mistake", "expected"),
+    [
+        (("--policy", "best"), "policy 'best': expected one-box"),
+        (("--quant", "q1"), "quantisation 'q1': expected"),
+        (("--quant", "bfloat16"), "bytes are missing; give more memory, or quantise"),
+        (("--tokens-per-step", 3, "--accept", "0.5"), "--tokens-per-step: expected a multiple of 2"),
+        (("--accept", "often"), "--accept: expected numbers"),
+        (("--move-bytes", "1GB"), "expected --current"),
+        (("--current", "none.json"), "none.json"),
+        (("--stats", "none.npz"), "none.npz"),
+        (("--picture", "plan.gif"), "plan.gif: expected a name that ends in"),
+        (("--context", 10**9), "the head's weights, KV cache and activations take"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(
+    potluck: Potluck, files: Path, tmp_path: Path, mistake: tuple[object, ...], expected: str
+) -> None:
+    out_path = tmp_path / "plan.json"
+    code, out, err = potluck(*arguments(files, *mistake, "--out", out_path))
+    assert (code, out) == (2, "")
+    assert expected in err
+    assert len(err.splitlines()) == 1
+    assert not out_path.exists()
+
+
+def test_a_size_that_is_none_and_a_plan_of_other_boxes_are_refused(
+    potluck: Potluck, files: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "old.json"
+    document(potluck(*arguments(files, "--policy", "uniform", "--out", old, "--json")))
+    code, _, err = potluck(*arguments(files, "--current", old, "--move-bytes", "much"))
+    assert code == 2
+    assert "--move-bytes: expected bytes or a size" in err
+    other = tmp_path / "other.yaml"
+    other.write_text(CLUSTER.replace("attic", "cellar"))
+    code, _, err = potluck(
+        *("plan", other, "--model", "step-3.5-flash", "--quant", "q4", "--current", old),
+    )
+    assert code == 2
+    assert "a plan for the workers head, attic-ram, expected those of the cluster: head, cellar-ram" in err

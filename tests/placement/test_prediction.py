@@ -1,0 +1,170 @@
+"""What a plan is said to do: as the simulator has it, above the bound, with memory and advice to match."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from placement.advice import advice
+from placement.baselines import one_box, uniform, whole_layers
+from placement.cluster_spec import ClusterSpec, DeviceSpec, NodeSpec
+from placement.cost import head_seconds
+from placement.errors import InputError, PlanDoesNotFit
+from placement.evaluate import evaluate
+from placement.head_memory import head_memory_bytes
+from placement.holders import HolderTable
+from placement.model_shape import STEP_3_5_FLASH
+from placement.plan import Plan
+from placement.planner import as_plan, make_plan
+from placement.prediction import by_context, predict
+from placement.problem import PlanningProblem, problem_for
+from placement.simulate import simulate_alone
+from placement.stats import RoutingStats
+from placement.system import System
+from placement.traces import CODING, SyntheticRouter
+from placement.workload import Workload
+from tests.placement.boxes import device
+from tests.placement.shapes import small_shape
+
+SHAPE = small_shape(num_moe_layers=4, num_experts=32, top_k=4)
+SIZE = SHAPE.expert_bytes(16)
+READ_GBYTES_PER_S = SIZE / 1e-4 / 1e9
+TRACE = SyntheticRouter(SHAPE).trace(CODING, 900)
+STATS = RoutingStats.from_trace(SHAPE, TRACE, "synthetic")
+
+
+def problem(round_trip_s: float = 1e-4, head: int = 64, workload: Workload | None = None) -> PlanningProblem:
+    devices = (
+        device("head", head, SIZE, gbytes_per_s=READ_GBYTES_PER_S),
+        device("attic", 80, SIZE, gbytes_per_s=READ_GBYTES_PER_S, round_trip_s=round_trip_s),
+    )
+    return PlanningProblem(SHAPE, devices, SIZE, STATS, workload or Workload(context=100))
+
+
+def plan_of(given: PlanningProblem, table: HolderTable) -> Plan:
+    return as_plan(given, table, "a test", "bfloat16")
+
+
+@pytest.mark.parametrize("workload", [Workload(), Workload(drafts=2, accepted_drafts=1.1, context=50)])
+def test_the_prediction_is_what_the_simulator_says(workload: Workload) -> None:
+    given = problem(workload=workload)
+    plan = plan_of(given, uniform(given))
+    found = predict(given, plan)
+    report = simulate_alone(System.build(plan, given.devices, SHAPE, workload), [TRACE])
+    assert found.basis == "trace"
+    assert found.step_time_s == pytest.approx(report.step_time_s.mean)
+    assert found.tokens_per_s == pytest.approx((1 + workload.accepted_drafts) / report.step_time_s.mean)
+    assert found.remote_layers_per_token == pytest.approx(report.remote_layers_per_token)
+    assert found.head_s == pytest.approx(head_seconds(given).total_s)
+    assert 0 < found.lower_bound_s <= found.step_time_s
+    assert sum(found.bound_by.values()) == pytest.approx(1)
+    assert sum(found.causes.values()) == pytest.approx(1)
+
+
+def test_without_a_trace_the_basis_is_named() -> None:
+    given = problem()
+    plan = plan_of(given, uniform(given))
+    assert predict(replace(given, stats=STATS.without_trace()), plan).basis == "counts"
+    assert predict(replace(given, stats=None), plan).basis == "even routing"
+
+
+def test_a_plan_of_the_planner_is_near_the_bound_and_a_bad_one_is_not() -> None:
+    given = problem()
+    made = make_plan(SHAPE, given.devices, STATS, dtype="q8", expert_bytes=SIZE, workload=given.workload)
+    gap = predict(given, made).gap
+    assert gap < 0.1
+    assert predict(given, plan_of(given, whole_layers(given))).gap > gap + 0.1
+
+
+def test_longer_contexts_are_slower_until_the_cache_does_not_fit() -> None:
+    given = problem(head=200)
+    plan = plan_of(given, uniform(given))
+    held = int(plan.experts_per_worker()[0])
+    free = given.devices[0].worker.budget_bytes - held * SIZE
+    position_bytes = head_memory_bytes(SHAPE, Workload(context=10_001)) - head_memory_bytes(
+        SHAPE, Workload(context=10_000)
+    )
+    longest = 100 + (free - _window_bytes()) // position_bytes
+    found = by_context(given, plan, [0, 100, longest, longest + 2])
+    speeds = [at.tokens_per_s for at in found]
+    assert speeds[3] is None
+    fitting = [speed for speed in speeds if speed is not None]
+    assert len(fitting) == 3
+    assert fitting == sorted(fitting, reverse=True)
+    assert fitting[0] > fitting[2]
+    assert speeds[1] == pytest.approx(predict(given, plan).tokens_per_s)
+
+
+def _window_bytes() -> int:
+    """Sliding layers see 32 positions at most: nothing more than at 100 positions."""
+    assert all(not a.is_sliding or a.window <= 100 for a in SHAPE.attention)
+    return 0
+
+
+def test_what_the_head_keeps_is_charged_before_experts() -> None:
+    shape = STEP_3_5_FLASH
+    workload = Workload(context=65536)
+    needs = head_memory_bytes(shape, workload)
+    weights, cache = shape.head_parameters * 2, shape.kv_cache_bytes(65536)
+    assert weights + cache < needs < 1.02 * (weights + cache)
+    size = shape.expert_bytes(4.5)
+
+    def capacity(reserved_bytes: int, context: int) -> int:
+        ram = DeviceSpec("ram", "ram", "cpu", 192 * 10**9, reserved_bytes, 6e10, 1e12)
+        cluster = ClusterSpec("study", (NodeSpec("study", None, (ram,), None),))
+        return int(problem_for(shape, cluster, size, workload=Workload(context=context)).capacities()[0])
+
+    assert capacity(0, 65536) == (192 * 10**9 - needs) // size
+    assert capacity(10**9, 65536) == capacity(0, 65536)
+    assert capacity(60 * 10**9, 65536) == 132 * 10**9 // size
+    assert capacity(0, 1024) > capacity(0, 65536)
+
+
+def test_a_head_that_does_not_fit_is_told_by_how_much() -> None:
+    gpu = DeviceSpec("gpu", "vram", "cuda", 12 * 10**9, 0, 9e11, 1e13)
+    ram = DeviceSpec("ram", "ram", "cpu", 256 * 10**9, 0, 6e10, 1e12)
+    cluster = ClusterSpec("study", (NodeSpec("study", None, (gpu, ram), None),))
+    missing = head_memory_bytes(STEP_3_5_FLASH, Workload()) - 12 * 10**9
+    with pytest.raises(PlanDoesNotFit, match=f"node study, device gpu: .* {missing} more than"):
+        problem_for(STEP_3_5_FLASH, cluster, STEP_3_5_FLASH.expert_bytes(4.5))
+
+
+def test_a_head_without_a_device_cannot_be_timed() -> None:
+    far = device("attic", 200, SIZE)
+    given = PlanningProblem(SHAPE, (far,), SIZE, STATS)
+    with pytest.raises(InputError, match="head's node has no device"):
+        predict(given, plan_of(given, uniform(given)))
+
+
+def test_advice_names_a_box_that_is_left_out() -> None:
+    given = problem(round_trip_s=0.1, head=SHAPE.num_routed_experts)
+    sentences = advice(given, one_box(given))
+    assert any("attic is left out" in sentence for sentence in sentences)
+    assert not any("left out" in s for s in advice(given, uniform(given)))
+
+
+def test_advice_names_whole_layers_and_one_box_alone() -> None:
+    given = problem(round_trip_s=1e-4, head=SHAPE.num_routed_experts)
+    masks = np.zeros((2, 4, 32), dtype=np.bool_)
+    masks[0, :2] = masks[1, 2:] = True
+    table = HolderTable.from_masks(masks)
+    sentences = advice(given, table)
+    assert any("attic holds 2 whole layers" in sentence for sentence in sentences)
+    alone = evaluate(given, one_box(given), TRACE).mean_s / evaluate(given, table, TRACE).mean_s
+    assert any(f"alone would take {alone:.2f} times" in sentence for sentence in sentences)
+
+
+def test_advice_says_what_frequencies_are_worth() -> None:
+    given = problem()
+    made = make_plan(SHAPE, given.devices, STATS, dtype="bfloat16", expert_bytes=SIZE)
+    assert "against plans that ignore frequencies this one gains" in advice(given, made.holder_table)[-1]
+    even = RoutingStats.from_trace(
+        SHAPE,
+        np.argsort(np.random.default_rng(0).random((900, 4, 32)), axis=2)[:, :, :4].astype(np.uint16),
+        "even",
+    )
+    flat = replace(given, stats=even)
+    assert "your routing has no hot set" in advice(flat, uniform(flat))[-1]
+    assert "potluck stats" in advice(replace(given, stats=None), uniform(given))[-1]
