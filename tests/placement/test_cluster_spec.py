@@ -15,6 +15,7 @@ from placement.cluster_spec import ClusterSpec
 from placement.errors import ClusterFileError
 from placement.model_shape import STEP_3_5_FLASH
 from placement.planner import make_plan
+from placement.problem import planning_devices
 from placement.quantisation import bits_per_weight
 
 SHIPPED = Path(__file__).parents[2] / "cluster.yaml"
@@ -117,6 +118,63 @@ def test_numbers_yaml_takes_for_text_are_read(tmp_path: Path) -> None:
     cluster = load(tmp_path, text)
     assert cluster.nodes[1].link is not None
     assert cluster.nodes[1].link.round_trip_s == 0.0003
+
+
+def test_measured_software_and_shared_machines_reach_the_planner(tmp_path: Path) -> None:
+    document = good()
+    gpu, ram = document["nodes"][0]["devices"]
+    gpu |= {"host_link_gbytes_per_s": 25, "attention_gflops": 9000, "overheads": {"message_s": 1e-4}}
+    ram |= {"cores": 4, "overheads": {"request_s": 2e-4}}
+    document["machines"] = [
+        {"name": "tower", "nodes": ["study", "attic"], "cores": 16, "bandwidth_gbytes_per_s": 80}
+    ]
+    devices = {device.worker.name: device for device in planning_devices(load(tmp_path, document))}
+    head, home = devices["head"], devices["study-ram"]
+    assert (head.host_link_bytes_per_s, head.attention_flops_per_s) == (25e9, 9e12)
+    assert (head.overheads.message_s, home.overheads.request_s, home.cores) == (1e-4, 2e-4, 4)
+    assert head.machine is None  # memory of its own
+    assert home.machine is devices["attic-ram"].machine
+    assert home.machine is not None
+    assert home.machine.bandwidth_bytes_per_s == 80e9
+
+
+@pytest.mark.parametrize(
+    ("machines", "message"),
+    [
+        ([["study", "cellar"]], r"machines\[0\].nodes: expected some of the nodes \(study, attic.*'cellar'"),
+        ([["study"], ["study"]], r"machines\[1\].nodes: expected each node on one machine, found 'study' on"),
+    ],
+)
+def test_a_machine_of_unknown_or_shared_nodes_is_refused(
+    tmp_path: Path, machines: list[list[str]], message: str
+) -> None:
+    document = good()
+    document["machines"] = [
+        {"name": f"m{i}", "nodes": nodes, "cores": 2, "bandwidth_gbytes_per_s": 20}
+        for i, nodes in enumerate(machines)
+    ]
+    with pytest.raises(ClusterFileError, match=message):
+        load(tmp_path, document)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"host_link_gbytes_per_s": 25}, r"devices\[1\].host_link_gbytes_per_s: expected on devices of kind"),
+        (
+            {"overheads": {"request_ms": 1}},
+            r"overheads.request_ms: unknown key; expected request_s, message_s",
+        ),
+        ({"overheads": {"request_s": -1}}, r"overheads.request_s: expected a number of at least 0, found -1"),
+    ],
+)
+def test_wrong_software_or_a_bus_without_a_gpu_is_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    document = good()
+    document["nodes"][0]["devices"][1] |= change
+    with pytest.raises(ClusterFileError, match=message):
+        load(tmp_path, document)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +287,10 @@ def test_a_wrong_field_is_refused_by_its_path(
             "metadata.potluck: expected head, nodes and links there",
         ),
         ("metadata: {other: 1}\n", "metadata.potluck: expected head, nodes and links there"),
-        ("metadata: {potluck: 3}\n", "metadata.potluck: expected a mapping with head, nodes, links, machines, found 3"),
+        (
+            "metadata: {potluck: 3}\n",
+            "metadata.potluck: expected a mapping with head, nodes, links, machines, found 3",
+        ),
     ],
 )
 def test_a_file_that_is_no_cluster_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
