@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from benchmarks.fidelity.layouts import SETUPS
 from benchmarks.fidelity.model import write_model
+from benchmarks.fidelity.reference import errors, median_error, write_reference
 from benchmarks.fidelity.run import Layout, Model, run_setup
 
 
@@ -24,6 +26,9 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="Names of setups; all when left out.")] = None,
     model: Annotated[Path | None, typer.Option(help="Folder to keep the model in.")] = None,
     details: Annotated[bool, typer.Option(help="Print the cluster file's numbers too.")] = False,
+    machine: Annotated[
+        str | None, typer.Option(help="Its description: makes this run the reference.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the layouts here.")] = None,
 ) -> None:
     """Run every layout and print its table."""
@@ -39,6 +44,13 @@ def main(
             if details:
                 console.print(result.probes[-1], result.clusters[-1], result.layouts)
     console.print(table(layouts))
+    found = errors(layouts)
+    for part in ("decode", "prefill"):
+        of_part = {name: error for name, error in found.items() if name.endswith(part)}
+        worst = max(map(abs, of_part.values()))
+        console.print(f"{part}: median error {median_error(of_part):.1%}, worst {worst:.1%}")
+    if machine is not None:
+        write_reference(layouts, date.today().isoformat(), machine)
     if json_file is not None:
         json_file.write_text(json.dumps([asdict(layout) for layout in layouts], indent=1) + "\n")
 

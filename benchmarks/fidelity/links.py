@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 _CHUNK_BYTES = 16 * 1024
 # What the bucket lets through at once: little, or small messages would never feel the limit.
-_BURST_BYTES = 1600
+_BURST_BYTES = 3200
 
 
 @contextmanager

@@ -13,16 +13,18 @@ from benchmarks.fidelity.layouts import Setup, node_of
 from benchmarks.fidelity.probes import HeadProbe, LinkProbe, Probes, ProcessProbe
 from placement.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, MachineSpec, NodeSpec, Overheads
 from placement.cost import (
+    expert_rates,
     head_layer_seconds,
     head_seconds,
     message_size,
     shared_expert_s,
 )
 from placement.model_shape import ModelShape
-from placement.plan import Plan
+from placement.plan import LOCAL_WORKER, Plan
 from placement.prefill import prefill_head_seconds
 from placement.problem import PlanningProblem, planning_devices
 from placement.replay import replay_decode, replay_prefill
+from placement.sharing import layer_seconds
 from placement.system import System
 from placement.tally import SimulationReport
 from placement.workload import Workload
@@ -38,8 +40,29 @@ def cluster_of(setup: Setup, rounds: Sequence[Probes], shape: ModelShape, plan: 
     head = cluster.head_node.devices[0]
     overheads = _head_overheads(cluster, _median_head(rounds), shape, plan.expert_bytes, head.overheads)
     devices = (replace(head, overheads=overheads), *cluster.head_node.devices[1:])
-    nodes = (replace(cluster.head_node, devices=devices), *cluster.nodes[1:])
-    return replace(cluster, nodes=nodes)
+    own_link = cluster.head_node.link
+    own = replace(cluster.head_node, devices=devices)
+    cluster = replace(cluster, nodes=(own, *cluster.nodes[1:]))
+    together = [r.together for r in rounds if r.together is not None]
+    if own_link is None or not together:
+        return cluster
+    # Measured while all are asked: what a fan-out takes beyond the rest of the cost model.
+    extra_s = median(t.fan_out_s for t in together) - _fan_out_s(
+        cluster, shape, plan.expert_bytes, together[0].fan_out_experts
+    )
+    own_link = replace(own_link, round_trip_s=max(0.0, own_link.round_trip_s + extra_s))
+    return replace(cluster, nodes=(replace(own, link=own_link), *cluster.nodes[1:]))
+
+
+def _fan_out_s(cluster: ClusterSpec, shape: ModelShape, expert_bytes: int, experts: int) -> float:
+    """What the cost model says of `TogetherProbe.fan_out_s`."""
+    problem = PlanningProblem(shape, planning_devices(cluster), expert_bytes, workload=_PLAIN)
+    asked = np.array([d.is_home and d.worker.name != LOCAL_WORKER for d in problem.devices]).astype(int)
+    rates = expert_rates(problem)
+    own_s = rates.read_s + rates.request_s
+    rates = replace(rates, busy_s=np.where(rates.busy_s > 0, own_s, 0.0))
+    layer_s = layer_seconds(rates, asked, asked * experts, asked * experts).max()
+    return float(layer_s) + problem.devices[0].overheads.moe_layer_s
 
 
 def _cluster(setup: Setup, rounds: Sequence[Probes], shape: ModelShape, plan: Plan) -> ClusterSpec:
@@ -60,11 +83,11 @@ def _cluster(setup: Setup, rounds: Sequence[Probes], shape: ModelShape, plan: Pl
             home.append(device)
             local_links.append(link)
         else:
-            boxes.append(NodeSpec(node, None, (device,), LinkSpec(link.round_trip_s, row_bytes / link.row_s)))
+            boxes.append(NodeSpec(node, None, (device,), _link_spec(link, row_bytes)))
     own_link = None
     if local_links:
         link = _median_link(local_links)
-        own_link = LinkSpec(link.round_trip_s, row_bytes / link.row_s)
+        own_link = _link_spec(link, row_bytes)
     together = [r.together for r in rounds if r.together is not None]
     nodes = (NodeSpec("this-machine", None, tuple(home), own_link), *boxes)
     machines: tuple[MachineSpec, ...] = ()
@@ -73,7 +96,7 @@ def _cluster(setup: Setup, rounds: Sequence[Probes], shape: ModelShape, plan: Pl
             MachineSpec(
                 "this-machine",
                 tuple(node.name for node in nodes),
-                cores=median(t.cores for t in together),
+                cores=together[0].cores,
                 bandwidth_bytes_per_s=median(t.experts_per_s for t in together) * size,
             ),
         )
@@ -164,6 +187,11 @@ def prefill_flops(width: int, context: int, rows: int) -> float:
 def _row_bytes(shape: ModelShape) -> int:
     message = message_size(shape, _BYTES)
     return message.request_bytes_per_row + message.reply_bytes_per_row
+
+
+def _link_spec(link: LinkProbe, row_bytes: int) -> LinkSpec:
+    # A bucket lets the first bytes of a message through at once: less than nothing is left of the round trip.
+    return LinkSpec(max(0.0, link.round_trip_s), row_bytes / link.row_s)
 
 
 def _median_head(rounds: Sequence[Probes]) -> HeadProbe:

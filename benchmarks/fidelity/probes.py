@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -32,7 +33,6 @@ from workers import kernels
 from workers.store import ExpertStore
 
 REPEATS = 20
-MANY_ROWS = 64
 CHUNK_ROWS = 256
 EXPERTS = 4
 """Distinct experts of a request, where one is compared with several."""
@@ -46,7 +46,7 @@ class ProcessProbe:
 
     Attributes:
         read_s: of one more expert for the same row: its bytes at the memory's rate.
-        pair_s: of one (row, expert) pair among many rows: its FLOPs at the arithmetic rate.
+        pair_s: of one (row, expert) pair among `CHUNK_ROWS` of them: its FLOPs at the arithmetic rate.
         request_s: of a request beyond its experts: its messages, one kernel call.
     """
 
@@ -74,11 +74,15 @@ class TogetherProbe:
 
     Attributes:
         experts_per_s: read by as many processes as there are cores.
-        cores: times as fast as one process that all of them multiply.
+        cores: that this process may use.
+        fan_out_s: of a layer that asks every worker on this machine for `fan_out_experts` experts each, while
+            this process computes one: 0 where there is no such worker.
     """
 
     experts_per_s: float
-    cores: float
+    cores: int
+    fan_out_s: float
+    fan_out_experts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,17 +166,20 @@ class Prober:
     # This process.
 
     def _process(self) -> ProcessProbe:
-        one, several, many = [], [], []
+        """As many experts as a token chooses beside a quarter of them: threads make the first one dearer."""
+        few, most = self.shape.top_k // 4, self.shape.top_k
+        seconds: dict[int, list[float]] = {few: [], most: []}
+        many = []
         for turn in range(REPEATS):
             layer = self.shape.moe_layers[turn % self.shape.num_moe_layers]
             held = self.store.experts[layer]
-            first = turn // self.shape.num_moe_layers % 2 * EXPERTS
-            one.append(_timed(lambda: self._local(layer, held[first : first + 1], 1)))  # noqa: B023
-            several.append(_timed(lambda: self._local(layer, held[first : first + EXPERTS], 1)))  # noqa: B023
+            for experts, found in seconds.items():
+                found.append(_timed(partial(self._local, layer, held[-experts:], 1)))
             if turn % 4 == 0:
-                many.append(_timed(lambda: self._local(layer, held[:EXPERTS], MANY_ROWS)))  # noqa: B023
-        read_s = (median(several) - median(one)) / (EXPERTS - 1)
-        return ProcessProbe(read_s, median(many) / (EXPERTS * MANY_ROWS), max(0.0, median(one) - read_s))
+                many.append(_timed(partial(self._local, layer, held[:EXPERTS], CHUNK_ROWS)))
+        read_s = (median(seconds[most]) - median(seconds[few])) / (most - few)
+        request_s = max(0.0, median(seconds[few]) - few * read_s)
+        return ProcessProbe(read_s, median(many) / CHUNK_ROWS, request_s)
 
     def _local(self, layer: int, experts: Sequence[int], rows: int) -> None:
         ids = torch.from_numpy(_ids(self.shape, experts, rows))
@@ -184,6 +191,11 @@ class Prober:
             torch.full((rows,), _EXPONENT, dtype=torch.int32),
         )
 
+    def _head_work(self, turn: int) -> None:
+        """What lies between two requests of a step: workers fall asleep, this process's caches turn cold."""
+        layer = self.shape.moe_layers[turn % self.shape.num_moe_layers]
+        self._local(layer, self.store.experts[layer][:EXPERTS], 1)
+
     # One worker, the others idle.
 
     def _worker(self, worker: RunningWorker) -> tuple[ProcessProbe, LinkProbe]:
@@ -193,6 +205,7 @@ class Prober:
         for turn in range(REPEATS):
             for experts in (1, EXPERTS):
                 layer, held = self._held(worker, turn)
+                self._head_work(turn)
                 started, started_cpu = time.perf_counter(), time.thread_time()
                 compute_s = self._exchange(worker, layer, held[:experts], 1)
                 walls[experts].append(time.perf_counter() - started)
@@ -206,12 +219,12 @@ class Prober:
         many = []
         for turn in range(3):
             layer, held = self._held(worker, turn)
-            many.append(self._exchange(worker, layer, held[:EXPERTS], MANY_ROWS))
+            many.append(self._exchange(worker, layer, held[:EXPERTS], CHUNK_ROWS))
         waits = [w - c for w, c in zip(walls[EXPERTS], computes[EXPERTS], strict=True)]
         row_s = self._row_s(worker)
         outside_s = requests_s + median(software) + row_s
         return (
-            ProcessProbe(read_s, median(many) / (EXPERTS * MANY_ROWS), kernel_s + requests_s),
+            ProcessProbe(read_s, median(many) / CHUNK_ROWS, kernel_s + requests_s),
             LinkProbe(median(waits) - outside_s, row_s),
         )
 
@@ -257,25 +270,54 @@ class Prober:
         cores = len(os.sched_getaffinity(0))
         in_head = len(self.workers) < cores
         readers = self.workers[: cores - in_head]
-        reading = [self._at_once(readers, 1, 12, in_head=in_head) for _ in range(3)]
-        alone = [self._at_once([worker], MANY_ROWS, 1, in_head=False) for worker in self.workers]
-        alone += [self._at_once([], MANY_ROWS, 1, in_head=True)] if in_head else []
-        multiplying = [self._at_once(self.workers, MANY_ROWS, 4, in_head=in_head) for _ in range(2)]
-        alone_s = np.array([seconds for (seconds,) in alone])
+        reading = [self._at_once(readers, 12, in_head=in_head) for _ in range(3)]
         return TogetherProbe(
             experts_per_s=median(float((EXPERTS / np.array(seconds)).sum()) for seconds in reading),
-            cores=min(cores, median(float((alone_s / np.array(seconds)).sum()) for seconds in multiplying)),
+            cores=cores,
+            fan_out_s=self._fan_out_s(),
+            fan_out_experts=self.fan_out_experts,
         )
 
-    def _at_once(
-        self, workers: Sequence[RunningWorker], rows: int, requests: int, *, in_head: bool
-    ) -> list[float]:
+    @property
+    def local_workers(self) -> list[RunningWorker]:
+        return [worker for worker in self.workers if worker.is_local]
+
+    @property
+    def fan_out_experts(self) -> int:
+        return self.shape.top_k // max(1, len(self.local_workers))
+
+    def _fan_out_s(self) -> float:
+        """The dispatcher's own call, as a step makes it."""
+        if not self.local_workers:
+            return 0.0
+        found = []
+        for turn in range(2 * REPEATS):
+            layer = self.shape.moe_layers[turn % self.shape.num_moe_layers]
+            self._head_work(turn)
+            chosen = [self._held(worker, turn)[1][: self.fan_out_experts] for worker in self.local_workers]
+            one = self.store.experts[layer][-1:]
+            row = torch.ones(1, self.shape.hidden_size)
+
+            def meanwhile(layer: int = layer, one: Sequence[int] = one, row: Tensor = row) -> Tensor:
+                self._local(layer, one, 1)
+                return row
+
+            found.append(_timed(partial(self._dispatch_row, layer, sum(chosen, ()), meanwhile)))
+        return median(found)
+
+    def _dispatch_row(self, layer: int, experts: Sequence[int], meanwhile: Callable[[], Tensor]) -> None:
+        ids = _ids(self.shape, experts, 1)
+        weights, exponents = torch.full(ids.shape, 0.125), torch.full((1,), _EXPONENT, dtype=torch.int32)
+        row = torch.ones(1, self.shape.hidden_size)
+        self.dispatcher.run(layer, row, torch.from_numpy(ids), weights, exponents, meanwhile)
+
+    def _at_once(self, workers: Sequence[RunningWorker], requests: int, *, in_head: bool) -> list[float]:
         """Seconds each of `workers`, and this process if asked to, takes for one of so many requests."""
         messages = []
         for turn in range(requests):
             for worker in workers:
                 layer, held = self._held(worker, turn)
-                messages.append((worker, self._request(layer, held[:EXPERTS], rows)))
+                messages.append((worker, self._request(layer, held[:EXPERTS], 1)))
         for worker, message in messages:
             worker.client.send(message)
         own_s = 0.0
@@ -283,7 +325,7 @@ class Prober:
             for turn in range(requests):
                 layer = self.shape.moe_layers[turn % self.shape.num_moe_layers]
                 held = self.store.experts[layer]
-                own_s += _timed(lambda: self._local(layer, held[:EXPERTS], rows))  # noqa: B023
+                own_s += _timed(lambda: self._local(layer, held[:EXPERTS], 1))  # noqa: B023
         compute_s = {worker.name: 0.0 for worker in workers}
         for worker, _ in messages:
             compute_s[worker.name] += _reply(worker).compute_s
@@ -349,21 +391,21 @@ class Prober:
             self._local(
                 layer, self.store.experts[layer][:EXPERTS], 1
             )  # so that this process's caches are cold
-            ids = np.full((1, self.shape.top_k), -1, np.int32)
-            for place, worker in enumerate(asked):
-                ids[0, place] = self._held(worker, turn)[1][0]
+            experts = [self._held(worker, turn)[1][0] for worker in asked]
             row = torch.ones(1, self.shape.hidden_size)
-            weights = torch.full(ids.shape, 0.125)
-            exponents = torch.full((1,), _EXPONENT, dtype=torch.int32)
             started = time.thread_time()
-            self.dispatcher.run(layer, row, torch.from_numpy(ids), weights, exponents, lambda: row)  # noqa: B023
+            self._dispatch_row(layer, experts, lambda: row)  # noqa: B023
             found.append(time.thread_time() - started)
         return median(found)
 
 
 def _ids(shape: ModelShape, experts: Sequence[int], rows: int) -> NDArray[np.int32]:
+    """One row asks for all the experts, each of several rows for one of them, by lot."""
     ids = np.full((rows, shape.top_k), -1, np.int32)
-    ids[:, : len(experts)] = experts
+    if rows == 1:
+        ids[0, : len(experts)] = experts
+    elif experts:
+        ids[:, 0] = np.random.default_rng(rows).choice(np.array(experts), rows)
     return ids
 
 

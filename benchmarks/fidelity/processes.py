@@ -29,12 +29,12 @@ DELAY_S = 1.5e-3
 
 @dataclass(frozen=True, slots=True)
 class RunningWorker:
-    """One worker process; `client` belongs to the calling thread."""
+    """One worker process; `client` belongs to the calling thread. `is_local`: over an ipc socket."""
 
     name: str
     pid: int
     client: WorkerClient
-    limits: WireLimits
+    is_local: bool
 
 
 @contextmanager
@@ -98,5 +98,5 @@ def running_workers(
             head_keys = None if info.public_key is None else HeadKeys(keys, info.public_key)
             client = WorkerClient(context, endpoint, limits, name=name, keys=head_keys)
             client.hello(HELLO_TIMEOUT_S, dtype=plan.dtype)
-            running.append(RunningWorker(name, info.pid, client, limits))
+            running.append(RunningWorker(name, info.pid, client, link == "local"))
         yield running
