@@ -15,7 +15,8 @@ from placement.holders import HolderTable
 from placement.problem import PlanningProblem
 from placement.replica_costs import replica_costs
 from placement.sharing import layer_seconds
-from placement.touches import count_touches
+from placement.single_token import SingleTokenTimes
+from placement.touches import count_pairs, count_touches
 
 # Numbers held at once: [steps, layers, tokens, devices] of a chunk.
 _CHUNK_ELEMENTS = 4_000_000
@@ -91,17 +92,29 @@ def evaluate_choices(problem: PlanningProblem, choose: Chooser, trace: NDArray[n
         trace: int [num_tokens, num_moe_layers, top_k], at least one step.
     """
     rates, shape = expert_rates(problem), problem.shape
+    tokens = problem.workload.tokens_per_step
+    # For single tokens times are looked up, several times as fast.
+    times = SingleTokenTimes.of(rates, shape.top_k) if tokens == 1 else None
     is_remote = np.array([not device.is_home for device in problem.devices])
     num_devices = len(problem.devices)
     seconds, remote = [], []
     bound = np.zeros(num_devices)
     busy = np.zeros(num_devices)
     first_step = 0
-    for steps in _chunks(trace, problem.workload.tokens_per_step, num_devices):
+    for steps in _chunks(trace, tokens, num_devices):
         block_seconds = np.zeros(len(steps))
         block_remote = np.zeros(len(steps), dtype=np.int64)
         for row in range(shape.num_moe_layers):
             choice = choose(row, first_step, steps[:, row])
+            if times is not None and choice.not_before_s is None:
+                pairs = count_pairs(choice.devices, num_devices)
+                rank = times.slowest(pairs)
+                block_seconds += times.seconds.take(rank)
+                block_remote += pairs[is_remote].any(axis=0)
+                slowest = np.bincount(rank, minlength=len(times.seconds))
+                bound += np.bincount(times.device, weights=slowest, minlength=num_devices)
+                busy += (times.cells(pairs) * times.cell_seconds())[:, 1:].sum(axis=1)
+                continue
             touches = count_touches(choice.devices, steps[:, row], num_devices, shape.num_experts)
             per_device = layer_seconds(rates, touches.rows, touches.distinct, touches.pairs)
             asked = touches.rows > 0

@@ -16,10 +16,11 @@ from placement.cost import ExpertRates, expert_seconds
 from placement.queueing import simulate_queueing
 from placement.scenario import Event, Patience, Stream
 from placement.sharing import layer_seconds
+from placement.single_token import SingleTokenTimes
 from placement.steps import Acceptance, StepBlock, Trace, step_blocks
 from placement.system import System
 from placement.tally import SimulationReport, Tally, num_messages
-from placement.touches import Touches, count_touches
+from placement.touches import Touches, count_pairs, count_touches
 
 
 def simulate(
@@ -74,6 +75,14 @@ def add_block(tally: Tally, rates: ExpertRates, block: StepBlock, head_s: float)
     elsewhere = np.arange(system.num_devices) != system.local
     is_remote = system.is_remote
     seconds = np.full(block.num_steps, head_s)
+    single_tokens = block.expert_ids.shape[2] == 1
+    times = SingleTokenTimes.of(rates, shape.top_k) if single_tokens else None
+    if times is not None:
+        for row, holders in enumerate(table.layers):
+            chosen = assign_steps(block.expert_ids[:, row], holders, costs)
+            seconds += _add_single_tokens(tally, rates, times, row, count_pairs(chosen, system.num_devices))
+        tally.device_s += block.num_steps * shape.num_moe_layers * rates.busy_s
+        return seconds
     for row, holders in enumerate(table.layers):
         expert_ids = block.expert_ids[:, row]
         chosen = assign_steps(expert_ids, holders, costs)
@@ -95,6 +104,37 @@ def add_block(tally: Tally, rates: ExpertRates, block: StepBlock, head_s: float)
         tally.bound_cause[row] += np.bincount(causes, minlength=tally.bound_cause.shape[1])
     tally.device_s += block.num_steps * shape.num_moe_layers * rates.busy_s
     return seconds
+
+
+def _add_single_tokens(
+    tally: Tally,
+    rates: ExpertRates,
+    times: SingleTokenTimes,
+    row: int,
+    pairs: NDArray[np.unsignedinteger],
+) -> NDArray[np.float64]:
+    """One layer of passes of one token, as `add_block` counts it, by table look-up; seconds of each pass."""
+    system = tally.system
+    num_devices, width = times.ranks.shape
+    elsewhere = np.arange(num_devices) != system.local
+    cells = times.cells(pairs)
+    experts = np.repeat(np.arange(width)[:, None], num_devices, axis=1)
+    asked, read = cells[:, 1:].sum(axis=1), (cells * np.arange(width)).sum(axis=1)
+    tally.rows += asked
+    tally.distinct += read
+    tally.pairs += read
+    tally.device_s += (cells * expert_seconds(rates, experts, experts).T).sum(axis=1)
+    tally.messages += int(asked[elsewhere].sum())
+    tally.asking_layers += int(np.count_nonzero(pairs[elsewhere].any(axis=0)))
+    tally.remote_layers += int(np.count_nonzero(pairs[system.is_remote].any(axis=0)))
+    rank = times.slowest(pairs)
+    slowest = np.bincount(rank, minlength=len(times.seconds))
+    np.add.at(tally.bound_device[row], times.device, slowest)
+    of_cell = np.zeros((len(times.seconds), num_devices), dtype=np.uint64)
+    of_cell[np.arange(len(of_cell)), times.device] = times.experts
+    causes = _causes(rates, Touches(np.minimum(of_cell, 1), of_cell, of_cell), times.device)
+    np.add.at(tally.bound_cause[row], causes, slowest)
+    return times.seconds.take(rank)
 
 
 def _causes(rates: ExpertRates, touches: Touches, last: NDArray[np.intp]) -> NDArray[np.intp]:

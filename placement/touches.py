@@ -37,27 +37,40 @@ def count_touches(
         expert_ids: int, the same shape; a token's experts differ.
     """
     num_steps, num_tokens, top_k = chosen.shape
-    choices = num_tokens * top_k
-    dtype = np.min_scalar_type(choices)
-    narrow = np.uint8 if num_devices < 256 else np.uint16
-    by_choice = np.ascontiguousarray(chosen.reshape(num_steps, choices).T.astype(narrow))
+    if num_tokens == 1:
+        single = count_pairs(chosen, num_devices)
+        return Touches(np.minimum(single, 1).T, single.T, single.T)
+    dtype = np.min_scalar_type(num_tokens * top_k)
+    by_choice = _by_choice(chosen, num_devices)
     pairs = np.empty((num_devices, num_steps), dtype=dtype)
     rows = np.empty_like(pairs)
     for device in range(num_devices):
         here = by_choice == device
         here.sum(axis=0, dtype=dtype, out=pairs[device])
-        if num_tokens == 1:
-            np.minimum(pairs[device], 1, out=rows[device])
-        else:
-            by_token = here.reshape(num_tokens, top_k, num_steps).any(axis=1)
-            by_token.sum(axis=0, dtype=dtype, out=rows[device])
-    if num_tokens == 1:
-        return Touches(rows.T, pairs.T, pairs.T)
+        by_token = here.reshape(num_tokens, top_k, num_steps).any(axis=1)
+        by_token.sum(axis=0, dtype=dtype, out=rows[device])
     distinct = np.empty_like(pairs)
     first_on = _first_touches(chosen, expert_ids, num_devices, num_experts)
     for device in range(num_devices):
         (first_on == device).sum(axis=0, dtype=dtype, out=distinct[device])
     return Touches(rows.T, distinct.T, pairs.T)
+
+
+def count_pairs(chosen: NDArray[np.int16], num_devices: int) -> NDArray[np.unsignedinteger]:
+    """Choices of each step on each device: unsigned [num_devices, num_steps]; arguments as above."""
+    by_choice = _by_choice(chosen, num_devices)
+    pairs = np.empty((num_devices, len(chosen)), dtype=np.min_scalar_type(len(by_choice)))
+    here = np.empty(by_choice.shape, dtype=np.bool_)
+    for device in range(num_devices):
+        np.equal(by_choice, device, out=here)
+        np.add.reduce(here.view(np.uint8), axis=0, dtype=pairs.dtype, out=pairs[device])
+    return pairs
+
+
+def _by_choice(chosen: NDArray[np.int16], num_devices: int) -> NDArray[np.unsignedinteger]:
+    """[num_tokens * top_k, num_steps], as narrow as device numbers allow."""
+    narrow = np.uint8 if num_devices < 256 else np.uint16
+    return chosen.reshape(len(chosen), -1).T.astype(narrow, order="C")
 
 
 def _first_touches(
