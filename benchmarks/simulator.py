@@ -1,9 +1,10 @@
-"""Rates of the simulator at Step-3.5-Flash's shape: closed form, queueing, linearity, memory.
+"""Rates of the simulator at Step-3.5-Flash's shape: closed form, choice among replicas, queueing, memory.
 
     python -m benchmarks.simulator [--tokens 4096]
 
-Wanted: 5 million token-layers/s in closed form, 200,000 events/s with queues. Rates are by wall time and
-by this process's CPU time, which other programs on the machine disturb less.
+Wanted: 5 million token-layers/s in closed form, 1 million where half of the experts have a copy, 200,000
+events/s with queues. Rates are by wall time and by this process's CPU time, which other programs on the
+machine disturb less.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
-from placement.holders import HolderTable
+from placement.assign import ReplicaCosts, assign_experts
+from placement.holders import HolderTable, LayerHolders
 from placement.model_shape import STEP_3_5_FLASH as SHAPE
 from placement.plan import LOCAL_WORKER, Plan, PlannedWorker
-from placement.problem import PlanningDevice
+from placement.problem import PlanningDevice, PlanningProblem
 from placement.queueing import simulate_queueing
+from placement.replica_costs import priced_workers
 from placement.scenario import Stream
 from placement.simulate import simulate_alone
 from placement.steps import split_trace
@@ -41,13 +45,24 @@ def main() -> None:
     del order
     token_layers = tokens * SHAPE.num_moe_layers
 
-    print("closed form, million token-layers/s (wall, CPU):")
+    print("closed form, million token-layers/s (wall, CPU), without replicas and with:")
     for num_devices in (1, 2, 4, 8, 32):
         for drafts in (0, 3):
-            built = system(num_devices, Workload(drafts=drafts))
-            wall_s, cpu_s = timed(partial(simulate_alone, built, [trace]))
-            rates = f"{token_layers / wall_s / 1e6:5.1f} {token_layers / cpu_s / 1e6:5.1f}"
-            print(f"  {num_devices:2} devices, {1 + drafts} tokens a step: {rates}")
+            rates = []
+            for copies in (False, True):
+                built = system(num_devices, Workload(drafts=drafts), copies=copies)
+                wall_s, cpu_s = timed(partial(simulate_alone, built, [trace]))
+                rates.append(f"{token_layers / wall_s / 1e6:5.1f} {token_layers / cpu_s / 1e6:5.1f}")
+            print(f"  {num_devices:2} devices, {1 + drafts} tokens a step: {'   '.join(rates)}")
+
+    plan = system(8, Workload(), copies=True).plan
+    layer, costs = plan.holder_table.layers[0], plan.replica_costs
+    print("the dispatcher's choice for one layer with replicas, 8 devices, microseconds (wall, CPU):")
+    for num_tokens in (1, 4):
+        steps = trace[:, 0].astype(np.int32).reshape(-1, num_tokens, SHAPE.top_k)
+        wall_s, cpu_s = timed(partial(choose_each, steps, layer, costs))
+        each = f"{wall_s / len(steps) * 1e6:5.1f} {cpu_s / len(steps) * 1e6:5.1f}"
+        print(f"  {num_tokens} tokens a step: {each}")
 
     built = system(4, Workload())
     print("linearity and memory, 4 devices, a trace that arrives in parts:")
@@ -68,7 +83,8 @@ def main() -> None:
         )
 
 
-def system(num_devices: int, workload: Workload) -> System:
+def system(num_devices: int, workload: Workload, *, copies: bool = False) -> System:
+    """Equal boxes, experts by lot; with `copies` half of the experts on a second device, also by lot."""
     devices = tuple(
         PlanningDevice(
             PlannedWorker(LOCAL_WORKER if i == 0 else f"box{i}-ram", f"box{i}", "cpu", "ram", 10**12),
@@ -81,17 +97,28 @@ def system(num_devices: int, workload: Workload) -> System:
         for i in range(num_devices)
     )
     size = (SHAPE.num_moe_layers, SHAPE.num_experts)
+    generator = np.random.default_rng(1)
+    masks = np.zeros((num_devices, *size), dtype=np.bool_)
+    masks[generator.integers(0, num_devices, size), *np.indices(size)] = True
+    if copies:
+        second = np.where(generator.random(size) < 0.5, generator.integers(0, num_devices, size), -1)
+        masks |= np.arange(num_devices)[:, None, None] == second
     plan = Plan(
         SHAPE.name,
         SHAPE.fingerprint,
         SHAPE.moe_layers,
         "q4",
         EXPERT_BYTES,
-        tuple(device.worker for device in devices),
-        HolderTable.from_single(np.random.default_rng(1).integers(0, num_devices, size)),
+        priced_workers(PlanningProblem(SHAPE, devices, EXPERT_BYTES, workload=workload)),
+        HolderTable.from_masks(masks),
         "random",
     )
     return System.build(plan, devices, SHAPE, workload)
+
+
+def choose_each(steps: NDArray[np.int32], layer: LayerHolders, costs: ReplicaCosts) -> None:
+    for step in steps:
+        assign_experts(step, layer, costs)
 
 
 def timed(action: Callable[[], object]) -> tuple[float, float]:
