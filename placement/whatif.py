@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from placement.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
 from placement.errors import PlanDoesNotFit
 from placement.model_shape import ModelShape
-from placement.study.measure import measure, planning_problem
+from placement.problem import problem_for
+from placement.study.measure import measure
 from placement.study.routing_source import Routing
 from placement.workload import Workload
 
@@ -70,7 +71,7 @@ def rank_changes(
 
     def outcome(change: Change) -> Outcome:
         try:
-            problem = planning_problem(shape, change.cluster, expert_bytes, passes, workload)
+            problem = problem_for(shape, change.cluster, expert_bytes, passes.planned, workload)
             found = measure(problem, policy, passes)
         except PlanDoesNotFit:
             return Outcome(change.what, change.price, None, None)

@@ -52,7 +52,9 @@ class Measured:
 def planning_problem(
     shape: ModelShape, cluster: ClusterSpec, expert_bytes: int, routing: Routing, workload: Workload
 ) -> PlanningProblem:
-    """What a policy is given; `routing` in the order of `workload`'s passes.
+    """What a policy is given where a cluster's budgets are room for experts, the head's memory left out.
+
+    `problem_for` charges that too. `routing` is in the order of `workload`'s passes.
 
     Raises PlanDoesNotFit where the cluster has too little memory for the experts.
     """

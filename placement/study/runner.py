@@ -12,9 +12,10 @@ from pathlib import Path
 from placement.cluster_spec import ClusterSpec
 from placement.errors import InputError, PlanDoesNotFit
 from placement.model_shape import ModelShape
+from placement.problem import problem_for
 from placement.quantisation import bits_per_weight
 from placement.study.grid import Cell
-from placement.study.measure import measure, planning_problem
+from placement.study.measure import measure
 from placement.study.results import Row
 from placement.study.routing_source import Routing, RoutingSource
 
@@ -63,7 +64,7 @@ def run_cell(shape: ModelShape, cell: Cell) -> Row:
     routing = _routing(shape, cell.trace).as_passes(workload)
     size = shape.expert_bytes(bits_per_weight(cell.quant))
     try:
-        problem = planning_problem(shape, _cluster(cell.cluster), size, routing, workload)
+        problem = problem_for(shape, _cluster(cell.cluster), size, routing.planned, workload)
         found = measure(problem, cell.policy, routing)
     except PlanDoesNotFit as error:
         return replace(empty, note=str(error))

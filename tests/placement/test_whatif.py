@@ -24,7 +24,8 @@ nodes:
     devices:
       - name: ram
         kind: ram
-        memory_bytes: 8KB
+        memory_bytes: 238KB
+        reserved_bytes: 230KB
         bandwidth_gbytes_per_s: 1
         ffn_gflops: 10
         price_per_gbyte: 4e9
@@ -43,7 +44,7 @@ def cluster(folder: Path, text: str = TEXT) -> ClusterSpec:
 def test_every_box_link_and_memory_is_tried_with_the_files_prices(tmp_path: Path) -> None:
     found = {change.what: change.price for change in changes(cluster(tmp_path), LINK)}
     assert found == {
-        "RAM of home-ram: 0 GB to 0 GB": pytest.approx(4 * 8000),
+        "RAM of home-ram: 0 GB to 0 GB": pytest.approx(4 * 238000),
         "RAM of attic-ram: 0 GB to 0 GB": None,
         "link to attic: 1 to 2.5 Gbit/s": 60,
         "link to attic: 1 to 10 Gbit/s": None,
