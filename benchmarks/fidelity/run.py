@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -109,8 +110,9 @@ def run_setup(model: Model, setup: Setup, *, rounds: int, tokens: int) -> SetupR
         RuntimeError: a run's counts are not the simulator's, or two runs of a layout differ.
     """
     plan = make_plan(model.shape, setup, model.shape.expert_bytes(32))
-    torch.set_num_threads(max(1, torch.get_num_threads()) if setup.num_workers == 0 else 1)
     with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1 if setup.num_workers else len(os.sched_getaffinity(0)))
         sockets = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         workers = stack.enter_context(running_workers(setup, plan, model.shape, model.directory, sockets))
         local = None
