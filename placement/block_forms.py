@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from placement import baselines
-from placement.blocks import group_seconds, improve, step_sample
+from placement.blocks import StepSample, group_seconds, improve, step_sample
 from placement.cost import expert_rates
 from placement.problem import PlanningProblem
 
-# With many groups the search only finds the region: single experts are moved afterwards. With few it is
-# cheap, and it finds what single moves do not: a layer brought home as a whole.
-_STEPS, _SHIFTS = 80, (64, 32, 16, 8)
-_FINE_STEPS, _FINE_SHIFTS, _MOST_GROUPS_FOR_FINE = 250, (64, 32, 16, 8, 4, 2, 1), 4
+# Steps and shifts of the search. With many groups it only finds the region: single experts are moved
+# afterwards. With few it is cheap to go on, and that finds what single moves do not: a layer brought home.
+_STEPS, _SHIFTS = 80, (64, 32, 16)
+_FINE_STEPS, _FINE_SHIFTS, _FINE_SEARCHES = 600, (8, 4, 2, 1), 2
+MOST_GROUPS_FOR_FINE = 4
 # With more groups than this, leaving one out is what the search itself finds.
 _MOST_GROUPS_TO_LEAVE_OUT = 4
 # More groups than this cost search time and gain nothing: their blocks would hold an expert or two a layer.
@@ -53,20 +54,33 @@ def block_forms(
         ranked: heat [num_layers, num_experts] from other text than `trace`: on its own, the experts that a
             short text happens not to use would look as if nobody ever asked for them.
     """
-    rates, capacities = expert_rates(problem), problem.capacities()
-    orders = [(name, _groups(problem, order)) for name, order in _device_orders(problem)]
-    is_fine = max(len(groups) for _, groups in orders) <= _MOST_GROUPS_FOR_FINE
-    steps, shifts = (_FINE_STEPS, _FINE_SHIFTS) if is_fine else (_STEPS, _SHIFTS)
-    sample = step_sample(trace, ranked, problem.workload.tokens_per_step, steps)
-    found = []
-    for order_name, groups in orders:
-        seconds = group_seconds(rates, groups, sample)
+    tokens, rates, capacities = problem.workload.tokens_per_step, expert_rates(problem), problem.capacities()
+
+    def searched(form: BlockForm, steps: StepSample, shifts: Sequence[int]) -> tuple[float, BlockForm]:
+        groups = [list(group) for group in form.groups]
+        room = np.array([capacities[members].sum() for members in groups])
+        seconds = group_seconds(rates, groups, steps)
+        boundaries, step_s = improve(form.boundaries, steps, seconds, room, shifts)
+        return step_s, replace(form, boundaries=boundaries)
+
+    coarse = step_sample(trace, ranked, tokens, _STEPS)
+    begun = [searched(form, coarse, _SHIFTS) for form in _begin(problem, ranked)]
+    forms = [form for _, form in sorted(begun, key=lambda item: item[0])]
+    if max(len(form.groups) for form in forms) > MOST_GROUPS_FOR_FINE:
+        return forms
+    fine = step_sample(trace, ranked, tokens, _FINE_STEPS)
+    finished = [searched(form, fine, _FINE_SHIFTS) for form in forms[:_FINE_SEARCHES]]
+    return [form for _, form in sorted(finished, key=lambda item: item[0])]
+
+
+def _begin(problem: PlanningProblem, ranked: NDArray[np.integer]) -> Iterator[BlockForm]:
+    """Every order of devices with every start."""
+    capacities = problem.capacities()
+    for order_name, order in _device_orders(problem):
+        groups = _groups(problem, order)
         room = np.array([capacities[members].sum() for members in groups])
         for start_name, start in _starts(groups, room, ranked):
-            boundaries, step_s = improve(start, sample, seconds, room, shifts)
-            form = BlockForm(f"{order_name}, {start_name}", tuple(map(tuple, groups)), boundaries)
-            found.append((step_s, form))
-    return [form for _, form in sorted(found, key=lambda item: item[0])]
+            yield BlockForm(f"{order_name}, {start_name}", tuple(map(tuple, groups)), start)
 
 
 def _device_orders(problem: PlanningProblem) -> Iterator[tuple[str, list[int]]]:

@@ -16,7 +16,7 @@ from placement.replica_costs import replica_costs
 
 # Room is filled in so many rounds, since a copy changes what the next one is worth; in smaller ones where the
 # dispatcher makes less of many copies than of few.
-_ROUNDS, _MOST_ROUNDS = 5, 10
+_ROUNDS, _MOST_ROUNDS = 4, 7
 # A copy that saves less of the time than this is not worth loading.
 _LEAST_SHARE = 1e-6
 

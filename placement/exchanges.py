@@ -71,7 +71,8 @@ class _Search:
         self._gains = gains.reshape(-1, num_devices)
         self._room = room.copy()
         self._left = np.full(num_layers, moves_a_layer)
-        self._moved: set[int] = set()
+        # Experts that moved already, or whose layer has made all its moves.
+        self._blocked = np.zeros(len(self._gains), dtype=np.bool_)
         self._best = np.full((num_devices, num_devices), np.inf)
         # Experts of each source, for each target the best first; `_next` is the place in that queue.
         self._order: dict[int, NDArray[np.intp]] = {}
@@ -116,14 +117,17 @@ class _Search:
         """Drop from the queues of `edges` what cannot move any more; whether anything was dropped."""
         changed = False
         for source, target in edges:
-            queue, place = self._order[source], int(self._next[source, target])
-            while place < len(queue) and not self._can_move(int(queue[place, target])):
-                place += 1
-            if place != self._next[source, target]:
-                changed = True
-                self._next[source, target] = place
-                end = place == len(queue)
-                self._best[source, target] = np.inf if end else self._gains[queue[place, target], target]
+            place = int(self._next[source, target])
+            queue = self._order[source][place:, target]
+            if not self._blocked[queue[0]]:
+                continue
+            changed = True
+            skipped = int(self._blocked[queue].argmin())
+            if self._blocked[queue[skipped]]:
+                self._best[source, target] = np.inf
+            else:
+                self._next[source, target] = place + skipped
+                self._best[source, target] = self._gains[queue[skipped], target]
         return changed
 
     def take(self, edges: list[_Edge]) -> list[Move]:
@@ -133,11 +137,10 @@ class _Search:
             cell = int(self._order[source][self._next[source, target], target])
             row, expert = divmod(cell, self._num_experts)
             moves.append(Move(row, expert, source, target))
-            self._moved.add(cell)
+            self._blocked[cell] = True
             self._left[row] -= 1
+            if self._left[row] <= 0:
+                self._blocked[row * self._num_experts : (row + 1) * self._num_experts] = True
             self._room[source] += 1
             self._room[target] -= 1
         return moves
-
-    def _can_move(self, cell: int) -> bool:
-        return cell not in self._moved and bool(self._left[cell // self._num_experts] > 0)

@@ -16,9 +16,11 @@ from placement.problem import PlanningProblem
 from placement.refine import Touched, layer_searches, refine
 
 # A search takes about as long as (touches x devices); all of them together so long.
-_WORK, _MOST_KICKS, _FEWEST_KICKS = 3_000_000, 100, 10
+_WORK, _MOST_KICKS, _FEWEST_KICKS = 5_000_000, 80, 10
 # Pairs of experts that change places, at most.
-_MOST_PAIRS = 6
+_MOST_PAIRS = 12
+# Searches that end in many different places may each believe the sample more than a single one should.
+_SHRINKAGE = 10.0
 
 
 def num_kicks(problem: PlanningProblem, layers: Sequence[Touched]) -> int:
@@ -48,7 +50,7 @@ def kick(
         trial = best.copy().ravel()
         for one, other in draws.integers(0, trial.size, (draws.integers(1, _MOST_PAIRS + 1), 2)).tolist():
             trial[[one, other]] = trial[[other, one]]
-        found = refine(problem, trial.reshape(best.shape), layers)
+        found = refine(problem, trial.reshape(best.shape), layers, shrinkage=_SHRINKAGE)
         found_s = seconds(found)
         if found_s < best_s:
             best, best_s = found, found_s

@@ -9,16 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement import baselines
-from placement.block_forms import block_forms
+from placement.block_forms import MOST_GROUPS_FOR_FINE, block_forms
 from placement.copies import add_copies
 from placement.errors import PlanDoesNotFit
 from placement.holders import HolderTable
 from placement.kicks import kick, num_kicks
 from placement.objective import objective_s
-from placement.planning_text import planning_text, spread_steps, stats_of
+from placement.planning_text import expected_frequencies, planning_text, spread_steps, stats_of
 from placement.problem import PlanningProblem
 from placement.refine import Touched, refine, touched_layers
-from placement.routing_profile import smooth
 
 # Candidates are compared on so many steps: enough to tell 1% apart.
 _MOST_CHECK_STEPS = 1000
@@ -84,7 +83,8 @@ def candidates(problem: PlanningProblem) -> list[Candidate]:
     stats, trace = planning_text(problem)
     cut = len(trace) * 2 // 3
     fit, check = trace[:cut], spread_steps(trace[cut:], problem.workload.tokens_per_step, _MOST_CHECK_STEPS)
-    known = replace(problem, stats=stats_of(stats, fit))
+    fit_stats = stats_of(stats, fit)
+    known = replace(problem, stats=fit_stats)
 
     def judged(name: str, table: HolderTable, finish: Finish, policy: Baseline | None = None) -> Candidate:
         return Candidate(name, table, objective_s(known, table, check), finish, policy)
@@ -94,11 +94,17 @@ def candidates(problem: PlanningProblem) -> list[Candidate]:
     ]
     half = len(fit) // 2
     ranked = stats_of(stats, fit[:half]).counts.astype(np.int64)
-    form = block_forms(known, ranked, fit[half:])[0]
+    forms = [block_forms(known, ranked, fit[half:])[0]]
+    if len(forms[0].groups) <= MOST_GROUPS_FOR_FINE:
+        # With as few boundaries as this, all of the text teaches more than its own noise spoils.
+        forms.append(block_forms(known, fit_stats.counts.astype(np.int64), fit)[0])
+    starts: list[tuple[str, NDArray[np.integer]]]
+    starts = [(form.name, form.holders(known)) for form in forms]
     begin = _fastest([c for c in found if c.table.table.shape[2] == 1])
+    starts.append((begin.name, begin.table.table[:, :, 0]))
     layers = sample(known, fit, _TRIAL_TOUCHES)
     searched = []
-    for name, start in ((form.name, form.holders(known)), (begin.name, begin.table.table[:, :, 0])):
+    for name, start in starts:
         table = HolderTable.from_single(refine(known, start, layers, most_rounds=_TRIAL_ROUNDS))
         searched.append(judged(f"searched from {name}", table, _Further(table)))
     best = _fastest(searched)
@@ -135,7 +141,7 @@ def _again(policy: Baseline) -> Finish:
 def sample(problem: PlanningProblem, trace: NDArray[np.integer], touches: int = _TOUCHES) -> list[Touched]:
     """Steps of `trace` for the search; how often experts come is taken from the problem's statistics."""
     stats = baselines.require_stats(problem, "least-time")
-    frequencies = smooth(stats.counts, stats.top_k).frequencies
+    frequencies = expected_frequencies(stats)
     most = min(touches, _MOST_TOUCHES_TIMES_DEVICES // len(problem.devices))
     return touched_layers(trace, frequencies, problem.workload.tokens_per_step, most)
 

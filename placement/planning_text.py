@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.documents import count_documents, even_lengths, fit_concentration
 from placement.expectation import sampling_weights
 from placement.model_shape import ModelShape
 from placement.routing_profile import smooth
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 # Tokens drawn where statistics have counts alone, or a trace of fewer steps than are worth fitting to.
 _DRAWN_TOKENS, FEWEST_STEPS = 3000, 96
 
+# A trace of fewer blocks than this says little about how much documents differ.
+_BLOCK_TOKENS, _FEWEST_BLOCKS = 256, 4
+
 
 def planning_text(problem: PlanningProblem) -> tuple[RoutingStats, NDArray[np.integer]]:
     """Statistics and tokens to plan with, int [num_tokens, num_moe_layers, top_k].
@@ -28,6 +32,18 @@ def planning_text(problem: PlanningProblem) -> tuple[RoutingStats, NDArray[np.in
     """
     stats = even_routing(problem.shape) if problem.stats is None else problem.stats
     return stats, text_of(stats, problem.workload.tokens_per_step)
+
+
+def expected_frequencies(stats: RoutingStats) -> NDArray[np.float64]:
+    """Smoothed frequencies [num_moe_layers, num_experts]; how alike a text's tokens are, a trace says itself.
+
+    Blocks of the trace stand for its documents: where they differ by chance alone, every token counts.
+    """
+    if stats.trace is None or len(stats.trace) < _FEWEST_BLOCKS * _BLOCK_TOKENS:
+        return smooth(stats.counts, stats.top_k).frequencies
+    blocks = count_documents(stats.trace, even_lengths(len(stats.trace), _BLOCK_TOKENS), stats.num_experts)
+    concentration = fit_concentration(blocks)
+    return smooth(stats.counts, stats.top_k, _BLOCK_TOKENS, concentration).frequencies
 
 
 def text_of(stats: RoutingStats, tokens_per_step: int = 1) -> NDArray[np.integer]:

@@ -21,7 +21,7 @@ from placement.prefill_layer import PrefillLayer, prefill_rates
 from placement.problem import PlanningProblem
 
 # An expert needs as many touches as this to count as much by itself as all experts of its device do.
-_SHRINKAGE = 100.0
+SHRINKAGE = 100.0
 # Moves a layer makes in one round before what they change is measured again; fewer where they clash.
 _MOVES_A_ROUND = (16, 8, 4, 2, 1)
 _MOST_ROUNDS = 30
@@ -94,9 +94,15 @@ class LayerSearch:
     """One layer's time under any holders, and the change that each expert's move would bring."""
 
     def __init__(
-        self, touched: Touched, rates: ExpertRates, tokens_per_step: int, prefill: PrefillLayer | None
+        self,
+        touched: Touched,
+        rates: ExpertRates,
+        tokens_per_step: int,
+        prefill: PrefillLayer | None,
+        shrinkage: float,
     ) -> None:
         self.touched = touched
+        self._shrinkage = shrinkage
         self._prefill = prefill
         counts = np.arange(int(np.bincount(touched.step).max()) + 2)[:, None]
         rows = np.minimum(counts, tokens_per_step)
@@ -173,8 +179,8 @@ class LayerSearch:
         experts = (np.ones(len(holder)), (holder, np.arange(len(holder))))
         on_device = csr_array(experts, shape=(len(self._table), len(holder)))
         typical = (on_device @ sums) / np.maximum(seen, 1.0)[:, None]
-        sums += _SHRINKAGE * typical[holder]
-        sums *= (touched.expected / (touched.seen + _SHRINKAGE))[:, None]
+        sums += self._shrinkage * typical[holder]
+        sums *= (touched.expected / (touched.seen + self._shrinkage))[:, None]
         expected: NDArray[np.float64] = sums
         return expected
 
@@ -185,8 +191,14 @@ class LayerSearch:
         return counts.reshape(num_steps, num_devices)
 
 
-def layer_searches(problem: PlanningProblem, layers: Sequence[Touched]) -> list[LayerSearch]:
-    """Searches for a problem's devices and workload."""
+def layer_searches(
+    problem: PlanningProblem, layers: Sequence[Touched], shrinkage: float = SHRINKAGE
+) -> list[LayerSearch]:
+    """Searches for a problem's devices and workload.
+
+    Args:
+        shrinkage: touches at which an expert counts as much by itself as its device's experts do.
+    """
     rates, workload = expert_rates(problem), problem.workload
     passes = prefill_rates(problem) if workload.prefill_passes_per_step else None
     return [
@@ -195,6 +207,7 @@ def layer_searches(problem: PlanningProblem, layers: Sequence[Touched]) -> list[
             rates,
             workload.tokens_per_step,
             None if passes is None else PrefillLayer(passes, workload, touched.frequencies),
+            shrinkage,
         )
         for touched in layers
     ]
@@ -206,6 +219,7 @@ def refine(
     layers: Sequence[Touched],
     most_moves: int | None = None,
     most_rounds: int = _MOST_ROUNDS,
+    shrinkage: float = SHRINKAGE,
 ) -> NDArray[np.int64]:
     """Move experts while the time expected from the sample falls.
 
@@ -213,11 +227,12 @@ def refine(
         holders: int [num_layers, num_experts], one device for each expert, within capacity.
         layers: the sample, see `touched_layers`.
         most_moves: experts that may end elsewhere than they began; None for any number.
+        shrinkage: see `layer_searches`.
 
     Returns:
         int64, the same shape.
     """
-    searches = layer_searches(problem, layers)
+    searches = layer_searches(problem, layers, shrinkage)
     capacities = problem.capacities()
     current = holders.astype(np.int64)
     begin = current.copy()

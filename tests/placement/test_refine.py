@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from placement import refine as refine_module
 from placement.assign import assign_steps
 from placement.copies import add_copies
 from placement.evaluate import evaluate
@@ -65,14 +64,11 @@ def some_holders(given_problem: PlanningProblem, seed: int = 0) -> NDArray[np.in
 
 
 @pytest.mark.parametrize("workload", [Workload(), Workload(prompt_tokens_per_token=20, prefill_tokens=64)])
-def test_a_move_changes_the_time_by_what_was_expected(
-    workload: Workload, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(refine_module, "_SHRINKAGE", 1e-12)
+def test_a_move_changes_the_time_by_what_was_expected(workload: Workload) -> None:
     for seed in range(3):
         given_problem = problem(workload=workload)
         holder = some_holders(given_problem, seed)[0]
-        search = layer_searches(given_problem, sample(given_problem))[0]
+        search = layer_searches(given_problem, sample(given_problem), shrinkage=1e-12)[0]
         expected = search.moves(holder, np.arange(3))
         before_s = search.seconds(holder)
         for expert in range(SHAPE.num_experts):
@@ -218,19 +214,18 @@ def test_copies_fill_spare_room_and_make_steps_faster() -> None:
     seconds = [evaluate(given_problem, table, held_out).mean_s for table in (copied, few, single)]
     assert seconds[0] < seconds[1] < seconds[2]
     assert (copied.experts_per_worker(3) <= given_problem.capacities()).all()
-    assert copied.experts_per_worker(3).sum() > SHAPE.num_routed_experts + 10
+    assert copied.experts_per_worker(3).sum() > SHAPE.num_routed_experts + 5
     assert few.experts_per_worker(3).sum() == SHAPE.num_routed_experts + 3
     for worker in range(3):
         assert (copied.mask(worker) >= single.mask(worker)).all()
 
 
-def test_a_copy_is_worth_what_the_choice_of_the_dispatcher_gains(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_is_worth_what_the_choice_of_the_dispatcher_gains() -> None:
     """For one more copy nothing but that expert's place can change, where its device is asked anyway."""
-    monkeypatch.setattr(refine_module, "_SHRINKAGE", 1e-12)
     given_problem = problem(room=(20, 20, 20))
     holders = some_holders(given_problem)
     layer = sample(given_problem)[0]
-    search: LayerSearch = layer_searches(given_problem, [layer])[0]
+    search: LayerSearch = layer_searches(given_problem, [layer], shrinkage=1e-12)[0]
     gains = search.copies(holders[0][layer.expert], holders[0])
     expert, target = np.unravel_index(int(gains.argmin()), gains.shape)
     masks = np.stack([holders[:1] == worker for worker in range(3)])
