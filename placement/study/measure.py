@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from placement.bound import trace_bound_s
 from placement.cluster_spec import ClusterSpec
 from placement.cost import head_seconds
 from placement.evaluate import Evaluation, evaluate
@@ -27,8 +26,7 @@ class Measured:
     `table` is its placement, None where it has none (`policies.RUN_POLICIES`); `hit_share` the share of
     experts found in the fast memory, None for policies that have no such thing.
     `step_s` is `moe_s` (expected over the held-out passes) and `head_s` together; `bound_by` the device that
-    most layers waited for; `plan_s` how long planning took. `lower_bound_s` holds for every placement on the
-    held-out trace (placement/bound.py), not for what changes placements or moves attention as it runs.
+    most layers waited for; `plan_s` how long planning took.
     """
 
     table: HolderTable | None
@@ -41,12 +39,7 @@ class Measured:
     bound_by: str
     replicas: int
     plan_s: float
-    lower_bound_s: float
     hit_share: float | None = None
-
-    @property
-    def gap(self) -> float:
-        return self.step_s / self.lower_bound_s - 1
 
 
 def planning_problem(
@@ -93,8 +86,7 @@ def _measured(
     plan_s: float,
 ) -> Measured:
     workload = problem.workload
-    own_head_s = head_seconds(problem).total_s
-    head_s = own_head_s if result.head_s is None else result.head_s
+    head_s = head_seconds(problem).total_s if result.head_s is None else result.head_s
     step_s = result.mean_s + head_s
     replicas = 0
     if table is not None:
@@ -111,6 +103,5 @@ def _measured(
         bound_by=problem.devices[int(result.bound_share.argmax())].worker.name,
         replicas=replicas,
         plan_s=plan_s,
-        lower_bound_s=trace_bound_s(problem, routing.held_out) + own_head_s,
         hit_share=result.hit_share,
     )

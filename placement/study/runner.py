@@ -9,7 +9,9 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from placement.bound import lower_bound_s
 from placement.cluster_spec import ClusterSpec
+from placement.cost import head_seconds
 from placement.errors import InputError, PlanDoesNotFit
 from placement.model_shape import ModelShape
 from placement.problem import problem_for
@@ -66,6 +68,7 @@ def run_cell(shape: ModelShape, cell: Cell) -> Row:
     try:
         problem = problem_for(shape, _cluster(cell.cluster), size, routing.planned, workload)
         found = measure(problem, cell.policy, routing)
+        bound_s = lower_bound_s(problem, routing.held_out) + head_seconds(problem).total_s
     except PlanDoesNotFit as error:
         return replace(empty, note=str(error))
     return replace(
@@ -79,8 +82,8 @@ def run_cell(shape: ModelShape, cell: Cell) -> Row:
         bound_by=found.bound_by,
         replicas=found.replicas,
         plan_s=found.plan_s,
-        lower_bound_s=found.lower_bound_s,
-        gap=found.gap,
+        lower_bound_s=bound_s,
+        gap=found.step_s / bound_s - 1,
         hit_share=found.hit_share,
     )
 
