@@ -153,7 +153,8 @@ def _starts(
         return np.concatenate([np.zeros((num_layers, 1), dtype=np.int64), np.cumsum(sizes, axis=1)], axis=1)
 
     yield "hottest first", filled(hottest, capacities)
-    yield "whole layers", filled(layers, capacities)
+    if len(groups) <= MOST_GROUPS_FOR_FINE:
+        yield "whole layers", filled(layers, capacities)
     # Every layer the same shares: deal experts out rank by rank, all layers of one rank together.
     by_rank = np.arange(total).reshape(num_layers, num_experts).T.ravel()
     yield "even shares", filled(by_rank, capacities)

@@ -237,6 +237,7 @@ def refine(
     current = holders.astype(np.int64)
     begin = current.copy()
     seconds = np.array([search.seconds(row) for search, row in zip(searches, current, strict=True)])
+    gains: dict[int, NDArray[np.float64]] = {}
     sizes = list(_MOVES_A_ROUND)
     draws = np.random.default_rng(0)
     sweeps = max(-(-most_rounds // len(_parties(problem, draws))), _LEAST_SWEEPS)
@@ -245,17 +246,26 @@ def refine(
         for devices in parties:
             room = (capacities - np.bincount(current.ravel(), minlength=len(capacities)))[devices]
             left = None if most_moves is None else most_moves - int((current != begin).sum())
-            gains = np.stack([s.moves(row, devices) for s, row in zip(searches, current, strict=True)])
+            if len(parties) > 1:
+                gains.clear()
+            for row in range(len(searches)):
+                if row not in gains:
+                    gains[row] = searches[row].moves(current[row], devices)
             column = np.full(len(capacities), -1)
             column[devices] = np.arange(len(devices))
-            moves, _ = best_moves(gains, column[current], room, sizes[0], left)
+            moves, _ = best_moves(
+                np.stack([gains[row] for row in range(len(searches))]), column[current], room, sizes[0], left
+            )
             trial, trial_seconds = current.copy(), seconds.copy()
             for move in moves:
                 trial[move.row, move.expert] = devices[move.target]
-            for row in {move.row for move in moves}:
+            moved = {move.row for move in moves}
+            for row in moved:
                 trial_seconds[row] = searches[row].seconds(trial[row])
             if trial_seconds.sum() < seconds.sum():
                 current, seconds = trial, trial_seconds
+                for row in moved:
+                    del gains[row]
             else:
                 refused += 1
         if before_s - seconds.sum() < _LEAST_GAIN * before_s or 2 * refused > len(parties):
