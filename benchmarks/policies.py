@@ -6,6 +6,7 @@ tables of docs/studies/policies.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -69,7 +70,8 @@ class Result:
 
     def best_s(self, policies: Iterable[str]) -> float:
         """The whole step of the fastest of `policies`, since a pipeline moves attention too."""
-        return min(found.step_s for name in policies if (found := self.measured.get(name)) is not None)
+        possible = (found.step_s for name in policies if (found := self.measured.get(name)) is not None)
+        return min(possible, default=math.inf)
 
     def gain(self, policies: Iterable[str]) -> float:
         """How much longer the best of them takes than ours, in MoE layers and whatever else it moves."""
@@ -85,6 +87,7 @@ def main() -> None:
         _print_table(workload, results)
     for title, policies in (("plans", tuple(BASELINES)), ("policies that are run", RUN)):
         gains = np.array([result.gain(policies) for result in results.values()])
+        gains = gains[np.isfinite(gains)]
         print(
             f"Against the best of the {title} ({', '.join(policies)}), {len(gains)} cases: "
             f"median {100 * np.median(gains):+.1f}%, worst {100 * gains.min():+.1f}%, "
@@ -137,10 +140,14 @@ def _print_table(workload: str, results: dict[Case, Result]) -> None:
         if of != workload:
             continue
         cells = [_cell(result, policy, WORKLOADS[workload]) for policy in names]
-        gains = [f"{100 * result.gain(policies):+.1f}%" for policies in (tuple(BASELINES), RUN)]
+        gains = [_percent(result.gain(policies)) for policies in (tuple(BASELINES), RUN)]
         gap = f"{100 * (result.ours.moe_s / result.bound_s - 1):.0f}%"
         print(f"| {name}, {text} | {' | '.join([*cells, *gains, gap])} |")
     print()
+
+
+def _percent(gain: float) -> str:
+    return f"{100 * gain:+.1f}%" if math.isfinite(gain) else "-"
 
 
 def _cell(result: Result, policy: str, workload: Workload) -> str:
