@@ -44,7 +44,9 @@ def write_heatmap(plan: Plan, path: str | os.PathLike[str], stats: RoutingStats 
     if stats is not None:
         order = np.argsort(-stats.counts.astype(np.int64), axis=1, kind="stable")
         first, replicated = (np.take_along_axis(values, order, axis=1) for values in (first, replicated))
-    colours = np.array(plt.get_cmap("tab20").colors)  # type: ignore[attr-defined]
+    palette = np.array(plt.get_cmap("tab20").colors)  # type: ignore[attr-defined]
+    # Pairs of a strong and a pale shade: the pale ones last, since pale means copied.
+    colours = np.concatenate([palette[::2], palette[1::2]])
     picture = colours[first % _MOST_COLOURS]
     picture[replicated] = 0.5 + 0.5 * picture[replicated]
 
@@ -61,6 +63,8 @@ def write_heatmap(plan: Plan, path: str | os.PathLike[str], stats: RoutingStats 
         for index, worker in enumerate(plan.workers[:_MOST_COLOURS])
         if held[index]
     ]
+    if replicated.any():
+        patches.append(Patch(color="white", label="paler: with copies"))
     figure.legend(handles=patches, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     try:
         with replacing(path) as file, plt.rc_context({"svg.hashsalt": "potluck", "svg.fonttype": "path"}):
