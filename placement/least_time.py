@@ -21,9 +21,9 @@ from placement.refine import Touched, refine, touched_layers
 
 # Candidates are compared on so many steps: enough to tell 1% apart.
 _MOST_CHECK_STEPS = 1000
-# Touches of a layer to look at: 6,000 have a standard error of about 1% of a layer's time, 2,000 and a few
+# Touches of a layer to look at: 4,500 have a standard error of about 1% of a layer's time, 2,000 and a few
 # rounds suffice to see which start is worth it. With many devices fewer: the search takes both together.
-_TOUCHES, _TRIAL_TOUCHES, _TRIAL_ROUNDS = 6000, 2000, 8
+_TOUCHES, _TRIAL_TOUCHES, _TRIAL_ROUNDS = 4500, 2000, 8
 _MOST_TOUCHES_TIMES_DEVICES = 500_000
 # Slower baselines than this need not be compared with the final plan.
 _NEAR = 1.2

@@ -176,8 +176,7 @@ class LayerSearch:
         by_expert = self._by_expert if touches is None else self._by_expert[:, touches]
         sums = by_expert @ change
         seen = np.bincount(holder, weights=touched.seen, minlength=len(self._table))
-        experts = (np.ones(len(holder)), (holder, np.arange(len(holder))))
-        on_device = csr_array(experts, shape=(len(self._table), len(holder)))
+        on_device = (self._devices[:, None] == holder).astype(np.float64)
         typical = (on_device @ sums) / np.maximum(seen, 1.0)[:, None]
         sums += self._shrinkage * typical[holder]
         sums *= (touched.expected / (touched.seen + self._shrinkage))[:, None]
