@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,29 +18,63 @@ from placement.model_shape import STEP_3_5_FLASH
 from placement.tally import DispatchCounts
 
 SHORT = ("one box", "head and 1 worker", "2 workers")
-ATTEMPTS = 3
+ATTEMPTS = 2
+
+
+# With more of the processors' time taken by others than this, a time says nothing about the model.
+MOST_TAKEN = 0.15
+
+
+class OthersShare:
+    """The share of the processors' time that other programs (and the host) take from now on."""
+
+    def __init__(self) -> None:
+        self._wall_s, self._busy_s, self._own_s = time.monotonic(), self._busy(), self._own()
+
+    def share(self) -> float:
+        wall_s = (time.monotonic() - self._wall_s) * (os.cpu_count() or 1)
+        return (self._busy() - self._busy_s - (self._own() - self._own_s)) / wall_s
+
+    @staticmethod
+    def _busy() -> float:
+        """user, nice, system, irq, softirq and steal of /proc/stat, seconds."""
+        fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+
+    @staticmethod
+    def _own() -> float:
+        """This process and its children that have ended."""
+        times = os.times()
+        return times.user + times.system + times.children_user + times.children_system
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the probes read Linux's schedstat")
 def test_predictions_are_no_further_from_the_runtime_than_the_reference(tmp_path: Path) -> None:
-    """Counts are exact in every attempt; only times may fail twice, as other programs share the machine."""
+    """Counts are exact in every attempt; times count where the machine was ours, and may fail once."""
     model = Model.load(write_model(tmp_path))
-    found: dict[str, float] = {}
-    reference: dict[str, float] = {}
+    verdicts: list[str] = []
     for _ in range(ATTEMPTS):
+        others = OthersShare()
         layouts = [
             layout
             for setup in SETUPS
             if setup.name in SHORT
             for layout in run_setup(model, setup, rounds=1, tokens=13).layouts
         ]
+        taken = others.share()
         found = errors(layouts)
         reference = {name: error for name, error in load_reference().items() if name in found}
         assert reference.keys() == found.keys()
         if median_error(found) <= median_error(reference) + MAX_GROWTH:
             return
-    pytest.fail(f"median error {median_error(found):.1%}, reference {median_error(reference):.1%}: {found}")
+        if taken <= MOST_TAKEN:
+            verdicts.append(
+                f"median error {median_error(found):.1%}, reference {median_error(reference):.1%}: {found}"
+            )
+    if len(verdicts) < ATTEMPTS:
+        pytest.skip(f"other programs took {taken:.0%} of the machine: its times cannot be judged")
+    pytest.fail("; ".join(verdicts))
 
 
 def test_counts_that_differ_in_one_message_are_refused() -> None:
