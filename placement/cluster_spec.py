@@ -32,6 +32,7 @@ class Overheads:
         message_s: of the head, for each request it sends and the answer it takes, one after another.
         layer_s: of the head, in each decoder layer of a pass.
         moe_layer_s: of the head, in each MoE layer on top: dispatch.
+        batch_s: of the head, in each decoder layer of a pass of more than one row, on top of `layer_s`.
         row_s: of the head, for each row in each decoder layer.
         pass_s: of the head, in each pass: embedding, logits, sampling.
         draft_s: of the head, for each MTP layer it runs.
@@ -41,6 +42,7 @@ class Overheads:
     message_s: float = 0.0
     layer_s: float = 0.0
     moe_layer_s: float = 0.0
+    batch_s: float = 0.0
     row_s: float = 0.0
     pass_s: float = 0.0
     draft_s: float = 0.0
@@ -207,6 +209,7 @@ class _OverheadsModel(_Strict):
     message_s: _NotNegative = 0.0
     layer_s: _NotNegative = 0.0
     moe_layer_s: _NotNegative = 0.0
+    batch_s: _NotNegative = 0.0
     row_s: _NotNegative = 0.0
     pass_s: _NotNegative = 0.0
     draft_s: _NotNegative = 0.0

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.cluster_spec import Overheads
 from placement.errors import InputError
 from placement.model_shape import AttentionShape, ModelShape
 from placement.plan import LOCAL_WORKER
@@ -210,7 +211,7 @@ def head_seconds(problem: PlanningProblem) -> HeadSeconds:
         dense_ffn_s=shape.num_dense_layers * weights_s(shape.dense_ffn_parameters, rows, workload, device),
         lm_head_s=weights_s(shape.lm_head_parameters, rows, workload, device),
         mtp_s=mtp_s,
-        layer_overhead_s=shape.num_hidden_layers * (overheads.layer_s + rows * overheads.row_s)
+        layer_overhead_s=shape.num_hidden_layers * layer_software_s(overheads, rows)
         + shape.num_moe_layers * overheads.moe_layer_s,
         pass_overhead_s=overheads.pass_s,
     )
@@ -227,7 +228,7 @@ def head_layer_seconds(problem: PlanningProblem) -> NDArray[np.float64]:
     router_s = weights_s(shape.router_parameters, rows, workload, device)
     dense_ffn_s = weights_s(shape.dense_ffn_parameters, rows, workload, device)
     overheads = device.overheads
-    software_s = overheads.layer_s + rows * overheads.row_s
+    software_s = layer_software_s(overheads, rows)
     return np.array(
         [
             weights_s(attention.parameters(shape.hidden_size), rows, workload, device)
@@ -237,6 +238,11 @@ def head_layer_seconds(problem: PlanningProblem) -> NDArray[np.float64]:
             for layer, attention in enumerate(shape.attention[: shape.num_hidden_layers])
         ]
     )
+
+
+def layer_software_s(overheads: Overheads, rows: int) -> float:
+    """The head's software in a decoder layer, dispatch left out."""
+    return overheads.layer_s + rows * overheads.row_s + (overheads.batch_s if rows > 1 else 0.0)
 
 
 def weights_s(parameters: int, num_rows: float, workload: Workload, device: PlanningDevice) -> float:

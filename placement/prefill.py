@@ -12,6 +12,7 @@ from placement.cost import (
     ExpertRates,
     expert_rates,
     head_device,
+    layer_software_s,
     prefill_attention_s,
     weights_s,
     wire_seconds,
@@ -63,8 +64,8 @@ def prefill_head_seconds(problem: PlanningProblem, num_tokens: int, *, is_last: 
     seconds = shape.num_moe_layers * (block_s(shape.router_parameters) + overheads.moe_layer_s)
     seconds += shape.num_dense_layers * block_s(shape.dense_ffn_parameters)
     for attention in shape.attention[: shape.num_hidden_layers]:
-        seconds += block_s(attention.parameters(shape.hidden_size)) + overheads.layer_s
-        seconds += prefill_attention_s(attention, workload, device, num_tokens) + num_tokens * overheads.row_s
+        seconds += block_s(attention.parameters(shape.hidden_size)) + layer_software_s(overheads, num_tokens)
+        seconds += prefill_attention_s(attention, workload, device, num_tokens)
     for index in range(num_drafts):
         attention = shape.attention[shape.num_hidden_layers + index]
         seconds += block_s(shape.mtp_layer_parameters(index) - shape.lm_head_parameters) + overheads.draft_s

@@ -56,14 +56,16 @@ def main(
 
 
 def table(layouts: list[Layout]) -> Table:
-    found = Table("layout", "drafts", "step ms", "measured", "error", "prefill ms", "measured", "error")
+    part = ("measured", "spread", "error")
+    found = Table("layout", "drafts", "step ms", *part, "prefill ms", *part)
     for layout in layouts:
         cells = []
-        for part in (layout.decode, layout.prefill):
+        for times in (layout.decode, layout.prefill):
             cells += [
-                f"{median(part.predicted_s) * 1000:.2f}",
-                f"{median(part.measured_s) * 1000:.2f}",
-                f"{part.error:+.1%}",
+                f"{median(times.predicted_s) * 1000:.2f}",
+                f"{median(times.measured_s) * 1000:.2f}",
+                f"±{times.spread:.1%}",
+                f"{times.error:+.1%}",
             ]
         found.add_row(layout.setup, str(layout.drafts), *cells)
     return found

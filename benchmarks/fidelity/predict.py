@@ -130,7 +130,12 @@ def _head_overheads(
     empty = replace(problem, workload=replace(workload, context=0))
     chunk_s = prefill_head_seconds(empty, head.chunk_rows, is_last=False)
     chunk_s += shape.num_moe_layers * shared_expert_s(device, shape, workload, rows=head.chunk_rows)
-    chunk_extra_s = head.chunk_s - chunk_s - shape.num_hidden_layers * layer_s
+    verifying = replace(workload, drafts=head.verify_rows - 1)
+    verify_s = float(head_layer_seconds(replace(problem, workload=verifying)).sum())
+    verify_s += shape.num_moe_layers * shared_expert_s(device, shape, verifying)
+    batch_s = max(0.0, (head.verify_s - verify_s) / shape.num_hidden_layers - max(0.0, layer_s))
+    chunk_extra_s = head.chunk_s - chunk_s - shape.num_hidden_layers * (max(0.0, layer_s) + batch_s)
+    batch_s += head.batch_dispatch_s * shape.num_moe_layers / shape.num_hidden_layers
 
     drafting = replace(problem, workload=replace(workload, drafts=shape.num_mtp_layers))
     draft_s = (head.drafts_s - head_seconds(drafting).mtp_s) / shape.num_mtp_layers
@@ -139,6 +144,7 @@ def _head_overheads(
         message_s=head.message_s,
         layer_s=max(0.0, layer_s),
         moe_layer_s=head.dispatch_s,
+        batch_s=batch_s,
         row_s=max(0.0, chunk_extra_s / (head.chunk_rows * shape.num_hidden_layers)),
         pass_s=max(0.0, head.logits_s - head_seconds(problem).lm_head_s),
         draft_s=max(0.0, draft_s),

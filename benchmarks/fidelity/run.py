@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from benchmarks.fidelity.counting import CountingDispatcher
 from benchmarks.fidelity.layouts import Setup, make_plan
 from benchmarks.fidelity.predict import cluster_of, predict
-from benchmarks.fidelity.probes import NoExperts, Prober, Probes
+from benchmarks.fidelity.probes import Prober, Probes, UncountedExperts
 from benchmarks.fidelity.processes import running_workers
 from orchestrator.dispatch import Dispatcher, Usage
 from orchestrator.generate import GenerationParams, GenerationResult, generate
@@ -37,6 +37,7 @@ from workers.store import ExpertStore
 
 PROMPT_TOKENS, CHUNK_TOKENS = 384, 256
 PROBE_EXPERTS = 8
+PROBE_REPEATS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,11 @@ class Comparison:
     def error(self) -> float:
         return median(p / m - 1 for p, m in zip(self.predicted_s, self.measured_s, strict=True))
 
+    @property
+    def spread(self) -> float:
+        """Half of the way from the fastest run to the slowest, by their median: no prediction is surer."""
+        return (max(self.measured_s) - min(self.measured_s)) / 2 / median(self.measured_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -103,7 +109,9 @@ class SetupResult:
     layouts: list[Layout]
 
 
-def run_setup(model: Model, setup: Setup, *, rounds: int, tokens: int) -> SetupResult:
+def run_setup(
+    model: Model, setup: Setup, *, rounds: int, tokens: int, repeats: int = PROBE_REPEATS
+) -> SetupResult:
     """Start the workers, record what each layout does, then probe and run in turns.
 
     Raises:
@@ -122,8 +130,19 @@ def run_setup(model: Model, setup: Setup, *, rounds: int, tokens: int) -> SetupR
         clients = {worker.name: worker.client for worker in workers}
         dispatcher = Dispatcher(plan, local, clients, dtype=torch.float32, max_rows=DEFAULT_MAX_ROWS)
         head = Step35Model(model.config, model.weights, torch.float32, dispatcher, dispatcher.timer)
-        bare = Step35Model(model.config, model.weights, torch.float32, NoExperts())
-        prober = Prober(model.shape, plan, model.probe_store, bare, dispatcher, workers, PROMPT_TOKENS)
+        uncounted = UncountedExperts(model.probe_store)
+        bare = Step35Model(model.config, model.weights, torch.float32, uncounted)
+        prober = Prober(
+            model.shape,
+            plan,
+            model.probe_store,
+            bare,
+            uncounted,
+            dispatcher,
+            workers,
+            context=PROMPT_TOKENS,
+            repeats=repeats,
+        )
 
         recorded = {drafts: _record(model, plan, local, clients, drafts, tokens) for drafts in setup.drafts}
         probes = [prober.probe()]

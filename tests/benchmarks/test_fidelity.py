@@ -60,7 +60,7 @@ def test_predictions_are_no_further_from_the_runtime_than_the_reference(tmp_path
             layout
             for setup in SETUPS
             if setup.name in SHORT
-            for layout in run_setup(model, setup, rounds=1, tokens=13).layouts
+            for layout in run_setup(model, setup, rounds=1, tokens=13, repeats=10).layouts
         ]
         taken = others.share()
         found = errors(layouts)
@@ -86,7 +86,9 @@ def test_counts_that_differ_in_one_message_are_refused() -> None:
 
 def test_an_error_is_the_median_of_the_rounds_own() -> None:
     """A slow round slows its probes too."""
-    assert Comparison([1.1, 2.2, 3.3], [1.0, 2.0, 3.0]).error == pytest.approx(0.1)
+    compared = Comparison([1.1, 2.2, 3.3], [1.0, 2.0, 3.0])
+    assert compared.error == pytest.approx(0.1)
+    assert compared.spread == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("setup", SETUPS, ids=lambda setup: setup.name)

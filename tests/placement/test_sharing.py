@@ -134,13 +134,16 @@ def test_sharing_never_makes_anything_faster_and_never_less_than_the_work() -> N
 def test_the_heads_software_is_counted_by_layer_row_pass_and_draft() -> None:
     shape = STEP_3_5_FLASH
     plain = PlanningProblem(shape, (device("head", 1, SIZE),), SIZE, workload=Workload(drafts=2))
-    told = Overheads(layer_s=1e-3, moe_layer_s=1e-4, row_s=1e-5, pass_s=0.5, draft_s=0.25)
+    told = Overheads(layer_s=1e-3, moe_layer_s=1e-4, batch_s=2e-3, row_s=1e-5, pass_s=0.5, draft_s=0.25)
     slow = replace(plain, devices=(replace(plain.devices[0], overheads=told),))
     extra = head_seconds(slow).total_s - head_seconds(plain).total_s
     drafts = 2 * 0.25 + (1 + 2) * 1e-5  # layer 1 takes in one slot, layer 2 that and one that hung on a draft
-    assert extra == pytest.approx(45 * (1e-3 + 3e-5) + 42 * 1e-4 + 0.5 + drafts)
+    assert extra == pytest.approx(45 * (1e-3 + 2e-3 + 3e-5) + 42 * 1e-4 + 0.5 + drafts)
     layers = head_layer_seconds(slow) - head_layer_seconds(plain)
-    assert layers == pytest.approx(np.where(np.arange(45) < 3, 1.03e-3, 1.13e-3))
+    assert layers == pytest.approx(np.where(np.arange(45) < 3, 3.03e-3, 3.13e-3))
+    one_row = [replace(p, workload=Workload()) for p in (slow, plain)]
+    extra = head_seconds(one_row[0]).total_s - head_seconds(one_row[1]).total_s
+    assert extra == pytest.approx(45 * (1e-3 + 1e-5) + 42 * 1e-4 + 0.5)
 
 
 @pytest.mark.parametrize("drafts", [0, 2])
@@ -150,7 +153,7 @@ def test_one_stream_takes_the_same_time_event_by_event(drafts: int) -> None:
         replace(
             d,
             machine=machine if d.worker.node != "attic" else None,
-            overheads=Overheads(request_s=1e-4, message_s=2e-4, layer_s=1e-3, moe_layer_s=1e-4, pass_s=1e-2),
+            overheads=Overheads(1e-4, 2e-4, layer_s=1e-3, moe_layer_s=1e-4, batch_s=1e-3, pass_s=1e-2),
         )
         for d in DEVICES
     )
