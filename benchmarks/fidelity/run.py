@@ -86,7 +86,7 @@ class Comparison:
 
     @property
     def spread(self) -> float:
-        """Half of the way from the fastest run to the slowest, by their median: no prediction is surer."""
+        """Half of the way from the fastest run to the slowest, by their median: how far runs differ."""
         return (max(self.measured_s) - min(self.measured_s)) / 2 / median(self.measured_s)
 
 
