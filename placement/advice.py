@@ -11,7 +11,7 @@ from placement import baselines
 from placement.errors import PlanDoesNotFit
 from placement.evaluate import evaluate
 from placement.holders import HolderTable
-from placement.planning_text import planning_text, spread_steps
+from placement.planning_text import PlanningText, spread_steps
 from placement.problem import PlanningProblem
 
 _MOST_STEPS = 1000
@@ -21,14 +21,13 @@ _WHOLE_LAYERS_SHARE = 0.9
 _LITTLE_GAIN, _EVEN_HOTTEST_TENTH = 0.02, 0.13
 
 
-def advice(problem: PlanningProblem, table: HolderTable) -> list[str]:
+def advice(problem: PlanningProblem, table: HolderTable, text: PlanningText) -> list[str]:
     """Sentences on a plan for `problem`, most important first.
 
-    Times are of MoE layers on the text of the problem's statistics.
+    Times are of MoE layers on `text`, the problem's own (`planning_text`).
     """
-    stats, trace = planning_text(problem)
-    known = replace(problem, stats=stats)
-    steps = spread_steps(trace, problem.workload.tokens_per_step, _MOST_STEPS)
+    known = replace(problem, stats=text.stats)
+    steps = spread_steps(text.trace, problem.workload.tokens_per_step, _MOST_STEPS)
     ours_s = evaluate(known, table, steps).mean_s
     sentences = [*_left_out(problem, table), *_whole_layers(problem, table)]
     try:

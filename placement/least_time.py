@@ -15,7 +15,7 @@ from placement.errors import PlanDoesNotFit
 from placement.holders import HolderTable
 from placement.kicks import kick, num_kicks
 from placement.objective import objective_s
-from placement.planning_text import expected_frequencies, planning_text, spread_steps, stats_of
+from placement.planning_text import PlanningText, expected_frequencies, planning_text, spread_steps, stats_of
 from placement.problem import PlanningProblem
 from placement.refine import Touched, refine, touched_layers
 
@@ -63,24 +63,24 @@ def least_time(problem: PlanningProblem) -> HolderTable:
 
     The best of `candidates` goes on with all the text. Should a baseline be faster on it, that is the answer.
     """
-    stats, trace = planning_text(problem)
-    known = replace(problem, stats=stats)
-    found = candidates(problem)
+    text = planning_text(problem)
+    known = replace(problem, stats=text.stats)
+    found = candidates(problem, text)
     best = _fastest(found)
-    layers = sample(known, trace, _TOUCHES)
+    layers = sample(known, text.trace, _TOUCHES)
     near = [c for c in found if c.policy and c.held_out_s <= _NEAR * best.held_out_s]
     tables = [best.table, *best.finish(known, layers)]
     tables += [table for c in near if c is not best for table in c.finish(known, layers)]
-    check = spread_steps(trace, problem.workload.tokens_per_step, _MOST_CHECK_STEPS)
+    check = spread_steps(text.trace, problem.workload.tokens_per_step, _MOST_CHECK_STEPS)
     return min(tables, key=lambda table: objective_s(known, table, check))
 
 
-def candidates(problem: PlanningProblem) -> list[Candidate]:
+def candidates(problem: PlanningProblem, text: PlanningText) -> list[Candidate]:
     """Baselines, and placements searched from blocks and from the best baseline, with copies and without.
 
-    All see the first two thirds of the text and are judged on the last.
+    All see the first two thirds of `text`, the problem's own (`planning_text`), and are judged on the last.
     """
-    stats, trace = planning_text(problem)
+    stats, trace = text.stats, text.trace
     cut = len(trace) * 2 // 3
     fit, check = trace[:cut], spread_steps(trace[cut:], problem.workload.tokens_per_step, _MOST_CHECK_STEPS)
     fit_stats = stats_of(stats, fit)

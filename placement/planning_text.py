@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +24,32 @@ _DRAWN_TOKENS, FEWEST_STEPS = 3000, 96
 _BLOCK_TOKENS, _FEWEST_BLOCKS = 256, 4
 
 
-def planning_text(problem: PlanningProblem) -> tuple[RoutingStats, NDArray[np.integer]]:
-    """Statistics and tokens to plan with, int [num_tokens, num_moe_layers, top_k].
+@dataclass(frozen=True, slots=True, eq=False)
+class PlanningText:
+    """What a problem is planned and judged with; drawing it takes a second, so it is passed on.
+
+    Attributes:
+        stats: the problem's, or those of a router without preferences.
+        trace: int [num_tokens, num_moe_layers, top_k].
+        basis: what the trace is: recorded, drawn from counts, or from even routing.
+    """
+
+    stats: RoutingStats
+    trace: NDArray[np.integer]
+    basis: Literal["trace", "counts", "even routing"]
+
+
+def planning_text(problem: PlanningProblem) -> PlanningText:
+    """Statistics and tokens to plan with.
 
     Tokens are drawn from smoothed counts, layers and tokens independent; the same every time. Without
     statistics every expert is as likely as any other.
     """
-    stats = even_routing(problem.shape) if problem.stats is None else problem.stats
-    return stats, text_of(stats, problem.workload.tokens_per_step)
+    if problem.stats is None:
+        stats = even_routing(problem.shape)
+        return PlanningText(stats, text_of(stats, problem.workload.tokens_per_step), "even routing")
+    trace = text_of(problem.stats, problem.workload.tokens_per_step)
+    return PlanningText(problem.stats, trace, "trace" if trace is problem.stats.trace else "counts")
 
 
 def expected_frequencies(stats: RoutingStats) -> NDArray[np.float64]:

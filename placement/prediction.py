@@ -13,7 +13,7 @@ from placement.bound import lower_bound_s
 from placement.head_memory import head_memory_bytes
 from placement.objective import prefill_load
 from placement.plan import LOCAL_WORKER, Plan
-from placement.planning_text import planning_text, spread_steps
+from placement.planning_text import PlanningText, spread_steps
 from placement.prefill import prefill_seconds
 from placement.problem import PlanningProblem
 from placement.simulate import simulate_alone
@@ -60,24 +60,23 @@ class AtContext:
     tokens_per_s: float | None
 
 
-def predict(problem: PlanningProblem, plan: Plan) -> Prediction:
-    """Simulate `plan` on the text of the problem's statistics.
+def predict(problem: PlanningProblem, plan: Plan, text: PlanningText) -> Prediction:
+    """Simulate `plan` on `text`, the problem's own (`planning_text`).
 
     Raises:
         InputError: the head's node has no device, so its speed is unknown.
     """
     workload = problem.workload
-    stats, trace = planning_text(problem)
-    steps = spread_steps(trace, workload.tokens_per_step, _MOST_STEPS)
+    steps = spread_steps(text.trace, workload.tokens_per_step, _MOST_STEPS)
     system = System.build(plan, problem.devices, problem.shape, workload)
     report = simulate_alone(system, [steps])
     head_s = system.head_s
-    known = replace(problem, stats=stats)
+    known = replace(problem, stats=text.stats)
     share, held = prefill_load(known, plan.holder_table)
     prefill_s = prefill_seconds(known, share, held, workload.prefill_tokens)
     step_time_s = report.step_time_s.mean
     return Prediction(
-        basis="even routing" if problem.stats is None else "counts" if trace is not stats.trace else "trace",
+        basis=text.basis,
         step_time_s=step_time_s,
         head_s=head_s,
         tokens_per_s=workload.tokens_out_per_step / step_time_s,
@@ -89,19 +88,17 @@ def predict(problem: PlanningProblem, plan: Plan) -> Prediction:
     )
 
 
-def by_context(problem: PlanningProblem, plan: Plan, contexts: Iterable[int]) -> list[AtContext]:
-    """The same plan's speed with other contexts.
+def by_context(
+    problem: PlanningProblem, plan: Plan, prediction: Prediction, contexts: Iterable[int]
+) -> list[AtContext]:
+    """The speed of a plan with this `prediction` at other contexts: only the head's part changes.
 
     Raises:
         InputError: the head's node has no device.
     """
     found = []
-    stats, trace = planning_text(problem)
-    del stats
     workload = problem.workload
-    steps = spread_steps(trace, workload.tokens_per_step, _MOST_STEPS)
-    system = System.build(plan, problem.devices, problem.shape, workload)
-    moe_s = simulate_alone(system, [steps]).step_time_s.mean - system.head_s
+    moe_s = prediction.step_time_s - prediction.head_s
     now_bytes = head_memory_bytes(problem.shape, workload)
     for context in contexts:
         other = replace(workload, context=context)

@@ -65,7 +65,8 @@ def replan(
     Raises:
         PlanDoesNotFit: `current` holds more than the devices have room for.
     """
-    stats, trace = planning_text(problem)
+    text = planning_text(problem)
+    stats, trace = text.stats, text.trace
     known = replace(problem, stats=stats)
     cut = len(trace) * 2 // 3
     early = replace(problem, stats=stats_of(stats, trace[:cut]))

@@ -20,6 +20,7 @@ from placement.interop.read import read_routing
 from placement.model_shape import ModelShape, published_shape
 from placement.plan import LOCAL_WORKER, Plan
 from placement.planner import DEFAULT_POLICY, as_plan
+from placement.planning_text import planning_text
 from placement.policies import POLICIES, named_policy
 from placement.prediction import AtContext, Prediction, by_context, predict
 from placement.problem import PlanningProblem, problem_for
@@ -160,16 +161,17 @@ def _has_head(problem: PlanningProblem) -> bool:
 
 def _describe(problem: PlanningProblem, made: Plan, moved: Replan | None) -> Planned:
     summary = made.summary(problem.stats)
-    sentences = advice(problem, made.holder_table)
+    text = planning_text(problem)
+    sentences = advice(problem, made.holder_table, text)
     if not _has_head(problem):
         sentences.append(
             "the head's node has no device in the cluster file, so a step's time is not known: give it one "
             "(its memory_bytes may equal its reserved_bytes)"
         )
         return Planned(made, summary, None, [], sentences, moved)
-    prediction = predict(problem, made)
-    contexts = sorted({*_CONTEXTS, problem.workload.context})
-    return Planned(made, summary, prediction, by_context(problem, made, contexts), sentences, moved)
+    prediction = predict(problem, made, text)
+    contexts = by_context(problem, made, prediction, sorted({*_CONTEXTS, problem.workload.context}))
+    return Planned(made, summary, prediction, contexts, sentences, moved)
 
 
 def _document(planned: Planned) -> dict[str, Any]:

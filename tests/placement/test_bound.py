@@ -18,6 +18,7 @@ from placement.evaluate import evaluate
 from placement.holders import HolderTable
 from placement.least_time import candidates, least_time
 from placement.plan import LOCAL_WORKER
+from placement.planning_text import planning_text
 from placement.problem import PlanningDevice, PlanningProblem
 from placement.sharing import layer_seconds
 from placement.slot_prices import priced_bound_s
@@ -74,7 +75,7 @@ def test_no_placement_beats_the_bounds(seed: int, drafts: int) -> None:
     independent = independent_bound_s(problem, problem.stats.frequencies())
     assert by_trace > 0
     assert independent > 0
-    for candidate in candidates(problem):
+    for candidate in candidates(problem, planning_text(problem)):
         mean_s = evaluate(problem, candidate.table, trace).mean_s
         assert mean_s >= by_trace
         assert mean_s >= priced

@@ -14,6 +14,7 @@ from placement.cost import expert_rates
 from placement.evaluate import evaluate
 from placement.least_time import candidates, least_time
 from placement.model_shape import STEP_3_5_FLASH
+from placement.planning_text import planning_text
 from placement.problem import PlanningDevice, PlanningProblem
 from placement.stats import RoutingStats
 from placement.traces import CODING, GENERAL, Domain, SyntheticRouter
@@ -58,7 +59,7 @@ def test_it_is_not_slower_than_the_best_baseline_on_text_it_has_not_seen(
     best_s = {
         searched: min(
             evaluate(given, c.table, held_out).mean_s
-            for c in candidates(given)
+            for c in candidates(given, planning_text(given))
             if (c.policy is None) is searched
         )
         for searched in (True, False)

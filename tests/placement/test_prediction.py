@@ -18,7 +18,8 @@ from placement.holders import HolderTable
 from placement.model_shape import STEP_3_5_FLASH
 from placement.plan import Plan
 from placement.planner import as_plan, make_plan
-from placement.prediction import by_context, predict
+from placement.planning_text import planning_text
+from placement.prediction import Prediction, by_context, predict
 from placement.problem import PlanningProblem, problem_for
 from placement.simulate import simulate_alone
 from placement.stats import RoutingStats
@@ -47,11 +48,19 @@ def plan_of(given: PlanningProblem, table: HolderTable) -> Plan:
     return as_plan(given, table, "a test", "bfloat16")
 
 
+def predicted(given: PlanningProblem, plan: Plan) -> Prediction:
+    return predict(given, plan, planning_text(given))
+
+
+def said(given: PlanningProblem, table: HolderTable) -> list[str]:
+    return advice(given, table, planning_text(given))
+
+
 @pytest.mark.parametrize("workload", [Workload(), Workload(drafts=2, accepted_drafts=1.1, context=50)])
 def test_the_prediction_is_what_the_simulator_says(workload: Workload) -> None:
     given = problem(workload=workload)
     plan = plan_of(given, uniform(given))
-    found = predict(given, plan)
+    found = predicted(given, plan)
     report = simulate_alone(System.build(plan, given.devices, SHAPE, workload), [TRACE])
     assert found.basis == "trace"
     assert found.step_time_s == pytest.approx(report.step_time_s.mean)
@@ -66,16 +75,16 @@ def test_the_prediction_is_what_the_simulator_says(workload: Workload) -> None:
 def test_without_a_trace_the_basis_is_named() -> None:
     given = problem()
     plan = plan_of(given, uniform(given))
-    assert predict(replace(given, stats=STATS.without_trace()), plan).basis == "counts"
-    assert predict(replace(given, stats=None), plan).basis == "even routing"
+    assert predicted(replace(given, stats=STATS.without_trace()), plan).basis == "counts"
+    assert predicted(replace(given, stats=None), plan).basis == "even routing"
 
 
 def test_a_plan_of_the_planner_is_near_the_bound_and_a_bad_one_is_not() -> None:
     given = problem()
     made = make_plan(SHAPE, given.devices, STATS, dtype="q8", expert_bytes=SIZE, workload=given.workload)
-    gap = predict(given, made).gap
+    gap = predicted(given, made).gap
     assert gap < 0.1
-    assert predict(given, plan_of(given, whole_layers(given))).gap > gap + 0.1
+    assert predicted(given, plan_of(given, whole_layers(given))).gap > gap + 0.1
 
 
 def test_longer_contexts_are_slower_until_the_cache_does_not_fit() -> None:
@@ -87,14 +96,14 @@ def test_longer_contexts_are_slower_until_the_cache_does_not_fit() -> None:
         SHAPE, Workload(context=10_000)
     )
     longest = 100 + (free - _window_bytes()) // position_bytes
-    found = by_context(given, plan, [0, 100, longest, longest + 2])
+    found = by_context(given, plan, predicted(given, plan), [0, 100, longest, longest + 2])
     speeds = [at.tokens_per_s for at in found]
     assert speeds[3] is None
     fitting = [speed for speed in speeds if speed is not None]
     assert len(fitting) == 3
     assert fitting == sorted(fitting, reverse=True)
     assert fitting[0] > fitting[2]
-    assert speeds[1] == pytest.approx(predict(given, plan).tokens_per_s)
+    assert speeds[1] == pytest.approx(predicted(given, plan).tokens_per_s)
 
 
 def _window_bytes() -> int:
@@ -135,14 +144,14 @@ def test_a_head_without_a_device_cannot_be_timed() -> None:
     far = device("attic", 200, SIZE)
     given = PlanningProblem(SHAPE, (far,), SIZE, STATS)
     with pytest.raises(InputError, match="head's node has no device"):
-        predict(given, plan_of(given, uniform(given)))
+        predicted(given, plan_of(given, uniform(given)))
 
 
 def test_advice_names_a_box_that_is_left_out() -> None:
     given = problem(round_trip_s=0.1, head=SHAPE.num_routed_experts)
-    sentences = advice(given, one_box(given))
+    sentences = said(given, one_box(given))
     assert any("attic is left out" in sentence for sentence in sentences)
-    assert not any("left out" in s for s in advice(given, uniform(given)))
+    assert not any("left out" in s for s in said(given, uniform(given)))
 
 
 def test_advice_names_whole_layers_and_one_box_alone() -> None:
@@ -150,7 +159,7 @@ def test_advice_names_whole_layers_and_one_box_alone() -> None:
     masks = np.zeros((2, 4, 32), dtype=np.bool_)
     masks[0, :2] = masks[1, 2:] = True
     table = HolderTable.from_masks(masks)
-    sentences = advice(given, table)
+    sentences = said(given, table)
     assert any("attic holds 2 whole layers" in sentence for sentence in sentences)
     alone = evaluate(given, one_box(given), TRACE).mean_s / evaluate(given, table, TRACE).mean_s
     assert any(f"alone would take {alone:.2f} times" in sentence for sentence in sentences)
@@ -159,12 +168,12 @@ def test_advice_names_whole_layers_and_one_box_alone() -> None:
 def test_advice_says_what_frequencies_are_worth() -> None:
     given = problem()
     made = make_plan(SHAPE, given.devices, STATS, dtype="bfloat16", expert_bytes=SIZE)
-    assert "against plans that ignore frequencies this one gains" in advice(given, made.holder_table)[-1]
+    assert "against plans that ignore frequencies this one gains" in said(given, made.holder_table)[-1]
     even = RoutingStats.from_trace(
         SHAPE,
         np.argsort(np.random.default_rng(0).random((900, 4, 32)), axis=2)[:, :, :4].astype(np.uint16),
         "even",
     )
     flat = replace(given, stats=even)
-    assert "your routing has no hot set" in advice(flat, uniform(flat))[-1]
-    assert "potluck stats" in advice(replace(given, stats=None), uniform(given))[-1]
+    assert "your routing has no hot set" in said(flat, uniform(flat))[-1]
+    assert "potluck stats" in said(replace(given, stats=None), uniform(given))[-1]
