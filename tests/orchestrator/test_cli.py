@@ -4,47 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from orchestrator.cli.main import main
 from orchestrator.session import even_plan
 from placement.stats import RoutingStats
+from tests.orchestrator.command_line import Potluck, document
 from tests.tiny_checkpoint import write_random_checkpoint
 from workers.model_config import Step35Config
-
-Potluck = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_checkpoint(tmp_path_factory.mktemp("cli") / "model", seed=2, tokenizer=True)
-
-
-@pytest.fixture
-def potluck(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Potluck:
-    """Runs a command line in this process: exit code, standard output, standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["potluck", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        output = capsys.readouterr()
-        return int(stopped.value.code or 0), output.out, output.err
-
-    return run
-
-
-def document(result: tuple[int, str, str]) -> dict[str, Any]:
-    code, out, err = result
-    assert code == 0, err
-    parsed: dict[str, Any] = json.loads(out)
-    return parsed
 
 
 def test_generate_prints_one_document_with_the_promised_keys(potluck: Potluck, model_dir: Path) -> None:

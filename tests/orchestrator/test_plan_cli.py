@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from orchestrator.cli.main import main
 from placement.model_shape import STEP_3_5_FLASH
 from placement.plan import Plan
 from placement.stats import RoutingStats
 from placement.traces import CODING, GENERAL, SyntheticRouter
-
-Potluck = Callable[..., tuple[int, str, str]]
+from tests.orchestrator.command_line import Potluck, document
 
 CLUSTER = """
 head: study
@@ -33,20 +27,6 @@ links:
 """
 
 
-@pytest.fixture
-def potluck(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Potluck:
-    """Runs a command line in this process: exit code, standard output, standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["potluck", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        output = capsys.readouterr()
-        return int(stopped.value.code or 0), output.out, output.err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plan")
@@ -56,13 +36,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         trace = router.trace(domain, 1000)
         RoutingStats.from_trace(STEP_3_5_FLASH, trace, domain.name).save(folder / f"{domain.name}.npz")
     return folder
-
-
-def document(result: tuple[int, str, str]) -> dict[str, Any]:
-    code, out, err = result
-    assert code == 0, err
-    parsed: dict[str, Any] = json.loads(out)
-    return parsed
 
 
 def arguments(files: Path, *more: object) -> tuple[object, ...]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.main import main
 from placement.stats import RoutingStats
+from tests.orchestrator.command_line import Potluck
 from tests.placement.runs import SHAPE, random_trace
 from workers.model_config import Step35Config
 
@@ -28,22 +26,6 @@ nodes:
 links:
   - {node: attic, round_trip_s: 0.0003, bandwidth_gbits_per_s: 1}
 """
-
-Potluck = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def potluck(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Potluck:
-    """Runs a command line in this process: exit code, standard output, standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["potluck", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        output = capsys.readouterr()
-        return int(stopped.value.code or 0), output.out, output.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
