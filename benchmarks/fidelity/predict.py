@@ -9,8 +9,8 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.fidelity.figures import HeadProbe, LinkProbe, Probes, ProcessProbe
 from benchmarks.fidelity.layouts import Setup, node_of
-from benchmarks.fidelity.probes import HeadProbe, LinkProbe, Probes, ProcessProbe
 from placement.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, MachineSpec, NodeSpec, Overheads
 from placement.cost import (
     expert_rates,

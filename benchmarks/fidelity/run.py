@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.fidelity.counting import CountingDispatcher
+from benchmarks.fidelity.figures import Probes
 from benchmarks.fidelity.layouts import Setup, make_plan
 from benchmarks.fidelity.predict import cluster_of, predict
-from benchmarks.fidelity.probes import Prober, Probes, UncountedExperts
+from benchmarks.fidelity.probes import Prober, UncountedExperts
 from benchmarks.fidelity.processes import running_workers
 from orchestrator.dispatch import Dispatcher, Usage
 from orchestrator.generate import GenerationParams, GenerationResult, generate

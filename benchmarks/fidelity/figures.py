@@ -1,0 +1,91 @@
+"""What probes find: the numbers of one round, from which a cluster file is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessProbe:
+    """One process computing experts.
+
+    Attributes:
+        read_s: of one more expert for the same row: its bytes at the memory's rate.
+        pair_s: of one (row, expert) pair in a request as a prompt's chunk makes it: its FLOPs at the rate of
+            arithmetic.
+        request_s: of a request beyond its experts: its messages, one kernel call; in the head's process what
+            its dispatcher does for it instead of messages.
+    """
+
+    read_s: float
+    pair_s: float
+    request_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LinkProbe:
+    """A worker as seen from the head.
+
+    Attributes:
+        round_trip_s: of one row, without what either process computes and without its bytes' time.
+        row_s: of one row more: both ways.
+    """
+
+    round_trip_s: float
+    row_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TogetherProbe:
+    """All processes at once.
+
+    Attributes:
+        experts_per_s: read by as many processes as there are cores.
+        cores: that this process may use.
+        fan_out_s: of a layer that asks every worker on this machine for `fan_out_experts` experts each, while
+            this process computes one: 0 where there is no such worker.
+    """
+
+    experts_per_s: float
+    cores: int
+    fan_out_s: float
+    fan_out_experts: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeadProbe:
+    """The head without experts, seconds.
+
+    Attributes:
+        token_s, verify_s, chunk_s: forward passes of one row and of `verify_rows` behind `context` others,
+            and of `chunk_rows` behind none.
+        logits_s: norm, lm_head and sampling of one row.
+        drafts_s: all MTP layers behind one new row.
+        attention_s: one call of the attention kernel, `chunk_rows` rows behind `context` others.
+        dispatch_s, message_s: the dispatcher's CPU time in a layer that asks nobody, and for each worker.
+        batch_dispatch_s: CPU time that `verify_rows` rows take beyond one, in a layer that asks all workers.
+    """
+
+    context: int
+    verify_rows: int
+    chunk_rows: int
+    token_s: float
+    verify_s: float
+    chunk_s: float
+    logits_s: float
+    drafts_s: float
+    attention_s: float
+    dispatch_s: float
+    message_s: float
+    batch_dispatch_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """One round's numbers of one setup; `workers` and `links` by worker name."""
+
+    head_process: ProcessProbe
+    head: HeadProbe
+    workers: dict[str, ProcessProbe]
+    links: dict[str, LinkProbe]
+    together: TogetherProbe | None
