@@ -46,12 +46,34 @@ def kick(
     draws = np.random.default_rng(0)
     best = holders.astype(np.int64)
     best_s = seconds(best)
-    for _ in range(num_kicks(problem, layers)):
-        trial = best.copy().ravel()
-        for one, other in draws.integers(0, trial.size, (draws.integers(1, _MOST_PAIRS + 1), 2)).tolist():
-            trial[[one, other]] = trial[[other, one]]
-        found = refine(problem, trial.reshape(best.shape), layers, shrinkage=_SHRINKAGE)
+    for number in range(num_kicks(problem, layers)):
+        trial = best.copy()
+        (_exchange_shares if number % 2 else _exchange_experts)(trial, draws)
+        found = refine(problem, trial, layers, shrinkage=_SHRINKAGE)
         found_s = seconds(found)
         if found_s < best_s:
             best, best_s = found, found_s
     return best
+
+
+def _exchange_experts(holders: NDArray[np.int64], draws: np.random.Generator) -> None:
+    """A few pairs of experts, of any layers, change places."""
+    flat = holders.ravel()
+    for one, other in draws.integers(0, flat.size, (draws.integers(1, _MOST_PAIRS + 1), 2)).tolist():
+        flat[[one, other]] = flat[[other, one]]
+
+
+def _exchange_shares(holders: NDArray[np.int64], draws: np.random.Generator) -> None:
+    """One layer hands a device many experts, another takes as many back: some may want all at home."""
+    rows = draws.permutation(len(holders))[:2]
+    devices = draws.permutation(np.unique(holders[rows]))[:2]
+    if len(rows) < 2 or len(devices) < 2:
+        return
+    one, other = devices
+    there, back = np.flatnonzero(holders[rows[0]] == one), np.flatnonzero(holders[rows[1]] == other)
+    most = min(len(there), len(back))
+    if most == 0:
+        return
+    number = int(draws.integers(1, most + 1))
+    holders[rows[0], draws.permutation(there)[:number]] = other
+    holders[rows[1], draws.permutation(back)[:number]] = one
