@@ -248,7 +248,7 @@ class Dispatcher:
         if isinstance(reply, ErrorReply) and reply.code == ErrorCode.BUSY:
             work.busy(worker, reply.request_id, now_s)
         elif isinstance(reply, ErrorReply):
-            raise WorkerRefused(f"worker '{name}' refused layer {work.layer}: {reply.message} ({reply.code})")
+            work.refused(worker, reply.request_id, f"{reply.message} ({reply.code})", now_s)
         elif reply is not None:
             work.heard(worker, now_s)
         return []

@@ -167,6 +167,19 @@ class LayerSum:
         if ask is not None:
             self._later.append((now_s + self.patience.busy_retry_s, ask))
 
+    def refused(self, worker: int, request_id: int, reason: str, now_s: float) -> None:
+        """`worker` will not or cannot compute the request; 0 where it could not tell which one.
+
+        A refusal of an earlier layer's request, which nobody waits for, is dropped.
+
+        Raises:
+            WorkerRefused: the request is owed.
+        """
+        self.heard(worker, now_s)
+        owed = {ask.request_id for ask in self._owed.values() if ask.worker == worker}
+        if request_id in owed or (owed and request_id == 0):
+            raise WorkerRefused(f"worker '{self.names[worker]}' refused layer {self.layer}: {reason}")
+
     def gone(self, worker: int, now_s: float) -> list[Action]:
         """`worker` is lost: ask the other holders for what it owed.
 

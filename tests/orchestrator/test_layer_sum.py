@@ -220,6 +220,22 @@ def test_an_answer_of_the_wrong_shape_is_refused() -> None:
         layer.partial(0, ask.request_id, np.zeros((1, HIDDEN), np.int32), np.zeros(1, np.bool_), 0.1)
 
 
+def test_only_a_refusal_of_what_is_owed_ends_the_layer() -> None:
+    cluster = VirtualCluster(np.random.default_rng(5), [[0] for _ in range(EXPERTS)])
+    layer = make_layer(cluster, draw_ids(cluster.rng, 2), 1)
+    (ask,) = layer.begin(0.0)
+    assert isinstance(ask, Ask)
+    layer.refused(0, ask.request_id + 1, "an earlier layer's", 0.1)
+    layer.refused(1, 0, "of a worker that owes nothing", 0.1)
+    layer.refused(1, ask.request_id, "another worker's", 0.1)
+    for request_id in (ask.request_id, 0):
+        with pytest.raises(WorkerRefused, match=r"'w0' refused layer 3: too hot"):
+            layer.refused(0, request_id, "too hot", 0.1)
+    cluster.answer(layer, ask)
+    layer.refused(0, ask.request_id, "already answered", 0.2)
+    assert layer.finished
+
+
 def test_an_output_that_fits_no_grid_is_an_error_and_not_a_loop() -> None:
     cluster = VirtualCluster(
         np.random.default_rng(4),
