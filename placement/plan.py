@@ -19,8 +19,6 @@ from placement.atomic import replacing
 from placement.errors import PlanDoesNotFit, PlanError
 from placement.holders import NO_WORKER, HolderTable
 from placement.model_shape import ModelShape
-from placement.stats import RoutingStats
-from placement.summary import PlanSummary, summarise
 
 PLAN_FORMAT = "potluck-plan"
 PLAN_VERSION = 1
@@ -135,10 +133,6 @@ class Plan:
         local = self.local_worker
         node = None if local is None else self.workers[local].node
         return np.array([worker.node == node for worker in self.workers], dtype=np.bool_)
-
-    def summary(self, stats: RoutingStats | None = None) -> PlanSummary:
-        """Rows of the table a user reads; with statistics also shares and remote layers."""
-        return summarise(self, stats)
 
     def check(self, shape: ModelShape) -> None:
         """Raise PlanError unless the plan was made for a model of this shape."""

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from placement.assign import assign_steps
 from placement.expectation import remote_layers_per_step, share_of_activations
+from placement.plan import Plan
 from placement.planning_text import spread_steps, text_of
 from placement.stats import RoutingStats
-
-if TYPE_CHECKING:
-    from placement.plan import Plan
-
 
 # Tokens to look at where the dispatcher may choose among replicas.
 _MOST_STEPS = 2000

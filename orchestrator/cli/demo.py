@@ -22,6 +22,7 @@ from placement.errors import InputError
 from placement.planner import make_plan
 from placement.quantisation import bits_per_weight
 from placement.stats import RoutingStats
+from placement.summary import summarise
 from placement.workload import Workload
 from workers.model_config import Step35Config
 
@@ -53,7 +54,7 @@ def demo(
         workload=Workload(drafts=mtp),
     )
     if not json:
-        for part in plan_tables(plan, plan.summary(routing)):
+        for part in plan_tables(plan, summarise(plan, routing)):
             console.print(part)
     print_note(f"starting Ray and {len(plan.workers) - 1} workers …")
     tokenizer = Tokenizer.load(model)

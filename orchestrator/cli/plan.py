@@ -26,7 +26,7 @@ from placement.prediction import AtContext, Prediction, by_context, predict
 from placement.problem import PlanningProblem, problem_for
 from placement.quantisation import bits_per_weight
 from placement.replan import Replan, replan
-from placement.summary import PlanSummary
+from placement.summary import PlanSummary, summarise
 from workers.model_config import Step35Config
 
 # Contexts people ask about; those that do not fit the head's memory are said not to.
@@ -160,7 +160,7 @@ def _has_head(problem: PlanningProblem) -> bool:
 
 
 def _describe(problem: PlanningProblem, made: Plan, moved: Replan | None) -> Planned:
-    summary = made.summary(problem.stats)
+    summary = summarise(made, problem.stats)
     text = planning_text(problem)
     sentences = advice(problem, made.holder_table, text)
     if not _has_head(problem):

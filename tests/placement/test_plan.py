@@ -19,6 +19,7 @@ from placement.errors import InputError, PlanDoesNotFit, PlanError
 from placement.holders import HolderTable
 from placement.plan import Plan, PlannedWorker
 from placement.stats import RoutingStats
+from placement.summary import summarise
 from tests.placement.shapes import small_shape
 
 SHAPE = small_shape()
@@ -234,7 +235,7 @@ def test_the_summary_counts_bytes_shares_and_remote_layers() -> None:
     plan = plan_of(halves())
     # Three tokens: all experts even, one odd in layer 3, all odd.
     trace = np.array([[[0, 2]] * 3, [[0, 2], [0, 2], [0, 3]], [[1, 3]] * 3])
-    summary = plan.summary(RoutingStats.from_trace(SHAPE, trace, "by hand"))
+    summary = summarise(plan, RoutingStats.from_trace(SHAPE, trace, "by hand"))
     head, box = summary.workers
     assert (head.num_experts, head.held_bytes, head.is_home) == (15, 1500, True)
     assert (box.num_experts, box.held_bytes, box.is_home) == (15, 1500, False)
@@ -246,7 +247,7 @@ def test_the_summary_counts_bytes_shares_and_remote_layers() -> None:
 
 
 def test_without_statistics_the_summary_has_no_shares() -> None:
-    summary = plan_of(halves()).summary()
+    summary = summarise(plan_of(halves()))
     assert summary.workers[0].share_of_activations is None
     assert summary.remote_layers_per_token is None
     assert summary.basis is None
