@@ -15,15 +15,14 @@ from placement.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """One policy and its test. `key` names it in the results folder."""
+class Setting:
+    """What policies are compared in: one planning problem and its text."""
 
     cluster: Path
     trace: RoutingSource
     quant: str
     batch: Batch
     context: int
-    policy: str
 
     @property
     def workload(self) -> Workload:
@@ -32,19 +31,28 @@ class Cell:
     @property
     def key(self) -> str:
         batch = f"{self.batch.sequences}x{self.batch.drafts}x{self.batch.accepted:g}"
-        parts = (self.cluster.stem, self.trace.name, self.quant, batch, str(self.context), self.policy)
-        return "/".join(parts)
+        return "/".join((self.cluster.stem, self.trace.name, self.quant, batch, str(self.context)))
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One policy and its test. `key` names it in the results folder."""
+
+    setting: Setting
+    policy: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.setting.key}/{self.policy}"
 
 
 def cells(study: Study) -> list[Cell]:
-    """All combinations, those of one trace and cluster together: what they share is loaded once."""
-    axes = itertools.product(
-        study.traces, study.clusters, study.quants, study.batches, study.contexts, study.policies
-    )
-    return [
-        Cell(cluster, trace, quant, batch, context, policy)
-        for trace, cluster, quant, batch, context, policy in axes
+    """All combinations, those of one trace, cluster and setting together: what they share is made once."""
+    axes = itertools.product(study.traces, study.clusters, study.quants, study.batches, study.contexts)
+    settings = [
+        Setting(cluster, trace, quant, batch, context) for trace, cluster, quant, batch, context in axes
     ]
+    return [Cell(setting, policy) for setting in settings for policy in study.policies]
 
 
 def fingerprint(study: Study, shape: ModelShape) -> str:

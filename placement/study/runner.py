@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +14,9 @@ from placement.cluster_spec import ClusterSpec
 from placement.cost import head_seconds
 from placement.errors import InputError, PlanDoesNotFit
 from placement.model_shape import ModelShape
-from placement.problem import problem_for
+from placement.problem import PlanningProblem, problem_for
 from placement.quantisation import bits_per_weight
-from placement.study.grid import Cell
+from placement.study.grid import Cell, Setting
 from placement.study.measure import measure
 from placement.study.results import Row
 from placement.study.routing_source import Routing, RoutingSource
@@ -35,40 +35,56 @@ def run_cells(shape: ModelShape, todo: Sequence[Cell], processes: int) -> Iterat
     if processes < 1:
         raise InputError(f"processes: expected at least 1, found {processes}")
     if processes == 1:
+        known: dict[Setting, float | None] = {}
         for cell in todo:
-            yield run_cell(shape, cell)
+            if cell.setting not in known:
+                known[cell.setting] = bound_s(shape, cell.setting)
+            yield _bounded(run_cell(shape, cell), known[cell.setting])
         return
     # Not forked: a fork would copy the locks of whatever threads the caller's libraries have started.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(processes, max(len(todo), 1)), mp_context=context) as pool:
-        waiting = [pool.submit(run_cell, shape, cell) for cell in todo]
+        bounds: dict[Setting, Future[float | None]] = {}
+        waiting: dict[Future[Row], Setting] = {}
+        for cell in todo:
+            # Before the first cell it belongs to, so that no row waits long for its bound.
+            if cell.setting not in bounds:
+                bounds[cell.setting] = pool.submit(bound_s, shape, cell.setting)
+            waiting[pool.submit(run_cell, shape, cell)] = cell.setting
         try:
-            for future in as_completed(waiting):
-                yield future.result()
+            for done in as_completed(waiting):
+                yield _bounded(done.result(), bounds[waiting[done]].result())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def bound_s(shape: ModelShape, setting: Setting) -> float | None:
+    """Seconds of a step that no plan beats in this setting; None where no plan fits."""
+    routing = _routing(shape, setting.trace).as_passes(setting.workload)
+    try:
+        problem = _problem(shape, setting, routing)
+    except PlanDoesNotFit:
+        return None
+    return lower_bound_s(problem, routing.held_out) + head_seconds(problem).total_s
+
+
 def run_cell(shape: ModelShape, cell: Cell) -> Row:
-    """Plan and judge one cell."""
-    workload = cell.workload
+    """Plan and judge one cell; what `bound_s` gives is left out."""
+    setting = cell.setting
     empty = Row(
         key=cell.key,
-        cluster=cell.cluster.stem,
-        trace=cell.trace.name,
-        quant=cell.quant,
-        sequences=cell.batch.sequences,
-        drafts=cell.batch.drafts,
-        accepted_drafts=cell.batch.accepted,
-        context=cell.context,
+        cluster=setting.cluster.stem,
+        trace=setting.trace.name,
+        quant=setting.quant,
+        sequences=setting.batch.sequences,
+        drafts=setting.batch.drafts,
+        accepted_drafts=setting.batch.accepted,
+        context=setting.context,
         policy=cell.policy,
     )
-    routing = _routing(shape, cell.trace).as_passes(workload)
-    size = shape.expert_bytes(bits_per_weight(cell.quant))
+    routing = _routing(shape, setting.trace).as_passes(setting.workload)
     try:
-        problem = problem_for(shape, _cluster(cell.cluster), size, routing.planned, workload)
-        found = measure(problem, cell.policy, routing)
-        bound_s = lower_bound_s(problem, routing.held_out) + head_seconds(problem).total_s
+        found = measure(_problem(shape, setting, routing), cell.policy, routing)
     except PlanDoesNotFit as error:
         return replace(empty, note=str(error))
     return replace(
@@ -82,10 +98,19 @@ def run_cell(shape: ModelShape, cell: Cell) -> Row:
         bound_by=found.bound_by,
         replicas=found.replicas,
         plan_s=found.plan_s,
-        lower_bound_s=bound_s,
-        gap=found.step_s / bound_s - 1,
         hit_share=found.hit_share,
     )
+
+
+def _bounded(row: Row, lower_bound_s: float | None) -> Row:
+    if row.step_s is None or lower_bound_s is None:
+        return row
+    return replace(row, lower_bound_s=lower_bound_s, gap=row.step_s / lower_bound_s - 1)
+
+
+def _problem(shape: ModelShape, setting: Setting, routing: Routing) -> PlanningProblem:
+    size = shape.expert_bytes(bits_per_weight(setting.quant))
+    return problem_for(shape, _cluster(setting.cluster), size, routing.planned, setting.workload)
 
 
 @lru_cache(maxsize=4)

@@ -163,7 +163,7 @@ def test_several_processes_give_the_rows_of_one(tmp_path: Path) -> None:
     grid = cells(Study.load(written(tmp_path)))[:3]
 
     def timeless(rows: list[Row]) -> list[tuple[object, ...]]:
-        return sorted((row.key, row.step_s, row.remote_layers_per_token, row.note) for row in rows)
+        return sorted((row.key, row.step_s, row.gap, row.remote_layers_per_token, row.note) for row in rows)
 
     assert timeless(list(run_cells(SHAPE, grid, 2))) == timeless(list(run_cells(SHAPE, grid, 1)))
 
