@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from placement.assign import assign_steps
 from placement.holders import HolderTable
 from placement.problem import PlanningProblem
-from placement.refine import Touched, layer_searches
+from placement.refine import Loads, Touched, layer_searches
 from placement.replica_costs import replica_costs
 
 # Room is filled in so many rounds, since a copy changes what the next one is worth; in smaller ones where the
@@ -67,12 +67,12 @@ _Cells = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]
 class _Assigned:
     """A set of holders, bool [num_devices, num_layers, num_experts], and what the dispatcher makes of it.
 
-    `at`: for each layer the device of every touch. `first`: a holder of every expert, [num_layers,
+    `loads`: for each layer what devices have to do. `first`: a holder of every expert, [num_layers,
     num_experts]. `seconds`: expected of all layers.
     """
 
     masks: NDArray[np.bool_]
-    at: list[NDArray[np.intp]]
+    loads: list[Loads]
     first: NDArray[np.intp]
     seconds: float
 
@@ -87,20 +87,22 @@ class _CopySearch:
     def assigned(self, masks: NDArray[np.bool_]) -> _Assigned:
         table = HolderTable.from_masks(masks)
         first = table.table[:, :, 0].astype(np.intp)
-        at, seconds = [], 0.0
+        loads = []
         for search, holders in zip(self._searches, table.layers, strict=True):
             touched = search.touched
             chosen = assign_steps(touched.chosen, holders, self._costs).reshape(touched.num_steps, -1)
             device = np.zeros((touched.num_steps, masks.shape[2]), dtype=np.intp)
             np.put_along_axis(device, touched.chosen.reshape(chosen.shape).astype(np.intp), chosen, axis=1)
-            at.append(device[touched.step, touched.expert])
-            seconds += search.seconds_at(at[-1])
-        return _Assigned(masks, at, first, seconds)
+            loads.append(search.loads(device[touched.step, touched.expert]))
+        return _Assigned(masks, loads, first, sum(layer.mean_s for layer in loads))
 
     def best_copies(self, state: _Assigned, room: NDArray[np.int64], most: int) -> _Cells:
         """At most one new copy an expert, the most useful ones, where there is room."""
         gains = np.stack(
-            [s.copies(at, first) for s, at, first in zip(self._searches, state.at, state.first, strict=True)]
+            [
+                search.copies(loads, first)
+                for search, loads, first in zip(self._searches, state.loads, state.first, strict=True)
+            ]
         )
         gains[state.masks.transpose(1, 2, 0)] = 0.0
         flat = gains.reshape(-1, len(room))

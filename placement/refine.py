@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +91,38 @@ def touched_layers(
     return layers
 
 
+@dataclass(frozen=True, eq=False)
+class Loads:
+    """What each device has to do in every step of one layer.
+
+    Attributes:
+        at: int [num_touches], the device that computes each touch.
+        cells: int64 [num_steps, num_devices], of `LayerSearch`'s table: the device and its distinct experts.
+        times: float64 [num_steps, num_devices].
+    """
+
+    at: NDArray[np.integer]
+    cells: NDArray[np.int64]
+    times: NDArray[np.float64]
+
+    @cached_property
+    def mean_s(self) -> float:
+        return float(self.times.max(axis=1).mean())
+
+    @cached_property
+    def slowest(self) -> NDArray[np.intp]:
+        """[num_steps], the device that a step waits for, of equals the first."""
+        return self.times.argmax(axis=1)
+
+    @cached_property
+    def longest(self) -> NDArray[np.float64]:
+        """float64 [3, num_steps, 1], the three longest times of a step, 0 where there are fewer devices."""
+        longest = np.zeros((3, len(self.times), 1))
+        found = np.sort(self.times, axis=1)[:, :-4:-1]
+        longest[: found.shape[1], :, 0] = found.T
+        return longest
+
+
 class LayerSearch:
     """One layer's time under any holders, and the change that each expert's move would bring."""
 
@@ -108,86 +141,108 @@ class LayerSearch:
         rows = np.minimum(counts, tokens_per_step)
         # A step's rows to a device are taken as min(experts, tokens), its pairs as in the mean of all.
         seconds = device_seconds(rates, rows, counts, counts * touched.pairs_per_touch)
-        self._table = np.ascontiguousarray(seconds.T)
-        self._devices = np.arange(len(self._table))
-        touches = np.arange(len(touched.expert))
-        shape = (len(touched.seen), len(touches))
-        self._by_expert = csr_array((np.ones(len(touches)), (touched.expert, touches)), shape=shape)
+        # First all of device 0, by its distinct experts, then of device 1.
+        self._table = np.ascontiguousarray(seconds.T).ravel()
+        self._first_cell = np.arange(seconds.shape[1]) * len(counts)
+        self._ends = np.concatenate([[0], np.cumsum(touched.seen)])
 
-    def seconds(self, holder: NDArray[np.integer]) -> float:
-        """Expected of the layer if `holder` [num_experts] has each expert."""
-        decode_s = self.seconds_at(holder[self.touched.expert])
+    def loads(self, at: NDArray[np.integer]) -> Loads:
+        """The layer if device `at` [num_touches] computes each touch."""
+        num_steps, num_devices = self.touched.num_steps, len(self._first_cell)
+        counts = np.bincount(self.touched.step * num_devices + at, minlength=num_steps * num_devices)
+        cells = counts.reshape(num_steps, num_devices) + self._first_cell
+        return Loads(at, cells, self._table.take(cells))
+
+    def held(self, holder: NDArray[np.integer]) -> Loads:
+        """The layer if `holder` [num_experts] has each expert."""
+        return self.loads(holder.take(self.touched.expert))
+
+    def seconds(self, holder: NDArray[np.integer], loads: Loads | None = None) -> float:
+        """Expected of the layer if `holder` [num_experts] has each expert; `loads`: `held` by it, if known."""
+        decode_s = (loads or self.held(holder)).mean_s
         return decode_s if self._prefill is None else decode_s + self._prefill.seconds(holder)
 
-    def seconds_at(self, at: NDArray[np.integer]) -> float:
-        """Mean of the layer's decode time if device `at` [num_touches] computes each touch."""
-        return float(self._table[self._devices, self._counts(at)].max(axis=1).mean())
-
-    def moves(self, holder: NDArray[np.integer], devices: NDArray[np.integer]) -> NDArray[np.float64]:
+    def moves(
+        self, holder: NDArray[np.integer], devices: NDArray[np.integer], loads: Loads | None = None
+    ) -> NDArray[np.float64]:
         """Change of `seconds` if one expert moves: float64 [num_experts, len(devices)], 0 where it is.
 
         Args:
             holder: int [num_experts], the device of each expert.
             devices: int, devices to move to; experts of others count as 0.
+            loads: `held` by `holder`, if known.
         """
-        touched = self.touched
-        at = holder[touched.expert]
-        touches = np.flatnonzero(np.isin(at, devices)) if len(devices) < len(self._devices) else None
-        change = self._expected(self._touch_changes(at, devices, touches), touches, holder)
+        loads = loads or self.held(holder)
+        more_s = self._with_one_more(loads, devices)
+        # No step gets faster by an expert taken from any but its slowest device.
+        added = np.maximum(more_s - loads.longest[0], 0.0)
+        changes = np.concatenate([added, self._relieved(loads, devices, more_s)])
+        step = self.touched.step
+        row = step + len(added) * (loads.at == loads.slowest.take(step))
+        sums = _sums(row, self._ends, changes)
+        column = np.full(len(self._first_cell), -1)
+        column[devices] = np.arange(len(devices))
+        here = column.take(holder)
+        sums[here < 0] = 0.0
+        sums[np.arange(len(here)), here] = 0.0
+        change = self._expected(sums, holder)
         return change if self._prefill is None else change + self._prefill.changes(holder)[:, devices]
 
-    def copies(self, at: NDArray[np.integer], first: NDArray[np.integer]) -> NDArray[np.float64]:
+    def copies(self, loads: Loads, first: NDArray[np.integer]) -> NDArray[np.float64]:
         """Change by one more copy, float64 [num_experts, num_devices].
 
         It is used in the steps in which it helps, so nothing gets slower.
 
         Args:
-            at: int [num_touches], the device that computes each touch.
             first: int [num_experts], a device that holds the expert.
         """
-        change = self._touch_changes(at, self._devices, None)
-        return self._expected(np.minimum(change, 0.0, out=change), None, first)
+        devices = np.arange(len(self._first_cell))
+        change = np.minimum(self._relieved(loads, devices, self._with_one_more(loads, devices)), 0.0)
+        change[np.arange(len(change)), loads.slowest] = 0.0
+        step = self.touched.step
+        touches = np.flatnonzero(loads.at == loads.slowest.take(step))
+        sums = _sums(step[touches], np.searchsorted(touches, self._ends), change)
+        return self._expected(sums, first)
 
-    def _touch_changes(
-        self, at: NDArray[np.integer], devices: NDArray[np.integer], touches: NDArray[np.intp] | None
-    ) -> NDArray[np.float64]:
-        """Change of a step's seconds if one touch of it were another device's, [touches, len(devices)]."""
-        table, counts = self._table, self._counts(at)
-        times = table[self._devices, counts]
-        step = self.touched.step if touches is None else self.touched.step[touches]
-        at = at if touches is None else at[touches]
-        rest = largest_without(times, at, step, devices)
-        source = table[at, counts[step, at] - 1]
-        change = table[devices, counts[:, devices] + 1].take(step, axis=0)
-        np.maximum(change, np.maximum(rest, source[:, None], out=rest), out=change)
-        change -= times.max(axis=1).take(step)[:, None]
-        change[at[:, None] == devices] = 0.0
-        result: NDArray[np.float64] = change
-        return result
+    def _with_one_more(self, loads: Loads, devices: NDArray[np.integer]) -> NDArray[np.float64]:
+        """Seconds of `devices` with one expert more, [num_steps, len(devices)]."""
+        seconds: NDArray[np.float64] = self._table.take(loads.cells[:, devices] + 1)
+        return seconds
 
-    def _expected(
-        self,
-        change: NDArray[np.float64],
-        touches: NDArray[np.intp] | None,
-        holder: NDArray[np.integer],
+    def _relieved(
+        self, loads: Loads, devices: NDArray[np.integer], more_s: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """Seconds a step, [num_experts, columns], of `change` [num_touches, columns]."""
-        touched = self.touched
-        by_expert = self._by_expert if touches is None else self._by_expert[:, touches]
-        sums = by_expert @ change
-        seen = np.bincount(holder, weights=touched.seen, minlength=len(self._table))
-        on_device = (self._devices[:, None] == holder).astype(np.float64)
+        """Change of each step's seconds if one of `devices` took an expert of its slowest device.
+
+        float64 [num_steps, len(devices)]; says nothing about that device itself.
+        """
+        first_s, second_s, third_s = loads.longest
+        cells = loads.cells[np.arange(len(loads.cells)), loads.slowest]
+        # The longest of all but these two; if another takes as long as the second, the third does.
+        change: NDArray[np.float64] = np.where(loads.times[:, devices] == second_s, third_s, second_s)
+        np.maximum(change, self._table.take(cells - 1)[:, None], out=change)
+        np.maximum(change, more_s, out=change)
+        change -= first_s
+        return change
+
+    def _expected(self, sums: NDArray[np.float64], holder: NDArray[np.integer]) -> NDArray[np.float64]:
+        """Seconds a step, from what an expert's touches in the sample add up to, [num_experts, columns]."""
+        touched, num_devices = self.touched, len(self._first_cell)
+        seen = np.bincount(holder, weights=touched.seen, minlength=num_devices)
+        on_device = (np.arange(num_devices)[:, None] == holder).astype(np.float64)
         typical = (on_device @ sums) / np.maximum(seen, 1.0)[:, None]
         sums += self._shrinkage * typical[holder]
         sums *= (touched.expected / (touched.seen + self._shrinkage))[:, None]
-        expected: NDArray[np.float64] = sums
-        return expected
+        return sums
 
-    def _counts(self, at: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Distinct experts each device reads, int64 [num_steps, num_devices]."""
-        num_steps, num_devices = self.touched.num_steps, len(self._table)
-        counts = np.bincount(self.touched.step * num_devices + at, minlength=num_steps * num_devices)
-        return counts.reshape(num_steps, num_devices)
+
+def _sums(
+    rows: NDArray[np.integer], ends: NDArray[np.integer], changes: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Row i: the sum of those of `changes` [rows, columns] that `rows[ends[i] : ends[i + 1]]` names."""
+    each = csr_array((np.ones(len(rows)), rows, ends), shape=(len(ends) - 1, len(changes)))
+    sums: NDArray[np.float64] = each @ changes
+    return sums
 
 
 def layer_searches(
@@ -235,7 +290,8 @@ def refine(
     capacities = problem.capacities()
     current = holders.astype(np.int64)
     begin = current.copy()
-    seconds = np.array([search.seconds(row) for search, row in zip(searches, current, strict=True)])
+    loads = [search.held(row) for search, row in zip(searches, current, strict=True)]
+    seconds = np.array([s.seconds(row, held) for s, row, held in zip(searches, current, loads, strict=True)])
     gains: dict[int, NDArray[np.float64]] = {}
     sizes = list(_MOVES_A_ROUND)
     draws = np.random.default_rng(0)
@@ -249,20 +305,21 @@ def refine(
                 gains.clear()
             for row in range(len(searches)):
                 if row not in gains:
-                    gains[row] = searches[row].moves(current[row], devices)
+                    gains[row] = searches[row].moves(current[row], devices, loads[row])
             column = np.full(len(capacities), -1)
             column[devices] = np.arange(len(devices))
             moves, _ = best_moves(
                 np.stack([gains[row] for row in range(len(searches))]), column[current], room, sizes[0], left
             )
-            trial, trial_seconds = current.copy(), seconds.copy()
+            trial, trial_loads, trial_seconds = current.copy(), loads.copy(), seconds.copy()
             for move in moves:
                 trial[move.row, move.expert] = devices[move.target]
             moved = {move.row for move in moves}
             for row in moved:
-                trial_seconds[row] = searches[row].seconds(trial[row])
+                trial_loads[row] = searches[row].held(trial[row])
+                trial_seconds[row] = searches[row].seconds(trial[row], trial_loads[row])
             if trial_seconds.sum() < seconds.sum():
-                current, seconds = trial, trial_seconds
+                current, loads, seconds = trial, trial_loads, trial_seconds
                 for row in moved:
                     del gains[row]
             else:
@@ -283,34 +340,3 @@ def _parties(problem: PlanningProblem, draws: np.random.Generator) -> list[NDArr
     others = draws.permutation(np.flatnonzero(~is_home))
     parts = -(-len(others) // max(_MOST_IN_A_PARTY - len(home), 1))
     return [np.sort(np.concatenate([home, part])) for part in np.array_split(others, parts)]
-
-
-def largest_without(
-    times: NDArray[np.float64],
-    at: NDArray[np.integer],
-    step: NDArray[np.integer],
-    devices: NDArray[np.integer],
-) -> NDArray[np.float64]:
-    """For each touch the largest time of its step over all devices but its own and the column's.
-
-    Args:
-        times: float64 [num_steps, num_devices], none negative.
-        at, step: int [num_touches].
-        devices: int, of the columns.
-
-    Returns:
-        float64 [num_touches, len(devices)].
-    """
-    num_steps, num_devices = times.shape
-    padded = np.zeros((num_steps, max(num_devices, 3)))
-    padded[:, :num_devices] = times
-    top = np.argpartition(-padded, 2, axis=1)[:, :3]
-    values = np.take_along_axis(padded, top, axis=1)
-    order = np.argsort(-values, axis=1)
-    top, values = (np.take_along_axis(array, order, axis=1)[step] for array in (top, values))
-    first, second = top[:, 0] == at, top[:, 1] == at
-    largest = np.where(first, values[:, 1], values[:, 0])
-    device = np.where(first, top[:, 1], top[:, 0])
-    next_largest = np.where(first | second, values[:, 2], values[:, 1])
-    rest: NDArray[np.float64] = np.where(device[:, None] == devices, next_largest[:, None], largest[:, None])
-    return rest

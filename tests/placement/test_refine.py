@@ -226,7 +226,7 @@ def test_a_copy_is_worth_what_the_choice_of_the_dispatcher_gains() -> None:
     holders = some_holders(given_problem)
     layer = sample(given_problem)[0]
     search: LayerSearch = layer_searches(given_problem, [layer], shrinkage=1e-12)[0]
-    gains = search.copies(holders[0][layer.expert], holders[0])
+    gains = search.copies(search.held(holders[0]), holders[0])
     expert, target = np.unravel_index(int(gains.argmin()), gains.shape)
     masks = np.stack([holders[:1] == worker for worker in range(3)])
     masks[target, 0, expert] = True
@@ -234,7 +234,7 @@ def test_a_copy_is_worth_what_the_choice_of_the_dispatcher_gains() -> None:
     chosen = assign_steps(layer.chosen, table.layers[0], replica_costs(given_problem))[:, 0]
     device_of = np.zeros((layer.num_steps, SHAPE.num_experts), dtype=np.int64)
     np.put_along_axis(device_of, layer.chosen[:, 0].astype(np.int64), chosen.astype(np.int64), axis=1)
-    gained = search.seconds_at(device_of[layer.step, layer.expert]) - search.seconds(holders[0])
+    gained = search.loads(device_of[layer.step, layer.expert]).mean_s - search.seconds(holders[0])
     # The dispatcher looks at when one device is done, not at the last one: it may gain less.
     assert gains[expert, target] - 1e-12 <= gained < 0.5 * gains[expert, target]
 
