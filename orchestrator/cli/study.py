@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from orchestrator.cli.output import console, errors, print_json, print_note, table
 from orchestrator.cli.plan import load_shape
-from orchestrator.study_report.page import compare, write_page
+from orchestrator.study_report.comparison import compare, setting_labels, summary
+from orchestrator.study_report.page import write_page
 from placement.study.config import Study
 from placement.study.grid import cells, fingerprint
 from placement.study.inputs import check_inputs
@@ -49,17 +50,21 @@ def study(
         rows = [asdict(row) for row in results.rows]
         print_json({"study": loaded.name, "cells": rows, "csv": str(results.csv_path), "report": str(page)})
         return
+    comparisons = compare(results.rows)
     lines = [
         (
-            comparison.setting,
+            setting,
             f"{1000 * (comparison.ours.step_s or 0):.2f}",
             comparison.best_baseline.policy,
             f"{1000 * (comparison.best_baseline.step_s or 0):.2f}",
             f"{100 * comparison.gain:+.1f}%",
         )
-        for comparison in compare(results.rows)
+        for setting, comparison in zip(
+            setting_labels([comparison.ours for comparison in comparisons]), comparisons, strict=True
+        )
     ]
-    if lines:
-        heading = ("setting", "planner, ms a step", "best baseline", "ms a step", "gain")
-        console.print(table(f"{loaded.name}: the planner beside the best baseline", heading, lines))
+    if sentence := summary(comparisons):
+        heading = ("setting", "planner, ms", "best baseline", "its ms", "gain")
+        console.print(table(f"{loaded.name}: a step, the planner beside the best baseline", heading, lines))
+        console.print(sentence)
     print_note(f"{len(todo)} of {len(grid)} cells computed now; wrote {results.csv_path} and {page}")

@@ -1,95 +1,99 @@
-"""Charts of a study's rows, as SVG text to be put into a page."""
+"""Charts of a study's rows, one panel each, as SVG text to be put into a page."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from placement.study.results import Row
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: told apart by colour-blind readers too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000")
-_PANEL_WIDTH, _BAR_HEIGHT = 3.9, 0.26
+# Okabe and Ito's palette: told apart by colour-blind readers too. Policies of one colour differ in marker.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000")
+_MARKERS = ("o", "s", "^")
+# Inches; as wide as a telephone shows without shrinking it.
+_PANEL_WIDTH, _BAR_HEIGHT, _LINES_HEIGHT = 3.7, 0.27, 2.7
+_TEXT_SIZE = 9
+_MOST_LEVEL_TICKS = 5
 
 
-def speed_bars(rows: Sequence[Row], clusters: Sequence[str], policies: Sequence[str]) -> str:
-    """Tokens/s of every policy, one panel a cluster; what does not fit has no bar."""
-    figure, panels = _panels(len(clusters), 0.75 + _BAR_HEIGHT * len(policies))
-    for panel, cluster in zip(panels, clusters, strict=False):
-        speeds = {row.policy: row.tokens_per_s for row in rows if row.cluster == cluster}
-        for place, policy in enumerate(policies):
-            speed = speeds.get(policy)
-            panel.barh(place, speed or 0, color=COLOURS[place % len(COLOURS)], height=0.75)
-            text = "does not fit" if speed is None else f"{speed:.3g}"
-            panel.annotate(
-                text, (speed or 0, place), xytext=(3, 0), textcoords="offset points", va="center", size=8
-            )
-        panel.set_yticks(range(len(policies)), policies, size=8)
-        panel.invert_yaxis()
-        panel.set_title(cluster, size=9, loc="left")
-        panel.set_xlim(0, 1.22 * max([s for s in speeds.values() if s] or [1]))
-        panel.set_xlabel("tokens/s, held-out text", size=8)
-    return _svg(figure)
+def speed_bars(title: str, speeds: Mapping[str, float | None]) -> str:
+    """Tokens/s of each policy; one without (None) does not fit."""
+    figure, panel = _panel(title, 0.85 + _BAR_HEIGHT * len(speeds))
+    for place, speed in enumerate(speeds.values()):
+        panel.barh(place, speed or 0, color=_style(place)["color"], height=0.75)
+        text = "does not fit" if speed is None else three_digits(speed)
+        panel.annotate(
+            text, (speed or 0, place), xytext=(3, 0), textcoords="offset points", va="center", size=_TEXT_SIZE
+        )
+    panel.set_yticks(range(len(speeds)), list(speeds), size=_TEXT_SIZE)
+    panel.invert_yaxis()
+    panel.set_xlim(0, 1.25 * max([speed for speed in speeds.values() if speed], default=1))
+    panel.set_xlabel("tokens/s", size=_TEXT_SIZE)
+    return _svg(figure, f"{title}: tokens/s by policy")
 
 
-def speed_lines(rows: Sequence[Row], axis: str, clusters: Sequence[str], policies: Sequence[str]) -> str:
-    """Tokens/s against `axis`, a number of each row; one panel a cluster, one line a policy."""
-    figure, panels = _panels(len(clusters), 2.6)
-    for panel, cluster in zip(panels, clusters, strict=False):
-        for place, policy in enumerate(policies):
-            points = sorted(
-                (getattr(row, axis), row.tokens_per_s)
-                for row in rows
-                if row.cluster == cluster and row.policy == policy and row.tokens_per_s is not None
-            )
-            if points:
-                colour = COLOURS[place % len(COLOURS)]
-                panel.plot(*zip(*points, strict=True), marker="o", ms=3, lw=1.4, color=colour, label=policy)
-        panel.set_title(cluster, size=9, loc="left")
-        panel.set_xlabel(axis.replace("_", " "), size=8)
-        panel.set_ylabel("tokens/s", size=8)
-        panel.set_ylim(bottom=0)
-        panel.grid(alpha=0.25)
-    handles = {label: h for p in panels for h, label in zip(*p.get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False
-    )
-    return _svg(figure)
+def speed_lines(
+    title: str, axis: str, ticks: Sequence[str], speeds: Mapping[str, Sequence[float | None]]
+) -> str:
+    """Tokens/s of each policy at each tick, None where it does not fit. Ticks stand at equal distances."""
+    figure, panel = _panel(title, _LINES_HEIGHT)
+    for place, line in enumerate(speeds.values()):
+        values = [float("nan") if speed is None else speed for speed in line]
+        # The first policy on top: lines often coincide.
+        panel.plot(range(len(ticks)), values, lw=1.5, ms=4.5, zorder=2 + 1 / (1 + place), **_style(place))
+    labels = [tick.replace("+", "\n+").replace(" (", "\n(") for tick in ticks]
+    rotation = 45 if len(ticks) > _MOST_LEVEL_TICKS else 0
+    panel.set_xticks(range(len(ticks)), labels, size=_TEXT_SIZE, rotation=rotation)
+    panel.set_xlabel(axis, size=_TEXT_SIZE)
+    panel.set_ylabel("tokens/s", size=_TEXT_SIZE)
+    panel.set_xlim(-0.3, len(ticks) - 0.7)
+    panel.set_ylim(bottom=0)
+    panel.grid(alpha=0.25)
+    return _svg(figure, f"{title}: tokens/s by {axis}")
 
 
-def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+def legend(policies: Sequence[str]) -> str:
+    """Which colour and marker of `speed_lines` is whose."""
+    figure, panel = _panel("", 0.2 + 0.19 * -(-len(policies) // 2))
+    panel.set_axis_off()
+    for place, policy in enumerate(policies):
+        panel.plot([], [], lw=1.5, ms=4.5, label=policy, **_style(place))
+    panel.legend(loc="center", ncols=2, fontsize=_TEXT_SIZE, frameon=False)
+    return _svg(figure, f"legend: {', '.join(policies)}")
+
+
+def three_digits(number: float) -> str:
+    """Such as 1.95, 18.0 or 233."""
+    return f"{number:.{0 if number >= 99.95 else 1 if number >= 9.995 else 2}f}"
+
+
+def _style(place: int) -> dict[str, Any]:
+    return {
+        "color": _COLOURS[place % len(_COLOURS)],
+        "marker": _MARKERS[place // len(_COLOURS) % len(_MARKERS)],
+    }
+
+
+def _panel(title: str, height: float) -> tuple[Figure, Axes]:
     import matplotlib.pyplot as plt
 
-    columns = min(count, 3)
-    lines = -(-count // columns)
-    figure, axes = plt.subplots(
-        lines,
-        columns,
-        figsize=(max(_PANEL_WIDTH * columns, 5), height * lines),
-        squeeze=False,
-        layout="constrained",
-    )
-    panels: list[Axes] = list(axes.flat)
-    for panel in panels[count:]:
-        panel.set_visible(False)
-    for panel in panels:
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.tick_params(labelsize=8)
-    return figure, panels
+    figure, panel = plt.subplots(figsize=(_PANEL_WIDTH, height), layout="constrained")
+    panel.set_title(title, size=_TEXT_SIZE + 1, loc="left")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.tick_params(labelsize=_TEXT_SIZE)
+    return figure, panel
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure, description: str) -> str:
     """The picture as an <svg> element, the same text for the same rows."""
     import matplotlib.pyplot as plt
 
     text = io.StringIO()
     with plt.rc_context({"svg.hashsalt": "potluck", "svg.fonttype": "path"}):
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Title": description})
     plt.close(figure)
     written = text.getvalue()
     return written[written.index("<svg") :]

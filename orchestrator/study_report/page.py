@@ -1,87 +1,108 @@
-"""Writes the page: charts at the study's first settings, ours beside the best baseline, all rows."""
+"""Writes the page: charts of every text and quantisation, ours beside the best baseline, all rows."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
 
-from orchestrator.study_report.charts import speed_bars, speed_lines
+from orchestrator.study_report.charts import legend, speed_bars, speed_lines
+from orchestrator.study_report.comparison import batch_label, compare, setting_labels, summary
 from placement.atomic import replacing
+from placement.policies import RUN_POLICIES
 from placement.study.config import Study
 from placement.study.results import Row
 
-# The planner's own policies; all others are what people do today.
-OURS = ("least-time",)
-# What nobody can do, since it knows the text to come.
-BOUNDS = ("opt",)
-
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """One setting of a study: the planner's plan beside the best of the other policies."""
+class Chart:
+    """Panels that belong together, as SVG text; `note` says what they show."""
 
-    setting: str
-    ours: Row
-    best_baseline: Row
-
-    @property
-    def gain(self) -> float:
-        """Share by which the best baseline's step is longer."""
-        assert self.ours.step_s is not None
-        assert self.best_baseline.step_s is not None
-        return self.best_baseline.step_s / self.ours.step_s - 1
+    title: str
+    note: str
+    panels: list[str]
 
 
-def compare(rows: list[Row]) -> list[Comparison]:
-    """Every setting in which both the planner and some baseline have a plan that fits."""
-    settings: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.step_s is not None:
-            settings.setdefault(row.key.rpartition("/")[0], []).append(row)
-    found = []
-    for setting, group in settings.items():
-        ours = [row for row in group if row.policy in OURS]
-        others = [row for row in group if row.policy not in (*OURS, *BOUNDS)]
-        if ours and others:
-            found.append(Comparison(setting, _fastest(ours), _fastest(others)))
-    return found
-
-
-def write_page(study: Study, rows: list[Row], path: Path) -> None:
+def write_page(study: Study, rows: Sequence[Row], path: Path) -> None:
     """One HTML file with everything in it; an existing one is replaced in one step."""
-    first = study.batches[0]
-    clusters = [cluster.stem for cluster in study.clusters]
-    charts = []
-    base = [row for row in rows if row.trace == study.traces[0].name and row.quant == study.quants[0]]
-    one_batch = [row for row in base if (row.sequences, row.drafts) == (first.sequences, first.drafts)]
-    at = f"{study.traces[0].name} text, {study.quants[0]}"
-    by_policy = [row for row in one_batch if row.context == study.contexts[0]]
-    charts.append(
-        (
-            f"Speed by policy ({at}, batch {first.label}, context {study.contexts[0]})",
-            speed_bars(by_policy, clusters, study.policies),
-        )
-    )
-    if len(study.contexts) > 1:
-        lines = speed_lines(one_batch, "context", clusters, study.policies)
-        charts.append((f"Speed by context ({at}, batch {first.label})", lines))
-    plain = [row for row in base if row.context == study.contexts[0] and not row.drafts]
-    if len({row.sequences for row in plain}) > 1:
-        lines = speed_lines(plain, "sequences", clusters, study.policies)
-        charts.append((f"Speed by sequences decoded together ({at}, context {study.contexts[0]})", lines))
+    comparisons = compare(rows)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     text = environment.get_template("page.html").render(
-        study=study, rows=rows, charts=charts, comparisons=compare(rows)
+        study=study,
+        rows=rows,
+        charts=list(_charts(study, rows)),
+        comparisons=zip(setting_labels([c.ours for c in comparisons]), comparisons, strict=True),
+        summary=summary(comparisons),
+        batch_label=batch_label,
+        run_policies=RUN_POLICIES,
+        has_hits=any(row.hit_share is not None for row in rows),
     )
     with replacing(path) as file:
         file.write(text.encode())
 
 
-def _fastest(rows: list[Row]) -> Row:
-    return min(rows, key=lambda row: row.step_s or float("inf"))
+def _charts(study: Study, rows: Sequence[Row]) -> Iterator[Chart]:
+    """Of each text and quantisation: policies, contexts and batches, where there are several of these."""
+    batch, context = study.batches[0].label, study.contexts[0]
+    for trace in study.traces:
+        for quant in study.quants:
+            here = [row for row in rows if (row.trace, row.quant) == (trace.name, quant)]
+            one_batch = [row for row in here if batch_label(row) == batch]
+            one_context = [row for row in here if row.context == context]
+            at = f"{trace.name}, {quant}"
+            yield Chart(
+                f"{at}: policies",
+                f"Tokens per second on text the plan was not made from, batch {batch}, context {context:,}. "
+                "Longer is better.",
+                _bars(study, [row for row in one_batch if row.context == context]),
+            )
+            if len(study.contexts) > 1:
+                ticks = [f"{context:,}" for context in study.contexts]
+                yield Chart(
+                    f"{at}: contexts",
+                    f"Tokens per second by positions in each sequence's KV cache, batch {batch}. "
+                    "Where lines coincide the first policy is on top; a line ends where there is no room.",
+                    _lines(study, one_batch, "context", ticks, lambda row: f"{row.context:,}"),
+                )
+            if len(study.batches) > 1:
+                yield Chart(
+                    f"{at}: batches",
+                    "Tokens per second of all sequences together, by sequences of a pass (and drafts of "
+                    f"each), context {context:,}. Where lines coincide the first policy is on top.",
+                    _lines(study, one_context, "batch", [b.label for b in study.batches], batch_label),
+                )
+
+
+def _bars(study: Study, rows: Sequence[Row]) -> list[str]:
+    speeds = {(row.cluster, row.policy): row.tokens_per_s for row in rows}
+    return [
+        speed_bars(cluster.stem, {policy: speeds.get((cluster.stem, policy)) for policy in study.policies})
+        for cluster in study.clusters
+    ]
+
+
+def _lines(
+    study: Study, rows: Sequence[Row], axis: str, ticks: list[str], tick_of: Callable[[Row], str]
+) -> list[str]:
+    speeds = {(row.cluster, row.policy, tick_of(row)): row.tokens_per_s for row in rows}
+    panels = [
+        speed_lines(
+            cluster.stem,
+            axis,
+            ticks,
+            {
+                policy: [speeds.get((cluster.stem, policy, tick)) for tick in ticks]
+                for policy in study.policies
+            },
+        )
+        for cluster in study.clusters
+    ]
+    return [*panels, legend(study.policies)]

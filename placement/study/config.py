@@ -40,8 +40,9 @@ class Batch:
 
     @property
     def label(self) -> str:
-        """Such as "1", or "1+3 drafts"."""
-        return f"{self.sequences}+{self.drafts} drafts" if self.drafts else str(self.sequences)
+        """Such as "1", or "1+3 drafts (1.6 hold)"."""
+        drafts = f"+{self.drafts} drafts ({self.accepted:g} hold)" if self.drafts else ""
+        return f"{self.sequences}{drafts}"
 
 
 @dataclass(frozen=True, slots=True)

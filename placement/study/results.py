@@ -22,7 +22,7 @@ class Row:
     """One cell's answer. Numbers are None where the experts did not fit; `note` says why.
 
     `moe_s` and `head_s` add up to `step_s`. `lower_bound_s` holds for every plan, `gap` is step_s over it
-    minus 1; neither holds for policies that are run (`policies.RUN_POLICIES`). `bound_by` is the device that
+    minus 1; both are None for policies that are run (`policies.RUN_POLICIES`). `bound_by` is the device that
     most layers waited for, `hit_share` the share of experts found in the fast memory, None for plans.
     """
 

@@ -14,6 +14,7 @@ from placement.cluster_spec import ClusterSpec
 from placement.cost import head_seconds
 from placement.errors import InputError, PlanDoesNotFit
 from placement.model_shape import ModelShape
+from placement.policies import RUN_POLICIES
 from placement.problem import PlanningProblem, problem_for
 from placement.quantisation import bits_per_weight
 from placement.study.grid import Cell, Setting
@@ -103,7 +104,8 @@ def run_cell(shape: ModelShape, cell: Cell) -> Row:
 
 
 def _bounded(row: Row, lower_bound_s: float | None) -> Row:
-    if row.step_s is None or lower_bound_s is None:
+    """With the bound, where it holds: for plans."""
+    if row.step_s is None or lower_bound_s is None or row.policy in RUN_POLICIES:
         return row
     return replace(row, lower_bound_s=lower_bound_s, gap=row.step_s / lower_bound_s - 1)
 

@@ -10,10 +10,12 @@ import pytest
 
 from orchestrator.cli.study import study
 from orchestrator.cli.whatif import whatif
-from orchestrator.study_report.page import compare, write_page
+from orchestrator.study_report.comparison import Comparison, compare, setting_labels, summary
+from orchestrator.study_report.page import write_page
 from placement.errors import ClusterFileError
 from placement.study.config import Study
 from placement.study.grid import cells
+from placement.study.results import Row
 from placement.study.runner import run_cells
 from tests.placement.study.test_study import SHAPE, STUDY, written
 
@@ -32,7 +34,29 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_page_opens_without_a_network(page: str) -> None:
     assert not re.findall(r"(?:src|href)=[\"'](?!#)", page)
     assert "url(http" not in page
-    assert page.count("<svg") == 2
+    # Two quantisations, each by policy, by context and by batch; two of these with a legend.
+    assert page.count("<svg") == 2 * (1 + 2 + 2)
+
+
+def test_settings_are_told_apart_by_the_axes_that_vary() -> None:
+    rows = [
+        Row("k", "pair", "general", "q4", sequences, drafts, 0.5 * drafts, 4096, "least-time")
+        for sequences, drafts in ((1, 0), (2, 1))
+    ]
+    assert setting_labels(rows) == ["pair, batch 1", "pair, batch 2+1 drafts (0.5 hold)"]
+    assert setting_labels(rows[:1]) == ["pair"]
+
+
+def test_the_summary_gives_the_median_and_both_ends() -> None:
+    def row(policy: str, step_s: float) -> Row:
+        return Row("k", "pair", "general", "q4", 1, 0, 0.0, 0, policy, step_s=step_s)
+
+    found = [Comparison(row("least-time", 1.0), row("uniform", step_s)) for step_s in (1.5, 0.99, 1.1)]
+    assert summary(found) == (
+        "The best other policy's step is longer than the planner's by +10.0% at the median of 3 settings "
+        "(from -1.0% to +50.0%)."
+    )
+    assert summary([]) is None
 
 
 def test_names_from_files_are_text_not_markup(page: str) -> None:

@@ -133,8 +133,8 @@ def test_too_short_a_text_is_refused_before_any_cell_runs(tmp_path: Path, polici
     )
     with pytest.raises(
         StudyFileError,
-        match=rf"trace 'general': expected at least {needed} held-out tokens for a batch of 200\+1 drafts, "
-        "found 200",
+        match=rf"trace 'general': expected at least {needed} held-out tokens for a batch of 200\+1 drafts "
+        r"\(0.5 hold\), found 200",
     ):
         check_inputs(Study.load(written(tmp_path, text)), SHAPE)
 
