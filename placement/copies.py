@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from placement.assign import assign_steps
 from placement.holders import HolderTable
+from placement.layer_search import Loads, Touched, layer_searches
 from placement.problem import PlanningProblem
-from placement.refine import Loads, Touched, layer_searches
 from placement.replica_costs import replica_costs
 
 # Room is filled in so many rounds, since a copy changes what the next one is worth; in smaller ones where the

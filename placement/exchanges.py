@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 # Rings over three devices cost the cube of their number to look for; beyond this, pairs must do.
 _MOST_DEVICES_FOR_RINGS = 12
+# So many places of a queue are looked at before all of it is.
+_LOOK_AHEAD = 32
 
 
 class Move(NamedTuple):
@@ -49,10 +51,7 @@ def best_moves(
         gain, edges = search.best()
         if not gain < 0 or (most_moves is not None and len(moves) + len(edges) > most_moves):
             return moves, total
-        if search.refresh(edges):
-            continue
-        found = search.take(edges)
-        moves += found
+        moves += search.take(edges)
         total += gain
 
 
@@ -60,6 +59,8 @@ _Edge = tuple[int, int]
 
 
 class _Search:
+    """Experts of each source in order of what each target makes of them, one queue for each two devices."""
+
     def __init__(
         self,
         gains: NDArray[np.floating],
@@ -68,22 +69,27 @@ class _Search:
         moves_a_layer: int,
     ) -> None:
         num_layers, self._num_experts, num_devices = gains.shape
-        self._gains = gains.reshape(-1, num_devices)
+        # [device, expert of all layers]
+        self._gains = np.ascontiguousarray(gains.reshape(-1, num_devices).T)
         self._room = room.copy()
         self._left = np.full(num_layers, moves_a_layer)
         # Experts that moved already, or whose layer has made all its moves.
-        self._blocked = np.zeros(len(self._gains), dtype=np.bool_)
+        self._blocked = np.zeros(num_layers * self._num_experts, dtype=np.bool_)
+        # What stands first in each queue, -1 where nothing is left, its gain and its place in the queue.
+        self._first = np.full((num_devices, num_devices), -1)
         self._best = np.full((num_devices, num_devices), np.inf)
-        # Experts of each source, for each target the best first; `_next` is the place in that queue.
-        self._order: dict[int, NDArray[np.intp]] = {}
-        self._next = np.zeros((num_devices, num_devices), dtype=np.intp)
+        self._place = np.zeros((num_devices, num_devices), dtype=np.intp)
+        self._queues: dict[int, NDArray[np.intp]] = {}
         at = holders.ravel()
         for source in range(num_devices):
             held = np.flatnonzero(at == source)
             if len(held):
-                order = held[np.argsort(self._gains[held], axis=0)]
-                self._order[source] = order
-                self._best[source] = np.take_along_axis(self._gains, order[:1], axis=0)[0]
+                gained = self._gains[:, held]
+                order = held[gained.argsort(axis=1)]
+                self._queues[source] = order
+                self._first[source] = order[:, 0]
+                self._best[source] = gained.min(axis=1)
+                self._first[source, source] = -1
                 self._best[source, source] = np.inf
         self._rings = num_devices <= _MOST_DEVICES_FOR_RINGS
 
@@ -113,28 +119,11 @@ class _Search:
             found.append((float(rings[source, target]), [(source, via), (via, target), (target, source)]))
         return min(found, key=lambda item: item[0])
 
-    def refresh(self, edges: list[_Edge]) -> bool:
-        """Drop from the queues of `edges` what cannot move any more; whether anything was dropped."""
-        changed = False
-        for source, target in edges:
-            place = int(self._next[source, target])
-            queue = self._order[source][place:, target]
-            if not self._blocked[queue[0]]:
-                continue
-            changed = True
-            skipped = int(self._blocked[queue].argmin())
-            if self._blocked[queue[skipped]]:
-                self._best[source, target] = np.inf
-            else:
-                self._next[source, target] = place + skipped
-                self._best[source, target] = self._gains[queue[skipped], target]
-        return changed
-
     def take(self, edges: list[_Edge]) -> list[Move]:
         """Make the moves that stand first; a layer may end one or two above its number."""
         moves = []
         for source, target in edges:
-            cell = int(self._order[source][self._next[source, target], target])
+            cell = int(self._first[source, target])
             row, expert = divmod(cell, self._num_experts)
             moves.append(Move(row, expert, source, target))
             self._blocked[cell] = True
@@ -143,4 +132,23 @@ class _Search:
                 self._blocked[row * self._num_experts : (row + 1) * self._num_experts] = True
             self._room[source] += 1
             self._room[target] -= 1
+        stale = self._blocked.take(self._first) & (self._first >= 0)
+        for source, target in zip(*np.nonzero(stale), strict=True):
+            self._advance(int(source), int(target))
         return moves
+
+    def _advance(self, source: int, target: int) -> None:
+        """Drop from a queue what cannot move any more."""
+        queue, start = self._queues[source][target], int(self._place[source, target])
+        length = _LOOK_AHEAD
+        while start < len(queue):
+            blocked = self._blocked.take(queue[start : start + length])
+            skipped = int(blocked.argmin())
+            if not blocked[skipped]:
+                cell = int(queue[start + skipped])
+                self._place[source, target] = start + skipped
+                self._first[source, target], self._best[source, target] = cell, self._gains[target, cell]
+                return
+            start += length
+            length *= 4
+        self._first[source, target], self._best[source, target] = -1, np.inf

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.layer_search import Touched, layer_searches
 from placement.problem import PlanningProblem
-from placement.refine import Touched, layer_searches, refine
+from placement.refine import refine
 
 # A search takes about as long as (touches x devices); all of them together so long.
 _WORK, _MOST_KICKS, _FEWEST_KICKS = 5_000_000, 80, 10

@@ -14,10 +14,11 @@ from placement.copies import add_copies
 from placement.errors import PlanDoesNotFit
 from placement.holders import HolderTable
 from placement.kicks import kick, num_kicks
+from placement.layer_search import Touched, touched_layers
 from placement.objective import objective_s
 from placement.planning_text import PlanningText, expected_frequencies, planning_text, spread_steps, stats_of
 from placement.problem import PlanningProblem
-from placement.refine import Touched, refine, touched_layers
+from placement.refine import refine
 
 # Candidates are compared on so many steps: enough to tell 1% apart.
 _MOST_CHECK_STEPS = 1000

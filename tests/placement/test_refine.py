@@ -16,10 +16,11 @@ from placement.evaluate import evaluate
 from placement.exchanges import best_moves
 from placement.holders import HolderTable
 from placement.kicks import kick, num_kicks
+from placement.layer_search import LayerSearch, Touched, layer_searches, touched_layers
 from placement.objective import objective_s, prefill_pass_s
 from placement.prefill_layer import PrefillLayer, prefill_rates
 from placement.problem import PlanningDevice, PlanningProblem
-from placement.refine import LayerSearch, Touched, layer_searches, refine, touched_layers
+from placement.refine import refine
 from placement.replica_costs import replica_costs
 from placement.stats import RoutingStats
 from placement.traces import CODING, SyntheticRouter
