@@ -6,6 +6,7 @@ experts; `assign_steps` for thousands of steps at once. They agree to the last b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -129,64 +130,103 @@ def assign_steps(
         return chosen
     for start in range(0, len(expert_ids), _BLOCK_STEPS):
         block = slice(start, start + _BLOCK_STEPS)
-        _assign_block(expert_ids[block], holders, costs, chosen[block])
+        _assign_block(expert_ids[None, block], [holders], costs, chosen[None, block])
+    return chosen
+
+
+def assign_layers(
+    expert_ids: NDArray[np.integer], layers: Sequence[LayerHolders], costs: ReplicaCosts
+) -> NDArray[np.int16]:
+    """`assign_steps` for many layers, which costs little more than for one where steps are few.
+
+    Args:
+        expert_ids: int [num_layers, num_steps, num_tokens, top_k].
+        layers: rows of one table.
+
+    Returns:
+        int16, of the shape of `expert_ids`.
+    """
+    chosen = np.stack([holders.single.take(ids) for holders, ids in zip(layers, expert_ids, strict=True)])
+    if any(holders.has_replicas for holders in layers):
+        size = max(_BLOCK_STEPS // max(expert_ids.shape[1], 1), 1)
+        for start in range(0, len(layers), size):
+            block = slice(start, start + size)
+            _assign_block(expert_ids[block], layers[block], costs, chosen[block])
     return chosen
 
 
 def _assign_block(
     expert_ids: NDArray[np.integer],
-    holders: LayerHolders,
+    layers: Sequence[LayerHolders],
     costs: ReplicaCosts,
     chosen: NDArray[np.int16],
 ) -> None:
-    """Fill in `chosen`, where it is `holders.single` so far."""
-    num_steps, choices, num_workers = len(expert_ids), chosen[0].size, costs.num_workers
-    order, position = _in_order(expert_ids.reshape(num_steps, choices), holders)
+    """Fill in `chosen` [num_layers, num_steps, num_tokens, top_k], where it is `LayerHolders.single` so far.
+
+    Every step of every layer is a row, every layer's ranks follow those of the layer before.
+    """
+    choices, num_workers = chosen[0, 0].size, costs.num_workers
+    ranks = np.stack([holders.ranks for holders in layers])
+    order, position = _in_order(expert_ids.reshape(*expert_ids.shape[:2], choices), ranks)
+    num_rows = order.shape[1]
     repeats = np.zeros(order.shape, dtype=np.bool_)
     np.equal(order[1:], order[:-1], out=repeats[1:])
-    num_single = int(np.count_nonzero(holders.single != NO_WORKER))
-    num_held = int(np.count_nonzero(holders.table[:, 0] != NO_WORKER))
 
-    # int [max_holders, num_experts + 1] by rank. Worker `num_workers` is one that would never be done: for
-    # experts with fewer holders than others.
-    candidates = np.full((holders.table.shape[1], len(holders.ranks)), num_workers)
-    candidates[:, holders.ranks[:-1]] = np.where(holders.table == NO_WORKER, num_workers, holders.table).T
-    single = np.where((order < num_single) & ~repeats, candidates[0].take(order), num_workers)
-    by_step = np.full((num_steps, num_workers + 1), np.inf)
+    # [max_holders, ranks]. Worker `num_workers` is one that would never be done: for experts with fewer
+    # holders than others.
+    candidates = np.full((layers[0].table.shape[1], *ranks.shape), num_workers)
+    for layer, holders in enumerate(layers):
+        held = np.where(holders.table == NO_WORKER, num_workers, holders.table)
+        candidates[:, layer, ranks[layer, :-1]] = held.T
+    candidates = candidates.reshape(len(candidates), -1)
+    has_choice = candidates[1] != num_workers
+    single = np.where(has_choice, num_workers, candidates[0]).take(order)
+    single[repeats] = num_workers
+    by_row = np.full((num_rows, num_workers + 1), np.inf)
     for worker, finish_s in enumerate(costs.finish_s(choices)):
-        by_step[:, worker] = finish_s.take((single == worker).sum(axis=0))
-    done_s = by_step.ravel()
+        by_row[:, worker] = finish_s.take((single == worker).sum(axis=0))
+    done_s = by_row.ravel()
     expert_s = np.append(costs.expert_s, np.inf)
 
-    picked = np.full(num_steps, NO_WORKER, dtype=np.int16)
+    picked = np.full(num_rows, NO_WORKER, dtype=np.int16)
     flat = chosen.reshape(-1)
+    to_choose = has_choice.take(order)
     for column in range(choices):
-        steps = np.flatnonzero((order[column] >= num_single) & (order[column] < num_held))
-        new = steps[~repeats[column, steps]]
-        row = new * (num_workers + 1)
+        rows = np.flatnonzero(to_choose[column])
+        new = rows[~repeats[column, rows]]
+        first = new * (num_workers + 1)
         experts = order[column, new]
-        pick = row + candidates[0].take(experts)
+        pick = first + candidates[0].take(experts)
         least_s = done_s.take(pick)
         for workers in candidates[1:]:
-            cell = row + workers.take(experts)
+            cell = first + workers.take(experts)
             seconds = done_s.take(cell)
             pick = np.where(seconds < least_s, cell, pick)
             np.minimum(seconds, least_s, out=least_s)
-        worker = pick - row
+        worker = pick - first
         done_s[pick] = least_s + expert_s.take(worker)
         picked[new] = worker
-        flat[steps * choices + position[column, steps]] = picked[steps]
+        flat[rows * choices + position[column, rows]] = picked[rows]
 
 
 def _in_order(
-    expert_ids: NDArray[np.integer], holders: LayerHolders
-) -> tuple[NDArray[np.unsignedinteger], NDArray[np.unsignedinteger]]:
-    """Each step's experts in the order of the rule: ranks and where they stood, [choices, num_steps]."""
-    choices = expert_ids.shape[1]
+    expert_ids: NDArray[np.integer], ranks: NDArray[np.unsignedinteger]
+) -> tuple[NDArray[np.integer], NDArray[np.unsignedinteger]]:
+    """Each row's experts in the order of the rule: ranks and where they stood, [choices, rows].
+
+    Args:
+        expert_ids: int [num_layers, num_steps, choices].
+        ranks: [num_layers, num_experts + 1].
+    """
+    num_layers, num_steps, choices = expert_ids.shape
     # One number holds both, so that one sort does; 16 bits where they suffice, which numpy sorts faster.
-    wide = np.uint16 if len(holders.ranks) * choices <= 2**16 else np.uint32
-    scaled = np.multiply(holders.ranks, choices, dtype=wide)
-    keys = scaled.take(expert_ids) + np.arange(choices, dtype=wide)
-    keys.sort(axis=1)
-    order, position = np.divmod(np.ascontiguousarray(keys.T), choices)
-    return order, position
+    wide = np.uint16 if ranks.shape[1] * choices <= 2**16 else np.uint32
+    scaled = np.multiply(ranks, choices, dtype=wide)
+    keys = np.stack([each.take(ids) for each, ids in zip(scaled, expert_ids, strict=True)])
+    keys += np.arange(choices, dtype=wide)
+    keys.sort(axis=2)
+    order, position = np.divmod(np.ascontiguousarray(keys.reshape(-1, choices).T), choices)
+    if num_layers == 1:
+        return order, position
+    first_rank = np.repeat(np.arange(num_layers) * ranks.shape[1], num_steps)
+    return order + first_rank, position

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.assign import assign_steps
+from placement.assign import assign_layers
 from placement.holders import HolderTable
 from placement.layer_search import Loads, Touched, layer_searches
 from placement.problem import PlanningProblem
@@ -83,17 +83,18 @@ class _CopySearch:
     def __init__(self, problem: PlanningProblem, layers: Sequence[Touched]) -> None:
         self._searches = layer_searches(problem, layers)
         self._costs = replica_costs(problem)
+        self._chosen = np.stack([layer.chosen for layer in layers])
+        # A choice for each touch: all of a step that name the same expert go to the same device.
+        self._choices = [_choice_of_touch(layer) for layer in layers]
 
     def assigned(self, masks: NDArray[np.bool_]) -> _Assigned:
         table = HolderTable.from_masks(masks)
         first = table.table[:, :, 0].astype(np.intp)
-        loads = []
-        for search, holders in zip(self._searches, table.layers, strict=True):
-            touched = search.touched
-            chosen = assign_steps(touched.chosen, holders, self._costs).reshape(touched.num_steps, -1)
-            device = np.zeros((touched.num_steps, masks.shape[2]), dtype=np.intp)
-            np.put_along_axis(device, touched.chosen.reshape(chosen.shape).astype(np.intp), chosen, axis=1)
-            loads.append(search.loads(device[touched.step, touched.expert]))
+        chosen = assign_layers(self._chosen, table.layers, self._costs)
+        loads = [
+            search.loads(devices.take(choices))
+            for search, devices, choices in zip(self._searches, chosen, self._choices, strict=True)
+        ]
         return _Assigned(masks, loads, first, sum(layer.mean_s for layer in loads))
 
     def best_copies(self, state: _Assigned, room: NDArray[np.int64], most: int) -> _Cells:
@@ -115,3 +116,12 @@ class _CopySearch:
         cells = cells[np.argsort(best[cells], kind="stable")][:most]
         layer, expert = np.divmod(cells, gains.shape[1])
         return place[cells], layer, expert
+
+
+def _choice_of_touch(layer: Touched) -> NDArray[np.intp]:
+    """For each touch the place of a choice of its expert in `layer.chosen`, int [num_touches]."""
+    chosen = layer.chosen.reshape(layer.num_steps, -1).astype(np.intp)
+    places = np.zeros((layer.num_steps, len(layer.seen)), dtype=np.intp)
+    np.put_along_axis(places, chosen, np.arange(chosen.size).reshape(chosen.shape), axis=1)
+    of_touch: NDArray[np.intp] = places[layer.step, layer.expert]
+    return of_touch

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from placement import assign
-from placement.assign import ReplicaCosts, assign_experts, assign_steps
+from placement.assign import ReplicaCosts, assign_experts, assign_layers, assign_steps
 from placement.holders import HolderTable
 
 NUM_EXPERTS = 12
@@ -110,6 +110,31 @@ def test_many_steps_at_once_are_many_single_steps(
     counted = ids >= 0
     assert chosen.shape == ids.shape
     assert np.array_equal(chosen[counted], np.array(each).reshape(ids.shape)[counted])
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_layers=st.integers(1, 4),
+    num_steps=st.integers(0, 6),
+    block=st.integers(1, 16),
+)
+@settings(deadline=None)
+def test_many_layers_at_once_are_many_single_layers(
+    seed: int, num_layers: int, num_steps: int, block: int
+) -> None:
+    """Layers without copies among those with them included."""
+    generator = np.random.default_rng(seed)
+    share = generator.random((num_layers, 1)) * generator.integers(0, 2, (num_layers, 1))
+    masks = generator.random((NUM_WORKERS, num_layers, NUM_EXPERTS)) < share
+    masks[0] |= ~masks.any(axis=0)
+    layers = HolderTable.from_masks(masks).layers
+    ids = np.argsort(generator.random((num_layers, num_steps, 2, NUM_EXPERTS)), axis=3)[..., :3]
+    costs = ReplicaCosts(*generator.random((2, NUM_WORKERS)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assign, "_BLOCK_STEPS", block)
+        chosen = assign_layers(ids, layers, costs)
+    each = [assign_steps(layer_ids, layer, costs) for layer_ids, layer in zip(ids, layers, strict=True)]
+    assert np.array_equal(chosen, np.stack(each))
 
 
 @given(seed=st.integers(0, 1000))
