@@ -165,9 +165,9 @@ def _assign_block(
 
     Every step of every layer is a row, every layer's ranks follow those of the layer before.
     """
-    choices, num_workers = chosen[0, 0].size, costs.num_workers
+    choices, num_workers = chosen.shape[2] * chosen.shape[3], costs.num_workers
     ranks = np.stack([holders.ranks for holders in layers])
-    order, position = _in_order(expert_ids.reshape(*expert_ids.shape[:2], choices), ranks)
+    order, position = _in_order(expert_ids.reshape(*chosen.shape[:2], choices), ranks)
     num_rows = order.shape[1]
     repeats = np.zeros(order.shape, dtype=np.bool_)
     np.equal(order[1:], order[:-1], out=repeats[1:])
