@@ -1,4 +1,4 @@
-"""A plan as a picture: one pixel for each expert, coloured by the device that holds it."""
+"""A plan as a picture: one cell for each expert, coloured by the device that holds it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from orchestrator.cli.output import size
+from orchestrator.palette import OKABE_ITO
 from placement.atomic import replacing
 from placement.errors import InputError
+from placement.holders import NO_WORKER
 from placement.stats import RoutingStats
 
 if TYPE_CHECKING:
     from placement.plan import Plan
 
-# Twenty colours can be told apart; more devices take them in turn and the legend stops there.
-_MOST_COLOURS = 20
 _SUFFIXES = (".png", ".svg")
+# Lines of pixels of a layer: its experts' first holders, their second ones, white.
+_FIRST, _SECOND, _GAP = 3, 2, 1
+_LAYER_INCHES, _MOST_TICKS = 0.14, 14
 
 
 def write_heatmap(plan: Plan, path: str | os.PathLike[str], stats: RoutingStats | None = None) -> None:
-    """Layers down, experts across; an expert with replicas has the colour of its first holder, paler.
+    """Layers down, experts across; the lower stripe of an expert's cell is the device of its next copy.
 
     Args:
         path: .png or .svg.
@@ -37,38 +42,86 @@ def write_heatmap(plan: Plan, path: str | os.PathLike[str], stats: RoutingStats 
     if stats is not None:
         stats.check_fingerprint(plan.fingerprint, plan.model)
     import matplotlib.pyplot as plt
+    from matplotlib.colors import to_rgb
     from matplotlib.patches import Patch
 
-    table = plan.holder_table.table
-    first, replicated = table[:, :, 0], (table >= 0).sum(axis=2) > 1
-    if stats is not None:
-        order = np.argsort(-stats.counts.astype(np.int64), axis=1, kind="stable")
-        first, replicated = (np.take_along_axis(values, order, axis=1) for values in (first, replicated))
-    palette = np.array(plt.get_cmap("tab20").colors)  # type: ignore[attr-defined]
-    # Pairs of a strong and a pale shade: the pale ones last, since pale means copied.
-    colours = np.concatenate([palette[::2], palette[1::2]])
-    picture = colours[first % _MOST_COLOURS]
-    picture[replicated] = 0.5 + 0.5 * picture[replicated]
+    first, second = _holders(plan, stats)
+    labels, group_of = device_groups(plan)
+    colours = np.array([to_rgb(colour) for colour in OKABE_ITO])[group_of]
+    picture = np.ones((len(first), _FIRST + _SECOND + _GAP, first.shape[1], 3))
+    picture[:, :_FIRST] = colours[first][:, None]
+    picture[:, _FIRST : _FIRST + _SECOND] = colours[second][:, None]
 
-    figure, axes = plt.subplots(figsize=(10, 1.4 + 0.11 * len(table)), layout="constrained")
-    axes.imshow(picture, aspect="auto", interpolation="nearest")
-    ticks = np.linspace(0, len(table) - 1, min(len(table), 12)).round().astype(int)
-    axes.set_yticks(ticks, [str(plan.moe_layers[i]) for i in ticks])
+    figure, axes = plt.subplots(figsize=(10, 1.5 + _LAYER_INCHES * len(first)), layout="constrained")
+    lines = picture.reshape(-1, *picture.shape[2:])
+    axes.imshow(lines, aspect="auto", interpolation="nearest")
+    shown = range(0, len(first), -(-len(first) // _MOST_TICKS))
+    middle = (_FIRST + _SECOND - 1) / 2
+    axes.set_yticks(
+        [row * picture.shape[1] + middle for row in shown], [str(plan.moe_layers[row]) for row in shown]
+    )
     axes.set_ylabel("layer")
-    axes.set_xlabel("experts, most used first" if stats is not None else "expert")
-    axes.set_title(f"{plan.model}, {plan.dtype}, policy {plan.policy}", loc="left", size=10)
-    held = plan.experts_per_worker().tolist()
-    patches = [
-        Patch(color=colours[index % _MOST_COLOURS], label=f"{worker.name} ({held[index]})")
-        for index, worker in enumerate(plan.workers[:_MOST_COLOURS])
-        if held[index]
-    ]
-    if replicated.any():
-        patches.append(Patch(color="white", label="paler: with copies"))
-    figure.legend(handles=patches, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    axes.set_xlabel("experts of the layer, most used first" if stats is not None else "expert")
+    title = f"Where each expert of {plan.model} in {plan.dtype} lives, policy {plan.policy}"
+    if (first != second).any():
+        title += "\nTwo colours in a cell: a copy of the expert on a second device, the lower stripe"
+    axes.set_title(title, loc="left", size=10)
+    patches = [Patch(color=OKABE_ITO[index], label=label) for index, label in enumerate(labels)]
+    figure.legend(
+        handles=patches,
+        title="device (experts it holds)",
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize=9,
+        title_fontsize=9,
+    )
     try:
         with replacing(path) as file, plt.rc_context({"svg.hashsalt": "potluck", "svg.fonttype": "path"}):
             metadata = {"Date": None} if suffix == ".svg" else None
             figure.savefig(file, format=suffix[1:], dpi=150, metadata=metadata)
     finally:
         plt.close(figure)
+
+
+def device_groups(plan: Plan) -> tuple[list[str], NDArray[np.int64]]:
+    """As many groups of workers as there are colours: single ones or, of many, those of one kind and size.
+
+    Returns:
+        What the legend says of each group, those that hold most first where kinds are grouped; and int64
+        [num_workers], each worker's group, 0 for those without experts.
+    """
+    held = plan.experts_per_worker()
+    kinds: dict[object, list[int]] = {}
+    holders = np.flatnonzero(held).tolist()
+    for index in holders:
+        worker = plan.workers[index]
+        single = len(holders) <= len(OKABE_ITO)
+        kinds.setdefault(index if single else (worker.tier, worker.budget_bytes), []).append(index)
+    groups = list(kinds.values())
+    if len(holders) > len(OKABE_ITO):
+        groups.sort(key=lambda group: -int(held[group].sum()))
+    shown = groups if len(groups) <= len(OKABE_ITO) else groups[: len(OKABE_ITO) - 1]
+    labels = []
+    group_of = np.zeros(len(plan.workers), dtype=np.int64)
+    for place, group in enumerate(shown):
+        worker = plan.workers[group[0]]
+        several = f"{len(group)} x {size(worker.budget_bytes)} of {worker.tier}"
+        labels.append(f"{worker.name if len(group) == 1 else several} ({int(held[group].sum()):,})")
+        group_of[group] = place
+    if rest := [index for group in groups[len(shown) :] for index in group]:
+        labels.append(f"{len(rest)} others ({int(held[rest].sum()):,})")
+        group_of[rest] = len(shown)
+    return labels, group_of
+
+
+def _holders(plan: Plan, stats: RoutingStats | None) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """The first and the second worker of each expert, the first again where there is no second."""
+    table = plan.holder_table.table
+    if stats is not None:
+        order = np.argsort(-stats.counts.astype(np.int64), axis=1, kind="stable")
+        table = np.take_along_axis(table, order[:, :, None], axis=1)
+    first = table[:, :, 0]
+    if table.shape[2] == 1:
+        return first, first
+    return first, np.where(table[:, :, 1] == NO_WORKER, first, table[:, :, 1])

@@ -6,12 +6,13 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.palette import OKABE_ITO
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: told apart by colour-blind readers too. Policies of one colour differ in marker.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000")
+# Policies of one colour differ in marker.
 _MARKERS = ("o", "s", "^")
 # Inches; as wide as a telephone shows without shrinking it.
 _PANEL_WIDTH, _BAR_HEIGHT, _LINES_HEIGHT = 3.7, 0.27, 2.7
@@ -72,8 +73,8 @@ def three_digits(number: float) -> str:
 
 def _style(place: int) -> dict[str, Any]:
     return {
-        "color": _COLOURS[place % len(_COLOURS)],
-        "marker": _MARKERS[place // len(_COLOURS) % len(_MARKERS)],
+        "color": OKABE_ITO[place % len(OKABE_ITO)],
+        "marker": _MARKERS[place // len(OKABE_ITO) % len(_MARKERS)],
     }
 
 

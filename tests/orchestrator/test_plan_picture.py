@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.plan_picture import write_heatmap
+from orchestrator.plan_picture import device_groups, write_heatmap
 from placement.errors import InputError
 from placement.planner import make_plan
 from placement.stats import RoutingStats
@@ -34,3 +34,24 @@ def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"ends in \.png or \.svg"):
         write_heatmap(PLAN, tmp_path / "plan.gif")
     assert not list(tmp_path.iterdir())
+
+
+def test_few_devices_have_a_colour_each_and_many_one_for_each_kind() -> None:
+    assert device_groups(PLAN)[0] == ["head (20)", "attic (10)"]
+    rooms = [4] * 6 + [3] * 4
+    many = [device(f"d{index}", room, SIZE) for index, room in enumerate(rooms)]
+    plan = make_plan(SHAPE, many, STATS, "uniform", dtype="bfloat16", expert_bytes=SIZE)
+    labels, group_of = device_groups(plan)
+    held = plan.experts_per_worker()
+    assert group_of.tolist() == [0] * 6 + [1] * 4
+    assert [label.rpartition(" ")[2] for label in labels] == [f"({held[:6].sum()})", f"({held[6:].sum()})"]
+    assert labels[1].startswith("4 x ")
+
+
+def test_more_kinds_than_colours_leave_a_rest() -> None:
+    many = [device(f"d{index}", room, SIZE) for index, room in enumerate(range(2, 12))]
+    plan = make_plan(SHAPE, many, STATS, "uniform", dtype="bfloat16", expert_bytes=SIZE)
+    labels, group_of = device_groups(plan)
+    assert len(labels) == 8
+    assert labels[-1].startswith("3 others (")
+    assert (group_of == 7).sum() == 3
