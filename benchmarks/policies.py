@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.studies.real_routing import OLMOE_ON_STEP, olmoe, scaled
 from benchmarks.studies.tiny_routing import TINY_ON_STEP, tiny_routing
 from placement.bound import lower_bound_s
-from placement.cluster_spec import ClusterSpec
+from placement.cluster_file import load_cluster
 from placement.errors import InputError, PlanDoesNotFit
 from placement.model_shape import STEP_3_5_FLASH, ModelShape
 from placement.policies import BASELINES, RUN_POLICIES
@@ -108,7 +108,7 @@ def run(case: Case) -> Result:
     name, text, workload_name = case
     shape, routing = routing_of(text)
     workload = WORKLOADS[workload_name]
-    cluster = scaled(ClusterSpec.load(CLUSTERS / f"{name}.yaml"), shape)
+    cluster = scaled(load_cluster(CLUSTERS / f"{name}.yaml"), shape)
     problem = planning_problem(shape, cluster, shape.expert_bytes(BITS), routing, workload)
     bound_s = lower_bound_s(problem, routing.held_out)
     found: dict[str, Measured | None] = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from benchmarks.studies.figures import GALLERY, save
-from placement.cluster_spec import ClusterSpec
+from placement.cluster_file import load_cluster
 from placement.model_shape import STEP_3_5_FLASH as SHAPE
 from placement.stats import RoutingStats
 from placement.study.measure import measure, planning_problem
@@ -25,7 +25,7 @@ COLOURS = {"least-time": "#0072B2", "hottest-first": "#E69F00", "whole-layers": 
 
 
 def main() -> None:
-    router, cluster = SyntheticRouter(SHAPE), ClusterSpec.load(CLUSTER)
+    router, cluster = SyntheticRouter(SHAPE), load_cluster(CLUSTER)
     rows: list[dict[str, object]] = []
     for judged in (GENERAL, CODING):
         held_out = router.trace(judged, 8192, stream_seed=1)[::4]

@@ -17,7 +17,7 @@ from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.generate import GenerationParams
 from orchestrator.session import open_session
 from orchestrator.tokenizer import Tokenizer
-from placement.cluster_spec import ClusterSpec
+from placement.cluster_file import load_cluster
 from placement.errors import InputError
 from placement.planner import make_plan
 from placement.quantisation import bits_per_weight
@@ -47,7 +47,7 @@ def demo(
     routing = RoutingStats.load(model / "routing.npz", shape)
     plan = make_plan(
         shape,
-        ClusterSpec.load(MODELS / "demo-cluster.yaml"),
+        load_cluster(MODELS / "demo-cluster.yaml"),
         routing,
         dtype=dtype.value,
         expert_bytes=shape.expert_bytes(bits_per_weight(dtype.value)),

@@ -13,7 +13,7 @@ from orchestrator.cli.output import console, print_json, print_note, share, size
 from orchestrator.cli.workload import acceptance_of, workload_of
 from orchestrator.plan_picture import write_heatmap
 from placement.advice import advice
-from placement.cluster_spec import ClusterSpec, parse_size
+from placement.cluster_file import load_cluster, parse_size
 from placement.cost import head_seconds
 from placement.errors import InputError
 from placement.interop.read import read_routing
@@ -96,7 +96,7 @@ def plan(
     named_policy(policy)
     if (move_bytes is not None or move_seconds is not None) and current is None:
         raise InputError("--move-bytes and --move-seconds: expected --current PLAN.json, the plan in use")
-    boxes = ClusterSpec.load(cluster)
+    boxes = load_cluster(cluster)
     routing = read_routing(stats, shape) if stats is not None else None
     problem = problem_for(shape, boxes, shape.expert_bytes(bits), routing, workload)
     moved = None

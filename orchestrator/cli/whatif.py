@@ -10,7 +10,8 @@ import typer
 
 from orchestrator.cli.output import console, print_json, print_note, table
 from orchestrator.cli.plan import load_shape
-from placement.cluster_spec import ClusterSpec, LinkSpec
+from placement.cluster_file import load_cluster
+from placement.cluster_spec import LinkSpec
 from placement.quantisation import bits_per_weight
 from placement.study.routing_source import FileSource, Routing, RoutingSource, SyntheticSource
 from placement.traces import GENERAL
@@ -40,7 +41,7 @@ def whatif(
 ) -> None:
     """Rank single changes to a cluster by tokens per second."""
     shape = load_shape(model)
-    boxes = ClusterSpec.load(cluster)
+    boxes = load_cluster(cluster)
     source: RoutingSource = SyntheticSource("general", GENERAL, GENERAL, 3072, 0)
     if stats is not None:
         source = FileSource(stats.name, stats, None)

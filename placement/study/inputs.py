@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from placement.cluster_spec import ClusterSpec
+from placement.cluster_file import load_cluster
 from placement.errors import StudyFileError
 from placement.model_shape import ModelShape
 from placement.study.config import Study
@@ -18,7 +18,7 @@ def check_inputs(study: Study, shape: ModelShape) -> None:
         StudyFileError: a trace that is too short; names trace and batch.
     """
     for cluster in study.clusters:
-        ClusterSpec.load(cluster)
+        load_cluster(cluster)
     for source in study.traces:
         routing = source.load(shape)
         for batch in study.batches:

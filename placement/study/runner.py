@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from placement.bound import lower_bound_s
+from placement.cluster_file import load_cluster
 from placement.cluster_spec import ClusterSpec
 from placement.cost import head_seconds
 from placement.errors import InputError, PlanDoesNotFit
@@ -122,4 +123,4 @@ def _routing(shape: ModelShape, source: RoutingSource) -> Routing:
 
 @lru_cache(maxsize=16)
 def _cluster(path: Path) -> ClusterSpec:
-    return ClusterSpec.load(path)
+    return load_cluster(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from placement.cluster_spec import ClusterSpec
+from placement.cluster_file import load_cluster
 from placement.plan import Plan
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
@@ -32,4 +32,4 @@ def test_the_plan_example_loads(tmp_path: Path) -> None:
 def test_the_cluster_example_loads(tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
     path.write_text(example("yaml"))
-    assert [node.name for node in ClusterSpec.load(path).nodes] == ["study", "attic"]
+    assert [node.name for node in load_cluster(path).nodes] == ["study", "attic"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from placement.cluster_file import load_cluster
 from placement.cluster_spec import ClusterSpec, LinkSpec
 from placement.errors import ClusterFileError
 from placement.study.routing_source import SyntheticSource
@@ -38,7 +39,7 @@ links: [{node: attic, round_trip_s: 0.0003, bandwidth_gbits_per_s: 1, upgrade_pr
 def cluster(folder: Path, text: str = TEXT) -> ClusterSpec:
     path = folder / "cluster.yaml"
     path.write_text(text)
-    return ClusterSpec.load(path)
+    return load_cluster(path)
 
 
 def test_every_box_link_and_memory_is_tried_with_the_files_prices(tmp_path: Path) -> None:

@@ -1,0 +1,298 @@
+"""Reads cluster files: YAML, checked field by field. docs/formats.md describes them.
+
+Potluck's part stands under `metadata: {potluck: ...}` of a Ray cluster launcher file, whose schema leaves
+`metadata` to its users; in a file for planning alone it may be the whole file. Units in the file are those
+people quote (GB/s, Gbit/s, GFLOP/s).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
+
+from placement.cluster_spec import (
+    ClusterSpec,
+    DeviceKind,
+    DeviceSpec,
+    LinkSpec,
+    MachineSpec,
+    NodeSpec,
+    Overheads,
+)
+from placement.errors import ClusterFileError
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def load_cluster(path: str | os.PathLike[str]) -> ClusterSpec:
+    """Read and check a cluster file.
+
+    Raises:
+        ClusterFileError: names file, field path, what was expected and what was found.
+    """
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ClusterFileError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ClusterFileError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    part, prefix = _potluck_part(document, path)
+    try:
+        file = _ClusterModel.model_validate(part)
+    except ValidationError as error:
+        raise ClusterFileError(f"{path}: {_first_error(error, prefix)}") from error
+    return _cluster(file, f"{path}: {prefix}")
+
+
+def parse_size(value: object) -> int:
+    """Bytes from a number or text such as 24GB or 64GiB; raises ValueError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?", str(value).strip(), re.IGNORECASE)
+    if isinstance(value, bool) or match is None:
+        raise ValueError(f"expected bytes or a size such as 24GB or 64GiB, found {value!r}")
+    return round(float(match[1]) * _UNITS[(match[2] or "").upper()])
+
+
+def _positive(value: object) -> float:
+    number = _number(value)
+    if number <= 0:
+        raise ValueError(f"expected a number above 0, found {value!r}")
+    return number
+
+
+def _not_negative(value: object) -> float:
+    number = _number(value)
+    if number < 0:
+        raise ValueError(f"expected a number of at least 0, found {value!r}")
+    return number
+
+
+def _number(value: object) -> float:
+    # YAML 1.1 reads 3e-4 (without a dot) as text; a reader of the file sees a number.
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError(f"expected a number, found {value!r}") from None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"expected a number, found {value!r}")
+    return float(value)
+
+
+_Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+_Size = Annotated[int, BeforeValidator(parse_size)]
+_Positive = Annotated[float, BeforeValidator(_positive)]
+_NotNegative = Annotated[float, BeforeValidator(_not_negative)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _OverheadsModel(_Strict):
+    request_s: _NotNegative = 0.0
+    message_s: _NotNegative = 0.0
+    layer_s: _NotNegative = 0.0
+    moe_layer_s: _NotNegative = 0.0
+    batch_s: _NotNegative = 0.0
+    row_s: _NotNegative = 0.0
+    pass_s: _NotNegative = 0.0
+    draft_s: _NotNegative = 0.0
+
+
+class _MachineModel(_Strict):
+    name: _Name
+    nodes: list[str]
+    cores: _Positive
+    bandwidth_gbytes_per_s: _Positive
+
+
+class _DeviceModel(_Strict):
+    name: _Name
+    kind: DeviceKind
+    memory_bytes: _Size
+    bandwidth_gbytes_per_s: _Positive
+    ffn_gflops: _Positive
+    reserved_bytes: _Size = 0
+    torch_device: str | None = None
+    price_per_gbyte: _NotNegative | None = None
+    overheads: _OverheadsModel = _OverheadsModel()
+    cores: _Positive = 1.0
+    host_link_gbytes_per_s: _Positive | None = None
+    attention_gflops: _Positive | None = None
+
+
+class _NodeModel(_Strict):
+    name: _Name
+    devices: list[_DeviceModel]
+    address: str | None = None
+    price: _NotNegative | None = None
+
+
+class _LinkModel(_Strict):
+    node: str
+    round_trip_s: _NotNegative
+    bandwidth_gbits_per_s: _Positive
+    upgrade_prices: dict[_Positive, _NotNegative] = {}
+
+
+class _ClusterModel(_Strict):
+    head: str
+    nodes: list[_NodeModel]
+    links: list[_LinkModel] = []
+    machines: list[_MachineModel] = []
+
+
+def _potluck_part(document: object, path: object) -> tuple[object, str]:
+    if not isinstance(document, dict):
+        raise ClusterFileError(f"{path}: expected a mapping with head, nodes and links, found {document!r}")
+    if "provider" not in document and "metadata" not in document:
+        return document, ""
+    metadata = document.get("metadata")
+    if not isinstance(metadata, dict) or "potluck" not in metadata:
+        raise ClusterFileError(
+            f"{path}: metadata.potluck: expected head, nodes and links there, found nothing"
+        )
+    return metadata["potluck"], "metadata.potluck."
+
+
+def _first_error(error: ValidationError, prefix: str) -> str:
+    """One line for the first of pydantic's findings, in the words of a cluster file."""
+    first = error.errors(include_url=False)[0]
+    location = first["loc"]
+    field = _field_path(location, prefix)
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        return f"{field}: unknown key; expected {', '.join(_known_keys(location))}"
+    if kind == "missing":
+        return f"{field}: expected a value, found nothing"
+    if kind == "value_error":
+        return f"{field}: {first['ctx']['error']}"
+    if kind == "literal_error":
+        return f"{field}: expected {first['ctx']['expected']}, found {first['input']!r}"
+    if kind == "string_pattern_mismatch":
+        return f"{field}: expected letters, digits, '-', '_' and '.', found {first['input']!r}"
+    if kind in ("model_type", "model_attributes_type"):
+        keys = ", ".join(_known_keys((*location, "")))
+        return f"{field}: expected a mapping with {keys}, found {first['input']!r}"
+    return f"{field}: {first['msg'].replace('Input should be', 'expected')}, found {first['input']!r}"
+
+
+def _field_path(location: Sequence[int | str], prefix: str) -> str:
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return prefix.rstrip(".") + (text if prefix else text.lstrip("."))
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    model: type[BaseModel] = _ClusterModel
+    if "overheads" in location[:-1]:
+        model = _OverheadsModel
+    elif "machines" in location[:-1]:
+        model = _MachineModel
+    elif "devices" in location[:-1]:
+        model = _DeviceModel
+    elif "nodes" in location[:-1]:
+        model = _NodeModel
+    elif "links" in location[:-1]:
+        model = _LinkModel
+    return list(model.model_fields)
+
+
+def _cluster(file: _ClusterModel, where: str) -> ClusterSpec:
+    """The rules that span several fields."""
+    names = [node.name for node in file.nodes]
+    known = ", ".join(names) or "no nodes"
+    _check_unique(names, f"{where}nodes")
+    if file.head not in names:
+        raise ClusterFileError(f"{where}head: expected one of the nodes ({known}), found {file.head!r}")
+    links: dict[str, LinkSpec] = {}
+    for index, link in enumerate(file.links):
+        field = f"{where}links[{index}].node"
+        if link.node not in names:
+            raise ClusterFileError(f"{field}: expected one of the nodes ({known}), found {link.node!r}")
+        if link.node in links:
+            raise ClusterFileError(f"{field}: expected one link a node, found a second for {link.node!r}")
+        links[link.node] = LinkSpec(
+            link.round_trip_s,
+            link.bandwidth_gbits_per_s * 1e9 / 8,
+            tuple(sorted(link.upgrade_prices.items())),
+        )
+    nodes = []
+    for index, node in enumerate(file.nodes):
+        field = f"{where}nodes[{index}]"
+        if node.name != file.head and node.name not in links:
+            raise ClusterFileError(
+                f"{where}links: expected a link between {node.name!r} and the head, found none"
+            )
+        if node.name != file.head and not node.devices:
+            raise ClusterFileError(f"{field}.devices: expected at least one device, found none")
+        _check_unique([device.name for device in node.devices], f"{field}.devices")
+        devices = tuple(_device(device, f"{field}.devices[{i}]") for i, device in enumerate(node.devices))
+        nodes.append(NodeSpec(node.name, node.address, devices, links.get(node.name), node.price))
+    return ClusterSpec(file.head, tuple(nodes), _machines(file, names, where))
+
+
+def _machines(file: _ClusterModel, names: list[str], where: str) -> tuple[MachineSpec, ...]:
+    _check_unique([machine.name for machine in file.machines], f"{where}machines")
+    taken: dict[str, str] = {}
+    for index, machine in enumerate(file.machines):
+        field = f"{where}machines[{index}].nodes"
+        for node in machine.nodes:
+            if node not in names:
+                raise ClusterFileError(
+                    f"{field}: expected some of the nodes ({', '.join(names)}), found {node!r}"
+                )
+            if node in taken:
+                raise ClusterFileError(
+                    f"{field}: expected each node on one machine, found {node!r} on {taken[node]!r} too"
+                )
+            taken[node] = machine.name
+    return tuple(
+        MachineSpec(m.name, tuple(m.nodes), m.cores, m.bandwidth_gbytes_per_s * 1e9) for m in file.machines
+    )
+
+
+def _device(device: _DeviceModel, where: str) -> DeviceSpec:
+    if device.reserved_bytes > device.memory_bytes:
+        raise ClusterFileError(
+            f"{where}.reserved_bytes: expected at most memory_bytes ({device.memory_bytes}), "
+            f"found {device.reserved_bytes}"
+        )
+    if device.host_link_gbytes_per_s is not None and device.kind != "vram":
+        raise ClusterFileError(
+            f"{where}.host_link_gbytes_per_s: expected on devices of kind 'vram' only, found on "
+            f"{device.kind!r}: leave it out"
+        )
+    return DeviceSpec(
+        name=device.name,
+        kind=device.kind,
+        torch_device=device.torch_device or ("cuda" if device.kind == "vram" else "cpu"),
+        memory_bytes=device.memory_bytes,
+        reserved_bytes=device.reserved_bytes,
+        bandwidth_bytes_per_s=device.bandwidth_gbytes_per_s * 1e9,
+        ffn_flops_per_s=device.ffn_gflops * 1e9,
+        price_per_gbyte=device.price_per_gbyte,
+        overheads=Overheads(**device.overheads.model_dump()),
+        cores=device.cores,
+        host_link_bytes_per_s=_scaled(device.host_link_gbytes_per_s, 1e9),
+        attention_flops_per_s=_scaled(device.attention_gflops, 1e9),
+    )
+
+
+def _scaled(number: float | None, unit: float) -> float | None:
+    return None if number is None else number * unit
+
+
+def _check_unique(names: list[str], where: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ClusterFileError(
+                f"{where}: expected unique names, found {name!r} {names.count(name)} times"
+            )
