@@ -26,7 +26,7 @@ _MOST_ROUNDS = 60
 class StepSample:
     """Steps to fit boundaries to.
 
-    `below`: int16 [num_layers, num_steps, num_experts + 1]: distinct experts of the step among the r
+    `below`: int16 [num_layers, num_experts + 1, num_steps]: distinct experts of the step among the r
     hottest of the layer. `pairs_per_expert`: (token, expert) pairs for each distinct one, on average.
     """
 
@@ -36,7 +36,7 @@ class StepSample:
 
     @property
     def most_distinct(self) -> int:
-        return int(self.below[:, :, -1].max())
+        return int(self.below[:, -1].max())
 
 
 def step_sample(
@@ -53,13 +53,13 @@ def step_sample(
     steps = trace[: num_steps * tokens_per_step].reshape(num_steps, tokens_per_step, num_layers, top_k)
     steps = steps[np.linspace(0, num_steps - 1, min(num_steps, max_steps)).astype(np.intp)]
     rank_of = np.argsort(np.argsort(-heat.astype(np.float64), axis=1, kind="stable"), axis=1)
-    below = np.zeros((num_layers, len(steps), num_experts + 1), dtype=np.int16)
+    below = np.zeros((num_layers, num_experts + 1, len(steps)), dtype=np.int16)
     for row in range(num_layers):
-        touched = np.zeros((len(steps), num_experts), dtype=np.int16)
+        touched = np.zeros((num_experts, len(steps)), dtype=np.int16)
         ranks = rank_of[row][steps[:, :, row].reshape(len(steps), -1)]
-        np.put_along_axis(touched, ranks, 1, axis=1)
-        np.cumsum(touched, axis=1, out=below[row, :, 1:])
-    pairs = tokens_per_step * top_k / float(below[:, :, -1].mean())
+        touched[ranks, np.arange(len(steps))[:, None]] = 1
+        np.cumsum(touched, axis=0, out=below[row, 1:])
+    pairs = tokens_per_step * top_k / float(below[:, -1].mean())
     return StepSample(below, tokens_per_step, pairs)
 
 
@@ -140,30 +140,30 @@ class _Search:
         self._change = np.full((2, len(boundaries), num_inner), np.inf)
         self._sample = sample
         self._table = seconds.ravel()
-        self._offset = np.arange(len(seconds)) * seconds.shape[1]
+        self._offset = np.arange(len(seconds))[:, None] * seconds.shape[1]
         self._capacities = capacities
 
-    def measure(self, shift: int, layers: range | list[int]) -> None:
+    def measure(self, shift: int, layers: Sequence[int]) -> None:
         """Recompute `layer_s` and the changes of the given layers."""
-        for row in layers:
-            below = self._sample.below[row]
-            edges = self.boundaries[row]
-            at_edges = below[:, edges].astype(np.int64)
-            counts = np.diff(at_edges, axis=1)
-            each = self._table.take(counts + self._offset)
-            self.layer_s[row] = each.max(axis=1).mean()
-            others = _largest_of_others(each)
-            for direction, step in enumerate((shift, -shift)):
-                moved_edges = edges[1:-1] + step
-                possible = (moved_edges <= edges[2:]) & (moved_edges >= edges[:-2])
-                self._change[direction, row] = np.inf
-                if not possible.any():
-                    continue
-                gained = below[:, np.where(possible, moved_edges, edges[1:-1])] - at_edges[:, 1:-1]
-                left = self._table.take(counts[:, :-1] + gained + self._offset[:-1])
-                right = self._table.take(counts[:, 1:] - gained + self._offset[1:])
-                after = np.maximum(np.maximum(left, right), others).mean(axis=0)
-                self._change[direction, row, possible] = after[possible] - self.layer_s[row]
+        rows = np.asarray(layers)
+        edges = self.boundaries[rows]
+        below = self._sample.below
+        # [layers, groups, num_steps]
+        at_edges = below[rows[:, None], edges].astype(np.int64)
+        counts = np.diff(at_edges, axis=1)
+        each = self._table.take(counts + self._offset)
+        self.layer_s[rows] = each.max(axis=1).mean(axis=1)
+        others = _largest_of_others(each)
+        for direction, step in enumerate((shift, -shift)):
+            moved = edges[:, 1:-1] + step
+            possible = (moved <= edges[:, 2:]) & (moved >= edges[:, :-2])
+            moved = np.where(possible, moved, edges[:, 1:-1])
+            gained = below[rows[:, None], moved] - at_edges[:, 1:-1]
+            left = self._table.take(counts[:, :-1] + gained + self._offset[:-1])
+            right = self._table.take(counts[:, 1:] - gained + self._offset[1:])
+            np.maximum(left, right, out=left)
+            after = np.maximum(left, others, out=left).mean(axis=2)
+            self._change[direction, rows] = np.where(possible, after - self.layer_s[rows, None], np.inf)
 
     def move(self, shift: int) -> list[int]:
         """Apply improving moves, best first, no layer twice; returns the layers moved.
@@ -223,10 +223,10 @@ class _Search:
 
 
 def _largest_of_others(each: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[num_steps, num_groups - 1]: for neighbours j, j + 1 the largest time of all other groups."""
-    num_steps, num_groups = each.shape
-    before = np.zeros((num_steps, num_groups + 1))
-    np.maximum.accumulate(each, axis=1, out=before[:, 1:])
-    behind = np.zeros((num_steps, num_groups + 1))
-    behind[:, :-1] = np.maximum.accumulate(each[:, ::-1], axis=1)[:, ::-1]
-    return np.maximum(before[:, : num_groups - 1], behind[:, 2:])
+    """[layers, groups - 1, num_steps]: for neighbours j, j + 1 the largest time of all other groups."""
+    num_layers, num_groups, num_steps = each.shape
+    before = np.zeros((num_layers, num_groups - 1, num_steps))
+    np.maximum.accumulate(each[:, : num_groups - 2], axis=1, out=before[:, 1:])
+    behind = np.zeros_like(before)
+    behind[:, :-1] = np.maximum.accumulate(each[:, :1:-1], axis=1)[:, ::-1]
+    return np.maximum(before, behind)
