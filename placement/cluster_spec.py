@@ -15,6 +15,7 @@ class Overheads:
     Attributes:
         request_s: of any device, for each request to it: reading it, one kernel call, writing the answer.
         message_s: of the head, for each request it sends and the answer it takes, one after another.
+        message_row_s: of the head, for each row of such a request: gathered, sent, its answer added.
         layer_s: of the head, in each decoder layer of a pass.
         moe_layer_s: of the head, in each MoE layer on top: dispatch.
         batch_s: of the head, in each decoder layer of a pass of more than one row, on top of `layer_s`.
@@ -25,6 +26,7 @@ class Overheads:
 
     request_s: float = 0.0
     message_s: float = 0.0
+    message_row_s: float = 0.0
     layer_s: float = 0.0
     moe_layer_s: float = 0.0
     batch_s: float = 0.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cluster_spec import Overheads
+from placement.cluster_spec import NO_OVERHEADS, Overheads
 from placement.errors import InputError
 from placement.model_shape import AttentionShape, ModelShape
 from placement.plan import LOCAL_WORKER
@@ -54,6 +54,7 @@ class ExpertRates:
         busy_s: before it can start: on the head's own device the shared expert, which reads the same memory.
         request_s: its software, once if it is asked at all.
         message_s: the head's software, once if it is asked at all, before or after what others do meanwhile.
+        message_row_s: the head's software for each row sent to it and answered, likewise.
         busy_reads: 1 where memory bounds `busy_s`, 0 where arithmetic does.
         machine: number of the machine whose cores and memory it shares, -1 where it shares none.
         cores: share of that machine's cores that it uses while it computes.
@@ -67,13 +68,14 @@ class ExpertRates:
     busy_s: NDArray[np.float64]
     request_s: NDArray[np.float64] = field(default_factory=_absent)
     message_s: NDArray[np.float64] = field(default_factory=_absent)
+    message_row_s: NDArray[np.float64] = field(default_factory=_absent)
     busy_reads: NDArray[np.float64] = field(default_factory=_absent)
     machine: NDArray[np.float64] = field(default_factory=_absent)
     cores: NDArray[np.float64] = field(default_factory=_absent)
     bus: NDArray[np.float64] = field(default_factory=_absent)
 
     def __post_init__(self) -> None:
-        for name in ("request_s", "message_s", "busy_reads", "machine", "cores", "bus"):
+        for name in ("request_s", "message_s", "message_row_s", "busy_reads", "machine", "cores", "bus"):
             if not getattr(self, name).size:
                 absent = np.full(np.shape(self.read_s), -1.0 if name == "machine" else 0.0)
                 object.__setattr__(self, name, absent)
@@ -86,7 +88,7 @@ def expert_rates(problem: PlanningProblem) -> ExpertRates:
     row_bytes = message.request_bytes_per_row + message.reply_bytes_per_row
     expert_flops = 2 * shape.expert_parameters
     is_head = [d.worker.name == LOCAL_WORKER for d in devices]
-    message_s = next((d.overheads.message_s for d, head in zip(devices, is_head, strict=True) if head), 0.0)
+    head = next((d.overheads for d, head in zip(devices, is_head, strict=True) if head), NO_OVERHEADS)
     machines = {name: i for i, name in enumerate(dict.fromkeys(d.machine.name for d in devices if d.machine))}
     return ExpertRates(
         round_trip_s=np.array([d.round_trip_s for d in devices]),
@@ -97,7 +99,8 @@ def expert_rates(problem: PlanningProblem) -> ExpertRates:
             [shared_expert_s(d, shape, workload) if h else 0.0 for d, h in zip(devices, is_head, strict=True)]
         ),
         request_s=np.array([d.overheads.request_s for d in devices]),
-        message_s=np.array([0.0 if head else message_s for head in is_head]),
+        message_s=np.array([0.0 if here else head.message_s for here in is_head]),
+        message_row_s=np.array([0.0 if here else head.message_row_s for here in is_head]),
         busy_reads=np.array([float(_reads_longest(d, workload)) for d in devices]),
         machine=np.array([machines[d.machine.name] if d.machine else -1 for d in devices], dtype=np.float64),
         cores=np.array([d.cores / d.machine.cores if d.machine else 0.0 for d in devices]),
@@ -132,6 +135,12 @@ def device_seconds(
 def wire_seconds(rates: ExpertRates, rows: Counts) -> NDArray[np.float64]:
     """Round trip and bytes under way: float64 [..., num_devices]."""
     seconds: NDArray[np.float64] = (rows > 0) * rates.round_trip_s + rows * rates.row_wire_s
+    return seconds
+
+
+def messages_seconds(rates: ExpertRates, rows: Counts) -> NDArray[np.float64]:
+    """The head's software for a layer's requests and answers, one after another: float64 [...]."""
+    seconds: NDArray[np.float64] = (rows > 0) @ rates.message_s + rows @ rates.message_row_s
     return seconds
 
 

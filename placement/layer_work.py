@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.assign import ReplicaCosts, assign_steps
-from placement.cost import expert_seconds
+from placement.cost import expert_seconds, messages_seconds
 from placement.holders import HolderTable
 from placement.sharing import shares, work_seconds
 from placement.system import System
@@ -116,5 +116,5 @@ def works(system: System, chosen: NDArray[np.int16], expert_ids: NDArray[np.inte
     columns = (
         field.tolist() for field in (devices, rows, distinct, pairs, all_seconds[steps, devices], reads)
     )
-    messages_s = (touches.rows > 0) @ rates.message_s
+    messages_s = messages_seconds(rates, touches.rows)
     return Works(steps.tolist(), list(map(Work, *columns)), meanwhile_s.tolist(), messages_s.tolist())

@@ -18,7 +18,8 @@ def replica_costs(problem: PlanningProblem) -> ReplicaCosts:
     one = np.ones(len(problem.devices), dtype=np.int64)
     first_s = device_seconds(rates, one, one, one)
     expert_s = device_seconds(rates, one, 2 * one, 2 * one) - first_s
-    return ReplicaCosts(np.maximum(first_s - expert_s, 0.0) + rates.message_s, expert_s)
+    message_s = rates.message_s + rates.message_row_s
+    return ReplicaCosts(np.maximum(first_s - expert_s, 0.0) + message_s, expert_s)
 
 
 def priced_workers(problem: PlanningProblem) -> tuple[PlannedWorker, ...]:

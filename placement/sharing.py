@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost import Counts, ExpertRates, device_seconds, wire_seconds
+from placement.cost import Counts, ExpertRates, device_seconds, messages_seconds, wire_seconds
 
 # Parts of a job so small count as done: what is left of it by rounding.
 _DONE = 1e-9
@@ -26,9 +26,14 @@ def layer_seconds(
         seconds = wire_seconds(rates, rows) + work_seconds(rates, distinct, pairs)
     else:
         seconds = device_seconds(rates, rows, distinct, pairs)
-    if rates.message_s.any():
-        seconds += ((rows > 0) @ rates.message_s)[..., None]
+    if has_message_costs(rates):
+        seconds += messages_seconds(rates, rows)[..., None]
     return seconds
+
+
+def has_message_costs(rates: ExpertRates) -> bool:
+    """Whether the head's software counts for each message."""
+    return bool(rates.message_s.any() or rates.message_row_s.any())
 
 
 def shares(rates: ExpertRates) -> bool:

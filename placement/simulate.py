@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.assign import assign_steps
-from placement.cost import ExpertRates, expert_seconds
+from placement.cost import ExpertRates, expert_seconds, messages_seconds
 from placement.queueing import simulate_queueing
 from placement.scenario import Event, Patience, Stream
 from placement.sharing import layer_seconds
@@ -95,7 +95,7 @@ def add_block(tally: Tally, rates: ExpertRates, block: StepBlock, head_s: float)
         tally.distinct += touches.distinct.sum(axis=0, dtype=np.int64)
         tally.pairs += touches.pairs.sum(axis=0, dtype=np.int64)
         tally.device_s += expert_seconds(rates, touches.distinct, touches.pairs).sum(axis=0)
-        tally.device_s[system.head] += float((asked @ rates.message_s).sum())
+        tally.device_s[system.head] += float(messages_seconds(rates, touches.rows).sum())
         tally.messages += num_messages(touches.rows[:, elsewhere])
         tally.asking_layers += int(asked[:, elsewhere].any(axis=1).sum())
         tally.remote_layers += int(asked[:, is_remote].any(axis=1).sum())
@@ -148,7 +148,7 @@ def _causes(rates: ExpertRates, touches: Touches, last: NDArray[np.intp]) -> NDA
         rows * rates.row_wire_s[last],
         rates.busy_s[last],
         np.zeros(len(last)),
-        (rows > 0) * rates.request_s[last] + (touches.rows > 0) @ rates.message_s,
+        (rows > 0) * rates.request_s[last] + messages_seconds(rates, touches.rows),
     )
     causes: NDArray[np.intp] = np.argmax(parts, axis=0)
     return causes

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.cost import ExpertRates, device_seconds
-from placement.sharing import shares
+from placement.sharing import has_message_costs, shares
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +32,7 @@ class SingleTokenTimes:
     @classmethod
     def of(cls, rates: ExpertRates, top_k: int) -> SingleTokenTimes | None:
         """None where a device's time depends on what others do: a shared machine, the head's messages."""
-        if shares(rates) or rates.message_s.any():
+        if shares(rates) or has_message_costs(rates):
             return None
         experts = np.repeat(np.arange(top_k + 1)[:, None], len(rates.read_s), axis=1)
         seconds = device_seconds(rates, np.minimum(experts, 1), experts, experts).T

@@ -27,11 +27,12 @@ MACHINE = MachineSpec("desk", ("home",), cores=2, bandwidth_bytes_per_s=60e9)
 def workers(count: int, machine: MachineSpec | None = MACHINE, gflops: float = 1e6) -> PlanningProblem:
     """A head without experts and `count` workers of 40 GB/s, all on one machine."""
     names = ["head", *(f"worker-{i}" for i in range(count))]
+    told = Overheads(message_s=2e-5, message_row_s=3e-6)
     devices: list[PlanningDevice] = [
         replace(
             device(name, 100, SIZE, home=True, gbytes_per_s=40, gflops=gflops),
             machine=machine,
-            overheads=Overheads(request_s=1e-4) if name != "head" else Overheads(message_s=2e-5),
+            overheads=told if name == "head" else Overheads(request_s=1e-4),
         )
         for name in names
     ]
@@ -41,9 +42,9 @@ def workers(count: int, machine: MachineSpec | None = MACHINE, gflops: float = 1
 
 def test_every_request_costs_software_at_both_ends() -> None:
     rates = expert_rates(workers(3, machine=None))
-    rows, experts = np.array([0, 1, 1, 0]), np.array([0, 2, 1, 0])
+    rows, experts = np.array([0, 5, 2, 0]), np.array([0, 2, 1, 0])
     seconds = layer_seconds(rates, rows, experts, experts)
-    assert seconds.max() == pytest.approx(2 * 2e-5 + 1e-4 + 2 * SIZE / 40e9)
+    assert seconds.max() == pytest.approx(2 * 2e-5 + 7 * 3e-6 + 1e-4 + 2 * SIZE / 40e9)
     assert not shares(rates)
 
 
