@@ -22,6 +22,7 @@ from placement.cluster_spec import (
     DeviceKind,
     DeviceSpec,
     LinkSpec,
+    LinkUpgrade,
     MachineSpec,
     NodeSpec,
     Overheads,
@@ -141,7 +142,14 @@ class _LinkModel(_Strict):
     node: str
     round_trip_s: _NotNegative
     bandwidth_gbits_per_s: _Positive
-    upgrade_prices: dict[_Positive, _NotNegative] = {}
+
+
+class _LinkUpgradeModel(_Strict):
+    name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    nodes: list[str]
+    round_trip_s: _NotNegative | None = None
+    bandwidth_gbits_per_s: _Positive | None = None
+    price: _NotNegative | None = None
 
 
 class _ClusterModel(_Strict):
@@ -149,6 +157,7 @@ class _ClusterModel(_Strict):
     nodes: list[_NodeModel]
     links: list[_LinkModel] = []
     machines: list[_MachineModel] = []
+    link_upgrades: list[_LinkUpgradeModel] = []
 
 
 def _potluck_part(document: object, path: object) -> tuple[object, str]:
@@ -201,6 +210,8 @@ def _known_keys(location: Sequence[int | str]) -> list[str]:
         model = _DeviceModel
     elif "nodes" in location[:-1]:
         model = _NodeModel
+    elif "link_upgrades" in location[:-1]:
+        model = _LinkUpgradeModel
     elif "links" in location[:-1]:
         model = _LinkModel
     return list(model.model_fields)
@@ -220,11 +231,7 @@ def _cluster(file: _ClusterModel, where: str) -> ClusterSpec:
             raise ClusterFileError(f"{field}: expected one of the nodes ({known}), found {link.node!r}")
         if link.node in links:
             raise ClusterFileError(f"{field}: expected one link a node, found a second for {link.node!r}")
-        links[link.node] = LinkSpec(
-            link.round_trip_s,
-            link.bandwidth_gbits_per_s * 1e9 / 8,
-            tuple(sorted(link.upgrade_prices.items())),
-        )
+        links[link.node] = LinkSpec(link.round_trip_s, link.bandwidth_gbits_per_s * 1e9 / 8)
     nodes = []
     for index, node in enumerate(file.nodes):
         field = f"{where}nodes[{index}]"
@@ -237,7 +244,8 @@ def _cluster(file: _ClusterModel, where: str) -> ClusterSpec:
         _check_unique([device.name for device in node.devices], f"{field}.devices")
         devices = tuple(_device(device, f"{field}.devices[{i}]") for i, device in enumerate(node.devices))
         nodes.append(NodeSpec(node.name, node.address, devices, links.get(node.name), node.price))
-    return ClusterSpec(file.head, tuple(nodes), _machines(file, names, where))
+    upgrades = _link_upgrades(file, set(links) - {file.head}, where)
+    return ClusterSpec(file.head, tuple(nodes), _machines(file, names, where), upgrades)
 
 
 def _machines(file: _ClusterModel, names: list[str], where: str) -> tuple[MachineSpec, ...]:
@@ -257,6 +265,32 @@ def _machines(file: _ClusterModel, names: list[str], where: str) -> tuple[Machin
             taken[node] = machine.name
     return tuple(
         MachineSpec(m.name, tuple(m.nodes), m.cores, m.bandwidth_gbytes_per_s * 1e9) for m in file.machines
+    )
+
+
+def _link_upgrades(file: _ClusterModel, linked: set[str], where: str) -> tuple[LinkUpgrade, ...]:
+    _check_unique([upgrade.name for upgrade in file.link_upgrades], f"{where}link_upgrades")
+    for index, upgrade in enumerate(file.link_upgrades):
+        field = f"{where}link_upgrades[{index}]"
+        unknown = [node for node in upgrade.nodes if node not in linked]
+        if unknown or not upgrade.nodes:
+            raise ClusterFileError(
+                f"{field}.nodes: expected some of the nodes with a link to the head "
+                f"({', '.join(sorted(linked)) or 'none'}), found {repr(unknown[0]) if unknown else 'none'}"
+            )
+        if upgrade.round_trip_s is None and upgrade.bandwidth_gbits_per_s is None:
+            raise ClusterFileError(
+                f"{field}: expected round_trip_s, bandwidth_gbits_per_s or both, found neither"
+            )
+    return tuple(
+        LinkUpgrade(
+            name=upgrade.name,
+            nodes=tuple(upgrade.nodes),
+            round_trip_s=upgrade.round_trip_s,
+            bandwidth_bytes_per_s=_scaled(upgrade.bandwidth_gbits_per_s, 1e9 / 8),
+            price=upgrade.price,
+        )
+        for upgrade in file.link_upgrades
     )
 
 

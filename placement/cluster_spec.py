@@ -82,14 +82,32 @@ class DeviceSpec:
 
 @dataclass(frozen=True, slots=True)
 class LinkSpec:
-    """Between a node and the head: round trip of a small message, and bandwidth each way.
-
-    `upgrade_prices`: (Gbit/s, price) of faster links in its place, ascending.
-    """
+    """Between a node and the head: round trip of a small message, and bandwidth each way."""
 
     round_trip_s: float
     bandwidth_bytes_per_s: float
-    upgrade_prices: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUpgrade:
+    """What could be bought for the links of `nodes` at once, such as a cable in place of Wi-Fi, or a switch.
+
+    None leaves the round trip or the bandwidth as it is; `price` is None where the file gives none.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    round_trip_s: float | None = None
+    bandwidth_bytes_per_s: float | None = None
+    price: float | None = None
+
+    def of(self, link: LinkSpec) -> LinkSpec:
+        """The link after it; what is better already stays."""
+        round_trip_s, bandwidth = self.round_trip_s, self.bandwidth_bytes_per_s
+        return LinkSpec(
+            link.round_trip_s if round_trip_s is None else min(link.round_trip_s, round_trip_s),
+            link.bandwidth_bytes_per_s if bandwidth is None else max(link.bandwidth_bytes_per_s, bandwidth),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +126,15 @@ class NodeSpec:
 
 @dataclass(frozen=True, slots=True)
 class ClusterSpec:
-    """All boxes; `head` names the node that runs attention and asks the others."""
+    """All boxes; `head` names the node that runs attention and asks the others.
+
+    `link_upgrades`: what could be bought (`placement/whatif.py`).
+    """
 
     head: str
     nodes: tuple[NodeSpec, ...]
     machines: tuple[MachineSpec, ...] = ()
+    link_upgrades: tuple[LinkUpgrade, ...] = ()
 
     @property
     def head_node(self) -> NodeSpec:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from placement.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
+from placement.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, LinkUpgrade, NodeSpec
 from placement.errors import PlanDoesNotFit
 from placement.model_shape import ModelShape
 from placement.problem import problem_for
@@ -14,9 +14,11 @@ from placement.study.measure import measure
 from placement.study.routing_source import Routing
 from placement.workload import Workload
 
-# What people buy: twice the memory, and the next kinds of Ethernet.
+# What people buy: twice the memory, the next kinds of Ethernet, a cable where the round trip is far longer
+# than a cable's.
 MEMORY_FACTOR = 2
 ETHERNET_GBITS_PER_S = (2.5, 10.0)
+LONG_ROUND_TRIPS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +57,17 @@ class WhatIf:
 def rank_changes(
     shape: ModelShape,
     cluster: ClusterSpec,
+    tried: Iterable[Change],
     expert_bytes: int,
     routing: Routing,
     workload: Workload,
     *,
     policy: str,
-    new_link: LinkSpec,
 ) -> WhatIf:
     """Plan for the cluster and for each change to it, all judged on the same held-out text.
 
     Args:
-        new_link: of a box like the head's own, which no link in the file describes.
+        tried: such as `changes(cluster, cable)`.
     """
     passes = routing.as_passes(workload)
 
@@ -77,69 +79,127 @@ def rank_changes(
             return Outcome(change.what, change.price, None, None)
         return Outcome(change.what, change.price, found.tokens_per_s, found.remote_layers_per_token)
 
-    outcomes = [outcome(change) for change in changes(cluster, new_link)]
+    outcomes = [outcome(change) for change in tried]
     outcomes.sort(key=lambda found: -(found.tokens_per_s or 0))
     return WhatIf(outcome(Change("as it is", cluster, 0.0)), tuple(outcomes))
 
 
-def changes(cluster: ClusterSpec, new_link: LinkSpec) -> Iterator[Change]:
-    """Twice the memory of each RAM and each GPU, faster Ethernet to each box, one more box of each kind."""
-    for index, node in enumerate(cluster.nodes):
-        for place, device in enumerate(node.devices):
+def changes(cluster: ClusterSpec, cable: LinkSpec) -> Iterator[Change]:
+    """Twice the memory of each RAM and each GPU, better links, one more box of each kind.
+
+    Links: what the cluster's `link_upgrades` list; without any, faster Ethernet at the same round trip and
+    a cable in place of Wi-Fi, for each box and for all boxes together. Of boxes that are alike the first
+    one is changed.
+
+    Args:
+        cable: what a new cable gives; also the link of a box like the head's own, which the cluster may
+            not describe.
+    """
+    kinds = _first_of_each_kind(cluster)
+    for node in kinds:
+        for device in node.devices:
             if device.kind != "disk":
-                yield _more_memory(cluster, index, place, device)
-        if node.link is not None:
-            yield from _faster_links(cluster, index, node.link)
-    seen: list[object] = []
+                yield _more_memory(cluster, node, device)
+    for upgrade in cluster.link_upgrades or _usual_upgrades(cluster, kinds, cable):
+        yield _better_links(cluster, upgrade)
+    for node in kinds:
+        if node.devices:
+            yield _one_more(cluster, node, cable)
+
+
+def _first_of_each_kind(cluster: ClusterSpec) -> list[NodeSpec]:
+    found: dict[object, NodeSpec] = {}
     for node in cluster.nodes:
-        kind = _kind(node)
-        if kind not in seen and node.devices:
-            seen.append(kind)
-            yield _one_more(cluster, node, new_link)
+        found.setdefault((node.name == cluster.head, node.devices, node.link), node)
+    return list(found.values())
 
 
-def _more_memory(cluster: ClusterSpec, index: int, place: int, device: DeviceSpec) -> Change:
-    node = cluster.nodes[index]
+def _more_memory(cluster: ClusterSpec, node: NodeSpec, device: DeviceSpec) -> Change:
     more = dataclasses.replace(device, memory_bytes=MEMORY_FACTOR * device.memory_bytes)
-    devices = (*node.devices[:place], more, *node.devices[place + 1 :])
+    devices = tuple(more if other is device else other for other in node.devices)
     added = (MEMORY_FACTOR - 1) * device.memory_bytes / 1e9
     price = None if device.price_per_gbyte is None else added * device.price_per_gbyte
     noun = "GPU memory" if device.kind == "vram" else "RAM"
     what = f"{noun} of {node.name}-{device.name}: {_gb(device.memory_bytes)} to {_gb(more.memory_bytes)}"
-    return Change(what, _with_node(cluster, index, dataclasses.replace(node, devices=devices)), price)
+    return Change(what, _with(cluster, dataclasses.replace(node, devices=devices)), price)
 
 
-def _faster_links(cluster: ClusterSpec, index: int, link: LinkSpec) -> Iterator[Change]:
-    """Bandwidth only: what a faster card does to the round trip is for a measurement to say."""
-    node, prices = cluster.nodes[index], dict(link.upgrade_prices)
-    now = link.bandwidth_bytes_per_s * 8 / 1e9
-    for gbits in sorted({*ETHERNET_GBITS_PER_S, *prices}):
-        if gbits > now:
-            faster = dataclasses.replace(link, bandwidth_bytes_per_s=gbits * 1e9 / 8)
-            after = _with_node(cluster, index, dataclasses.replace(node, link=faster))
-            yield Change(f"link to {node.name}: {now:g} to {gbits:g} Gbit/s", after, prices.get(gbits))
+def _usual_upgrades(cluster: ClusterSpec, kinds: list[NodeSpec], cable: LinkSpec) -> Iterator[LinkUpgrade]:
+    """Faster Ethernet keeps the round trip: what another card does to that is for a measurement to say."""
+    links = {node.name: node.link for node in cluster.nodes if node.link and node.name != cluster.head}
+    first = {node.name for node in kinds}
+    for gbits in ETHERNET_GBITS_PER_S:
+        rate = gbits * 1e9 / 8
+        slower = [name for name, link in links.items() if link.bandwidth_bytes_per_s < rate]
+        for nodes in _singly_and_together(slower, first):
+            yield LinkUpgrade("Ethernet", nodes, None, rate)
+    longer = [n for n, link in links.items() if link.round_trip_s >= LONG_ROUND_TRIPS * cable.round_trip_s]
+    for nodes in _singly_and_together(longer, first):
+        yield LinkUpgrade("cable", nodes, cable.round_trip_s, cable.bandwidth_bytes_per_s)
 
 
-def _one_more(cluster: ClusterSpec, node: NodeSpec, new_link: LinkSpec) -> Change:
+def _singly_and_together(names: list[str], first: set[str]) -> Iterator[tuple[str, ...]]:
+    for name in names:
+        if name in first:
+            yield (name,)
+    if len(names) > 1:
+        yield tuple(names)
+
+
+def _better_links(cluster: ClusterSpec, upgrade: LinkUpgrade) -> Change:
+    nodes = []
+    for node in cluster.nodes:
+        if node.name in upgrade.nodes and node.link is not None:
+            node = dataclasses.replace(node, link=upgrade.of(node.link))
+        nodes.append(node)
+    return Change(
+        f"{upgrade.name}, {_boxes(upgrade.nodes)}: {_values(cluster, upgrade)}",
+        dataclasses.replace(cluster, nodes=tuple(nodes)),
+        upgrade.price,
+    )
+
+
+def _boxes(names: tuple[str, ...]) -> str:
+    return f"{len(names)} boxes" if len(names) > 3 else " and ".join(names)
+
+
+def _values(cluster: ClusterSpec, upgrade: LinkUpgrade) -> str:
+    """What the links become, and of a single one what it was."""
+    before = None
+    if len(upgrade.nodes) == 1:
+        before = next(node.link for node in cluster.nodes if node.name == upgrade.nodes[0])
+    parts = []
+    if upgrade.round_trip_s is not None:
+        was = f"{1000 * before.round_trip_s:g} " if before else ""
+        parts.append(f"{was}to {1000 * upgrade.round_trip_s:g} ms")
+    if upgrade.bandwidth_bytes_per_s is not None:
+        was = f"{_gbits(before.bandwidth_bytes_per_s)} " if before else ""
+        parts.append(f"{was}to {_gbits(upgrade.bandwidth_bytes_per_s)} Gbit/s")
+    return ", ".join(parts)
+
+
+def _one_more(cluster: ClusterSpec, node: NodeSpec, cable: LinkSpec) -> Change:
     names = {other.name for other in cluster.nodes}
     name = next(n for n in (f"{node.name}-{i}" for i in range(2, len(names) + 3)) if n not in names)
-    twin = dataclasses.replace(node, name=name, address=None, link=node.link or new_link)
+    twin = dataclasses.replace(node, name=name, address=None)
     if node.name == cluster.head:
-        # What the head keeps for its own weights and cache is free on a box that only holds experts.
+        # What the head keeps for its own weights and cache is free on a box that only holds experts; a link
+        # of its own connects its processes, not boxes.
         free = tuple(dataclasses.replace(device, reserved_bytes=0) for device in node.devices)
-        twin = dataclasses.replace(twin, devices=free)
+        twin = dataclasses.replace(twin, devices=free, link=cable)
     after = dataclasses.replace(cluster, nodes=(*cluster.nodes, twin))
     return Change(f"one more box like {node.name}", after, node.price)
 
 
-def _kind(node: NodeSpec) -> object:
-    return node.devices, node.link
-
-
-def _with_node(cluster: ClusterSpec, index: int, node: NodeSpec) -> ClusterSpec:
-    nodes: Sequence[NodeSpec] = (*cluster.nodes[:index], node, *cluster.nodes[index + 1 :])
-    return dataclasses.replace(cluster, nodes=tuple(nodes))
+def _with(cluster: ClusterSpec, changed: NodeSpec) -> ClusterSpec:
+    """The cluster with another node of the same name."""
+    nodes = tuple(changed if node.name == changed.name else node for node in cluster.nodes)
+    return dataclasses.replace(cluster, nodes=nodes)
 
 
 def _gb(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.0f} GB"
+
+
+def _gbits(bytes_per_s: float) -> str:
+    return f"{bytes_per_s * 8 / 1e9:g}"

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import track
 
-from orchestrator.cli.output import console, print_json, print_note, table
+from orchestrator.cli.output import console, errors, print_json, print_note, table
 from orchestrator.cli.plan import load_shape
 from placement.cluster_file import load_cluster
 from placement.cluster_spec import LinkSpec
 from placement.quantisation import bits_per_weight
 from placement.study.routing_source import FileSource, Routing, RoutingSource, SyntheticSource
 from placement.traces import GENERAL
-from placement.whatif import Outcome, WhatIf, rank_changes
+from placement.whatif import Outcome, WhatIf, changes, rank_changes
 from placement.workload import Workload
 
 
@@ -31,12 +32,11 @@ def whatif(
     sequences: Annotated[int, typer.Option(min=1, help="Texts decoded together.")] = 1,
     context: Annotated[int, typer.Option(min=0, help="Positions in the KV cache.")] = 0,
     policy: Annotated[str, typer.Option(help="How each variant is planned.")] = "least-time",
-    new_round_trip: Annotated[
-        float, typer.Option(min=0, help="Seconds, to a second box like the head's.")
+    cable_round_trip: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds over a new cable: in place of Wi-Fi, or to a box like the head's."),
     ] = 3e-4,
-    new_gbits: Annotated[
-        float, typer.Option(min=0.001, help="Gbit/s, to a second box like the head's.")
-    ] = 2.5,
+    cable_gbits: Annotated[float, typer.Option(min=0.001, help="Gbit/s of a new cable.")] = 2.5,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
     """Rank single changes to a cluster by tokens per second."""
@@ -46,22 +46,25 @@ def whatif(
     if stats is not None:
         source = FileSource(stats.name, stats, None)
     routing: Routing = source.load(shape)
+    possible = list(changes(boxes, LinkSpec(cable_round_trip, cable_gbits * 1e9 / 8)))
     result = rank_changes(
         shape,
         boxes,
+        track(possible, description="changes", console=errors, transient=True),
         shape.expert_bytes(bits_per_weight(quant)),
         routing,
         Workload(num_sequences=sequences, context=context),
         policy=policy,
-        new_link=LinkSpec(new_round_trip, new_gbits * 1e9 / 8),
     )
     if json:
         print_json(
             {"now": _document(result, result.now), "changes": [_document(result, o) for o in result.outcomes]}
         )
         return
-    rows = [_line(result, outcome) for outcome in (result.now, *result.outcomes)]
-    heading = ("change", "tokens/s", "gain", "remote layers a token", "price", "gain for each 100")
+    heading: tuple[str, ...] = ("change", "tokens/s", "gain", "remote layers")
+    if any(change.price is not None for change in possible):
+        heading += ("price", "gain for 100")
+    rows = [_line(result, outcome)[: len(heading)] for outcome in (result.now, *result.outcomes)]
     console.print(table(f"{shape.name} in {quant}: what one change buys", heading, rows))
     if stats is None:
         print_note("routing is synthetic general text; --stats FILE.npz makes this about your own")

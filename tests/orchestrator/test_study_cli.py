@@ -113,8 +113,8 @@ def test_what_one_change_buys_is_ranked_as_json(capsys: pytest.CaptureFixture[st
         sequences=1,
         context=0,
         policy="hottest-first",
-        new_round_trip=3e-4,
-        new_gbits=2.5,
+        cable_round_trip=3e-4,
+        cable_gbits=2.5,
         json=True,
     )
     document = json.loads(capsys.readouterr().out)

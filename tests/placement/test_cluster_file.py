@@ -290,7 +290,7 @@ def test_a_wrong_field_is_refused_by_its_path(
         ("metadata: {other: 1}\n", "metadata.potluck: expected head, nodes and links there"),
         (
             "metadata: {potluck: 3}\n",
-            "metadata.potluck: expected a mapping with head, nodes, links, machines, found 3",
+            "metadata.potluck: expected a mapping with head, nodes, links, machines, link_upgrades, found 3",
         ),
     ],
 )
