@@ -12,7 +12,7 @@ class ProcessProbe:
     Attributes:
         read_s: of one more expert for the same row: its bytes at the memory's rate.
         pair_s: of one (row, expert) pair in a request as a prompt's chunk makes it: its FLOPs at the rate of
-            arithmetic.
+            arithmetic. In a head without experts the same FLOPs of a shared expert.
         request_s: of a request beyond its experts: its messages, one kernel call; in the head's process what
             its dispatcher does for it instead of messages.
     """
@@ -28,7 +28,7 @@ class LinkProbe:
 
     Attributes:
         round_trip_s: of one row, without what either process computes and without its bytes' time.
-        row_s: of one row more: both ways.
+        row_s: of one row more, both ways, among those of a prompt's chunk; the head's CPU time left out.
     """
 
     round_trip_s: float
@@ -41,13 +41,13 @@ class TogetherProbe:
 
     Attributes:
         experts_per_s: read by as many processes as there are cores.
-        cores: that this process may use.
+        cores: that this process may use, less what they lose to each other when all compute.
         fan_out_s: of a layer that asks every worker on this machine for `fan_out_experts` experts each, while
             this process computes one: 0 where there is no such worker.
     """
 
     experts_per_s: float
-    cores: int
+    cores: float
     fan_out_s: float
     fan_out_experts: int
 
@@ -63,7 +63,7 @@ class HeadProbe:
         drafts_s: all MTP layers behind one new row.
         attention_s: one call of the attention kernel, `chunk_rows` rows behind `context` others.
         dispatch_s, message_s: the dispatcher's CPU time in a layer that asks nobody, and for each worker.
-        batch_dispatch_s: CPU time that `verify_rows` rows take beyond one, in a layer that asks all workers.
+        dispatch_row_s, message_row_s: the same for each row of a chunk, and for each row sent to a worker.
     """
 
     context: int
@@ -76,8 +76,9 @@ class HeadProbe:
     drafts_s: float
     attention_s: float
     dispatch_s: float
+    dispatch_row_s: float
     message_s: float
-    batch_dispatch_s: float
+    message_row_s: float
 
 
 @dataclass(frozen=True, slots=True)

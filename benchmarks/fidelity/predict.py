@@ -96,7 +96,7 @@ def _cluster(setup: Setup, rounds: Sequence[Probes], shape: ModelShape, plan: Pl
             MachineSpec(
                 "this-machine",
                 tuple(node.name for node in nodes),
-                cores=together[0].cores,
+                cores=median(t.cores for t in together),
                 bandwidth_bytes_per_s=median(t.experts_per_s for t in together) * size,
             ),
         )
@@ -135,17 +135,18 @@ def _head_overheads(
     verify_s += shape.num_moe_layers * shared_expert_s(device, shape, verifying)
     batch_s = max(0.0, (head.verify_s - verify_s) / shape.num_hidden_layers - max(0.0, layer_s))
     chunk_extra_s = head.chunk_s - chunk_s - shape.num_hidden_layers * (max(0.0, layer_s) + batch_s)
-    batch_s += head.batch_dispatch_s * shape.num_moe_layers / shape.num_hidden_layers
 
     drafting = replace(problem, workload=replace(workload, drafts=shape.num_mtp_layers))
     draft_s = (head.drafts_s - head_seconds(drafting).mtp_s) / shape.num_mtp_layers
     return replace(
         own,
         message_s=head.message_s,
+        message_row_s=head.message_row_s,
         layer_s=max(0.0, layer_s),
         moe_layer_s=head.dispatch_s,
         batch_s=batch_s,
-        row_s=max(0.0, chunk_extra_s / (head.chunk_rows * shape.num_hidden_layers)),
+        row_s=max(0.0, chunk_extra_s / (head.chunk_rows * shape.num_hidden_layers))
+        + head.dispatch_row_s * shape.num_moe_layers / shape.num_hidden_layers,
         pass_s=max(0.0, head.logits_s - head_seconds(problem).lm_head_s),
         draft_s=max(0.0, draft_s),
     )

@@ -1,8 +1,9 @@
 """Microbenchmarks: what each process and link can do, as numbers that a cluster file states.
 
 None of them runs a generation. Every probe reads other weights than the last did, so that caches are as cold
-as they are in a step. The mean of a step is the sum of its parts' means, but its median is not the sum of
-their medians: all figures are means over repetitions, a tenth of them left out at either end.
+as they are in a step. What a prompt does is probed with a chunk's rows, each choosing its experts by lot. The
+mean of a step is the sum of its parts' means, but its median is not the sum of their medians: all figures are
+means over repetitions, a tenth of them left out at either end.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from torch import Tensor
 
 from benchmarks.fidelity.figures import HeadProbe, LinkProbe, Probes, ProcessProbe, TogetherProbe
 from benchmarks.fidelity.processes import RunningWorker
+from benchmarks.fidelity.rows import CHUNK_ROWS, chunk_ids, hidden_rows, rotated, same_experts
 from orchestrator.dispatch import Dispatcher
 from orchestrator.model.attention import SequenceSlice
+from orchestrator.model.moe import MoeWeights
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
 from orchestrator.model.step35 import Step35Model
 from orchestrator.sampling import Sampler
@@ -34,40 +37,12 @@ from transport.messages import ForwardReply, ForwardRequest
 from workers import kernels
 from workers.store import ExpertStore
 
-CHUNK_ROWS = 256
 SLOW_SHARE = 5
 """One repetition in so many also measures what takes as long as a chunk."""
 EXPERTS = 4
 """Distinct experts of a request, where one is compared with several."""
 _EXPONENT = -24
 _request_ids = count(1)
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkPairs:
-    """A request as a prompt's chunk makes it, but for fewer experts.
-
-    Attributes:
-        experts: distinct.
-        experts_per_row: as many as a row of a chunk finds in this process.
-        rows: so many that each expert gets its share of `CHUNK_ROWS`.
-    """
-
-    experts: int
-    experts_per_row: int
-    rows: int
-
-    @classmethod
-    def of(cls, shape: ModelShape, held: int | None) -> ChunkPairs:
-        """Of a process that holds so many experts of a layer, None for all."""
-        held = shape.num_experts if held is None else held
-        experts = min(held, shape.top_k)
-        per_row = max(1, shape.top_k * held // shape.num_experts)
-        return cls(experts, per_row, CHUNK_ROWS * shape.top_k // shape.num_experts * experts // per_row)
-
-    def pair_s(self, seconds: float, request_s: float) -> float:
-        """Of one pair, from the request's time and what it takes without any."""
-        return max(seconds - request_s, 0.0) / (self.rows * self.experts_per_row)
 
 
 @dataclass(slots=True)
@@ -91,7 +66,7 @@ class UncountedExperts:
         while_waiting: Callable[[], Tensor],
     ) -> tuple[Tensor, Tensor]:
         started = time.perf_counter()
-        _forward(self.store, layer, self.store.experts[layer][-self.store.top_k :], 1)
+        _forward(self.store, layer, self.store.experts[layer][-self.store.top_k :])
         self.read_s += time.perf_counter() - started
         return torch.zeros_like(hidden), while_waiting()
 
@@ -140,7 +115,7 @@ class Prober:
         """As many experts as a token chooses beside a quarter of them: threads make the first one dearer.
 
         Where the plan gives this process experts, the dispatcher asks for them, as in a step; its time in a
-        layer that asks nobody is `HeadProbe.dispatch_s`.
+        layer that asks nobody is the head's. Elsewhere its arithmetic is that of shared experts alone.
         """
         asks = self.plan.local_worker is not None
         experts_of = self.plan.experts_of(LOCAL_WORKER) if asks else self.store.experts
@@ -148,31 +123,49 @@ class Prober:
         most = min(self.shape.top_k, *map(len, experts_of.values()))
         few = max(1, most // 4)
         seconds: dict[int, list[float]] = {few: [], most: []}
-        many = []
-        pairs = ChunkPairs.of(self.shape, len(experts_of[self.shape.moe_layers[0]]) if asks else None)
+        chunks, pairs = [], 0
         for turn in range(self.repeats):
             for index, (experts, found) in enumerate(seconds.items()):
                 # Not the same layer twice in turn: what was just read would be warm, and a read look cheap.
                 layer = self.shape.moe_layers[(2 * turn + index) % self.shape.num_moe_layers]
-                held = _rotated(experts_of[layer], turn * most)
+                held = rotated(experts_of[layer], turn * most)
                 found.append(_timed(partial(ask, layer, held[:experts])))
             if turn % SLOW_SHARE == 0:
-                chosen = self.store.experts[layer][: pairs.experts]
-                many.append(_timed(partial(self._local, layer, chosen, pairs.rows, pairs.experts_per_row)))
+                layer = self._layer(turn // SLOW_SHARE)
+                hidden = hidden_rows(self.shape, CHUNK_ROWS, turn)
+                if asks:
+                    ids = chunk_ids(self.shape, experts_of[layer], turn)
+                    pairs += int(np.count_nonzero(ids >= 0))
+                    chunks.append(_timed(partial(self._run, layer, ids, hidden[: len(ids)])))
+                else:
+                    chunks.append(self._shared_expert_s(layer, hidden))
         read_s = (_mean(seconds[most]) - _mean(seconds[few])) / (most - few)
         dispatch_s = self._dispatch_cpu_s(()) if asks else 0.0
         request_s = max(0.0, _mean(seconds[few]) - few * read_s - dispatch_s)
-        return ProcessProbe(read_s, pairs.pair_s(_mean(many), request_s), request_s)
+        if not asks:
+            flops_of_expert = self.shape.expert_parameters / self.shape.shared_expert_parameters
+            return ProcessProbe(read_s, _mean(chunks) / CHUNK_ROWS * flops_of_expert, request_s)
+        nobody_s = self._dispatch_cpu_s((), CHUNK_ROWS)
+        pair_s = max(0.0, _mean(chunks) - nobody_s - request_s) * len(chunks) / pairs
+        return ProcessProbe(read_s, pair_s, request_s)
 
-    def _local(
-        self, layer: int, experts: Sequence[int], rows: int = 1, experts_per_row: int | None = None
-    ) -> None:
-        _forward(self.store, layer, experts, rows, experts_per_row)
+    def _shared_expert_s(self, layer: int, hidden: NDArray[np.float32]) -> float:
+        """One layer's shared expert for these rows."""
+        ffn = self.head.weights.layers[layer].ffn
+        assert isinstance(ffn, MoeWeights)
+        rows = torch.from_numpy(hidden)
+        return _timed(lambda: ffn.shared.forward(rows))
+
+    def _local(self, layer: int, experts: Sequence[int]) -> None:
+        _forward(self.store, layer, experts)
 
     def _head_work(self, turn: int) -> None:
         """What lies between two requests of a step: workers fall asleep, this process's caches turn cold."""
-        layer = self.shape.moe_layers[turn % self.shape.num_moe_layers]
-        self._local(layer, self.store.experts[layer][:EXPERTS], 1)
+        layer = self._layer(turn)
+        self._local(layer, self.store.experts[layer][:EXPERTS])
+
+    def _layer(self, turn: int) -> int:
+        return self.shape.moe_layers[turn % self.shape.num_moe_layers]
 
     # One worker, the others idle.
 
@@ -186,7 +179,7 @@ class Prober:
                 layer, held = self._held(worker, 2 * turn + index)
                 self._head_work(turn)
                 started, started_cpu = time.perf_counter(), time.thread_time()
-                compute_s = self._exchange(worker, layer, held[:experts], 1)
+                compute_s = self._exchange(worker, layer, self._same(held[:experts]))
                 walls[experts].append(time.perf_counter() - started)
                 computes[experts].append(compute_s)
                 own_s += compute_s
@@ -195,60 +188,56 @@ class Prober:
         read_s = (_mean(computes[EXPERTS]) - _mean(computes[1])) / (EXPERTS - 1)
         kernel_s = max(0.0, _mean(computes[1]) - read_s)
 
-        pairs, many = ChunkPairs.of(self.shape, len(self._held(worker, 0)[1])), []
+        chunk_s, chunk_wait_s, chunk_rows, pairs = [], [], [], 0
         for turn in range(-(-self.repeats // SLOW_SHARE)):
             layer, held = self._held(worker, turn)
-            many.append(
-                self._exchange(worker, layer, held[: pairs.experts], pairs.rows, pairs.experts_per_row)
-            )
+            self._head_work(turn)
+            ids = chunk_ids(self.shape, held, turn)
+            request = self._request(layer, ids, hidden_rows(self.shape, len(ids), turn))
+            started, started_cpu = time.perf_counter(), time.thread_time()
+            worker.client.send(request)
+            compute_s = _reply(worker).compute_s
+            wall_s, cpu_s = time.perf_counter() - started, time.thread_time() - started_cpu
+            chunk_s.append(compute_s)
+            chunk_wait_s.append(wall_s - compute_s - cpu_s)
+            chunk_rows.append(len(ids))
+            pairs += int(np.count_nonzero(ids >= 0))
         waits = [w - c for w, c in zip(walls[EXPERTS], computes[EXPERTS], strict=True)]
-        row_s = self._row_s(worker)
-        outside_s = requests_s + _mean(software) + row_s
+        wait_s = _mean(waits) - _mean(software)
+        row_s = max(1e-9, (_mean(chunk_wait_s) - wait_s) / (_mean(chunk_rows) - 1))
+        pair_s = max(0.0, _mean(chunk_s) - kernel_s) * len(chunk_s) / pairs
         return (
-            ProcessProbe(read_s, pairs.pair_s(_mean(many), kernel_s), kernel_s + requests_s),
-            LinkProbe(_mean(waits) - outside_s, row_s),
+            ProcessProbe(read_s, pair_s, kernel_s + requests_s),
+            LinkProbe(wait_s - requests_s - row_s, row_s),
         )
-
-    def _row_s(self, worker: RunningWorker) -> float:
-        """Rows without experts: what is left is their bytes, at both ends and on the way."""
-        layer, _ = self._held(worker, 0)
-        seconds: dict[int, list[float]] = {1: [], CHUNK_ROWS: []}
-        for _ in range(4):
-            for rows, found in seconds.items():
-                started = time.perf_counter()
-                compute_s = self._exchange(worker, layer, (), rows)
-                found.append(time.perf_counter() - started - compute_s)
-        return max(1e-9, (_mean(seconds[CHUNK_ROWS]) - _mean(seconds[1])) / (CHUNK_ROWS - 1))
 
     def _held(self, worker: RunningWorker, turn: int) -> tuple[int, tuple[int, ...]]:
         """A layer, and experts of it that were not read for a while first."""
         experts = self.plan.experts_of(worker.name)
-        layer = self.shape.moe_layers[turn % self.shape.num_moe_layers]
-        return layer, _rotated(experts[layer], turn * EXPERTS)
+        layer = self._layer(turn)
+        return layer, rotated(experts[layer], turn * EXPERTS)
 
-    def _exchange(
-        self,
-        worker: RunningWorker,
-        layer: int,
-        experts: Sequence[int],
-        rows: int,
-        experts_per_row: int | None = None,
-    ) -> float:
-        worker.client.send(self._request(layer, experts, rows, experts_per_row))
+    def _same(self, experts: Sequence[int]) -> NDArray[np.int32]:
+        return same_experts(self.shape.top_k, experts, 1)
+
+    def _exchange(self, worker: RunningWorker, layer: int, ids: NDArray[np.int32]) -> float:
+        """The worker's own seconds for such a request."""
+        worker.client.send(self._request(layer, ids))
         return _reply(worker).compute_s
 
     def _request(
-        self, layer: int, experts: Sequence[int], rows: int, experts_per_row: int | None = None
+        self, layer: int, ids: NDArray[np.int32], hidden: NDArray[np.float32] | None = None
     ) -> ForwardRequest:
-        ids = _ids(self.shape.top_k, experts, rows, experts_per_row)
+        if hidden is None:
+            hidden = np.ones((len(ids), self.shape.hidden_size), np.float32)
         return ForwardRequest(
             next(_request_ids),
             self.plan.epoch,
             layer,
-            np.ones((rows, self.shape.hidden_size), np.float32),
+            hidden,
             ids,
             np.full(ids.shape, 0.125, np.float32),
-            np.full(rows, _EXPONENT, np.int32),
+            np.full(len(ids), _EXPONENT, np.int32),
         )
 
     # All at once.
@@ -261,10 +250,38 @@ class Prober:
         reading = [self._at_once(readers, 12, in_head=in_head) for _ in range(3)]
         return TogetherProbe(
             experts_per_s=_mean([float((EXPERTS / np.array(seconds)).sum()) for seconds in reading]),
-            cores=cores,
+            cores=cores * self._core_share(readers, in_head=in_head),
             fan_out_s=self._fan_out_s(),
             fan_out_experts=self.fan_out_experts,
         )
+
+    def _core_share(self, workers: Sequence[RunningWorker], *, in_head: bool) -> float:
+        """What a core does while all compute, of what it does alone: they share caches and memory.
+
+        CPU time of the same chunks, so that who waits for a core does not count.
+        """
+        alone_s = together_s = 0.0
+        for turn in range(-(-self.repeats // SLOW_SHARE)):
+            requests: list[tuple[RunningWorker, partial[ForwardRequest]]] = []
+            rows = hidden_rows(self.shape, CHUNK_ROWS, turn)
+            for worker in workers:
+                layer, held = self._held(worker, turn)
+                ids = chunk_ids(self.shape, held, turn)
+                requests.append((worker, partial(self._request, layer, ids, rows[: len(ids)])))
+            before_s = sum(_cpu_s(worker.pid) for worker in workers)
+            for worker, request in requests:
+                worker.client.send(request())
+                _reply(worker)
+            between_s = sum(_cpu_s(worker.pid) for worker in workers)
+            for worker, request in requests:
+                worker.client.send(request())
+            while in_head and not workers[-1].client.socket.poll(0):
+                self._shared_expert_s(self._layer(turn), rows)
+            for worker, _ in requests:
+                _reply(worker)
+            alone_s += between_s - before_s
+            together_s += sum(_cpu_s(worker.pid) for worker in workers) - between_s
+        return min(1.0, alone_s / together_s)
 
     @property
     def local_workers(self) -> list[RunningWorker]:
@@ -280,30 +297,35 @@ class Prober:
             return 0.0
         found = []
         for turn in range(2 * self.repeats):
-            layer = self.shape.moe_layers[turn % self.shape.num_moe_layers]
+            layer = self._layer(turn)
             self._head_work(turn)
             chosen = [self._held(worker, turn)[1][: self.fan_out_experts] for worker in self.local_workers]
             one = self.store.experts[layer][-1:]
             row = torch.ones(1, self.shape.hidden_size)
 
             def meanwhile(layer: int = layer, one: Sequence[int] = one, row: Tensor = row) -> Tensor:
-                self._local(layer, one, 1)
+                self._local(layer, one)
                 return row
 
             found.append(_timed(partial(self._dispatch, layer, sum(chosen, ()), meanwhile)))
         return _mean(found)
 
     def _dispatch(
+        self, layer: int, experts: Sequence[int], meanwhile: Callable[[], Tensor] | None = None
+    ) -> None:
+        """One row that chooses `experts`, as the model asks for them."""
+        self._run(layer, self._same(experts), None, meanwhile)
+
+    def _run(
         self,
         layer: int,
-        experts: Sequence[int],
+        ids: NDArray[np.int32],
+        rows: NDArray[np.float32] | None = None,
         meanwhile: Callable[[], Tensor] | None = None,
-        rows: int = 1,
     ) -> None:
-        """`rows` rows that all choose `experts`, as the model asks for them."""
-        ids = np.repeat(_ids(self.shape.top_k, experts, 1), rows, axis=0)
-        weights, exponents = torch.full(ids.shape, 0.125), torch.full((rows,), _EXPONENT, dtype=torch.int32)
-        hidden = torch.ones(rows, self.shape.hidden_size)
+        weights = torch.full(ids.shape, 0.125)
+        exponents = torch.full((len(ids),), _EXPONENT, dtype=torch.int32)
+        hidden = torch.ones(len(ids), self.shape.hidden_size) if rows is None else torch.from_numpy(rows)
         run = partial(self.dispatcher.run, layer, hidden, torch.from_numpy(ids), weights, exponents)
         run(meanwhile or (lambda: hidden))
 
@@ -313,15 +335,15 @@ class Prober:
         for turn in range(requests):
             for worker in workers:
                 layer, held = self._held(worker, turn)
-                messages.append((worker, self._request(layer, held[:EXPERTS], 1)))
+                messages.append((worker, self._request(layer, self._same(held[:EXPERTS]))))
         for worker, message in messages:
             worker.client.send(message)
         own_s = 0.0
         if in_head:
             for turn in range(requests):
-                layer = self.shape.moe_layers[turn % self.shape.num_moe_layers]
+                layer = self._layer(turn)
                 held = self.store.experts[layer]
-                own_s += _timed(lambda: self._local(layer, held[:EXPERTS], 1))  # noqa: B023
+                own_s += _timed(partial(self._local, layer, held[:EXPERTS]))
         compute_s = {worker.name: 0.0 for worker in workers}
         for worker, _ in messages:
             compute_s[worker.name] += _reply(worker).compute_s
@@ -357,7 +379,8 @@ class Prober:
                 chunk.append(self.experts.timed(lambda: head.forward(prompt[:CHUNK_ROWS], fresh)))  # noqa: B023
                 attention.append(_timed(self._attention))
         nobody_s, all_s = self._dispatch_cpu_s(()), self._dispatch_cpu_s(self.workers)
-        batch_dispatch_s = self._dispatch_cpu_s(self.workers, verify_rows) - all_s
+        rows_s = self._dispatch_cpu_s((), CHUNK_ROWS)
+        message_s = max(0.0, all_s - nobody_s) / len(self.workers) if self.workers else 0.0
         return HeadProbe(
             context=self.context,
             verify_rows=verify_rows,
@@ -369,8 +392,9 @@ class Prober:
             drafts_s=_mean(drafts),
             attention_s=_mean(attention),
             dispatch_s=nobody_s,
-            message_s=max(0.0, all_s - nobody_s) / len(self.workers) if self.workers else 0.0,
-            batch_dispatch_s=max(0.0, batch_dispatch_s),
+            dispatch_row_s=max(0.0, rows_s - nobody_s) / (CHUNK_ROWS - 1),
+            message_s=message_s,
+            message_row_s=self._message_row_s(rows_s, message_s) if self.workers else 0.0,
         )
 
     def _attention(self) -> None:
@@ -385,48 +409,40 @@ class Prober:
         """CPU seconds of this thread in a layer of which every row needs an expert of each worker asked."""
         found = []
         for turn in range(self.repeats):
-            layer = self.shape.moe_layers[turn % self.shape.num_moe_layers]
+            layer = self._layer(turn)
             self._head_work(turn)
             experts = [self._held(worker, turn)[1][0] for worker in asked]
+            ids = same_experts(self.shape.top_k, experts, rows)
             started = time.thread_time()
-            self._dispatch(layer, experts, rows=rows)
+            self._run(layer, ids)
             found.append(time.thread_time() - started)
         return _mean(found)
 
+    def _message_row_s(self, rows_s: float, message_s: float) -> float:
+        """CPU seconds of this thread for each row it sends to a worker, of a chunk that asks all of them."""
+        found, sent = [], 0
+        for turn in range(-(-self.repeats // SLOW_SHARE)):
+            layer = self._layer(turn)
+            held = [self._held(worker, turn)[1] for worker in self.workers]
+            ids = chunk_ids(self.shape, sum(held, ()), turn)
+            sent += sum(int(np.isin(ids, experts).any(axis=1).sum()) for experts in held)
+            hidden = hidden_rows(self.shape, len(ids), turn)
+            started = time.thread_time()
+            self._run(layer, ids, hidden)
+            found.append(time.thread_time() - started)
+        extra_s = _mean(found) - rows_s - len(self.workers) * message_s
+        return max(0.0, extra_s) * len(found) / sent
 
-def _rotated(experts: tuple[int, ...], turn: int) -> tuple[int, ...]:
-    """Those not read for a while first."""
-    start = turn % len(experts)
-    return experts[start:] + experts[:start]
 
-
-def _forward(
-    store: ExpertStore,
-    layer: int,
-    experts: Sequence[int],
-    rows: int,
-    experts_per_row: int | None = None,
-) -> None:
-    ids = torch.from_numpy(_ids(store.top_k, experts, rows, experts_per_row))
+def _forward(store: ExpertStore, layer: int, experts: Sequence[int]) -> None:
+    ids = torch.from_numpy(same_experts(store.top_k, experts, 1))
     store.forward(
         layer,
-        torch.ones(rows, store.hidden_size),
+        torch.ones(1, store.hidden_size),
         ids,
         torch.full(ids.shape, 0.125),
-        torch.full((rows,), _EXPONENT, dtype=torch.int32),
+        torch.full((1,), _EXPONENT, dtype=torch.int32),
     )
-
-
-def _ids(
-    top_k: int, experts: Sequence[int], rows: int, experts_per_row: int | None = None
-) -> NDArray[np.int32]:
-    """Each row chooses all the experts, or so many of them in turn."""
-    width = len(experts) if experts_per_row is None else experts_per_row
-    ids = np.full((rows, top_k), -1, np.int32)
-    if width:
-        chosen = np.arange(rows * width).reshape(rows, width) % len(experts)
-        ids[:, :width] = np.array(experts, np.int32)[chosen]
-    return ids
 
 
 def _reply(worker: RunningWorker) -> ForwardReply:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 
 from benchmarks.fidelity.layouts import SETUPS, Setup, make_plan
 from benchmarks.fidelity.model import write_model
+from benchmarks.fidelity.others import OthersShare
 from benchmarks.fidelity.reference import MAX_GROWTH, errors, load_reference, median_error
 from benchmarks.fidelity.run import Comparison, Model, check_counts, run_setup
 from placement.model_shape import STEP_3_5_FLASH
@@ -23,29 +22,6 @@ ATTEMPTS = 2
 
 # With more of the processors' time taken by others than this, a time says nothing about the model.
 MOST_TAKEN = 0.15
-
-
-class OthersShare:
-    """The share of the processors' time that other programs (and the host) take from now on."""
-
-    def __init__(self) -> None:
-        self._wall_s, self._busy_s, self._own_s = time.monotonic(), self._busy(), self._own()
-
-    def share(self) -> float:
-        wall_s = (time.monotonic() - self._wall_s) * (os.cpu_count() or 1)
-        return (self._busy() - self._busy_s - (self._own() - self._own_s)) / wall_s
-
-    @staticmethod
-    def _busy() -> float:
-        """user, nice, system, irq, softirq and steal of /proc/stat, seconds."""
-        fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-        return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
-
-    @staticmethod
-    def _own() -> float:
-        """This process and its children that have ended."""
-        times = os.times()
-        return times.user + times.system + times.children_user + times.children_system
 
 
 @pytest.mark.slow
@@ -84,9 +60,8 @@ def test_counts_that_differ_in_one_message_are_refused() -> None:
         check_counts("one box", counted, DispatchCounts((3, 4), (2, 2), 5, 7, 700, 800))
 
 
-def test_an_error_is_the_median_of_the_rounds_own() -> None:
-    """A slow round slows its probes too."""
-    compared = Comparison([1.1, 2.2, 3.3], [1.0, 2.0, 3.0])
+def test_an_error_is_that_of_the_prediction_by_the_median_run() -> None:
+    compared = Comparison(2.2, [1.0, 2.0, 3.0])
     assert compared.error == pytest.approx(0.1)
     assert compared.spread == pytest.approx(0.5)
 
