@@ -14,6 +14,7 @@ from orchestrator.cli.output import console, errors, print_json, print_note, tab
 from orchestrator.cli.plan import load_shape
 from orchestrator.study_report.comparison import compare, setting_labels, summary
 from orchestrator.study_report.page import write_page
+from placement.errors import InputError, StudyFileError
 from placement.study.config import Study
 from placement.study.grid import cells, fingerprint
 from placement.study.inputs import check_inputs
@@ -31,7 +32,10 @@ def study(
 ) -> None:
     """Plan and judge every cell of a grid; an interrupted study goes on where it stopped."""
     loaded = Study.load(file)
-    shape = load_shape(loaded.model)
+    try:
+        shape = load_shape(loaded.model)
+    except InputError as error:
+        raise StudyFileError(f"{file}: model: {error}") from error
     check_inputs(loaded, shape)
     grid = cells(loaded)
     results = ResultsFolder.open(out or file.with_suffix(""), loaded.name, fingerprint(loaded, shape))

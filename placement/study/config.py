@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from placement.errors import StudyFileError
+from placement.errors import InputError, StudyFileError
 from placement.policies import check_policy
 from placement.quantisation import bits_per_weight
 from placement.study.routing_source import FileSource, RoutingSource, SyntheticSource
@@ -63,8 +64,8 @@ class Study:
         """Read and check a study file; paths in it are relative to it.
 
         Raises:
-            StudyFileError: names file and field; also for an empty axis or a file that is not there.
-            InputError: an unknown policy or quantisation.
+            StudyFileError: names file and field; also for an empty axis, an unknown policy or quantisation,
+                or a file that is not there.
         """
         try:
             document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -115,17 +116,40 @@ class _StudyModel(_Strict):
     contexts: list[Annotated[int, Field(ge=0)]] = [0]
 
 
+# What pydantic calls these types of error, in a user's words.
+_EXPECTED = {
+    "list_type": "a list",
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+}
+
+
 def _first_error(error: ValidationError) -> str:
+    """One line for the first of pydantic's findings."""
     first = error.errors(include_url=False)[0]
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    location, kind = first["loc"], first["type"]
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     where = f"{field}: " if field else ""
-    if first["type"] == "missing":
+    if kind == "missing":
         return f"{where}expected a value, found nothing"
-    if first["type"] == "extra_forbidden":
-        return f"{where}unknown key"
-    if first["type"] == "model_type":
-        return f"{where}expected a mapping with {', '.join(_StudyModel.model_fields)}"
+    if kind == "extra_forbidden":
+        return f"{where}unknown key; expected {', '.join(_model(location[:-1]).model_fields)}"
+    if kind == "model_type":
+        keys = f"a mapping with {', '.join(_model(location).model_fields)}"
+        number = "a number of sequences or " if _model(location) is _BatchModel else ""
+        return f"{where}expected {number}{keys}, found {first['input']!r}"
+    if kind in _EXPECTED:
+        return f"{where}expected {_EXPECTED[kind]}, found {first['input']!r}"
     return f"{where}{first['msg'].replace('Input should be', 'expected')}, found {first['input']!r}"
+
+
+def _model(location: Sequence[int | str]) -> type[BaseModel]:
+    inner: dict[str, type[BaseModel]] = {"batches": _BatchModel, "traces": _TraceModel}
+    return inner.get(str(location[0]), _StudyModel) if location else _StudyModel
 
 
 def _study(file: _StudyModel, path: Path) -> Study:
@@ -147,10 +171,10 @@ def _study(file: _StudyModel, path: Path) -> Study:
         for value in values:
             if values.count(value) > 1:
                 raise StudyFileError(f"{path}: {name}: expected each value once, found {value!r} again")
-    for policy in file.policies:
-        check_policy(policy)
-    for quant in file.quants:
-        bits_per_weight(quant)
+    for index, policy in enumerate(file.policies):
+        _known(check_policy, policy, f"{path}: policies[{index}]")
+    for index, quant in enumerate(file.quants):
+        _known(bits_per_weight, quant, f"{path}: quants[{index}]")
     stems = [Path(cluster).stem for cluster in file.clusters]
     if len(set(stems)) < len(stems):
         raise StudyFileError(f"{path}: clusters: expected file names that differ, found {', '.join(stems)}")
@@ -175,6 +199,13 @@ def _study(file: _StudyModel, path: Path) -> Study:
             _source(trace, folder, f"{path}: traces[{index}]") for index, trace in enumerate(file.traces)
         ),
     )
+
+
+def _known(check: Callable[[str], object], name: str, where: str) -> None:
+    try:
+        check(name)
+    except InputError as error:
+        raise StudyFileError(f"{where}: {error}") from None
 
 
 def _source(trace: _TraceModel, folder: Path, where: str) -> RoutingSource:

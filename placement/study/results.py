@@ -107,6 +107,8 @@ class ResultsFolder:
 
 def _check_identity(marker: Path, expected: dict[str, object]) -> None:
     advice = "give another folder with --out, or remove this one"
+    if not marker.parent.is_dir():
+        raise StudyFileError(f"{marker.parent}: expected a folder to write to, found a file")
     try:
         found = json.loads(marker.read_text(encoding="utf-8"))
     except OSError:
@@ -116,6 +118,8 @@ def _check_identity(marker: Path, expected: dict[str, object]) -> None:
     if found == expected:
         return
     name = found.get("study") if isinstance(found, dict) else None
+    if name is None:
+        raise StudyFileError(f"{marker}: expected a study's name in it, found none; {advice}")
     if name == expected["study"]:
         raise StudyFileError(
             f"{marker.parent}: results of an earlier form of {name!r}: its grid, clusters or traces have "

@@ -66,14 +66,21 @@ def test_every_combination_is_one_cell_with_a_key_of_its_own(tmp_path: Path) -> 
     ("old", "new", "message"),
     [
         ("[hottest-first, one-box]", "[]", "policies: expected at least one value, found none"),
-        ("[hottest-first, one-box]", "[coldest]", "policy 'coldest': expected"),
+        ("[hottest-first, one-box]", "[coldest]", r"study.yaml: policies\[0\]: policy 'coldest': expected"),
         ("[hottest-first, one-box]", "[one-box, one-box]", "expected each value once"),
         ("[pair.yaml]", "[other.yaml]", r"clusters\[0\]: no such file"),
-        ("[q4, bfloat16]", "[q9]", "quantisation 'q9'"),
+        ("[q4, bfloat16]", "[q9]", r"study.yaml: quants\[0\]: quantisation 'q9'"),
         ("domain: general", "domain: cooking", "expected general or coding, found 'cooking'"),
         ("domain: general", "seed: 1", "expected either domain"),
         ("domain: general", "domain: general, document_tokens: 64", "expected beside file only"),
         ("accepted_drafts: 0.5", "accepted_drafts: 2", "expected at most drafts"),
+        ("[q4, bfloat16]", "q4", "quants: expected a list, found 'q4'"),
+        ("[q4, bfloat16]", "[4]", r"quants\[0\]: expected text, found 4"),
+        ("tokens: 200", "tokens: many", r"traces\[0\].tokens: expected a whole number, found 'many'"),
+        ("[1, {seq", "[two, {seq", r"batches\[0\]: expected a number of sequences or a mapping with seq"),
+        ("drafts: 1, acc", "draft: 1, acc", r"batches\[1\].draft: unknown key; expected sequences, drafts"),
+        ("[{name", "[general, {name", r"traces\[0\]: expected a mapping with name, domain.*'general'"),
+        ("quants:", "quantisations:", "quants: expected a value, found nothing"),
         ("name: small\nmodel", "nome: small\nmodel", "expected a value, found nothing"),
     ],
 )
@@ -198,6 +205,12 @@ def test_results_of_another_study_are_refused_untouched(tmp_path: Path) -> None:
     with pytest.raises(StudyFileError, match="an earlier form of 'first'"):
         ResultsFolder.open(tmp_path / "out", "first", "2")
     assert (tmp_path / "out" / "study.json").read_bytes() == before
+    (tmp_path / "out" / "study.json").write_text("{}")
+    with pytest.raises(StudyFileError, match=r"study.json: expected a study's name in it, found none"):
+        ResultsFolder.open(tmp_path / "out", "first", "1")
+    (tmp_path / "file").write_text("keep")
+    with pytest.raises(StudyFileError, match="file: expected a folder to write to, found a file"):
+        ResultsFolder.open(tmp_path / "file", "first", "1")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep")
     with pytest.raises(StudyFileError, match="not a results folder and not empty"):
