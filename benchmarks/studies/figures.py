@@ -7,9 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 GALLERY = Path(__file__).resolve().parents[2] / "docs" / "studies"
+
+
+def plain_ticks(axis: Axis, ticks: Sequence[float]) -> None:
+    """Label a logarithmic axis at `ticks`, with plain numbers in place of powers of ten."""
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, rows: Sequence[Mapping[str, object]], name: str) -> None:

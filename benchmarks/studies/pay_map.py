@@ -36,7 +36,8 @@ DRAFTS = (0, 2)
 SSD_GBYTES_PER_S = 5
 LINK_GBITS_PER_S = 2.5
 FAMILIES = ("experts", "whole layers", "one box")
-COLOURS = ("#0072B2", "#009E73", "#E69F00")
+# Pale, so that figures in black can be read on them.
+COLOURS, ALPHA = ("#56B4E9", "#009E73", "#E69F00"), 0.65
 BASELINES = ("one-box", "whole-layers", "uniform", "hottest-first", "hottest-per-layer")
 # Two plans whose times differ by less are equally right.
 TIE = 0.01
@@ -109,13 +110,15 @@ def judge(place: Place) -> dict[str, object]:
 def family_of(table: HolderTable) -> str:
     """What kind of plan it is; most plans the planner finds between the two are told by their majority.
 
-    Nothing elsewhere; at least half of the layers that ask the other box wholly there; or layers divided.
+    Nothing in the other box; at least half of the layers that ask it without any expert in this box's RAM; or
+    layers divided. Copies count: the other box computes those that it would have done first.
     """
-    elsewhere = table.table[:, :, 0] == ATTIC
-    asking = int(elsewhere.any(axis=1).sum())
-    if not asking:
+    in_attic, at_home = ((table.table == device).any(axis=2) for device in (ATTIC, HOME))
+    asking = in_attic.any(axis=1)
+    if not asking.any():
         return "one box"
-    return "whole layers" if 2 * int(elsewhere.all(axis=1).sum()) >= asking else "experts"
+    whole = asking & ~at_home.any(axis=1)
+    return "whole layers" if 2 * int(whole.sum()) >= int(asking.sum()) else "experts"
 
 
 def situation(place: Place) -> tuple[PlanningProblem, Routing]:
@@ -171,10 +174,10 @@ def draw(rows: list[dict[str, object]]) -> None:
             row = by_place[drafts, share, speed, trip]
             times = sorted(float(str(row[f"{family} ms"])) for family in FAMILIES)
             colour = COLOURS[FAMILIES.index(str(row["winner"]))]
-            panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color=colour, alpha=0.75, lw=0))
-            panel.text(x, y, f"{times[1] / times[0]:.1f}", ha="center", va="center", size=6.5, color="white")
+            panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color=colour, alpha=ALPHA, lw=0))
+            panel.text(x, y, f"{times[1] / times[0]:.1f}", ha="center", va="center", size=7.5)
             if not row["right"]:
-                panel.plot(x, y, marker="x", color="black", ms=13, mew=1.2)
+                panel.plot(x + 0.33, y + 0.3, marker="x", color="black", ms=5)
         panel.set_xticks(range(len(ROUND_TRIPS_MS)), [f"{t:g}" for t in ROUND_TRIPS_MS], size=7)
         panel.set_yticks(range(len(MEMORY_GBYTES_PER_S)), [str(m) for m in MEMORY_GBYTES_PER_S], size=7)
         panel.set_xlim(-0.5, len(ROUND_TRIPS_MS) - 0.5)
@@ -183,14 +186,17 @@ def draw(rows: list[dict[str, object]]) -> None:
         panel.set_title(f"{100 * share:.0f}% fits at home, {drafting}", size=9)
     figure.supxlabel("round trip, ms", size=9)
     figure.supylabel("memory, GB/s", size=9)
-    handles = [Rectangle((0, 0), 1, 1, color=colour, alpha=0.75) for colour in COLOURS]
+    handles = [Rectangle((0, 0), 1, 1, color=colour, alpha=ALPHA) for colour in COLOURS]
     figure.legend(
         handles,
         ("experts over the network", "whole layers", "one box with its SSD"),
+        title="Fastest kind of plan. Number: how many times faster than the next kind; "
+        "cross: the planner chose another and lost more than 1%",
         loc="outside upper center",
         ncols=3,
         frameon=False,
         fontsize=9,
+        title_fontsize=9,
     )
     save(figure, rows, "pay-map")
 

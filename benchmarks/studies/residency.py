@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 
-from benchmarks.studies.figures import save
+from benchmarks.studies.figures import plain_ticks, save
 from placement.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
 from placement.model_shape import STEP_3_5_FLASH as SHAPE
 from placement.study.measure import measure, planning_problem
@@ -58,6 +58,7 @@ def draw(rows: list[dict[str, object]]) -> None:
                     label = name if policy != "whole-layers" else None
                     panel.plot(*zip(*points, strict=True), style, color=colour, marker="o", ms=3, label=label)
         panel.set_yscale("log")
+        plain_ticks(panel.yaxis, (50, 100, 200, 500))
         panel.set_title(f"{text} text (dotted: whole layers)", loc="left", size=9)
         panel.set_xlabel("share of the experts that fits at home")
         panel.grid(alpha=0.25, which="both")

@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from benchmarks.studies.figures import save
+from benchmarks.studies.figures import plain_ticks, save
 from placement.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
 from placement.cost import message_size
 from placement.model_shape import STEP_3_5_FLASH as SHAPE
@@ -67,13 +67,13 @@ def draw(rows: list[dict[str, Any]]) -> None:
     for batch, colour in zip(BATCHES, COLOURS, strict=True):
         mine = [row for row in rows if row["sequences"] == batch]
         boxes = [row["boxes"] for row in mine]
-        panel.plot(
-            boxes, [row["tokens_per_s"] for row in mine], "o-", ms=4, color=colour, label=f"{batch} sequences"
-        )
+        label = f"{batch} sequences" if batch > 1 else "1 sequence"
+        panel.plot(boxes, [row["tokens_per_s"] for row in mine], "o-", ms=4, color=colour, label=label)
         panel.plot(boxes, [row["tokens_per_s_with_port"] for row in mine], "o:", ms=3, color=colour)
     panel.set_xscale("log")
     panel.set_yscale("log")
-    panel.set_xticks(BOXES, [str(n) for n in BOXES])
+    plain_ticks(panel.xaxis, BOXES)
+    plain_ticks(panel.yaxis, (30, 100, 300, 1000))
     panel.set_xlabel("boxes (dotted: all messages through the head's one 10 Gbit/s port)")
     panel.set_ylabel("tokens/s together")
     panel.grid(alpha=0.25)
