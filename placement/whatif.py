@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from placement.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, LinkUpgrade, NodeSpec
 from placement.errors import PlanDoesNotFit
+from placement.holders import HolderTable
 from placement.model_shape import ModelShape
+from placement.policies import check_policy
 from placement.problem import problem_for
-from placement.study.measure import measure
+from placement.study.measure import measure, measure_table
 from placement.study.routing_source import Routing
 from placement.workload import Workload
 
@@ -32,12 +34,13 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A change and the speed after it; `tokens_per_s` None where the experts do not fit."""
+    """A change and the speed after it; None where the experts do not fit, and `note` says why."""
 
     what: str
     price: float | None
-    tokens_per_s: float | None
-    remote_layers_per_token: float | None
+    tokens_per_s: float | None = None
+    remote_layers_per_token: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,27 +69,38 @@ def rank_changes(
 ) -> WhatIf:
     """Plan for the cluster and for each change to it, all judged on the same held-out text.
 
+    A change that adds can be left unused, so where the plan for the cluster as it is does better on a changed
+    one than the plan made for it, that plan stays.
+
     Args:
         tried: such as `changes(cluster, cable)`.
+
+    Raises InputError: an unknown policy.
     """
+    check_policy(policy)
     passes = routing.as_passes(workload)
 
-    def outcome(change: Change) -> Outcome:
+    def outcome(change: Change, table: HolderTable | None) -> tuple[Outcome, HolderTable | None]:
         try:
             problem = problem_for(shape, change.cluster, expert_bytes, passes.planned, workload)
             found = measure(problem, policy, passes)
-        except PlanDoesNotFit:
-            return Outcome(change.what, change.price, None, None)
-        return Outcome(change.what, change.price, found.tokens_per_s, found.remote_layers_per_token)
+        except PlanDoesNotFit as error:
+            return Outcome(change.what, change.price, note=str(error)), None
+        if table is not None:
+            found = min(found, measure_table(problem, table, passes), key=lambda measured: measured.step_s)
+        speed, remote = found.tokens_per_s, found.remote_layers_per_token
+        return Outcome(change.what, change.price, speed, remote), found.table
 
-    outcomes = [outcome(change) for change in tried]
+    now, present = outcome(Change("as it is", cluster, None), None)
+    outcomes = [outcome(change, present)[0] for change in tried]
     outcomes.sort(key=lambda found: -(found.tokens_per_s or 0))
-    return WhatIf(outcome(Change("as it is", cluster, 0.0)), tuple(outcomes))
+    return WhatIf(now, tuple(outcomes))
 
 
 def changes(cluster: ClusterSpec, cable: LinkSpec) -> Iterator[Change]:
     """Twice the memory of each RAM and each GPU, better links, one more box of each kind.
 
+    Nodes are added behind those there are, so that plans for the cluster hold for the changed one too.
     Links: what the cluster's `link_upgrades` list; without any, faster Ethernet at the same round trip and
     a cable in place of Wi-Fi, for each box and for all boxes together. Of boxes that are alike the first
     one is changed.

@@ -66,6 +66,8 @@ def whatif(
         heading += ("price", "gain for 100")
     rows = [_line(result, outcome)[: len(heading)] for outcome in (result.now, *result.outcomes)]
     console.print(table(f"{shape.name} in {quant}: what one change buys", heading, rows))
+    if result.now.note:
+        print_note(f"as it is: {result.now.note}")
     if stats is None:
         print_note("routing is synthetic general text; --stats FILE.npz makes this about your own")
 

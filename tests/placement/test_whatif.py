@@ -9,7 +9,7 @@ import pytest
 
 from placement.cluster_file import load_cluster
 from placement.cluster_spec import ClusterSpec, LinkSpec
-from placement.errors import ClusterFileError
+from placement.errors import ClusterFileError, InputError
 from placement.study.routing_source import SyntheticSource
 from placement.traces import GENERAL
 from placement.whatif import WhatIf, changes, rank_changes
@@ -48,10 +48,10 @@ def cluster(folder: Path, text: str = TEXT) -> ClusterSpec:
     return load_cluster(path)
 
 
-def ranked(boxes: ClusterSpec) -> WhatIf:
+def ranked(boxes: ClusterSpec, policy: str = "least-time") -> WhatIf:
     size, routing = SHAPE.expert_bytes(16), SyntheticSource("g", GENERAL, GENERAL, 600, 0).load(SHAPE)
     tried = list(changes(boxes, CABLE))
-    return rank_changes(SHAPE, boxes, tried, size, routing, Workload(), policy="least-time")
+    return rank_changes(SHAPE, boxes, tried, size, routing, Workload(), policy=policy)
 
 
 def test_every_box_link_and_memory_is_tried_with_the_files_prices(tmp_path: Path) -> None:
@@ -130,9 +130,23 @@ def test_the_fastest_comes_first_and_memory_at_home_beats_a_link(tmp_path: Path)
     assert gain > 0.1
 
 
+def test_no_change_that_adds_makes_it_slower(tmp_path: Path) -> None:
+    boxes = cluster(tmp_path, TEXT.replace("24KB", "40KB"))
+    result = ranked(boxes, policy="random")
+    gains = [result.gain(outcome) for outcome in result.outcomes]
+    assert len(gains) == 6
+    assert all(gain is not None and gain >= 0 for gain in gains)
+
+
+def test_an_unknown_policy_is_refused_before_anything_is_planned(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="policy 'nope'"):
+        ranked(cluster(tmp_path, TEXT.replace("24KB", "16KB")), policy="nope")
+
+
 def test_a_change_that_makes_it_fit_is_told_from_one_that_does_not(tmp_path: Path) -> None:
     result = ranked(cluster(tmp_path, TEXT.replace("24KB", "16KB")))
     assert result.now.tokens_per_s is None
+    assert "bytes are missing" in result.now.note
     fits = {outcome.what[:8] for outcome in result.outcomes if outcome.tokens_per_s is not None}
     assert fits == {"RAM of h", "RAM of a", "one more"}
     assert all(result.gain(outcome) is None for outcome in result.outcomes)
