@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +37,7 @@ def best_moves(
 
     Args:
         gains: [num_layers, num_experts, num_devices], change of the time if the expert moves there.
-        holders: int [num_layers, num_experts], where experts are.
+        holders: int [num_layers, num_experts], where experts are; -1 for those that stay.
         room: int64 [num_devices], experts that still fit.
         moves_a_layer: about the most moves of one layer: gains are those of each move by itself.
         most_moves: in all.
@@ -59,7 +60,7 @@ _Edge = tuple[int, int]
 
 
 class _Search:
-    """Experts of each source in order of what each target makes of them, one queue for each two devices."""
+    """For each two devices the expert that gains most by going from one to the other."""
 
     def __init__(
         self,
@@ -69,32 +70,29 @@ class _Search:
         moves_a_layer: int,
     ) -> None:
         num_layers, self._num_experts, num_devices = gains.shape
-        # [device, expert of all layers]
-        self._gains = np.ascontiguousarray(gains.reshape(-1, num_devices).T)
         self._room = room.copy()
         self._left = np.full(num_layers, moves_a_layer)
-        # Experts that moved already, or whose layer has made all its moves.
-        self._blocked = np.zeros(num_layers * self._num_experts, dtype=np.bool_)
-        # What stands first in each queue, -1 where nothing is left, its gain and its place in the queue.
-        self._first = np.full((num_devices, num_devices), -1)
-        self._best = np.full((num_devices, num_devices), np.inf)
-        self._place = np.zeros((num_devices, num_devices), dtype=np.intp)
-        self._queues: dict[int, NDArray[np.intp]] = {}
+        # Experts of all layers, those of a source one after another, and each one's place in that order.
         at = holders.ravel()
-        for source in range(num_devices):
-            held = np.flatnonzero(at == source)
-            if len(held):
-                gained = self._gains[:, held]
-                order = held[gained.argsort(axis=1)]
-                self._queues[source] = order
-                self._first[source] = order[:, 0]
-                self._best[source] = gained.min(axis=1)
-                self._first[source, source] = -1
-                self._best[source, source] = np.inf
+        order = np.argsort(at, kind="stable")
+        ends = np.searchsorted(at, np.arange(num_devices + 1), sorter=order)
+        self._cells, self._ends = order[ends[0] :], ends - ends[0]
+        self._places = np.full(len(at), -1)
+        self._places[self._cells] = np.arange(len(self._cells))
+        # [target, expert in that order], inf for those that moved already or whose layer made all its moves.
+        self._gains = np.ascontiguousarray(gains.reshape(-1, num_devices)[self._cells].T)
+        # [source, target]: the best expert's place and gain, inf where there is none.
+        self._first = np.zeros((num_devices, num_devices), dtype=np.intp)
+        self._best = np.full((num_devices, num_devices), np.inf)
+        for source, (start, end) in enumerate(itertools.pairwise(self._ends.tolist())):
+            self._gains[source, start:end] = np.inf
+            if start < end:
+                self._first[source] = start + self._gains[:, start:end].argmin(axis=1)
+                self._best[source] = self._gains[np.arange(num_devices), self._first[source]]
         self._rings = num_devices <= _MOST_DEVICES_FOR_RINGS
 
     def best(self) -> tuple[float, list[_Edge]]:
-        """The best feasible set of moves there is, if what stands first in every queue can still move."""
+        """The best feasible set of moves there is."""
         best, free = self._best, self._room > 0
         found: list[tuple[float, list[_Edge]]] = []
         if free.any():
@@ -120,35 +118,29 @@ class _Search:
         return min(found, key=lambda item: item[0])
 
     def take(self, edges: list[_Edge]) -> list[Move]:
-        """Make the moves that stand first; a layer may end one or two above its number."""
+        """Make the best move of each edge; a layer may end one or two above its number."""
         moves = []
         for source, target in edges:
-            cell = int(self._first[source, target])
-            row, expert = divmod(cell, self._num_experts)
+            place = self._first[source, target]
+            row, expert = divmod(int(self._cells[place]), self._num_experts)
             moves.append(Move(row, expert, source, target))
-            self._blocked[cell] = True
+            self._gains[:, place] = np.inf
             self._left[row] -= 1
-            if self._left[row] <= 0:
-                self._blocked[row * self._num_experts : (row + 1) * self._num_experts] = True
+            if self._left[row] == 0:
+                first = row * self._num_experts
+                places = self._places[first : first + self._num_experts]
+                self._gains[:, places[places >= 0]] = np.inf
             self._room[source] += 1
             self._room[target] -= 1
-        stale = self._blocked.take(self._first) & (self._first >= 0)
-        for source, target in zip(*np.nonzero(stale), strict=True):
-            self._advance(int(source), int(target))
+        self._refresh()
         return moves
 
-    def _advance(self, source: int, target: int) -> None:
-        """Drop from a queue what cannot move any more."""
-        queue, start = self._queues[source][target], int(self._place[source, target])
-        length = _LOOK_AHEAD
-        while start < len(queue):
-            blocked = self._blocked.take(queue[start : start + length])
-            skipped = int(blocked.argmin())
-            if not blocked[skipped]:
-                cell = int(queue[start + skipped])
-                self._place[source, target] = start + skipped
-                self._first[source, target], self._best[source, target] = cell, self._gains[target, cell]
-                return
-            start += length
-            length *= 4
-        self._first[source, target], self._best[source, target] = -1, np.inf
+    def _refresh(self) -> None:
+        """Find another where what was best cannot move any more."""
+        now = self._gains[np.arange(len(self._best)), self._first]
+        for source, target in np.argwhere((now != self._best) & (self._best < np.inf)).tolist():
+            start, end = self._ends[source : source + 2]
+            gains = self._gains[target, start:end]
+            found = gains.argmin()
+            self._first[source, target] = start + found
+            self._best[source, target] = gains[found]
