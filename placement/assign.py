@@ -146,9 +146,13 @@ def assign_layers(
     Returns:
         int16, of the shape of `expert_ids`.
     """
+    num_steps = expert_ids.shape[1]
+    if num_steps > _BLOCK_STEPS:
+        each = [assign_steps(ids, holders, costs) for holders, ids in zip(layers, expert_ids, strict=True)]
+        return np.stack(each)
     chosen = np.stack([holders.single.take(ids) for holders, ids in zip(layers, expert_ids, strict=True)])
     if any(holders.has_replicas for holders in layers):
-        size = max(_BLOCK_STEPS // max(expert_ids.shape[1], 1), 1)
+        size = max(_BLOCK_STEPS // max(num_steps, 1), 1)
         for start in range(0, len(layers), size):
             block = slice(start, start + size)
             _assign_block(expert_ids[block], layers[block], costs, chosen[block])

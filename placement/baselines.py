@@ -183,15 +183,24 @@ def _pack(
 
     First copies are placed before second ones get what room is left, so that every expert has a holder.
     """
-    device_load = np.zeros(len(slots))
-    free = np.array(slots)
+    free = slots.copy()
     per_copy = load / copies
+    share = per_copy.tolist()
+    # Load so far and number of each device with room, the least loaded first.
+    heap = [(0.0, device) for device, room in enumerate(slots) if room > 0]
     for nth in range(int(copies.max())):
         wanted = np.flatnonzero(copies > nth)
         for expert in wanted[np.argsort(-per_copy[wanted], kind="stable")].tolist():
-            candidates = np.flatnonzero((free > 0) & ~masks[:, expert])
-            if len(candidates):
-                device = candidates[np.argmin(device_load[candidates])]
+            holding = []
+            while heap and masks[heap[0][1], expert]:
+                holding.append(heapq.heappop(heap))
+            if heap:
+                device_load, device = heap[0]
                 masks[device, expert] = True
                 free[device] -= 1
-                device_load[device] += per_copy[expert]
+                if free[device]:
+                    heapq.heapreplace(heap, (device_load + share[expert], device))
+                else:
+                    heapq.heappop(heap)
+            for entry in holding:
+                heapq.heappush(heap, entry)

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.assign import assign_steps
+from placement.assign import assign_layers
 from placement.cost import expert_rates
 from placement.holders import HolderTable
 from placement.problem import PlanningProblem
@@ -75,10 +75,13 @@ def evaluate(problem: PlanningProblem, table: HolderTable, trace: NDArray[np.int
     Args:
         trace: int [num_tokens, num_moe_layers, top_k], at least one step.
     """
-    costs = replica_costs(problem)
+    tokens = problem.workload.tokens_per_step
+    num_steps = len(trace) // tokens
+    steps = trace[: num_steps * tokens].reshape(num_steps, tokens, *trace.shape[1:])
+    chosen = assign_layers(steps.transpose(2, 0, 1, 3), table.layers, replica_costs(problem))
 
     def choose(row: int, first_step: int, expert_ids: NDArray[np.integer]) -> Choice:
-        return Choice(assign_steps(expert_ids, table.layers[row], costs))
+        return Choice(chosen[row, first_step : first_step + len(expert_ids)])
 
     return evaluate_choices(problem, choose, trace)
 

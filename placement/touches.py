@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+# From so many devices on a pass over the steps for each of them takes longer than a few over all choices.
+_MANY_DEVICES = 32
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Touches:
@@ -28,8 +31,9 @@ def count_touches(
 ) -> Touches:
     """Count one layer's work on every device, step by step.
 
-    Arrays are laid out device by device, so that every pass runs over neighbouring steps. Linear in the
-    choices, except for the sort that finds the experts several tokens of a step share.
+    Arrays are laid out device by device, so that every pass runs over neighbouring steps; many devices are
+    counted all at once. Linear in the choices, except for the sort that finds the experts several tokens of
+    a step share.
 
     Args:
         chosen: int [num_steps, num_tokens, top_k], devices; an expert has one for all tokens of a step.
@@ -40,6 +44,9 @@ def count_touches(
     if num_tokens == 1:
         single = count_pairs(chosen, num_devices)
         return Touches(np.minimum(single, 1).T, single.T, single.T)
+    first_on = _first_touches(chosen, expert_ids, num_devices, num_experts)
+    if num_devices >= _MANY_DEVICES:
+        return _count_at_once(chosen, first_on, num_devices)
     dtype = np.min_scalar_type(num_tokens * top_k)
     by_choice = _by_choice(chosen, num_devices)
     pairs = np.empty((num_devices, num_steps), dtype=dtype)
@@ -50,7 +57,6 @@ def count_touches(
         by_token = here.reshape(num_tokens, top_k, num_steps).any(axis=1)
         by_token.sum(axis=0, dtype=dtype, out=rows[device])
     distinct = np.empty_like(pairs)
-    first_on = _first_touches(chosen, expert_ids, num_devices, num_experts)
     for device in range(num_devices):
         (first_on == device).sum(axis=0, dtype=dtype, out=distinct[device])
     return Touches(rows.T, distinct.T, pairs.T)
@@ -65,6 +71,26 @@ def count_pairs(chosen: NDArray[np.int16], num_devices: int) -> NDArray[np.unsig
         np.equal(by_choice, device, out=here)
         np.add.reduce(here.view(np.uint8), axis=0, dtype=pairs.dtype, out=pairs[device])
     return pairs
+
+
+def _count_at_once(
+    chosen: NDArray[np.int16], first_on: NDArray[np.unsignedinteger], num_devices: int
+) -> Touches:
+    """`count_touches` in passes over the choices, however many devices; `first_on`: of `_first_touches`."""
+    num_steps, num_tokens, _ = chosen.shape
+    width = num_devices + 1
+    by_token = np.arange(num_steps * num_tokens).reshape(num_steps, num_tokens, 1) * width + chosen
+    asked = np.zeros((num_steps, num_tokens, width), dtype=np.uint8)
+    asked.ravel()[by_token.ravel()] = 1
+    dtype = np.min_scalar_type(chosen[:1].size)
+
+    def counted(devices: NDArray[np.integer]) -> NDArray[np.unsignedinteger]:
+        cells = (np.arange(num_steps)[:, None] * width + devices).ravel()
+        counts = np.bincount(cells, minlength=num_steps * width).astype(dtype)
+        return counts.reshape(num_steps, width)[:, :num_devices]
+
+    rows = asked.sum(axis=1, dtype=dtype)[:, :num_devices]
+    return Touches(rows, counted(first_on.T), counted(chosen.reshape(num_steps, -1)))
 
 
 def _by_choice(chosen: NDArray[np.int16], num_devices: int) -> NDArray[np.unsignedinteger]:
