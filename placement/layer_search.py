@@ -19,6 +19,7 @@ from scipy.sparse import csr_array
 from placement.cost import ExpertRates, device_seconds, expert_rates
 from placement.prefill_layer import PrefillLayer, prefill_rates
 from placement.problem import PlanningProblem
+from placement.sharing import has_message_costs
 
 # An expert needs as many touches as this to count as much by itself as all experts of its device do.
 SHRINKAGE = 100.0
@@ -89,15 +90,17 @@ class Loads:
         at: int [num_touches], the device that computes each touch.
         cells: int64 [num_steps, num_devices], of `LayerSearch`'s table: the device and its distinct experts.
         times: float64 [num_steps, num_devices].
+        messages_s: the head's software for all requests of a step, on average.
     """
 
     at: NDArray[np.integer]
     cells: NDArray[np.int64]
     times: NDArray[np.float64]
+    messages_s: float = 0.0
 
     @cached_property
     def mean_s(self) -> float:
-        return float(self.times.max(axis=1).mean())
+        return float(self.times.max(axis=1).mean()) + self.messages_s
 
     @cached_property
     def slowest(self) -> NDArray[np.intp]:
@@ -135,6 +138,11 @@ class LayerSearch:
         # First all of device 0, by its distinct experts, then of device 1.
         self._table = np.ascontiguousarray(seconds.T).ravel()
         self._first_cell = np.arange(seconds.shape[1]) * len(counts)
+        # The head's software for a request, in the same order; None where it costs nothing.
+        self._messages: NDArray[np.float64] | None = None
+        if has_message_costs(rates):
+            messages = (counts > 0) * rates.message_s + rows * rates.message_row_s
+            self._messages = np.ascontiguousarray(messages.T).ravel()
         self._ends = np.concatenate([[0], np.cumsum(touched.seen)])
 
     def loads(self, at: NDArray[np.integer]) -> Loads:
@@ -142,7 +150,10 @@ class LayerSearch:
         num_steps, num_devices = self.touched.num_steps, len(self._first_cell)
         counts = np.bincount(self.touched.step * num_devices + at, minlength=num_steps * num_devices)
         cells = counts.reshape(num_steps, num_devices) + self._first_cell
-        return Loads(at, cells, self._table.take(cells))
+        messages_s = 0.0
+        if self._messages is not None:
+            messages_s = float(self._messages.take(cells).sum()) / num_steps
+        return Loads(at, cells, self._table.take(cells), messages_s)
 
     def held(self, holder: NDArray[np.integer]) -> Loads:
         """The layer if `holder` [num_experts] has each expert."""
@@ -170,7 +181,12 @@ class LayerSearch:
         changes = np.concatenate([added, self._relieved(loads, devices, more_s)])
         step = self.touched.step
         row = step + len(added) * (loads.at == loads.slowest.take(step))
+        if self._messages is not None:
+            changes += np.tile(self._message_more(loads, devices), (2, 1))
         sums = _sums(row, self._ends, changes)
+        if self._messages is not None:
+            spared = self._message_spared(loads).take(step * len(self._first_cell) + loads.at)
+            sums -= np.bincount(self.touched.expert, spared, len(sums))[:, None]
         column = np.full(len(self._first_cell), -1)
         column[devices] = np.arange(len(devices))
         here = column.take(holder)
@@ -188,7 +204,11 @@ class LayerSearch:
             first: int [num_experts], a device that holds the expert.
         """
         devices = np.arange(len(self._first_cell))
-        change = np.minimum(self._relieved(loads, devices, self._with_one_more(loads, devices)), 0.0)
+        change = self._relieved(loads, devices, self._with_one_more(loads, devices))
+        if self._messages is not None:
+            change += self._message_more(loads, devices)
+            change -= self._message_spared(loads)[np.arange(len(change)), loads.slowest][:, None]
+        np.minimum(change, 0.0, out=change)
         change[np.arange(len(change)), loads.slowest] = 0.0
         step = self.touched.step
         touches = np.flatnonzero(loads.at == loads.slowest.take(step))
@@ -199,6 +219,19 @@ class LayerSearch:
         """Seconds of `devices` with one expert more, [num_steps, len(devices)]."""
         seconds: NDArray[np.float64] = self._table.take(loads.cells[:, devices] + 1)
         return seconds
+
+    def _message_more(self, loads: Loads, devices: NDArray[np.integer]) -> NDArray[np.float64]:
+        """What an expert more on each of `devices` adds to the head's software, [num_steps, len(devices)]."""
+        assert self._messages is not None
+        cells = loads.cells[:, devices]
+        more: NDArray[np.float64] = self._messages.take(cells + 1) - self._messages.take(cells)
+        return more
+
+    def _message_spared(self, loads: Loads) -> NDArray[np.float64]:
+        """What an expert less on a device spares the head, [num_steps, num_devices], where it has one."""
+        assert self._messages is not None
+        spared: NDArray[np.float64] = self._messages.take(loads.cells) - self._messages.take(loads.cells - 1)
+        return spared
 
     def _relieved(
         self, loads: Loads, devices: NDArray[np.integer], more_s: NDArray[np.float64]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from placement.assign import assign_steps
+from placement.cluster_spec import NO_OVERHEADS, Overheads
 from placement.copies import add_copies
 from placement.evaluate import evaluate
 from placement.exchanges import best_moves
@@ -64,10 +65,19 @@ def some_holders(given_problem: PlanningProblem, seed: int = 0) -> NDArray[np.in
     return drawn.reshape(SHAPE.num_moe_layers, SHAPE.num_experts)
 
 
+MESSAGES = Overheads(message_s=4e-5, message_row_s=1e-5)
+
+
+def with_messages(given_problem: PlanningProblem, overheads: Overheads = MESSAGES) -> PlanningProblem:
+    head, *others = given_problem.devices
+    return replace(given_problem, devices=(replace(head, overheads=overheads), *others))
+
+
+@pytest.mark.parametrize("overheads", [NO_OVERHEADS, MESSAGES])
 @pytest.mark.parametrize("workload", [Workload(), Workload(prompt_tokens_per_token=20, prefill_tokens=64)])
-def test_a_move_changes_the_time_by_what_was_expected(workload: Workload) -> None:
+def test_a_move_changes_the_time_by_what_was_expected(workload: Workload, overheads: Overheads) -> None:
     for seed in range(3):
-        given_problem = problem(workload=workload)
+        given_problem = with_messages(problem(workload=workload), overheads)
         holder = some_holders(given_problem, seed)[0]
         search = layer_searches(given_problem, sample(given_problem), shrinkage=1e-12)[0]
         expected = search.moves(holder, np.arange(3))
@@ -79,8 +89,9 @@ def test_a_move_changes_the_time_by_what_was_expected(workload: Workload) -> Non
                 assert expected[expert, target] == pytest.approx(search.seconds(moved) - before_s, abs=1e-12)
 
 
-def test_the_search_and_the_evaluation_agree_on_single_tokens() -> None:
-    given_problem = problem()
+@pytest.mark.parametrize("overheads", [NO_OVERHEADS, MESSAGES])
+def test_the_search_and_the_evaluation_agree_on_single_tokens(overheads: Overheads) -> None:
+    given_problem = with_messages(problem(), overheads)
     assert given_problem.stats is not None
     assert given_problem.stats.trace is not None
     holders = some_holders(given_problem)
@@ -161,6 +172,21 @@ def test_refining_helps_on_other_text_and_keeps_to_the_room() -> None:
     )
     assert after_s < 0.9 * before_s
     assert (np.bincount(refined.ravel(), minlength=3) <= given_problem.capacities()).all()
+
+
+def test_dear_messages_are_spared() -> None:
+    """Where the head pays for every box it asks, layers ask fewer."""
+    dear = with_messages(problem(), Overheads(message_s=3e-4))
+    begin = some_holders(dear)
+    layers = sample(dear)
+    assert dear.stats is not None
+    assert dear.stats.trace is not None
+    free, spared = (
+        evaluate(dear, HolderTable.from_single(refine(searched, begin, layers)), dear.stats.trace)
+        for searched in (problem(), dear)
+    )
+    assert spared.remote_layers.mean() < 0.95 * free.remote_layers.mean()
+    assert spared.mean_s < 0.98 * free.mean_s
 
 
 def test_few_moves_gain_less_than_many_and_are_few() -> None:
