@@ -1,4 +1,4 @@
-"""Predicted beside measured: `python -m benchmarks.fidelity [--rounds 8] [--only NAME] [--json FILE]`."""
+"""Predicted beside measured: `python -m benchmarks.fidelity [--rounds 5] [--only NAME] [--json FILE]`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from benchmarks.fidelity.run import Layout, Model, run_setup
 
 def main(
     rounds: Annotated[
-        int, typer.Option(min=1, help="Of each setup: probes, then runs. Twice as many on one box.")
-    ] = 8,
+        int, typer.Option(min=1, help="Of each setup: probes, then runs. Three times as many on one box.")
+    ] = 5,
     tokens: Annotated[int, typer.Option(min=2, help="Generated in each run.")] = 25,
     only: Annotated[list[str] | None, typer.Option(help="Names of setups; all when left out.")] = None,
     model: Annotated[Path | None, typer.Option(help="Folder to keep the model in.")] = None,
@@ -44,7 +44,7 @@ def main(
             if only and setup.name not in only:
                 continue
             # Its aim is closer, and its rounds take less time.
-            more = 1 if setup.num_workers else 2
+            more = 1 if setup.num_workers else 3
             result = run_setup(loaded, setup, rounds=more * rounds, tokens=tokens)
             layouts += result.layouts
             taken = f"others took at most {result.others:.1%} in a round"

@@ -36,20 +36,28 @@ class LinkProbe:
 
 
 @dataclass(frozen=True, slots=True)
+class FanOut:
+    """Mean seconds of the layers that `rows.fan_out_ids` gives for `rows` rows and turns below `turns`."""
+
+    rows: int
+    turns: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class TogetherProbe:
     """All processes at once.
 
     Attributes:
         experts_per_s: read by as many processes as there are cores.
-        cores: that this process may use, less what they lose to each other when all compute.
-        fan_out_s: of a layer that asks every worker on this machine for `fan_out_experts` experts each, while
-            this process computes one: 0 where there is no such worker.
+        cores: that this process may use.
+        fan_outs: of layers for all experts on this machine's node, as the dispatcher runs them: one row each,
+            and a chunk's; empty where no worker is there.
     """
 
     experts_per_s: float
-    cores: float
-    fan_out_s: float
-    fan_out_experts: int
+    cores: int
+    fan_outs: tuple[FanOut, ...]
 
 
 @dataclass(frozen=True, slots=True)

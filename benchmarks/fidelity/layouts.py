@@ -12,6 +12,7 @@ from placement.holders import HolderTable
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan, PlannedWorker
 
+HEAD_NODE = "this-machine"
 LinkKind = Literal["local", "limited", "delayed"]
 
 
@@ -52,12 +53,12 @@ SETUPS = (
 
 def node_of(worker: int, link: LinkKind) -> str:
     """Workers on ipc sockets are processes of the head's node; others count as boxes of their own."""
-    return "this-machine" if link == "local" else f"box-{worker}"
+    return HEAD_NODE if link == "local" else f"box-{worker}"
 
 
 def make_plan(shape: ModelShape, setup: Setup, expert_bytes: int) -> Plan:
     """Experts dealt by lot, in every layer as many to each as its share says."""
-    workers: list[tuple[str, str]] = [(LOCAL_WORKER, "this-machine")]
+    workers: list[tuple[str, str]] = [(LOCAL_WORKER, HEAD_NODE)]
     workers += [(f"{node_of(i, link)}-w{i}", node_of(i, link)) for i, link in enumerate(setup.links)]
     shares: Sequence[float] = setup.shares
     if not shares[0]:

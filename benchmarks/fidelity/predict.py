@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from statistics import median
+from statistics import fmean, median
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.fidelity.figures import HeadProbe, LinkProbe, Probes, ProcessProbe
+from benchmarks.fidelity.figures import FanOut, HeadProbe, LinkProbe, Probes, ProcessProbe
 from benchmarks.fidelity.layouts import Setup, node_of
+from benchmarks.fidelity.rows import fan_out_ids
 from placement.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, MachineSpec, NodeSpec, Overheads
 from placement.cost import (
-    expert_rates,
+    head_device,
     head_layer_seconds,
     head_seconds,
     message_size,
     shared_expert_s,
 )
 from placement.model_shape import ModelShape
-from placement.plan import LOCAL_WORKER, Plan
-from placement.prefill import prefill_head_seconds
+from placement.plan import Plan
+from placement.prefill import prefill_head_seconds, prefill_rates
 from placement.problem import PlanningProblem, planning_devices
 from placement.replay import replay_decode, replay_prefill
 from placement.sharing import layer_seconds
@@ -30,6 +31,7 @@ from placement.tally import SimulationReport
 from placement.workload import Workload
 
 _ROOM_BYTES = 10**12
+_LEAST_ROW_S = 1e-9
 _BYTES = 4  # float32 everywhere
 _PLAIN = Workload(head_bits_per_weight=8 * _BYTES, bytes_per_kv_value=_BYTES, bytes_per_activation=_BYTES)
 
@@ -40,29 +42,43 @@ def cluster_of(setup: Setup, rounds: Sequence[Probes], shape: ModelShape, plan: 
     head = cluster.head_node.devices[0]
     overheads = _head_overheads(cluster, _median_head(rounds), shape, plan.expert_bytes, head.overheads)
     devices = (replace(head, overheads=overheads), *cluster.head_node.devices[1:])
-    own_link = cluster.head_node.link
     own = replace(cluster.head_node, devices=devices)
     cluster = replace(cluster, nodes=(own, *cluster.nodes[1:]))
-    together = [r.together for r in rounds if r.together is not None]
-    if own_link is None or not together:
+    fan_outs = [r.together.fan_outs for r in rounds if r.together is not None and r.together.fan_outs]
+    link = own.link
+    if link is None or not fan_outs:
         return cluster
-    # Measured while all are asked: what a fan-out takes beyond the rest of the cost model.
-    extra_s = median(t.fan_out_s for t in together) - _fan_out_s(
-        cluster, shape, plan.expert_bytes, together[0].fan_out_experts
-    )
-    own_link = replace(own_link, round_trip_s=max(0.0, own_link.round_trip_s + extra_s))
-    return replace(cluster, nodes=(replace(own, link=own_link), *cluster.nodes[1:]))
+    # What a layer takes beyond the rest of the cost model while all are asked: of one row, and of a chunk.
+    few, many = ([fan_outs_of_round[i] for fan_outs_of_round in fan_outs] for i in range(2))
+    (few_s, few_rows), (many_s, many_rows) = (_extra_s(cluster, shape, plan, same) for same in (few, many))
+    dispatch_s = median(r.head.dispatch_row_s for r in rounds) * (many[0].rows - 1)
+    extra_row_s = (many_s - dispatch_s - few_s) / (many_rows - few_rows)
+    row_bytes = _row_bytes(shape)
+    row_s = max(_LEAST_ROW_S, row_bytes / link.bandwidth_bytes_per_s + extra_row_s)
+    round_trip_s = max(0.0, link.round_trip_s + few_s - few_rows * extra_row_s)
+    own = replace(own, link=LinkSpec(round_trip_s, row_bytes / row_s))
+    return replace(cluster, nodes=(own, *cluster.nodes[1:]))
 
 
-def _fan_out_s(cluster: ClusterSpec, shape: ModelShape, expert_bytes: int, experts: int) -> float:
-    """What the cost model says of `TogetherProbe.fan_out_s`."""
-    problem = PlanningProblem(shape, planning_devices(cluster), expert_bytes, workload=_PLAIN)
-    asked = np.array([d.is_home and d.worker.name != LOCAL_WORKER for d in problem.devices]).astype(int)
-    rates = expert_rates(problem)
-    own_s = rates.read_s + rates.request_s
-    rates = replace(rates, busy_s=np.where(rates.busy_s > 0, own_s, 0.0))
-    layer_s = layer_seconds(rates, asked, asked * experts, asked * experts).max()
-    return float(layer_s) + problem.devices[0].overheads.moe_layer_s
+def _extra_s(
+    cluster: ClusterSpec, shape: ModelShape, plan: Plan, rounds: Sequence[FanOut]
+) -> tuple[float, float]:
+    """Seconds beyond what the cost model says of the same layers, and the most rows a worker gets of one."""
+    problem = System.build(plan, cluster, shape, _PLAIN).problem
+    rates = prefill_rates(problem, rounds[0].rows)
+    names = {worker.name for worker in plan.workers}
+    holds = [plan.experts_of(d.worker.name) if d.worker.name in names else {} for d in problem.devices]
+    modelled_s, most_rows = [], []
+    for turn in range(rounds[0].turns):
+        layer, ids = fan_out_ids(shape, plan, turn, rounds[0].rows)
+        on_device = [np.isin(ids, held.get(layer, ())) for held in holds]
+        rows = np.array([here.any(axis=1).sum() for here in on_device])
+        distinct = np.array([len(np.unique(ids[here])) for here in on_device])
+        pairs = np.array([here.sum() for here in on_device])
+        modelled_s.append(float(layer_seconds(rates, rows, distinct, pairs).max()))
+        most_rows.append(float((rows * (rates.row_wire_s > 0)).max()))
+    dispatch_s = head_device(problem).overheads.moe_layer_s
+    return median(f.seconds for f in rounds) - fmean(modelled_s) - dispatch_s, fmean(most_rows)
 
 
 def _cluster(setup: Setup, rounds: Sequence[Probes], shape: ModelShape, plan: Plan) -> ClusterSpec:
@@ -96,7 +112,7 @@ def _cluster(setup: Setup, rounds: Sequence[Probes], shape: ModelShape, plan: Pl
             MachineSpec(
                 "this-machine",
                 tuple(node.name for node in nodes),
-                cores=median(t.cores for t in together),
+                cores=together[0].cores,
                 bandwidth_bytes_per_s=median(t.experts_per_s for t in together) * size,
             ),
         )

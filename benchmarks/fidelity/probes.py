@@ -22,9 +22,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.fidelity.figures import HeadProbe, LinkProbe, Probes, ProcessProbe, TogetherProbe
+from benchmarks.fidelity.figures import FanOut, HeadProbe, LinkProbe, Probes, ProcessProbe, TogetherProbe
 from benchmarks.fidelity.processes import RunningWorker
-from benchmarks.fidelity.rows import CHUNK_ROWS, chunk_ids, hidden_rows, rotated, same_experts
+from benchmarks.fidelity.rows import (
+    CHUNK_ROWS,
+    chunk_ids,
+    fan_out_ids,
+    hidden_rows,
+    rotated,
+    same_experts,
+)
 from orchestrator.dispatch import Dispatcher
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.moe import MoeWeights
@@ -37,7 +44,7 @@ from transport.messages import ForwardReply, ForwardRequest
 from workers import kernels
 from workers.store import ExpertStore
 
-SLOW_SHARE = 5
+SLOW_SHARE = 2
 """One repetition in so many also measures what takes as long as a chunk."""
 EXPERTS = 4
 """Distinct experts of a request, where one is compared with several."""
@@ -138,7 +145,7 @@ class Prober:
                     pairs += int(np.count_nonzero(ids >= 0))
                     chunks.append(_timed(partial(self._run, layer, ids, hidden[: len(ids)])))
                 else:
-                    chunks.append(self._shared_expert_s(layer, hidden))
+                    chunks.append(_timed(self._shared_expert(layer, hidden)))
         read_s = (_mean(seconds[most]) - _mean(seconds[few])) / (most - few)
         dispatch_s = self._dispatch_cpu_s(()) if asks else 0.0
         request_s = max(0.0, _mean(seconds[few]) - few * read_s - dispatch_s)
@@ -149,12 +156,11 @@ class Prober:
         pair_s = max(0.0, _mean(chunks) - nobody_s - request_s) * len(chunks) / pairs
         return ProcessProbe(read_s, pair_s, request_s)
 
-    def _shared_expert_s(self, layer: int, hidden: NDArray[np.float32]) -> float:
+    def _shared_expert(self, layer: int, hidden: NDArray[np.float32]) -> Callable[[], Tensor]:
         """One layer's shared expert for these rows."""
         ffn = self.head.weights.layers[layer].ffn
         assert isinstance(ffn, MoeWeights)
-        rows = torch.from_numpy(hidden)
-        return _timed(lambda: ffn.shared.forward(rows))
+        return partial(ffn.shared.forward, torch.from_numpy(hidden))
 
     def _local(self, layer: int, experts: Sequence[int]) -> None:
         _forward(self.store, layer, experts)
@@ -189,7 +195,7 @@ class Prober:
         kernel_s = max(0.0, _mean(computes[1]) - read_s)
 
         chunk_s, chunk_wait_s, chunk_rows, pairs = [], [], [], 0
-        for turn in range(-(-self.repeats // SLOW_SHARE)):
+        for turn in range(self._slow_turns):
             layer, held = self._held(worker, turn)
             self._head_work(turn)
             ids = chunk_ids(self.shape, held, turn)
@@ -250,71 +256,29 @@ class Prober:
         reading = [self._at_once(readers, 12, in_head=in_head) for _ in range(3)]
         return TogetherProbe(
             experts_per_s=_mean([float((EXPERTS / np.array(seconds)).sum()) for seconds in reading]),
-            cores=cores * self._core_share(readers, in_head=in_head),
-            fan_out_s=self._fan_out_s(),
-            fan_out_experts=self.fan_out_experts,
+            cores=cores,
+            fan_outs=(self._fan_out(4 * self.repeats, 1), self._fan_out(self._slow_turns, CHUNK_ROWS))
+            if any(worker.is_local for worker in self.workers)
+            else (),
         )
 
-    def _core_share(self, workers: Sequence[RunningWorker], *, in_head: bool) -> float:
-        """What a core does while all compute, of what it does alone: they share caches and memory.
-
-        CPU time of the same chunks, so that who waits for a core does not count.
-        """
-        alone_s = together_s = 0.0
-        for turn in range(-(-self.repeats // SLOW_SHARE)):
-            requests: list[tuple[RunningWorker, partial[ForwardRequest]]] = []
-            rows = hidden_rows(self.shape, CHUNK_ROWS, turn)
-            for worker in workers:
-                layer, held = self._held(worker, turn)
-                ids = chunk_ids(self.shape, held, turn)
-                requests.append((worker, partial(self._request, layer, ids, rows[: len(ids)])))
-            before_s = sum(_cpu_s(worker.pid) for worker in workers)
-            for worker, request in requests:
-                worker.client.send(request())
-                _reply(worker)
-            between_s = sum(_cpu_s(worker.pid) for worker in workers)
-            for worker, request in requests:
-                worker.client.send(request())
-            while in_head and not workers[-1].client.socket.poll(0):
-                self._shared_expert_s(self._layer(turn), rows)
-            for worker, _ in requests:
-                _reply(worker)
-            alone_s += between_s - before_s
-            together_s += sum(_cpu_s(worker.pid) for worker in workers) - between_s
-        return min(1.0, alone_s / together_s)
-
-    @property
-    def local_workers(self) -> list[RunningWorker]:
-        return [worker for worker in self.workers if worker.is_local]
-
-    @property
-    def fan_out_experts(self) -> int:
-        return self.shape.top_k // max(1, len(self.local_workers))
-
-    def _fan_out_s(self) -> float:
-        """The dispatcher's own call, as a step makes it."""
-        if not self.local_workers:
-            return 0.0
+    def _fan_out(self, turns: int, rows: int) -> FanOut:
+        """The dispatcher's own call with the shared expert meanwhile, as a step makes it."""
         found = []
-        for turn in range(2 * self.repeats):
-            layer = self._layer(turn)
+        for turn in range(turns):
+            layer, ids = fan_out_ids(self.shape, self.plan, turn, rows)
+            hidden = hidden_rows(self.shape, rows, turn)
             self._head_work(turn)
-            chosen = [self._held(worker, turn)[1][: self.fan_out_experts] for worker in self.local_workers]
-            one = self.store.experts[layer][-1:]
-            row = torch.ones(1, self.shape.hidden_size)
+            found.append(_timed(partial(self._run, layer, ids, hidden, self._shared_expert(layer, hidden))))
+        return FanOut(rows, turns, fmean(found))
 
-            def meanwhile(layer: int = layer, one: Sequence[int] = one, row: Tensor = row) -> Tensor:
-                self._local(layer, one)
-                return row
-
-            found.append(_timed(partial(self._dispatch, layer, sum(chosen, ()), meanwhile)))
-        return _mean(found)
-
-    def _dispatch(
-        self, layer: int, experts: Sequence[int], meanwhile: Callable[[], Tensor] | None = None
-    ) -> None:
+    def _dispatch(self, layer: int, experts: Sequence[int]) -> None:
         """One row that chooses `experts`, as the model asks for them."""
-        self._run(layer, self._same(experts), None, meanwhile)
+        self._run(layer, self._same(experts))
+
+    @property
+    def _slow_turns(self) -> int:
+        return -(-self.repeats // SLOW_SHARE)
 
     def _run(
         self,
@@ -421,7 +385,7 @@ class Prober:
     def _message_row_s(self, rows_s: float, message_s: float) -> float:
         """CPU seconds of this thread for each row it sends to a worker, of a chunk that asks all of them."""
         found, sent = [], 0
-        for turn in range(-(-self.repeats // SLOW_SHARE)):
+        for turn in range(self._slow_turns):
             layer = self._layer(turn)
             held = [self._held(worker, turn)[1] for worker in self.workers]
             ids = chunk_ids(self.shape, sum(held, ()), turn)

@@ -7,7 +7,9 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.fidelity.layouts import HEAD_NODE
 from placement.model_shape import ModelShape
+from placement.plan import Plan
 
 CHUNK_ROWS = 256
 
@@ -19,18 +21,27 @@ def same_experts(top_k: int, experts: Sequence[int], rows: int) -> NDArray[np.in
     return ids
 
 
-def chunk_ids(
+def routed_ids(
     shape: ModelShape, held: Collection[int], turn: int, rows: int = CHUNK_ROWS
 ) -> NDArray[np.int32]:
-    """What a chunk of a prompt asks of a process that holds `held` of a layer, the choices made by lot.
-
-    Returns:
-        int32 [at most `rows`, top_k], -1 where an expert is not held; rows that need none are left out.
-    """
+    """Rows that choose their experts by lot: int32 [rows, top_k], -1 for those that are not in `held`."""
     keys = np.random.default_rng(turn).random((rows, shape.num_experts))
     ids = keys.argsort(axis=1)[:, : shape.top_k].astype(np.int32)
-    ids = np.where(np.isin(ids, list(held)), ids, np.int32(-1))
+    return np.where(np.isin(ids, list(held)), ids, np.int32(-1))
+
+
+def chunk_ids(shape: ModelShape, held: Collection[int], turn: int) -> NDArray[np.int32]:
+    """What a chunk of a prompt asks of a process that holds `held`: without the rows that need none."""
+    ids = routed_ids(shape, held, turn)
     return ids[(ids >= 0).any(axis=1)]
+
+
+def fan_out_ids(shape: ModelShape, plan: Plan, turn: int, rows: int) -> tuple[int, NDArray[np.int32]]:
+    """A MoE layer, and what so many rows ask there of the workers on the head's node, the head included."""
+    layer = shape.moe_layers[turn % shape.num_moe_layers]
+    here = [worker.name for worker in plan.workers if worker.node == HEAD_NODE]
+    held = [expert for name in here for expert in plan.experts_of(name)[layer]]
+    return layer, routed_ids(shape, held, turn, rows)
 
 
 def hidden_rows(shape: ModelShape, rows: int, turn: int) -> NDArray[np.float32]:
