@@ -16,7 +16,8 @@ from scipy.sparse import coo_array, vstack
 
 from placement.cost import ExpertRates, expert_rates
 from placement.problem import PlanningProblem
-from placement.slot_prices import asked_seconds, expert_seconds, priced_bound_s
+from placement.slot_options import asked_seconds, expert_seconds
+from placement.slot_prices import priced_bound_s
 
 _BISECTIONS = 60
 # Of the experts a layer asks from other boxes: fine where a layer nearly stays at home.
