@@ -28,8 +28,8 @@ _TOUCHES, _TRIAL_TOUCHES, _TRIAL_ROUNDS = 4500, 2000, 8
 _MOST_TOUCHES_TIMES_DEVICES = 500_000
 # Slower baselines than this need not be compared with the final plan.
 _NEAR = 1.2
-# Searched placements as close as this are told apart only when they have been gone on with.
-_ALIKE, _MOST_GONE_ON = 1.01, 2
+# So many placements are gone on with; what is slower than this has little hope to catch up.
+_MOST_GONE_ON, _IN_REACH = 2, 1.15
 
 Baseline = Callable[[PlanningProblem], HolderTable]
 
@@ -64,8 +64,8 @@ class Candidate:
 def least_time(problem: PlanningProblem) -> HolderTable:
     """The placement of least expected time; without statistics all experts are taken as equally likely.
 
-    The best of `candidates`, and another as good, go on with all the text. Should a baseline be faster on it,
-    that is the answer.
+    The best of `candidates`, and the best from another start, go on with all the text. Should a baseline be
+    faster on it, that is the answer.
     """
     text = planning_text(problem)
     known = replace(problem, stats=text.stats)
@@ -73,15 +73,15 @@ def least_time(problem: PlanningProblem) -> HolderTable:
     best, *others = sorted(found, key=lambda candidate: candidate.held_out_s)
     layers = sample(known, text.trace, _TOUCHES)
     baseline = [c for c in others if c.policy and c.held_out_s <= _NEAR * best.held_out_s]
-    searched = [c for c in others if not c.policy and c.held_out_s <= _ALIKE * best.held_out_s]
+    searched = [c for c in others if not c.policy and c.held_out_s <= _IN_REACH * best.held_out_s]
     gone_on = [best, *searched[: _MOST_GONE_ON - 1], *baseline]
-    tables = [best.table, *(table for c in gone_on for table in c.finish(known, layers))]
+    tables = [table for c in gone_on for table in (c.table, *c.finish(known, layers))]
     check = spread_steps(text.trace, problem.workload.tokens_per_step, _MOST_CHECK_STEPS)
     return min(tables, key=lambda table: objective_s(known, table, check))
 
 
 def candidates(problem: PlanningProblem, text: PlanningText) -> list[Candidate]:
-    """Baselines, and placements searched from blocks and from the best baseline, with copies and without.
+    """Baselines, and placements searched from blocks and from the best baseline, with copies if these help.
 
     All see the first two thirds of `text`, the problem's own (`planning_text`), and are judged on the last.
     """
@@ -108,20 +108,16 @@ def candidates(problem: PlanningProblem, text: PlanningText) -> list[Candidate]:
     begin = _fastest([c for c in found if c.table.table.shape[2] == 1])
     starts.append((begin.name, begin.table.table[:, :, 0]))
     layers = sample(known, fit, _TRIAL_TOUCHES)
+    has_room = problem.capacities().sum() > problem.shape.num_routed_experts
     searched = []
     for name, start in starts:
-        table = HolderTable.from_single(refine(known, start, layers, most_rounds=_TRIAL_ROUNDS))
-        searched.append(judged(f"searched from {name}", table, _Further(table)))
-    if problem.capacities().sum() > problem.shape.num_routed_experts:
-        # The best without copies need not be the best one to add them to.
-        searched += [
-            judged(
-                f"{single.name}, with copies",
-                add_copies(known, single.table, layers),
-                _Further(single.table, copied=True),
-            )
-            for single in searched
-        ]
+        single = HolderTable.from_single(refine(known, start, layers, most_rounds=_TRIAL_ROUNDS))
+        ways = [judged(f"searched from {name}", single, _Further(single))]
+        if has_room:
+            # The best without copies need not be the best to add them to, so all are tried.
+            copied = add_copies(known, single, layers)
+            ways.append(judged(f"searched from {name}, with copies", copied, _Further(single, copied=True)))
+        searched.append(_fastest(ways))
     # Searched ones first: as fast as a baseline, they can still be gone on with.
     return [*searched, *found]
 
