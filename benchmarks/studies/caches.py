@@ -6,6 +6,8 @@ Run from the project's root: `python -m benchmarks.studies.caches` (about four m
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -50,24 +52,27 @@ def main() -> None:
         for domain in (GENERAL, CODING)
     }
     texts["potluck-tiny, python"] = TINY_ON_STEP, tiny_routing("python", TOKENS)
-    rows: list[dict[str, Any]] = []
-    for text, (shape, routing) in texts.items():
-        for share in SHARES:
-            for link, host_link in HOST_LINKS.items():
-                problem = planning_problem(
-                    shape, cluster(shape, share, host_link), SIZE, routing, SINGLE_TOKEN
-                )
-                for policy in POLICIES if host_link is None else FETCHING:
-                    found = measure(problem, policy, routing)
-                    hits = found.hit_share
-                    if found.table is not None:
-                        hits = share_in_vram(problem, found.table, routing)
-                    row = {"text": text, "vram_share": share, "fetched_at": link, "policy": policy}
-                    # Of as many layers as the model has, wherever the routing has fewer.
-                    layers = STEP_3_5_FLASH.num_moe_layers / shape.num_moe_layers
-                    rows.append(row | {"hit_share": hits, "moe_ms": 1000 * found.moe_s * layers})
-                    print(rows[-1], flush=True)
-    draw(rows)
+    settings = [
+        (text, *texts[text], share, link) for text in texts for share in SHARES for link in HOST_LINKS
+    ]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        draw([row for rows in pool.map(judge, settings) for row in rows])
+
+
+def judge(setting: tuple[str, ModelShape, Routing, float, str]) -> list[dict[str, Any]]:
+    """A row for each policy; of those that fetch, for both kinds of link."""
+    text, shape, routing, share, link = setting
+    host_link = HOST_LINKS[link]
+    problem = planning_problem(shape, cluster(shape, share, host_link), SIZE, routing, SINGLE_TOKEN)
+    # Of as many layers as the model has, wherever the routing has fewer.
+    layers = STEP_3_5_FLASH.num_moe_layers / shape.num_moe_layers
+    rows = []
+    for policy in POLICIES if host_link is None else FETCHING:
+        found = measure(problem, policy, routing)
+        hits = found.hit_share if found.table is None else share_in_vram(problem, found.table, routing)
+        row = {"text": text, "vram_share": share, "fetched_at": link, "policy": policy}
+        rows.append(row | {"hit_share": hits, "moe_ms": 1000 * found.moe_s * layers})
+    return rows
 
 
 def cluster(shape: ModelShape, share: float, host_link_bytes_per_s: float | None) -> ClusterSpec:
