@@ -5,15 +5,17 @@ python -m benchmarks.planner
 
 from __future__ import annotations
 
+import itertools
 import math
 import resource
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from placement.bound import lower_bound_s
+from placement.cluster_spec import Overheads
 from placement.errors import PlanDoesNotFit
 from placement.evaluate import Evaluation, evaluate
 from placement.least_time import least_time
@@ -28,6 +30,10 @@ from placement.workload import Workload
 SHAPE = STEP_3_5_FLASH
 EXPERT_BYTES = SHAPE.expert_bytes(4.5)
 FIT_TOKENS, HELD_OUT_TOKENS = 3000, 2000
+# Of the head for each request (`overheads.message_s`), about as a probe finds them, and the one case of three
+# devices to try them on.
+MESSAGES_S = (3e-5, 1e-4)
+OF_THREE = "0.5 ms, 1 a step, box of 6000, skew 1.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,11 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for case in cases():
         _report(case)
+    print("\n| case | message, us | unaware, ms | aware, ms | gain | messages a layer, unaware | aware |")
+    print("|---|---|---|---|---|---|---|")
+    for case, message_s in itertools.product(cases(), MESSAGES_S):
+        if len(case.devices) > 3 or case.name == OF_THREE:
+            _report_messages(case, message_s)
     print(f"\npeak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 
@@ -136,6 +147,27 @@ def _report(case: Case) -> None:
         f"| {case.name} | {baseline.mean_s * 1e3:.1f} ({name}) | {ours.mean_s * 1e3:.1f} ({own_s * 1e3:.1f}) "
         f"| {1 - ours.mean_s / baseline.mean_s:.1%} | {ours.remote_layers.mean():.1f} | {copies} "
         f"| {bound_s * 1e3:.1f} | {ours.mean_s / bound_s - 1:.1%} | {plan_s:.1f} |",
+        flush=True,
+    )
+
+
+def _report_messages(case: Case, message_s: float) -> None:
+    """Where messages cost the head: a plan made as if they did not, and one that knows."""
+    trace = case.router.trace(case.domain, FIT_TOKENS)
+    held_out = case.router.trace(case.domain, HELD_OUT_TOKENS, stream_seed=1)
+    stats = RoutingStats.from_trace(SHAPE, trace, case.domain.name)
+    free = PlanningProblem(SHAPE, case.devices, EXPERT_BYTES, stats, Workload(drafts=case.drafts))
+    head, *others = case.devices
+    dear = replace(free, devices=(replace(head, overheads=Overheads(message_s=message_s)), *others))
+    seconds, messages = [], []
+    for planned in (free, dear):
+        table = least_time(planned)
+        seconds.append(evaluate(dear, table, held_out).mean_s)
+        sent_s = seconds[-1] - evaluate(free, table, held_out).mean_s
+        messages.append(sent_s / message_s / SHAPE.num_moe_layers)
+    print(
+        f"| {case.name} | {message_s * 1e6:.0f} | {seconds[0] * 1e3:.1f} | {seconds[1] * 1e3:.1f} "
+        f"| {1 - seconds[1] / seconds[0]:.1%} | {messages[0]:.2f} | {messages[1]:.2f} |",
         flush=True,
     )
 
