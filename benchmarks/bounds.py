@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.planner import EXPERT_BYTES, FIT_TOKENS, HELD_OUT_TOKENS, SHAPE, Case, cases
-from placement.bound import independent_bound_s, lower_bound_s, trace_bound_s
-from placement.copies import add_copies
+from placement.bounds.bound import independent_bound_s, lower_bound_s, trace_bound_s
 from placement.evaluate import evaluate
 from placement.holders import HolderTable
-from placement.layer_search import touched_layers
-from placement.least_time import least_time
 from placement.problem import PlanningProblem
-from placement.refine import refine
+from placement.search.copies import add_copies
+from placement.search.layer_search import touched_layers
+from placement.search.least_time import least_time
+from placement.search.refine import refine
 from placement.stats import RoutingStats
 from placement.workload import Workload
 

@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from placement.bound import lower_bound_s
+from placement.bounds.bound import lower_bound_s
 from placement.cost import ExpertRates, device_seconds, expert_rates
 from placement.evaluate import evaluate
 from placement.holders import HolderTable
-from placement.least_time import least_time
 from placement.model_shape import AttentionShape, ModelShape
 from placement.plan import LOCAL_WORKER, PlannedWorker
 from placement.problem import PlanningDevice, PlanningProblem
+from placement.search.least_time import least_time
 from placement.stats import RoutingStats
 from placement.traces import CODING, GENERAL, Domain, SyntheticRouter
 from placement.workload import Workload

@@ -14,15 +14,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from placement.bound import lower_bound_s
+from placement.bounds.bound import lower_bound_s
 from placement.cluster_spec import Overheads
 from placement.errors import PlanDoesNotFit
 from placement.evaluate import Evaluation, evaluate
-from placement.least_time import least_time
 from placement.model_shape import STEP_3_5_FLASH
 from placement.plan import LOCAL_WORKER, PlannedWorker
 from placement.policies import BASELINES
 from placement.problem import PlanningDevice, PlanningProblem
+from placement.search.least_time import least_time
 from placement.stats import RoutingStats
 from placement.traces import CODING, Domain, SyntheticRouter
 from placement.workload import Workload

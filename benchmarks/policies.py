@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.studies.real_routing import OLMOE_ON_STEP, olmoe, scaled
 from benchmarks.studies.tiny_routing import TINY_ON_STEP, tiny_routing
-from placement.bound import lower_bound_s
+from placement.bounds.bound import lower_bound_s
 from placement.cluster_file import load_cluster
 from placement.errors import InputError, PlanDoesNotFit
 from placement.model_shape import STEP_3_5_FLASH, ModelShape

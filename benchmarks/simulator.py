@@ -23,12 +23,12 @@ from placement.holders import HolderTable, LayerHolders
 from placement.model_shape import STEP_3_5_FLASH as SHAPE
 from placement.plan import LOCAL_WORKER, Plan, PlannedWorker
 from placement.problem import PlanningDevice, PlanningProblem
-from placement.queueing import simulate_queueing
 from placement.replica_costs import priced_workers
-from placement.scenario import Stream
 from placement.simulate import simulate_alone
-from placement.steps import split_trace
-from placement.system import System
+from placement.simulation.queueing import simulate_queueing
+from placement.simulation.scenario import Stream
+from placement.simulation.steps import split_trace
+from placement.simulation.system import System
 from placement.workload import Workload
 
 EXPERT_BYTES = SHAPE.expert_bytes(4.5)

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from placement import baselines
+from placement.baselines import fixed
 from placement.errors import PlanDoesNotFit
 from placement.evaluate import evaluate
 from placement.holders import HolderTable
-from placement.planning_text import PlanningText, spread_steps
 from placement.problem import PlanningProblem
+from placement.routing.planning_text import PlanningText, spread_steps
 
 _MOST_STEPS = 1000
 # Experts of a box count as whole layers where so many of its experts are in layers that it holds entirely.
@@ -31,7 +31,7 @@ def advice(problem: PlanningProblem, table: HolderTable, text: PlanningText) -> 
     ours_s = evaluate(known, table, steps).mean_s
     sentences = [*_left_out(problem, table), *_whole_layers(problem, table)]
     try:
-        alone_s = evaluate(known, baselines.one_box(known), steps).mean_s
+        alone_s = evaluate(known, fixed.one_box(known), steps).mean_s
     except PlanDoesNotFit:
         pass
     else:
@@ -83,8 +83,7 @@ def _worth_of_statistics(problem: PlanningProblem, steps: NDArray[np.integer], o
     """How much faster than the best plan that does not look at frequencies, and how hot the hot set is."""
     assert problem.stats is not None
     blind_s = min(
-        evaluate(problem, policy(problem), steps).mean_s
-        for policy in (baselines.uniform, baselines.whole_layers)
+        evaluate(problem, policy(problem), steps).mean_s for policy in (fixed.uniform, fixed.whole_layers)
     )
     gain = blind_s / ours_s - 1
     counts = np.sort(problem.stats.counts.astype(np.float64), axis=1)[:, ::-1]

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Protocol
 
-from placement import baselines, cached_experts
+from placement.baselines import cached_experts, fixed
+from placement.baselines.pipeline import pipeline
+from placement.baselines.prompt_hottest import prompt_hottest
 from placement.errors import InputError
 from placement.evaluate import Evaluation
 from placement.holders import HolderTable
-from placement.least_time import least_time
-from placement.pipeline import pipeline
 from placement.problem import PlanningProblem
-from placement.prompt_hottest import prompt_hottest
-from placement.text import Text
+from placement.routing.text import Text
+from placement.search.least_time import least_time
 
 
 class Policy(Protocol):
@@ -29,13 +29,13 @@ class Policy(Protocol):
 
 BASELINES: Mapping[str, Policy] = MappingProxyType(
     {
-        "one-box": baselines.one_box,
-        "uniform": baselines.uniform,
-        "random": baselines.random,
-        "whole-layers": baselines.whole_layers,
-        "hottest-first": baselines.hottest_first,
-        "hottest-per-layer": baselines.hottest_per_layer,
-        "balanced-replicas": baselines.balanced_replicas,
+        "one-box": fixed.one_box,
+        "uniform": fixed.uniform,
+        "random": fixed.random,
+        "whole-layers": fixed.whole_layers,
+        "hottest-first": fixed.hottest_first,
+        "hottest-per-layer": fixed.hottest_per_layer,
+        "balanced-replicas": fixed.balanced_replicas,
     }
 )
 

@@ -9,16 +9,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.bound import lower_bound_s
+from placement.bounds.bound import lower_bound_s
 from placement.head_memory import head_memory_bytes
-from placement.objective import prefill_load
 from placement.plan import LOCAL_WORKER, Plan
-from placement.planning_text import PlanningText, spread_steps
 from placement.prefill import prefill_seconds
 from placement.problem import PlanningProblem
+from placement.routing.planning_text import PlanningText, spread_steps
+from placement.search.objective import prefill_load
 from placement.simulate import simulate_alone
-from placement.system import System
-from placement.tally import CAUSES
+from placement.simulation.system import System
+from placement.simulation.tally import CAUSES
 
 # Steps to predict from: the mean's standard error is then well under 1%.
 _MOST_STEPS = 2000
@@ -31,7 +31,7 @@ class Prediction:
     Attributes:
         basis: what that text was: a recorded trace, tokens drawn from counts, or from even routing.
         step_time_s: `head_s` and the MoE layers.
-        lower_bound_s: no plan for these boxes has a faster step on this text (placement/bound.py).
+        lower_bound_s: no plan for these boxes has a faster step on this text (placement/bounds/bound.py).
         prefill_tokens_per_s: reading a prompt, in passes of `workload.prefill_tokens`.
         bound_by: share of (step, layer) that waited for each device.
         causes: the same by the largest part of that wait.

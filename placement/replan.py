@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.copies import add_copies
 from placement.errors import PlanDoesNotFit
 from placement.holders import HolderTable
-from placement.least_time import least_time, sample
-from placement.objective import objective_s
-from placement.planning_text import FEWEST_STEPS, planning_text, spread_steps, stats_of
 from placement.problem import PlanningProblem
-from placement.refine import refine
+from placement.routing.planning_text import FEWEST_STEPS, planning_text, spread_steps, stats_of
+from placement.search.copies import add_copies
+from placement.search.least_time import least_time, sample
+from placement.search.objective import objective_s
+from placement.search.refine import refine
 
 _MOST_CHECK_STEPS = 1000
 # A budget of seconds becomes one of experts by halving, to about 3%.

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from placement.prefill import prefill_head_seconds, prefill_rates
 from placement.simulate import add_block
-from placement.steps import StepBlock
-from placement.system import System
-from placement.tally import SimulationReport, Tally
+from placement.simulation.steps import StepBlock
+from placement.simulation.system import System
+from placement.simulation.tally import SimulationReport, Tally
 
 
 def replay_decode(system: System, passes: Sequence[NDArray[np.integer]], num_tokens: int) -> SimulationReport:

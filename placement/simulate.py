@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from placement.assign import assign_steps
 from placement.cost import ExpertRates, expert_seconds, messages_seconds
-from placement.queueing import simulate_queueing
-from placement.scenario import Event, Patience, Stream
 from placement.sharing import layer_seconds
+from placement.simulation.queueing import simulate_queueing
+from placement.simulation.scenario import Event, Patience, Stream
+from placement.simulation.steps import Acceptance, StepBlock, Trace, step_blocks
+from placement.simulation.system import System
+from placement.simulation.tally import SimulationReport, Tally, num_messages
 from placement.single_token import SingleTokenTimes
-from placement.steps import Acceptance, StepBlock, Trace, step_blocks
-from placement.system import System
-from placement.tally import SimulationReport, Tally, num_messages
 from placement.touches import Touches, count_pairs, count_touches
 
 
@@ -42,7 +42,7 @@ def simulate_alone(
     """One pass after another, nothing else on the cluster: the closed form.
 
     Linear in tokens, bounded memory. Two devices behind one link are charged as if each had it alone;
-    `placement.queueing` lets them wait for each other.
+    `placement.simulation.queueing` lets them wait for each other.
 
     Args:
         traces: one for all sequences of the workload, or one for each; see `step_blocks`.

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.assign import assign_steps
-from placement.expectation import remote_layers_per_step, share_of_activations
 from placement.plan import Plan
-from placement.planning_text import spread_steps, text_of
+from placement.routing.expectation import remote_layers_per_step, share_of_activations
+from placement.routing.planning_text import spread_steps, text_of
 from placement.stats import RoutingStats
 
 # Tokens to look at where the dispatcher may choose among replicas.

@@ -26,8 +26,8 @@ from placement.prefill import prefill_head_seconds, prefill_rates
 from placement.problem import PlanningProblem, planning_devices
 from placement.replay import replay_decode, replay_prefill
 from placement.sharing import layer_seconds
-from placement.system import System
-from placement.tally import SimulationReport
+from placement.simulation.system import System
+from placement.simulation.tally import SimulationReport
 from placement.workload import Workload
 
 _ROOM_BYTES = 10**12

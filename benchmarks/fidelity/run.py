@@ -29,7 +29,7 @@ from orchestrator.model.weights import HeadWeights, load_head_weights
 from placement.cluster_spec import ClusterSpec
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan
-from placement.tally import DispatchCounts
+from placement.simulation.tally import DispatchCounts
 from transport.client import WorkerClient
 from transport.messages import DEFAULT_MAX_ROWS
 from workers.formats.safetensors import Checkpoint

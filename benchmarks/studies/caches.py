@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.studies.figures import plain_ticks, save
 from benchmarks.studies.tiny_routing import TINY_ON_STEP, tiny_routing
 from placement.assign import assign_steps
-from placement.cached_experts import expert_requests
+from placement.baselines.cached_experts import expert_requests
 from placement.cluster_spec import ClusterSpec, DeviceSpec, NodeSpec
 from placement.holders import HolderTable
 from placement.model_shape import STEP_3_5_FLASH, ModelShape

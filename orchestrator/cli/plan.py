@@ -20,12 +20,12 @@ from placement.interop.read import read_routing
 from placement.model_shape import ModelShape, published_shape
 from placement.plan import LOCAL_WORKER, Plan
 from placement.planner import DEFAULT_POLICY, as_plan
-from placement.planning_text import planning_text
 from placement.policies import POLICIES, named_policy
 from placement.prediction import AtContext, Prediction, by_context, predict
 from placement.problem import PlanningProblem, problem_for
 from placement.quantisation import bits_per_weight
 from placement.replan import Replan, replan
+from placement.routing.planning_text import planning_text
 from placement.summary import PlanSummary, summarise
 from workers.model_config import Step35Config
 

@@ -18,12 +18,12 @@ from placement.cluster_file import load_cluster
 from placement.errors import InputError, RoutingFileError
 from placement.model_shape import PUBLISHED_SHAPES, ModelShape
 from placement.plan import Plan
-from placement.scenario import Event, NewPlan, Stream, WorkerLoss
 from placement.simulate import simulate as run
+from placement.simulation.scenario import Event, NewPlan, Stream, WorkerLoss
+from placement.simulation.steps import Acceptance, split_trace
+from placement.simulation.system import System
+from placement.simulation.tally import CAUSES, SimulationReport
 from placement.stats import RoutingStats
-from placement.steps import Acceptance, split_trace
-from placement.system import System
-from placement.tally import CAUSES, SimulationReport
 from placement.workload import Workload
 
 

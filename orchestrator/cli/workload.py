@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from placement.errors import InputError
-from placement.steps import Acceptance
+from placement.simulation.steps import Acceptance
 from placement.workload import Workload
 
 

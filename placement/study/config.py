@@ -14,8 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from placement.errors import InputError, StudyFileError
 from placement.policies import check_policy
 from placement.quantisation import bits_per_weight
+from placement.routing.text import DOCUMENT_TOKENS
 from placement.study.routing_source import FileSource, RoutingSource, SyntheticSource
-from placement.text import DOCUMENT_TOKENS
 from placement.traces import CODING, GENERAL, Domain
 from placement.workload import Workload
 

@@ -14,8 +14,8 @@ from placement.holders import HolderTable
 from placement.model_shape import ModelShape
 from placement.policies import RUN_POLICIES, named_policy
 from placement.problem import PlanningProblem, planning_devices
+from placement.routing.text import Text
 from placement.study.routing_source import Routing
-from placement.text import Text
 from placement.workload import Workload
 
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from placement.errors import RoutingFileError
 from placement.interop.read import read_routing
 from placement.model_shape import ModelShape
+from placement.routing.text import DOCUMENT_TOKENS
+from placement.simulation.steps import split_trace
 from placement.stats import RoutingStats
-from placement.steps import split_trace
-from placement.text import DOCUMENT_TOKENS
 from placement.traces import Domain, SyntheticRouter
 from placement.workload import Workload
 
@@ -23,7 +23,7 @@ from placement.workload import Workload
 class Routing:
     """`planned`: statistics with a trace. `held_out`: uint16 [num_tokens, num_moe_layers, top_k].
 
-    `document_tokens`: of each document of the held-out text, as `placement.text.Text` takes it.
+    `document_tokens`: of each document of the held-out text, as `placement.routing.text.Text` takes it.
     """
 
     planned: RoutingStats

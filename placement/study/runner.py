@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from placement.bound import lower_bound_s
+from placement.bounds.bound import lower_bound_s
 from placement.cluster_file import load_cluster
 from placement.cluster_spec import ClusterSpec
 from placement.cost import head_seconds

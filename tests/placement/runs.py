@@ -12,7 +12,7 @@ from placement.model_shape import ModelShape
 from placement.plan import Plan
 from placement.problem import PlanningDevice, PlanningProblem
 from placement.replica_costs import priced_workers
-from placement.system import System
+from placement.simulation.system import System
 from placement.workload import SINGLE_TOKEN, Workload
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape

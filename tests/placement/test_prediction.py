@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from placement.advice import advice
-from placement.baselines import one_box, uniform, whole_layers
+from placement.baselines.fixed import one_box, uniform, whole_layers
 from placement.cluster_spec import ClusterSpec, DeviceSpec, NodeSpec
 from placement.cost import head_seconds
 from placement.errors import InputError, PlanDoesNotFit
@@ -18,12 +18,12 @@ from placement.holders import HolderTable
 from placement.model_shape import STEP_3_5_FLASH
 from placement.plan import Plan
 from placement.planner import as_plan, make_plan
-from placement.planning_text import planning_text
 from placement.prediction import Prediction, by_context, predict
 from placement.problem import PlanningProblem, problem_for
+from placement.routing.planning_text import planning_text
 from placement.simulate import simulate_alone
+from placement.simulation.system import System
 from placement.stats import RoutingStats
-from placement.system import System
 from placement.traces import CODING, SyntheticRouter
 from placement.workload import Workload
 from tests.placement.boxes import device

@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from placement.baselines import balanced_replicas, hottest_per_layer, uniform
+from placement.baselines.fixed import balanced_replicas, hottest_per_layer, uniform
 from placement.errors import PlanDoesNotFit
 from placement.evaluate import evaluate
 from placement.holders import HolderTable
-from placement.least_time import least_time
 from placement.problem import PlanningProblem
 from placement.replan import Replan, replan, transfer_seconds
+from placement.search.least_time import least_time
 from placement.stats import RoutingStats
 from placement.traces import CODING, GENERAL, Domain, SyntheticRouter
 from tests.placement.boxes import device

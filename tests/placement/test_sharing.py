@@ -12,10 +12,10 @@ from placement.cluster_spec import MachineSpec, Overheads
 from placement.cost import device_seconds, expert_rates, expert_seconds, head_layer_seconds, head_seconds
 from placement.model_shape import STEP_3_5_FLASH
 from placement.problem import PlanningDevice, PlanningProblem
-from placement.queueing import simulate_queueing
-from placement.scenario import Stream
 from placement.sharing import layer_seconds, shares, work_seconds
 from placement.simulate import simulate_alone
+from placement.simulation.queueing import simulate_queueing
+from placement.simulation.scenario import Stream
 from placement.workload import Workload
 from tests.placement.boxes import device
 from tests.placement.runs import DEVICES, random_plan, random_trace, system_of

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from placement import tally as tally_module
 from placement.cost import head_seconds
 from placement.errors import InputError, PlanDoesNotFit, PlanError
 from placement.evaluate import evaluate
 from placement.simulate import simulate_alone
-from placement.steps import Acceptance
-from placement.tally import CAUSES, MEMORY, ROUND_TRIP, SimulationReport
+from placement.simulation import tally as tally_module
+from placement.simulation.steps import Acceptance
+from placement.simulation.tally import CAUSES, MEMORY, ROUND_TRIP, SimulationReport
 from placement.workload import Workload
 from tests.placement.boxes import device
 from tests.placement.runs import DEVICES, SHAPE, SIZE, plan_of, random_plan, random_trace, system_of

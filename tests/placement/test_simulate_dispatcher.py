@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from orchestrator.layer_sum import Action, Ask, LayerSum, Patience, Probe
-from placement import scenario
 from placement.assign import assign_experts
 from placement.errors import InputError, WorkerLost
 from placement.plan import Plan
-from placement.queueing import simulate_queueing
-from placement.scenario import Stream, WorkerLoss
 from placement.simulate import simulate_alone
-from placement.steps import Acceptance, step_blocks
-from placement.system import System
-from placement.tally import MAX_MESSAGE_ROWS
+from placement.simulation import scenario
+from placement.simulation.queueing import simulate_queueing
+from placement.simulation.scenario import Stream, WorkerLoss
+from placement.simulation.steps import Acceptance, step_blocks
+from placement.simulation.system import System
+from placement.simulation.tally import MAX_MESSAGE_ROWS
 from placement.workload import Workload
 from tests.placement.runs import SHAPE, random_plan, random_trace, system_of
 from transport.messages import DEFAULT_MAX_ROWS

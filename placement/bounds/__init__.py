@@ -1,0 +1,1 @@
+"""Times that no placement can beat (docs/bounds.md)."""
