@@ -36,9 +36,7 @@ def advice(problem: PlanningProblem, table: HolderTable, text: PlanningText) -> 
         pass
     else:
         if len(_boxes(problem)) > 1:
-            sentences.append(
-                f"the head's box alone would take {alone_s / ours_s:.2f} times as long in MoE layers"
-            )
+            sentences += _alone(alone_s / ours_s)
     if problem.stats is None:
         sentences.append(
             "without statistics every expert counts as equally likely: record your own text with "
@@ -46,6 +44,18 @@ def advice(problem: PlanningProblem, table: HolderTable, text: PlanningText) -> 
         )
         return sentences
     return [*sentences, _worth_of_statistics(known, steps, ours_s)]
+
+
+def _alone(times_as_long: float) -> list[str]:
+    """The head's box against the plan; nothing where the plan is much the same as that box alone."""
+    if times_as_long > 1.005:
+        return [f"the head's box alone would take {times_as_long:.2f} times as long in MoE layers"]
+    if times_as_long < 0.995:
+        return [
+            f"the head's box alone would be {1 / times_as_long:.2f} times faster in MoE layers: use it, or "
+            "leave the policy to the planner"
+        ]
+    return []
 
 
 def _boxes(problem: PlanningProblem) -> dict[str, list[int]]:
@@ -86,6 +96,11 @@ def _worth_of_statistics(problem: PlanningProblem, steps: NDArray[np.integer], o
         evaluate(problem, policy(problem), steps).mean_s for policy in (fixed.uniform, fixed.whole_layers)
     )
     gain = blind_s / ours_s - 1
+    if gain < 0:
+        return (
+            f"this plan takes {1 / (1 + gain):.2f} times as long as one that ignores frequencies: leave "
+            "the policy to the planner"
+        )
     counts = np.sort(problem.stats.counts.astype(np.float64), axis=1)[:, ::-1]
     tenth = max(counts.shape[1] // 10, 1)
     hottest = float((counts[:, :tenth].sum(axis=1) / counts.sum(axis=1)).mean())

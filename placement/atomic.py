@@ -12,14 +12,25 @@ from typing import BinaryIO
 from placement.errors import InputError
 
 
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Raise InputError where no file can be written, before the work whose result is to stand there."""
+    target = Path(path)
+    if target.is_dir():
+        raise InputError(f"cannot write {path}: it is a directory; expected a file name")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        reason = "not writable" if target.parent.is_dir() else "missing"
+        raise InputError(f"cannot write {path}: the directory {target.parent} is {reason}")
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` and rename it onto `path` when the block ends without an error.
 
     Raises:
-        InputError: the directory is missing or not writable.
+        InputError: the directory is missing or not writable, or `path` is a directory.
     """
     target = Path(path)
+    check_target(target)
     try:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     except OSError as error:

@@ -64,13 +64,14 @@ POLICIES: Mapping[str, Policy] = MappingProxyType({**BASELINES, "least-time": le
 
 
 def named_policy(name: str) -> Policy:
-    """Raises InputError for an unknown name, listing the known ones."""
-    check_policy(name)
+    """Raises InputError for a name that makes no plan, listing those that do."""
     if name in RUN_POLICIES:
         raise InputError(
             f"policy {name!r} makes no plan, it is run on text: use it in a study, or expect one of "
             f"{', '.join(POLICIES)}"
         )
+    if name not in POLICIES:
+        raise InputError(f"policy {name!r}: expected {', '.join(POLICIES)}")
     return POLICIES[name]
 
 

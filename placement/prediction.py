@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.bounds.bound import lower_bound_s
+from placement.cluster_spec import ClusterSpec
+from placement.errors import PlanDoesNotFit
 from placement.head_memory import head_memory_bytes
 from placement.plan import LOCAL_WORKER, Plan
 from placement.prefill import prefill_seconds
-from placement.problem import PlanningProblem
+from placement.problem import PlanningProblem, planning_devices
 from placement.routing.planning_text import PlanningText, spread_steps
 from placement.search.objective import prefill_load
 from placement.simulate import simulate_alone
@@ -89,9 +91,16 @@ def predict(problem: PlanningProblem, plan: Plan, text: PlanningText) -> Predict
 
 
 def by_context(
-    problem: PlanningProblem, plan: Plan, prediction: Prediction, contexts: Iterable[int]
+    problem: PlanningProblem,
+    cluster: ClusterSpec,
+    plan: Plan,
+    prediction: Prediction,
+    contexts: Iterable[int],
 ) -> list[AtContext]:
     """The speed of a plan with this `prediction` at other contexts: only the head's part changes.
+
+    Args:
+        cluster: what the problem's devices are made of; says what the head may keep beside the experts.
 
     Raises:
         InputError: the head's node has no device.
@@ -99,11 +108,9 @@ def by_context(
     found = []
     workload = problem.workload
     moe_s = prediction.step_time_s - prediction.head_s
-    now_bytes = head_memory_bytes(problem.shape, workload)
     for context in contexts:
         other = replace(workload, context=context)
-        more_bytes = head_memory_bytes(problem.shape, other) - now_bytes
-        if more_bytes > _free_at_head(problem, plan):
+        if not _has_room(cluster, plan, head_memory_bytes(problem.shape, other)):
             found.append(AtContext(context, None))
             continue
         head_s = System.build(plan, problem.devices, problem.shape, other).head_s
@@ -111,12 +118,16 @@ def by_context(
     return found
 
 
-def _free_at_head(problem: PlanningProblem, plan: Plan) -> int:
-    """Bytes that the head's device has left beside its experts."""
-    budget = next(d.worker.budget_bytes for d in problem.devices if d.worker.name == LOCAL_WORKER)
+def _has_room(cluster: ClusterSpec, plan: Plan, head_bytes: int) -> bool:
+    """Whether the head can keep so much beside the experts it holds."""
+    try:
+        devices = planning_devices(cluster, head_bytes)
+    except PlanDoesNotFit:
+        return False
     if plan.local_worker is None:
-        return budget
-    return budget - int(plan.experts_per_worker()[plan.local_worker]) * plan.expert_bytes
+        return True
+    budget_bytes = next(d.worker.budget_bytes for d in devices if d.worker.name == LOCAL_WORKER)
+    return int(plan.experts_per_worker()[plan.local_worker]) * plan.expert_bytes <= budget_bytes
 
 
 def _shares(names: tuple[str, ...], by_layer: NDArray[np.float64]) -> dict[str, float]:

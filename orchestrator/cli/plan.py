@@ -10,10 +10,12 @@ import typer
 from rich.table import Table
 
 from orchestrator.cli.output import console, print_json, print_note, share, size, table
-from orchestrator.cli.workload import acceptance_of, workload_of
+from orchestrator.cli.workload import acceptance_of, check_drafts, workload_of
 from orchestrator.plan_picture import write_heatmap
 from placement.advice import advice
+from placement.atomic import check_target
 from placement.cluster_file import load_cluster, parse_size
+from placement.cluster_spec import ClusterSpec
 from placement.cost import head_seconds
 from placement.errors import InputError
 from placement.interop.read import read_routing
@@ -86,9 +88,11 @@ def plan(
     """Decide which box and memory holds each expert, and predict the speed."""
     shape = load_shape(model)
     bits = bits_per_weight(quant)
+    acceptance = acceptance_of(accept)
+    check_drafts(acceptance, shape)
     workload = workload_of(
         tokens_per_step,
-        acceptance_of(accept),
+        acceptance,
         context=context,
         head_bits=max(bits, 16.0) if head_bits is None else head_bits,
         prompt_ratio=prompt_ratio,
@@ -96,6 +100,11 @@ def plan(
     named_policy(policy)
     if (move_bytes is not None or move_seconds is not None) and current is None:
         raise InputError("--move-bytes and --move-seconds: expected --current PLAN.json, the plan in use")
+    if current is not None and policy != DEFAULT_POLICY:
+        raise InputError(f"--current: plans again with {DEFAULT_POLICY}; leave out --policy {policy}")
+    for path in (out, picture):
+        if path is not None:
+            check_target(path)
     boxes = load_cluster(cluster)
     routing = read_routing(stats, shape) if stats is not None else None
     problem = problem_for(shape, boxes, shape.expert_bytes(bits), routing, workload)
@@ -106,7 +115,7 @@ def plan(
         in_use = Plan.load(current)
         moved = _replan(problem, in_use, quant, move_bytes, move_seconds)
         made = as_plan(problem, moved.table, DEFAULT_POLICY, quant, in_use.epoch + 1)
-    planned = _describe(problem, made, moved)
+    planned = _describe(problem, boxes, made, moved)
     if picture is not None:
         write_heatmap(made, picture, routing)
     if out is not None:
@@ -159,7 +168,7 @@ def _has_head(problem: PlanningProblem) -> bool:
     return any(device.worker.name == LOCAL_WORKER for device in problem.devices)
 
 
-def _describe(problem: PlanningProblem, made: Plan, moved: Replan | None) -> Planned:
+def _describe(problem: PlanningProblem, boxes: ClusterSpec, made: Plan, moved: Replan | None) -> Planned:
     summary = summarise(made, problem.stats)
     text = planning_text(problem)
     sentences = advice(problem, made.holder_table, text)
@@ -170,7 +179,7 @@ def _describe(problem: PlanningProblem, made: Plan, moved: Replan | None) -> Pla
         )
         return Planned(made, summary, None, [], sentences, moved)
     prediction = predict(problem, made, text)
-    contexts = by_context(problem, made, prediction, sorted({*_CONTEXTS, problem.workload.context}))
+    contexts = by_context(problem, boxes, made, prediction, sorted({*_CONTEXTS, problem.workload.context}))
     return Planned(made, summary, prediction, contexts, sentences, moved)
 
 
@@ -281,14 +290,18 @@ def _move_line(moved: Replan) -> str:
     if moved.payback_s is None:
         return "No move within the budget gains anything."
     return (
-        f"Moving {moved.moved_experts} experts ({size(moved.moved_bytes)}, {moved.transfer_s:.1f} s) takes "
-        f"MoE layers from {_ms(moved.before_s)} to {_ms(moved.after_s)} a step: paid back after "
-        f"{moved.payback_s:.0f} s."
+        f"Moving {moved.moved_experts} experts ({size(moved.moved_bytes)}, {_seconds(moved.transfer_s)}) "
+        f"takes MoE layers from {_ms(moved.before_s)} to {_ms(moved.after_s)} a step: paid back after "
+        f"{_seconds(moved.payback_s)}."
     )
 
 
 def _speed(tokens_per_s: float | None) -> str:
     return "no room: plan with --context" if tokens_per_s is None else f"{tokens_per_s:.2f}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else _ms(seconds)
 
 
 def _ms(seconds: float) -> str:

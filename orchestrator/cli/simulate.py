@@ -13,7 +13,7 @@ from rich.table import Table
 
 from orchestrator.cli.output import console, print_json, print_note, share, size, table
 from orchestrator.cli.plan import load_shape
-from orchestrator.cli.workload import acceptance_of, workload_of
+from orchestrator.cli.workload import acceptance_of, check_drafts, workload_of
 from placement.cluster_file import load_cluster
 from placement.errors import InputError, RoutingFileError
 from placement.model_shape import PUBLISHED_SHAPES, ModelShape
@@ -59,6 +59,7 @@ def simulate(
     shape = _shape(loaded, plan, model)
     tokens = _tokens(trace, shape)
     acceptance = acceptance_of(accept, seed)
+    check_drafts(acceptance, shape)
     workload = workload_of(tokens_per_step, acceptance, context=context, head_bits=head_bits)
     system = System.build(loaded, load_cluster(cluster), shape, workload)
     events: list[Event] = [WorkerLoss(*_at(text, "--lose WORKER@SECONDS")) for text in lose or ()]

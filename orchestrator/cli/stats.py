@@ -18,6 +18,7 @@ from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model
 from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
+from placement.atomic import check_target
 from placement.errors import InputError
 from placement.stats import RoutingStats
 
@@ -34,6 +35,7 @@ def stats(
     json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
     """Run text through the model and write which experts its tokens use."""
+    check_target(out)
     tokenizer = Tokenizer.load(model)
     documents = [tokenizer.encode_prompt(read_text(path)) for path in texts]
     head = load_local(model, torch_dtype(dtype))
@@ -113,8 +115,11 @@ def hottest_share(stats: RoutingStats) -> np.ndarray[tuple[int], np.dtype[np.flo
 
 def read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; expected a text file") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error.reason}); convert it first") from error
+    if not text.strip():
+        raise InputError(f"{path}: no text in it; expected some to run through the model")
+    return text

@@ -11,6 +11,7 @@ from rich.progress import track
 
 from orchestrator.cli.output import console, errors, print_json, print_note, table
 from orchestrator.cli.plan import load_shape
+from orchestrator.cli.workload import check_finite
 from placement.cluster_file import load_cluster
 from placement.cluster_spec import LinkSpec
 from placement.quantisation import bits_per_weight
@@ -41,6 +42,8 @@ def whatif(
 ) -> None:
     """Rank single changes to a cluster by tokens per second."""
     shape = load_shape(model)
+    check_finite("--cable-round-trip", cable_round_trip)
+    check_finite("--cable-gbits", cable_gbits)
     boxes = load_cluster(cluster)
     source: RoutingSource = SyntheticSource("general", GENERAL, GENERAL, 3072, 0)
     if stats is not None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from placement.errors import InputError
+from placement.model_shape import ModelShape
 from placement.simulation.steps import Acceptance
 from placement.workload import Workload
 
@@ -17,6 +20,22 @@ def acceptance_of(text: str | None, seed: int = 0) -> Acceptance | None:
         raise InputError(f"--accept: expected numbers such as 0.8,0.6, found {text!r}") from None
 
 
+def check_drafts(acceptance: Acceptance | None, shape: ModelShape) -> None:
+    """Raise InputError for more drafts than the model has MTP layers."""
+    drafts = 0 if acceptance is None else len(acceptance.probabilities)
+    if drafts > shape.num_mtp_layers:
+        raise InputError(
+            f"--accept: expected at most {shape.num_mtp_layers} drafts, as many as {shape.name} has MTP "
+            f"layers; found {drafts}"
+        )
+
+
+def check_finite(option: str, value: float) -> None:
+    """Raise InputError for nan and the infinities, which ranges of numbers let pass."""
+    if not math.isfinite(value):
+        raise InputError(f"{option}: expected a finite number, found {value}")
+
+
 def workload_of(
     tokens_per_step: int | None,
     acceptance: Acceptance | None,
@@ -28,8 +47,10 @@ def workload_of(
     """As many sequences as fill a pass, each with the drafts whose acceptance is given.
 
     Raises:
-        InputError: `tokens_per_step` is not a multiple of a token and its drafts.
+        InputError: `tokens_per_step` is not a multiple of a token and its drafts, or a number not finite.
     """
+    check_finite("--head-bits", head_bits)
+    check_finite("--prompt-ratio", prompt_ratio)
     drafts = len(acceptance.probabilities) if acceptance is not None else 0
     num_sequences, rest = divmod(tokens_per_step or 1 + drafts, 1 + drafts)
     if rest or not num_sequences:
