@@ -212,7 +212,7 @@ def _with(cluster: ClusterSpec, changed: NodeSpec) -> ClusterSpec:
 
 
 def _gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.0f} GB"
+    return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.3g} MB"
 
 
 def _gbits(bytes_per_s: float) -> str:

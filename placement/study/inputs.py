@@ -15,10 +15,15 @@ def check_inputs(study: Study, shape: ModelShape) -> None:
 
     Raises:
         ClusterFileError, RoutingFileError, InputError: a file that is wrong, or of another model.
-        StudyFileError: a trace that is too short; names trace and batch.
+        StudyFileError: a head without a device, a trace that is too short; names file, or trace and batch.
     """
     for cluster in study.clusters:
-        load_cluster(cluster)
+        boxes = load_cluster(cluster)
+        if not next(node for node in boxes.nodes if node.name == boxes.head).devices:
+            raise StudyFileError(
+                f"{cluster}: node {boxes.head!r}: expected a device on the head's node, whose speed a study "
+                "needs (its memory_bytes may equal its reserved_bytes)"
+            )
     for source in study.traces:
         routing = source.load(shape)
         for batch in study.batches:
