@@ -17,7 +17,7 @@ from placement.atomic import check_target
 from placement.cluster_file import load_cluster, parse_size
 from placement.cluster_spec import ClusterSpec
 from placement.cost import head_seconds
-from placement.errors import InputError
+from placement.errors import InputError, PlanDoesNotFit, PlanError
 from placement.interop.read import read_routing
 from placement.model_shape import ModelShape, published_shape
 from placement.plan import LOCAL_WORKER, Plan
@@ -107,14 +107,17 @@ def plan(
             check_target(path)
     boxes = load_cluster(cluster)
     routing = read_routing(stats, shape) if stats is not None else None
-    problem = problem_for(shape, boxes, shape.expert_bytes(bits), routing, workload)
+    in_use = None if current is None else _load_checked(current, shape)
     moved = None
-    if current is None:
-        made = as_plan(problem, named_policy(policy)(problem), policy, quant)
-    else:
-        in_use = Plan.load(current)
-        moved = _replan(problem, in_use, quant, move_bytes, move_seconds)
-        made = as_plan(problem, moved.table, DEFAULT_POLICY, quant, in_use.epoch + 1)
+    try:
+        problem = problem_for(shape, boxes, shape.expert_bytes(bits), routing, workload)
+        if in_use is None:
+            made = as_plan(problem, named_policy(policy)(problem), policy, quant)
+        else:
+            moved = _replan(problem, in_use, quant, move_bytes, move_seconds)
+            made = as_plan(problem, moved.table, DEFAULT_POLICY, quant, in_use.epoch + 1)
+    except PlanDoesNotFit as error:
+        raise PlanDoesNotFit(f"{cluster}: {error}") from error
     planned = _describe(problem, boxes, made, moved)
     if picture is not None:
         write_heatmap(made, picture, routing)
@@ -138,10 +141,19 @@ def load_shape(model: str) -> ModelShape:
     return published_shape(model)
 
 
+def _load_checked(path: Path, shape: ModelShape) -> Plan:
+    """A plan of this model; raises PlanError, which names the file."""
+    in_use = Plan.load(path)
+    try:
+        in_use.check(shape)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from error
+    return in_use
+
+
 def _replan(
     problem: PlanningProblem, in_use: Plan, quant: str, move_bytes: str | None, move_seconds: float | None
 ) -> Replan:
-    in_use.check(problem.shape)
     if (in_use.dtype, in_use.expert_bytes) != (quant, problem.expert_bytes):
         raise InputError(f"--current: a plan for {in_use.dtype}, expected one for --quant {quant}")
     names = [worker.name for worker in in_use.workers]

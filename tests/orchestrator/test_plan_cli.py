@@ -132,6 +132,7 @@ def test_counts_of_another_engine_are_read(potluck: Potluck, files: Path, tmp_pa
         (("--policy", "best"), "policy 'best': expected one-box"),
         (("--quant", "q1"), "quantisation 'q1': expected"),
         (("--quant", "bfloat16"), "bytes are missing; give more memory, or quantise"),
+        (("--quant", "bfloat16"), "cluster.yaml: "),
         (("--tokens-per-step", 3, "--accept", "0.5"), "--tokens-per-step: expected a multiple of 2"),
         (("--accept", "often"), "--accept: expected numbers"),
         (("--accept", "0.9,0.9,0.9,0.9"), "--accept: expected at most"),

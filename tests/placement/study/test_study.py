@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from placement.errors import InputError, PotluckError, RoutingFileError, StudyFileError
 from placement.policies import RUN_POLICIES
@@ -144,6 +145,16 @@ def test_too_short_a_text_is_refused_before_any_cell_runs(tmp_path: Path, polici
         r"\(0.5 hold\), found 200",
     ):
         check_inputs(Study.load(written(tmp_path, text)), SHAPE)
+
+
+def test_a_head_without_a_device_is_refused_before_any_cell_runs(tmp_path: Path) -> None:
+    path = written(tmp_path, STUDY)
+    study = Study.load(path)
+    boxes = yaml.safe_load(CLUSTER)
+    boxes["nodes"][0]["devices"] = []
+    study.clusters[0].write_text(yaml.safe_dump(boxes))
+    with pytest.raises(StudyFileError, match=rf"{study.clusters[0].name}: node 'home': expected a device"):
+        check_inputs(study, SHAPE)
 
 
 def test_files_of_other_engines_plan_and_a_recorded_trace_judges(tmp_path: Path) -> None:
