@@ -99,6 +99,7 @@ class _Strict(BaseModel):
 
 class _OverheadsModel(_Strict):
     request_s: _NotNegative = 0.0
+    expert_s: _NotNegative = 0.0
     message_s: _NotNegative = 0.0
     message_row_s: _NotNegative = 0.0
     layer_s: _NotNegative = 0.0

@@ -14,6 +14,8 @@ class Overheads:
 
     Attributes:
         request_s: of any device, for each request to it: reading it, one kernel call, writing the answer.
+        expert_s: of any device, for each distinct expert of a request that arithmetic bounds: the part of
+            reading its weights that multiplying does not hide.
         message_s: of the head, for each request it sends and the answer it takes, one after another.
         message_row_s: of the head, for each row of such a request: gathered, sent, its answer added.
         layer_s: of the head, in each decoder layer of a pass.
@@ -25,6 +27,7 @@ class Overheads:
     """
 
     request_s: float = 0.0
+    expert_s: float = 0.0
     message_s: float = 0.0
     message_row_s: float = 0.0
     layer_s: float = 0.0

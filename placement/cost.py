@@ -5,7 +5,7 @@ docs/cost-model.md derives the formulas. Every rate comes from the cluster file;
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,7 @@ class ExpertRates:
         row_wire_s: for each row sent to it and answered.
         read_s: for each distinct expert read from its memory.
         compute_s: for each (row, expert) pair multiplied.
+        expert_s: for each distinct expert on top of its pairs, where arithmetic takes longer than reading.
         busy_s: before it can start: on the head's own device the shared expert, which reads the same memory.
         request_s: its software, once if it is asked at all.
         message_s: the head's software, once if it is asked at all, before or after what others do meanwhile.
@@ -66,6 +67,7 @@ class ExpertRates:
     read_s: NDArray[np.float64]
     compute_s: NDArray[np.float64]
     busy_s: NDArray[np.float64]
+    expert_s: NDArray[np.float64] = field(default_factory=_absent)
     request_s: NDArray[np.float64] = field(default_factory=_absent)
     message_s: NDArray[np.float64] = field(default_factory=_absent)
     message_row_s: NDArray[np.float64] = field(default_factory=_absent)
@@ -75,10 +77,10 @@ class ExpertRates:
     bus: NDArray[np.float64] = field(default_factory=_absent)
 
     def __post_init__(self) -> None:
-        for name in ("request_s", "message_s", "message_row_s", "busy_reads", "machine", "cores", "bus"):
-            if not getattr(self, name).size:
-                absent = np.full(np.shape(self.read_s), -1.0 if name == "machine" else 0.0)
-                object.__setattr__(self, name, absent)
+        for rate in fields(self):
+            if not getattr(self, rate.name).size:
+                absent = np.full(np.shape(self.read_s), -1.0 if rate.name == "machine" else 0.0)
+                object.__setattr__(self, rate.name, absent)
 
 
 def expert_rates(problem: PlanningProblem) -> ExpertRates:
@@ -98,6 +100,7 @@ def expert_rates(problem: PlanningProblem) -> ExpertRates:
         busy_s=np.array(
             [shared_expert_s(d, shape, workload) if h else 0.0 for d, h in zip(devices, is_head, strict=True)]
         ),
+        expert_s=np.array([d.overheads.expert_s for d in devices]),
         request_s=np.array([d.overheads.request_s for d in devices]),
         message_s=np.array([0.0 if here else head.message_s for here in is_head]),
         message_row_s=np.array([0.0 if here else head.message_row_s for here in is_head]),
@@ -147,9 +150,16 @@ def messages_seconds(rates: ExpertRates, rows: Counts) -> NDArray[np.float64]:
 def expert_seconds(rates: ExpertRates, distinct: Counts, pairs: Counts) -> NDArray[np.float64]:
     """How long each device works on its experts of one layer, alone: float64 [..., num_devices]."""
     seconds: NDArray[np.float64] = (pairs > 0) * rates.request_s + np.maximum(
-        distinct * rates.read_s, pairs * rates.compute_s
+        distinct * rates.read_s, arithmetic_seconds(rates, distinct, pairs)
     )
     return seconds
+
+
+def arithmetic_seconds(rates: ExpertRates, distinct: Counts, pairs: Counts) -> NDArray[np.float64]:
+    """How long each device takes for a layer's experts where arithmetic bounds it: the shape of `pairs`."""
+    seconds: NDArray[np.float64] = pairs * rates.compute_s
+    # Most cluster files measure no `expert_s`, and the arrays are long.
+    return seconds + distinct * rates.expert_s if rates.expert_s.any() else seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,8 @@ def prefill_layer_seconds(
         there_s=np.maximum(per_device[..., lenders] - fixed, 0.0),
         copy_s=distinct[..., lenders] * (problem.expert_bytes / link_bytes_per_s),
         here_s=np.maximum(
-            distinct[..., lenders] * rates.read_s[head], pairs[..., lenders] * rates.compute_s[head]
+            distinct[..., lenders] * rates.read_s[head],
+            distinct[..., lenders] * rates.expert_s[head] + pairs[..., lenders] * rates.compute_s[head],
         ),
     )
     others = [i for i in range(len(problem.devices)) if i != head and i not in lenders]

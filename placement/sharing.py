@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost import Counts, ExpertRates, device_seconds, messages_seconds, wire_seconds
+from placement.cost import (
+    Counts,
+    ExpertRates,
+    arithmetic_seconds,
+    device_seconds,
+    messages_seconds,
+    wire_seconds,
+)
 
 # Parts of a job so small count as done: what is left of it by rounding.
 _DONE = 1e-9
@@ -55,7 +62,7 @@ def work_seconds(rates: ExpertRates, distinct: Counts, pairs: Counts) -> NDArray
     """
     software = (pairs > 0) * rates.request_s
     reading = distinct * rates.read_s
-    computing = pairs * rates.compute_s
+    computing = arithmetic_seconds(rates, distinct, pairs)
     busy_read = rates.busy_s * rates.busy_reads
     busy_compute = rates.busy_s - busy_read
     alone: NDArray[np.float64] = rates.busy_s + software + np.maximum(reading, computing)

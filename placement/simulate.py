@@ -143,7 +143,8 @@ def _causes(rates: ExpertRates, touches: Touches, last: NDArray[np.intp]) -> NDA
     rows = touches.rows[steps, last]
     parts = (
         touches.distinct[steps, last] * rates.read_s[last],
-        touches.pairs[steps, last] * rates.compute_s[last],
+        touches.pairs[steps, last] * rates.compute_s[last]
+        + touches.distinct[steps, last] * rates.expert_s[last],
         (rows > 0) * rates.round_trip_s[last],
         rows * rates.row_wire_s[last],
         rates.busy_s[last],

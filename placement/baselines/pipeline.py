@@ -49,7 +49,8 @@ def pipeline(problem: PlanningProblem, text: Text) -> Evaluation:
         touches = count_touches(np.zeros(expert_ids.shape, np.int16), expert_ids, 1, shape.num_experts)
         own = rates[device]
         experts_s = np.maximum(
-            touches.distinct[:, 0] * own.read_s[device], touches.pairs[:, 0] * own.compute_s[device]
+            touches.distinct[:, 0] * own.read_s[device],
+            touches.distinct[:, 0] * own.expert_s[device] + touches.pairs[:, 0] * own.compute_s[device],
         )
         layer_s = own.busy_s.max() + experts_s
         seconds += layer_s

@@ -35,7 +35,7 @@ def message_seconds(rates: ExpertRates) -> _Floats:
 
 def expert_seconds(rates: ExpertRates) -> _Floats:
     """The least a device needs for each distinct expert: it is read, and multiplied at least once."""
-    return np.maximum(rates.read_s, rates.compute_s)
+    return np.maximum(rates.read_s, rates.expert_s + rates.compute_s)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -71,10 +71,10 @@ def group_seconds(rates: ExpertRates, groups: list[list[int]], sample: StepSampl
     counts = np.arange(sample.most_distinct + 1)
     generator = np.random.default_rng(0)
     seconds = np.empty((len(groups), len(counts)))
+    expert_s = np.maximum(rates.read_s, rates.expert_s + rates.compute_s * sample.pairs_per_expert)
     for index, members in enumerate(groups):
-        round_trip_s, wire_s, read_s, compute_s = (
-            float(values[members].mean())
-            for values in (rates.round_trip_s, rates.row_wire_s, rates.read_s, rates.compute_s)
+        round_trip_s, wire_s, each_s = (
+            float(values[members].mean()) for values in (rates.round_trip_s, rates.row_wire_s, expert_s)
         )
         fullest = counts.astype(np.float64)
         if len(members) > 1:
@@ -82,7 +82,7 @@ def group_seconds(rates: ExpertRates, groups: list[list[int]], sample: StepSampl
             draws = [generator.multinomial(n, even, size=_OCCUPANCY_DRAWS) for n in counts]
             fullest = np.array([draw.max(axis=1).mean() for draw in draws])
         rows = np.minimum(fullest, sample.tokens_per_step)
-        work = fullest * max(read_s, compute_s * sample.pairs_per_expert)
+        work = fullest * each_s
         asked = (counts > 0) * round_trip_s
         seconds[index] = rates.busy_s[members].max() + asked + rows * wire_s + work
     return seconds

@@ -112,7 +112,8 @@ def works(system: System, chosen: NDArray[np.int16], expert_ids: NDArray[np.inte
     else:
         all_seconds = expert_seconds(rates, touches.distinct, touches.pairs)
         meanwhile_s = rates.busy_s[head] + all_seconds[:, head]
-    reads = distinct * rates.read_s[devices] >= pairs * rates.compute_s[devices]
+    arithmetic_s = pairs * rates.compute_s[devices] + distinct * rates.expert_s[devices]
+    reads = distinct * rates.read_s[devices] >= arithmetic_s
     columns = (
         field.tolist() for field in (devices, rows, distinct, pairs, all_seconds[steps, devices], reads)
     )

@@ -164,7 +164,7 @@ def test_a_machine_of_unknown_or_shared_nodes_is_refused(
         ({"host_link_gbytes_per_s": 25}, r"devices\[1\].host_link_gbytes_per_s: expected on devices of kind"),
         (
             {"overheads": {"request_ms": 1}},
-            r"overheads.request_ms: unknown key; expected request_s, message_s",
+            r"overheads.request_ms: unknown key; expected request_s, expert_s, message_s",
         ),
         ({"overheads": {"request_s": -1}}, r"overheads.request_s: expected a number of at least 0, found -1"),
     ],

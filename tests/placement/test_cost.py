@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from placement.cluster_spec import Overheads
 from placement.cost import (
     ExpertRates,
     device_seconds,
     expert_rates,
+    expert_seconds,
     head_layer_seconds,
     head_seconds,
     message_size,
@@ -62,6 +64,17 @@ def test_many_rows_are_bound_by_arithmetic() -> None:
     seconds = device_seconds(rates, np.array([0, 512]), np.array([0, 150]), np.array([0, 2000]))
     wire = 512 * (8260 + 16385) / 125e6
     assert seconds[1] == pytest.approx(3e-4 + wire + 2000 * 2 * 15_728_640 / 1e12)
+
+
+def test_reading_that_arithmetic_does_not_hide_counts_where_arithmetic_rules() -> None:
+    told = problem(gflops=1000)
+    told = replace(told, devices=tuple(replace(d, overheads=Overheads(expert_s=1e-4)) for d in told.devices))
+    rates = expert_rates(told)
+    pair_s, read_s = 2 * 15_728_640 / 1e12, Q4_EXPERT / 50e9
+    many = expert_seconds(rates, np.array([0, 150]), np.array([0, 2000]))
+    assert many[1] == pytest.approx(150 * 1e-4 + 2000 * pair_s)
+    one = expert_seconds(rates, np.array([0, 5]), np.array([0, 5]))
+    assert one[1] == pytest.approx(5 * read_s)
 
 
 def test_a_token_reads_the_published_bytes_of_the_head() -> None:

@@ -161,7 +161,8 @@ def tiny_problem(seed: int, num_devices: int, tokens_per_step: int) -> tuple[Pla
         small = replace(head.worker, budget_bytes=int(generator.integers(3, 8)) * size)
         devices = (replace(head, worker=small), *devices[1:])
     if generator.random() < 0.5:
-        software = Overheads(request_s=float(generator.uniform(0, 1e-4)), message_s=2e-4, message_row_s=1e-4)
+        request_s, expert_s = generator.uniform(0, 1e-4, 2).tolist()
+        software = Overheads(request_s=request_s, expert_s=expert_s, message_s=2e-4, message_row_s=1e-4)
         devices = tuple(replace(d, overheads=software) for d in devices)
     popularity = generator.dirichlet(np.full(5, 0.7), size=2) + 1e-6
     noisy = np.log(popularity) + generator.gumbel(size=(6 * tokens_per_step, 2, 5))
