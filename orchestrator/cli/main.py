@@ -15,6 +15,7 @@ from orchestrator.cli.plan import plan
 from orchestrator.cli.simulate import simulate
 from orchestrator.cli.stats import stats
 from orchestrator.cli.study import study
+from orchestrator.cli.usage import UsageError, usage_message
 from orchestrator.cli.whatif import whatif
 from placement.errors import PotluckError
 
@@ -22,7 +23,6 @@ app = typer.Typer(
     name="potluck",
     help="Run a Mixture-of-Experts model too big for any box you own by pooling the boxes you do own.",
     epilog="Start with `make demo`. Every command takes --json: one document on standard output.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -35,7 +35,11 @@ def main() -> None:
     """Run the command line; a user's mistake ends as one line on standard error and exit code 2."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        app()
+        # Not standalone: typer would print a framed message of several lines for a mistake in an option.
+        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="potluck", standalone_mode=False))
+    except UsageError as error:
+        print_error(usage_message(error))
+        sys.exit(2)
     except PotluckError as error:
         print_error(str(error))
         sys.exit(error.exit_code)

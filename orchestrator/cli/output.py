@@ -10,13 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+console = Console(highlight=False, emoji=False)
 
 
 def print_error(message: str) -> None:
-    """One line for a user's mistake."""
-    errors.print(f"[bold red]error:[/] {_plain(message)}")
+    """One line for a user's mistake, whatever the names and values in it contain."""
+    errors.print(f"[bold red]error:[/] {_plain(' '.join(message.splitlines()))}")
 
 
 def print_note(message: str) -> None:

@@ -1,0 +1,46 @@
+"""Mistakes in the command line itself: one line and exit code 2, as for every other mistake."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.orchestrator.command_line import Potluck
+
+PLAN = ("plan", "cluster.yaml", "--model", "step-3.5-flash")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((*PLAN, "--tokens-per-step", 0), "--tokens-per-step: expected a number of at least 1, found '0'"),
+        ((*PLAN, "--context", "1.5"), "--context: expected a whole number, found '1.5'; see `potluck plan"),
+        ((*PLAN, "--head-bits", "many"), "--head-bits: expected a number, found 'many'"),
+        ((*PLAN, "--polcy", "uniform"), "potluck plan: no such option: --polcy (Possible options: --policy)"),
+        ((*PLAN, "other.yaml"), "unexpected extra argument"),
+        ((*PLAN, "--quant"), "option '--quant' requires an argument; see `potluck"),
+        (("plan",), "potluck plan: missing argument 'CLUSTER'; see `potluck plan --help`"),
+        (("simulate", "plan.json"), "missing option '--cluster'"),
+        (("whatif", "a.yaml", "--model", "m", "--sequences", -1), "--sequences: expected a number"),
+        (("study", "s.yaml", "--processes", 0), "--processes: expected a number of at least 1, found '0'"),
+        (("stats", "--model", "m", "--out", "o.npz"), "missing argument 'TEXT...'"),
+        (("generate", "--model", "m", "--dtype", "q4"), "--dtype: 'q4' is not one of 'float32', 'bfloat16'"),
+        (("demo", "--max-tokens", 1), "--max-tokens: expected a number of at least 2, found '1'"),
+        (("plann",), "no such command 'plann'; did you mean 'plan'; see `potluck --help`"),
+        (("--vresion",), "no such option: --vresion"),
+        (("plan", "a\nb[red].yaml:b:", "--model", "step-3.5-flash"), "a b[red].yaml:b:"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    potluck: Potluck, arguments: tuple[object, ...], expected: str
+) -> None:
+    code, out, err = potluck(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert expected in err
+    assert len(err.splitlines()) == 1
+
+
+def test_without_a_command_there_is_help(potluck: Potluck) -> None:
+    code, out, _ = potluck()
+    assert code == 0
+    assert "simulate" in out
