@@ -14,6 +14,8 @@ from orchestrator.cli.plan import load_shape
 from orchestrator.cli.workload import check_finite
 from placement.cluster_file import load_cluster
 from placement.cluster_spec import LinkSpec
+from placement.planner import DEFAULT_POLICY
+from placement.policies import POLICIES, RUN_POLICIES
 from placement.quantisation import bits_per_weight
 from placement.study.routing_source import FileSource, Routing, RoutingSource, SyntheticSource
 from placement.traces import GENERAL
@@ -32,7 +34,9 @@ def whatif(
     ] = None,
     sequences: Annotated[int, typer.Option(min=1, help="Texts decoded together.")] = 1,
     context: Annotated[int, typer.Option(min=0, help="Positions in the KV cache.")] = 0,
-    policy: Annotated[str, typer.Option(help="How each variant is planned.")] = "least-time",
+    policy: Annotated[
+        str, typer.Option(help=f"How each variant is planned: {', '.join((*POLICIES, *RUN_POLICIES))}.")
+    ] = DEFAULT_POLICY,
     cable_round_trip: Annotated[
         float,
         typer.Option(min=0, help="Seconds over a new cable: in place of Wi-Fi, or to a box like the head's."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from placement.policies import POLICIES, RUN_POLICIES
 from tests.orchestrator.command_line import Potluck
 
 PLAN = ("plan", "cluster.yaml", "--model", "step-3.5-flash")
@@ -44,3 +45,10 @@ def test_without_a_command_there_is_help(potluck: Potluck) -> None:
     code, out, _ = potluck()
     assert code == 0
     assert "simulate" in out
+
+
+def test_whatif_lists_its_policies(potluck: Potluck, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 400)
+    code, out, _ = potluck("whatif", "--help")
+    assert code == 0
+    assert ", ".join((*POLICIES, *RUN_POLICIES)) in out
