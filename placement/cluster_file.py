@@ -11,10 +11,8 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
 
 from placement.cluster_spec import (
@@ -28,6 +26,7 @@ from placement.cluster_spec import (
     Overheads,
 )
 from placement.errors import ClusterFileError
+from placement.yaml_file import read_mapping, shown
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -39,13 +38,7 @@ def load_cluster(path: str | os.PathLike[str]) -> ClusterSpec:
     Raises:
         ClusterFileError: names file, field path, what was expected and what was found.
     """
-    try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ClusterFileError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ClusterFileError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    part, prefix = _potluck_part(document, path)
+    part, prefix = _potluck_part(read_mapping(path, ClusterFileError, "head, nodes and links"), path)
     try:
         file = _ClusterModel.model_validate(part)
     except ValidationError as error:
@@ -57,21 +50,21 @@ def parse_size(value: object) -> int:
     """Bytes from a number or text such as 24GB or 64GiB; raises ValueError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?", str(value).strip(), re.IGNORECASE)
     if isinstance(value, bool) or match is None:
-        raise ValueError(f"expected bytes or a size such as 24GB or 64GiB, found {value!r}")
+        raise ValueError(f"expected bytes or a size such as 24GB or 64GiB, found {shown(value)}")
     return round(float(match[1]) * _UNITS[(match[2] or "").upper()])
 
 
 def _positive(value: object) -> float:
     number = _number(value)
     if number <= 0:
-        raise ValueError(f"expected a number above 0, found {value!r}")
+        raise ValueError(f"expected a number above 0, found {shown(value)}")
     return number
 
 
 def _not_negative(value: object) -> float:
     number = _number(value)
     if number < 0:
-        raise ValueError(f"expected a number of at least 0, found {value!r}")
+        raise ValueError(f"expected a number of at least 0, found {shown(value)}")
     return number
 
 
@@ -81,9 +74,9 @@ def _number(value: object) -> float:
         try:
             value = float(value)
         except ValueError:
-            raise ValueError(f"expected a number, found {value!r}") from None
+            raise ValueError(f"expected a number, found {shown(value)}") from None
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"expected a number, found {value!r}")
+        raise ValueError(f"expected a number, found {shown(value)}")
     return float(value)
 
 
@@ -161,9 +154,7 @@ class _ClusterModel(_Strict):
     link_upgrades: list[_LinkUpgradeModel] = []
 
 
-def _potluck_part(document: object, path: object) -> tuple[object, str]:
-    if not isinstance(document, dict):
-        raise ClusterFileError(f"{path}: expected a mapping with head, nodes and links, found {document!r}")
+def _potluck_part(document: dict[object, object], path: object) -> tuple[object, str]:
     if "provider" not in document and "metadata" not in document:
         return document, ""
     metadata = document.get("metadata")
@@ -187,13 +178,13 @@ def _first_error(error: ValidationError, prefix: str) -> str:
     if kind == "value_error":
         return f"{field}: {first['ctx']['error']}"
     if kind == "literal_error":
-        return f"{field}: expected {first['ctx']['expected']}, found {first['input']!r}"
+        return f"{field}: expected {first['ctx']['expected']}, found {shown(first['input'])}"
     if kind == "string_pattern_mismatch":
-        return f"{field}: expected letters, digits, '-', '_' and '.', found {first['input']!r}"
+        return f"{field}: expected letters, digits, '-', '_' and '.', found {shown(first['input'])}"
     if kind in ("model_type", "model_attributes_type"):
         keys = ", ".join(_known_keys((*location, "")))
-        return f"{field}: expected a mapping with {keys}, found {first['input']!r}"
-    return f"{field}: {first['msg'].replace('Input should be', 'expected')}, found {first['input']!r}"
+        return f"{field}: expected a mapping with {keys}, found {shown(first['input'])}"
+    return f"{field}: {first['msg'].replace('Input should be', 'expected')}, found {shown(first['input'])}"
 
 
 def _field_path(location: Sequence[int | str], prefix: str) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from placement.errors import InputError, StudyFileError
@@ -18,6 +17,7 @@ from placement.routing.text import DOCUMENT_TOKENS
 from placement.study.routing_source import FileSource, RoutingSource, SyntheticSource
 from placement.traces import CODING, GENERAL, Domain
 from placement.workload import Workload
+from placement.yaml_file import read_mapping, shown
 
 DOMAINS = {domain.name: domain for domain in (GENERAL, CODING)}
 
@@ -67,12 +67,7 @@ class Study:
             StudyFileError: names file and field; also for an empty axis, an unknown policy or quantisation,
                 or a file that is not there.
         """
-        try:
-            document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise StudyFileError(f"{path}: {error.strerror}; expected a study file") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise StudyFileError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        document = read_mapping(path, StudyFileError, ", ".join(_StudyModel.model_fields))
         try:
             file = _StudyModel.model_validate(document)
         except ValidationError as error:
@@ -141,10 +136,10 @@ def _first_error(error: ValidationError) -> str:
     if kind == "model_type":
         keys = f"a mapping with {', '.join(_model(location).model_fields)}"
         number = "a number of sequences or " if _model(location) is _BatchModel else ""
-        return f"{where}expected {number}{keys}, found {first['input']!r}"
+        return f"{where}expected {number}{keys}, found {shown(first['input'])}"
     if kind in _EXPECTED:
-        return f"{where}expected {_EXPECTED[kind]}, found {first['input']!r}"
-    return f"{where}{first['msg'].replace('Input should be', 'expected')}, found {first['input']!r}"
+        return f"{where}expected {_EXPECTED[kind]}, found {shown(first['input'])}"
+    return f"{where}{first['msg'].replace('Input should be', 'expected')}, found {shown(first['input'])}"
 
 
 def _model(location: Sequence[int | str]) -> type[BaseModel]:

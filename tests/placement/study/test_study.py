@@ -96,7 +96,9 @@ def test_a_wrong_study_file_is_one_line_with_the_field(
 def test_a_file_that_is_not_a_mapping_or_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyFileError, match="expected a mapping with name, model"):
         Study.load(written(tmp_path, "[1, 2]"))
-    with pytest.raises(StudyFileError, match="expected a study file"):
+    with pytest.raises(
+        StudyFileError, match="No such file or directory; expected a YAML file with name, model"
+    ):
         Study.load(tmp_path / "absent.yaml")
 
 
