@@ -103,6 +103,11 @@ class _OverheadsModel(_Strict):
     draft_s: _NotNegative = 0.0
 
 
+# What counts on the head's own device alone, and what also counts where the policy `pipeline` runs layers.
+_HEAD_OVERHEADS = {"message_s", "message_row_s", "pass_s", "draft_s"}
+_LAYER_OVERHEADS = {"layer_s", "moe_layer_s", "batch_s", "row_s"}
+
+
 class _MachineModel(_Strict):
     name: _Name
     nodes: list[str]
@@ -234,6 +239,9 @@ def _cluster(file: _ClusterModel, where: str) -> ClusterSpec:
         if node.name != file.head and not node.devices:
             raise ClusterFileError(f"{field}.devices: expected at least one device, found none")
         _check_unique([device.name for device in node.devices], f"{field}.devices")
+        for i, device in enumerate(node.devices):
+            if (node.name, i) != (file.head, 0):
+                _check_no_head_software(node, device, f"{field}.devices[{i}]")
         devices = tuple(_device(device, f"{field}.devices[{i}]") for i, device in enumerate(node.devices))
         nodes.append(NodeSpec(node.name, node.address, devices, links.get(node.name), node.price))
     upgrades = _link_upgrades(file, set(links) - {file.head}, where)
@@ -284,6 +292,17 @@ def _link_upgrades(file: _ClusterModel, linked: set[str], where: str) -> tuple[L
         )
         for upgrade in file.link_upgrades
     )
+
+
+def _check_no_head_software(node: _NodeModel, device: _DeviceModel, where: str) -> None:
+    """On a device that is not the head's own, some measured seconds would count nowhere."""
+    without_effect = _HEAD_OVERHEADS | (_LAYER_OVERHEADS if device.kind == "disk" else set())
+    for name, seconds in device.overheads.model_dump().items():
+        if seconds and name in without_effect:
+            raise ClusterFileError(
+                f"{where}.overheads.{name}: expected on the first device of the head's node, found on device "
+                f"{device.name!r} of node {node.name!r}, where it has no effect: leave it out"
+            )
 
 
 def _device(device: _DeviceModel, where: str) -> DeviceSpec:

@@ -178,6 +178,28 @@ def test_wrong_software_or_a_bus_without_a_gpu_is_refused(
         load(tmp_path, document)
 
 
+@pytest.mark.parametrize("name", ["message_s", "message_row_s", "pass_s", "draft_s"])
+def test_software_of_the_head_alone_is_refused_elsewhere(tmp_path: Path, name: str) -> None:
+    document = good()
+    gpu, ram = document["nodes"][0]["devices"]
+    gpu["overheads"] = {name: 1e-4}
+    ram["overheads"] = {"request_s": 1e-4, "row_s": 1e-4}
+    load(tmp_path, document)
+    ram["overheads"][name] = 1e-4
+    message = rf"nodes\[0\].devices\[1\].overheads.{name}: .* device 'ram' of node 'study', where it has no"
+    with pytest.raises(ClusterFileError, match=message):
+        load(tmp_path, document)
+
+
+def test_software_of_layers_is_refused_where_no_layer_runs(tmp_path: Path) -> None:
+    document = good()
+    document["nodes"][1]["devices"][0] |= {"kind": "disk", "overheads": {"layer_s": 1e-4}}
+    with pytest.raises(
+        ClusterFileError, match=r"nodes\[1\].devices\[0\].overheads.layer_s: .* has no effect"
+    ):
+        load(tmp_path, document)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
