@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.generate import Stream
-from orchestrator.cli.options import DtypeName
+from orchestrator.cli.options import DtypeName, Json
 from orchestrator.cli.output import console, print_json, print_note
 from orchestrator.cli.plan import plan_tables
 from orchestrator.cli.run_tables import report_document, run_tables
@@ -35,7 +35,7 @@ def demo(
         float, typer.Option(help="0 is greedy: so small a model then repeats itself.")
     ] = 0.7,
     mtp: Annotated[int, typer.Option(help="Drafts a step, 0 to 3.")] = 3,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    json: Json = False,
 ) -> None:
     """Plan, start and run the shipped model on three worker processes of this machine."""
     model = MODELS / "potluck-tiny"

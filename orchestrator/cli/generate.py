@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.options import DtypeName
+from orchestrator.cli.inputs import load_plan
+from orchestrator.cli.options import DtypeName, Json
 from orchestrator.cli.output import errors, print_json
 from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.generate import GenerationParams, GenerationResult
@@ -17,7 +18,6 @@ from orchestrator.report import RunReport
 from orchestrator.session import even_plan, open_session
 from orchestrator.tokenizer import StreamDecoder, Tokenizer
 from placement.errors import InputError
-from placement.plan import Plan
 from workers.model_config import Step35Config
 
 
@@ -44,18 +44,18 @@ def generate(
         str | None, typer.Option(help="A running Ray cluster for --plan, such as auto or 10.0.0.1:6379.")
     ] = None,
     seed: Annotated[int, typer.Option(help="For temperatures above 0.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    json: Json = False,
 ) -> None:
     """Continue a prompt."""
     config = Step35Config.load(model)
     tokenizer = Tokenizer.load(model) if prompt is not None else optional_tokenizer(model)
     prompt_ids = _prompt_ids(prompt, token_ids, tokenizer)
     params = GenerationParams(max_tokens, temperature, seed, ignore_eos, mtp)
+    shape = config.shape(model.resolve().name)
     if plan is None:
-        shape = config.shape(model.resolve().name)
         made = even_plan(shape, workers or 0, (dtype or DtypeName.float32).value)
     else:
-        made = Plan.load(plan)
+        made = load_plan(plan, shape)
         if workers is not None or dtype not in (None, made.dtype):
             raise InputError(
                 f"{plan} says where experts live, in {made.dtype}; leave out --workers and --dtype"

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
 import torch
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 
 class DtypeName(StrEnum):

@@ -9,17 +9,18 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from orchestrator.cli.inputs import load_plan, load_shape, named
+from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, print_json, print_note, share, size, table
-from orchestrator.cli.workload import acceptance_of, check_drafts, workload_of
+from orchestrator.cli.workload import Accept, TokensPerStep, acceptance_of, check_drafts, workload_of
 from orchestrator.plan_picture import write_heatmap
 from placement.advice import advice
 from placement.atomic import check_target
 from placement.cluster_file import load_cluster, parse_size
 from placement.cluster_spec import ClusterSpec
 from placement.cost import head_seconds
-from placement.errors import InputError, PlanDoesNotFit, PlanError
+from placement.errors import InputError, PlanDoesNotFit
 from placement.interop.read import read_routing
-from placement.model_shape import ModelShape, published_shape
 from placement.plan import LOCAL_WORKER, Plan
 from placement.planner import DEFAULT_POLICY, as_plan
 from placement.policies import POLICIES, named_policy
@@ -29,7 +30,6 @@ from placement.quantisation import bits_per_weight
 from placement.replan import Replan, replan
 from placement.routing.planning_text import planning_text
 from placement.summary import PlanSummary, summarise
-from workers.model_config import Step35Config
 
 # Contexts people ask about; those that do not fit the head's memory are said not to.
 _CONTEXTS = (1024, 4096, 16384, 65536, 262144)
@@ -59,13 +59,8 @@ def plan(
         Path | None, typer.Option(help="Routing file of `potluck stats`, or another engine's counts.")
     ] = None,
     policy: Annotated[str, typer.Option(help=f"{', '.join(POLICIES)}.")] = DEFAULT_POLICY,
-    tokens_per_step: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a pass: sequences x (1 + drafts).")
-    ] = None,
-    accept: Annotated[
-        str | None,
-        typer.Option(help="MTP: chance of each draft to hold if those before it did, such as 0.8,0.6."),
-    ] = None,
+    tokens_per_step: TokensPerStep = None,
+    accept: Accept = None,
     context: Annotated[int, typer.Option(min=0, help="Positions in each sequence's KV cache.")] = 4096,
     head_bits: Annotated[
         float | None,
@@ -83,7 +78,7 @@ def plan(
         Path | None, typer.Option(help="Write a heatmap, layer x expert, here: .png or .svg.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the plan here, as JSON.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    json: Json = False,
 ) -> None:
     """Decide which box and memory holds each expert, and predict the speed."""
     shape = load_shape(model)
@@ -107,17 +102,15 @@ def plan(
             check_target(path)
     boxes = load_cluster(cluster)
     routing = read_routing(stats, shape) if stats is not None else None
-    in_use = None if current is None else _load_checked(current, shape)
+    in_use = None if current is None else load_plan(current, shape)
     moved = None
-    try:
+    with named(cluster, PlanDoesNotFit):
         problem = problem_for(shape, boxes, shape.expert_bytes(bits), routing, workload)
         if in_use is None:
             made = as_plan(problem, named_policy(policy)(problem), policy, quant)
         else:
             moved = _replan(problem, in_use, quant, move_bytes, move_seconds)
             made = as_plan(problem, moved.table, DEFAULT_POLICY, quant, in_use.epoch + 1)
-    except PlanDoesNotFit as error:
-        raise PlanDoesNotFit(f"{cluster}: {error}") from error
     planned = _describe(problem, boxes, made, moved)
     if picture is not None:
         write_heatmap(made, picture, routing)
@@ -131,24 +124,6 @@ def plan(
     for path in (out, picture):
         if path is not None:
             print_note(f"wrote {path}")
-
-
-def load_shape(model: str) -> ModelShape:
-    """The shape of a built-in model, or of the model in a directory."""
-    folder = Path(model)
-    if folder.is_dir():
-        return Step35Config.load(folder).shape(folder.resolve().name)
-    return published_shape(model)
-
-
-def _load_checked(path: Path, shape: ModelShape) -> Plan:
-    """A plan of this model; raises PlanError, which names the file."""
-    in_use = Plan.load(path)
-    try:
-        in_use.check(shape)
-    except PlanError as error:
-        raise PlanError(f"{path}: {error}") from error
-    return in_use
 
 
 def _replan(

@@ -11,9 +11,10 @@ import typer
 from numpy.typing import NDArray
 from rich.table import Table
 
+from orchestrator.cli.inputs import load_shape
+from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, print_json, print_note, share, size, table
-from orchestrator.cli.plan import load_shape
-from orchestrator.cli.workload import acceptance_of, check_drafts, workload_of
+from orchestrator.cli.workload import Accept, TokensPerStep, acceptance_of, check_drafts, workload_of
 from placement.cluster_file import load_cluster
 from placement.errors import InputError, RoutingFileError
 from placement.model_shape import PUBLISHED_SHAPES, ModelShape
@@ -31,14 +32,8 @@ def simulate(
     plan: Annotated[Path, typer.Argument(help="Plan made by `potluck plan`.", metavar="PLAN.json")],
     cluster: Annotated[Path, typer.Option(help="Cluster file with the plan's devices.")],
     trace: Annotated[Path, typer.Option(help="Routing file with a trace (`potluck stats --trace`).")],
-    tokens_per_step: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens of a pass: sequences x (1 + drafts)."),
-    ] = None,
-    accept: Annotated[
-        str | None,
-        typer.Option(help="MTP: chance of each draft to hold if those before it did, such as 0.8,0.6."),
-    ] = None,
+    tokens_per_step: TokensPerStep = None,
+    accept: Accept = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the drafts' luck.")] = 0,
     in_flight: Annotated[int, typer.Option(min=1, help="Passes under way at once; they queue.")] = 1,
     context: Annotated[int, typer.Option(min=0, help="Positions in each sequence's KV cache.")] = 0,
@@ -52,7 +47,7 @@ def simulate(
     model: Annotated[
         str | None, typer.Option(help="Built-in name or model directory; default the plan's model.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    json: Json = False,
 ) -> None:
     """Replay a trace through a plan: step times, tokens/s, what is busy and what bounds each layer."""
     loaded = Plan.load(plan)

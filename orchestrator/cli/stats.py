@@ -11,7 +11,7 @@ import torch
 import typer
 from rich.progress import Progress
 
-from orchestrator.cli.options import DtypeName, torch_dtype
+from orchestrator.cli.options import DtypeName, Json, torch_dtype
 from orchestrator.cli.output import console, errors, print_json, print_note, share, table
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.routing_recorder import RoutingRecorder
@@ -32,7 +32,7 @@ def stats(
     trace: Annotated[bool, typer.Option(help="Keep every token's experts, not only their counts.")] = False,
     window: Annotated[int, typer.Option(min=1, help="Tokens seen together; longer text is cut.")] = 2048,
     dtype: Annotated[DtypeName, typer.Option(help="Arithmetic of the run.")] = DtypeName.float32,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    json: Json = False,
 ) -> None:
     """Run text through the model and write which experts its tokens use."""
     check_target(out)

@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from orchestrator.cli.inputs import load_shape, named
+from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, errors, print_json, print_note, table
-from orchestrator.cli.plan import load_shape
 from orchestrator.study_report.comparison import compare, setting_labels, summary
 from orchestrator.study_report.page import write_page
-from placement.errors import InputError, StudyFileError
 from placement.study.config import Study
 from placement.study.grid import cells, fingerprint
 from placement.study.inputs import check_inputs
@@ -28,14 +28,12 @@ def study(
         Path | None, typer.Option(help="Results folder; default: the study file's name beside it.")
     ] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Default: the cores of this machine.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    json: Json = False,
 ) -> None:
     """Plan and judge every cell of a grid; an interrupted study goes on where it stopped."""
     loaded = Study.load(file)
-    try:
+    with named(f"{file}: model"):
         shape = load_shape(loaded.model)
-    except InputError as error:
-        raise StudyFileError(f"{file}: model: {error}") from error
     check_inputs(loaded, shape)
     grid = cells(loaded)
     results = ResultsFolder.open(out or file.with_suffix(""), loaded.name, fingerprint(loaded, shape))

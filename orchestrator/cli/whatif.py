@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 from rich.progress import track
 
+from orchestrator.cli.inputs import load_shape
+from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, errors, print_json, print_note, table
-from orchestrator.cli.plan import load_shape
 from orchestrator.cli.workload import check_finite
 from placement.cluster_file import load_cluster
 from placement.cluster_spec import LinkSpec
@@ -42,7 +43,7 @@ def whatif(
         typer.Option(min=0, help="Seconds over a new cable: in place of Wi-Fi, or to a box like the head's."),
     ] = 3e-4,
     cable_gbits: Annotated[float, typer.Option(min=0.001, help="Gbit/s of a new cable.")] = 2.5,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+    json: Json = False,
 ) -> None:
     """Rank single changes to a cluster by tokens per second."""
     shape = load_shape(model)

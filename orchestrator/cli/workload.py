@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
+
+import typer
 
 from placement.errors import InputError
 from placement.model_shape import ModelShape
 from placement.simulation.steps import Acceptance
 from placement.workload import Workload
+
+TokensPerStep = Annotated[int | None, typer.Option(min=1, help="Tokens of a pass: sequences x (1 + drafts).")]
+Accept = Annotated[
+    str | None,
+    typer.Option(help="MTP: chance of each draft to hold if those before it did, such as 0.8,0.6."),
+]
 
 
 def acceptance_of(text: str | None, seed: int = 0) -> Acceptance | None:

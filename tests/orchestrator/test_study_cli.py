@@ -12,7 +12,7 @@ from orchestrator.cli.study import study
 from orchestrator.cli.whatif import whatif
 from orchestrator.study_report.comparison import Comparison, compare, setting_labels, summary
 from orchestrator.study_report.page import write_page
-from placement.errors import ClusterFileError, StudyFileError
+from placement.errors import ClusterFileError, InputError
 from placement.study.config import Study
 from placement.study.grid import cells
 from placement.study.results import Row
@@ -107,7 +107,7 @@ def test_a_wrong_cluster_file_leaves_no_folder_behind(tmp_path: Path) -> None:
 def test_an_unknown_model_names_the_file_and_leaves_no_folder_behind(tmp_path: Path) -> None:
     file = published(tmp_path)
     file.write_text(file.read_text().replace("step-3.5-flash", "step-9"))
-    with pytest.raises(StudyFileError, match=r"grid.yaml: model: model 'step-9' is not built in"):
+    with pytest.raises(InputError, match=r"grid.yaml: model: model 'step-9' is not built in"):
         study(file, out=None, processes=1, json=False)
     assert not (tmp_path / "grid").exists()
 

@@ -1,0 +1,42 @@
+"""What commands are given by name or by file; errors say which file or option is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from placement.errors import PotluckError
+from placement.model_shape import ModelShape, published_shape
+from placement.plan import Plan
+from workers.model_config import Step35Config
+
+
+def load_shape(model: str) -> ModelShape:
+    """The shape of a built-in model, or of the model in a directory."""
+    folder = Path(model)
+    if folder.is_dir():
+        return Step35Config.load(folder).shape(folder.resolve().name)
+    return published_shape(model)
+
+
+def load_plan(path: Path, shape: ModelShape) -> Plan:
+    """A plan of this model whose workers hold what they have room for.
+
+    Raises:
+        PlanError: names the file, and the field or worker.
+    """
+    plan = Plan.load(path)
+    with named(path):
+        plan.check(shape)
+        plan.check_fits()
+    return plan
+
+
+@contextmanager
+def named(where: object, kind: type[PotluckError] = PotluckError) -> Iterator[None]:
+    """Put the file or option at fault in front of errors of `kind`, which do not name it."""
+    try:
+        yield
+    except kind as error:
+        raise type(error)(f"{where}: {error}") from error
