@@ -12,7 +12,7 @@ from rich.table import Table
 from orchestrator.cli.inputs import load_plan, load_shape, named
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, print_json, print_note, share, size, table
-from orchestrator.cli.workload import Accept, TokensPerStep, acceptance_of, check_drafts, workload_of
+from orchestrator.cli.workload import Accept, Context, TokensPerStep, acceptance_of, check_drafts, workload_of
 from orchestrator.plan_picture import write_heatmap
 from placement.advice import advice
 from placement.atomic import check_target
@@ -29,6 +29,7 @@ from placement.problem import PlanningProblem, problem_for
 from placement.quantisation import bits_per_weight
 from placement.replan import Replan, replan
 from placement.routing.planning_text import planning_text
+from placement.study.config import DEFAULT_CONTEXT
 from placement.summary import PlanSummary, summarise
 
 # Contexts people ask about; those that do not fit the head's memory are said not to.
@@ -61,7 +62,7 @@ def plan(
     policy: Annotated[str, typer.Option(help=f"{', '.join(POLICIES)}.")] = DEFAULT_POLICY,
     tokens_per_step: TokensPerStep = None,
     accept: Accept = None,
-    context: Annotated[int, typer.Option(min=0, help="Positions in each sequence's KV cache.")] = 4096,
+    context: Context = DEFAULT_CONTEXT,
     head_bits: Annotated[
         float | None,
         typer.Option(min=1, help="Bits of each of the head's own weights; default 16 or more."),

@@ -14,7 +14,7 @@ from rich.table import Table
 from orchestrator.cli.inputs import load_shape
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, print_json, print_note, share, size, table
-from orchestrator.cli.workload import Accept, TokensPerStep, acceptance_of, check_drafts, workload_of
+from orchestrator.cli.workload import Accept, Context, TokensPerStep, acceptance_of, check_drafts, workload_of
 from placement.cluster_file import load_cluster
 from placement.errors import InputError, RoutingFileError
 from placement.model_shape import PUBLISHED_SHAPES, ModelShape
@@ -25,6 +25,7 @@ from placement.simulation.steps import Acceptance, split_trace
 from placement.simulation.system import System
 from placement.simulation.tally import CAUSES, SimulationReport
 from placement.stats import RoutingStats
+from placement.study.config import DEFAULT_CONTEXT
 from placement.workload import Workload
 
 
@@ -36,7 +37,7 @@ def simulate(
     accept: Accept = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the drafts' luck.")] = 0,
     in_flight: Annotated[int, typer.Option(min=1, help="Passes under way at once; they queue.")] = 1,
-    context: Annotated[int, typer.Option(min=0, help="Positions in each sequence's KV cache.")] = 0,
+    context: Context = DEFAULT_CONTEXT,
     head_bits: Annotated[float, typer.Option(min=1, help="Bits of each of the head's own weights.")] = 16.0,
     lose: Annotated[
         list[str] | None, typer.Option(help="WORKER@SECONDS: lost at that time. Repeatable.")

@@ -12,12 +12,13 @@ from rich.progress import track
 from orchestrator.cli.inputs import load_shape
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, errors, print_json, print_note, table
-from orchestrator.cli.workload import check_finite
+from orchestrator.cli.workload import Context, check_finite
 from placement.cluster_file import load_cluster
 from placement.cluster_spec import LinkSpec
 from placement.planner import DEFAULT_POLICY
 from placement.policies import POLICIES, RUN_POLICIES
 from placement.quantisation import bits_per_weight
+from placement.study.config import DEFAULT_CONTEXT
 from placement.study.routing_source import FileSource, Routing, RoutingSource, SyntheticSource
 from placement.traces import GENERAL
 from placement.whatif import Outcome, WhatIf, changes, rank_changes
@@ -34,7 +35,7 @@ def whatif(
         Path | None, typer.Option(help="Routing file with a trace; without it synthetic general text.")
     ] = None,
     sequences: Annotated[int, typer.Option(min=1, help="Texts decoded together.")] = 1,
-    context: Annotated[int, typer.Option(min=0, help="Positions in the KV cache.")] = 0,
+    context: Context = DEFAULT_CONTEXT,
     policy: Annotated[
         str, typer.Option(help=f"How each variant is planned: {', '.join((*POLICIES, *RUN_POLICIES))}.")
     ] = DEFAULT_POLICY,

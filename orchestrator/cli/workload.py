@@ -12,6 +12,7 @@ from placement.model_shape import ModelShape
 from placement.simulation.steps import Acceptance
 from placement.workload import Workload
 
+Context = Annotated[int, typer.Option(min=0, help="Positions in each sequence's KV cache.")]
 TokensPerStep = Annotated[int | None, typer.Option(min=1, help="Tokens of a pass: sequences x (1 + drafts).")]
 Accept = Annotated[
     str | None,

@@ -19,6 +19,9 @@ from placement.traces import CODING, GENERAL, Domain
 from placement.workload import Workload
 from placement.yaml_file import read_mapping, shown
 
+# Of every command: an empty cache is nobody's everyday, and speeds are compared between commands.
+DEFAULT_CONTEXT = 4096
+
 DOMAINS = {domain.name: domain for domain in (GENERAL, CODING)}
 
 
@@ -108,7 +111,7 @@ class _StudyModel(_Strict):
     quants: list[str]
     traces: list[_TraceModel]
     batches: list[Annotated[_BatchModel, BeforeValidator(_as_batch)]] = [_BatchModel()]
-    contexts: list[Annotated[int, Field(ge=0)]] = [0]
+    contexts: list[Annotated[int, Field(ge=0)]] = [DEFAULT_CONTEXT]
 
 
 # What pydantic calls these types of error, in a user's words.

@@ -76,6 +76,19 @@ def test_the_promised_keys_agree_with_each_other_and_with_the_simulator(
     assert simulated["remote_layers_per_token"] == pytest.approx(made["remote_layers_per_token"])
 
 
+def test_a_plan_and_its_simulation_assume_the_same_where_nothing_is_said(
+    potluck: Potluck, files: Path, tmp_path: Path
+) -> None:
+    plan, stats = tmp_path / "plan.json", files / "coding.npz"
+    made = document(
+        potluck(*arguments(files, "--policy", "uniform", "--stats", stats, "--out", plan, "--json"))
+    )
+    simulated = document(
+        potluck("simulate", plan, "--cluster", files / "cluster.yaml", "--trace", stats, "--json")
+    )
+    assert simulated["step_time_s"]["mean"] == pytest.approx(made["step_time_s"])
+
+
 def test_without_statistics_hardware_or_weights_there_is_a_plan_and_a_picture(
     potluck: Potluck, files: Path, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from tests.placement.study.test_study import SHAPE, STUDY, written
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("study")
-    text = STUDY.replace("[hottest-first,", "[least-time, hottest-first,") + "contexts: [0, 8]\n"
+    text = STUDY.replace("[hottest-first,", "[least-time, hottest-first,").replace("[0]", "[0, 8]")
     loaded = Study.load(written(folder, text.replace("name: small\n", 'name: "<b>small</b>"\n', 1)))
     rows = list(run_cells(SHAPE, cells(loaded), processes=1))
     assert len(compare(rows)) == 2 * 2 * 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from placement.policies import POLICIES, RUN_POLICIES
+from placement.study.config import DEFAULT_CONTEXT
 from tests.orchestrator.command_line import Potluck
 
 PLAN = ("plan", "cluster.yaml", "--model", "step-3.5-flash")
@@ -45,6 +46,15 @@ def test_without_a_command_there_is_help(potluck: Potluck) -> None:
     code, out, _ = potluck()
     assert code == 0
     assert "simulate" in out
+
+
+@pytest.mark.parametrize("command", ["plan", "simulate", "whatif"])
+def test_every_command_assumes_the_same_context(
+    potluck: Potluck, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 400)
+    (line,) = [line for line in potluck(command, "--help")[1].splitlines() if "--context" in line]
+    assert f"[default: {DEFAULT_CONTEXT}]" in line
 
 
 def test_whatif_lists_its_policies(potluck: Potluck, monkeypatch: pytest.MonkeyPatch) -> None:

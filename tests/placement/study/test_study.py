@@ -11,7 +11,7 @@ import yaml
 from placement.errors import InputError, PotluckError, RoutingFileError, StudyFileError
 from placement.policies import RUN_POLICIES
 from placement.stats import RoutingStats
-from placement.study.config import Study
+from placement.study.config import DEFAULT_CONTEXT, Study
 from placement.study.grid import cells, fingerprint
 from placement.study.inputs import check_inputs
 from placement.study.results import ResultsFolder, Row
@@ -46,6 +46,7 @@ policies: [hottest-first, one-box]
 clusters: [pair.yaml]
 quants: [q4, bfloat16]
 batches: [1, {sequences: 2, drafts: 1, accepted_drafts: 0.5}]
+contexts: [0]
 traces: [{name: general, domain: general, tokens: 200}]
 """
 
@@ -61,6 +62,11 @@ def test_every_combination_is_one_cell_with_a_key_of_its_own(tmp_path: Path) -> 
     grid = cells(Study.load(written(tmp_path)))
     assert len(grid) == 2 * 2 * 2
     assert len({cell.key for cell in grid}) == len(grid)
+
+
+def test_a_study_assumes_the_context_that_the_commands_do(tmp_path: Path) -> None:
+    study = Study.load(written(tmp_path, STUDY.replace("contexts: [0]\n", "")))
+    assert study.contexts == (DEFAULT_CONTEXT,)
 
 
 @pytest.mark.parametrize(
