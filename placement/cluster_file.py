@@ -84,6 +84,7 @@ _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 _Size = Annotated[int, BeforeValidator(parse_size)]
 _Positive = Annotated[float, BeforeValidator(_positive)]
 _NotNegative = Annotated[float, BeforeValidator(_not_negative)]
+_Number = Annotated[float, BeforeValidator(_number)]
 
 
 class _Strict(BaseModel):
@@ -97,7 +98,7 @@ class _OverheadsModel(_Strict):
     message_row_s: _NotNegative = 0.0
     layer_s: _NotNegative = 0.0
     moe_layer_s: _NotNegative = 0.0
-    batch_s: _NotNegative = 0.0
+    batch_s: _Number = 0.0
     row_s: _NotNegative = 0.0
     pass_s: _NotNegative = 0.0
     draft_s: _NotNegative = 0.0
@@ -315,6 +316,11 @@ def _device(device: _DeviceModel, where: str) -> DeviceSpec:
         raise ClusterFileError(
             f"{where}.host_link_gbytes_per_s: expected on devices of kind 'vram' only, found on "
             f"{device.kind!r}: leave it out"
+        )
+    if device.overheads.batch_s < -device.overheads.layer_s:
+        raise ClusterFileError(
+            f"{where}.overheads.batch_s: expected at least -layer_s ({-device.overheads.layer_s:g}), "
+            f"which it is added to, found {device.overheads.batch_s:g}"
         )
     return DeviceSpec(
         name=device.name,

@@ -20,7 +20,8 @@ class Overheads:
         message_row_s: of the head, for each row of such a request: gathered, sent, its answer added.
         layer_s: of the head, in each decoder layer of a pass.
         moe_layer_s: of the head, in each MoE layer on top: dispatch.
-        batch_s: of the head, in each decoder layer of a pass of more than one row, on top of `layer_s`.
+        batch_s: of the head, in each decoder layer of a pass of more than one row, on top of `layer_s`;
+            below 0 where a single row's kernels use fewer threads.
         row_s: of the head, for each row in each decoder layer.
         pass_s: of the head, in each pass: embedding, logits, sampling.
         draft_s: of the head, for each MTP layer it runs.

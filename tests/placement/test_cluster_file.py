@@ -167,6 +167,10 @@ def test_a_machine_of_unknown_or_shared_nodes_is_refused(
             r"overheads.request_ms: unknown key; expected request_s, expert_s, message_s",
         ),
         ({"overheads": {"request_s": -1}}, r"overheads.request_s: expected a number of at least 0, found -1"),
+        (
+            {"overheads": {"layer_s": 1e-4, "batch_s": -2e-4}},
+            r"overheads.batch_s: expected at least -layer_s \(-0.0001\), .* found -0.0002",
+        ),
     ],
 )
 def test_wrong_software_or_a_bus_without_a_gpu_is_refused(
