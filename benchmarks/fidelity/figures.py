@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.fidelity.chunks import ChunkRates
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessProbe:
@@ -11,14 +13,15 @@ class ProcessProbe:
 
     Attributes:
         read_s: of one more expert for the same row: its bytes at the memory's rate.
-        pair_s: of one (row, expert) pair in a request as a prompt's chunk makes it: its FLOPs at the rate of
-            arithmetic. In a head without experts the same FLOPs of a shared expert.
+        chunk: of distinct experts and pairs in a request as a prompt's chunk makes it: what reading an
+            expert adds there, and a pair's FLOPs at the rate of arithmetic. In a head without experts the
+            same FLOPs of a shared expert.
         request_s: of a request beyond its experts: its messages, one kernel call; in the head's process what
             its dispatcher does for it instead of messages.
     """
 
     read_s: float
-    pair_s: float
+    chunk: ChunkRates
     request_s: float
 
 

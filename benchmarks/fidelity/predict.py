@@ -9,6 +9,7 @@ from statistics import fmean, median
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.fidelity.chunks import ChunkRates
 from benchmarks.fidelity.figures import FanOut, HeadProbe, LinkProbe, Probes, ProcessProbe
 from benchmarks.fidelity.layouts import Setup, node_of
 from benchmarks.fidelity.rows import fan_out_ids
@@ -127,8 +128,11 @@ def _device(name: str, probe: ProcessProbe, size: int, shape: ModelShape) -> Dev
         _ROOM_BYTES,
         0,
         bandwidth_bytes_per_s=size / probe.read_s,
-        ffn_flops_per_s=2 * shape.expert_parameters / probe.pair_s,
-        overheads=Overheads(request_s=probe.request_s),
+        ffn_flops_per_s=2 * shape.expert_parameters / probe.chunk.pair_s,
+        overheads=Overheads(
+            request_s=probe.request_s,
+            expert_s=probe.chunk.expert_s,
+        ),
     )
 
 
@@ -149,8 +153,8 @@ def _head_overheads(
     verifying = replace(workload, drafts=head.verify_rows - 1)
     verify_s = float(head_layer_seconds(replace(problem, workload=verifying)).sum())
     verify_s += shape.num_moe_layers * shared_expert_s(device, shape, verifying)
-    batch_s = max(0.0, (head.verify_s - verify_s) / shape.num_hidden_layers - max(0.0, layer_s))
-    chunk_extra_s = head.chunk_s - chunk_s - shape.num_hidden_layers * (max(0.0, layer_s) + batch_s)
+    batch_layer_s = (head.verify_s - verify_s) / shape.num_hidden_layers
+    chunk_extra_s = head.chunk_s - chunk_s - shape.num_hidden_layers * max(0.0, batch_layer_s)
 
     drafting = replace(problem, workload=replace(workload, drafts=shape.num_mtp_layers))
     draft_s = (head.drafts_s - head_seconds(drafting).mtp_s) / shape.num_mtp_layers
@@ -160,7 +164,7 @@ def _head_overheads(
         message_row_s=head.message_row_s,
         layer_s=max(0.0, layer_s),
         moe_layer_s=head.dispatch_s,
-        batch_s=batch_s,
+        batch_s=max(0.0, batch_layer_s) - max(0.0, layer_s),
         row_s=max(0.0, chunk_extra_s / (head.chunk_rows * shape.num_hidden_layers))
         + head.dispatch_row_s * shape.num_moe_layers / shape.num_hidden_layers,
         pass_s=max(0.0, head.logits_s - head_seconds(problem).lm_head_s),
@@ -224,7 +228,8 @@ def _median_head(rounds: Sequence[Probes]) -> HeadProbe:
 
 
 def _median_process(probes: Sequence[ProcessProbe]) -> ProcessProbe:
-    return ProcessProbe(*(median(getattr(p, f.name) for p in probes) for f in fields(ProcessProbe)))
+    chunk = ChunkRates(median(p.chunk.expert_s for p in probes), median(p.chunk.pair_s for p in probes))
+    return ProcessProbe(median(p.read_s for p in probes), chunk, median(p.request_s for p in probes))
 
 
 def _median_link(probes: Sequence[LinkProbe]) -> LinkProbe:

@@ -30,9 +30,11 @@ def routed_ids(
     return np.where(np.isin(ids, list(held)), ids, np.int32(-1))
 
 
-def chunk_ids(shape: ModelShape, held: Collection[int], turn: int) -> NDArray[np.int32]:
+def chunk_ids(
+    shape: ModelShape, held: Collection[int], turn: int, rows: int = CHUNK_ROWS
+) -> NDArray[np.int32]:
     """What a chunk of a prompt asks of a process that holds `held`: without the rows that need none."""
-    ids = routed_ids(shape, held, turn)
+    ids = routed_ids(shape, held, turn, rows)
     return ids[(ids >= 0).any(axis=1)]
 
 

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.fidelity.bench import Bench, UncountedExperts
 from benchmarks.fidelity.counting import CountingDispatcher
 from benchmarks.fidelity.figures import Probes
 from benchmarks.fidelity.layouts import Setup, make_plan
 from benchmarks.fidelity.others import OthersShare
 from benchmarks.fidelity.predict import cluster_of, predict
-from benchmarks.fidelity.probes import Prober, UncountedExperts
+from benchmarks.fidelity.probes import probe
 from benchmarks.fidelity.processes import running_workers
 from orchestrator.dispatch import Dispatcher, Usage
 from orchestrator.generate import GenerationParams, GenerationResult, generate
@@ -152,7 +153,7 @@ def run_setup(
         head = Step35Model(model.config, model.weights, torch.float32, dispatcher, dispatcher.timer)
         uncounted = UncountedExperts(model.probe_store)
         bare = Step35Model(model.config, model.weights, torch.float32, uncounted)
-        prober = Prober(
+        bench = Bench(
             model.shape,
             plan,
             model.probe_store,
@@ -168,7 +169,7 @@ def run_setup(
 
         def one_round() -> Round:
             others = OthersShare()
-            probes, runs = prober.probe(), {}
+            probes, runs = probe(bench), {}
             for drafts in setup.drafts:
                 runs[drafts] = generate(head, prompt_ids(), _params(drafts, tokens))
                 if runs[drafts].token_ids != recorded[drafts].token_ids:

@@ -1,0 +1,89 @@
+"""What the head takes without experts: its passes, its dispatcher and what that does for each message."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from benchmarks.fidelity.bench import SLOW_SHARE, Bench
+from benchmarks.fidelity.clocks import mean, timed
+from benchmarks.fidelity.figures import HeadProbe
+from benchmarks.fidelity.rows import CHUNK_ROWS, chunk_ids, hidden_rows
+from orchestrator.model.attention import SequenceSlice
+from orchestrator.model.mtp import DraftRequest, MtpDrafter
+from orchestrator.sampling import Sampler
+from workers import kernels
+
+
+def probe_head(bench: Bench) -> HeadProbe:
+    head, context = bench.head, bench.context
+    cache = head.new_cache()
+    prompt = torch.arange(context) % head.config.vocab_size
+    hidden = head.forward(prompt, [SequenceSlice(cache, context)])
+    drafter = MtpDrafter(head, len(head.weights.mtp))
+    state, tokens = drafter.new_state(), [*prompt.tolist(), 1]
+    sampler = Sampler(1.0, 0)
+    drafter.draft([DraftRequest(state, hidden, tokens, drafter.num_layers, sampler.draft)])
+
+    token, verify, chunk, logits, drafts, attention = [], [], [], [], [], []
+    verify_rows = 1 + drafter.num_layers
+    for turn in range(bench.repeats):
+        row = torch.tensor([turn])
+        token.append(bench.experts.timed(lambda: head.forward(row, [SequenceSlice(cache, 1)])))  # noqa: B023
+        cache.rollback(context)
+        rows, together = prompt[:verify_rows], [SequenceSlice(cache, verify_rows)]
+        verify.append(bench.experts.timed(lambda: head.forward(rows, together)))  # noqa: B023
+        cache.rollback(context)
+        logits.append(timed(lambda: sampler.choose(head.logits(hidden[-1:])[0])))
+        tokens.append(turn)
+        request = DraftRequest(state, hidden[-1:], tokens, drafter.num_layers, sampler.draft)
+        drafts.append(timed(lambda: drafter.draft([request])))  # noqa: B023
+        if turn % SLOW_SHARE == 0:
+            fresh = [SequenceSlice(head.new_cache(), CHUNK_ROWS)]
+            chunk.append(bench.experts.timed(lambda: head.forward(prompt[:CHUNK_ROWS], fresh)))  # noqa: B023
+            attention.append(timed(lambda: _attention(bench)))
+    workers = bench.workers
+    nobody_s, all_s = bench.dispatch_cpu_s(()), bench.dispatch_cpu_s(workers)
+    rows_s = bench.dispatch_cpu_s((), CHUNK_ROWS)
+    message_s = max(0.0, all_s - nobody_s) / len(workers) if workers else 0.0
+    return HeadProbe(
+        context=context,
+        verify_rows=verify_rows,
+        chunk_rows=CHUNK_ROWS,
+        token_s=mean(token),
+        verify_s=mean(verify),
+        chunk_s=mean(chunk),
+        logits_s=mean(logits),
+        drafts_s=mean(drafts),
+        attention_s=mean(attention),
+        dispatch_s=nobody_s,
+        dispatch_row_s=max(0.0, rows_s - nobody_s) / (CHUNK_ROWS - 1),
+        message_s=message_s,
+        message_row_s=_message_row_s(bench, rows_s, message_s) if workers else 0.0,
+    )
+
+
+def _attention(bench: Bench) -> None:
+    full = bench.head.weights.layers[0].attention
+    heads, kv_heads, head_dim = full.num_heads, full.num_kv_heads, full.head_dim
+    new = torch.ones(CHUNK_ROWS, kv_heads, head_dim)
+    old = torch.ones(bench.context, kv_heads, head_dim)
+    queries = torch.ones(CHUNK_ROWS, heads, head_dim)
+    kernels.attention(queries, new, new, old, old, bench.context, 0, full.scale)
+
+
+def _message_row_s(bench: Bench, rows_s: float, message_s: float) -> float:
+    """CPU seconds of this thread for each row it sends to a worker, of a chunk that asks all of them."""
+    found, sent = [], 0
+    for turn in range(bench.slow_turns):
+        held = [bench.held(worker, turn)[1] for worker in bench.workers]
+        ids = chunk_ids(bench.shape, sum(held, ()), turn)
+        sent += sum(int(np.isin(ids, experts).any(axis=1).sum()) for experts in held)
+        hidden = hidden_rows(bench.shape, len(ids), turn)
+        started = time.thread_time()
+        bench.run(bench.layer(turn), ids, hidden)
+        found.append(time.thread_time() - started)
+    extra_s = mean(found) - rows_s - len(bench.workers) * message_s
+    return max(0.0, extra_s) * len(found) / sent
