@@ -27,10 +27,15 @@ def load_plan(path: Path, shape: ModelShape) -> Plan:
         PlanError: names the file, and the field or worker.
     """
     plan = Plan.load(path)
+    check_plan(plan, path, shape)
+    return plan
+
+
+def check_plan(plan: Plan, path: Path, shape: ModelShape) -> None:
+    """Raise PlanError, which names the file, for a plan of another model or over a worker's budget."""
     with named(path):
         plan.check(shape)
         plan.check_fits()
-    return plan
 
 
 @contextmanager

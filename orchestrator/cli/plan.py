@@ -12,7 +12,16 @@ from rich.table import Table
 from orchestrator.cli.inputs import load_plan, load_shape, named
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, print_json, print_note, share, size, table
-from orchestrator.cli.workload import Accept, Context, TokensPerStep, acceptance_of, check_drafts, workload_of
+from orchestrator.cli.workload import (
+    Accept,
+    Context,
+    HeadBits,
+    TokensPerStep,
+    acceptance_of,
+    check_drafts,
+    head_bits_of,
+    workload_of,
+)
 from orchestrator.plan_picture import write_heatmap
 from placement.advice import advice
 from placement.atomic import check_target
@@ -63,10 +72,7 @@ def plan(
     tokens_per_step: TokensPerStep = None,
     accept: Accept = None,
     context: Context = DEFAULT_CONTEXT,
-    head_bits: Annotated[
-        float | None,
-        typer.Option(min=1, help="Bits of each of the head's own weights; default 16 or more."),
-    ] = None,
+    head_bits: HeadBits = None,
     prompt_ratio: Annotated[
         float, typer.Option(min=0, help="Prompt tokens to read for each token written.")
     ] = 0.0,
@@ -90,7 +96,7 @@ def plan(
         tokens_per_step,
         acceptance,
         context=context,
-        head_bits=max(bits, 16.0) if head_bits is None else head_bits,
+        head_bits=head_bits_of(head_bits, bits),
         prompt_ratio=prompt_ratio,
     )
     named_policy(policy)

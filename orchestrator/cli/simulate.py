@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.table import Table
 
-from orchestrator.cli.inputs import load_shape
+from orchestrator.cli.inputs import check_plan
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, print_json, print_note, share, size, table
-from orchestrator.cli.workload import Accept, Context, TokensPerStep, acceptance_of, check_drafts, workload_of
-from placement.cluster_file import load_cluster
-from placement.errors import InputError, RoutingFileError
-from placement.model_shape import PUBLISHED_SHAPES, ModelShape
+from orchestrator.cli.simulate_inputs import loss_of, new_plan_of, placed, shape_of, streams_of, tokens_of
+from orchestrator.cli.workload import (
+    Accept,
+    HeadBits,
+    TokensPerStep,
+    acceptance_of,
+    check_drafts,
+    head_bits_of,
+    workload_of,
+)
+from placement.model_shape import ModelShape
 from placement.plan import Plan
+from placement.quantisation import BITS_PER_WEIGHT
 from placement.simulate import simulate as run
-from placement.simulation.scenario import Event, NewPlan, Stream, WorkerLoss
-from placement.simulation.steps import Acceptance, split_trace
-from placement.simulation.system import System
+from placement.simulation.scenario import Event
 from placement.simulation.tally import CAUSES, SimulationReport
-from placement.stats import RoutingStats
 from placement.study.config import DEFAULT_CONTEXT
-from placement.workload import Workload
 
 
 def simulate(
@@ -37,8 +40,11 @@ def simulate(
     accept: Accept = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the drafts' luck.")] = 0,
     in_flight: Annotated[int, typer.Option(min=1, help="Passes under way at once; they queue.")] = 1,
-    context: Context = DEFAULT_CONTEXT,
-    head_bits: Annotated[float, typer.Option(min=1, help="Bits of each of the head's own weights.")] = 16.0,
+    context: Annotated[
+        int | None,
+        typer.Option(min=0, help=f"Positions in each sequence's KV cache; default {DEFAULT_CONTEXT}."),
+    ] = None,
+    head_bits: HeadBits = None,
     lose: Annotated[
         list[str] | None, typer.Option(help="WORKER@SECONDS: lost at that time. Repeatable.")
     ] = None,
@@ -52,29 +58,34 @@ def simulate(
 ) -> None:
     """Replay a trace through a plan: step times, tokens/s, what is busy and what bounds each layer."""
     loaded = Plan.load(plan)
-    shape = _shape(loaded, plan, model)
-    tokens = _tokens(trace, shape)
+    shape = shape_of(loaded, plan, model)
+    check_plan(loaded, plan, shape)
     acceptance = acceptance_of(accept, seed)
     check_drafts(acceptance, shape)
-    workload = workload_of(tokens_per_step, acceptance, context=context, head_bits=head_bits)
-    system = System.build(loaded, load_cluster(cluster), shape, workload)
-    events: list[Event] = [WorkerLoss(*_at(text, "--lose WORKER@SECONDS")) for text in lose or ()]
-    for text in new_plan or ():
-        path, at_s = _at(text, "--new-plan PLAN.json@SECONDS")
-        events.append(NewPlan(Plan.load(path), at_s))
-    report = run(system, _streams(tokens, in_flight, workload, acceptance), events)
+    bits = head_bits_of(head_bits, BITS_PER_WEIGHT.get(loaded.dtype.lower(), 16.0))
+    workload = workload_of(
+        tokens_per_step,
+        acceptance,
+        context=DEFAULT_CONTEXT if context is None else context,
+        head_bits=bits,
+    )
+    tokens = tokens_of(trace, shape, in_flight, workload)
+    boxes, system, notes = placed(loaded, plan, cluster, shape, workload, is_assumed=context is None)
+    events: list[Event] = [loss_of(text, loaded) for text in lose or ()]
+    events += [new_plan_of(text, loaded, plan, boxes) for text in new_plan or ()]
+    report = run(system, streams_of(tokens, in_flight, workload, acceptance), events)
     if json:
-        print_json(document(report, shape))
+        print_json(document(report, shape, notes))
         return
     for part in tables(report, shape):
         console.print(part)
-    for note in report.notes:
+    for note in (*notes, *report.notes):
         print_note(note)
     if report.stopped is not None:
         print_note(f"the run ended early: {report.stopped}")
 
 
-def document(report: SimulationReport, shape: ModelShape) -> dict[str, Any]:
+def document(report: SimulationReport, shape: ModelShape, notes: Sequence[str]) -> dict[str, Any]:
     """The `--json` document; docs/simulator.md lists its keys."""
     return {
         "method": report.method,
@@ -93,7 +104,7 @@ def document(report: SimulationReport, shape: ModelShape) -> dict[str, Any]:
             for layer, device, cause in _bounds(report, shape)
         ],
         "counts": asdict(report.counts),
-        "notes": list(report.notes),
+        "notes": [*notes, *report.notes],
         "stopped": report.stopped,
     }
 
@@ -136,36 +147,3 @@ def _shares(names: tuple[str, ...], parts: list[float]) -> dict[str, float]:
     """Those above 0, or the first where all are (a run that ended before the layer)."""
     found = {name: part for name, part in zip(names, parts, strict=True) if part > 0}
     return found or {names[0]: 0.0}
-
-
-def _shape(plan: Plan, path: Path, model: str | None) -> ModelShape:
-    if model is None and plan.model.lower() not in PUBLISHED_SHAPES:
-        raise InputError(f"{path}: model {plan.model!r} is not built in: expected --model DIRECTORY")
-    return load_shape(model if model is not None else plan.model)
-
-
-def _tokens(path: Path, shape: ModelShape) -> NDArray[np.uint16]:
-    stats = RoutingStats.load(path, shape)
-    if stats.trace is None:
-        raise RoutingFileError(f"{path}: expected a trace, found counts only (`potluck stats --trace`)")
-    return stats.trace
-
-
-def _streams(
-    tokens: NDArray[np.uint16], in_flight: int, workload: Workload, acceptance: Acceptance | None
-) -> list[Stream]:
-    """The trace cut into one text a stream; with drafts into one a sequence: each advances on its own."""
-    texts = workload.num_sequences if acceptance is not None else 1
-    parts = split_trace(tokens, in_flight * texts)
-    return [Stream(parts[i * texts : (i + 1) * texts], acceptance) for i in range(in_flight)]
-
-
-def _at(text: str, form: str) -> tuple[str, float]:
-    name, separator, time = text.rpartition("@")
-    try:
-        at_s = float(time)
-    except ValueError:
-        at_s = -1.0
-    if not separator or not name or not at_s >= 0:
-        raise InputError(f"expected {form}, found {text!r}")
-    return name, at_s

@@ -13,6 +13,10 @@ from placement.simulation.steps import Acceptance
 from placement.workload import Workload
 
 Context = Annotated[int, typer.Option(min=0, help="Positions in each sequence's KV cache.")]
+HeadBits = Annotated[
+    float | None,
+    typer.Option(min=1, help="Bits of each of the head's own weights; default the experts', at least 16."),
+]
 TokensPerStep = Annotated[int | None, typer.Option(min=1, help="Tokens of a pass: sequences x (1 + drafts).")]
 Accept = Annotated[
     str | None,
@@ -25,9 +29,12 @@ def acceptance_of(text: str | None, seed: int = 0) -> Acceptance | None:
     if text is None:
         return None
     try:
-        return Acceptance(tuple(float(part) for part in text.split(",")), seed)
+        chances = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"--accept: expected numbers such as 0.8,0.6, found {text!r}") from None
+        chances = ()
+    if not chances or not all(0 <= chance <= 1 for chance in chances):
+        raise InputError(f"--accept: expected numbers from 0 to 1 such as 0.8,0.6, found {text!r}")
+    return Acceptance(chances, seed)
 
 
 def check_drafts(acceptance: Acceptance | None, shape: ModelShape) -> None:
@@ -38,6 +45,11 @@ def check_drafts(acceptance: Acceptance | None, shape: ModelShape) -> None:
             f"--accept: expected at most {shape.num_mtp_layers} drafts, as many as {shape.name} has MTP "
             f"layers; found {drafts}"
         )
+
+
+def head_bits_of(given: float | None, expert_bits: float) -> float:
+    """Bits of each of the head's own weights: as `given`, else those of the experts, but at least 16."""
+    return max(expert_bits, 16.0) if given is None else given
 
 
 def check_finite(option: str, value: float) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from placement.stats import RoutingStats
-from tests.orchestrator.command_line import Potluck
+from tests.orchestrator.command_line import Potluck, document
 from tests.placement.runs import SHAPE, random_trace
 from workers.model_config import Step35Config
 
@@ -84,9 +84,28 @@ def test_people_get_tables(potluck: Potluck, simulating: tuple[object, ...], tra
     ("change", "complaint"),
     [
         (("--trace", "nowhere.npz"), "nowhere.npz"),
-        (("--accept", "0.8,often"), "--accept: expected numbers such as 0.8,0.6"),
+        (("--accept", "0.8,often"), "--accept: expected numbers from 0 to 1 such as 0.8,0.6"),
+        (("--accept", "0.8,nan"), "found '0.8,nan'"),
         (("--accept", "0.8", "--tokens-per-step", 3), "expected a multiple of 2"),
-        (("--lose", "attic-ram"), "expected --lose WORKER@SECONDS"),
+        (
+            ("--lose", "attic-ram"),
+            "--lose: expected WORKER@SECONDS, seconds of at least 0, found 'attic",
+        ),
+        (("--lose", "attic-ram@inf"), "found 'attic-ram@inf'"),
+        (("--lose", "head@1"), "--lose: expected a worker of the plan other than 'head'"),
+        (("--lose", "cellar-ram@1"), "(attic-ram), found 'cellar-ram'"),
+        (("--new-plan", "next.json"), "--new-plan: expected PLAN.json@SECONDS"),
+        (("--new-plan", "next.json@1"), "--new-plan: next.json: No such file"),
+        (
+            ("--in-flight", 200, "--tokens-per-step", 2),
+            "trace.npz: expected at least 400 tokens, 200 (--in",
+        ),
+        (
+            ("--context", 10**6),
+            "cluster.yaml: node study, device ram: the head's weights, KV cache and",
+        ),
+        (("--context", 4200), "plan.json: worker 'head' holds "),
+        (("--model", "step-3.5-flash"), "plan.json: plan for another model: made for potluck-tiny"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -96,6 +115,60 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert (code, out) == (2, "")
     assert complaint in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_plan_over_its_own_budget_is_refused(
+    potluck: Potluck, simulating: tuple[object, ...], trace: Path
+) -> None:
+    path = Path(str(simulating[1]))
+    plan = json.loads(path.read_text())
+    attic = plan["workers"][1]
+    held = sum(map(len, attic["experts"].values())) * plan["expert_bytes"]
+    attic["budget_bytes"] = held - 1
+    path.write_text(json.dumps(plan))
+    code, out, err = potluck(*simulating, "--trace", trace)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {path}: worker 'attic-ram': ")
+    assert f"need {held} bytes, 1 more than its budget of {held - 1}" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_context_that_nobody_asked_for_is_no_reason_to_refuse(
+    potluck: Potluck, simulating: tuple[object, ...], trace: Path
+) -> None:
+    many = ("--trace", trace, "--tokens-per-step", 2, "--json")
+    found = document(potluck(*simulating, *many))
+    (note,) = found["notes"]
+    assert "worker 'head' holds" in note
+    assert "--context 4096" in note
+    code, _, err = potluck(*simulating, *many, "--context", 4096)
+    assert code == 2
+    assert note.endswith(err.strip().removeprefix("error: "))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"dtype": "q4"}, "expected experts in bfloat16 of 12288 bytes as in "),
+        ({"workers": "swapped"}, "plan.json (head, attic-ram), in that order, found attic-ram, head"),
+        ({"epoch": -1}, "epoch: expected a whole number"),
+        ({"fingerprint": "0" * 16}, "plan for another model"),
+    ],
+)
+def test_a_new_plan_that_does_not_go_with_the_running_one_is_named(
+    potluck: Potluck, simulating: tuple[object, ...], trace: Path, change: dict[str, object], complaint: str
+) -> None:
+    running = Path(str(simulating[1]))
+    plan = json.loads(running.read_text())
+    if "workers" in change:
+        change = {"workers": plan["workers"][::-1]}
+    new = running.with_name("next.json")
+    new.write_text(json.dumps(plan | change))
+    code, out, err = potluck(*simulating, "--trace", trace, "--new-plan", f"{new}@0.5")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: --new-plan: {new}: ")
+    assert complaint in err
+    assert len(err.splitlines()) == 1
 
 
 def test_a_trace_of_another_model_and_one_without_tokens_are_refused(

@@ -1,0 +1,180 @@
+"""What `potluck simulate` is given: files and events, checked against each other before anything runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.cli.inputs import load_plan, load_shape, named
+from placement.cluster_file import load_cluster
+from placement.errors import InputError, PlanDoesNotFit, PlanError, RoutingFileError
+from placement.head_memory import head_memory_bytes
+from placement.model_shape import PUBLISHED_SHAPES, ModelShape
+from placement.plan import LOCAL_WORKER, Plan
+from placement.problem import PlanningDevice, planning_devices
+from placement.simulation.scenario import NewPlan, Stream, WorkerLoss
+from placement.simulation.steps import Acceptance, split_trace
+from placement.simulation.system import System
+from placement.stats import RoutingStats
+from placement.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """The devices of a cluster file, with room for experts beside what the head itself needs of its own.
+
+    Attributes:
+        head_bytes: that it needs.
+        context: positions in each sequence's KV cache, for which there is room.
+        workload: what is simulated, its context may be longer.
+    """
+
+    path: Path
+    devices: tuple[PlanningDevice, ...]
+    head_bytes: int
+    context: int
+    shape: ModelShape
+    workload: Workload
+
+    @classmethod
+    def load(cls, path: Path, shape: ModelShape, workload: Workload, context: int) -> Boxes:
+        """Raises PlanDoesNotFit, which names the file, where the head's own device is too small for it."""
+        cluster = load_cluster(path)
+        head_bytes = head_memory_bytes(shape, replace(workload, context=context))
+        with named(path, PlanDoesNotFit):
+            devices = planning_devices(cluster, head_bytes)
+        return cls(path, devices, head_bytes, context, shape, workload)
+
+    def system(self, plan: Plan, name: object) -> System:
+        """A plan on these devices.
+
+        Args:
+            name: of the plan, for errors: its file.
+
+        Raises:
+            PlanError: a worker that the cluster does not have, or that holds more than it has room for.
+        """
+        if plan.local_worker is not None:
+            self._check_head(plan, name)
+        with named(f"{name} on {self.path}"):
+            return System.build(plan, self.devices, self.shape, self.workload)
+
+    def _check_head(self, plan: Plan, name: object) -> None:
+        held_bytes = int(plan.experts_per_worker()[plan.local_worker]) * plan.expert_bytes
+        rooms = [d.worker.budget_bytes for d in self.devices if d.worker.name == LOCAL_WORKER]
+        if rooms and held_bytes > rooms[0]:
+            raise PlanDoesNotFit(
+                f"{name}: worker {LOCAL_WORKER!r} holds {held_bytes} bytes of experts, expected at most "
+                f"{rooms[0]}: what {self.path} leaves beside its reserved_bytes or the {self.head_bytes} "
+                f"bytes of the head's weights, KV cache and activations at --context {self.context}; plan "
+                "for this cluster and context with `potluck plan`"
+            )
+
+
+def placed(
+    plan: Plan, path: Path, cluster: Path, shape: ModelShape, workload: Workload, *, is_assumed: bool
+) -> tuple[Boxes, System, list[str]]:
+    """A plan on a cluster's boxes, and what is to be said about it.
+
+    Args:
+        is_assumed: nobody asked for the workload's context: that it does not fit is said, not refused.
+
+    Raises:
+        PlanError: as `Boxes.system`.
+    """
+    try:
+        boxes = Boxes.load(cluster, shape, workload, workload.context)
+        return boxes, boxes.system(plan, path), []
+    except PlanDoesNotFit as error:
+        if not is_assumed:
+            raise
+        boxes = Boxes.load(cluster, shape, workload, 0)
+        system = boxes.system(plan, path)
+        return boxes, system, [f"a context of {workload.context} is assumed that does not fit: {error}"]
+
+
+def shape_of(plan: Plan, path: Path, model: str | None) -> ModelShape:
+    """Of `--model`, else of the model that the plan names; raises InputError where that is not known."""
+    if model is None and plan.model.lower() not in PUBLISHED_SHAPES:
+        raise InputError(f"{path}: model {plan.model!r} is not built in: expected --model DIRECTORY")
+    return load_shape(model if model is not None else plan.model)
+
+
+def tokens_of(path: Path, shape: ModelShape, in_flight: int, workload: Workload) -> NDArray[np.uint16]:
+    """A recorded trace, uint16 [num_tokens, num_moe_layers, top_k], of at least one pass for each stream.
+
+    Raises:
+        RoutingFileError: names the file.
+    """
+    stats = RoutingStats.load(path, shape)
+    if stats.trace is None:
+        raise RoutingFileError(f"{path}: expected a trace, found counts only (`potluck stats --trace`)")
+    needed = in_flight * workload.tokens_per_step
+    if len(stats.trace) < needed:
+        raise RoutingFileError(
+            f"{path}: expected at least {needed} tokens, {in_flight} (--in-flight) x "
+            f"{workload.tokens_per_step} (--tokens-per-step), found {len(stats.trace)}: give a longer trace, "
+            "or less of these"
+        )
+    return stats.trace
+
+
+def streams_of(
+    tokens: NDArray[np.uint16], in_flight: int, workload: Workload, acceptance: Acceptance | None
+) -> list[Stream]:
+    """The trace cut into one text a stream; with drafts into one a sequence: each advances on its own."""
+    texts = workload.num_sequences if acceptance is not None else 1
+    parts = split_trace(tokens, in_flight * texts)
+    return [Stream(parts[i * texts : (i + 1) * texts], acceptance) for i in range(in_flight)]
+
+
+def loss_of(text: str, plan: Plan) -> WorkerLoss:
+    """`--lose WORKER@SECONDS`; raises InputError."""
+    worker, at_s = _at("--lose", "WORKER@SECONDS", text)
+    others = [w.name for w in plan.workers if w.name != LOCAL_WORKER]
+    if worker not in others:
+        raise InputError(
+            f"--lose: expected a worker of the plan other than {LOCAL_WORKER!r}, whose loss ends every run "
+            f"({', '.join(others) or 'there is none'}), found {worker!r}"
+        )
+    return WorkerLoss(worker, at_s)
+
+
+def new_plan_of(text: str, running: Plan, running_path: Path, boxes: Boxes) -> NewPlan:
+    """`--new-plan PLAN.json@SECONDS`: of the same model, form and workers as the running one.
+
+    Raises:
+        InputError, PlanError: names the option and the file.
+    """
+    path, at_s = _at("--new-plan", "PLAN.json@SECONDS", text)
+    with named("--new-plan"):
+        new = load_plan(Path(path), boxes.shape)
+    where = f"--new-plan: {path}"
+    if (new.dtype, new.expert_bytes) != (running.dtype, running.expert_bytes):
+        raise PlanError(
+            f"{where}: expected experts in {running.dtype} of {running.expert_bytes} bytes as in "
+            f"{running_path}, found {new.dtype} of {new.expert_bytes}"
+        )
+    names, expected = ([worker.name for worker in plan.workers] for plan in (new, running))
+    if names != expected:
+        raise PlanError(
+            f"{where}: expected the workers of {running_path} ({', '.join(expected)}), in that order, found "
+            f"{', '.join(names)}"
+        )
+    boxes.system(new, where)
+    return NewPlan(new, at_s)
+
+
+def _at(option: str, form: str, text: str) -> tuple[str, float]:
+    name, separator, time = text.rpartition("@")
+    try:
+        at_s = float(time)
+    except ValueError:
+        at_s = -1.0
+    if not separator or not name or not 0 <= at_s < math.inf:
+        raise InputError(f"{option}: expected {form}, seconds of at least 0, found {text!r}")
+    return name, at_s
