@@ -107,7 +107,7 @@ class Stream:
 
 
 def document(result: GenerationResult, report: RunReport, text: str) -> dict[str, Any]:
-    """The JSON that scripts rely on (docs/formats.md)."""
+    """The JSON that scripts rely on (docs/json.md)."""
     return {
         "token_ids": list(result.token_ids),
         "text": text,

@@ -178,7 +178,7 @@ def _describe(problem: PlanningProblem, boxes: ClusterSpec, made: Plan, moved: R
 
 
 def _document(planned: Planned) -> dict[str, Any]:
-    """docs/formats.md lists the keys."""
+    """docs/json.md lists the keys."""
     made, summary, prediction, moved = planned.plan, planned.summary, planned.prediction, planned.replan
     return {
         "model": made.model,
