@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from placement.cluster_file import load_cluster
+from placement.planner import make_plan
 from placement.stats import RoutingStats
+from placement.study.config import DEFAULT_CONTEXT
+from placement.workload import Workload
 from tests.orchestrator.command_line import Potluck, document
 from tests.placement.runs import SHAPE, random_trace
 from workers.model_config import Step35Config
@@ -36,16 +40,31 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def simulating(potluck: Potluck, tmp_path: Path) -> tuple[object, ...]:
-    """The command line of a plan that `potluck plan` made."""
-    cluster, plan = tmp_path / "cluster.yaml", tmp_path / "plan.json"
-    cluster.write_text(CLUSTER)
-    code, _, err = potluck(
-        *("plan", cluster, "--model", MODEL, "--quant", "bfloat16", "--stats", COUNTS, "--out", plan),
-        *("--policy", "hottest-first"),
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A cluster file's text, and that of the plan `potluck plan` makes for it."""
+    path = tmp_path_factory.mktemp("made") / "cluster.yaml"
+    path.write_text(CLUSTER)
+    shape = Step35Config.load(MODEL).shape("potluck-tiny")
+    plan = make_plan(
+        shape,
+        load_cluster(path),
+        RoutingStats.load(COUNTS, shape),
+        "hottest-first",
+        dtype="bfloat16",
+        expert_bytes=shape.expert_bytes(16),
+        workload=Workload(context=DEFAULT_CONTEXT),
     )
-    assert code == 0, err
+    plan.save(path.with_name("plan.json"))
+    return CLUSTER, path.with_name("plan.json").read_text()
+
+
+@pytest.fixture
+def simulating(made: tuple[str, str], tmp_path: Path) -> tuple[object, ...]:
+    """The command line for files that a test may change."""
+    cluster, plan = tmp_path / "cluster.yaml", tmp_path / "plan.json"
+    cluster.write_text(made[0])
+    plan.write_text(made[1])
     return "simulate", plan, "--cluster", cluster, "--model", MODEL
 
 
