@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 
 struct bf16 {
   uint16_t bits;
@@ -28,6 +29,14 @@ class Scratch {
     }
     pieces_[count_++] = piece;
     return static_cast<T*>(piece);
+  }
+  // x itself, or a copy on a cache line's boundary where several rows are read again for every tile of weights:
+  // off it each load takes two lines. Tensors that came in a message lie anywhere.
+  const float* aligned(const float* x, int64_t rows, int64_t columns) {
+    if (rows < 2 || (uintptr_t)x % 64 == 0) return x;
+    float* copy = take<float>(rows * columns);
+    if (copy != nullptr) std::memcpy(copy, x, rows * columns * sizeof(float));
+    return copy;
   }
   bool failed() const { return failed_; }
 

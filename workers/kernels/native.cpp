@@ -197,7 +197,7 @@ EXPORT int potluck_attention(const float* q, const void* k_new, const void* v_ne
 EXPORT int potluck_dense_ffn(const float* x, const void* gate, const void* up, const void* down, int is_bf16,
                              float* out, int64_t T, int64_t H, int64_t I, float limit, int threads) {
   Scratch scratch;
-  FfnArgs args{x, gate, up, down, out, scratch.take<float>(T * I),
+  FfnArgs args{scratch.aligned(x, T, H), gate, up, down, out, scratch.take<float>(T * I),
                scratch.take<float>(threads * T * FFN_COLUMNS), T, H, I, limit, threads};
   if (scratch.failed()) return OUT_OF_MEMORY;
   (is_bf16 ? active->dense_ffn_bf16 : active->dense_ffn_f32)(args);
@@ -242,6 +242,7 @@ EXPORT int potluck_moe_partial_sum(const float* x, const int32_t* expert_ids, co
   float* activations = scratch.take<float>(entries * I);
   float* tiles = scratch.take<float>(threads * 2 * max_rows * FFN_COLUMNS);
   uint8_t* flags = scratch.take<uint8_t>(threads * T);
+  const float* rows = scratch.aligned(x, T, H);
   if (scratch.failed()) return OUT_OF_MEMORY;
 
   int64_t* entry_columns = entry_tokens + entries;
@@ -261,7 +262,7 @@ EXPORT int potluck_moe_partial_sum(const float* x, const int32_t* expert_ids, co
   }
   std::memset(flags, 0, threads * T);
 
-  MoeArgs args{x, weights, grid_scales, gate, up, down, out, saturated, activations, tiles, entry_tokens,
+  MoeArgs args{rows, weights, grid_scales, gate, up, down, out, saturated, activations, tiles, entry_tokens,
                entry_columns, group_starts, group_slots, flags, num_groups, max_rows, T, H, I, k, limit,
                max_magnitude, threads};
   (is_bf16 ? active->moe_bf16 : active->moe_f32)(args);

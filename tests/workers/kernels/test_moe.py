@@ -162,6 +162,22 @@ def test_the_sum_has_the_same_bits_everywhere(dtype: torch.dtype, same_bits_ever
     same_bits_everywhere(lambda: layer.partial_sum(x, ids, weights, exponents, list(range(9)), 4))
 
 
+def test_rows_off_a_cache_line_give_the_same_bits() -> None:
+    """As they lie in a message."""
+    layer = Layer.random(9, 96, 130)
+    x = torch.randn(40, 96)
+    received = torch.empty(x.numel() + 4)[4:].view_as(x).copy_(x)
+    assert (x.data_ptr() - received.data_ptr()) % 64
+    ids, weights = random_routing(40, 9, 4)
+    exponents = fixed_point.scale_exponents(x)
+    found, wanted = (
+        layer.partial_sum(rows, ids, weights, exponents, list(range(9)), 4)[0] for rows in (received, x)
+    )
+    assert torch.equal(found, wanted)
+    dense = (layer.gate[0], layer.up[0], layer.down[0], layer.limit)
+    assert torch.equal(kernels.dense_ffn(received, *dense), kernels.dense_ffn(x, *dense))
+
+
 def test_an_expert_given_twice_counts_twice() -> None:
     layer = Layer.random(3, 20, 10)
     x, exponents = torch.randn(1, 20), torch.tensor([-23], dtype=torch.int32)
