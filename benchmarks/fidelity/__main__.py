@@ -47,7 +47,9 @@ def main(
             more = 1 if setup.num_workers else 3
             result = run_setup(loaded, setup, rounds=more * rounds, tokens=tokens)
             layouts += result.layouts
-            taken = f"others took at most {result.others:.1%} in a round"
+            taken = (
+                f"others took at most {result.others:.1%}, probes around a run differed by {result.drift:.1%}"
+            )
             console.print(f"{setup.name}: {taken}, {result.discarded} rounds were left out")
             if json_file is not None:
                 json_file.write_text(json.dumps([asdict(layout) for layout in layouts], indent=1) + "\n")
@@ -70,7 +72,7 @@ def table(layouts: list[Layout]) -> Table:
         cells = []
         for times in (layout.decode, layout.prefill):
             cells += [
-                f"{times.predicted_s * 1000:.2f}",
+                f"{median(times.predicted_s) * 1000:.2f}",
                 f"{median(times.measured_s) * 1000:.2f}",
                 f"±{times.spread:.1%}",
                 f"{times.error:+.1%}",

@@ -1,4 +1,8 @@
-"""Runs a setup and probes it in short turns, so that what else the machine does falls on both."""
+"""Runs a setup and probes it in short turns, so that what else the machine does falls on both.
+
+A machine's own speed moves too, by a third within seconds where others share its cores' clock and memory.
+So each run lies between two probes, its prediction is the mean of theirs, and it counts where they agree.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ from benchmarks.fidelity.predict import cluster_of, predict
 from benchmarks.fidelity.probes import probe
 from benchmarks.fidelity.processes import running_workers
 from orchestrator.dispatch import Dispatcher, Usage
-from orchestrator.generate import GenerationParams, GenerationResult, generate
+from orchestrator.generate import GenerationParams, generate
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.weights import HeadWeights, load_head_weights
@@ -42,8 +46,10 @@ PROBE_EXPERTS = 8
 PROBE_REPEATS = 10
 QUIET = 0.04
 """Of the processors' time: a round in which other programs take more is run again."""
+STEADY = 0.1
+"""So are rounds after which probes predict times that differ by more from those before."""
 MOST_ROUNDS = 2
-"""So many times the rounds asked for, then the quietest of them count."""
+"""So many times the rounds asked for, then the most restful of them count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +87,15 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Seconds predicted, from the probes of all rounds, beside those measured in each."""
+    """Seconds predicted for each run, from the probes around it, beside those measured."""
 
-    predicted_s: float
+    predicted_s: list[float]
     measured_s: list[float]
 
     @property
     def error(self) -> float:
-        return self.predicted_s / median(self.measured_s) - 1
+        """The median run's."""
+        return median(p / m for p, m in zip(self.predicted_s, self.measured_s, strict=True)) - 1
 
     @property
     def spread(self) -> float:
@@ -107,17 +114,53 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
-    """Probes, then a run with each number of drafts. `others`: share of the processors not ours meanwhile."""
+class Times:
+    """Seconds of a decode step, and of the prompt."""
+
+    decode_s: float
+    prefill_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """Probes, and what they predict by number of drafts."""
 
     probes: Probes
-    runs: dict[int, GenerationResult]
+    times: dict[int, Times]
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Runs, one with each number of drafts, between two probes.
+
+    `others`: share of the processors that other programs took meanwhile.
+    """
+
+    before: Probed
+    runs: dict[int, Times]
+    after: Probed
     others: float
+
+    @property
+    def drift(self) -> float:
+        """How far the two probes' predictions differ, the largest of all."""
+        pairs = [(self.before.times[drafts], self.after.times[drafts]) for drafts in self.runs]
+        ratios = [a.decode_s / b.decode_s for a, b in pairs] + [a.prefill_s / b.prefill_s for a, b in pairs]
+        return max(max(ratio, 1 / ratio) for ratio in ratios) - 1
+
+    @property
+    def restlessness(self) -> float:
+        """Above 1: it is run again."""
+        return max(self.others / QUIET, self.drift / STEADY)
+
+    def predicted(self, drafts: int) -> Times:
+        a, b = self.before.times[drafts], self.after.times[drafts]
+        return Times((a.decode_s + b.decode_s) / 2, (a.prefill_s + b.prefill_s) / 2)
 
 
 @dataclass(frozen=True, slots=True)
 class SetupResult:
-    """`rounds`: those that count, the quietest; `discarded`: how many others there were."""
+    """`rounds`: those that count, the most restful; `discarded`: how many others there were."""
 
     rounds: list[Round]
     discarded: int
@@ -128,6 +171,11 @@ class SetupResult:
     def others(self) -> float:
         """The largest share of the processors that other programs took in a round that counts."""
         return max(r.others for r in self.rounds)
+
+    @property
+    def drift(self) -> float:
+        """The largest difference between the probes around a round that counts."""
+        return max(r.drift for r in self.rounds)
 
 
 def run_setup(
@@ -167,42 +215,61 @@ def run_setup(
 
         recorded = {drafts: _record(model, plan, local, clients, drafts, tokens) for drafts in setup.drafts}
 
-        def one_round() -> Round:
-            others = OthersShare()
-            probes, runs = probe(bench), {}
-            for drafts in setup.drafts:
-                runs[drafts] = generate(head, prompt_ids(), _params(drafts, tokens))
-                if runs[drafts].token_ids != recorded[drafts].token_ids:
-                    raise RuntimeError(f"{setup.name}: two runs gave different tokens")
-            return Round(probes, runs, others.share())
+        def probed() -> Probed:
+            probes = probe(bench)
+            cluster = cluster_of(setup, [probes], model.shape, plan)
+            return Probed(probes, {d: _predicted(model, plan, cluster, d, r) for d, r in recorded.items()})
 
-        one_round()
-        found: list[Round] = []
-        while sum(r.others <= QUIET for r in found) < rounds and len(found) < MOST_ROUNDS * rounds:
-            found.append(one_round())
-    kept = sorted(found, key=lambda r: r.others)[:rounds]
-    cluster = cluster_of(setup, [r.probes for r in kept], model.shape, plan)
-    layouts = []
-    for drafts, record in recorded.items():
-        predicted = predict(
-            cluster,
-            plan,
-            model.shape,
-            drafts=drafts,
-            num_prompt=PROMPT_TOKENS,
-            prefill=record.prefill,
-            decode=record.decode,
-            num_tokens=record.num_tokens,
+        def one_round(before: Probed) -> Round:
+            others = OthersShare()
+            runs = {}
+            for drafts, record in recorded.items():
+                result = generate(head, prompt_ids(), _params(drafts, tokens))
+                if result.token_ids != record.token_ids:
+                    raise RuntimeError(f"{setup.name}: two runs gave different tokens")
+                runs[drafts] = Times(result.decode_s / len(record.decode), result.prefill_s)
+            return Round(before, runs, probed(), others.share())
+
+        # One to warm up.
+        last, found = one_round(probed()), list[Round]()
+        while sum(r.restlessness <= 1 for r in found) < rounds and len(found) < MOST_ROUNDS * rounds:
+            last = one_round(last.after)
+            found.append(last)
+    kept = sorted(found, key=lambda r: r.restlessness)[:rounds]
+    cluster = cluster_of(setup, [r.after.probes for r in kept], model.shape, plan)
+    layouts = [
+        Layout(
+            setup.name,
+            drafts,
+            Comparison([r.predicted(drafts).decode_s for r in kept], [r.runs[drafts].decode_s for r in kept]),
+            Comparison(
+                [r.predicted(drafts).prefill_s for r in kept], [r.runs[drafts].prefill_s for r in kept]
+            ),
         )
-        what = f"{setup.name}, {drafts} drafts"
-        check_counts(f"{what}, decode", predicted.decode.counts, record.decode_counts)
-        check_counts(f"{what}, prefill", predicted.prefill.counts, record.prefill_counts)
-        steps = len(record.decode)
-        runs = [r.runs[drafts] for r in kept]
-        decode = Comparison(predicted.decode.duration_s / steps, [run.decode_s / steps for run in runs])
-        prefill = Comparison(predicted.prefill.duration_s, [run.prefill_s for run in runs])
-        layouts.append(Layout(setup.name, drafts, decode, prefill))
+        for drafts in recorded
+    ]
     return SetupResult(kept, len(found) - len(kept), cluster, layouts)
+
+
+def _predicted(model: Model, plan: Plan, cluster: ClusterSpec, drafts: int, record: Recorded) -> Times:
+    """What the simulator says of the recorded passes.
+
+    Raises:
+        RuntimeError: it counts what the dispatcher did not.
+    """
+    predicted = predict(
+        cluster,
+        plan,
+        model.shape,
+        drafts=drafts,
+        num_prompt=PROMPT_TOKENS,
+        prefill=record.prefill,
+        decode=record.decode,
+        num_tokens=record.num_tokens,
+    )
+    check_counts(f"decode with {drafts} drafts", predicted.decode.counts, record.decode_counts)
+    check_counts(f"prefill with {drafts} drafts", predicted.prefill.counts, record.prefill_counts)
+    return Times(predicted.decode.duration_s / len(record.decode), predicted.prefill.duration_s)
 
 
 def check_counts(what: str, predicted: DispatchCounts, counted: DispatchCounts) -> None:

@@ -13,7 +13,7 @@ from benchmarks.fidelity.layouts import SETUPS, Setup, make_plan
 from benchmarks.fidelity.model import write_model
 from benchmarks.fidelity.reference import MAX_GROWTH, errors, load_reference, median_error
 from benchmarks.fidelity.rows import CHUNK_ROWS, chunk_ids
-from benchmarks.fidelity.run import Comparison, Model, check_counts, run_setup
+from benchmarks.fidelity.run import Comparison, Model, Probed, Round, Times, check_counts, run_setup
 from placement.model_shape import STEP_3_5_FLASH
 from placement.simulation.tally import DispatchCounts
 
@@ -55,10 +55,23 @@ def test_counts_that_differ_in_one_message_are_refused() -> None:
         check_counts("one box", counted, DispatchCounts((3, 4), (2, 2), 5, 7, 700, 800))
 
 
-def test_an_error_is_that_of_the_prediction_by_the_median_run() -> None:
-    compared = Comparison(2.2, [1.0, 2.0, 3.0])
+def test_an_error_is_the_median_runs_by_its_own_prediction() -> None:
+    compared = Comparison([1.5, 2.2, 2.7], [1.0, 2.0, 3.0])
     assert compared.error == pytest.approx(0.1)
     assert compared.spread == pytest.approx(0.5)
+
+
+def test_a_round_after_which_the_machine_is_another_is_run_again() -> None:
+    def round_(after_s: float, others: float = 0.0) -> Round:
+        before, after = ({3: Times(seconds, 1.0)} for seconds in (0.02, after_s))
+        # What was probed does not count, what it predicts does.
+        return Round(Probed(None, before), {3: Times(0.02, 1.0)}, Probed(None, after), others)  # type: ignore[arg-type]
+
+    assert round_(0.021).drift == pytest.approx(0.05)
+    assert round_(0.021).restlessness < 1 < round_(0.024).restlessness
+    assert round_(0.016).drift == pytest.approx(0.25)
+    assert round_(0.02, others=0.05).restlessness > 1
+    assert round_(0.024).predicted(3).decode_s == pytest.approx(0.022)
 
 
 @pytest.mark.parametrize("setup", SETUPS, ids=lambda setup: setup.name)
