@@ -7,7 +7,6 @@ people quote (GB/s, Gbit/s, GFLOP/s).
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -30,6 +29,8 @@ from placement.yaml_file import read_mapping, shown
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+# Beyond it, and below its inverse, nothing is for sale, and times would overflow.
+_MOST = 1e18
 
 
 def load_cluster(path: str | os.PathLike[str]) -> ClusterSpec:
@@ -51,13 +52,18 @@ def parse_size(value: object) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?", str(value).strip(), re.IGNORECASE)
     if isinstance(value, bool) or match is None:
         raise ValueError(f"expected bytes or a size such as 24GB or 64GiB, found {shown(value)}")
-    return round(float(match[1]) * _UNITS[(match[2] or "").upper()])
+    num_bytes = float(match[1]) * _UNITS[(match[2] or "").upper()]
+    if num_bytes > _MOST:
+        raise ValueError(f"expected a size of memory that exists, found {shown(value)}")
+    return round(num_bytes)
 
 
 def _positive(value: object) -> float:
     number = _number(value)
     if number <= 0:
         raise ValueError(f"expected a number above 0, found {shown(value)}")
+    if number < 1 / _MOST:
+        raise ValueError(f"expected a number of at least {1 / _MOST:g}, found {shown(value)}")
     return number
 
 
@@ -75,8 +81,10 @@ def _number(value: object) -> float:
             value = float(value)
         except ValueError:
             raise ValueError(f"expected a number, found {shown(value)}") from None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
         raise ValueError(f"expected a number, found {shown(value)}")
+    if abs(value) > _MOST:
+        raise ValueError(f"expected a number of at most {_MOST:g}, found {shown(value)}")
     return float(value)
 
 

@@ -32,9 +32,9 @@ MODELS = Path(__file__).resolve().parents[2] / "models"
 def demo(
     max_tokens: Annotated[int, typer.Option(min=2, help="For each prompt.")] = 96,
     temperature: Annotated[
-        float, typer.Option(help="0 is greedy: so small a model then repeats itself.")
+        float, typer.Option(min=0, help="0 is greedy: so small a model then repeats itself.")
     ] = 0.7,
-    mtp: Annotated[int, typer.Option(help="Drafts a step, 0 to 3.")] = 3,
+    mtp: Annotated[int, typer.Option(min=0, help="Drafts a step, 0 to 3.")] = 3,
     json: Json = False,
 ) -> None:
     """Plan, start and run the shipped model on three worker processes of this machine."""

@@ -27,13 +27,13 @@ def generate(
     token_ids: Annotated[
         str | None, typer.Option(help="Prompt as ids, 1,2,3: works without a tokenizer.", metavar="IDS")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Stop after this many.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Stop after this many.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Never choose an end token.")] = False,
     dtype: Annotated[
         DtypeName | None, typer.Option(help="Weights, caches, wire; default float32, or the plan's.")
     ] = None,
-    mtp: Annotated[int, typer.Option(help="Drafts a step, 0 to 3.")] = 0,
+    mtp: Annotated[int, typer.Option(min=0, help="Drafts a step, 0 to 3.")] = 0,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Equal workers on this machine; 0: all in this process.")
     ] = None,
@@ -43,10 +43,12 @@ def generate(
     ray_address: Annotated[
         str | None, typer.Option(help="A running Ray cluster for --plan, such as auto or 10.0.0.1:6379.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="For temperatures above 0.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="For temperatures above 0.")] = 0,
     json: Json = False,
 ) -> None:
     """Continue a prompt."""
+    if ray_address is not None and plan is None:
+        raise InputError("--ray-address: expected with --plan PLAN.json, which says whom to ask there")
     config = Step35Config.load(model)
     tokenizer = Tokenizer.load(model) if prompt is not None else optional_tokenizer(model)
     prompt_ids = _prompt_ids(prompt, token_ids, tokenizer)

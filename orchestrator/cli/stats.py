@@ -21,6 +21,7 @@ from orchestrator.tokenizer import Tokenizer
 from placement.atomic import check_target
 from placement.errors import InputError
 from placement.stats import RoutingStats
+from workers.model_config import Step35Config
 
 CHUNK_TOKENS = 256
 
@@ -36,10 +37,10 @@ def stats(
 ) -> None:
     """Run text through the model and write which experts its tokens use."""
     check_target(out)
+    shape = Step35Config.load(model).shape(model.resolve().name)
     tokenizer = Tokenizer.load(model)
     documents = [tokenizer.encode_prompt(read_text(path)) for path in texts]
     head = load_local(model, torch_dtype(dtype))
-    shape = head.config.shape(model.resolve().name)
     result = record_routing(
         head, documents, window, source=", ".join(path.name for path in texts), name=shape.name
     )

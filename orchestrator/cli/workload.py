@@ -15,7 +15,7 @@ from placement.workload import Workload
 Context = Annotated[int, typer.Option(min=0, help="Positions in each sequence's KV cache.")]
 HeadBits = Annotated[
     float | None,
-    typer.Option(min=1, help="Bits of each of the head's own weights; default the experts', at least 16."),
+    typer.Option(min=1, max=64, help="Bits of each of the head's own weights; default the experts', or 16."),
 ]
 TokensPerStep = Annotated[int | None, typer.Option(min=1, help="Tokens of a pass: sequences x (1 + drafts).")]
 Accept = Annotated[
@@ -71,7 +71,6 @@ def workload_of(
     Raises:
         InputError: `tokens_per_step` is not a multiple of a token and its drafts, or a number not finite.
     """
-    check_finite("--head-bits", head_bits)
     check_finite("--prompt-ratio", prompt_ratio)
     drafts = len(acceptance.probabilities) if acceptance is not None else 0
     num_sequences, rest = divmod(tokens_per_step or 1 + drafts, 1 + drafts)

@@ -239,6 +239,7 @@ def _domain(name: str, where: str) -> Domain:
 
 
 def _existing(path: Path, where: str) -> Path:
-    if not path.exists():
+    # Unlike Path.exists, False for names that no file can have.
+    if not os.path.exists(path):
         raise StudyFileError(f"{where}: no such file: {path}")
     return path.resolve()

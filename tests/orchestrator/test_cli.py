@@ -164,6 +164,11 @@ def plan_that_does_not_fit(model: Path) -> list[object]:
         (lambda model: ["--token-ids", "1,320"], "token id 320 at place 1 is outside the vocabulary"),
         (lambda model: ["--token-ids", "1,x"], "expected whole numbers"),
         (lambda model: [], "either --prompt TEXT or --token-ids"),
+        (
+            lambda model: ["--token-ids", "1", "--max-tokens", 0],
+            "--max-tokens: expected a number of at least 1",
+        ),
+        (lambda model: ["--token-ids", "1", "--ray-address", "auto"], "--ray-address: expected with --plan"),
         (lambda model: ["--token-ids", "1", "--mtp", 4], "MTP"),
         (lambda model: ["--token-ids", "1", "--plan", "none.json"], "none.json"),
     ],

@@ -149,7 +149,7 @@ def test_counts_of_another_engine_are_read(potluck: Potluck, files: Path, tmp_pa
         (("--tokens-per-step", 3, "--accept", "0.5"), "--tokens-per-step: expected a multiple of 2"),
         (("--accept", "often"), "--accept: expected numbers"),
         (("--accept", "0.9,0.9,0.9,0.9"), "--accept: expected at most"),
-        (("--head-bits", "inf"), "--head-bits: expected a finite number"),
+        (("--head-bits", "inf"), "--head-bits: expected a number of at most 64, found 'inf'"),
         (("--prompt-ratio", "inf"), "--prompt-ratio: expected a finite number"),
         (("--policy", "pipeline"), "'pipeline' makes no plan"),
         (("--policy", "uniform", "--current", "none.json"), "leave out --policy uniform"),

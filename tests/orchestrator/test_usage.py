@@ -28,6 +28,7 @@ PLAN = ("plan", "cluster.yaml", "--model", "step-3.5-flash")
         (("study", "s.yaml", "--processes", 0), "--processes: expected a number of at least 1, found '0'"),
         (("stats", "--model", "m", "--out", "o.npz"), "missing argument 'TEXT...'"),
         (("generate", "--model", "m", "--dtype", "q4"), "--dtype: 'q4' is not one of 'float32', 'bfloat16'"),
+        (("stats", "a.txt", "--model", "nowhere", "--out", "o.npz"), "nowhere/config.json does not exist"),
         (("demo", "--max-tokens", 1), "--max-tokens: expected a number of at least 2, found '1'"),
         (("plann",), "no such command 'plann'; did you mean 'plan'; see `potluck --help`"),
         (("--vresion",), "no such option: --vresion"),

@@ -114,6 +114,25 @@ def test_units_become_bytes_and_seconds(tmp_path: Path, nested: bool) -> None:
     assert cluster.head_node.link is None
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("memory_bytes", "9" * 400, "expected a size of memory that exists, found '9999"),
+        ("memory_bytes", "999999999999TB", "expected a size of memory that exists"),
+        ("ffn_gflops", 10**400, r"expected a number of at most 1e\+18, found 1000"),
+        ("ffn_gflops", float("inf"), r"expected a number of at most 1e\+18, found inf"),
+        ("ffn_gflops", float("nan"), "expected a number, found nan"),
+        ("ffn_gflops", 1e-300, "expected a number of at least 1e-18, found 1e-300"),
+    ],
+)
+def test_numbers_of_no_device_are_refused(tmp_path: Path, field: str, value: object, message: str) -> None:
+    document = good()
+    document["nodes"][1]["devices"][0][field] = value
+    with pytest.raises(ClusterFileError, match=rf"devices\[0\].{field}: {message}") as caught:
+        load(tmp_path, document)
+    assert len(str(caught.value)) < 300
+
+
 def test_numbers_yaml_takes_for_text_are_read(tmp_path: Path) -> None:
     text = yaml.safe_dump(good()).replace("0.0003", "3e-4")
     cluster = load(tmp_path, text)
@@ -275,7 +294,7 @@ def test_software_of_layers_is_refused_where_no_layer_runs(tmp_path: Path) -> No
         (
             ["nodes", 0, "devices", 0, "ffn_gflops"],
             float("inf"),
-            r"nodes\[0\].devices\[0\].ffn_gflops: expected a number, found inf",
+            r"nodes\[0\].devices\[0\].ffn_gflops: expected a number of at most .*, found inf",
         ),
         (["links", 0, "round_trip_s"], -0.1, r"links\[0\].round_trip_s: expected a number of at least 0"),
         (["links", 0, "round_trip_s"], None, r"links\[0\].round_trip_s: expected a number, found None"),

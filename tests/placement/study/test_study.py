@@ -76,6 +76,7 @@ def test_a_study_assumes_the_context_that_the_commands_do(tmp_path: Path) -> Non
         ("[hottest-first, one-box]", "[coldest]", r"study.yaml: policies\[0\]: policy 'coldest': expected"),
         ("[hottest-first, one-box]", "[one-box, one-box]", "expected each value once"),
         ("[pair.yaml]", "[other.yaml]", r"clusters\[0\]: no such file"),
+        ("[pair.yaml]", f"[{300 * 'a'}]", r"clusters\[0\]: no such file: .*aaa"),
         ("[q4, bfloat16]", "[q9]", r"study.yaml: quants\[0\]: quantisation 'q9'"),
         ("domain: general", "domain: cooking", "expected general or coding, found 'cooking'"),
         ("domain: general", "seed: 1", "expected either domain"),
