@@ -84,7 +84,8 @@ def experts() -> None:
         parameters = 3 * HIDDEN * EXPERT_INTERMEDIATE
         rate = touched * parameters * 2 / seconds / 1e9
         speed = 2 * rows * TOP_K * parameters / seconds / 1e9
-        print(f"{rows:>4}  {touched:>15}  {seconds * 1e3:6.1f}  {rate:22.1f}  {speed:7.1f}  {received_s * 1e3:21.1f}")
+        wanted = f"{rows:>4}  {touched:>15}  {seconds * 1e3:6.1f}  {rate:22.1f}  {speed:7.1f}"
+        print(f"{wanted}  {received_s * 1e3:21.1f}")
 
 
 def attention() -> None:
