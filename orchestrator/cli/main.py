@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import signal
 import sys
 from types import FrameType
@@ -31,6 +33,9 @@ for command in (generate, plan, stats, simulate, whatif, study, demo):
     app.command()(command)
 
 
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
 def main() -> None:
     """Run the command line; a user's mistake ends as one line on standard error and exit code 2."""
     signal.signal(signal.SIGTERM, _terminate)
@@ -43,6 +48,14 @@ def main() -> None:
     except PotluckError as error:
         print_error(str(error))
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        what = error.filename or "the result"
+        print_error(f"cannot write {what}: {error.strerror}; make room and try again")
+        # What did not go out would fail again when the interpreter empties its buffers.
+        sys.stdout = io.StringIO()
+        sys.exit(2)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

@@ -28,6 +28,7 @@ def print_json(document: Mapping[str, Any]) -> None:
     """The command's one document."""
     json.dump(document, sys.stdout, indent=2)
     sys.stdout.write("\n")
+    sys.stdout.flush()
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -28,7 +28,7 @@ from placement.atomic import check_target
 from placement.cluster_file import load_cluster, parse_size
 from placement.cluster_spec import ClusterSpec
 from placement.cost import head_seconds
-from placement.errors import InputError, PlanDoesNotFit
+from placement.errors import InputError, PlanDoesNotFit, PlanError
 from placement.interop.read import read_routing
 from placement.plan import LOCAL_WORKER, Plan
 from placement.planner import DEFAULT_POLICY, as_plan
@@ -116,7 +116,9 @@ def plan(
         if in_use is None:
             made = as_plan(problem, named_policy(policy)(problem), policy, quant)
         else:
-            moved = _replan(problem, in_use, quant, move_bytes, move_seconds)
+            with named(f"--current: {current}", PlanError):
+                _check_same_boxes(problem, in_use, quant)
+            moved = _replan(problem, in_use, move_bytes, move_seconds)
             made = as_plan(problem, moved.table, DEFAULT_POLICY, quant, in_use.epoch + 1)
     planned = _describe(problem, boxes, made, moved)
     if picture is not None:
@@ -133,18 +135,20 @@ def plan(
             print_note(f"wrote {path}")
 
 
-def _replan(
-    problem: PlanningProblem, in_use: Plan, quant: str, move_bytes: str | None, move_seconds: float | None
-) -> Replan:
+def _check_same_boxes(problem: PlanningProblem, in_use: Plan, quant: str) -> None:
     if (in_use.dtype, in_use.expert_bytes) != (quant, problem.expert_bytes):
-        raise InputError(f"--current: a plan for {in_use.dtype}, expected one for --quant {quant}")
+        raise PlanError(f"a plan for {in_use.dtype}, expected one for --quant {quant}")
     names = [worker.name for worker in in_use.workers]
     wanted = [device.worker.name for device in problem.devices]
     if names != wanted:
-        raise InputError(
-            f"--current: a plan for the workers {', '.join(names)}, expected those of the cluster: "
-            f"{', '.join(wanted)}"
+        raise PlanError(
+            f"a plan for the workers {', '.join(names)}, expected those of the cluster: {', '.join(wanted)}"
         )
+
+
+def _replan(
+    problem: PlanningProblem, in_use: Plan, move_bytes: str | None, move_seconds: float | None
+) -> Replan:
     try:
         budget_bytes = float("inf") if move_bytes is None else parse_size(move_bytes)
     except ValueError as error:

@@ -187,4 +187,4 @@ def test_a_size_that_is_none_and_a_plan_of_other_boxes_are_refused(
         *("plan", other, "--model", "step-3.5-flash", "--quant", "q4", "--current", old),
     )
     assert code == 2
-    assert "a plan for the workers head, attic-ram, expected those of the cluster: head, cellar-ram" in err
+    assert f"--current: {old}: a plan for the workers head, attic-ram, expected those of the cluster: " in err

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import resource
+from pathlib import Path
 
 import pytest
 
 from placement.policies import POLICIES, RUN_POLICIES
 from placement.study.config import DEFAULT_CONTEXT
 from tests.orchestrator.command_line import Potluck
+from tests.orchestrator.test_plan_cli import CLUSTER
 
 PLAN = ("plan", "cluster.yaml", "--model", "step-3.5-flash")
 
@@ -43,6 +46,20 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert err.startswith("error: ")
     assert expected in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(potluck: Potluck, tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    given = ("plan", tmp_path / "cluster.yaml", "--model", "step-3.5-flash", "--quant", "q4")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        code, out, err = potluck(*given, "--policy", "uniform", "--out", tmp_path / "plan.json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (code, out) == (2, "")
+    assert err == "error: cannot write the result: File too large; make room and try again\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["cluster.yaml"]
 
 
 def test_without_a_command_there_is_help(potluck: Potluck) -> None:
