@@ -36,7 +36,8 @@ def study(
         shape = load_shape(loaded.model)
     check_inputs(loaded, shape)
     grid = cells(loaded)
-    results = ResultsFolder.open(out or file.with_suffix(""), loaded.name, fingerprint(loaded, shape))
+    keys = [cell.key for cell in grid]
+    results = ResultsFolder.open(out or file.with_suffix(""), loaded.name, fingerprint(loaded, shape), keys)
     done = {row.key for row in results.rows}
     todo = [cell for cell in grid if cell.key not in done]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -45,7 +46,7 @@ def study(
         for row in run_cells(shape, todo, processes or os.cpu_count() or 1):
             results.add(row)
             progress.advance(task)
-    results.sort([cell.key for cell in grid])
+    results.sort(keys)
     page = results.folder / "report.html"
     write_page(loaded, results.rows, page)
     if json:

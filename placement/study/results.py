@@ -65,11 +65,15 @@ class ResultsFolder:
         return self.folder / _ROWS_FILE
 
     @classmethod
-    def open(cls, folder: Path, name: str, fingerprint: str) -> ResultsFolder:
+    def open(cls, folder: Path, name: str, fingerprint: str, keys: Sequence[str]) -> ResultsFolder:
         """Make the folder, or go on with one of the same study.
 
+        Args:
+            keys: of the study's cells.
+
         Raises:
-            StudyFileError: the folder holds another study's results, or other files.
+            StudyFileError: the folder holds another study's results, or other files, or rows that are not
+                as they were written.
         """
         identity = {"format": _FORMAT, "version": _VERSION, "study": name, "fingerprint": fingerprint}
         marker = folder / _STUDY_FILE
@@ -82,7 +86,7 @@ class ResultsFolder:
                 file.write(json.dumps(identity, indent=2).encode() + b"\n")
         else:
             _check_identity(marker, identity)
-        results = cls(folder, _read_rows(folder / _ROWS_FILE))
+        results = cls(folder, _read_rows(folder / _ROWS_FILE, keys))
         results._rewrite()
         return results
 
@@ -139,18 +143,26 @@ def _as_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def _read_rows(path: Path) -> list[Row]:
+def _read_rows(path: Path, keys: Sequence[str]) -> list[Row]:
     """Complete rows; a last line torn by an interruption is left out and its cell runs again."""
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
-    if not lines or tuple(lines[0]) != _COLUMNS:
-        raise StudyFileError(f"{path}: expected the columns {', '.join(_COLUMNS)}; remove the file")
     try:
-        return [_row(line) for line in lines[1:]]
-    except ValueError as error:
+        text = path.read_text(encoding="utf-8")
+        lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
+        if not lines or tuple(lines[0]) != _COLUMNS:
+            raise ValueError(f"expected the columns {', '.join(_COLUMNS)}")
+        rows = [_row(line) for line in lines[1:]]
+        left = set(keys)
+        for row in rows:
+            if row.key not in left:
+                raise ValueError(f"expected each cell once, found {row.key!r} again or unasked for")
+            left.remove(row.key)
+    except OSError as error:
+        raise StudyFileError(f"{path}: {error.strerror}; remove it") from None
+    except (ValueError, csv.Error) as error:
         raise StudyFileError(f"{path}: not as it was written ({error}); remove the file") from None
+    return rows
 
 
 def _row(line: list[str]) -> Row:

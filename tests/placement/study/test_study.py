@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -198,43 +199,64 @@ def test_several_processes_give_the_rows_of_one(tmp_path: Path) -> None:
 def test_a_folder_is_gone_on_with_and_a_torn_row_runs_again(tmp_path: Path) -> None:
     study = Study.load(written(tmp_path))
     rows = list(run_cells(SHAPE, cells(study)[:3], processes=1))
-    folder = tmp_path / "out"
-    results = ResultsFolder.open(folder, study.name, fingerprint(study, SHAPE))
+    folder, keys = tmp_path / "out", [row.key for row in rows]
+    results = ResultsFolder.open(folder, study.name, fingerprint(study, SHAPE), keys)
     for row in rows:
         results.add(row)
     with results.csv_path.open("a") as file:
         file.write("pair/general/q4/2x1")
-    again = ResultsFolder.open(folder, study.name, fingerprint(study, SHAPE))
+    again = ResultsFolder.open(folder, study.name, fingerprint(study, SHAPE), keys)
     assert again.rows == rows
     assert again.csv_path.read_text().count("\n") == 1 + len(rows)
 
 
 def test_rows_end_in_the_order_of_the_grid(tmp_path: Path) -> None:
-    results = ResultsFolder.open(tmp_path / "out", "s", "1")
+    results = ResultsFolder.open(tmp_path / "out", "s", "1", ["a", "b"])
     for key in ("b", "a"):
         results.add(Row(key, "c", "t", "q4", 1, 0, 0.0, 0, "random"))
     results.sort(["a", "b"])
-    assert [row.key for row in ResultsFolder.open(tmp_path / "out", "s", "1").rows] == ["a", "b"]
+    assert [row.key for row in ResultsFolder.open(tmp_path / "out", "s", "1", ["a", "b"]).rows] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        (lambda rows: b"\xff\n", "not as it was written .*; remove the file"),
+        (lambda rows: b"key,cluster\n", "expected the columns key, cluster, trace"),
+        (lambda rows: rows.replace(b"\na,", b"\nz,"), "found 'z' again or unasked for"),
+        (lambda rows: rows + rows.split(b"\n")[1] + b"\n", "found 'a' again"),
+        (lambda rows: rows.replace(b",q4,1,", b",q4,one,"), "not as it was written"),
+    ],
+)
+def test_results_that_others_have_written_into_are_refused(
+    tmp_path: Path, spoilt: Callable[[bytes], bytes], message: str
+) -> None:
+    results = ResultsFolder.open(tmp_path / "out", "s", "1", ["a", "b"])
+    results.add(Row("a", "c", "t", "q4", 1, 0, 0.0, 0, "random"))
+    results.csv_path.write_bytes(spoilt(results.csv_path.read_bytes()))
+    with pytest.raises(StudyFileError, match=message) as raised:
+        ResultsFolder.open(tmp_path / "out", "s", "1", ["a", "b"])
+    assert "\n" not in str(raised.value)
 
 
 def test_results_of_another_study_are_refused_untouched(tmp_path: Path) -> None:
-    ResultsFolder.open(tmp_path / "out", "first", "1")
+    ResultsFolder.open(tmp_path / "out", "first", "1", ["a", "b"])
     before = (tmp_path / "out" / "study.json").read_bytes()
     with pytest.raises(StudyFileError, match=r"results of another study \('first'\), expected 'second'"):
-        ResultsFolder.open(tmp_path / "out", "second", "2")
+        ResultsFolder.open(tmp_path / "out", "second", "2", ["a", "b"])
     with pytest.raises(StudyFileError, match="an earlier form of 'first'"):
-        ResultsFolder.open(tmp_path / "out", "first", "2")
+        ResultsFolder.open(tmp_path / "out", "first", "2", ["a", "b"])
     assert (tmp_path / "out" / "study.json").read_bytes() == before
     (tmp_path / "out" / "study.json").write_text("{}")
     with pytest.raises(StudyFileError, match=r"study.json: expected a study's name in it, found none"):
-        ResultsFolder.open(tmp_path / "out", "first", "1")
+        ResultsFolder.open(tmp_path / "out", "first", "1", ["a", "b"])
     (tmp_path / "file").write_text("keep")
     with pytest.raises(StudyFileError, match="file: expected a folder to write to, found a file"):
-        ResultsFolder.open(tmp_path / "file", "first", "1")
+        ResultsFolder.open(tmp_path / "file", "first", "1", ["a", "b"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep")
     with pytest.raises(StudyFileError, match="not a results folder and not empty"):
-        ResultsFolder.open(tmp_path / "mine", "first", "1")
+        ResultsFolder.open(tmp_path / "mine", "first", "1", ["a", "b"])
 
 
 def test_sequences_of_a_pass_come_from_different_parts_of_the_text() -> None:
