@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,6 +203,8 @@ class Plan:
         return "{\n" + "\n".join(lines) + '\n  "workers": [\n' + ",\n".join(workers) + "\n  ]\n}\n"
 
 
+MAX_EXPERTS = 65_536
+"""Of a layer: routing files number them in 16 bits."""
 _WORKER_FIELDS = ("name", "node", "device", "tier", "budget_bytes")
 _WORKER_COSTS = ("ask_s", "expert_s")
 _PLAN_FIELDS = (
@@ -226,7 +228,7 @@ def _from_document(document: object) -> Plan:
     if document.get("version") != PLAN_VERSION:
         raise PlanError(f"version: expected {PLAN_VERSION}, found {document.get('version')!r}")
     fields = _object(document, "", _PLAN_FIELDS)
-    num_experts = _count(fields["num_experts"], "num_experts", least=1)
+    num_experts = _count(fields["num_experts"], "num_experts", least=1, most=MAX_EXPERTS)
     moe_layers = _ascending(fields["moe_layers"], "moe_layers")
     if not isinstance(fields["workers"], list) or not fields["workers"]:
         raise PlanError("workers: expected a list with at least one worker")
@@ -297,14 +299,16 @@ def _text(value: object, where: str) -> str:
     return value
 
 
-def _count(value: object, where: str, least: int = 0) -> int:
+def _count(value: object, where: str, least: int = 0, most: int = 2**63 - 1) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise PlanError(f"{where}: expected a whole number of at least {least}, found {value!r}")
+    if value > most:
+        raise PlanError(f"{where}: expected a whole number of at most {most}, found a larger one")
     return value
 
 
 def _seconds(value: object, where: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= sys.float_info.max:
         raise PlanError(f"{where}: expected seconds, a number of at least 0, found {value!r}")
     return float(value)
 

@@ -247,13 +247,15 @@ def count_experts(trace: NDArray[np.integer], num_experts: int) -> NDArray[np.ui
 
 
 def _read_arrays(path: Path) -> Mapping[str, NDArray[Any]]:
+    if path.is_dir():
+        raise RoutingFileError(f"{path}: it is a folder; expected a file that `potluck stats` wrote")
     if not path.is_file():
         raise RoutingFileError(f"{path}: no such file; `potluck stats` writes one")
     try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise RoutingFileError(f"{path}: expected a .npz archive, found a single array")
-        with archive:
+        # Of anything else numpy says that it may be a pickle and could be loaded unsafely.
+        if not zipfile.is_zipfile(path):
+            raise RoutingFileError(f"{path}: expected a .npz archive; `potluck stats` writes one")
+        with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RoutingFileError(f"{path}: not a readable routing file: {error}") from error

@@ -72,7 +72,7 @@ def detect(path: str | os.PathLike[str]) -> str:
     if start.lstrip()[:1] in (b"{", b"["):
         return _kind_of_json(file_path)
     raise RoutingFileError(
-        f"{path}: of no known kind; expected a file as in docs/interop.md, or name its kind"
+        f"{path}: of no known kind; expected a file as in docs/interop.md"
     )
 
 

@@ -130,14 +130,21 @@ def test_pickled_objects_are_never_loaded(tmp_path: Path) -> None:
 def test_a_broken_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "routing.npz"
     path.write_bytes(content)
-    with pytest.raises(RoutingFileError, match="not a readable"):
+    with pytest.raises(
+        RoutingFileError, match=r"routing\.npz: expected a \.npz archive; `potluck stats` writes"
+    ):
         RoutingStats.load(path)
+
+
+def test_a_folder_is_refused_as_one(tmp_path: Path) -> None:
+    with pytest.raises(RoutingFileError, match="it is a folder"):
+        RoutingStats.load(tmp_path)
 
 
 def test_a_single_array_is_no_archive(tmp_path: Path) -> None:
     path = tmp_path / "routing.npy"
     np.save(path, np.ones(3))
-    with pytest.raises(RoutingFileError, match="found a single array"):
+    with pytest.raises(RoutingFileError, match="expected a .npz archive"):
         RoutingStats.load(path)
 
 
