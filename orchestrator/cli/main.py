@@ -42,6 +42,8 @@ def main() -> None:
     try:
         # Not standalone: typer would print a framed message of several lines for a mistake in an option.
         sys.exit(app(sys.argv[1:] or ["--help"], prog_name="potluck", standalone_mode=False))
+    except typer.Abort:
+        sys.exit(128 + signal.SIGINT)
     except UsageError as error:
         print_error(usage_message(error))
         sys.exit(2)
