@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
 
 from placement.cluster_spec import (
     ClusterSpec,
@@ -25,7 +24,7 @@ from placement.cluster_spec import (
     Overheads,
 )
 from placement.errors import ClusterFileError
-from placement.yaml_file import read_mapping, shown
+from placement.yaml_file import checked, read_mapping, shown
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -40,10 +39,7 @@ def load_cluster(path: str | os.PathLike[str]) -> ClusterSpec:
         ClusterFileError: names file, field path, what was expected and what was found.
     """
     part, prefix = _potluck_part(read_mapping(path, ClusterFileError, "head, nodes and links"), path)
-    try:
-        file = _ClusterModel.model_validate(part)
-    except ValidationError as error:
-        raise ClusterFileError(f"{path}: {_first_error(error, prefix)}") from error
+    file = checked(part, _ClusterModel, path, ClusterFileError, prefix.rstrip("."))
     return _cluster(file, f"{path}: {prefix}")
 
 
@@ -177,50 +173,6 @@ def _potluck_part(document: dict[object, object], path: object) -> tuple[object,
             f"{path}: metadata.potluck: expected head, nodes and links there, found nothing"
         )
     return metadata["potluck"], "metadata.potluck."
-
-
-def _first_error(error: ValidationError, prefix: str) -> str:
-    """One line for the first of pydantic's findings, in the words of a cluster file."""
-    first = error.errors(include_url=False)[0]
-    location = first["loc"]
-    field = _field_path(location, prefix)
-    kind = first["type"]
-    if kind == "extra_forbidden":
-        return f"{field}: unknown key; expected {', '.join(_known_keys(location))}"
-    if kind == "missing":
-        return f"{field}: expected a value, found nothing"
-    if kind == "value_error":
-        return f"{field}: {first['ctx']['error']}"
-    if kind == "literal_error":
-        return f"{field}: expected {first['ctx']['expected']}, found {shown(first['input'])}"
-    if kind == "string_pattern_mismatch":
-        return f"{field}: expected letters, digits, '-', '_' and '.', found {shown(first['input'])}"
-    if kind in ("model_type", "model_attributes_type"):
-        keys = ", ".join(_known_keys((*location, "")))
-        return f"{field}: expected a mapping with {keys}, found {shown(first['input'])}"
-    return f"{field}: {first['msg'].replace('Input should be', 'expected')}, found {shown(first['input'])}"
-
-
-def _field_path(location: Sequence[int | str], prefix: str) -> str:
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    return prefix.rstrip(".") + (text if prefix else text.lstrip("."))
-
-
-def _known_keys(location: Sequence[int | str]) -> list[str]:
-    model: type[BaseModel] = _ClusterModel
-    if "overheads" in location[:-1]:
-        model = _OverheadsModel
-    elif "machines" in location[:-1]:
-        model = _MachineModel
-    elif "devices" in location[:-1]:
-        model = _DeviceModel
-    elif "nodes" in location[:-1]:
-        model = _NodeModel
-    elif "link_upgrades" in location[:-1]:
-        model = _LinkUpgradeModel
-    elif "links" in location[:-1]:
-        model = _LinkModel
-    return list(model.model_fields)
 
 
 def _cluster(file: _ClusterModel, where: str) -> ClusterSpec:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from placement.errors import InputError, StudyFileError
 from placement.policies import check_policy
@@ -17,7 +17,7 @@ from placement.routing.text import DOCUMENT_TOKENS
 from placement.study.routing_source import FileSource, RoutingSource, SyntheticSource
 from placement.traces import CODING, GENERAL, Domain
 from placement.workload import Workload
-from placement.yaml_file import read_mapping, shown
+from placement.yaml_file import checked, read_mapping, shown
 
 # Of every command: an empty cache is nobody's everyday, and speeds are compared between commands.
 DEFAULT_CONTEXT = 4096
@@ -71,15 +71,16 @@ class Study:
                 or a file that is not there.
         """
         document = read_mapping(path, StudyFileError, ", ".join(_StudyModel.model_fields))
-        try:
-            file = _StudyModel.model_validate(document)
-        except ValidationError as error:
-            raise StudyFileError(f"{path}: {_first_error(error)}") from error
-        return _study(file, Path(path))
+        return _study(checked(document, _StudyModel, path, StudyFileError), Path(path))
 
 
 def _as_batch(value: object) -> object:
-    return {"sequences": value} if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {"sequences": value}
+    if not isinstance(value, dict | _BatchModel):
+        keys = ", ".join(_BatchModel.model_fields)
+        raise ValueError(f"expected a number of sequences or a mapping with {keys}, found {shown(value)}")
+    return value
 
 
 class _Strict(BaseModel):
@@ -112,42 +113,6 @@ class _StudyModel(_Strict):
     traces: list[_TraceModel]
     batches: list[Annotated[_BatchModel, BeforeValidator(_as_batch)]] = [_BatchModel()]
     contexts: list[Annotated[int, Field(ge=0)]] = [DEFAULT_CONTEXT]
-
-
-# What pydantic calls these types of error, in a user's words.
-_EXPECTED = {
-    "list_type": "a list",
-    "string_type": "text",
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "float_parsing": "a number",
-}
-
-
-def _first_error(error: ValidationError) -> str:
-    """One line for the first of pydantic's findings."""
-    first = error.errors(include_url=False)[0]
-    location, kind = first["loc"], first["type"]
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    where = f"{field}: " if field else ""
-    if kind == "missing":
-        return f"{where}expected a value, found nothing"
-    if kind == "extra_forbidden":
-        return f"{where}unknown key; expected {', '.join(_model(location[:-1]).model_fields)}"
-    if kind == "model_type":
-        keys = f"a mapping with {', '.join(_model(location).model_fields)}"
-        number = "a number of sequences or " if _model(location) is _BatchModel else ""
-        return f"{where}expected {number}{keys}, found {shown(first['input'])}"
-    if kind in _EXPECTED:
-        return f"{where}expected {_EXPECTED[kind]}, found {shown(first['input'])}"
-    return f"{where}{first['msg'].replace('Input should be', 'expected')}, found {shown(first['input'])}"
-
-
-def _model(location: Sequence[int | str]) -> type[BaseModel]:
-    inner: dict[str, type[BaseModel]] = {"batches": _BatchModel, "traces": _TraceModel}
-    return inner.get(str(location[0]), _StudyModel) if location else _StudyModel
 
 
 def _study(file: _StudyModel, path: Path) -> Study:

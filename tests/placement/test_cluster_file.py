@@ -301,7 +301,7 @@ def test_software_of_layers_is_refused_where_no_layer_runs(tmp_path: Path) -> No
         (["links", 0, "node"], "cellar", r"links\[0\].node: expected one of the nodes .*, found 'cellar'"),
         (["links"], [], "links: expected a link between 'attic' and the head, found none"),
         (["links"], [LINK, LINK], r"links\[1\].node: expected one link a node, found a second for 'attic'"),
-        (["links"], "none", r"links: expected a valid list, found 'none'"),
+        (["links"], "none", r"links: expected a list, found 'none'"),
     ],
 )
 @pytest.mark.parametrize("nested", [True, False])
