@@ -144,7 +144,7 @@ def test_a_folder_is_refused_as_one(tmp_path: Path) -> None:
 def test_a_single_array_is_no_archive(tmp_path: Path) -> None:
     path = tmp_path / "routing.npy"
     np.save(path, np.ones(3))
-    with pytest.raises(RoutingFileError, match="expected a .npz archive"):
+    with pytest.raises(RoutingFileError, match=r"expected a \.npz archive"):
         RoutingStats.load(path)
 
 
