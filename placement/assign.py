@@ -1,12 +1,12 @@
 """The choice among an expert's holders: which worker computes it in this layer of this step.
 
 One rule, twice: `assign_experts` for the dispatcher's one step, in plain Python, which is faster for few
-experts; `assign_steps` for thousands of steps at once. They agree to the last bit.
+experts; `assign_columns` for thousands of steps at once. They agree to the last bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.holders import NO_WORKER, LayerHolders
+from placement.replica_columns import Choices, choose_workers
 
 # Where nobody says what asking costs: as much as the work on so many experts.
 _UNKNOWN_ASK_EXPERTS = 64.0
 
-# Fewer steps than this are chosen for one by one, which is faster.
+# Fewer steps than this are chosen for one by one, which is faster; for long steps it is up to more.
 _FEW_STEPS = 16
-# Steps at a time, so that what a round looks up stays in the processor's second-level cache.
-_BLOCK_STEPS = 4096
+_CHOICES_A_STEP = 128
+# Choices at a time, so that what a round looks up stays in the processor's second-level cache.
+_BLOCK_CHOICES = 1 << 17
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,16 +123,7 @@ def assign_steps(
     Returns:
         int16, of the shape of `expert_ids`.
     """
-    chosen: NDArray[np.int16] = holders.single.take(expert_ids)
-    if not holders.has_replicas:
-        return chosen
-    if len(expert_ids) < _FEW_STEPS:
-        for step, ids in enumerate(expert_ids):
-            chosen[step] = assign_experts(ids, holders, costs)
-        return chosen
-    for start in range(0, len(expert_ids), _BLOCK_STEPS):
-        block = slice(start, start + _BLOCK_STEPS)
-        _assign_block(expert_ids[None, block], [holders], costs, chosen[None, block])
+    chosen: NDArray[np.int16] = assign_layers(expert_ids[None], [holders], costs)[0]
     return chosen
 
 
@@ -146,91 +139,49 @@ def assign_layers(
     Returns:
         int16, of the shape of `expert_ids`.
     """
-    num_steps = expert_ids.shape[1]
-    if num_steps > _BLOCK_STEPS:
-        each = [assign_steps(ids, holders, costs) for holders, ids in zip(layers, expert_ids, strict=True)]
-        return np.stack(each)
-    chosen = np.stack([holders.single.take(ids) for holders, ids in zip(layers, expert_ids, strict=True)])
-    if any(holders.has_replicas for holders in layers):
-        size = max(_BLOCK_STEPS // max(num_steps, 1), 1)
-        for start in range(0, len(layers), size):
-            block = slice(start, start + size)
-            _assign_block(expert_ids[block], layers[block], costs, chosen[block])
+    if not any(holders.has_replicas for holders in layers):
+        return np.stack([holders.single.take(ids) for holders, ids in zip(layers, expert_ids, strict=True)])
+    chosen = np.empty(expert_ids.shape, dtype=np.int16)
+    columns = expert_ids.transpose(2, 3, 0, 1)
+    for rows, steps in _blocks(expert_ids.shape):
+        workers = assign_columns(columns[:, :, rows, steps], layers[rows], costs).workers
+        block = chosen[rows, steps]
+        block[...] = workers.transpose(2, 3, 0, 1)
+        block[block == costs.num_workers] = NO_WORKER
     return chosen
 
 
-def _assign_block(
-    expert_ids: NDArray[np.integer],
-    layers: Sequence[LayerHolders],
-    costs: ReplicaCosts,
-    chosen: NDArray[np.int16],
-) -> None:
-    """Fill in `chosen` [num_layers, num_steps, num_tokens, top_k], where it is `LayerHolders.single` so far.
-
-    Every step of every layer is a row, every layer's ranks follow those of the layer before.
-    """
-    choices, num_workers = chosen.shape[2] * chosen.shape[3], costs.num_workers
-    ranks = np.stack([holders.ranks for holders in layers])
-    order, position = _in_order(expert_ids.reshape(*chosen.shape[:2], choices), ranks)
-    num_rows = order.shape[1]
-    repeats = np.zeros(order.shape, dtype=np.bool_)
-    np.equal(order[1:], order[:-1], out=repeats[1:])
-
-    # [max_holders, ranks]. Worker `num_workers` is one that would never be done: for experts with fewer
-    # holders than others.
-    candidates = np.full((layers[0].table.shape[1], *ranks.shape), num_workers)
-    for layer, holders in enumerate(layers):
-        held = np.where(holders.table == NO_WORKER, num_workers, holders.table)
-        candidates[:, layer, ranks[layer, :-1]] = held.T
-    candidates = candidates.reshape(len(candidates), -1)
-    has_choice = candidates[1] != num_workers
-    single = np.where(has_choice, num_workers, candidates[0]).take(order)
-    single[repeats] = num_workers
-    by_row = np.full((num_rows, num_workers + 1), np.inf)
-    for worker, finish_s in enumerate(costs.finish_s(choices)):
-        by_row[:, worker] = finish_s.take((single == worker).sum(axis=0))
-    done_s = by_row.ravel()
-    expert_s = np.append(costs.expert_s, np.inf)
-
-    picked = np.full(num_rows, NO_WORKER, dtype=np.int16)
-    flat = chosen.reshape(-1)
-    to_choose = has_choice.take(order)
-    for column in range(choices):
-        rows = np.flatnonzero(to_choose[column])
-        new = rows[~repeats[column, rows]]
-        first = new * (num_workers + 1)
-        experts = order[column, new]
-        pick = first + candidates[0].take(experts)
-        least_s = done_s.take(pick)
-        for workers in candidates[1:]:
-            cell = first + workers.take(experts)
-            seconds = done_s.take(cell)
-            pick = np.where(seconds < least_s, cell, pick)
-            np.minimum(seconds, least_s, out=least_s)
-        worker = pick - first
-        done_s[pick] = least_s + expert_s.take(worker)
-        picked[new] = worker
-        flat[rows * choices + position[column, rows]] = picked[rows]
-
-
-def _in_order(
-    expert_ids: NDArray[np.integer], ranks: NDArray[np.unsignedinteger]
-) -> tuple[NDArray[np.integer], NDArray[np.unsignedinteger]]:
-    """Each row's experts in the order of the rule: ranks and where they stood, [choices, rows].
+def assign_columns(
+    expert_ids: NDArray[np.integer], layers: Sequence[LayerHolders], costs: ReplicaCosts
+) -> Choices:
+    """`assign_layers` with the steps along the last axis, all at once: for no more than fit a cache.
 
     Args:
-        expert_ids: int [num_layers, num_steps, choices].
-        ranks: [num_layers, num_experts + 1].
+        expert_ids: int [num_tokens, top_k, num_layers, num_steps].
+        layers: rows of one table.
     """
-    num_layers, num_steps, choices = expert_ids.shape
-    # One number holds both, so that one sort does; 16 bits where they suffice, which numpy sorts faster.
-    wide = np.uint16 if ranks.shape[1] * choices <= 2**16 else np.uint32
-    scaled = np.multiply(ranks, choices, dtype=wide)
-    keys = np.stack([each.take(ids) for each, ids in zip(scaled, expert_ids, strict=True)])
-    keys += np.arange(choices, dtype=wide)
-    keys.sort(axis=2)
-    order, position = np.divmod(np.ascontiguousarray(keys.reshape(-1, choices).T), choices)
-    if num_layers == 1:
-        return order, position
-    first_rank = np.repeat(np.arange(num_layers) * ranks.shape[1], num_steps)
-    return order + first_rank, position
+    num_tokens, top_k, num_layers, num_steps = expert_ids.shape
+    choices = num_tokens * top_k
+    chosen = np.empty(expert_ids.shape, dtype=np.min_scalar_type(costs.num_workers))
+    if not any(holders.has_replicas for holders in layers):
+        for layer, holders in enumerate(layers):
+            single = np.where(holders.single == NO_WORKER, costs.num_workers, holders.single)
+            chosen[:, :, layer] = single.astype(chosen.dtype).take(expert_ids[:, :, layer])
+        return Choices(chosen)
+    if num_layers * num_steps < _FEW_STEPS + choices // _CHOICES_A_STEP:
+        for layer, holders in enumerate(layers):
+            for step in range(num_steps):
+                workers = assign_experts(expert_ids[:, :, layer, step], holders, costs)
+                chosen[:, :, layer, step] = np.where(workers == NO_WORKER, costs.num_workers, workers)
+        return Choices(chosen)
+    return choose_workers(expert_ids, layers, costs.finish_s(choices))
+
+
+def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
+    """Layers and steps of `assign_layers` that go together: many layers of few steps, or parts of a layer."""
+    num_layers, num_steps, num_tokens, top_k = shape
+    most = max(_BLOCK_CHOICES // max(num_tokens * top_k, 1), 1)
+    layers = max(most // max(num_steps, 1), 1)
+    for row in range(0, num_layers, layers):
+        for step in range(0, num_steps, most):
+            yield slice(row, row + layers), slice(step, step + most)

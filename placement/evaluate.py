@@ -16,7 +16,7 @@ from placement.problem import PlanningProblem
 from placement.replica_costs import replica_costs
 from placement.sharing import layer_seconds
 from placement.single_token import SingleTokenTimes
-from placement.touches import count_pairs, count_touches
+from placement.touches import count_touches, device_columns, steps_on
 
 # Numbers held at once: [steps, layers, tokens, devices] of a chunk.
 _CHUNK_ELEMENTS = 4_000_000
@@ -110,13 +110,13 @@ def evaluate_choices(problem: PlanningProblem, choose: Chooser, trace: NDArray[n
         for row in range(shape.num_moe_layers):
             choice = choose(row, first_step, steps[:, row])
             if times is not None and choice.not_before_s is None:
-                pairs = count_pairs(choice.devices, num_devices)
-                rank = times.slowest(pairs)
+                devices = device_columns(choice.devices[:, 0], num_devices)
+                rank, cells = times.look_up(devices)
                 block_seconds += times.seconds.take(rank)
-                block_remote += pairs[is_remote].any(axis=0)
+                block_remote += steps_on(devices, is_remote)
                 slowest = np.bincount(rank, minlength=len(times.seconds))
                 bound += np.bincount(times.device, weights=slowest, minlength=num_devices)
-                busy += (times.cells(pairs) * times.cell_seconds())[:, 1:].sum(axis=1)
+                busy += (cells * times.cell_seconds())[:, 1:].sum(axis=1)
                 continue
             touches = count_touches(choice.devices, steps[:, row], num_devices, shape.num_experts)
             per_device = layer_seconds(rates, touches.rows, touches.distinct, touches.pairs)

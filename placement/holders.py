@@ -49,6 +49,18 @@ class LayerHolders:
         return ranks
 
     @cached_property
+    def in_order(self) -> NDArray[np.int16]:
+        """Workers by their experts' rank: int16 [max_holders, num_experts + 1], padded with NO_WORKER."""
+        workers = np.full((self.table.shape[1], len(self.table) + 1), NO_WORKER, dtype=np.int16)
+        workers[:, self.ranks[:-1]] = self.table.T
+        return workers
+
+    @cached_property
+    def several_from(self) -> int:
+        """Experts with one holder have lower ranks, all others have this or more."""
+        return int(np.count_nonzero((self.table != NO_WORKER).sum(axis=1) == 1))
+
+    @cached_property
     def rank_list(self) -> list[int]:
         """`ranks` as plain numbers."""
         return list(self.ranks.tolist())

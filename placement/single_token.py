@@ -1,6 +1,7 @@
 """One MoE layer of one token by table look-up: a device's time depends on one small number, its experts.
 
-The closed form then needs no arithmetic for each step and device, only the largest rank.
+The closed form then needs no arithmetic for each step and device, only the largest rank among the few devices
+that a token's experts are on.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class SingleTokenTimes:
 
     Attributes:
         ranks: unsigned [num_devices, top_k + 1], of each cell by time, of equals the lowest device highest.
+            More experts never take less time, so a device's ranks ascend.
         seconds: float64 [num_cells], by rank.
         device, experts: intp [num_cells], by rank.
     """
@@ -47,21 +49,48 @@ class SingleTokenTimes:
             experts=experts.T.ravel()[order],
         )
 
-    def slowest(self, pairs: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
-        """Rank of the slowest device's cell, [num_steps].
+    def look_up(
+        self, chosen: NDArray[np.unsignedinteger]
+    ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
+        """The slowest cell of every step, and how often each device has each number of experts.
 
         Args:
-            pairs: [num_devices, num_steps], experts of each step on each device.
-        """
-        rank: NDArray[np.unsignedinteger] = self.ranks[0].take(pairs[0])
-        for ranks, count in zip(self.ranks[1:], pairs[1:], strict=True):
-            np.maximum(rank, ranks.take(count), out=rank)
-        return rank
+            chosen: unsigned [top_k, num_steps], devices; `num_devices` stands for none.
 
-    def cells(self, pairs: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:
-        """How often each device has each number of experts: int64 [num_devices, top_k + 1]."""
-        width = self.ranks.shape[1]
-        return np.stack([np.bincount(count, minlength=width) for count in pairs])
+        Returns:
+            rank: of the slowest device's cell, [num_steps].
+            cells: int64 [num_devices, top_k + 1].
+        """
+        if 2 * len(self.ranks) <= len(chosen):
+            return self._look_up_devices(chosen)
+        num_devices, width = self.ranks.shape
+        # The n-th choice of a device finds its cell of n experts; the last one has the highest rank.
+        nth = np.ones(chosen.shape, dtype=np.uint8)
+        for distance in range(1, len(chosen)):
+            nth[distance:] += chosen[distance:] == chosen[:-distance]
+        cell = np.multiply(chosen, width, dtype=np.min_scalar_type((num_devices + 1) * width))
+        cell += nth
+        index = cell.astype(np.intp)
+        # Idle devices are as slow as the slowest of them, which costs none that is not idle its place.
+        ranks = np.append(self.ranks, np.zeros(width, dtype=self.ranks.dtype))
+        rank = ranks.take(index).max(axis=0, initial=self.ranks[:, 0].max())
+        reached = np.bincount(index.ravel(), minlength=ranks.size).reshape(-1, width)[:-1]
+        reached[:, 0] = chosen.shape[1]
+        cells = reached.copy()
+        cells[:, :-1] -= reached[:, 1:]
+        return rank, cells
+
+    def _look_up_devices(
+        self, chosen: NDArray[np.unsignedinteger]
+    ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
+        """`look_up` device by device, which is faster for few."""
+        rank = np.zeros(chosen.shape[1], dtype=self.ranks.dtype)
+        cells = np.empty(self.ranks.shape, dtype=np.int64)
+        for device, ranks in enumerate(self.ranks):
+            count = np.add.reduce((chosen == device).view(np.uint8), axis=0, dtype=np.uint8).astype(np.intp)
+            np.maximum(rank, ranks.take(count), out=rank)
+            cells[device] = np.bincount(count, minlength=len(ranks))
+        return rank, cells
 
     def cell_seconds(self) -> NDArray[np.float64]:
         """float64 [num_devices, top_k + 1]."""

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# From so many devices on a pass over the steps for each of them takes longer than a few over all choices.
-_MANY_DEVICES = 32
+from placement.column_sort import sort_columns
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,84 +30,90 @@ def count_touches(
 ) -> Touches:
     """Count one layer's work on every device, step by step.
 
-    Arrays are laid out device by device, so that every pass runs over neighbouring steps; many devices are
-    counted all at once. Linear in the choices, except for the sort that finds the experts several tokens of
-    a step share.
-
     Args:
         chosen: int [num_steps, num_tokens, top_k], devices; an expert has one for all tokens of a step.
             `num_devices` stands for none: the choice is not counted.
         expert_ids: int, the same shape; a token's experts differ.
     """
-    num_steps, num_tokens, top_k = chosen.shape
-    if num_tokens == 1:
-        single = count_pairs(chosen, num_devices)
-        return Touches(np.minimum(single, 1).T, single.T, single.T)
-    first_on = _first_touches(chosen, expert_ids, num_devices, num_experts)
-    if num_devices >= _MANY_DEVICES:
-        return _count_at_once(chosen, first_on, num_devices)
-    dtype = np.min_scalar_type(num_tokens * top_k)
-    by_choice = _by_choice(chosen, num_devices)
-    pairs = np.empty((num_devices, num_steps), dtype=dtype)
+    return count_columns(
+        device_columns(chosen, num_devices), expert_ids.transpose(1, 2, 0), num_devices, num_experts
+    )
+
+
+def device_columns(chosen: NDArray[np.int16], num_devices: int) -> NDArray[np.unsignedinteger]:
+    """Devices [num_steps, ...] with the steps last and as narrow as their numbers allow."""
+    narrow = np.min_scalar_type(num_devices)
+    columns: NDArray[np.unsignedinteger] = np.moveaxis(chosen, 0, -1).astype(narrow, order="C")
+    return columns
+
+
+def count_columns(
+    chosen: NDArray[np.unsignedinteger],
+    expert_ids: NDArray[np.integer],
+    num_devices: int,
+    num_experts: int,
+    repeats: NDArray[np.unsignedinteger] | None = None,
+) -> Touches:
+    """`count_touches` with the steps along the last axis, so that every pass runs over neighbouring steps.
+
+    Linear in the choices times the devices, except for the sort that finds the experts several tokens of a
+    step share.
+
+    Args:
+        chosen: unsigned [num_tokens, top_k, ...], the steps along all further axes.
+        expert_ids: int, the same shape.
+        repeats: unsigned [num_devices or fewer, num_steps], choices of an expert that the step has
+            already, by device; None to find them.
+    """
+    num_tokens, top_k = chosen.shape[:2]
+    devices = chosen.reshape(num_tokens, top_k, -1)
+    num_steps = devices.shape[2]
+    by_token, whole = (np.min_scalar_type(most) for most in (top_k, num_tokens * top_k))
+    pairs = np.empty((num_devices, num_steps), dtype=whole)
     rows = np.empty_like(pairs)
+    here = np.empty(devices.shape, dtype=np.bool_)
+    of_token = np.empty((num_tokens, num_steps), dtype=by_token)
     for device in range(num_devices):
-        here = by_choice == device
-        here.sum(axis=0, dtype=dtype, out=pairs[device])
-        by_token = here.reshape(num_tokens, top_k, num_steps).any(axis=1)
-        by_token.sum(axis=0, dtype=dtype, out=rows[device])
-    distinct = np.empty_like(pairs)
-    for device in range(num_devices):
-        (first_on == device).sum(axis=0, dtype=dtype, out=distinct[device])
+        np.equal(devices, device, out=here)
+        np.add.reduce(here.view(np.uint8), axis=1, dtype=by_token, out=of_token)
+        np.add.reduce(of_token, axis=0, dtype=whole, out=pairs[device])
+        np.add.reduce((of_token > 0).view(np.uint8), axis=0, dtype=whole, out=rows[device])
+    distinct = pairs
+    if num_tokens > 1:
+        if repeats is None:
+            repeats = _count_repeats(chosen, expert_ids, num_devices, num_experts)
+        distinct = pairs.copy()
+        distinct[: len(repeats)] -= repeats
     return Touches(rows.T, distinct.T, pairs.T)
 
 
-def count_pairs(chosen: NDArray[np.int16], num_devices: int) -> NDArray[np.unsignedinteger]:
-    """Choices of each step on each device: unsigned [num_devices, num_steps]; arguments as above."""
-    by_choice = _by_choice(chosen, num_devices)
-    pairs = np.empty((num_devices, len(chosen)), dtype=np.min_scalar_type(len(by_choice)))
-    here = np.empty(by_choice.shape, dtype=np.bool_)
-    for device in range(num_devices):
-        np.equal(by_choice, device, out=here)
-        np.add.reduce(here.view(np.uint8), axis=0, dtype=pairs.dtype, out=pairs[device])
-    return pairs
+def steps_on(chosen: NDArray[np.unsignedinteger], devices: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Steps with a choice on one of some devices: bool [num_steps].
+
+    Args:
+        chosen: unsigned [num_choices, num_steps], the number of devices for none.
+        devices: bool [num_devices].
+    """
+    there = chosen != len(devices)
+    for other in np.flatnonzero(~devices):
+        there &= chosen != other
+    found: NDArray[np.bool_] = there.any(axis=0)
+    return found
 
 
-def _count_at_once(
-    chosen: NDArray[np.int16], first_on: NDArray[np.unsignedinteger], num_devices: int
-) -> Touches:
-    """`count_touches` in passes over the choices, however many devices; `first_on`: of `_first_touches`."""
-    num_steps, num_tokens, _ = chosen.shape
-    width = num_devices + 1
-    by_token = np.arange(num_steps * num_tokens).reshape(num_steps, num_tokens, 1) * width + chosen
-    asked = np.zeros((num_steps, num_tokens, width), dtype=np.uint8)
-    asked.ravel()[by_token.ravel()] = 1
-    dtype = np.min_scalar_type(chosen[:1].size)
-
-    def counted(devices: NDArray[np.integer]) -> NDArray[np.unsignedinteger]:
-        cells = (np.arange(num_steps)[:, None] * width + devices).ravel()
-        counts = np.bincount(cells, minlength=num_steps * width).astype(dtype)
-        return counts.reshape(num_steps, width)[:, :num_devices]
-
-    rows = asked.sum(axis=1, dtype=dtype)[:, :num_devices]
-    return Touches(rows, counted(first_on.T), counted(chosen.reshape(num_steps, -1)))
-
-
-def _by_choice(chosen: NDArray[np.int16], num_devices: int) -> NDArray[np.unsignedinteger]:
-    """[num_tokens * top_k, num_steps], as narrow as device numbers allow."""
-    narrow = np.uint8 if num_devices < 256 else np.uint16
-    return chosen.reshape(len(chosen), -1).T.astype(narrow, order="C")
-
-
-def _first_touches(
-    chosen: NDArray[np.int16], expert_ids: NDArray[np.integer], num_devices: int, num_experts: int
+def _count_repeats(
+    chosen: NDArray[np.unsignedinteger],
+    expert_ids: NDArray[np.integer],
+    num_devices: int,
+    num_experts: int,
 ) -> NDArray[np.unsignedinteger]:
-    """Device of each distinct expert [num_tokens * top_k, num_steps]; `num_devices` where one repeats."""
-    # 16 bits where they suffice: numpy sorts those with vector instructions.
-    dtype = np.uint16 if (num_devices + 1) * num_experts < 2**16 else np.uint32
-    keys = (chosen.astype(dtype) * num_experts + expert_ids.astype(dtype)).reshape(len(chosen), -1)
-    keys.sort(axis=1)
-    repeats = np.zeros(keys.shape, dtype=np.bool_)
-    np.equal(keys[:, 1:], keys[:, :-1], out=repeats[:, 1:])
-    devices: NDArray[np.unsignedinteger] = keys // num_experts
-    devices[repeats] = num_devices
-    return np.ascontiguousarray(devices.T)
+    """Choices of an expert that its step has already, by device: [num_devices, num_steps]."""
+    keys = np.multiply(chosen, num_experts, dtype=np.min_scalar_type((num_devices + 1) * num_experts))
+    np.add(keys, expert_ids, out=keys, casting="unsafe")
+    ordered = np.stack(sort_columns(keys.reshape(chosen.shape[0] * chosen.shape[1], -1)))
+    num_steps = ordered.shape[1]
+    found = np.flatnonzero(ordered[1:] == ordered[:-1])
+    cells = (ordered[1:].take(found) // num_experts) * np.intp(num_steps) + found % num_steps
+    repeats = np.zeros((num_devices + 1, num_steps), dtype=np.min_scalar_type(len(ordered)))
+    np.add.at(repeats.ravel(), cells, repeats.dtype.type(1))
+    return repeats[:-1]

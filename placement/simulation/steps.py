@@ -17,6 +17,7 @@ Trace = NDArray[np.integer] | Iterable[NDArray[np.integer]]
 
 _MAX_BLOCK_STEPS = 4096
 _MAX_BLOCK_CHOICES = 4_000_000
+_STEPS_COPIED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,16 @@ class StepBlock:
     @property
     def num_steps(self) -> int:
         return len(self.expert_ids)
+
+    def columns(self) -> NDArray[np.integer]:
+        """`expert_ids` as [tokens_per_step, top_k, num_moe_layers, num_steps], steps side by side."""
+        num_steps, num_layers, num_tokens, top_k = self.expert_ids.shape
+        columns = np.empty((num_tokens, num_layers, top_k, num_steps), dtype=self.expert_ids.dtype)
+        # A few steps at a time: what is read stays in the first-level cache until all of it is used.
+        for start in range(0, num_steps, _STEPS_COPIED):
+            steps = slice(start, start + _STEPS_COPIED)
+            columns[..., steps] = self.expert_ids[steps].transpose(2, 1, 3, 0)
+        return columns.transpose(0, 2, 1, 3)
 
 
 def step_blocks(

@@ -207,5 +207,5 @@ def _shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 def num_messages(rows: NDArray[np.integer]) -> int:
     """Requests that carry `rows`, any shape, at most MAX_MESSAGE_ROWS in each."""
     if rows.max(initial=0) <= MAX_MESSAGE_ROWS:
-        return int(np.count_nonzero(rows))
+        return int(np.count_nonzero(rows > 0))
     return int(-(-rows.astype(np.int64) // MAX_MESSAGE_ROWS).sum())

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from placement import assign
+from placement import assign, column_sort, replica_columns
 from placement.assign import ReplicaCosts, assign_experts, assign_layers, assign_steps
 from placement.holders import HolderTable
 
@@ -86,13 +86,15 @@ def test_the_order_of_rows_and_slots_does_not_matter(
     num_workers=st.integers(1, 9),
     gaps=st.booleans(),
     even=st.booleans(),
+    compared=st.sampled_from([1, 4, 64]),
 )
-@example(seed=0, num_steps=40, num_tokens=1, num_workers=3, gaps=True, even=True)
+@example(seed=0, num_steps=40, num_tokens=1, num_workers=3, gaps=True, even=True, compared=64)
+@example(seed=0, num_steps=40, num_tokens=5, num_workers=9, gaps=False, even=True, compared=4)
 @settings(max_examples=150, deadline=None)
 def test_many_steps_at_once_are_many_single_steps(
-    seed: int, num_steps: int, num_tokens: int, num_workers: int, gaps: bool, even: bool
+    seed: int, num_steps: int, num_tokens: int, num_workers: int, gaps: bool, even: bool, compared: int
 ) -> None:
-    """Also where experts are held by nobody, choices are left out (-1) and costs tie."""
+    """Also where experts are held by nobody, choices are left out (-1), costs tie and steps are long."""
     generator = np.random.default_rng(seed)
     masks = generator.random((num_workers, 1, NUM_EXPERTS)) < generator.random()
     layer = HolderTable.from_masks(masks).layers[0]
@@ -104,7 +106,9 @@ def test_many_steps_at_once_are_many_single_steps(
         costs = ReplicaCosts.unknown(num_workers, 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assign, "_FEW_STEPS", 0)
-        patch.setattr(assign, "_BLOCK_STEPS", 16)
+        patch.setattr(assign, "_BLOCK_CHOICES", 16 * num_tokens * 3)
+        patch.setattr(replica_columns, "_COMPARED", compared)
+        patch.setattr(column_sort, "_FEWEST_COLUMNS_A_ROW", 0)
         chosen = assign_steps(ids, layer, costs)
     each = [assign_experts(step, layer, costs) for step in ids]
     counted = ids >= 0
@@ -117,10 +121,11 @@ def test_many_steps_at_once_are_many_single_steps(
     num_layers=st.integers(1, 4),
     num_steps=st.integers(0, 6),
     block=st.integers(1, 16),
+    few=st.sampled_from([0, 16]),
 )
 @settings(deadline=None)
 def test_many_layers_at_once_are_many_single_layers(
-    seed: int, num_layers: int, num_steps: int, block: int
+    seed: int, num_layers: int, num_steps: int, block: int, few: int
 ) -> None:
     """Layers without copies among those with them included."""
     generator = np.random.default_rng(seed)
@@ -131,10 +136,15 @@ def test_many_layers_at_once_are_many_single_layers(
     ids = np.argsort(generator.random((num_layers, num_steps, 2, NUM_EXPERTS)), axis=3)[..., :3]
     costs = ReplicaCosts(*generator.random((2, NUM_WORKERS)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assign, "_BLOCK_STEPS", block)
+        patch.setattr(assign, "_FEW_STEPS", few)
+        patch.setattr(assign, "_BLOCK_CHOICES", block * 6)
         chosen = assign_layers(ids, layers, costs)
-    each = [assign_steps(layer_ids, layer, costs) for layer_ids, layer in zip(ids, layers, strict=True)]
-    assert np.array_equal(chosen, np.stack(each))
+    each = [
+        [assign_experts(step, layer, costs) for step in steps]
+        for steps, layer in zip(ids, layers, strict=True)
+    ]
+    assert np.array_equal(chosen, np.array(each).reshape(chosen.shape))
+    assert chosen.dtype == np.int16
 
 
 @given(seed=st.integers(0, 1000))

@@ -17,7 +17,6 @@ from placement.evaluate import evaluate
 from placement.problem import PlanningProblem
 from placement.simulate import simulate_alone
 from placement.single_token import SingleTokenTimes
-from placement.touches import count_pairs
 from tests.placement.runs import DEVICES, SHAPE, SIZE, random_plan, random_trace, system_of
 
 
@@ -29,21 +28,30 @@ class Never:
         return None
 
 
-@given(seed=st.integers(0, 1000), num_devices=st.integers(1, 3), equal=st.booleans())
+@given(
+    seed=st.integers(0, 1000),
+    num_devices=st.integers(1, 3),
+    equal=st.booleans(),
+    top_k=st.sampled_from([3, 8]),
+)
 @settings(max_examples=50, deadline=None)
-def test_the_slowest_device_and_its_time_are_those_computed(seed: int, num_devices: int, equal: bool) -> None:
+def test_the_slowest_device_and_its_time_are_those_computed(
+    seed: int, num_devices: int, equal: bool, top_k: int
+) -> None:
     devices = (DEVICES[0], *(DEVICES[1] for _ in range(2))) if equal else DEVICES
     rates = expert_rates(PlanningProblem(SHAPE, devices[:num_devices], SIZE))
-    chosen = np.random.default_rng(seed).integers(0, num_devices, (50, 1, 3)).astype(np.int16)
-    times = SingleTokenTimes.of(rates, 3)
+    # One number more for no device.
+    chosen = np.random.default_rng(seed).integers(0, num_devices + 1, (top_k, 50)).astype(np.uint8)
+    times = SingleTokenTimes.of(rates, top_k)
     assert times is not None
-    pairs = count_pairs(chosen, num_devices)
+    rank, cells = times.look_up(chosen)
+    pairs = (chosen == np.arange(num_devices)[:, None, None]).sum(axis=1)
     computed = device_seconds(rates, np.minimum(pairs, 1).T, pairs.T, pairs.T)
-    rank = times.slowest(pairs)
     assert times.seconds[rank].tolist() == computed.max(axis=1).tolist()
     assert times.device[rank].tolist() == computed.argmax(axis=1).tolist()
     assert times.experts[rank].tolist() == pairs[times.device[rank], np.arange(50)].tolist()
-    assert times.cells(pairs).sum() == 50 * num_devices
+    for device in range(num_devices):
+        assert cells[device].tolist() == np.bincount(pairs[device], minlength=top_k + 1).tolist()
 
 
 @given(seed=st.integers(0, 1000), replicas=st.booleans(), headless=st.booleans())

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from placement.assign import ReplicaCosts, assign_experts, assign_steps
+from placement import assign
+from placement.assign import ReplicaCosts, assign_columns, assign_experts, assign_steps
 from placement.holders import HolderTable
-from placement.touches import count_touches
+from placement.touches import count_columns, count_touches, steps_on
 
 
 @given(
@@ -52,3 +53,27 @@ def test_wide_keys_and_many_choices_do_not_overflow(num_devices: int, num_tokens
     assert touches.rows[:, -1].tolist() == [num_tokens] * 3
     assert touches.distinct[:, -1].tolist() == [len(set(step.ravel().tolist())) for step in ids]
     assert not touches.pairs[:, :-1].any()
+
+
+@given(seed=st.integers(0, 10_000), num_tokens=st.integers(1, 5), num_workers=st.integers(1, 5))
+@settings(max_examples=60, deadline=None)
+def test_what_the_choice_knows_of_repeats_is_what_sorting_finds(
+    seed: int, num_tokens: int, num_workers: int
+) -> None:
+    """Two layers, and a device more than the plan has workers: a head without experts."""
+    generator = np.random.default_rng(seed)
+    ids = np.argsort(generator.random((num_tokens, 2, 7, 12)), axis=3)[..., :4].transpose(0, 3, 1, 2)
+    masks = generator.random((num_workers, 2, 12)) < 0.5
+    masks[0] |= ~masks.any(axis=0)
+    costs = ReplicaCosts(*generator.random((2, num_workers)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assign, "_FEW_STEPS", 0)
+        choices = assign_columns(ids, HolderTable.from_masks(masks).layers, costs)
+    known = count_columns(choices.workers, ids, num_workers + 1, 12, choices.repeats)
+    found = count_columns(choices.workers, ids, num_workers + 1, 12)
+    assert np.array_equal(known.distinct, found.distinct)
+    assert np.array_equal(known.rows, found.rows)
+    for device in range(num_workers + 1):
+        one = np.arange(num_workers + 1) == device
+        columns = choices.workers.reshape(num_tokens * 4, -1)
+        assert np.array_equal(steps_on(columns, one), found.rows[:, device] > 0)

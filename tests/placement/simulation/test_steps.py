@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from placement.errors import InputError, RoutingFileError
+from placement.simulation import steps as steps_module
 from placement.simulation.steps import Acceptance, split_trace, step_blocks
 from placement.workload import Workload
 from tests.placement.runs import SHAPE, random_trace
@@ -35,6 +36,16 @@ def test_without_luck_every_token_runs_once_and_a_rest_is_left_out() -> None:
     assert expert_ids.shape == (3, 3, 3, 3)
     assert np.array_equal(expert_ids[1, :, 2], trace[5])
     assert new_tokens.tolist() == [[2.5]] * 3
+
+
+def test_columns_hold_every_choice_of_all_steps_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps_module, "_STEPS_COPIED", 4)
+    (block,) = step_blocks(SHAPE, Workload(drafts=1), [random_trace(3, 22)])
+    columns = block.columns()
+    assert columns.shape == (2, 3, 3, 11)
+    for step, layer in np.ndindex(11, 3):
+        assert np.array_equal(columns[:, :, layer, step], block.expert_ids[step, layer])
+    assert columns.strides[-1] == columns.itemsize
 
 
 def test_the_next_pass_starts_behind_the_last_accepted_draft() -> None:
