@@ -72,7 +72,7 @@ def choose_workers(
         # A token's experts differ.
         again = np.flatnonzero(ranks == before) if num_tokens > 1 and before is not None else _NONE
         workers = rounds.next(ranks + first, num_choosing, again)
-        repeated.append(workers.take(again) * np.intp(len(steps)) + steps.take(again))
+        repeated.append(workers.take(again).astype(np.intp) * len(steps) + steps.take(again))
         np.bitwise_and(place, place.dtype.type((1 << place_bits) - 1), out=key, casting="unsafe")
         key <<= key.dtype.type(worker_bits)
         key |= workers

@@ -113,7 +113,7 @@ def _count_repeats(
     ordered = np.stack(sort_columns(keys.reshape(chosen.shape[0] * chosen.shape[1], -1)))
     num_steps = ordered.shape[1]
     found = np.flatnonzero(ordered[1:] == ordered[:-1])
-    cells = (ordered[1:].take(found) // num_experts) * np.intp(num_steps) + found % num_steps
+    cells = ordered[1:].take(found).astype(np.intp) // num_experts * num_steps + found % num_steps
     repeats = np.zeros((num_devices + 1, num_steps), dtype=np.min_scalar_type(len(ordered)))
     np.add.at(repeats.ravel(), cells, repeats.dtype.type(1))
     return repeats[:-1]
