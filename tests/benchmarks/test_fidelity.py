@@ -18,33 +18,38 @@ from placement.model_shape import STEP_3_5_FLASH
 from placement.simulation.tally import DispatchCounts
 
 SHORT = ("one box", "head and 1 worker", "2 workers")
-ATTEMPTS = 2
+ATTEMPTS = 3
 
 
-# With more of the processors' time taken by others than this, a time says nothing about the model.
+# Where others take more of the processors' time than this, or the machine's own speed moves by more within a
+# round, a time says nothing about the model.
 MOST_TAKEN = 0.15
+MOST_DRIFT = 0.15
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the probes read Linux's schedstat")
 def test_predictions_are_no_further_from_the_runtime_than_the_reference(tmp_path: Path) -> None:
-    """Counts are exact in every attempt; times count where the machine was ours, and may fail once."""
+    """Counts are exact in every attempt; times count where the machine was ours, and may fail twice."""
     model = Model.load(write_model(tmp_path))
     verdicts: list[str] = []
     for _ in range(ATTEMPTS):
         results = [run_setup(model, setup, rounds=1, tokens=13) for setup in SETUPS if setup.name in SHORT]
-        taken = max(result.others for result in results)
+        taken, drift = (max(getattr(result, name) for result in results) for name in ("others", "drift"))
         found = errors([layout for result in results for layout in result.layouts])
         reference = {name: error for name, error in load_reference().items() if name in found}
         assert reference.keys() == found.keys()
         if median_error(found) <= median_error(reference) + MAX_GROWTH:
             return
-        if taken <= MOST_TAKEN:
+        if taken <= MOST_TAKEN and drift <= MOST_DRIFT:
             verdicts.append(
                 f"median error {median_error(found):.1%}, reference {median_error(reference):.1%}: {found}"
             )
     if len(verdicts) < ATTEMPTS:
-        pytest.skip(f"other programs took {taken:.0%} of the machine: its times cannot be judged")
+        pytest.skip(
+            f"other programs took {taken:.0%} of the machine, its speed moved by {drift:.0%}: "
+            "its times cannot be judged"
+        )
     pytest.fail("; ".join(verdicts))
 
 
