@@ -71,9 +71,7 @@ def detect(path: str | os.PathLike[str]) -> str:
         return _kind_of_archive(file_path)
     if start.lstrip()[:1] in (b"{", b"["):
         return _kind_of_json(file_path)
-    raise RoutingFileError(
-        f"{path}: of no known kind; expected a file as in docs/interop.md"
-    )
+    raise RoutingFileError(f"{path}: of no known kind; expected a file as in docs/interop.md")
 
 
 def _kind_of_archive(path: Path) -> str:
