@@ -19,7 +19,7 @@ from placement.replica_columns import Choices, choose_workers
 # Where nobody says what asking costs: as much as the work on so many experts.
 _UNKNOWN_ASK_EXPERTS = 64.0
 
-# Fewer steps than this are chosen for one by one, which is faster; for long steps it is up to more.
+# Fewer steps than this are chosen for one by one, which is faster; one more for so many choices of a step.
 _FEW_STEPS = 16
 _CHOICES_A_STEP = 128
 # Choices at a time, so that what a round looks up stays in the processor's second-level cache.

@@ -136,8 +136,8 @@ class _Rounds:
         self._nobody = self._dtype.type(nobody)
         self._ranks = _cell_ranks(finish_s, self._bits)
         held = np.concatenate([holders.in_order for holders in layers], axis=1)
-        codes = np.where(held == NO_WORKER, self._num_workers, held) << self._bits
-        self._holders = codes.astype(self._dtype)
+        codes = np.where(held == NO_WORKER, self._num_workers, held).astype(self._dtype)
+        self._holders = codes << self._dtype.type(self._bits)
         # Codes of the experts that are compared, and each worker's experts before those.
         self._compared = np.empty((min(choices, _COMPARED), num_steps), dtype=self._dtype)
         self._same = np.empty(self._compared.shape, dtype=np.bool_)

@@ -212,3 +212,19 @@ def test_what_is_not_to_be_computed_does_not_count_as_load() -> None:
     assert assign_experts(np.array([[0, -1], [0, -1]]), layer, EQUAL)[:, 0].tolist() == [1, 1]
     holders = [{1, 2}, *[{2}] * (NUM_EXPERTS - 1)]
     assert assign_experts(np.array([[0, -1]]), table_of(holders).layers[0], EQUAL)[0, 0] == 1
+
+
+def test_numbers_beyond_sixteen_bits_choose_alike() -> None:
+    """Workers times choices of a step: 32 workers of which few hold anything, 128 tokens."""
+    generator = np.random.default_rng(5)
+    num_workers, num_experts = 32, 64
+    holders = [set(generator.choice(8, 2, replace=False).tolist()) for _ in range(num_experts)]
+    masks = np.zeros((num_workers, 1, num_experts), dtype=np.bool_)
+    for expert, workers in enumerate(holders):
+        masks[list(workers), 0, expert] = True
+    layer = HolderTable.from_masks(masks).layers[0]
+    costs = ReplicaCosts(generator.random(num_workers), generator.random(num_workers))
+    order = generator.random((40, 128, num_experts)).argsort(axis=2)
+    ids = order[:, :, :8].astype(np.int32)
+    one_by_one = np.stack([assign_experts(step, layer, costs) for step in ids])
+    np.testing.assert_array_equal(assign_steps(ids, layer, costs), one_by_one)
