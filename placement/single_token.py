@@ -65,7 +65,7 @@ class SingleTokenTimes:
             return self._look_up_devices(chosen)
         num_devices, width = self.ranks.shape
         # The n-th choice of a device finds its cell of n experts; the last one has the highest rank.
-        nth = np.ones(chosen.shape, dtype=np.uint8)
+        nth = np.ones(chosen.shape, dtype=np.min_scalar_type(width))
         for distance in range(1, len(chosen)):
             nth[distance:] += chosen[distance:] == chosen[:-distance]
         cell = np.multiply(chosen, width, dtype=np.min_scalar_type((num_devices + 1) * width))
@@ -84,10 +84,11 @@ class SingleTokenTimes:
         self, chosen: NDArray[np.unsignedinteger]
     ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
         """`look_up` device by device, which is faster for few."""
+        of_few = np.min_scalar_type(len(chosen))
         rank = np.zeros(chosen.shape[1], dtype=self.ranks.dtype)
         cells = np.empty(self.ranks.shape, dtype=np.int64)
         for device, ranks in enumerate(self.ranks):
-            count = np.add.reduce((chosen == device).view(np.uint8), axis=0, dtype=np.uint8).astype(np.intp)
+            count = np.add.reduce((chosen == device).view(np.uint8), axis=0, dtype=of_few).astype(np.intp)
             np.maximum(rank, ranks.take(count), out=rank)
             cells[device] = np.bincount(count, minlength=len(ranks))
         return rank, cells

@@ -32,7 +32,7 @@ class Never:
     seed=st.integers(0, 1000),
     num_devices=st.integers(1, 3),
     equal=st.booleans(),
-    top_k=st.sampled_from([3, 8]),
+    top_k=st.sampled_from([3, 8, 600]),
 )
 @settings(max_examples=50, deadline=None)
 def test_the_slowest_device_and_its_time_are_those_computed(
