@@ -203,8 +203,8 @@ class Plan:
         return "{\n" + "\n".join(lines) + '\n  "workers": [\n' + ",\n".join(workers) + "\n  ]\n}\n"
 
 
-MAX_EXPERTS = 65_536
-"""Of a layer: routing files number them in 16 bits."""
+MAX_EXPERTS = 65_535
+"""Of a layer: routing files number them in 16 bits, and one number stands for none."""
 _WORKER_FIELDS = ("name", "node", "device", "tier", "budget_bytes")
 _WORKER_COSTS = ("ask_s", "expert_s")
 _PLAN_FIELDS = (

@@ -20,6 +20,8 @@ from placement.model_shape import ModelShape
 ROUTING_FORMAT = "potluck-routing"
 ROUTING_VERSION = 1
 
+# Of a trace whose experts are sorted, so that memory stays bounded.
+_TOKENS_AT_ONCE = 16_384
 _REQUIRED = (
     "format",
     "version",
@@ -247,16 +249,18 @@ def count_experts(trace: NDArray[np.integer], num_experts: int) -> NDArray[np.ui
 
 
 def _read_arrays(path: Path) -> Mapping[str, NDArray[Any]]:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise RoutingFileError(f"{path}: it is a folder; expected a file that `potluck stats` wrote")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise RoutingFileError(f"{path}: no such file; `potluck stats` writes one")
     try:
-        # Of anything else numpy says that it may be a pickle and could be loaded unsafely.
-        if not zipfile.is_zipfile(path):
-            raise RoutingFileError(f"{path}: expected a .npz archive; `potluck stats` writes one")
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        with path.open("rb") as file:
+            # Of anything else numpy says that it may be a pickle and could be loaded unsafely.
+            if not zipfile.is_zipfile(file):
+                raise RoutingFileError(f"{path}: expected a .npz archive; `potluck stats` writes one")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RoutingFileError(f"{path}: not a readable routing file: {error}") from error
 
@@ -316,3 +320,17 @@ def _check_trace(stats: RoutingStats, where: object) -> None:
     _check_whole_numbers(trace, "trace", where, stats.num_experts - 1)
     if not np.array_equal(count_experts(trace, stats.num_experts), stats.counts):
         raise RoutingFileError(f"{where}: trace: does not add up to counts; write the file again")
+    _check_distinct(trace, where)
+
+
+def _check_distinct(trace: NDArray[Any], where: object) -> None:
+    """A router never gives a token the same expert twice, and the choice among holders counts on it."""
+    for start in range(0, len(trace), _TOKENS_AT_ONCE):
+        in_order = np.sort(trace[start : start + _TOKENS_AT_ONCE], axis=2)
+        again = np.argwhere(in_order[:, :, 1:] == in_order[:, :, :-1])
+        if len(again):
+            token, layer, place = again[0].tolist()
+            raise RoutingFileError(
+                f"{where}: trace: expected a token's experts to differ, found expert "
+                f"{in_order[token, layer, place]} twice in token {start + token}, MoE layer number {layer}"
+            )

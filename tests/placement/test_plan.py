@@ -188,7 +188,7 @@ def edited(document: dict[str, Any], path: list[Any], value: Any) -> None:
         (["workers", 1, "expert_s"], True, r"workers\[1\].expert_s: expected seconds"),
         (["workers", 1, "expert_s"], math.inf, r"workers\[1\].expert_s: expected seconds"),
         (["workers", 1, "ask_s"], 10**400, r"workers\[1\].ask_s: expected seconds"),
-        (["num_experts"], 10**12, "num_experts: expected a whole number of at most 65536"),
+        (["num_experts"], 10**12, "num_experts: expected a whole number of at most 65535"),
         (["epoch"], 10**400, "epoch: expected a whole number of at most"),
         (["workers", 1, "name"], ..., r"workers\[1\].name: missing"),
         (["workers", 1, "name"], "head", "expected unique names, found 'head' 2 times"),

@@ -136,6 +136,15 @@ def test_a_broken_file_is_refused(tmp_path: Path, content: bytes) -> None:
         RoutingStats.load(path)
 
 
+def test_an_expert_given_twice_to_a_token_is_refused(tmp_path: Path) -> None:
+    trace = np.stack([np.arange(SHAPE.top_k)] * SHAPE.num_moe_layers)[None].repeat(4, axis=0)
+    trace[2, 0, 1] = trace[2, 0, 0]
+    path = tmp_path / "routing.npz"
+    RoutingStats.from_trace(SHAPE, trace, "test").save(path)
+    with pytest.raises(RoutingFileError, match="found expert 0 twice in token 2, MoE layer number 0"):
+        RoutingStats.load(path, SHAPE)
+
+
 def test_a_folder_is_refused_as_one(tmp_path: Path) -> None:
     with pytest.raises(RoutingFileError, match="it is a folder"):
         RoutingStats.load(tmp_path)
