@@ -15,7 +15,8 @@ from placement.errors import InputError
 def check_target(path: str | os.PathLike[str]) -> None:
     """Raise InputError where no file can be written, before the work whose result is to stand there."""
     target = Path(path)
-    if target.is_dir():
+    # Unlike Path.is_dir, False for names that no file can have.
+    if os.path.isdir(target):
         raise InputError(f"cannot write {path}: it is a directory; expected a file name")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         reason = "not writable" if target.parent.is_dir() else "missing"

@@ -21,6 +21,8 @@ _EXPECTED = {
     "list_type": "a list",
     "string_type": "text",
     "string_pattern_mismatch": "letters, digits, '-', '_' and '.'",
+    "string_too_long": "a shorter text",
+    "string_too_short": "a longer text",
     "int_type": "a whole number",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
@@ -101,5 +103,8 @@ def _model_in(annotation: object) -> type[BaseModel] | None:
 
 def shown(value: object) -> str:
     """What was found, for a message: the start of it where it is long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than some thousand digits.
+        return "a number of thousands of digits"
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,8 @@ from workers.model_config import Step35Config
 def load_shape(model: str) -> ModelShape:
     """The shape of a built-in model, or of the model in a directory."""
     folder = Path(model)
-    if folder.is_dir():
+    # Unlike Path.is_dir, False for names that no folder can have.
+    if os.path.isdir(folder):
         return Step35Config.load(folder).shape(folder.resolve().name)
     return published_shape(model)
 

@@ -186,6 +186,7 @@ def test_a_machine_of_unknown_or_shared_nodes_is_refused(
             r"overheads.request_ms: unknown key; expected request_s, expert_s, message_s",
         ),
         ({"overheads": {"request_s": -1}}, r"overheads.request_s: expected a number of at least 0, found -1"),
+        ({"name": "x" * 65}, r"devices\[1\].name: expected a shorter text, found 'xxx"),
         (
             {"overheads": {"layer_s": 1e-4, "batch_s": -2e-4}},
             r"overheads.batch_s: expected at least -layer_s \(-0.0001\), .* found -0.0002",
@@ -199,6 +200,15 @@ def test_wrong_software_or_a_bus_without_a_gpu_is_refused(
     document["nodes"][0]["devices"][1] |= change
     with pytest.raises(ClusterFileError, match=message):
         load(tmp_path, document)
+
+
+def test_a_number_too_long_to_show_is_refused_in_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    document = good()
+    document["nodes"][0]["devices"][0]["ffn_gflops"] = "HERE"
+    path.write_text(yaml.safe_dump(document).replace("HERE", "0x" + "f" * 5000))
+    with pytest.raises(ClusterFileError, match=r"ffn_gflops: expected a number.*found a number of thousands"):
+        load_cluster(path)
 
 
 @pytest.mark.parametrize("name", ["message_s", "message_row_s", "pass_s", "draft_s"])
