@@ -10,6 +10,7 @@ from benchmarks.fidelity.rows import CHUNK_ROWS
 
 CHUNK_SIZES = (CHUNK_ROWS // 4, CHUNK_ROWS)
 """Rows before those that need nothing of the process are left out."""
+_LEAST_S = 1e-9
 
 
 class Chunks:
@@ -39,9 +40,9 @@ class ChunkRates:
 
 
 def chunk_rates(sizes: Sequence[Chunks], request_s: float) -> ChunkRates:
-    """The rates that explain requests of two sizes, each `request_s` longer; none is below 0."""
+    """The rates that explain requests of two sizes, each `request_s` longer; no expert's is below 0."""
     (few_s, few_distinct, few_pairs), (many_s, many_distinct, many_pairs) = (size.means() for size in sizes)
     few_s, many_s = max(0.0, few_s - request_s), max(0.0, many_s - request_s)
     determinant = few_distinct * many_pairs - many_distinct * few_pairs
     expert_s = max(0.0, (few_s * many_pairs - many_s * few_pairs) / determinant)
-    return ChunkRates(expert_s, max(0.0, many_s - many_distinct * expert_s) / many_pairs)
+    return ChunkRates(expert_s, max(_LEAST_S, many_s - many_distinct * expert_s) / many_pairs)

@@ -18,8 +18,8 @@ from placement.model_shape import STEP_3_5_FLASH
 from placement.simulation.tally import DispatchCounts
 
 SHORT = ("one box", "head and 1 worker", "2 workers")
-ATTEMPTS = 3
-
+# So many clear verdicts fail it; more attempts, since a machine is not always quiet.
+VERDICTS, ATTEMPTS = 2, 4
 
 # Where others take more of the processors' time than this, or the machine's own speed moves by more within a
 # round, a time says nothing about the model.
@@ -30,9 +30,10 @@ MOST_DRIFT = 0.15
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the probes read Linux's schedstat")
 def test_predictions_are_no_further_from_the_runtime_than_the_reference(tmp_path: Path) -> None:
-    """Counts are exact in every attempt; times count where the machine was ours, and may fail twice."""
+    """Counts are exact in every attempt; times count where the machine was ours, and may fail once."""
     model = Model.load(write_model(tmp_path))
     verdicts: list[str] = []
+    disturbed: list[str] = []
     for _ in range(ATTEMPTS):
         results = [run_setup(model, setup, rounds=1, tokens=13) for setup in SETUPS if setup.name in SHORT]
         taken, drift = (max(getattr(result, name) for result in results) for name in ("others", "drift"))
@@ -41,16 +42,14 @@ def test_predictions_are_no_further_from_the_runtime_than_the_reference(tmp_path
         assert reference.keys() == found.keys()
         if median_error(found) <= median_error(reference) + MAX_GROWTH:
             return
-        if taken <= MOST_TAKEN and drift <= MOST_DRIFT:
-            verdicts.append(
-                f"median error {median_error(found):.1%}, reference {median_error(reference):.1%}: {found}"
-            )
-    if len(verdicts) < ATTEMPTS:
-        pytest.skip(
-            f"other programs took {taken:.0%} of the machine, its speed moved by {drift:.0%}: "
-            "its times cannot be judged"
-        )
-    pytest.fail("; ".join(verdicts))
+        error = f"median error {median_error(found):.1%}, reference {median_error(reference):.1%}"
+        if taken > MOST_TAKEN or drift > MOST_DRIFT:
+            disturbed.append(f"{error}, others took {taken:.0%}, the machine's speed moved by {drift:.0%}")
+            continue
+        verdicts.append(f"{error}: {found}")
+        if len(verdicts) == VERDICTS:
+            pytest.fail("; ".join(verdicts))
+    pytest.skip(f"this machine's times cannot be judged: {'; '.join(disturbed)}")
 
 
 def test_counts_that_differ_in_one_message_are_refused() -> None:
