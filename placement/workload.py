@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+DEFAULT_CONTEXT = 4096
+"""Of every command: an empty cache is nobody's everyday, and speeds are compared between commands."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:

@@ -38,8 +38,8 @@ from placement.problem import PlanningProblem, problem_for
 from placement.quantisation import bits_per_weight
 from placement.replan import Replan, replan
 from placement.routing.planning_text import planning_text
-from placement.study.config import DEFAULT_CONTEXT
 from placement.summary import PlanSummary, summarise
+from placement.workload import DEFAULT_CONTEXT
 
 # Contexts people ask about; those that do not fit the head's memory are said not to.
 _CONTEXTS = (1024, 4096, 16384, 65536, 262144)

@@ -29,7 +29,7 @@ from placement.quantisation import BITS_PER_WEIGHT
 from placement.simulate import simulate as run
 from placement.simulation.scenario import Event
 from placement.simulation.tally import CAUSES, SimulationReport
-from placement.study.config import DEFAULT_CONTEXT
+from placement.workload import DEFAULT_CONTEXT
 
 
 def simulate(

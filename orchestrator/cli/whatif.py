@@ -18,11 +18,10 @@ from placement.cluster_spec import LinkSpec
 from placement.planner import DEFAULT_POLICY
 from placement.policies import POLICIES, RUN_POLICIES
 from placement.quantisation import bits_per_weight
-from placement.study.config import DEFAULT_CONTEXT
 from placement.study.routing_source import FileSource, Routing, RoutingSource, SyntheticSource
 from placement.traces import GENERAL
 from placement.whatif import Outcome, WhatIf, changes, rank_changes
-from placement.workload import Workload
+from placement.workload import DEFAULT_CONTEXT, Workload
 
 
 def whatif(

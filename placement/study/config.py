@@ -16,11 +16,8 @@ from placement.quantisation import bits_per_weight
 from placement.routing.text import DOCUMENT_TOKENS
 from placement.study.routing_source import FileSource, RoutingSource, SyntheticSource
 from placement.traces import CODING, GENERAL, Domain
-from placement.workload import Workload
+from placement.workload import DEFAULT_CONTEXT, Workload
 from placement.yaml_file import checked, read_mapping, shown
-
-# Of every command: an empty cache is nobody's everyday, and speeds are compared between commands.
-DEFAULT_CONTEXT = 4096
 
 DOMAINS = {domain.name: domain for domain in (GENERAL, CODING)}
 

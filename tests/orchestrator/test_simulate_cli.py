@@ -10,8 +10,7 @@ import pytest
 from placement.cluster_file import load_cluster
 from placement.planner import make_plan
 from placement.stats import RoutingStats
-from placement.study.config import DEFAULT_CONTEXT
-from placement.workload import Workload
+from placement.workload import DEFAULT_CONTEXT, Workload
 from tests.orchestrator.command_line import Potluck, document
 from tests.placement.runs import SHAPE, random_trace
 from workers.model_config import Step35Config

@@ -22,7 +22,7 @@ class Scratch {
   template <class T>
   T* take(int64_t n) {
     const size_t bytes = ((size_t)n * sizeof(T) + 127) / 64 * 64;
-    void* piece = count_ < 8 ? std::aligned_alloc(64, bytes) : nullptr;
+    void* piece = count_ < MOST ? std::aligned_alloc(64, bytes) : nullptr;
     if (piece == nullptr) {
       failed_ = true;
       return nullptr;
@@ -41,7 +41,8 @@ class Scratch {
   bool failed() const { return failed_; }
 
  private:
-  void* pieces_[8];
+  static constexpr int MOST = 12;
+  void* pieces_[MOST];
   int count_ = 0;
   bool failed_ = false;
 };

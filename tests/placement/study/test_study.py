@@ -12,13 +12,13 @@ import yaml
 from placement.errors import InputError, PotluckError, RoutingFileError, StudyFileError
 from placement.policies import RUN_POLICIES
 from placement.stats import RoutingStats
-from placement.study.config import DEFAULT_CONTEXT, Study
+from placement.study.config import Study
 from placement.study.grid import cells, fingerprint
 from placement.study.inputs import check_inputs
 from placement.study.results import ResultsFolder, Row
 from placement.study.routing_source import in_passes
 from placement.study.runner import run_cells
-from placement.workload import Workload
+from placement.workload import DEFAULT_CONTEXT, Workload
 from tests.placement.shapes import small_shape
 
 SHAPE = small_shape(num_moe_layers=3, num_experts=12, top_k=2)
