@@ -79,7 +79,8 @@ def add_block(tally: Tally, rates: ExpertRates, block: StepBlock, head_s: float)
     single = SingleTokenTimes.of(rates, top_k) if num_tokens == 1 else None
     # Pricing every count pays if most are looked up more than once.
     look_ups = num_steps * num_layers
-    times = LayerTimes.of(rates, num_tokens, top_k) if look_ups > (num_tokens * top_k) ** 2 else None
+    pays = single is None and look_ups > (num_tokens * top_k) ** 2
+    times = LayerTimes.of(rates, num_tokens, top_k) if pays else None
     seconds, columns = np.full(num_steps, head_s), block.columns()
     # What is computed, not looked up, takes more memory.
     choices_at_once = _CHOICES_AT_ONCE if single or times else _CHOICES_AT_ONCE // 4

@@ -18,13 +18,11 @@ from placement.model_shape import STEP_3_5_FLASH
 from placement.simulation.tally import DispatchCounts
 
 SHORT = ("one box", "head and 1 worker", "2 workers")
-# So many clear verdicts fail it; more attempts, since a machine is not always quiet.
-VERDICTS, ATTEMPTS = 2, 4
+ATTEMPTS = 2
 
-# Where others take more of the processors' time than this, or the machine's own speed moves by more within a
-# round, a time says nothing about the model.
+
+# With more of the processors' time taken by others than this, a time says nothing about the model.
 MOST_TAKEN = 0.15
-MOST_DRIFT = 0.15
 
 
 @pytest.mark.slow
@@ -33,23 +31,21 @@ def test_predictions_are_no_further_from_the_runtime_than_the_reference(tmp_path
     """Counts are exact in every attempt; times count where the machine was ours, and may fail once."""
     model = Model.load(write_model(tmp_path))
     verdicts: list[str] = []
-    disturbed: list[str] = []
     for _ in range(ATTEMPTS):
-        results = [run_setup(model, setup, rounds=1, tokens=13) for setup in SETUPS if setup.name in SHORT]
-        taken, drift = (max(getattr(result, name) for result in results) for name in ("others", "drift"))
+        results = [run_setup(model, setup, rounds=2, tokens=13) for setup in SETUPS if setup.name in SHORT]
+        taken = max(result.others for result in results)
         found = errors([layout for result in results for layout in result.layouts])
         reference = {name: error for name, error in load_reference().items() if name in found}
         assert reference.keys() == found.keys()
         if median_error(found) <= median_error(reference) + MAX_GROWTH:
             return
-        error = f"median error {median_error(found):.1%}, reference {median_error(reference):.1%}"
-        if taken > MOST_TAKEN or drift > MOST_DRIFT:
-            disturbed.append(f"{error}, others took {taken:.0%}, the machine's speed moved by {drift:.0%}")
-            continue
-        verdicts.append(f"{error}: {found}")
-        if len(verdicts) == VERDICTS:
-            pytest.fail("; ".join(verdicts))
-    pytest.skip(f"this machine's times cannot be judged: {'; '.join(disturbed)}")
+        if taken <= MOST_TAKEN:
+            verdicts.append(
+                f"median error {median_error(found):.1%}, reference {median_error(reference):.1%}: {found}"
+            )
+    if len(verdicts) < ATTEMPTS:
+        pytest.skip(f"other programs took {taken:.0%} of the machine: its times cannot be judged")
+    pytest.fail("; ".join(verdicts))
 
 
 def test_counts_that_differ_in_one_message_are_refused() -> None:
