@@ -160,7 +160,10 @@ def plan_that_does_not_fit(model: Path) -> list[object]:
         (missing_shard, "model.safetensors"),
         (other_architecture, "config.json"),
         (plan_for_another_model, "plan.json: plan for another model"),
-        (plan_that_does_not_fit, "plan.json: worker 'head': 64 experts need"),
+        (
+            plan_that_does_not_fit,
+            "plan.json: worker 'head': 64 experts need 1572864 bytes, 1571864 more than its budget of 1000",
+        ),
         (lambda model: ["--token-ids", "1,320"], "token id 320 at place 1 is outside the vocabulary"),
         (lambda model: ["--token-ids", "1,x"], "expected whole numbers"),
         (lambda model: [], "either --prompt TEXT or --token-ids"),

@@ -187,4 +187,5 @@ def test_a_size_that_is_none_and_a_plan_of_other_boxes_are_refused(
         *("plan", other, "--model", "step-3.5-flash", "--quant", "q4", "--current", old),
     )
     assert code == 2
-    assert f"--current: {old}: a plan for the workers head, attic-ram, expected those of the cluster: " in err
+    expected = "a plan for the workers head, attic-ram, expected those of the cluster: head, cellar-ram"
+    assert f"--current: {old}: {expected}" in err
