@@ -12,10 +12,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from placement.errors import PotluckError
+from placement.shown import shown
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_MOST_SHOWN = 80
 # What pydantic calls these mistakes, in a user's words.
 _EXPECTED = {
     "list_type": "a list",
@@ -99,12 +99,3 @@ def _model_in(annotation: object) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
-
-
-def shown(value: object) -> str:
-    """What was found, for a message: the start of it where it is long."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no integer of more than some thousand digits.
-        return "a number of thousands of digits"
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"

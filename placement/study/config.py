@@ -14,10 +14,11 @@ from placement.errors import InputError, StudyFileError
 from placement.policies import check_policy
 from placement.quantisation import bits_per_weight
 from placement.routing.text import DOCUMENT_TOKENS
+from placement.shown import shown
 from placement.study.routing_source import FileSource, RoutingSource, SyntheticSource
 from placement.traces import CODING, GENERAL, Domain
 from placement.workload import DEFAULT_CONTEXT, Workload
-from placement.yaml_file import checked, read_mapping, shown
+from placement.yaml_file import checked, read_mapping
 
 DOMAINS = {domain.name: domain for domain in (GENERAL, CODING)}
 

@@ -1,0 +1,85 @@
+"""The one way a file that somebody gave us is read: regular files only, up to a size, never waiting.
+
+Opening a FIFO waits for a writer, and reading a device may never end, so neither is opened for reading.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from placement.errors import PotluckError
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a pipe (FIFO)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str], error: type[PotluckError], expected: str) -> Iterator[BinaryIO]:
+    """A regular file, open for reading bytes; a link to one counts as one.
+
+    Args:
+        error: what is raised.
+        expected: what should be there, such as "a plan: `potluck plan` writes one".
+
+    Raises:
+        error: there is no such file, it cannot be opened, or it is something else; names it.
+    """
+    try:
+        # Without O_NONBLOCK the open itself would wait for a FIFO's writer.
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as found:
+        # ValueError: a name with a zero byte, which no file can have.
+        reason = found.strerror if isinstance(found, OSError) else str(found)
+        raise error(f"{path}: {reason}; expected {expected}") from found
+    try:
+        kind = stat.S_IFMT(os.fstat(handle).st_mode)
+        if kind != stat.S_IFREG:
+            raise error(f"{path}: it is {_KINDS.get(kind, 'no regular file')}; expected {expected}")
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            yield file
+    finally:
+        os.close(handle)
+
+
+def read_bytes(
+    path: str | os.PathLike[str], error: type[PotluckError], expected: str, *, most_bytes: int
+) -> bytes:
+    """All of a regular file.
+
+    Raises:
+        error: as `opened`, or the file has more than `most_bytes`.
+    """
+    with opened(path, error, expected) as file:
+        try:
+            content = file.read(most_bytes + 1)
+        except OSError as found:
+            raise error(f"{path}: {found.strerror}; expected {expected}") from found
+    if len(content) > most_bytes:
+        raise error(f"{path}: larger than {most_bytes / 1e6:g} MB; expected {expected}")
+    return content
+
+
+def read_text(
+    path: str | os.PathLike[str], error: type[PotluckError], expected: str, *, most_bytes: int
+) -> str:
+    """All of a regular file of UTF-8 text; a byte order mark in front is dropped.
+
+    Raises:
+        error: as `read_bytes`, or the bytes are no UTF-8.
+    """
+    content = read_bytes(path, error, expected, most_bytes=most_bytes)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as found:
+        raise error(
+            f"{path}: not UTF-8 text ({found.reason} at byte {found.start}); expected {expected}"
+        ) from None

@@ -1,0 +1,21 @@
+"""A message shows a glimpse of what was found, whatever that is."""
+
+from __future__ import annotations
+
+from placement.shown import MOST_SHOWN, shown
+
+
+def test_short_values_are_shown_as_python_writes_them() -> None:
+    assert shown("a\n") == "'a\\n'"
+    assert shown({"a": [1, 2.5, None]}) == "{'a': [1, 2.5, None]}"
+
+
+def test_long_nested_and_enormous_values_are_cut() -> None:
+    nested: list[object] = []
+    for _ in range(100_000):
+        nested = [nested]
+    for value in ("x" * 10**7, b"x" * 10**7, list(range(10**5)), nested, 10**10_000):
+        assert len(shown(value)) <= MOST_SHOWN + 8
+    # Taken apart here: Python's own way to free so deep a list is to call itself.
+    while nested:
+        nested = nested[0]  # type: ignore[assignment]
