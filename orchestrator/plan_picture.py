@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.cli.output import size
 from orchestrator.palette import OKABE_ITO
 from placement.atomic import replacing
 from placement.errors import InputError
 from placement.holders import NO_WORKER
 from placement.stats import RoutingStats
+from placement.units import size
 
 if TYPE_CHECKING:
     from placement.plan import Plan

@@ -59,12 +59,14 @@ def read_bytes(
         error: as `opened`, or the file has more than `most_bytes`.
     """
     with opened(path, error, expected) as file:
+        # No more memory than the file needs; files of /proc say that they have 0 bytes.
+        num_bytes = min(max(os.fstat(file.fileno()).st_size, 65_536), most_bytes)
         try:
-            content = file.read(most_bytes + 1)
+            content = file.read(num_bytes + 1)
         except OSError as found:
             raise error(f"{path}: {found.strerror}; expected {expected}") from found
-    if len(content) > most_bytes:
-        raise error(f"{path}: larger than {most_bytes / 1e6:g} MB; expected {expected}")
+    if len(content) > num_bytes:
+        raise error(f"{path}: larger than {num_bytes / 1e6:g} MB; expected {expected}")
     return content
 
 

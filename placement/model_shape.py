@@ -45,7 +45,8 @@ class ModelShape:
     `attention` holds one entry a layer, first the `num_hidden_layers` of the trunk, then the
     `num_mtp_layers` draft layers. `moe_layers` are absolute layer indices, ascending; every array of
     routing statistics or placement has one row for each of them. Layers outside it are dense.
-    `shared_intermediate_size` 0 means that there is no shared expert.
+    `shared_intermediate_size` 0 means that there is no shared expert. `max_positions`: the longest text it
+    was made for.
     """
 
     name: str
@@ -59,6 +60,7 @@ class ModelShape:
     dense_intermediate_size: int
     attention: tuple[AttentionShape, ...]
     num_mtp_layers: int
+    max_positions: int = 2**31 - 1
 
     @property
     def num_hidden_layers(self) -> int:
@@ -187,6 +189,7 @@ def _step_3_5_flash() -> ModelShape:
         dense_intermediate_size=11264,
         attention=(*trunk, sliding, sliding, sliding),
         num_mtp_layers=3,
+        max_positions=262_144,
     )
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import math
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,13 @@ from placement.assign import ReplicaCosts
 from placement.atomic import replacing
 from placement.errors import PlanDoesNotFit, PlanError
 from placement.holders import NO_WORKER, HolderTable
+from placement.json_file import read_json
 from placement.model_shape import ModelShape
+from placement.plan_fields import ascending, count, number, object_of, text
+from placement.shown import shown
+from placement.units import size
+from placement.workload import Workload
+from placement.workload_fields import workload_fields, workload_of_fields
 
 PLAN_FORMAT = "potluck-plan"
 PLAN_VERSION = 1
@@ -52,7 +56,7 @@ class Plan:
 
     Workers are referred to by their index in `workers`. `epoch` numbers the plans of one running system:
     a message made under another plan is refused. `dtype` is the weights' form in memory, `expert_bytes`
-    the size of one expert in that form.
+    the size of one expert in that form. `workload` is what the plan was made for, None where nobody said.
 
     Raises:
         PlanError: two workers of one name, or an expert that no worker holds.
@@ -67,6 +71,7 @@ class Plan:
     holder_table: HolderTable
     policy: str
     epoch: int = 0
+    workload: Workload | None = None
 
     def __post_init__(self) -> None:
         names = [worker.name for worker in self.workers]
@@ -150,8 +155,9 @@ class Plan:
             needed = num_experts * self.expert_bytes
             if needed > worker.budget_bytes:
                 raise PlanDoesNotFit(
-                    f"worker {worker.name!r}: {num_experts} experts need {needed} bytes, "
-                    f"{needed - worker.budget_bytes} more than its budget of {worker.budget_bytes}"
+                    f"worker {worker.name!r}: {num_experts} experts need {size(needed)}, "
+                    f"{size(needed - worker.budget_bytes)} more than its budget_bytes of "
+                    f"{size(worker.budget_bytes)}"
                 )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -166,12 +172,8 @@ class Plan:
         Raises:
             PlanError: unreadable, another version, an unknown, missing or wrong field; names file and field.
         """
-        try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise PlanError(f"{path}: {error.strerror}; `potluck plan` writes a plan") from error
-        except ValueError as error:
-            raise PlanError(f"{path}: not JSON: {error}") from error
+        expected = "a plan: `potluck plan` writes one"
+        document = read_json(path, PlanError, expected, most_bytes=MOST_BYTES, most_values=MOST_VALUES)
         try:
             return _from_document(document)
         except PlanError as error:
@@ -179,7 +181,7 @@ class Plan:
 
     def _to_json(self) -> str:
         """Indented where a reader looks, one line for each worker's layer."""
-        head = {
+        head: dict[str, Any] = {
             "format": PLAN_FORMAT,
             "version": PLAN_VERSION,
             "model": self.model,
@@ -191,6 +193,8 @@ class Plan:
             "num_experts": self.num_experts,
             "moe_layers": list(self.moe_layers),
         }
+        if self.workload is not None:
+            head["workload"] = workload_fields(self.workload)
         lines = [f"  {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
         workers = []
         for worker in self.workers:
@@ -205,6 +209,13 @@ class Plan:
 
 MAX_EXPERTS = 65_535
 """Of a layer: routing files number them in 16 bits, and one number stands for none."""
+MAX_LAYERS = 1024
+"""Several times those of any model there is."""
+MAX_WORKERS = 4096
+MAX_PLACES = 2**28
+"""Workers x layers x experts: 64 boxes of the largest model there is have a tenth of it."""
+MOST_BYTES, MOST_VALUES = 64 * 10**6, 12 * 10**6
+"""Of a plan file: every expert of the largest model there is on each of 100 workers."""
 _WORKER_FIELDS = ("name", "node", "device", "tier", "budget_bytes")
 _WORKER_COSTS = ("ask_s", "expert_s")
 _PLAN_FIELDS = (
@@ -226,98 +237,62 @@ def _from_document(document: object) -> Plan:
     if not isinstance(document, dict) or document.get("format") != PLAN_FORMAT:
         raise PlanError(f"format: expected {PLAN_FORMAT!r}; this is not a plan")
     if document.get("version") != PLAN_VERSION:
-        raise PlanError(f"version: expected {PLAN_VERSION}, found {document.get('version')!r}")
-    fields = _object(document, "", _PLAN_FIELDS)
-    num_experts = _count(fields["num_experts"], "num_experts", least=1, most=MAX_EXPERTS)
-    moe_layers = _ascending(fields["moe_layers"], "moe_layers")
-    if not isinstance(fields["workers"], list) or not fields["workers"]:
-        raise PlanError("workers: expected a list with at least one worker")
+        raise PlanError(f"version: expected {PLAN_VERSION}, found {shown(document.get('version'))}")
+    fields = object_of(document, "", _PLAN_FIELDS, optional=("workload",))
+    num_experts = count(fields["num_experts"], "num_experts", least=1, most=MAX_EXPERTS)
+    moe_layers = ascending(fields["moe_layers"], "moe_layers")
+    if len(moe_layers) > MAX_LAYERS:
+        raise PlanError(f"moe_layers: expected at most {MAX_LAYERS} layers, found {len(moe_layers)}")
+    if not isinstance(fields["workers"], list) or not 0 < len(fields["workers"]) <= MAX_WORKERS:
+        raise PlanError(f"workers: expected a list with at least one worker and at most {MAX_WORKERS}")
+    places = (len(fields["workers"]), len(moe_layers), num_experts)
+    if math.prod(places) > MAX_PLACES:
+        raise PlanError(
+            f"num_experts: {places[0]} workers x {places[1]} layers x {num_experts} experts are more than "
+            f"{MAX_PLACES}; expected a plan for a model that exists"
+        )
 
     workers = []
-    masks = np.zeros((len(fields["workers"]), len(moe_layers), num_experts), dtype=np.bool_)
+    masks = np.zeros(places, dtype=np.bool_)
     rows = {str(layer): row for row, layer in enumerate(moe_layers)}
     for index, item in enumerate(fields["workers"]):
         where = f"workers[{index}]"
-        worker = _object(item, where, (*_WORKER_FIELDS, "experts"), optional=_WORKER_COSTS)
+        worker = object_of(item, where, (*_WORKER_FIELDS, "experts"), optional=_WORKER_COSTS)
         workers.append(_worker(worker, where))
         if not isinstance(worker["experts"], dict):
             raise PlanError(f"{where}.experts: expected an object of layer -> experts")
         for layer, experts in worker["experts"].items():
             place = f"{where}.experts.{layer}"
             if layer not in rows:
-                raise PlanError(f"{place}: expected a layer of moe_layers")
-            chosen = _ascending(experts, place)
+                raise PlanError(f"{where}.experts: expected layers of moe_layers, found {shown(layer)}")
+            chosen = ascending(experts, place)
             if chosen and chosen[-1] >= num_experts:
                 raise PlanError(f"{place}: expected experts under {num_experts}, found {chosen[-1]}")
             masks[index, rows[layer], list(chosen)] = True
     return Plan(
-        model=_text(fields["model"], "model"),
-        fingerprint=_text(fields["fingerprint"], "fingerprint"),
+        model=text(fields["model"], "model"),
+        fingerprint=text(fields["fingerprint"], "fingerprint"),
         moe_layers=moe_layers,
-        dtype=_text(fields["dtype"], "dtype"),
-        expert_bytes=_count(fields["expert_bytes"], "expert_bytes", least=1),
+        dtype=text(fields["dtype"], "dtype"),
+        expert_bytes=count(fields["expert_bytes"], "expert_bytes", least=1),
         workers=tuple(workers),
         holder_table=HolderTable.from_masks(masks),
-        policy=_text(fields["policy"], "policy"),
-        epoch=_count(fields["epoch"], "epoch"),
+        policy=text(fields["policy"], "policy"),
+        epoch=count(fields["epoch"], "epoch"),
+        workload=workload_of_fields(fields["workload"]) if "workload" in fields else None,
     )
 
 
 def _worker(fields: Mapping[str, Any], where: str) -> PlannedWorker:
-    tier = _text(fields["tier"], f"{where}.tier")
+    tier = text(fields["tier"], f"{where}.tier")
     if tier not in TIERS:
-        raise PlanError(f"{where}.tier: expected {', '.join(TIERS)}, found {tier!r}")
+        raise PlanError(f"{where}.tier: expected {', '.join(TIERS)}, found {shown(tier)}")
     return PlannedWorker(
-        name=_text(fields["name"], f"{where}.name"),
-        node=_text(fields["node"], f"{where}.node"),
-        device=_text(fields["device"], f"{where}.device"),
+        name=text(fields["name"], f"{where}.name"),
+        node=text(fields["node"], f"{where}.node"),
+        device=text(fields["device"], f"{where}.device"),
         tier=tier,
-        budget_bytes=_count(fields["budget_bytes"], f"{where}.budget_bytes"),
-        ask_s=_seconds(fields.get("ask_s", 0.0), f"{where}.ask_s"),
-        expert_s=_seconds(fields.get("expert_s", 0.0), f"{where}.expert_s"),
+        budget_bytes=count(fields["budget_bytes"], f"{where}.budget_bytes"),
+        ask_s=number(fields.get("ask_s", 0.0), f"{where}.ask_s", what="seconds"),
+        expert_s=number(fields.get("expert_s", 0.0), f"{where}.expert_s", what="seconds"),
     )
-
-
-def _object(
-    value: object, where: str, names: tuple[str, ...], optional: tuple[str, ...] = ()
-) -> Mapping[str, Any]:
-    prefix = f"{where}." if where else ""
-    if not isinstance(value, dict):
-        raise PlanError(f"{where}: expected an object with {', '.join(names)}")
-    for name in names:
-        if name not in value:
-            raise PlanError(f"{prefix}{name}: missing")
-    for name in value:
-        if name not in names and name not in optional:
-            raise PlanError(f"{prefix}{name}: unknown field; expected {', '.join((*names, *optional))}")
-    return value
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise PlanError(f"{where}: expected text, found {value!r}")
-    return value
-
-
-def _count(value: object, where: str, least: int = 0, most: int = 2**63 - 1) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise PlanError(f"{where}: expected a whole number of at least {least}, found {value!r}")
-    if value > most:
-        raise PlanError(f"{where}: expected a whole number of at most {most}, found a larger one")
-    return value
-
-
-def _seconds(value: object, where: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= sys.float_info.max:
-        raise PlanError(f"{where}: expected seconds, a number of at least 0, found {value!r}")
-    return float(value)
-
-
-def _ascending(value: object, where: str) -> tuple[int, ...]:
-    if not isinstance(value, list):
-        raise PlanError(f"{where}: expected a list of whole numbers, found {value!r}")
-    numbers = tuple(_count(item, where) for item in value)
-    for before, after in itertools.pairwise(numbers):
-        if after <= before:
-            raise PlanError(f"{where}: expected ascending numbers, each once, found {after} after {before}")
-    return numbers

@@ -65,6 +65,7 @@ def as_plan(problem: PlanningProblem, table: HolderTable, policy: str, dtype: st
         holder_table=table,
         policy=policy,
         epoch=epoch,
+        workload=problem.workload,
     )
     plan.check_fits()
     return plan

@@ -16,6 +16,7 @@ from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, PlannedWorker
 from placement.quantisation import BITS_PER_WEIGHT
 from placement.stats import RoutingStats
+from placement.units import size
 from placement.workload import SINGLE_TOKEN, Workload
 
 
@@ -75,8 +76,8 @@ class PlanningProblem:
         if missing <= 0:
             return
         raise PlanDoesNotFit(
-            f"{needed} experts of {self.expert_bytes} bytes do not fit the {len(self.devices)} devices: "
-            f"{missing * self.expert_bytes} bytes are missing; {self._advice()}"
+            f"{needed:,} experts of {size(self.expert_bytes)} do not fit the {len(self.devices)} devices: "
+            f"{size(missing * self.expert_bytes)} are missing; {self._advice()}"
         )
 
     def _advice(self) -> str:
@@ -84,8 +85,8 @@ class PlanningProblem:
             size = self.shape.expert_bytes(bits)
             fitting = sum(device.capacity(size) for device in self.devices)
             if size < self.expert_bytes and fitting >= self.shape.num_routed_experts:
-                return f"give more memory, or quantise the experts to {name}, which fits"
-        return "give more memory; no known quantisation fits"
+                return f"give more memory, or plan for smaller experts: --quant {name} fits"
+        return "give more memory, since no --quant fits; --context and --head-bits free some on the head"
 
 
 def problem_for(
@@ -148,8 +149,8 @@ def _planned_worker(name: str, node: NodeSpec, device: DeviceSpec, head_bytes: i
     if head_bytes > device.memory_bytes:
         raise PlanDoesNotFit(
             f"node {node.name}, device {device.name}: the head's weights, KV cache and activations take "
-            f"{head_bytes} bytes, {head_bytes - device.memory_bytes} more than its memory_bytes: put it on "
-            "a larger device, or plan for a shorter context or fewer bits of the head's weights"
+            f"{size(head_bytes)}, {size(head_bytes - device.memory_bytes)} more than its memory_bytes: put "
+            "the head on a larger device, or give a shorter --context or fewer bits (--quant, --head-bits)"
         )
     budget = min(device.budget_bytes, device.memory_bytes - head_bytes)
     return PlannedWorker(name, node.name, device.torch_device, device.kind, budget)

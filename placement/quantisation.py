@@ -31,3 +31,31 @@ def bits_per_weight(name: str) -> float:
         return BITS_PER_WEIGHT[name.lower()]
     except KeyError:
         raise InputError(f"quantisation {name!r}: expected {', '.join(BITS_PER_WEIGHT)}") from None
+
+
+# Published files of these forms quantise nothing but the routed experts.
+_EXPERTS_ONLY = {"fp8", "nvfp4"}
+# GGUF files go below 4.5 bits by their experts; attention and the output keep about as many.
+_FEWEST_HEAD_BITS = 4.5
+
+
+def head_bits_of(quant: str) -> float:
+    """Bits of each of the head's own weights in published files whose experts are in `quant`.
+
+    Unquantised files have one form for all. FP8 and NVFP4 checkpoints keep the head in bfloat16. GGUF files
+    quantise it too, about as much as the experts.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if quant.lower() in _EXPERTS_ONLY:
+        return BITS_PER_WEIGHT["bfloat16"]
+    return max(bits_per_weight(quant), _FEWEST_HEAD_BITS)
+
+
+def cache_bytes_of(quant: str) -> int:
+    """Bytes of a value in the KV cache and of an activation on the wire: bfloat16, or all in float32.
+
+    The head keeps its caches and sends its rows in the form of unquantised weights.
+    """
+    return 4 if quant.lower() == "float32" else 2

@@ -16,6 +16,7 @@ from placement.search.copies import add_copies
 from placement.search.least_time import least_time, sample
 from placement.search.objective import objective_s
 from placement.search.refine import refine
+from placement.units import size
 
 _MOST_CHECK_STEPS = 1000
 # A budget of seconds becomes one of experts by halving, to about 3%.
@@ -76,8 +77,8 @@ def replan(
     if over.max() > 0:
         worker = problem.devices[int(over.argmax())].worker
         raise PlanDoesNotFit(
-            f"worker {worker.name!r} holds {int(over.max()) * problem.expert_bytes} bytes more than its "
-            f"budget of {worker.budget_bytes}: expected a current plan that fits the cluster"
+            f"worker {worker.name!r} holds {size(int(over.max()) * problem.expert_bytes)} more than its "
+            f"budget of {size(worker.budget_bytes)}: expected a current plan that fits the cluster"
         )
 
     target, moves = _within(problem, known, current, trace, most, budget_s)

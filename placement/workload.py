@@ -7,6 +7,9 @@ from dataclasses import dataclass
 DEFAULT_CONTEXT = 4096
 """Of every command: an empty cache is nobody's everyday, and speeds are compared between commands."""
 
+DEFAULT_PROMPT_RATIO = 8.0
+"""Of every command: whoever talks to a model, or points an agent at it, has it read more than it writes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:
@@ -22,6 +25,8 @@ class Workload:
         bytes_per_activation: of a hidden state on its way to a worker, 4 for float32, 2 for bfloat16.
         prompt_tokens_per_token: tokens of prompts to read for each token of the answers.
         prefill_tokens: tokens of one prefill pass.
+        acceptance: chance of each draft to hold if those before it did, where that is known by position;
+            `accepted_drafts` is their mean.
     """
 
     num_sequences: int = 1
@@ -33,6 +38,7 @@ class Workload:
     bytes_per_activation: int = 2
     prompt_tokens_per_token: float = 0.0
     prefill_tokens: int = 512
+    acceptance: tuple[float, ...] = ()
 
     @property
     def tokens_per_step(self) -> int:
@@ -52,3 +58,18 @@ class Workload:
 
 # One sequence, one token a step, an empty context: what a figure means where nothing else is said.
 SINGLE_TOKEN = Workload()
+
+
+def described(workload: Workload) -> str:
+    """What a plan assumes, in one line for people."""
+    texts = "1 text" if workload.num_sequences == 1 else f"{workload.num_sequences} texts at once"
+    drafts = ""
+    if workload.drafts:
+        plural = "s" if workload.drafts > 1 else ""
+        drafts = f" with {workload.drafts} draft{plural} a step ({workload.accepted_drafts:.2g} hold)"
+    kv_bits = 8 * workload.bytes_per_kv_value
+    return (
+        f"{texts}{drafts}, {workload.context:,} positions in a {kv_bits}-bit KV cache, "
+        f"the head's weights in {workload.head_bits_per_weight:.4g} bits, "
+        f"{workload.prompt_tokens_per_token:g} prompt tokens for each one written"
+    )

@@ -124,6 +124,7 @@ class Step35Config:
                 for layer in self.layers
             ),
             num_mtp_layers=self.num_nextn_predict_layers,
+            max_positions=self.max_position_embeddings,
         )
 
 

@@ -8,7 +8,16 @@ from typing import Annotated
 import torch
 import typer
 
+from placement.quantisation import BITS_PER_WEIGHT
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+Quant = Annotated[
+    str | None,
+    typer.Option(
+        help=f"How experts are kept: {', '.join(BITS_PER_WEIGHT)}; default bfloat16.", metavar="FORM"
+    ),
+]
 
 
 class DtypeName(StrEnum):

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 console = Console(highlight=False, emoji=False)
@@ -31,23 +33,15 @@ def print_json(document: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """First column text, the others numbers."""
-    result = Table(title=title, title_justify="left", title_style="bold")
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Group:
+    """First column text, the others numbers; narrow enough for a terminal of 60 columns."""
+    result = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for index, column in enumerate(columns):
-        result.add_column(column, justify="left" if index == 0 else "right")
+        result.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         result.add_row(*[_plain(cell) for cell in row])
-    return result
-
-
-def size(num_bytes: float) -> str:
-    """Bytes for a reader, in powers of 1000 as memory is sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(num_bytes) < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.2f} TB"
+    # Above the table and not as its title, which would be broken at the table's width.
+    return Group(Text(title, style="bold"), result)
 
 
 def share(part: float) -> str:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.console import Group
 
 from orchestrator.cli.inputs import load_plan, load_shape, named
-from orchestrator.cli.options import Json
-from orchestrator.cli.output import console, print_json, print_note, share, size, table
+from orchestrator.cli.options import Json, Quant
+from orchestrator.cli.output import console, print_json, print_note, share, table
 from orchestrator.cli.workload import (
     Accept,
     Context,
     HeadBits,
+    PromptRatio,
+    Said,
     TokensPerStep,
-    acceptance_of,
-    check_drafts,
-    head_bits_of,
     workload_of,
 )
 from orchestrator.plan_picture import write_heatmap
@@ -39,10 +39,14 @@ from placement.quantisation import bits_per_weight
 from placement.replan import Replan, replan
 from placement.routing.planning_text import planning_text
 from placement.summary import PlanSummary, summarise
-from placement.workload import DEFAULT_CONTEXT
+from placement.units import size
+from placement.workload import described
+from placement.workload_fields import workload_fields
 
-# Contexts people ask about; those that do not fit the head's memory are said not to.
+# Contexts people ask about, up to the model's own length; those without room on the head are said not to fit.
 _CONTEXTS = (1024, 4096, 16384, 65536, 262144)
+
+_LEAST_SHARE_SHOWN = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +66,16 @@ def plan(
         Path, typer.Argument(help="Cluster file: boxes, memory, links (see cluster.yaml).", metavar="CLUSTER")
     ],
     model: Annotated[str, typer.Option(help="Built-in name such as step-3.5-flash, or a model directory.")],
-    quant: Annotated[
-        str, typer.Option(help="How experts are kept: bfloat16, float32, q8, q4, …")
-    ] = "bfloat16",
+    quant: Quant = None,
     stats: Annotated[
         Path | None, typer.Option(help="Routing file of `potluck stats`, or another engine's counts.")
     ] = None,
     policy: Annotated[str, typer.Option(help=f"{', '.join(POLICIES)}.")] = DEFAULT_POLICY,
     tokens_per_step: TokensPerStep = None,
     accept: Accept = None,
-    context: Context = DEFAULT_CONTEXT,
+    context: Context = None,
     head_bits: HeadBits = None,
-    prompt_ratio: Annotated[
-        float, typer.Option(min=0, help="Prompt tokens to read for each token written.")
-    ] = 0.0,
+    prompt_ratio: PromptRatio = None,
     current: Annotated[
         Path | None, typer.Option(help="Plan in use: find the best one within the move budget.")
     ] = None,
@@ -89,16 +89,6 @@ def plan(
 ) -> None:
     """Decide which box and memory holds each expert, and predict the speed."""
     shape = load_shape(model)
-    bits = bits_per_weight(quant)
-    acceptance = acceptance_of(accept)
-    check_drafts(acceptance, shape)
-    workload = workload_of(
-        tokens_per_step,
-        acceptance,
-        context=context,
-        head_bits=head_bits_of(head_bits, bits),
-        prompt_ratio=prompt_ratio,
-    )
     named_policy(policy)
     if (move_bytes is not None or move_seconds is not None) and current is None:
         raise InputError("--move-bytes and --move-seconds: expected --current PLAN.json, the plan in use")
@@ -110,16 +100,20 @@ def plan(
     boxes = load_cluster(cluster)
     routing = read_routing(stats, shape) if stats is not None else None
     in_use = None if current is None else load_plan(current, shape)
+    form = quant or ("bfloat16" if in_use is None else in_use.dtype)
+    bits = bits_per_weight(form)
+    said = Said(tokens_per_step, accept, context, head_bits, prompt_ratio)
+    workload = workload_of(said, shape, form, None if in_use is None else in_use.workload)
     moved = None
     with named(cluster, PlanDoesNotFit):
         problem = problem_for(shape, boxes, shape.expert_bytes(bits), routing, workload)
         if in_use is None:
-            made = as_plan(problem, named_policy(policy)(problem), policy, quant)
+            made = as_plan(problem, named_policy(policy)(problem), policy, form)
         else:
             with named(f"--current: {current}", PlanError):
-                _check_same_boxes(problem, in_use, quant)
+                _check_same_boxes(problem, in_use, form)
             moved = _replan(problem, in_use, move_bytes, move_seconds)
-            made = as_plan(problem, moved.table, DEFAULT_POLICY, quant, in_use.epoch + 1)
+            made = as_plan(problem, moved.table, DEFAULT_POLICY, form, in_use.epoch + 1)
     planned = _describe(problem, boxes, made, moved)
     if picture is not None:
         write_heatmap(made, picture, routing)
@@ -177,7 +171,9 @@ def _describe(problem: PlanningProblem, boxes: ClusterSpec, made: Plan, moved: R
         )
         return Planned(made, summary, None, [], sentences, moved)
     prediction = predict(problem, made, text)
-    contexts = by_context(problem, boxes, made, prediction, sorted({*_CONTEXTS, problem.workload.context}))
+    longest = problem.shape.max_positions
+    asked = {*(c for c in _CONTEXTS if c < longest), min(longest, _CONTEXTS[-1]), problem.workload.context}
+    contexts = by_context(problem, boxes, made, prediction, sorted(asked))
     return Planned(made, summary, prediction, contexts, sentences, moved)
 
 
@@ -189,6 +185,7 @@ def _document(planned: Planned) -> dict[str, Any]:
         "policy": made.policy,
         "quant": made.dtype,
         "expert_bytes": made.expert_bytes,
+        "workload": None if made.workload is None else workload_fields(made.workload),
         "basis": None if prediction is None else prediction.basis,
         "step_time_s": None if prediction is None else prediction.step_time_s,
         "head_s": None if prediction is None else prediction.head_s,
@@ -231,9 +228,9 @@ def _replan_document(moved: Replan) -> dict[str, Any]:
     }
 
 
-def plan_tables(made: Plan, summary: PlanSummary) -> list[Table | str]:
+def plan_tables(made: Plan, summary: PlanSummary) -> list[Group | str]:
     """What sits where, and how many layers a token ask another box."""
-    parts: list[Table | str] = [plan_table(made, summary)]
+    parts: list[Group | str] = [plan_table(made, summary)]
     if summary.remote_layers_per_token is not None:
         basis = "measured on the trace" if summary.basis == "trace" else "from counts"
         parts.append(
@@ -243,45 +240,60 @@ def plan_tables(made: Plan, summary: PlanSummary) -> list[Table | str]:
     return parts
 
 
-def plan_table(made: Plan, summary: PlanSummary) -> Table:
-    """What sits where."""
+def plan_table(made: Plan, summary: PlanSummary) -> Group:
+    """What sits where, and with statistics who is asked how often."""
+    is_measured = any(worker.share_of_activations is not None for worker in summary.workers)
     rows = [
         (
             worker.name,
             worker.tier,
-            str(worker.num_experts),
+            f"{worker.num_experts:,}",
             size(worker.held_bytes),
             size(worker.budget_bytes),
-            "" if worker.share_of_activations is None else share(worker.share_of_activations),
+            *((share(worker.share_of_activations or 0.0),) if is_measured else ()),
         )
         for worker in summary.workers
     ]
     title = f"{made.model}: experts in {made.dtype} of {size(made.expert_bytes)} each, policy {made.policy}"
-    return table(title, ("worker", "memory", "experts", "bytes", "budget", "of activations"), rows)
+    columns = ("worker", "memory", "experts", "bytes", "budget", *(("of choices",) if is_measured else ()))
+    return table(title, columns, rows)
 
 
-def _speed_tables(planned: Planned) -> list[Table | str]:
+def _speed_tables(planned: Planned) -> list[Group | str]:
     """Predicted speed, the bound, what limits it, and what the plan says about the boxes."""
-    parts: list[Table | str] = []
+    parts: list[Group | str] = []
+    num_layers = planned.summary.num_moe_layers
     if (prediction := planned.prediction) is not None:
         waits = [
             (name, share(part))
             for name, part in sorted(prediction.bound_by.items(), key=lambda item: -item[1])[:8]
+            if part >= _LEAST_SHARE_SHOWN
         ]
         speeds = [(f"{at.context:,}", _speed(at.tokens_per_s)) for at in planned.contexts]
         cause, part = max(prediction.causes.items(), key=lambda item: item[1])
         parts += [
             table("Predicted tokens/s by context", ("context", "tokens/s"), speeds),
+            *_no_room(planned.contexts),
             table("Which device a layer waits for", ("worker", "of layers"), waits),
-            f"{_ms(prediction.step_time_s)} a step ({prediction.basis}), of which the head "
-            f"{_ms(prediction.head_s)}; {prediction.remote_layers_per_token:.1f} remote layers a token.",
-            f"No plan for these boxes is faster than {_ms(prediction.lower_bound_s)}: this one is at most "
-            f"{share(prediction.gap)} above the best. Layers wait mostly for {cause} ({share(part)}).",
+            f"{prediction.tokens_per_s:.2f} tokens/s: a step takes {_ms(prediction.step_time_s)} "
+            f"({prediction.basis}), of which the head {_ms(prediction.head_s)}. "
+            f"{prediction.remote_layers_per_token:.1f} of {num_layers} MoE layers a token ask another box.",
             f"Prompts: about {prediction.prefill_tokens_per_s:.0f} tokens/s.",
+            f"No plan for these boxes is faster than {_ms(prediction.lower_bound_s)} a step: this one is at "
+            f"most {share(prediction.gap)} above the best. Layers wait mostly for {cause} ({share(part)}).",
         ]
+    if (workload := planned.plan.workload) is not None:
+        parts.append(f"Assumed: {described(workload)}.")
     if (moved := planned.replan) is not None:
         parts.append(_move_line(moved))
     return [*parts, *(f"{sentence[0].upper()}{sentence[1:]}." for sentence in planned.advice)]
+
+
+def _no_room(contexts: Sequence[AtContext]) -> list[str]:
+    """What to do about contexts that do not fit, a short table's other half."""
+    if all(at.tokens_per_s is not None for at in contexts):
+        return []
+    return ["Where there is no room, plan with --context: fewer experts then stay on the head's device."]
 
 
 def _move_line(moved: Replan) -> str:
@@ -295,7 +307,7 @@ def _move_line(moved: Replan) -> str:
 
 
 def _speed(tokens_per_s: float | None) -> str:
-    return "no room: plan with --context" if tokens_per_s is None else f"{tokens_per_s:.2f}"
+    return "no room" if tokens_per_s is None else f"{tokens_per_s:.2f}"
 
 
 def _seconds(seconds: float) -> str:

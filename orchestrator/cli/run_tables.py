@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
+from rich.console import Group
 
-from orchestrator.cli.output import share, size, table
+from orchestrator.cli.output import share, table
 from orchestrator.report import RunReport
+from placement.units import size
 
 _PART_NAMES = {
     "shared_expert": "shared expert",
@@ -44,7 +45,7 @@ def report_document(report: RunReport) -> dict[str, Any]:
     }
 
 
-def run_tables(report: RunReport) -> list[Table]:
+def run_tables(report: RunReport) -> list[Group]:
     """Speed and acceptance, time by part, work by worker."""
     positions = zip(report.drafted_by_position, report.accepted_by_position, strict=True)
     speed = [

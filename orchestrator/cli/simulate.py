@@ -8,28 +8,29 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.console import Group
 
 from orchestrator.cli.inputs import check_plan
 from orchestrator.cli.options import Json
-from orchestrator.cli.output import console, print_json, print_note, share, size, table
+from orchestrator.cli.output import console, print_json, print_note, share, table
 from orchestrator.cli.simulate_inputs import loss_of, new_plan_of, placed, shape_of, streams_of, tokens_of
 from orchestrator.cli.workload import (
     Accept,
+    Context,
     HeadBits,
+    Said,
     TokensPerStep,
     acceptance_of,
-    check_drafts,
-    head_bits_of,
     workload_of,
 )
 from placement.model_shape import ModelShape
 from placement.plan import Plan
-from placement.quantisation import BITS_PER_WEIGHT
 from placement.simulate import simulate as run
 from placement.simulation.scenario import Event
 from placement.simulation.tally import CAUSES, SimulationReport
-from placement.workload import DEFAULT_CONTEXT
+from placement.units import size
+from placement.workload import Workload, described
+from placement.workload_fields import workload_fields
 
 
 def simulate(
@@ -40,10 +41,7 @@ def simulate(
     accept: Accept = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the drafts' luck.")] = 0,
     in_flight: Annotated[int, typer.Option(min=1, help="Passes under way at once; they queue.")] = 1,
-    context: Annotated[
-        int | None,
-        typer.Option(min=0, help=f"Positions in each sequence's KV cache; default {DEFAULT_CONTEXT}."),
-    ] = None,
+    context: Context = None,
     head_bits: HeadBits = None,
     lose: Annotated[
         list[str] | None, typer.Option(help="WORKER@SECONDS: lost at that time. Repeatable.")
@@ -60,35 +58,34 @@ def simulate(
     loaded = Plan.load(plan)
     shape = shape_of(loaded, plan, model)
     check_plan(loaded, plan, shape)
-    acceptance = acceptance_of(accept, seed)
-    check_drafts(acceptance, shape)
-    bits = head_bits_of(head_bits, BITS_PER_WEIGHT.get(loaded.dtype.lower(), 16.0))
     workload = workload_of(
-        tokens_per_step,
-        acceptance,
-        context=DEFAULT_CONTEXT if context is None else context,
-        head_bits=bits,
+        Said(tokens_per_step, accept, context, head_bits), shape, loaded.dtype, loaded.workload
     )
+    acceptance = acceptance_of(workload, seed)
     tokens = tokens_of(trace, shape, in_flight, workload)
     boxes, system, notes = placed(loaded, plan, cluster, shape, workload, is_assumed=context is None)
     events: list[Event] = [loss_of(text, loaded) for text in lose or ()]
     events += [new_plan_of(text, loaded, plan, boxes) for text in new_plan or ()]
     report = run(system, streams_of(tokens, in_flight, workload, acceptance), events)
     if json:
-        print_json(document(report, shape, notes))
+        print_json(document(report, shape, workload, notes))
         return
     for part in tables(report, shape):
         console.print(part)
+    console.print(f"Assumed: {described(workload)}.")
     for note in (*notes, *report.notes):
         print_note(note)
     if report.stopped is not None:
         print_note(f"the run ended early: {report.stopped}")
 
 
-def document(report: SimulationReport, shape: ModelShape, notes: Sequence[str]) -> dict[str, Any]:
+def document(
+    report: SimulationReport, shape: ModelShape, workload: Workload, notes: Sequence[str]
+) -> dict[str, Any]:
     """The `--json` document; docs/simulator.md lists its keys."""
     return {
         "method": report.method,
+        "workload": workload_fields(workload),
         "step_time_s": asdict(report.step_time_s),
         "token_time_s": asdict(report.token_time_s),
         "tokens_per_s": report.tokens_per_s,
@@ -109,7 +106,7 @@ def document(report: SimulationReport, shape: ModelShape, notes: Sequence[str]) 
     }
 
 
-def tables(report: SimulationReport, shape: ModelShape) -> list[Table | str]:
+def tables(report: SimulationReport, shape: ModelShape) -> list[Group | str]:
     """Times, busy shares, and what most often bounds each layer."""
     times = [
         (name, *(f"{1000 * seconds:.2f}" for seconds in (t.mean, t.p50, t.p95, t.p99, t.max)))

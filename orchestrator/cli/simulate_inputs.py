@@ -20,6 +20,7 @@ from placement.simulation.scenario import NewPlan, Stream, WorkerLoss
 from placement.simulation.steps import Acceptance, split_trace
 from placement.simulation.system import System
 from placement.stats import RoutingStats
+from placement.units import size
 from placement.workload import Workload
 
 
@@ -68,10 +69,11 @@ class Boxes:
         rooms = [d.worker.budget_bytes for d in self.devices if d.worker.name == LOCAL_WORKER]
         if rooms and held_bytes > rooms[0]:
             raise PlanDoesNotFit(
-                f"{name}: worker {LOCAL_WORKER!r} holds {held_bytes} bytes of experts, expected at most "
-                f"{rooms[0]}: what {self.path} leaves beside its reserved_bytes or the {self.head_bytes} "
-                f"bytes of the head's weights, KV cache and activations at --context {self.context}; plan "
-                "for this cluster and context with `potluck plan`"
+                f"{name}: worker {LOCAL_WORKER!r} holds {size(held_bytes)} of experts, expected at most "
+                f"{size(rooms[0])}: what {self.path} leaves beside its reserved_bytes or the "
+                f"{size(self.head_bytes)} of the head's weights, KV cache and activations at --context "
+                f"{self.context} and --head-bits {self.workload.head_bits_per_weight:g}; plan for this "
+                "cluster with the same options of `potluck plan`"
             )
 
 
@@ -156,8 +158,8 @@ def new_plan_of(text: str, running: Plan, running_path: Path, boxes: Boxes) -> N
     where = f"--new-plan: {path}"
     if (new.dtype, new.expert_bytes) != (running.dtype, running.expert_bytes):
         raise PlanError(
-            f"{where}: expected experts in {running.dtype} of {running.expert_bytes} bytes as in "
-            f"{running_path}, found {new.dtype} of {new.expert_bytes}"
+            f"{where}: expected experts in {running.dtype} of {size(running.expert_bytes)} as in "
+            f"{running_path}, found {new.dtype} of {size(new.expert_bytes)}"
         )
     names, expected = ([worker.name for worker in plan.workers] for plan in (new, running))
     if names != expected:

@@ -10,9 +10,18 @@ import typer
 from rich.progress import track
 
 from orchestrator.cli.inputs import load_shape
-from orchestrator.cli.options import Json
+from orchestrator.cli.options import Json, Quant
 from orchestrator.cli.output import console, errors, print_json, print_note, table
-from orchestrator.cli.workload import Context, check_finite
+from orchestrator.cli.workload import (
+    Accept,
+    Context,
+    HeadBits,
+    PromptRatio,
+    Said,
+    TokensPerStep,
+    check_finite,
+    workload_of,
+)
 from placement.cluster_file import load_cluster
 from placement.cluster_spec import LinkSpec
 from placement.planner import DEFAULT_POLICY
@@ -21,7 +30,8 @@ from placement.quantisation import bits_per_weight
 from placement.study.routing_source import FileSource, Routing, RoutingSource, SyntheticSource
 from placement.traces import GENERAL
 from placement.whatif import Outcome, WhatIf, changes, rank_changes
-from placement.workload import DEFAULT_CONTEXT, Workload
+from placement.workload import described
+from placement.workload_fields import workload_fields
 
 
 def whatif(
@@ -29,12 +39,15 @@ def whatif(
         Path, typer.Argument(help="Cluster file; its prices, where given, are shown.", metavar="CLUSTER")
     ],
     model: Annotated[str, typer.Option(help="Built-in name such as step-3.5-flash, or a model directory.")],
-    quant: Annotated[str, typer.Option(help="How experts are kept: bfloat16, q8, q4, …")] = "bfloat16",
+    quant: Quant = None,
     stats: Annotated[
         Path | None, typer.Option(help="Routing file with a trace; without it synthetic general text.")
     ] = None,
-    sequences: Annotated[int, typer.Option(min=1, help="Texts decoded together.")] = 1,
-    context: Context = DEFAULT_CONTEXT,
+    tokens_per_step: TokensPerStep = None,
+    accept: Accept = None,
+    context: Context = None,
+    head_bits: HeadBits = None,
+    prompt_ratio: PromptRatio = None,
     policy: Annotated[
         str, typer.Option(help=f"How each variant is planned: {', '.join((*POLICIES, *RUN_POLICIES))}.")
     ] = DEFAULT_POLICY,
@@ -49,6 +62,9 @@ def whatif(
     shape = load_shape(model)
     check_finite("--cable-round-trip", cable_round_trip)
     check_finite("--cable-gbits", cable_gbits)
+    form = quant or "bfloat16"
+    expert_bytes = shape.expert_bytes(bits_per_weight(form))
+    workload = workload_of(Said(tokens_per_step, accept, context, head_bits, prompt_ratio), shape, form)
     boxes = load_cluster(cluster)
     source: RoutingSource = SyntheticSource("general", GENERAL, GENERAL, 3072, 0)
     if stats is not None:
@@ -59,21 +75,26 @@ def whatif(
         shape,
         boxes,
         track(possible, description="changes", console=errors, transient=True),
-        shape.expert_bytes(bits_per_weight(quant)),
+        expert_bytes,
         routing,
-        Workload(num_sequences=sequences, context=context),
+        workload,
         policy=policy,
     )
     if json:
         print_json(
-            {"now": _document(result, result.now), "changes": [_document(result, o) for o in result.outcomes]}
+            {
+                "workload": workload_fields(workload),
+                "now": _document(result, result.now),
+                "changes": [_document(result, outcome) for outcome in result.outcomes],
+            }
         )
         return
     heading: tuple[str, ...] = ("change", "tokens/s", "gain", "remote layers")
     if any(change.price is not None for change in possible):
         heading += ("price", "gain for 100")
     rows = [_line(result, outcome)[: len(heading)] for outcome in (result.now, *result.outcomes)]
-    console.print(table(f"{shape.name} in {quant}: what one change buys", heading, rows))
+    console.print(table(f"{shape.name} in {form}: what one change buys", heading, rows))
+    console.print(f"Assumed: {described(workload)}.")
     if result.now.note:
         print_note(f"as it is: {result.now.note}")
     if stats is None:

@@ -1,55 +1,122 @@
-"""The workload that `plan` and `simulate` are told about by the same options."""
+"""The workload that `plan`, `simulate` and `whatif` are told about by the same options.
+
+What is not said comes from the plan at hand, else from what most people have.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from placement.errors import InputError
 from placement.model_shape import ModelShape
+from placement.quantisation import cache_bytes_of, head_bits_of
 from placement.simulation.steps import Acceptance
-from placement.workload import Workload
+from placement.workload import DEFAULT_CONTEXT, DEFAULT_PROMPT_RATIO, Workload
 
-Context = Annotated[int, typer.Option(min=0, help="Positions in each sequence's KV cache.")]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help=f"Positions in each text's KV cache; default the plan's, or {DEFAULT_CONTEXT:,}."
+    ),
+]
 HeadBits = Annotated[
     float | None,
-    typer.Option(min=1, max=64, help="Bits of each of the head's own weights; default the experts', or 16."),
+    typer.Option(
+        min=1,
+        max=64,
+        help="Bits of each of the head's own weights; default the plan's, or as in published files.",
+    ),
 ]
-TokensPerStep = Annotated[int | None, typer.Option(min=1, help="Tokens of a pass: sequences x (1 + drafts).")]
+TokensPerStep = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens of a pass: texts x (1 + drafts); default the plan's, or one text."),
+]
 Accept = Annotated[
     str | None,
-    typer.Option(help="MTP: chance of each draft to hold if those before it did, such as 0.8,0.6."),
+    typer.Option(
+        help="MTP: chance of each draft to hold if those before it did, such as 0.8,0.6; "
+        "default the plan's, or no drafts."
+    ),
+]
+PromptRatio = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Prompt tokens to read for each token written: how much prompts count when experts are placed; "
+        f"default {DEFAULT_PROMPT_RATIO:g}.",
+    ),
 ]
 
 
-def acceptance_of(text: str | None, seed: int = 0) -> Acceptance | None:
-    """`--accept 0.8,0.6`; raises InputError for anything but numbers from 0 to 1."""
-    if text is None:
-        return None
-    try:
-        chances = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        chances = ()
-    if not chances or not all(0 <= chance <= 1 for chance in chances):
-        raise InputError(f"--accept: expected numbers from 0 to 1 such as 0.8,0.6, found {text!r}")
-    return Acceptance(chances, seed)
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the options say; None where they say nothing."""
+
+    tokens_per_step: int | None = None
+    accept: str | None = None
+    context: int | None = None
+    head_bits: float | None = None
+    prompt_ratio: float | None = None
 
 
-def check_drafts(acceptance: Acceptance | None, shape: ModelShape) -> None:
-    """Raise InputError for more drafts than the model has MTP layers."""
-    drafts = 0 if acceptance is None else len(acceptance.probabilities)
-    if drafts > shape.num_mtp_layers:
+def workload_of(said: Said, shape: ModelShape, quant: str, plan: Workload | None = None) -> Workload:
+    """What is to be planned or simulated.
+
+    Args:
+        quant: the experts' form, which decides what the rest is in where nobody says.
+        plan: of the plan at hand.
+
+    Raises:
+        InputError: an option's value, or `tokens_per_step` is no multiple of a token and its drafts.
+    """
+    usual = plan or Workload(
+        context=min(DEFAULT_CONTEXT, shape.max_positions),
+        head_bits_per_weight=head_bits_of(quant),
+        bytes_per_kv_value=cache_bytes_of(quant),
+        bytes_per_activation=cache_bytes_of(quant),
+        prompt_tokens_per_token=DEFAULT_PROMPT_RATIO,
+    )
+    chances = usual.acceptance if said.accept is None else _chances(said.accept)
+    drafts = len(chances) if said.accept is not None else usual.drafts
+    _check_drafts(drafts, shape)
+    context = usual.context if said.context is None else said.context
+    if context > shape.max_positions:
         raise InputError(
-            f"--accept: expected at most {shape.num_mtp_layers} drafts, as many as {shape.name} has MTP "
-            f"layers; found {drafts}"
+            f"--context: expected at most {shape.max_positions:,}, the longest text of {shape.name}, "
+            f"found {context:,}"
         )
+    ratio = usual.prompt_tokens_per_token if said.prompt_ratio is None else said.prompt_ratio
+    check_finite("--prompt-ratio", ratio)
+    accepted = usual.accepted_drafts if said.accept is None else Acceptance(chances).mean_accepted
+    return Workload(
+        num_sequences=_num_sequences(said.tokens_per_step, drafts, usual.num_sequences),
+        drafts=drafts,
+        accepted_drafts=accepted,
+        acceptance=chances,
+        context=context,
+        head_bits_per_weight=usual.head_bits_per_weight if said.head_bits is None else said.head_bits,
+        bytes_per_kv_value=usual.bytes_per_kv_value,
+        bytes_per_activation=usual.bytes_per_activation,
+        prompt_tokens_per_token=ratio,
+        prefill_tokens=usual.prefill_tokens,
+    )
 
 
-def head_bits_of(given: float | None, expert_bits: float) -> float:
-    """Bits of each of the head's own weights: as `given`, else those of the experts, but at least 16."""
-    return max(expert_bits, 16.0) if given is None else given
+def acceptance_of(workload: Workload, seed: int) -> Acceptance | None:
+    """How a simulation draws the drafts' luck; None without drafts.
+
+    Raises:
+        InputError: how many hold is known on the mean alone.
+    """
+    if not workload.drafts:
+        return None
+    if not workload.acceptance and workload.accepted_drafts:
+        raise InputError("--accept: expected a chance for each draft, since the plan says only their mean")
+    return Acceptance(workload.acceptance or (0.0,) * workload.drafts, seed)
 
 
 def check_finite(option: str, value: float) -> None:
@@ -58,33 +125,32 @@ def check_finite(option: str, value: float) -> None:
         raise InputError(f"{option}: expected a finite number, found {value}")
 
 
-def workload_of(
-    tokens_per_step: int | None,
-    acceptance: Acceptance | None,
-    *,
-    context: int,
-    head_bits: float,
-    prompt_ratio: float = 0.0,
-) -> Workload:
-    """As many sequences as fill a pass, each with the drafts whose acceptance is given.
+def _chances(text: str) -> tuple[float, ...]:
+    """`--accept 0.8,0.6`."""
+    try:
+        chances = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        chances = ()
+    if not chances or not all(0 <= chance <= 1 for chance in chances):
+        raise InputError(f"--accept: expected numbers from 0 to 1 such as 0.8,0.6, found {text!r}")
+    return chances
 
-    Raises:
-        InputError: `tokens_per_step` is not a multiple of a token and its drafts, or a number not finite.
-    """
-    check_finite("--prompt-ratio", prompt_ratio)
-    drafts = len(acceptance.probabilities) if acceptance is not None else 0
-    num_sequences, rest = divmod(tokens_per_step or 1 + drafts, 1 + drafts)
+
+def _check_drafts(drafts: int, shape: ModelShape) -> None:
+    if drafts > shape.num_mtp_layers:
+        raise InputError(
+            f"--accept: expected at most {shape.num_mtp_layers} drafts, as many as {shape.name} has MTP "
+            f"layers; found {drafts}"
+        )
+
+
+def _num_sequences(tokens_per_step: int | None, drafts: int, usual: int) -> int:
+    if tokens_per_step is None:
+        return usual
+    num_sequences, rest = divmod(tokens_per_step, 1 + drafts)
     if rest or not num_sequences:
         raise InputError(
             f"--tokens-per-step: expected a multiple of {1 + drafts} (a token and its {drafts} drafts), "
             f"found {tokens_per_step}"
         )
-    accepted = acceptance.mean_accepted if acceptance is not None else 0.0
-    return Workload(
-        num_sequences=num_sequences,
-        drafts=drafts,
-        accepted_drafts=accepted,
-        context=context,
-        head_bits_per_weight=head_bits,
-        prompt_tokens_per_token=prompt_ratio,
-    )
+    return num_sequences

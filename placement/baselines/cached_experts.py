@@ -22,6 +22,7 @@ from placement.evaluate import Choice, Evaluation, evaluate_choices
 from placement.holders import HolderTable
 from placement.problem import PlanningProblem
 from placement.routing.text import Text
+from placement.units import size
 
 Hits = Callable[[NDArray[np.integer], int, list[int]], NDArray[np.bool_]]
 """From requests, capacity and first contents to hits; see placement/baselines/caches.py."""
@@ -63,7 +64,7 @@ def homes_beside(problem: PlanningProblem, fast: int) -> HolderTable:
     if missing > 0:
         raise PlanDoesNotFit(
             f"a cache on {problem.devices[fast].worker.name!r}: all experts need a home on the other "
-            f"devices, where {missing * problem.expert_bytes} bytes are missing"
+            f"devices, where {size(missing * problem.expert_bytes)} are missing"
         )
     return fill(problem, others, hottest(problem) if problem.stats else layer_order(problem))
 

@@ -15,6 +15,7 @@ from placement.errors import InputError, PlanDoesNotFit
 from placement.holders import HolderTable
 from placement.problem import PlanningDevice, PlanningProblem
 from placement.stats import RoutingStats
+from placement.units import size
 
 
 def one_box(problem: PlanningProblem) -> HolderTable:
@@ -26,7 +27,7 @@ def one_box(problem: PlanningProblem) -> HolderTable:
     missing = problem.shape.num_routed_experts - int(problem.capacities()[home].sum())
     if missing > 0:
         raise PlanDoesNotFit(
-            f"one box: {missing * problem.expert_bytes} bytes are missing on the head's node; give it a disk "
+            f"one box: {size(missing * problem.expert_bytes)} are missing on the head's node; give it a disk "
             "or more memory"
         )
     return fill(problem, home, hottest(problem) if problem.stats else layer_order(problem))

@@ -36,6 +36,7 @@ from placement.simulation.tally import (
     num_messages,
 )
 from placement.simulation.transfers import transfers
+from placement.units import size
 
 _FLUSH_STEPS = 4096
 
@@ -131,7 +132,7 @@ class _Run:
         ).reshape(-1, 2)
         if self.migration is not None:
             tally.note(
-                now_s, f"the new plan was not in use yet: {self.migration.moved_bytes} bytes had moved"
+                now_s, f"the new plan was not in use yet: {size(self.migration.moved_bytes)} had moved"
             )
         return tally.report("queueing", now_s - first_s, self.loop.num_events)
 
@@ -333,7 +334,7 @@ class _Run:
         moves = transfers(self.plans[-1], new.plan)
         self.tally.note(
             self.loop.now_s,
-            f"new plan: {len(moves)} experts, {len(moves) * new.plan.expert_bytes} bytes to move",
+            f"new plan: {len(moves)} experts, {size(len(moves) * new.plan.expert_bytes)} to move",
         )
         self.migration = MigrationTraffic(
             self.loop, self.system, self.links, self.dead_s, new, moves, self._migrated

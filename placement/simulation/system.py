@@ -23,6 +23,7 @@ from placement.errors import PlanDoesNotFit, PlanError
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan
 from placement.problem import PlanningDevice, PlanningProblem, as_devices
+from placement.units import size
 from placement.workload import Workload
 
 
@@ -145,8 +146,8 @@ def _match(plan: Plan, index: int, known: Sequence[PlanningDevice]) -> PlanningD
     missing = int(plan.experts_per_worker()[index]) * plan.expert_bytes - device.worker.budget_bytes
     if missing > 0:
         raise PlanDoesNotFit(
-            f"the plan's worker {worker.name!r} holds {missing} bytes more than the cluster gives it "
-            f"({device.worker.budget_bytes}): plan for this cluster with `potluck plan`"
+            f"the plan's worker {worker.name!r} holds {size(missing)} more than the cluster gives it "
+            f"({size(device.worker.budget_bytes)}): plan for this cluster with `potluck plan`"
         )
     return device
 

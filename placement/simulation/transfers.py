@@ -8,6 +8,7 @@ import numpy as np
 
 from placement.errors import PlanError
 from placement.plan import Plan
+from placement.units import size
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,8 @@ def transfers(old: Plan, new: Plan) -> tuple[Transfer, ...]:
     """
     if old.fingerprint != new.fingerprint or old.expert_bytes != new.expert_bytes:
         raise PlanError(
-            f"new plan: expected one for {old.model} with experts of {old.expert_bytes} bytes, found "
-            f"{new.model} with {new.expert_bytes}"
+            f"new plan: expected one for {old.model} with experts of {size(old.expert_bytes)}, found "
+            f"{new.model} with {size(new.expert_bytes)}"
         )
     names = [worker.name for worker in old.workers]
     if [worker.name for worker in new.workers] != names:

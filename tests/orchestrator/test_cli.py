@@ -162,7 +162,7 @@ def plan_that_does_not_fit(model: Path) -> list[object]:
         (plan_for_another_model, "plan.json: plan for another model"),
         (
             plan_that_does_not_fit,
-            "plan.json: worker 'head': 64 experts need 1572864 bytes, 1571864 more than its budget of 1000",
+            "plan.json: worker 'head': 64 experts need 1.6 MB, 1.6 MB more than its budget_bytes of 1.0 kB",
         ),
         (lambda model: ["--token-ids", "1,320"], "token id 320 at place 1 is outside the vocabulary"),
         (lambda model: ["--token-ids", "1,x"], "expected whole numbers"),

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.cli import output
 from placement.model_shape import STEP_3_5_FLASH
 from placement.plan import Plan
 from placement.stats import RoutingStats
 from placement.traces import CODING, GENERAL, SyntheticRouter
+from placement.workload import Workload
 from tests.orchestrator.command_line import Potluck, document
 
 CLUSTER = """
@@ -100,6 +102,69 @@ def test_without_statistics_hardware_or_weights_there_is_a_plan_and_a_picture(
         assert words in " ".join(out.split())
 
 
+def test_later_commands_take_from_a_plan_what_it_assumes(
+    potluck: Potluck, files: Path, tmp_path: Path
+) -> None:
+    plan, stats, again = tmp_path / "plan.json", files / "coding.npz", tmp_path / "again.json"
+    said = ("--head-bits", 8, "--context", 20000, "--accept", "0.5,0.5", "--prompt-ratio", 3)
+    uniform = ("--policy", "uniform", "--stats", stats, "--out", plan, "--json")
+    made = document(potluck(*arguments(files, *said, *uniform)))
+    workload = Plan.load(plan).workload
+    assert workload == Workload(
+        drafts=2,
+        accepted_drafts=0.75,
+        acceptance=(0.5, 0.5),
+        context=20000,
+        head_bits_per_weight=8,
+        prompt_tokens_per_token=3,
+    )
+    simulating = ("simulate", plan, "--cluster", files / "cluster.yaml", "--trace", stats, "--json")
+    simulated = document(potluck(*simulating))
+    assert simulated["step_time_s"]["mean"] == pytest.approx(made["step_time_s"], rel=0.01)
+    other = document(potluck(*simulating, "--head-bits", 16))
+    assert other["step_time_s"]["mean"] > simulated["step_time_s"]["mean"]
+    moved = ("plan", files / "cluster.yaml", "--model", "step-3.5-flash", "--current", plan, "--stats", stats)
+    document(potluck(*moved, "--move-bytes", "1MB", "--out", again, "--json"))
+    assert Plan.load(again).workload == workload
+    assert Plan.load(again).dtype == "q4"
+
+
+def test_what_is_assumed_is_printed_in_one_sentence(potluck: Potluck, files: Path) -> None:
+    code, out, err = potluck(*arguments(files, "--policy", "uniform", "--accept", "0.9"))
+    assert code == 0, err
+    assert (
+        "Assumed: 1 text with 1 draft a step (0.9 hold), 4,096 positions in a 16-bit KV cache, the head's "
+        "weights in 4.5 bits, 8 prompt tokens for each one written."
+    ) in " ".join(out.split())
+
+
+def test_the_output_stays_readable_at_60_columns(
+    potluck: Potluck, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output.console, "width", 60)
+    monkeypatch.setattr(output.console, "_width", 60)
+    code, out, err = potluck(*arguments(files, "--policy", "uniform"))
+    assert code == 0, err
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert "…" not in out
+    for row in ("head", "attic-ram", "worker", "262,144"):
+        assert any(line.split()[:1] == [row] for line in lines), row
+    assert "of choices" not in out
+    assert "policy uniform" in " ".join(out.split())
+
+
+def test_speeds_stop_at_the_models_own_length(potluck: Potluck, files: Path, tmp_path: Path) -> None:
+    model = Path(__file__).parents[2] / "models" / "potluck-tiny"
+    made = document(
+        potluck(
+            *("plan", files / "cluster.yaml", "--model", model, "--policy", "uniform", "--json"),
+            *("--context", 100),
+        )
+    )
+    assert [at["context"] for at in made["by_context"]] == [100, 1024, 4096, 8192]
+
+
 def test_several_tokens_a_step_and_drafts(potluck: Potluck, files: Path) -> None:
     stats = ("--stats", files / "coding.npz", "--policy", "hottest-first", "--json")
     one = document(potluck(*arguments(files, *stats)))
@@ -144,7 +209,11 @@ def test_counts_of_another_engine_are_read(potluck: Potluck, files: Path, tmp_pa
     [
         (("--policy", "best"), "policy 'best': expected one-box"),
         (("--quant", "q1"), "quantisation 'q1': expected"),
-        (("--quant", "bfloat16"), "bytes are missing; give more memory, or quantise"),
+        (("--quant", "bfloat16"), "GB are missing; give more memory, or plan for smaller"),
+        (
+            ("--quant", "bfloat16"),
+            "smaller experts: --quant q5 fits",
+        ),
         (("--quant", "bfloat16"), "cluster.yaml: "),
         (("--tokens-per-step", 3, "--accept", "0.5"), "--tokens-per-step: expected a multiple of 2"),
         (("--accept", "often"), "--accept: expected numbers"),
@@ -159,7 +228,12 @@ def test_counts_of_another_engine_are_read(potluck: Potluck, files: Path, tmp_pa
         (("--current", "none.json"), "none.json"),
         (("--stats", "none.npz"), "none.npz"),
         (("--picture", "plan.gif"), "plan.gif: expected a name that ends in"),
-        (("--context", 10**9), "the head's weights, KV cache and activations take"),
+        (("--context", 262145), "--context: expected at most 262,144, the longest text of step-3.5-flash"),
+        (("--context", 262144, "--tokens-per-step", 32), "activations take 4"),
+        (
+            ("--context", 262144, "--tokens-per-step", 32),
+            "give a shorter --context or fewer bits (--quant, --head-bits)",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(

@@ -119,8 +119,12 @@ def test_people_get_tables(potluck: Potluck, simulating: tuple[object, ...], tra
             "trace.npz: expected at least 400 tokens, 200 (--in",
         ),
         (
-            ("--context", 10**6),
+            ("--context", 8000, "--tokens-per-step", 50),
             "cluster.yaml: node study, device ram: the head's weights, KV cache and",
+        ),
+        (
+            ("--context", 10**6),
+            "--context: expected at most 8,192, the longest text of potluck-tiny, found 1,000,000",
         ),
         (("--context", 4200), "plan.json: worker 'head' holds "),
         (("--model", "step-3.5-flash"), "plan.json: plan for another model: made for potluck-tiny"),
@@ -147,7 +151,7 @@ def test_a_plan_over_its_own_budget_is_refused(
     code, out, err = potluck(*simulating, "--trace", trace)
     assert (code, out) == (2, "")
     assert err.startswith(f"error: {path}: worker 'attic-ram': ")
-    assert f"need {held} bytes, 1 more than its budget of {held - 1}" in err
+    assert "1 B more than its budget_bytes of" in err
     assert len(err.splitlines()) == 1
 
 
@@ -167,7 +171,7 @@ def test_a_context_that_nobody_asked_for_is_no_reason_to_refuse(
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"dtype": "q4"}, "expected experts in bfloat16 of 12288 bytes as in "),
+        ({"dtype": "q4"}, "expected experts in bfloat16 of 12.3 kB as in "),
         ({"workers": "swapped"}, "plan.json (head, attic-ram), in that order, found attic-ram, head"),
         ({"epoch": -1}, "epoch: expected a whole number"),
         ({"fingerprint": "0" * 16}, "plan for another model"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from placement.holders import HolderTable
 from placement.plan import Plan, PlannedWorker
 from placement.stats import RoutingStats
 from placement.summary import summarise
+from placement.workload import Workload
 from tests.placement.shapes import small_shape
 
 SHAPE = small_shape()
@@ -151,7 +153,10 @@ def test_a_plan_for_another_model_is_refused() -> None:
 
 def test_a_plan_that_does_not_fit_says_by_how_many_bytes() -> None:
     plan_of(halves(), budget_bytes=1500).check_fits()
-    with pytest.raises(PlanDoesNotFit, match="worker 'head': 15 experts need 1500 bytes, 1 more than"):
+    with pytest.raises(
+        PlanDoesNotFit,
+        match=r"'head': 15 experts need 1\.5 kB, 1 B more than its budget_bytes of 1\.5 kB",
+    ):
         plan_of(halves(), budget_bytes=1499).check_fits()
 
 
@@ -175,7 +180,8 @@ def edited(document: dict[str, Any], path: list[Any], value: Any) -> None:
         (["epoch"], ..., "epoch: missing"),
         (["epoch"], -1, "epoch: expected a whole number of at least 0, found -1"),
         (["epoch"], True, "epoch: expected a whole number"),
-        (["colour"], "blue", "colour: unknown field"),
+        (["colour"], "blue", "plan: unknown field 'colour'; expected format, "),
+        (["workers", 1, "colour"], "blue", r"workers\[1\]: unknown field 'colour'; expected name, "),
         (["model"], "", "model: expected text"),
         (["expert_bytes"], 0, "expert_bytes: expected a whole number of at least 1"),
         (["moe_layers"], [1, 1, 2], "moe_layers: expected ascending numbers, each once"),
@@ -193,7 +199,11 @@ def edited(document: dict[str, Any], path: list[Any], value: Any) -> None:
         (["workers", 1, "name"], ..., r"workers\[1\].name: missing"),
         (["workers", 1, "name"], "head", "expected unique names, found 'head' 2 times"),
         (["workers", 1, "experts"], [], r"workers\[1\].experts: expected an object"),
-        (["workers", 1, "experts", "4"], [1], r"workers\[1\].experts.4: expected a layer of moe_layers"),
+        (
+            ["workers", 1, "experts", "4"],
+            [1],
+            r"workers\[1\].experts: expected layers of moe_layers, found '4'",
+        ),
         (["workers", 1, "experts", "2"], [1, 10], "experts.2: expected experts under 10, found 10"),
         (["workers", 1, "experts", "2"], [3, 1], "experts.2: expected ascending numbers"),
         (["workers", 1, "experts", "2"], [-1], "experts.2: expected a whole number of at least 0"),
@@ -215,7 +225,7 @@ def test_a_wrong_field_is_refused_by_name(tmp_path: Path, path: list[Any], value
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "not JSON"), (b"{", "not JSON"), (b"\xff\xfe", "not JSON"), (b"[]", "this is not a plan")],
+    [(b"", "not JSON"), (b"{", "not JSON"), (b"\xff\xfe", "not UTF-8"), (b"[]", "this is not a plan")],
 )
 def test_a_broken_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "plan.json"
@@ -232,6 +242,100 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_saving_into_a_missing_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot write"):
         plan_of(halves()).save(tmp_path / "no" / "plan.json")
+
+
+WORKLOADS = st.builds(
+    Workload,
+    num_sequences=st.integers(1, 99),
+    context=st.integers(0, 10**6),
+    head_bits_per_weight=st.floats(1, 64),
+    bytes_per_kv_value=st.integers(1, 8),
+    bytes_per_activation=st.integers(1, 8),
+    prompt_tokens_per_token=st.floats(0, 1e6),
+    prefill_tokens=st.integers(1, 10**6),
+)
+
+
+@given(workload=WORKLOADS, acceptance=st.lists(st.floats(0, 1), max_size=3), is_known=st.booleans())
+@settings(max_examples=50)
+def test_what_a_plan_was_made_for_survives_save_and_load(
+    tmp_path_factory: pytest.TempPathFactory, workload: Workload, acceptance: list[float], is_known: bool
+) -> None:
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    drafts, known = len(acceptance), tuple(acceptance * is_known)
+    full = replace(workload, drafts=drafts, accepted_drafts=drafts / 2, acceptance=known)
+    plan = replace(plan_of(halves()), workload=full)
+    plan.save(path)
+    assert Plan.load(path).workload == full
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["workload"], "chat", "workload: expected an object with sequences, .*, found 'chat'"),
+        (["workload", "context"], ..., "workload.context: missing"),
+        (["workload", "beams"], 4, "workload: unknown field 'beams'"),
+        (["workload", "sequences"], 0, "workload.sequences: expected a whole number of at least 1"),
+        (["workload", "head_bits"], 0.5, "workload.head_bits: expected a number of at least 1"),
+        (["workload", "kv_bits"], 12, "workload.kv_bits: expected a multiple of 8"),
+        (["workload", "accepted_drafts"], 1, "workload.accepted_drafts: .* at most 0, found 1"),
+        (["workload", "acceptance"], [0.5], "workload.acceptance: expected a chance for each of the 0"),
+        (["workload", "acceptance"], "half", "workload.acceptance: expected a chance for each"),
+        (["workload", "prompt_ratio"], math.nan, "workload.prompt_ratio: expected a number"),
+    ],
+)
+def test_a_wrong_field_of_the_workload_is_refused_by_name(
+    tmp_path: Path, path: list[Any], value: Any, message: str
+) -> None:
+    file = tmp_path / "plan.json"
+    replace(plan_of(halves()), workload=Workload()).save(file)
+    document = json.loads(file.read_text())
+    edited(document, path, value)
+    file.write_text(json.dumps(document))
+    with pytest.raises(PlanError, match=f"plan.json: {message}"):
+        Plan.load(file)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"moe_layers": list(range(100_000)), "num_experts": 65_535}, "at most 1024 layers, found 100000"),
+        (
+            {"moe_layers": list(range(1024)), "num_experts": 65_535},
+            "are more than 268435456; expected",
+        ),
+        ({"model": "x" * 50_000_000}, "model: expected at most 200 characters, found 50000000"),
+        ({"format": "x" * 50_000_000}, "this is not a plan"),
+        ({"x" * 50_000_000: 1}, "unknown field 'xxx"),
+        ({"epoch": "digits"}, "not JSON: Exceeds the limit"),
+        ({"workers": [1] * 5000}, "workers: expected a list with at least one worker and at most 4096"),
+    ],
+    ids=["layers", "places", "text", "format", "name", "number", "workers"],
+)
+def test_absurd_sizes_end_in_one_short_line_before_they_are_allocated(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    file = tmp_path / "plan.json"
+    plan_of(halves()).save(file)
+    document = json.loads(file.read_text())
+    text = json.dumps(document | {"workers": document["workers"] * 5} | fields)
+    file.write_text(text.replace('"digits"', "1" + "0" * 5000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(PlanError, match=message) as caught:
+            Plan.load(file)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value)) < len(str(file)) + 500
+    assert peak_bytes < 10 * file.stat().st_size + 50e6
+
+
+def test_nesting_without_end_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text("[" * 1_000_000)
+    with pytest.raises(PlanError, match="nested more than 64 deep; expected a plan"):
+        Plan.load(file)
 
 
 def test_the_summary_counts_bytes_shares_and_remote_layers() -> None:

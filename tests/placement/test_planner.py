@@ -20,6 +20,7 @@ from placement.planner import make_plan
 from placement.policies import BASELINES, POLICIES
 from placement.problem import PlanningDevice, planning_devices
 from placement.stats import RoutingStats
+from placement.units import size
 from tests.placement.boxes import device as sized_device
 from tests.placement.shapes import small_shape
 
@@ -89,10 +90,10 @@ def test_uniform_spreads_every_layer_in_proportion() -> None:
 def test_experts_that_do_not_fit_are_refused_with_the_missing_bytes_and_a_way_out() -> None:
     devices = [device("a", 10), device("b", 10)]
     with pytest.raises(
-        PlanDoesNotFit, match=f"{10 * EXPERT_BYTES} bytes are missing; .*quantise .* to bfloat16"
+        PlanDoesNotFit, match=f"{size(10 * EXPERT_BYTES)} are missing; .* --quant bfloat16 fits"
     ):
         make_plan(SHAPE, devices, policy="uniform", dtype="float32", expert_bytes=EXPERT_BYTES)
-    with pytest.raises(PlanDoesNotFit, match="no known quantisation fits"):
+    with pytest.raises(PlanDoesNotFit, match="since no --quant fits"):
         make_plan(
             SHAPE, [device("a", 1)], policy="uniform", dtype="q2", expert_bytes=SHAPE.expert_bytes(2.625)
         )
@@ -152,7 +153,7 @@ def test_baselines_for_the_published_shape_on_128_devices_take_seconds_at_most(p
 
 
 def test_one_box_that_is_too_small_says_by_how_many_bytes() -> None:
-    with pytest.raises(PlanDoesNotFit, match=f"one box: {25 * EXPERT_BYTES} bytes are missing"):
+    with pytest.raises(PlanDoesNotFit, match=f"one box: {size(25 * EXPERT_BYTES)} are missing"):
         make_plan(
             SHAPE,
             [device("head", 5), device("a", 99)],

@@ -18,6 +18,7 @@ from placement.replan import Replan, replan, transfer_seconds
 from placement.search.least_time import least_time
 from placement.stats import RoutingStats
 from placement.traces import CODING, GENERAL, Domain, SyntheticRouter
+from placement.units import size
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape
 
@@ -129,5 +130,5 @@ def test_it_has_paid_when_as_many_tokens_came_out() -> None:
 def test_a_current_plan_that_does_not_fit_is_refused() -> None:
     given = problem()
     too_much = HolderTable.from_single(np.zeros((4, 32), dtype=np.int16))
-    with pytest.raises(PlanDoesNotFit, match=f"'head' holds {64 * SIZE} bytes more"):
+    with pytest.raises(PlanDoesNotFit, match=f"'head' holds {size(64 * SIZE)} more"):
         replan(given, too_much)

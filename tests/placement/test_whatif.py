@@ -146,7 +146,7 @@ def test_an_unknown_policy_is_refused_before_anything_is_planned(tmp_path: Path)
 def test_a_change_that_makes_it_fit_is_told_from_one_that_does_not(tmp_path: Path) -> None:
     result = ranked(cluster(tmp_path, TEXT.replace("24KB", "16KB")))
     assert result.now.tokens_per_s is None
-    assert "bytes are missing" in result.now.note
+    assert "B are missing" in result.now.note
     fits = {outcome.what[:8] for outcome in result.outcomes if outcome.tokens_per_s is not None}
     assert fits == {"RAM of h", "RAM of a", "one more"}
     assert all(result.gain(outcome) is None for outcome in result.outcomes)

@@ -145,7 +145,7 @@ def test_a_box_with_one_memory_has_nothing_to_cache() -> None:
 def test_experts_without_a_home_beside_the_cache_do_not_fit() -> None:
     problem = problem_of(GPU, device("study-ram", 29, SIZE, home=True, gbytes_per_s=0.005))
     for name in ("lru", "prompt-hottest"):
-        with pytest.raises(PlanDoesNotFit, match=r"a cache on 'head'.*bytes are missing"):
+        with pytest.raises(PlanDoesNotFit, match=r"a cache on 'head'.*B are missing"):
             RUN_POLICIES[name](problem, Text(trace_of(0, 40), 20))
 
 

@@ -15,6 +15,7 @@ from placement.simulation.queueing import simulate_queueing
 from placement.simulation.scenario import NewPlan, Patience, Stream, WorkerLoss
 from placement.simulation.steps import split_trace
 from placement.simulation.transfers import Transfer, transfers
+from placement.units import size
 from tests.placement.runs import DEVICES, SIZE, plan_of, random_plan, random_trace, system_of
 from tests.placement.shapes import small_shape
 
@@ -81,7 +82,7 @@ def test_a_new_plan_moves_its_bytes_and_then_serves() -> None:
     without = simulate_alone(system, [trace])
     message_bytes = report.counts.sent_bytes // 32 * (32 + 24 + 4) + report.counts.received_bytes // 64 * 65
     assert report.bytes_moved == message_bytes + moved_bytes
-    assert report.notes[0] == f"0.050 s: new plan: 30 experts, {moved_bytes} bytes to move"
+    assert report.notes[0] == f"0.050 s: new plan: 30 experts, {size(moved_bytes)} to move"
     assert report.notes[1].endswith("new plan in use")
     # The wire alone needs this long; requests share it.
     in_use_s = float(report.notes[1].split()[0])
