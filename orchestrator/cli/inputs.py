@@ -40,6 +40,25 @@ def check_plan(plan: Plan, path: Path, shape: ModelShape) -> None:
         plan.check_fits()
 
 
+# What is read in a folder: of a model, and of another engine's dumps.
+_READ_IN_FOLDERS = ("config.json", "generation_config.json", "tokenizer*.json", "*.safetensors*", "*.pt")
+
+
+def files_read(*given: Path | str | None) -> list[Path]:
+    """The files among what a command is given by name or path, those that it reads in a folder included."""
+    files: list[Path] = []
+    for name in given:
+        if name is None:
+            continue
+        path = Path(name)
+        # Unlike Path.is_dir, False for names that no folder can have.
+        if os.path.isdir(path):
+            files += [file for pattern in _READ_IN_FOLDERS for file in path.glob(pattern)]
+        else:
+            files.append(path)
+    return files
+
+
 @contextmanager
 def named(where: object, kind: type[PotluckError] = PotluckError) -> Iterator[None]:
     """Put the file or option at fault in front of errors of `kind`, which do not name it."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Group
 
-from orchestrator.cli.inputs import load_plan, load_shape, named
+from orchestrator.cli.inputs import files_read, load_plan, load_shape, named
 from orchestrator.cli.options import Json, Quant
 from orchestrator.cli.output import console, print_json, print_note, share, table
 from orchestrator.cli.workload import (
@@ -24,7 +24,7 @@ from orchestrator.cli.workload import (
 )
 from orchestrator.plan_picture import write_heatmap
 from placement.advice import advice
-from placement.atomic import check_target
+from placement.atomic import check_targets
 from placement.cluster_file import load_cluster, parse_size
 from placement.cluster_spec import ClusterSpec
 from placement.cost import head_seconds
@@ -94,9 +94,7 @@ def plan(
         raise InputError("--move-bytes and --move-seconds: expected --current PLAN.json, the plan in use")
     if current is not None and policy != DEFAULT_POLICY:
         raise InputError(f"--current: plans again with {DEFAULT_POLICY}; leave out --policy {policy}")
-    for path in (out, picture):
-        if path is not None:
-            check_target(path)
+    check_targets((out, picture), inputs=files_read(cluster, model, stats, current))
     boxes = load_cluster(cluster)
     routing = read_routing(stats, shape) if stats is not None else None
     in_use = None if current is None else load_plan(current, shape)

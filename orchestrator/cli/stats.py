@@ -11,6 +11,7 @@ import torch
 import typer
 from rich.progress import Progress
 
+from orchestrator.cli.inputs import files_read
 from orchestrator.cli.options import DtypeName, Json, torch_dtype
 from orchestrator.cli.output import console, errors, print_json, print_note, share, table
 from orchestrator.model.attention import SequenceSlice
@@ -18,7 +19,7 @@ from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model
 from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
-from placement.atomic import check_target
+from placement.atomic import check_targets
 from placement.errors import InputError
 from placement.stats import RoutingStats
 from workers.model_config import Step35Config
@@ -36,7 +37,7 @@ def stats(
     json: Json = False,
 ) -> None:
     """Run text through the model and write which experts its tokens use."""
-    check_target(out)
+    check_targets([out], inputs=files_read(model, *texts))
     shape = Step35Config.load(model).shape(model.resolve().name)
     tokenizer = Tokenizer.load(model)
     documents = [tokenizer.encode_prompt(read_text(path)) for path in texts]

@@ -10,16 +10,19 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from orchestrator.cli.inputs import load_shape, named
+from orchestrator.cli.inputs import files_read, load_shape, named
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, errors, print_json, print_note, table
 from orchestrator.study_report.comparison import compare, setting_labels, summary
 from orchestrator.study_report.page import write_page
+from placement.atomic import check_targets
 from placement.study.config import Study
 from placement.study.grid import cells, fingerprint
 from placement.study.inputs import check_inputs
 from placement.study.results import ResultsFolder
 from placement.study.runner import run_cells
+
+_PAGE = "report.html"
 
 
 def study(
@@ -34,10 +37,14 @@ def study(
     loaded = Study.load(file)
     with named(f"{file}: model"):
         shape = load_shape(loaded.model)
+    folder = out or file.with_suffix("")
+    if folder.is_dir():
+        written = [folder / name for name in (*ResultsFolder.FILES, _PAGE)]
+        check_targets(written, inputs=files_read(file, loaded.model, *loaded.files))
     check_inputs(loaded, shape)
     grid = cells(loaded)
     keys = [cell.key for cell in grid]
-    results = ResultsFolder.open(out or file.with_suffix(""), loaded.name, fingerprint(loaded, shape), keys)
+    results = ResultsFolder.open(folder, loaded.name, fingerprint(loaded, shape), keys)
     done = {row.key for row in results.rows}
     todo = [cell for cell in grid if cell.key not in done]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -47,7 +54,7 @@ def study(
             results.add(row)
             progress.advance(task)
     results.sort(keys)
-    page = results.folder / "report.html"
+    page = results.folder / _PAGE
     write_page(loaded, results.rows, page)
     if json:
         rows = [asdict(row) for row in results.rows]

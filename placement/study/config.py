@@ -60,6 +60,11 @@ class Study:
     contexts: tuple[int, ...]
     traces: tuple[RoutingSource, ...]
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The cluster and routing files."""
+        return (*self.clusters, *(file for trace in self.traces for file in trace.files))
+
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Study:
         """Read and check a study file; paths in it are relative to it.

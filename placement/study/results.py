@@ -56,6 +56,8 @@ _COLUMNS = tuple(field.name for field in fields(Row))
 class ResultsFolder:
     """Rows on disk; every `add` is written through, so that an interrupted study goes on where it stopped."""
 
+    FILES = (_STUDY_FILE, _ROWS_FILE)
+
     def __init__(self, folder: Path, rows: list[Row]) -> None:
         self.folder = folder
         self.rows = rows

@@ -68,6 +68,10 @@ class SyntheticSource:
         stats = RoutingStats.from_trace(shape, planned, f"synthetic {self.domain.name}")
         return Routing(stats, held_out, router.document_tokens)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return ()
+
     def fingerprint(self) -> str:
         return repr(self)
 
@@ -84,6 +88,10 @@ class FileSource:
     held_out_path: Path | None
     document_tokens: int = DOCUMENT_TOKENS
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,) if self.held_out_path is None else (self.path, self.held_out_path)
+
     def load(self, shape: ModelShape) -> Routing:
         """Raises RoutingFileError: unreadable, of another model, or without a trace to be judged by."""
         stats = read_routing(self.path, shape)
@@ -99,9 +107,8 @@ class FileSource:
 
     def fingerprint(self) -> str:
         """Changes with the files' contents, not with where they lie."""
-        given = [path for path in (self.path, self.held_out_path) if path is not None]
         # SGLang writes one dump for each rank, in a folder.
-        files = [f for path in given for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        files = [f for path in self.files for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
         digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
         return f"{self.name} {self.document_tokens} {' '.join(digests)}"
 
