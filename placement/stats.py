@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from placement.atomic import replacing
 from placement.errors import RoutingFileError
 from placement.model_shape import ModelShape
+from placement.numpy_file import read_npz
+from placement.shown import shown
 
 ROUTING_FORMAT = "potluck-routing"
 ROUTING_VERSION = 1
@@ -33,6 +32,8 @@ _REQUIRED = (
     "counts",
     "source",
 )
+_TRACE = "trace"
+_EXPECTED = "a routing file: `potluck stats` writes one"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +69,7 @@ class RoutingStats:
                 f"found {list(chosen.shape)}"
             )
         _check_whole_numbers(chosen, "trace", source, shape.num_experts - 1)
-        chosen = chosen.astype(np.uint16)
+        chosen = chosen.astype(np.uint16, copy=False)
         counts = count_experts(chosen, shape.num_experts)
         return cls(
             shape.name, shape.fingerprint, shape.moe_layers, shape.top_k, len(chosen), counts, chosen, source
@@ -118,8 +119,8 @@ class RoutingStats:
             return
         rows, experts = self.counts.shape
         raise RoutingFileError(
-            f"{where}: made for {self.model} ({rows} x {experts}, top {self.top_k}, fingerprint "
-            f"{self.fingerprint}), expected {model}, fingerprint {fingerprint}; "
+            f"{where}: made for {shown(self.model)[1:-1]} ({rows} x {experts}, top {self.top_k}, fingerprint "
+            f"{shown(self.fingerprint)[1:-1]}), expected {model}, fingerprint {fingerprint}; "
             "run `potluck stats` with this model"
         )
 
@@ -187,15 +188,16 @@ class RoutingStats:
             RoutingFileError: unreadable, a missing array, another shape or model, NaN, negative or
                 fractional counts, counts that disagree with the trace.
         """
-        arrays = _read_arrays(Path(path))
+        arrays = read_npz(path, RoutingFileError, _EXPECTED, wanted=(*_REQUIRED, _TRACE))
         for name in _REQUIRED:
             if name not in arrays:
-                raise RoutingFileError(
-                    f"{path}: expected an array {name!r}, found {', '.join(sorted(arrays))}"
-                )
+                found = ", ".join(sorted(arrays)) or "none of a routing file"
+                raise RoutingFileError(f"{path}: expected an array {name!r}, found {found}")
         found_format = _text(arrays, "format", path)
         if found_format != ROUTING_FORMAT:
-            raise RoutingFileError(f"{path}: format: expected {ROUTING_FORMAT!r}, found {found_format!r}")
+            raise RoutingFileError(
+                f"{path}: format: expected {ROUTING_FORMAT!r}, found {shown(found_format)}"
+            )
         version = _integer(arrays, "version", path)
         if version != ROUTING_VERSION:
             raise RoutingFileError(f"{path}: version: expected {ROUTING_VERSION}, found {version}")
@@ -203,7 +205,8 @@ class RoutingStats:
         moe_layers = arrays["moe_layers"]
         if moe_layers.ndim != 1 or moe_layers.dtype.kind not in "iu" or not np.all(np.diff(moe_layers) > 0):
             raise RoutingFileError(
-                f"{path}: moe_layers: expected ascending whole numbers, found {moe_layers}"
+                f"{path}: moe_layers: expected ascending whole numbers, found {moe_layers.dtype} "
+                f"{shown(moe_layers[:20].tolist() if moe_layers.ndim else moe_layers.item())}"
             )
         counts = arrays["counts"]
         top_k = _integer(arrays, "top_k", path)
@@ -218,7 +221,7 @@ class RoutingStats:
             top_k=top_k,
             num_tokens=num_tokens,
             counts=counts,
-            trace=arrays.get("trace"),
+            trace=arrays.get(_TRACE),
             source=_text(arrays, "source", path),
         )
         if shape is not None and counts.ndim == 2:
@@ -226,14 +229,14 @@ class RoutingStats:
         expected_rows = (len(moe_layers), shape.num_experts if shape else num_experts)
         _check_counts(counts, expected_rows, num_tokens * top_k, path)
         _check_trace(stats, path)
-        trace = None if stats.trace is None else stats.trace.astype(np.uint16)
+        trace = None if stats.trace is None else stats.trace.astype(np.uint16, copy=False)
         return cls(
             stats.model,
             stats.fingerprint,
             stats.moe_layers,
             top_k,
             num_tokens,
-            counts.astype(np.uint64),
+            counts.astype(np.uint64, copy=False),
             trace,
             stats.source,
         )
@@ -248,23 +251,6 @@ def count_experts(trace: NDArray[np.integer], num_experts: int) -> NDArray[np.ui
     return counts
 
 
-def _read_arrays(path: Path) -> Mapping[str, NDArray[Any]]:
-    if os.path.isdir(path):
-        raise RoutingFileError(f"{path}: it is a folder; expected a file that `potluck stats` wrote")
-    if not os.path.isfile(path):
-        raise RoutingFileError(f"{path}: no such file; `potluck stats` writes one")
-    try:
-        with path.open("rb") as file:
-            # Of anything else numpy says that it may be a pickle and could be loaded unsafely.
-            if not zipfile.is_zipfile(file):
-                raise RoutingFileError(f"{path}: expected a .npz archive; `potluck stats` writes one")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise RoutingFileError(f"{path}: not a readable routing file: {error}") from error
-
-
 def _text(arrays: Mapping[str, NDArray[Any]], name: str, path: object) -> str:
     value = arrays[name]
     if value.ndim or value.dtype.kind != "U":
@@ -275,7 +261,8 @@ def _text(arrays: Mapping[str, NDArray[Any]], name: str, path: object) -> str:
 def _integer(arrays: Mapping[str, NDArray[Any]], name: str, path: object) -> int:
     value = arrays[name]
     if value.ndim or value.dtype.kind not in "iu" or value < 0:
-        raise RoutingFileError(f"{path}: {name}: expected one whole number, found {value.dtype} {value}")
+        found = shown(value.item()) if value.ndim == 0 else list(value.shape)
+        raise RoutingFileError(f"{path}: {name}: expected one whole number, found {value.dtype} {found}")
     return int(value)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
 from placement.interop.loads import moe_rows, stats_from_loads
-from placement.interop.numpy_file import load_numpy_file
 from placement.model_shape import ModelShape
+from placement.numpy_file import read_numpy_file
+from placement.shown import shown
 from placement.stats import RoutingStats
 
 _COUNTS = "counts"
+# Published ones take less than a megabyte; in memory each number takes eight bytes.
+_MOST_BYTES = 2**28
 
 
 def read_count_tables(
@@ -35,13 +38,18 @@ def read_count_tables(
     Raises:
         RoutingFileError: unreadable, an unknown subject, or another model.
     """
-    content = load_numpy_file(path)
+    content = read_numpy_file(
+        path, RoutingFileError, "tables of counts (docs/interop.md)", most_bytes=_MOST_BYTES
+    )
+    tables: Mapping[str, NDArray[Any]]
     tables = {_COUNTS: content} if isinstance(content, np.ndarray) else content
     if _COUNTS in tables:
         tables = {_COUNTS: tables[_COUNTS]}
     unknown = sorted(set(only or ()) - set(tables))
     if unknown:
-        raise RoutingFileError(f"{path}: expected one of {', '.join(tables)}, found no {', '.join(unknown)}")
+        raise RoutingFileError(
+            f"{path}: expected one of {shown(list(tables))}, found no {', '.join(unknown)}"
+        )
     chosen = [
         _documents(table, shape, f"{path}: {name}")
         for name, table in tables.items()

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from placement.errors import RoutingFileError
 from placement.interop.json_records import read_json_records
 from placement.interop.loads import logical_loads, stats_from_loads
-from placement.interop.numpy_file import load_numpy_file
 from placement.interop.torch_file import load_torch_file
 from placement.model_shape import ModelShape
+from placement.numpy_file import read_numpy_file
 from placement.stats import RoutingStats
 
 LOADS = ("expert_load_window", "global_expert_load_window", "expert_load_pass", "expert_load")
 _SLOT_MAPS = ("physical_to_logical_map", "p2l_map")
+_EXPECTED = "loads of vLLM's load balancer (docs/interop.md)"
 _RECORD_TYPE = "eplb_load_stats"
 
 
@@ -79,7 +80,10 @@ def _rectangle(record: Mapping[str, Any], name: str, where: str) -> NDArray[Any]
 
 
 def _named_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    content = load_torch_file(path) if path.suffix == ".pt" else load_numpy_file(path)
+    if path.suffix == ".pt":
+        content = load_torch_file(path)
+    else:
+        content = read_numpy_file(path, RoutingFileError, _EXPECTED)
     if isinstance(content, np.ndarray):
         return {LOADS[-1]: content}
     if not isinstance(content, dict):

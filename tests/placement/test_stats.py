@@ -122,7 +122,7 @@ def test_wrong_arrays_are_refused_by_name(tmp_path: Path, change: dict[str, Any]
 def test_pickled_objects_are_never_loaded(tmp_path: Path) -> None:
     path = tmp_path / "routing.npz"
     np.savez(path, counts=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(RoutingFileError, match="not a readable"):
+    with pytest.raises(RoutingFileError, match="array 'counts': values of type 'object'"):
         RoutingStats.load(path)
 
 
@@ -131,7 +131,7 @@ def test_a_broken_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "routing.npz"
     path.write_bytes(content)
     with pytest.raises(
-        RoutingFileError, match=r"routing\.npz: expected a \.npz archive; `potluck stats` writes"
+        RoutingFileError, match=r"routing\.npz: not a readable zip archive: .*`potluck stats` writes"
     ):
         RoutingStats.load(path)
 
@@ -146,19 +146,19 @@ def test_an_expert_given_twice_to_a_token_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_refused_as_one(tmp_path: Path) -> None:
-    with pytest.raises(RoutingFileError, match="it is a folder"):
+    with pytest.raises(RoutingFileError, match="it is a directory; expected a routing file"):
         RoutingStats.load(tmp_path)
 
 
 def test_a_single_array_is_no_archive(tmp_path: Path) -> None:
     path = tmp_path / "routing.npy"
     np.save(path, np.ones(3))
-    with pytest.raises(RoutingFileError, match=r"expected a \.npz archive"):
+    with pytest.raises(RoutingFileError, match=r"not a readable zip archive"):
         RoutingStats.load(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RoutingFileError, match=r"nowhere.npz: no such file"):
+    with pytest.raises(RoutingFileError, match=r"nowhere.npz: No such file"):
         RoutingStats.load(tmp_path / "nowhere.npz")
 
 

@@ -127,7 +127,7 @@ def test_other_lines_are_refused(tmp_path: Path, text: str, message: str) -> Non
 
 def test_arrays_of_objects_are_not_unpickled(tmp_path: Path) -> None:
     np.savez(tmp_path / "load.npz", expert_load=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(RoutingFileError, match="not a readable numpy file"):
+    with pytest.raises(RoutingFileError, match="array 'expert_load': values of type 'object'"):
         read_vllm_loads(tmp_path / "load.npz", SHAPE)
-    with pytest.raises(RoutingFileError, match="no such file"):
+    with pytest.raises(RoutingFileError, match="No such file"):
         read_vllm_loads(tmp_path / "none.npy", SHAPE)
