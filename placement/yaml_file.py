@@ -1,10 +1,13 @@
-"""Reads the YAML files people write, checked field by field, or says in one line what is wrong where."""
+"""Reads the YAML files people write, checked field by field, or says in one line what is wrong where.
+
+A few lines of YAML can stand for gigabytes, since an alias repeats what its anchor holds. So values are
+counted with aliases written out, and nesting too, before anything is built.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Hashable, Sequence
 from typing import TypeVar, get_args
 
 import yaml
@@ -12,9 +15,21 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from placement.errors import PotluckError
+from placement.input_file import read_text
 from placement.shown import shown
 
 Model = TypeVar("Model", bound=BaseModel)
+
+# libyaml where PyYAML was built with it: ten times as fast.
+_Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+_MOST_BYTES = 1_000_000
+_MOST_VALUES = 100_000
+_MOST_DEPTH = 64
+_MOST_TEXT = 65_536
+# Of a parser's words, which may repeat the file's.
+_MOST_REASON = 120
+_MERGE = "tag:yaml.org,2002:merge"
 
 # What pydantic calls these mistakes, in a user's words.
 _EXPECTED = {
@@ -41,13 +56,19 @@ def read_mapping(path: str | os.PathLike[str], error: type[PotluckError], keys: 
     Raises:
         error: the file cannot be read, is not YAML, or holds something else; names it.
     """
+    text = read_text(path, error, f"a YAML file with {keys}", most_bytes=_MOST_BYTES)
     try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as found:
-        raise error(f"{path}: {found.strerror}; expected a YAML file with {keys}") from found
-    # ValueError: bytes that are not UTF-8, or a value such as the date 2026-13-01. RecursionError: brackets.
-    except (yaml.YAMLError, ValueError, RecursionError) as found:
-        raise error(f"{path}: not YAML: {' '.join(str(found).split())}") from found
+        _check_bounds(text)
+        document = _build(text)
+    except _Refused as found:
+        raise error(f"{path}: {found}") from None
+    except yaml.MarkedYAMLError as found:
+        mark = found.problem_mark or found.context_mark
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        raise error(f"{path}: not YAML: {_short(found.problem or found.context or '')}{line}") from found
+    # ValueError: a value such as the date 2026-13-01.
+    except (yaml.YAMLError, ValueError) as found:
+        raise error(f"{path}: not YAML: {_short(str(found))}") from found
     if not isinstance(document, dict):
         raise error(f"{path}: expected a mapping with {keys}, found {shown(document)}")
     return document
@@ -70,6 +91,87 @@ def checked(
         first = found.errors(include_url=False)[0]
         fields = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
         raise error(f"{path}: {(prefix + fields).lstrip('.')}: {_reason(first, model)}") from found
+
+
+class _Refused(Exception):
+    """YAML, but not of a kind that anybody writes; says what and in which line."""
+
+
+def _check_bounds(text: str) -> None:
+    """Raise _Refused for more depth or values than a person writes, aliases written out."""
+    sizes: dict[str, int] = {}
+    # Of each collection that is open: its anchor and its values so far.
+    open_ones: list[tuple[str | None, int]] = [(None, 0)]
+    for event in yaml.parse(text, Loader=_Loader):
+        line = event.start_mark.line + 1 if event.start_mark is not None else 1
+        match event:
+            case yaml.CollectionStartEvent():
+                if len(open_ones) > _MOST_DEPTH:
+                    raise _Refused(f"line {line}: nested more than {_MOST_DEPTH} deep")
+                open_ones.append((event.anchor, 1))
+                # Until it ends: an alias inside of it would repeat it for ever.
+                sizes[event.anchor or ""] = _MOST_VALUES
+                continue
+            case yaml.CollectionEndEvent():
+                anchor, count = open_ones.pop()
+            case yaml.ScalarEvent():
+                if len(event.value) > _MOST_TEXT:
+                    raise _Refused(f"line {line}: a text of more than {_MOST_TEXT:,} characters")
+                anchor, count = event.anchor, 1
+            case yaml.AliasEvent():
+                # One that is not known is the parser's to refuse.
+                anchor, count = None, sizes.get(event.anchor or "", 1)
+            case _:
+                continue
+        if anchor is not None:
+            sizes[anchor] = count
+        outer, so_far = open_ones[-1]
+        if so_far + count > _MOST_VALUES:
+            raise _Refused(f"line {line}: more than {_MOST_VALUES:,} values, with what aliases (*) repeat")
+        open_ones[-1] = (outer, so_far + count)
+
+
+def _build(text: str) -> object:
+    """The document; raises _Refused for a key that is given twice in a mapping, where YAML keeps the last."""
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        waiting, seen = [root], set()
+        while waiting:
+            node = waiting.pop()
+            if id(node) in seen or isinstance(node, yaml.ScalarNode):
+                continue
+            seen.add(id(node))
+            if isinstance(node, yaml.MappingNode):
+                _check_keys(node)
+                waiting += [part for pair in node.value for part in pair]
+            else:
+                waiting += node.value
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _check_keys(mapping: yaml.MappingNode) -> None:
+    lines: dict[Hashable, int] = {}
+    for key, _ in mapping.value:
+        # Several merges (<<) lose nothing: each adds its keys.
+        if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+            continue
+        line = key.start_mark.line + 1
+        name = (key.tag, key.value)
+        if (first := lines.get(name)) is not None:
+            raise _Refused(
+                f"line {line}: key {shown(key.value)} again, first given in line {first}: keep one"
+            )
+        lines[name] = line
+
+
+def _short(reason: str) -> str:
+    reason = " ".join(reason.split())
+    return reason if len(reason) <= _MOST_REASON else f"{reason[:_MOST_REASON]}…"
 
 
 def _reason(mistake: ErrorDetails, model: type[BaseModel]) -> str:
