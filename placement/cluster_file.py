@@ -25,12 +25,20 @@ from placement.cluster_spec import (
 )
 from placement.errors import ClusterFileError
 from placement.shown import shown
+from placement.units import size
 from placement.yaml_file import checked, read_mapping
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 # Beyond it, and below its inverse, nothing is for sale, and times would overflow.
 _MOST = 1e18
+# Less memory without a unit, slower links and faster devices than these are figures in another unit.
+_LEAST_BYTES = 10**6
+_MOST_ROUND_TRIP_S = 0.2
+_MOST_GBYTES_PER_S = 20_000
+_MOST_GBITS_PER_S = 10_000
+_MOST_GFLOPS = 10_000_000
+_MOST_NAMES = 12
 
 
 def load_cluster(path: str | os.PathLike[str]) -> ClusterSpec:
@@ -53,6 +61,44 @@ def parse_size(value: object) -> int:
     if num_bytes > _MOST:
         raise ValueError(f"expected a size of memory that exists, found {shown(value)}")
     return round(num_bytes)
+
+
+def _memory(value: object) -> int:
+    """Like `parse_size`, and no figure whose unit was left out: 128 for 128GB."""
+    num_bytes = parse_size(value)
+    text = str(value).strip()
+    if not text[-1].isalpha() and 0 < float(text) < _LEAST_BYTES:
+        unit = "GB" if num_bytes < 1000 else "MB"
+        raise ValueError(
+            f"expected a size such as 24GB or 64GiB, found {shown(value)}, which is {size(num_bytes)}: is "
+            f"{text}{unit} meant?"
+        )
+    return num_bytes
+
+
+def _round_trip(value: object) -> float:
+    seconds = _not_negative(value)
+    if seconds > _MOST_ROUND_TRIP_S:
+        raise ValueError(
+            f"expected seconds, at most {_MOST_ROUND_TRIP_S}, found {shown(value)}: are {seconds:g} ms "
+            f"meant? Then write {seconds / 1000:g}"
+        )
+    return seconds
+
+
+def _at_most(most: float, unit: str, smaller: str, per_unit: int = 1000) -> BeforeValidator:
+    """A positive number in `unit` that something can have."""
+
+    def check(value: object) -> float:
+        number = _positive(value)
+        if number > most:
+            raise ValueError(
+                f"expected {unit}, at most {most:,}, found {shown(value)}: is it in {smaller}? "
+                f"Then write {number / per_unit:g}"
+            )
+        return number
+
+    return BeforeValidator(check)
 
 
 def _positive(value: object) -> float:
@@ -86,7 +132,11 @@ def _number(value: object) -> float:
 
 
 _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
-_Size = Annotated[int, BeforeValidator(parse_size)]
+_Memory = Annotated[int, BeforeValidator(_memory)]
+_RoundTrip = Annotated[float, BeforeValidator(_round_trip)]
+_GbytesPerS = Annotated[float, _at_most(_MOST_GBYTES_PER_S, "GB/s", "MB/s")]
+_GbitsPerS = Annotated[float, _at_most(_MOST_GBITS_PER_S, "Gbit/s", "Mbit/s")]
+_Gflops = Annotated[float, _at_most(_MOST_GFLOPS, "GFLOP/s", "MFLOP/s")]
 _Positive = Annotated[float, BeforeValidator(_positive)]
 _NotNegative = Annotated[float, BeforeValidator(_not_negative)]
 _Number = Annotated[float, BeforeValidator(_number)]
@@ -118,22 +168,22 @@ class _MachineModel(_Strict):
     name: _Name
     nodes: list[str]
     cores: _Positive
-    bandwidth_gbytes_per_s: _Positive
+    bandwidth_gbytes_per_s: _GbytesPerS
 
 
 class _DeviceModel(_Strict):
     name: _Name
     kind: DeviceKind
-    memory_bytes: _Size
-    bandwidth_gbytes_per_s: _Positive
-    ffn_gflops: _Positive
-    reserved_bytes: _Size = 0
+    memory_bytes: _Memory
+    bandwidth_gbytes_per_s: _GbytesPerS
+    ffn_gflops: _Gflops
+    reserved_bytes: _Memory = 0
     torch_device: str | None = None
     price_per_gbyte: _NotNegative | None = None
     overheads: _OverheadsModel = _OverheadsModel()
     cores: _Positive = 1.0
-    host_link_gbytes_per_s: _Positive | None = None
-    attention_gflops: _Positive | None = None
+    host_link_gbytes_per_s: _GbytesPerS | None = None
+    attention_gflops: _Gflops | None = None
 
 
 class _NodeModel(_Strict):
@@ -145,15 +195,15 @@ class _NodeModel(_Strict):
 
 class _LinkModel(_Strict):
     node: str
-    round_trip_s: _NotNegative
-    bandwidth_gbits_per_s: _Positive
+    round_trip_s: _RoundTrip
+    bandwidth_gbits_per_s: _GbitsPerS
 
 
 class _LinkUpgradeModel(_Strict):
     name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
     nodes: list[str]
-    round_trip_s: _NotNegative | None = None
-    bandwidth_gbits_per_s: _Positive | None = None
+    round_trip_s: _RoundTrip | None = None
+    bandwidth_gbits_per_s: _GbitsPerS | None = None
     price: _NotNegative | None = None
 
 
@@ -179,17 +229,19 @@ def _potluck_part(document: dict[object, object], path: object) -> tuple[object,
 def _cluster(file: _ClusterModel, where: str) -> ClusterSpec:
     """The rules that span several fields."""
     names = [node.name for node in file.nodes]
-    known = ", ".join(names) or "no nodes"
+    known = _listed(names) or "no nodes"
     _check_unique(names, f"{where}nodes")
     if file.head not in names:
-        raise ClusterFileError(f"{where}head: expected one of the nodes ({known}), found {file.head!r}")
+        raise ClusterFileError(f"{where}head: expected one of the nodes ({known}), found {shown(file.head)}")
     links: dict[str, LinkSpec] = {}
     for index, link in enumerate(file.links):
         field = f"{where}links[{index}].node"
         if link.node not in names:
-            raise ClusterFileError(f"{field}: expected one of the nodes ({known}), found {link.node!r}")
+            raise ClusterFileError(f"{field}: expected one of the nodes ({known}), found {shown(link.node)}")
         if link.node in links:
-            raise ClusterFileError(f"{field}: expected one link a node, found a second for {link.node!r}")
+            raise ClusterFileError(
+                f"{field}: expected one link a node, found a second for {shown(link.node)}"
+            )
         links[link.node] = LinkSpec(link.round_trip_s, link.bandwidth_gbits_per_s * 1e9 / 8)
     nodes = []
     for index, node in enumerate(file.nodes):
@@ -218,11 +270,11 @@ def _machines(file: _ClusterModel, names: list[str], where: str) -> tuple[Machin
         for node in machine.nodes:
             if node not in names:
                 raise ClusterFileError(
-                    f"{field}: expected some of the nodes ({', '.join(names)}), found {node!r}"
+                    f"{field}: expected some of the nodes ({_listed(names)}), found {shown(node)}"
                 )
             if node in taken:
                 raise ClusterFileError(
-                    f"{field}: expected each node on one machine, found {node!r} on {taken[node]!r} too"
+                    f"{field}: expected each node on one machine, found {shown(node)} on {taken[node]!r} too"
                 )
             taken[node] = machine.name
     return tuple(
@@ -238,7 +290,7 @@ def _link_upgrades(file: _ClusterModel, linked: set[str], where: str) -> tuple[L
         if unknown or not upgrade.nodes:
             raise ClusterFileError(
                 f"{field}.nodes: expected some of the nodes with a link to the head "
-                f"({', '.join(sorted(linked)) or 'none'}), found {repr(unknown[0]) if unknown else 'none'}"
+                f"({_listed(sorted(linked)) or 'none'}), found {shown(unknown[0]) if unknown else 'none'}"
             )
         if upgrade.round_trip_s is None and upgrade.bandwidth_gbits_per_s is None:
             raise ClusterFileError(
@@ -270,8 +322,8 @@ def _check_no_head_software(node: _NodeModel, device: _DeviceModel, where: str) 
 def _device(device: _DeviceModel, where: str) -> DeviceSpec:
     if device.reserved_bytes > device.memory_bytes:
         raise ClusterFileError(
-            f"{where}.reserved_bytes: expected at most memory_bytes ({device.memory_bytes}), "
-            f"found {device.reserved_bytes}"
+            f"{where}.reserved_bytes: expected at most memory_bytes ({size(device.memory_bytes)}), "
+            f"found {size(device.reserved_bytes)}"
         )
     if device.host_link_gbytes_per_s is not None and device.kind != "vram":
         raise ClusterFileError(
@@ -299,6 +351,12 @@ def _device(device: _DeviceModel, where: str) -> DeviceSpec:
     )
 
 
+def _listed(names: list[str]) -> str:
+    """The first of them."""
+    more = "" if len(names) <= _MOST_NAMES else f" and {len(names) - _MOST_NAMES} more"
+    return ", ".join(names[:_MOST_NAMES]) + more
+
+
 def _scaled(number: float | None, unit: float) -> float | None:
     return None if number is None else number * unit
 
@@ -307,5 +365,5 @@ def _check_unique(names: list[str], where: str) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ClusterFileError(
-                f"{where}: expected unique names, found {name!r} {names.count(name)} times"
+                f"{where}: expected unique names, found {shown(name)} {names.count(name)} times"
             )

@@ -27,8 +27,7 @@ _MOST_BYTES = 1_000_000
 _MOST_VALUES = 100_000
 _MOST_DEPTH = 64
 _MOST_TEXT = 65_536
-# Of a parser's words, which may repeat the file's.
-_MOST_REASON = 120
+_MOST_WORDS = 120
 _MERGE = "tag:yaml.org,2002:merge"
 
 # What pydantic calls these mistakes, in a user's words.
@@ -89,7 +88,9 @@ def checked(
         return model.model_validate(document)
     except ValidationError as found:
         first = found.errors(include_url=False)[0]
-        fields = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+        fields = "".join(
+            f"[{part}]" if isinstance(part, int) else f".{_short(part)}" for part in first["loc"]
+        )
         raise error(f"{path}: {(prefix + fields).lstrip('.')}: {_reason(first, model)}") from found
 
 
@@ -169,9 +170,10 @@ def _check_keys(mapping: yaml.MappingNode) -> None:
         lines[name] = line
 
 
-def _short(reason: str) -> str:
-    reason = " ".join(reason.split())
-    return reason if len(reason) <= _MOST_REASON else f"{reason[:_MOST_REASON]}…"
+def _short(words: str) -> str:
+    """A parser's words or a key, either of which may repeat a long text of the file."""
+    words = " ".join(words.split())
+    return words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]}…"
 
 
 def _reason(mistake: ErrorDetails, model: type[BaseModel]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,77 @@ def test_numbers_of_no_device_are_refused(tmp_path: Path, field: str, value: obj
     with pytest.raises(ClusterFileError, match=rf"devices\[0\].{field}: {message}") as caught:
         load(tmp_path, document)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("nodes", 1, "devices", 0, "memory_bytes"), 128, "found 128, which is 128 B: is 128GB meant?"),
+        (("nodes", 1, "devices", 0, "memory_bytes"), " 0.5 ", "is 0.5GB meant?"),
+        (("nodes", 1, "devices", 0, "memory_bytes"), 64000, "which is 64.0 kB: is 64000MB meant?"),
+        (("nodes", 1, "devices", 0, "reserved_bytes"), 6, "found 6, which is 6 B: is 6GB meant?"),
+        (
+            ("nodes", 1, "devices", 0, "reserved_bytes"),
+            "80GB",
+            "at most memory_bytes (64.0 GB), found 80.0 GB",
+        ),
+        (
+            ("links", 0, "round_trip_s"),
+            0.3,
+            "expected seconds, at most 0.2, found 0.3: are 0.3 ms meant? Then write 0.0003",
+        ),
+        (("links", 0, "round_trip_s"), "2", "are 2 ms meant? Then write 0.002"),
+        (
+            ("nodes", 1, "devices", 0, "bandwidth_gbytes_per_s"),
+            67200,
+            "expected GB/s, at most 20,000, found 67200: is it in MB/s? Then write 67.2",
+        ),
+        (
+            ("nodes", 1, "devices", 0, "ffn_gflops"),
+            3e8,
+            "at most 10,000,000, found 300000000.0: is it in MFLOP/s? Then write 300000",
+        ),
+        (
+            ("links", 0, "bandwidth_gbits_per_s"),
+            2.5e9,
+            "at most 10,000, found 2500000000.0: is it in Mbit/s?",
+        ),
+    ],
+)
+def test_a_figure_in_another_unit_is_refused_with_what_to_write(
+    tmp_path: Path, path: tuple[Any, ...], value: object, message: str
+) -> None:
+    document: Any = good()
+    target = document
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    with pytest.raises(ClusterFileError, match=rf"{path[-1]}: .*{re.escape(message)}"):
+        load(tmp_path, document)
+
+
+def test_small_memory_with_its_unit_and_slow_links_are_taken(tmp_path: Path) -> None:
+    document = good()
+    document["nodes"][1]["devices"][0] |= {"memory_bytes": "24KB", "reserved_bytes": 0}
+    document["links"][0]["round_trip_s"] = 0.2
+    cluster = load(tmp_path, document)
+    assert cluster.nodes[1].devices[0].memory_bytes == 24_000
+    assert cluster.nodes[1].link is not None
+    assert cluster.nodes[1].link.round_trip_s == 0.2
+
+
+def test_long_names_and_long_lists_of_them_are_cut_in_errors(tmp_path: Path) -> None:
+    document = good()
+    document["x" * 5000] = 1
+    with pytest.raises(ClusterFileError, match=r"x…: unknown key") as raised:
+        load(tmp_path, document)
+    assert len(str(raised.value)) < 400
+    document = good()
+    document["nodes"] += [CPU_BOX | {"name": f"box{index}"} for index in range(1000)]
+    document["head"] = "y" * 5000
+    with pytest.raises(ClusterFileError, match=r"box9 and 990 more\), found 'yyy") as raised:
+        load(tmp_path, document)
+    assert len(str(raised.value)) < 400
 
 
 def test_numbers_yaml_takes_for_text_are_read(tmp_path: Path) -> None:

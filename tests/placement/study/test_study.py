@@ -31,12 +31,12 @@ nodes:
       # 230,000 bytes are more than the head needs itself.
       - name: ram
         kind: ram
-        memory_bytes: 246000
-        reserved_bytes: 230000
+        memory_bytes: 246KB
+        reserved_bytes: 230KB
         bandwidth_gbytes_per_s: 1
         ffn_gflops: 10
   - name: attic
-    devices: [{name: ram, kind: ram, memory_bytes: 16000, bandwidth_gbytes_per_s: 1, ffn_gflops: 10}]
+    devices: [{name: ram, kind: ram, memory_bytes: 16KB, bandwidth_gbytes_per_s: 1, ffn_gflops: 10}]
 links: [{node: attic, round_trip_s: 0.0003, bandwidth_gbits_per_s: 1}]
 """
 
