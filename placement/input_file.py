@@ -59,14 +59,17 @@ def read_bytes(
         error: as `opened`, or the file has more than `most_bytes`.
     """
     with opened(path, error, expected) as file:
-        # No more memory than the file needs; files of /proc say that they have 0 bytes.
-        num_bytes = min(max(os.fstat(file.fileno()).st_size, 65_536), most_bytes)
         try:
-            content = file.read(num_bytes + 1)
+            # Python makes room for all that is asked for, so no more than the file's size at first.
+            num_bytes = os.fstat(file.fileno()).st_size
+            content = file.read(min(num_bytes, most_bytes) + 1)
+            if num_bytes < len(content) <= most_bytes:
+                # It grew, or is one of /proc, which say 0.
+                content += file.read(most_bytes + 1 - len(content))
         except OSError as found:
             raise error(f"{path}: {found.strerror}; expected {expected}") from found
-    if len(content) > num_bytes:
-        raise error(f"{path}: larger than {num_bytes / 1e6:g} MB; expected {expected}")
+    if len(content) > most_bytes:
+        raise error(f"{path}: larger than {most_bytes / 1e6:g} MB; expected {expected}")
     return content
 
 

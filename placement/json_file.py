@@ -61,16 +61,21 @@ def parse_json(
         raise error(f"{where}: too large for this machine's memory; expected {expected}") from None
 
 
-# The closing quote may be missing, or the rest of the text would be tried from each quote in it anew.
-_MARKS = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+# Not whole texts at once: re would take hundreds of bytes for each of their characters.
+_MARKS = re.compile(r'\\.|["\[\]{}]', re.DOTALL)
 
 
 def _depth(text: str) -> int:
     """How deep brackets nest, those inside of texts left out."""
     deepest = depth = 0
+    is_text = False
     for mark in _MARKS.finditer(text):
         first = text[mark.start()]
-        if first in "[{":
+        if first == '"':
+            is_text = not is_text
+        elif is_text:
+            continue
+        elif first in "[{":
             depth += 1
             deepest = max(deepest, depth)
         elif first in "]}":

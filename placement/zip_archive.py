@@ -78,6 +78,15 @@ def checked_member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
     return member
 
 
+def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytearray:
+    """The bytes of a member, `file_size` at most; memory grows with what is there."""
+    content = bytearray()
+    with archive.open(member) as file:
+        while part := file.read(_MOST_AT_ONCE // 4):
+            content += part
+    return content
+
+
 class _Bounded:
     """The part of a file that zipfile uses; no single read is large."""
 

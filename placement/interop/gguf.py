@@ -9,18 +9,20 @@ the next multiple of `general.alignment` (32).
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
+from placement.input_file import opened
+from placement.shown import shown
+from placement.units import size
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -29,6 +31,9 @@ _FLOAT32 = 0
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _MOST_DIMENSIONS = 4
+# A model's header with its tokenizer takes some ten megabytes, with 300,000 texts.
+_MOST_HEADER_BYTES, _MOST_VALUES = 2**27, 2_000_000
+_MOST_TENSOR_BYTES = 2**26
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +62,11 @@ class GgufFile:
             RoutingFileError: missing, not GGUF, another version, big-endian, or truncated.
         """
         file_path = Path(path)
-        if not file_path.is_file():
-            raise RoutingFileError(f"{path}: no such file")
-        if file_path.stat().st_size < 24:
-            raise RoutingFileError(f"{path}: not a GGUF file: only {file_path.stat().st_size} bytes")
-        with open(file_path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            cursor = _Cursor(data, file_path)
+        with opened(path, RoutingFileError, "a GGUF file") as file:
+            num_bytes = os.fstat(file.fileno()).st_size
+            if num_bytes < 24:
+                raise RoutingFileError(f"{path}: not a GGUF file: only {num_bytes} bytes")
+            cursor = _Cursor(file, num_bytes, file_path)
             if cursor.bytes(4) != MAGIC:
                 raise RoutingFileError(f"{path}: not a GGUF file: expected it to begin with GGUF")
             version = cursor.scalar("I")
@@ -86,31 +90,41 @@ class GgufFile:
         Raises:
             RoutingFileError: no such tensor, another type, or cut off.
         """
+        where = f"{self.path}: {shown(name)}"
         tensor = self.tensors.get(name)
         if tensor is None:
             raise RoutingFileError(f"{self.path}: expected a tensor {name}")
         if tensor.type != _FLOAT32:
-            raise RoutingFileError(f"{self.path}: {name}: expected float32, found GGML type {tensor.type}")
+            raise RoutingFileError(f"{where}: expected float32, found GGML type {tensor.type}")
         start, count = self.data_offset + tensor.offset, math.prod(tensor.shape)
+        if 4 * count > _MOST_TENSOR_BYTES:
+            raise RoutingFileError(f"{where}: takes {size(4 * count)}, expected counts of experts")
         if start + 4 * count > self.path.stat().st_size:
-            raise RoutingFileError(f"{self.path}: {name}: cut off; expected {4 * count} bytes at {start}")
+            raise RoutingFileError(f"{where}: cut off; expected {4 * count} bytes at {start}")
         values = np.fromfile(self.path, dtype="<f4", count=count, offset=start)
         return values.reshape(tensor.shape).astype(np.float32)
 
 
 class _Cursor:
-    """Reads forward; a length that the file cannot hold is an error before anything is allocated."""
+    """Reads forward; a length that the file cannot hold is an error before anything is allocated.
 
-    def __init__(self, data: mmap.mmap, path: Path) -> None:
-        self._data = data
+    The file may have holes, which take no room on disk: so there are limits besides its size.
+    """
+
+    def __init__(self, file: BinaryIO, num_bytes: int, path: Path) -> None:
+        self._file = file
+        self._num_bytes = num_bytes
         self._path = path
+        self._num_values = 0
         self.position = 0
 
     def bytes(self, count: int) -> bytes:
         end = self.position + count
-        if end > len(self._data):
-            raise RoutingFileError(f"{self._path}: cut off at byte {len(self._data)}; expected {end} or more")
-        taken = self._data[self.position : end]
+        if end > self._num_bytes:
+            raise RoutingFileError(f"{self._path}: cut off at byte {self._num_bytes}; expected {end} or more")
+        if end > _MOST_HEADER_BYTES:
+            raise RoutingFileError(f"{self._path}: its header takes more than {size(_MOST_HEADER_BYTES)}")
+        taken = self._file.read(count)
         self.position = end
         return taken
 
@@ -121,8 +135,11 @@ class _Cursor:
         return self.bytes(self.scalar("Q")).decode("utf-8", errors="replace")
 
     def times(self, count: int, what: str) -> range:
-        if count > len(self._data):
-            raise RoutingFileError(f"{self._path}: claims {count} {what} in {len(self._data)} bytes")
+        if count > self._num_bytes:
+            raise RoutingFileError(f"{self._path}: claims {count} {what} in {self._num_bytes} bytes")
+        self._num_values += count
+        if self._num_values > _MOST_VALUES:
+            raise RoutingFileError(f"{self._path}: its header has more than {_MOST_VALUES:,} values")
         return range(count)
 
     def value(self) -> Any:

@@ -18,6 +18,7 @@ from placement.errors import RoutingFileError
 from placement.interop.gguf import GgufFile
 from placement.interop.loads import stats_from_loads
 from placement.model_shape import ModelShape
+from placement.shown import shown
 from placement.stats import RoutingStats
 
 _EXPERT_TENSORS = ("ffn_gate_up_exps", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
@@ -33,7 +34,7 @@ def read_imatrix(path: str | os.PathLike[str], shape: ModelShape) -> RoutingStat
     kind = gguf.metadata.get("general.type")
     if kind != "imatrix":
         raise RoutingFileError(
-            f"{path}: expected an importance matrix, found a GGUF of type {kind or 'unknown'}"
+            f"{path}: expected an importance matrix, found a GGUF of type {shown(kind or 'unknown')}"
         )
     loads = np.stack([_counts_of_layer(gguf, layer, shape) for layer in shape.moe_layers])
     datasets = gguf.metadata.get("imatrix.datasets")

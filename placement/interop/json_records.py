@@ -1,61 +1,122 @@
-"""JSON files of one object, a list of objects, or one object a line."""
+"""JSON files of one object, a list of objects, or one object a line: one line in memory at a time."""
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from placement.errors import RoutingFileError
+from placement.input_file import opened, read_text
+from placement.json_file import expect_object, parse_json
+from placement.shown import shown
+
+_EXPECTED = "JSON objects (docs/interop.md)"
+# Of a line, and of a file that is one value: a response with every expert of 100,000 tokens takes 200 MB.
+_MOST_BYTES = 2**28
+# vLLM 0.21 sends numbers instead of base64: 27,000 tokens of Step-3.5-Flash.
+_MOST_VALUES = 10_000_000
+_MOST_DIMENSIONS = 4
 
 
-def read_json_records(path: str | os.PathLike[str]) -> list[tuple[str, dict[str, Any]]]:
-    """The objects of a file, each with words that say where it stands.
+def read_json_records(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file in order, each with words that say where it stands.
 
     Raises:
-        RoutingFileError: unreadable, empty, not JSON, or something else than objects.
+        RoutingFileError: unreadable, empty, larger than any such file, not JSON, or something else than
+            objects; while they are read.
     """
+    number = 0
+    for number, (where, value) in enumerate(_values(path), start=1):  # noqa: B007
+        yield where, expect_object(value, RoutingFileError, where)
+    if not number:
+        raise RoutingFileError(f"{path}: expected {_EXPECTED}, found none")
+
+
+def number_array(value: object, where: str) -> NDArray[Any]:
+    """Nested lists of numbers, all of one length at each depth, as an array.
+
+    Raises:
+        RoutingFileError: anything else, or whole numbers of more than 64 bits.
+    """
+    shape: list[int] = []
+    level: Any = value
+    while isinstance(level, list) and len(shape) < _MOST_DIMENSIONS:
+        shape.append(len(level))
+        level = level[0] if level else None
+    # numpy makes room for the longest text or object it finds, so nothing but numbers may reach it.
+    if not shape or not _is_filled(value, shape):
+        raise RoutingFileError(f"{where}: expected rows of one length with numbers, found {shown(value)}")
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise RoutingFileError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise RoutingFileError(f"{path}: not text: {error}") from error
-    records = _whole(text, path) if _is_one_value(text) else _by_line(text, path)
-    if not records:
-        raise RoutingFileError(f"{path}: expected JSON objects, found none")
-    for where, record in records:
-        if not isinstance(record, dict):
-            raise RoutingFileError(f"{where}: expected a JSON object, found {type(record).__name__}")
-    return records
+        array: NDArray[Any] = np.array(value)
+    except (ValueError, OverflowError) as error:
+        raise RoutingFileError(f"{where}: expected rows of one length with numbers: {error}") from error
+    if array.dtype.kind not in "iuf":
+        raise RoutingFileError(f"{where}: expected numbers, found {array.dtype}")
+    return array
 
 
-def _is_one_value(text: str) -> bool:
+def _is_filled(value: object, shape: list[int]) -> bool:
+    if not shape:
+        return type(value) in (int, float)
+    if not isinstance(value, list) or len(value) != shape[0]:
+        return False
+    if len(shape) == 1:
+        return all(type(number) in (int, float) for number in value)
+    return all(_is_filled(part, shape[1:]) for part in value)
+
+
+def _values(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
+    if not _has_one_a_line(path):
+        text = read_text(path, RoutingFileError, _EXPECTED, most_bytes=_MOST_BYTES)
+        if text.strip():
+            value = _parse(text, str(path))
+            if isinstance(value, list):
+                yield from ((f"{path}: item {index}", item) for index, item in enumerate(value))
+            else:
+                yield str(path), value
+        return
+    with opened(path, RoutingFileError, _EXPECTED) as file:
+        number = 0
+        while line := file.readline(_MOST_BYTES + 1):
+            number += 1
+            where = f"{path}:{number}"
+            if len(line) > _MOST_BYTES:
+                raise RoutingFileError(
+                    f"{where}: longer than {_MOST_BYTES / 1e6:.0f} MB; expected {_EXPECTED}"
+                )
+            if line.strip():
+                yield where, _parse(_text(line, where), where)
+
+
+def _has_one_a_line(path: str | os.PathLike[str]) -> bool:
     """Several lines that each end an object are JSON Lines, whatever the file is called."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    return len(lines) < 2 or not (lines[0].lstrip().startswith("{") and lines[0].rstrip().endswith("}"))
+    with opened(path, RoutingFileError, _EXPECTED) as file:
+        first, num_bytes = b"", 0
+        while line := file.readline(_MOST_BYTES):
+            num_bytes += len(line)
+            if line.strip():
+                if first:
+                    return True
+                if not (line.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") and line.rstrip().endswith(b"}")):
+                    return False
+                first = line[:1]
+            elif num_bytes > _MOST_BYTES:
+                return False
+    return False
 
 
-def _whole(text: str, path: object) -> list[tuple[str, Any]]:
-    if not text.strip():
-        return []
-    value = _parse(text, str(path))
-    if isinstance(value, list):
-        return [(f"{path}: item {index}", item) for index, item in enumerate(value)]
-    return [(str(path), value)]
-
-
-def _by_line(text: str, path: object) -> list[tuple[str, Any]]:
-    return [
-        (f"{path}:{number}", _parse(line, f"{path}:{number}"))
-        for number, line in enumerate(text.splitlines(), start=1)
-        if line.strip()
-    ]
+def _text(line: bytes, where: str) -> str:
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RoutingFileError(
+            f"{where}: not UTF-8 text ({error.reason} at byte {error.start} of the line)"
+        ) from None
 
 
 def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RoutingFileError(f"{where}: not JSON: {error}") from error
+    return parse_json(text, RoutingFileError, where, _EXPECTED, most_values=_MOST_VALUES)

@@ -17,6 +17,11 @@ from placement.stats import RoutingStats
 _MOST_ROW_DIFFERENCE = 0.05
 # Sums of choices must stay exact in float64.
 _MOST_CHOICES = 2**53
+# Whose experts are sorted together, so that memory stays bounded.
+_TOKENS_AT_ONCE = 16_384
+# The largest number in a byte: what is left of a larger one, or a mark for "none".
+_MARKER = 255
+_FEWEST_TO_JUDGE = 16
 
 
 def moe_rows(array: NDArray[Any], axis: int, shape: ModelShape, where: str) -> NDArray[Any]:
@@ -142,6 +147,20 @@ def stats_from_loads(shape: ModelShape, loads: NDArray[np.float64], source: str,
     return RoutingStats.from_counts(shape, counts, num_tokens, f"{source}, scaled to {num_tokens} tokens")
 
 
+def check_ids(ids: NDArray[Any], shape: ModelShape, where: str) -> NDArray[np.int32]:
+    """`ids` as int32, where they are experts of the model or -1 (none).
+
+    Raises:
+        RoutingFileError: an expert that the model does not have.
+    """
+    if ids.size and (ids.min() < -1 or ids.max() >= shape.num_experts):
+        raise RoutingFileError(
+            f"{where}: expected experts 0 to {shape.num_experts - 1} (-1: none), "
+            f"found {ids.min()} to {ids.max()}"
+        )
+    return ids.astype(np.int32, copy=False)
+
+
 def stats_from_ids(shape: ModelShape, ids: NDArray[Any], source: str, where: str) -> RoutingStats:
     """Statistics with a trace from expert ids per token.
 
@@ -159,16 +178,30 @@ def stats_from_ids(shape: ModelShape, ids: NDArray[Any], source: str, where: str
             f"{where}: expected whole numbers [tokens, layers, {shape.top_k}], "
             f"found {ids.dtype} {list(ids.shape)}"
         )
-    if ids.size and (ids.min() < -1 or ids.max() >= shape.num_experts):
-        raise RoutingFileError(
-            f"{where}: expected experts 0 to {shape.num_experts - 1} (-1: none), "
-            f"found {ids.min()} to {ids.max()}"
-        )
-    in_order = np.sort(ids, axis=2)
-    distinct = (np.diff(in_order, axis=2) > 0).all(axis=(1, 2))
-    recorded = distinct & (in_order[:, :, 0] >= 0).all(axis=1)
+    checked = check_ids(ids, shape, where)
+    _check_no_marker(checked, shape, where)
+    recorded = np.zeros(len(checked), dtype=bool)
+    for start in range(0, len(checked), _TOKENS_AT_ONCE):
+        in_order = np.sort(checked[start : start + _TOKENS_AT_ONCE], axis=2)
+        distinct = (np.diff(in_order, axis=2) > 0).all(axis=(1, 2))
+        recorded[start : start + _TOKENS_AT_ONCE] = distinct & (in_order[:, :, 0] >= 0).all(axis=1)
     if not recorded.any():
-        raise RoutingFileError(f"{where}: none of {len(ids)} tokens has its experts recorded in every layer")
+        raise RoutingFileError(
+            f"{where}: none of {len(checked)} tokens has its experts recorded in every layer"
+        )
     left_out = int((~recorded).sum())
     note = f", without {left_out} tokens that were not recorded" if left_out else ""
-    return RoutingStats.from_trace(shape, ids[recorded], source + note)
+    return RoutingStats.from_trace(shape, checked[recorded].astype(np.uint16), source + note)
+
+
+def _check_no_marker(ids: NDArray[np.int32], shape: ModelShape, where: str) -> None:
+    """Refuse ids of which one choice reads 255 in every token and layer, as no router's does."""
+    if shape.num_experts <= _MARKER or ids.shape[0] * ids.shape[1] < _FEWEST_TO_JUDGE:
+        return
+    always = np.flatnonzero((ids == _MARKER).all(axis=(0, 1)))
+    if len(always):
+        raise RoutingFileError(
+            f"{where}: choice {always[0] + 1} of {shape.top_k} reads {_MARKER} in every token and layer: it "
+            f"marks no expert, or numbers beyond {_MARKER} were cut off when they were stored as bytes; "
+            "record them as int16 or wider"
+        )

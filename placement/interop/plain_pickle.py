@@ -12,6 +12,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+from placement.shown import shown
+
+# Each takes some fifty bytes of memory; a recorder's dump of 10,000 passes has some 500,000.
+_MOST_OPCODES = 2_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class Name:
@@ -69,7 +74,9 @@ def interpret(
             raise RefusedError("pickle: recalls what it did not memoize")
         return memo[key]
 
-    for opcode, argument, _ in pickletools.genops(pickled):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
+        if count > _MOST_OPCODES:
+            raise RefusedError(f"pickle: more than {_MOST_OPCODES:,} opcodes")
         match opcode.name:
             case "PROTO" | "FRAME":
                 pass
@@ -125,7 +132,9 @@ def interpret(
                 stack.append(remembered(argument))
             case "GLOBAL":
                 if argument not in names:
-                    raise RefusedError(f"names {argument}, which plain data do not need; refused")
+                    raise RefusedError(
+                        f"names {shown(argument)[1:-1]}, which plain data do not need; refused"
+                    )
                 stack.append(Name(str(argument)))
             case "BINPERSID":
                 stack.append(persistent(pop()))

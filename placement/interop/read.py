@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 from placement.errors import RoutingFileError
+from placement.input_file import opened
 from placement.interop import gguf
 from placement.interop.count_tables import read_counts
 from placement.interop.imatrix import read_imatrix
@@ -19,6 +19,9 @@ from placement.interop.torch_file import load_torch_file
 from placement.interop.vllm_loads import LOADS, read_vllm_loads
 from placement.model_shape import ModelShape
 from placement.stats import RoutingStats
+from placement.zip_archive import opened_zip
+
+_EXPECTED = "routing statistics (docs/interop.md)"
 
 Reader = Callable[[str | os.PathLike[str], ModelShape], RoutingStats]
 
@@ -46,7 +49,10 @@ def read_routing(path: str | os.PathLike[str], shape: ModelShape, kind: str | No
     kind = kind or detect(path)
     if kind not in READERS:
         raise RoutingFileError(f"kind {kind!r}: expected {', '.join(READERS)}")
-    return READERS[kind](path, shape)
+    try:
+        return READERS[kind](path, shape)
+    except MemoryError:
+        raise RoutingFileError(f"{path}: too large for this machine's memory; give less of it") from None
 
 
 def detect(path: str | os.PathLike[str]) -> str:
@@ -58,11 +64,8 @@ def detect(path: str | os.PathLike[str]) -> str:
     file_path = Path(path)
     if file_path.is_dir():
         return "sglang-dump"
-    try:
-        with open(file_path, "rb") as file:
-            start = file.read(8)
-    except OSError as error:
-        raise RoutingFileError(f"{path}: {error.strerror}") from error
+    with opened(path, RoutingFileError, _EXPECTED) as file:
+        start = file.read(8)
     if start.startswith(gguf.MAGIC):
         return "imatrix"
     if start.startswith(b"\x93NUMPY"):
@@ -71,16 +74,13 @@ def detect(path: str | os.PathLike[str]) -> str:
         return _kind_of_archive(file_path)
     if start.lstrip()[:1] in (b"{", b"["):
         return _kind_of_json(file_path)
-    raise RoutingFileError(f"{path}: of no known kind; expected a file as in docs/interop.md")
+    raise RoutingFileError(f"{path}: of no known kind; expected {_EXPECTED}")
 
 
 def _kind_of_archive(path: Path) -> str:
     """`.npz` and `.pt` are both zip archives; only the second holds a pickle."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except zipfile.BadZipFile as error:
-        raise RoutingFileError(f"{path}: damaged archive: {error}") from error
+    with opened_zip(path, RoutingFileError, _EXPECTED) as archive:
+        names = archive.namelist()
     if any(name.endswith("data.pkl") for name in names):
         content = load_torch_file(path)
         known = isinstance(content, dict) and ("logical_count" in content or "records" in content)
@@ -91,9 +91,9 @@ def _kind_of_archive(path: Path) -> str:
 
 
 def _kind_of_json(path: Path) -> str:
-    records = read_json_records(path)
-    if "logical_count" in records[0][1]:
-        return "sglang-dump"
-    if any("record_type" in record for _, record in records):
-        return "vllm-loads"
+    for number, (_, record) in enumerate(read_json_records(path)):
+        if number == 0 and ("logical_count" in record or "physical_to_logical_map" in record):
+            return "sglang-dump"
+        if "record_type" in record:
+            return "vllm-loads"
     return "responses"

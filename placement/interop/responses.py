@@ -26,12 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
-from placement.interop.json_records import read_json_records
-from placement.interop.loads import moe_rows, stats_from_ids
+from placement.interop.json_records import number_array, read_json_records
+from placement.interop.loads import check_ids, moe_rows, stats_from_ids
 from placement.model_shape import ModelShape
+from placement.numpy_file import NPY_MAGIC, BrokenArray, read_array
 from placement.stats import RoutingStats
 
-_NPY_MAGIC = b"\x93NUMPY"
 _FIELD = "routed_experts"
 _PROMPT_FIELD = "prompt_routed_experts"
 
@@ -53,7 +53,7 @@ def read_responses(path: str | os.PathLike[str], shape: ModelShape) -> RoutingSt
     return stats_from_ids(shape, np.concatenate(parts), f"responses, {Path(path).name}", str(path))
 
 
-def _ids_of_response(response: Mapping[str, Any], shape: ModelShape, where: str) -> list[NDArray[np.int64]]:
+def _ids_of_response(response: Mapping[str, Any], shape: ModelShape, where: str) -> list[NDArray[np.int32]]:
     """Experts of a response's tokens in order, each [tokens, num_moe_layers, top_k]; shared prompts once."""
     parts = [
         _moe_ids(value, shape, f"{where}: {name}")
@@ -90,35 +90,42 @@ def _member(value: Any, name: str) -> Any:
     return value.get(name) if isinstance(value, Mapping) else None
 
 
-def _moe_ids(value: Any, shape: ModelShape, where: str) -> NDArray[np.int64]:
-    """int64 [tokens, num_moe_layers, top_k]."""
+def _moe_ids(value: Any, shape: ModelShape, where: str) -> NDArray[np.int32]:
+    """int32 [tokens, num_moe_layers, top_k]."""
     ids = _decode(value, where)
     if ids.dtype.kind not in "iu":
         raise RoutingFileError(f"{where}: expected whole numbers, found {ids.dtype}")
+    _check_wide_enough(ids, shape, where)
     if ids.ndim == 1:
         ids = _unflatten(ids, shape, where)
     if ids.ndim != 3 or ids.shape[2] != shape.top_k:
         raise RoutingFileError(
             f"{where}: expected [tokens, layers, {shape.top_k}] experts, found {list(ids.shape)}"
         )
-    return moe_rows(ids, 1, shape, where).astype(np.int64)
+    return check_ids(moe_rows(ids, 1, shape, where), shape, where)
+
+
+def _check_wide_enough(ids: NDArray[Any], shape: ModelShape, where: str) -> None:
+    """Bytes cannot name more than 256 experts: what they hold has been cut off, or marks no expert."""
+    if ids.dtype.itemsize > 1 or shape.num_experts <= 2**8:
+        return
+    raise RoutingFileError(
+        f"{where}: experts as {ids.dtype}, which cannot name {shape.num_experts} experts of {shape.name}"
+        ": the numbers were cut off when they were stored; record them as int16 or wider"
+    )
 
 
 def _decode(value: Any, where: str) -> NDArray[Any]:
     if isinstance(value, list):
-        try:
-            return np.array(value)
-        except ValueError as error:
-            raise RoutingFileError(f"{where}: expected lists of one length") from error
+        return number_array(value, where)
     if not isinstance(value, str):
         raise RoutingFileError(f"{where}: expected base64 text or lists, found {type(value).__name__}")
     try:
         data = base64.b64decode(value, validate=True)
-        if data.startswith(_NPY_MAGIC):
-            array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
-            return array
+        if data.startswith(NPY_MAGIC):
+            return read_array(io.BytesIO(data), len(data))
         return np.frombuffer(data, dtype="<i4")
-    except (binascii.Error, ValueError, EOFError) as error:
+    except (binascii.Error, BrokenArray, ValueError) as error:
         raise RoutingFileError(f"{where}: not base64 of int32 or of a .npy: {error}") from error
 
 

@@ -8,6 +8,7 @@ all layers of the trunk; dense ones are empty. "Physical" experts are slots: the
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
-from placement.interop.json_records import read_json_records
+from placement.interop.json_records import number_array, read_json_records
 from placement.interop.loads import check_slots, logical_loads, moe_rows, stats_from_ids, stats_from_loads
 from placement.interop.torch_file import load_torch_file
 from placement.model_shape import ModelShape
+from placement.shown import MOST_SHOWN
 from placement.stats import RoutingStats
+
+_COUNTS, _PLACEMENT = "logical_count", "physical_to_logical_map"
 
 
 def read_sglang_dump(path: str | os.PathLike[str], shape: ModelShape) -> RoutingStats:
@@ -48,12 +52,16 @@ def read_sglang_dump(path: str | os.PathLike[str], shape: ModelShape) -> Routing
 def _read_file(path: Path, shape: ModelShape) -> RoutingStats:
     source = f"SGLang, {path.name}"
     if path.suffix == ".json":
-        (where, content), *_ = read_json_records(path)
-        if "logical_count" not in content:
-            raise RoutingFileError(
-                f"{where}: expected logical_count, found {', '.join(content) or 'nothing'}"
-            )
-        counts = _number_array(content["logical_count"], f"{where}: logical_count")
+        where, content = next(read_json_records(path))
+        if _COUNTS not in content:
+            if _PLACEMENT in content:
+                raise RoutingFileError(
+                    f"{where}: this is a placement ({_PLACEMENT}: which expert sits in which slot), not "
+                    "statistics: it does not say how often experts are used; record counts with SGLang's "
+                    "expert distribution recorder, or with `potluck stats` (docs/interop.md)"
+                )
+            raise RoutingFileError(f"{where}: expected {_COUNTS}, found {_listed(content)}")
+        counts = number_array(content[_COUNTS], f"{where}: {_COUNTS}")
         return stats_from_loads(shape, logical_loads(counts, None, shape, where), source, where)
     content = load_torch_file(path)
     where = str(path)
@@ -62,7 +70,7 @@ def _read_file(path: Path, shape: ModelShape) -> RoutingStats:
         return stats_from_loads(shape, loads, source, where)
     if isinstance(content, dict) and isinstance(content.get("records"), list):
         return _from_records(content, shape, source, where)
-    keys = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+    keys = _listed(content) if isinstance(content, dict) else type(content).__name__
     raise RoutingFileError(
         f"{where}: expected a dump of SGLang's recorder (logical_count or records), found {keys}"
     )
@@ -95,15 +103,15 @@ def _from_records(content: dict[Any, Any], shape: ModelShape, source: str, where
 
 def _ids_of_pass(
     record: dict[Any, Any], slots: NDArray[np.int64], shape: ModelShape, where: str
-) -> NDArray[np.int64]:
-    """Experts of one forward pass, int64 [tokens, num_moe_layers, top_k]; -1 where nothing was chosen."""
+) -> NDArray[np.int32]:
+    """Experts of one forward pass, int32 [tokens, num_moe_layers, top_k]; -1 where nothing was chosen."""
     ids = _array(record, "topk_ids_of_layer", where)
     if ids.ndim != 3 or ids.dtype.kind not in "iu" or ids.shape[2] < shape.top_k:
         raise RoutingFileError(
             f"{where}: topk_ids_of_layer: expected whole numbers [layers, tokens, {shape.top_k} or more], "
             f"found {ids.dtype} {list(ids.shape)}"
         )
-    ids = moe_rows(ids, 0, shape, where).astype(np.int64)
+    ids = moe_rows(ids, 0, shape, where)
     # The recorder keeps eight columns; those past the model's top_k stay -1.
     if (ids[:, :, shape.top_k :] != -1).any():
         raise RoutingFileError(
@@ -112,8 +120,10 @@ def _ids_of_pass(
     ids = ids[:, :, : shape.top_k]
     if ids.size and (ids.min() < -1 or ids.max() >= slots.shape[1]):
         raise RoutingFileError(f"{where}: topk_ids_of_layer: expected slots up to {slots.shape[1] - 1}")
-    experts = np.take_along_axis(slots, np.maximum(ids, 0).reshape(len(slots), -1), axis=1).reshape(ids.shape)
-    return np.where(ids >= 0, experts, -1).transpose(1, 0, 2)
+    experts = np.take_along_axis(
+        slots.astype(np.int32), np.maximum(ids, 0).reshape(len(slots), -1), axis=1
+    ).reshape(ids.shape)
+    return np.where(ids >= 0, experts, np.int32(-1)).transpose(1, 0, 2)
 
 
 def _array(record: dict[Any, Any], name: str, where: str) -> NDArray[Any]:
@@ -123,8 +133,5 @@ def _array(record: dict[Any, Any], name: str, where: str) -> NDArray[Any]:
     return value
 
 
-def _number_array(value: object, where: str) -> NDArray[Any]:
-    try:
-        return np.array(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise RoutingFileError(f"{where}: expected a rectangular array of numbers") from error
+def _listed(keys: Iterable[object]) -> str:
+    return ", ".join(map(str, keys))[:MOST_SHOWN] or "nothing"

@@ -13,7 +13,6 @@ import os
 import sys
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,9 @@ from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
 from placement.interop.plain_pickle import Name, RefusedError, interpret
+from placement.shown import shown
+from placement.units import size
+from placement.zip_archive import MOST_BYTES, checked_member, opened_zip, read_member
 
 _BFLOAT16 = "bfloat16"
 
@@ -61,6 +63,10 @@ _NAMES = {*_DTYPES, _UNTYPED_STORAGE, _REBUILD_TENSOR, _REBUILD_TENSOR_OF_DTYPE,
 _MOST_REPEATED_ELEMENTS = 1 << 24
 
 
+_EXPECTED = "one as torch.save writes since 1.6: save it again"
+_MOST_PICKLE_BYTES = 2**26
+
+
 @dataclass(frozen=True, slots=True)
 class _Storage:
     dtype: str
@@ -75,24 +81,17 @@ def load_torch_file(path: str | os.PathLike[str]) -> Any:
     Raises:
         RoutingFileError: unreadable, truncated, of the format before torch 1.6, or with anything else in it.
     """
-    if not Path(path).is_file():
-        raise RoutingFileError(f"{path}: no such file")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened_zip(path, RoutingFileError, _EXPECTED) as archive:
             return _Reader(archive).load()
-    except zipfile.BadZipFile as error:
-        raise RoutingFileError(
-            f"{path}: not a zip archive as torch.save writes since 1.6 ({error}); save it again"
-        ) from error
     except RefusedError as error:
         raise RoutingFileError(f"{path}: {error}") from error
-    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
-        raise RoutingFileError(f"{path}: not a readable torch file: {error}") from error
 
 
 class _Reader:
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
+        self._bytes_taken = 0
         pickles = [name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]]
         if len(pickles) != 1:
             raise RefusedError("expected one <name>/data.pkl inside, as torch.save writes")
@@ -106,15 +105,27 @@ class _Reader:
         self._storages: dict[_Storage, NDArray[Any]] = {}
 
     def load(self) -> Any:
-        pickled = self._stored(f"{self._root}/data.pkl")
-        return interpret(pickled, names=_NAMES, call=self._call, persistent=self._storage)
+        name = f"{self._root}/data.pkl"
+        if self._archive.getinfo(name).file_size > _MOST_PICKLE_BYTES:
+            raise RefusedError(f"{name}: larger than {size(_MOST_PICKLE_BYTES)}")
+        pickled = self._stored(name)
+        return interpret(bytes(pickled), names=_NAMES, call=self._call, persistent=self._storage)
 
-    def _stored(self, name: str) -> bytes:
+    def _stored(self, name: str) -> bytearray:
         """Bytes of an entry. Not compressed, so that no small file can claim a large memory."""
-        entry = self._archive.getinfo(name)
+        if name not in self._archive.NameToInfo:
+            raise RefusedError(f"expected a file {shown(name)} inside, found none")
+        entry = checked_member(self._archive, name)
         if entry.compress_type != zipfile.ZIP_STORED:
-            raise RefusedError(f"{name}: compressed, which torch.save never does")
-        return self._archive.read(entry)
+            raise RefusedError(f"{shown(name)}: compressed, which torch.save never does")
+        self._take(entry.file_size)
+        return read_member(self._archive, entry)
+
+    def _take(self, num_bytes: int) -> None:
+        """Count memory: files in the archive may overlap, and tensors may share what they are made from."""
+        self._bytes_taken += num_bytes
+        if self._bytes_taken > MOST_BYTES:
+            raise RefusedError(f"its tensors take more than {size(MOST_BYTES)}")
 
     @staticmethod
     def _storage(persistent_id: Any) -> _Storage:
@@ -123,42 +134,45 @@ class _Reader:
                 kind in _DTYPES or kind == _UNTYPED_STORAGE
             ):
                 return _Storage(_DTYPES.get(kind, "u1"), key)
-        raise RefusedError(f"expected a storage, found {str(persistent_id)[:80]}")
+        # What a pickle shares may be endless when it is written out.
+        raise RefusedError(f"expected a storage, found a {type(persistent_id).__name__}")
 
     def _call(self, name: str, arguments: Any) -> Any:
         match name, arguments:
-            case str(text), (_Storage() as storage, offset, size, stride, *_) if text == _REBUILD_TENSOR:
-                return self._tensor(storage, storage.dtype, offset, size, stride)
-            case str(text), (_Storage() as storage, offset, size, stride, _, _, Name(text=dtype), *_) if (
+            case str(text), (_Storage() as storage, offset, shape, stride, *_) if text == _REBUILD_TENSOR:
+                return self._tensor(storage, storage.dtype, offset, shape, stride)
+            case str(text), (_Storage() as storage, offset, shape, stride, _, _, Name(text=dtype), *_) if (
                 text == _REBUILD_TENSOR_OF_DTYPE and dtype in _DTYPES
             ):
-                return self._tensor(storage, _DTYPES[dtype], offset, size, stride)
+                return self._tensor(storage, _DTYPES[dtype], offset, shape, stride)
             case str(text), () if text == _EMPTY_HOOKS:
                 return {}
-            case str(text), (tuple() as size,) if text == _SIZE:
-                return size
+            case str(text), (tuple() as shape,) if text == _SIZE:
+                return shape
         raise RefusedError(f"refused to call {name} with what the file gives it")
 
-    def _tensor(self, storage: _Storage, dtype: str, offset: Any, size: Any, stride: Any) -> NDArray[Any]:
+    def _tensor(self, storage: _Storage, dtype: str, offset: Any, shape: Any, stride: Any) -> NDArray[Any]:
         """`offset` and `stride` count elements of `dtype`, whatever type the storage was named with."""
         elements = self._elements(_Storage(dtype, storage.key))
-        numbers = (offset, *size, *stride) if isinstance(size, tuple) and isinstance(stride, tuple) else ()
-        if not numbers or len(size) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
-            raise RefusedError(f"tensor: bad offset, size or stride: {offset}, {size}, {stride}")
-        count = math.prod(size)
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        numbers = (offset, *shape, *stride) if isinstance(shape, tuple) and isinstance(stride, tuple) else ()
+        if not numbers or len(shape) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
+            raise RefusedError("tensor: offset, size or stride: expected whole numbers of at least 0")
+        count = math.prod(shape)
+        last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
         if count > 0 and last >= len(elements):
             raise RefusedError(
-                f"tensor of shape {list(size)}: needs {last + 1} elements, its storage has {len(elements)}"
+                f"tensor of shape {shown(list(shape))}: needs {last + 1} elements, its storage has "
+                f"{len(elements)}"
             )
         if count > max(len(elements), _MOST_REPEATED_ELEMENTS):
-            raise RefusedError(f"tensor of shape {list(size)}: {count} elements from {len(elements)}")
+            raise RefusedError(f"tensor of shape {shown(list(shape))}: {count} elements from {len(elements)}")
         if count == 0:
-            view = np.empty(size, dtype=elements.dtype)
+            view = np.empty(shape, dtype=elements.dtype)
         else:
             steps = [step * elements.itemsize for step in stride]
-            view = np.lib.stride_tricks.as_strided(elements[offset:], size, steps, writeable=False)
+            view = np.lib.stride_tricks.as_strided(elements[offset:], shape, steps, writeable=False)
         if dtype == _BFLOAT16:
+            self._take(2 * 4 * count)
             view = (view.astype(np.uint32) << 16).view(np.float32)
         view.flags.writeable = False
         return view
@@ -167,6 +181,6 @@ class _Reader:
         if storage not in self._storages:
             data = self._stored(f"{self._root}/data/{storage.key}")
             dtype = np.dtype("u2" if storage.dtype == _BFLOAT16 else storage.dtype)
-            elements = np.frombuffer(data[: len(data) - len(data) % dtype.itemsize], dtype=dtype)
+            elements = np.frombuffer(data, dtype=dtype, count=len(data) // dtype.itemsize)
             self._storages[storage] = elements.byteswap() if self._byte_order != sys.byteorder else elements
         return self._storages[storage]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
-from placement.interop.json_records import read_json_records
+from placement.interop.json_records import number_array, read_json_records
 from placement.interop.loads import logical_loads, stats_from_loads
 from placement.interop.torch_file import load_torch_file
 from placement.model_shape import ModelShape
@@ -70,13 +70,7 @@ def _from_lines(path: str | os.PathLike[str], shape: ModelShape) -> NDArray[np.f
 
 
 def _rectangle(record: Mapping[str, Any], name: str, where: str) -> NDArray[Any]:
-    try:
-        array = np.array(record.get(name))
-    except ValueError as error:
-        raise RoutingFileError(f"{where}: {name}: expected rows of one length") from error
-    if array.dtype.kind not in "iuf":
-        raise RoutingFileError(f"{where}: {name}: expected numbers [layers, slots]")
-    return array
+    return number_array(record.get(name), f"{where}: {name}")
 
 
 def _named_arrays(path: Path) -> dict[str, NDArray[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,3 +72,14 @@ def test_bytes_that_are_no_text_are_refused_with_their_place(tmp_path: Path) -> 
     path.write_bytes(b"ab\xff")
     with pytest.raises(InputError, match=r"not UTF-8 text .* at byte 2"):
         read_text(path, InputError, EXPECTED, most_bytes=100)
+
+
+def test_a_limit_costs_no_memory_and_a_file_of_unknown_size_is_read_whole(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"abc")
+    tracemalloc.start()
+    assert read_bytes(tmp_path / "small", InputError, "x", most_bytes=1 << 30) == b"abc"
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+    # Its size is said to be 0.
+    assert read_bytes("/proc/self/status", InputError, "x", most_bytes=1 << 20).startswith(b"Name:")

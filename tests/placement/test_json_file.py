@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,12 @@ def test_errors_name_the_file_and_repeat_little_of_it(tmp_path: Path) -> None:
     assert len(str(found.value)) < len(str(path)) + 300
     with pytest.raises(InputError, match="expected a JSON object, found 'xxx"):
         expect_object("x" * 10_000, InputError, "here")
+
+
+def test_a_long_text_takes_little_memory_beside_itself() -> None:
+    text = json.dumps({"a": "x" * 1_000_000 + '\n["\\\\' * 10_000})
+    tracemalloc.start()
+    parse_json(text, InputError, "x", "y")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * len(text)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +140,7 @@ def test_numbers_that_are_no_counts_are_refused(tmp_path: Path, bad: float) -> N
 def test_a_gguf_of_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(gguf_bytes(counts_of_every_layer(), kind="model"))
-    with pytest.raises(RoutingFileError, match="found a GGUF of type model"):
+    with pytest.raises(RoutingFileError, match="found a GGUF of type 'model'"):
         read_imatrix(path, SHAPE)
     path.write_bytes(gguf_bytes({}, version=1))
     with pytest.raises(RoutingFileError, match="found version 1"):
@@ -156,7 +158,7 @@ def test_a_file_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> Non
     path.write_bytes(IMATRIX.read_bytes()[:-5000])
     with pytest.raises(RoutingFileError, match="cut off"):
         read_imatrix(path, SHAPE)
-    with pytest.raises(RoutingFileError, match="no such file"):
+    with pytest.raises(RoutingFileError, match="No such file"):
         read_imatrix(tmp_path / "none.gguf", SHAPE)
 
 
@@ -171,4 +173,34 @@ def test_a_damaged_file_is_read_or_refused_but_never_crashes(
     path = tmp_path_factory.mktemp("damaged") / "i.gguf"
     path.write_bytes(damaged[: len(damaged) - cut])
     with contextlib.suppress(RoutingFileError):
+        read_imatrix(path, SHAPE)
+
+
+def test_a_file_of_holes_cannot_claim_a_large_memory(tmp_path: Path) -> None:
+    """Holes take no room on disk, so a file's size alone is no bound."""
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a"
+    for value, message in (
+        (struct.pack("<IQ", 8, 1 << 35), "its header takes more than 134.2 MB"),
+        (struct.pack("<IIQ", 9, 0, 1 << 35), "its header has more than 2,000,000 values"),
+    ):
+        path = tmp_path / "holes.gguf"
+        path.write_bytes(head + value)
+        os.truncate(path, 1 << 37)
+        tracemalloc.start()
+        with pytest.raises(RoutingFileError, match=message):
+            read_imatrix(path, SHAPE)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        path.unlink()
+        assert peak < 20_000_000
+    tensors = counts_of_every_layer()
+    path.write_bytes(
+        gguf_bytes(
+            {
+                name: np.zeros((1 << 20, 1 << 5)) if i == 0 else a
+                for i, (name, a) in enumerate(tensors.items())
+            }
+        )
+    )
+    with pytest.raises(RoutingFileError, match=r"takes 134.2 MB, expected counts of experts"):
         read_imatrix(path, SHAPE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,20 @@ def test_kinds_that_share_a_container_are_told_apart(tmp_path: Path) -> None:
     assert detect(tmp_path) == "sglang-dump"
 
 
+def test_a_placement_is_told_from_statistics(tmp_path: Path) -> None:
+    path = tmp_path / "init-expert-location.json"
+    path.write_text(json.dumps({"physical_to_logical_map": [list(range(10))] * 4}))
+    with pytest.raises(RoutingFileError, match=r"this is a placement \(physical_to_logical_map.*not stat"):
+        read_routing(path, SHAPE)
+
+
+def test_a_pipe_or_a_device_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(RoutingFileError, match=r"it is a (pipe|device).*expected routing statistics"):
+            read_routing(path, SHAPE)
+
+
 def test_what_is_of_no_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hot experts: 3, 7")
     with pytest.raises(RoutingFileError, match=r"notes\.txt: of no known kind"):
@@ -92,5 +107,5 @@ def test_what_is_of_no_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RoutingFileError, match="No such file"):
         read_routing(tmp_path / "none", SHAPE)
     (tmp_path / "damaged.npz").write_bytes(b"PK\x03\x04 and no more")
-    with pytest.raises(RoutingFileError, match="damaged archive"):
+    with pytest.raises(RoutingFileError, match="not a readable zip archive"):
         read_routing(tmp_path / "damaged.npz", SHAPE)

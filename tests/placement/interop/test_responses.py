@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def test_flat_ids_of_moe_layers_alone_are_told_from_all_layers(tmp_path: Path) -
         ),
         (base64.b64encode(b"\x93NUMPY\x01\x00").decode(), "not base64 of int32 or of a .npy"),
         (12, "expected base64 text or lists, found int"),
-        ([[1, 2], [3]], "lists of one length"),
+        ([[1, 2], [3]], "rows of one length"),
         ([[[0.5, 1.5]] * 3], "expected whole numbers, found float64"),
         ([[[1, 2, 3]] * 3], r"expected \[tokens, layers, 2\] experts"),
         ([[[1, 2]] * 9], r"expected 3 \(MoE\) or 4 \(all\) layers"),
@@ -163,3 +164,49 @@ def test_an_array_of_objects_is_not_unpickled(tmp_path: Path) -> None:
     text = base64.b64encode(buffer.getvalue()).decode()
     with pytest.raises(RoutingFileError, match="not base64 of int32"):
         read(tmp_path, {"choices": [{"routed_experts": text}]})
+
+
+BIG = small_shape(num_experts=288, name="big")
+
+
+def big_trace(num_tokens: int) -> Ids:
+    scores = np.random.default_rng(0).random((num_tokens, BIG.num_moe_layers, BIG.num_experts))
+    return np.argsort(scores, axis=2)[:, :, : BIG.top_k]
+
+
+def read_big(tmp_path: Path, ids: object) -> Ids:
+    path = tmp_path / "responses.json"
+    path.write_text(json.dumps({"choices": [{"routed_experts": ids}]}))
+    stats = read_responses(path, BIG)
+    assert stats.trace is not None
+    return stats.trace.astype(np.int64)
+
+
+def test_experts_beyond_255_are_refused_in_bytes_and_read_in_wider_numbers(tmp_path: Path) -> None:
+    trace = big_trace(20)
+    assert np.array_equal(read_big(tmp_path, vllm_text(trace, "uint16")), trace)
+    for dtype in ("uint8", "int8"):
+        with pytest.raises(RoutingFileError, match=f"as {dtype}, which cannot name 288 experts of big"):
+            read_big(tmp_path, vllm_text(np.minimum(trace, 127), dtype))
+
+
+@pytest.mark.parametrize("width", ["uint16", "lists"])
+def test_a_choice_that_always_reads_255_is_refused(tmp_path: Path, width: str) -> None:
+    trace = big_trace(20) % 255
+    trace[:, :, 1] = 255
+    ids = vllm_text(trace, width) if width != "lists" else trace.tolist()
+    with pytest.raises(RoutingFileError, match="choice 2 of 2 reads 255 in every token and layer"):
+        read_big(tmp_path, ids)
+    trace[0, 0] = (254, 256)
+    ids = vllm_text(trace, width) if width != "lists" else trace.tolist()
+    read_big(tmp_path, ids)
+
+
+def test_texts_among_numbers_take_no_memory(tmp_path: Path) -> None:
+    rows = [[["0", "1"]] * 3] * 1000 + [[["x" * 1_000_000, "1"]] * 3]
+    tracemalloc.start()
+    with pytest.raises(RoutingFileError, match="expected rows of one length with numbers"):
+        read(tmp_path, {"choices": [{"routed_experts": rows}]})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50_000_000
