@@ -9,6 +9,7 @@ CUDA0, Vulkan0, Metal, ROCm0, or RPC0[host:port] with `--rpc host:port`.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -46,6 +47,10 @@ class TensorOverrides:
         """
         servers = dict.fromkeys(m[1] for m in map(_RPC_BUFFER.fullmatch, self.layers_of_buffer) if m)
         return [*(["--rpc", ",".join(servers)] if servers else []), "-ot", self.option()]
+
+    def command_line(self) -> str:
+        """The same as text for a shell, which would take the pattern's brackets and bars for its own."""
+        return shlex.join(self.arguments())
 
 
 def tensor_overrides(

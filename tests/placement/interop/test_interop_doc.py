@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +47,15 @@ def test_the_examples_run(
         exec(example, names)
     RoutingStats.load(tmp_path / "routing.npz", shape)
     printed = capsys.readouterr().out
-    assert printed.startswith("--rpc attic:50052 -ot blk")
-    assert printed.endswith("=RPC0[attic:50052] ()\n")
+    command, rest = printed.splitlines()
+    assert rest == "layers that the plan divides: ()"
+    shown = subprocess.run(
+        ["sh", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True
+    )
+    program, *arguments = shown.stdout.splitlines()
+    assert (program, arguments[:2]) == ("llama-server", ["--rpc", "attic:50052"])
+    assert arguments[2] == "-ot"
+    assert re.search(r"^blk\\\.\(3\|4\|.*_exps\\\.=CUDA0,blk.*=RPC0\[attic:50052\]$", arguments[3])
 
 
 def test_every_kind_is_described() -> None:
