@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from placement.quantisation import cache_bytes_of, head_bits_of
+
 DEFAULT_CONTEXT = 4096
 """Of every command: an empty cache is nobody's everyday, and speeds are compared between commands."""
 
@@ -54,6 +56,20 @@ class Workload:
     def prefill_passes_per_step(self) -> float:
         """Prefill passes that fall to one decode step."""
         return self.prompt_tokens_per_token * self.tokens_out_per_step / self.prefill_tokens
+
+
+def usual_workload(quant: str) -> Workload:
+    """What most people have, where nobody says: one text, a prompt eight times as long as its answer.
+
+    The head is kept as in published files whose experts are in `quant`; raises InputError for an unknown one.
+    """
+    return Workload(
+        context=DEFAULT_CONTEXT,
+        head_bits_per_weight=head_bits_of(quant),
+        bytes_per_kv_value=cache_bytes_of(quant),
+        bytes_per_activation=cache_bytes_of(quant),
+        prompt_tokens_per_token=DEFAULT_PROMPT_RATIO,
+    )
 
 
 # One sequence, one token a step, an empty context: what a figure means where nothing else is said.

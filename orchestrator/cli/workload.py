@@ -6,16 +6,15 @@ What is not said comes from the plan at hand, else from what most people have.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import typer
 
 from placement.errors import InputError
 from placement.model_shape import ModelShape
-from placement.quantisation import cache_bytes_of, head_bits_of
 from placement.simulation.steps import Acceptance
-from placement.workload import DEFAULT_CONTEXT, DEFAULT_PROMPT_RATIO, Workload
+from placement.workload import DEFAULT_CONTEXT, DEFAULT_PROMPT_RATIO, Workload, usual_workload
 
 Context = Annotated[
     int | None,
@@ -73,13 +72,9 @@ def workload_of(said: Said, shape: ModelShape, quant: str, plan: Workload | None
     Raises:
         InputError: an option's value, or `tokens_per_step` is no multiple of a token and its drafts.
     """
-    usual = plan or Workload(
-        context=min(DEFAULT_CONTEXT, shape.max_positions),
-        head_bits_per_weight=head_bits_of(quant),
-        bytes_per_kv_value=cache_bytes_of(quant),
-        bytes_per_activation=cache_bytes_of(quant),
-        prompt_tokens_per_token=DEFAULT_PROMPT_RATIO,
-    )
+    usual = plan or usual_workload(quant)
+    if plan is None:
+        usual = replace(usual, context=min(usual.context, shape.max_positions))
     chances = usual.acceptance if said.accept is None else _chances(said.accept)
     drafts = len(chances) if said.accept is not None else usual.drafts
     _check_drafts(drafts, shape)
@@ -92,17 +87,15 @@ def workload_of(said: Said, shape: ModelShape, quant: str, plan: Workload | None
     ratio = usual.prompt_tokens_per_token if said.prompt_ratio is None else said.prompt_ratio
     check_finite("--prompt-ratio", ratio)
     accepted = usual.accepted_drafts if said.accept is None else Acceptance(chances).mean_accepted
-    return Workload(
+    return replace(
+        usual,
         num_sequences=_num_sequences(said.tokens_per_step, drafts, usual.num_sequences),
         drafts=drafts,
         accepted_drafts=accepted,
         acceptance=chances,
         context=context,
         head_bits_per_weight=usual.head_bits_per_weight if said.head_bits is None else said.head_bits,
-        bytes_per_kv_value=usual.bytes_per_kv_value,
-        bytes_per_activation=usual.bytes_per_activation,
         prompt_tokens_per_token=ratio,
-        prefill_tokens=usual.prefill_tokens,
     )
 
 

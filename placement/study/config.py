@@ -17,7 +17,7 @@ from placement.routing.text import DOCUMENT_TOKENS
 from placement.shown import shown
 from placement.study.routing_source import FileSource, RoutingSource, SyntheticSource
 from placement.traces import CODING, GENERAL, Domain
-from placement.workload import DEFAULT_CONTEXT, Workload
+from placement.workload import DEFAULT_CONTEXT, DEFAULT_PROMPT_RATIO
 from placement.yaml_file import checked, read_mapping
 
 DOMAINS = {domain.name: domain for domain in (GENERAL, CODING)}
@@ -31,15 +31,6 @@ class Batch:
     drafts: int = 0
     accepted: float = 0.0
 
-    def workload(self, context: int) -> Workload:
-        """The pass with `context` positions behind it."""
-        return Workload(
-            num_sequences=self.sequences,
-            drafts=self.drafts,
-            accepted_drafts=self.accepted,
-            context=context,
-        )
-
     @property
     def label(self) -> str:
         """Such as "1", or "1+3 drafts (1.6 hold)"."""
@@ -49,7 +40,11 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A grid: every combination of the axes is one cell. Paths are absolute; axes are never empty."""
+    """A grid: every combination of the axes is one cell. Paths are absolute; axes are never empty.
+
+    In all cells the head's weights have `head_bits`, None for those of published files of the cell's quant,
+    and `prompt_ratio` prompt tokens are read for each token written.
+    """
 
     name: str
     model: str
@@ -59,6 +54,8 @@ class Study:
     batches: tuple[Batch, ...]
     contexts: tuple[int, ...]
     traces: tuple[RoutingSource, ...]
+    head_bits: float | None = None
+    prompt_ratio: float = DEFAULT_PROMPT_RATIO
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -116,6 +113,8 @@ class _StudyModel(_Strict):
     traces: list[_TraceModel]
     batches: list[Annotated[_BatchModel, BeforeValidator(_as_batch)]] = [_BatchModel()]
     contexts: list[Annotated[int, Field(ge=0)]] = [DEFAULT_CONTEXT]
+    head_bits: Annotated[float, Field(ge=1, le=64)] | None = None
+    prompt_ratio: Annotated[float, Field(ge=0, le=1e6)] = DEFAULT_PROMPT_RATIO
 
 
 def _study(file: _StudyModel, path: Path) -> Study:
@@ -164,6 +163,8 @@ def _study(file: _StudyModel, path: Path) -> Study:
         traces=tuple(
             _source(trace, folder, f"{path}: traces[{index}]") for index, trace in enumerate(file.traces)
         ),
+        head_bits=file.head_bits,
+        prompt_ratio=file.prompt_ratio,
     )
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from placement.model_shape import ModelShape
 from placement.study.config import Batch, Study
 from placement.study.routing_source import RoutingSource
-from placement.workload import Workload
+from placement.workload import Workload, usual_workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,21 @@ class Setting:
     quant: str
     batch: Batch
     context: int
+    head_bits: float | None
+    prompt_ratio: float
 
     @property
     def workload(self) -> Workload:
-        return self.batch.workload(self.context)
+        usual = usual_workload(self.quant)
+        return replace(
+            usual,
+            num_sequences=self.batch.sequences,
+            drafts=self.batch.drafts,
+            accepted_drafts=self.batch.accepted,
+            context=self.context,
+            head_bits_per_weight=usual.head_bits_per_weight if self.head_bits is None else self.head_bits,
+            prompt_tokens_per_token=self.prompt_ratio,
+        )
 
     @property
     def key(self) -> str:
@@ -50,7 +61,8 @@ def cells(study: Study) -> list[Cell]:
     """All combinations, those of one trace, cluster and setting together: what they share is made once."""
     axes = itertools.product(study.traces, study.clusters, study.quants, study.batches, study.contexts)
     settings = [
-        Setting(cluster, trace, quant, batch, context) for trace, cluster, quant, batch, context in axes
+        Setting(cluster, trace, quant, batch, context, study.head_bits, study.prompt_ratio)
+        for trace, cluster, quant, batch, context in axes
     ]
     return [Cell(setting, policy) for setting in settings for policy in study.policies]
 
@@ -62,6 +74,7 @@ def fingerprint(study: Study, shape: ModelShape) -> str:
         shape.name,
         repr(shape),
         [cell.key for cell in cells(study)],
+        [study.head_bits, study.prompt_ratio],
         [hashlib.sha256(path.read_bytes()).hexdigest() for path in study.clusters],
         [trace.fingerprint() for trace in study.traces],
     ]

@@ -5,9 +5,7 @@ from __future__ import annotations
 from placement.cluster_file import load_cluster
 from placement.errors import StudyFileError
 from placement.model_shape import ModelShape
-from placement.study.config import Study
-from placement.study.routing_source import Routing
-from placement.workload import Workload
+from placement.study.config import Batch, Study
 
 
 def check_inputs(study: Study, shape: ModelShape) -> None:
@@ -24,10 +22,16 @@ def check_inputs(study: Study, shape: ModelShape) -> None:
                 f"{cluster}: node {boxes.head!r}: expected a device on the head's node, whose speed a study "
                 "needs (its memory_bytes may equal its reserved_bytes)"
             )
+    for context in study.contexts:
+        if context > shape.max_positions:
+            raise StudyFileError(
+                f"contexts: expected at most {shape.max_positions:,}, the longest text of {shape.name}, "
+                f"found {context:,}"
+            )
     for source in study.traces:
         routing = source.load(shape)
         for batch in study.batches:
-            found, needed = len(routing.held_out), _tokens_needed(study, routing, batch.workload(0))
+            found, needed = len(routing.held_out), _tokens_needed(study, batch)
             if found < needed:
                 raise StudyFileError(
                     f"trace {source.name!r}: expected at least {needed} held-out tokens for a batch of "
@@ -35,6 +39,6 @@ def check_inputs(study: Study, shape: ModelShape) -> None:
                 )
 
 
-def _tokens_needed(study: Study, routing: Routing, workload: Workload) -> int:
+def _tokens_needed(study: Study, batch: Batch) -> int:
     """One pass; for prompts, a pass of prompts and one of answers."""
-    return workload.tokens_per_step * (2 if "prompt-hottest" in study.policies else 1)
+    return batch.sequences * (1 + batch.drafts) * (2 if "prompt-hottest" in study.policies else 1)

@@ -65,7 +65,7 @@ def test_names_from_files_are_text_not_markup(page: str) -> None:
 
 
 def test_what_does_not_fit_says_so(page: str) -> None:
-    assert "bytes are missing" in page
+    assert "B are missing" in page
 
 
 CLUSTERS = Path(__file__).parents[2] / "docs" / "studies" / "clusters"
@@ -118,7 +118,7 @@ def test_what_one_change_buys_is_ranked_as_json(capsys: pytest.CaptureFixture[st
         model="step-3.5-flash",
         quant="q4",
         stats=None,
-        sequences=1,
+        tokens_per_step=1,
         context=0,
         policy="hottest-first",
         cable_round_trip=3e-4,

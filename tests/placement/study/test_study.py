@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,23 @@ def test_a_study_assumes_the_context_that_the_commands_do(tmp_path: Path) -> Non
     assert study.contexts == (DEFAULT_CONTEXT,)
 
 
+def test_a_study_assumes_what_the_commands_do_and_can_say_otherwise(tmp_path: Path) -> None:
+    grid = cells(Study.load(written(tmp_path)))
+    assert {cell.setting.workload.head_bits_per_weight for cell in grid} == {4.5, 16}
+    assert {cell.setting.workload.prompt_tokens_per_token for cell in grid} == {8}
+    pinned = written(tmp_path, STUDY + "head_bits: 6\nprompt_ratio: 0\n")
+    grid = cells(Study.load(pinned))
+    assert {cell.setting.workload.head_bits_per_weight for cell in grid} == {6}
+    assert {cell.setting.workload.prompt_tokens_per_token for cell in grid} == {0}
+    assert fingerprint(Study.load(pinned), SHAPE) != fingerprint(Study.load(written(tmp_path)), SHAPE)
+
+
+def test_a_context_beyond_the_models_own_length_is_refused(tmp_path: Path) -> None:
+    study = Study.load(written(tmp_path, STUDY.replace("contexts: [0]", "contexts: [0, 101]")))
+    with pytest.raises(StudyFileError, match="contexts: expected at most 100, .* found 101"):
+        check_inputs(study, replace(SHAPE, max_positions=100))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -118,7 +136,7 @@ def test_what_does_not_fit_is_a_row_with_a_reason(tmp_path: Path) -> None:
         # 36 experts of 216 bytes fit one box, those of 768 bytes need both.
         if row.quant == "bfloat16" and row.policy == "one-box":
             assert row.step_s is None
-            assert "bytes are missing" in row.note
+            assert "B are missing" in row.note
             continue
         assert row.step_s is not None
         assert row.moe_s is not None
@@ -141,7 +159,7 @@ def test_policies_that_are_run_are_cells_like_others(tmp_path: Path) -> None:
         elif row.step_s is not None:
             assert (row.hit_share is None) == (row.policy == "pipeline")
         else:
-            assert "bytes are missing" in row.note or "whole MoE layers" in row.note
+            assert "B are missing" in row.note or "whole MoE layers" in row.note
 
 
 @pytest.mark.parametrize(("policies", "needed"), [("one-box", 400), ("one-box, prompt-hottest", 800)])
