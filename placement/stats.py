@@ -164,6 +164,11 @@ class RoutingStats:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the `.npz` described in docs/formats.md; an existing file is replaced in one step."""
+        with replacing(path) as file:
+            np.savez_compressed(file, **self.arrays())
+
+    def arrays(self) -> dict[str, Any]:
+        """What a routing file holds, by name."""
         arrays: dict[str, Any] = {
             "format": np.array(ROUTING_FORMAT),
             "version": np.array(ROUTING_VERSION, dtype=np.int64),
@@ -176,9 +181,8 @@ class RoutingStats:
             "source": np.array(self.source),
         }
         if self.trace is not None:
-            arrays["trace"] = self.trace
-        with replacing(path) as file:
-            np.savez_compressed(file, **arrays)
+            arrays[_TRACE] = self.trace
+        return arrays
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], shape: ModelShape | None = None) -> RoutingStats:

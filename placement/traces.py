@@ -35,6 +35,7 @@ class Domain:
 
 GENERAL = Domain("general", skew=0.5, concentration=130)
 CODING = Domain("coding", skew=1.7, concentration=680)
+DOMAINS = {domain.name: domain for domain in (GENERAL, CODING)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from orchestrator.cli.plan import plan
 from orchestrator.cli.simulate import simulate
 from orchestrator.cli.stats import stats
 from orchestrator.cli.study import study
+from orchestrator.cli.trace import trace
 from orchestrator.cli.usage import UsageError, usage_message
 from orchestrator.cli.whatif import whatif
 from placement.errors import PotluckError
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, plan, stats, simulate, whatif, study, demo):
+for command in (generate, plan, stats, trace, simulate, whatif, study, demo):
     app.command()(command)
 
 

@@ -16,11 +16,9 @@ from placement.quantisation import bits_per_weight
 from placement.routing.text import DOCUMENT_TOKENS
 from placement.shown import shown
 from placement.study.routing_source import FileSource, RoutingSource, SyntheticSource
-from placement.traces import CODING, GENERAL, Domain
+from placement.traces import DOMAINS, Domain
 from placement.workload import DEFAULT_CONTEXT, DEFAULT_PROMPT_RATIO
 from placement.yaml_file import checked, read_mapping
-
-DOMAINS = {domain.name: domain for domain in (GENERAL, CODING)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,11 @@ def test_of_stats_and_generate(potluck: Potluck, model: Path, tmp_path: Path) ->
     assert printed(made) == documented(sections("json.md")["`potluck generate`"])
 
 
+def test_of_trace(potluck: Potluck, model: Path, tmp_path: Path) -> None:
+    made = document(potluck("trace", "--model", model, "--tokens", 20, "--out", tmp_path / "t.npz", "--json"))
+    assert printed(made) == documented(sections("json.md")["`potluck trace`"])
+
+
 def test_of_plan_simulate_and_whatif(potluck: Potluck, tmp_path: Path) -> None:
     cluster, plan, trace = tmp_path / "cluster.yaml", tmp_path / "plan.json", tmp_path / "trace.npz"
     cluster.write_text(CLUSTER)
