@@ -84,7 +84,7 @@ def test_a_study_assumes_what_the_commands_do_and_can_say_otherwise(tmp_path: Pa
 
 def test_a_context_beyond_the_models_own_length_is_refused(tmp_path: Path) -> None:
     study = Study.load(written(tmp_path, STUDY.replace("contexts: [0]", "contexts: [0, 101]")))
-    with pytest.raises(StudyFileError, match="contexts: expected at most 100, .* found 101"):
+    with pytest.raises(StudyFileError, match=r"contexts: expected at most 100, .* found 101"):
         check_inputs(study, replace(SHAPE, max_positions=100))
 
 
