@@ -15,8 +15,9 @@ import zmq
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.local_ray import joined_ray, local_ray, uninterrupted
+from orchestrator.local_ray import joined_ray, local_ray
 from orchestrator.nodes import Node, place
+from orchestrator.stopping import uninterrupted
 from placement.errors import PotluckError, WorkerStartError
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan

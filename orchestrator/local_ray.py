@@ -6,18 +6,17 @@ import functools
 import logging
 import os
 import secrets
-import shutil
-import signal
 import socket
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
+import psutil
 import ray
 
+from orchestrator.run_folder import run_folder
+from orchestrator.stopping import held_back, stopping_by_exception, uninterrupted
 from placement.errors import WorkerStartError
 
 # No tensor goes through Ray's object store.
@@ -25,6 +24,8 @@ OBJECT_STORE_BYTES = 200 * 1024 * 1024
 # Ray's sockets lie below its directory, in a path of about 70 characters, and may have 107.
 MAX_TEMP_DIR_CHARS = 32
 CONNECT_TIMEOUT_S = 5.0
+# Ray's processes are to end within this, before they are killed.
+END_TIMEOUT_S = 5.0
 
 
 @contextmanager
@@ -32,9 +33,10 @@ def local_ray() -> Iterator[Path]:
     """Start Ray on this machine, and leave no process, file or setting of it behind.
 
     Ray listens on all interfaces even when it is alone, and would write a token to ~/.ray: it is given one of
-    this process instead, which only its children inherit. A SIGTERM becomes SystemExit meanwhile, so that
-    `kill` stops everything as Ctrl-C does; and nothing interrupts the stopping. Where Ray already runs in
-    this process, it is used and left running.
+    this process instead, which only its children inherit. Signals that ask to stop become SystemExit
+    meanwhile, so that `kill` and a closed terminal stop everything as Ctrl-C does; and nothing interrupts the
+    stopping. What a killed process has left is removed first. Where Ray already runs in this process, it is
+    used and left running.
 
     Yields:
         A directory of this user alone, removed at the end.
@@ -42,21 +44,20 @@ def local_ray() -> Iterator[Path]:
     Raises:
         WorkerStartError: Ray did not start.
     """
-    directory = Path(tempfile.mkdtemp(prefix="potluck-", dir=_short_temp_dir()))
-    try:
+    with stopping_by_exception(), run_folder(_short_temp_dir()) as directory:
         if ray.is_initialized():
             yield directory
             return
-        with _environment(_local_settings()), _sigterm_exits():
+        others = set(psutil.Process().children(recursive=True))
+        with _environment(_local_settings()):
             try:
                 _init(directory)
                 yield directory
             finally:
                 with uninterrupted():
+                    started = set(psutil.Process().children(recursive=True)) - others
                     ray.shutdown()
-    finally:
-        with uninterrupted():
-            shutil.rmtree(directory, ignore_errors=True)
+                    _end(started)
 
 
 @contextmanager
@@ -69,11 +70,11 @@ def joined_ray(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    try:
-        with _sigterm_exits():
+    with stopping_by_exception():
+        try:
             try:
                 _check_reachable(address)
-                with _keeping_sigterm():
+                with held_back():
                     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                 raise WorkerStartError(
@@ -81,28 +82,14 @@ def joined_ray(address: str) -> Iterator[None]:
                     "with the same token"
                 ) from error
             yield
-    finally:
-        with uninterrupted():
-            ray.shutdown()
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ignore Ctrl-C and SIGTERM for a few seconds of cleaning up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        finally:
+            with uninterrupted():
+                ray.shutdown()
 
 
 def _init(directory: Path) -> None:
     try:
-        with _keeping_sigterm():
+        with held_back():
             ray.init(
                 address="local",
                 include_dashboard=False,
@@ -113,6 +100,15 @@ def _init(directory: Path) -> None:
             )
     except Exception as error:
         raise WorkerStartError(f"Ray did not start on this machine: {_first_line(error)}") from error
+
+
+def _end(processes: Collection[psutil.Process]) -> None:
+    """See the processes out; a start that was interrupted leaves some that Ray no longer knows of."""
+    _, alive = psutil.wait_procs(processes, timeout=END_TIMEOUT_S)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=END_TIMEOUT_S)
 
 
 def _check_reachable(address: str) -> None:
@@ -171,36 +167,3 @@ def _set_environment(settings: Mapping[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-
-
-@contextmanager
-def _keeping_sigterm() -> Iterator[None]:
-    """`ray.init` puts its own handler in place of the caller's, which exits with the bare signal number."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _sigterm_exits() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit where it would end the process with no cleaning up at all."""
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-    ):
-        yield
-        return
-    signal.signal(signal.SIGTERM, _exit)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _exit(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-import torch
 import typer
 
 from placement.quantisation import BITS_PER_WEIGHT
@@ -25,7 +24,3 @@ class DtypeName(StrEnum):
 
     float32 = "float32"
     bfloat16 = "bfloat16"
-
-
-def torch_dtype(name: DtypeName) -> torch.dtype:
-    return torch.float32 if name is DtypeName.float32 else torch.bfloat16

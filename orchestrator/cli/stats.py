@@ -12,7 +12,7 @@ import typer
 from rich.progress import Progress
 
 from orchestrator.cli.inputs import files_read
-from orchestrator.cli.options import DtypeName, Json, torch_dtype
+from orchestrator.cli.options import DtypeName, Json
 from orchestrator.cli.output import console, errors, print_json, print_note, share, table
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.routing_recorder import RoutingRecorder
@@ -41,7 +41,7 @@ def stats(
     shape = Step35Config.load(model).shape(model.resolve().name)
     tokenizer = Tokenizer.load(model)
     documents = [tokenizer.encode_prompt(read_text(path)) for path in texts]
-    head = load_local(model, torch_dtype(dtype))
+    head = load_local(model, torch.float32 if dtype is DtypeName.float32 else torch.bfloat16)
     result = record_routing(
         head, documents, window, source=", ".join(path.name for path in texts), name=shape.name
     )

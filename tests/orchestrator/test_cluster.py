@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +16,7 @@ from orchestrator.cluster import RayCluster, RunningWorkers
 from placement.errors import PlanError, WorkerStartError
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan
+from tests.orchestrator.processes import DEADLINE_S, run, wait_until
 from tests.orchestrator.random_plan import random_plan
 from tests.tiny_checkpoint import write_random_checkpoint
 from transport.messages import ForwardReply
@@ -27,8 +24,6 @@ from workers.model_config import Step35Config
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-DEADLINE_S = 120.0
 # After kill -9 of its driver Ray's own agents take a minute to notice.
 ORPHANED_S = 90.0
 
@@ -71,13 +66,6 @@ def ray_processes(before: set[int]) -> list[str]:
         ):
             found.append(line)
     return found
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = DEADLINE_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not so after {timeout_s:g} s"
-        time.sleep(0.05)
 
 
 def check_answers(workers: RunningWorkers, plan: Plan, shape: ModelShape) -> None:
@@ -213,24 +201,6 @@ IDLE = """
         print(*[info.pid for info in workers.infos.values()], flush=True)
         time.sleep(600)
 """
-
-
-def heed_interrupts() -> None:
-    """A shell starts background jobs with SIGINT ignored, and their children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def run(program: str, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program), *arguments],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=heed_interrupts,
-    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

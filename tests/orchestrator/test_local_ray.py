@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
-from orchestrator.local_ray import MAX_TEMP_DIR_CHARS, local_ray, uninterrupted
+from orchestrator.local_ray import MAX_TEMP_DIR_CHARS, local_ray
+from orchestrator.run_folder import remove_abandoned
+from orchestrator.stopping import STOP_SIGNALS
+from tests.orchestrator.processes import DEADLINE_S, run, wait_until
 
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+pytestmark = pytest.mark.slow
+
+# Ray's last processes notice within a minute that the one that started them was killed.
+ORPHANED_S = 90.0
+
+IDLE = """
+    import signal
+    from orchestrator.local_ray import local_ray
+    from orchestrator.stopping import stop_by_exception
+    stop_by_exception()
+    with local_ray():
+        print("started", flush=True)
+        signal.pause()
+"""
 
 
-def test_nothing_interrupts_the_stopping_and_handlers_come_back() -> None:
-    before = [signal.getsignal(number) for number in INTERRUPTS]
-    with uninterrupted():
-        for number in INTERRUPTS:
-            os.kill(os.getpid(), number)
-    assert [signal.getsignal(number) for number in INTERRUPTS] == before
-
-
-@pytest.mark.slow
 def test_ray_leaves_environment_signals_and_files_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -33,7 +43,7 @@ def test_ray_leaves_environment_signals_and_files_as_they_were(
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
-    environment, handlers = dict(os.environ), [signal.getsignal(number) for number in INTERRUPTS]
+    environment, handlers = dict(os.environ), [signal.getsignal(number) for number in STOP_SIGNALS]
     with local_ray() as directory:
         assert ray.is_initialized()
         # Ray's sockets would not fit below a long TMPDIR.
@@ -46,5 +56,63 @@ def test_ray_leaves_environment_signals_and_files_as_they_were(
     assert not ray.is_initialized()
     assert not directory.exists()
     assert dict(os.environ) == environment
-    assert [signal.getsignal(number) for number in INTERRUPTS] == handlers
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == handlers
     assert list(home.iterdir()) == []
+
+
+@pytest.fixture
+def short_tmp() -> Iterator[Path]:
+    """A temporary directory whose path is short enough for Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="p", dir="/tmp") as name:
+        yield Path(name)
+
+
+def starts(process: subprocess.Popen[str], name: str) -> bool:
+    """Whether a child of this name has been started."""
+    assert process.poll() is None, process.stderr.read() if process.stderr else ""
+    return any(name in child.name() for child in psutil.Process(process.pid).children())
+
+
+def uses(folder: Path) -> list[str]:
+    """Command lines of processes that were started with something below the folder."""
+    lines = [" ".join(found.info["cmdline"] or []) for found in psutil.process_iter(["cmdline"])]
+    return [line for line in lines if str(folder) in line]
+
+
+@pytest.mark.parametrize(
+    ("number", "child", "times"),
+    [(signal.SIGTERM, "gcs_server", 1), (signal.SIGHUP, "raylet", 1), (signal.SIGINT, "gcs_server", 2)],
+)
+def test_a_signal_while_ray_starts_ends_it_and_leaves_nothing(
+    number: signal.Signals, child: str, times: int, short_tmp: Path
+) -> None:
+    with run(IDLE, environment={"TMPDIR": str(short_tmp)}) as process:
+        wait_until(lambda: starts(process, child))
+        for _ in range(times):
+            if number is signal.SIGTERM:
+                process.send_signal(number)
+            else:
+                # As a terminal does: to the whole group.
+                os.killpg(process.pid, number)
+        out, err = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, out, err) == (128 + number, "", "")
+    assert list(short_tmp.iterdir()) == []
+    assert uses(short_tmp) == []
+
+
+def test_what_a_killed_head_leaves_is_gone_after_the_next_start(short_tmp: Path) -> None:
+    environment = {"TMPDIR": str(short_tmp)}
+    with run(IDLE, environment=environment) as killed, run(IDLE, environment=environment) as running:
+        for process in (killed, running):
+            assert process.stdout is not None
+            assert process.stdout.readline() == "started\n"
+        assert len(list(short_tmp.iterdir())) == 2
+        killed.kill()
+        killed.wait(DEADLINE_S)
+        assert len(list(short_tmp.iterdir())) == 2
+        remove_abandoned(str(short_tmp))
+        assert len(list(short_tmp.iterdir())) == 1
+        running.terminate()
+        assert running.wait(DEADLINE_S) == 128 + signal.SIGTERM
+    wait_until(lambda: not uses(short_tmp), ORPHANED_S)
+    assert list(short_tmp.iterdir()) == []

@@ -1,0 +1,91 @@
+"""The commands, and how a command line that cannot be done ends."""
+
+from __future__ import annotations
+
+import errno
+import io
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+import typer
+
+from orchestrator.cli.output import print_error
+from orchestrator.cli.usage import UsageError, usage_message
+from placement.errors import PotluckError
+
+COMMANDS = {
+    "generate": "Continue a prompt.",
+    "plan": "Decide which box and memory holds each expert, and predict the speed.",
+    "stats": "Run text through the model and write which experts its tokens use.",
+    "trace": "Write a synthetic trace: which experts the tokens of invented text use.",
+    "simulate": (
+        "Replay a trace through a plan: step times, tokens/s, what is busy and what bounds each layer."
+    ),
+    "whatif": "Rank single changes to a cluster by tokens per second.",
+    "study": "Plan and judge every cell of a grid; an interrupted study goes on where it stopped.",
+    "demo": "Plan, start and run the shipped model on three worker processes of this machine.",
+}
+"""Name -> first line of its help: the function of that name in the module of that name."""
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def load(arguments: Sequence[str]) -> typer.Typer:
+    """The command line with the one command that `arguments` name; the others stand there by name only.
+
+    Most commands take seconds to load, which nobody should wait for who wants help or mistyped a name.
+    """
+    app = typer.Typer(
+        name="potluck",
+        help="Run a Mixture-of-Experts model too big for any box you own by pooling the boxes you do own.",
+        epilog="Start with `make demo`. Every command takes --json: one document on standard output.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        if name == wanted:
+            app.command(name)(command(name))
+        else:
+            app.command(name, help=summary)(_not_loaded)
+    return app
+
+
+def command(name: str) -> Callable[..., Any]:
+    """The function behind a command."""
+    function: Callable[..., Any] = getattr(import_module(f"orchestrator.cli.{name}"), name)
+    return function
+
+
+def run(app: typer.Typer, arguments: Sequence[str]) -> int:
+    """Do what `arguments` say; a user's mistake is one line on standard error and exit code 2."""
+    try:
+        # Not standalone: typer would print a framed message of several lines for a mistake in an option.
+        code = app(list(arguments) or ["--help"], prog_name="potluck", standalone_mode=False)
+        sys.stdout.flush()
+        return code or 0
+    except UsageError as error:
+        print_error(usage_message(error))
+    except PotluckError as error:
+        print_error(str(error))
+        return error.exit_code
+    except BrokenPipeError:
+        # `potluck … | head`: nobody reads on.
+        sys.stdout = io.StringIO()
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        what = error.filename or "the result"
+        print_error(f"cannot write {what}: {error.strerror}; make room and try again")
+        # What did not go out would fail again when the interpreter empties its buffers.
+        sys.stdout = io.StringIO()
+    return 2
+
+
+def _not_loaded() -> None:
+    """Stands for a command that the arguments do not name."""

@@ -1,0 +1,81 @@
+"""A temporary folder that outlives its process only until the next one starts."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from orchestrator.stopping import uninterrupted
+
+PREFIX = "potluck-"
+LOCK = "owner.lock"
+
+
+@contextmanager
+def run_folder(parent: str) -> Iterator[Path]:
+    """Make a folder of this user alone below `parent`, and remove it at the end.
+
+    Its lock file is locked while this process lives, however it ends. So what a killed process has left
+    behind can be told from what a running one uses: folders nobody locks are removed first.
+    """
+    remove_abandoned(parent)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+    lock = None
+    try:
+        lock = _locked(folder)
+        yield folder
+    finally:
+        with uninterrupted():
+            shutil.rmtree(folder, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+
+
+def remove_abandoned(parent: str) -> None:
+    """Remove this user's run folders below `parent` whose process has ended; leave everything else alone."""
+    try:
+        entries = list(os.scandir(parent))
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False):
+            with suppress(OSError):
+                _remove_if_abandoned(Path(entry.path))
+
+
+def _locked(folder: Path) -> int:
+    """The open lock file; it gets its name when it is locked, so nobody finds it unlocked meanwhile."""
+    new = folder / f"{LOCK}.new"
+    lock = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    new.rename(folder / LOCK)
+    return lock
+
+
+def _remove_if_abandoned(folder: Path) -> None:
+    if folder.lstat().st_uid != os.geteuid():
+        return
+    lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(lock).st_mode):
+            return
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The lock file goes last: Ray's last processes may still write, and then the next start tries again.
+        for entry in os.scandir(folder):
+            if entry.name == LOCK:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                os.unlink(entry.path)
+        if os.listdir(folder) == [LOCK]:
+            os.unlink(folder / LOCK)
+            folder.rmdir()
+    finally:
+        os.close(lock)

@@ -1,0 +1,35 @@
+"""The list of commands, and what is loaded for which of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.cli.app import COMMANDS, command
+from tests.orchestrator.command_line import Potluck
+from tests.orchestrator.processes import DEADLINE_S, run
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_listed_with_the_first_line_of_its_help(name: str, potluck: Potluck) -> None:
+    doc = command(name).__doc__
+    assert doc is not None
+    assert doc.strip().splitlines()[0] == COMMANDS[name]
+    assert name in potluck("--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--help"], 0), ([], 0), (["nonsense"], 2), (["plan", "--nonsense"], 2)]
+)
+def test_help_and_mistakes_wait_for_neither_torch_nor_ray(arguments: list[str], code: int) -> None:
+    program = """
+        import sys
+        from orchestrator.cli.main import main
+        try:
+            main()
+        finally:
+            assert not {"torch", "ray"} & set(sys.modules)
+    """
+    with run(program, *arguments) as process:
+        _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == code, err
+    assert "AssertionError" not in err

@@ -1,0 +1,129 @@
+"""Ctrl-C, SIGTERM and SIGHUP end a command silently, at any moment, with 128 + their number."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from orchestrator.stopping import STOP_SIGNALS, held_back, stopping_by_exception, uninterrupted
+from tests.orchestrator.processes import DEADLINE_S, run, start
+
+
+@pytest.mark.parametrize(
+    ("number", "module"),
+    [
+        (signal.SIGINT, "errno"),
+        (signal.SIGINT, "torch._C"),
+        (signal.SIGINT, "torch"),
+        (signal.SIGTERM, "numpy"),
+        (signal.SIGHUP, "typer"),
+    ],
+)
+def test_a_command_is_stopped_silently_while_modules_load(number: signal.Signals, module: str) -> None:
+    # The interpreter tells of each module when it is loaded, so the signal meets the loading of the next.
+    command = ("-X", "importtime", "-m", "orchestrator.cli.main", "generate", "--model", "nowhere")
+    with start(*command) as process:
+        assert process.stderr is not None
+        while line := process.stderr.readline():
+            if line.split()[-1] == module:
+                break
+        process.send_signal(number)
+        rest = process.stderr.read()
+        assert process.wait(DEADLINE_S) == 128 + number
+    assert [line for line in rest.splitlines() if not line.startswith("import time:")] == []
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    """`nohup potluck …` goes on when the terminal is closed."""
+    program = """
+        import os, signal
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        from orchestrator.stopping import stop_at_once, stop_by_exception, stopping_by_exception
+        for install in (stop_at_once, stop_by_exception):
+            install()
+            os.kill(os.getpid(), signal.SIGHUP)
+        with stopping_by_exception():
+            os.kill(os.getpid(), signal.SIGHUP)
+        print("still here")
+    """
+    assert run(program).communicate(timeout=DEADLINE_S) == ("still here\n", "")
+
+
+def test_nothing_interrupts_the_stopping_and_handlers_come_back() -> None:
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    with uninterrupted():
+        for number in STOP_SIGNALS:
+            os.kill(os.getpid(), number)
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_would_end_the_process_becomes_an_exception(number: signal.Signals) -> None:
+    def stop() -> None:
+        with stopping_by_exception():
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(SystemExit) as stopped:
+        stop()
+    assert stopped.value.code == 128 + number
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_an_error_that_a_signal_held_back_has_caused_is_not_told() -> None:
+    def stop() -> None:
+        with stopping_by_exception(), held_back():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise RuntimeError("the servers are gone")
+
+    with pytest.raises(SystemExit) as stopped:
+        stop()
+    assert stopped.value.code == 128 + signal.SIGTERM
+
+
+def test_a_hangup_does_not_reach_what_was_started_while_signals_were_held_back() -> None:
+    with held_back():
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    child.send_signal(signal.SIGHUP)
+    child.communicate(b"end\n", timeout=DEADLINE_S)
+    assert child.returncode == 0
+
+
+def test_a_signal_held_back_counts_when_the_block_ends_and_the_second_at_once() -> None:
+    number = signal.SIGTERM
+    reached: list[str] = []
+
+    def stop(times: int) -> None:
+        with stopping_by_exception(), held_back():
+            # As Ray does: its handler would end the process with a code of its own.
+            signal.signal(number, lambda *_: os._exit(1))
+            for _ in range(times):
+                reached.append("before")
+                os.kill(os.getpid(), number)
+            reached.append("end")
+
+    for times, expected in ((1, ["before", "end"]), (2, ["before", "before"])):
+        reached.clear()
+        with pytest.raises(SystemExit) as stopped:
+            stop(times)
+        assert stopped.value.code == 128 + number
+        assert reached == expected
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_other_threads_change_no_handler() -> None:
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+
+    def work() -> None:
+        with stopping_by_exception(), held_back(), uninterrupted():
+            seen.append([signal.getsignal(number) for number in STOP_SIGNALS])
+
+    seen: list[object] = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
