@@ -17,8 +17,8 @@ from orchestrator.model.moe import LocalExperts
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.weights import load_head_weights
 from orchestrator.report import RunReport, make_report
+from orchestrator.runnable import check_runnable
 from orchestrator.timing import StepTimer
-from placement.errors import PlanError
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan, PlannedWorker
 from placement.planner import make_plan
@@ -112,7 +112,7 @@ def open_session(
         addresses: of the plan's nodes, where Ray does not know them by name.
 
     Raises:
-        PlanError: the plan is for another model or dtype, or does not fit.
+        PlanError: the plan is for another model, does not fit, or says what this release cannot run.
         CheckpointError: the checkpoint is damaged.
         WorkerStartError: a worker did not start.
     """
@@ -120,7 +120,8 @@ def open_session(
     shape = config.shape(model_dir.resolve().name)
     plan.check(shape)
     plan.check_fits()
-    dtype = _torch_dtype(plan.dtype)
+    check_runnable(plan)
+    dtype = torch.float32 if plan.dtype == "float32" else torch.bfloat16
     checkpoint = Checkpoint.open(model_dir)
     timer = StepTimer()
     with ExitStack() as stack:
@@ -149,13 +150,3 @@ def _share_of_cores(num_processes: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _torch_dtype(name: str) -> torch.dtype:
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name not in known:
-        raise PlanError(
-            f"the plan keeps experts in {name}; this release runs float32 and bfloat16: "
-            "make a plan with --quant bfloat16"
-        )
-    return known[name]

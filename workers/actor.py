@@ -106,7 +106,10 @@ class WorkerProcess:
             )
         except (RuntimeError, MemoryError, AssertionError) as error:  # torch: no such device, no memory
             reason = str(error).partition("\n")[0]
-            raise WorkerStartError(f"cannot hold its experts on device {spec.device}: {reason}") from error
+            raise WorkerStartError(
+                f"cannot hold its experts on device {spec.device}: {reason}: plan for a torch_device and a "
+                "memory that this machine has"
+            ) from error
         self._service = ExpertService(
             spec.name,
             store,

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.inputs import load_plan
+from orchestrator.cli.inputs import load_plan, named
 from orchestrator.cli.options import DtypeName, Json
 from orchestrator.cli.output import errors, print_json
 from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.generate import GenerationParams, GenerationResult
 from orchestrator.report import RunReport
+from orchestrator.runnable import check_runnable
 from orchestrator.session import even_plan, open_session
 from orchestrator.tokenizer import StreamDecoder, Tokenizer
 from placement.errors import InputError
@@ -58,6 +59,8 @@ def generate(
         made = even_plan(shape, workers or 0, (dtype or DtypeName.float32).value)
     else:
         made = load_plan(plan, shape)
+        with named(plan):
+            check_runnable(made)
         if workers is not None or dtype not in (None, made.dtype):
             raise InputError(
                 f"{plan} says where experts live, in {made.dtype}; leave out --workers and --dtype"

@@ -1,0 +1,43 @@
+"""What of a plan this release can run; plans and simulations know more kinds of memory than that."""
+
+from __future__ import annotations
+
+from placement.errors import PlanError
+from placement.plan import LOCAL_WORKER, Plan, PlannedWorker
+from placement.shown import shown
+
+DTYPES = ("float32", "bfloat16")
+
+
+def check_runnable(plan: Plan) -> None:
+    """Raise PlanError for a plan that would not run as it says: its dtype, a worker's memory or device."""
+    if plan.dtype not in DTYPES:
+        raise PlanError(
+            f"the plan keeps experts in {shown(plan.dtype)}; this release runs {' and '.join(DTYPES)}: "
+            "make a plan with --quant bfloat16"
+        )
+    for worker in plan.workers:
+        problem = _problem(worker)
+        if problem is not None:
+            raise PlanError(
+                f"worker {shown(worker.name)}: {problem}; `potluck simulate` takes the plan as it is"
+            )
+
+
+def _problem(worker: PlannedWorker) -> str | None:
+    on_cpu = worker.device.partition(":")[0] == "cpu"
+    if worker.tier == "disk":
+        return (
+            "its experts are on a disk, and this release runs them from memory only: plan without that disk"
+        )
+    if worker.name == LOCAL_WORKER and not on_cpu:
+        return (
+            f"it is on device {shown(worker.device)}, and the head of this release runs on the CPU: plan "
+            "with a device of kind ram first on the head's node"
+        )
+    if worker.tier == "vram" and on_cpu:
+        return (
+            "its experts are in vram, but its device is the CPU: give the device its torch_device in the "
+            "cluster file and plan again"
+        )
+    return None
