@@ -146,7 +146,7 @@ class Dispatcher:
             WorkerRefused: a worker answered with an error.
             NonFiniteError: an expert's output is not finite.
         """
-        with self.timer.part("wire"):
+        with self.timer.part("dispatch"):
             inputs = _Inputs(layer, hidden, weights, self._dtype)
             work = LayerSum(
                 layer=layer,
@@ -170,8 +170,8 @@ class Dispatcher:
                 here += self._compute(here.pop(), work, inputs)
             if work.finished:
                 break
-            here += self._send(self._wait(work), inputs)
-        with self.timer.part("wire"):
+            here += self._wait(work, inputs)
+        with self.timer.part("dispatch"):
             self.usage.coarsened_rows += work.coarsened_rows
             values, exponents = work.result()
             return fixed_point.to_float32(torch.from_numpy(values), torch.from_numpy(exponents)), meanwhile
@@ -218,28 +218,30 @@ class Dispatcher:
                 torch.from_numpy(ask.scale_exponents),
             )
             values, saturated = partial_sum.values.numpy(), partial_sum.saturated.numpy()
-        actions = work.partial(ask.worker, ask.request_id, values, saturated, self._clock())
-        return self._send(actions, inputs)
+        with self.timer.part("dispatch"):
+            actions = work.partial(ask.worker, ask.request_id, values, saturated, self._clock())
+            return self._send(actions, inputs)
 
-    def _wait(self, work: LayerSum) -> list[Action]:
-        """Until something arrives or is due."""
+    def _wait(self, work: LayerSum, inputs: _Inputs) -> list[Ask]:
+        """Until something arrives or is due; returns what that leaves to this process."""
         with self.timer.part("remote_wait"):
             wait_s = max(0.0, work.wake_at_s() - self._clock())
             events = self._poller.poll(math.ceil(wait_s * 1000))
         actions: list[Action] = []
-        with self.timer.part("wire"):
+        with self.timer.part("dispatch"):
             now_s = self._clock()
             for socket, _ in events:
                 worker = self._by_socket[socket]
                 actions += self._receive(worker, work, now_s)
             actions += work.tick(now_s)
-        return actions
+            return self._send(actions, inputs)
 
     def _receive(self, worker: int, work: LayerSum, now_s: float) -> list[Action]:
         """The next message of `worker`; the poller tells again while there are more."""
         name = self._names[worker]
         try:
-            reply = self._clients[worker].receive()
+            with self.timer.part("wire"):
+                reply = self._clients[worker].receive()
         except WireError as error:
             raise WorkerRefused(f"worker '{name}' sent what is no answer: {error}") from error
         if isinstance(reply, ForwardReply):

@@ -26,7 +26,8 @@ class RunReport:
 
     Attributes:
         num_tokens: generated, the first of each generation (from prefill) included.
-        remote_layers_per_token: layer passes of decode steps that asked another process, per decoded token.
+        remote_layers_per_step, remote_layers_per_token: layer passes of decode steps that asked another
+            process, for each step and for each token they gave.
         time_s: decode seconds by part.
     """
 
@@ -37,6 +38,7 @@ class RunReport:
     prefill_s: float
     decode_s: float
     tokens_per_s: float
+    remote_layers_per_step: float
     remote_layers_per_token: float
     coarsened_rows: int
     time_s: dict[str, float]
@@ -53,17 +55,20 @@ def make_report(
     """Args: `whole` counts the run with its prefills, `decode` the decode steps of each result."""
     decode_s = sum(result.decode_s for result in results)
     decoded = sum(len(result.token_ids) - 1 for result in results)
+    steps = sum(result.steps for result in results)
+    remote_layers = sum(usage.remote_layers for usage in decode)
     activations = sum(whole.activations)
     held = plan.experts_per_worker().tolist()
     return RunReport(
         num_tokens=sum(len(result.token_ids) for result in results),
-        steps=sum(result.steps for result in results),
+        steps=steps,
         drafted_by_position=_add([result.drafted_by_position for result in results]),
         accepted_by_position=_add([result.accepted_by_position for result in results]),
         prefill_s=sum(result.prefill_s for result in results),
         decode_s=decode_s,
         tokens_per_s=decoded / decode_s if decode_s else 0.0,
-        remote_layers_per_token=sum(usage.remote_layers for usage in decode) / decoded if decoded else 0.0,
+        remote_layers_per_step=remote_layers / steps if steps else 0.0,
+        remote_layers_per_token=remote_layers / decoded if decoded else 0.0,
         coarsened_rows=whole.coarsened_rows,
         time_s={
             name: sum(result.time_s.get(name, 0.0) for result in results)

@@ -13,7 +13,9 @@ from placement.units import size
 _PART_NAMES = {
     "shared_expert": "shared expert",
     "local_experts": "local experts",
-    "remote_wait": "waiting for remote",
+    "dispatch": "sharing out, adding up",
+    "wire": "messages",
+    "remote_wait": "waiting for workers",
     "dense_ffn": "dense FFN",
     "mtp": "MTP layers",
     "lm_head": "output head",
@@ -30,6 +32,7 @@ def report_document(report: RunReport) -> dict[str, Any]:
         "accepted_drafts_per_step": report.accepted_drafts_per_step,
         "drafted_by_position": list(report.drafted_by_position),
         "accepted_by_position": list(report.accepted_by_position),
+        "remote_layers_per_step": report.remote_layers_per_step,
         "remote_layers_per_token": report.remote_layers_per_token,
         "coarsened_rows": report.coarsened_rows,
         "time_s": report.time_s,
@@ -58,6 +61,7 @@ def run_tables(report: RunReport) -> list[Group]:
             (f"  draft {place} accepted", share(accepted / drafted) if drafted else "-")
             for place, (drafted, accepted) in enumerate(positions, start=1)
         ),
+        ("remote layers a step", f"{report.remote_layers_per_step:.2f}"),
         ("remote layers a token", f"{report.remote_layers_per_token:.2f}"),
     ]
     total_s = sum(report.time_s.values())
@@ -67,12 +71,18 @@ def run_tables(report: RunReport) -> list[Group]:
         for name, seconds in report.time_s.items()
     ]
     time.append(("all", f"{1000 * total_s / steps:.3f}", share(1.0)))
+    counted = any(worker.share for worker in report.workers)
     work = [
-        (worker.name, str(worker.experts), size(worker.num_bytes), share(worker.share))
+        (
+            worker.name,
+            str(worker.experts),
+            size(worker.num_bytes),
+            *([share(worker.share)] if counted else []),
+        )
         for worker in report.workers
     ]
     return [
         table("Speed", ("", ""), speed),
         table("Where a decode step's time went", ("part", "ms a step", "share"), time if total_s else []),
-        table("Who computed", ("worker", "experts", "bytes", "of activations"), work),
+        table("Who computed", ("worker", "experts", "bytes", *(["of activations"] if counted else [])), work),
     ]

@@ -81,6 +81,17 @@ def test_usage_counts_activations_messages_and_bytes(model_dir: Path) -> None:
     assert rows * layers * hidden * 4 <= usage.sent_bytes <= 2 * rows * layers * hidden * 4
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_only_messages_count_as_wire(model_dir: Path, num_workers: int) -> None:
+    model = load_model(model_dir)
+    plan = random_plan(model.config.shape("tiny"), num_workers, seed=4)
+    with dispatcher_with_threads(plan, Checkpoint.open(model_dir), model.config, torch.float32) as dispatcher:
+        result, _ = generate_with_hidden(over(model, dispatcher), PROMPT, GenerationParams(max_tokens=6))
+    remote = {"wire", "remote_wait"}
+    assert remote & set(result.time_s) == (remote if num_workers else set())
+    assert result.time_s["dispatch"] > 0
+
+
 def test_a_chunk_larger_than_a_message_gives_the_same_bits(model_dir: Path) -> None:
     model = load_model(model_dir)
     params = GenerationParams(max_tokens=2, chunk_size=64)
