@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# pip shows its progress to a terminal; in a log it is silent unless it fails.
+INSTALL = [ -t 1 ] || quiet=--quiet; $(BIN)/pip install $$quiet --constraint constraints.txt
 NATIVE := $(wildcard workers/kernels/*.cpp workers/kernels/*.h)
 
 .PHONY: demo test check clean
@@ -23,9 +25,13 @@ $(READY): pyproject.toml constraints.txt $(NATIVE)
 	  { echo "potluck needs Python 3.11 or newer; '$(PYTHON)' is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@command -v $${CXX:-c++} >/dev/null || \
 	  { echo "potluck builds its kernels with a C++ compiler; none found. Install g++ or set CXX." >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt setuptools
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[test]'
+	@echo "Setting up $(VENV), once: 1 of 3, an empty environment (seconds)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "Setting up $(VENV): 2 of 3, what builds the kernels (seconds)"
+	@$(INSTALL) setuptools
+	@echo "Setting up $(VENV): 3 of 3, torch, Ray and the rest, then the kernels" \
+	  "(about 2 minutes, longer where some 500 MB take longer to download)"
+	@$(INSTALL) --no-build-isolation --editable '.[test]'
 	@touch $@
 
 clean:

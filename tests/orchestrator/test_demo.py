@@ -1,0 +1,34 @@
+"""What the demo says of its plan can be held against what its run counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from orchestrator.cli.demo import remote_layers_per_step
+from placement.plan import LOCAL_WORKER
+from placement.planner import as_plan
+from placement.policies import named_policy
+from placement.problem import problem_for
+from placement.routing import expectation
+from placement.stats import RoutingStats
+from placement.workload import Workload
+from tests.placement.boxes import device
+from tests.placement.shapes import small_shape
+
+
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_the_expected_remote_layers_are_those_of_a_whole_step(drafts: int) -> None:
+    shape = small_shape()
+    rng = np.random.default_rng(1)
+    size = (1600, shape.num_moe_layers, shape.num_experts)
+    trace = np.argsort(rng.random(size), axis=2)[:, :, : shape.top_k].astype(np.uint16)
+    stats = RoutingStats.from_trace(shape, trace, "drawn")
+    devices = [device(LOCAL_WORKER, 24, 100), device("den", 6, 100)]
+    problem = problem_for(shape, devices, 100, stats, Workload(drafts=drafts))
+    plan = as_plan(problem, named_policy("uniform")(problem), "uniform", "float32")
+    expected = expectation.remote_layers_per_step(
+        plan.holder_table, stats, plan.home_workers(), tokens_per_step=1 + drafts
+    )
+    assert 0 < expected < shape.num_moe_layers
+    assert remote_layers_per_step(problem, plan) == pytest.approx(expected)
