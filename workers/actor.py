@@ -77,17 +77,11 @@ class WorkerProcess:
             PlanError: the plan is for another model.
             KeysRequired, WorkerStartError: the endpoint cannot be bound, the device is not there.
         """
-        import torch
-
-        from workers.formats.safetensors import Checkpoint
         from workers.model_config import Step35Config
-        from workers.service import ExpertService
-        from workers.store import ExpertStore
 
         spec = self._spec
         # Made here, so that no secret travels.
         keys = None if spec.head_public is None else WorkerKeys(KeyPair.make(), spec.head_public)
-        torch.set_num_threads(spec.num_threads)
         model_dir = Path(spec.model_dir)
         config = Step35Config.load(model_dir)
         shape = config.shape(spec.model)
@@ -96,6 +90,14 @@ class WorkerProcess:
                 f"{model_dir}: has fingerprint {shape.fingerprint}, the plan is for {spec.fingerprint}: "
                 "give this machine the same checkpoint, or make a plan for this one"
             )
+        # Loading torch takes seconds: what can be refused without it is refused above.
+        import torch
+
+        from workers.formats.safetensors import Checkpoint
+        from workers.service import ExpertService
+        from workers.store import ExpertStore
+
+        torch.set_num_threads(spec.num_threads)
         try:
             store = ExpertStore.load(
                 Checkpoint.open(model_dir),

@@ -11,8 +11,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 120.0
+MARK = "POTLUCK_TEST"
+"""Environment variable by which a test knows the processes it started, among other people's Ray."""
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = DEADLINE_S) -> None:
@@ -45,3 +49,15 @@ def heed_interrupts() -> None:
     """A shell starts background jobs with SIGINT ignored, and their children inherit that."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+
+
+def marked(value: str) -> list[int]:
+    """Processes that were started with this value of MARK, or by such a process."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == value and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
