@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import PlanDoesNotFit
+from placement.evaluate import evaluate
 from placement.holders import HolderTable
 from placement.problem import PlanningProblem
 from placement.routing.planning_text import FEWEST_STEPS, planning_text, spread_steps, stats_of
 from placement.search.copies import add_copies
 from placement.search.least_time import least_time, sample
-from placement.search.objective import objective_s
+from placement.search.objective import objective_s, prefill_pass_s
 from placement.search.refine import refine
 from placement.units import size
 
@@ -31,6 +32,7 @@ class Replan:
         moved_experts, moved_bytes: copies that devices must receive; what they drop costs nothing.
         transfer_s: until the last has arrived, if nothing else used the links.
         before_s, after_s: seconds of MoE layers a step on the new text.
+        prompt_before_s, prompt_after_s: of reading the prompts that fall to a step, 0 where none do.
         payback_s: from the start of the move until more tokens have come out than without it, if no token
             does while it lasts; None where nothing is gained.
     """
@@ -41,6 +43,8 @@ class Replan:
     transfer_s: float
     before_s: float
     after_s: float
+    prompt_before_s: float
+    prompt_after_s: float
     payback_s: float | None
 
 
@@ -93,9 +97,16 @@ def replan(
         if _arrivals(current, fresh) <= most and transfer_seconds(problem, current, fresh) <= budget_s:
             tables.append(fresh)
     steps = spread_steps(trace, problem.workload.tokens_per_step, _MOST_CHECK_STEPS)
-    seconds = [objective_s(known, table, steps) for table in tables]
-    best = int(np.argmin(seconds))
-    return _report(problem, current, tables[best], seconds[0], seconds[best], head_s)
+    speeds = [_speed(known, table, steps) for table in tables]
+    best = int(np.argmin([decode_s + prompt_s for decode_s, prompt_s in speeds]))
+    return _report(problem, current, tables[best], speeds[0], speeds[best], head_s)
+
+
+def _speed(problem: PlanningProblem, table: HolderTable, steps: NDArray[np.integer]) -> tuple[float, float]:
+    """Seconds of MoE layers a step, and of the prompts that fall to it: what `objective_s` adds up."""
+    passes = problem.workload.prefill_passes_per_step
+    prompt_s = passes * prefill_pass_s(problem, table) if passes else 0.0
+    return evaluate(problem, table, steps).mean_s, prompt_s
 
 
 def _within(
@@ -143,12 +154,12 @@ def _reached(
 
 def _arrivals(current: HolderTable, table: HolderTable) -> int:
     """Copies that devices must receive."""
-    return int(_new_cells(current, table).sum())
+    num_holders = int(max(current.table.max(), table.table.max())) + 1
+    return int(_new_cells(current, table, num_holders).sum())
 
 
-def _new_cells(current: HolderTable, table: HolderTable) -> NDArray[np.bool_]:
+def _new_cells(current: HolderTable, table: HolderTable, num_devices: int) -> NDArray[np.bool_]:
     """bool [num_devices, num_layers, num_experts]: held in `table` and not in `current`."""
-    num_devices = int(max(current.table.max(), table.table.max())) + 1
     return np.stack([table.mask(d) & ~current.mask(d) for d in range(num_devices)])
 
 
@@ -159,7 +170,7 @@ def transfer_seconds(problem: PlanningProblem, current: HolderTable, table: Hold
     ends too, for moves within a box.
     """
     devices = problem.devices
-    arrivals = _new_cells(current, table)
+    arrivals = _new_cells(current, table, len(devices))
     held = np.stack([current.mask(device) for device in range(len(devices))])
     by_place = np.argsort([not device.is_home for device in devices], kind="stable")
     sender = by_place[np.argmax(held[by_place], axis=0)]
@@ -180,23 +191,26 @@ def _report(
     problem: PlanningProblem,
     current: HolderTable,
     table: HolderTable,
-    before_s: float,
-    after_s: float,
+    before: tuple[float, float],
+    after: tuple[float, float],
     head_s: float,
 ) -> Replan:
     moved = _arrivals(current, table)
     transfer_s = transfer_seconds(problem, current, table)
     # Tokens lost while nothing comes out, over tokens gained a second afterwards.
     payback_s = None
+    before_s, after_s = sum(before) + head_s, sum(after) + head_s
     if after_s < before_s:
-        lost = transfer_s / (before_s + head_s)
-        payback_s = transfer_s + lost / (1 / (after_s + head_s) - 1 / (before_s + head_s))
+        lost = transfer_s / before_s
+        payback_s = transfer_s + lost / (1 / after_s - 1 / before_s)
     return Replan(
         table=table,
         moved_experts=moved,
         moved_bytes=moved * problem.expert_bytes,
         transfer_s=transfer_s,
-        before_s=before_s,
-        after_s=after_s,
+        before_s=before[0],
+        after_s=after[0],
+        prompt_before_s=before[1],
+        prompt_after_s=after[1],
         payback_s=payback_s,
     )

@@ -222,6 +222,8 @@ def _replan_document(moved: Replan) -> dict[str, Any]:
         "transfer_s": moved.transfer_s,
         "moe_s_before": moved.before_s,
         "moe_s_after": moved.after_s,
+        "prompt_s_before": moved.prompt_before_s,
+        "prompt_s_after": moved.prompt_after_s,
         "payback_s": moved.payback_s,
     }
 
@@ -299,9 +301,15 @@ def _move_line(moved: Replan) -> str:
         return "No move within the budget gains anything."
     return (
         f"Moving {moved.moved_experts} experts ({size(moved.moved_bytes)}, {_seconds(moved.transfer_s)}) "
-        f"takes MoE layers from {_ms(moved.before_s)} to {_ms(moved.after_s)} a step: paid back after "
-        f"{_seconds(moved.payback_s)}."
+        f"takes MoE layers from {_ms(moved.before_s)} to {_ms(moved.after_s)} a step{_prompt_move(moved)}: "
+        f"paid back after {_seconds(moved.payback_s)}."
     )
+
+
+def _prompt_move(moved: Replan) -> str:
+    if not moved.prompt_before_s:
+        return ""
+    return f" and its prompts from {_ms(moved.prompt_before_s)} to {_ms(moved.prompt_after_s)}"
 
 
 def _speed(tokens_per_s: float | None) -> str:

@@ -19,6 +19,7 @@ from placement.search.least_time import least_time
 from placement.stats import RoutingStats
 from placement.traces import CODING, GENERAL, Domain, SyntheticRouter
 from placement.units import size
+from placement.workload import Workload
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape
 
@@ -132,3 +133,32 @@ def test_a_current_plan_that_does_not_fit_is_refused() -> None:
     too_much = HolderTable.from_single(np.zeros((4, 32), dtype=np.int16))
     with pytest.raises(PlanDoesNotFit, match=f"'head' holds {size(64 * SIZE)} more"):
         replan(given, too_much)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_boxes_that_hold_nothing_before_and_after_are_no_trouble(seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    num_devices, num_empty = int(draws.integers(2, 5)), int(draws.integers(1, 4))
+    rooms = draws.integers(128 // num_devices + 1, 129, num_devices).tolist()
+    filled = [
+        device("head" if i == 0 else f"box{i}", room, SIZE, gbytes_per_s=float(draws.uniform(10, 200)))
+        for i, room in enumerate(rooms)
+    ]
+    # Far away: nothing ever goes there.
+    empty = [device(f"far{i}", 60, SIZE, round_trip_s=1.0, gbits_per_s=0.01) for i in range(num_empty)]
+    ratio = float(draws.choice([0.0, 8.0]))
+    given = replace(problem(), devices=(*filled, *empty), workload=Workload(prompt_tokens_per_token=ratio))
+    current = uniform(replace(given, devices=tuple(filled)))
+    found = replan(given, current, budget_bytes=int(draws.integers(0, 60)) * SIZE)
+    assert (found.table.experts_per_worker(len(given.devices)) <= given.capacities()).all()
+    assert found.after_s + found.prompt_after_s <= found.before_s + found.prompt_before_s
+    assert transfer_seconds(given, current, current) == 0
+
+
+def test_a_move_that_pays_by_prompts_alone_is_one() -> None:
+    given = replace(problem(), workload=Workload(prompt_tokens_per_token=1000.0))
+    found = replan(given, uniform(given))
+    assert found.payback_s is not None
+    assert found.after_s + found.prompt_after_s < found.before_s + found.prompt_before_s
+    plain = replan(problem(), uniform(given))
+    assert plain.prompt_before_s == plain.prompt_after_s == 0
