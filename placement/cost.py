@@ -5,6 +5,7 @@ docs/cost-model.md derives the formulas. Every rate comes from the cluster file;
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -60,6 +61,7 @@ class ExpertRates:
         machine: number of the machine whose cores and memory it shares, -1 where it shares none.
         cores: share of that machine's cores that it uses while it computes.
         bus: share of that machine's memory bandwidth that it takes while it reads.
+        host: of a disk, the device whose CPU computes its experts, -1 elsewhere.
     """
 
     round_trip_s: NDArray[np.float64]
@@ -75,11 +77,12 @@ class ExpertRates:
     machine: NDArray[np.float64] = field(default_factory=_absent)
     cores: NDArray[np.float64] = field(default_factory=_absent)
     bus: NDArray[np.float64] = field(default_factory=_absent)
+    host: NDArray[np.float64] = field(default_factory=_absent)
 
     def __post_init__(self) -> None:
         for rate in fields(self):
             if not getattr(self, rate.name).size:
-                absent = np.full(np.shape(self.read_s), -1.0 if rate.name == "machine" else 0.0)
+                absent = np.full(np.shape(self.read_s), -1.0 if rate.name in ("machine", "host") else 0.0)
                 object.__setattr__(self, rate.name, absent)
 
 
@@ -91,16 +94,18 @@ def expert_rates(problem: PlanningProblem) -> ExpertRates:
     expert_flops = 2 * shape.expert_parameters
     is_head = [d.worker.name == LOCAL_WORKER for d in devices]
     head = next((d.overheads for d, head in zip(devices, is_head, strict=True) if head), NO_OVERHEADS)
+    hosts = _hosts(devices)
+    computing = [d if host < 0 else devices[host] for d, host in zip(devices, hosts, strict=True)]
     machines = {name: i for i, name in enumerate(dict.fromkeys(d.machine.name for d in devices if d.machine))}
     return ExpertRates(
         round_trip_s=np.array([d.round_trip_s for d in devices]),
         row_wire_s=np.array([row_bytes / d.link_bytes_per_s for d in devices]),
         read_s=np.array([problem.expert_bytes / d.bandwidth_bytes_per_s for d in devices]),
-        compute_s=np.array([expert_flops / d.ffn_flops_per_s for d in devices]),
+        compute_s=np.array([expert_flops / d.ffn_flops_per_s for d in computing]),
         busy_s=np.array(
             [shared_expert_s(d, shape, workload) if h else 0.0 for d, h in zip(devices, is_head, strict=True)]
         ),
-        expert_s=np.array([d.overheads.expert_s for d in devices]),
+        expert_s=np.array([d.overheads.expert_s for d in computing]),
         request_s=np.array([d.overheads.request_s for d in devices]),
         message_s=np.array([0.0 if here else head.message_s for here in is_head]),
         message_row_s=np.array([0.0 if here else head.message_row_s for here in is_head]),
@@ -110,7 +115,17 @@ def expert_rates(problem: PlanningProblem) -> ExpertRates:
         bus=np.array(
             [d.bandwidth_bytes_per_s / d.machine.bandwidth_bytes_per_s if d.machine else 0.0 for d in devices]
         ),
+        host=np.array(hosts, dtype=np.float64),
     )
+
+
+def _hosts(devices: Sequence[PlanningDevice]) -> list[int]:
+    """Of each disk the first RAM device of its box, whose CPU computes what the disk holds; -1 elsewhere."""
+    cpus: dict[str, int] = {}
+    for index, device in enumerate(devices):
+        if device.worker.tier == "ram":
+            cpus.setdefault(device.worker.node, index)
+    return [cpus.get(d.worker.node, -1) if d.worker.tier == "disk" else -1 for d in devices]
 
 
 def device_seconds(

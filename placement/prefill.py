@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from placement.cost import (
     Counts,
     ExpertRates,
+    arithmetic_seconds,
     expert_rates,
     head_device,
     layer_software_s,
@@ -18,7 +19,7 @@ from placement.cost import (
     wire_seconds,
 )
 from placement.problem import PlanningProblem
-from placement.sharing import layer_seconds
+from placement.sharing import cpu_seconds, layer_seconds
 
 
 def prefill_seconds(
@@ -94,7 +95,9 @@ def prefill_layer_seconds(
     if link_bytes_per_s is None or not lenders:
         seconds: NDArray[np.float64] = per_device.max(axis=-1)
         return seconds
-    fixed = (wire_seconds(rates, rows) + (pairs > 0) * rates.request_s)[..., lenders]
+    # What a lender's CPU computes of a disk's experts stays there.
+    of_disks = cpu_seconds(rates, distinct, pairs) - arithmetic_seconds(rates, distinct, pairs)
+    fixed = (wire_seconds(rates, rows) + (pairs > 0) * rates.request_s + of_disks)[..., lenders]
     balanced = streamed_seconds(
         own_s=per_device[..., head],
         fixed_s=fixed,
@@ -105,6 +108,8 @@ def prefill_layer_seconds(
             distinct[..., lenders] * rates.expert_s[head] + pairs[..., lenders] * rates.compute_s[head],
         ),
     )
+    # Reading may hide a disk's arithmetic where nothing is copied, which the closed form does not know.
+    balanced = np.minimum(balanced, per_device[..., [head, *lenders]].max(axis=-1))
     others = [i for i in range(len(problem.devices)) if i != head and i not in lenders]
     slowest: NDArray[np.float64] = np.maximum(balanced, per_device[..., others].max(axis=-1, initial=0.0))
     return slowest

@@ -17,6 +17,7 @@ from placement.search.copies import add_copies
 from placement.search.least_time import least_time, sample
 from placement.search.objective import objective_s, prefill_pass_s
 from placement.search.refine import refine
+from placement.search.tiers import useless_on_disk
 from placement.units import size
 
 _MOST_CHECK_STEPS = 1000
@@ -143,8 +144,10 @@ def _reached(
     room = problem.capacities() - masks.sum(axis=(1, 2))
     assert problem.stats is not None
     heat = problem.stats.counts.astype(np.int64).ravel()
-    for device in range(num_devices):
-        kept = np.flatnonzero(current.mask(device).ravel() & ~masks[device].ravel())
+    # Slow memory last: what a disk would keep beside faster memory's copy helps nobody.
+    for device in sorted(range(num_devices), key=lambda d: problem.devices[d].worker.tier == "disk"):
+        useless = useless_on_disk(problem, masks)[device]
+        kept = np.flatnonzero((current.mask(device) & ~masks[device] & ~useless).ravel())
         kept = kept[np.argsort(-heat[kept], kind="stable")][: max(int(room[device]), 0)]
         masks[device].ravel()[kept] = True
     table = HolderTable.from_masks(masks)

@@ -1,4 +1,7 @@
-"""Devices of one machine at work at once: they share its cores and its memory. docs/cost-model.md."""
+"""Devices at work at once that share: cores and memory of a machine, the CPU of a box with a disk.
+
+docs/cost-model.md has the formulas.
+"""
 
 from __future__ import annotations
 
@@ -44,25 +47,47 @@ def has_message_costs(rates: ExpertRates) -> bool:
 
 
 def shares(rates: ExpertRates) -> bool:
-    """Whether two devices are on one machine."""
+    """Whether two devices are on one machine, or compute on one CPU."""
     machines = rates.machine[rates.machine >= 0]
-    return len(np.unique(machines)) < len(machines)
+    return has_hosts(rates) or len(np.unique(machines)) < len(machines)
+
+
+def has_hosts(rates: ExpertRates) -> bool:
+    """Whether a disk's experts are computed by another device's CPU."""
+    return bool((rates.host >= 0).any())
+
+
+def cpu_seconds(rates: ExpertRates, distinct: Counts, pairs: Counts) -> NDArray[np.float64]:
+    """`arithmetic_seconds`, with what a device computes of a disk's experts: float64 [..., num_devices].
+
+    A CPU at work has to compute what its own memory holds and what the disks beside it hold. The layer ends
+    no sooner than both are done, in whatever order, so all of it is charged to the CPU's own device. The
+    disk is charged with its own part, which is all where the CPU's device has nothing else to do.
+    """
+    seconds = arithmetic_seconds(rates, distinct, pairs)
+    for disk in np.flatnonzero(rates.host >= 0):
+        host = int(rates.host[disk])
+        is_at_work = (pairs[..., host] > 0) | (rates.busy_s[host] > 0)
+        own = pairs[..., disk] * rates.compute_s[disk] + distinct[..., disk] * rates.expert_s[disk]
+        seconds[..., host] += is_at_work * own
+    return seconds
 
 
 def work_seconds(rates: ExpertRates, distinct: Counts, pairs: Counts) -> NDArray[np.float64]:
     """From a layer's start until each device has done its part, busy_s included: float64 [..., num_devices].
 
-    All begin together. While the devices A of a machine are at work, each takes cores = max(1, sum over A of
-    its share of the cores) times as long for software and arithmetic, and max(cores, sum over A of its share
-    of the memory bandwidth) times as long for reading; so the last ones go on faster when others are done
-    (processor sharing; Kleinrock, Queueing Systems II, 1976, section 4.4).
+    All begin together, and a disk's experts are computed by its box's CPU (`cpu_seconds`). While the devices
+    A of a machine are at work, each takes cores = max(1, sum over A of its share of the cores) times as long
+    for software and arithmetic, and max(cores, sum over A of its share of the memory bandwidth) times as
+    long for reading; so the last ones go on faster when others are done (processor sharing; Kleinrock,
+    Queueing Systems II, 1976, section 4.4).
 
     Args:
         distinct, pairs: int [..., num_devices], as `device_seconds` takes them.
     """
     software = (pairs > 0) * rates.request_s
     reading = distinct * rates.read_s
-    computing = arithmetic_seconds(rates, distinct, pairs)
+    computing = cpu_seconds(rates, distinct, pairs)
     busy_read = rates.busy_s * rates.busy_reads
     busy_compute = rates.busy_s - busy_read
     alone: NDArray[np.float64] = rates.busy_s + software + np.maximum(reading, computing)

@@ -13,6 +13,7 @@ from placement.holders import HolderTable
 from placement.problem import PlanningProblem
 from placement.replica_costs import replica_costs
 from placement.search.layer_search import Loads, Touched, layer_searches
+from placement.search.tiers import useless_on_disk
 
 # Room is filled in so many rounds, since a copy changes what the next one is worth; in smaller ones where the
 # dispatcher makes less of many copies than of few.
@@ -68,7 +69,7 @@ class _Assigned:
     """A set of holders, bool [num_devices, num_layers, num_experts], and what the dispatcher makes of it.
 
     `loads`: for each layer what devices have to do. `first`: a holder of every expert, [num_layers,
-    num_experts]. `seconds`: expected of all layers.
+    num_experts]. `seconds`: expected of all layers, prompts included.
     """
 
     masks: NDArray[np.bool_]
@@ -81,6 +82,7 @@ class _CopySearch:
     """What copies are worth on a sample of steps."""
 
     def __init__(self, problem: PlanningProblem, layers: Sequence[Touched]) -> None:
+        self._problem = problem
         self._searches = layer_searches(problem, layers)
         self._costs = replica_costs(problem)
         self._chosen = np.stack([layer.chosen for layer in layers])
@@ -95,17 +97,23 @@ class _CopySearch:
             search.loads(devices.take(choices))
             for search, devices, choices in zip(self._searches, chosen, self._choices, strict=True)
         ]
-        return _Assigned(masks, loads, first, sum(layer.mean_s for layer in loads))
+        seconds = sum(
+            search.held_seconds(of_layer, masks[:, row])
+            for row, (search, of_layer) in enumerate(zip(self._searches, loads, strict=True))
+        )
+        return _Assigned(masks, loads, first, seconds)
 
     def best_copies(self, state: _Assigned, room: NDArray[np.int64], most: int) -> _Cells:
         """At most one new copy an expert, the most useful ones, where there is room."""
         gains = np.stack(
             [
-                search.copies(loads, first)
-                for search, loads, first in zip(self._searches, state.loads, state.first, strict=True)
+                search.copies(loads, first, state.masks[:, row])
+                for row, (search, loads, first) in enumerate(
+                    zip(self._searches, state.loads, state.first, strict=True)
+                )
             ]
         )
-        gains[state.masks.transpose(1, 2, 0)] = 0.0
+        gains[(state.masks | useless_on_disk(self._problem, state.masks)).transpose(1, 2, 0)] = 0.0
         flat = gains.reshape(-1, len(room))
         flat[:, room <= 0] = 0.0
         # Of an expert only its best place counts in this round.

@@ -164,6 +164,10 @@ class LayerSearch:
         decode_s = (loads or self.held(holder)).mean_s
         return decode_s if self._prefill is None else decode_s + self._prefill.seconds(holder)
 
+    def held_seconds(self, loads: Loads, masks: NDArray[np.bool_]) -> float:
+        """Expected of the layer with these loads if `masks`, bool [num_devices, num_experts], are held."""
+        return loads.mean_s if self._prefill is None else loads.mean_s + self._prefill.seconds_held(masks)
+
     def moves(
         self, holder: NDArray[np.integer], devices: NDArray[np.integer], loads: Loads | None = None
     ) -> NDArray[np.float64]:
@@ -195,13 +199,16 @@ class LayerSearch:
         change = self._expected(sums, holder)
         return change if self._prefill is None else change + self._prefill.changes(holder)[:, devices]
 
-    def copies(self, loads: Loads, first: NDArray[np.integer]) -> NDArray[np.float64]:
-        """Change by one more copy, float64 [num_experts, num_devices].
+    def copies(
+        self, loads: Loads, first: NDArray[np.integer], masks: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        """Change of `held_seconds` by one more copy, float64 [num_experts, num_devices].
 
-        It is used in the steps in which it helps, so nothing gets slower.
+        It is used in the steps in which it helps, so no step gets slower; prompts may.
 
         Args:
             first: int [num_experts], a device that holds the expert.
+            masks: bool [num_devices, num_experts], all that do.
         """
         devices = np.arange(len(self._first_cell))
         change = self._relieved(loads, devices, self._with_one_more(loads, devices))
@@ -213,7 +220,8 @@ class LayerSearch:
         step = self.touched.step
         touches = np.flatnonzero(loads.at == loads.slowest.take(step))
         sums = _sums(step[touches], np.searchsorted(touches, self._ends), change)
-        return self._expected(sums, first)
+        gains = self._expected(sums, first)
+        return gains if self._prefill is None else gains + self._prefill.copies(masks)
 
     def _with_one_more(self, loads: Loads, devices: NDArray[np.integer]) -> NDArray[np.float64]:
         """Seconds of `devices` with one expert more, [num_steps, len(devices)]."""

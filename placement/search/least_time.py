@@ -25,6 +25,7 @@ from placement.search.kicks import kick, num_kicks
 from placement.search.layer_search import Touched, touched_layers
 from placement.search.objective import objective_s
 from placement.search.refine import refine
+from placement.search.tiers import settled
 
 # Candidates are compared on so many steps: enough to tell 1% apart.
 _MOST_CHECK_STEPS = 1000
@@ -71,7 +72,8 @@ def least_time(problem: PlanningProblem) -> HolderTable:
     """The placement of least expected time; without statistics all experts are taken as equally likely.
 
     The best of `candidates`, and the best from another start, go on with all the text. Should a baseline be
-    faster on it, that is the answer.
+    faster on it, that is the answer. No expert is left in slower memory than its box has room for
+    (`settled`).
     """
     text = planning_text(problem)
     known = replace(problem, stats=text.stats)
@@ -81,7 +83,7 @@ def least_time(problem: PlanningProblem) -> HolderTable:
     baseline = [c for c in others if c.policy and c.held_out_s <= _NEAR * best.held_out_s]
     searched = [c for c in others if not c.policy and c.held_out_s <= _IN_REACH * best.held_out_s]
     gone_on = [best, *searched[: _MOST_GONE_ON - 1], *baseline]
-    tables = [table for c in gone_on for table in (c.table, *c.finish(known, layers))]
+    tables = [settled(known, table) for c in gone_on for table in (c.table, *c.finish(known, layers))]
     check = spread_steps(text.trace, problem.workload.tokens_per_step, _MOST_CHECK_STEPS)
     return min(tables, key=lambda table: objective_s(known, table, check))
 
@@ -89,6 +91,7 @@ def least_time(problem: PlanningProblem) -> HolderTable:
 def candidates(problem: PlanningProblem, text: PlanningText) -> list[Candidate]:
     """Baselines, and placements searched from blocks and from the best baseline, with copies if these help.
 
+    In all of them the fastest memory of a box is full before a slower one is used (`settled`).
     All see the first two thirds of `text`, the problem's own (`planning_text`), and are judged on the last.
     """
     stats, trace = text.stats, text.trace
@@ -117,7 +120,8 @@ def candidates(problem: PlanningProblem, text: PlanningText) -> list[Candidate]:
     has_room = problem.capacities().sum() > problem.shape.num_routed_experts
     searched = []
     for name, start in starts:
-        single = HolderTable.from_single(refine(known, start, layers, most_rounds=_TRIAL_ROUNDS))
+        refined = refine(known, start, layers, most_rounds=_TRIAL_ROUNDS)
+        single = settled(known, HolderTable.from_single(refined))
         ways = [judged(f"searched from {name}", single, _Further(single))]
         if has_room:
             # The best without copies need not be the best to add them to, so all are tried.
@@ -144,12 +148,12 @@ class _Further:
         if num_kicks(problem, layers):
             # The best single holders need not be the best ones to add copies to.
             found.append(kick(problem, found[0], layers))
-        tables = [HolderTable.from_single(holders) for holders in found]
+        tables = [settled(problem, HolderTable.from_single(holders)) for holders in found]
         return [add_copies(problem, table, layers) for table in tables] if self.copied else tables
 
 
 def _again(policy: Baseline) -> Finish:
-    return lambda problem, _layers: [policy(problem)]
+    return lambda problem, _layers: [settled(problem, policy(problem))]
 
 
 def sample(problem: PlanningProblem, trace: NDArray[np.integer], touches: int = _TOUCHES) -> list[Touched]:
@@ -164,6 +168,6 @@ def _baseline_tables(problem: PlanningProblem) -> Iterator[tuple[Baseline, Holde
     """Those whose rule leaves room."""
     for policy in _BASELINES:
         try:
-            yield policy, policy(problem)
+            yield policy, settled(problem, policy(problem))
         except PlanDoesNotFit:
             continue

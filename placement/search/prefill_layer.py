@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost import ExpertRates, device_seconds, expert_rates
+from placement.cost import ExpertRates, expert_rates
 from placement.problem import PlanningProblem
 from placement.workload import Workload
 
@@ -27,24 +27,38 @@ class PrefillLayer:
         self._tokens = workload.prefill_tokens
         self._passes = workload.prefill_passes_per_step
         self._pairs = frequencies * workload.prefill_tokens
+        # Of each device the one whose CPU computes its experts, itself where that is its own.
+        devices = np.arange(len(rates.read_s))
+        self._cpu = np.where(rates.host < 0, devices, rates.host).astype(np.intp)
+        self._has_hosts = bool((rates.host >= 0).any())
 
     def seconds(self, holder: NDArray[np.integer]) -> float:
         """Prefill seconds of the layer that fall to one decode step, `holder`: int [num_experts]."""
-        return float(self._seconds(*self._load(holder)).max()) * self._passes
+        return self._layer_s(*self._load(holder))
+
+    def seconds_held(self, masks: NDArray[np.bool_]) -> float:
+        """The same where `masks`, bool [num_devices, num_experts], are held; holders share evenly."""
+        return self._layer_s(*self._load_held(masks))
 
     def changes(self, holder: NDArray[np.integer]) -> NDArray[np.float64]:
         """Change of `seconds` if one expert moves, float64 [num_experts, num_devices]."""
-        experts = np.arange(len(holder))
         pairs, held = self._load(holder)
-        times = self._seconds(pairs, held)
-        fewer = self._seconds(pairs[holder] - self._pairs, held[holder] - 1, holder)
-        more = self._seconds(pairs + self._pairs[:, None], held + 1)
-        others = np.broadcast_to(times, more.shape).copy()
-        others[experts, holder] = fewer
-        change = np.maximum(_largest_of_others(others), more) - times.max()
-        change[experts, holder] = 0.0
-        scaled: NDArray[np.float64] = change * self._passes
-        return scaled
+        change = self._changes(pairs, held, holder, gone=1, lost=self._pairs, gained=self._pairs)
+        change[np.arange(len(holder)), holder] = 0.0
+        return change
+
+    def copies(self, masks: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Change of `seconds_held` by one more copy, float64 [num_experts, num_devices].
+
+        The copy relieves the expert's first holder; what others are spared is left out. 0 where it is held.
+        """
+        pairs, held = self._load_held(masks)
+        num_holders = masks.sum(axis=0)
+        gained = self._pairs / (num_holders + 1)
+        lost = self._pairs / np.maximum(num_holders, 1) - gained
+        change = self._changes(pairs, held, masks.argmax(axis=0), gone=0, lost=lost, gained=gained)
+        change[masks.T] = 0.0
+        return change
 
     def _load(self, holder: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Pairs and experts of each device."""
@@ -53,25 +67,120 @@ class PrefillLayer:
         held = np.bincount(holder, minlength=num_devices).astype(np.int64)
         return pairs.astype(np.float64), held
 
-    def _seconds(
+    def _load_held(self, masks: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        pairs: NDArray[np.float64] = masks @ (self._pairs / np.maximum(masks.sum(axis=0), 1))
+        return pairs, masks.sum(axis=1)
+
+    def _layer_s(self, pairs: NDArray[np.float64], held: NDArray[np.int64]) -> float:
+        devices = np.arange(len(pairs))
+        return float(self._seconds(devices, pairs, held, self._of_disks(pairs, held)).max()) * self._passes
+
+    def _changes(
         self,
         pairs: NDArray[np.float64],
-        held: NDArray[np.integer],
-        devices: NDArray[np.integer] | slice = slice(None),
+        held: NDArray[np.int64],
+        source: NDArray[np.integer],
+        *,
+        gone: int,
+        lost: NDArray[np.float64],
+        gained: NDArray[np.float64],
     ) -> NDArray[np.float64]:
-        """As `prefill_seconds` has it, for some devices or all."""
-        rates = ExpertRates(
-            *(getattr(self._rates, name)[devices] for name in ExpertRates.__dataclass_fields__)
+        """Change of the layer's seconds if `source` loses, and some device gains, pairs of one expert.
+
+        Args:
+            pairs, held: [num_devices], before.
+            source: int [num_experts].
+            gone: experts that `source` holds no more.
+            lost, gained: float64 [num_experts], pairs.
+
+        Returns:
+            float64 [num_experts, num_devices], by the device that gains.
+        """
+        devices = np.arange(len(pairs))
+        of_disks = self._of_disks(pairs, held)
+        times = self._seconds(devices, pairs, held, of_disks)
+        fewer_pairs, fewer = pairs[source] - lost, held[source] - gone
+        more_pairs, more = pairs + gained[:, None], held + 1
+        others = _largest_without(times, self._cpu)[source]
+        if not self._has_hosts:
+            fewer_s = self._seconds(source, fewer_pairs, fewer, 0.0)[:, None]
+            more_s = self._seconds(devices, more_pairs, more, 0.0)
+        else:
+            # What a disk loses or gains its host's CPU has to compute less or more of.
+            here = np.broadcast_to(source[:, None], more_pairs.shape)
+            there = np.broadcast_to(devices, more_pairs.shape)
+            less_cpu = (
+                self._disk_s(source, fewer_pairs, fewer) - self._disk_s(source, pairs[source], held[source])
+            )[:, None]
+            more_cpu = self._disk_s(devices, more_pairs, more) - self._disk_s(devices, pairs, held)
+
+            def of_disks_then(device: NDArray[np.intp]) -> NDArray[np.float64]:
+                computes_here = (self._cpu[here] == device) & (here != device)
+                computes_there = (self._cpu[there] == device) & (there != device)
+                changed: NDArray[np.float64] = (
+                    of_disks[device] + computes_here * less_cpu + computes_there * more_cpu
+                )
+                return changed
+
+            fewer_s = self._seconds(here, fewer_pairs[:, None], fewer[:, None], of_disks_then(here))
+            more_s = self._seconds(there, more_pairs, more, of_disks_then(there))
+            for cpu in (self._cpu[here], self._cpu[there]):
+                cpu_s = self._seconds(cpu, pairs[cpu], held[cpu], of_disks_then(cpu))
+                np.maximum(more_s, np.where((cpu == here) | (cpu == there), 0.0, cpu_s), out=more_s)
+        change: NDArray[np.float64] = np.maximum(np.maximum(others, fewer_s), more_s)
+        change -= times.max()
+        change *= self._passes
+        return change
+
+    def _of_disks(self, pairs: NDArray[np.float64], held: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What each device computes of disks' experts, float64 [num_devices]."""
+        of_disks = np.zeros(len(pairs))
+        if self._has_hosts:
+            disks = np.flatnonzero(self._rates.host >= 0)
+            np.add.at(of_disks, self._cpu[disks], self._disk_s(disks, pairs[disks], held[disks]))
+        return of_disks
+
+    def _disk_s(
+        self, device: NDArray[np.integer], pairs: NDArray[np.float64], held: NDArray[np.integer]
+    ) -> NDArray[np.float64]:
+        """Arithmetic of one device's own experts."""
+        rates = self._rates
+        seconds: NDArray[np.float64] = (
+            np.maximum(pairs, 0.0) * rates.compute_s[device]
+            + np.minimum(pairs, held) * rates.expert_s[device]
         )
-        return device_seconds(
-            rates, np.minimum(pairs, self._tokens), np.minimum(pairs, held), np.maximum(pairs, 0.0)
-        )
+        return seconds
+
+    def _seconds(
+        self,
+        device: NDArray[np.integer],
+        pairs: NDArray[np.float64],
+        held: NDArray[np.integer],
+        of_disks: NDArray[np.float64] | float,
+    ) -> NDArray[np.float64]:
+        """As `prefill_seconds` has it, for any devices; all arguments broadcast."""
+        rates = self._rates
+        pairs, distinct = np.maximum(pairs, 0.0), np.minimum(pairs, held)
+        asked = pairs > 0
+        computing = self._disk_s(device, pairs, held)
+        if self._has_hosts:
+            computing = computing + of_disks * (asked | (rates.busy_s[device] > 0))
+        seconds: NDArray[np.float64] = np.maximum(computing, distinct * rates.read_s[device])
+        seconds += rates.busy_s[device] + np.minimum(pairs, self._tokens) * rates.row_wire_s[device]
+        seconds += asked * (rates.round_trip_s + rates.request_s)[device]
+        return seconds
 
 
-def _largest_of_others(times: NDArray[np.float64]) -> NDArray[np.float64]:
-    """For each entry the largest of its row without it, 0 where it is alone."""
-    if times.shape[1] == 1:
-        return np.zeros_like(times)
-    top = np.partition(times, -2, axis=1)[:, -2:]
-    is_largest = times == top[:, 1:]
-    return np.where(is_largest, top[:, :1], top[:, 1:])
+def _largest_without(times: NDArray[np.float64], cpu: NDArray[np.intp]) -> NDArray[np.float64]:
+    """[source, target]: the largest of `times` but for these two and the devices that compute for them.
+
+    0 where there is none.
+    """
+    num_devices = len(times)
+    source, target = np.arange(num_devices)[:, None], np.arange(num_devices)
+    largest = np.zeros((num_devices, num_devices))
+    # Four at most are left out, so the five longest are enough; the longest comes last and stays.
+    for device in np.argsort(-times, kind="stable")[:5][::-1]:
+        left_out = (device == source) | (device == target) | (device == cpu[:, None]) | (device == cpu)
+        largest = np.where(left_out, largest, times[device])
+    return largest

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from placement.assign import ReplicaCosts, assign_steps
 from placement.cost import expert_seconds, messages_seconds
 from placement.holders import HolderTable
-from placement.sharing import shares, work_seconds
+from placement.sharing import cpu_seconds, shares, work_seconds
 from placement.simulation.system import System
 from placement.touches import Touches, count_touches
 
@@ -112,7 +112,7 @@ def works(system: System, chosen: NDArray[np.int16], expert_ids: NDArray[np.inte
     else:
         all_seconds = expert_seconds(rates, touches.distinct, touches.pairs)
         meanwhile_s = rates.busy_s[head] + all_seconds[:, head]
-    arithmetic_s = pairs * rates.compute_s[devices] + distinct * rates.expert_s[devices]
+    arithmetic_s = cpu_seconds(rates, touches.distinct, touches.pairs)[steps, devices]
     reads = distinct * rates.read_s[devices] >= arithmetic_s
     columns = (
         field.tolist() for field in (devices, rows, distinct, pairs, all_seconds[steps, devices], reads)

@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from placement.cluster_spec import MachineSpec, Overheads
 from placement.cost import device_seconds, expert_rates, expert_seconds, head_layer_seconds, head_seconds
+from placement.evaluate import evaluate
 from placement.model_shape import STEP_3_5_FLASH
 from placement.problem import PlanningDevice, PlanningProblem
 from placement.sharing import layer_seconds, shares, work_seconds
@@ -18,7 +21,7 @@ from placement.simulation.queueing import simulate_queueing
 from placement.simulation.scenario import Stream
 from placement.workload import Workload
 from tests.placement.boxes import device
-from tests.placement.runs import DEVICES, random_plan, random_trace, system_of
+from tests.placement.runs import DEVICES, SHAPE, random_plan, random_trace, system_of
 
 SIZE = STEP_3_5_FLASH.expert_bytes(4.5)
 MACHINE = MachineSpec("desk", ("home",), cores=2, bandwidth_bytes_per_s=60e9)
@@ -130,6 +133,77 @@ def test_sharing_never_makes_anything_faster_and_never_less_than_the_work() -> N
     work = work_seconds(rates, distinct, pairs).max(axis=1)
     assert (work >= expert_seconds(rates, distinct, pairs).sum(axis=1) / 2 * (1 - 1e-9)).all()
     assert (work >= (distinct * SIZE).sum(axis=1) / 60e9 * 0.97).all()  # two rounds, not a solution
+
+
+def box_with_a_disk(ram: bool = True, gflops: float = 30) -> PlanningProblem:
+    """A GPU, RAM at home unless there is none, and a disk beside it that states far too fast arithmetic."""
+    disk = device("home-disk", 100, SIZE, tier="disk", home=True, gbytes_per_s=5, gflops=9e6)
+    gpu = device("head", 100, SIZE, tier="vram", gbytes_per_s=900, gflops=9e4)
+    cpu = device("home-ram", 100, SIZE, home=True, gbytes_per_s=60, gflops=gflops)
+    return PlanningProblem(STEP_3_5_FLASH, (gpu, cpu, disk) if ram else (gpu, disk), SIZE)
+
+
+def test_a_disk_and_the_ram_beside_it_compute_on_one_cpu() -> None:
+    problem = box_with_a_disk()
+    rates = expert_rates(problem)
+    rows, distinct, pairs = np.array([0, 9, 9]), np.array([0, 4, 1]), np.array([0, 30, 20])
+    seconds = layer_seconds(rates, rows, distinct, pairs)
+    one_s = 2 * STEP_3_5_FLASH.expert_parameters / 30e9
+    assert seconds.max() == pytest.approx(50 * one_s)
+    few = np.array([0, 4, 1])
+    assert layer_seconds(rates, np.minimum(few, 1), few, few).max() == pytest.approx(
+        max(SIZE / 5e9, 4 * SIZE / 60e9, 5 * one_s)
+    )
+    # With nothing in RAM the disk has the CPU, not its own rate, to itself.
+    seconds = layer_seconds(rates, np.array([0, 0, 9]), np.array([0, 0, 1]), np.array([0, 0, 20]))
+    assert seconds[2] == pytest.approx(20 * one_s)
+
+
+def test_a_disk_without_ram_beside_it_keeps_its_own_rate() -> None:
+    rates = expert_rates(box_with_a_disk(ram=False))
+    assert not shares(rates)
+    assert rates.compute_s[1] == pytest.approx(2 * STEP_3_5_FLASH.expert_parameters / 9e15)
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_a_disks_arithmetic_slows_its_box_and_never_helps(seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    problem = box_with_a_disk(gflops=float(draws.choice([30, 1000])))
+    rates = expert_rates(problem)
+    pairs = draws.integers(0, 40, (50, 3))
+    distinct = np.minimum(pairs, draws.integers(1, 9, (50, 3)))
+    rows = np.minimum(pairs, 9)
+    layer_s = layer_seconds(rates, rows, distinct, pairs).max(axis=1)
+    assert (layer_s >= device_seconds(rates, rows, distinct, pairs).max(axis=1) * (1 - 1e-12)).all()
+    # In RAM the same experts take the same CPU as long, and are read sooner.
+    moved = [np.stack([c[:, 0], c[:, 1] + c[:, 2], 0 * c[:, 2]], axis=1) for c in (rows, distinct, pairs)]
+    in_ram_s = layer_seconds(rates, *moved).max(axis=1)
+    computing_s = (pairs[:, 1] + pairs[:, 2]) * rates.compute_s[1]
+    assert (layer_s >= computing_s * (1 - 1e-12)).all()
+    assert (in_ram_s >= computing_s * (1 - 1e-12)).all()
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_box_with_a_disk_takes_the_same_time_event_by_event(drafts: int, gpu: bool) -> None:
+    size = SHAPE.expert_bytes(16)
+    devices = [
+        device("home-ram" if gpu else "head", 30, size, home=True, gbytes_per_s=0.01, gflops=1e-2),
+        device("home-disk", 30, size, tier="disk", home=True, gbytes_per_s=0.005, gflops=1e6),
+        device("den", 30, size, gbytes_per_s=0.005, gbits_per_s=0.013),
+    ]
+    if gpu:
+        devices.insert(0, device("head", 30, size, tier="vram", gbytes_per_s=0.03))
+    system = system_of(random_plan(4, devices), devices, Workload(drafts=drafts))
+    trace = random_trace(5, 60)
+    alone, queued = simulate_alone(system, [trace]), simulate_queueing(system, [Stream([trace])])
+    assert queued.duration_s == pytest.approx(alone.duration_s)
+    moe_s = evaluate(system.problem, system.plan.holder_table, trace).mean_s
+    assert alone.step_time_s.mean == pytest.approx(moe_s + head_seconds(system.problem).total_s)
+    apart = [replace(d, worker=replace(d.worker, tier="ram")) for d in devices]
+    apart_s = simulate_alone(system_of(system.plan, apart, Workload(drafts=drafts)), [trace]).duration_s
+    assert alone.duration_s > apart_s
 
 
 def test_the_heads_software_is_counted_by_layer_row_pass_and_draft() -> None:

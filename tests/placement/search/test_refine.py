@@ -89,6 +89,50 @@ def test_a_move_changes_the_time_by_what_was_expected(workload: Workload, overhe
                 assert expected[expert, target] == pytest.approx(search.seconds(moved) - before_s, abs=1e-12)
 
 
+def with_a_disk(given_problem: PlanningProblem) -> PlanningProblem:
+    """The last device becomes a disk beside the first one's RAM, whose CPU is what prompts wait for."""
+    cpu, gpu, disk = given_problem.devices
+    cpu = replace(cpu, ffn_flops_per_s=2e8)
+    gpu = replace(gpu, ffn_flops_per_s=2.5e8)
+    worker = replace(disk.worker, node=cpu.worker.node, tier="disk")
+    return replace(given_problem, devices=(cpu, gpu, replace(disk, worker=worker)))
+
+
+def test_a_move_to_or_from_a_disk_changes_what_its_cpu_computes() -> None:
+    workload = Workload(prompt_tokens_per_token=20, prefill_tokens=64)
+    given_problem = with_a_disk(problem(workload=workload))
+    assert given_problem.stats is not None
+    rates, frequencies = prefill_rates(given_problem), given_problem.stats.frequencies()
+    for seed in range(3):
+        holder = some_holders(given_problem, seed)[0]
+        layer = PrefillLayer(rates, workload, frequencies[0])
+        expected = layer.changes(holder)
+        for expert, target in np.ndindex(expected.shape):
+            moved = holder.copy()
+            moved[expert] = target
+            change = layer.seconds(moved) - layer.seconds(holder)
+            assert expected[expert, target] == pytest.approx(change, abs=1e-12)
+
+
+@pytest.mark.parametrize("disk", [False, True])
+def test_a_first_copy_changes_prompts_by_what_was_expected(disk: bool) -> None:
+    workload = Workload(prompt_tokens_per_token=20, prefill_tokens=64)
+    given_problem = problem(workload=workload)
+    given_problem = with_a_disk(given_problem) if disk else given_problem
+    assert given_problem.stats is not None
+    layer = PrefillLayer(prefill_rates(given_problem), workload, given_problem.stats.frequencies()[0])
+    holder = some_holders(given_problem)[0]
+    masks = np.stack([holder == worker for worker in range(3)])
+    assert layer.seconds_held(masks) == pytest.approx(layer.seconds(holder))
+    expected = layer.copies(masks)
+    assert (expected > 1e-9).any()
+    for expert, target in np.ndindex(expected.shape):
+        copied = masks.copy()
+        copied[target, expert] = True
+        change = layer.seconds_held(copied) - layer.seconds_held(masks)
+        assert expected[expert, target] == pytest.approx(change, abs=1e-12)
+
+
 @pytest.mark.parametrize("overheads", [NO_OVERHEADS, MESSAGES])
 def test_the_search_and_the_evaluation_agree_on_single_tokens(overheads: Overheads) -> None:
     given_problem = with_messages(problem(), overheads)
@@ -253,7 +297,8 @@ def test_a_copy_is_worth_what_the_choice_of_the_dispatcher_gains() -> None:
     holders = some_holders(given_problem)
     layer = sample(given_problem)[0]
     search: LayerSearch = layer_searches(given_problem, [layer], shrinkage=1e-12)[0]
-    gains = search.copies(search.held(holders[0]), holders[0])
+    held = np.stack([holders[0] == worker for worker in range(3)])
+    gains = search.copies(search.held(holders[0]), holders[0], held)
     expert, target = np.unravel_index(int(gains.argmin()), gains.shape)
     masks = np.stack([holders[:1] == worker for worker in range(3)])
     masks[target, 0, expert] = True
