@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,50 +12,92 @@ from placement.baselines import fixed
 from placement.errors import PlanDoesNotFit
 from placement.evaluate import evaluate
 from placement.holders import HolderTable
+from placement.plan import LOCAL_WORKER
 from placement.problem import PlanningProblem
 from placement.routing.planning_text import PlanningText, spread_steps
+from placement.search.copies import add_copies
+from placement.search.least_time import sample
+from placement.search.objective import prefill_pass_s
+from placement.search.refine import refine
+from placement.workload import Workload
 
 _MOST_STEPS = 1000
 # Experts of a box count as whole layers where so many of its experts are in layers that it holds entirely.
 _WHOLE_LAYERS_SHARE = 0.9
-# Below these, statistics buy too little to be worth recording, and a hot set is none.
-_LITTLE_GAIN, _EVEN_HOTTEST_TENTH = 0.02, 0.13
+# Whole layers save round trips where at most this share of layers leave home.
+_FEWER_LAYERS = 0.95
+# A hot set is none below this share of the choices.
+_EVEN_HOTTEST_TENTH = 0.13
+# Plans so near each other take as long; less than this gain is not worth another policy.
+_SAME, _LITTLE_GAIN = 0.005, 0.01
+# A short search for a use of boxes that are left out.
+_TOUCHES, _ROUNDS = 2000, 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Speed:
+    """A placement on the text: seconds of MoE layers a step, of a prompt's pass, and of both as planned for.
+
+    `prompt_s` is None where the head's own speed is unknown. `remote_layers`: a step, layers that ask
+    another box.
+    """
+
+    decode_s: float
+    prompt_s: float | None
+    total_s: float
+    remote_layers: float
+
+    @classmethod
+    def of(cls, problem: PlanningProblem, table: HolderTable, steps: NDArray[np.integer]) -> _Speed:
+        evaluation = evaluate(problem, table, steps)
+        has_head = any(device.worker.name == LOCAL_WORKER for device in problem.devices)
+        pass_s = prefill_pass_s(problem, table) if has_head else None
+        passes = problem.workload.prefill_passes_per_step
+        total_s = evaluation.mean_s + passes * (pass_s or 0.0)
+        return cls(evaluation.mean_s, pass_s, total_s, float(evaluation.remote_layers.mean()))
 
 
 def advice(problem: PlanningProblem, table: HolderTable, text: PlanningText) -> list[str]:
-    """Sentences on a plan for `problem`, most important first.
+    """Sentences on a plan for `problem`, most important first; each one holds by evaluation.
 
-    Times are of MoE layers on `text`, the problem's own (`planning_text`).
+    Times are of MoE layers and of the prompts that fall to them on `text`, the problem's own
+    (`planning_text`).
     """
     known = replace(problem, stats=text.stats)
     steps = spread_steps(text.trace, problem.workload.tokens_per_step, _MOST_STEPS)
-    ours_s = evaluate(known, table, steps).mean_s
-    sentences = [*_left_out(problem, table), *_whole_layers(problem, table)]
+    ours = _Speed.of(known, table, steps)
+    sentences = [*_left_out(known, table, text, steps, ours), *_whole_layers(known, table, steps, ours)]
     try:
-        alone_s = evaluate(known, fixed.one_box(known), steps).mean_s
+        alone = fixed.one_box(known)
     except PlanDoesNotFit:
         pass
     else:
         if len(_boxes(problem)) > 1:
-            sentences += _alone(alone_s / ours_s)
+            sentences += _alone(_Speed.of(known, alone, steps), ours, problem.workload)
     if problem.stats is None:
         sentences.append(
             "without statistics every expert counts as equally likely: record your own text with "
             "`potluck stats` and plan again with --stats"
         )
         return sentences
-    return [*sentences, _worth_of_statistics(known, steps, ours_s)]
+    return [*sentences, _worth_of_statistics(known, steps, ours)]
 
 
-def _alone(times_as_long: float) -> list[str]:
+def _alone(alone: _Speed, ours: _Speed, workload: Workload) -> list[str]:
     """The head's box against the plan; nothing where the plan is much the same as that box alone."""
-    if times_as_long > 1.005:
-        return [f"the head's box alone would take {times_as_long:.2f} times as long in MoE layers"]
-    if times_as_long < 0.995:
+    times_as_long = alone.total_s / ours.total_s
+    if times_as_long < 1 - _SAME:
+        counted = " and prompts together" if workload.prefill_passes_per_step else ""
         return [
-            f"the head's box alone would be {1 / times_as_long:.2f} times faster in MoE layers: use it, or "
-            "leave the policy to the planner"
+            f"the head's box alone would be {1 / times_as_long:.2f} times faster in MoE layers{counted}: use "
+            "it, or leave the policy to the planner"
         ]
+    if times_as_long > 1 + _SAME:
+        longer = alone.decode_s / ours.decode_s
+        sentence = f"the head's box alone would take {longer:.2f} times as long in MoE layers"
+        if alone.prompt_s and ours.prompt_s:
+            sentence += f", {alone.prompt_s / ours.prompt_s:.2f} times as long for prompts"
+        return [sentence]
     return []
 
 
@@ -66,37 +109,109 @@ def _boxes(problem: PlanningProblem) -> dict[str, list[int]]:
     return boxes
 
 
-def _left_out(problem: PlanningProblem, table: HolderTable) -> list[str]:
+def _left_out(
+    problem: PlanningProblem,
+    table: HolderTable,
+    text: PlanningText,
+    steps: NDArray[np.integer],
+    ours: _Speed,
+) -> list[str]:
+    """Boxes without experts, and what plans that use them would take."""
     held = table.experts_per_worker(len(problem.devices))
     room = problem.capacities()
-    return [
-        f"box {node} is left out: on this text it would cost more time than it saves"
+    left_out = {
+        node: devices
         for node, devices in _boxes(problem).items()
         if room[devices].sum() > 0 and held[devices].sum() == 0
+    }
+    if not left_out:
+        return []
+    tried = [
+        (trial.experts_per_worker(len(held)), _Speed.of(problem, trial, steps).total_s)
+        for trial in _using_more(problem, table, text)
     ]
-
-
-def _whole_layers(problem: PlanningProblem, table: HolderTable) -> list[str]:
-    """Boxes that hold whole layers rather than experts of many."""
     sentences = []
+    for node, devices in left_out.items():
+        used = np.zeros(len(held), dtype=np.bool_)
+        used[devices] = True
+        seconds = [total_s for experts, total_s in tried if experts[used].sum() > 0]
+        seconds += [
+            _Speed.of(problem, trial, steps).total_s for trial in _spread(problem, (held > 0) | used, used)
+        ]
+        if not seconds:
+            continue
+        gain = 1 - min(seconds) / ours.total_s
+        if gain <= 0:
+            sentences.append(f"box {node} is left out: on this text it would cost more time than it saves")
+        elif gain < _LITTLE_GAIN:
+            sentences.append(f"box {node} is left out: plans tried with it gain less than {_LITTLE_GAIN:.0%}")
+        else:
+            sentences.append(
+                f"box {node} is left out, though a plan with it takes {gain:.0%} less time: leave the policy "
+                "to the planner"
+            )
+    return sentences
+
+
+def _using_more(problem: PlanningProblem, table: HolderTable, text: PlanningText) -> list[HolderTable]:
+    """Where a short search goes from the plan, on whatever boxes it likes, with copies and without."""
+    layers = sample(problem, text.trace, _TOUCHES)
+    single = HolderTable.from_single(refine(problem, table.table[:, :, 0], layers, most_rounds=_ROUNDS))
+    return [single, add_copies(problem, table, layers), add_copies(problem, single, layers)]
+
+
+def _spread(
+    problem: PlanningProblem, devices: NDArray[np.bool_], used: NDArray[np.bool_]
+) -> Iterator[HolderTable]:
+    """Placements by rule on some devices only, those that put experts on one of `used`."""
+    only = _with_room(problem, np.where(devices, problem.capacities(), 0))
+    for policy in (fixed.uniform, fixed.whole_layers, fixed.hottest_per_layer):
+        table = policy(only)
+        if table.experts_per_worker(len(devices))[used].sum() > 0:
+            yield table
+
+
+def _with_room(problem: PlanningProblem, num_experts: NDArray[np.integer]) -> PlanningProblem:
+    """The problem with room for so many experts on each device."""
+    size = problem.expert_bytes
+    devices = [
+        replace(device, worker=replace(device.worker, budget_bytes=number * size))
+        for device, number in zip(problem.devices, num_experts.tolist(), strict=True)
+    ]
+    return replace(problem, devices=tuple(devices))
+
+
+def _whole_layers(
+    problem: PlanningProblem, table: HolderTable, steps: NDArray[np.integer], ours: _Speed
+) -> list[str]:
+    """Boxes that hold whole layers rather than experts of many, where fewer layers leave home by that."""
+    found = []
     for node, devices in _boxes(problem).items():
         if all(problem.devices[index].is_home for index in devices):
             continue
         held = np.any([table.mask(index) for index in devices], axis=0)
         whole = held.all(axis=1)
         if whole.any() and held[whole].sum() >= _WHOLE_LAYERS_SHARE * held.sum():
-            sentences.append(f"box {node} holds {int(whole.sum())} whole layers: that saves round trips")
-    return sentences
+            found.append((node, int(whole.sum())))
+    if not found:
+        return []
+    held_by = table.experts_per_worker(len(problem.devices))
+    spread = evaluate(problem, fixed.uniform(_with_room(problem, held_by)), steps).remote_layers.mean()
+    if ours.remote_layers > _FEWER_LAYERS * spread:
+        return []
+    return [
+        f"box {node} holds {number} whole layers, which saves round trips: {ours.remote_layers:.1f} layers a "
+        f"step ask another box, {spread:.1f} if every layer were spread over all boxes"
+        for node, number in found
+    ]
 
 
-def _worth_of_statistics(problem: PlanningProblem, steps: NDArray[np.integer], ours_s: float) -> str:
+def _worth_of_statistics(problem: PlanningProblem, steps: NDArray[np.integer], ours: _Speed) -> str:
     """How much faster than the best plan that does not look at frequencies, and how hot the hot set is."""
     assert problem.stats is not None
-    blind_s = min(
-        evaluate(problem, policy(problem), steps).mean_s for policy in (fixed.uniform, fixed.whole_layers)
-    )
-    gain = blind_s / ours_s - 1
-    if gain < 0:
+    blind = [_Speed.of(problem, policy(problem), steps) for policy in (fixed.uniform, fixed.whole_layers)]
+    gain = min(speed.total_s for speed in blind) / ours.total_s - 1
+    if gain < -_SAME:
         return (
             f"this plan takes {1 / (1 + gain):.2f} times as long as one that ignores frequencies: leave "
             "the policy to the planner"
@@ -104,12 +219,12 @@ def _worth_of_statistics(problem: PlanningProblem, steps: NDArray[np.integer], o
     counts = np.sort(problem.stats.counts.astype(np.float64), axis=1)[:, ::-1]
     tenth = max(counts.shape[1] // 10, 1)
     hottest = float((counts[:, :tenth].sum(axis=1) / counts.sum(axis=1)).mean())
-    if hottest < _EVEN_HOTTEST_TENTH or gain < _LITTLE_GAIN:
+    worth = f"against plans that ignore frequencies this one gains {max(gain, 0.0):.0%}"
+    if problem.workload.prefill_passes_per_step:
+        worth += ", prompts counted"
+    if hottest < _EVEN_HOTTEST_TENTH:
         return (
             f"your routing has no hot set (the hottest tenth of experts gets {hottest:.0%} of the choices): "
-            f"against plans that ignore frequencies this one gains {gain:.0%}"
+            f"{worth}"
         )
-    return (
-        f"the hottest tenth of experts gets {hottest:.0%} of the choices: against plans that ignore "
-        f"frequencies this one gains {gain:.0%}"
-    )
+    return f"the hottest tenth of experts gets {hottest:.0%} of the choices: {worth}"

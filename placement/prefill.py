@@ -18,6 +18,7 @@ from placement.cost import (
     weights_s,
     wire_seconds,
 )
+from placement.plan import LOCAL_WORKER
 from placement.problem import PlanningProblem
 from placement.sharing import cpu_seconds, layer_seconds
 
@@ -32,6 +33,7 @@ def prefill_seconds(
 
     With hundreds of tokens nearly every expert is read and the routing evens out, so the time of the mean
     is the mean time: a device computes its share of all pairs, reads all it holds and receives every row.
+    Without the head's own part where it has no device.
 
     Args:
         load_share: float64 [num_moe_layers, num_devices], share of the layer's activations; rows sum to 1.
@@ -41,7 +43,8 @@ def prefill_seconds(
     distinct = np.minimum(pairs, held_experts)
     rows = np.minimum(pairs, num_tokens)
     experts_s = prefill_layer_seconds(problem, prefill_rates(problem, num_tokens), rows, distinct, pairs)
-    return float(experts_s.sum()) + prefill_head_seconds(problem, num_tokens)
+    has_head = any(device.worker.name == LOCAL_WORKER for device in problem.devices)
+    return float(experts_s.sum()) + (prefill_head_seconds(problem, num_tokens) if has_head else 0.0)
 
 
 def prefill_rates(problem: PlanningProblem, num_tokens: int) -> ExpertRates:
@@ -89,8 +92,9 @@ def prefill_layer_seconds(
         rows, distinct, pairs: [..., num_devices], as `device_seconds` takes them.
     """
     per_device = layer_seconds(rates, rows, distinct, pairs)
-    head = problem.devices.index(head_device(problem))
-    link_bytes_per_s = problem.devices[head].host_link_bytes_per_s
+    names = [device.worker.name for device in problem.devices]
+    head = names.index(LOCAL_WORKER) if LOCAL_WORKER in names else -1
+    link_bytes_per_s = problem.devices[head].host_link_bytes_per_s if head >= 0 else None
     lenders = [i for i, d in enumerate(problem.devices) if d.is_home and d.worker.tier == "ram" and i != head]
     if link_bytes_per_s is None or not lenders:
         seconds: NDArray[np.float64] = per_device.max(axis=-1)

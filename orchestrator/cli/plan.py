@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -198,6 +198,7 @@ def _document(planned: Planned) -> dict[str, Any]:
         "bound_by_cause": {} if prediction is None else prediction.causes,
         "by_context": [{"context": c.context, "tokens_per_s": c.tokens_per_s} for c in planned.contexts],
         "replicas": summary.replicas,
+        "copies": None if prediction is None or prediction.copies is None else asdict(prediction.copies),
         "advice": planned.advice,
         "replan": None if moved is None else _replan_document(moved),
         "devices": [
@@ -282,6 +283,11 @@ def _speed_tables(planned: Planned) -> list[Group | str]:
             f"No plan for these boxes is faster than {_ms(prediction.lower_bound_s)} a step: this one is at "
             f"most {share(prediction.gap)} above the best. Layers wait mostly for {cause} ({share(part)}).",
         ]
+        if (copies := prediction.copies) is not None:
+            parts.append(
+                f"Copies: {copies.num_copies:,} experts, decode {copies.decode_gain:+.1%}, "
+                f"prompts {copies.prompt_gain:+.1%}."
+            )
     if (workload := planned.plan.workload) is not None:
         parts.append(f"Assumed: {described(workload)}.")
     if (moved := planned.replan) is not None:

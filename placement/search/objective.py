@@ -23,7 +23,10 @@ def objective_s(problem: PlanningProblem, table: HolderTable, trace: NDArray[np.
 
 
 def prefill_pass_s(problem: PlanningProblem, table: HolderTable) -> float:
-    """Seconds of one prefill pass of `workload.prefill_tokens`; without statistics for even routing."""
+    """Seconds of one prefill pass of `workload.prefill_tokens`; without statistics for even routing.
+
+    Where the head has no device, and nobody knows how fast it is, of the experts alone.
+    """
     share, held = prefill_load(problem, table)
     return prefill_seconds(problem, share, held, problem.workload.prefill_tokens)
 

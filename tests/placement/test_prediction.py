@@ -180,6 +180,84 @@ def test_advice_says_what_frequencies_are_worth() -> None:
     assert "potluck stats" in said(replace(given, stats=None), uniform(given))[-1]
 
 
+def filled_twice(given: PlanningProblem) -> HolderTable:
+    """Every expert on both boxes: faster steps, and every layer asks both."""
+    return HolderTable.from_masks(np.ones((2, 4, 32), dtype=np.bool_))
+
+
+def roomy(workload: Workload, round_trip_s: float = 1e-5) -> PlanningProblem:
+    devices = (
+        device("head", 128, SIZE, gbytes_per_s=READ_GBYTES_PER_S),
+        device(
+            "attic", 128, SIZE, gbytes_per_s=READ_GBYTES_PER_S, round_trip_s=round_trip_s, gbits_per_s=0.01
+        ),
+    )
+    return PlanningProblem(SHAPE, devices, SIZE, STATS, workload)
+
+
+def test_what_copies_gain_and_cost_is_the_difference_to_the_plan_without() -> None:
+    given = roomy(Workload(context=100))
+    found = predicted(given, plan_of(given, filled_twice(given)))
+    alone = predicted(given, plan_of(given, one_box(given)))
+    assert found.copies is not None
+    assert found.copies.num_copies == 128
+    assert found.copies.decode_gain == pytest.approx(found.tokens_per_s / alone.tokens_per_s - 1)
+    assert found.copies.prompt_gain == pytest.approx(
+        found.prefill_tokens_per_s / alone.prefill_tokens_per_s - 1
+    )
+    assert found.copies.decode_gain > 0.02
+    assert found.copies.prompt_gain < -0.1
+    assert alone.copies is None
+
+
+def test_copies_that_cost_prompts_more_than_they_gain_are_not_made() -> None:
+    for ratio in (0.0, 8.0):
+        given = roomy(Workload(prompt_tokens_per_token=ratio))
+        made = make_plan(
+            SHAPE, given.devices, STATS, dtype="bfloat16", expert_bytes=SIZE, workload=given.workload
+        )
+        copies = predicted(given, made).copies
+        if ratio:
+            assert copies is None or copies.prompt_gain > -0.05
+        else:
+            assert copies is not None
+
+
+def test_no_round_trips_are_saved_by_layers_that_both_boxes_hold() -> None:
+    given = roomy(Workload())
+    assert predicted(given, plan_of(given, filled_twice(given))).remote_layers_per_token > 3.5
+    assert not any("round trips" in sentence for sentence in said(given, filled_twice(given)))
+
+
+def test_a_box_that_a_policy_leaves_out_is_not_called_useless() -> None:
+    """Read from two memories at once steps are faster; this policy does not try."""
+    given = replace(roomy(Workload()), devices=problem(1e-6, 128).devices)
+    sentence = next(s for s in said(given, one_box(given)) if "left out" in s)
+    assert "leave the policy to the planner" in sentence
+    best = make_plan(SHAPE, given.devices, STATS, dtype="bfloat16", expert_bytes=SIZE).holder_table
+    assert evaluate(given, best, TRACE).mean_s < 0.98 * evaluate(given, one_box(given), TRACE).mean_s
+
+
+def test_one_box_alone_is_compared_by_steps_and_prompts_as_the_plan_weighs_them() -> None:
+    given = roomy(Workload())
+    sentence = next(s for s in said(given, filled_twice(given)) if "alone" in s)
+    ours = predicted(given, plan_of(given, filled_twice(given)))
+    alone = predicted(given, plan_of(given, one_box(given)))
+    prompts = ours.prefill_tokens_per_s / alone.prefill_tokens_per_s
+    assert prompts < 0.9
+    assert f"{prompts:.2f} times as long for prompts" in sentence
+    weighed = replace(given, workload=Workload(prompt_tokens_per_token=8.0))
+    sentence = next(s for s in said(weighed, filled_twice(weighed)) if "alone" in s)
+    assert "times faster in MoE layers and prompts together" in sentence
+
+
+def test_a_head_without_a_device_is_planned_for_with_prompts() -> None:
+    far = tuple(device(name, 100, SIZE) for name in ("attic", "den"))
+    given = PlanningProblem(SHAPE, far, SIZE, STATS, Workload(prompt_tokens_per_token=8.0))
+    made = make_plan(SHAPE, far, STATS, dtype="bfloat16", expert_bytes=SIZE, workload=given.workload)
+    assert said(given, made.holder_table)
+
+
 def test_advice_says_nothing_of_one_box_where_the_plan_is_that_box() -> None:
     given = problem(head=SHAPE.num_routed_experts)
     assert not any("alone" in sentence for sentence in said(given, one_box(given)))
