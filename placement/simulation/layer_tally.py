@@ -41,7 +41,7 @@ def tally_single_tokens(
     of_cell = np.zeros((len(times.seconds), num_devices), dtype=np.uint64)
     of_cell[np.arange(len(of_cell)), times.device] = times.experts
     of_cells = Touches(np.minimum(of_cell, 1), of_cell, of_cell)
-    causes = _causes(rates, of_cells, times.device, np.zeros(len(of_cell)))
+    causes = _causes(rates, of_cells, times.device, np.zeros(len(of_cell)), system.is_remote)
     same = np.array_equal(system.is_remote, elsewhere)
     seconds = np.empty(choices.workers.shape[2:])
     for layer, row in enumerate(range(layers.start, layers.stop)):
@@ -102,7 +102,7 @@ def tally_steps(
         tally.device_s += layer_s
         tally.device_s[system.head] += head_s.sum()
     _count(tally, touches)
-    causes = _causes(rates, touches, last, messages_s)
+    causes = _causes(rates, touches, last, messages_s, system.is_remote)
     for layer, row in enumerate(range(layers.start, layers.stop)):
         steps = slice(layer * num_steps, (layer + 1) * num_steps)
         tally.bound_device[row] += np.bincount(last[steps], minlength=num_devices)
@@ -142,12 +142,14 @@ def _causes(
     touches: Touches,
     last: NDArray[np.integer],
     messages_s: NDArray[np.float64],
+    is_remote: NDArray[np.bool_],
 ) -> NDArray[np.unsignedinteger]:
     """The largest part of the slowest device's time, an index into CAUSES, for each step.
 
     Args:
         last: [num_steps], the slowest device.
         messages_s: [num_steps], the head's software for all requests.
+        is_remote: [num_devices], on another box than the head.
     """
     last = last.astype(np.intp)
     cell = last * len(last) + np.arange(len(last))
@@ -159,13 +161,16 @@ def _causes(
         computing = cpu_seconds(rates, touches.distinct, touches.pairs)[np.arange(len(last)), last]
     else:
         computing = pairs * rates.compute_s.take(last) + distinct * rates.expert_s.take(last)
+    round_trip_s, wire_s = asked * rates.round_trip_s.take(last), rows * rates.row_wire_s.take(last)
+    away = is_remote.take(last)
     parts = (
         distinct * rates.read_s.take(last),
         computing,
-        asked * rates.round_trip_s.take(last),
-        rows * rates.row_wire_s.take(last),
+        away * round_trip_s,
+        away * wire_s,
         rates.busy_s.take(last),
         np.zeros(len(last)),
         asked * rates.request_s.take(last) + messages_s,
+        ~away * (round_trip_s + wire_s),
     )
     return first_largest(parts)[1]

@@ -23,6 +23,7 @@ from placement.simulation.scenario import Event, NewPlan, Patience, Stream, Work
 from placement.simulation.system import System
 from placement.simulation.tally import (
     ARITHMETIC,
+    AT_HOME,
     BACK,
     MEMORY,
     OUT,
@@ -227,10 +228,12 @@ class _Run:
         request_s = self.request_s[device]
         causes = {
             MEMORY if work.reads else ARITHMETIC: work.seconds - request_s,
-            ROUND_TRIP: round_trip_s,
-            WIRE: wire_s,
             SOFTWARE: messages_s + request_s,
         }
+        if self.is_remote[device]:
+            causes |= {ROUND_TRIP: round_trip_s, WIRE: wire_s}
+        else:
+            causes[AT_HOME] = round_trip_s + wire_s
         self._end_layer(passes, device, causes, queue_s)
 
     def _head_was_last(self, passes: Passes) -> None:

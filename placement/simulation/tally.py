@@ -12,8 +12,17 @@ from placement.errors import InputError
 from placement.simulation.durations import DurationHistogram, Durations
 from placement.simulation.system import System
 
-CAUSES = ("memory", "arithmetic", "round trip", "wire", "shared expert", "queue", "software")
-MEMORY, ARITHMETIC, ROUND_TRIP, WIRE, SHARED_EXPERT, QUEUE, SOFTWARE = range(len(CAUSES))
+CAUSES = (
+    "memory",
+    "arithmetic",
+    "round trip",
+    "wire",
+    "shared expert",
+    "queue",
+    "software",
+    "messages at home",
+)
+MEMORY, ARITHMETIC, ROUND_TRIP, WIRE, SHARED_EXPERT, QUEUE, SOFTWARE, AT_HOME = range(len(CAUSES))
 
 # Rows of one message; a longer pass goes in several (DEFAULT_MAX_ROWS of transport/messages.py).
 MAX_MESSAGE_ROWS = 2048
@@ -57,7 +66,8 @@ class SimulationReport:
         busy: share of `duration_s` that each device computes and each link's direction carries bytes.
         bytes_moved: over links, both directions, migration included; `bytes_by_link` splits it.
         bound_by_device: float64 [num_moe_layers, num_devices], share of a layer's passes that waited for it.
-        bound_by_cause: float64 [num_moe_layers, len(CAUSES)], share by the largest part of that wait.
+        bound_by_cause: float64 [num_moe_layers, len(CAUSES)], share by the largest part of that wait;
+            round trip and wire are to other boxes, between processes of the head's box they are AT_HOME.
         counts: exact.
         num_events: of the queueing simulation, 0 for the closed form.
         notes: what happened on the way (a lost worker, a new plan), with its time.

@@ -14,8 +14,10 @@ from placement.errors import InputError, PlanDoesNotFit, PlanError
 from placement.evaluate import evaluate
 from placement.simulate import simulate_alone
 from placement.simulation import tally as tally_module
+from placement.simulation.queueing import simulate_queueing
+from placement.simulation.scenario import Stream
 from placement.simulation.steps import Acceptance
-from placement.simulation.tally import CAUSES, MEMORY, ROUND_TRIP, SimulationReport
+from placement.simulation.tally import AT_HOME, CAUSES, MEMORY, ROUND_TRIP, WIRE, SimulationReport
 from placement.workload import Workload
 from tests.placement.boxes import device
 from tests.placement.runs import DEVICES, SHAPE, SIZE, plan_of, random_plan, random_trace, system_of
@@ -98,6 +100,21 @@ def test_a_slow_memory_or_a_long_way_is_named_as_what_bounds_a_layer() -> None:
     report = simulate_alone(system_of(plan, (DEVICES[0], slow, DEVICES[2])), [random_trace(0, 20)])
     assert report.bound_by_cause[:, MEMORY].tolist() == [1, 1, 1]
     assert len(CAUSES) == report.bound_by_cause.shape[1]
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_where_no_box_is_remote_no_layer_waits_for_a_round_trip_or_the_wire(tokens: int) -> None:
+    beside = replace(DEVICES[1], is_home=True, round_trip_s=1.0, link_bytes_per_s=1e3)
+    devices = (DEVICES[0], beside)
+    system = system_of(random_plan(1, devices), devices, Workload(num_sequences=tokens))
+    trace = random_trace(0, 21)
+    for report in (simulate_alone(system, [trace]), simulate_queueing(system, [Stream([trace])])):
+        assert report.remote_layers_per_token == 0
+        assert not report.bound_by_cause[:, [ROUND_TRIP, WIRE]].any()
+        assert report.bound_by_cause[:, AT_HOME].mean() > 0.5
+    away = (DEVICES[0], replace(beside, is_home=False))
+    report = simulate_alone(system_of(system.plan, away, Workload(num_sequences=tokens)), [trace])
+    assert not report.bound_by_cause[:, AT_HOME].any()
 
 
 def test_a_long_pass_goes_in_several_messages(monkeypatch: pytest.MonkeyPatch) -> None:
