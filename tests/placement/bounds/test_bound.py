@@ -257,3 +257,28 @@ def test_independence_may_only_raise_it() -> None:
     problem = independent_problem(3, drafts=0)
     short = trace_of(problem)[:50]
     assert lower_bound_s(problem, short, independent=True) >= lower_bound_s(problem, short)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_placement_on_boxes_whose_disks_share_their_cpu_beats_the_bound(seed: int) -> None:
+    """The disk states an arithmetic that its box's CPU does not have; half of the time it is what rules."""
+    draws = np.random.default_rng(seed)
+    gflops = float(draws.choice([0.002, 1.0]))
+    devices = [
+        device("head", 40, SIZE, tier="vram", gbytes_per_s=0.2, gflops=1.0),
+        device("home-ram", 50, SIZE, home=True, gbytes_per_s=0.03, gflops=gflops),
+        device("home-disk", 128, SIZE, tier="disk", home=True, gbytes_per_s=0.01, gflops=99),
+        device("den", 30, SIZE, gbytes_per_s=0.03, gflops=gflops),
+    ]
+    disk = device("den-disk", 40, SIZE, tier="disk", gbytes_per_s=0.01, gflops=99)
+    devices.append(replace(disk, worker=replace(disk.worker, node="den")))
+    trace = ROUTER.trace(GENERAL, 300, stream_seed=seed)
+    stats = RoutingStats.from_trace(SHAPE, trace, "general")
+    problem = PlanningProblem(SHAPE, tuple(devices), SIZE, stats, Workload(drafts=seed % 2))
+    bound_s = lower_bound_s(problem, trace)
+    assert bound_s > 0
+    for _ in range(6):
+        masks = draws.random((5, 4, 32)) < 0.2
+        masks[draws.integers(0, 5, (4, 32)), *np.indices((4, 32))] = True
+        assert evaluate(problem, HolderTable.from_masks(masks), trace).mean_s >= bound_s
+    assert evaluate(problem, least_time(problem), trace).mean_s >= bound_s

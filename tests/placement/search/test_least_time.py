@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from placement.baselines.fixed import hottest_first
+from placement.cluster_file import load_cluster
 from placement.cost import expert_rates
 from placement.evaluate import evaluate
 from placement.model_shape import STEP_3_5_FLASH
-from placement.problem import PlanningDevice, PlanningProblem
+from placement.problem import PlanningDevice, PlanningProblem, problem_for
 from placement.routing.planning_text import planning_text
 from placement.search.blocks import group_seconds, improve, step_sample
 from placement.search.least_time import candidates, least_time
+from placement.search.objective import objective_s
 from placement.stats import RoutingStats
 from placement.traces import CODING, GENERAL, Domain, SyntheticRouter
 from placement.workload import Workload
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape
 
+CLUSTERS = Path(__file__).parents[3] / "docs/studies/clusters"
 SHAPE = small_shape(num_moe_layers=6, num_experts=64, top_k=4)
 SIZE = SHAPE.expert_bytes(16)
 ROUTER = SyntheticRouter(SHAPE)
@@ -133,3 +137,17 @@ def test_the_published_shape_is_planned_in_seconds(num_devices: int, limit_s: fl
     table = least_time(given)
     assert time.perf_counter() - start < limit_s
     assert (table.experts_per_worker(num_devices) <= given.capacities()).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpu-workstation", "gpu-and-two-cpu-boxes", "three-cpu-boxes", "wifi"])
+def test_a_plan_that_weighs_prompts_is_no_worse_by_them_than_one_that_does_not(name: str) -> None:
+    size = STEP_3_5_FLASH.expert_bytes(4.5)
+    cluster = load_cluster(CLUSTERS / f"{name}.yaml")
+    trace = SyntheticRouter(STEP_3_5_FLASH).trace(CODING, 1500)
+    stats = RoutingStats.from_trace(STEP_3_5_FLASH, trace, "synthetic")
+    workload = Workload(context=4096, head_bits_per_weight=4.5, prompt_tokens_per_token=8.0)
+    weighed = problem_for(STEP_3_5_FLASH, cluster, size, stats, workload)
+    plain = replace(weighed, workload=replace(workload, prompt_tokens_per_token=0.0))
+    ours, other = (objective_s(weighed, least_time(given), trace) for given in (weighed, plain))
+    assert ours <= other * 1.001
