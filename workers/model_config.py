@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from placement.errors import CheckpointError
+from placement.json_file import expect_object, read_json
 from placement.model_shape import AttentionShape, ModelShape
+from placement.shown import shown
+from workers.config import keys
+from workers.config.fields import Fields
+from workers.config.heads import HeadSizes, read_heads
+from workers.config.moe_layers import read_moe_layers
+from workers.config.rope import FULL, LAYER_TYPES, SLIDING, RopeScaling, read_rope
 
-FULL, SLIDING = "full_attention", "sliding_attention"
 # vLLM and the published implementation use this when the file says nothing.
 DEFAULT_RMS_NORM_EPS = 1e-5
 
-
-@dataclass(frozen=True, slots=True)
-class RopeScaling:
-    """llama3 scaling: static, by wavelength."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
+# Bounds far above any model there is: a wrong file ends here and not in a machine without memory.
+MOST_BYTES = 4_000_000
+MOST_LAYERS = 1024
+MOST_EXPERTS = 65_536
+MOST_ROUTED_EXPERTS = 2**18
+MOST_WIDTH = 2**20
+MOST_VOCABULARY = 2**24
+MOST_POSITIONS = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class Step35Config:
 
     Attributes:
         eos_token_ids: every end token, possibly none.
+        use_moe_router_bias, use_head_wise_attn_gate: None where the file does not say; the tensors then do.
         moe_layers: absolute indices of the MoE layers, ascending.
         zero_centered: RMSNorm multiplies by 1 + weight.
         layers: the trunk's num_hidden_layers, then the num_nextn_predict_layers MTP layers.
@@ -77,10 +82,10 @@ class Step35Config:
     share_expert_dim: int
     moe_router_scaling_factor: float
     norm_expert_weight: bool
-    use_moe_router_bias: bool
+    use_moe_router_bias: bool | None
     sliding_window: int
     max_position_embeddings: int
-    use_head_wise_attn_gate: bool
+    use_head_wise_attn_gate: bool | None
     zero_centered: bool
     tie_word_embeddings: bool
     layers: tuple[LayerConfig, ...]
@@ -90,16 +95,18 @@ class Step35Config:
         """Read `model_dir`/config.json: model_type step3p5, or step3p7 and its text_config.
 
         Raises:
-            CheckpointError: no such file, another architecture, or a field that is missing or wrong.
+            CheckpointError: no such file, another architecture, a field that is missing or wrong, or a key
+                that is not known and may bear on the numbers.
         """
         path = Path(model_dir) / "config.json"
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CheckpointError(f"{path} does not exist: expected a Hugging Face model directory") from None
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
-        return _parse(_Fields(path, _text_config(path, document)))
+        expected = "the config.json of a Hugging Face model directory"
+        document = expect_object(
+            read_json(path, CheckpointError, expected, most_bytes=MOST_BYTES), CheckpointError, str(path)
+        )
+        fields = Fields(str(path), _text_config(str(path), document))
+        config = _parse(fields)
+        fields.finish(keys.HARMLESS | {name for name in fields.names() if keys.is_private(name)})
+        return config
 
     def shape(self, name: str) -> ModelShape:
         """What planning needs to know of this model, under the given name."""
@@ -119,7 +126,7 @@ class Step35Config:
                     num_kv_heads=layer.num_kv_heads,
                     head_dim=layer.head_dim,
                     window=self.sliding_window if layer.is_sliding else 0,
-                    has_head_gate=self.use_head_wise_attn_gate,
+                    has_head_gate=self.use_head_wise_attn_gate is not False,
                 )
                 for layer in self.layers
             ),
@@ -128,216 +135,181 @@ class Step35Config:
         )
 
 
-def _text_config(path: Path, document: Any) -> dict[str, Any]:
-    model_type = document.get("model_type") if isinstance(document, dict) else None
+def _text_config(path: str, document: dict[str, Any]) -> dict[str, Any]:
+    """The text model's fields: the whole file, or its text_config and what stands around it."""
+    model_type, text = document.get("model_type"), document.get("text_config")
     if model_type == "step3p5":
-        return dict(document)
-    if model_type == "step3p7" and isinstance(document.get("text_config"), dict):
-        outer = {key: document[key] for key in ("bos_token_id", "eos_token_id") if key in document}
-        text: dict[str, Any] = document["text_config"]
-        return outer | text
-    raise CheckpointError(
-        f"{path}: model_type is {model_type!r}, expected 'step3p5' or 'step3p7' with a text_config: "
-        "Potluck runs models of the Step-3.5 architecture"
-    )
-
-
-class _Fields:
-    """Typed access to config.json; every complaint names the file and the field."""
-
-    def __init__(self, path: Path, values: dict[str, Any]) -> None:
-        self.path = path
-        self.values = values
-
-    def wrong(self, name: str, found: Any, expected: str) -> CheckpointError:
-        return CheckpointError(f"{self.path}: {name} is {found!r}, expected {expected}")
-
-    def get(self, name: str) -> Any:
-        """None for an absent field and for null alike."""
-        return self.values.get(name)
-
-    def integer(self, name: str, default: int | None = None, least: int = 1) -> int:
-        value = self.get(name)
-        if value is None and default is not None:
-            return default
-        return self.check_integer(name, value, least)
-
-    def check_integer(self, name: str, value: Any, least: int) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self.wrong(name, value, f"an integer of at least {least}")
-        return value
-
-    def number(self, name: str, default: float | None = None) -> float:
-        value = self.get(name)
-        if value is None and default is not None:
-            return default
-        return self.check_number(name, value)
-
-    def check_number(self, name: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-            raise self.wrong(name, value, "a number, 0 or larger")
-        return float(value)
-
-    def flag(self, name: str, default: bool) -> bool:
-        value = self.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise self.wrong(name, value, "true or false")
-        return value
-
-    def word(self, name: str, expected: str) -> None:
-        """Refuse a setting of another architecture; absent means the expected one."""
-        value = self.get(name)
-        if value is not None and value != expected:
-            raise self.wrong(name, value, f"{expected!r}: Potluck computes nothing else")
-
-    def per_layer(self, name: str, num_layers: int, default: Any = None) -> list[Any]:
-        """A list with one entry a layer, MTP layers included, or one scalar for all."""
-        value = self.get(name)
-        if value is None:
-            value = default
-        if not isinstance(value, list):
-            return [value] * num_layers
-        if len(value) < num_layers:
-            raise self.wrong(
-                name,
-                value,
-                f"{num_layers} entries (num_hidden_layers + num_nextn_predict_layers), found {len(value)}",
+        return document
+    if model_type != "step3p7" or not isinstance(text, dict):
+        raise CheckpointError(
+            f"{path}: model_type is {shown(model_type)}, expected 'step3p5' or 'step3p7' with a text_config: "
+            "Potluck runs models of the Step-3.5 architecture"
+        )
+    inner_type = text.get("model_type")
+    if inner_type not in (None, "step3p5"):
+        raise CheckpointError(
+            f"{path}: text_config.model_type is {shown(inner_type)}, expected 'step3p5': "
+            "Potluck runs models of the Step-3.5 architecture"
+        )
+    # The published code, too, takes a setting from outside where the text_config has none.
+    fields = {name: value for name, value in text.items() if value is not None}
+    for name, value in document.items():
+        if name in keys.OUTER_HARMLESS or keys.is_about_images(name):
+            continue
+        inner = fields.setdefault(name, value)
+        if value not in (None, inner) and name not in keys.HARMLESS | {"bos_token_id", "eos_token_id"}:
+            raise CheckpointError(
+                f"{path}: {shown(name)} is {shown(value)}, but {shown(inner)} in text_config: "
+                "remove the wrong one"
             )
-        return value[:num_layers]
+    return fields
 
 
-def _parse(fields: _Fields) -> Step35Config:
-    num_hidden_layers = fields.integer("num_hidden_layers")
-    num_mtp_layers = fields.integer("num_nextn_predict_layers", default=0, least=0)
-    fields.word("hidden_act", "silu")
-    fields.word("moe_router_activation", "sigmoid")
-    moe_layers = _moe_layers(fields, num_hidden_layers)
-    layers = _layers(fields, num_hidden_layers + num_mtp_layers, frozenset(moe_layers))
-    num_experts, top_k = fields.integer("moe_num_experts"), fields.integer("moe_top_k")
+def _parse(fields: Fields) -> Step35Config:
+    num_trunk = fields.integer("num_hidden_layers", most=MOST_LAYERS)
+    num_mtp = fields.integer(
+        "num_nextn_predict_layers", "num_mtp_layers", default=0, least=0, most=MOST_LAYERS - num_trunk
+    )
+    _refuse_other_models(fields)
+    moe_layers = read_moe_layers(fields, num_trunk, num_mtp)
+    num_experts = fields.integer(
+        "moe_num_experts", "n_routed_experts", "num_local_experts", most=MOST_EXPERTS
+    )
+    top_k = fields.integer("moe_top_k", "num_experts_per_tok")
     if top_k > num_experts:
         raise fields.wrong("moe_top_k", top_k, f"at most moe_num_experts, {num_experts}")
-    any_sliding = any(layer.is_sliding for layer in layers)
-    positions = (
-        "max_position_embeddings" if fields.get("max_position_embeddings") is not None else "max_seq_len"
-    )
+    if num_experts * len(moe_layers) > MOST_ROUTED_EXPERTS:
+        raise fields.wrong(
+            "moe_num_experts",
+            num_experts,
+            f"at most {MOST_ROUTED_EXPERTS} experts in all MoE layers together",
+        )
+    if fields.flag("use_moe") is False and moe_layers:
+        raise fields.wrong("use_moe", False, "true, as there are MoE layers")
+    layers = _layers(fields, num_trunk, num_mtp, frozenset(moe_layers))
+    # Asked for always, so that it counts as known where no layer slides.
+    window = fields.get("sliding_window")
+    if any(layer.is_sliding for layer in layers):
+        window = fields.check_integer("sliding_window", window, 1, MOST_POSITIONS)
+    max_seq_len = fields.integer("max_seq_len", default=0, most=MOST_POSITIONS)
     return Step35Config(
-        hidden_size=fields.integer("hidden_size"),
-        num_hidden_layers=num_hidden_layers,
-        num_nextn_predict_layers=num_mtp_layers,
-        vocab_size=fields.integer("vocab_size"),
+        hidden_size=fields.integer("hidden_size", most=MOST_WIDTH),
+        num_hidden_layers=num_trunk,
+        num_nextn_predict_layers=num_mtp,
+        vocab_size=fields.integer("vocab_size", most=MOST_VOCABULARY),
         bos_token_id=None if fields.get("bos_token_id") is None else fields.integer("bos_token_id", least=0),
         eos_token_ids=_eos_token_ids(fields),
         rms_norm_eps=fields.number("rms_norm_eps", DEFAULT_RMS_NORM_EPS),
-        intermediate_size=fields.integer("intermediate_size"),
+        intermediate_size=fields.integer("intermediate_size", most=MOST_WIDTH),
         moe_layers=moe_layers,
         moe_num_experts=num_experts,
         moe_top_k=top_k,
-        moe_intermediate_size=fields.integer("moe_intermediate_size"),
-        share_expert_dim=fields.integer("share_expert_dim"),
+        moe_intermediate_size=fields.integer("moe_intermediate_size", most=MOST_WIDTH),
+        share_expert_dim=fields.integer("share_expert_dim", "share_expert_dims", most=MOST_WIDTH),
         moe_router_scaling_factor=fields.number("moe_router_scaling_factor", 1.0),
-        norm_expert_weight=fields.flag("norm_expert_weight", True),
-        use_moe_router_bias=fields.flag("use_moe_router_bias", False),
-        sliding_window=fields.integer("sliding_window") if any_sliding else 0,
-        max_position_embeddings=fields.integer(positions),
-        use_head_wise_attn_gate=fields.flag("use_head_wise_attn_gate", False),
-        zero_centered=fields.flag("zero_centered", True),
-        tie_word_embeddings=fields.flag("tie_word_embeddings", False),
+        norm_expert_weight=fields.flag("norm_expert_weight") is not False,
+        use_moe_router_bias=fields.flag("use_moe_router_bias"),
+        sliding_window=window if any(layer.is_sliding for layer in layers) else 0,
+        max_position_embeddings=fields.integer(
+            "max_position_embeddings", default=max_seq_len or None, most=MOST_POSITIONS
+        ),
+        use_head_wise_attn_gate=fields.flag("use_head_wise_attn_gate"),
+        zero_centered=fields.flag("zero_centered") is not False,
+        tie_word_embeddings=fields.flag("tie_word_embeddings") is True,
         layers=layers,
     )
 
 
-def _eos_token_ids(fields: _Fields) -> tuple[int, ...]:
+def _refuse_other_models(fields: Fields) -> None:
+    """Switches of related models, with the value that the Step-3.5 architecture has."""
+    fields.only("hidden_act", "silu")
+    fields.only("moe_router_activation", "sigmoid")
+    fields.only("use_qk_norm", True)
+    fields.only("att_impl_type", "GQA")
+    fields.only("gating", True, "per-head")
+    for name in (
+        "sink",
+        "attention_bias",
+        "mlp_bias",
+        "qkv_bias",
+        "use_bidirectional_attention",
+        "is_encoder_decoder",
+    ):
+        fields.only(name, False)
+    fields.only("moe_dynamic_exp_p", 1.0, 1)
+
+
+def _eos_token_ids(fields: Fields) -> tuple[int, ...]:
     value = fields.get("eos_token_id")
     values = value if isinstance(value, list) else [] if value is None else [value]
     return tuple(fields.check_integer("eos_token_id", item, 0) for item in values)
 
 
-def _moe_layers(fields: _Fields, num_hidden_layers: int) -> tuple[int, ...]:
-    value = fields.get("moe_layers_enum")
-    expected = f"layer indices below {num_hidden_layers} as a list or a comma-separated string"
-    items = value.split(",") if isinstance(value, str) else value
-    if not isinstance(items, list):
-        raise fields.wrong("moe_layers_enum", value, expected)
-    try:
-        layers = sorted({int(item) for item in items if str(item).strip()})
-    except (TypeError, ValueError):
-        raise fields.wrong("moe_layers_enum", value, expected) from None
-    if layers and not 0 <= layers[0] <= layers[-1] < num_hidden_layers:
-        raise fields.wrong("moe_layers_enum", value, expected)
-    return tuple(layers)
+def _layer_types(fields: Fields, num_trunk: int, num_mtp: int) -> list[str]:
+    layer_types = fields.per_layer("layer_types", num_trunk, num_mtp)
+    if layer_types is None:
+        raise fields.wrong("layer_types", None, f"{num_trunk} of {FULL!r} and {SLIDING!r}, one a layer")
+    # MTP layers are sliding in this architecture; a list as long as the trunk leaves them out.
+    layer_types[num_trunk:] = [SLIDING if kind is None else kind for kind in layer_types[num_trunk:]]
+    for index, layer_type in enumerate(layer_types):
+        if layer_type not in LAYER_TYPES:
+            raise fields.wrong(f"layer_types[{index}]", layer_type, f"{FULL!r} or {SLIDING!r}")
+    return layer_types
 
 
-def _rope_scaling(fields: _Fields) -> RopeScaling | None:
-    value = fields.get("rope_scaling")
-    if value is None:
-        return None
-    if not isinstance(value, dict):
-        raise fields.wrong("rope_scaling", value, "an object or null")
-    kind = value.get("rope_type", value.get("type"))
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise fields.wrong("rope_scaling.rope_type", kind, "'llama3' or 'default'")
-    inner = _Fields(fields.path, {f"rope_scaling.{key}": item for key, item in value.items()})
-    return RopeScaling(
-        factor=inner.number("rope_scaling.factor"),
-        low_freq_factor=inner.number("rope_scaling.low_freq_factor"),
-        high_freq_factor=inner.number("rope_scaling.high_freq_factor"),
-        original_max_position_embeddings=inner.integer("rope_scaling.original_max_position_embeddings"),
-    )
-
-
-def _layers(fields: _Fields, num_layers: int, moe_layers: frozenset[int]) -> tuple[LayerConfig, ...]:
-    layer_types = fields.per_layer("layer_types", num_layers)
-    thetas = fields.per_layer("rope_theta", num_layers)
-    factors = fields.per_layer("partial_rotary_factors", num_layers, default=1.0)
-    limits = fields.per_layer("swiglu_limits", num_layers, default=0.0)
-    limits_shared = fields.per_layer("swiglu_limits_shared", num_layers, default=0.0)
-    scaling = _rope_scaling(fields)
-    scaled_types = fields.get("yarn_only_types") or [FULL, SLIDING]
-    names = ("num_attention_heads", "num_attention_groups", "head_dim")
-    other = fields.get("attention_other_setting") or {}
-    if not isinstance(other, dict):
-        raise fields.wrong("attention_other_setting", other, "an object or null")
-    sizes = {FULL: [fields.integer(name) for name in names]}
-    sizes[SLIDING] = [
-        fields.check_integer(f"attention_other_setting.{name}", other.get(name, size), 1)
-        for name, size in zip(names, sizes[FULL], strict=True)
-    ]
-    for num_heads, num_kv_heads, _ in sizes.values():
-        if num_heads % num_kv_heads:
-            raise fields.wrong("num_attention_heads", num_heads, f"a multiple of the {num_kv_heads} groups")
+def _layers(
+    fields: Fields, num_trunk: int, num_mtp: int, moe_layers: frozenset[int]
+) -> tuple[LayerConfig, ...]:
+    layer_types = _layer_types(fields, num_trunk, num_mtp)
+    num_layers = len(layer_types)
+    heads = read_heads(fields, layer_types, num_trunk)
+    ropes = read_rope(fields, layer_types, num_trunk)
+    limits = fields.per_layer("swiglu_limits", num_trunk, num_mtp) or [None] * num_layers
+    limits_shared = fields.per_layer("swiglu_limits_shared", num_trunk, num_mtp) or [None] * num_layers
+    _check_attention(fields, heads, num_trunk, num_mtp)
 
     layers = []
     for index, layer_type in enumerate(layer_types):
-        if layer_type not in (FULL, SLIDING):
-            raise fields.wrong(f"layer_types[{index}]", layer_type, f"'{FULL}' or '{SLIDING}'")
-        num_heads, num_kv_heads, head_dim = sizes[layer_type]
-        factor = fields.check_number(f"partial_rotary_factors[{index}]", factors[index])
-        rotary_dim = int(head_dim * factor)
-        if rotary_dim % 2 or rotary_dim > head_dim:
+        sizes, rope = heads[layer_type], ropes[index]
+        rotary_dim = int(sizes.head_dim * rope.partial_rotary_factor)
+        if rotary_dim % 2 or rotary_dim > sizes.head_dim:
             raise fields.wrong(
                 f"partial_rotary_factors[{index}]",
-                factor,
-                f"an even part of the {head_dim} dimensions of a head",
+                rope.partial_rotary_factor,
+                f"an even part of the {sizes.head_dim} dimensions of a head",
             )
         layers.append(
             LayerConfig(
                 index=index,
                 is_sliding=layer_type == SLIDING,
-                num_heads=num_heads,
-                num_kv_heads=num_kv_heads,
-                head_dim=head_dim,
-                rope_theta=fields.check_number(f"rope_theta[{index}]", thetas[index]),
+                num_heads=sizes.num_heads,
+                num_kv_heads=sizes.num_kv_heads,
+                head_dim=sizes.head_dim,
+                rope_theta=rope.theta,
                 rotary_dim=rotary_dim,
-                rope_scaling=scaling if layer_type in scaled_types else None,
+                rope_scaling=rope.scaling,
                 is_moe=index in moe_layers,
-                swiglu_limit=fields.check_number(f"swiglu_limits[{index}]", limits[index] or 0.0),
-                swiglu_limit_shared=fields.check_number(
-                    f"swiglu_limits_shared[{index}]", limits_shared[index] or 0.0
-                ),
+                swiglu_limit=_limit(fields, f"swiglu_limits[{index}]", limits[index]),
+                swiglu_limit_shared=_limit(fields, f"swiglu_limits_shared[{index}]", limits_shared[index]),
             )
         )
     return tuple(layers)
+
+
+def _check_attention(fields: Fields, heads: dict[str, HeadSizes], num_trunk: int, num_mtp: int) -> None:
+    """Settings of attention that this architecture derives from others."""
+    scale = fields.get("query_pre_attn_scalar")
+    if scale is not None and any(sizes.head_dim != scale for sizes in heads.values()):
+        raise fields.wrong("query_pre_attn_scalar", scale, f"head_dim, {heads[FULL].head_dim}")
+    fields.only("mtp_base_layer_idx", num_trunk)
+    rotates = (
+        fields.per_layer("use_rope_layers", num_trunk, num_mtp) if fields.get("use_rope_layers") else None
+    )
+    fields.get("mtp_use_rope_layers")
+    if rotates is not None and not all(entry is True or entry is None for entry in rotates):
+        raise fields.wrong("use_rope_layers", rotates, "true for every layer: Potluck rotates in all of them")
+
+
+def _limit(fields: Fields, name: str, value: Any) -> float:
+    """A clamp; null and 0 mean none."""
+    return 0.0 if value is None else fields.check_number(name, value)

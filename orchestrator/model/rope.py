@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.model_config import LayerConfig, RopeScaling
+from workers.config.rope import RopeScaling
+from workers.model_config import LayerConfig
 
 # Angles are computed in whole blocks of positions, so that a row of the table has the same bits however
 # the table grew.

@@ -72,6 +72,13 @@ def load_head_weights(
     norm = reader.norm(("model.norm.weight",), config.hidden_size)
     if config.tie_word_embeddings:
         lm_head = embedding
+        if checkpoint.has("lm_head.weight") and not torch.equal(
+            reader.matrix(("lm_head.weight",), config.vocab_size, config.hidden_size), embedding
+        ):
+            raise CheckpointError(
+                f"{checkpoint.model_dir}: config.json says tie_word_embeddings is true, but lm_head.weight "
+                "differs from model.embed_tokens.weight: correct the flag"
+            )
     else:
         lm_head = reader.matrix(("lm_head.weight",), config.vocab_size, config.hidden_size)
     mtp = []
@@ -103,6 +110,21 @@ class _Reader:
             )
         return tensor
 
+    def present(self, flag: str, name: str) -> bool:
+        """Whether to read a tensor that a flag of config.json announces; without the flag the files say.
+
+        Raises:
+            CheckpointError: the flag is off, and the files have the tensor.
+        """
+        announced: bool | None = getattr(self._config, flag)
+        there = self._checkpoint.has(name)
+        if announced is False and there:
+            raise CheckpointError(
+                f"{self._checkpoint.model_dir}: config.json says {flag} is false, but there is a tensor "
+                f"{name}: remove the flag if the model uses the tensor"
+            )
+        return there if announced is None else announced
+
     def matrix(self, names: tuple[str, ...], *shape: int) -> Tensor:
         return self.tensor(names, self._dtype, *shape)
 
@@ -130,7 +152,8 @@ class _Reader:
             self.matrix((f"{name}.k_proj.weight",), kv_heads * head_dim, hidden),
             self.matrix((f"{name}.v_proj.weight",), kv_heads * head_dim, hidden),
         ]
-        if config.use_head_wise_attn_gate:
+        has_gate = self.present("use_head_wise_attn_gate", f"{name}.g_proj.weight")
+        if has_gate:
             parts.append(self.matrix((f"{name}.g_proj.weight",), heads, hidden))
         q_norm = self.tensor((f"{name}.q_norm.weight",), torch.float32, head_dim)
         k_norm = self.tensor((f"{name}.k_norm.weight",), torch.float32, head_dim)
@@ -146,7 +169,7 @@ class _Reader:
             window=config.sliding_window if layer.is_sliding else 0,
             scale=head_dim**-0.5,
             eps=config.rms_norm_eps,
-            has_gate=config.use_head_wise_attn_gate,
+            has_gate=has_gate,
             kv_dtype=self._dtype,
         )
 
@@ -168,7 +191,7 @@ class _Reader:
         name = f"model.layers.{layer.index}"
         experts = config.moe_num_experts
         bias = None
-        if config.use_moe_router_bias:
+        if self.present("use_moe_router_bias", f"{name}.moe.router_bias"):
             bias = self.tensor((f"{name}.moe.router_bias",), torch.float32, experts)
         return MoeWeights(
             router=self.tensor((f"{name}.moe.gate.weight",), torch.float32, experts, config.hidden_size),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,19 @@ def published() -> dict[str, Any]:
         "swiglu_limits": [7.0 if layer in (43, 44) else 0.0 for layer in range(48)],
         "swiglu_limits_shared": [16.0 if layer == 44 else None for layer in range(48)],
         "zero_centered": True,
+        # What follows stands in the published file too.
+        "architectures": ["Step3p5ForCausalLM"],
+        "auto_map": {"AutoConfig": "configuration_step3p5.Step3p5Config"},
+        "torch_dtype": "bfloat16",
+        "max_seq_len": 262144,
+        "use_qk_norm": True,
+        "use_moe": True,
+        "moe_layer_offset": 0,
+        "moe_every_n_layer": 1,
+        "att_impl_type": "GQA",
+        "sink": False,
+        "use_rope_layers": [],
+        "tie_word_embeddings": False,
     }
 
 
@@ -102,6 +116,119 @@ def test_other_accepted_forms_mean_the_same(tmp_path: Path) -> None:
     assert load(tmp_path, nested) == expected
 
 
+def llama3(document: dict[str, Any]) -> dict[str, Any]:
+    return dict(document["rope_scaling"])
+
+
+def respelled(name: str) -> dict[str, Any]:
+    """The published configuration with one thing said otherwise."""
+    document = published()
+    match name:
+        case "flat rope_parameters":
+            document["rope_parameters"] = document.pop("rope_scaling")
+        case "flat rope_parameters with the bases":
+            document["rope_parameters"] = document.pop("rope_scaling") | {
+                "rope_theta": document.pop("rope_theta")
+            }
+        case "both rope keys alike":
+            document["rope_parameters"] = llama3(document)
+        case "rope_parameters by layer type":
+            scaling = document.pop("rope_scaling")
+            for key in ("rope_theta", "partial_rotary_factors", "yarn_only_types"):
+                del document[key]
+            document["rope_parameters"] = {
+                "full_attention": scaling | {"rope_theta": 5e6, "partial_rotary_factor": 0.5},
+                "sliding_attention": {
+                    "rope_type": "default",
+                    "rope_theta": 10000.0,
+                    "partial_rotary_factor": 1.0,
+                },
+            }
+        case "key/value heads":
+            document["num_key_value_heads"] = document.pop("num_attention_groups")
+        case "experts":
+            document["n_routed_experts"] = document.pop("moe_num_experts")
+            document["num_experts_per_tok"] = document.pop("moe_top_k")
+            document["share_expert_dims"] = document.pop("share_expert_dim")
+        case "mlp_layer_types":
+            del document["moe_layers_enum"]
+            document["mlp_layer_types"] = ["dense"] * 3 + ["sparse"] * 42 + ["dense"] * 3
+        case "sliding heads":
+            del document["attention_other_setting"]
+            document["num_sliding_attention_heads"] = SLIDING_HEADS
+        case "sliding heads by layer":
+            del document["attention_other_setting"]
+            document["per_layer_config"] = {
+                str(layer): {"num_attention_heads": SLIDING_HEADS} for layer in range(45) if layer % 4
+            }
+        case "true_head_dim":
+            document["attention_other_setting"]["true_head_dim"] = 128
+        case "MTP layers apart":
+            document["mtp_layer_types"] = ["sliding_attention"] * 3
+            document["layer_types"] = document["layer_types"][:45]
+        case "length":
+            del document["max_position_embeddings"]
+        case "nulls":
+            document |= {"a_key_of_tomorrow": None, "sparse_attention_config": None}
+        case "notes":
+            document |= {"_comment": "see the paper", "transformers_version": "5.24.0"}
+        case _:
+            raise AssertionError(name)
+    return document
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "flat rope_parameters",
+        "flat rope_parameters with the bases",
+        "both rope keys alike",
+        "rope_parameters by layer type",
+        "key/value heads",
+        "experts",
+        "mlp_layer_types",
+        "sliding heads",
+        "sliding heads by layer",
+        "true_head_dim",
+        "MTP layers apart",
+        "length",
+        "nulls",
+        "notes",
+    ],
+)
+def test_every_spelling_means_the_same(tmp_path: Path, name: str) -> None:
+    assert load(tmp_path, respelled(name)) == load(tmp_path, published())
+
+
+def test_lists_may_be_as_long_as_the_trunk(tmp_path: Path) -> None:
+    """MTP layers are sliding in this architecture, and only draft: what they draft is verified."""
+    expected = load(tmp_path, published())
+    document = published()
+    document |= {
+        key: value[:45] for key, value in document.items() if isinstance(value, list) and len(value) == 48
+    }
+    assert load(tmp_path, document) == expected
+
+
+def test_a_setting_around_the_text_config_counts_where_that_has_none(tmp_path: Path) -> None:
+    document = published()
+    outer = {"model_type": "step3p7", "rope_scaling": document.pop("rope_scaling"), "image_token_id": 128001}
+    nested = outer | {"vision_config": {"width": 1536}, "text_config": document}
+    assert load(tmp_path, nested) == load(tmp_path, published())
+    document["rope_scaling"] = {"rope_type": "default"}
+    with pytest.raises(CheckpointError, match=r"'rope_scaling' is .* but .* in text_config"):
+        load(tmp_path, nested)
+
+
+def test_flags_the_file_leaves_out_are_left_to_the_tensors(tmp_path: Path) -> None:
+    document = published()
+    del document["use_moe_router_bias"], document["use_head_wise_attn_gate"]
+    config = load(tmp_path, document)
+    assert config.use_moe_router_bias is None
+    assert config.use_head_wise_attn_gate is None
+    assert config.shape("step-3.5-flash") == STEP_3_5_FLASH
+
+
 def test_scalars_stand_for_every_layer(tmp_path: Path) -> None:
     document = published() | {"rope_theta": 10000, "eos_token_id": 5, "partial_rotary_factors": None}
     config = load(tmp_path, document)
@@ -126,7 +253,10 @@ def test_a_model_without_drafts_needs_no_entries_for_them(tmp_path: Path) -> Non
         ({"hidden_size": None}, "hidden_size is None, expected an integer of at least 1"),
         ({"hidden_size": "4096"}, "hidden_size is '4096', expected an integer"),
         ({"moe_top_k": 289}, "moe_top_k is 289, expected at most moe_num_experts, 288"),
-        ({"layer_types": ["full_attention"] * 45}, r"expected 48 entries .* found 45"),
+        ({"layer_types": ["full_attention"] * 46}, r"expected 45 entries .* or 48 .* found 46"),
+        ({"layer_types": ["full_attention"] * 44}, r"expected 45 entries .* found 44"),
+        ({"layer_types": None}, "layer_types is None"),
+        ({"layer_types": [["full_attention"]] * 48}, r"layer_types\[0\] is \['full_attention'\]"),
         ({"layer_types": ["linear_attention"] * 48}, r"layer_types\[0\] is 'linear_attention'"),
         ({"moe_layers_enum": "3,45"}, "moe_layers_enum is '3,45', expected layer indices below 45"),
         ({"moe_layers_enum": "3;4"}, "moe_layers_enum is '3;4'"),
@@ -142,6 +272,56 @@ def test_a_model_without_drafts_needs_no_entries_for_them(tmp_path: Path) -> Non
         ),
         ({"partial_rotary_factors": [2.0] * 48}, r"partial_rotary_factors\[0\] is 2.0"),
         ({"swiglu_limits": [-1.0] * 48}, r"swiglu_limits\[0\] is -1.0"),
+        ({"a_key_of_tomorrow": 5}, "'a_key_of_tomorrow' is 5: Potluck does not know this key.* remove it"),
+        ({"k" * 5000: "v" * 5000}, "'k{80}'… is 'v{80}'…: Potluck"),
+        ({"attention_bias": True}, "attention_bias is True, expected False"),
+        ({"attention_bias": 0}, "attention_bias is 0, expected False"),
+        ({"use_qk_norm": False}, "use_qk_norm is False, expected True"),
+        ({"sink": True}, "sink is True"),
+        ({"use_moe": False}, "use_moe is False, expected true"),
+        ({"use_rope_layers": [True] * 47 + [False]}, "use_rope_layers is .* expected true for every layer"),
+        ({"query_pre_attn_scalar": 64}, "query_pre_attn_scalar is 64, expected head_dim, 128"),
+        ({"sparse_attention_config": {"x": 1}}, "'sparse_attention_config' is"),
+        (
+            {"attention_other_setting": {"window": 3}},
+            r"'attention_other_setting\.window' is 3: Potluck does not",
+        ),
+        ({"attention_other_setting": {"attention_type": "full_attention"}}, "attention_type is 'full_att"),
+        ({"num_key_value_heads": 4}, "num_key_value_heads is 4, expected what num_attention_groups says, 8"),
+        (
+            {"num_sliding_attention_heads": 64},
+            "num_sliding_attention_heads is 64, expected what attention_ot",
+        ),
+        (
+            {"per_layer_config": {"1": {"num_attention_heads": 64}}},
+            r"per_layer_config\.1\.num_attention_heads",
+        ),
+        ({"per_layer_config": {"1": {"head_dim": 64}}}, r"'per_layer_config\.1\.head_dim' is 64: Potluck"),
+        ({"mlp_layer_types": ["sparse"] * 48}, "mlp_layer_types is .* as 'sparse': remove the wrong one"),
+        ({"moe_layers_enum": [3.7]}, r"moe_layers_enum is \[3.7\]"),
+        ({"moe_layers_enum": [True]}, r"moe_layers_enum is \[True\]"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, r"rope_parameters\.rope_type is 'yarn'"),
+        ({"rope_parameters": {"rope_type": "default"}}, "rope_parameters is .* the same as rope_scaling"),
+        (
+            {"rope_parameters": {"rope_theta": 5.0}},
+            r"rope_parameters\.rope_theta is .* what rope_theta says of",
+        ),
+        ({"rope_parameters": {"factor": 2.0}}, r"rope_parameters\.rope_type is None, expected 'llama3'"),
+        ({"rope_parameters": {"beta_fast": 2.0}}, r"'rope_parameters\.beta_fast' is 2.0: Potluck does not"),
+        ({"rope_parameters": {"full_attention": {}}}, r"rope_parameters\.full_attention is None"),
+        ({"rope_parameters": 5}, "rope_parameters is 5, expected an object"),
+        ({"partial_rotary_factor": 0.25}, "partial_rotary_factor is 0.25, expected what partial_rotary_fact"),
+        ({"rope_theta": [0.0] * 48}, r"rope_theta\[0\] is 0.0, expected a number above 0"),
+        ({"rope_theta": 10**400}, "rope_theta"),
+        ({"yarn_only_types": 5}, "yarn_only_types is 5, expected a list of"),
+        ({"yarn_only_types": "full_attention"}, "yarn_only_types is 'full_attention', expected a list"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers is 1000000000000, expected at most 1024"),
+        ({"num_hidden_layers": 3 * 10**7}, "num_hidden_layers is 30000000, expected at most 1024"),
+        ({"num_nextn_predict_layers": 10**6}, "num_nextn_predict_layers is 1000000, expected at most 979"),
+        ({"moe_num_experts": 10**9}, "moe_num_experts is 1000000000, expected at most 65536"),
+        ({"moe_num_experts": 65536}, "moe_num_experts is 65536, expected at most 262144 experts in all"),
+        ({"hidden_size": 10**30}, "hidden_size is 1.* expected at most"),
+        ({"sliding_window": 10**12}, "sliding_window is 1000000000000, expected at most"),
         ({"zero_centered": 1}, "zero_centered is 1, expected true or false"),
         ({"head_dim": True}, "head_dim is True"),
     ],
@@ -151,16 +331,49 @@ def test_a_wrong_field_is_named(tmp_path: Path, change: dict[str, Any], message:
         load(tmp_path, published() | change)
     assert str(tmp_path / "config.json") in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(tmp_path)) + 400
+
+
+def test_scaling_must_have_room_between_its_wavelengths(tmp_path: Path) -> None:
+    document = published()
+    document["rope_scaling"]["high_freq_factor"] = 1.0
+    with pytest.raises(
+        CheckpointError, match=r"high_freq_factor is 1.0, expected more than low_freq_factor, 1"
+    ):
+        load(tmp_path, document)
+
+
+def test_a_layer_type_is_not_scaled_against_yarn_only_types(tmp_path: Path) -> None:
+    document = respelled("rope_parameters by layer type")
+    document["rope_parameters"]["sliding_attention"] |= llama3(published())
+    assert load(tmp_path, document).layers[1].rope_scaling is not None
+    document["yarn_only_types"] = ["full_attention"]
+    with pytest.raises(
+        CheckpointError, match=r"sliding_attention\.rope_type is 'llama3', expected 'default', or"
+    ):
+        load(tmp_path, document)
+
+
+def test_a_pipe_in_place_of_the_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match=r"config\.json: it is a pipe"):
+        Step35Config.load(tmp_path)
+
+
+def test_deep_nesting_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"config\.json: nested more than 64 deep"):
+        Step35Config.load(tmp_path)
 
 
 def test_a_directory_without_a_configuration(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json does not exist"):
+    with pytest.raises(CheckpointError, match=r"config\.json: No such file"):
         Step35Config.load(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+    with pytest.raises(CheckpointError, match="not JSON"):
         Step35Config.load(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="model_type is None"):
+    with pytest.raises(CheckpointError, match="expected a JSON object"):
         Step35Config.load(tmp_path)
 
 
