@@ -14,11 +14,13 @@ from orchestrator.cli.options import DtypeName, Json
 from orchestrator.cli.output import errors, print_json
 from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.generate import GenerationParams, GenerationResult
+from orchestrator.model.weights import check_drafts
 from orchestrator.report import RunReport
 from orchestrator.runnable import check_runnable
 from orchestrator.session import even_plan, open_session
 from orchestrator.tokenizer import StreamDecoder, Tokenizer
 from placement.errors import InputError
+from workers.formats.safetensors import Checkpoint
 from workers.model_config import Step35Config
 
 
@@ -53,6 +55,7 @@ def generate(
     config = Step35Config.load(model)
     tokenizer = Tokenizer.load(model) if prompt is not None else optional_tokenizer(model)
     prompt_ids = _prompt_ids(prompt, token_ids, tokenizer)
+    check_drafts(Checkpoint.open(model), config, mtp)
     params = GenerationParams(max_tokens, temperature, seed, ignore_eos, mtp)
     shape = config.shape(model.resolve().name)
     if plan is None:

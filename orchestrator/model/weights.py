@@ -11,7 +11,7 @@ from torch import Tensor
 from orchestrator.model.attention import AttentionWeights
 from orchestrator.model.layer import LayerWeights, NormWeights
 from orchestrator.model.moe import FfnWeights, MoeWeights
-from placement.errors import CheckpointError
+from placement.errors import CheckpointError, InputError
 from workers.formats.safetensors import Checkpoint
 from workers.model_config import LayerConfig, Step35Config
 
@@ -59,7 +59,7 @@ def load_head_weights(
     reader = _Reader(checkpoint, config, dtype)
     trunk = config.layers[: config.num_hidden_layers]
     mtp_layers = config.layers[config.num_hidden_layers :]
-    if not any(checkpoint.has(f"model.layers.{layer.index}.eh_proj.weight") for layer in mtp_layers):
+    if not _has_mtp(checkpoint, config):
         mtp_layers = ()
     total = len(trunk) + len(mtp_layers)
 
@@ -87,6 +87,47 @@ def load_head_weights(
         if on_progress is not None:
             on_progress(len(layers) + len(mtp), total)
     return HeadWeights(embedding, tuple(layers), norm, lm_head, tuple(mtp))
+
+
+def check_drafts(checkpoint: Checkpoint, config: Step35Config, num_drafts: int) -> None:
+    """Whether a step can have so many drafts, before anything large is read.
+
+    Raises:
+        InputError: config.json announces fewer MTP layers, or the files lack them; says which.
+    """
+    announced = config.num_nextn_predict_layers
+    if num_drafts > announced:
+        found = _num_mtp_in_files(checkpoint, config)
+        advice = (
+            f": the files have {found}, so set num_nextn_predict_layers to {found}"
+            if found > announced
+            else ""
+        )
+        raise InputError(
+            f"{num_drafts} drafts a step asked for, but config.json announces {announced} MTP layers "
+            f"(num_nextn_predict_layers); expected 0 to {announced}{advice}"
+        )
+    if num_drafts and not _has_mtp(checkpoint, config):
+        raise InputError(
+            f"{num_drafts} drafts a step asked for, but no file in {checkpoint.model_dir} has tensors of the "
+            f"MTP layers that config.json announces (model.layers.{config.num_hidden_layers}.…); download "
+            "them, or ask for no drafts"
+        )
+
+
+def _has_mtp(checkpoint: Checkpoint, config: Step35Config) -> bool:
+    """Whether the files have any tensor of the announced MTP layers."""
+    return any(
+        checkpoint.has_below(f"model.layers.{layer.index}.")
+        for layer in config.layers[config.num_hidden_layers :]
+    )
+
+
+def _num_mtp_in_files(checkpoint: Checkpoint, config: Step35Config) -> int:
+    found = 0
+    while checkpoint.has(f"model.layers.{config.num_hidden_layers + found}.eh_proj.weight"):
+        found += 1
+    return found
 
 
 class _Reader:

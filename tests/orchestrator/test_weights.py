@@ -11,9 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from orchestrator.generate import GenerationParams
+from orchestrator.model.weights import check_drafts
 from placement.errors import CheckpointError, InputError
 from tests.orchestrator.heads import generate_with_hidden, load_model
 from tests.tiny_checkpoint import write_random_checkpoint
+from workers.formats.safetensors import Checkpoint
+from workers.model_config import Step35Config
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
@@ -116,6 +119,31 @@ def test_a_checkpoint_of_the_trunk_alone_runs_without_drafts(tmp_path: Path) -> 
     )
     with pytest.raises(InputError, match="has 0 MTP layers"):
         generate_with_hidden(trunk, PROMPT, GenerationParams(mtp=1))
+    config, checkpoint = Step35Config.load(model_dir), Checkpoint.open(model_dir)
+    check_drafts(checkpoint, config, 0)
+    with pytest.raises(
+        InputError, match=r"no file .* has tensors of the MTP layers .* \(model\.layers\.6\.…"
+    ):
+        check_drafts(checkpoint, config, 1)
+
+
+def test_more_drafts_than_announced_are_refused_and_the_files_consulted(tmp_path: Path) -> None:
+    model_dir = write_random_checkpoint(tmp_path, seed=46)
+    config, checkpoint = Step35Config.load(model_dir), Checkpoint.open(model_dir)
+    check_drafts(checkpoint, config, 3)
+    with pytest.raises(InputError, match=r"announces 3 MTP layers .* expected 0 to 3$"):
+        check_drafts(checkpoint, config, 4)
+    document = json.loads((model_dir / "config.json").read_text())
+    (model_dir / "config.json").write_text(json.dumps(document | {"num_nextn_predict_layers": 0}))
+    with pytest.raises(InputError, match="the files have 3, so set num_nextn_predict_layers to 3"):
+        check_drafts(checkpoint, Step35Config.load(model_dir), 1)
+
+
+def test_an_mtp_layer_that_is_there_in_part_is_named(tmp_path: Path) -> None:
+    model_dir = write_random_checkpoint(tmp_path, seed=46, num_mtp_layers=1)
+    edit(model_dir, lambda tensors: tensors.pop("model.layers.6.eh_proj.weight"))
+    with pytest.raises(CheckpointError, match=r"model\.layers\.6\.eh_proj\.weight is missing"):
+        load_model(model_dir)
 
 
 def test_tied_embeddings_need_no_output_matrix(tmp_path: Path) -> None:

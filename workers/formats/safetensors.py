@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
@@ -13,9 +13,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from placement.errors import CheckpointError
+from placement.input_file import opened
+from placement.json_file import expect_object, read_json
+from placement.shown import shown
 from workers.model_config import Step35Config
 
 INDEX_NAME = "model.safetensors.index.json"
+# A tensor for each expert of a model many times the size of any there is.
+MOST_INDEX_BYTES = 128_000_000
+MOST_INDEX_VALUES = 4_000_000
+MOST_FILE_NAME = 120
 READABLE_TYPES = ("BF16", "F32", "F16")
 
 # Some files name the trunk's tensors below this prefix instead of "model.".
@@ -37,36 +44,47 @@ class Checkpoint:
     def open(cls, model_dir: str | Path) -> Checkpoint:
         """Find a model's files and check that each is whole.
 
+        What the files' own headers list counts, also where the index leaves it out. A file that the index
+        does not name takes part if it shares no tensor with the others: MTP layers may come in one.
+
         Raises:
-            CheckpointError: no files, a shard of the index is missing or truncated, or a shard lacks a
-                tensor that the index puts there. The message names the file.
+            CheckpointError: no files, a shard of the index is missing or truncated, a shard lacks a tensor
+                that the index puts there, or two shards have the same tensor. The message names the file.
         """
         model_dir = Path(model_dir)
         if not model_dir.is_dir():
             raise CheckpointError(f"{model_dir} is not a directory: expected a Hugging Face model directory")
+        found = sorted(path.name for path in model_dir.glob("*.safetensors"))
         index = model_dir / INDEX_NAME
-        if index.exists():
-            files = _read_index(index)
-        else:
-            found = sorted(path.name for path in model_dir.glob("*.safetensors"))
+        if not os.path.lexists(index):
             if len(found) != 1:
                 raise CheckpointError(
                     f"{model_dir} has {len(found)} safetensors files and no {INDEX_NAME}: expected one file, "
                     "or several and the index; check that the model was downloaded completely"
                 )
-            files = {}
-            for name in _open_shard(model_dir / found[0]).keys():  # noqa: SIM118, not a mapping
-                files[name] = found[0]
-            return cls(model_dir, files)
-        held: dict[str, set[str]] = {}
-        for name, file in files.items():
-            if file not in held:
-                held[file] = set(_open_shard(model_dir / file).keys())
-            if name not in held[file]:
+            return cls(model_dir, dict.fromkeys(_held(model_dir / found[0]), found[0]))
+        listed = _read_index(index)
+        shards = sorted(set(listed.values()))
+        files: dict[str, str] = {}
+        for file in shards:
+            for name in _held(model_dir / file):
+                if name in files:
+                    raise CheckpointError(
+                        f"{model_dir / file} has tensor {shown(name)}, and so has {files[name]}: "
+                        "expected it in one of them; download the model again"
+                    )
+                files[name] = file
+        for name, file in listed.items():
+            if files.get(name) != file:
                 raise CheckpointError(
-                    f"{model_dir / file} lacks tensor {name}, which {INDEX_NAME} expects there: "
+                    f"{model_dir / file} lacks tensor {shown(name)}, which {INDEX_NAME} expects there: "
                     "the files belong to different versions, download the model again"
                 )
+        for file in found:
+            if file not in shards:
+                held = _held(model_dir / file)
+                if not any(name in files for name in held):
+                    files |= dict.fromkeys(held, file)
         return cls(model_dir, files)
 
     @property
@@ -77,6 +95,11 @@ class Checkpoint:
     def has(self, name: str) -> bool:
         """Whether the tensor exists, also below the nested prefix."""
         return self._resolve(name) is not None
+
+    def has_below(self, prefix: str) -> bool:
+        """Whether any tensor's name starts so, also below the nested prefix."""
+        nested = NESTED_PREFIX + prefix.removeprefix("model.")
+        return any(name.startswith((prefix, nested)) for name in self._files)
 
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         """A copy of one whole tensor in `dtype`.
@@ -159,23 +182,41 @@ class Checkpoint:
 
 
 def _open_shard(path: Path) -> Any:
+    # The library waits for a pipe's writer.
+    with opened(path, CheckpointError, "a safetensors file of the model: download it again"):
+        pass
     try:
         return safe_open(path, framework="pt")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: download the model's files again") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError) as error:
         raise CheckpointError(
-            f"{path} is truncated or not a safetensors file ({error}): download it again"
+            f"{path} is truncated or not a safetensors file ({shown(str(error))}): download it again"
         ) from None
 
 
+def _held(path: Path) -> list[str]:
+    """Names of the tensors in a file."""
+    names: Iterable[str] = _open_shard(path).keys()
+    return list(names)
+
+
 def _read_index(path: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a safetensors index with a weight_map: {error!r}") from None
-    if not isinstance(weight_map, dict) or not all(
-        isinstance(file, str) and Path(file).name == file for file in weight_map.values()
-    ):
-        raise CheckpointError(f"{path}: weight_map must give each tensor a file name in the same directory")
+    """Tensor name -> file name."""
+    expected = "a safetensors index with a weight_map: download it again"
+    document = read_json(
+        path, CheckpointError, expected, most_bytes=MOST_INDEX_BYTES, most_values=MOST_INDEX_VALUES
+    )
+    weight_map = expect_object(document, CheckpointError, str(path)).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{path}: weight_map is {shown(weight_map)}; expected {expected}")
+    for name, file in weight_map.items():
+        if not (
+            isinstance(file, str)
+            and 0 < len(file) <= MOST_FILE_NAME
+            and file.isprintable()
+            and Path(file).name == file
+        ):
+            raise CheckpointError(
+                f"{path}: weight_map puts {shown(name)} into {shown(file)}, expected the name of a file in "
+                "the same directory"
+            )
     return weight_map

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     directory = write_random_checkpoint(tmp_path, seed=1, num_shards=3)
     lost = shard_paths(directory)[1]
     lost.unlink()
-    with pytest.raises(CheckpointError, match=f"{lost.name} is missing"):
+    with pytest.raises(CheckpointError, match=f"{lost.name}: No such file.* download it again"):
         Checkpoint.open(directory)
 
 
@@ -84,7 +86,7 @@ def test_a_shard_without_its_tensor_is_named(tmp_path: Path) -> None:
     name = sorted(tensors)[0]
     del tensors[name]
     save_file(tensors, path)
-    with pytest.raises(CheckpointError, match=f"{path.name} lacks tensor {name}"):
+    with pytest.raises(CheckpointError, match=f"{path.name} lacks tensor {name!r}"):
         Checkpoint.open(directory)
 
 
@@ -95,8 +97,86 @@ def test_directories_without_a_checkpoint(tmp_path: Path) -> None:
         Checkpoint.open(tmp_path)
 
 
+def relist(directory: Path, change: Callable[[dict[str, str]], None]) -> None:
+    """Edit the index's weight_map."""
+    document = json.loads((directory / INDEX_NAME).read_text())
+    change(document["weight_map"])
+    (directory / INDEX_NAME).write_text(json.dumps(document))
+
+
+def test_tensors_that_the_index_leaves_out_count(tmp_path: Path) -> None:
+    directory = write_random_checkpoint(tmp_path, seed=1, num_shards=3)
+    whole = set(Checkpoint.open(directory).names)
+
+    def drop_mtp(weight_map: dict[str, str]) -> None:
+        for name in [name for name in weight_map if name.startswith("model.layers.6.")]:
+            del weight_map[name]
+
+    relist(directory, drop_mtp)
+    checkpoint = Checkpoint.open(directory)
+    assert set(checkpoint.names) == whole
+    assert checkpoint.tensor("model.layers.6.eh_proj.weight", torch.float32).shape == (64, 128)
+
+
+def test_a_file_of_its_own_beside_the_index_counts(tmp_path: Path) -> None:
+    directory = write_random_checkpoint(tmp_path, seed=1, num_shards=2)
+    whole = set(Checkpoint.open(directory).names)
+    mtp: dict[str, torch.Tensor] = {}
+    for path in shard_paths(directory):
+        tensors = load_file(path)
+        mtp |= {name: tensors.pop(name) for name in list(tensors) if name.startswith("model.layers.6.")}
+        save_file(tensors, path)
+    save_file(mtp, directory / "model-mtp.safetensors")
+    relist(directory, lambda weight_map: [weight_map.pop(name) for name in mtp] and None)
+    assert set(Checkpoint.open(directory).names) == whole
+
+
+def test_another_copy_beside_the_index_is_left_alone(tmp_path: Path) -> None:
+    directory = write_random_checkpoint(tmp_path, seed=1, num_shards=2)
+    expected = Checkpoint.open(directory).tensor("lm_head.weight", torch.float32)
+    save_file(
+        {"lm_head.weight": torch.zeros(2), "more": torch.zeros(2)}, directory / "consolidated.safetensors"
+    )
+    checkpoint = Checkpoint.open(directory)
+    assert torch.equal(checkpoint.tensor("lm_head.weight", torch.float32), expected)
+    assert not checkpoint.has("more")
+
+
+def test_a_tensor_in_two_shards_is_named(tmp_path: Path) -> None:
+    directory = write_random_checkpoint(tmp_path, seed=1, num_shards=2)
+    first, second = shard_paths(directory)
+    name = sorted(load_file(first))[0]
+    save_file(load_file(second) | {name: torch.zeros(1)}, second)
+    with pytest.raises(CheckpointError, match=f"{second.name} has tensor {name!r}, and so has {first.name}"):
+        Checkpoint.open(directory)
+
+
+@pytest.mark.parametrize("name", [INDEX_NAME, "model-00001-of-00002.safetensors"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    directory = write_random_checkpoint(tmp_path, seed=1, num_shards=2)
+    (directory / name).unlink()
+    os.mkfifo(directory / name)
+    with pytest.raises(CheckpointError, match=f"{name}: it is a pipe"):
+        Checkpoint.open(directory)
+
+
+def test_an_index_nested_deeply_is_named(tmp_path: Path) -> None:
+    (tmp_path / INDEX_NAME).write_text('{"weight_map":' + "[" * 100_000)
+    with pytest.raises(CheckpointError, match=f"{INDEX_NAME}: nested more than"):
+        Checkpoint.open(tmp_path)
+
+
 @pytest.mark.parametrize(
-    "index", ["{", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../b"}}']
+    "index",
+    [
+        "{",
+        "{}",
+        '{"weight_map": []}',
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": "../b"}}',
+        '{"weight_map": {"a": ""}}',
+        "[]",
+    ],
 )
 def test_a_broken_index_is_named(tmp_path: Path, index: str) -> None:
     (tmp_path / INDEX_NAME).write_text(index)
