@@ -1,38 +1,51 @@
-"""A checkpoint's tokenizer and chat template, and decoding while tokens arrive."""
+"""A checkpoint's tokenizer, and decoding while tokens arrive."""
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as FastTokenizer
 
+from orchestrator import chat_template
 from placement.errors import CheckpointError, InputError
+from placement.input_file import read_text
+from placement.json_file import expect_object, read_json
+from placement.shown import shown
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
+# The largest published tokenizer.json has some 30 MB.
+MOST_TOKENIZER_BYTES = 256_000_000
+MOST_SETTINGS_BYTES = 16_000_000
+SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+
 
 class Tokenizer:
-    """Text to token ids and back."""
+    """Text to token ids and back.
+
+    Args:
+        add_bos_token: whether a text to continue begins with `bos_token` where the tokenizer's own
+            post-processor puts nothing in front of it.
+    """
 
     def __init__(
         self,
         fast: FastTokenizer,
-        chat_template: str | None,
+        template: str | None,
         special: Mapping[str, str],
         *,
         add_bos_token: bool = False,
     ) -> None:
+        # Settings for training in batches: a prompt is neither cut nor filled up.
+        fast.no_truncation()
+        fast.no_padding()
         self._fast = fast
-        self._chat_template = chat_template
+        self._template = template
         self._special = dict(special)
-        self._prefix = (
-            [self.token_id(special["bos_token"])] if add_bos_token and "bos_token" in special else []
-        )
+        self._prefix = self._find_prefix(add_bos_token)
 
     @classmethod
     def load(cls, model_dir: Path) -> Tokenizer:
@@ -43,24 +56,39 @@ class Tokenizer:
             CheckpointError: a file is not what its name says.
         """
         path = model_dir / "tokenizer.json"
-        if not path.is_file():
+        if not os.path.lexists(path):
             raise InputError(
                 f"{model_dir} has no tokenizer.json, so it takes no text; expected a checkpoint with a "
                 "tokenizer, or a prompt given as token ids"
             )
+        text = read_text(
+            path, CheckpointError, "a tokenizer file: download it again", most_bytes=MOST_TOKENIZER_BYTES
+        )
         try:
-            fast = FastTokenizer.from_file(str(path))
+            fast = FastTokenizer.from_str(text)
         except Exception as error:  # tokenizers raises bare Exception
-            raise CheckpointError(f"{path} is not a tokenizer file ({error}); download it again") from error
-        settings = _settings(model_dir / "tokenizer_config.json")
-        template_path = model_dir / "chat_template.jinja"
-        template = template_path.read_text() if template_path.is_file() else _template(settings)
-        special = {
-            name: text
-            for name in ("bos_token", "eos_token", "pad_token", "unk_token")
-            if (text := _token_text(settings.get(name))) is not None
-        }
-        return cls(fast, template, special, add_bos_token=settings.get("add_bos_token") is True)
+            raise CheckpointError(
+                f"{path} is not a tokenizer file ({shown(str(error))}); download it again"
+            ) from error
+        settings_path = model_dir / "tokenizer_config.json"
+        settings = _settings(settings_path)
+        special = {}
+        for name in SPECIAL_TOKENS:
+            token = _token_text(settings.get(name))
+            if token is not None:
+                if not _is_unicode(token):
+                    raise CheckpointError(f"{settings_path}: {name} is {shown(token)}, expected Unicode text")
+                special[name] = token
+        add_bos_token = settings.get("add_bos_token")
+        if add_bos_token not in (None, True, False):
+            raise CheckpointError(
+                f"{settings_path}: add_bos_token is {shown(add_bos_token)}, expected true or false"
+            )
+        template = chat_template.find_template(model_dir, settings)
+        try:
+            return cls(fast, template, special, add_bos_token=add_bos_token is True)
+        except CheckpointError as error:
+            raise CheckpointError(f"{settings_path}: {error}") from error
 
     @property
     def vocab_size(self) -> int:
@@ -73,12 +101,43 @@ class Tokenizer:
         return found
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of text; special tokens written in it count as such, none is added."""
+        """Token ids of text; special tokens written in it count as such, none is added.
+
+        Raises:
+            InputError: the text holds what no Unicode text can, such as bytes that are no UTF-8.
+        """
+        if not _is_unicode(text):
+            raise InputError("the prompt holds bytes that are no UTF-8 text; expected UTF-8")
         return list(self._fast.encode(text, add_special_tokens=False).ids)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Token ids of a text to continue, behind the token every document of the model begins with."""
-        return [token_id for token_id in self._prefix if token_id is not None] + self.encode(text)
+        """Token ids of a text to continue, behind the tokens every document of the model begins with.
+
+        Where the text begins with them itself they count once.
+
+        Raises:
+            InputError: as `encode`.
+        """
+        token_ids = self.encode(text)
+        if token_ids[: len(self._prefix)] == self._prefix:
+            return token_ids
+        return self._prefix + token_ids
+
+    def encode_chat(self, prompt: str, system: str | None = None) -> list[int]:
+        """Token ids of a user's turn, after a system turn if there is one, up to where the answer begins.
+
+        The template renders the token that documents begin with, so none is added.
+
+        Raises:
+            InputError: there is no template, it fails, or a text is no Unicode.
+        """
+        messages = [{"role": "user", "content": prompt}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        for message in messages:
+            if not _is_unicode(message["content"]):
+                raise InputError(f"the {message['role']} text holds bytes that are no UTF-8; expected UTF-8")
+        return self.encode(self.chat_prompt(messages))
 
     def decode(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of token ids; bytes that are not UTF-8 become replacement characters."""
@@ -96,19 +155,38 @@ class Tokenizer:
         Raises:
             InputError: there is no template, or it refuses the messages.
         """
-        if self._chat_template is None:
-            raise InputError("this checkpoint has no chat template; expected one in tokenizer_config.json")
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _refuse
-        try:
-            return environment.from_string(self._chat_template).render(
-                messages=messages, tools=tools, add_generation_prompt=add_generation_prompt, **self._special
+        if self._template is None:
+            raise InputError(
+                "this checkpoint has no chat template; expected one in chat_template.jinja or "
+                "tokenizer_config.json, or a prompt without --chat"
             )
-        except jinja2.TemplateError as error:
-            raise InputError(f"the chat template refuses these messages: {error}") from error
+        text = chat_template.render(
+            self._template, messages, tools, self._special, add_generation_prompt=add_generation_prompt
+        )
+        if not _is_unicode(text):
+            raise InputError("the chat template gives text that is no Unicode")
+        return text
+
+    def _find_prefix(self, add_bos_token: bool) -> list[int]:
+        """Tokens that stand in front of every document.
+
+        Raises:
+            CheckpointError: `add_bos_token` without a `bos_token` that the tokenizer knows.
+        """
+        # What the post-processor adds belongs to no sequence. What it adds behind the text is left out,
+        # because the text goes on.
+        encoded = self._fast.encode("The 1 的.", add_special_tokens=True)
+        added = [sequence is None for sequence in encoded.sequence_ids]
+        length = added.index(False) if False in added else 0
+        if length or not add_bos_token:
+            return list(encoded.ids[:length])
+        token = self._special.get("bos_token")
+        token_id = self.token_id(token) if token is not None else None
+        if token_id is None:
+            raise CheckpointError(
+                f"add_bos_token is true, but bos_token is {shown(token)}, expected a token of tokenizer.json"
+            )
+        return [token_id]
 
 
 class StreamDecoder:
@@ -145,24 +223,13 @@ class StreamDecoder:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    """The content of tokenizer_config.json, nothing where there is no such file."""
+    if not os.path.lexists(path):
         return {}
-    try:
-        settings = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); download it again") from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{path} holds a {type(settings).__name__}; expected a JSON object")
-    return settings
-
-
-def _template(settings: Mapping[str, Any]) -> str | None:
-    """The chat template, a string or a list of named ones of which "default" is meant."""
-    template = settings.get("chat_template")
-    if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+    expected = "the JSON object of a tokenizer's settings: download it again"
+    return expect_object(
+        read_json(path, CheckpointError, expected, most_bytes=MOST_SETTINGS_BYTES), CheckpointError, str(path)
+    )
 
 
 def _token_text(token: object) -> str | None:
@@ -172,19 +239,10 @@ def _token_text(token: object) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _to_json(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes HTML characters, which models were not trained on. The arguments are those
-    # that published templates pass.
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: lone surrogates stand for bytes that could not be read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,23 @@ from orchestrator.runnable import check_runnable
 from orchestrator.session import even_plan, open_session
 from orchestrator.tokenizer import StreamDecoder, Tokenizer
 from placement.errors import InputError
+from placement.shown import shown
 from workers.formats.safetensors import Checkpoint
 from workers.model_config import Step35Config
+
+# Far more text than any model's positions hold.
+MOST_PROMPT_BYTES = 16_000_000
 
 
 def generate(
     model: Annotated[Path, typer.Option(help="Model directory: config.json and safetensors.")],
-    prompt: Annotated[str | None, typer.Option(help="Text to continue.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Text to continue; - reads it from standard input.")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Ask the prompt as a user, by the model's chat template.")
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="System text before it, with --chat.")] = None,
     token_ids: Annotated[
         str | None, typer.Option(help="Prompt as ids, 1,2,3: works without a tokenizer.", metavar="IDS")
     ] = None,
@@ -54,7 +65,7 @@ def generate(
         raise InputError("--ray-address: expected with --plan PLAN.json, which says whom to ask there")
     config = Step35Config.load(model)
     tokenizer = Tokenizer.load(model) if prompt is not None else optional_tokenizer(model)
-    prompt_ids = _prompt_ids(prompt, token_ids, tokenizer)
+    prompt_ids = _prompt_ids(prompt, token_ids, tokenizer, chat=chat, system=system)
     check_drafts(Checkpoint.open(model), config, mtp)
     params = GenerationParams(max_tokens, temperature, seed, ignore_eos, mtp)
     shape = config.shape(model.resolve().name)
@@ -125,16 +136,42 @@ def document(result: GenerationResult, report: RunReport, text: str) -> dict[str
 
 def optional_tokenizer(model: Path) -> Tokenizer | None:
     """A checkpoint without a tokenizer still takes and gives ids."""
-    return Tokenizer.load(model) if (model / "tokenizer.json").is_file() else None
+    return Tokenizer.load(model) if os.path.lexists(model / "tokenizer.json") else None
 
 
-def _prompt_ids(prompt: str | None, token_ids: str | None, tokenizer: Tokenizer | None) -> list[int]:
+def _prompt_ids(
+    prompt: str | None, token_ids: str | None, tokenizer: Tokenizer | None, *, chat: bool, system: str | None
+) -> list[int]:
     if (prompt is None) == (token_ids is None):
         raise InputError("expected either --prompt TEXT or --token-ids 1,2,3")
+    if chat and prompt is None:
+        raise InputError("--chat asks a text; expected it with --prompt TEXT, not with --token-ids")
+    if system is not None and not chat:
+        raise InputError("--system stands before a user's turn; expected it with --chat")
     if prompt is not None and tokenizer is not None:
-        return tokenizer.encode_prompt(prompt)
+        text = _standard_input() if prompt == "-" else prompt
+        return tokenizer.encode_chat(text, system) if chat else tokenizer.encode_prompt(text)
     assert token_ids is not None
     try:
         return [int(part) for part in token_ids.split(",")]
     except ValueError:
-        raise InputError(f"--token-ids {token_ids!r}: expected whole numbers with commas, 1,2,3") from None
+        raise InputError(
+            f"--token-ids {shown(token_ids)}: expected whole numbers with commas, 1,2,3"
+        ) from None
+
+
+def _standard_input() -> str:
+    if sys.stdin is None:
+        raise InputError("--prompt -: standard input is closed; expected text")
+    try:
+        content = sys.stdin.buffer.read(MOST_PROMPT_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"--prompt -: {error.strerror}; expected text on standard input") from error
+    if len(content) > MOST_PROMPT_BYTES:
+        raise InputError(f"--prompt -: more than {MOST_PROMPT_BYTES / 1e6:g} MB; expected a prompt")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"--prompt -: not UTF-8 text ({error.reason} at byte {error.start}); convert it first"
+        ) from None

@@ -21,10 +21,13 @@ from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
 from placement.atomic import check_targets
 from placement.errors import InputError
+from placement.input_file import read_text
 from placement.stats import RoutingStats
 from workers.model_config import Step35Config
 
 CHUNK_TOKENS = 256
+# More would run for days.
+MOST_TEXT_BYTES = 64_000_000
 
 
 def stats(
@@ -40,7 +43,7 @@ def stats(
     check_targets([out], inputs=files_read(model, *texts))
     shape = Step35Config.load(model).shape(model.resolve().name)
     tokenizer = Tokenizer.load(model)
-    documents = [tokenizer.encode_prompt(read_text(path)) for path in texts]
+    documents = [tokenizer.encode_prompt(read_document(path)) for path in texts]
     head = load_local(model, torch.float32 if dtype is DtypeName.float32 else torch.bfloat16)
     result = record_routing(
         head, documents, window, source=", ".join(path.name for path in texts), name=shape.name
@@ -115,13 +118,13 @@ def hottest_share(stats: RoutingStats) -> np.ndarray[tuple[int], np.dtype[np.flo
     return shares
 
 
-def read_text(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; expected a text file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error.reason}); convert it first") from error
+def read_document(path: Path) -> str:
+    """A text file of a user.
+
+    Raises:
+        InputError: it cannot be read, is no UTF-8, too large, or has no text.
+    """
+    text = read_text(path, InputError, "a UTF-8 text file", most_bytes=MOST_TEXT_BYTES)
     if not text.strip():
         raise InputError(f"{path}: no text in it; expected some to run through the model")
     return text

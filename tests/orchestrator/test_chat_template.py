@@ -1,0 +1,126 @@
+"""Chat templates: where they are found, what they render, and that whatever they do ends in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import chat_template
+from orchestrator.tokenizer import Tokenizer
+from placement.errors import InputError
+from tests.tiny_checkpoint import write_random_checkpoint
+
+USER = [{"role": "user", "content": "a"}]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(
+        tmp_path_factory.mktemp("checkpoint"), seed=1, num_layers=1, moe_layers=(), tokenizer=True
+    )
+
+
+def load(model_dir: Path, directory: Path, settings: dict[str, Any] | None) -> Tokenizer:
+    (directory / "tokenizer.json").write_bytes((model_dir / "tokenizer.json").read_bytes())
+    if settings is not None:
+        (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return Tokenizer.load(directory)
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_templates_as_a_text_or_as_named_ones(model_dir: Path, tmp_path: Path, as_list: bool) -> None:
+    template = "{% if tools %}{{ tools | tojson }}{% endif %}{{ bos_token }}{{ messages[0].content }}"
+    named = [
+        {"name": ["a"], "template": "no"},
+        {"name": "other", "template": "no"},
+        {"name": "default", "template": template},
+    ]
+    settings = {"bos_token": {"content": "<s>"}, "chat_template": named if as_list else template}
+    tokenizer = load(model_dir, tmp_path, settings)
+    assert tokenizer.chat_prompt(USER, tools=[{"name": "<é>"}]) == '[{"name": "<é>"}]<s>a'
+
+
+def test_a_template_file_comes_before_the_settings(model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('no system turn') }}")
+    tokenizer = load(model_dir, tmp_path, {"chat_template": "other"})
+    with pytest.raises(InputError, match="no system turn"):
+        tokenizer.chat_prompt([])
+
+
+@pytest.mark.parametrize("settings", [None, {}, {"chat_template": [{"name": "other", "template": "no"}]}])
+def test_without_a_template_there_is_no_chat(
+    model_dir: Path, tmp_path: Path, settings: dict[str, Any] | None
+) -> None:
+    with pytest.raises(InputError, match="no chat template"):
+        load(model_dir, tmp_path, settings).chat_prompt(USER)
+
+
+def render(template: str, *, cpu_s: int = 1) -> str:
+    return chat_template.render(
+        template,
+        USER,
+        None,
+        {"bos_token": "<s>"},
+        add_generation_prompt=True,
+        cpu_s=cpu_s,
+        memory_bytes=2**28,
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ 'a' + 1 }}", "TypeError"),
+        ("{{ 1 // 0 }}", "ZeroDivisionError"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion|renderer"),
+        ("{{ (10.0 ** 300) ** 2 }}", "OverflowError"),
+        ("{{ {}['a'].b }}", "has no attribute|undefined"),
+        ("{{ messages[0].content.encode('ascii', 5) }}", "TypeError"),
+        ("{{ '%d' % 'a' }}", "TypeError"),
+        ("{{ '{x}'.format() }}", "KeyError"),
+        ("{{ [].pop() }}", "unsafe|IndexError"),
+        ("{{ messages.__class__.a }}", "unsafe"),
+        ("{{ nobody.knows }}", "undefined"),
+        ("{% for %}", "Expected|expected|Unexpected"),
+        ("{{ '('*3 }}" + "{% if 1 %}" * 500, "Unexpected|recursion|nested|renderer"),
+        ("{{ " + "(" * 50_000 + ")" * 50_000 + " }}", "recursion|renderer"),
+        ("{{ raise_exception('x' * 5000) }}", "x{100,160}…$"),
+        ("{{ raise_exception('two\nlines') }}", "two lines$"),
+    ],
+)
+def test_every_error_is_one_line(template: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        render(template)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+        "{{ 9 ** (9 ** 9) }}",
+        "{% set ns = namespace(t='a') %}{% for i in range(99) %}{% set ns.t = ns.t + ns.t %}{% endfor %}",
+        "{% set ns = namespace(t='a') %}{% for i in range(99) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}",
+        "{{ 'a' * 10 ** 10 }}",
+        "{{ 'a'.ljust(10 ** 10) }}",
+        "{{ 'a' | center(10 ** 10) }}",
+        "{{ '%10000000000d' % 1 }}",
+        "{{ [0] * 10 ** 10 }}",
+        "{% for i in range(99999) %}{{ 'a' * 1000 }}{% endfor %}",
+        "{{ ('a' * 5000) | replace('a', 'a' * 5000) | replace('a', 'a' * 5000) }}",
+    ],
+)
+def test_whatever_takes_without_end_is_stopped(template: str) -> None:
+    with pytest.raises(InputError, match=r"seconds?|of computing|memory|characters|range|big|large|digits"):
+        render(template)
+
+
+def test_text_that_is_no_unicode_is_refused(model_dir: Path, tmp_path: Path) -> None:
+    tokenizer = load(model_dir, tmp_path, {"chat_template": "{{ '\\ud800' }}"})
+    with pytest.raises(InputError, match="no Unicode"):
+        tokenizer.chat_prompt(USER)

@@ -1,0 +1,100 @@
+"""`potluck generate`: where the prompt comes from, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.tokenizer import Tokenizer
+from tests.orchestrator.command_line import Potluck, document
+from tests.tiny_checkpoint import write_random_checkpoint
+
+SHORT = ("--max-tokens", 3, "--ignore-eos", "--json")
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("checkpoint"), seed=5, tokenizer=True)
+
+
+def type_in(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    """Put bytes on standard input."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_a_prompt_from_standard_input_is_taken_as_it_comes(
+    potluck: Potluck, monkeypatch: pytest.MonkeyPatch, model_dir: Path
+) -> None:
+    text = "naïve\n東京\n"
+    expected = document(potluck("generate", "--model", model_dir, "--prompt", text, *SHORT))
+    type_in(monkeypatch, text.encode())
+    made = document(potluck("generate", "--model", model_dir, "--prompt", "-", *SHORT))
+    assert made["token_ids"] == expected["token_ids"]
+
+
+def test_standard_input_that_is_no_text_is_one_line(
+    potluck: Potluck, monkeypatch: pytest.MonkeyPatch, model_dir: Path
+) -> None:
+    type_in(monkeypatch, b"ab\xff")
+    code, _, err = potluck("generate", "--model", model_dir, "--prompt", "-", *SHORT)
+    assert code == 2
+    assert "--prompt -: not UTF-8 text (invalid start byte at byte 2)" in err
+
+
+def test_a_chat_continues_the_rendered_template(potluck: Potluck, model_dir: Path) -> None:
+    ids = Tokenizer.load(model_dir).encode_chat("hello", "be brief")
+    expected = document(
+        potluck("generate", "--model", model_dir, "--token-ids", ",".join(map(str, ids)), *SHORT)
+    )
+    chat = ("--chat", "--system", "be brief", "--prompt", "hello")
+    made = document(potluck("generate", "--model", model_dir, *chat, *SHORT))
+    assert made["token_ids"] == expected["token_ids"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--chat", "--token-ids", "1,2"), "--chat asks a text; expected it with --prompt"),
+        (
+            ("--system", "be brief", "--prompt", "a"),
+            "--system stands before a user's turn; expected it with --ch",
+        ),
+        (("--prompt", b"a\xff".decode("utf-8", "surrogateescape")), "bytes that are no UTF-8"),
+        (("--chat", "--prompt", "\ud800"), "the user text holds bytes that are no UTF-8"),
+        (("--token-ids", "x" * 5000), "expected whole numbers"),
+        (("--prompt", "a", "--mtp", 4), "config.json announces 3 MTP layers"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(
+    potluck: Potluck, model_dir: Path, arguments: tuple[object, ...], message: str
+) -> None:
+    code, out, err = potluck("generate", "--model", model_dir, *arguments)
+    assert code == 2
+    assert out == ""
+    assert message in " ".join(err.split())
+    assert len(err) < 400
+
+
+def test_a_chat_without_a_template_is_one_line(potluck: Potluck, model_dir: Path, tmp_path: Path) -> None:
+    for path in model_dir.iterdir():
+        if path.name != "tokenizer_config.json":
+            (tmp_path / path.name).symlink_to(path)
+    code, _, err = potluck("generate", "--model", tmp_path, "--chat", "--prompt", "a")
+    assert code == 2
+    assert "this checkpoint has no chat template" in err
+
+
+def test_a_pipe_in_place_of_a_text_for_stats_is_not_waited_for(
+    potluck: Potluck, model_dir: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "text.txt")
+    code, _, err = potluck(
+        "stats", "--model", model_dir, "--out", tmp_path / "routing.npz", tmp_path / "text.txt"
+    )
+    assert code == 2
+    assert "text.txt: it is a pipe" in " ".join(err.split())
+    assert not (tmp_path / "routing.npz").exists()
