@@ -242,7 +242,11 @@ def _refuse_other_models(fields: Fields) -> None:
 def _eos_token_ids(fields: Fields) -> tuple[int, ...]:
     value = fields.get("eos_token_id")
     values = value if isinstance(value, list) else [] if value is None else [value]
-    return tuple(fields.check_integer("eos_token_id", item, 0) for item in values)
+    last = fields.integer("vocab_size", most=MOST_VOCABULARY) - 1
+    for item in values:
+        if fields.check_integer("eos_token_id", item, 0) > last:
+            raise fields.wrong("eos_token_id", item, f"a token of the vocabulary, 0 to {last}")
+    return tuple(values)
 
 
 def _layer_types(fields: Fields, num_trunk: int, num_mtp: int) -> list[str]:
@@ -271,7 +275,7 @@ def _layers(
     layers = []
     for index, layer_type in enumerate(layer_types):
         sizes, rope = heads[layer_type], ropes[index]
-        rotary_dim = int(sizes.head_dim * rope.partial_rotary_factor)
+        rotary_dim = int(sizes.head_dim * min(rope.partial_rotary_factor, 2.0))
         if rotary_dim % 2 or rotary_dim > sizes.head_dim:
             raise fields.wrong(
                 f"partial_rotary_factors[{index}]",
@@ -302,10 +306,9 @@ def _check_attention(fields: Fields, heads: dict[str, HeadSizes], num_trunk: int
     if scale is not None and any(sizes.head_dim != scale for sizes in heads.values()):
         raise fields.wrong("query_pre_attn_scalar", scale, f"head_dim, {heads[FULL].head_dim}")
     fields.only("mtp_base_layer_idx", num_trunk)
-    rotates = (
-        fields.per_layer("use_rope_layers", num_trunk, num_mtp) if fields.get("use_rope_layers") else None
-    )
-    fields.get("mtp_use_rope_layers")
+    rotates = None
+    if fields.get("use_rope_layers") != []:
+        rotates = fields.per_layer("use_rope_layers", num_trunk, num_mtp)
     if rotates is not None and not all(entry is True or entry is None for entry in rotates):
         raise fields.wrong("use_rope_layers", rotates, "true for every layer: Potluck rotates in all of them")
 

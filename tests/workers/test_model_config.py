@@ -280,6 +280,12 @@ def test_a_model_without_drafts_needs_no_entries_for_them(tmp_path: Path) -> Non
         ({"sink": True}, "sink is True"),
         ({"use_moe": False}, "use_moe is False, expected true"),
         ({"use_rope_layers": [True] * 47 + [False]}, "use_rope_layers is .* expected true for every layer"),
+        ({"use_rope_layers": False}, "use_rope_layers is .* expected true for every layer"),
+        (
+            {"mtp_layer_types": ["full_attention"] * 3},
+            "mtp_layer_types is .* what layer_types says of the MTP",
+        ),
+        ({"eos_token_id": [1, 128896]}, "eos_token_id is 128896, expected a token of the vocabulary"),
         ({"query_pre_attn_scalar": 64}, "query_pre_attn_scalar is 64, expected head_dim, 128"),
         ({"sparse_attention_config": {"x": 1}}, "'sparse_attention_config' is"),
         (
@@ -332,6 +338,51 @@ def test_a_wrong_field_is_named(tmp_path: Path, change: dict[str, Any], message:
     assert str(tmp_path / "config.json") in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < len(str(tmp_path)) + 400
+
+
+ABSURD: tuple[Any, ...] = (
+    *(
+        None,
+        True,
+        0,
+        -1,
+        10**12,
+        10**400,
+        1.5,
+        1e308,
+        float("nan"),
+        float("inf"),
+        "",
+        "x",
+        "x" * 10_000,
+        "a\nb",
+    ),
+    *("\ud800", [], [None] * 48, [1e308] * 48, ["x"] * 45, [[]] * 48, {}, {"a": 1}, {"rope_type": [1]}),
+    *({"rope_type": "llama3", "factor": "x"}, {"sliding_attention": {"rope_theta": [1, {}]}}),
+    *({"0": {"num_attention_heads": {}}}, {"num_attention_heads": [5], "attention_type": []}),
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *published(),
+        *("rope_parameters", "per_layer_config", "mlp_layer_types", "mtp_layer_types", "mtp_mlp_layer_types"),
+        *("num_sliding_attention_heads", "query_pre_attn_scalar", "partial_rotary_factor", "text_config"),
+    ],
+)
+def test_whatever_a_field_holds_it_loads_or_is_one_line(tmp_path: Path, name: str) -> None:
+    document = published()
+    if name == "rope_parameters":
+        for key in ("rope_theta", "partial_rotary_factors", "rope_scaling", "yarn_only_types"):
+            del document[key]
+    messages = []
+    for value in ABSURD:
+        try:
+            load(tmp_path, document | {name: value}).shape("absurd")
+        except CheckpointError as error:
+            messages.append(str(error).replace(str(tmp_path), ""))
+    assert not [message for message in messages if "\n" in message or len(message) > 420]
 
 
 def test_scaling_must_have_room_between_its_wavelengths(tmp_path: Path) -> None:

@@ -121,6 +121,10 @@ class Fields:
         if not isinstance(value, list):
             return [value] * num_layers
         if len(value) >= num_layers:
+            if tail is not None and tail[:num_mtp] != value[num_trunk:num_layers]:
+                raise self.wrong(
+                    f"mtp_{name}", tail, f"what {name} says of the MTP layers: remove the wrong one"
+                )
             return value[:num_layers]
         if len(value) != num_trunk:
             raise self.wrong(
