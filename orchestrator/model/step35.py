@@ -17,6 +17,7 @@ from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.weights import HeadWeights, load_head_weights
 from orchestrator.timing import StepTimer
 from placement.errors import InputError
+from placement.shown import shown
 from workers import kernels
 from workers.formats.safetensors import Checkpoint
 from workers.model_config import Step35Config
@@ -76,7 +77,7 @@ class Step35Model:
         for place, token_id in enumerate(token_ids):
             if not 0 <= token_id < self.config.vocab_size:
                 raise InputError(
-                    f"token id {token_id} at place {place} is outside the vocabulary; "
+                    f"token id {shown(token_id)} at place {place} is outside the vocabulary; "
                     f"expected 0 to {self.config.vocab_size - 1}"
                 )
 

@@ -12,7 +12,8 @@ from orchestrator.model.attention import AttentionWeights
 from orchestrator.model.layer import LayerWeights, NormWeights
 from orchestrator.model.moe import FfnWeights, MoeWeights
 from placement.errors import CheckpointError, InputError
-from workers.formats.safetensors import Checkpoint
+from placement.shown import shown
+from workers.formats.safetensors import NESTED_PREFIX, Checkpoint
 from workers.model_config import LayerConfig, Step35Config
 
 
@@ -54,7 +55,7 @@ def load_head_weights(
         on_progress: called with (layers read, layers in all).
 
     Raises:
-        CheckpointError: a tensor is missing or of another shape.
+        CheckpointError: a tensor is missing, of another shape, or none that is understood.
     """
     reader = _Reader(checkpoint, config, dtype)
     trunk = config.layers[: config.num_hidden_layers]
@@ -69,6 +70,7 @@ def load_head_weights(
         layers.append(reader.layer(layer))
         if on_progress is not None:
             on_progress(len(layers), total)
+    reader.refuse_unread(trunk)
     norm = reader.norm(("model.norm.weight",), config.hidden_size)
     if config.tie_word_embeddings:
         lm_head = embedding
@@ -130,11 +132,16 @@ def _num_mtp_in_files(checkpoint: Checkpoint, config: Step35Config) -> int:
     return found
 
 
+# Routed experts, and tables that some files keep although they follow from config.json.
+_READ_ELSEWHERE = (".gate_proj.weight", ".up_proj.weight", ".down_proj.weight", ".rotary_emb.inv_freq")
+
+
 class _Reader:
     def __init__(self, checkpoint: Checkpoint, config: Step35Config, dtype: torch.dtype) -> None:
         self._checkpoint = checkpoint
         self._config = config
         self._dtype = dtype
+        self._read: set[str] = set()
 
     def tensor(self, names: tuple[str, ...], dtype: torch.dtype, *shape: int) -> Tensor:
         name = next((name for name in names if self._checkpoint.has(name)), None)
@@ -143,6 +150,7 @@ class _Reader:
                 f"tensor {' or '.join(names)} is missing; expected it with shape {list(shape)}: "
                 "check that all of the model's files were downloaded"
             )
+        self._read.add(name)
         tensor = self._checkpoint.tensor(name, dtype)
         if tuple(tensor.shape) != shape:
             raise CheckpointError(
@@ -150,6 +158,24 @@ class _Reader:
                 "config.json and the weights belong to different models"
             )
         return tensor
+
+    def refuse_unread(self, layers: tuple[LayerConfig, ...]) -> None:
+        """Refuse a tensor of a layer that was read without it: the model computes something more.
+
+        Raises:
+            CheckpointError: names the tensor.
+        """
+        read_layers = {str(layer.index) for layer in layers}
+        for stored in self._checkpoint.names:
+            name = stored.replace(NESTED_PREFIX, "model.", 1)
+            parts = name.split(".")
+            of_trunk = len(parts) > 2 and parts[:2] == ["model", "layers"] and parts[2] in read_layers
+            if of_trunk and name not in self._read and not name.endswith(_READ_ELSEWHERE):
+                raise CheckpointError(
+                    f"{self._checkpoint.model_dir}: tensor {shown(stored)} is none that a model of this "
+                    "architecture has; Potluck would leave out what it does: use the published, unquantised "
+                    "checkpoint"
+                )
 
     def present(self, flag: str, name: str) -> bool:
         """Whether to read a tensor that a flag of config.json announces; without the flag the files say.

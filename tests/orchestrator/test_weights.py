@@ -101,6 +101,23 @@ def test_a_tensor_of_another_shape_is_named_with_both(tmp_path: Path) -> None:
         load_model(model_dir)
 
 
+@pytest.mark.parametrize("trunk_prefix", ["model.", "model.language_model."])
+def test_a_tensor_that_nobody_reads_is_refused(tmp_path: Path, trunk_prefix: str) -> None:
+    model_dir = write_random_checkpoint(tmp_path, seed=45, trunk_prefix=trunk_prefix)
+    harmless = {
+        f"{trunk_prefix}layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4),
+        "model.vision_model.conv1.weight": torch.zeros(4),
+    }
+    edit(model_dir, lambda tensors: tensors.update(harmless))
+    load_model(model_dir)
+    name = f"{trunk_prefix}layers.3.self_attn.q_proj.bias"
+    edit(model_dir, lambda tensors: tensors.update({name: torch.zeros(96)}))
+    with pytest.raises(
+        CheckpointError, match=rf"tensor '{name}' is none that a model of this architecture has"
+    ):
+        load_model(model_dir)
+
+
 def test_a_checkpoint_of_the_trunk_alone_runs_without_drafts(tmp_path: Path) -> None:
     model_dir = write_random_checkpoint(tmp_path, seed=46)
     plain = load_model(model_dir)
