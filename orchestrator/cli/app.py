@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -74,9 +73,9 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         print_error(str(error))
         return error.exit_code
     except BrokenPipeError:
-        # `potluck … | head`: nobody reads on.
+        # `potluck … | head`: nobody reads on; the code is what typer gives where it notices itself.
         sys.stdout = io.StringIO()
-        return 128 + signal.SIGPIPE
+        return 1
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from orchestrator.cli.app import COMMANDS, command
 from tests.orchestrator.command_line import Potluck
-from tests.orchestrator.processes import DEADLINE_S, run
+from tests.orchestrator.processes import DEADLINE_S, run, start
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -33,3 +35,22 @@ def test_help_and_mistakes_wait_for_neither_torch_nor_ray(arguments: list[str], 
         _, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == code, err
     assert "AssertionError" not in err
+
+
+def test_a_reader_that_stops_reading_ends_a_command_silently() -> None:
+    """`potluck … | head`."""
+    models = Path(__file__).parents[2] / "models"
+    arguments = (
+        models / "demo-cluster.yaml",
+        "--model",
+        models / "potluck-tiny",
+        "--policy",
+        "uniform",
+        "--json",
+    )
+    with start("-m", "orchestrator.cli.main", "plan", *arguments) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        err = process.stderr.read()
+    assert (process.returncode, err) == (1, "")
