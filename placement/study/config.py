@@ -133,14 +133,14 @@ def _study(file: _StudyModel, path: Path) -> Study:
             )
         for value in values:
             if values.count(value) > 1:
-                raise StudyFileError(f"{path}: {name}: expected each value once, found {value!r} again")
+                raise StudyFileError(f"{path}: {name}: expected each value once, found {shown(value)} again")
     for index, policy in enumerate(file.policies):
         _known(check_policy, policy, f"{path}: policies[{index}]")
     for index, quant in enumerate(file.quants):
         _known(bits_per_weight, quant, f"{path}: quants[{index}]")
     stems = [Path(cluster).stem for cluster in file.clusters]
     if len(set(stems)) < len(stems):
-        raise StudyFileError(f"{path}: clusters: expected file names that differ, found {', '.join(stems)}")
+        raise StudyFileError(f"{path}: clusters: expected file names that differ, found {shown(stems)}")
     for index, batch in enumerate(file.batches):
         if batch.accepted_drafts > batch.drafts:
             raise StudyFileError(
@@ -201,7 +201,7 @@ def _source(trace: _TraceModel, folder: Path, where: str) -> RoutingSource:
 
 def _domain(name: str, where: str) -> Domain:
     if name not in DOMAINS:
-        raise StudyFileError(f"{where}: expected {' or '.join(DOMAINS)}, found {name!r}")
+        raise StudyFileError(f"{where}: expected {' or '.join(DOMAINS)}, found {shown(name)}")
     return DOMAINS[name]
 
 

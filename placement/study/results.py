@@ -12,8 +12,13 @@ from pathlib import Path
 
 from placement.atomic import replacing
 from placement.errors import StudyFileError
+from placement.input_file import read_text
+from placement.json_file import read_json
+from placement.shown import shown
 
 _STUDY_FILE, _ROWS_FILE = "study.json", "results.csv"
+_MOST_STUDY_BYTES, _MOST_ROWS_BYTES, _MOST_REASON = 100_000, 2**28, 200
+_EXPECTED = "what `potluck study` wrote there; remove the file"
 _FORMAT, _VERSION = "potluck-study-results", 1
 
 
@@ -115,12 +120,11 @@ def _check_identity(marker: Path, expected: dict[str, object]) -> None:
     advice = "give another folder with --out, or remove this one"
     if not marker.parent.is_dir():
         raise StudyFileError(f"{marker.parent}: expected a folder to write to, found a file")
-    try:
-        found = json.loads(marker.read_text(encoding="utf-8"))
-    except OSError:
-        raise StudyFileError(f"{marker.parent}: not a results folder and not empty; {advice}") from None
-    except ValueError:
-        raise StudyFileError(f"{marker}: not readable; {advice}") from None
+    if not marker.exists():
+        raise StudyFileError(f"{marker.parent}: not a results folder and not empty; {advice}")
+    found = read_json(
+        marker, StudyFileError, f"what `potluck study` wrote there; {advice}", most_bytes=_MOST_STUDY_BYTES
+    )
     if found == expected:
         return
     name = found.get("study") if isinstance(found, dict) else None
@@ -132,7 +136,7 @@ def _check_identity(marker: Path, expected: dict[str, object]) -> None:
             f"changed since; {advice}"
         )
     raise StudyFileError(
-        f"{marker.parent}: results of another study ({name!r}), expected {expected['study']!r}; {advice}"
+        f"{marker.parent}: results of another study ({shown(name)}), expected {expected['study']!r}; {advice}"
     )
 
 
@@ -150,7 +154,7 @@ def _read_rows(path: Path, keys: Sequence[str]) -> list[Row]:
     if not path.exists():
         return []
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, StudyFileError, _EXPECTED, most_bytes=_MOST_ROWS_BYTES)
         lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
         if not lines or tuple(lines[0]) != _COLUMNS:
             raise ValueError(f"expected the columns {', '.join(_COLUMNS)}")
@@ -158,12 +162,11 @@ def _read_rows(path: Path, keys: Sequence[str]) -> list[Row]:
         left = set(keys)
         for row in rows:
             if row.key not in left:
-                raise ValueError(f"expected each cell once, found {row.key!r} again or unasked for")
+                raise ValueError(f"expected each cell once, found {shown(row.key)} again or unasked for")
             left.remove(row.key)
-    except OSError as error:
-        raise StudyFileError(f"{path}: {error.strerror}; remove it") from None
     except (ValueError, csv.Error) as error:
-        raise StudyFileError(f"{path}: not as it was written ({error}); remove the file") from None
+        reason = str(error)[:_MOST_REASON]
+        raise StudyFileError(f"{path}: not as it was written ({reason}); remove the file") from None
     return rows
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
+from placement.input_file import opened
 from placement.interop.read import read_routing
 from placement.model_shape import ModelShape
 from placement.routing.text import DOCUMENT_TOKENS
@@ -108,9 +109,17 @@ class FileSource:
     def fingerprint(self) -> str:
         """Changes with the files' contents, not with where they lie."""
         # SGLang writes one dump for each rank, in a folder.
-        files = [f for path in self.files for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
-        digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+        files = [f for path in self.files for f in (sorted(path.glob("*.pt")) if path.is_dir() else [path])]
+        digests = [_digest(file) for file in files]
         return f"{self.name} {self.document_tokens} {' '.join(digests)}"
+
+
+def _digest(path: Path) -> str:
+    with opened(path, RoutingFileError, "a routing file") as file:
+        digest = hashlib.sha256()
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 RoutingSource = SyntheticSource | FileSource

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -239,7 +240,7 @@ def test_rows_end_in_the_order_of_the_grid(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoilt", "message"),
     [
-        (lambda rows: b"\xff\n", "not as it was written .*; remove the file"),
+        (lambda rows: b"\xff\n", "not UTF-8 text .*; remove the file"),
         (lambda rows: b"key,cluster\n", "expected the columns key, cluster, trace"),
         (lambda rows: rows.replace(b"\na,", b"\nz,"), "found 'z' again or unasked for"),
         (lambda rows: rows + rows.split(b"\n")[1] + b"\n", "found 'a' again"),
@@ -286,3 +287,15 @@ def test_sequences_of_a_pass_come_from_different_parts_of_the_text() -> None:
 def test_no_processes_is_refused() -> None:
     with pytest.raises(InputError, match="at least 1"):
         list(run_cells(SHAPE, [], 0))
+
+
+@pytest.mark.parametrize("name", ["study.json", "results.csv"])
+def test_a_pipe_in_a_results_folder_is_refused_without_waiting(tmp_path: Path, name: str) -> None:
+    loaded = Study.load(written(tmp_path))
+    keys = [cell.key for cell in cells(loaded)]
+    out = tmp_path / "out"
+    ResultsFolder.open(out, loaded.name, "f", keys)
+    (out / name).unlink()
+    os.mkfifo(out / name)
+    with pytest.raises(StudyFileError, match=f"{name}: it is a pipe"):
+        ResultsFolder.open(out, loaded.name, "f", keys)
