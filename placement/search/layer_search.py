@@ -197,7 +197,7 @@ class LayerSearch:
         sums[here < 0] = 0.0
         sums[np.arange(len(here)), here] = 0.0
         change = self._expected(sums, holder)
-        return change if self._prefill is None else change + self._prefill.changes(holder)[:, devices]
+        return change if self._prefill is None else change + self._prefill.changes(holder, devices)
 
     def copies(
         self, loads: Loads, first: NDArray[np.integer], masks: NDArray[np.bool_]

@@ -40,11 +40,14 @@ class PrefillLayer:
         """The same where `masks`, bool [num_devices, num_experts], are held; holders share evenly."""
         return self._layer_s(*self._load_held(masks))
 
-    def changes(self, holder: NDArray[np.integer]) -> NDArray[np.float64]:
-        """Change of `seconds` if one expert moves, float64 [num_experts, num_devices]."""
+    def changes(
+        self, holder: NDArray[np.integer], devices: NDArray[np.integer] | None = None
+    ) -> NDArray[np.float64]:
+        """Change of `seconds` if one expert moves, to one of `devices` (all): [num_experts, len(devices)]."""
+        devices = np.arange(len(self._cpu)) if devices is None else devices
         pairs, held = self._load(holder)
-        change = self._changes(pairs, held, holder, gone=1, lost=self._pairs, gained=self._pairs)
-        change[np.arange(len(holder)), holder] = 0.0
+        change = self._changes(pairs, held, holder, devices, gone=1, lost=self._pairs, gained=self._pairs)
+        change[holder[:, None] == devices] = 0.0
         return change
 
     def copies(self, masks: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -56,7 +59,8 @@ class PrefillLayer:
         num_holders = masks.sum(axis=0)
         gained = self._pairs / (num_holders + 1)
         lost = self._pairs / np.maximum(num_holders, 1) - gained
-        change = self._changes(pairs, held, masks.argmax(axis=0), gone=0, lost=lost, gained=gained)
+        devices = np.arange(len(pairs))
+        change = self._changes(pairs, held, masks.argmax(axis=0), devices, gone=0, lost=lost, gained=gained)
         change[masks.T] = 0.0
         return change
 
@@ -80,6 +84,7 @@ class PrefillLayer:
         pairs: NDArray[np.float64],
         held: NDArray[np.int64],
         source: NDArray[np.integer],
+        targets: NDArray[np.integer],
         *,
         gone: int,
         lost: NDArray[np.float64],
@@ -90,29 +95,31 @@ class PrefillLayer:
         Args:
             pairs, held: [num_devices], before.
             source: int [num_experts].
+            targets: int, devices that may gain.
             gone: experts that `source` holds no more.
             lost, gained: float64 [num_experts], pairs.
 
         Returns:
-            float64 [num_experts, num_devices], by the device that gains.
+            float64 [num_experts, len(targets)].
         """
-        devices = np.arange(len(pairs))
         of_disks = self._of_disks(pairs, held)
-        times = self._seconds(devices, pairs, held, of_disks)
+        times = self._seconds(np.arange(len(pairs)), pairs, held, of_disks)
         fewer_pairs, fewer = pairs[source] - lost, held[source] - gone
-        more_pairs, more = pairs + gained[:, None], held + 1
-        others = _largest_without(times, self._cpu)[source]
+        more_pairs, more = pairs[targets] + gained[:, None], held[targets] + 1
+        others = _largest_without(times, self._cpu)[source[:, None], targets]
         if not self._has_hosts:
             fewer_s = self._seconds(source, fewer_pairs, fewer, 0.0)[:, None]
-            more_s = self._seconds(devices, more_pairs, more, 0.0)
+            more_s = self._seconds(targets, more_pairs, more, 0.0)
         else:
             # What a disk loses or gains its host's CPU has to compute less or more of.
             here = np.broadcast_to(source[:, None], more_pairs.shape)
-            there = np.broadcast_to(devices, more_pairs.shape)
+            there = np.broadcast_to(targets, more_pairs.shape)
             less_cpu = (
                 self._disk_s(source, fewer_pairs, fewer) - self._disk_s(source, pairs[source], held[source])
             )[:, None]
-            more_cpu = self._disk_s(devices, more_pairs, more) - self._disk_s(devices, pairs, held)
+            more_cpu = self._disk_s(targets, more_pairs, more) - self._disk_s(
+                targets, pairs[targets], held[targets]
+            )
 
             def of_disks_then(device: NDArray[np.intp]) -> NDArray[np.float64]:
                 computes_here = (self._cpu[here] == device) & (here != device)
