@@ -48,7 +48,9 @@ def dispatcher_with_threads(
         local = None
         clients = {}
         for worker in plan.workers:
-            store = ExpertStore.load(checkpoint, config, plan.experts_of(worker.name), dtype=dtype)
+            store = ExpertStore.load(
+                checkpoint, config, plan.experts_of(worker.name), device=worker.device, dtype=dtype
+            )
             if worker.name == LOCAL_WORKER:
                 local = store
                 continue

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Group
 
 from orchestrator.cli.generate import Stream
 from orchestrator.cli.options import DtypeName, Json
@@ -33,6 +34,7 @@ from placement.workload import Workload
 from workers.model_config import Step35Config
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
+MODEL = MODELS / "potluck-tiny"
 # Steps of the routing file to look at.
 _MOST_STEPS = 2000
 
@@ -46,32 +48,19 @@ def demo(
     json: Json = False,
 ) -> None:
     """Plan, start and run the shipped model on three worker processes of this machine."""
-    model = MODELS / "potluck-tiny"
-    if not model.is_dir():
-        raise InputError(f"{model} is not there; the demo runs from a clone of the repository")
-    dtype = DtypeName.bfloat16
-    config = Step35Config.load(model)
-    shape = config.shape(model.name)
-    routing = RoutingStats.load(model / "routing.npz", shape)
-    boxes = load_cluster(MODELS / "demo-cluster.yaml")
-    expert_bytes = shape.expert_bytes(bits_per_weight(dtype.value))
-    problem = problem_for(shape, boxes, expert_bytes, routing, Workload(drafts=mtp))
-    plan = as_plan(problem, named_policy(DEFAULT_POLICY)(problem), DEFAULT_POLICY, dtype.value)
+    if not MODEL.is_dir():
+        raise InputError(f"{MODEL} is not there; the demo runs from a clone of the repository")
+    problem, plan = planned(mtp)
     if not json:
-        console.print(plan_table(plan, summarise(plan, routing)))
-        remote = f"{remote_layers_per_step(problem, plan):.1f} of {shape.num_moe_layers}"
-        console.print(
-            f"Expected: {remote} MoE layers ask another box in a step of 1 token and {mtp} drafts; "
-            "the more drafts hold, the fewer for each token."
-        )
+        console.print(*description(problem, plan), sep="\n")
     print_note(f"starting Ray and {len(plan.workers) - 1} workers …")
-    tokenizer = Tokenizer.load(model)
-    prompts: dict[str, str] = json_module.loads((model / "prompts.json").read_text())
+    tokenizer = Tokenizer.load(MODEL)
+    prompts: dict[str, str] = json_module.loads((MODEL / "prompts.json").read_text())
     params = GenerationParams(max_tokens, temperature, ignore_eos=True, mtp=mtp)
     texts: dict[str, str] = {}
     # The boxes of the demo's cluster file are all this machine.
     addresses = {worker.node: platform.node() for worker in plan.workers}
-    with open_session(model, plan, addresses=addresses) as session:
+    with open_session(MODEL, plan, addresses=addresses) as session:
         for domain, prompt in prompts.items():
             if not json:
                 console.print(f"\n[bold]{domain}[/] [dim]prompt, then what the model writes[/]")
@@ -85,6 +74,27 @@ def demo(
     else:
         console.print("", *run_tables(report), sep="\n")
         print_note("stopped all workers and Ray")
+
+
+def planned(mtp: int) -> tuple[PlanningProblem, Plan]:
+    """The shipped model on the demo's boxes, planned for what its routing file says."""
+    dtype = DtypeName.bfloat16.value
+    shape = Step35Config.load(MODEL).shape(MODEL.name)
+    routing = RoutingStats.load(MODEL / "routing.npz", shape)
+    boxes = load_cluster(MODELS / "demo-cluster.yaml")
+    expert_bytes = shape.expert_bytes(bits_per_weight(dtype))
+    problem = problem_for(shape, boxes, expert_bytes, routing, Workload(drafts=mtp))
+    return problem, as_plan(problem, named_policy(DEFAULT_POLICY)(problem), DEFAULT_POLICY, dtype)
+
+
+def description(problem: PlanningProblem, plan: Plan) -> tuple[Group | str, ...]:
+    """What sits where, and what a run can be held against."""
+    return (
+        plan_table(plan, summarise(plan, problem.stats)),
+        f"Expected: {remote_layers_per_step(problem, plan):.1f} of {problem.shape.num_moe_layers} MoE layers "
+        f"ask another box in a step of 1 token and {problem.workload.drafts} drafts; the more drafts hold, "
+        "the fewer for each token.",
+    )
 
 
 def remote_layers_per_step(problem: PlanningProblem, plan: Plan) -> float:

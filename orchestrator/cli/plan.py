@@ -229,18 +229,6 @@ def _replan_document(moved: Replan) -> dict[str, Any]:
     }
 
 
-def plan_tables(made: Plan, summary: PlanSummary) -> list[Group | str]:
-    """What sits where, and how many layers a token ask another box."""
-    parts: list[Group | str] = [plan_table(made, summary)]
-    if summary.remote_layers_per_token is not None:
-        basis = "measured on the trace" if summary.basis == "trace" else "from counts"
-        parts.append(
-            f"{summary.remote_layers_per_token:.1f} of {summary.num_moe_layers} MoE layers a token ask "
-            f"another box ({basis})."
-        )
-    return parts
-
-
 def plan_table(made: Plan, summary: PlanSummary) -> Group:
     """What sits where, and with statistics who is asked how often."""
     is_measured = any(worker.share_of_activations is not None for worker in summary.workers)

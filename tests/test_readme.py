@@ -1,0 +1,121 @@
+"""Each command of the README runs as it is written there, and its sample output is today's."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from orchestrator.cli import demo
+from orchestrator.cli.app import COMMANDS
+from tests.orchestrator.command_line import Potluck
+from tests.orchestrator.conftest import potluck  # noqa: F401, the fixture
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands(heading: str) -> list[str]:
+    """The lines of code below a bold heading, without comments."""
+    section = README[README.index(f"**{heading}") :].split("\n\n**")[0].split("\n## ")[0]
+    lines = re.findall(r"(?m)^    (\S.*?)(?:\s+#.*)?$", section)
+    assert lines, heading
+    return lines
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which the README's paths are there, as in a clone."""
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    shutil.copy(ROOT / "cluster.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(potluck: Potluck, line: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:  # noqa: F811
+    program, *arguments = shlex.split(line)
+    assert program == "potluck", line
+    if "<" in arguments:
+        at = arguments.index("<")
+        content = Path(arguments[at + 1]).read_bytes()
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        arguments = arguments[:at]
+    return potluck(*arguments)
+
+
+def test_the_commands_of_one_workstation_run(
+    potluck: Potluck,  # noqa: F811
+    clone: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for line in commands("One workstation"):
+        code, out, err = run(potluck, line, monkeypatch)
+        assert code == 0, f"{line}: {err}"
+        assert out.strip(), line
+
+
+def test_the_commands_of_several_boxes_run_up_to_the_cluster(
+    potluck: Potluck,  # noqa: F811
+    clone: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, *lines = commands("Several boxes")
+    assert first == "ray up cluster.yaml"
+    (clone / "DIR").symlink_to(ROOT / "models" / "potluck-tiny")
+    (clone / "my-text.txt").write_text("A text of mine, which is short. " * 20)
+    *before, last = lines
+    for line in before:
+        code, _, err = run(potluck, line, monkeypatch)
+        assert code == 0, f"{line}: {err}"
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    code, out, err = run(potluck, last.replace("auto", "127.0.0.1:1"), monkeypatch)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: Ray at 127.0.0.1:1: ")
+
+
+@pytest.mark.slow
+def test_the_commands_without_hardware_run(
+    potluck: Potluck,  # noqa: F811
+    clone: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for line in commands("No hardware"):
+        # The same grid of fewer cells: all of them take minutes.
+        if line.startswith("potluck study"):
+            _shorten_study(clone)
+        code, _, err = run(potluck, line, monkeypatch)
+        assert code == 0, f"{line}: {err}"
+    assert (clone / "results" / "report.html").is_file()
+
+
+def _shorten_study(clone: Path) -> None:
+    """The same grid with fewer cells: all of them take minutes."""
+    studies = ROOT / "docs" / "studies"
+    study = yaml.safe_load((studies / "home-clusters.yaml").read_text())
+    study |= {"batches": [1], "contexts": [1000], "policies": ["one-box", "uniform"]}
+    (clone / "docs").unlink()
+    (clone / "docs" / "studies").mkdir(parents=True)
+    (clone / "docs" / "studies" / "clusters").symlink_to(studies / "clusters")
+    (clone / "docs" / "studies" / "home-clusters.yaml").write_text(yaml.safe_dump(study))
+
+
+def test_the_sample_output_is_what_the_demo_prints_today() -> None:
+    sample = re.search(r"```\n(potluck-tiny: .*?)\n…", README, re.DOTALL)
+    assert sample
+    console = Console(file=io.StringIO(), width=100)
+    console.print(*demo.description(*demo.planned(3)), sep="\n")
+    assert isinstance(console.file, io.StringIO)
+    printed = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert [line for line in sample[1].splitlines() if line] == [line for line in printed if line]
+
+
+def test_every_command_is_in_the_readme() -> None:
+    for name in COMMANDS:
+        assert f"potluck {name}" in README or f"make {name}" in README, name
