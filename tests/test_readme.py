@@ -40,13 +40,12 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(potluck: Potluck, line: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:  # noqa: F811
+    if line.startswith("echo -n "):
+        echo, line = line.split(" | ")
+        content = shlex.split(echo)[2].encode()
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
     program, *arguments = shlex.split(line)
     assert program == "potluck", line
-    if "<" in arguments:
-        at = arguments.index("<")
-        content = Path(arguments[at + 1]).read_bytes()
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
-        arguments = arguments[:at]
     return potluck(*arguments)
 
 

@@ -35,13 +35,16 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Group:
     """First column text, the others numbers; narrow enough for a terminal of 60 columns."""
-    result = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    has_header = any(columns)
+    result = Table(
+        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, show_header=has_header
+    )
     for index, column in enumerate(columns):
         result.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         result.add_row(*[_plain(cell) for cell in row])
     # Above the table and not as its title, which would be broken at the table's width.
-    return Group(Text(title, style="bold"), result)
+    return Group(Text(title, style="bold"), result, "")
 
 
 def share(part: float) -> str:

@@ -84,5 +84,5 @@ def run_tables(report: RunReport) -> list[Group]:
     return [
         table("Speed", ("", ""), speed),
         table("Where a decode step's time went", ("part", "ms a step", "share"), time if total_s else []),
-        table("Who computed", ("worker", "experts", "bytes", *(["of activations"] if counted else [])), work),
+        table("Who computed", ("worker", "experts", "bytes", *(["of choices"] if counted else [])), work),
     ]

@@ -26,6 +26,7 @@ MOST_TAKEN = 0.15
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="the probes read Linux's schedstat")
 def test_predictions_are_no_further_from_the_runtime_than_the_reference(tmp_path: Path) -> None:
     """Counts are exact in every attempt; times count where the machine was ours, and may fail once."""

@@ -15,7 +15,8 @@ from tests.orchestrator.command_line import Potluck, document
 from tests.orchestrator.processes import DEADLINE_S, MARK, marked, start, wait_until
 from tests.tiny_checkpoint import write_random_checkpoint
 
-pytestmark = pytest.mark.slow
+# In one process of several: Rays that start at once take each other's time.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 GONE_WITHIN_S = 20.0
 

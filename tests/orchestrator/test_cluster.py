@@ -24,7 +24,8 @@ from tests.tiny_checkpoint import write_random_checkpoint
 from transport.messages import ForwardReply
 from workers.model_config import Step35Config
 
-pytestmark = pytest.mark.slow
+# In one process of several: Rays that start at once take each other's time.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 # After kill -9 of its driver Ray's own agents take a minute to notice.
 ORPHANED_S = 90.0

@@ -18,7 +18,8 @@ from orchestrator.run_folder import remove_abandoned
 from orchestrator.stopping import STOP_SIGNALS
 from tests.orchestrator.processes import DEADLINE_S, run, wait_until
 
-pytestmark = pytest.mark.slow
+# In one process of several: Rays that start at once take each other's time.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 # Ray's last processes notice within a minute that the one that started them was killed.
 ORPHANED_S = 90.0
