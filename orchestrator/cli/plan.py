@@ -18,8 +18,9 @@ from orchestrator.cli.workload import (
     Context,
     HeadBits,
     PromptRatio,
-    Said,
     TokensPerStep,
+    WorkloadOptions,
+    check_finite,
     workload_of,
 )
 from orchestrator.plan_picture import write_heatmap
@@ -90,6 +91,8 @@ def plan(
     """Decide which box and memory holds each expert, and predict the speed."""
     shape = load_shape(model)
     named_policy(policy)
+    if move_seconds is not None:
+        check_finite("--move-seconds", move_seconds)
     if (move_bytes is not None or move_seconds is not None) and current is None:
         raise InputError("--move-bytes and --move-seconds: expected --current PLAN.json, the plan in use")
     if current is not None and policy != DEFAULT_POLICY:
@@ -100,7 +103,7 @@ def plan(
     in_use = None if current is None else load_plan(current, shape)
     form = quant or ("bfloat16" if in_use is None else in_use.dtype)
     bits = bits_per_weight(form)
-    said = Said(tokens_per_step, accept, context, head_bits, prompt_ratio)
+    said = WorkloadOptions(tokens_per_step, accept, context, head_bits, prompt_ratio)
     workload = workload_of(said, shape, form, None if in_use is None else in_use.workload)
     moved = None
     with named(cluster, PlanDoesNotFit):

@@ -18,8 +18,8 @@ from orchestrator.cli.workload import (
     Accept,
     Context,
     HeadBits,
-    Said,
     TokensPerStep,
+    WorkloadOptions,
     acceptance_of,
     workload_of,
 )
@@ -59,7 +59,7 @@ def simulate(
     shape = shape_of(loaded, plan, model)
     check_plan(loaded, plan, shape)
     workload = workload_of(
-        Said(tokens_per_step, accept, context, head_bits), shape, loaded.dtype, loaded.workload
+        WorkloadOptions(tokens_per_step, accept, context, head_bits), shape, loaded.dtype, loaded.workload
     )
     acceptance = acceptance_of(workload, seed)
     tokens = tokens_of(trace, shape, in_flight, workload)

@@ -17,8 +17,8 @@ from orchestrator.cli.workload import (
     Context,
     HeadBits,
     PromptRatio,
-    Said,
     TokensPerStep,
+    WorkloadOptions,
     check_finite,
     workload_of,
 )
@@ -64,7 +64,9 @@ def whatif(
     check_finite("--cable-gbits", cable_gbits)
     form = quant or "bfloat16"
     expert_bytes = shape.expert_bytes(bits_per_weight(form))
-    workload = workload_of(Said(tokens_per_step, accept, context, head_bits, prompt_ratio), shape, form)
+    workload = workload_of(
+        WorkloadOptions(tokens_per_step, accept, context, head_bits, prompt_ratio), shape, form
+    )
     boxes = load_cluster(cluster)
     source: RoutingSource = SyntheticSource("general", GENERAL, GENERAL, 3072, 0)
     if stats is not None:

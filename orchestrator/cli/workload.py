@@ -52,7 +52,7 @@ PromptRatio = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class WorkloadOptions:
     """What the options say; None where they say nothing."""
 
     tokens_per_step: int | None = None
@@ -62,7 +62,9 @@ class Said:
     prompt_ratio: float | None = None
 
 
-def workload_of(said: Said, shape: ModelShape, quant: str, plan: Workload | None = None) -> Workload:
+def workload_of(
+    said: WorkloadOptions, shape: ModelShape, quant: str, plan: Workload | None = None
+) -> Workload:
     """What is to be planned or simulated.
 
     Args:
@@ -75,14 +77,17 @@ def workload_of(said: Said, shape: ModelShape, quant: str, plan: Workload | None
     usual = plan or usual_workload(quant)
     if plan is None:
         usual = replace(usual, context=min(usual.context, shape.max_positions))
+    if said.head_bits is not None:
+        check_finite("--head-bits", said.head_bits)
     chances = usual.acceptance if said.accept is None else _chances(said.accept)
     drafts = len(chances) if said.accept is not None else usual.drafts
-    _check_drafts(drafts, shape)
+    _check_drafts("--accept" if said.accept is not None else "the plan", drafts, shape)
     context = usual.context if said.context is None else said.context
     if context > shape.max_positions:
+        where = "the plan" if said.context is None else "--context"
         raise InputError(
-            f"--context: expected at most {shape.max_positions:,}, the longest text of {shape.name}, "
-            f"found {context:,}"
+            f"{where}: expected a context of at most {shape.max_positions:,}, the longest text of "
+            f"{shape.name}, found {context:,}"
         )
     ratio = usual.prompt_tokens_per_token if said.prompt_ratio is None else said.prompt_ratio
     check_finite("--prompt-ratio", ratio)
@@ -129,10 +134,10 @@ def _chances(text: str) -> tuple[float, ...]:
     return chances
 
 
-def _check_drafts(drafts: int, shape: ModelShape) -> None:
+def _check_drafts(where: str, drafts: int, shape: ModelShape) -> None:
     if drafts > shape.num_mtp_layers:
         raise InputError(
-            f"--accept: expected at most {shape.num_mtp_layers} drafts, as many as {shape.name} has MTP "
+            f"{where}: expected at most {shape.num_mtp_layers} drafts, as many as {shape.name} has MTP "
             f"layers; found {drafts}"
         )
 

@@ -223,12 +223,15 @@ def test_counts_of_another_engine_are_read(potluck: Potluck, files: Path, tmp_pa
         (("--policy", "pipeline"), "'pipeline' makes no plan"),
         (("--policy", "uniform", "--current", "none.json"), "leave out --policy uniform"),
         (("--picture", "."), "it is a directory"),
-        (("--picture", "missing/plan.svg"), "the directory missing is missing"),
+        (("--picture", "missing/plan.svg"), "missing/plan.svg: the directory /"),
         (("--move-bytes", "1GB"), "expected --current"),
         (("--current", "none.json"), "none.json"),
         (("--stats", "none.npz"), "none.npz"),
         (("--picture", "plan.gif"), "plan.gif: expected a name that ends in"),
-        (("--context", 262145), "--context: expected at most 262,144, the longest text of step-3.5-flash"),
+        (
+            ("--context", 262145),
+            "--context: expected a context of at most 262,144, the longest text of step-3.5-flash",
+        ),
         (("--context", 262144, "--tokens-per-step", 32), "activations take 4"),
         (
             ("--context", 262144, "--tokens-per-step", 32),

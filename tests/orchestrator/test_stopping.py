@@ -17,7 +17,7 @@ from tests.orchestrator.processes import DEADLINE_S, run, start
 @pytest.mark.parametrize(
     ("number", "module"),
     [
-        (signal.SIGINT, "errno"),
+        (signal.SIGINT, "typer"),
         (signal.SIGINT, "torch._C"),
         (signal.SIGINT, "torch"),
         (signal.SIGTERM, "numpy"),

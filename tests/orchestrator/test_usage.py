@@ -27,11 +27,12 @@ PLAN = ("plan", "cluster.yaml", "--model", "step-3.5-flash")
         ((*PLAN, "--quant"), "option '--quant' requires an argument; see `potluck"),
         (("plan",), "potluck plan: missing argument 'CLUSTER'; see `potluck plan --help`"),
         (("simulate", "plan.json"), "missing option '--cluster'"),
-        (("whatif", "a.yaml", "--model", "m", "--sequences", -1), "--sequences: expected a number"),
+        (("whatif", "a.yaml", "--model", "m", "--context", -1), "--context: expected a number of at least 0"),
+        ((*PLAN, "--head-bits", "nan"), "--head-bits: expected a "),
         (("study", "s.yaml", "--processes", 0), "--processes: expected a number of at least 1, found '0'"),
         (("stats", "--model", "m", "--out", "o.npz"), "missing argument 'TEXT...'"),
         (("generate", "--model", "m", "--dtype", "q4"), "--dtype: 'q4' is not one of 'float32', 'bfloat16'"),
-        (("stats", "a.txt", "--model", "nowhere", "--out", "o.npz"), "nowhere/config.json does not exist"),
+        (("stats", "a.txt", "--model", "nowhere", "--out", "o.npz"), "nowhere/config.json: No such file"),
         (("demo", "--max-tokens", 1), "--max-tokens: expected a number of at least 2, found '1'"),
         (("plann",), "no such command 'plann'; did you mean 'plan'; see `potluck --help`"),
         (("--vresion",), "no such option: --vresion"),
@@ -74,7 +75,7 @@ def test_every_command_assumes_the_same_context(
 ) -> None:
     monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 400)
     (line,) = [line for line in potluck(command, "--help")[1].splitlines() if "--context" in line]
-    assert re.search(rf"default:? {DEFAULT_CONTEXT}\b", line)
+    assert re.search(rf"default the plan's, or {DEFAULT_CONTEXT:,}\.", line)
 
 
 def test_whatif_lists_its_policies(potluck: Potluck, monkeypatch: pytest.MonkeyPatch) -> None:

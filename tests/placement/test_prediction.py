@@ -25,6 +25,7 @@ from placement.simulate import simulate_alone
 from placement.simulation.system import System
 from placement.stats import RoutingStats
 from placement.traces import CODING, SyntheticRouter
+from placement.units import size
 from placement.workload import Workload
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape
@@ -136,7 +137,7 @@ def test_a_head_that_does_not_fit_is_told_by_how_much() -> None:
     ram = DeviceSpec("ram", "ram", "cpu", 256 * 10**9, 0, 6e10, 1e12)
     cluster = ClusterSpec("study", (NodeSpec("study", None, (gpu, ram), None),))
     missing = head_memory_bytes(STEP_3_5_FLASH, Workload()) - 12 * 10**9
-    with pytest.raises(PlanDoesNotFit, match=f"node study, device gpu: .* {missing} more than"):
+    with pytest.raises(PlanDoesNotFit, match=f"node study, device gpu: .* {size(missing)} more than"):
         problem_for(STEP_3_5_FLASH, cluster, STEP_3_5_FLASH.expert_bytes(4.5))
 
 
