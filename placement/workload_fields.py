@@ -1,4 +1,4 @@
-"""A workload as a plan file keeps it: bits where the code counts bytes, and one line for people."""
+"""A workload as a plan file keeps it: in bits, where the code counts bytes."""
 
 from __future__ import annotations
 

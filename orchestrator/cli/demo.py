@@ -13,7 +13,7 @@ from rich.console import Group
 from orchestrator.cli.generate import Stream
 from orchestrator.cli.options import DtypeName, Json
 from orchestrator.cli.output import console, print_json, print_note
-from orchestrator.cli.plan import plan_table
+from orchestrator.cli.plan_output import plan_table
 from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.generate import GenerationParams
 from orchestrator.session import open_session

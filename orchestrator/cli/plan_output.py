@@ -1,0 +1,180 @@
+"""What `potluck plan` says of a plan: as one JSON document, or as tables and sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Group
+
+from orchestrator.cli.output import share, table
+from placement.plan import Plan
+from placement.prediction import AtContext, Prediction
+from placement.replan import Replan
+from placement.summary import PlanSummary
+from placement.units import size
+from placement.workload import described
+from placement.workload_fields import workload_fields
+
+# Waits that would be printed as 0.0%.
+_LEAST_SHARE_SHOWN = 0.0005
+# Of a Prediction, under the same names; null where there is none.
+_PREDICTED = (
+    "basis",
+    "step_time_s",
+    "head_s",
+    "tokens_per_s",
+    "prefill_tokens_per_s",
+    "lower_bound_s",
+    "gap",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan and what is known about it; `prediction` None where the head's own speed is unknown."""
+
+    plan: Plan
+    summary: PlanSummary
+    prediction: Prediction | None
+    contexts: list[AtContext]
+    advice: list[str]
+    replan: Replan | None
+
+
+def plan_document(planned: Planned) -> dict[str, Any]:
+    """docs/json.md lists the keys."""
+    made, summary, prediction, moved = planned.plan, planned.summary, planned.prediction, planned.replan
+    return {
+        "model": made.model,
+        "policy": made.policy,
+        "quant": made.dtype,
+        "expert_bytes": made.expert_bytes,
+        "workload": None if made.workload is None else workload_fields(made.workload),
+        **{key: getattr(prediction, key, None) for key in _PREDICTED},
+        "remote_layers_per_token": (
+            summary.remote_layers_per_token if prediction is None else prediction.remote_layers_per_token
+        ),
+        "bound_by": {} if prediction is None else prediction.bound_by,
+        "bound_by_cause": {} if prediction is None else prediction.causes,
+        "by_context": [{"context": c.context, "tokens_per_s": c.tokens_per_s} for c in planned.contexts],
+        "replicas": summary.replicas,
+        "copies": None if prediction is None or prediction.copies is None else asdict(prediction.copies),
+        "advice": planned.advice,
+        "replan": None if moved is None else _replan_document(moved),
+        "devices": [
+            {
+                "name": worker.name,
+                "node": worker.node,
+                "tier": worker.tier,
+                "experts": worker.num_experts,
+                "bytes": worker.held_bytes,
+                "budget_bytes": worker.budget_bytes,
+                "share_of_activations": worker.share_of_activations,
+            }
+            for worker in summary.workers
+        ],
+    }
+
+
+def _replan_document(moved: Replan) -> dict[str, Any]:
+    return {
+        "moved_experts": moved.moved_experts,
+        "moved_bytes": moved.moved_bytes,
+        "transfer_s": moved.transfer_s,
+        "moe_s_before": moved.before_s,
+        "moe_s_after": moved.after_s,
+        "prompt_s_before": moved.prompt_before_s,
+        "prompt_s_after": moved.prompt_after_s,
+        "payback_s": moved.payback_s,
+    }
+
+
+def plan_table(made: Plan, summary: PlanSummary) -> Group:
+    """What sits where, and with statistics who is asked how often."""
+    is_measured = any(worker.share_of_activations is not None for worker in summary.workers)
+    rows = [
+        (
+            worker.name,
+            worker.tier,
+            f"{worker.num_experts:,}",
+            size(worker.held_bytes),
+            size(worker.budget_bytes),
+            *((share(worker.share_of_activations or 0.0),) if is_measured else ()),
+        )
+        for worker in summary.workers
+    ]
+    title = f"{made.model}: experts in {made.dtype} of {size(made.expert_bytes)} each, policy {made.policy}"
+    columns = ("worker", "memory", "experts", "bytes", "budget", *(("of choices",) if is_measured else ()))
+    return table(title, columns, rows)
+
+
+def plan_parts(planned: Planned) -> list[Group | str]:
+    """What sits where, predicted speed, the bound, what limits it, and what the plan says about the boxes."""
+    parts: list[Group | str] = [plan_table(planned.plan, planned.summary)]
+    num_layers = planned.summary.num_moe_layers
+    if (prediction := planned.prediction) is not None:
+        waits = [
+            (name, share(part))
+            for name, part in sorted(prediction.bound_by.items(), key=lambda item: -item[1])[:8]
+            if part >= _LEAST_SHARE_SHOWN
+        ]
+        speeds = [(f"{at.context:,}", _speed(at.tokens_per_s)) for at in planned.contexts]
+        cause, part = max(prediction.causes.items(), key=lambda item: item[1])
+        parts += [
+            table("Predicted tokens/s by context", ("context", "tokens/s"), speeds),
+            *_no_room(planned.contexts),
+            table("Which device a layer waits for", ("worker", "of layers"), waits),
+            f"{prediction.tokens_per_s:.2f} tokens/s: a step takes {_ms(prediction.step_time_s)} "
+            f"({prediction.basis}), of which the head {_ms(prediction.head_s)}. "
+            f"{prediction.remote_layers_per_token:.1f} of {num_layers} MoE layers a token ask another box.",
+            f"Prompts: about {prediction.prefill_tokens_per_s:.0f} tokens/s.",
+            f"No plan for these boxes is faster than {_ms(prediction.lower_bound_s)} a step: this one is at "
+            f"most {share(prediction.gap)} above the best. Layers wait mostly for {cause} ({share(part)}).",
+        ]
+        if (copies := prediction.copies) is not None:
+            parts.append(
+                f"Copies: {copies.num_copies:,} experts, decode {copies.decode_gain:+.1%}, "
+                f"prompts {copies.prompt_gain:+.1%}."
+            )
+    if (workload := planned.plan.workload) is not None:
+        parts.append(f"Assumed: {described(workload)}.")
+    if (moved := planned.replan) is not None:
+        parts.append(_move_line(moved))
+    return [*parts, *(f"{sentence[0].upper()}{sentence[1:]}." for sentence in planned.advice)]
+
+
+def _no_room(contexts: Sequence[AtContext]) -> list[str]:
+    """What to do about contexts that do not fit, a short table's other half."""
+    if all(at.tokens_per_s is not None for at in contexts):
+        return []
+    return ["Where there is no room, plan with --context: fewer experts then stay on the head's device."]
+
+
+def _move_line(moved: Replan) -> str:
+    if moved.payback_s is None:
+        return "No move within the budget gains anything."
+    return (
+        f"Moving {moved.moved_experts} experts ({size(moved.moved_bytes)}, {_seconds(moved.transfer_s)}) "
+        f"takes MoE layers from {_ms(moved.before_s)} to {_ms(moved.after_s)} a step{_prompt_move(moved)}: "
+        f"paid back after {_seconds(moved.payback_s)}."
+    )
+
+
+def _prompt_move(moved: Replan) -> str:
+    if not moved.prompt_before_s:
+        return ""
+    return f" and its prompts from {_ms(moved.prompt_before_s)} to {_ms(moved.prompt_after_s)}"
+
+
+def _speed(tokens_per_s: float | None) -> str:
+    return "no room" if tokens_per_s is None else f"{tokens_per_s:.2f}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else _ms(seconds)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.2f} ms"
