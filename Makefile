@@ -30,8 +30,8 @@ $(READY): pyproject.toml constraints.txt $(NATIVE)
 	@$(PYTHON) -m venv $(VENV)
 	@echo "Setting up $(VENV): 2 of 3, what builds the kernels (seconds)"
 	@$(INSTALL) setuptools
-	@echo "Setting up $(VENV): 3 of 3, torch, Ray and the rest, then the kernels" \
-	  "(about 2 minutes, longer where some 500 MB take longer to download)"
+	@echo "Setting up $(VENV): 3 of 3, torch, Ray and the rest, then the kernels (some minutes; where torch" \
+	  "brings CUDA along, 3 GB to download)"
 	@$(INSTALL) --no-build-isolation --editable '.[test]'
 	@touch $@
 
