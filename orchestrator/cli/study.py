@@ -38,7 +38,8 @@ def study(
     with named(f"{file}: model"):
         shape = load_shape(loaded.model)
     folder = out or file.with_suffix("")
-    if folder.is_dir():
+    # Unlike Path.is_dir, False for names that no folder can have.
+    if os.path.isdir(folder):
         written = [folder / name for name in (*ResultsFolder.FILES, _PAGE)]
         check_targets(written, inputs=files_read(file, loaded.model, *loaded.files))
     check_inputs(loaded, shape)

@@ -62,7 +62,7 @@ def detect(path: str | os.PathLike[str]) -> str:
         RoutingFileError: missing, or of no known kind.
     """
     file_path = Path(path)
-    if file_path.is_dir():
+    if os.path.isdir(file_path):
         return "sglang-dump"
     with opened(path, RoutingFileError, _EXPECTED) as file:
         start = file.read(8)

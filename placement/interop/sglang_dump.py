@@ -39,7 +39,7 @@ def read_sglang_dump(path: str | os.PathLike[str], shape: ModelShape) -> Routing
         RoutingFileError: unreadable, another form, or another model.
     """
     source_path = Path(path)
-    files = sorted(source_path.glob("*.pt")) if source_path.is_dir() else [source_path]
+    files = sorted(source_path.glob("*.pt")) if os.path.isdir(source_path) else [source_path]
     if not files:
         raise RoutingFileError(f"{path}: expected .pt files in this folder, found none")
     parts = [_read_file(file, shape) for file in files]

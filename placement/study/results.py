@@ -84,11 +84,14 @@ class ResultsFolder:
         """
         identity = {"format": _FORMAT, "version": _VERSION, "study": name, "fingerprint": fingerprint}
         marker = folder / _STUDY_FILE
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-            try:
+        # os.path, not Path, whose own questions raise for a name that is too long or a folder that is closed.
+        try:
+            is_new = not os.path.exists(folder) or (os.path.isdir(folder) and not any(folder.iterdir()))
+            if is_new:
                 folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise StudyFileError(f"{folder}: {error.strerror}; expected a folder to write to") from error
+        except OSError as error:
+            raise StudyFileError(f"{folder}: {error.strerror}; expected a folder to write to") from error
+        if is_new:
             with replacing(marker) as file:
                 file.write(json.dumps(identity, indent=2).encode() + b"\n")
         else:
@@ -118,9 +121,9 @@ class ResultsFolder:
 
 def _check_identity(marker: Path, expected: dict[str, object]) -> None:
     advice = "give another folder with --out, or remove this one"
-    if not marker.parent.is_dir():
+    if not os.path.isdir(marker.parent):
         raise StudyFileError(f"{marker.parent}: expected a folder to write to, found a file")
-    if not marker.exists():
+    if not os.path.exists(marker):
         raise StudyFileError(f"{marker.parent}: not a results folder and not empty; {advice}")
     found = read_json(
         marker, StudyFileError, f"what `potluck study` wrote there; {advice}", most_bytes=_MOST_STUDY_BYTES
@@ -151,7 +154,7 @@ def _as_csv(rows: Sequence[Row]) -> str:
 
 def _read_rows(path: Path, keys: Sequence[str]) -> list[Row]:
     """Complete rows; a last line torn by an interruption is left out and its cell runs again."""
-    if not path.exists():
+    if not os.path.exists(path):
         return []
     try:
         text = read_text(path, StudyFileError, _EXPECTED, most_bytes=_MOST_ROWS_BYTES)

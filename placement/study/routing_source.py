@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,7 +110,9 @@ class FileSource:
     def fingerprint(self) -> str:
         """Changes with the files' contents, not with where they lie."""
         # SGLang writes one dump for each rank, in a folder.
-        files = [f for path in self.files for f in (sorted(path.glob("*.pt")) if path.is_dir() else [path])]
+        files = [
+            f for path in self.files for f in (sorted(path.glob("*.pt")) if os.path.isdir(path) else [path])
+        ]
         digests = [_digest(file) for file in files]
         return f"{self.name} {self.document_tokens} {' '.join(digests)}"
 

@@ -12,7 +12,7 @@ from orchestrator.cli.study import study
 from orchestrator.cli.whatif import whatif
 from orchestrator.study_report.comparison import Comparison, compare, setting_labels, summary
 from orchestrator.study_report.page import write_page
-from placement.errors import ClusterFileError, InputError
+from placement.errors import ClusterFileError, InputError, StudyFileError
 from placement.study.config import Study
 from placement.study.grid import cells
 from placement.study.results import Row
@@ -133,3 +133,8 @@ def test_what_one_change_buys_is_ranked_as_json(capsys: pytest.CaptureFixture[st
         "RAM of study-ram",
         "one more box like study",
     }
+
+
+def test_a_results_folder_of_an_impossible_name_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(StudyFileError, match="File name too long; expected a folder to write to"):
+        study(published(tmp_path), out=tmp_path / ("x" * 300), processes=1, json=False)

@@ -52,7 +52,7 @@ class Checkpoint:
                 that the index puts there, or two shards have the same tensor. The message names the file.
         """
         model_dir = Path(model_dir)
-        if not model_dir.is_dir():
+        if not os.path.isdir(model_dir):
             raise CheckpointError(f"{model_dir} is not a directory: expected a Hugging Face model directory")
         found = sorted(path.name for path in model_dir.glob("*.safetensors"))
         index = model_dir / INDEX_NAME

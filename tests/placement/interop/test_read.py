@@ -109,3 +109,9 @@ def test_what_is_of_no_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "damaged.npz").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(RoutingFileError, match="not a readable zip archive"):
         read_routing(tmp_path / "damaged.npz", SHAPE)
+
+
+@pytest.mark.parametrize("kind", [None, "sglang-dump"])
+def test_a_name_that_no_file_can_have_is_refused_in_one_line(tmp_path: Path, kind: str | None) -> None:
+    with pytest.raises(RoutingFileError, match="File name too long"):
+        read_routing(tmp_path / ("x" * 300), SHAPE, kind=kind)

@@ -299,3 +299,8 @@ def test_a_pipe_in_a_results_folder_is_refused_without_waiting(tmp_path: Path, n
     os.mkfifo(out / name)
     with pytest.raises(StudyFileError, match=f"{name}: it is a pipe"):
         ResultsFolder.open(out, loaded.name, "f", keys)
+
+
+def test_a_results_folder_of_an_impossible_name_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(StudyFileError, match="File name too long; expected a folder to write to"):
+        ResultsFolder.open(tmp_path / ("x" * 300), "s", "1", ["a"])

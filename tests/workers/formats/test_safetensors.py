@@ -214,3 +214,8 @@ def test_quantised_tensors_are_refused(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(4).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="tensor x is stored as F8_E4M3, expected BF16 or F32"):
         Checkpoint.open(tmp_path).tensor("x", torch.float32)
+
+
+def test_a_directory_of_an_impossible_name_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not a directory"):
+        Checkpoint.open(tmp_path / ("x" * 300))
