@@ -119,8 +119,8 @@ class RoutingStats:
             return
         rows, experts = self.counts.shape
         raise RoutingFileError(
-            f"{where}: made for {shown(self.model)[1:-1]} ({rows} x {experts}, top {self.top_k}, fingerprint "
-            f"{shown(self.fingerprint)[1:-1]}), expected {model}, fingerprint {fingerprint}; "
+            f"{where}: made for {shown(self.model)} ({rows} x {experts}, top {self.top_k}, fingerprint "
+            f"{shown(self.fingerprint)}), expected {model}, fingerprint {fingerprint}; "
             "run `potluck stats` with this model"
         )
 

@@ -132,9 +132,7 @@ def interpret(
                 stack.append(remembered(argument))
             case "GLOBAL":
                 if argument not in names:
-                    raise RefusedError(
-                        f"names {shown(argument)[1:-1]}, which plain data do not need; refused"
-                    )
+                    raise RefusedError(f"names {shown(argument)}, which plain data do not need; refused")
                 stack.append(Name(str(argument)))
             case "BINPERSID":
                 stack.append(persistent(pop()))

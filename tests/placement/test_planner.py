@@ -100,7 +100,7 @@ def test_experts_that_do_not_fit_are_refused_with_the_missing_bytes_and_a_way_ou
 
 
 def test_statistics_of_another_model_are_refused() -> None:
-    with pytest.raises(RoutingFileError, match="made for small"):
+    with pytest.raises(RoutingFileError, match="made for 'small'"):
         make_plan(
             small_shape(num_experts=12, name="big"),
             [device("a", 1000)],

@@ -76,7 +76,9 @@ def test_statistics_of_another_model_do_not_merge() -> None:
 def test_statistics_of_another_shape_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "routing.npz"
     RoutingStats.from_trace(SHAPE, random_trace(5), "a").save(path)
-    with pytest.raises(RoutingFileError, match=r"routing.npz: made for small \(3 x 10, top 2.*expected big"):
+    with pytest.raises(
+        RoutingFileError, match=r"routing.npz: made for 'small' \(3 x 10, top 2.*expected big"
+    ):
         RoutingStats.load(path, small_shape(num_experts=12, name="big"))
 
 

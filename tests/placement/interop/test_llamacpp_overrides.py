@@ -112,5 +112,5 @@ def test_a_worker_without_a_buffer_is_an_error() -> None:
 
 def test_statistics_must_be_of_the_plans_model() -> None:
     other = RoutingStats.from_counts(small_shape(), np.full((3, 10), 4), 20, "text")
-    with pytest.raises(RoutingFileError, match="made for small"):
+    with pytest.raises(RoutingFileError, match="made for 'small'"):
         tensor_overrides(plan_of(whole_layers()), other, BUFFERS)

@@ -296,3 +296,9 @@ def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.pt")
     with pytest.raises(RoutingFileError, match="it is a pipe"):
         load_torch_file(tmp_path / "pipe.pt")
+
+
+def test_a_name_that_is_refused_is_shown_with_both_its_quotes(tmp_path: Path) -> None:
+    pickled = b"c" + b"m" * 200 + b"\nname\n."
+    with pytest.raises(RoutingFileError, match=r"names '(m+)'…, which plain data do not need"):
+        load_torch_file(with_pickle(tmp_path / "t.pt", pickled))

@@ -48,7 +48,7 @@ def test_even_use_correlates_with_nothing() -> None:
 
 def test_only_the_same_model_compares() -> None:
     other = RoutingStats.from_counts(small_shape(), np.full((3, 10), 2), 10, "small")
-    with pytest.raises(RoutingFileError, match="comparison: made for small"):
+    with pytest.raises(RoutingFileError, match="comparison: made for 'small'"):
         compare(olmoe_stats("general"), other)
     with pytest.raises(InputError, match="hot share"):
         compare(other, other, hot_share=0)
