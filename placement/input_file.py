@@ -5,6 +5,7 @@ Opening a FIFO waits for a writer, and reading a device may never end, so neithe
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -71,6 +72,15 @@ def read_bytes(
     if len(content) > most_bytes:
         raise error(f"{path}: larger than {most_bytes / 1e6:g} MB; expected {expected}")
     return content
+
+
+def digest(path: str | os.PathLike[str], error: type[PotluckError], expected: str) -> str:
+    """SHA-256 of a regular file of any size, in hexadecimal digits; raises as `opened`."""
+    with opened(path, error, expected) as file:
+        sha256 = hashlib.sha256()
+        while part := file.read(1 << 20):
+            sha256.update(part)
+    return sha256.hexdigest()
 
 
 def read_text(

@@ -8,6 +8,8 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from placement.errors import ClusterFileError
+from placement.input_file import digest
 from placement.model_shape import ModelShape
 from placement.study.config import Batch, Study
 from placement.study.routing_source import RoutingSource
@@ -75,7 +77,7 @@ def fingerprint(study: Study, shape: ModelShape) -> str:
         repr(shape),
         [cell.key for cell in cells(study)],
         [study.head_bits, study.prompt_ratio],
-        [hashlib.sha256(path.read_bytes()).hexdigest() for path in study.clusters],
+        [digest(path, ClusterFileError, "a cluster file") for path in study.clusters],
         [trace.fingerprint() for trace in study.traces],
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

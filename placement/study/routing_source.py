@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
-from placement.input_file import opened
+from placement.input_file import digest
 from placement.interop.read import read_routing
 from placement.model_shape import ModelShape
 from placement.routing.text import DOCUMENT_TOKENS
@@ -113,16 +112,8 @@ class FileSource:
         files = [
             f for path in self.files for f in (sorted(path.glob("*.pt")) if os.path.isdir(path) else [path])
         ]
-        digests = [_digest(file) for file in files]
+        digests = [digest(file, RoutingFileError, "a routing file") for file in files]
         return f"{self.name} {self.document_tokens} {' '.join(digests)}"
-
-
-def _digest(path: Path) -> str:
-    with opened(path, RoutingFileError, "a routing file") as file:
-        digest = hashlib.sha256()
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 RoutingSource = SyntheticSource | FileSource

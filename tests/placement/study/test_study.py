@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from placement.errors import InputError, PotluckError, RoutingFileError, StudyFileError
+from placement.errors import ClusterFileError, InputError, PotluckError, RoutingFileError, StudyFileError
 from placement.policies import RUN_POLICIES
 from placement.stats import RoutingStats
 from placement.study.config import Study
@@ -304,3 +304,11 @@ def test_a_pipe_in_a_results_folder_is_refused_without_waiting(tmp_path: Path, n
 def test_a_results_folder_of_an_impossible_name_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(StudyFileError, match="File name too long; expected a folder to write to"):
         ResultsFolder.open(tmp_path / ("x" * 300), "s", "1", ["a"])
+
+
+def test_a_pipe_in_the_place_of_a_cluster_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    loaded = Study.load(written(tmp_path))
+    loaded.clusters[0].unlink()
+    os.mkfifo(loaded.clusters[0])
+    with pytest.raises(ClusterFileError, match=r"it is a pipe.*; expected a cluster file"):
+        fingerprint(loaded, SHAPE)
