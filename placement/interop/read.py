@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import MappingProxyType
 
 from placement.errors import RoutingFileError
-from placement.input_file import opened
-from placement.interop import gguf
+from placement.interop.container import container_of
 from placement.interop.count_tables import read_counts
 from placement.interop.imatrix import read_imatrix
 from placement.interop.json_records import read_json_records
 from placement.interop.responses import read_responses
-from placement.interop.sglang_dump import read_sglang_dump
+from placement.interop.sglang_dump import COUNTS, PLACEMENT, RECORDS, read_sglang_dump
 from placement.interop.torch_file import load_torch_file
 from placement.interop.vllm_loads import LOADS, read_vllm_loads
 from placement.model_shape import ModelShape
+from placement.numpy_file import array_names
 from placement.stats import RoutingStats
-from placement.zip_archive import opened_zip
 
 _EXPECTED = "routing statistics (docs/interop.md)"
 
@@ -61,38 +59,35 @@ def detect(path: str | os.PathLike[str]) -> str:
     Raises:
         RoutingFileError: missing, or of no known kind.
     """
-    file_path = Path(path)
-    if os.path.isdir(file_path):
+    # Unlike Path.is_dir, False for names that no folder can have.
+    if os.path.isdir(path):
         return "sglang-dump"
-    with opened(path, RoutingFileError, _EXPECTED) as file:
-        start = file.read(8)
-    if start.startswith(gguf.MAGIC):
-        return "imatrix"
-    if start.startswith(b"\x93NUMPY"):
-        return "vllm-loads"
-    if start.startswith(b"PK"):
-        return _kind_of_archive(file_path)
-    if start.lstrip()[:1] in (b"{", b"["):
-        return _kind_of_json(file_path)
+    match container_of(path, _EXPECTED):
+        case "gguf":
+            return "imatrix"
+        case "npy":
+            return "vllm-loads"
+        case "npz":
+            return _kind_of_arrays(path)
+        case "torch":
+            content = load_torch_file(path)
+            is_dump = isinstance(content, dict) and not {COUNTS, RECORDS}.isdisjoint(content)
+            return "sglang-dump" if is_dump else "vllm-loads"
+        case "json":
+            return _kind_of_json(path)
     raise RoutingFileError(f"{path}: of no known kind; expected {_EXPECTED}")
 
 
-def _kind_of_archive(path: Path) -> str:
-    """`.npz` and `.pt` are both zip archives; only the second holds a pickle."""
-    with opened_zip(path, RoutingFileError, _EXPECTED) as archive:
-        names = archive.namelist()
-    if any(name.endswith("data.pkl") for name in names):
-        content = load_torch_file(path)
-        known = isinstance(content, dict) and ("logical_count" in content or "records" in content)
-        return "sglang-dump" if known else "vllm-loads"
-    if {"format.npy", "fingerprint.npy"} <= set(names):
+def _kind_of_arrays(path: str | os.PathLike[str]) -> str:
+    names = set(array_names(path, RoutingFileError, _EXPECTED))
+    if {"format", "fingerprint"} <= names:
         return "potluck"
-    return "vllm-loads" if any(f"{name}.npy" in names for name in LOADS) else "count-tables"
+    return "count-tables" if names.isdisjoint(LOADS) else "vllm-loads"
 
 
-def _kind_of_json(path: Path) -> str:
+def _kind_of_json(path: str | os.PathLike[str]) -> str:
     for number, (_, record) in enumerate(read_json_records(path)):
-        if number == 0 and ("logical_count" in record or "physical_to_logical_map" in record):
+        if number == 0 and (COUNTS in record or PLACEMENT in record):
             return "sglang-dump"
         if "record_type" in record:
             return "vllm-loads"

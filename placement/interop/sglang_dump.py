@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
+from placement.interop.container import container_of
 from placement.interop.json_records import number_array, read_json_records
 from placement.interop.loads import check_slots, logical_loads, moe_rows, stats_from_ids, stats_from_loads
 from placement.interop.torch_file import load_torch_file
@@ -23,7 +24,8 @@ from placement.model_shape import ModelShape
 from placement.shown import MOST_SHOWN
 from placement.stats import RoutingStats
 
-_COUNTS, _PLACEMENT = "logical_count", "physical_to_logical_map"
+COUNTS, PLACEMENT, RECORDS = "logical_count", "physical_to_logical_map", "records"
+_EXPECTED = "a dump of SGLang's recorder (docs/interop.md)"
 
 
 def read_sglang_dump(path: str | os.PathLike[str], shape: ModelShape) -> RoutingStats:
@@ -51,36 +53,36 @@ def read_sglang_dump(path: str | os.PathLike[str], shape: ModelShape) -> Routing
 
 def _read_file(path: Path, shape: ModelShape) -> RoutingStats:
     source = f"SGLang, {path.name}"
-    if path.suffix == ".json":
+    if container_of(path, _EXPECTED) == "json":
         where, content = next(read_json_records(path))
-        if _COUNTS not in content:
-            if _PLACEMENT in content:
+        if COUNTS not in content:
+            if PLACEMENT in content:
                 raise RoutingFileError(
-                    f"{where}: this is a placement ({_PLACEMENT}: which expert sits in which slot), not "
+                    f"{where}: this is a placement ({PLACEMENT}: which expert sits in which slot), not "
                     "statistics: it does not say how often experts are used; record counts with SGLang's "
                     "expert distribution recorder, or with `potluck stats` (docs/interop.md)"
                 )
-            raise RoutingFileError(f"{where}: expected {_COUNTS}, found {_listed(content)}")
-        counts = number_array(content[_COUNTS], f"{where}: {_COUNTS}")
+            raise RoutingFileError(f"{where}: expected {COUNTS}, found {_listed(content)}")
+        counts = number_array(content[COUNTS], f"{where}: {COUNTS}")
         return stats_from_loads(shape, logical_loads(counts, None, shape, where), source, where)
     content = load_torch_file(path)
     where = str(path)
-    if isinstance(content, dict) and isinstance(content.get("logical_count"), np.ndarray):
-        loads = logical_loads(content["logical_count"], None, shape, f"{where}: logical_count")
+    if isinstance(content, dict) and isinstance(content.get(COUNTS), np.ndarray):
+        loads = logical_loads(content[COUNTS], None, shape, f"{where}: {COUNTS}")
         return stats_from_loads(shape, loads, source, where)
-    if isinstance(content, dict) and isinstance(content.get("records"), list):
+    if isinstance(content, dict) and isinstance(content.get(RECORDS), list):
         return _from_records(content, shape, source, where)
     keys = _listed(content) if isinstance(content, dict) else type(content).__name__
     raise RoutingFileError(
-        f"{where}: expected a dump of SGLang's recorder (logical_count or records), found {keys}"
+        f"{where}: expected a dump of SGLang's recorder ({COUNTS} or {RECORDS}), found {keys}"
     )
 
 
 def _from_records(content: dict[Any, Any], shape: ModelShape, source: str, where: str) -> RoutingStats:
-    records = content["records"]
+    records = content[RECORDS]
     if not records or not all(isinstance(record, dict) for record in records):
         raise RoutingFileError(
-            f"{where}: records: expected one a forward pass, found none; was it recording?"
+            f"{where}: {RECORDS}: expected one a forward pass, found none; was it recording?"
         )
     slot_map = content.get("last_physical_to_logical_map")
     if not isinstance(slot_map, np.ndarray):

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
+from placement.interop.container import Container, container_of
 from placement.interop.json_records import number_array, read_json_records
 from placement.interop.loads import logical_loads, stats_from_loads
 from placement.interop.torch_file import load_torch_file
@@ -31,19 +32,19 @@ _RECORD_TYPE = "eplb_load_stats"
 
 
 def read_vllm_loads(path: str | os.PathLike[str], shape: ModelShape) -> RoutingStats:
-    """Read loads saved as `.jsonl`, `.pt`, `.npz` or `.npy`.
+    """Read loads saved as JSON lines, by torch or by numpy, whatever the file is called.
 
-    A `.pt` or `.npz` file holds the arrays under vLLM's names; a lone array is taken as loads of experts, or
+    A torch or `.npz` file holds the arrays under vLLM's names; a lone array is taken as loads of experts, or
     of slots if there is no more than one slot an expert. Steps are added up.
 
     Raises:
         RoutingFileError: unreadable, no loads in it, or another model.
     """
-    file_path = Path(path)
-    source = f"vLLM EPLB, {file_path.name}"
-    if file_path.suffix in (".jsonl", ".json"):
+    source = f"vLLM EPLB, {Path(path).name}"
+    container = container_of(path, _EXPECTED)
+    if container == "json":
         return stats_from_loads(shape, _from_lines(path, shape), source, str(path))
-    arrays = _named_arrays(file_path)
+    arrays = _named_arrays(path, container)
     name = next((name for name in LOADS if name in arrays), None)
     if name is None:
         raise RoutingFileError(
@@ -73,8 +74,8 @@ def _rectangle(record: Mapping[str, Any], name: str, where: str) -> NDArray[Any]
     return number_array(record.get(name), f"{where}: {name}")
 
 
-def _named_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    if path.suffix == ".pt":
+def _named_arrays(path: str | os.PathLike[str], container: Container | None) -> dict[str, NDArray[Any]]:
+    if container == "torch":
         content = load_torch_file(path)
     else:
         content = read_numpy_file(path, RoutingFileError, _EXPECTED)

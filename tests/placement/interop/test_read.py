@@ -115,3 +115,38 @@ def test_what_is_of_no_kind_is_refused(tmp_path: Path) -> None:
 def test_a_name_that_no_file_can_have_is_refused_in_one_line(tmp_path: Path, kind: str | None) -> None:
     with pytest.raises(RoutingFileError, match="File name too long"):
         read_routing(tmp_path / ("x" * 300), SHAPE, kind=kind)
+
+
+COUNTS_JSON = json.dumps({"logical_count": np.full((4, 10), 4).tolist()}).encode()
+LOADS_JSON = json.dumps(
+    {"record_type": "eplb_load_stats", "expert_load": TABLE.tolist(), "p2l_map": [list(range(10))] * 3}
+).encode()
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("sglang-dump", COUNTS_JSON),
+        ("sglang-dump", b"\xef\xbb\xbf" + COUNTS_JSON),
+        ("sglang-dump", b"\n" * 100 + COUNTS_JSON),
+        ("vllm-loads", LOADS_JSON),
+        ("vllm-loads", b"\xef\xbb\xbf" + LOADS_JSON),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.json", "a.txt", "a.pt", "a.npz", "a"])
+def test_json_is_read_under_any_name_with_a_byte_order_mark_or_without(
+    tmp_path: Path, name: str, kind: str, content: bytes
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert detect(tmp_path / name) == kind
+    assert read_routing(tmp_path / name, SHAPE).num_tokens == 20
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.npz", "a.json", "a"])
+def test_archives_are_read_under_any_name(tmp_path: Path, name: str) -> None:
+    for content in ({"expert_load_pass": TABLE}, {"logical_count": np.full((4, 10), 4)}):
+        torch.save({key: torch.from_numpy(value) for key, value in content.items()}, tmp_path / name)
+        assert read_routing(tmp_path / name, SHAPE).num_tokens == 20
+    with open(tmp_path / name, "wb") as file:
+        np.savez(file, expert_load_pass=TABLE)
+    assert read_routing(tmp_path / name, SHAPE).num_tokens == 20
