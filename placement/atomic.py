@@ -44,9 +44,10 @@ def check_targets(targets: Iterable[StrPath | None], inputs: Iterable[StrPath | 
             continue
         for source, source_stat in read:
             if found is not None and os.path.samestat(found, source_stat):
-                raise InputError(
-                    f"cannot write {path}: it is {source}, which this command reads; give another name"
-                )
+                what = "this command reads it"
+                if os.fspath(source) != os.fspath(path):
+                    what = f"it is {source}, which this command reads"
+                raise InputError(f"cannot write {path}: {what}; give another name")
         real = os.path.realpath(path)
         if real in written:
             raise InputError(f"cannot write {path}: it is named for two results; give each its own name")
