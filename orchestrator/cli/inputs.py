@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator.chat_template import TEMPLATE_FILE
 from placement.errors import PotluckError
 from placement.model_shape import ModelShape, published_shape
 from placement.plan import Plan
@@ -41,7 +42,7 @@ def check_plan(plan: Plan, path: Path, shape: ModelShape) -> None:
 
 
 # What is read in a folder: of a model, and of another engine's dumps.
-_READ_IN_FOLDERS = ("config.json", "generation_config.json", "tokenizer*.json", "*.safetensors*", "*.pt")
+_READ_IN_FOLDERS = ("config.json", "tokenizer*.json", TEMPLATE_FILE, "*.safetensors*", "*.pt")
 
 
 def files_read(*given: Path | str | None) -> list[Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.chat_template import TEMPLATE_FILE
 from placement.model_shape import STEP_3_5_FLASH
 from placement.stats import RoutingStats
 from placement.traces import GENERAL, SyntheticRouter
@@ -39,21 +40,26 @@ def plan_of(files: Path, *more: object) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize(
-    ("out", "more"),
+    ("out", "more", "what"),
     [
-        ("cluster.yaml", ()),
-        ("routing.npz", ("--stats", "routing.npz")),
-        ("routing.svg", ("--stats", "routing.npz")),
+        ("cluster.yaml", (), "it is {files}/cluster.yaml, which this command reads"),
+        ("routing.npz", ("--stats", "routing.npz"), "this command reads it; give another name"),
+        ("routing.svg", ("--stats", "routing.npz"), "it is routing.npz, which this command reads"),
     ],
 )
 def test_plan_keeps_what_it_reads(
-    potluck: Potluck, files: Path, out: str, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    potluck: Potluck,
+    files: Path,
+    out: str,
+    more: tuple[str, ...],
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(files)
     before = (files / out).read_bytes()
     code, _, err = potluck(*plan_of(files, *more, "--picture" if out.endswith("svg") else "--out", out))
     assert (code, err.count("\n")) == (2, 1)
-    assert f"cannot write {out}: it is " in err
+    assert f"cannot write {out}: {what.format(files=files)}" in err
     assert (files / out).read_bytes() == before
 
 
@@ -64,22 +70,23 @@ def test_plan_keeps_the_plan_in_use(potluck: Potluck, files: Path) -> None:
     again = ("plan", files / "cluster.yaml", "--model", "step-3.5-flash", "--quant", "q4")
     code, _, err = potluck(*again, "--current", plan, "--out", plan)
     assert (code, err.count("\n")) == (2, 1)
-    assert "which this command reads" in err
+    assert "this command reads" in err
     assert plan.read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", TEMPLATE_FILE])
 def test_stats_keeps_the_model_and_the_text(potluck: Potluck, model: Path, tmp_path: Path, name: str) -> None:
     copy, text = tmp_path / "model", tmp_path / "a.txt"
     shutil.copytree(model, copy)
     text.write_text("some words")
+    (copy / TEMPLATE_FILE).write_text("{{ messages }}")
     names = {path.name for path in copy.iterdir()}
     target = copy / (name if name in names else next(n for n in names if n.endswith(".safetensors")))
     for out in (target, text):
         before = out.read_bytes()
         code, _, err = potluck("stats", text, "--model", copy, "--out", out)
         assert (code, err.count("\n")) == (2, 1)
-        assert "which this command reads" in err
+        assert "this command reads" in err
         assert out.read_bytes() == before
     code, _, err = potluck("stats", text, "--model", copy, "--out", copy / "routing.npz")
     assert code == 0, err
