@@ -65,7 +65,7 @@ class GgufFile:
         with opened(path, RoutingFileError, "a GGUF file") as file:
             num_bytes = os.fstat(file.fileno()).st_size
             if num_bytes < 24:
-                raise RoutingFileError(f"{path}: not a GGUF file: only {num_bytes} bytes")
+                raise RoutingFileError(f"{path}: not a GGUF file: only {size(num_bytes)}")
             cursor = _Cursor(file, num_bytes, file_path)
             if cursor.bytes(4) != MAGIC:
                 raise RoutingFileError(f"{path}: not a GGUF file: expected it to begin with GGUF")
@@ -99,10 +99,15 @@ class GgufFile:
         start, count = self.data_offset + tensor.offset, math.prod(tensor.shape)
         if 4 * count > _MOST_TENSOR_BYTES:
             raise RoutingFileError(f"{where}: takes {size(4 * count)}, expected counts of experts")
-        if start + 4 * count > self.path.stat().st_size:
-            raise RoutingFileError(f"{where}: cut off; expected {4 * count} bytes at {start}")
-        values = np.fromfile(self.path, dtype="<f4", count=count, offset=start)
-        return values.reshape(tensor.shape).astype(np.float32)
+        with opened(self.path, RoutingFileError, "a GGUF file") as file:
+            content = b""
+            # Where a header says it is may be past any place that a file has.
+            if start + 4 * count <= os.fstat(file.fileno()).st_size:
+                file.seek(start)
+                content = file.read(4 * count)
+        if len(content) < 4 * count:
+            raise RoutingFileError(f"{where}: cut off; expected {size(4 * count)} at byte {start:,}")
+        return np.frombuffer(content, dtype="<f4").reshape(tensor.shape).astype(np.float32)
 
 
 class _Cursor:
@@ -121,7 +126,9 @@ class _Cursor:
     def bytes(self, count: int) -> bytes:
         end = self.position + count
         if end > self._num_bytes:
-            raise RoutingFileError(f"{self._path}: cut off at byte {self._num_bytes}; expected {end} or more")
+            raise RoutingFileError(
+                f"{self._path}: cut off at byte {self._num_bytes:,}; expected {end:,} or more"
+            )
         if end > _MOST_HEADER_BYTES:
             raise RoutingFileError(f"{self._path}: its header takes more than {size(_MOST_HEADER_BYTES)}")
         taken = self._file.read(count)
@@ -136,7 +143,7 @@ class _Cursor:
 
     def times(self, count: int, what: str) -> range:
         if count > self._num_bytes:
-            raise RoutingFileError(f"{self._path}: claims {count} {what} in {self._num_bytes} bytes")
+            raise RoutingFileError(f"{self._path}: claims {count:,} {what} in {size(self._num_bytes)}")
         self._num_values += count
         if self._num_values > _MOST_VALUES:
             raise RoutingFileError(f"{self._path}: its header has more than {_MOST_VALUES:,} values")

@@ -153,7 +153,7 @@ def test_a_gguf_of_another_kind_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "i.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 60))
-    with pytest.raises(RoutingFileError, match="claims 1152921504606846976 key-value pairs in 24 bytes"):
+    with pytest.raises(RoutingFileError, match="claims 1,152,921,504,606,846,976 key-value pairs in 24 B"):
         read_imatrix(path, SHAPE)
     path.write_bytes(IMATRIX.read_bytes()[:-5000])
     with pytest.raises(RoutingFileError, match="cut off"):
@@ -204,3 +204,13 @@ def test_a_file_of_holes_cannot_claim_a_large_memory(tmp_path: Path) -> None:
     )
     with pytest.raises(RoutingFileError, match=r"takes 134.2 MB, expected counts of experts"):
         read_imatrix(path, SHAPE)
+
+
+def test_a_file_that_becomes_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
+    path = tmp_path / "i.gguf"
+    path.write_bytes(IMATRIX.read_bytes())
+    gguf = GgufFile.open(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(RoutingFileError, match="it is a pipe"):
+        gguf.float32("blk.1.ffn_gate_exps.weight.counts")
