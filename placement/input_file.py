@@ -92,9 +92,18 @@ def read_text(
         error: as `read_bytes`, or the bytes are no UTF-8.
     """
     content = read_bytes(path, error, expected, most_bytes=most_bytes)
+    return decoded(content, error, str(path), expected)
+
+
+def decoded(content: bytes, error: type[PotluckError], where: str, expected: str) -> str:
+    """UTF-8 text without a byte order mark; `where` it stands is named in errors.
+
+    Raises:
+        error: the bytes are no UTF-8.
+    """
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as found:
         raise error(
-            f"{path}: not UTF-8 text ({found.reason} at byte {found.start}); expected {expected}"
+            f"{where}: not UTF-8 text ({found.reason} at byte {found.start}); expected {expected}"
         ) from None

@@ -21,6 +21,7 @@ from orchestrator.runnable import check_runnable
 from orchestrator.session import even_plan, open_session
 from orchestrator.tokenizer import StreamDecoder, Tokenizer
 from placement.errors import InputError
+from placement.input_file import decoded
 from placement.shown import shown
 from workers.formats.safetensors import Checkpoint
 from workers.model_config import Step35Config
@@ -169,9 +170,4 @@ def _standard_input() -> str:
         raise InputError(f"--prompt -: {error.strerror}; expected text on standard input") from error
     if len(content) > MOST_PROMPT_BYTES:
         raise InputError(f"--prompt -: more than {MOST_PROMPT_BYTES / 1e6:g} MB; expected a prompt")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"--prompt -: not UTF-8 text ({error.reason} at byte {error.start}); convert it first"
-        ) from None
+    return decoded(content, InputError, "--prompt -", "a prompt")

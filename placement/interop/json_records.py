@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
-from placement.input_file import opened, read_text
+from placement.input_file import decoded, opened, read_text
 from placement.json_file import expect_object, parse_json
 from placement.shown import shown
 
@@ -89,7 +89,7 @@ def _values(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
                     f"{where}: longer than {_MOST_BYTES / 1e6:.0f} MB; expected {_EXPECTED}"
                 )
             if line.strip():
-                yield where, _parse(_text(line, where), where)
+                yield where, _parse(decoded(line, RoutingFileError, where, _EXPECTED), where)
 
 
 def _has_one_a_line(path: str | os.PathLike[str]) -> bool:
@@ -107,15 +107,6 @@ def _has_one_a_line(path: str | os.PathLike[str]) -> bool:
             elif num_bytes > _MOST_BYTES:
                 return False
     return False
-
-
-def _text(line: bytes, where: str) -> str:
-    try:
-        return line.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RoutingFileError(
-            f"{where}: not UTF-8 text ({error.reason} at byte {error.start} of the line)"
-        ) from None
 
 
 def _parse(text: str, where: str) -> Any:

@@ -35,7 +35,7 @@ def test_objects_come_alike_from_a_list_and_from_lines(
         (b"\n \n", "found none"),
         (b"[]", "found none"),
         (b'{"a": 1}\n[1]\n', "a.json:2: expected a JSON object, found"),
-        (b'{"a": 1}\n{"b": \xff}\n', "a.json:2: not UTF-8 text .*at byte 6 of the line"),
+        (b'{"a": 1}\n{"b": \xff}\n', "a.json:2: not UTF-8 text .*at byte 6"),
         (b'{"a": 1}\n{"b": ' + b"[" * 5000 + b"}\n", "a.json:2: nested more than 64 deep"),
         (b'{"a": ' + b"[" * 500_000, "a.json: nested more than 64 deep"),
         (b"[" + b"0," * 10_000_001 + b"0]", "a.json: more than 10,000,000 values"),
