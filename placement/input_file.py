@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from placement.errors import PotluckError
+from placement.units import size
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -70,7 +71,7 @@ def read_bytes(
         except OSError as found:
             raise error(f"{path}: {found.strerror}; expected {expected}") from found
     if len(content) > most_bytes:
-        raise error(f"{path}: larger than {most_bytes / 1e6:g} MB; expected {expected}")
+        raise error(f"{path}: larger than {size(most_bytes)}; expected {expected}")
     return content
 
 

@@ -150,7 +150,7 @@ def read_array(file: BinaryIO, num_bytes: int) -> Array:
     while done < len(view):
         part = file.read(min(_READ_AT_ONCE, len(view) - done))
         if not part:
-            raise BrokenArray(f"cut off after {done} of {len(view)} bytes")
+            raise BrokenArray(f"cut off after {done:,} of {len(view):,} bytes")
         view[done : done + len(part)] = part
         done += len(part)
     return array.reshape(shape, order="F" if is_fortran else "C")

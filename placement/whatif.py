@@ -14,6 +14,7 @@ from placement.policies import check_policy
 from placement.problem import problem_for
 from placement.study.measure import measure, measure_table
 from placement.study.routing_source import Routing
+from placement.units import size
 from placement.workload import Workload
 
 # What people buy: twice the memory, the next kinds of Ethernet, a cable where the round trip is far longer
@@ -212,7 +213,8 @@ def _with(cluster: ClusterSpec, changed: NodeSpec) -> ClusterSpec:
 
 
 def _gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.3g} MB"
+    """As memory is sold: 16 GB, not 16.0 GB."""
+    return size(num_bytes).replace(".0 ", " ")
 
 
 def _gbits(bytes_per_s: float) -> str:

@@ -18,6 +18,7 @@ from typing import BinaryIO
 from placement.errors import PotluckError
 from placement.input_file import opened
 from placement.shown import shown
+from placement.units import size
 
 MOST_BYTES = 2**31
 """Of an archive's members that are read, together: a trace of three million tokens of Step-3.5-Flash."""
@@ -96,7 +97,7 @@ class _Bounded:
     def read(self, count: int = -1) -> bytes:
         # Without a count zipfile reads from the last 64 KiB to the end.
         if count > _MOST_AT_ONCE:
-            raise zipfile.BadZipFile(f"its directory is larger than {_MOST_AT_ONCE >> 20} MiB")
+            raise zipfile.BadZipFile(f"its directory is larger than {size(_MOST_AT_ONCE)}")
         return self._file.read(_MOST_AT_ONCE if count < 0 else count)
 
     def seek(self, offset: int, whence: int = 0) -> int:

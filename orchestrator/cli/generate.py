@@ -23,6 +23,7 @@ from orchestrator.tokenizer import StreamDecoder, Tokenizer
 from placement.errors import InputError
 from placement.input_file import decoded
 from placement.shown import shown
+from placement.units import size
 from workers.formats.safetensors import Checkpoint
 from workers.model_config import Step35Config
 
@@ -169,5 +170,5 @@ def _standard_input() -> str:
     except OSError as error:
         raise InputError(f"--prompt -: {error.strerror}; expected text on standard input") from error
     if len(content) > MOST_PROMPT_BYTES:
-        raise InputError(f"--prompt -: more than {MOST_PROMPT_BYTES / 1e6:g} MB; expected a prompt")
+        raise InputError(f"--prompt -: more than {size(MOST_PROMPT_BYTES)}; expected a prompt")
     return decoded(content, InputError, "--prompt -", "a prompt")

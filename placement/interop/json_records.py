@@ -13,6 +13,7 @@ from placement.errors import RoutingFileError
 from placement.input_file import decoded, opened, read_text
 from placement.json_file import expect_object, parse_json
 from placement.shown import shown
+from placement.units import size
 
 _EXPECTED = "JSON objects (docs/interop.md)"
 # Of a line, and of a file that is one value: a response with every expert of 100,000 tokens takes 200 MB.
@@ -85,9 +86,7 @@ def _values(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
             number += 1
             where = f"{path}:{number}"
             if len(line) > _MOST_BYTES:
-                raise RoutingFileError(
-                    f"{where}: longer than {_MOST_BYTES / 1e6:.0f} MB; expected {_EXPECTED}"
-                )
+                raise RoutingFileError(f"{where}: longer than {size(_MOST_BYTES)}; expected {_EXPECTED}")
             if line.strip():
                 yield where, _parse(decoded(line, RoutingFileError, where, _EXPECTED), where)
 

@@ -57,8 +57,8 @@ def ranked(boxes: ClusterSpec, policy: str = "least-time") -> WhatIf:
 def test_every_box_link_and_memory_is_tried_with_the_files_prices(tmp_path: Path) -> None:
     found = {change.what: change.price for change in changes(cluster(tmp_path), CABLE)}
     assert found == {
-        "RAM of home-ram: 0.238 MB to 0.476 MB": pytest.approx(4 * 238000),
-        "RAM of attic-ram: 0.024 MB to 0.048 MB": None,
+        "RAM of home-ram: 238 kB to 476 kB": pytest.approx(4 * 238000),
+        "RAM of attic-ram: 24 kB to 48 kB": None,
         "Ethernet, attic: 1 to 2.5 Gbit/s": None,
         "Ethernet, attic: 1 to 10 Gbit/s": None,
         "one more box like home": 900,

@@ -36,7 +36,7 @@ from placement.yaml_file import read_mapping
         (b"a: !!python/object/apply:os.system [ls]", "not YAML: could not determine a constructor"),
         (b"a: " + b"x" * 70_000, "line 1: a text of more than 65,536 characters"),
         (b"a: [" + b"1," * 200_000 + b"]", "line 1: more than 100,000 values"),
-        (b"# " + b"x" * 1_000_000, "file.yaml: larger than 1 MB; expected a YAML file with name and model"),
+        (b"# " + b"x" * 1_000_000, "file.yaml: larger than 1.0 MB; expected a YAML file with name and model"),
         (b"a: 1\n--- \nb: 2", "not YAML: but found another document, line 2"),
     ],
 )
