@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from typing import Any
 
 from placement.errors import PotluckError
@@ -31,7 +32,7 @@ def read_json(
         most_values: numbers, texts, lists and objects in all; each takes some fifty bytes of memory.
 
     Raises:
-        error: the file cannot be read, is too large, is no JSON, nests too deeply; names it.
+        error: the file cannot be read or is too large, or as `parse_json`; names it.
     """
     text = read_text(path, error, expected, most_bytes=most_bytes)
     return parse_json(text, error, str(path), expected, most_values=most_values)
@@ -43,7 +44,7 @@ def parse_json(
     """The value of a JSON text; `where` it stands is named in errors.
 
     Raises:
-        error: it is no JSON, nests too deeply or has too many values.
+        error: it is no JSON, nests too deeply, has too many values, or an object has a key twice.
     """
     # Every value but the first follows a comma, a colon or an opening bracket. Those in texts count too: a
     # text with a million of them is not what is expected either.
@@ -52,13 +53,29 @@ def parse_json(
     if _depth(text) > MOST_DEPTH:
         raise error(f"{where}: nested more than {MOST_DEPTH} deep; expected {expected}")
     try:
-        return json.loads(text)
-    except RecursionError:
-        raise error(f"{where}: nested too deeply; expected {expected}") from None
+        return json.loads(text, object_pairs_hook=_object)
+    except _GivenTwice as found:
+        raise error(f"{where}: key {shown(found.key)} again in one object: keep one") from None
     except ValueError as found:
         raise error(f"{where}: not JSON: {found}; expected {expected}") from found
     except MemoryError:
         raise error(f"{where}: too large for this machine's memory; expected {expected}") from None
+
+
+class _GivenTwice(Exception):
+    """A key that an object has twice; JSON readers differ in which value they keep."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        counted = Counter(key for key, _ in pairs)
+        raise _GivenTwice(next(key for key, times in counted.items() if times > 1))
+    return values
 
 
 # Not whole texts at once: re would take hundreds of bytes for each of their characters.

@@ -69,3 +69,12 @@ def test_a_long_text_takes_little_memory_beside_itself() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10 * len(text)
+
+
+def test_a_key_given_twice_is_refused_where_readers_would_keep_one_of_them() -> None:
+    assert parse_json('[{"a": 1}, {"a": 2}]', InputError, "here", "a value") == [{"a": 1}, {"a": 2}]
+    with pytest.raises(InputError, match=r"^here: key 'a' again in one object: keep one$"):
+        parse_json('{"b": {"c": 1, "a": 1, "a": 2}}', InputError, "here", "a value")
+    twice = '{"' + "x" * 1000 + '": 1, "' + "x" * 1000 + '": 2}'
+    with pytest.raises(InputError, match=r"^here: key '(x{80})'… again in one object: keep one$"):
+        parse_json(twice, InputError, "here", "a value")
