@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
@@ -362,8 +363,6 @@ def _scaled(number: float | None, unit: float) -> float | None:
 
 
 def _check_unique(names: list[str], where: str) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise ClusterFileError(
-                f"{where}: expected unique names, found {shown(name)} {names.count(name)} times"
-            )
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ClusterFileError(f"{where}: expected unique names, found {shown(name)} {times} times")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,10 +75,9 @@ class Plan:
     workload: Workload | None = None
 
     def __post_init__(self) -> None:
-        names = [worker.name for worker in self.workers]
-        for name in names:
-            if names.count(name) > 1:
-                raise PlanError(f"workers: expected unique names, found {name!r} {names.count(name)} times")
+        for name, times in Counter(worker.name for worker in self.workers).items():
+            if times > 1:
+                raise PlanError(f"workers: expected unique names, found {shown(name)} {times} times")
         table = self.holder_table.table
         if len(table) != len(self.moe_layers):
             raise PlanError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,8 +132,8 @@ def _study(file: _StudyModel, path: Path) -> Study:
             raise StudyFileError(
                 f"{path}: {name}: expected at least one value, found none: the grid is empty"
             )
-        for value in values:
-            if values.count(value) > 1:
+        for value, times in Counter(values).items():
+            if times > 1:
                 raise StudyFileError(f"{path}: {name}: expected each value once, found {shown(value)} again")
     for index, policy in enumerate(file.policies):
         _known(check_policy, policy, f"{path}: policies[{index}]")

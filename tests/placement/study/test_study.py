@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -312,3 +313,11 @@ def test_a_pipe_in_the_place_of_a_cluster_file_is_refused_without_waiting(tmp_pa
     os.mkfifo(loaded.clusters[0])
     with pytest.raises(ClusterFileError, match=r"it is a pipe.*; expected a cluster file"):
         fingerprint(loaded, SHAPE)
+
+
+def test_a_long_axis_takes_no_longer_than_reading_it(tmp_path: Path) -> None:
+    # Comparing each value with all others would take minutes.
+    contexts = [*range(90_000), 89_999]
+    file = written(tmp_path, re.sub(r"contexts: .*", f"contexts: {contexts}", STUDY))
+    with pytest.raises(StudyFileError, match="contexts: expected each value once, found 89999 again"):
+        Study.load(file)
