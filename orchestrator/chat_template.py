@@ -13,7 +13,7 @@ from typing import Any
 
 from placement.errors import CheckpointError, InputError
 from placement.input_file import read_text
-from placement.shown import shown
+from placement.shown import one_line, shown
 
 TEMPLATE_FILE = "chat_template.jinja"
 MOST_TEMPLATE_BYTES = 1_000_000
@@ -97,11 +97,5 @@ def render(
         )
     answer: dict[str, str] = json.loads(done.stdout)
     if "error" in answer:
-        raise InputError(f"the chat template refuses these messages or fails: {shown_text(answer['error'])}")
+        raise InputError(f"the chat template refuses these messages or fails: {one_line(answer['error'])}")
     return answer["text"]
-
-
-def shown_text(text: str) -> str:
-    """A message on one line, its start if it is long."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= 160 else f"{line[:160]}…"

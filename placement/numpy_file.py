@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from placement.errors import PotluckError
 from placement.input_file import opened
-from placement.shown import shown
+from placement.shown import one_line, shown
 from placement.units import size
 from placement.zip_archive import MOST_BYTES, checked_member, opened_zip
 
@@ -166,7 +166,7 @@ def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]
     except BrokenArray:
         raise
     except _BROKEN_HEADER as found:
-        raise BrokenArray(f"its header is broken: {' '.join(str(found).split())[:80]}") from found
+        raise BrokenArray(f"its header is broken: {one_line(str(found))}") from found
     return shape, is_fortran, dtype, counted.num_bytes
 
 

@@ -1,9 +1,11 @@
-"""What was found, for an error message: a glimpse, however large or strange it is."""
+"""What was found, or what another library says of it, for a message of one line: a glimpse of it."""
 
 from __future__ import annotations
 
 MOST_SHOWN = 80
 """Characters of a file's content that a message repeats."""
+MOST_OF_LINE = 160
+"""Characters of somebody else's words that a message repeats."""
 
 
 def shown(value: object) -> str:
@@ -18,3 +20,11 @@ def shown(value: object) -> str:
     except (RecursionError, MemoryError):
         return "something nested too deeply to show"
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks and what cannot be printed, the start of it where that is long."""
+    # Cut first: what is not shown need not be taken apart.
+    start = text[: 10 * MOST_OF_LINE]
+    line = " ".join("".join(character if character.isprintable() else " " for character in start).split())
+    return line if len(start) == len(text) and len(line) <= MOST_OF_LINE else f"{line[:MOST_OF_LINE]}…"

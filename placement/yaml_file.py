@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from placement.errors import PotluckError
 from placement.input_file import read_text
-from placement.shown import shown
+from placement.shown import one_line, shown
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -27,7 +27,6 @@ _MOST_BYTES = 1_000_000
 _MOST_VALUES = 100_000
 _MOST_DEPTH = 64
 _MOST_TEXT = 65_536
-_MOST_WORDS = 120
 _MERGE = "tag:yaml.org,2002:merge"
 
 # What pydantic calls these mistakes, in a user's words.
@@ -64,10 +63,10 @@ def read_mapping(path: str | os.PathLike[str], error: type[PotluckError], keys: 
     except yaml.MarkedYAMLError as found:
         mark = found.problem_mark or found.context_mark
         line = f", line {mark.line + 1}" if mark is not None else ""
-        raise error(f"{path}: not YAML: {_short(found.problem or found.context or '')}{line}") from found
+        raise error(f"{path}: not YAML: {one_line(found.problem or found.context or '')}{line}") from found
     # ValueError: a value such as the date 2026-13-01.
     except (yaml.YAMLError, ValueError) as found:
-        raise error(f"{path}: not YAML: {_short(str(found))}") from found
+        raise error(f"{path}: not YAML: {one_line(str(found))}") from found
     if not isinstance(document, dict):
         raise error(f"{path}: expected a mapping with {keys}, found {shown(document)}")
     return document
@@ -89,7 +88,7 @@ def checked(
     except ValidationError as found:
         first = found.errors(include_url=False)[0]
         fields = "".join(
-            f"[{part}]" if isinstance(part, int) else f".{_short(part)}" for part in first["loc"]
+            f"[{part}]" if isinstance(part, int) else f".{one_line(part)}" for part in first["loc"]
         )
         raise error(f"{path}: {(prefix + fields).lstrip('.')}: {_reason(first, model)}") from found
 
@@ -168,12 +167,6 @@ def _check_keys(mapping: yaml.MappingNode) -> None:
                 f"line {line}: key {shown(key.value)} again, first given in line {first}: keep one"
             )
         lines[name] = line
-
-
-def _short(words: str) -> str:
-    """A parser's words or a key, either of which may repeat a long text of the file."""
-    words = " ".join(words.split())
-    return words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]}…"
 
 
 def _reason(mistake: ErrorDetails, model: type[BaseModel]) -> str:

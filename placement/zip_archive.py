@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from placement.errors import PotluckError
 from placement.input_file import opened
-from placement.shown import shown
+from placement.shown import one_line, shown
 from placement.units import size
 
 MOST_BYTES = 2**31
@@ -59,8 +59,8 @@ def opened_zip(
                     raise zipfile.BadZipFile(f"{shown(name)} is in it {times} times")
                 yield archive
         except _DAMAGED as found:
-            reason = str(found) or type(found).__name__
-            raise error(f"{path}: not a readable zip archive: {reason[:120]}; expected {expected}") from found
+            reason = one_line(str(found)) or type(found).__name__
+            raise error(f"{path}: not a readable zip archive: {reason}; expected {expected}") from found
         except MemoryError:
             raise error(f"{path}: too large for this machine's memory; expected {expected}") from None
 

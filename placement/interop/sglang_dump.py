@@ -21,7 +21,7 @@ from placement.interop.json_records import number_array, read_json_records
 from placement.interop.loads import check_slots, logical_loads, moe_rows, stats_from_ids, stats_from_loads
 from placement.interop.torch_file import load_torch_file
 from placement.model_shape import ModelShape
-from placement.shown import MOST_SHOWN
+from placement.shown import one_line
 from placement.stats import RoutingStats
 
 COUNTS, PLACEMENT, RECORDS = "logical_count", "physical_to_logical_map", "records"
@@ -62,7 +62,7 @@ def _read_file(path: Path, shape: ModelShape) -> RoutingStats:
                     "statistics: it does not say how often experts are used; record counts with SGLang's "
                     "expert distribution recorder, or with `potluck stats` (docs/interop.md)"
                 )
-            raise RoutingFileError(f"{where}: expected {COUNTS}, found {_listed(content)}")
+            raise RoutingFileError(f"{where}: expected {COUNTS}, found {_names(content)}")
         counts = number_array(content[COUNTS], f"{where}: {COUNTS}")
         return stats_from_loads(shape, logical_loads(counts, None, shape, where), source, where)
     content = load_torch_file(path)
@@ -72,7 +72,7 @@ def _read_file(path: Path, shape: ModelShape) -> RoutingStats:
         return stats_from_loads(shape, loads, source, where)
     if isinstance(content, dict) and isinstance(content.get(RECORDS), list):
         return _from_records(content, shape, source, where)
-    keys = _listed(content) if isinstance(content, dict) else type(content).__name__
+    keys = _names(content) if isinstance(content, dict) else type(content).__name__
     raise RoutingFileError(
         f"{where}: expected a dump of SGLang's recorder ({COUNTS} or {RECORDS}), found {keys}"
     )
@@ -135,5 +135,5 @@ def _array(record: dict[Any, Any], name: str, where: str) -> NDArray[Any]:
     return value
 
 
-def _listed(keys: Iterable[object]) -> str:
-    return ", ".join(map(str, keys))[:MOST_SHOWN] or "nothing"
+def _names(keys: Iterable[object]) -> str:
+    return one_line(", ".join(map(str, keys))) or "nothing"

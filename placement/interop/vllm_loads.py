@@ -23,6 +23,7 @@ from placement.interop.loads import logical_loads, stats_from_loads
 from placement.interop.torch_file import load_torch_file
 from placement.model_shape import ModelShape
 from placement.numpy_file import read_numpy_file
+from placement.shown import one_line
 from placement.stats import RoutingStats
 
 LOADS = ("expert_load_window", "global_expert_load_window", "expert_load_pass", "expert_load")
@@ -48,7 +49,7 @@ def read_vllm_loads(path: str | os.PathLike[str], shape: ModelShape) -> RoutingS
     name = next((name for name in LOADS if name in arrays), None)
     if name is None:
         raise RoutingFileError(
-            f"{path}: expected an array {' or '.join(LOADS)}, found {', '.join(arrays) or 'none'}"
+            f"{path}: expected an array {' or '.join(LOADS)}, found {one_line(', '.join(arrays)) or 'none'}"
         )
     slot_map = next((arrays[key] for key in _SLOT_MAPS if key in arrays), None)
     loads = logical_loads(arrays[name], slot_map, shape, f"{path}: {name}")

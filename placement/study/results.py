@@ -14,10 +14,10 @@ from placement.atomic import replacing
 from placement.errors import StudyFileError
 from placement.input_file import read_text
 from placement.json_file import read_json
-from placement.shown import shown
+from placement.shown import one_line, shown
 
 _STUDY_FILE, _ROWS_FILE = "study.json", "results.csv"
-_MOST_STUDY_BYTES, _MOST_ROWS_BYTES, _MOST_REASON = 100_000, 2**28, 200
+_MOST_STUDY_BYTES, _MOST_ROWS_BYTES = 100_000, 2**28
 _EXPECTED = "what `potluck study` wrote there; remove the file"
 _FORMAT, _VERSION = "potluck-study-results", 1
 
@@ -168,7 +168,7 @@ def _read_rows(path: Path, keys: Sequence[str]) -> list[Row]:
                 raise ValueError(f"expected each cell once, found {shown(row.key)} again or unasked for")
             left.remove(row.key)
     except (ValueError, csv.Error) as error:
-        reason = str(error)[:_MOST_REASON]
+        reason = one_line(str(error))
         raise StudyFileError(f"{path}: not as it was written ({reason}); remove the file") from None
     return rows
 

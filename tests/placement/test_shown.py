@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from placement.shown import MOST_SHOWN, shown
+from placement.shown import MOST_OF_LINE, MOST_SHOWN, one_line, shown
 
 
 def test_short_values_are_shown_as_python_writes_them() -> None:
@@ -19,3 +19,11 @@ def test_long_nested_and_enormous_values_are_cut() -> None:
     # Taken apart here: Python's own way to free so deep a list is to call itself.
     while nested:
         nested = nested[0]  # type: ignore[assignment]
+
+
+def test_words_of_others_become_one_line() -> None:
+    assert one_line("a\n  b\t\x1b[31mc\r\n") == "a b [31mc"
+    assert one_line("é" * MOST_OF_LINE) == "é" * MOST_OF_LINE
+    assert one_line("x" * 10**7) == "x" * MOST_OF_LINE + "…"
+    assert one_line("a" + " " * 10**7 + "b") == "a…"
+    assert one_line("") == ""
