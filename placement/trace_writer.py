@@ -19,14 +19,9 @@ from placement.zip_archive import MOST_BYTES
 _OTHER_BYTES = 2**24
 
 
-def most_tokens(shape: ModelShape) -> int:
-    """Of a trace that can be read again."""
-    return (MOST_BYTES - _OTHER_BYTES) // (2 * shape.num_moe_layers * shape.top_k)
-
-
 def check_num_tokens(num_tokens: int, shape: ModelShape) -> None:
     """Raise InputError for a trace that could not be read again, or an empty one."""
-    most = most_tokens(shape)
+    most = (MOST_BYTES - _OTHER_BYTES) // (2 * shape.num_moe_layers * shape.top_k)
     if not 0 < num_tokens <= most:
         raise InputError(
             f"a trace of {num_tokens:,} tokens: expected 1 to {most:,} of {shape.name}, which a routing file "
@@ -40,14 +35,11 @@ def write_trace(
     pieces: Iterable[NDArray[np.uint16]],
     num_tokens: int,
     source: str,
-) -> RoutingStats:
+) -> None:
     """Write the `.npz` described in docs/formats.md.
 
     Args:
         pieces: uint16 [tokens, num_moe_layers, top_k] each, `num_tokens` together.
-
-    Returns:
-        What was written, without the trace.
 
     Raises:
         InputError: more tokens than a routing file may hold, or a path that cannot be written.
@@ -70,4 +62,3 @@ def write_trace(
         for name, array in stats.arrays().items():
             with archive.open(f"{name}.npy", "w") as member:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
-    return stats

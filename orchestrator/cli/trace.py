@@ -38,20 +38,21 @@ def trace(
     shape = load_shape(model)
     if domain not in DOMAINS:
         raise InputError(f"--domain: expected {' or '.join(DOMAINS)}, found {domain!r}")
+    # Here already: the bar would leave an empty line above the message.
     check_num_tokens(tokens, shape)
     check_targets([out], inputs=files_read(model))
     pieces = SyntheticRouter(shape).stream(DOMAINS[domain], tokens, stream_seed=seed)
     with Progress(console=errors, transient=True) as progress:
         source = f"synthetic {domain}, seed {seed}"
-        written = write_trace(out, shape, _shown(pieces, tokens, progress), tokens, source)
+        write_trace(out, shape, _shown(pieces, tokens, progress), tokens, source)
     if json:
         print_json(
             {
-                "model": written.model,
+                "model": shape.name,
                 "domain": domain,
-                "tokens": written.num_tokens,
+                "tokens": tokens,
                 "seed": seed,
-                "source": written.source,
+                "source": source,
                 "out": str(out),
             }
         )
