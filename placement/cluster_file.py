@@ -87,7 +87,7 @@ def _round_trip(value: object) -> float:
     return seconds
 
 
-def _at_most(most: float, unit: str, smaller: str, per_unit: int = 1000) -> BeforeValidator:
+def _at_most(most: float, unit: str, smaller: str) -> BeforeValidator:
     """A positive number in `unit` that something can have."""
 
     def check(value: object) -> float:
@@ -95,7 +95,7 @@ def _at_most(most: float, unit: str, smaller: str, per_unit: int = 1000) -> Befo
         if number > most:
             raise ValueError(
                 f"expected {unit}, at most {most:,}, found {shown(value)}: is it in {smaller}? "
-                f"Then write {number / per_unit:g}"
+                f"Then write {number / 1000:g}"
             )
         return number
 

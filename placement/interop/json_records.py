@@ -61,8 +61,6 @@ def number_array(value: object, where: str) -> NDArray[Any]:
 
 
 def _is_filled(value: object, shape: list[int]) -> bool:
-    if not shape:
-        return type(value) in (int, float)
     if not isinstance(value, list) or len(value) != shape[0]:
         return False
     if len(shape) == 1:

@@ -9,7 +9,6 @@ slots] and `expert_load_window` [steps, layers, slots], tokens by physical exper
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +62,13 @@ def _from_lines(path: str | os.PathLike[str], shape: ModelShape) -> NDArray[np.f
         if record.get("record_type") != _RECORD_TYPE:
             continue
         seen = True
-        loads = _rectangle(record, "expert_load", where)
-        slot_map = _rectangle(record, "p2l_map", where)
+        loads, slot_map = (
+            number_array(record.get(name), f"{where}: {name}") for name in ("expert_load", "p2l_map")
+        )
         total += logical_loads(loads, slot_map, shape, where)
     if not seen:
         raise RoutingFileError(f"{path}: expected records of type {_RECORD_TYPE}, found none")
     return total
-
-
-def _rectangle(record: Mapping[str, Any], name: str, where: str) -> NDArray[Any]:
-    return number_array(record.get(name), f"{where}: {name}")
 
 
 def _named_arrays(path: str | os.PathLike[str], container: Container | None) -> dict[str, NDArray[Any]]:

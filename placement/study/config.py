@@ -31,6 +31,11 @@ class Batch:
     accepted: float = 0.0
 
     @property
+    def tokens_per_step(self) -> int:
+        """Rows of one pass."""
+        return self.sequences * (1 + self.drafts)
+
+    @property
     def label(self) -> str:
         """Such as "1", or "1+3 drafts (1.6 hold)"."""
         drafts = f"+{self.drafts} drafts ({self.accepted:g} hold)" if self.drafts else ""

@@ -41,4 +41,4 @@ def check_inputs(study: Study, shape: ModelShape) -> None:
 
 def _tokens_needed(study: Study, batch: Batch) -> int:
     """One pass; for prompts, a pass of prompts and one of answers."""
-    return batch.sequences * (1 + batch.drafts) * (2 if "prompt-hottest" in study.policies else 1)
+    return batch.tokens_per_step * (2 if "prompt-hottest" in study.policies else 1)
