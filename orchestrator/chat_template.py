@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from placement.errors import CheckpointError, InputError
-from placement.input_file import read_text
-from placement.shown import one_line, shown
+from placement.files.input_file import read_text
+from placement.files.shown import one_line, shown
 
 TEMPLATE_FILE = "chat_template.jinja"
 MOST_TEMPLATE_BYTES = 1_000_000

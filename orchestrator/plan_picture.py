@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.palette import OKABE_ITO
-from placement.atomic import replacing
 from placement.errors import InputError
+from placement.files.atomic import replacing
 from placement.holders import NO_WORKER
 from placement.stats import RoutingStats
 from placement.units import size

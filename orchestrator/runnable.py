@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from placement.errors import PlanError
+from placement.files.shown import shown
 from placement.plan import LOCAL_WORKER, Plan, PlannedWorker
-from placement.shown import shown
 
 DTYPES = ("float32", "bfloat16")
 

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from orchestrator import chat_template
 from placement.errors import CheckpointError, InputError
-from placement.input_file import read_text
-from placement.json_file import expect_object, read_json
-from placement.shown import shown
+from placement.files.input_file import read_text
+from placement.files.json_file import expect_object, read_json
+from placement.files.shown import shown
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 

@@ -25,9 +25,9 @@ from placement.cluster_spec import (
     Overheads,
 )
 from placement.errors import ClusterFileError
-from placement.shown import shown
+from placement.files.shown import shown
+from placement.files.yaml_file import checked, read_mapping
 from placement.units import size
-from placement.yaml_file import checked, read_mapping
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}

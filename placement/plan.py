@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.assign import ReplicaCosts
-from placement.atomic import replacing
 from placement.errors import PlanDoesNotFit, PlanError
+from placement.files.atomic import replacing
+from placement.files.json_file import read_json
+from placement.files.shown import shown
 from placement.holders import NO_WORKER, HolderTable
-from placement.json_file import read_json
 from placement.model_shape import ModelShape
 from placement.plan_fields import ascending, count, number, object_of, text
-from placement.shown import shown
 from placement.units import size
 from placement.workload import Workload
 from placement.workload_fields import workload_fields, workload_of_fields

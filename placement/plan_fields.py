@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from placement.errors import PlanError
-from placement.shown import shown
+from placement.files.shown import shown
 
 MOST_CHARACTERS = 200
 """Of a name: they are printed in tables and messages."""

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from placement.atomic import replacing
 from placement.errors import RoutingFileError
+from placement.files.atomic import replacing
+from placement.files.numpy_file import read_npz
+from placement.files.shown import shown
 from placement.model_shape import ModelShape
-from placement.numpy_file import read_npz
-from placement.shown import shown
 
 ROUTING_FORMAT = "potluck-routing"
 ROUTING_VERSION = 1

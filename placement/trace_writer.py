@@ -9,11 +9,11 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.atomic import replacing
 from placement.errors import InputError
+from placement.files.atomic import replacing
+from placement.files.zip_archive import MOST_BYTES
 from placement.model_shape import ModelShape
 from placement.stats import RoutingStats, count_experts
-from placement.zip_archive import MOST_BYTES
 
 # For all arrays but the trace.
 _OTHER_BYTES = 2**24

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from placement.errors import CheckpointError
-from placement.json_file import expect_object, read_json
+from placement.files.json_file import expect_object, read_json
+from placement.files.shown import shown
 from placement.model_shape import AttentionShape, ModelShape
-from placement.shown import shown
 from workers.config import keys
 from workers.config.fields import Fields
 from workers.config.heads import HeadSizes, read_heads

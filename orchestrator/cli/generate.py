@@ -21,8 +21,8 @@ from orchestrator.runnable import check_runnable
 from orchestrator.session import even_plan, open_session
 from orchestrator.tokenizer import StreamDecoder, Tokenizer
 from placement.errors import InputError
-from placement.input_file import decoded
-from placement.shown import shown
+from placement.files.input_file import decoded
+from placement.files.shown import shown
 from placement.units import size
 from workers.formats.safetensors import Checkpoint
 from workers.model_config import Step35Config

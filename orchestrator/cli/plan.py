@@ -23,11 +23,11 @@ from orchestrator.cli.workload import (
 )
 from orchestrator.plan_picture import write_heatmap
 from placement.advice import advice
-from placement.atomic import check_targets
 from placement.cluster_file import load_cluster, parse_size
 from placement.cluster_spec import ClusterSpec
 from placement.cost import head_seconds
 from placement.errors import InputError, PlanDoesNotFit, PlanError
+from placement.files.atomic import check_targets
 from placement.interop.read import read_routing
 from placement.plan import LOCAL_WORKER, Plan
 from placement.planner import DEFAULT_POLICY, as_plan

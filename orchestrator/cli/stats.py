@@ -19,9 +19,9 @@ from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model
 from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
-from placement.atomic import check_targets
 from placement.errors import InputError
-from placement.input_file import read_text
+from placement.files.atomic import check_targets
+from placement.files.input_file import read_text
 from placement.stats import RoutingStats
 from workers.model_config import Step35Config
 

@@ -15,7 +15,7 @@ from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, errors, print_json, print_note, table
 from orchestrator.study_report.comparison import compare, setting_labels, summary
 from orchestrator.study_report.page import write_page
-from placement.atomic import check_targets
+from placement.files.atomic import check_targets
 from placement.study.config import Study
 from placement.study.grid import cells, fingerprint
 from placement.study.inputs import check_inputs

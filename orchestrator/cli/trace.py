@@ -14,8 +14,8 @@ from rich.progress import Progress
 from orchestrator.cli.inputs import files_read, load_shape
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import errors, print_json, print_note
-from placement.atomic import check_targets
 from placement.errors import InputError
+from placement.files.atomic import check_targets
 from placement.trace_writer import check_num_tokens, write_trace
 from placement.traces import DOMAINS, GENERAL, SyntheticRouter
 

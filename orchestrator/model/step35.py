@@ -17,7 +17,7 @@ from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.weights import HeadWeights, load_head_weights
 from orchestrator.timing import StepTimer
 from placement.errors import InputError
-from placement.shown import shown
+from placement.files.shown import shown
 from workers import kernels
 from workers.formats.safetensors import Checkpoint
 from workers.model_config import Step35Config

@@ -12,7 +12,7 @@ from orchestrator.model.attention import AttentionWeights
 from orchestrator.model.layer import LayerWeights, NormWeights
 from orchestrator.model.moe import FfnWeights, MoeWeights
 from placement.errors import CheckpointError, InputError
-from placement.shown import shown
+from placement.files.shown import shown
 from workers.formats.safetensors import NESTED_PREFIX, Checkpoint
 from workers.model_config import LayerConfig, Step35Config
 

@@ -10,7 +10,7 @@ import jinja2
 
 from orchestrator.study_report.charts import legend, speed_bars, speed_lines
 from orchestrator.study_report.comparison import batch_label, compare, setting_labels, summary
-from placement.atomic import replacing
+from placement.files.atomic import replacing
 from placement.policies import RUN_POLICIES
 from placement.study.config import Study
 from placement.study.results import Row

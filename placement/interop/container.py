@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from placement.errors import RoutingFileError
-from placement.input_file import opened
+from placement.files.input_file import opened
+from placement.files.numpy_file import NPY_MAGIC
+from placement.files.zip_archive import opened_zip
 from placement.interop import gguf
-from placement.numpy_file import NPY_MAGIC
-from placement.zip_archive import opened_zip
 
 Container = Literal["json", "torch", "npz", "npy", "gguf"]
 

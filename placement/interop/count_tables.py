@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
+from placement.files.numpy_file import read_numpy_file
+from placement.files.shown import shown
 from placement.interop.loads import moe_rows, stats_from_loads
 from placement.model_shape import ModelShape
-from placement.numpy_file import read_numpy_file
-from placement.shown import shown
 from placement.stats import RoutingStats
 
 _COUNTS = "counts"

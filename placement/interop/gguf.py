@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
-from placement.input_file import opened
-from placement.shown import shown
+from placement.files.input_file import opened
+from placement.files.shown import shown
 from placement.units import size
 
 MAGIC = b"GGUF"

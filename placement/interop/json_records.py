@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
-from placement.input_file import decoded, opened, read_text
-from placement.json_file import expect_object, parse_json
-from placement.shown import shown
+from placement.files.input_file import decoded, opened, read_text
+from placement.files.json_file import expect_object, parse_json
+from placement.files.shown import shown
 from placement.units import size
 
 _EXPECTED = "JSON objects (docs/interop.md)"

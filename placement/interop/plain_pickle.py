@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from placement.shown import shown
+from placement.files.shown import shown
 
 # Each takes some fifty bytes of memory; a recorder's dump of 10,000 passes has some 500,000.
 _MOST_OPCODES = 2_000_000

@@ -26,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
+from placement.files.numpy_file import NPY_MAGIC, BrokenArray, read_array
 from placement.interop.json_records import number_array, read_json_records
 from placement.interop.loads import check_ids, moe_rows, stats_from_ids
 from placement.model_shape import ModelShape
-from placement.numpy_file import NPY_MAGIC, BrokenArray, read_array
 from placement.stats import RoutingStats
 
 _FIELD = "routed_experts"

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.atomic import replacing
 from placement.errors import PlanError
+from placement.files.atomic import replacing
 from placement.model_shape import ModelShape
 from placement.plan import Plan
 from placement.stats import RoutingStats

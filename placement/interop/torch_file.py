@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
+from placement.files.shown import shown
+from placement.files.zip_archive import MOST_BYTES, checked_member, opened_zip, read_member
 from placement.interop.plain_pickle import Name, RefusedError, interpret
-from placement.shown import shown
 from placement.units import size
-from placement.zip_archive import MOST_BYTES, checked_member, opened_zip, read_member
 
 _BFLOAT16 = "bfloat16"
 

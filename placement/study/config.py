@@ -12,14 +12,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from placement.errors import InputError, StudyFileError
+from placement.files.shown import shown
+from placement.files.yaml_file import checked, read_mapping
 from placement.policies import check_policy
 from placement.quantisation import bits_per_weight
 from placement.routing.text import DOCUMENT_TOKENS
-from placement.shown import shown
 from placement.study.routing_source import FileSource, RoutingSource, SyntheticSource
 from placement.traces import DOMAINS, Domain
 from placement.workload import DEFAULT_CONTEXT, DEFAULT_PROMPT_RATIO
-from placement.yaml_file import checked, read_mapping
 
 
 @dataclass(frozen=True, slots=True)

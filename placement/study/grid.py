@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from placement.errors import ClusterFileError
-from placement.input_file import digest
+from placement.files.input_file import digest
 from placement.model_shape import ModelShape
 from placement.study.config import Batch, Study
 from placement.study.routing_source import RoutingSource

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from placement.atomic import replacing
 from placement.errors import StudyFileError
-from placement.input_file import read_text
-from placement.json_file import read_json
-from placement.shown import one_line, shown
+from placement.files.atomic import replacing
+from placement.files.input_file import read_text
+from placement.files.json_file import read_json
+from placement.files.shown import one_line, shown
 
 _STUDY_FILE, _ROWS_FILE = "study.json", "results.csv"
 _MOST_STUDY_BYTES, _MOST_ROWS_BYTES = 100_000, 2**28

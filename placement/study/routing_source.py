@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
-from placement.input_file import digest
+from placement.files.input_file import digest
 from placement.interop.read import read_routing
 from placement.model_shape import ModelShape
 from placement.routing.text import DOCUMENT_TOKENS

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from placement.errors import CheckpointError
-from placement.shown import shown
+from placement.files.shown import shown
 
 MOST_INTEGER = 2**31 - 1
 

@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from placement.errors import CheckpointError
-from placement.input_file import opened
-from placement.json_file import expect_object, read_json
-from placement.shown import shown
+from placement.files.input_file import opened
+from placement.files.json_file import expect_object, read_json
+from placement.files.shown import shown
 from workers.model_config import Step35Config
 
 INDEX_NAME = "model.safetensors.index.json"

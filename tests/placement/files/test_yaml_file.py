@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from placement.errors import StudyFileError
-from placement.yaml_file import read_mapping
+from placement.files.yaml_file import read_mapping
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from placement.shown import MOST_OF_LINE, MOST_SHOWN, one_line, shown
+from placement.files.shown import MOST_OF_LINE, MOST_SHOWN, one_line, shown
 
 
 def test_short_values_are_shown_as_python_writes_them() -> None:

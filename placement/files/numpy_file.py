@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import PotluckError
-from placement.input_file import opened
-from placement.shown import one_line, shown
+from placement.files.input_file import opened
+from placement.files.shown import one_line, shown
+from placement.files.zip_archive import MOST_BYTES, checked_member, opened_zip
 from placement.units import size
-from placement.zip_archive import MOST_BYTES, checked_member, opened_zip
 
 NPY_MAGIC = b"\x93NUMPY"
 

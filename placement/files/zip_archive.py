@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from placement.errors import PotluckError
-from placement.input_file import opened
-from placement.shown import one_line, shown
+from placement.files.input_file import opened
+from placement.files.shown import one_line, shown
 from placement.units import size
 
 MOST_BYTES = 2**31

@@ -9,8 +9,8 @@ from collections import Counter
 from typing import Any
 
 from placement.errors import PotluckError
-from placement.input_file import read_text
-from placement.shown import shown
+from placement.files.input_file import read_text
+from placement.files.shown import shown
 
 MOST_DEPTH = 64
 """No file of ours or of a model nests deeper than ten."""

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from placement.errors import PotluckError
-from placement.input_file import read_text
-from placement.shown import one_line, shown
+from placement.files.input_file import read_text
+from placement.files.shown import one_line, shown
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from placement.atomic import check_targets, replacing
 from placement.errors import InputError
+from placement.files.atomic import check_targets, replacing
 
 
 def write(path: Path | str, content: bytes = b"new") -> None:
@@ -88,7 +88,7 @@ def test_a_full_device_is_one_line() -> None:
 
 def test_standard_output_is_written_to_whatever_it_is(tmp_path: Path) -> None:
     program = (
-        "from placement.atomic import replacing\n"
+        "from placement.files.atomic import replacing\n"
         "print('before', flush=True)\n"
         "with replacing('/dev/stdout') as file: file.write(b'result\\n')\n"
         "print('after')\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from placement.errors import InputError
-from placement.input_file import read_bytes, read_text
+from placement.files.input_file import read_bytes, read_text
 
 EXPECTED = "a list of names"
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from placement.errors import InputError
-from placement.json_file import MOST_DEPTH, expect_object, parse_json, read_json
+from placement.files.json_file import MOST_DEPTH, expect_object, parse_json, read_json
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
