@@ -31,9 +31,10 @@ def test_a_prompt_from_standard_input_is_taken_as_it_comes(
 ) -> None:
     text = "naïve\n東京\n"
     expected = document(potluck("generate", "--model", model_dir, "--prompt", text, *SHORT))
-    type_in(monkeypatch, text.encode())
-    made = document(potluck("generate", "--model", model_dir, "--prompt", "-", *SHORT))
-    assert made["token_ids"] == expected["token_ids"]
+    for content in (text.encode(), b"\xef\xbb\xbf" + text.encode()):
+        type_in(monkeypatch, content)
+        made = document(potluck("generate", "--model", model_dir, "--prompt", "-", *SHORT))
+        assert made["token_ids"] == expected["token_ids"]
 
 
 def test_standard_input_that_is_no_text_is_one_line(
