@@ -11,6 +11,11 @@ from types import MappingProxyType
 
 from placement.errors import InputError
 
+MOST_EXPERTS = 65_535
+"""Of a layer: routing files number them in 16 bits, and one number stands for none."""
+MOST_LAYERS = 1024
+"""Several times those of any model there is."""
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:

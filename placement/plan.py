@@ -19,7 +19,7 @@ from placement.files.atomic import replacing
 from placement.files.json_file import read_json
 from placement.files.shown import shown
 from placement.holders import NO_WORKER, HolderTable
-from placement.model_shape import ModelShape
+from placement.model_shape import MOST_EXPERTS, MOST_LAYERS, ModelShape
 from placement.plan_fields import ascending, count, number, object_of, text
 from placement.units import size
 from placement.workload import Workload
@@ -207,10 +207,6 @@ class Plan:
         return "{\n" + "\n".join(lines) + '\n  "workers": [\n' + ",\n".join(workers) + "\n  ]\n}\n"
 
 
-MAX_EXPERTS = 65_535
-"""Of a layer: routing files number them in 16 bits, and one number stands for none."""
-MAX_LAYERS = 1024
-"""Several times those of any model there is."""
 MAX_WORKERS = 4096
 MAX_PLACES = 2**28
 """Workers x layers x experts: 64 boxes of the largest model there is have a tenth of it."""
@@ -239,10 +235,10 @@ def _from_document(document: object) -> Plan:
     if document.get("version") != PLAN_VERSION:
         raise PlanError(f"version: expected {PLAN_VERSION}, found {shown(document.get('version'))}")
     fields = object_of(document, "", _PLAN_FIELDS, optional=("workload",))
-    num_experts = count(fields["num_experts"], "num_experts", least=1, most=MAX_EXPERTS)
+    num_experts = count(fields["num_experts"], "num_experts", least=1, most=MOST_EXPERTS)
     moe_layers = ascending(fields["moe_layers"], "moe_layers")
-    if len(moe_layers) > MAX_LAYERS:
-        raise PlanError(f"moe_layers: expected at most {MAX_LAYERS} layers, found {len(moe_layers)}")
+    if len(moe_layers) > MOST_LAYERS:
+        raise PlanError(f"moe_layers: expected at most {MOST_LAYERS} layers, found {len(moe_layers)}")
     if not isinstance(fields["workers"], list) or not 0 < len(fields["workers"]) <= MAX_WORKERS:
         raise PlanError(f"workers: expected a list with at least one worker and at most {MAX_WORKERS}")
     places = (len(fields["workers"]), len(moe_layers), num_experts)

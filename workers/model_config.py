@@ -9,7 +9,7 @@ from typing import Any
 from placement.errors import CheckpointError
 from placement.files.json_file import expect_object, read_json
 from placement.files.shown import shown
-from placement.model_shape import AttentionShape, ModelShape
+from placement.model_shape import MOST_EXPERTS, MOST_LAYERS, AttentionShape, ModelShape
 from workers.config import keys
 from workers.config.fields import Fields
 from workers.config.heads import HeadSizes, read_heads
@@ -21,8 +21,6 @@ DEFAULT_RMS_NORM_EPS = 1e-5
 
 # Bounds far above any model there is: a wrong file ends here and not in a machine without memory.
 MOST_BYTES = 4_000_000
-MOST_LAYERS = 1024
-MOST_EXPERTS = 65_536
 MOST_ROUTED_EXPERTS = 2**18
 MOST_WIDTH = 2**20
 MOST_VOCABULARY = 2**24
