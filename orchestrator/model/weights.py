@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -70,7 +71,7 @@ def load_head_weights(
         layers.append(reader.layer(layer))
         if on_progress is not None:
             on_progress(len(layers), total)
-    reader.refuse_unread(trunk)
+    reader.refuse_unread()
     norm = reader.norm(("model.norm.weight",), config.hidden_size)
     if config.tie_word_embeddings:
         lm_head = embedding
@@ -132,8 +133,9 @@ def _num_mtp_in_files(checkpoint: Checkpoint, config: Step35Config) -> int:
     return found
 
 
-# Routed experts, and tables that some files keep although they follow from config.json.
-_READ_ELSEWHERE = (".gate_proj.weight", ".up_proj.weight", ".down_proj.weight", ".rotary_emb.inv_freq")
+# Behind model.layers.N.: routed experts, and tables that some files keep though they follow from config.json.
+_ROUTED_EXPERT = re.compile(r"moe\.((experts\.)?\d+\.)?(gate|up|down)_proj\.weight", re.ASCII)
+_DERIVED = ".rotary_emb.inv_freq"
 
 
 class _Reader:
@@ -159,18 +161,21 @@ class _Reader:
             )
         return tensor
 
-    def refuse_unread(self, layers: tuple[LayerConfig, ...]) -> None:
-        """Refuse a tensor of a layer that was read without it: the model computes something more.
+    def refuse_unread(self) -> None:
+        """Refuse a tensor of the trunk's layers that was not read: the model computes something more.
 
         Raises:
             CheckpointError: names the tensor.
         """
-        read_layers = {str(layer.index) for layer in layers}
+        trunk = {str(index) for index in range(self._config.num_hidden_layers)}
+        moe = {str(index) for index in self._config.moe_layers}
         for stored in self._checkpoint.names:
             name = stored.replace(NESTED_PREFIX, "model.", 1)
-            parts = name.split(".")
-            of_trunk = len(parts) > 2 and parts[:2] == ["model", "layers"] and parts[2] in read_layers
-            if of_trunk and name not in self._read and not name.endswith(_READ_ELSEWHERE):
+            layer, _, part = name.removeprefix("model.layers.").partition(".")
+            if not name.startswith("model.layers.") or layer not in trunk or name in self._read:
+                continue
+            is_expert = layer in moe and _ROUTED_EXPERT.fullmatch(part) is not None
+            if not is_expert and not part.endswith(_DERIVED):
                 raise CheckpointError(
                     f"{self._checkpoint.model_dir}: tensor {shown(stored)} is none that a model of this "
                     "architecture has; Potluck would leave out what it does: use the published, unquantised "

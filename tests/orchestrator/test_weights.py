@@ -118,6 +118,22 @@ def test_a_tensor_that_nobody_reads_is_refused(tmp_path: Path, trunk_prefix: str
         load_model(model_dir)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.3.mlp.up_proj.weight",
+        "model.layers.3.share_expert.1.gate_proj.weight",
+        "model.layers.3.moe.share_expert.down_proj.weight",
+        "model.layers.0.moe.gate_proj.weight",
+    ],
+)
+def test_an_ffn_that_nobody_reads_is_refused(tmp_path: Path, name: str) -> None:
+    model_dir = write_random_checkpoint(tmp_path, seed=45)
+    edit(model_dir, lambda tensors: tensors.update({name: torch.zeros(8, 8)}))
+    with pytest.raises(CheckpointError, match=rf"tensor '{name}' is none that a model"):
+        load_model(model_dir)
+
+
 def test_a_checkpoint_of_the_trunk_alone_runs_without_drafts(tmp_path: Path) -> None:
     model_dir = write_random_checkpoint(tmp_path, seed=46)
     plain = load_model(model_dir)
