@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Group
+from rich.markup import escape
 
 from orchestrator.cli.generate import Stream
 from orchestrator.cli.options import DtypeName, Json
@@ -16,6 +17,7 @@ from orchestrator.cli.output import console, print_json, print_note
 from orchestrator.cli.plan_output import plan_table
 from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.generate import GenerationParams
+from orchestrator.model.weights import check_drafts
 from orchestrator.session import open_session
 from orchestrator.tokenizer import Tokenizer
 from placement.cluster_file import load_cluster
@@ -31,6 +33,7 @@ from placement.simulation.system import System
 from placement.stats import RoutingStats
 from placement.summary import summarise
 from placement.workload import Workload
+from workers.formats.safetensors import Checkpoint
 from workers.model_config import Step35Config
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -50,6 +53,7 @@ def demo(
     """Plan, start and run the shipped model on three worker processes of this machine."""
     if not MODEL.is_dir():
         raise InputError(f"{MODEL} is not there; the demo runs from a clone of the repository")
+    check_drafts(Checkpoint.open(MODEL), Step35Config.load(MODEL), mtp)
     problem, plan = planned(mtp)
     if not json:
         console.print(*description(problem, plan), sep="\n")
@@ -64,7 +68,7 @@ def demo(
         for domain, prompt in prompts.items():
             if not json:
                 console.print(f"\n[bold]{domain}[/] [dim]prompt, then what the model writes[/]")
-                console.print(f"[dim]{prompt.replace('[', chr(92) + '[')}[/]", end="", soft_wrap=True)
+                console.print(f"[dim]{escape(prompt)}[/]", end="", soft_wrap=True)
             stream = Stream(tokenizer, silent=json)
             session.generate(tokenizer.encode_prompt(prompt), params, stream.push)
             texts[domain] = stream.finish()
