@@ -52,7 +52,7 @@ def test_worker_processes_give_the_ids_that_one_process_gives(
     assert sum(worker["share_of_activations"] for worker in spread["workers"]) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_generation_leaves_no_process_behind(
     number: signal.Signals, model_dir: Path, mark: str
 ) -> None:
