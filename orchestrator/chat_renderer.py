@@ -3,7 +3,7 @@
 A template is a program that came with a download. It can loop for ever, double a text until memory is full,
 or recurse until the interpreter dies, in ways no check beforehand finds. The system's limits on a process
 hold whatever it does. Standard input is a JSON object with `template`, `variables`, `cpu_s`, `memory_bytes`
-and `most_characters`; standard output one with `text` or `error`.
+and `most_characters`; standard output one with `text`, `error` or, where memory ran out, `memory`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> None:
     except jinja2.TemplateError as error:
         answer = {"error": str(error.message)[:1000]}
     except MemoryError:
-        answer = {"error": f"more than {request['memory_bytes'] // 2**20} MiB of memory"}
+        answer = {"memory": "all of it"}
     except Exception as error:
         answer = {"error": f"{type(error).__name__}: {error}"[:1000]}
     sys.stdout.write(json.dumps(answer))

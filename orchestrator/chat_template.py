@@ -14,6 +14,7 @@ from typing import Any
 from placement.errors import CheckpointError, InputError
 from placement.files.input_file import read_text
 from placement.files.shown import one_line, shown
+from placement.units import size
 
 TEMPLATE_FILE = "chat_template.jinja"
 MOST_TEMPLATE_BYTES = 1_000_000
@@ -96,6 +97,8 @@ def render(
             "the chat template takes down its renderer; it nests too deeply or takes too much memory"
         )
     answer: dict[str, str] = json.loads(done.stdout)
+    if "memory" in answer:
+        raise InputError(f"the chat template takes more than {size(memory_bytes)} of memory")
     if "error" in answer:
         raise InputError(f"the chat template refuses these messages or fails: {one_line(answer['error'])}")
     return answer["text"]

@@ -120,6 +120,11 @@ def test_whatever_takes_without_end_is_stopped(template: str) -> None:
         render(template)
 
 
+def test_the_memory_a_template_may_take_is_named() -> None:
+    with pytest.raises(InputError, match=r"^the chat template takes more than 268\.4 MB of memory$"):
+        render("{{ 'a' * 10 ** 10 }}")
+
+
 def test_text_that_is_no_unicode_is_refused(model_dir: Path, tmp_path: Path) -> None:
     tokenizer = load(model_dir, tmp_path, {"chat_template": "{{ '\\ud800' }}"})
     with pytest.raises(InputError, match="no Unicode"):
