@@ -55,12 +55,13 @@ def render(
     tools: Sequence[Mapping[str, Any]] | None,
     special: Mapping[str, str],
     *,
-    add_generation_prompt: bool,
     cpu_s: int = CPU_S,
     memory_bytes: int = MEMORY_BYTES,
     most_characters: int = MOST_CHARACTERS,
 ) -> str:
-    """The text of a conversation, in a process of its own that may take so much time and memory.
+    """The text of a conversation up to where the model answers.
+
+    A process of its own makes it, which may take so much time and memory.
 
     Args:
         messages, tools: plain JSON values.
@@ -69,7 +70,7 @@ def render(
     Raises:
         InputError: the template refuses the messages, fails, or takes too much.
     """
-    conversation = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+    conversation = {"messages": messages, "tools": tools, "add_generation_prompt": True}
     request = {
         "template": template,
         "variables": {**conversation, **special},

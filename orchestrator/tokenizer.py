@@ -148,9 +148,8 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
     ) -> str:
-        """Render the checkpoint's chat template.
+        """Render the checkpoint's chat template, up to where the model answers.
 
         Raises:
             InputError: there is no template, or it refuses the messages.
@@ -160,9 +159,7 @@ class Tokenizer:
                 "this checkpoint has no chat template; expected one in chat_template.jinja or "
                 "tokenizer_config.json, or a prompt without --chat"
             )
-        text = chat_template.render(
-            self._template, messages, tools, self._special, add_generation_prompt=add_generation_prompt
-        )
+        text = chat_template.render(self._template, messages, tools, self._special)
         if not _is_unicode(text):
             raise InputError("the chat template gives text that is no Unicode")
         return text

@@ -64,7 +64,6 @@ def render(template: str, *, cpu_s: int = 1) -> str:
         USER,
         None,
         {"bos_token": "<s>"},
-        add_generation_prompt=True,
         cpu_s=cpu_s,
         memory_bytes=2**28,
     )
