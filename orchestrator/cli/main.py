@@ -17,10 +17,8 @@ def main() -> None:
     stop_by_exception()
     try:
         code = run(app, sys.argv[1:])
-    except SystemExit as stopped:
+    finally:
         stop_at_once()
-        raise stopped from None
-    stop_at_once()
     sys.exit(code)
 
 
