@@ -19,6 +19,7 @@ from orchestrator.local_ray import joined_ray, local_ray
 from orchestrator.nodes import Node, place
 from orchestrator.stopping import uninterrupted
 from placement.errors import PotluckError, WorkerStartError
+from placement.files.shown import first_line
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan
 from transport.client import WorkerClient
@@ -254,7 +255,7 @@ class RunningWorkers:
                 "killed, or out of memory: give it a smaller budget in the plan"
             )
         else:
-            reason = str(cause).strip().partition("\n")[0]
+            reason = first_line(cause)
             if not isinstance(cause, PotluckError):
                 reason = f"{type(cause).__name__}: {reason}"
         prefix = f"worker {spec.name}: "

@@ -18,6 +18,7 @@ import ray
 from orchestrator.run_folder import run_folder
 from orchestrator.stopping import held_back, stopping_by_exception, uninterrupted
 from placement.errors import WorkerStartError
+from placement.files.shown import first_line
 
 # No tensor goes through Ray's object store.
 OBJECT_STORE_BYTES = 200 * 1024 * 1024
@@ -78,7 +79,7 @@ def joined_ray(address: str) -> Iterator[None]:
                     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                 raise WorkerStartError(
-                    f"Ray at {address}: {_first_line(error)}: run `ray up` or `ray start` first, here too, "
+                    f"Ray at {address}: {first_line(error)}: run `ray up` or `ray start` first, here too, "
                     "with the same token"
                 ) from error
             yield
@@ -99,7 +100,7 @@ def _init(directory: Path) -> None:
                 _temp_dir=str(directory / "ray"),
             )
     except Exception as error:
-        raise WorkerStartError(f"Ray did not start on this machine: {_first_line(error)}") from error
+        raise WorkerStartError(f"Ray did not start on this machine: {first_line(error)}") from error
 
 
 def _end(processes: Collection[psutil.Process]) -> None:
@@ -117,10 +118,6 @@ def _check_reachable(address: str) -> None:
     if host:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S):
             pass
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _short_temp_dir() -> str:

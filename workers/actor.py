@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from placement.errors import WorkerStartError
+from placement.files.shown import first_line
 from transport.keys import KeyPair, WorkerKeys
 from transport.messages import DEFAULT_MAX_ROWS, WireLimits
 
@@ -107,10 +108,9 @@ class WorkerProcess:
                 dtype=getattr(torch, spec.dtype),
             )
         except (RuntimeError, MemoryError, AssertionError) as error:  # torch: no such device, no memory
-            reason = str(error).partition("\n")[0]
             raise WorkerStartError(
-                f"cannot hold its experts on device {spec.device}: {reason}: plan for a torch_device and a "
-                "memory that this machine has"
+                f"cannot hold its experts on device {spec.device}: {first_line(error)}: plan for a "
+                "torch_device and a memory that this machine has"
             ) from error
         self._service = ExpertService(
             spec.name,

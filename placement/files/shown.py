@@ -8,6 +8,11 @@ MOST_OF_LINE = 160
 """Characters of somebody else's words that a message repeats."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, which may go on for pages; its type where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def shown(value: object) -> str:
     """`value` as Python writes it, the start of it where that is long."""
     # A long text is cut before it is quoted: quoting a hundred megabytes takes as much again.

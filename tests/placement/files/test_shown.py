@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from placement.files.shown import MOST_OF_LINE, MOST_SHOWN, one_line, shown
+from placement.files.shown import MOST_OF_LINE, MOST_SHOWN, first_line, one_line, shown
 
 
 def test_short_values_are_shown_as_python_writes_them() -> None:
@@ -27,3 +27,8 @@ def test_words_of_others_become_one_line() -> None:
     assert one_line("x" * 10**7) == "x" * MOST_OF_LINE + "…"
     assert one_line("a" + " " * 10**7 + "b") == "a…"
     assert one_line("") == ""
+
+
+def test_a_long_error_is_its_first_line_and_a_silent_one_its_type() -> None:
+    assert first_line(OSError("\n no room\nTraceback")) == "no room"
+    assert first_line(KeyboardInterrupt()) == "KeyboardInterrupt"
