@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from placement.errors import PlanError
 from placement.files.shown import shown
 from placement.plan import LOCAL_WORKER, Plan, PlannedWorker
 
-DTYPES = ("float32", "bfloat16")
+
+class DtypeName(StrEnum):
+    """How weights and caches are kept, as torch names it. Sums are float32 in both."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
 
 
 def check_runnable(plan: Plan) -> None:
     """Raise PlanError for a plan that would not run as it says: its dtype, a worker's memory or device."""
-    if plan.dtype not in DTYPES:
+    if plan.dtype not in tuple(DtypeName):
         raise PlanError(
-            f"the plan keeps experts in {shown(plan.dtype)}; this release runs {' and '.join(DTYPES)}: "
+            f"the plan keeps experts in {shown(plan.dtype)}; this release runs {' and '.join(DtypeName)}: "
             "make a plan with --quant bfloat16"
         )
     for worker in plan.workers:

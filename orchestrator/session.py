@@ -121,7 +121,7 @@ def open_session(
     plan.check(shape)
     plan.check_fits()
     check_runnable(plan)
-    dtype = torch.float32 if plan.dtype == "float32" else torch.bfloat16
+    dtype: torch.dtype = getattr(torch, plan.dtype)
     checkpoint = Checkpoint.open(model_dir)
     timer = StepTimer()
     with ExitStack() as stack:

@@ -12,12 +12,13 @@ from rich.console import Group
 from rich.markup import escape
 
 from orchestrator.cli.generate import Stream
-from orchestrator.cli.options import DtypeName, Json
+from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, print_json, print_note
 from orchestrator.cli.plan_output import plan_table
 from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.generate import GenerationParams
 from orchestrator.model.weights import check_drafts
+from orchestrator.runnable import DtypeName
 from orchestrator.session import open_session
 from orchestrator.tokenizer import Tokenizer
 from placement.cluster_file import load_cluster

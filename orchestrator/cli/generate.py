@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.cli.inputs import load_plan, named
-from orchestrator.cli.options import DtypeName, Json
+from orchestrator.cli.options import Json
 from orchestrator.cli.output import errors, print_json
 from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.generate import GenerationParams, GenerationResult
 from orchestrator.model.weights import check_drafts
 from orchestrator.report import RunReport
-from orchestrator.runnable import check_runnable
+from orchestrator.runnable import DtypeName, check_runnable
 from orchestrator.session import even_plan, open_session
 from orchestrator.tokenizer import StreamDecoder, Tokenizer
 from placement.errors import InputError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -17,10 +16,3 @@ Quant = Annotated[
         help=f"How experts are kept: {', '.join(BITS_PER_WEIGHT)}; default bfloat16.", metavar="FORM"
     ),
 ]
-
-
-class DtypeName(StrEnum):
-    """How weights and caches are kept. Sums are float32 in both."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"

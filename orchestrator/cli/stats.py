@@ -12,11 +12,12 @@ import typer
 from rich.progress import Progress
 
 from orchestrator.cli.inputs import files_read
-from orchestrator.cli.options import DtypeName, Json
+from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, errors, print_json, print_note, share, table
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model
+from orchestrator.runnable import DtypeName
 from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
 from placement.errors import InputError
@@ -44,7 +45,7 @@ def stats(
     shape = Step35Config.load(model).shape(model.resolve().name)
     tokenizer = Tokenizer.load(model)
     documents = [tokenizer.encode_prompt(read_document(path)) for path in texts]
-    head = load_local(model, torch.float32 if dtype is DtypeName.float32 else torch.bfloat16)
+    head = load_local(model, getattr(torch, dtype))
     result = record_routing(
         head, documents, window, source=", ".join(path.name for path in texts), name=shape.name
     )
