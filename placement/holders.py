@@ -126,6 +126,10 @@ class HolderTable:
         held: NDArray[np.bool_] = (self.table == worker).any(axis=2)
         return held
 
+    def masks(self, num_workers: int) -> NDArray[np.bool_]:
+        """bool [num_workers, num_moe_layers, num_experts], as `from_masks` takes them."""
+        return np.stack([self.mask(worker) for worker in range(num_workers)])
+
     def experts_per_worker(self, num_workers: int) -> NDArray[np.int64]:
         """int64 [num_workers]: experts each worker holds, over all layers."""
         return np.bincount(self.table[self.table != NO_WORKER], minlength=num_workers).astype(np.int64)

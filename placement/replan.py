@@ -140,7 +140,7 @@ def _reached(
     num_devices = len(problem.devices)
     layers = sample(problem, text)
     single = HolderTable.from_single(refine(problem, current.table[:, :, 0], layers, most_moves))
-    masks = np.stack([single.mask(device) for device in range(num_devices)])
+    masks = single.masks(num_devices)
     room = problem.capacities() - masks.sum(axis=(1, 2))
     assert problem.stats is not None
     heat = problem.stats.counts.astype(np.int64).ravel()
@@ -163,7 +163,7 @@ def _arrivals(current: HolderTable, table: HolderTable) -> int:
 
 def _new_cells(current: HolderTable, table: HolderTable, num_devices: int) -> NDArray[np.bool_]:
     """bool [num_devices, num_layers, num_experts]: held in `table` and not in `current`."""
-    return np.stack([table.mask(d) & ~current.mask(d) for d in range(num_devices)])
+    return table.masks(num_devices) & ~current.masks(num_devices)
 
 
 def transfer_seconds(problem: PlanningProblem, current: HolderTable, table: HolderTable) -> float:
@@ -174,7 +174,7 @@ def transfer_seconds(problem: PlanningProblem, current: HolderTable, table: Hold
     """
     devices = problem.devices
     arrivals = _new_cells(current, table, len(devices))
-    held = np.stack([current.mask(device) for device in range(len(devices))])
+    held = current.masks(len(devices))
     by_place = np.argsort([not device.is_home for device in devices], kind="stable")
     sender = by_place[np.argmax(held[by_place], axis=0)]
     received = arrivals.sum(axis=(1, 2)) * float(problem.expert_bytes)

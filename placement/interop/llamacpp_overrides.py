@@ -72,7 +72,7 @@ def tensor_overrides(
     if stats is not None:
         stats.check_fingerprint(plan.fingerprint, plan.model)
     names = [_buffer_of(plan, index, buffers or {}) for index in range(len(plan.workers))]
-    masks = np.stack([plan.holder_table.mask(index) for index in range(len(names))])
+    masks = plan.holder_table.masks(len(names))
     holds_some: list[list[bool]] = [mask.any(axis=1).tolist() for mask in masks]
     # Replicas are held several times; their choices are shared out evenly, as the dispatcher does on average.
     shares = masks / masks.sum(axis=0)

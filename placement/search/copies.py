@@ -35,7 +35,7 @@ def add_copies(
         most_copies: at most so many; None for as many as there is room for.
     """
     search = _CopySearch(problem, layers)
-    masks = np.stack([table.mask(device) for device in range(len(problem.devices))])
+    masks = table.masks(len(problem.devices))
     free = problem.capacities() - masks.sum(axis=(1, 2))
     left = int(free.sum()) if most_copies is None else most_copies
     if left <= 0 or free.max() <= 0:

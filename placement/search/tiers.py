@@ -52,7 +52,7 @@ def settled(problem: PlanningProblem, table: HolderTable) -> HolderTable:
     faster = faster_beside(problem)
     if not faster.any():
         return table
-    masks = np.stack([table.mask(device) for device in range(len(problem.devices))])
+    masks = table.masks(len(problem.devices))
     before = masks.copy()
     masks &= ~useless_on_disk(problem, masks)
     room = problem.capacities() - masks.sum(axis=(1, 2))

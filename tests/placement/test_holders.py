@@ -29,6 +29,7 @@ def test_holders_ascend_and_padding_stands_behind(masks: NDArray[np.bool_]) -> N
         assert table.table[layer, expert].tolist() == holders + padding
         if holders:
             assert table.layers[layer].of(expert) == tuple(holders)
+    assert np.array_equal(table.masks(len(masks)), masks)
 
 
 def test_single_holders_make_the_same_table_as_masks() -> None:
