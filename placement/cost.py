@@ -211,13 +211,12 @@ def head_device(problem: PlanningProblem) -> PlanningDevice:
     Raises:
         InputError: the head's node has none, so nobody knows how fast it is.
     """
-    for device in problem.devices:
-        if device.worker.name == LOCAL_WORKER:
-            return device
-    raise InputError(
-        "the head's node has no device, so its speed is unknown: give it one in the cluster file "
-        "(memory_bytes may equal reserved_bytes)"
-    )
+    if problem.head is None:
+        raise InputError(
+            "the head's node has no device, so its speed is unknown: give it one in the cluster file "
+            "(memory_bytes may equal reserved_bytes)"
+        )
+    return problem.devices[problem.head]
 
 
 def head_seconds(problem: PlanningProblem) -> HeadSeconds:

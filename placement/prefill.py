@@ -18,7 +18,6 @@ from placement.cost import (
     weights_s,
     wire_seconds,
 )
-from placement.plan import LOCAL_WORKER
 from placement.problem import PlanningProblem
 from placement.sharing import cpu_seconds, layer_seconds
 
@@ -43,8 +42,8 @@ def prefill_seconds(
     distinct = np.minimum(pairs, held_experts)
     rows = np.minimum(pairs, num_tokens)
     experts_s = prefill_layer_seconds(problem, prefill_rates(problem, num_tokens), rows, distinct, pairs)
-    has_head = any(device.worker.name == LOCAL_WORKER for device in problem.devices)
-    return float(experts_s.sum()) + (prefill_head_seconds(problem, num_tokens) if has_head else 0.0)
+    head_s = 0.0 if problem.head is None else prefill_head_seconds(problem, num_tokens)
+    return float(experts_s.sum()) + head_s
 
 
 def prefill_rates(problem: PlanningProblem, num_tokens: int) -> ExpertRates:
@@ -92,11 +91,10 @@ def prefill_layer_seconds(
         rows, distinct, pairs: [..., num_devices], as `device_seconds` takes them.
     """
     per_device = layer_seconds(rates, rows, distinct, pairs)
-    names = [device.worker.name for device in problem.devices]
-    head = names.index(LOCAL_WORKER) if LOCAL_WORKER in names else -1
-    link_bytes_per_s = problem.devices[head].host_link_bytes_per_s if head >= 0 else None
+    head = problem.head
+    link_bytes_per_s = None if head is None else problem.devices[head].host_link_bytes_per_s
     lenders = [i for i, d in enumerate(problem.devices) if d.is_home and d.worker.tier == "ram" and i != head]
-    if link_bytes_per_s is None or not lenders:
+    if head is None or link_bytes_per_s is None or not lenders:
         seconds: NDArray[np.float64] = per_device.max(axis=-1)
         return seconds
     # What a lender's CPU computes of a disk's experts stays there.

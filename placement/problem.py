@@ -65,6 +65,12 @@ class PlanningProblem:
     stats: RoutingStats | None = None
     workload: Workload = SINGLE_TOKEN
 
+    @property
+    def head(self) -> int | None:
+        """Index of the device that the head computes on; None where its node has none."""
+        names = [device.worker.name for device in self.devices]
+        return names.index(LOCAL_WORKER) if LOCAL_WORKER in names else None
+
     def capacities(self) -> NDArray[np.int64]:
         """int64 [num_devices]: experts each device has room for."""
         return np.array([device.capacity(self.expert_bytes) for device in self.devices], dtype=np.int64)

@@ -29,7 +29,7 @@ from placement.cost import head_seconds
 from placement.errors import InputError, PlanDoesNotFit, PlanError
 from placement.files.atomic import check_targets
 from placement.interop.read import read_routing
-from placement.plan import LOCAL_WORKER, Plan
+from placement.plan import Plan
 from placement.planner import DEFAULT_POLICY, as_plan
 from placement.policies import POLICIES, named_policy
 from placement.prediction import by_context, predict
@@ -134,19 +134,15 @@ def _replan(
         in_use.holder_table,
         budget_bytes=budget_bytes,
         budget_s=float("inf") if move_seconds is None else move_seconds,
-        head_s=head_seconds(problem).total_s if _has_head(problem) else 0.0,
+        head_s=head_seconds(problem).total_s if problem.head is not None else 0.0,
     )
-
-
-def _has_head(problem: PlanningProblem) -> bool:
-    return any(device.worker.name == LOCAL_WORKER for device in problem.devices)
 
 
 def _describe(problem: PlanningProblem, boxes: ClusterSpec, made: Plan, moved: Replan | None) -> Planned:
     summary = summarise(made, problem.stats)
     text = planning_text(problem)
     sentences = advice(problem, made.holder_table, text)
-    if not _has_head(problem):
+    if problem.head is None:
         sentences.append(
             "the head's node has no device in the cluster file, so a step's time is not known: give it one "
             "(its memory_bytes may equal its reserved_bytes)"

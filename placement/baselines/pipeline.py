@@ -134,8 +134,7 @@ def _as_head(problem: PlanningProblem, index: int) -> PlanningProblem:
 
 def _hop_seconds(problem: PlanningProblem, device_of: list[int]) -> float:
     """Hidden states from the head through all boxes and back to it."""
-    head = next((d for d, device in enumerate(problem.devices) if device.worker.name == LOCAL_WORKER), None)
-    stops = [head, *device_of, head]
+    stops = [problem.head, *device_of, problem.head]
     workload = problem.workload
     num_bytes = workload.tokens_per_step * problem.shape.hidden_size * workload.bytes_per_activation
     seconds = 0.0
