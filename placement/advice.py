@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +12,12 @@ from placement.baselines import fixed
 from placement.errors import PlanDoesNotFit
 from placement.evaluate import evaluate
 from placement.holders import HolderTable
-from placement.plan import LOCAL_WORKER
 from placement.problem import PlanningProblem
 from placement.routing.planning_text import PlanningText, spread_steps
 from placement.search.copies import add_copies
 from placement.search.least_time import sample
-from placement.search.objective import prefill_pass_s
+from placement.search.objective import Speed, prefill_pass_s, speed
 from placement.search.refine import refine
-from placement.workload import Workload
 
 _MOST_STEPS = 1000
 # Experts of a box count as whole layers where so many of its experts are in layers that it holds entirely.
@@ -34,29 +32,6 @@ _SAME, _LITTLE_GAIN = 0.005, 0.01
 _TOUCHES, _ROUNDS = 2000, 4
 
 
-@dataclass(frozen=True, slots=True)
-class _Speed:
-    """A placement on the text: seconds of MoE layers a step, of a prompt's pass, and of both as planned for.
-
-    `prompt_s` is None where the head's own speed is unknown. `remote_layers`: a step, layers that ask
-    another box.
-    """
-
-    decode_s: float
-    prompt_s: float | None
-    total_s: float
-    remote_layers: float
-
-    @classmethod
-    def of(cls, problem: PlanningProblem, table: HolderTable, steps: NDArray[np.integer]) -> _Speed:
-        evaluation = evaluate(problem, table, steps)
-        has_head = any(device.worker.name == LOCAL_WORKER for device in problem.devices)
-        pass_s = prefill_pass_s(problem, table) if has_head else None
-        passes = problem.workload.prefill_passes_per_step
-        total_s = evaluation.mean_s + passes * (pass_s or 0.0)
-        return cls(evaluation.mean_s, pass_s, total_s, float(evaluation.remote_layers.mean()))
-
-
 def advice(problem: PlanningProblem, table: HolderTable, text: PlanningText) -> list[str]:
     """Sentences on a plan for `problem`, most important first; each one holds by evaluation.
 
@@ -65,7 +40,7 @@ def advice(problem: PlanningProblem, table: HolderTable, text: PlanningText) -> 
     """
     known = replace(problem, stats=text.stats)
     steps = spread_steps(text.trace, problem.workload.tokens_per_step, _MOST_STEPS)
-    ours = _Speed.of(known, table, steps)
+    ours = speed(known, table, steps)
     sentences = [*_left_out(known, table, text, steps, ours), *_whole_layers(known, table, steps, ours)]
     try:
         alone = fixed.one_box(known)
@@ -73,7 +48,7 @@ def advice(problem: PlanningProblem, table: HolderTable, text: PlanningText) -> 
         pass
     else:
         if len(_boxes(problem)) > 1:
-            sentences += _alone(_Speed.of(known, alone, steps), ours, problem.workload)
+            sentences += _alone(known, alone, table, speed(known, alone, steps), ours)
     if problem.stats is None:
         sentences.append(
             "without statistics every expert counts as equally likely: record your own text with "
@@ -83,11 +58,13 @@ def advice(problem: PlanningProblem, table: HolderTable, text: PlanningText) -> 
     return [*sentences, _worth_of_statistics(known, steps, ours)]
 
 
-def _alone(alone: _Speed, ours: _Speed, workload: Workload) -> list[str]:
+def _alone(
+    problem: PlanningProblem, one_box: HolderTable, table: HolderTable, alone: Speed, ours: Speed
+) -> list[str]:
     """The head's box against the plan; nothing where the plan is much the same as that box alone."""
     times_as_long = alone.total_s / ours.total_s
     if times_as_long < 1 - _SAME:
-        counted = " and prompts together" if workload.prefill_passes_per_step else ""
+        counted = " and prompts together" if problem.workload.prefill_passes_per_step else ""
         return [
             f"the head's box alone would be {1 / times_as_long:.2f} times faster in MoE layers{counted}: use "
             "it, or leave the policy to the planner"
@@ -95,8 +72,9 @@ def _alone(alone: _Speed, ours: _Speed, workload: Workload) -> list[str]:
     if times_as_long > 1 + _SAME:
         longer = alone.decode_s / ours.decode_s
         sentence = f"the head's box alone would take {longer:.2f} times as long in MoE layers"
-        if alone.prompt_s and ours.prompt_s:
-            sentence += f", {alone.prompt_s / ours.prompt_s:.2f} times as long for prompts"
+        if problem.head is not None:
+            prompts = prefill_pass_s(problem, one_box) / prefill_pass_s(problem, table)
+            sentence += f", {prompts:.2f} times as long for prompts"
         return [sentence]
     return []
 
@@ -114,7 +92,7 @@ def _left_out(
     table: HolderTable,
     text: PlanningText,
     steps: NDArray[np.integer],
-    ours: _Speed,
+    ours: Speed,
 ) -> list[str]:
     """Boxes without experts, and what plans that use them would take."""
     held = table.experts_per_worker(len(problem.devices))
@@ -127,7 +105,7 @@ def _left_out(
     if not left_out:
         return []
     tried = [
-        (trial.experts_per_worker(len(held)), _Speed.of(problem, trial, steps).total_s)
+        (trial.experts_per_worker(len(held)), speed(problem, trial, steps).total_s)
         for trial in _using_more(problem, table, text)
     ]
     sentences = []
@@ -136,7 +114,7 @@ def _left_out(
         used[devices] = True
         seconds = [total_s for experts, total_s in tried if experts[used].sum() > 0]
         seconds += [
-            _Speed.of(problem, trial, steps).total_s for trial in _spread(problem, (held > 0) | used, used)
+            speed(problem, trial, steps).total_s for trial in _spread(problem, (held > 0) | used, used)
         ]
         if not seconds:
             continue
@@ -182,7 +160,7 @@ def _with_room(problem: PlanningProblem, num_experts: NDArray[np.integer]) -> Pl
 
 
 def _whole_layers(
-    problem: PlanningProblem, table: HolderTable, steps: NDArray[np.integer], ours: _Speed
+    problem: PlanningProblem, table: HolderTable, steps: NDArray[np.integer], ours: Speed
 ) -> list[str]:
     """Boxes that hold whole layers rather than experts of many, where fewer layers leave home by that."""
     found = []
@@ -206,11 +184,11 @@ def _whole_layers(
     ]
 
 
-def _worth_of_statistics(problem: PlanningProblem, steps: NDArray[np.integer], ours: _Speed) -> str:
+def _worth_of_statistics(problem: PlanningProblem, steps: NDArray[np.integer], ours: Speed) -> str:
     """How much faster than the best plan that does not look at frequencies, and how hot the hot set is."""
     assert problem.stats is not None
-    blind = [_Speed.of(problem, policy(problem), steps) for policy in (fixed.uniform, fixed.whole_layers)]
-    gain = min(speed.total_s for speed in blind) / ours.total_s - 1
+    blind = [speed(problem, policy(problem), steps) for policy in (fixed.uniform, fixed.whole_layers)]
+    gain = min(each.total_s for each in blind) / ours.total_s - 1
     if gain < -_SAME:
         return (
             f"this plan takes {1 / (1 + gain):.2f} times as long as one that ignores frequencies: leave "

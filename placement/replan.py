@@ -9,15 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import PlanDoesNotFit
-from placement.evaluate import evaluate
 from placement.holders import HolderTable
 from placement.problem import PlanningProblem
 from placement.routing.planning_text import FEWEST_STEPS, planning_text, spread_steps, stats_of
 from placement.search.copies import add_copies
 from placement.search.least_time import least_time, sample
-from placement.search.objective import objective_s, prefill_pass_s
+from placement.search.objective import Speed, objective_s, speed
 from placement.search.refine import refine
-from placement.search.tiers import useless_on_disk
+from placement.search.tiers import faster_beside, useless_on_disk
 from placement.units import size
 
 _MOST_CHECK_STEPS = 1000
@@ -98,16 +97,9 @@ def replan(
         if _arrivals(current, fresh) <= most and transfer_seconds(problem, current, fresh) <= budget_s:
             tables.append(fresh)
     steps = spread_steps(trace, problem.workload.tokens_per_step, _MOST_CHECK_STEPS)
-    speeds = [_speed(known, table, steps) for table in tables]
-    best = int(np.argmin([decode_s + prompt_s for decode_s, prompt_s in speeds]))
+    speeds = [speed(known, table, steps) for table in tables]
+    best = int(np.argmin([of_table.total_s for of_table in speeds]))
     return _report(problem, current, tables[best], speeds[0], speeds[best], head_s)
-
-
-def _speed(problem: PlanningProblem, table: HolderTable, steps: NDArray[np.integer]) -> tuple[float, float]:
-    """Seconds of MoE layers a step, and of the prompts that fall to it: what `objective_s` adds up."""
-    passes = problem.workload.prefill_passes_per_step
-    prompt_s = passes * prefill_pass_s(problem, table) if passes else 0.0
-    return evaluate(problem, table, steps).mean_s, prompt_s
 
 
 def _within(
@@ -144,9 +136,10 @@ def _reached(
     room = problem.capacities() - masks.sum(axis=(1, 2))
     assert problem.stats is not None
     heat = problem.stats.counts.astype(np.int64).ravel()
+    faster = faster_beside(problem)
     # Slow memory last: what a disk would keep beside faster memory's copy helps nobody.
     for device in sorted(range(num_devices), key=lambda d: problem.devices[d].worker.tier == "disk"):
-        useless = useless_on_disk(problem, masks)[device]
+        useless = useless_on_disk(problem, faster, masks)[device]
         kept = np.flatnonzero((current.mask(device) & ~masks[device] & ~useless).ravel())
         kept = kept[np.argsort(-heat[kept], kind="stable")][: max(int(room[device]), 0)]
         masks[device].ravel()[kept] = True
@@ -194,15 +187,15 @@ def _report(
     problem: PlanningProblem,
     current: HolderTable,
     table: HolderTable,
-    before: tuple[float, float],
-    after: tuple[float, float],
+    before: Speed,
+    after: Speed,
     head_s: float,
 ) -> Replan:
     moved = _arrivals(current, table)
     transfer_s = transfer_seconds(problem, current, table)
     # Tokens lost while nothing comes out, over tokens gained a second afterwards.
     payback_s = None
-    before_s, after_s = sum(before) + head_s, sum(after) + head_s
+    before_s, after_s = before.total_s + head_s, after.total_s + head_s
     if after_s < before_s:
         lost = transfer_s / before_s
         payback_s = transfer_s + lost / (1 / after_s - 1 / before_s)
@@ -211,9 +204,9 @@ def _report(
         moved_experts=moved,
         moved_bytes=moved * problem.expert_bytes,
         transfer_s=transfer_s,
-        before_s=before[0],
-        after_s=after[0],
-        prompt_before_s=before[1],
-        prompt_after_s=after[1],
+        before_s=before.decode_s,
+        after_s=after.decode_s,
+        prompt_before_s=before.prompt_s,
+        prompt_after_s=after.prompt_s,
         payback_s=payback_s,
     )

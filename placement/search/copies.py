@@ -13,7 +13,7 @@ from placement.holders import HolderTable
 from placement.problem import PlanningProblem
 from placement.replica_costs import replica_costs
 from placement.search.layer_search import Loads, Touched, layer_searches
-from placement.search.tiers import useless_on_disk
+from placement.search.tiers import faster_beside, useless_on_disk
 
 # Room is filled in so many rounds, since a copy changes what the next one is worth; in smaller ones where the
 # dispatcher makes less of many copies than of few.
@@ -83,6 +83,7 @@ class _CopySearch:
 
     def __init__(self, problem: PlanningProblem, layers: Sequence[Touched]) -> None:
         self._problem = problem
+        self._faster = faster_beside(problem)
         self._searches = layer_searches(problem, layers)
         self._costs = replica_costs(problem)
         self._chosen = np.stack([layer.chosen for layer in layers])
@@ -113,7 +114,8 @@ class _CopySearch:
                 )
             ]
         )
-        gains[(state.masks | useless_on_disk(self._problem, state.masks)).transpose(1, 2, 0)] = 0.0
+        useless = useless_on_disk(self._problem, self._faster, state.masks)
+        gains[(state.masks | useless).transpose(1, 2, 0)] = 0.0
         flat = gains.reshape(-1, len(room))
         flat[:, room <= 0] = 0.0
         # Of an expert only its best place counts in this round.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,15 +13,36 @@ from placement.prefill import prefill_seconds
 from placement.problem import PlanningProblem
 
 
-def objective_s(problem: PlanningProblem, table: HolderTable, trace: NDArray[np.integer]) -> float:
-    """Mean MoE seconds of a decode step on `trace`, and the prefill that falls to it, the head's included.
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """A placement on a text, the mean of its steps.
 
-    Args:
-        trace: int [num_tokens, num_moe_layers, top_k], at least one step.
+    Attributes:
+        decode_s: MoE seconds of a decode step.
+        prompt_s: of the prefill that falls to it, the head's included; 0 where none does.
+        remote_layers: layers of a step that ask another box.
     """
-    decode_s = evaluate(problem, table, trace).mean_s
+
+    decode_s: float
+    prompt_s: float
+    remote_layers: float
+
+    @property
+    def total_s(self) -> float:
+        return self.decode_s + self.prompt_s
+
+
+def speed(problem: PlanningProblem, table: HolderTable, trace: NDArray[np.integer]) -> Speed:
+    """`trace`: int [num_tokens, num_moe_layers, top_k], at least one step."""
+    evaluation = evaluate(problem, table, trace)
     passes = problem.workload.prefill_passes_per_step
-    return decode_s + passes * prefill_pass_s(problem, table) if passes else decode_s
+    prompt_s = passes * prefill_pass_s(problem, table) if passes else 0.0
+    return Speed(evaluation.mean_s, prompt_s, float(evaluation.remote_layers.mean()))
+
+
+def objective_s(problem: PlanningProblem, table: HolderTable, trace: NDArray[np.integer]) -> float:
+    """What the planner minimises on `trace`."""
+    return speed(problem, table, trace).total_s
 
 
 def prefill_pass_s(problem: PlanningProblem, table: HolderTable) -> float:

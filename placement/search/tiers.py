@@ -15,8 +15,9 @@ def faster_beside(problem: PlanningProblem) -> NDArray[np.bool_]:
 
     Its memory is faster, its arithmetic no slower (a disk has its CPU's), and it is asked as quickly.
     """
-    devices, rates = problem.devices, expert_rates(problem)
-    same_box = np.array([[d.worker.node == f.worker.node for f in devices] for d in devices])
+    rates = expert_rates(problem)
+    nodes = np.array([device.worker.node for device in problem.devices])
+    same_box = nodes[:, None] == nodes
     better: NDArray[np.bool_] = (
         same_box
         & (rates.read_s[:, None] > rates.read_s)
@@ -28,18 +29,21 @@ def faster_beside(problem: PlanningProblem) -> NDArray[np.bool_]:
     return better
 
 
-def useless_on_disk(problem: PlanningProblem, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def useless_on_disk(
+    problem: PlanningProblem, faster: NDArray[np.bool_], masks: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
     """Where a disk's copy never helps, since a faster memory of its box has the expert: the shape of `masks`.
 
     What is read from a disk takes memory's bandwidth and the CPU's time too.
 
     Args:
+        faster: the problem's `faster_beside`.
         masks: bool [num_devices, num_layers, num_experts], true where held.
     """
     useless = np.zeros_like(masks)
-    for index, (device, faster) in enumerate(zip(problem.devices, faster_beside(problem), strict=True)):
-        if device.worker.tier == "disk" and faster.any():
-            useless[index] = masks[faster].any(axis=0)
+    for index, device in enumerate(problem.devices):
+        if device.worker.tier == "disk" and faster[index].any():
+            useless[index] = masks[faster[index]].any(axis=0)
     return useless
 
 
@@ -54,7 +58,7 @@ def settled(problem: PlanningProblem, table: HolderTable) -> HolderTable:
         return table
     masks = table.masks(len(problem.devices))
     before = masks.copy()
-    masks &= ~useless_on_disk(problem, masks)
+    masks &= ~useless_on_disk(problem, faster, masks)
     room = problem.capacities() - masks.sum(axis=(1, 2))
     read_s = expert_rates(problem).read_s
     heat = np.ones(masks.shape[1:]) if problem.stats is None else problem.stats.frequencies()

@@ -67,7 +67,7 @@ def misplaced(problem: PlanningProblem, table: HolderTable) -> int:
     """Experts in slower memory only, though a faster one of the box has room; and useless copies on disks."""
     masks = np.stack([table.mask(d) for d in range(len(problem.devices))])
     has_room = masks.sum(axis=(1, 2)) < problem.capacities()
-    found = int((masks & useless_on_disk(problem, masks)).sum())
+    found = int((masks & useless_on_disk(problem, faster_beside(problem), masks)).sum())
     for index, faster in enumerate(faster_beside(problem)):
         if (faster & has_room).any():
             found += int((masks[index] & ~masks[faster].any(axis=0)).sum())
