@@ -87,7 +87,9 @@ class Sampler:
 
     def _probabilities(self, row: NDArray[np.float32]) -> Probabilities:
         largest = row[_largest(row)]
-        weights = np.exp((row.astype(np.float64) - largest) / self._temperature)
+        # Near 0 the others' exponents are beyond what a number holds, and their weights 0.
+        with np.errstate(over="ignore"):
+            weights = np.exp((row.astype(np.float64) - largest) / self._temperature)
         return np.asarray(weights / weights.sum())
 
     def _sample(self, weights: Probabilities) -> int:

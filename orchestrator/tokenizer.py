@@ -13,7 +13,7 @@ from orchestrator import chat_template
 from placement.errors import CheckpointError, InputError
 from placement.files.input_file import read_text
 from placement.files.json_file import expect_object, read_json
-from placement.files.shown import shown
+from placement.files.shown import one_line, shown
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -108,7 +108,13 @@ class Tokenizer:
         """
         if not _is_unicode(text):
             raise InputError("the prompt holds bytes that are no UTF-8 text; expected UTF-8")
-        return list(self._fast.encode(text, add_special_tokens=False).ids)
+        try:
+            return list(self._fast.encode(text, add_special_tokens=False).ids)
+        except BaseException as error:
+            # What its patterns cannot do in time arrives as Rust's panic, which is no Exception.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise InputError(f"tokenizer.json cannot take this text: {one_line(str(error))}") from None
 
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of a text to continue, behind the tokens every document of the model begins with.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from placement.errors import InputError
+from placement.files.shown import shown
 
 MOST_EXPERTS = 65_535
 """Of a layer: routing files number them in 16 bits, and one number stands for none."""
@@ -213,4 +214,6 @@ def published_shape(name: str) -> ModelShape:
         return PUBLISHED_SHAPES[name.lower()]
     except KeyError:
         known = ", ".join(sorted(PUBLISHED_SHAPES))
-        raise InputError(f"model {name!r} is not built in: expected {known}, or a model directory") from None
+        raise InputError(
+            f"model {shown(name)} is not built in: expected {known}, or a model directory"
+        ) from None

@@ -11,6 +11,7 @@ from placement.baselines.pipeline import pipeline
 from placement.baselines.prompt_hottest import prompt_hottest
 from placement.errors import InputError
 from placement.evaluate import Evaluation
+from placement.files.shown import shown
 from placement.holders import HolderTable
 from placement.problem import PlanningProblem
 from placement.routing.text import Text
@@ -67,15 +68,15 @@ def named_policy(name: str) -> Policy:
     """Raises InputError for a name that makes no plan, listing those that do."""
     if name in RUN_POLICIES:
         raise InputError(
-            f"policy {name!r} makes no plan, it is run on text: use it in a study, or expect one of "
+            f"policy {shown(name)} makes no plan, it is run on text: use it in a study, or expect one of "
             f"{', '.join(POLICIES)}"
         )
     if name not in POLICIES:
-        raise InputError(f"policy {name!r}: expected {', '.join(POLICIES)}")
+        raise InputError(f"policy {shown(name)}: expected {', '.join(POLICIES)}")
     return POLICIES[name]
 
 
 def check_policy(name: str) -> None:
     """Raises InputError for a name that is neither in POLICIES nor in RUN_POLICIES."""
     if name not in POLICIES and name not in RUN_POLICIES:
-        raise InputError(f"policy {name!r}: expected {', '.join((*POLICIES, *RUN_POLICIES))}")
+        raise InputError(f"policy {shown(name)}: expected {', '.join((*POLICIES, *RUN_POLICIES))}")

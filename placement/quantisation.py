@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from placement.errors import InputError
+from placement.files.shown import shown
 
 # The GGUF block formats count their scales: Q4_0 has 16 bits for 32 weights, Q4_K 4.5 bits in all.
 # fp8 has one float32 for 128 x 128 weights, nvfp4 one byte for 16.
@@ -30,7 +31,7 @@ def bits_per_weight(name: str) -> float:
     try:
         return BITS_PER_WEIGHT[name.lower()]
     except KeyError:
-        raise InputError(f"quantisation {name!r}: expected {', '.join(BITS_PER_WEIGHT)}") from None
+        raise InputError(f"quantisation {shown(name)}: expected {', '.join(BITS_PER_WEIGHT)}") from None
 
 
 # Published files of these forms quantise nothing but the routed experts.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ _REQUIRED = (
 )
 _TRACE = "trace"
 _EXPECTED = "a routing file: `potluck stats` writes one"
+# Of all arrays but the trace: counts of eight thousand experts in each of a thousand layers.
+_MOST_BYTES_BUT_TRACE = 2**26
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +86,7 @@ class RoutingStats:
                 num_tokens * top_k.
         """
         array = np.asarray(counts)
-        _check_counts(array, (shape.num_moe_layers, shape.num_experts), num_tokens * shape.top_k, source)
+        _check_counts(array, (shape.num_moe_layers, shape.num_experts), num_tokens, shape.top_k, source)
         return cls(
             shape.name,
             shape.fingerprint,
@@ -192,7 +194,9 @@ class RoutingStats:
             RoutingFileError: unreadable, a missing array, another shape or model, NaN, negative or
                 fractional counts, counts that disagree with the trace.
         """
-        arrays = read_npz(path, RoutingFileError, _EXPECTED, wanted=(*_REQUIRED, _TRACE))
+        arrays = read_npz(
+            path, RoutingFileError, _EXPECTED, wanted=_REQUIRED, most_bytes=_MOST_BYTES_BUT_TRACE
+        )
         for name in _REQUIRED:
             if name not in arrays:
                 found = ", ".join(sorted(arrays)) or "none of a routing file"
@@ -225,15 +229,16 @@ class RoutingStats:
             top_k=top_k,
             num_tokens=num_tokens,
             counts=counts,
-            trace=arrays.get(_TRACE),
+            trace=None,
             source=_text(arrays, "source", path),
         )
         if shape is not None and counts.ndim == 2:
             stats.check(shape, str(path))
         expected_rows = (len(moe_layers), shape.num_experts if shape else num_experts)
-        _check_counts(counts, expected_rows, num_tokens * top_k, path)
-        _check_trace(stats, path)
-        trace = None if stats.trace is None else stats.trace.astype(np.uint16, copy=False)
+        _check_counts(counts, expected_rows, num_tokens, top_k, path)
+        trace = read_npz(path, RoutingFileError, _EXPECTED, wanted=(_TRACE,)).get(_TRACE)
+        _check_trace(replace(stats, trace=trace), path)
+        trace = None if trace is None else trace.astype(np.uint16, copy=False)
         return cls(
             stats.model,
             stats.fingerprint,
@@ -280,13 +285,24 @@ def _check_whole_numbers(array: NDArray[Any], name: str, where: object, largest:
         raise RoutingFileError(f"{where}: {name}: expected experts up to {largest}, found {array.max()}")
 
 
-def _check_counts(counts: NDArray[Any], expected: tuple[int, int], row_sum: int, where: object) -> None:
+def _check_counts(
+    counts: NDArray[Any], expected: tuple[int, int], num_tokens: int, top_k: int, where: object
+) -> None:
+    """A token chooses `top_k` different experts in each layer."""
     if counts.shape != expected:
         raise RoutingFileError(
             f"{where}: counts: expected shape [{expected[0]}, {expected[1]}] (MoE layers, experts), "
             f"found {list(counts.shape)}"
         )
     _check_whole_numbers(counts, "counts", where, None)
+    row_sum = num_tokens * top_k
+    # Before sums are taken, which would wrap.
+    if counts.size and counts.max() > num_tokens:
+        layer, expert = np.argwhere(counts > num_tokens)[0].tolist()
+        raise RoutingFileError(
+            f"{where}: counts: expected no expert to be chosen by more than the {num_tokens} tokens, found "
+            f"{counts[layer, expert]} for expert {expert} in row {layer}"
+        )
     sums = counts.sum(axis=1, dtype=np.uint64)
     wrong = np.flatnonzero(sums != row_sum)
     if len(wrong):

@@ -51,7 +51,7 @@ def generate(
     ] = None,
     mtp: Annotated[int, typer.Option(min=0, help="Drafts a step, 0 to 3.")] = 0,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Equal workers on this machine; 0: all in this process.")
+        int | None, typer.Option(min=0, max=64, help="Equal workers on this machine; 0: all in this process.")
     ] = None,
     plan: Annotated[
         Path | None, typer.Option(help="Plan made by `potluck plan`, instead of --workers.")

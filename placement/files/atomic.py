@@ -83,7 +83,10 @@ def replacing(path: StrPath) -> Iterator[BinaryIO]:
         with os.fdopen(handle, "wb") as file:
             yield file
         _take_place(temporary, target, found, path)
-    except BaseException:
+    except BaseException as error:
+        # A full disk is not told of by name.
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = os.fspath(path)
         temporary.unlink(missing_ok=True)
         raise
 

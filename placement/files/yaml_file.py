@@ -22,12 +22,11 @@ Model = TypeVar("Model", bound=BaseModel)
 
 # libyaml where PyYAML was built with it: ten times as fast.
 _Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
 _MOST_BYTES = 1_000_000
 _MOST_VALUES = 100_000
 _MOST_DEPTH = 64
 _MOST_TEXT = 65_536
-_MERGE = "tag:yaml.org,2002:merge"
+_MERGE, _DEFAULT_VALUE = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:value"
 
 # What pydantic calls these mistakes, in a user's words.
 _EXPECTED = {
@@ -141,7 +140,10 @@ def _build(text: str) -> object:
         waiting, seen = [root], set()
         while waiting:
             node = waiting.pop()
-            if id(node) in seen or isinstance(node, yaml.ScalarNode):
+            if id(node) in seen:
+                continue
+            if isinstance(node, yaml.ScalarNode):
+                _check_value(loader, node)
                 continue
             seen.add(id(node))
             if isinstance(node, yaml.MappingNode):
@@ -152,6 +154,17 @@ def _build(text: str) -> object:
         return loader.construct_document(root)
     finally:
         loader.dispose()
+
+
+def _check_value(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> None:
+    """Raise _Refused for a value that is not what its tag says; the library lets any error escape."""
+    if node.tag in (_MERGE, _DEFAULT_VALUE):
+        return
+    try:
+        loader.construct_object(node)
+    except Exception as found:
+        line, kind = node.start_mark.line + 1, one_line(node.tag.rpartition(":")[2])
+        raise _Refused(f"line {line}: {shown(node.value)} is no {kind}") from found
 
 
 def _check_keys(mapping: yaml.MappingNode) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from placement.cluster_file import load_cluster
 from placement.errors import StudyFileError
+from placement.files.shown import shown
 from placement.model_shape import ModelShape
 from placement.study.config import Batch, Study
 
@@ -25,8 +26,8 @@ def check_inputs(study: Study, shape: ModelShape) -> None:
     for context in study.contexts:
         if context > shape.max_positions:
             raise StudyFileError(
-                f"contexts: expected at most {shape.max_positions:,}, the longest text of {shape.name}, "
-                f"found {context:,}"
+                f"study {shown(study.name)}: contexts: expected at most {shape.max_positions:,}, the longest "
+                f"text of {shape.name}, found {context:,}"
             )
     for source in study.traces:
         routing = source.load(shape)

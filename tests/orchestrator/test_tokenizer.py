@@ -205,3 +205,12 @@ def test_settings_that_make_no_sense_are_named(
 ) -> None:
     with pytest.raises(CheckpointError, match=rf"tokenizer_config\.json: .*{message}"):
         Tokenizer.load(copy_tokenizer(model_dir, tmp_path, change))
+
+
+def test_a_pattern_that_finds_no_end_is_one_line(model_dir: Path, tmp_path: Path) -> None:
+    """Rust panics there, which Python sees as no Exception."""
+    document = json.loads((model_dir / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document | {"pre_tokenizer": split}))
+    with pytest.raises(InputError, match=r"tokenizer\.json cannot take this text: .*retry-limit"):
+        Tokenizer.load(tmp_path).encode("a" * 40 + "! hi")

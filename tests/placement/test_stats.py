@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -139,11 +140,12 @@ def test_a_broken_file_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_an_expert_given_twice_to_a_token_is_refused(tmp_path: Path) -> None:
-    trace = np.stack([np.arange(SHAPE.top_k)] * SHAPE.num_moe_layers)[None].repeat(4, axis=0)
+    tokens = np.arange(4)[:, None, None] + np.arange(SHAPE.top_k)
+    trace = np.broadcast_to(tokens, (4, SHAPE.num_moe_layers, SHAPE.top_k)).copy()
     trace[2, 0, 1] = trace[2, 0, 0]
     path = tmp_path / "routing.npz"
     RoutingStats.from_trace(SHAPE, trace, "test").save(path)
-    with pytest.raises(RoutingFileError, match="found expert 0 twice in token 2, MoE layer number 0"):
+    with pytest.raises(RoutingFileError, match="found expert 2 twice in token 2, MoE layer number 0"):
         RoutingStats.load(path, SHAPE)
 
 
@@ -183,3 +185,29 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_trace_with_experts_the_model_lacks_is_refused(trace: Any, message: str) -> None:
     with pytest.raises(RoutingFileError, match=message):
         RoutingStats.from_trace(SHAPE, trace, "text")
+
+
+@pytest.mark.parametrize("most", [401, 2**63])
+def test_an_expert_chosen_more_often_than_there_are_tokens_is_refused(most: int) -> None:
+    """Two choices of 2**63 would sum to what is right, in 64 bits."""
+    counts = np.zeros((SHAPE.num_moe_layers, SHAPE.num_experts), dtype=np.uint64)
+    counts[:, 0] = most
+    counts[:, 1] = most if most == 2**63 else 0
+    counts[:, 2] = 400 * SHAPE.top_k - (0 if most == 2**63 else most)
+    with pytest.raises(RoutingFileError, match="no expert to be chosen by more than the 400 tokens"):
+        RoutingStats.from_counts(SHAPE, counts, 400, "test")
+
+
+def test_counts_that_inflate_are_refused_before_they_do(tmp_path: Path) -> None:
+    path = tmp_path / "routing.npz"
+    even = np.full((SHAPE.num_moe_layers, SHAPE.num_experts), SHAPE.top_k)
+    RoutingStats.from_counts(SHAPE, even, SHAPE.num_experts, "test").save(path)
+    arrays = dict(np.load(path))
+    np.savez_compressed(path, **(arrays | {"counts": np.zeros((200, 1_000_000))}))
+    tracemalloc.start()
+    try:
+        with pytest.raises(RoutingFileError, match=r"its arrays take 1\.6 GB, expected at most 67\.1 MB"):
+            RoutingStats.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()

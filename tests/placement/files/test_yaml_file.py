@@ -23,7 +23,7 @@ from placement.files.yaml_file import read_mapping
         (b"- 1", r"found \[1\]"),
         (b"word " * 1000, "found 'word word .{60,80}…$"),
         (b"a: [", "file.yaml: not YAML: "),
-        (b"a: 2026-13-01", "file.yaml: not YAML: month must be"),
+        (b"a: 2026-13-01", "file.yaml: line 1: '2026-13-01' is no timestamp"),
         (b"\xff\xfe\x00", "file.yaml: not UTF-8 text"),
         (b"a: " + b"[" * 100, "file.yaml: line 1: nested more than 64 deep"),
         (b"a: " + b"[" * 400_000, "file.yaml: .*(nested more than 64 deep|maximum nesting depth)"),
@@ -118,3 +118,23 @@ def test_a_folder_or_nothing_is_named(tmp_path: Path) -> None:
         read_mapping(tmp_path, StudyFileError, "name")
     with pytest.raises(StudyFileError, match=r"none.yaml: No such file or directory; expected a YAML file"):
         read_mapping(tmp_path / "none.yaml", StudyFileError, "name")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!bool maybe",
+        '!!int ""',
+        '!!int "+"',
+        '!!float ""',
+        '!!float "_"',
+        "!!timestamp x",
+        "59:" * 9999 + "5.5",
+    ],
+)
+def test_a_value_that_is_not_what_its_tag_says_is_refused_with_its_line(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(f"a: 1\nb: {value}\n")
+    with pytest.raises(StudyFileError, match=r"line 2: .* is no (bool|int|float|timestamp)") as caught:
+        read_mapping(path, StudyFileError, "a and b")
+    assert len(str(caught.value)) < len(str(path)) + 200
