@@ -14,7 +14,7 @@ from orchestrator.model.layer import LayerWeights, NormWeights
 from orchestrator.model.moe import FfnWeights, MoeWeights
 from placement.errors import CheckpointError, InputError
 from placement.files.shown import shown
-from workers.formats.safetensors import NESTED_PREFIX, Checkpoint
+from workers.formats.safetensors import Checkpoint
 from workers.model_config import LayerConfig, Step35Config
 
 
@@ -169,8 +169,7 @@ class _Reader:
         """
         trunk = {str(index) for index in range(self._config.num_hidden_layers)}
         moe = {str(index) for index in self._config.moe_layers}
-        for stored in self._checkpoint.names:
-            name = stored.replace(NESTED_PREFIX, "model.", 1)
+        for name, stored in self._checkpoint.stored.items():
             layer, _, part = name.removeprefix("model.layers.").partition(".")
             if not name.startswith("model.layers.") or layer not in trunk or name in self._read:
                 continue

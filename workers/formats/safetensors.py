@@ -26,18 +26,23 @@ MOST_FILE_NAME = 120
 READABLE_TYPES = ("BF16", "F32", "F16")
 
 # Some files name the trunk's tensors below this prefix instead of "model.".
-NESTED_PREFIX = "model.language_model."
+_NESTED_PREFIX = "model.language_model."
 
 
 class Checkpoint:
     """Tensors by their published names, memory-mapped: only what is asked for is read.
 
-    A name below "model." also finds the tensor below "model.language_model.".
+    One below "model.language_model." goes by its name below "model.", and an lm_head there by its own.
+    `stored`: by that name, the name in the file.
     """
 
     def __init__(self, model_dir: Path, files: Mapping[str, str]) -> None:
+        """`files`: stored name of each tensor -> file name."""
         self.model_dir = model_dir
         self._files = dict(files)
+        # Where both are there the plain one counts.
+        self.stored = {_plain(name): name for name in files}
+        self.stored |= {name: name for name in files if name in self.stored}
         self._handles: dict[str, Any] = {}
 
     @classmethod
@@ -87,19 +92,13 @@ class Checkpoint:
                     files |= dict.fromkeys(held, file)
         return cls(model_dir, files)
 
-    @property
-    def names(self) -> list[str]:
-        """Tensor names as written in the files."""
-        return list(self._files)
-
     def has(self, name: str) -> bool:
-        """Whether the tensor exists, also below the nested prefix."""
-        return self._resolve(name) is not None
+        """Whether the tensor exists."""
+        return name in self.stored
 
     def has_below(self, prefix: str) -> bool:
-        """Whether any tensor's name starts so, also below the nested prefix."""
-        nested = NESTED_PREFIX + prefix.removeprefix("model.")
-        return any(name.startswith((prefix, nested)) for name in self._files)
+        """Whether any tensor's name starts so."""
+        return any(name.startswith(prefix) for name in self.stored)
 
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         """A copy of one whole tensor in `dtype`.
@@ -129,27 +128,21 @@ class Checkpoint:
         """Unmap the files. Reading maps them again; what was read so far stops counting as memory."""
         self._handles.clear()
 
-    def _resolve(self, name: str) -> str | None:
-        for candidate in (name, NESTED_PREFIX + name.removeprefix("model.")):
-            if candidate in self._files:
-                return candidate
-        return None
-
     def _slice(self, name: str) -> Any:
-        resolved = self._resolve(name)
-        if resolved is None:
+        stored = self.stored.get(name)
+        if stored is None:
             raise CheckpointError(
                 f"{self.model_dir} has no tensor {name}: check that all of the model's files were downloaded "
                 "and that config.json belongs to them"
             )
-        file = self._files[resolved]
+        file = self._files[stored]
         handle = self._handles.get(file)
         if handle is None:
             handle = self._handles[file] = _open_shard(self.model_dir / file)
-        view = handle.get_slice(resolved)
+        view = handle.get_slice(stored)
         if view.get_dtype() not in READABLE_TYPES:
             raise CheckpointError(
-                f"{self.model_dir / file}: tensor {resolved} is stored as {view.get_dtype()}, expected "
+                f"{self.model_dir / file}: tensor {stored} is stored as {view.get_dtype()}, expected "
                 f"{' or '.join(READABLE_TYPES)}: use an unquantised checkpoint"
             )
         return view
@@ -179,6 +172,14 @@ class Checkpoint:
             )
         tensor: Tensor = view[key]
         return tensor
+
+
+def _plain(stored: str) -> str:
+    """The published name of a tensor that may be stored below the nested prefix."""
+    if not stored.startswith(_NESTED_PREFIX):
+        return stored
+    inner = stored.removeprefix(_NESTED_PREFIX)
+    return inner if inner.startswith("lm_head.") else f"model.{inner}"
 
 
 def _open_shard(path: Path) -> Any:

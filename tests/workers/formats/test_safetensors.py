@@ -106,7 +106,7 @@ def relist(directory: Path, change: Callable[[dict[str, str]], None]) -> None:
 
 def test_tensors_that_the_index_leaves_out_count(tmp_path: Path) -> None:
     directory = write_random_checkpoint(tmp_path, seed=1, num_shards=3)
-    whole = set(Checkpoint.open(directory).names)
+    whole = set(Checkpoint.open(directory).stored)
 
     def drop_mtp(weight_map: dict[str, str]) -> None:
         for name in [name for name in weight_map if name.startswith("model.layers.6.")]:
@@ -114,13 +114,13 @@ def test_tensors_that_the_index_leaves_out_count(tmp_path: Path) -> None:
 
     relist(directory, drop_mtp)
     checkpoint = Checkpoint.open(directory)
-    assert set(checkpoint.names) == whole
+    assert set(checkpoint.stored) == whole
     assert checkpoint.tensor("model.layers.6.eh_proj.weight", torch.float32).shape == (64, 128)
 
 
 def test_a_file_of_its_own_beside_the_index_counts(tmp_path: Path) -> None:
     directory = write_random_checkpoint(tmp_path, seed=1, num_shards=2)
-    whole = set(Checkpoint.open(directory).names)
+    whole = set(Checkpoint.open(directory).stored)
     mtp: dict[str, torch.Tensor] = {}
     for path in shard_paths(directory):
         tensors = load_file(path)
@@ -128,7 +128,7 @@ def test_a_file_of_its_own_beside_the_index_counts(tmp_path: Path) -> None:
         save_file(tensors, path)
     save_file(mtp, directory / "model-mtp.safetensors")
     relist(directory, lambda weight_map: [weight_map.pop(name) for name in mtp] and None)
-    assert set(Checkpoint.open(directory).names) == whole
+    assert set(Checkpoint.open(directory).stored) == whole
 
 
 def test_another_copy_beside_the_index_is_left_alone(tmp_path: Path) -> None:
@@ -219,3 +219,14 @@ def test_quantised_tensors_are_refused(tmp_path: Path) -> None:
 def test_a_directory_of_an_impossible_name_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a directory"):
         Checkpoint.open(tmp_path / ("x" * 300))
+
+
+def test_a_nested_tensor_goes_by_its_plain_name_and_gives_way_to_a_plain_one(tmp_path: Path) -> None:
+    names = ("model.norm.weight", "model.language_model.norm.weight", "model.language_model.lm_head.weight")
+    save_file(
+        {name: torch.full((1,), float(i)) for i, name in enumerate(names)}, tmp_path / "model.safetensors"
+    )
+    checkpoint = Checkpoint.open(tmp_path)
+    assert checkpoint.stored == {"model.norm.weight": names[0], "lm_head.weight": names[2]}
+    assert checkpoint.tensor("model.norm.weight", torch.float32) == 0
+    assert checkpoint.tensor("lm_head.weight", torch.float32) == 2
