@@ -83,6 +83,7 @@ def least_time(problem: PlanningProblem) -> HolderTable:
     baseline = [c for c in others if c.policy and c.held_out_s <= _NEAR * best.held_out_s]
     searched = [c for c in others if not c.policy and c.held_out_s <= _IN_REACH * best.held_out_s]
     gone_on = [best, *searched[: _MOST_GONE_ON - 1], *baseline]
+    # A copy on a disk is of no more use once a later round has put one in faster memory beside it.
     tables = [settled(known, table) for c in gone_on for table in (c.table, *c.finish(known, layers))]
     check = spread_steps(text.trace, problem.workload.tokens_per_step, _MOST_CHECK_STEPS)
     return min(tables, key=lambda table: objective_s(known, table, check))
@@ -153,7 +154,7 @@ class _Further:
 
 
 def _again(policy: Baseline) -> Finish:
-    return lambda problem, _layers: [settled(problem, policy(problem))]
+    return lambda problem, _layers: [policy(problem)]
 
 
 def sample(problem: PlanningProblem, trace: NDArray[np.integer], touches: int = _TOUCHES) -> list[Touched]:
