@@ -46,7 +46,7 @@ def random_stats(shape: ModelShape, seed: int, num_tokens: int = 200) -> Routing
     extra=st.integers(0, 10),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_every_expert_is_placed_and_no_device_is_over_budget(
     policy: str, capacities: list[int], extra: int, seed: int
 ) -> None:
