@@ -68,8 +68,7 @@ def cpu_seconds(rates: ExpertRates, distinct: Counts, pairs: Counts) -> NDArray[
     for disk in np.flatnonzero(rates.host >= 0):
         host = int(rates.host[disk])
         is_at_work = (pairs[..., host] > 0) | (rates.busy_s[host] > 0)
-        own = pairs[..., disk] * rates.compute_s[disk] + distinct[..., disk] * rates.expert_s[disk]
-        seconds[..., host] += is_at_work * own
+        seconds[..., host] += is_at_work * seconds[..., disk]
     return seconds
 
 
