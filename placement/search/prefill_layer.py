@@ -115,9 +115,10 @@ class PrefillLayer:
             here = np.broadcast_to(source[:, None], more_pairs.shape)
             there = np.broadcast_to(targets, more_pairs.shape)
             less_cpu = (
-                self._disk_s(source, fewer_pairs, fewer) - self._disk_s(source, pairs[source], held[source])
+                self._own_arithmetic_s(source, fewer_pairs, fewer)
+                - self._own_arithmetic_s(source, pairs[source], held[source])
             )[:, None]
-            more_cpu = self._disk_s(targets, more_pairs, more) - self._disk_s(
+            more_cpu = self._own_arithmetic_s(targets, more_pairs, more) - self._own_arithmetic_s(
                 targets, pairs[targets], held[targets]
             )
 
@@ -144,10 +145,10 @@ class PrefillLayer:
         of_disks = np.zeros(len(pairs))
         if self._has_hosts:
             disks = np.flatnonzero(self._rates.host >= 0)
-            np.add.at(of_disks, self._cpu[disks], self._disk_s(disks, pairs[disks], held[disks]))
+            np.add.at(of_disks, self._cpu[disks], self._own_arithmetic_s(disks, pairs[disks], held[disks]))
         return of_disks
 
-    def _disk_s(
+    def _own_arithmetic_s(
         self, device: NDArray[np.integer], pairs: NDArray[np.float64], held: NDArray[np.integer]
     ) -> NDArray[np.float64]:
         """Arithmetic of one device's own experts."""
@@ -169,7 +170,7 @@ class PrefillLayer:
         rates = self._rates
         pairs, distinct = np.maximum(pairs, 0.0), np.minimum(pairs, held)
         asked = pairs > 0
-        computing = self._disk_s(device, pairs, held)
+        computing = self._own_arithmetic_s(device, pairs, held)
         if self._has_hosts:
             computing = computing + of_disks * (asked | (rates.busy_s[device] > 0))
         seconds: NDArray[np.float64] = np.maximum(computing, distinct * rates.read_s[device])
