@@ -13,8 +13,9 @@ from placement.model_shape import MOST_EXPERTS, MOST_LAYERS, AttentionShape, Mod
 from workers.config import keys
 from workers.config.fields import Fields
 from workers.config.heads import HeadSizes, read_heads
+from workers.config.layer_types import FULL, LAYER_TYPES, SLIDING
 from workers.config.moe_layers import read_moe_layers
-from workers.config.rope import FULL, LAYER_TYPES, SLIDING, RopeScaling, read_rope
+from workers.config.rope import RopeScaling, read_rope
 
 # vLLM and the published implementation use this when the file says nothing.
 DEFAULT_RMS_NORM_EPS = 1e-5

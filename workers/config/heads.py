@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workers.config.fields import Fields
-from workers.config.rope import FULL, SLIDING
+from workers.config.layer_types import FULL, SLIDING
 
 MOST_HEADS = 4096
 MOST_HEAD_DIM = 8192

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workers.config.fields import Fields
-
-FULL, SLIDING = "full_attention", "sliding_attention"
-LAYER_TYPES = (FULL, SLIDING)
+from workers.config.layer_types import FULL, LAYER_TYPES, SLIDING
 
 
 @dataclass(frozen=True, slots=True)
