@@ -21,7 +21,7 @@ from orchestrator.stopping import uninterrupted
 from placement.errors import PotluckError, WorkerStartError
 from placement.files.shown import first_line
 from placement.model_shape import ModelShape
-from placement.plan import LOCAL_WORKER, Plan
+from placement.plan import Plan
 from transport.client import WorkerClient
 from transport.keys import HeadKeys, KeyPair
 from transport.messages import DEFAULT_MAX_ROWS, WireLimits
@@ -79,7 +79,7 @@ class RayCluster:
         max_rows: int = DEFAULT_MAX_ROWS,
         addresses: Mapping[str, str] | None = None,
     ) -> RunningWorkers:
-        """Begin to start every worker of the plan but "head"; `RunningWorkers.connect` waits for them.
+        """Begin to start the workers of the plan that are asked; `RunningWorkers.connect` waits for them.
 
         In a Ray started here they listen on ipc sockets in a directory of this user alone, which are quicker
         than loopback tcp and closed to the machine's other users. In a joined one they listen on their node's
@@ -97,7 +97,7 @@ class RayCluster:
             WorkerStartError: the plan has a node that Ray has not.
         """
         plan.check(shape)
-        workers = [worker for worker in plan.workers if worker.name != LOCAL_WORKER]
+        workers = plan.asked_workers
         entries = ray.nodes()  # type: ignore[no-untyped-call]
         alive = [Node.from_ray(entry) for entry in entries if entry["Alive"]]
         nodes = place(workers, alive, addresses or {})

@@ -60,10 +60,11 @@ def place(
         name = addresses.get(worker.node, worker.node)
         matching = [node for node in nodes if name in node.names]
         if len(matching) != 1:
-            known = "; ".join(", ".join(sorted(node.names)) for node in nodes)
+            known = "; ".join(", ".join(sorted(node.names - {node.id})) for node in nodes)
             raise WorkerStartError(
                 f"worker {worker.name}: {len(matching)} of Ray's nodes are called {name!r}, expected one of "
-                f"these names: {known}: start Ray there, or give the node's address in the cluster file"
+                f"these names: {known}: start Ray there, or plan with these names; without a plan, "
+                "--workers N shares the experts out on this machine"
             )
         found[worker.name] = matching[0]
     return found

@@ -23,8 +23,10 @@ def check_runnable(plan: Plan) -> None:
             f"the plan keeps experts in {shown(plan.dtype)}; this release runs {' and '.join(DtypeName)}: "
             "make a plan with --quant bfloat16"
         )
-    for worker in plan.workers:
-        problem = _problem(worker)
+    held = plan.experts_per_worker().tolist()
+    for worker, num_experts in zip(plan.workers, held, strict=True):
+        # What holds nothing is not started; the head always is.
+        problem = _problem(worker) if num_experts or worker.name == LOCAL_WORKER else None
         if problem is not None:
             raise PlanError(
                 f"worker {shown(worker.name)}: {problem}; `potluck simulate` takes the plan as it is"

@@ -126,7 +126,7 @@ def open_session(
     timer = StepTimer()
     with ExitStack() as stack:
         running: RunningWorkers | None = None
-        num_workers = sum(worker.name != LOCAL_WORKER for worker in plan.workers)
+        num_workers = len(plan.asked_workers)
         if num_workers:
             cluster = stack.enter_context(RayCluster(ray_address))
             if ray_address is None:

@@ -111,6 +111,16 @@ class Plan:
             f"worker {name!r} is not in the plan: expected {', '.join(w.name for w in self.workers)}"
         )
 
+    @property
+    def asked_workers(self) -> tuple[PlannedWorker, ...]:
+        """Workers outside the head's process that hold experts; a run does without the others."""
+        held = self.experts_per_worker().tolist()
+        return tuple(
+            worker
+            for worker, num_experts in zip(self.workers, held, strict=True)
+            if num_experts and worker.name != LOCAL_WORKER
+        )
+
     def experts_of(self, worker_name: str) -> dict[int, tuple[int, ...]]:
         """Absolute layer index -> experts held there, ascending; layers without any are left out."""
         mask = self.holder_table.mask(self.worker_index(worker_name))

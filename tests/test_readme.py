@@ -60,7 +60,7 @@ def test_the_commands_of_one_workstation_run(
         assert out.strip(), line
 
 
-def test_the_commands_of_several_boxes_run_up_to_the_cluster(
+def test_the_commands_of_several_boxes_run(
     potluck: Potluck,  # noqa: F811
     clone: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -73,10 +73,10 @@ def test_the_commands_of_several_boxes_run_up_to_the_cluster(
     for line in before:
         code, _, err = run(potluck, line, monkeypatch)
         assert code == 0, f"{line}: {err}"
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    code, out, err = run(potluck, last.replace("auto", "127.0.0.1:1"), monkeypatch)
-    assert (code, out) == (2, "")
-    assert err.startswith("error: Ray at 127.0.0.1:1: ")
+    # So small a model stays on the head, and then no box is asked.
+    code, out, err = run(potluck, last, monkeypatch)
+    assert code == 0, err
+    assert out.strip()
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -30,15 +31,18 @@ from placement.problem import PlanningProblem, problem_for
 from placement.quantisation import bits_per_weight
 from placement.routing.planning_text import spread_steps, text_of
 from placement.simulate import simulate_alone
+from placement.simulation.steps import Acceptance
 from placement.simulation.system import System
 from placement.stats import RoutingStats
 from placement.summary import summarise
-from placement.workload import Workload
+from placement.workload import described, usual_workload
 from workers.formats.safetensors import Checkpoint
 from workers.model_config import Step35Config
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 MODEL = MODELS / "potluck-tiny"
+# What `python -m benchmarks.tiny_model` finds on held-out text, each given those before it.
+_ACCEPTANCE = (0.58, 0.7, 0.7)
 # Steps of the routing file to look at.
 _MOST_STEPS = 2000
 
@@ -58,7 +62,7 @@ def demo(
     problem, plan = planned(mtp)
     if not json:
         console.print(*description(problem, plan), sep="\n")
-    print_note(f"starting Ray and {len(plan.workers) - 1} workers …")
+    print_note(f"starting Ray and {len(plan.asked_workers)} workers …")
     tokenizer = Tokenizer.load(MODEL)
     prompts: dict[str, str] = json_module.loads((MODEL / "prompts.json").read_text())
     params = GenerationParams(max_tokens, temperature, ignore_eos=True, mtp=mtp)
@@ -88,7 +92,10 @@ def planned(mtp: int) -> tuple[PlanningProblem, Plan]:
     routing = RoutingStats.load(MODEL / "routing.npz", shape)
     boxes = load_cluster(MODELS / "demo-cluster.yaml")
     expert_bytes = shape.expert_bytes(bits_per_weight(dtype))
-    problem = problem_for(shape, boxes, expert_bytes, routing, Workload(drafts=mtp))
+    chances = _ACCEPTANCE[:mtp]
+    accepted = Acceptance(chances).mean_accepted
+    workload = replace(usual_workload(dtype), drafts=mtp, accepted_drafts=accepted, acceptance=chances)
+    problem = problem_for(shape, boxes, expert_bytes, routing, workload)
     return problem, as_plan(problem, named_policy(DEFAULT_POLICY)(problem), DEFAULT_POLICY, dtype)
 
 
@@ -99,6 +106,7 @@ def description(problem: PlanningProblem, plan: Plan) -> tuple[Group | str, ...]
         f"Expected: {remote_layers_per_step(problem, plan):.1f} of {problem.shape.num_moe_layers} MoE layers "
         f"ask another box in a step of 1 token and {problem.workload.drafts} drafts; the more drafts hold, "
         "the fewer for each token.",
+        f"Assumed: {described(problem.workload)}.",
     )
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.inputs import load_plan, named
+from orchestrator.cli.inputs import load_plan, model_folder, named
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import errors, print_json
 from orchestrator.cli.run_tables import report_document, run_tables
@@ -65,7 +65,7 @@ def generate(
     """Continue a prompt."""
     if ray_address is not None and plan is None:
         raise InputError("--ray-address: expected with --plan PLAN.json, which says whom to ask there")
-    config = Step35Config.load(model)
+    config = Step35Config.load(model_folder(model))
     tokenizer = Tokenizer.load(model) if prompt is not None else optional_tokenizer(model)
     prompt_ids = _prompt_ids(prompt, token_ids, tokenizer, chat=chat, system=system)
     check_drafts(Checkpoint.open(model), config, mtp)
@@ -152,6 +152,8 @@ def _prompt_ids(
         raise InputError("--system stands before a user's turn; expected it with --chat")
     if prompt is not None and tokenizer is not None:
         text = _standard_input() if prompt == "-" else prompt
+        if not text:
+            raise InputError("--prompt: expected some text, found none")
         return tokenizer.encode_chat(text, system) if chat else tokenizer.encode_prompt(text)
     assert token_ids is not None
     try:

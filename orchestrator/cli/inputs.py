@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.chat_template import TEMPLATE_FILE
-from placement.errors import PotluckError
-from placement.model_shape import ModelShape, published_shape
+from placement.errors import InputError, PotluckError
+from placement.model_shape import PUBLISHED_SHAPES, ModelShape, published_shape
 from placement.plan import Plan
 from workers.model_config import Step35Config
 
@@ -21,6 +21,20 @@ def load_shape(model: str) -> ModelShape:
     if os.path.isdir(folder):
         return Step35Config.load(folder).shape(folder.resolve().name)
     return published_shape(model)
+
+
+def model_folder(model: Path) -> Path:
+    """A model's directory, for commands that need its weights.
+
+    Raises:
+        InputError: it is the name of a built-in shape, which plans and simulations know without weights.
+    """
+    if str(model).lower() in PUBLISHED_SHAPES and not os.path.isdir(model):
+        raise InputError(
+            f"--model {model}: built in for planning and simulation, without weights; expected a directory "
+            "with the model's config.json, safetensors and tokenizer"
+        )
+    return model
 
 
 def load_plan(path: Path, shape: ModelShape) -> Plan:

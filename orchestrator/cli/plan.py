@@ -22,6 +22,7 @@ from orchestrator.cli.workload import (
     workload_of,
 )
 from orchestrator.plan_picture import write_heatmap
+from orchestrator.runnable import check_runnable
 from placement.advice import advice
 from placement.cluster_file import load_cluster, parse_size
 from placement.cluster_spec import ClusterSpec
@@ -109,6 +110,10 @@ def plan(
     for path in (out, picture):
         if path is not None:
             print_note(f"wrote {path}")
+    try:
+        check_runnable(made)
+    except PlanError as error:
+        print_note(f"for planning and simulation only: {error}")
 
 
 def _check_same_boxes(problem: PlanningProblem, in_use: Plan, quant: str) -> None:

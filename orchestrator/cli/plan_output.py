@@ -17,6 +17,12 @@ from placement.units import size
 from placement.workload import described
 from placement.workload_fields import workload_fields
 
+# What a Prediction was made from, in words; a plan fits the text it was made from better than other text.
+_BASES = {
+    "trace": "the very text it is planned from (other text is slower)",
+    "counts": "tokens drawn from the counts it is planned from (other text is slower)",
+    "even routing": "even routing",
+}
 # Waits that would be printed as 0.0%.
 _LEAST_SHARE_SHOWN = 0.0005
 # Of a Prediction, under the same names; null where there is none.
@@ -127,7 +133,7 @@ def plan_parts(planned: Planned) -> list[Group | str]:
             *_no_room(planned.contexts),
             table("Which device a layer waits for", ("worker", "of layers"), waits),
             f"{prediction.tokens_per_s:.2f} tokens/s: a step takes {_ms(prediction.step_time_s)} "
-            f"({prediction.basis}), of which the head {_ms(prediction.head_s)}. "
+            f"on {_BASES[prediction.basis]}, of which the head {_ms(prediction.head_s)}. "
             f"{prediction.remote_layers_per_token:.1f} of {num_layers} MoE layers a token ask another box.",
             f"Prompts: about {prediction.prefill_tokens_per_s:.0f} tokens/s.",
             f"No plan for these boxes is faster than {_ms(prediction.lower_bound_s)} a step: this one is at "

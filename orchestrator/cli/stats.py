@@ -11,7 +11,7 @@ import torch
 import typer
 from rich.progress import Progress
 
-from orchestrator.cli.inputs import files_read
+from orchestrator.cli.inputs import files_read, model_folder
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, errors, print_json, print_note, share, table
 from orchestrator.model.attention import SequenceSlice
@@ -42,7 +42,7 @@ def stats(
 ) -> None:
     """Run text through the model and write which experts its tokens use."""
     check_targets([out], inputs=files_read(model, *texts))
-    shape = Step35Config.load(model).shape(model.resolve().name)
+    shape = Step35Config.load(model_folder(model)).shape(model.resolve().name)
     tokenizer = Tokenizer.load(model)
     documents = [tokenizer.encode_prompt(read_document(path)) for path in texts]
     head = load_local(model, getattr(torch, dtype))

@@ -48,6 +48,7 @@ def study(
     results = ResultsFolder.open(folder, loaded.name, fingerprint(loaded, shape), keys)
     done = {row.key for row in results.rows}
     todo = [cell for cell in grid if cell.key not in done]
+    print_note(f"{len(todo)} of {len(grid)} cells to compute, some seconds each …")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, transient=True) as progress:
         task = progress.add_task("cells", total=len(grid), completed=len(done))

@@ -73,6 +73,7 @@ def whatif(
         source = FileSource(stats.name, stats, None)
     routing: Routing = source.load(shape)
     possible = list(changes(boxes, LinkSpec(cable_round_trip, cable_gbits * 1e9 / 8)))
+    print_note(f"planning {1 + len(possible)} clusters, some seconds each …")
     result = rank_changes(
         shape,
         boxes,

@@ -19,7 +19,7 @@ from placement.workload import DEFAULT_CONTEXT, DEFAULT_PROMPT_RATIO, Workload, 
 Context = Annotated[
     int | None,
     typer.Option(
-        min=0, help=f"Positions in each text's KV cache; default the plan's, or {DEFAULT_CONTEXT:,}."
+        min=0, help=f"Positions in each text's KV cache; default {DEFAULT_CONTEXT:,}, or a given plan's."
     ),
 ]
 HeadBits = Annotated[
@@ -27,18 +27,18 @@ HeadBits = Annotated[
     typer.Option(
         min=1,
         max=64,
-        help="Bits of each of the head's own weights; default the plan's, or as in published files.",
+        help="Bits of each of the head's own weights; default as in published files, or a given plan's.",
     ),
 ]
 TokensPerStep = Annotated[
     int | None,
-    typer.Option(min=1, help="Tokens of a pass: texts x (1 + drafts); default the plan's, or one text."),
+    typer.Option(min=1, help="Tokens of a pass: texts x (1 + drafts); default one text, or a given plan's."),
 ]
 Accept = Annotated[
     str | None,
     typer.Option(
         help="MTP: chance of each draft to hold if those before it did, such as 0.8,0.6; "
-        "default the plan's, or no drafts."
+        "default no drafts, or a given plan's."
     ),
 ]
 PromptRatio = Annotated[

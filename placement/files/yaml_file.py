@@ -67,7 +67,8 @@ def read_mapping(path: str | os.PathLike[str], error: type[PotluckError], keys: 
     except (yaml.YAMLError, ValueError) as found:
         raise error(f"{path}: not YAML: {one_line(str(found))}") from found
     if not isinstance(document, dict):
-        raise error(f"{path}: expected a mapping with {keys}, found {shown(document)}")
+        what = "nothing" if document is None else shown(document)
+        raise error(f"{path}: expected a mapping with {keys}, found {what}")
     return document
 
 
@@ -85,7 +86,9 @@ def checked(
     try:
         return model.model_validate(document)
     except ValidationError as found:
-        first = found.errors(include_url=False)[0]
+        # A key that is unknown first: it is the one that is missing, misspelt.
+        mistakes = found.errors(include_url=False)
+        first = next((one for one in mistakes if one["type"] == "extra_forbidden"), mistakes[0])
         fields = "".join(
             f"[{part}]" if isinstance(part, int) else f".{one_line(part)}" for part in first["loc"]
         )

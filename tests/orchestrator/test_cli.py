@@ -8,9 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from orchestrator.session import even_plan
+from placement.holders import HolderTable
+from placement.plan import Plan, PlannedWorker
 from placement.stats import RoutingStats
 from tests.orchestrator.command_line import Potluck, document
 from tests.tiny_checkpoint import write_random_checkpoint
@@ -213,3 +216,54 @@ def test_help_names_every_command(potluck: Potluck) -> None:
     assert code == 0
     for command in ("generate", "plan", "stats", "demo"):
         assert command in out
+
+
+def test_boxes_that_a_plan_leaves_out_are_not_asked_for(
+    model_dir: Path, potluck: Potluck, tmp_path: Path
+) -> None:
+    """Nobody is called 'attic' here, and its disk could not be run."""
+    shape = Step35Config.load(model_dir).shape(model_dir.name)
+    everything = np.ones((1, shape.num_moe_layers, shape.num_experts), dtype=np.bool_)
+    head = PlannedWorker("head", "study", "cpu", "ram", 10**9)
+    attic = PlannedWorker("attic-ssd", "attic", "cpu", "disk", 10**9)
+    plan = Plan(
+        model=shape.name,
+        fingerprint=shape.fingerprint,
+        moe_layers=shape.moe_layers,
+        dtype="float32",
+        expert_bytes=shape.expert_bytes(32),
+        workers=(head, attic),
+        holder_table=HolderTable.from_masks(np.concatenate([everything, ~everything])),
+        policy="by hand",
+    )
+    assert plan.asked_workers == ()
+    plan.save(tmp_path / "plan.json")
+    code, out, err = potluck(
+        *(
+            "generate",
+            "--model",
+            model_dir,
+            "--token-ids",
+            "1,2",
+            "--max-tokens",
+            3,
+            "--plan",
+            tmp_path / "plan.json",
+        )
+    )
+    assert code == 0, err
+    assert out.strip()
+    by_hand = replace(plan, holder_table=HolderTable.from_masks(np.concatenate([~everything, everything])))
+    assert by_hand.asked_workers == (attic,)
+
+
+def test_a_built_in_shape_has_no_weights_to_run(potluck: Potluck) -> None:
+    code, _, err = potluck("generate", "--model", "step-3.5-flash", "--prompt", "hi")
+    assert code == 2
+    assert "built in for planning and simulation, without weights; expected a directory" in err
+
+
+def test_an_empty_prompt_is_refused(model_dir: Path, potluck: Potluck, tmp_path: Path) -> None:
+    code, _, err = potluck("generate", "--model", model_dir, "--prompt", "")
+    assert code == 2
+    assert "--prompt: expected some text, found none" in err

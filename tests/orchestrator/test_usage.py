@@ -59,7 +59,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(potluck: Potluck, tmp_path: 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (code, out) == (2, "")
-    assert err == "error: cannot write the result: File too large; make room and try again\n"
+    assert err == f"error: cannot write {tmp_path / 'plan.json'}: File too large; make room and try again\n"
     assert [path.name for path in tmp_path.iterdir()] == ["cluster.yaml"]
 
 
@@ -75,7 +75,7 @@ def test_every_command_assumes_the_same_context(
 ) -> None:
     monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 400)
     (line,) = [line for line in potluck(command, "--help")[1].splitlines() if "--context" in line]
-    assert re.search(rf"default the plan's, or {DEFAULT_CONTEXT:,}\.", line)
+    assert re.search(rf"default {DEFAULT_CONTEXT:,}, or a given plan", line)
 
 
 def test_whatif_lists_its_policies(potluck: Potluck, monkeypatch: pytest.MonkeyPatch) -> None:

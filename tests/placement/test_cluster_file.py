@@ -407,7 +407,7 @@ def test_a_wrong_field_is_refused_by_its_path(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected a mapping with head, nodes and links, found None"),
+        ("", "expected a mapping with head, nodes and links, found nothing"),
         ("- 1", "expected a mapping"),
         ("a: [", "not YAML"),
         (
@@ -429,3 +429,13 @@ def test_a_file_that_is_no_cluster_file_is_refused(tmp_path: Path, text: str, me
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ClusterFileError, match=r"none.yaml: No such file"):
         load_cluster(tmp_path / "none.yaml")
+
+
+def test_a_misspelt_key_is_named_before_the_one_that_is_then_missing(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(
+        "head: a\nnodes:\n  - name: a\n    devices:\n"
+        "      - {name: ram, kind: ram, memory: 64GB, bandwidth_gbytes_per_s: 60, ffn_gflops: 500}\n"
+    )
+    with pytest.raises(ClusterFileError, match=r"devices\[0\]\.memory: unknown key; expected name, kind"):
+        load_cluster(path)
