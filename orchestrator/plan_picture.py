@@ -25,6 +25,14 @@ _FIRST, _SECOND, _GAP = 3, 2, 1
 _LAYER_INCHES, _MOST_TICKS = 0.14, 14
 
 
+def picture_suffix(path: str | os.PathLike[str]) -> str:
+    """Such as ".png"; raises InputError for the name of a file that no picture can be written to."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise InputError(f"picture {path}: expected a name that ends in {' or '.join(_SUFFIXES)}")
+    return suffix
+
+
 def write_heatmap(plan: Plan, path: str | os.PathLike[str], stats: RoutingStats | None = None) -> None:
     """Layers down, experts across; the lower stripe of an expert's cell is the device of its next copy.
 
@@ -36,9 +44,7 @@ def write_heatmap(plan: Plan, path: str | os.PathLike[str], stats: RoutingStats 
         InputError: another suffix, or a folder that cannot be written to.
         RoutingFileError: statistics of another model.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in _SUFFIXES:
-        raise InputError(f"picture {path}: expected a name that ends in {' or '.join(_SUFFIXES)}")
+    suffix = picture_suffix(path)
     if stats is not None:
         stats.check_fingerprint(plan.fingerprint, plan.model)
     import matplotlib.pyplot as plt

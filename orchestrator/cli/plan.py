@@ -21,7 +21,7 @@ from orchestrator.cli.workload import (
     check_finite,
     workload_of,
 )
-from orchestrator.plan_picture import write_heatmap
+from orchestrator.plan_picture import picture_suffix, write_heatmap
 from orchestrator.runnable import check_runnable
 from placement.advice import advice
 from placement.cluster_file import load_cluster, parse_size
@@ -80,6 +80,8 @@ def plan(
     if current is not None and policy != DEFAULT_POLICY:
         raise InputError(f"--current: plans again with {DEFAULT_POLICY}; leave out --policy {policy}")
     check_targets((out, picture), inputs=files_read(cluster, model, stats, current))
+    if picture is not None:
+        picture_suffix(picture)
     boxes = load_cluster(cluster)
     routing = read_routing(stats, shape) if stats is not None else None
     in_use = None if current is None else load_plan(current, shape)

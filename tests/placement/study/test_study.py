@@ -109,8 +109,8 @@ def test_a_context_beyond_the_models_own_length_is_refused(tmp_path: Path) -> No
         ("[1, {seq", "[two, {seq", r"batches\[0\]: expected a number of sequences or a mapping with seq"),
         ("drafts: 1, acc", "draft: 1, acc", r"batches\[1\].draft: unknown key; expected sequences, drafts"),
         ("[{name", "[general, {name", r"traces\[0\]: expected a mapping with name, domain.*'general'"),
-        ("quants:", "quantisations:", "quants: expected a value, found nothing"),
-        ("name: small\nmodel", "nome: small\nmodel", "expected a value, found nothing"),
+        ("quants:", "quantisations:", "quantisations: unknown key; expected name, model, "),
+        ("name: small\nmodel", "nome: small\nmodel", "nome: unknown key; expected name, model, "),
     ],
 )
 def test_a_wrong_study_file_is_one_line_with_the_field(
