@@ -15,7 +15,7 @@ from orchestrator.dispatch import Dispatcher, Usage
 from orchestrator.generate import GenerationParams, GenerationResult, OnTokens, generate
 from orchestrator.model.moe import LocalExperts
 from orchestrator.model.step35 import Step35Model
-from orchestrator.model.weights import load_head_weights
+from orchestrator.model.weights import check_drafts, load_head_weights
 from orchestrator.report import RunReport, make_report
 from orchestrator.runnable import check_runnable
 from orchestrator.timing import StepTimer
@@ -101,6 +101,7 @@ def open_session(
     *,
     ray_address: str | None = None,
     addresses: Mapping[str, str] | None = None,
+    num_drafts: int = 0,
 ) -> Iterator[Session]:
     """Start the plan's workers and load the head meanwhile; stop them on the way out, whatever happens.
 
@@ -108,12 +109,13 @@ def open_session(
 
     Args:
         ray_address: of a running Ray cluster; None starts Ray on this machine for as long as the session.
-
         addresses: of the plan's nodes, where Ray does not know them by name.
+        num_drafts: that a step will ask for at most.
 
     Raises:
         PlanError: the plan is for another model, does not fit, or says what this release cannot run.
         CheckpointError: the checkpoint is damaged.
+        InputError: the checkpoint cannot give so many drafts.
         WorkerStartError: a worker did not start.
     """
     config = Step35Config.load(model_dir)
@@ -123,6 +125,7 @@ def open_session(
     check_runnable(plan)
     dtype: torch.dtype = getattr(torch, plan.dtype)
     checkpoint = Checkpoint.open(model_dir)
+    check_drafts(checkpoint, config, num_drafts)
     timer = StepTimer()
     with ExitStack() as stack:
         running: RunningWorkers | None = None

@@ -61,7 +61,7 @@ class ExpertRates:
         machine: number of the machine whose cores and memory it shares, -1 where it shares none.
         cores: share of that machine's cores that it uses while it computes.
         bus: share of that machine's memory bandwidth that it takes while it reads.
-        host: of a disk, the device whose CPU computes its experts, -1 elsewhere.
+        cpu: int, the device that computes its experts: of a disk the RAM's beside it, else itself.
     """
 
     round_trip_s: NDArray[np.float64]
@@ -77,12 +77,14 @@ class ExpertRates:
     machine: NDArray[np.float64] = field(default_factory=_absent)
     cores: NDArray[np.float64] = field(default_factory=_absent)
     bus: NDArray[np.float64] = field(default_factory=_absent)
-    host: NDArray[np.float64] = field(default_factory=_absent)
+    cpu: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
 
     def __post_init__(self) -> None:
+        if not self.cpu.size:
+            object.__setattr__(self, "cpu", np.arange(len(self.read_s)))
         for rate in fields(self):
             if not getattr(self, rate.name).size:
-                absent = np.full(np.shape(self.read_s), -1.0 if rate.name in ("machine", "host") else 0.0)
+                absent = np.full(np.shape(self.read_s), -1.0 if rate.name == "machine" else 0.0)
                 object.__setattr__(self, rate.name, absent)
 
 
@@ -94,8 +96,8 @@ def expert_rates(problem: PlanningProblem) -> ExpertRates:
     expert_flops = 2 * shape.expert_parameters
     is_head = [d.worker.name == LOCAL_WORKER for d in devices]
     head = next((d.overheads for d, head in zip(devices, is_head, strict=True) if head), NO_OVERHEADS)
-    hosts = _hosts(devices)
-    computing = [d if host < 0 else devices[host] for d, host in zip(devices, hosts, strict=True)]
+    cpu = _cpus(devices)
+    computing = [devices[index] for index in cpu]
     machines = {name: i for i, name in enumerate(dict.fromkeys(d.machine.name for d in devices if d.machine))}
     return ExpertRates(
         round_trip_s=np.array([d.round_trip_s for d in devices]),
@@ -115,17 +117,20 @@ def expert_rates(problem: PlanningProblem) -> ExpertRates:
         bus=np.array(
             [d.bandwidth_bytes_per_s / d.machine.bandwidth_bytes_per_s if d.machine else 0.0 for d in devices]
         ),
-        host=np.array(hosts, dtype=np.float64),
+        cpu=np.array(cpu, dtype=np.intp),
     )
 
 
-def _hosts(devices: Sequence[PlanningDevice]) -> list[int]:
-    """Of each disk the first RAM device of its box, whose CPU computes what the disk holds; -1 elsewhere."""
-    cpus: dict[str, int] = {}
+def _cpus(devices: Sequence[PlanningDevice]) -> list[int]:
+    """The device that computes each one's experts: of a disk the first RAM device of its box, if any."""
+    of_node: dict[str, int] = {}
     for index, device in enumerate(devices):
         if device.worker.tier == "ram":
-            cpus.setdefault(device.worker.node, index)
-    return [cpus.get(d.worker.node, -1) if d.worker.tier == "disk" else -1 for d in devices]
+            of_node.setdefault(device.worker.node, index)
+    return [
+        of_node.get(device.worker.node, index) if device.worker.tier == "disk" else index
+        for index, device in enumerate(devices)
+    ]
 
 
 def device_seconds(

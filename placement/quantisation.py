@@ -54,7 +54,7 @@ def head_bits_of(quant: str) -> float:
     return max(bits_per_weight(quant), _FEWEST_HEAD_BITS)
 
 
-def cache_bytes_of(quant: str) -> int:
+def value_bytes_of(quant: str) -> int:
     """Bytes of a value in the KV cache and of an activation on the wire: bfloat16, or all in float32.
 
     The head keeps its caches and sends its rows in the form of unquantised weights.

@@ -49,12 +49,12 @@ def has_message_costs(rates: ExpertRates) -> bool:
 def shares(rates: ExpertRates) -> bool:
     """Whether two devices are on one machine, or compute on one CPU."""
     machines = rates.machine[rates.machine >= 0]
-    return has_hosts(rates) or len(np.unique(machines)) < len(machines)
+    return bool(len(disks_computed_beside(rates))) or len(np.unique(machines)) < len(machines)
 
 
-def has_hosts(rates: ExpertRates) -> bool:
-    """Whether a disk's experts are computed by another device's CPU."""
-    return bool((rates.host >= 0).any())
+def disks_computed_beside(rates: ExpertRates) -> NDArray[np.intp]:
+    """Disks whose experts another device's CPU computes, ascending."""
+    return np.flatnonzero(rates.cpu != np.arange(len(rates.cpu)))
 
 
 def cpu_seconds(rates: ExpertRates, distinct: Counts, pairs: Counts) -> NDArray[np.float64]:
@@ -65,10 +65,10 @@ def cpu_seconds(rates: ExpertRates, distinct: Counts, pairs: Counts) -> NDArray[
     disk is charged with its own part, which is all where the CPU's device has nothing else to do.
     """
     seconds = arithmetic_seconds(rates, distinct, pairs)
-    for disk in np.flatnonzero(rates.host >= 0):
-        host = int(rates.host[disk])
-        is_at_work = (pairs[..., host] > 0) | (rates.busy_s[host] > 0)
-        seconds[..., host] += is_at_work * seconds[..., disk]
+    for disk in disks_computed_beside(rates):
+        cpu = rates.cpu[disk]
+        is_at_work = (pairs[..., cpu] > 0) | (rates.busy_s[cpu] > 0)
+        seconds[..., cpu] += is_at_work * seconds[..., disk]
     return seconds
 
 

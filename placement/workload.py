@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from placement.quantisation import cache_bytes_of, head_bits_of
+from placement.quantisation import head_bits_of, value_bytes_of
 
 DEFAULT_CONTEXT = 4096
 """Of every command: an empty cache is nobody's everyday, and speeds are compared between commands."""
@@ -66,8 +66,8 @@ def usual_workload(quant: str) -> Workload:
     return Workload(
         context=DEFAULT_CONTEXT,
         head_bits_per_weight=head_bits_of(quant),
-        bytes_per_kv_value=cache_bytes_of(quant),
-        bytes_per_activation=cache_bytes_of(quant),
+        bytes_per_kv_value=value_bytes_of(quant),
+        bytes_per_activation=value_bytes_of(quant),
         prompt_tokens_per_token=DEFAULT_PROMPT_RATIO,
     )
 

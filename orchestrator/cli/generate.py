@@ -15,7 +15,6 @@ from orchestrator.cli.options import Json
 from orchestrator.cli.output import errors, print_json
 from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.generate import GenerationParams, GenerationResult
-from orchestrator.model.weights import check_drafts
 from orchestrator.report import RunReport
 from orchestrator.runnable import DtypeName, check_runnable
 from orchestrator.session import even_plan, open_session
@@ -24,7 +23,6 @@ from placement.errors import InputError
 from placement.files.input_file import decoded
 from placement.files.shown import shown
 from placement.units import size
-from workers.formats.safetensors import Checkpoint
 from workers.model_config import Step35Config
 
 # Far more text than any model's positions hold.
@@ -68,7 +66,6 @@ def generate(
     config = Step35Config.load(model_folder(model))
     tokenizer = Tokenizer.load(model) if prompt is not None else optional_tokenizer(model)
     prompt_ids = _prompt_ids(prompt, token_ids, tokenizer, chat=chat, system=system)
-    check_drafts(Checkpoint.open(model), config, mtp)
     params = GenerationParams(max_tokens, temperature, seed, ignore_eos, mtp)
     shape = config.shape(model.resolve().name)
     if plan is None:
@@ -81,7 +78,7 @@ def generate(
             raise InputError(
                 f"{plan} says where experts live, in {made.dtype}; leave out --workers and --dtype"
             )
-    with open_session(model, made, ray_address=ray_address) as session:
+    with open_session(model, made, ray_address=ray_address, num_drafts=mtp) as session:
         stream = Stream(tokenizer, silent=json)
         result = session.generate(prompt_ids, params, stream.push)
         text = stream.finish()

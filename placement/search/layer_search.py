@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from placement.cost import ExpertRates, device_seconds, expert_rates
+from placement.prefill import prefill_rates
 from placement.problem import PlanningProblem
-from placement.search.prefill_layer import PrefillLayer, prefill_rates
+from placement.search.prefill_layer import PrefillLayer
 from placement.sharing import has_message_costs
 
 # An expert needs as many touches as this to count as much by itself as all experts of its device do.
@@ -287,7 +288,7 @@ def layer_searches(
         shrinkage: touches at which an expert counts as much by itself as its device's experts do.
     """
     rates, workload = expert_rates(problem), problem.workload
-    passes = prefill_rates(problem) if workload.prefill_passes_per_step else None
+    passes = prefill_rates(problem, workload.prefill_tokens) if workload.prefill_passes_per_step else None
     return [
         LayerSearch(
             touched,

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost import ExpertRates, expert_rates
-from placement.problem import PlanningProblem
+from placement.cost import ExpertRates
+from placement.sharing import disks_computed_beside
 from placement.workload import Workload
-
-
-def prefill_rates(problem: PlanningProblem) -> ExpertRates:
-    """The rates of a pass of `workload.prefill_tokens` tokens."""
-    tokens = problem.workload.prefill_tokens
-    return expert_rates(replace(problem, workload=replace(problem.workload, num_sequences=tokens, drafts=0)))
 
 
 class PrefillLayer:
@@ -27,10 +19,7 @@ class PrefillLayer:
         self._tokens = workload.prefill_tokens
         self._passes = workload.prefill_passes_per_step
         self._pairs = frequencies * workload.prefill_tokens
-        # Of each device the one whose CPU computes its experts, itself where that is its own.
-        devices = np.arange(len(rates.read_s))
-        self._cpu = np.where(rates.host < 0, devices, rates.host).astype(np.intp)
-        self._has_hosts = bool((rates.host >= 0).any())
+        self._disks = disks_computed_beside(rates)
 
     def seconds(self, holder: NDArray[np.integer]) -> float:
         """Prefill seconds of the layer that fall to one decode step, `holder`: int [num_experts]."""
@@ -44,7 +33,7 @@ class PrefillLayer:
         self, holder: NDArray[np.integer], devices: NDArray[np.integer] | None = None
     ) -> NDArray[np.float64]:
         """Change of `seconds` if one expert moves, to one of `devices` (all): [num_experts, len(devices)]."""
-        devices = np.arange(len(self._cpu)) if devices is None else devices
+        devices = np.arange(len(self._rates.cpu)) if devices is None else devices
         pairs, held = self._load(holder)
         change = self._changes(pairs, held, holder, devices, gone=1, lost=self._pairs, gained=self._pairs)
         change[holder[:, None] == devices] = 0.0
@@ -106,46 +95,72 @@ class PrefillLayer:
         times = self._seconds(np.arange(len(pairs)), pairs, held, of_disks)
         fewer_pairs, fewer = pairs[source] - lost, held[source] - gone
         more_pairs, more = pairs[targets] + gained[:, None], held[targets] + 1
-        others = _largest_without(times, self._cpu)[source[:, None], targets]
-        if not self._has_hosts:
+        others = _largest_without(times, self._rates.cpu)[source[:, None], targets]
+        if len(self._disks):
+            fewer_s, more_s = self._beside_disks(
+                pairs, held, source, targets, fewer_pairs, fewer, more_pairs, more, of_disks
+            )
+        else:
             fewer_s = self._seconds(source, fewer_pairs, fewer, 0.0)[:, None]
             more_s = self._seconds(targets, more_pairs, more, 0.0)
-        else:
-            # What a disk loses or gains its host's CPU has to compute less or more of.
-            here = np.broadcast_to(source[:, None], more_pairs.shape)
-            there = np.broadcast_to(targets, more_pairs.shape)
-            less_cpu = (
-                self._own_arithmetic_s(source, fewer_pairs, fewer)
-                - self._own_arithmetic_s(source, pairs[source], held[source])
-            )[:, None]
-            more_cpu = self._own_arithmetic_s(targets, more_pairs, more) - self._own_arithmetic_s(
-                targets, pairs[targets], held[targets]
-            )
-
-            def of_disks_then(device: NDArray[np.intp]) -> NDArray[np.float64]:
-                computes_here = (self._cpu[here] == device) & (here != device)
-                computes_there = (self._cpu[there] == device) & (there != device)
-                changed: NDArray[np.float64] = (
-                    of_disks[device] + computes_here * less_cpu + computes_there * more_cpu
-                )
-                return changed
-
-            fewer_s = self._seconds(here, fewer_pairs[:, None], fewer[:, None], of_disks_then(here))
-            more_s = self._seconds(there, more_pairs, more, of_disks_then(there))
-            for cpu in (self._cpu[here], self._cpu[there]):
-                cpu_s = self._seconds(cpu, pairs[cpu], held[cpu], of_disks_then(cpu))
-                np.maximum(more_s, np.where((cpu == here) | (cpu == there), 0.0, cpu_s), out=more_s)
         change: NDArray[np.float64] = np.maximum(np.maximum(others, fewer_s), more_s)
         change -= times.max()
         change *= self._passes
         return change
 
+    def _beside_disks(
+        self,
+        pairs: NDArray[np.float64],
+        held: NDArray[np.int64],
+        source: NDArray[np.integer],
+        targets: NDArray[np.integer],
+        fewer_pairs: NDArray[np.float64],
+        fewer: NDArray[np.integer],
+        more_pairs: NDArray[np.float64],
+        more: NDArray[np.integer],
+        of_disks: NDArray[np.float64],
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Seconds of source and target after a move, where a CPU computes a disk's experts too.
+
+        What a disk loses or gains its CPU has to compute less or more of; that CPU counts with the target.
+
+        Args:
+            fewer_pairs, fewer: [num_experts], what each expert's source is left with.
+            more_pairs, more: [num_experts, len(targets)] and [len(targets)], what the targets come to.
+
+        Returns:
+            Both float64 [num_experts, len(targets)].
+        """
+        cpus = self._rates.cpu
+        here = np.broadcast_to(source[:, None], more_pairs.shape)
+        there = np.broadcast_to(targets, more_pairs.shape)
+        less_s = self._own_arithmetic_s(source, fewer_pairs, fewer)
+        less_s -= self._own_arithmetic_s(source, pairs[source], held[source])
+        added_s = self._own_arithmetic_s(targets, more_pairs, more)
+        added_s -= self._own_arithmetic_s(targets, pairs[targets], held[targets])
+
+        def of_disks_then(device: NDArray[np.intp]) -> NDArray[np.float64]:
+            computes_here = (cpus[here] == device) & (here != device)
+            computes_there = (cpus[there] == device) & (there != device)
+            changed: NDArray[np.float64] = (
+                of_disks[device] + computes_here * less_s[:, None] + computes_there * added_s
+            )
+            return changed
+
+        fewer_s = self._seconds(here, fewer_pairs[:, None], fewer[:, None], of_disks_then(here))
+        more_s = self._seconds(there, more_pairs, more, of_disks_then(there))
+        for cpu in (cpus[here], cpus[there]):
+            cpu_s = self._seconds(cpu, pairs[cpu], held[cpu], of_disks_then(cpu))
+            np.maximum(more_s, np.where((cpu == here) | (cpu == there), 0.0, cpu_s), out=more_s)
+        return fewer_s, more_s
+
     def _of_disks(self, pairs: NDArray[np.float64], held: NDArray[np.int64]) -> NDArray[np.float64]:
         """What each device computes of disks' experts, float64 [num_devices]."""
         of_disks = np.zeros(len(pairs))
-        if self._has_hosts:
-            disks = np.flatnonzero(self._rates.host >= 0)
-            np.add.at(of_disks, self._cpu[disks], self._own_arithmetic_s(disks, pairs[disks], held[disks]))
+        if len(self._disks):
+            disks = self._disks
+            own_s = self._own_arithmetic_s(disks, pairs[disks], held[disks])
+            np.add.at(of_disks, self._rates.cpu[disks], own_s)
         return of_disks
 
     def _own_arithmetic_s(
@@ -171,7 +186,7 @@ class PrefillLayer:
         pairs, distinct = np.maximum(pairs, 0.0), np.minimum(pairs, held)
         asked = pairs > 0
         computing = self._own_arithmetic_s(device, pairs, held)
-        if self._has_hosts:
+        if len(self._disks):
             computing = computing + of_disks * (asked | (rates.busy_s[device] > 0))
         seconds: NDArray[np.float64] = np.maximum(computing, distinct * rates.read_s[device])
         seconds += rates.busy_s[device] + np.minimum(pairs, self._tokens) * rates.row_wire_s[device]

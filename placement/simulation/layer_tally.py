@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from placement.cost import ExpertRates, expert_seconds, messages_seconds
 from placement.layer_times import LayerTimes, first_largest
 from placement.replica_columns import Choices
-from placement.sharing import cpu_seconds, has_hosts, has_message_costs, layer_seconds
+from placement.sharing import cpu_seconds, disks_computed_beside, has_message_costs, layer_seconds
 from placement.simulation.tally import Tally, num_messages
 from placement.single_token import SingleTokenTimes
 from placement.touches import Touches, count_columns, steps_on
@@ -157,7 +157,7 @@ def _causes(
         counts.T.take(cell).astype(np.float64) for counts in (touches.rows, touches.distinct, touches.pairs)
     )
     asked = rows > 0
-    if has_hosts(rates):
+    if len(disks_computed_beside(rates)):
         computing = cpu_seconds(rates, touches.distinct, touches.pairs)[np.arange(len(last)), last]
     else:
         computing = pairs * rates.compute_s.take(last) + distinct * rates.expert_s.take(last)

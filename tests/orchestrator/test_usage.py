@@ -33,6 +33,7 @@ PLAN = ("plan", "cluster.yaml", "--model", "step-3.5-flash")
         (("stats", "--model", "m", "--out", "o.npz"), "missing argument 'TEXT...'"),
         (("generate", "--model", "m", "--dtype", "q4"), "--dtype: 'q4' is not one of 'float32', 'bfloat16'"),
         (("stats", "a.txt", "--model", "nowhere", "--out", "o.npz"), "nowhere/config.json: No such file"),
+        (("generate", "--model", "m", "--workers", 65), "--workers: expected a number of at most 64"),
         (("demo", "--max-tokens", 1), "--max-tokens: expected a number of at least 2, found '1'"),
         (("plann",), "no such command 'plann'; did you mean 'plan'; see `potluck --help`"),
         (("--vresion",), "no such option: --vresion"),

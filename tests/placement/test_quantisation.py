@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from placement.errors import InputError
-from placement.quantisation import cache_bytes_of, head_bits_of
+from placement.quantisation import head_bits_of, value_bytes_of
 
 
 @pytest.mark.parametrize(
@@ -31,4 +31,4 @@ def test_an_unknown_form_is_refused() -> None:
 
 
 def test_only_float32_weights_have_float32_caches() -> None:
-    assert [cache_bytes_of(quant) for quant in ("float32", "bfloat16", "fp8", "q4")] == [4, 2, 2, 2]
+    assert [value_bytes_of(quant) for quant in ("float32", "bfloat16", "fp8", "q4")] == [4, 2, 2, 2]

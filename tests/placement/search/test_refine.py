@@ -14,6 +14,7 @@ from placement.assign import assign_steps
 from placement.cluster_spec import NO_OVERHEADS, Overheads
 from placement.evaluate import evaluate
 from placement.holders import HolderTable
+from placement.prefill import prefill_rates
 from placement.problem import PlanningDevice, PlanningProblem
 from placement.replica_costs import replica_costs
 from placement.search.copies import add_copies
@@ -21,7 +22,7 @@ from placement.search.exchanges import best_moves
 from placement.search.kicks import kick, num_kicks
 from placement.search.layer_search import LayerSearch, Touched, layer_searches, touched_layers
 from placement.search.objective import objective_s, prefill_pass_s
-from placement.search.prefill_layer import PrefillLayer, prefill_rates
+from placement.search.prefill_layer import PrefillLayer
 from placement.search.refine import refine
 from placement.stats import RoutingStats
 from placement.traces import CODING, SyntheticRouter
@@ -102,7 +103,8 @@ def test_a_move_to_or_from_a_disk_changes_what_its_cpu_computes() -> None:
     workload = Workload(prompt_tokens_per_token=20, prefill_tokens=64)
     given_problem = with_a_disk(problem(workload=workload))
     assert given_problem.stats is not None
-    rates, frequencies = prefill_rates(given_problem), given_problem.stats.frequencies()
+    tokens = given_problem.workload.prefill_tokens
+    rates, frequencies = prefill_rates(given_problem, tokens), given_problem.stats.frequencies()
     for seed in range(3):
         holder = some_holders(given_problem, seed)[0]
         layer = PrefillLayer(rates, workload, frequencies[0])
@@ -120,7 +122,9 @@ def test_a_first_copy_changes_prompts_by_what_was_expected(disk: bool) -> None:
     given_problem = problem(workload=workload)
     given_problem = with_a_disk(given_problem) if disk else given_problem
     assert given_problem.stats is not None
-    layer = PrefillLayer(prefill_rates(given_problem), workload, given_problem.stats.frequencies()[0])
+    layer = PrefillLayer(
+        prefill_rates(given_problem, workload.prefill_tokens), workload, given_problem.stats.frequencies()[0]
+    )
     holder = some_holders(given_problem)[0]
     masks = np.stack([holder == worker for worker in range(3)])
     assert layer.seconds_held(masks) == pytest.approx(layer.seconds(holder))
@@ -316,7 +320,7 @@ def test_prefill_of_a_layer_is_that_of_the_objective() -> None:
     given_problem = problem(workload=workload)
     assert given_problem.stats is not None
     holders = some_holders(given_problem)
-    rates = prefill_rates(given_problem)
+    rates = prefill_rates(given_problem, given_problem.workload.prefill_tokens)
     frequencies = given_problem.stats.frequencies()
 
     def layers_s(table: NDArray[np.int64]) -> float:

@@ -15,9 +15,8 @@ from rich.console import Console
 from orchestrator.cli import demo
 from orchestrator.cli.app import COMMANDS
 from tests.orchestrator.command_line import Potluck
-from tests.orchestrator.conftest import potluck  # noqa: F401, the fixture
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -39,7 +38,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(potluck: Potluck, line: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:  # noqa: F811
+def run(potluck: Potluck, line: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
     if line.startswith("echo -n "):
         echo, line = line.split(" | ")
         content = shlex.split(echo)[2].encode()
@@ -50,7 +49,7 @@ def run(potluck: Potluck, line: str, monkeypatch: pytest.MonkeyPatch) -> tuple[i
 
 
 def test_the_commands_of_one_workstation_run(
-    potluck: Potluck,  # noqa: F811
+    potluck: Potluck,
     clone: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -61,7 +60,7 @@ def test_the_commands_of_one_workstation_run(
 
 
 def test_the_commands_of_several_boxes_run(
-    potluck: Potluck,  # noqa: F811
+    potluck: Potluck,
     clone: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -81,12 +80,11 @@ def test_the_commands_of_several_boxes_run(
 
 @pytest.mark.slow
 def test_the_commands_without_hardware_run(
-    potluck: Potluck,  # noqa: F811
+    potluck: Potluck,
     clone: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for line in commands("No hardware"):
-        # The same grid of fewer cells: all of them take minutes.
         if line.startswith("potluck study"):
             _shorten_study(clone)
         code, _, err = run(potluck, line, monkeypatch)
