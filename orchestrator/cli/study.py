@@ -17,6 +17,7 @@ from orchestrator.study_report.comparison import compare, setting_labels, summar
 from orchestrator.study_report.page import write_page
 from placement.files.atomic import check_targets
 from placement.study.config import Study
+from placement.study.fit import not_fitting
 from placement.study.grid import cells, fingerprint
 from placement.study.inputs import check_inputs
 from placement.study.results import ResultsFolder
@@ -58,9 +59,17 @@ def study(
     results.sort(keys)
     page = results.folder / _PAGE
     write_page(loaded, results.rows, page)
+    missing = not_fitting(results.rows)
     if json:
-        rows = [asdict(row) for row in results.rows]
-        print_json({"study": loaded.name, "cells": rows, "csv": str(results.csv_path), "report": str(page)})
+        print_json(
+            {
+                "study": loaded.name,
+                "cells": [asdict(row) for row in results.rows],
+                "not_fitting": [asdict(cluster) for cluster in missing],
+                "csv": str(results.csv_path),
+                "report": str(page),
+            }
+        )
         return
     comparisons = compare(results.rows)
     lines = [
@@ -79,4 +88,6 @@ def study(
         heading = ("setting", "planner, ms", "best baseline", "its ms", "gain")
         console.print(table(f"{loaded.name}: a step, the planner beside the best baseline", heading, lines))
         console.print(sentence)
+    for cluster in missing:
+        console.print(f"Does not fit: {cluster.sentence}.", markup=False, soft_wrap=True)
     print_note(f"{len(todo)} of {len(grid)} cells computed now; wrote {results.csv_path} and {page}")

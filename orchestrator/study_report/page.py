@@ -13,6 +13,7 @@ from orchestrator.study_report.comparison import batch_label, compare, setting_l
 from placement.files.atomic import replacing
 from placement.policies import RUN_POLICIES
 from placement.study.config import Study
+from placement.study.fit import not_fitting
 from placement.study.results import Row
 
 
@@ -41,6 +42,7 @@ def write_page(study: Study, rows: Sequence[Row], path: Path) -> None:
         charts=list(_charts(study, rows)),
         comparisons=zip(setting_labels([c.ours for c in comparisons]), comparisons, strict=True),
         summary=summary(comparisons),
+        not_fitting=not_fitting(rows),
         batch_label=batch_label,
         run_policies=RUN_POLICIES,
         has_hits=any(row.hit_share is not None for row in rows),

@@ -14,9 +14,11 @@ from orchestrator.study_report.comparison import Comparison, compare, setting_la
 from orchestrator.study_report.page import write_page
 from placement.errors import ClusterFileError, InputError, StudyFileError
 from placement.study.config import Study
+from placement.study.fit import NotFitting, not_fitting
 from placement.study.grid import cells
 from placement.study.results import Row
 from placement.study.runner import run_cells
+from tests.orchestrator.command_line import Potluck, document
 from tests.placement.study.test_study import SHAPE, STUDY, written
 
 
@@ -68,6 +70,16 @@ def test_what_does_not_fit_says_so(page: str) -> None:
     assert "B are missing" in page
 
 
+# Enough memory for all experts, a GPU too small for the head.
+GAMING = """
+head: gaming
+nodes:
+  - name: gaming
+    devices:
+      - {name: gpu, kind: vram, memory_bytes: 16GB, bandwidth_gbytes_per_s: 672, ffn_gflops: 40000}
+      - {name: ram, kind: ram, memory_bytes: 256GB, bandwidth_gbytes_per_s: 70, ffn_gflops: 800}
+"""
+
 CLUSTERS = Path(__file__).parents[2] / "docs" / "studies" / "clusters"
 
 
@@ -94,6 +106,44 @@ def test_the_command_writes_a_folder_and_has_nothing_left_to_do_the_second_time(
         "results.csv",
         "report.html",
     }
+
+
+def test_a_cluster_that_does_not_fit_is_said_everywhere(potluck: Potluck, tmp_path: Path) -> None:
+    (tmp_path / "gaming.yaml").write_text(GAMING)
+    file = published(tmp_path)
+    text = file.read_text().replace("clusters: [", "clusters: [gaming.yaml, ")
+    # With a head in bfloat16, which its GPU cannot hold.
+    file.write_text(text.replace("quants: [q4, float32]", "head_bits: 16\nquants: [q4, q8]"))
+    code, out, err = potluck("study", file, "--processes", 1)
+    assert code == 0, err
+    lines = [line for line in out.splitlines() if line.startswith("Does not fit: ")]
+    assert len(lines) == 2
+    start = "Does not fit: gaming: none of 2 cells fit: node gaming, device gpu: the head's weights, KV cache"
+    assert lines[0].startswith(start)
+    assert lines[1].startswith("Does not fit: gpu-and-two-cpu-boxes: 1 of 2 cells fit: 12,096 experts")
+    made = document(potluck("study", file, "--processes", 1, "--json"))
+    assert [(c["cluster"], c["cells"], c["of_cells"]) for c in made["not_fitting"]] == [
+        ("gaming", 2, 2),
+        ("gpu-and-two-cpu-boxes", 1, 2),
+    ]
+    page = (tmp_path / "grid" / "report.html").read_text()
+    assert page.count("Does not fit: ") == 2
+    assert "Does not fit: gaming: none of 2 cells fit" in page
+
+
+def test_reasons_are_counted_and_the_frequent_ones_come_first() -> None:
+    def row(cluster: str, note: str) -> Row:
+        fits = {} if note else {"step_s": 1.0}
+        return Row("k", cluster, "general", "q4", 1, 0, 0.0, 0, "uniform", note=note, **fits)
+
+    rows = [row("a", ""), row("b", "x"), row("b", "y"), row("b", "y"), row("b", ""), row("c", "z")]
+    found = not_fitting(rows)
+    assert found == [NotFitting("b", 3, 4, ("y", "x")), NotFitting("c", 1, 1, ("z",))]
+    assert [cluster.sentence for cluster in found] == [
+        "b: 1 of 4 cells fit: y; x",
+        "c: none of 1 cells fit: z",
+    ]
+    assert NotFitting("d", 9, 9, tuple("vwxyz")).sentence.endswith(": v; w; x; 2 reasons more")
 
 
 def test_a_wrong_cluster_file_leaves_no_folder_behind(tmp_path: Path) -> None:
