@@ -14,6 +14,7 @@ import typer
 from orchestrator.cli.output import print_error
 from orchestrator.cli.usage import UsageError, usage_message
 from placement.errors import PotluckError
+from placement.files.shown import first_line
 
 COMMANDS = {
     "generate": "Continue a prompt.",
@@ -72,6 +73,8 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
     except PotluckError as error:
         print_error(str(error))
         return error.exit_code
+    except MemoryError as error:
+        print_error(f"out of memory: {first_line(error)}; give less to do at once, or use a larger box")
     except BrokenPipeError:
         # `potluck … | head`: nobody reads on; the code is what typer gives where it notices itself.
         sys.stdout = io.StringIO()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import typer
 
 from orchestrator.cli.app import COMMANDS, command
+from orchestrator.cli.app import run as execute
 from tests.orchestrator.command_line import Potluck
 from tests.orchestrator.processes import DEADLINE_S, run, start
 
@@ -54,3 +57,17 @@ def test_a_reader_that_stops_reading_ends_a_command_silently() -> None:
         assert process.stderr is not None
         err = process.stderr.read()
     assert (process.returncode, err) == (1, "")
+
+
+def test_memory_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def large() -> None:
+        np.empty(2**62, dtype=np.uint8)
+
+    assert execute(app, ["--"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: out of memory: Unable to allocate 4.00 EiB")
+    assert len(err.splitlines()) == 1
