@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from benchmarks.planner import EXPERT_BYTES, FIT_TOKENS, HELD_OUT_TOKENS, SHAPE, Case, cases
 from placement.bounds.bound import independent_bound_s, lower_bound_s, trace_bound_s
-from placement.evaluate import evaluate
+from placement.given.problem import PlanningProblem
+from placement.given.stats import RoutingStats
 from placement.holders import HolderTable
-from placement.problem import PlanningProblem
-from placement.search.copies import add_copies
-from placement.search.layer_search import touched_layers
-from placement.search.least_time import least_time
-from placement.search.refine import refine
-from placement.stats import RoutingStats
+from placement.policies.least_time.copies import add_copies
+from placement.policies.least_time.layer_search import touched_layers
+from placement.policies.least_time.policy import least_time
+from placement.policies.least_time.refine import refine
+from placement.replay.evaluate import evaluate
 from placement.workload import Workload
 
 LENGTHS = (500, 1000, 2000, 4000, 8000)

@@ -21,15 +21,15 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from placement.bounds.bound import lower_bound_s
-from placement.cost import ExpertRates, device_seconds, expert_rates
-from placement.evaluate import evaluate
+from placement.cost.roofline import ExpertRates, device_seconds, expert_rates
+from placement.given.problem import PlanningDevice, PlanningProblem
+from placement.given.stats import RoutingStats
+from placement.given.traces import CODING, GENERAL, Domain, SyntheticRouter
 from placement.holders import HolderTable
 from placement.model_shape import AttentionShape, ModelShape
 from placement.plan import LOCAL_WORKER, PlannedWorker
-from placement.problem import PlanningDevice, PlanningProblem
-from placement.search.least_time import least_time
-from placement.stats import RoutingStats
-from placement.traces import CODING, GENERAL, Domain, SyntheticRouter
+from placement.policies.least_time.policy import least_time
+from placement.replay.evaluate import evaluate
 from placement.workload import Workload
 
 # Each token's experts, ascending, tokens in any order: layers that agree in this cost the same.

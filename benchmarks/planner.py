@@ -15,16 +15,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from placement.bounds.bound import lower_bound_s
-from placement.cluster_spec import Overheads
 from placement.errors import PlanDoesNotFit
-from placement.evaluate import Evaluation, evaluate
+from placement.given.cluster_spec import Overheads
+from placement.given.problem import PlanningDevice, PlanningProblem
+from placement.given.stats import RoutingStats
+from placement.given.traces import CODING, Domain, SyntheticRouter
 from placement.model_shape import STEP_3_5_FLASH
 from placement.plan import LOCAL_WORKER, PlannedWorker
-from placement.policies import BASELINES
-from placement.problem import PlanningDevice, PlanningProblem
-from placement.search.least_time import least_time
-from placement.stats import RoutingStats
-from placement.traces import CODING, Domain, SyntheticRouter
+from placement.policies.least_time.policy import least_time
+from placement.policies.registry import BASELINES
+from placement.replay.evaluate import Evaluation, evaluate
 from placement.workload import Workload
 
 SHAPE = STEP_3_5_FLASH

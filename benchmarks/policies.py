@@ -18,14 +18,14 @@ import numpy as np
 
 from benchmarks.studies.real_routing import OLMOE_ON_STEP, olmoe, scaled
 from benchmarks.studies.tiny_routing import TINY_ON_STEP, tiny_routing
+from placement.answers.study.measure import Measured, measure, planning_problem
+from placement.answers.study.routing_source import Routing, SyntheticSource
 from placement.bounds.bound import lower_bound_s
-from placement.cluster_file import load_cluster
 from placement.errors import InputError, PlanDoesNotFit
+from placement.given.cluster_file import load_cluster
+from placement.given.traces import CODING, GENERAL
 from placement.model_shape import STEP_3_5_FLASH, ModelShape
-from placement.policies import BASELINES, RUN_POLICIES
-from placement.study.measure import Measured, measure, planning_problem
-from placement.study.routing_source import Routing, SyntheticSource
-from placement.traces import CODING, GENERAL
+from placement.policies.registry import BASELINES, RUN_POLICIES
 from placement.workload import Workload
 
 CLUSTERS = Path(__file__).resolve().parents[1] / "docs" / "studies" / "clusters"

@@ -19,17 +19,17 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.assign import ReplicaCosts, assign_experts
+from placement.assign.one_step import ReplicaCosts, assign_experts
+from placement.cost.replica_costs import priced_workers
+from placement.given.problem import PlanningDevice, PlanningProblem
 from placement.holders import HolderTable, LayerHolders
 from placement.model_shape import STEP_3_5_FLASH as SHAPE
 from placement.plan import LOCAL_WORKER, Plan, PlannedWorker
-from placement.problem import PlanningDevice, PlanningProblem
-from placement.replica_costs import priced_workers
-from placement.simulate import simulate_alone
-from placement.simulation.queueing import simulate_queueing
-from placement.simulation.scenario import Stream
-from placement.simulation.steps import split_trace
-from placement.simulation.system import System
+from placement.replay.queueing.scenario import Stream
+from placement.replay.queueing.simulation import simulate_queueing
+from placement.replay.simulate import simulate_alone
+from placement.replay.steps import split_trace
+from placement.replay.system import System
 from placement.workload import Workload
 
 EXPERT_BYTES = SHAPE.expert_bytes(4.5)

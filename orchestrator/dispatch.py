@@ -17,7 +17,7 @@ from torch import Tensor
 
 from orchestrator.layer_sum import Action, Ask, LayerSum, Patience
 from orchestrator.timing import StepTimer
-from placement.assign import assign_experts
+from placement.assign.one_step import assign_experts
 from placement.errors import WorkerRefused
 from placement.holders import LayerHolders
 from placement.plan import Plan

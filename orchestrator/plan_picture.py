@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from orchestrator.palette import OKABE_ITO
 from placement.errors import InputError
 from placement.files.atomic import replacing
+from placement.given.stats import RoutingStats
 from placement.holders import NO_WORKER
-from placement.stats import RoutingStats
 from placement.units import size
 
 if TYPE_CHECKING:

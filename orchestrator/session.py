@@ -19,12 +19,12 @@ from orchestrator.model.weights import check_drafts, load_head_weights
 from orchestrator.report import RunReport, make_report
 from orchestrator.runnable import check_runnable
 from orchestrator.timing import StepTimer
+from placement.answers.planner import make_plan
+from placement.given.problem import PlanningDevice
+from placement.given.stats import RoutingStats
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan, PlannedWorker
-from placement.planner import make_plan
-from placement.problem import PlanningDevice
-from placement.quantisation import bits_per_weight
-from placement.stats import RoutingStats
+from placement.weight_format import bits_per_weight
 from transport.messages import DEFAULT_MAX_ROWS
 from workers.formats.safetensors import Checkpoint
 from workers.model_config import Step35Config

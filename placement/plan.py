@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.assign import ReplicaCosts
+from placement.assign.one_step import ReplicaCosts
 from placement.errors import PlanDoesNotFit, PlanError
 from placement.files.atomic import replacing
 from placement.files.json_file import read_json
@@ -38,7 +38,7 @@ TIERS = ("vram", "ram", "disk")
 class PlannedWorker:
     """One process that holds experts on one device. `device` is a torch device string such as "cuda:0".
 
-    `ask_s` and `expert_s` are what the choice among replicas weighs (`placement.assign.ReplicaCosts`), 0
+    `ask_s` and `expert_s` are what the choice among replicas weighs (`assign.one_step.ReplicaCosts`), 0
     where the plan does not say.
     """
 

@@ -13,22 +13,22 @@ from benchmarks.fidelity.chunks import ChunkRates
 from benchmarks.fidelity.figures import FanOut, HeadProbe, LinkProbe, Probes, ProcessProbe
 from benchmarks.fidelity.layouts import Setup, node_of
 from benchmarks.fidelity.rows import fan_out_ids
-from placement.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, MachineSpec, NodeSpec, Overheads
-from placement.cost import (
+from placement.cost.prefill import prefill_head_seconds, prefill_rates
+from placement.cost.roofline import (
     head_device,
     head_layer_seconds,
     head_seconds,
     message_size,
     shared_expert_s,
 )
+from placement.cost.sharing import layer_seconds
+from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, MachineSpec, NodeSpec, Overheads
+from placement.given.problem import PlanningProblem, planning_devices
 from placement.model_shape import ModelShape
 from placement.plan import Plan
-from placement.prefill import prefill_head_seconds, prefill_rates
-from placement.problem import PlanningProblem, planning_devices
-from placement.replay import replay_decode, replay_prefill
-from placement.sharing import layer_seconds
-from placement.simulation.system import System
-from placement.simulation.tally import SimulationReport
+from placement.replay.recorded_run import replay_decode, replay_prefill
+from placement.replay.system import System
+from placement.replay.tally import SimulationReport
 from placement.workload import Workload
 
 _ROOM_BYTES = 10**12

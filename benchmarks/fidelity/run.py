@@ -31,10 +31,10 @@ from orchestrator.generate import GenerationParams, generate
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.weights import HeadWeights, load_head_weights
-from placement.cluster_spec import ClusterSpec
+from placement.given.cluster_spec import ClusterSpec
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan
-from placement.simulation.tally import DispatchCounts
+from placement.replay.tally import DispatchCounts
 from transport.client import WorkerClient
 from transport.messages import DEFAULT_MAX_ROWS
 from workers.formats.safetensors import Checkpoint

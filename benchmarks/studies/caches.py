@@ -15,16 +15,16 @@ import numpy as np
 
 from benchmarks.studies.figures import plain_ticks, save
 from benchmarks.studies.tiny_routing import TINY_ON_STEP, tiny_routing
-from placement.assign import assign_steps
-from placement.baselines.cached_experts import expert_requests
-from placement.cluster_spec import ClusterSpec, DeviceSpec, NodeSpec
+from placement.answers.study.measure import measure, planning_problem
+from placement.answers.study.routing_source import Routing, SyntheticSource
+from placement.assign.many_steps import assign_steps
+from placement.cost.replica_costs import replica_costs
+from placement.given.cluster_spec import ClusterSpec, DeviceSpec, NodeSpec
+from placement.given.problem import PlanningProblem
+from placement.given.traces import CODING, GENERAL
 from placement.holders import HolderTable
 from placement.model_shape import STEP_3_5_FLASH, ModelShape
-from placement.problem import PlanningProblem
-from placement.replica_costs import replica_costs
-from placement.study.measure import measure, planning_problem
-from placement.study.routing_source import Routing, SyntheticSource
-from placement.traces import CODING, GENERAL
+from placement.policies.baselines.cached_experts import expert_requests
 from placement.workload import SINGLE_TOKEN
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8)

@@ -17,16 +17,16 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 from benchmarks.studies.figures import save
-from placement.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
-from placement.evaluate import evaluate
+from placement.answers.study.measure import planning_problem
+from placement.answers.study.routing_source import Routing
+from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
+from placement.given.problem import PlanningProblem
+from placement.given.stats import RoutingStats
+from placement.given.traces import GENERAL, SyntheticRouter
 from placement.holders import HolderTable
 from placement.model_shape import STEP_3_5_FLASH as SHAPE
-from placement.policies import POLICIES
-from placement.problem import PlanningProblem
-from placement.stats import RoutingStats
-from placement.study.measure import planning_problem
-from placement.study.routing_source import Routing
-from placement.traces import GENERAL, SyntheticRouter
+from placement.policies.registry import POLICIES
+from placement.replay.evaluate import evaluate
 from placement.workload import Workload
 
 ROUND_TRIPS_MS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 4.0, 10.0)

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cluster_spec import ClusterSpec
+from placement.answers.study.routing_source import Routing
+from placement.given.cluster_spec import ClusterSpec
+from placement.given.stats import RoutingStats
 from placement.interop.count_tables import read_count_tables
 from placement.model_shape import STEP_3_5_FLASH, ModelShape
-from placement.stats import RoutingStats
-from placement.study.routing_source import Routing
 
 FIXTURES = Path(__file__).resolve().parents[2] / "tests" / "placement" / "fixtures"
 TOKENS_A_DOCUMENT = 64

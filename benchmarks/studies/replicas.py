@@ -12,12 +12,12 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from benchmarks.studies.figures import save
-from placement.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
+from placement.answers.study.measure import measure, planning_problem
+from placement.answers.study.routing_source import Routing, SyntheticSource
 from placement.errors import PlanDoesNotFit
+from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
+from placement.given.traces import CODING, GENERAL, Domain
 from placement.model_shape import STEP_3_5_FLASH as SHAPE
-from placement.study.measure import measure, planning_problem
-from placement.study.routing_source import Routing, SyntheticSource
-from placement.traces import CODING, GENERAL, Domain
 from placement.workload import Workload
 
 SPARE = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)

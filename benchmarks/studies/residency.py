@@ -8,11 +8,11 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 
 from benchmarks.studies.figures import plain_ticks, save
-from placement.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
+from placement.answers.study.measure import measure, planning_problem
+from placement.answers.study.routing_source import SyntheticSource
+from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
+from placement.given.traces import CODING, GENERAL
 from placement.model_shape import STEP_3_5_FLASH as SHAPE
-from placement.study.measure import measure, planning_problem
-from placement.study.routing_source import SyntheticSource
-from placement.traces import CODING, GENERAL
 from placement.workload import SINGLE_TOKEN
 
 HOME_SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

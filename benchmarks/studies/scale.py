@@ -10,12 +10,12 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from benchmarks.studies.figures import plain_ticks, save
-from placement.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
-from placement.cost import message_size
+from placement.answers.study.measure import measure, planning_problem
+from placement.answers.study.routing_source import SyntheticSource
+from placement.cost.roofline import message_size
+from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
+from placement.given.traces import GENERAL
 from placement.model_shape import STEP_3_5_FLASH as SHAPE
-from placement.study.measure import measure, planning_problem
-from placement.study.routing_source import SyntheticSource
-from placement.traces import GENERAL
 from placement.workload import Workload
 
 BOXES = (8, 32, 128, 512, 1000)

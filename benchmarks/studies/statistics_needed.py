@@ -10,12 +10,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from benchmarks.studies.figures import GALLERY, save
-from placement.cluster_file import load_cluster
+from placement.answers.study.measure import measure, planning_problem
+from placement.answers.study.routing_source import Routing
+from placement.given.cluster_file import load_cluster
+from placement.given.stats import RoutingStats
+from placement.given.traces import CODING, GENERAL, SyntheticRouter
 from placement.model_shape import STEP_3_5_FLASH as SHAPE
-from placement.stats import RoutingStats
-from placement.study.measure import measure, planning_problem
-from placement.study.routing_source import Routing
-from placement.traces import CODING, GENERAL, SyntheticRouter
 from placement.workload import SINGLE_TOKEN
 
 CLUSTER = Path(GALLERY) / "clusters" / "gpu-and-two-cpu-boxes.yaml"

@@ -10,9 +10,9 @@ import torch
 from orchestrator.cli.stats import record_routing
 from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
+from placement.answers.study.routing_source import Routing
+from placement.given.stats import RoutingStats
 from placement.model_shape import STEP_3_5_FLASH, ModelShape
-from placement.stats import RoutingStats
-from placement.study.routing_source import Routing
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "potluck-tiny"
 # As `potluck stats` cuts text, and so the documents of the trace.

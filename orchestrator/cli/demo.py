@@ -22,19 +22,19 @@ from orchestrator.model.weights import check_drafts
 from orchestrator.runnable import DtypeName
 from orchestrator.session import open_session
 from orchestrator.tokenizer import Tokenizer
-from placement.cluster_file import load_cluster
+from placement.answers.planner import DEFAULT_POLICY, as_plan
+from placement.answers.summary import summarise
 from placement.errors import InputError
+from placement.given.cluster_file import load_cluster
+from placement.given.problem import PlanningProblem, problem_for
+from placement.given.stats import RoutingStats
 from placement.plan import Plan
-from placement.planner import DEFAULT_POLICY, as_plan
-from placement.policies import named_policy
-from placement.problem import PlanningProblem, problem_for
-from placement.quantisation import bits_per_weight
+from placement.policies.registry import named_policy
+from placement.replay.simulate import simulate_alone
+from placement.replay.steps import Acceptance
+from placement.replay.system import System
 from placement.routing.planning_text import spread_steps, text_of
-from placement.simulate import simulate_alone
-from placement.simulation.steps import Acceptance
-from placement.simulation.system import System
-from placement.stats import RoutingStats
-from placement.summary import summarise
+from placement.weight_format import bits_per_weight
 from placement.workload import described, usual_workload
 from workers.formats.safetensors import Checkpoint
 from workers.model_config import Step35Config

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from placement.quantisation import BITS_PER_WEIGHT
+from placement.weight_format import BITS_PER_WEIGHT
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 

@@ -23,22 +23,22 @@ from orchestrator.cli.workload import (
 )
 from orchestrator.plan_picture import picture_suffix, write_heatmap
 from orchestrator.runnable import check_runnable
-from placement.advice import advice
-from placement.cluster_file import load_cluster, parse_size
-from placement.cluster_spec import ClusterSpec
-from placement.cost import head_seconds
+from placement.answers.advice import advice
+from placement.answers.planner import DEFAULT_POLICY, as_plan
+from placement.answers.prediction import by_context, predict
+from placement.answers.replan import Replan, replan
+from placement.answers.summary import summarise
+from placement.cost.roofline import head_seconds
 from placement.errors import InputError, PlanDoesNotFit, PlanError
 from placement.files.atomic import check_targets
+from placement.given.cluster_file import load_cluster, parse_size
+from placement.given.cluster_spec import ClusterSpec
+from placement.given.problem import PlanningProblem, problem_for
 from placement.interop.read import read_routing
 from placement.plan import Plan
-from placement.planner import DEFAULT_POLICY, as_plan
-from placement.policies import POLICIES, named_policy
-from placement.prediction import by_context, predict
-from placement.problem import PlanningProblem, problem_for
-from placement.quantisation import bits_per_weight
-from placement.replan import Replan, replan
+from placement.policies.registry import POLICIES, named_policy
 from placement.routing.planning_text import planning_text
-from placement.summary import summarise
+from placement.weight_format import bits_per_weight
 
 # Contexts people ask about, up to the model's own length; those without room on the head are said not to fit.
 _CONTEXTS = (1024, 4096, 16384, 65536, 262144)

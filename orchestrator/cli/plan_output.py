@@ -9,10 +9,10 @@ from typing import Any
 from rich.console import Group
 
 from orchestrator.cli.output import share, table
+from placement.answers.prediction import AtContext, Prediction
+from placement.answers.replan import Replan
+from placement.answers.summary import PlanSummary
 from placement.plan import Plan
-from placement.prediction import AtContext, Prediction
-from placement.replan import Replan
-from placement.summary import PlanSummary
 from placement.units import size
 from placement.workload import described
 from placement.workload_fields import workload_fields

@@ -25,9 +25,9 @@ from orchestrator.cli.workload import (
 )
 from placement.model_shape import ModelShape
 from placement.plan import Plan
-from placement.simulate import simulate as run
-from placement.simulation.scenario import Event
-from placement.simulation.tally import CAUSES, SimulationReport
+from placement.replay.queueing.scenario import Event
+from placement.replay.simulate import simulate as run
+from placement.replay.tally import CAUSES, SimulationReport
 from placement.units import size
 from placement.workload import Workload, described
 from placement.workload_fields import workload_fields

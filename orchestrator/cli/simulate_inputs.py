@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.cli.inputs import load_plan, load_shape, named
-from placement.cluster_file import load_cluster
 from placement.errors import InputError, PlanDoesNotFit, PlanError, RoutingFileError
-from placement.head_memory import head_memory_bytes
+from placement.given.cluster_file import load_cluster
+from placement.given.head_memory import head_memory_bytes
+from placement.given.problem import PlanningDevice, planning_devices
+from placement.given.stats import RoutingStats
 from placement.model_shape import PUBLISHED_SHAPES, ModelShape
 from placement.plan import LOCAL_WORKER, Plan
-from placement.problem import PlanningDevice, planning_devices
-from placement.simulation.scenario import NewPlan, Stream, WorkerLoss
-from placement.simulation.steps import Acceptance, split_trace
-from placement.simulation.system import System
-from placement.stats import RoutingStats
+from placement.replay.queueing.scenario import NewPlan, Stream, WorkerLoss
+from placement.replay.steps import Acceptance, split_trace
+from placement.replay.system import System
 from placement.units import size
 from placement.workload import Workload
 

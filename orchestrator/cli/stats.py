@@ -23,7 +23,7 @@ from orchestrator.tokenizer import Tokenizer
 from placement.errors import InputError
 from placement.files.atomic import check_targets
 from placement.files.input_file import read_text
-from placement.stats import RoutingStats
+from placement.given.stats import RoutingStats
 from workers.model_config import Step35Config
 
 CHUNK_TOKENS = 256

@@ -15,13 +15,13 @@ from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, errors, print_json, print_note, table
 from orchestrator.study_report.comparison import compare, setting_labels, summary
 from orchestrator.study_report.page import write_page
+from placement.answers.study.config import Study
+from placement.answers.study.fit import not_fitting
+from placement.answers.study.grid import cells, fingerprint
+from placement.answers.study.inputs import check_inputs
+from placement.answers.study.results import ResultsFolder
+from placement.answers.study.runner import run_cells
 from placement.files.atomic import check_targets
-from placement.study.config import Study
-from placement.study.fit import not_fitting
-from placement.study.grid import cells, fingerprint
-from placement.study.inputs import check_inputs
-from placement.study.results import ResultsFolder
-from placement.study.runner import run_cells
 
 _PAGE = "report.html"
 

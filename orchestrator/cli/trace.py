@@ -16,8 +16,8 @@ from orchestrator.cli.options import Json
 from orchestrator.cli.output import errors, print_json, print_note
 from placement.errors import InputError
 from placement.files.atomic import check_targets
-from placement.trace_writer import check_num_tokens, write_trace
-from placement.traces import DOMAINS, GENERAL, SyntheticRouter
+from placement.given.trace_writer import check_num_tokens, write_trace
+from placement.given.traces import DOMAINS, GENERAL, SyntheticRouter
 
 
 def trace(

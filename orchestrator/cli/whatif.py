@@ -22,14 +22,14 @@ from orchestrator.cli.workload import (
     check_finite,
     workload_of,
 )
-from placement.cluster_file import load_cluster
-from placement.cluster_spec import LinkSpec
-from placement.planner import DEFAULT_POLICY
-from placement.policies import POLICIES, RUN_POLICIES
-from placement.quantisation import bits_per_weight
-from placement.study.routing_source import FileSource, Routing, RoutingSource, SyntheticSource
-from placement.traces import GENERAL
-from placement.whatif import Outcome, WhatIf, changes, rank_changes
+from placement.answers.planner import DEFAULT_POLICY
+from placement.answers.study.routing_source import FileSource, Routing, RoutingSource, SyntheticSource
+from placement.answers.whatif import Outcome, WhatIf, changes, rank_changes
+from placement.given.cluster_file import load_cluster
+from placement.given.cluster_spec import LinkSpec
+from placement.given.traces import GENERAL
+from placement.policies.registry import POLICIES, RUN_POLICIES
+from placement.weight_format import bits_per_weight
 from placement.workload import described
 from placement.workload_fields import workload_fields
 

@@ -13,7 +13,7 @@ import typer
 
 from placement.errors import InputError
 from placement.model_shape import ModelShape
-from placement.simulation.steps import Acceptance
+from placement.replay.steps import Acceptance
 from placement.workload import DEFAULT_CONTEXT, DEFAULT_PROMPT_RATIO, Workload, usual_workload
 
 Context = Annotated[

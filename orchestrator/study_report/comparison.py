@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from placement.study.config import Batch
-from placement.study.results import Row
+from placement.answers.study.config import Batch
+from placement.answers.study.results import Row
 
 # The planner's own policies; all others are what people do today.
 OURS = ("least-time",)

@@ -10,11 +10,11 @@ import jinja2
 
 from orchestrator.study_report.charts import legend, speed_bars, speed_lines
 from orchestrator.study_report.comparison import batch_label, compare, setting_labels, summary
+from placement.answers.study.config import Study
+from placement.answers.study.fit import not_fitting
+from placement.answers.study.results import Row
 from placement.files.atomic import replacing
-from placement.policies import RUN_POLICIES
-from placement.study.config import Study
-from placement.study.fit import not_fitting
-from placement.study.results import Row
+from placement.policies.registry import RUN_POLICIES
 
 
 @dataclass(frozen=True, slots=True)

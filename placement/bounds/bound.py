@@ -16,8 +16,8 @@ from scipy.sparse import coo_array, vstack
 
 from placement.bounds.slot_options import asked_seconds, expert_seconds
 from placement.bounds.slot_prices import priced_bound_s
-from placement.cost import ExpertRates, expert_rates
-from placement.problem import PlanningProblem
+from placement.cost.roofline import ExpertRates, expert_rates
+from placement.given.problem import PlanningProblem
 
 _BISECTIONS = 60
 # Of the experts a layer asks from other boxes: fine where a layer nearly stays at home.

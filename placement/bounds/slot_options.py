@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost import ExpertRates, expert_rates
-from placement.problem import PlanningProblem
+from placement.cost.roofline import ExpertRates, expert_rates
+from placement.given.problem import PlanningProblem
 
 _Floats = NDArray[np.float64]
 

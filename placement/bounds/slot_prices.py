@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from placement.bounds.price_search import ascend, boxstep
 from placement.bounds.slot_options import asked_seconds, expert_seconds, options
-from placement.cost import expert_rates
+from placement.cost.roofline import expert_rates
+from placement.given.problem import PlanningProblem
 from placement.plan import LOCAL_WORKER
-from placement.problem import PlanningProblem
 
 _Floats = NDArray[np.float64]
 

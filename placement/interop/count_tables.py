@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from placement.errors import RoutingFileError
 from placement.files.numpy_file import read_numpy_file
 from placement.files.shown import shown
+from placement.given.stats import RoutingStats
 from placement.interop.loads import moe_rows, stats_from_loads
 from placement.model_shape import ModelShape
-from placement.stats import RoutingStats
 
 _COUNTS = "counts"
 # Published ones take less than a megabyte; in memory each number takes eight bytes.

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
 from placement.files.shown import shown
+from placement.given.stats import RoutingStats
 from placement.interop.gguf import GgufFile
 from placement.interop.loads import stats_from_loads
 from placement.model_shape import ModelShape
-from placement.stats import RoutingStats
 
 _EXPERT_TENSORS = ("ffn_gate_up_exps", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 

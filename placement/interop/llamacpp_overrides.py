@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from placement.errors import PlanError
+from placement.given.stats import RoutingStats
 from placement.plan import Plan
-from placement.stats import RoutingStats
 
 # llama.cpp splits the option at commas, then each part at its first equals sign.
 _BUFFER_NAME = re.compile(r"[^,=\s]+")

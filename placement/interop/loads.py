@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.apportion import apportion
 from placement.errors import RoutingFileError
+from placement.given.apportion import apportion
+from placement.given.stats import RoutingStats
 from placement.model_shape import ModelShape
-from placement.stats import RoutingStats
 
 # Engines lose or double a few tokens in some layers (dropped, padded, approximate recorders); a layer that
 # is further off than this share is of another run.

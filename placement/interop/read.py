@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from placement.errors import RoutingFileError
 from placement.files.numpy_file import array_names
+from placement.given.stats import RoutingStats
 from placement.interop.container import container_of
 from placement.interop.count_tables import read_counts
 from placement.interop.imatrix import read_imatrix
@@ -17,7 +18,6 @@ from placement.interop.sglang_dump import COUNTS, PLACEMENT, RECORDS, read_sglan
 from placement.interop.torch_file import load_torch_file
 from placement.interop.vllm_loads import LOADS, read_vllm_loads
 from placement.model_shape import ModelShape
-from placement.stats import RoutingStats
 
 _EXPECTED = "routing statistics (docs/interop.md)"
 

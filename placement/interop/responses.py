@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
 from placement.files.numpy_file import NPY_MAGIC, BrokenArray, read_array
+from placement.given.stats import RoutingStats
 from placement.interop.json_records import number_array, read_json_records
 from placement.interop.loads import check_ids, moe_rows, stats_from_ids
 from placement.model_shape import ModelShape
-from placement.stats import RoutingStats
 
 _FIELD = "routed_experts"
 _PROMPT_FIELD = "prompt_routed_experts"

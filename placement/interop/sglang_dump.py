@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
 from placement.files.shown import one_line
+from placement.given.stats import RoutingStats
 from placement.interop.container import container_of
 from placement.interop.json_records import number_array, read_json_records
 from placement.interop.loads import check_slots, logical_loads, moe_rows, stats_from_ids, stats_from_loads
 from placement.interop.torch_file import load_torch_file
 from placement.model_shape import ModelShape
-from placement.stats import RoutingStats
 
 COUNTS, PLACEMENT, RECORDS = "logical_count", "physical_to_logical_map", "records"
 _EXPECTED = "a dump of SGLang's recorder (docs/interop.md)"

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from placement.errors import PlanError
 from placement.files.atomic import replacing
+from placement.given.stats import RoutingStats
 from placement.model_shape import ModelShape
 from placement.plan import Plan
-from placement.stats import RoutingStats
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from placement.errors import RoutingFileError
 from placement.files.numpy_file import read_numpy_file
 from placement.files.shown import one_line
+from placement.given.stats import RoutingStats
 from placement.interop.container import Container, container_of
 from placement.interop.json_records import number_array, read_json_records
 from placement.interop.loads import logical_loads, stats_from_loads
 from placement.interop.torch_file import load_torch_file
 from placement.model_shape import ModelShape
-from placement.stats import RoutingStats
 
 LOADS = ("expert_load_window", "global_expert_load_window", "expert_load_pass", "expert_load")
 _SLOT_MAPS = ("physical_to_logical_map", "p2l_map")

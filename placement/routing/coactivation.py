@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from placement.errors import InputError, RoutingFileError
+from placement.given.stats import RoutingStats, count_experts
 from placement.model_shape import ModelShape
-from placement.stats import RoutingStats, count_experts
 
 # Tokens whose pairs are counted at once; bounds memory at about this times top_k squared times 8 bytes.
 _TOKENS_AT_ONCE = 8192

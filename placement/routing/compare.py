@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import InputError
-from placement.stats import RoutingStats
+from placement.given.stats import RoutingStats
 
 # The quarter that a typical plan would keep in fast memory.
 HOT_SHARE = 0.25

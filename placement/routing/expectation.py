@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.given.stats import RoutingStats
 from placement.holders import NO_WORKER, HolderTable
-from placement.stats import RoutingStats
 
 
 def share_of_activations(

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.given.stats import RoutingStats, count_experts
 from placement.model_shape import ModelShape
 from placement.routing.documents import count_documents, even_lengths, fit_concentration
 from placement.routing.expectation import sampling_weights
 from placement.routing.routing_profile import smooth
-from placement.stats import RoutingStats, count_experts
 
 if TYPE_CHECKING:
-    from placement.problem import PlanningProblem
+    from placement.given.problem import PlanningProblem
 
 # Tokens drawn where statistics have counts alone, or a trace of fewer steps than are worth fitting to.
 _DRAWN_TOKENS, FEWEST_STEPS = 3000, 96

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from placement.apportion import apportion
 from placement.errors import InputError, RoutingFileError
+from placement.given.apportion import apportion
+from placement.given.stats import RoutingStats
 from placement.model_shape import ModelShape
 from placement.routing.documents import GENERAL_TEXT_CONCENTRATION, design_effect
-from placement.stats import RoutingStats
 
 # A chat turn or a source file; used where nobody says how long the documents were.
 DOCUMENT_TOKENS = 512

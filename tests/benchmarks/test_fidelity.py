@@ -15,7 +15,7 @@ from benchmarks.fidelity.reference import MAX_GROWTH, errors, load_reference, me
 from benchmarks.fidelity.rows import CHUNK_ROWS, chunk_ids
 from benchmarks.fidelity.run import Comparison, Model, Probed, Round, Times, check_counts, run_setup
 from placement.model_shape import STEP_3_5_FLASH
-from placement.simulation.tally import DispatchCounts
+from placement.replay.tally import DispatchCounts
 
 SHORT = ("one box", "head and 1 worker", "2 workers")
 ATTEMPTS = 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.studies.real_routing import OLMOE_ON_STEP, as_tokens, olmoe
+from placement.given.stats import count_experts
 from placement.interop.count_tables import read_count_tables
-from placement.stats import count_experts
 from tests.placement.real_routing import FIXTURES
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from orchestrator.session import even_plan
+from placement.given.stats import RoutingStats
 from placement.holders import HolderTable
 from placement.plan import Plan, PlannedWorker
-from placement.stats import RoutingStats
 from tests.orchestrator.command_line import Potluck, document
 from tests.tiny_checkpoint import write_random_checkpoint
 from workers.model_config import Step35Config

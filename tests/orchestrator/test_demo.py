@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from orchestrator.cli.demo import remote_layers_per_step
+from placement.answers.planner import as_plan
+from placement.given.problem import problem_for
+from placement.given.stats import RoutingStats
 from placement.plan import LOCAL_WORKER
-from placement.planner import as_plan
-from placement.policies import named_policy
-from placement.problem import problem_for
+from placement.policies.registry import named_policy
 from placement.routing import expectation
-from placement.stats import RoutingStats
 from placement.workload import Workload
 from tests.orchestrator.command_line import Potluck
 from tests.placement.boxes import device

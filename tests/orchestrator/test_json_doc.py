@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from placement.answers.study.results import Row
+from placement.given.stats import RoutingStats
+from placement.given.traces import GENERAL, SyntheticRouter
 from placement.model_shape import STEP_3_5_FLASH
-from placement.stats import RoutingStats
-from placement.study.results import Row
-from placement.traces import GENERAL, SyntheticRouter
 from tests.orchestrator.command_line import Potluck, document
 from tests.orchestrator.test_plan_cli import CLUSTER
 from tests.orchestrator.test_study_cli import published

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.chat_template import TEMPLATE_FILE
+from placement.given.stats import RoutingStats
+from placement.given.traces import GENERAL, SyntheticRouter
 from placement.model_shape import STEP_3_5_FLASH
-from placement.stats import RoutingStats
-from placement.traces import GENERAL, SyntheticRouter
 from tests.orchestrator.command_line import Potluck
 from tests.orchestrator.test_plan_cli import CLUSTER
 from tests.orchestrator.test_study_cli import published

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from orchestrator.cli import output
+from placement.given.stats import RoutingStats
+from placement.given.traces import CODING, GENERAL, SyntheticRouter
 from placement.model_shape import STEP_3_5_FLASH
 from placement.plan import Plan
-from placement.stats import RoutingStats
-from placement.traces import CODING, GENERAL, SyntheticRouter
 from placement.workload import Workload
 from tests.orchestrator.command_line import Potluck, document
 

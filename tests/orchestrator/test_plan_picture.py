@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.plan_picture import device_groups, write_heatmap
+from placement.answers.planner import make_plan
 from placement.errors import InputError
-from placement.planner import make_plan
-from placement.stats import RoutingStats
-from placement.traces import GENERAL, SyntheticRouter
+from placement.given.stats import RoutingStats
+from placement.given.traces import GENERAL, SyntheticRouter
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from placement.cluster_file import load_cluster
-from placement.planner import make_plan
-from placement.stats import RoutingStats
+from placement.answers.planner import make_plan
+from placement.given.cluster_file import load_cluster
+from placement.given.stats import RoutingStats
 from placement.workload import DEFAULT_CONTEXT, Workload
 from tests.orchestrator.command_line import Potluck, document
 from tests.placement.runs import SHAPE, random_trace

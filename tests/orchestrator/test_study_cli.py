@@ -12,14 +12,14 @@ from orchestrator.cli.study import study
 from orchestrator.cli.whatif import whatif
 from orchestrator.study_report.comparison import Comparison, compare, setting_labels, summary
 from orchestrator.study_report.page import write_page
+from placement.answers.study.config import Study
+from placement.answers.study.fit import NotFitting, not_fitting
+from placement.answers.study.grid import cells
+from placement.answers.study.results import Row
+from placement.answers.study.runner import run_cells
 from placement.errors import ClusterFileError, InputError, StudyFileError
-from placement.study.config import Study
-from placement.study.fit import NotFitting, not_fitting
-from placement.study.grid import cells
-from placement.study.results import Row
-from placement.study.runner import run_cells
 from tests.orchestrator.command_line import Potluck, document
-from tests.placement.study.test_study import SHAPE, STUDY, written
+from tests.placement.answers.study.test_study import SHAPE, STUDY, written
 
 
 @pytest.fixture(scope="module")

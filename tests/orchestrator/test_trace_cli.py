@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from placement.given.stats import RoutingStats
+from placement.given.traces import CODING, SyntheticRouter
 from placement.model_shape import STEP_3_5_FLASH
-from placement.stats import RoutingStats
-from placement.traces import CODING, SyntheticRouter
 from tests.orchestrator.command_line import Potluck, document
 from tests.orchestrator.test_plan_cli import CLUSTER
 

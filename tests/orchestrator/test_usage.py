@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from placement.policies import POLICIES, RUN_POLICIES
+from placement.policies.registry import POLICIES, RUN_POLICIES
 from placement.workload import DEFAULT_CONTEXT
 from tests.orchestrator.command_line import Potluck
 from tests.orchestrator.test_plan_cli import CLUSTER

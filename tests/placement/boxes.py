@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from placement.given.problem import PlanningDevice
 from placement.plan import LOCAL_WORKER, PlannedWorker
-from placement.problem import PlanningDevice
 
 
 def device(

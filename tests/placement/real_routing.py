@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.given.stats import RoutingStats
 from placement.model_shape import AttentionShape, ModelShape
-from placement.stats import RoutingStats
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from placement.cost.replica_costs import priced_workers
+from placement.given.problem import PlanningDevice, PlanningProblem
 from placement.holders import HolderTable
 from placement.model_shape import ModelShape
 from placement.plan import Plan
-from placement.problem import PlanningDevice, PlanningProblem
-from placement.replica_costs import priced_workers
-from placement.simulation.system import System
+from placement.replay.system import System
 from placement.workload import SINGLE_TOKEN, Workload
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape

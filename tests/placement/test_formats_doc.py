@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from placement.cluster_file import load_cluster
+from placement.given.cluster_file import load_cluster
 from placement.plan import Plan
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
+from placement.answers.summary import summarise
 from placement.errors import InputError, PlanDoesNotFit, PlanError
+from placement.given.stats import RoutingStats
 from placement.holders import HolderTable
 from placement.plan import Plan, PlannedWorker
-from placement.stats import RoutingStats
-from placement.summary import summarise
 from placement.workload import Workload
 from tests.placement.shapes import small_shape
 

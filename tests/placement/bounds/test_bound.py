@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 
 from placement.bounds.bound import independent_bound_s, lower_bound_s, trace_bound_s
 from placement.bounds.slot_prices import priced_bound_s
-from placement.cluster_spec import Overheads
-from placement.cost import expert_rates
-from placement.evaluate import evaluate
+from placement.cost.roofline import expert_rates
+from placement.cost.sharing import layer_seconds
+from placement.given.cluster_spec import Overheads
+from placement.given.problem import PlanningDevice, PlanningProblem
+from placement.given.stats import RoutingStats
+from placement.given.traces import CODING, GENERAL, SyntheticRouter
 from placement.holders import HolderTable
 from placement.plan import LOCAL_WORKER
-from placement.problem import PlanningDevice, PlanningProblem
+from placement.policies.least_time.policy import candidates, least_time
+from placement.replay.evaluate import evaluate
 from placement.routing.planning_text import planning_text
-from placement.search.least_time import candidates, least_time
-from placement.sharing import layer_seconds
-from placement.stats import RoutingStats
-from placement.traces import CODING, GENERAL, SyntheticRouter
 from placement.workload import Workload
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape

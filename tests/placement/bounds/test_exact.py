@@ -6,9 +6,9 @@ import pytest
 
 from benchmarks.exact import CLUSTERS, Size, exact, instance
 from placement.bounds.bound import lower_bound_s
-from placement.evaluate import evaluate
-from placement.search.least_time import least_time
-from placement.traces import CODING, GENERAL, Domain
+from placement.given.traces import CODING, GENERAL, Domain
+from placement.policies.least_time.policy import least_time
+from placement.replay.evaluate import evaluate
 
 ONE_TOKEN = Size(num_layers=2, num_experts=16, top_k=4, tokens_per_step=1, num_steps=24)
 TWO_TOKENS = Size(num_layers=2, num_experts=16, top_k=3, tokens_per_step=2, num_steps=16)

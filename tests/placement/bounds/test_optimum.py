@@ -9,9 +9,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from placement.evaluate import evaluate
+from placement.given.problem import PlanningDevice, PlanningProblem
 from placement.holders import HolderTable
-from placement.problem import PlanningDevice, PlanningProblem
+from placement.replay.evaluate import evaluate
 from placement.workload import Workload
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape

@@ -11,9 +11,9 @@ from scipy.optimize import linprog
 from placement.bounds.bound import trace_bound_s
 from placement.bounds.price_search import boxstep
 from placement.bounds.slot_prices import priced_bound_s
+from placement.given.problem import PlanningProblem
+from placement.given.traces import Domain, SyntheticRouter
 from placement.plan import LOCAL_WORKER
-from placement.problem import PlanningProblem
-from placement.traces import Domain, SyntheticRouter
 from placement.workload import Workload
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape

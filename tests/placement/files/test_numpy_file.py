@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 
 from placement.errors import RoutingFileError
 from placement.files.numpy_file import array_names, read_array, read_npy, read_npz, read_numpy_file
-from placement.stats import RoutingStats
+from placement.given.stats import RoutingStats
 from tests.placement.shapes import small_shape
 
 SHAPE = small_shape()

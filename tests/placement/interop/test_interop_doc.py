@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from placement.given.stats import RoutingStats
 from placement.holders import HolderTable
 from placement.interop.read import READERS
 from placement.model_shape import STEP_3_5_FLASH
 from placement.plan import Plan, PlannedWorker
-from placement.stats import RoutingStats
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "interop.md").read_text(encoding="utf-8")
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from placement.errors import PlanError, RoutingFileError
+from placement.given.stats import RoutingStats
 from placement.holders import HolderTable
 from placement.interop.llamacpp_overrides import tensor_overrides
 from placement.plan import Plan, PlannedWorker
-from placement.stats import RoutingStats
 from tests.placement.shapes import small_shape
 
 SHAPE = small_shape(num_moe_layers=12)

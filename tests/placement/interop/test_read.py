@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from placement.errors import RoutingFileError
+from placement.given.stats import RoutingStats
 from placement.interop.count_tables import read_count_tables, read_counts
 from placement.interop.read import detect, read_routing
-from placement.stats import RoutingStats
 from tests.placement.real_routing import FIXTURES, MIXTRAL, OLMOE, olmoe_documents, olmoe_stats
 from tests.placement.shapes import small_shape
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from placement.errors import PlanError, RoutingFileError
+from placement.given.stats import RoutingStats, count_experts
 from placement.holders import HolderTable
 from placement.interop.sglang_dump import read_sglang_dump
 from placement.interop.sglang_location import expert_location, save_logical_count
 from placement.plan import Plan, PlannedWorker
-from placement.stats import RoutingStats, count_experts
 from tests.placement.shapes import small_shape
 
 SHAPE = small_shape()

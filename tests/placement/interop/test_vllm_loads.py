@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from placement.errors import RoutingFileError
+from placement.given.stats import count_experts
 from placement.interop.vllm_loads import read_vllm_loads
-from placement.stats import count_experts
 from tests.placement.shapes import small_shape
 
 SHAPE = small_shape()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from placement.errors import InputError, RoutingFileError
+from placement.given.stats import RoutingStats
 from placement.routing.coactivation import CoActivation
-from placement.stats import RoutingStats
 from tests.placement.shapes import small_shape
 
 SHAPE = small_shape()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from placement.errors import InputError, RoutingFileError
+from placement.given.stats import RoutingStats
 from placement.routing.compare import compare
-from placement.stats import RoutingStats
 from tests.placement.real_routing import OLMOE, olmoe_stats
 from tests.placement.shapes import small_shape
 

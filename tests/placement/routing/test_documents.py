@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from placement.errors import InputError
+from placement.given.stats import count_experts
 from placement.routing.documents import count_documents, design_effect, even_lengths, fit_concentration
-from placement.stats import count_experts
 from tests.placement.real_routing import olmoe_documents
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from placement.given.stats import RoutingStats
 from placement.holders import HolderTable
 from placement.routing.expectation import (
     absence_probability,
@@ -17,7 +18,6 @@ from placement.routing.expectation import (
     sampling_weights,
     share_of_activations,
 )
-from placement.stats import RoutingStats
 from tests.placement.shapes import small_shape
 
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from placement.apportion import apportion
 from placement.errors import InputError, RoutingFileError
+from placement.given.apportion import apportion
+from placement.given.stats import RoutingStats
 from placement.routing.routing_profile import RoutingProfile, smooth
-from placement.stats import RoutingStats
 from tests.placement.real_routing import OLMOE, olmoe_documents
 from tests.placement.shapes import small_shape
 

@@ -1,0 +1,221 @@
+"""Which single change to a cluster makes a model fastest."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from placement.answers.study.measure import measure, measure_table
+from placement.answers.study.routing_source import Routing
+from placement.errors import PlanDoesNotFit
+from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, LinkUpgrade, NodeSpec
+from placement.given.problem import problem_for
+from placement.holders import HolderTable
+from placement.model_shape import ModelShape
+from placement.policies.registry import check_policy
+from placement.units import size
+from placement.workload import Workload
+
+# What people buy: twice the memory, the next kinds of Ethernet, a cable where the round trip is far longer
+# than a cable's.
+MEMORY_FACTOR = 2
+ETHERNET_GBITS_PER_S = (2.5, 10.0)
+LONG_ROUND_TRIPS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing to buy. `price` is None where the cluster file gives none."""
+
+    what: str
+    cluster: ClusterSpec
+    price: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A change and the speed after it; None where the experts do not fit, and `note` says why."""
+
+    what: str
+    price: float | None
+    tokens_per_s: float | None = None
+    remote_layers_per_token: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    """The cluster as it is, and every change, the fastest first."""
+
+    now: Outcome
+    outcomes: tuple[Outcome, ...]
+
+    def gain(self, outcome: Outcome) -> float | None:
+        """Tokens/s more than now, as a share; None where either does not fit."""
+        if outcome.tokens_per_s is None or self.now.tokens_per_s is None:
+            return None
+        return outcome.tokens_per_s / self.now.tokens_per_s - 1
+
+
+def rank_changes(
+    shape: ModelShape,
+    cluster: ClusterSpec,
+    tried: Iterable[Change],
+    expert_bytes: int,
+    routing: Routing,
+    workload: Workload,
+    *,
+    policy: str,
+) -> WhatIf:
+    """Plan for the cluster and for each change to it, all judged on the same held-out text.
+
+    A change that adds can be left unused, so where the plan for the cluster as it is does better on a changed
+    one than the plan made for it, that plan stays.
+
+    Args:
+        tried: such as `changes(cluster, cable)`.
+
+    Raises InputError: an unknown policy.
+    """
+    check_policy(policy)
+    passes = routing.as_passes(workload)
+
+    def outcome(change: Change, table: HolderTable | None) -> tuple[Outcome, HolderTable | None]:
+        try:
+            problem = problem_for(shape, change.cluster, expert_bytes, passes.planned, workload)
+            found = measure(problem, policy, passes)
+        except PlanDoesNotFit as error:
+            return Outcome(change.what, change.price, note=str(error)), None
+        if table is not None:
+            found = min(found, measure_table(problem, table, passes), key=lambda measured: measured.step_s)
+        speed, remote = found.tokens_per_s, found.remote_layers_per_token
+        return Outcome(change.what, change.price, speed, remote), found.table
+
+    now, present = outcome(Change("as it is", cluster, None), None)
+    outcomes = [outcome(change, present)[0] for change in tried]
+    outcomes.sort(key=lambda found: -(found.tokens_per_s or 0))
+    return WhatIf(now, tuple(outcomes))
+
+
+def changes(cluster: ClusterSpec, cable: LinkSpec) -> Iterator[Change]:
+    """Twice the memory of each RAM and each GPU, better links, one more box of each kind.
+
+    Nodes are added behind those there are, so that plans for the cluster hold for the changed one too.
+    Links: what the cluster's `link_upgrades` list; without any, faster Ethernet at the same round trip and
+    a cable in place of Wi-Fi, for each box and for all boxes together. Of boxes that are alike the first
+    one is changed.
+
+    Args:
+        cable: what a new cable gives; also the link of a box like the head's own, which the cluster may
+            not describe.
+    """
+    kinds = _first_of_each_kind(cluster)
+    for node in kinds:
+        for device in node.devices:
+            if device.kind != "disk":
+                yield _more_memory(cluster, node, device)
+    for upgrade in cluster.link_upgrades or _usual_upgrades(cluster, kinds, cable):
+        yield _better_links(cluster, upgrade)
+    for node in kinds:
+        if node.devices:
+            yield _one_more(cluster, node, cable)
+
+
+def _first_of_each_kind(cluster: ClusterSpec) -> list[NodeSpec]:
+    found: dict[object, NodeSpec] = {}
+    for node in cluster.nodes:
+        found.setdefault((node.name == cluster.head, node.devices, node.link), node)
+    return list(found.values())
+
+
+def _more_memory(cluster: ClusterSpec, node: NodeSpec, device: DeviceSpec) -> Change:
+    more = dataclasses.replace(device, memory_bytes=MEMORY_FACTOR * device.memory_bytes)
+    devices = tuple(more if other is device else other for other in node.devices)
+    added = (MEMORY_FACTOR - 1) * device.memory_bytes / 1e9
+    price = None if device.price_per_gbyte is None else added * device.price_per_gbyte
+    noun = "GPU memory" if device.kind == "vram" else "RAM"
+    what = f"{noun} of {node.name}-{device.name}: {_gb(device.memory_bytes)} to {_gb(more.memory_bytes)}"
+    return Change(what, _with(cluster, dataclasses.replace(node, devices=devices)), price)
+
+
+def _usual_upgrades(cluster: ClusterSpec, kinds: list[NodeSpec], cable: LinkSpec) -> Iterator[LinkUpgrade]:
+    """Faster Ethernet keeps the round trip: what another card does to that is for a measurement to say."""
+    links = {node.name: node.link for node in cluster.nodes if node.link and node.name != cluster.head}
+    first = {node.name for node in kinds}
+    for gbits in ETHERNET_GBITS_PER_S:
+        rate = gbits * 1e9 / 8
+        slower = [name for name, link in links.items() if link.bandwidth_bytes_per_s < rate]
+        for nodes in _singly_and_together(slower, first):
+            yield LinkUpgrade("Ethernet", nodes, None, rate)
+    longer = [n for n, link in links.items() if link.round_trip_s >= LONG_ROUND_TRIPS * cable.round_trip_s]
+    for nodes in _singly_and_together(longer, first):
+        yield LinkUpgrade("cable", nodes, cable.round_trip_s, cable.bandwidth_bytes_per_s)
+
+
+def _singly_and_together(names: list[str], first: set[str]) -> Iterator[tuple[str, ...]]:
+    for name in names:
+        if name in first:
+            yield (name,)
+    if len(names) > 1:
+        yield tuple(names)
+
+
+def _better_links(cluster: ClusterSpec, upgrade: LinkUpgrade) -> Change:
+    nodes = []
+    for node in cluster.nodes:
+        if node.name in upgrade.nodes and node.link is not None:
+            node = dataclasses.replace(node, link=upgrade.of(node.link))
+        nodes.append(node)
+    return Change(
+        f"{upgrade.name}, {_boxes(upgrade.nodes)}: {_values(cluster, upgrade)}",
+        dataclasses.replace(cluster, nodes=tuple(nodes)),
+        upgrade.price,
+    )
+
+
+def _boxes(names: tuple[str, ...]) -> str:
+    return f"{len(names)} boxes" if len(names) > 3 else " and ".join(names)
+
+
+def _values(cluster: ClusterSpec, upgrade: LinkUpgrade) -> str:
+    """What the links become, and of a single one what it was."""
+    before = None
+    if len(upgrade.nodes) == 1:
+        before = next(node.link for node in cluster.nodes if node.name == upgrade.nodes[0])
+    parts = []
+    if upgrade.round_trip_s is not None:
+        was = f"{1000 * before.round_trip_s:g} " if before else ""
+        parts.append(f"{was}to {1000 * upgrade.round_trip_s:g} ms")
+    if upgrade.bandwidth_bytes_per_s is not None:
+        was = f"{_gbits(before.bandwidth_bytes_per_s)} " if before else ""
+        parts.append(f"{was}to {_gbits(upgrade.bandwidth_bytes_per_s)} Gbit/s")
+    return ", ".join(parts)
+
+
+def _one_more(cluster: ClusterSpec, node: NodeSpec, cable: LinkSpec) -> Change:
+    names = {other.name for other in cluster.nodes}
+    name = next(n for n in (f"{node.name}-{i}" for i in range(2, len(names) + 3)) if n not in names)
+    twin = dataclasses.replace(node, name=name, address=None)
+    if node.name == cluster.head:
+        # What the head keeps for its own weights and cache is free on a box that only holds experts; a link
+        # of its own connects its processes, not boxes.
+        free = tuple(dataclasses.replace(device, reserved_bytes=0) for device in node.devices)
+        twin = dataclasses.replace(twin, devices=free, link=cable)
+    after = dataclasses.replace(cluster, nodes=(*cluster.nodes, twin))
+    return Change(f"one more box like {node.name}", after, node.price)
+
+
+def _with(cluster: ClusterSpec, changed: NodeSpec) -> ClusterSpec:
+    """The cluster with another node of the same name."""
+    nodes = tuple(changed if node.name == changed.name else node for node in cluster.nodes)
+    return dataclasses.replace(cluster, nodes=nodes)
+
+
+def _gb(num_bytes: int) -> str:
+    """As memory is sold: 16 GB, not 16.0 GB."""
+    return size(num_bytes).replace(".0 ", " ")
+
+
+def _gbits(bytes_per_s: float) -> str:
+    return f"{bytes_per_s * 8 / 1e9:g}"

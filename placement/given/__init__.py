@@ -1,0 +1,1 @@
+"""What an answer starts from: cluster, workload, routing statistics, texts, the problem they make."""

@@ -1,0 +1,368 @@
+"""Reads cluster files: YAML, checked field by field. docs/formats.md describes them.
+
+Potluck's part stands under `metadata: {potluck: ...}` of a Ray cluster launcher file, whose schema leaves
+`metadata` to its users; in a file for planning alone it may be the whole file. Units in the file are those
+people quote (GB/s, Gbit/s, GFLOP/s).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
+
+from placement.errors import ClusterFileError
+from placement.files.shown import shown
+from placement.given.cluster_spec import (
+    ClusterSpec,
+    DeviceKind,
+    DeviceSpec,
+    LinkSpec,
+    LinkUpgrade,
+    MachineSpec,
+    NodeSpec,
+    Overheads,
+)
+from placement.given.yaml_file import checked, read_mapping
+from placement.units import size
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+# Beyond it, and below its inverse, nothing is for sale, and times would overflow.
+_MOST = 1e18
+# Less memory without a unit, slower links and faster devices than these are figures in another unit.
+_LEAST_BYTES = 10**6
+_MOST_ROUND_TRIP_S = 0.2
+_MOST_GBYTES_PER_S = 20_000
+_MOST_GBITS_PER_S = 10_000
+_MOST_GFLOPS = 10_000_000
+_MOST_NAMES = 12
+
+
+def load_cluster(path: str | os.PathLike[str]) -> ClusterSpec:
+    """Read and check a cluster file.
+
+    Raises:
+        ClusterFileError: names file, field path, what was expected and what was found.
+    """
+    part, prefix = _potluck_part(read_mapping(path, ClusterFileError, "head, nodes and links"), path)
+    file = checked(part, _ClusterModel, path, ClusterFileError, prefix.rstrip("."))
+    return _cluster(file, f"{path}: {prefix}")
+
+
+def parse_size(value: object) -> int:
+    """Bytes from a number or text such as 24GB or 64GiB; raises ValueError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?", str(value).strip(), re.IGNORECASE)
+    if isinstance(value, bool) or match is None:
+        raise ValueError(f"expected bytes or a size such as 24GB or 64GiB, found {shown(value)}")
+    num_bytes = float(match[1]) * _UNITS[(match[2] or "").upper()]
+    if num_bytes > _MOST:
+        raise ValueError(f"expected a size of memory that exists, found {shown(value)}")
+    return round(num_bytes)
+
+
+def _memory(value: object) -> int:
+    """Like `parse_size`, and no figure whose unit was left out: 128 for 128GB."""
+    num_bytes = parse_size(value)
+    text = str(value).strip()
+    if not text[-1].isalpha() and 0 < float(text) < _LEAST_BYTES:
+        unit = "GB" if num_bytes < 1000 else "MB"
+        raise ValueError(
+            f"expected a size such as 24GB or 64GiB, found {shown(value)}, which is {size(num_bytes)}: is "
+            f"{text}{unit} meant?"
+        )
+    return num_bytes
+
+
+def _round_trip(value: object) -> float:
+    seconds = _not_negative(value)
+    if seconds > _MOST_ROUND_TRIP_S:
+        raise ValueError(
+            f"expected seconds, at most {_MOST_ROUND_TRIP_S}, found {shown(value)}: are {seconds:g} ms "
+            f"meant? Then write {seconds / 1000:g}"
+        )
+    return seconds
+
+
+def _at_most(most: float, unit: str, smaller: str) -> BeforeValidator:
+    """A positive number in `unit` that something can have."""
+
+    def check(value: object) -> float:
+        number = _positive(value)
+        if number > most:
+            raise ValueError(
+                f"expected {unit}, at most {most:,}, found {shown(value)}: is it in {smaller}? "
+                f"Then write {number / 1000:g}"
+            )
+        return number
+
+    return BeforeValidator(check)
+
+
+def _positive(value: object) -> float:
+    number = _number(value)
+    if number <= 0:
+        raise ValueError(f"expected a number above 0, found {shown(value)}")
+    if number < 1 / _MOST:
+        raise ValueError(f"expected a number of at least {1 / _MOST:g}, found {shown(value)}")
+    return number
+
+
+def _not_negative(value: object) -> float:
+    number = _number(value)
+    if number < 0:
+        raise ValueError(f"expected a number of at least 0, found {shown(value)}")
+    return number
+
+
+def _number(value: object) -> float:
+    # YAML 1.1 reads 3e-4 (without a dot) as text; a reader of the file sees a number.
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError(f"expected a number, found {shown(value)}") from None
+    if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
+        raise ValueError(f"expected a number, found {shown(value)}")
+    if abs(value) > _MOST:
+        raise ValueError(f"expected a number of at most {_MOST:g}, found {shown(value)}")
+    return float(value)
+
+
+_Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+_Memory = Annotated[int, BeforeValidator(_memory)]
+_RoundTrip = Annotated[float, BeforeValidator(_round_trip)]
+_GbytesPerS = Annotated[float, _at_most(_MOST_GBYTES_PER_S, "GB/s", "MB/s")]
+_GbitsPerS = Annotated[float, _at_most(_MOST_GBITS_PER_S, "Gbit/s", "Mbit/s")]
+_Gflops = Annotated[float, _at_most(_MOST_GFLOPS, "GFLOP/s", "MFLOP/s")]
+_Positive = Annotated[float, BeforeValidator(_positive)]
+_NotNegative = Annotated[float, BeforeValidator(_not_negative)]
+_Number = Annotated[float, BeforeValidator(_number)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _OverheadsModel(_Strict):
+    request_s: _NotNegative = 0.0
+    expert_s: _NotNegative = 0.0
+    message_s: _NotNegative = 0.0
+    message_row_s: _NotNegative = 0.0
+    layer_s: _NotNegative = 0.0
+    moe_layer_s: _NotNegative = 0.0
+    batch_s: _Number = 0.0
+    row_s: _NotNegative = 0.0
+    pass_s: _NotNegative = 0.0
+    draft_s: _NotNegative = 0.0
+
+
+# What counts on the head's own device alone, and what also counts where the policy `pipeline` runs layers.
+_HEAD_OVERHEADS = {"message_s", "message_row_s", "pass_s", "draft_s"}
+_LAYER_OVERHEADS = {"layer_s", "moe_layer_s", "batch_s", "row_s"}
+
+
+class _MachineModel(_Strict):
+    name: _Name
+    nodes: list[str]
+    cores: _Positive
+    bandwidth_gbytes_per_s: _GbytesPerS
+
+
+class _DeviceModel(_Strict):
+    name: _Name
+    kind: DeviceKind
+    memory_bytes: _Memory
+    bandwidth_gbytes_per_s: _GbytesPerS
+    ffn_gflops: _Gflops
+    reserved_bytes: _Memory = 0
+    torch_device: str | None = None
+    price_per_gbyte: _NotNegative | None = None
+    overheads: _OverheadsModel = _OverheadsModel()
+    cores: _Positive = 1.0
+    host_link_gbytes_per_s: _GbytesPerS | None = None
+    attention_gflops: _Gflops | None = None
+
+
+class _NodeModel(_Strict):
+    name: _Name
+    devices: list[_DeviceModel]
+    address: str | None = None
+    price: _NotNegative | None = None
+
+
+class _LinkModel(_Strict):
+    node: str
+    round_trip_s: _RoundTrip
+    bandwidth_gbits_per_s: _GbitsPerS
+
+
+class _LinkUpgradeModel(_Strict):
+    name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    nodes: list[str]
+    round_trip_s: _RoundTrip | None = None
+    bandwidth_gbits_per_s: _GbitsPerS | None = None
+    price: _NotNegative | None = None
+
+
+class _ClusterModel(_Strict):
+    head: str
+    nodes: list[_NodeModel]
+    links: list[_LinkModel] = []
+    machines: list[_MachineModel] = []
+    link_upgrades: list[_LinkUpgradeModel] = []
+
+
+def _potluck_part(document: dict[object, object], path: object) -> tuple[object, str]:
+    if "provider" not in document and "metadata" not in document:
+        return document, ""
+    metadata = document.get("metadata")
+    if not isinstance(metadata, dict) or "potluck" not in metadata:
+        raise ClusterFileError(
+            f"{path}: metadata.potluck: expected head, nodes and links there, found nothing"
+        )
+    return metadata["potluck"], "metadata.potluck."
+
+
+def _cluster(file: _ClusterModel, where: str) -> ClusterSpec:
+    """The rules that span several fields."""
+    names = [node.name for node in file.nodes]
+    known = _listed(names) or "no nodes"
+    _check_unique(names, f"{where}nodes")
+    if file.head not in names:
+        raise ClusterFileError(f"{where}head: expected one of the nodes ({known}), found {shown(file.head)}")
+    links: dict[str, LinkSpec] = {}
+    for index, link in enumerate(file.links):
+        field = f"{where}links[{index}].node"
+        if link.node not in names:
+            raise ClusterFileError(f"{field}: expected one of the nodes ({known}), found {shown(link.node)}")
+        if link.node in links:
+            raise ClusterFileError(
+                f"{field}: expected one link a node, found a second for {shown(link.node)}"
+            )
+        links[link.node] = LinkSpec(link.round_trip_s, link.bandwidth_gbits_per_s * 1e9 / 8)
+    nodes = []
+    for index, node in enumerate(file.nodes):
+        field = f"{where}nodes[{index}]"
+        if node.name != file.head and node.name not in links:
+            raise ClusterFileError(
+                f"{where}links: expected a link between {node.name!r} and the head, found none"
+            )
+        if node.name != file.head and not node.devices:
+            raise ClusterFileError(f"{field}.devices: expected at least one device, found none")
+        _check_unique([device.name for device in node.devices], f"{field}.devices")
+        for i, device in enumerate(node.devices):
+            if (node.name, i) != (file.head, 0):
+                _check_no_head_software(node, device, f"{field}.devices[{i}]")
+        devices = tuple(_device(device, f"{field}.devices[{i}]") for i, device in enumerate(node.devices))
+        nodes.append(NodeSpec(node.name, node.address, devices, links.get(node.name), node.price))
+    upgrades = _link_upgrades(file, set(links) - {file.head}, where)
+    return ClusterSpec(file.head, tuple(nodes), _machines(file, names, where), upgrades)
+
+
+def _machines(file: _ClusterModel, names: list[str], where: str) -> tuple[MachineSpec, ...]:
+    _check_unique([machine.name for machine in file.machines], f"{where}machines")
+    taken: dict[str, str] = {}
+    for index, machine in enumerate(file.machines):
+        field = f"{where}machines[{index}].nodes"
+        for node in machine.nodes:
+            if node not in names:
+                raise ClusterFileError(
+                    f"{field}: expected some of the nodes ({_listed(names)}), found {shown(node)}"
+                )
+            if node in taken:
+                raise ClusterFileError(
+                    f"{field}: expected each node on one machine, found {shown(node)} on {taken[node]!r} too"
+                )
+            taken[node] = machine.name
+    return tuple(
+        MachineSpec(m.name, tuple(m.nodes), m.cores, m.bandwidth_gbytes_per_s * 1e9) for m in file.machines
+    )
+
+
+def _link_upgrades(file: _ClusterModel, linked: set[str], where: str) -> tuple[LinkUpgrade, ...]:
+    _check_unique([upgrade.name for upgrade in file.link_upgrades], f"{where}link_upgrades")
+    for index, upgrade in enumerate(file.link_upgrades):
+        field = f"{where}link_upgrades[{index}]"
+        unknown = [node for node in upgrade.nodes if node not in linked]
+        if unknown or not upgrade.nodes:
+            raise ClusterFileError(
+                f"{field}.nodes: expected some of the nodes with a link to the head "
+                f"({_listed(sorted(linked)) or 'none'}), found {shown(unknown[0]) if unknown else 'none'}"
+            )
+        if upgrade.round_trip_s is None and upgrade.bandwidth_gbits_per_s is None:
+            raise ClusterFileError(
+                f"{field}: expected round_trip_s, bandwidth_gbits_per_s or both, found neither"
+            )
+    return tuple(
+        LinkUpgrade(
+            name=upgrade.name,
+            nodes=tuple(upgrade.nodes),
+            round_trip_s=upgrade.round_trip_s,
+            bandwidth_bytes_per_s=_scaled(upgrade.bandwidth_gbits_per_s, 1e9 / 8),
+            price=upgrade.price,
+        )
+        for upgrade in file.link_upgrades
+    )
+
+
+def _check_no_head_software(node: _NodeModel, device: _DeviceModel, where: str) -> None:
+    """On a device that is not the head's own, some measured seconds would count nowhere."""
+    without_effect = _HEAD_OVERHEADS | (_LAYER_OVERHEADS if device.kind == "disk" else set())
+    for name, seconds in device.overheads.model_dump().items():
+        if seconds and name in without_effect:
+            raise ClusterFileError(
+                f"{where}.overheads.{name}: expected on the first device of the head's node, found on device "
+                f"{device.name!r} of node {node.name!r}, where it has no effect: leave it out"
+            )
+
+
+def _device(device: _DeviceModel, where: str) -> DeviceSpec:
+    if device.reserved_bytes > device.memory_bytes:
+        raise ClusterFileError(
+            f"{where}.reserved_bytes: expected at most memory_bytes ({size(device.memory_bytes)}), "
+            f"found {size(device.reserved_bytes)}"
+        )
+    if device.host_link_gbytes_per_s is not None and device.kind != "vram":
+        raise ClusterFileError(
+            f"{where}.host_link_gbytes_per_s: expected on devices of kind 'vram' only, found on "
+            f"{device.kind!r}: leave it out"
+        )
+    if device.overheads.batch_s < -device.overheads.layer_s:
+        raise ClusterFileError(
+            f"{where}.overheads.batch_s: expected at least -layer_s ({-device.overheads.layer_s:g}), "
+            f"which it is added to, found {device.overheads.batch_s:g}"
+        )
+    return DeviceSpec(
+        name=device.name,
+        kind=device.kind,
+        torch_device=device.torch_device or ("cuda" if device.kind == "vram" else "cpu"),
+        memory_bytes=device.memory_bytes,
+        reserved_bytes=device.reserved_bytes,
+        bandwidth_bytes_per_s=device.bandwidth_gbytes_per_s * 1e9,
+        ffn_flops_per_s=device.ffn_gflops * 1e9,
+        price_per_gbyte=device.price_per_gbyte,
+        overheads=Overheads(**device.overheads.model_dump()),
+        cores=device.cores,
+        host_link_bytes_per_s=_scaled(device.host_link_gbytes_per_s, 1e9),
+        attention_flops_per_s=_scaled(device.attention_gflops, 1e9),
+    )
+
+
+def _listed(names: list[str]) -> str:
+    """The first of them."""
+    more = "" if len(names) <= _MOST_NAMES else f" and {len(names) - _MOST_NAMES} more"
+    return ", ".join(names[:_MOST_NAMES]) + more
+
+
+def _scaled(number: float | None, unit: float) -> float | None:
+    return None if number is None else number * unit
+
+
+def _check_unique(names: list[str], where: str) -> None:
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ClusterFileError(f"{where}: expected unique names, found {shown(name)} {times} times")

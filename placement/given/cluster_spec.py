@@ -1,0 +1,149 @@
+"""The boxes: nodes with devices, and links between each node and the head. Units are bytes and seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+DeviceKind = Literal["vram", "ram", "disk"]
+
+
+@dataclass(frozen=True, slots=True)
+class Overheads:
+    """Measured seconds of software, which bytes and FLOPs leave out; 0 where nobody measured.
+
+    Attributes:
+        request_s: of any device, for each request to it: reading it, one kernel call, writing the answer.
+        expert_s: of any device, for each distinct expert of a request that arithmetic bounds: the part of
+            reading its weights that multiplying does not hide.
+        message_s: of the head, for each request it sends and the answer it takes, one after another.
+        message_row_s: of the head, for each row of such a request: gathered, sent, its answer added.
+        layer_s: of the head, in each decoder layer of a pass.
+        moe_layer_s: of the head, in each MoE layer on top: dispatch.
+        batch_s: of the head, in each decoder layer of a pass of more than one row, on top of `layer_s`;
+            below 0 where a single row's kernels use fewer threads.
+        row_s: of the head, for each row in each decoder layer.
+        pass_s: of the head, in each pass: embedding, logits, sampling.
+        draft_s: of the head, for each MTP layer it runs.
+    """
+
+    request_s: float = 0.0
+    expert_s: float = 0.0
+    message_s: float = 0.0
+    message_row_s: float = 0.0
+    layer_s: float = 0.0
+    moe_layer_s: float = 0.0
+    batch_s: float = 0.0
+    row_s: float = 0.0
+    pass_s: float = 0.0
+    draft_s: float = 0.0
+
+
+NO_OVERHEADS = Overheads()
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """Nodes that are processes, containers or VMs of one machine: their RAM devices share what it has.
+
+    `bandwidth_bytes_per_s`: of its memory, when as many cores read as can.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    cores: float
+    bandwidth_bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """Memory that can hold experts, and what computes on it. `torch_device` is such as "cuda:0" or "cpu".
+
+    `price_per_gbyte`: of more memory of this kind here, None where the file gives none. `cores`: of its
+    machine that it uses while it computes. `host_link_bytes_per_s`: from the box's RAM into this VRAM, None
+    where experts are not streamed into it. `attention_flops_per_s`: what attention reaches, None for
+    `ffn_flops_per_s`.
+    """
+
+    name: str
+    kind: DeviceKind
+    torch_device: str
+    memory_bytes: int
+    reserved_bytes: int
+    bandwidth_bytes_per_s: float
+    ffn_flops_per_s: float
+    price_per_gbyte: float | None = None
+    overheads: Overheads = NO_OVERHEADS
+    cores: float = 1.0
+    host_link_bytes_per_s: float | None = None
+    attention_flops_per_s: float | None = None
+
+    @property
+    def budget_bytes(self) -> int:
+        """What experts may use: on the head's devices its own weights and KV cache are reserved first."""
+        return self.memory_bytes - self.reserved_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSpec:
+    """Between a node and the head: round trip of a small message, and bandwidth each way."""
+
+    round_trip_s: float
+    bandwidth_bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUpgrade:
+    """What could be bought for the links of `nodes` at once, such as a cable in place of Wi-Fi, or a switch.
+
+    None leaves the round trip or the bandwidth as it is; `price` is None where the file gives none.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    round_trip_s: float | None = None
+    bandwidth_bytes_per_s: float | None = None
+    price: float | None = None
+
+    def of(self, link: LinkSpec) -> LinkSpec:
+        """The link after it; what is better already stays."""
+        round_trip_s, bandwidth = self.round_trip_s, self.bandwidth_bytes_per_s
+        return LinkSpec(
+            link.round_trip_s if round_trip_s is None else min(link.round_trip_s, round_trip_s),
+            link.bandwidth_bytes_per_s if bandwidth is None else max(link.bandwidth_bytes_per_s, bandwidth),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpec:
+    """A box. `link` is None only on the head's node, where None means that a message costs nothing.
+
+    `price`: of one more such box, None where the file gives none.
+    """
+
+    name: str
+    address: str | None
+    devices: tuple[DeviceSpec, ...]
+    link: LinkSpec | None
+    price: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSpec:
+    """All boxes; `head` names the node that runs attention and asks the others.
+
+    `link_upgrades`: what could be bought (`placement/answers/whatif.py`).
+    """
+
+    head: str
+    nodes: tuple[NodeSpec, ...]
+    machines: tuple[MachineSpec, ...] = ()
+    link_upgrades: tuple[LinkUpgrade, ...] = ()
+
+    @property
+    def head_node(self) -> NodeSpec:
+        return next(node for node in self.nodes if node.name == self.head)
+
+    def machine_of(self, node: str) -> MachineSpec | None:
+        """The machine a node shares with others, None where the file names none."""
+        return next((machine for machine in self.machines if node in machine.nodes), None)

@@ -1,0 +1,173 @@
+"""What a placement policy is given: a model, devices as the head sees them, and routing statistics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.errors import PlanDoesNotFit
+from placement.given.cluster_spec import (
+    NO_OVERHEADS,
+    ClusterSpec,
+    DeviceSpec,
+    MachineSpec,
+    NodeSpec,
+    Overheads,
+)
+from placement.given.head_memory import head_memory_bytes
+from placement.given.stats import RoutingStats
+from placement.model_shape import ModelShape
+from placement.plan import LOCAL_WORKER, PlannedWorker
+from placement.units import size
+from placement.weight_format import BITS_PER_WEIGHT
+from placement.workload import SINGLE_TOKEN, Workload
+
+
+@dataclass(frozen=True, slots=True)
+class PlanningDevice:
+    """A device that can hold experts, as seen from the head.
+
+    `is_home`: on the head's own node, so that no network lies between. `round_trip_s` and
+    `link_bytes_per_s` are those of a message from the head's process: 0 and infinity inside it. `machine`:
+    the one whose cores and memory it shares with others, None where it has its own. The rest as in
+    `DeviceSpec`.
+    """
+
+    worker: PlannedWorker
+    is_home: bool
+    bandwidth_bytes_per_s: float
+    ffn_flops_per_s: float
+    round_trip_s: float = 0.0
+    link_bytes_per_s: float = math.inf
+    overheads: Overheads = NO_OVERHEADS
+    machine: MachineSpec | None = None
+    cores: float = 1.0
+    host_link_bytes_per_s: float | None = None
+    attention_flops_per_s: float | None = None
+
+    def capacity(self, expert_bytes: int) -> int:
+        """Experts that fit the budget."""
+        return self.worker.budget_bytes // expert_bytes
+
+    def expert_seconds(self, expert_bytes: int) -> float:
+        """Time until the result of one expert for one token is back, from nothing else in flight."""
+        return self.round_trip_s + expert_bytes / self.bandwidth_bytes_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class PlanningProblem:
+    """Where to put the experts of `shape`.
+
+    `expert_bytes` is the size of one expert in memory. `stats` may be None for policies that need none.
+    `workload` is the step whose expected time a policy may minimise.
+    """
+
+    shape: ModelShape
+    devices: tuple[PlanningDevice, ...]
+    expert_bytes: int
+    stats: RoutingStats | None = None
+    workload: Workload = SINGLE_TOKEN
+
+    @property
+    def head(self) -> int | None:
+        """Index of the device that the head computes on; None where its node has none."""
+        names = [device.worker.name for device in self.devices]
+        return names.index(LOCAL_WORKER) if LOCAL_WORKER in names else None
+
+    def capacities(self) -> NDArray[np.int64]:
+        """int64 [num_devices]: experts each device has room for."""
+        return np.array([device.capacity(self.expert_bytes) for device in self.devices], dtype=np.int64)
+
+    def check_fits(self) -> None:
+        """Raise PlanDoesNotFit, with the missing bytes and the quantisations that would fit."""
+        needed = self.shape.num_routed_experts
+        missing = needed - int(self.capacities().sum())
+        if missing <= 0:
+            return
+        raise PlanDoesNotFit(
+            f"{needed:,} experts of {size(self.expert_bytes)} do not fit the {len(self.devices)} devices: "
+            f"{size(missing * self.expert_bytes)} are missing; {self._advice()}"
+        )
+
+    def _advice(self) -> str:
+        for name, bits in sorted(BITS_PER_WEIGHT.items(), key=lambda item: -item[1]):
+            size = self.shape.expert_bytes(bits)
+            fitting = sum(device.capacity(size) for device in self.devices)
+            if size < self.expert_bytes and fitting >= self.shape.num_routed_experts:
+                return f"give more memory, or plan for smaller experts: --quant {name} fits"
+        return "give more memory, since no --quant fits; --context and --head-bits free some on the head"
+
+
+def problem_for(
+    shape: ModelShape,
+    devices: ClusterSpec | Sequence[PlanningDevice],
+    expert_bytes: int,
+    stats: RoutingStats | None = None,
+    workload: Workload = SINGLE_TOKEN,
+) -> PlanningProblem:
+    """The problem of a model on a cluster, whose head keeps what it needs itself.
+
+    Raises:
+        PlanDoesNotFit: the head's device is too small for the head, or all of them for the experts.
+    """
+    if isinstance(devices, ClusterSpec):
+        devices = planning_devices(devices, head_memory_bytes(shape, workload))
+    problem = PlanningProblem(shape, tuple(devices), expert_bytes, stats, workload)
+    problem.check_fits()
+    return problem
+
+
+def planning_devices(cluster: ClusterSpec, head_bytes: int = 0) -> tuple[PlanningDevice, ...]:
+    """All devices of a cluster, one worker each.
+
+    The head node's first device is that of the head's own process and becomes worker "head"; every other
+    device is worker NODE-DEVICE, reached by the node's link.
+
+    Args:
+        head_bytes: what the head needs of its device; where the cluster file reserves more, that counts.
+
+    Raises:
+        PlanDoesNotFit: its device has less.
+    """
+    devices = []
+    for node in cluster.nodes:
+        for index, device in enumerate(node.devices):
+            is_home = node.name == cluster.head
+            in_head_process = is_home and index == 0
+            name = LOCAL_WORKER if in_head_process else f"{node.name}-{device.name}"
+            link = None if in_head_process else node.link
+            devices.append(
+                PlanningDevice(
+                    worker=_planned_worker(name, node, device, head_bytes if in_head_process else 0),
+                    is_home=is_home,
+                    bandwidth_bytes_per_s=device.bandwidth_bytes_per_s,
+                    ffn_flops_per_s=device.ffn_flops_per_s,
+                    round_trip_s=link.round_trip_s if link else 0.0,
+                    link_bytes_per_s=link.bandwidth_bytes_per_s if link else math.inf,
+                    overheads=device.overheads,
+                    machine=cluster.machine_of(node.name) if device.kind == "ram" else None,
+                    cores=device.cores,
+                    host_link_bytes_per_s=device.host_link_bytes_per_s,
+                    attention_flops_per_s=device.attention_flops_per_s,
+                )
+            )
+    return tuple(devices)
+
+
+def _planned_worker(name: str, node: NodeSpec, device: DeviceSpec, head_bytes: int) -> PlannedWorker:
+    if head_bytes > device.memory_bytes:
+        raise PlanDoesNotFit(
+            f"node {node.name}, device {device.name}: the head's weights, KV cache and activations take "
+            f"{size(head_bytes)}, {size(head_bytes - device.memory_bytes)} more than its memory_bytes: put "
+            "the head on a larger device, or give a shorter --context or fewer bits (--quant, --head-bits)"
+        )
+    budget = min(device.budget_bytes, device.memory_bytes - head_bytes)
+    return PlannedWorker(name, node.name, device.torch_device, device.kind, budget)
+
+
+def as_devices(devices: ClusterSpec | Sequence[PlanningDevice]) -> tuple[PlanningDevice, ...]:
+    return planning_devices(devices) if isinstance(devices, ClusterSpec) else tuple(devices)

@@ -1,0 +1,1 @@
+"""Who decides where experts live: the planner's own search, and what it is compared with."""

@@ -1,0 +1,82 @@
+"""The placement policies by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Protocol
+
+from placement.errors import InputError
+from placement.files.shown import shown
+from placement.given.problem import PlanningProblem
+from placement.holders import HolderTable
+from placement.policies.baselines import cached_experts, fixed
+from placement.policies.baselines.pipeline import pipeline
+from placement.policies.baselines.prompt_hottest import prompt_hottest
+from placement.policies.least_time.policy import least_time
+from placement.replay.evaluate import Evaluation
+from placement.routing.text import Text
+
+
+class Policy(Protocol):
+    """Places every expert at least once, within every device's capacity; same problem, same answer.
+
+    Raises InputError where it needs statistics that the problem lacks, PlanDoesNotFit where its own rule
+    leaves no room.
+    """
+
+    def __call__(self, problem: PlanningProblem, /) -> HolderTable: ...
+
+
+BASELINES: Mapping[str, Policy] = MappingProxyType(
+    {
+        "one-box": fixed.one_box,
+        "uniform": fixed.uniform,
+        "random": fixed.random,
+        "whole-layers": fixed.whole_layers,
+        "hottest-first": fixed.hottest_first,
+        "hottest-per-layer": fixed.hottest_per_layer,
+        "balanced-replicas": fixed.balanced_replicas,
+    }
+)
+
+
+class RunPolicy(Protocol):
+    """A policy that no table of holders describes, since it moves experts as it goes, or more than experts.
+
+    It is run on text and says how long that took. Raises as a `Policy` does, and InputError where the
+    text is too short.
+    """
+
+    def __call__(self, problem: PlanningProblem, text: Text, /) -> Evaluation: ...
+
+
+RUN_POLICIES: Mapping[str, RunPolicy] = MappingProxyType(
+    {
+        "pipeline": pipeline,
+        "prompt-hottest": prompt_hottest,
+        "lru": cached_experts.lru,
+        "lfu": cached_experts.lfu,
+        "opt": cached_experts.opt,
+    }
+)
+
+POLICIES: Mapping[str, Policy] = MappingProxyType({**BASELINES, "least-time": least_time})
+
+
+def named_policy(name: str) -> Policy:
+    """Raises InputError for a name that makes no plan, listing those that do."""
+    if name in RUN_POLICIES:
+        raise InputError(
+            f"policy {shown(name)} makes no plan, it is run on text: use it in a study, or expect one of "
+            f"{', '.join(POLICIES)}"
+        )
+    if name not in POLICIES:
+        raise InputError(f"policy {shown(name)}: expected {', '.join(POLICIES)}")
+    return POLICIES[name]
+
+
+def check_policy(name: str) -> None:
+    """Raises InputError for a name that is neither in POLICIES nor in RUN_POLICIES."""
+    if name not in POLICIES and name not in RUN_POLICIES:
+        raise InputError(f"policy {shown(name)}: expected {', '.join((*POLICIES, *RUN_POLICIES))}")

@@ -1,0 +1,1 @@
+"""A text's routing replayed through a plan: how long each step takes, and why."""

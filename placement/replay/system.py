@@ -1,0 +1,172 @@
+"""A plan on a cluster: which device does what at which rate, and over which link it is reached."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.cost.roofline import (
+    ExpertRates,
+    MessageSize,
+    expert_rates,
+    head_device,
+    head_layer_seconds,
+    head_seconds,
+    message_size,
+)
+from placement.errors import PlanDoesNotFit, PlanError
+from placement.given.cluster_spec import ClusterSpec
+from placement.given.problem import PlanningDevice, PlanningProblem, as_devices
+from placement.model_shape import ModelShape
+from placement.plan import LOCAL_WORKER, Plan
+from placement.units import size
+from placement.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class System:
+    """Everything a simulation needs to know besides the tokens.
+
+    Attributes:
+        problem: devices in the order of `plan.workers`, the head's own added last if it holds no experts.
+        head: index of the device the head computes on.
+        local: the same if the plan has a worker there, else None.
+        before_s: float64 [num_moe_layers], what the head computes before it can ask for a MoE layer.
+        after_s: what it computes after the last one: lm_head, drafts.
+        mtp_s: the drafts' part of that.
+        links: nodes that messages reach over a link.
+        link_of: int64 [num_devices], index into `links`, -1 for a device without.
+    """
+
+    plan: Plan
+    problem: PlanningProblem
+    rates: ExpertRates
+    message: MessageSize
+    head: int
+    local: int | None
+    before_s: NDArray[np.float64]
+    after_s: float
+    mtp_s: float
+    links: tuple[str, ...]
+    link_of: NDArray[np.int64]
+
+    @classmethod
+    def build(
+        cls,
+        plan: Plan,
+        devices: ClusterSpec | Sequence[PlanningDevice],
+        shape: ModelShape,
+        workload: Workload,
+    ) -> System:
+        """Match a plan's workers with a cluster's devices by name.
+
+        Raises:
+            PlanError: a plan of another model, or a worker whose device the cluster does not have.
+            PlanDoesNotFit: a device of the cluster is too small for what the plan puts there.
+            InputError: the head's node has no device, so its speed is unknown.
+        """
+        plan.check(shape)
+        known = as_devices(devices)
+        matched = [_match(plan, index, known) for index in range(len(plan.workers))]
+        if plan.local_worker is None:
+            matched += [device for device in known if device.worker.name == LOCAL_WORKER]
+        problem = PlanningProblem(shape, tuple(matched), plan.expert_bytes, workload=workload)
+        before_s, after_s = _head_parts(problem)
+        links, link_of = _links(problem.devices)
+        return cls(
+            plan=plan,
+            problem=problem,
+            rates=expert_rates(problem),
+            message=message_size(shape, workload.bytes_per_activation),
+            head=problem.devices.index(head_device(problem)),
+            local=plan.local_worker,
+            before_s=before_s,
+            after_s=after_s,
+            mtp_s=head_seconds(problem).mtp_s,
+            links=links,
+            link_of=link_of,
+        )
+
+    def with_workload(self, workload: Workload) -> System:
+        """The same plan and devices, asked to do something else."""
+        return System.build(self.plan, self.problem.devices, self.shape, workload)
+
+    @property
+    def shape(self) -> ModelShape:
+        return self.problem.shape
+
+    @property
+    def workload(self) -> Workload:
+        return self.problem.workload
+
+    @property
+    def num_devices(self) -> int:
+        return len(self.problem.devices)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the devices: their workers'."""
+        return tuple(device.worker.name for device in self.problem.devices)
+
+    @property
+    def is_remote(self) -> NDArray[np.bool_]:
+        """bool [num_devices]: on another box than the head."""
+        return np.array([not device.is_home for device in self.problem.devices])
+
+    @property
+    def head_s(self) -> float:
+        """The head's own time in a step, shared experts left out."""
+        return float(self.before_s.sum()) + self.after_s
+
+    @property
+    def shares_a_link(self) -> bool:
+        """Whether two devices are reached over the same link, so that one request can wait for another."""
+        used = self.link_of[self.link_of >= 0]
+        return len(np.unique(used)) < len(used)
+
+
+def _match(plan: Plan, index: int, known: Sequence[PlanningDevice]) -> PlanningDevice:
+    worker = plan.workers[index]
+    device = next((d for d in known if d.worker.name == worker.name), None)
+    names = ", ".join(d.worker.name for d in known)
+    if device is None:
+        raise PlanError(
+            f"the plan's worker {worker.name!r} is not in the cluster, whose devices are {names}: "
+            "plan for this cluster with `potluck plan`"
+        )
+    if device.worker.node != worker.node:
+        raise PlanError(
+            f"the plan's worker {worker.name!r} is on node {worker.node!r}, in the cluster on "
+            f"{device.worker.node!r}: plan for this cluster with `potluck plan`"
+        )
+    missing = int(plan.experts_per_worker()[index]) * plan.expert_bytes - device.worker.budget_bytes
+    if missing > 0:
+        raise PlanDoesNotFit(
+            f"the plan's worker {worker.name!r} holds {size(missing)} more than the cluster gives it "
+            f"({size(device.worker.budget_bytes)}): plan for this cluster with `potluck plan`"
+        )
+    return device
+
+
+def _head_parts(problem: PlanningProblem) -> tuple[NDArray[np.float64], float]:
+    """The head's time before each MoE layer, dense layers in front of it included, and after the last."""
+    layers = head_layer_seconds(problem)
+    whole = head_seconds(problem)
+    ends = np.array(problem.shape.moe_layers) + 1
+    reached = np.concatenate(([0.0], np.cumsum(layers)))
+    before_s = np.diff(reached[ends], prepend=0.0)
+    after_s = whole.lm_head_s + whole.mtp_s + whole.pass_overhead_s
+    return before_s, float(reached[-1] - reached[ends[-1]]) + after_s
+
+
+def _links(devices: Sequence[PlanningDevice]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    nodes: dict[str, int] = {}
+    link_of = [
+        nodes.setdefault(device.worker.node, len(nodes)) if math.isfinite(device.link_bytes_per_s) else -1
+        for device in devices
+    ]
+    return tuple(nodes), np.array(link_of, dtype=np.int64)

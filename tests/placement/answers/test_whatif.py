@@ -1,0 +1,170 @@
+"""Single changes to a cluster: all are tried, none makes it slower than noise, the best comes first."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from placement.answers.study.routing_source import SyntheticSource
+from placement.answers.whatif import WhatIf, changes, rank_changes
+from placement.errors import ClusterFileError, InputError
+from placement.given.cluster_file import load_cluster
+from placement.given.cluster_spec import ClusterSpec, LinkSpec
+from placement.given.traces import GENERAL
+from placement.workload import Workload
+from tests.placement.shapes import small_shape
+
+SHAPE = small_shape(num_moe_layers=3, num_experts=12, top_k=2)
+CABLE = LinkSpec(3e-4, 312_500_000)
+TEXT = """
+head: home
+nodes:
+  - name: home
+    price: 900
+    devices:
+      - name: ram
+        kind: ram
+        memory_bytes: 238KB
+        reserved_bytes: 230KB
+        bandwidth_gbytes_per_s: 1
+        ffn_gflops: 10
+        price_per_gbyte: 4e9
+  - name: attic
+    devices: [{name: ram, kind: ram, memory_bytes: 24KB, bandwidth_gbytes_per_s: 1, ffn_gflops: 10}]
+links: [{node: attic, round_trip_s: 0.0003, bandwidth_gbits_per_s: 1}]
+"""
+FOR_SALE = """
+link_upgrades:
+  - {name: fast card, nodes: [attic], bandwidth_gbits_per_s: 2.5, price: 60}
+  - {name: quick card, nodes: [attic], round_trip_s: 0.0001, bandwidth_gbits_per_s: 0.5}
+"""
+
+
+def cluster(folder: Path, text: str = TEXT) -> ClusterSpec:
+    path = folder / "cluster.yaml"
+    path.write_text(text)
+    return load_cluster(path)
+
+
+def ranked(boxes: ClusterSpec, policy: str = "least-time") -> WhatIf:
+    size, routing = SHAPE.expert_bytes(16), SyntheticSource("g", GENERAL, GENERAL, 600, 0).load(SHAPE)
+    tried = list(changes(boxes, CABLE))
+    return rank_changes(SHAPE, boxes, tried, size, routing, Workload(), policy=policy)
+
+
+def test_every_box_link_and_memory_is_tried_with_the_files_prices(tmp_path: Path) -> None:
+    found = {change.what: change.price for change in changes(cluster(tmp_path), CABLE)}
+    assert found == {
+        "RAM of home-ram: 238 kB to 476 kB": pytest.approx(4 * 238000),
+        "RAM of attic-ram: 24 kB to 48 kB": None,
+        "Ethernet, attic: 1 to 2.5 Gbit/s": None,
+        "Ethernet, attic: 1 to 10 Gbit/s": None,
+        "one more box like home": 900,
+        "one more box like attic": None,
+    }
+
+
+def test_links_for_sale_are_tried_and_no_others(tmp_path: Path) -> None:
+    found = {change.what: change for change in changes(cluster(tmp_path, TEXT + FOR_SALE), CABLE)}
+    fast, quick = (change for what, change in found.items() if "card" in what)
+    assert (fast.what, fast.price) == ("fast card, attic: 1 to 2.5 Gbit/s", 60)
+    assert fast.cluster.nodes[1].link == LinkSpec(3e-4, 312_500_000)
+    assert (quick.what, quick.price) == ("quick card, attic: 0.3 to 0.1 ms, 1 to 0.5 Gbit/s", None)
+    # What is better already stays.
+    assert quick.cluster.nodes[1].link == LinkSpec(1e-4, 125_000_000)
+    assert not [what for what in found if what.startswith("Ethernet")]
+
+
+def test_wifi_is_offered_a_cable_and_several_links_are_upgraded_together(tmp_path: Path) -> None:
+    """A layer waits for its slowest box, so that one better link of two may gain nothing."""
+    shed = "  - {name: shed, devices: [{name: ram, kind: ram, memory_bytes: 20KB, "
+    shed += "bandwidth_gbytes_per_s: 1, ffn_gflops: 10}]}\nlinks:"
+    text = TEXT.replace("links:", shed).replace("0.0003", "0.003").replace("s: 1}]", "s: 0.2}]")
+    text = text.replace("links: [", "links: [{node: shed, round_trip_s: 0.004, bandwidth_gbits_per_s: 10}, ")
+    found = {change.what: change.cluster for change in changes(cluster(tmp_path, text), CABLE)}
+    assert [what for what in found if what.startswith(("Ethernet", "cable"))] == [
+        "Ethernet, attic: 0.2 to 2.5 Gbit/s",
+        "Ethernet, attic: 0.2 to 10 Gbit/s",
+        "cable, attic: 3 to 0.3 ms, 0.2 to 2.5 Gbit/s",
+        "cable, shed: 4 to 0.3 ms, 10 to 2.5 Gbit/s",
+        "cable, attic and shed: to 0.3 ms, to 2.5 Gbit/s",
+    ]
+    both = found["cable, attic and shed: to 0.3 ms, to 2.5 Gbit/s"]
+    assert [node.link for node in both.nodes] == [None, CABLE, LinkSpec(3e-4, 1_250_000_000)]
+
+
+def test_of_boxes_that_are_alike_one_is_changed(tmp_path: Path) -> None:
+    twin = dataclasses.replace(cluster(tmp_path).nodes[1], name="cellar")
+    boxes = cluster(tmp_path)
+    boxes = dataclasses.replace(boxes, nodes=(*boxes.nodes, twin))
+    found = [change.what for change in changes(boxes, CABLE)]
+    assert "Ethernet, attic and cellar: to 10 Gbit/s" in found
+    assert not [what for what in found if "cellar" in what and "attic" not in what]
+
+
+def test_a_second_head_is_reached_by_the_cable_not_by_the_heads_own_link(tmp_path: Path) -> None:
+    own = "links: [{node: home, round_trip_s: 0.00001, bandwidth_gbits_per_s: 100}, "
+    boxes = cluster(tmp_path, TEXT.replace("links: [", own))
+    found = {change.what: change.cluster for change in changes(boxes, CABLE)}
+    assert found["one more box like home"].nodes[-1].link == CABLE
+    assert not [what for what in found if what.startswith(("Ethernet, home", "cable"))]
+
+
+def test_a_shorter_round_trip_makes_it_faster_where_boxes_are_asked(tmp_path: Path) -> None:
+    boxes = cluster(tmp_path, TEXT.replace("238KB", "231KB").replace("24KB", "40KB") + FOR_SALE)
+    result = ranked(boxes)
+    gains = {outcome.what.split(",")[0]: result.gain(outcome) for outcome in result.outcomes}
+    assert (gains["quick card"] or 0) > (gains["fast card"] or 0) >= 0
+    assert (gains["quick card"] or 0) > 0.1
+
+
+def test_the_fastest_comes_first_and_memory_at_home_beats_a_link(tmp_path: Path) -> None:
+    result = ranked(cluster(tmp_path))
+    speeds = [outcome.tokens_per_s or 0 for outcome in result.outcomes]
+    assert speeds == sorted(speeds, reverse=True)
+    assert result.outcomes[0].what.startswith("RAM of home")
+    gain = result.gain(result.outcomes[0])
+    assert gain is not None
+    assert gain > 0.1
+
+
+def test_no_change_that_adds_makes_it_slower(tmp_path: Path) -> None:
+    boxes = cluster(tmp_path, TEXT.replace("24KB", "40KB"))
+    result = ranked(boxes, policy="random")
+    gains = [result.gain(outcome) for outcome in result.outcomes]
+    assert len(gains) == 6
+    assert all(gain is not None and gain >= 0 for gain in gains)
+
+
+def test_an_unknown_policy_is_refused_before_anything_is_planned(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="policy 'nope'"):
+        ranked(cluster(tmp_path, TEXT.replace("24KB", "16KB")), policy="nope")
+
+
+def test_a_change_that_makes_it_fit_is_told_from_one_that_does_not(tmp_path: Path) -> None:
+    result = ranked(cluster(tmp_path, TEXT.replace("24KB", "16KB")))
+    assert result.now.tokens_per_s is None
+    assert "B are missing" in result.now.note
+    fits = {outcome.what[:8] for outcome in result.outcomes if outcome.tokens_per_s is not None}
+    assert fits == {"RAM of h", "RAM of a", "one more"}
+    assert all(result.gain(outcome) is None for outcome in result.outcomes)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field"),
+    [
+        ("price: 900", "price: -1", r"nodes\[0\].price"),
+        ("4e9", "cheap", "price_per_gbyte"),
+        ("price: 60", "price: -60", r"link_upgrades\[0\].price: expected a number of at least 0"),
+        ("nodes: [attic], b", "nodes: [home], b", r"link_upgrades\[0\].nodes: .*\(attic\), found 'home'"),
+        ("nodes: [attic], b", "nodes: [], b", r"link_upgrades\[0\].nodes: .*\(attic\), found none"),
+        ("bandwidth_gbits_per_s: 2.5, ", "", r"link_upgrades\[0\]: expected round_trip_s, bandwidth"),
+        ("quick", "fast", "link_upgrades: expected unique names, found 'fast card' 2 times"),
+        ("name: fast card", "title: fast card", r"link_upgrades\[0\].(name|title): "),
+    ],
+)
+def test_prices_are_checked(tmp_path: Path, old: str, new: str, field: str) -> None:
+    with pytest.raises(ClusterFileError, match=field):
+        cluster(tmp_path, (TEXT + FOR_SALE).replace(old, new))
