@@ -18,8 +18,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.cli.even_plan import even_plan
 from orchestrator.generate import GenerationParams
-from orchestrator.session import Session, even_plan, open_session
+from orchestrator.session import Session, open_session
 from orchestrator.tokenizer import Tokenizer
 from workers.model_config import Step35Config
 

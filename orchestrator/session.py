@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,12 +18,7 @@ from orchestrator.model.weights import check_drafts, load_head_weights
 from orchestrator.report import RunReport, make_report
 from orchestrator.runnable import check_runnable
 from orchestrator.timing import StepTimer
-from placement.answers.planner import make_plan
-from placement.given.problem import PlanningDevice
-from placement.given.stats import RoutingStats
-from placement.model_shape import ModelShape
-from placement.plan import LOCAL_WORKER, Plan, PlannedWorker
-from placement.weight_format import bits_per_weight
+from placement.plan import LOCAL_WORKER, Plan
 from transport.messages import DEFAULT_MAX_ROWS
 from workers.formats.safetensors import Checkpoint
 from workers.model_config import Step35Config
@@ -42,24 +36,6 @@ def load_local(model_dir: Path, dtype: torch.dtype) -> Step35Model:
     timer = StepTimer()
     experts = LocalExperts.load(checkpoint, config, dtype, timer)
     return Step35Model.load(checkpoint, config, dtype, experts, timer)
-
-
-def even_plan(shape: ModelShape, num_workers: int, dtype: str, stats: RoutingStats | None = None) -> Plan:
-    """Experts over equal workers of this machine; all in the head's process when `num_workers` is 0."""
-    expert_bytes = shape.expert_bytes(bits_per_weight(dtype))
-    names = [f"worker-{i}" for i in range(num_workers)] or [LOCAL_WORKER]
-    budget_bytes = math.ceil(shape.num_routed_experts / len(names)) * expert_bytes
-    devices = [
-        PlanningDevice(
-            worker=PlannedWorker(name, "this-machine", "cpu", "ram", budget_bytes),
-            is_home=True,
-            # Equal devices: a policy looks at ratios only.
-            bandwidth_bytes_per_s=1.0,
-            ffn_flops_per_s=1.0,
-        )
-        for name in names
-    ]
-    return make_plan(shape, devices, stats, "uniform", dtype=dtype, expert_bytes=expert_bytes)
 
 
 @dataclass(slots=True)

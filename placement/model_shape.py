@@ -167,7 +167,7 @@ class ModelShape:
     # Bytes.
 
     def expert_bytes(self, bits_per_weight: float) -> int:
-        """Bytes of one routed expert. `bits_per_weight` includes a quantisation's scales (4.5 for Q4_0)."""
+        """Bytes of one routed expert. The bits include a format's scales (`WeightFormat.bits`)."""
         return math.ceil(self.expert_parameters * bits_per_weight / 8)
 
     def kv_cache_bytes(self, num_positions: int, bytes_per_value: int = 2, *, with_mtp: bool = True) -> int:

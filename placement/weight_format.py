@@ -1,37 +1,111 @@
-"""Bits a weight takes in each form, scales included."""
+"""Forms that weights are kept in: a format's name, its blocks, the bytes of a matrix and of an expert.
+
+The one place that knows them. Matrices are stored row by row, and a row in blocks of neighbouring weights; a
+block may hold scales for its weights, so a single weight has no address of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from placement.errors import InputError
 from placement.files.shown import shown
 
-# The GGUF block formats count their scales: Q4_0 has 16 bits for 32 weights, Q4_K 4.5 bits in all.
-# fp8 has one float32 for 128 x 128 weights, nvfp4 one byte for 16.
-BITS_PER_WEIGHT: Mapping[str, float] = MappingProxyType(
+
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """One form. A block of `block_weights` neighbours in a row takes `block_bytes`, scales included."""
+
+    name: str
+    block_weights: int
+    block_bytes: int
+
+    @property
+    def bits(self) -> float:
+        """Of a weight, scales included."""
+        return 8 * self.block_bytes / self.block_weights
+
+    def fits(self, columns: int) -> bool:
+        """Whether a row of so many weights is whole blocks."""
+        return columns % self.block_weights == 0
+
+    def row_bytes(self, columns: int) -> int:
+        """Raises InputError where a row is no whole number of blocks."""
+        if not self.fits(columns):
+            raise InputError(
+                f"format {self.name}: expected rows of a multiple of {self.block_weights} weights, "
+                f"found {columns}"
+            )
+        return columns // self.block_weights * self.block_bytes
+
+    def matrix_bytes(self, rows: int, columns: int) -> int:
+        return rows * self.row_bytes(columns)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertFormat:
+    """The forms of one layer's routed experts: files mix them within an expert, and between layers."""
+
+    gate: WeightFormat
+    up: WeightFormat
+    down: WeightFormat
+
+    @classmethod
+    def of(cls, form: WeightFormat) -> ExpertFormat:
+        """All three matrices in one form."""
+        return cls(form, form, form)
+
+    @property
+    def name(self) -> str:
+        """One name where all are alike, else all three in the order gate/up/down."""
+        names = (self.gate.name, self.up.name, self.down.name)
+        return names[0] if len(set(names)) == 1 else "/".join(names)
+
+    def expert_bytes(self, hidden_size: int, intermediate_size: int) -> int:
+        """Of gate and up [intermediate, hidden] and down [hidden, intermediate]."""
+        return (
+            self.gate.matrix_bytes(intermediate_size, hidden_size)
+            + self.up.matrix_bytes(intermediate_size, hidden_size)
+            + self.down.matrix_bytes(hidden_size, intermediate_size)
+        )
+
+
+FLOAT32 = WeightFormat("float32", 1, 4)
+BFLOAT16 = WeightFormat("bfloat16", 1, 2)
+FLOAT16 = WeightFormat("float16", 1, 2)
+Q8_0 = WeightFormat("q8_0", 32, 34)
+
+FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
+    {form.name: form for form in (FLOAT32, BFLOAT16, FLOAT16, Q8_0)}
+)
+"""What the kernels compute with, by name."""
+
+# What plans are made for by name where no file says what is in it. The GGUF block formats count their scales:
+# Q4_K has 4.5 bits in all. fp8 has one float32 for 128 x 128 weights, nvfp4 one byte for 16.
+PLANNED_FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
     {
-        "float32": 32.0,
-        "bfloat16": 16.0,
-        "q8": 8.5,
-        "fp8": 8 + 32 / 128**2,
-        "q6": 6.5625,
-        "q5": 5.5,
-        "q4": 4.5,
-        "nvfp4": 4.5,
-        "q3": 3.4375,
-        "q2": 2.625,
+        "float32": FLOAT32,
+        "bfloat16": BFLOAT16,
+        "q8": Q8_0,
+        "fp8": WeightFormat("fp8", 128 * 128, 128 * 128 + 4),
+        "q6": WeightFormat("q6_k", 256, 210),
+        "q5": WeightFormat("q5_k", 256, 176),
+        "q4": WeightFormat("q4_k", 256, 144),
+        "nvfp4": WeightFormat("nvfp4", 16, 9),
+        "q3": WeightFormat("q3_k", 256, 110),
+        "q2": WeightFormat("q2_k", 256, 84),
     }
 )
 
 
-def bits_per_weight(name: str) -> float:
+def planned_format(name: str) -> WeightFormat:
     """Raises InputError for an unknown name, listing the known ones."""
     try:
-        return BITS_PER_WEIGHT[name.lower()]
+        return PLANNED_FORMATS[name.lower()]
     except KeyError:
-        raise InputError(f"quantisation {shown(name)}: expected {', '.join(BITS_PER_WEIGHT)}") from None
+        raise InputError(f"quantisation {shown(name)}: expected {', '.join(PLANNED_FORMATS)}") from None
 
 
 # Published files of these forms quantise nothing but the routed experts.
@@ -50,8 +124,8 @@ def head_bits_of(quant: str) -> float:
         InputError: an unknown name.
     """
     if quant.lower() in _EXPERTS_ONLY:
-        return BITS_PER_WEIGHT["bfloat16"]
-    return max(bits_per_weight(quant), _FEWEST_HEAD_BITS)
+        return BFLOAT16.bits
+    return max(planned_format(quant).bits, _FEWEST_HEAD_BITS)
 
 
 def value_bytes_of(quant: str) -> int:
@@ -59,4 +133,4 @@ def value_bytes_of(quant: str) -> int:
 
     The head keeps its caches and sends its rows in the form of unquantised weights.
     """
-    return 4 if quant.lower() == "float32" else 2
+    return FLOAT32.block_bytes if quant.lower() == FLOAT32.name else BFLOAT16.block_bytes

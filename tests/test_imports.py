@@ -20,6 +20,11 @@ FORBIDDEN = {
     "orchestrator": set[str](),
 }
 
+# What a running model may use of placement/: its root, careful file access, the choice among holders. All
+# else there answers questions before or beside a run, and belongs to commands.
+GROUND_FLOOR = ("placement.files", "placement.assign")
+OF_COMMANDS = ("orchestrator.cli", "orchestrator.study_report")
+
 
 def modules(package: str) -> Iterator[tuple[Path, str]]:
     """Source file and dotted name of every module in `package`."""
@@ -42,15 +47,67 @@ def imported_packages(path: Path) -> set[str]:
 
 def loaded_after(names: list[str]) -> set[str]:
     """Top-level packages in memory once a fresh interpreter has imported `names`."""
+    return {name.split(".")[0] for name in loaded_modules_after(names)}
+
+
+def loaded_modules_after(names: list[str]) -> set[str]:
+    """All modules in memory once a fresh interpreter has imported `names`."""
     program = (
-        f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)\n"
-        "print(*{name.split('.')[0] for name in sys.modules})"
+        f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)\nprint(*sys.modules)"
     )
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert run.returncode == 0, run.stderr
     return set(run.stdout.split())
+
+
+def is_ground_floor(module: str) -> bool:
+    """Whether the runtime may import a module of placement/."""
+    is_root = module.count(".") == 1 and not (ROOT / module.replace(".", "/")).is_dir()
+    return is_root or module.startswith(GROUND_FLOOR)
+
+
+def is_above(module: str) -> bool:
+    """Whether a module belongs to a room of placement/ that only commands may use."""
+    return module.startswith("placement.") and not is_ground_floor(module)
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Modules imported anywhere in a file by `from MODULE import`."""
+    tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return {str(node.module) for node in tree if isinstance(node, ast.ImportFrom)}
+
+
+@pytest.mark.parametrize("package", ["orchestrator", "workers", "transport"])
+def test_the_runtime_imports_the_ground_floor_of_placement_and_nothing_else_of_it(package: str) -> None:
+    wrong = {
+        name: above
+        for path, name in modules(package)
+        if not name.startswith(OF_COMMANDS)
+        and (
+            above := {
+                m for m in imported_modules(path) if m.startswith("placement.") and not is_ground_floor(m)
+            }
+        )
+    }
+    assert wrong == {}
+
+
+def test_the_ground_floor_stands_on_itself_and_is_light() -> None:
+    floor = [name for _, name in modules("placement") if name.count(".") and is_ground_floor(name)]
+    assert {"placement.plan", "placement.holders", "placement.files.atomic"} < set(floor)
+    loaded = loaded_modules_after(floor)
+    assert {name for name in loaded if is_above(name)} == set()
+    assert not {name.split(".")[0] for name in loaded} & {"scipy", "pydantic", "yaml", "matplotlib", "typer"}
+
+
+def test_a_session_loads_no_room_of_the_planner() -> None:
+    loaded = {
+        name for name in loaded_modules_after(["orchestrator.session"]) if name.startswith("placement.")
+    }
+    assert "placement.plan" in loaded
+    assert {name for name in loaded if not is_ground_floor(name)} == set()
 
 
 @pytest.mark.parametrize("package", sorted(FORBIDDEN))

@@ -34,7 +34,7 @@ from placement.replay.simulate import simulate_alone
 from placement.replay.steps import Acceptance
 from placement.replay.system import System
 from placement.routing.planning_text import spread_steps, text_of
-from placement.weight_format import bits_per_weight
+from placement.weight_format import planned_format
 from placement.workload import described, usual_workload
 from workers.formats.safetensors import Checkpoint
 from workers.model_config import Step35Config
@@ -91,7 +91,7 @@ def planned(mtp: int) -> tuple[PlanningProblem, Plan]:
     shape = Step35Config.load(MODEL).shape(MODEL.name)
     routing = RoutingStats.load(MODEL / "routing.npz", shape)
     boxes = load_cluster(MODELS / "demo-cluster.yaml")
-    expert_bytes = shape.expert_bytes(bits_per_weight(dtype))
+    expert_bytes = shape.expert_bytes(planned_format(dtype).bits)
     chances = _ACCEPTANCE[:mtp]
     accepted = Acceptance(chances).mean_accepted
     workload = replace(usual_workload(dtype), drafts=mtp, accepted_drafts=accepted, acceptance=chances)

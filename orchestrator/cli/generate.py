@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from orchestrator.cli.even_plan import even_plan
 from orchestrator.cli.inputs import load_plan, model_folder, named
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import errors, print_json
@@ -17,7 +18,7 @@ from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.generate import GenerationParams, GenerationResult
 from orchestrator.report import RunReport
 from orchestrator.runnable import DtypeName, check_runnable
-from orchestrator.session import even_plan, open_session
+from orchestrator.session import open_session
 from orchestrator.tokenizer import StreamDecoder, Tokenizer
 from placement.errors import InputError
 from placement.files.input_file import decoded

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from placement.weight_format import BITS_PER_WEIGHT
+from placement.weight_format import PLANNED_FORMATS
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 Quant = Annotated[
     str | None,
     typer.Option(
-        help=f"How experts are kept: {', '.join(BITS_PER_WEIGHT)}; default bfloat16.", metavar="FORM"
+        help=f"How experts are kept: {', '.join(PLANNED_FORMATS)}; default bfloat16.", metavar="FORM"
     ),
 ]

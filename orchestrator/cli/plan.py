@@ -11,6 +11,7 @@ from orchestrator.cli.inputs import files_read, load_plan, load_shape, named
 from orchestrator.cli.options import Json, Quant
 from orchestrator.cli.output import console, print_json, print_note
 from orchestrator.cli.plan_output import Planned, plan_document, plan_parts
+from orchestrator.cli.plan_picture import picture_suffix, write_heatmap
 from orchestrator.cli.workload import (
     Accept,
     Context,
@@ -21,7 +22,6 @@ from orchestrator.cli.workload import (
     check_finite,
     workload_of,
 )
-from orchestrator.plan_picture import picture_suffix, write_heatmap
 from orchestrator.runnable import check_runnable
 from placement.answers.advice import advice
 from placement.answers.planner import DEFAULT_POLICY, as_plan
@@ -38,7 +38,7 @@ from placement.interop.read import read_routing
 from placement.plan import Plan
 from placement.policies.registry import POLICIES, named_policy
 from placement.routing.planning_text import planning_text
-from placement.weight_format import bits_per_weight
+from placement.weight_format import planned_format
 
 # Contexts people ask about, up to the model's own length; those without room on the head are said not to fit.
 _CONTEXTS = (1024, 4096, 16384, 65536, 262144)
@@ -86,7 +86,7 @@ def plan(
     routing = read_routing(stats, shape) if stats is not None else None
     in_use = None if current is None else load_plan(current, shape)
     form = quant or ("bfloat16" if in_use is None else in_use.dtype)
-    bits = bits_per_weight(form)
+    bits = planned_format(form).bits
     said = WorkloadOptions(tokens_per_step, accept, context, head_bits, prompt_ratio)
     workload = workload_of(said, shape, form, None if in_use is None else in_use.workload)
     moved = None

@@ -29,7 +29,7 @@ from placement.given.cluster_file import load_cluster
 from placement.given.cluster_spec import LinkSpec
 from placement.given.traces import GENERAL
 from placement.policies.registry import POLICIES, RUN_POLICIES
-from placement.weight_format import bits_per_weight
+from placement.weight_format import planned_format
 from placement.workload import described
 from placement.workload_fields import workload_fields
 
@@ -63,7 +63,7 @@ def whatif(
     check_finite("--cable-round-trip", cable_round_trip)
     check_finite("--cable-gbits", cable_gbits)
     form = quant or "bfloat16"
-    expert_bytes = shape.expert_bytes(bits_per_weight(form))
+    expert_bytes = shape.expert_bytes(planned_format(form).bits)
     workload = workload_of(
         WorkloadOptions(tokens_per_step, accept, context, head_bits, prompt_ratio), shape, form
     )

@@ -34,7 +34,7 @@ def make_plan(
         devices: a cluster, where the head's weights, KV cache and activations are charged first, or the
             devices as the head sees them, whose budgets are for experts alone.
         dtype: the weights' form in memory, as the plan will state it.
-        expert_bytes: of one expert in that form, `shape.expert_bytes(bits_per_weight(dtype))`.
+        expert_bytes: of one expert in that form, `shape.expert_bytes(planned_format(dtype).bits)`.
         workload: whose expected time the planner's own policy minimises.
 
     Raises:

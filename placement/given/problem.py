@@ -23,7 +23,7 @@ from placement.given.stats import RoutingStats
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, PlannedWorker
 from placement.units import size
-from placement.weight_format import BITS_PER_WEIGHT
+from placement.weight_format import PLANNED_FORMATS
 from placement.workload import SINGLE_TOKEN, Workload
 
 
@@ -94,8 +94,8 @@ class PlanningProblem:
         )
 
     def _advice(self) -> str:
-        for name, bits in sorted(BITS_PER_WEIGHT.items(), key=lambda item: -item[1]):
-            size = self.shape.expert_bytes(bits)
+        for name, form in sorted(PLANNED_FORMATS.items(), key=lambda item: -item[1].bits):
+            size = self.shape.expert_bytes(form.bits)
             fitting = sum(device.capacity(size) for device in self.devices)
             if size < self.expert_bytes and fitting >= self.shape.num_routed_experts:
                 return f"give more memory, or plan for smaller experts: --quant {name} fits"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.session import even_plan
+from orchestrator.cli.even_plan import even_plan
 from placement.given.stats import RoutingStats
 from placement.holders import HolderTable
 from placement.plan import Plan, PlannedWorker

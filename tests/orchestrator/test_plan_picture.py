@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.plan_picture import device_groups, write_heatmap
+from orchestrator.cli.plan_picture import device_groups, write_heatmap
 from placement.answers.planner import make_plan
 from placement.errors import InputError
 from placement.given.stats import RoutingStats

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.even_plan import even_plan
 from orchestrator.runnable import check_runnable
-from orchestrator.session import even_plan, open_session
+from orchestrator.session import open_session
 from placement.errors import PlanError
 from placement.plan import Plan
 from tests.orchestrator.command_line import Potluck

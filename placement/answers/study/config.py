@@ -18,7 +18,7 @@ from placement.given.traces import DOMAINS, Domain
 from placement.given.yaml_file import checked, read_mapping
 from placement.policies.registry import check_policy
 from placement.routing.text import DOCUMENT_TOKENS
-from placement.weight_format import bits_per_weight
+from placement.weight_format import planned_format
 from placement.workload import DEFAULT_CONTEXT, DEFAULT_PROMPT_RATIO
 
 
@@ -143,7 +143,7 @@ def _study(file: _StudyModel, path: Path) -> Study:
     for index, policy in enumerate(file.policies):
         _known(check_policy, policy, f"{path}: policies[{index}]")
     for index, quant in enumerate(file.quants):
-        _known(bits_per_weight, quant, f"{path}: quants[{index}]")
+        _known(planned_format, quant, f"{path}: quants[{index}]")
     stems = [Path(cluster).stem for cluster in file.clusters]
     if len(set(stems)) < len(stems):
         raise StudyFileError(f"{path}: clusters: expected file names that differ, found {shown(stems)}")

@@ -21,7 +21,7 @@ from placement.given.cluster_spec import ClusterSpec
 from placement.given.problem import PlanningProblem, problem_for
 from placement.model_shape import ModelShape
 from placement.policies.registry import RUN_POLICIES
-from placement.weight_format import bits_per_weight
+from placement.weight_format import planned_format
 
 
 def run_cells(shape: ModelShape, todo: Sequence[Cell], processes: int) -> Iterator[Row]:
@@ -112,7 +112,7 @@ def _bounded(row: Row, lower_bound_s: float | None) -> Row:
 
 
 def _problem(shape: ModelShape, setting: Setting, routing: Routing) -> PlanningProblem:
-    size = shape.expert_bytes(bits_per_weight(setting.quant))
+    size = shape.expert_bytes(planned_format(setting.quant).bits)
     return problem_for(shape, _cluster(setting.cluster), size, routing.planned, setting.workload)
 
 

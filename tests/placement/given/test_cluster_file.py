@@ -18,7 +18,7 @@ from placement.given.cluster_file import load_cluster
 from placement.given.cluster_spec import ClusterSpec
 from placement.given.problem import planning_devices
 from placement.model_shape import STEP_3_5_FLASH
-from placement.weight_format import bits_per_weight
+from placement.weight_format import planned_format
 
 SHIPPED = Path(__file__).parents[3] / "cluster.yaml"
 
@@ -80,7 +80,7 @@ def test_the_shipped_file_is_a_valid_ray_cluster_file() -> None:
 def test_the_shipped_boxes_hold_step_3_5_flash_together_and_none_alone() -> None:
     cluster = load_cluster(SHIPPED)
     assert len(cluster.nodes) == 3
-    size = STEP_3_5_FLASH.expert_bytes(bits_per_weight("q4"))
+    size = STEP_3_5_FLASH.expert_bytes(planned_format("q4").bits)
     make_plan(STEP_3_5_FLASH, cluster, policy="uniform", dtype="q4", expert_bytes=size)
     needed = size * STEP_3_5_FLASH.num_routed_experts
     assert all(sum(d.memory_bytes for d in node.devices) < needed for node in cluster.nodes)

@@ -18,9 +18,9 @@ from placement.replay.steps import Acceptance, split_trace
 from placement.replay.tally import QUEUE
 from placement.workload import Workload
 from tests.placement.boxes import device
+from tests.placement.replay.test_simulate import figures
 from tests.placement.runs import DEVICES, plan_of, random_plan, random_trace, system_of
 from tests.placement.shapes import small_shape
-from tests.placement.replay.test_simulate import figures
 
 BEHIND_ONE_LINK = (
     DEVICES[0],
