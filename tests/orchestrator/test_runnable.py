@@ -26,7 +26,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def planned(model_dir: Path, num_workers: int, *, device: str, tier: str) -> Plan:
     """All experts on such workers, or on such a head."""
     plan = even_plan(Step35Config.load(model_dir).shape("model"), num_workers, "float32")
-    return replace(plan, workers=tuple(replace(worker, device=device, tier=tier) for worker in plan.tiers))
+    return replace(plan, tiers=tuple(replace(found, device=device, kind=tier) for found in plan.tiers))
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,7 @@ def test_workers_on_other_torch_devices_are_taken(
 
 
 def test_a_dtype_that_this_release_does_not_run_is_refused(model_dir: Path) -> None:
-    plan = replace(planned(model_dir, 0, device="cpu", tier="ram"), dtype="q4")
+    plan = planned(model_dir, 0, device="cpu", tier="ram")
+    plan = replace(plan, layers=tuple(replace(layer, form="q4") for layer in plan.layers))
     with pytest.raises(PlanError, match="keeps experts in 'q4'"):
         check_runnable(plan)
