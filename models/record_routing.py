@@ -10,8 +10,9 @@ import typer
 
 from models.tiny.data import MIX, TokenMix
 from models.train_tiny import DEFAULT_BUILD, DEFAULT_MODEL, RECIPE
-from orchestrator.cli.stats import record_routing
+from orchestrator.routing_trace import record_trace
 from orchestrator.session import load_local
+from placement.given.stats import RoutingStats
 
 SEQUENCES, LENGTH = 192, 512
 # Far from any training step: the same documents, other places in them.
@@ -29,7 +30,8 @@ def main(
     head = load_local(model, torch.float32)
     shares = ", ".join(f"{share:.0%} {domain}" for domain, share in MIX.items())
     source = f"training mix: {SEQUENCES} pieces of {LENGTH} tokens, {shares}"
-    stats = record_routing(head, sequences, LENGTH, source=source, name=model.name)
+    trace = record_trace(head, sequences, LENGTH)
+    stats = RoutingStats.from_trace(head.config.shape(model.name), trace, source)
     stats.without_trace().save(model / "routing.npz")
     for layer, counts in zip(stats.moe_layers, stats.counts, strict=True):
         mean = counts.mean()

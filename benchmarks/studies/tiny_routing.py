@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from orchestrator.cli.stats import record_routing
+from orchestrator.routing_trace import record_trace
 from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
 from placement.answers.study.routing_source import Routing
@@ -35,10 +35,6 @@ def tiny_routing(text: str, num_tokens: int) -> Routing:
     """
     token_ids = Tokenizer.load(MODEL).encode_prompt((MODEL / "heldout" / f"{text}.txt").read_text("utf-8"))
     head = load_local(MODEL, torch.float32)
-    recorded = record_routing(
-        head, [token_ids[: 2 * num_tokens]], WINDOW_TOKENS, source=text, name="potluck-tiny"
-    )
-    trace = recorded.trace
-    assert trace is not None
+    trace = record_trace(head, [token_ids[: 2 * num_tokens]], WINDOW_TOKENS)
     stats = RoutingStats.from_trace(TINY_ON_STEP, trace[:num_tokens], f"potluck-tiny, {text}")
     return Routing(stats, trace[num_tokens:], WINDOW_TOKENS)

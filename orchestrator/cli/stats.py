@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +13,7 @@ from rich.progress import Progress
 from orchestrator.cli.inputs import files_read, model_folder
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, errors, print_json, print_note, share, table
-from orchestrator.model.attention import SequenceSlice
-from orchestrator.model.routing_recorder import RoutingRecorder
-from orchestrator.model.step35 import Step35Model
+from orchestrator.routing_trace import record_trace
 from orchestrator.runnable import DtypeName
 from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
@@ -26,7 +23,6 @@ from placement.files.input_file import read_text
 from placement.given.stats import RoutingStats
 from workers.model_config import Step35Config
 
-CHUNK_TOKENS = 256
 # More would run for days.
 MOST_TEXT_BYTES = 64_000_000
 
@@ -46,9 +42,10 @@ def stats(
     tokenizer = Tokenizer.load(model)
     documents = [tokenizer.encode_prompt(read_document(path)) for path in texts]
     head = load_local(model, getattr(torch, dtype))
-    result = record_routing(
-        head, documents, window, source=", ".join(path.name for path in texts), name=shape.name
-    )
+    with Progress(console=errors, transient=True) as progress:
+        task = progress.add_task("tokens", total=sum(map(len, documents)))
+        recorded = record_trace(head, documents, window, lambda done: progress.advance(task, done))
+    result = RoutingStats.from_trace(shape, recorded, ", ".join(path.name for path in texts))
     (result if trace else result.without_trace()).save(out)
 
     hot = hottest_share(result)
@@ -78,35 +75,6 @@ def stats(
     title = f"{result.num_tokens} tokens, {result.num_experts} experts a layer, top {result.top_k}"
     console.print(table(title, ("layer", "experts used", "hottest tenth carries"), rows))
     print_note(f"wrote {out}")
-
-
-def record_routing(
-    head: Step35Model, documents: Sequence[Sequence[int]], window: int, *, source: str, name: str
-) -> RoutingStats:
-    """Routing of token sequences, each cut into windows that are run on their own.
-
-    Raises:
-        InputError: no token at all, or one outside the vocabulary.
-    """
-    windows = [
-        document[start : start + window]
-        for document in documents
-        for start in range(0, len(document), window)
-    ]
-    if not windows:
-        raise InputError("the texts are empty; expected at least one token")
-    config = head.config
-    head.recorder = RoutingRecorder(config.moe_layers, config.moe_num_experts, config.moe_top_k)
-    with Progress(console=errors, transient=True) as progress:
-        task = progress.add_task("tokens", total=sum(map(len, windows)))
-        for token_ids in windows:
-            head.check_token_ids(token_ids)
-            cache = head.new_cache()
-            for start in range(0, len(token_ids), CHUNK_TOKENS):
-                chunk = torch.tensor(token_ids[start : start + CHUNK_TOKENS])
-                head.forward(chunk, [SequenceSlice(cache, len(chunk))])
-                progress.advance(task, len(chunk))
-    return RoutingStats.from_trace(config.shape(name), head.recorder.trace(), source)
 
 
 def hottest_share(stats: RoutingStats) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
