@@ -59,7 +59,7 @@ def demo(
     if not MODEL.is_dir():
         raise InputError(f"{MODEL} is not there; the demo runs from a clone of the repository")
     check_drafts(Checkpoint.open(MODEL), Step35Config.load(MODEL), mtp)
-    problem, plan = planned(mtp)
+    problem, plan = plan_demo(mtp)
     if not json:
         console.print(*description(problem, plan), sep="\n")
     print_note(f"starting Ray and {len(plan.asked_workers)} workers …")
@@ -85,7 +85,7 @@ def demo(
         print_note("stopped all workers and Ray")
 
 
-def planned(mtp: int) -> tuple[PlanningProblem, Plan]:
+def plan_demo(mtp: int) -> tuple[PlanningProblem, Plan]:
     """The shipped model on the demo's boxes, planned for what its routing file says."""
     dtype = DtypeName.bfloat16.value
     shape = Step35Config.load(MODEL).shape(MODEL.name)

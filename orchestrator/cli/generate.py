@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.cli.even_plan import even_plan
-from orchestrator.cli.inputs import load_plan, model_folder, named
+from orchestrator.cli.inputs import load_plan, model_folder, name_in_errors
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import errors, print_json
 from orchestrator.cli.run_tables import report_document, run_tables
@@ -73,7 +73,7 @@ def generate(
         made = even_plan(shape, workers or 0, (dtype or DtypeName.float32).value)
     else:
         made = load_plan(plan, shape)
-        with named(plan):
+        with name_in_errors(plan):
             check_runnable(made)
         if workers is not None or dtype not in (None, made.dtype):
             raise InputError(

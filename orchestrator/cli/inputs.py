@@ -51,7 +51,7 @@ def load_plan(path: Path, shape: ModelShape) -> Plan:
 
 def check_plan(plan: Plan, path: Path, shape: ModelShape) -> None:
     """Raise PlanError, which names the file, for a plan of another model or over a worker's budget."""
-    with named(path):
+    with name_in_errors(path):
         plan.check(shape)
         plan.check_fits()
 
@@ -76,7 +76,7 @@ def files_read(*given: Path | str | None) -> list[Path]:
 
 
 @contextmanager
-def named(where: object, kind: type[PotluckError] = PotluckError) -> Iterator[None]:
+def name_in_errors(where: object, kind: type[PotluckError] = PotluckError) -> Iterator[None]:
     """Put the file or option at fault in front of errors of `kind`, which do not name it."""
     try:
         yield

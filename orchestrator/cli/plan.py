@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.inputs import files_read, load_plan, load_shape, named
+from orchestrator.cli.inputs import files_read, load_plan, load_shape, name_in_errors
 from orchestrator.cli.options import Json, Quant
 from orchestrator.cli.output import console, print_json, print_note
 from orchestrator.cli.plan_output import Planned, plan_document, plan_parts
@@ -91,12 +91,12 @@ def plan(
     said = WorkloadOptions(tokens_per_step, accept, context, head_bits, prompt_ratio)
     workload = workload_of(said, shape, form, None if in_use is None else in_use.workload)
     moved = None
-    with named(cluster, PlanDoesNotFit):
+    with name_in_errors(cluster, PlanDoesNotFit):
         problem = problem_for(shape, boxes, shape.expert_bytes(bits), routing, workload)
         if in_use is None:
             made = as_plan(problem, named_policy(policy)(problem), policy, form)
         else:
-            with named(f"--current: {current}", PlanError):
+            with name_in_errors(f"--current: {current}", PlanError):
                 _check_same_boxes(problem, in_use, form)
             moved = _replan(problem, in_use, move_bytes, move_seconds)
             made = as_plan(problem, moved.table, DEFAULT_POLICY, form, in_use.epoch + 1)

@@ -13,7 +13,14 @@ from rich.console import Group
 from orchestrator.cli.inputs import check_plan
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, print_json, print_note, share, table
-from orchestrator.cli.simulate_inputs import loss_of, new_plan_of, placed, shape_of, streams_of, tokens_of
+from orchestrator.cli.simulate_inputs import (
+    load_system,
+    loss_of,
+    new_plan_of,
+    shape_of,
+    streams_of,
+    tokens_of,
+)
 from orchestrator.cli.workload import (
     Accept,
     Context,
@@ -63,7 +70,7 @@ def simulate(
     )
     acceptance = acceptance_of(workload, seed)
     tokens = tokens_of(trace, shape, in_flight, workload)
-    boxes, system, notes = placed(loaded, plan, cluster, shape, workload, is_assumed=context is None)
+    boxes, system, notes = load_system(loaded, plan, cluster, shape, workload, is_assumed=context is None)
     events: list[Event] = [loss_of(text, loaded) for text in lose or ()]
     events += [new_plan_of(text, loaded, plan, boxes) for text in new_plan or ()]
     report = run(system, streams_of(tokens, in_flight, workload, acceptance), events)

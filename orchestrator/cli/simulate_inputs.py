@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.cli.inputs import load_plan, load_shape, named
+from orchestrator.cli.inputs import load_plan, load_shape, name_in_errors
 from placement.errors import InputError, PlanDoesNotFit, PlanError, RoutingFileError
 from placement.given.cluster_file import load_cluster
 from placement.given.head_memory import head_memory_bytes
@@ -46,7 +46,7 @@ class Boxes:
         """Raises PlanDoesNotFit, which names the file, where the head's own device is too small for it."""
         cluster = load_cluster(path)
         head_bytes = head_memory_bytes(shape, replace(workload, context=context))
-        with named(path, PlanDoesNotFit):
+        with name_in_errors(path, PlanDoesNotFit):
             devices = planning_devices(cluster, head_bytes)
         return cls(path, devices, head_bytes, context, shape, workload)
 
@@ -61,7 +61,7 @@ class Boxes:
         """
         if plan.head_tier is not None:
             self._check_head(plan, name)
-        with named(f"{name} on {self.path}"):
+        with name_in_errors(f"{name} on {self.path}"):
             return System.build(plan, self.devices, self.shape, self.workload)
 
     def _check_head(self, plan: Plan, name: object) -> None:
@@ -77,7 +77,7 @@ class Boxes:
             )
 
 
-def placed(
+def load_system(
     plan: Plan, path: Path, cluster: Path, shape: ModelShape, workload: Workload, *, is_assumed: bool
 ) -> tuple[Boxes, System, list[str]]:
     """A plan on a cluster's boxes, and what is to be said about it.
@@ -153,7 +153,7 @@ def new_plan_of(text: str, running: Plan, running_path: Path, boxes: Boxes) -> N
         InputError, PlanError: names the option and the file.
     """
     path, at_s = _at("--new-plan", "PLAN.json@SECONDS", text)
-    with named("--new-plan"):
+    with name_in_errors("--new-plan"):
         new = load_plan(Path(path), boxes.shape)
     where = f"--new-plan: {path}"
     if new.layers != running.layers:

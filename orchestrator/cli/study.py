@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from orchestrator.cli.inputs import files_read, load_shape, named
+from orchestrator.cli.inputs import files_read, load_shape, name_in_errors
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, errors, print_json, print_note, table
 from orchestrator.study_report.comparison import compare, setting_labels, summary
@@ -36,7 +36,7 @@ def study(
 ) -> None:
     """Plan and judge every cell of a grid; an interrupted study goes on where it stopped."""
     loaded = Study.load(file)
-    with named(f"{file}: model"):
+    with name_in_errors(f"{file}: model"):
         shape = load_shape(loaded.model)
     folder = out or file.with_suffix("")
     # Unlike Path.is_dir, False for names that no folder can have.

@@ -44,7 +44,7 @@ def trace(
     pieces = SyntheticRouter(shape).stream(DOMAINS[domain], tokens, stream_seed=seed)
     with Progress(console=errors, transient=True) as progress:
         source = f"synthetic {domain}, seed {seed}"
-        write_trace(out, shape, _shown(pieces, tokens, progress), tokens, source)
+        write_trace(out, shape, _show_progress(pieces, tokens, progress), tokens, source)
     if json:
         print_json(
             {
@@ -60,7 +60,7 @@ def trace(
     print_note(f"wrote {out}: {tokens:,} tokens of synthetic {domain} text for {shape.name}")
 
 
-def _shown(
+def _show_progress(
     pieces: Iterator[NDArray[np.uint16]], num_tokens: int, progress: Progress
 ) -> Iterator[NDArray[np.uint16]]:
     task = progress.add_task("tokens", total=num_tokens)

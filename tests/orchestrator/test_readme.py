@@ -107,7 +107,7 @@ def test_the_sample_output_is_what_the_demo_prints_today() -> None:
     sample = re.search(r"```\n(potluck-tiny: .*?)\n…", README, re.DOTALL)
     assert sample
     console = Console(file=io.StringIO(), width=100)
-    console.print(*demo.description(*demo.planned(3)), sep="\n")
+    console.print(*demo.description(*demo.plan_demo(3)), sep="\n")
     assert isinstance(console.file, io.StringIO)
     printed = [line.rstrip() for line in console.file.getvalue().splitlines()]
     assert [line for line in sample[1].splitlines() if line] == [line for line in printed if line]
