@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from orchestrator.cli.inputs import files_read, load_plan, load_shape, name_in_errors
 from orchestrator.cli.options import Json, Quant
 from orchestrator.cli.output import console, print_json, print_note
+from orchestrator.cli.plan_export import Buffer, Export, ExportOptions, export_notes, write_exports
 from orchestrator.cli.plan_output import Planned, plan_document, plan_parts
 from orchestrator.cli.plan_picture import picture_suffix, write_heatmap
 from orchestrator.cli.workload import (
@@ -34,6 +36,7 @@ from placement.files.atomic import check_targets
 from placement.given.cluster_file import load_cluster, parse_size
 from placement.given.cluster_spec import ClusterSpec
 from placement.given.problem import PlanningProblem, problem_for
+from placement.interop.export import ExportInputs
 from placement.interop.read import read_routing
 from placement.plan import Plan, like_layers
 from placement.plan_file import write_plan
@@ -68,6 +71,8 @@ def plan(
     picture: Annotated[
         Path | None, typer.Option(help="Write a heatmap, layer x expert, here: .png or .svg.")
     ] = None,
+    export: Export = None,
+    buffer: Buffer = None,
     out: Annotated[Path | None, typer.Option(help="Write the plan here, as JSON.")] = None,
     json: Json = False,
 ) -> None:
@@ -80,7 +85,9 @@ def plan(
         raise InputError("--move-bytes and --move-seconds: expected --current PLAN.json, the plan in use")
     if current is not None and policy != DEFAULT_POLICY:
         raise InputError(f"--current: plans again with {DEFAULT_POLICY}; leave out --policy {policy}")
-    check_targets((out, picture), inputs=files_read(cluster, model, stats, current))
+    exports = ExportOptions.parse(export or (), buffer or ())
+    written = (out, picture, *(path for _, path in exports.files))
+    check_targets(written, inputs=files_read(cluster, model, stats, current))
     if picture is not None:
         picture_suffix(picture)
     boxes = load_cluster(cluster)
@@ -100,7 +107,9 @@ def plan(
                 _check_same_boxes(problem, in_use, form)
             moved = _replan(problem, in_use, move_bytes, move_seconds)
             made = as_plan(problem, moved.table, DEFAULT_POLICY, form, in_use.epoch + 1)
-    planned = _describe(problem, boxes, made, moved)
+    # Before the seconds that a prediction takes: another engine may not be able to do what is planned.
+    exported = write_exports(exports, ExportInputs(made, shape, routing, exports.buffers))
+    planned = replace(_describe(problem, boxes, made, moved), exports=exported)
     if picture is not None:
         write_heatmap(made, picture, routing)
     if out is not None:
@@ -113,6 +122,8 @@ def plan(
     for path in (out, picture):
         if path is not None:
             print_note(f"wrote {path}")
+    for note in (note for one in exported for note in export_notes(one)):
+        print_note(note)
     try:
         check_runnable(made)
     except PlanError as error:

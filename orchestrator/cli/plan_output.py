@@ -9,9 +9,11 @@ from typing import Any
 from rich.console import Group
 
 from orchestrator.cli.output import share, table
+from orchestrator.cli.plan_export import export_document
 from placement.answers.prediction import AtContext, Prediction
 from placement.answers.replan import Replan
 from placement.answers.summary import PlanSummary
+from placement.interop.export import Exported
 from placement.plan import Plan
 from placement.units import size
 from placement.workload import described
@@ -47,6 +49,7 @@ class Planned:
     contexts: list[AtContext]
     advice: list[str]
     replan: Replan | None
+    exports: Sequence[Exported] = ()
 
 
 def plan_document(planned: Planned) -> dict[str, Any]:
@@ -69,6 +72,7 @@ def plan_document(planned: Planned) -> dict[str, Any]:
         "copies": None if prediction is None or prediction.copies is None else asdict(prediction.copies),
         "advice": planned.advice,
         "replan": None if moved is None else _replan_document(moved),
+        "exports": [export_document(exported) for exported in planned.exports],
         "devices": [
             {
                 "name": worker.name,

@@ -101,7 +101,8 @@ def _buffer_of(plan: Plan, index: int, buffers: Mapping[str, str]) -> str:
         if not plan.tiers_at_home()[index] or device is None:
             raise PlanError(
                 f"worker {worker.name!r} ({worker.device} on {worker.node}): expected the name of its "
-                "llama.cpp buffer, such as RPC0[host:50052]; llama-server --list-devices prints them"
+                f"llama.cpp buffer, such as --buffer '{worker.name}=RPC0[{worker.node}:50052]'; "
+                "llama-server --list-devices prints them"
             )
         buffer = "CPU" if device[1] == "cpu" else f"CUDA{device[2] or 0}"
     if not _BUFFER_NAME.fullmatch(buffer):
