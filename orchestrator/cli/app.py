@@ -19,7 +19,9 @@ from placement.files.shown import first_line
 COMMANDS = {
     "generate": "Continue a prompt.",
     "plan": "Decide which box and memory holds each expert, and predict the speed.",
-    "stats": "Run text through the model and write which experts its tokens use.",
+    "stats": "Write which experts a model's tokens use: of text, or as another engine recorded it.",
+    "stats compare": "Say how alike two routing files are, layer by layer.",
+    "stats drift": "Test whether routing has changed from one trace to another.",
     "trace": "Write a synthetic trace: which experts the tokens of invented text use.",
     "simulate": (
         "Replay a trace through a plan: step times, tokens/s, what is busy and what bounds each layer."
@@ -28,7 +30,11 @@ COMMANDS = {
     "study": "Plan and judge every cell of a grid; an interrupted study goes on where it stopped.",
     "demo": "Plan, start and run the shipped model on three worker processes of this machine.",
 }
-"""Name -> first line of its help: the function of that name in the module of that name."""
+"""Name -> first line of its help: the function of that name in the module of that name.
+
+A name of two words is a command of its own, `stats compare` in `stats_compare.py`; its first word alone does
+what it always did.
+"""
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -46,10 +52,10 @@ def load(arguments: Sequence[str]) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
+    wanted = next((word for word in _join_name(arguments) if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
         if name == wanted:
-            app.command(name)(command(name))
+            app.command(name, epilog=_name_relatives(name))(command(name))
         else:
             app.command(name, help=summary)(_not_loaded)
     return app
@@ -57,6 +63,7 @@ def load(arguments: Sequence[str]) -> typer.Typer:
 
 def command(name: str) -> Callable[..., Any]:
     """The function behind a command."""
+    name = name.replace(" ", "_")
     function: Callable[..., Any] = getattr(import_module(f"orchestrator.cli.{name}"), name)
     return function
 
@@ -65,7 +72,7 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
     """Do what `arguments` say; a user's mistake is one line on standard error and exit code 2."""
     try:
         # Not standalone: typer would print a framed message of several lines for a mistake in an option.
-        code = app(list(arguments) or ["--help"], prog_name="potluck", standalone_mode=False)
+        code = app(_join_name(arguments) or ["--help"], prog_name="potluck", standalone_mode=False)
         sys.stdout.flush()
         return code or 0
     except UsageError as error:
@@ -87,6 +94,18 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         # What did not go out would fail again when the interpreter empties its buffers.
         sys.stdout = io.StringIO()
     return 2
+
+
+def _join_name(arguments: Sequence[str]) -> list[str]:
+    """The arguments with a command's name of two words as one."""
+    name = " ".join(arguments[:2])
+    return [name, *arguments[2:]] if name in COMMANDS else list(arguments)
+
+
+def _name_relatives(name: str) -> str | None:
+    """Where a command's help points to: those whose names begin with its own."""
+    relatives = [f"`potluck {other}`" for other in COMMANDS if other.startswith(f"{name} ")]
+    return f"See also {', '.join(relatives)}." if relatives else None
 
 
 def _not_loaded() -> None:

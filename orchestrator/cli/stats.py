@@ -1,80 +1,154 @@
-"""`potluck stats`: run text through a model and note which experts it uses."""
+"""`potluck stats`: which experts a model uses, on text or as another engine recorded it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import typer
+from rich.console import Group
 from rich.progress import Progress
 
-from orchestrator.cli.inputs import files_read, model_folder
+from orchestrator.cli.inputs import files_read, load_shape, model_folder
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, errors, print_json, print_note, share, table
 from orchestrator.routing_trace import record_trace
 from orchestrator.runnable import DtypeName
 from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
-from placement.errors import InputError
+from placement.errors import InputError, RoutingFileError
 from placement.files.atomic import check_targets
 from placement.files.input_file import read_text
 from placement.given.stats import RoutingStats
+from placement.interop.read import detect, read_routing
+from placement.model_shape import ModelShape
+from placement.routing.routing_profile import RoutingProfile
 from workers.model_config import Step35Config
 
+DEFAULT_WINDOW = 2048
 # More would run for days.
 MOST_TEXT_BYTES = 64_000_000
 
 
 def stats(
-    texts: Annotated[list[Path], typer.Argument(help="Text files, UTF-8.", metavar="TEXT...")],
-    model: Annotated[Path, typer.Option(help="Model directory.")],
+    model: Annotated[
+        str,
+        typer.Option(help="Model directory; with --from also a built-in name such as step-3.5-flash."),
+    ],
     out: Annotated[Path, typer.Option(help="Routing file to write (.npz, see docs/formats.md).")],
+    texts: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Text files, UTF-8, to run through the model.", metavar="TEXT..."),
+    ] = None,
+    recordings: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            help="In place of texts: what vLLM, SGLang, llama-imatrix or others recorded (docs/interop.md). "
+            "Given several times, the oldest first: all together.",
+            metavar="FILE",
+        ),
+    ] = None,
+    half_life: Annotated[
+        float | None,
+        typer.Option(help="Of --from: a token counts half as much this many tokens later.", metavar="TOKENS"),
+    ] = None,
     trace: Annotated[bool, typer.Option(help="Keep every token's experts, not only their counts.")] = False,
-    window: Annotated[int, typer.Option(min=1, help="Tokens seen together; longer text is cut.")] = 2048,
-    dtype: Annotated[DtypeName, typer.Option(help="Arithmetic of the run.")] = DtypeName.float32,
+    window: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Tokens seen together; longer text is cut; default {DEFAULT_WINDOW:,}."),
+    ] = None,
+    dtype: Annotated[DtypeName | None, typer.Option(help="Arithmetic of the run; default float32.")] = None,
     json: Json = False,
 ) -> None:
-    """Run text through the model and write which experts its tokens use."""
-    check_targets([out], inputs=files_read(model, *texts))
-    shape = Step35Config.load(model_folder(model)).shape(model.resolve().name)
+    """Write which experts a model's tokens use: of text, or as another engine recorded it."""
+    if not texts and not recordings:
+        raise InputError("potluck stats: missing argument 'TEXT...', or --from FILE in its place")
+    if recordings:
+        if texts:
+            raise InputError(f"--from: in place of text files; leave out {texts[0]}")
+        if window is not None or dtype is not None:
+            raise InputError("--window and --dtype: of a run of text; leave them out with --from")
+        if half_life is not None and trace:
+            raise InputError("--half-life: weighs counts; leave out --trace")
+    elif half_life is not None:
+        raise InputError("--half-life: expected --from FILE, recordings from the oldest to the latest")
+    check_targets([out], inputs=files_read(model, *(texts or ()), *(recordings or ())))
+    if recordings:
+        result, kinds = _read_recordings(recordings, load_shape(model), half_life)
+        if trace and result.trace is None:
+            raise RoutingFileError(
+                f"--trace: {', '.join(map(str, recordings))}: counts only; expected every token's experts"
+            )
+    else:
+        folder = model_folder(Path(model))
+        kinds = []
+        result = _run_texts(folder, texts or (), window or DEFAULT_WINDOW, dtype or DtypeName.float32)
+    (result if trace else result.without_trace()).save(out)
+
+    if json:
+        print_json(_document(result, kinds, out, trace=trace))
+        return
+    console.print(_layers_table(result))
+    read = [f"{path} as {kind}" for path, kind in zip(recordings or (), kinds, strict=True)]
+    print_note("; ".join([*(f"read {what}" for what in read), f"wrote {out}"]))
+
+
+def _read_recordings(
+    paths: Sequence[Path], shape: ModelShape, half_life_tokens: float | None
+) -> tuple[RoutingStats, list[str]]:
+    """All recordings together, and the kind of each (a key of READERS)."""
+    kinds = [detect(path) for path in paths]
+    parts = [read_routing(path, shape, kind) for path, kind in zip(paths, kinds, strict=True)]
+    if half_life_tokens is None:
+        first, *others = parts
+        for other in others:
+            first = first.merge(other)
+        return first, kinds
+    profile = RoutingProfile.empty(shape, half_life_tokens)
+    for part in parts:
+        profile = profile.observe_counts(part)
+    sources = "; ".join(dict.fromkeys(part.source for part in parts))
+    return profile.to_stats(shape, f"{sources}; half-life {half_life_tokens:g} tokens"), kinds
+
+
+def _run_texts(model: Path, texts: Sequence[Path], window: int, dtype: DtypeName) -> RoutingStats:
+    shape = Step35Config.load(model).shape(model.resolve().name)
     tokenizer = Tokenizer.load(model)
     documents = [tokenizer.encode_prompt(read_document(path)) for path in texts]
     head = load_local(model, getattr(torch, dtype))
     with Progress(console=errors, transient=True) as progress:
         task = progress.add_task("tokens", total=sum(map(len, documents)))
         recorded = record_trace(head, documents, window, lambda done: progress.advance(task, done))
-    result = RoutingStats.from_trace(shape, recorded, ", ".join(path.name for path in texts))
-    (result if trace else result.without_trace()).save(out)
+    return RoutingStats.from_trace(shape, recorded, ", ".join(path.name for path in texts))
 
-    hot = hottest_share(result)
-    if json:
-        print_json(
-            {
-                "model": result.model,
-                "tokens": result.num_tokens,
-                "source": result.source,
-                "trace": trace,
-                "out": str(out),
-                "layers": [
-                    {
-                        "layer": layer,
-                        "unused_experts": int((row == 0).sum()),
-                        "hottest_tenth_share": float(tenth),
-                    }
-                    for layer, row, tenth in zip(result.moe_layers, result.counts, hot, strict=True)
-                ],
-            }
-        )
-        return
+
+def _document(result: RoutingStats, kinds: Sequence[str], out: Path, *, trace: bool) -> dict[str, object]:
+    """docs/json.md lists the keys."""
+    return {
+        "model": result.model,
+        "tokens": result.num_tokens,
+        "source": result.source,
+        "kinds": list(kinds),
+        "trace": trace,
+        "out": str(out),
+        "layers": [
+            {"layer": layer, "unused_experts": int((row == 0).sum()), "hottest_tenth_share": float(tenth)}
+            for layer, row, tenth in zip(result.moe_layers, result.counts, hottest_share(result), strict=True)
+        ],
+    }
+
+
+def _layers_table(result: RoutingStats) -> Group:
     rows = [
         (str(layer), str(int((row > 0).sum())), share(float(tenth)))
-        for layer, row, tenth in zip(result.moe_layers, result.counts, hot, strict=True)
+        for layer, row, tenth in zip(result.moe_layers, result.counts, hottest_share(result), strict=True)
     ]
     title = f"{result.num_tokens} tokens, {result.num_experts} experts a layer, top {result.top_k}"
-    console.print(table(title, ("layer", "experts used", "hottest tenth carries"), rows))
-    print_note(f"wrote {out}")
+    return table(title, ("layer", "experts used", "hottest tenth carries"), rows)
 
 
 def hottest_share(stats: RoutingStats) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

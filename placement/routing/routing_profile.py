@@ -24,7 +24,7 @@ class RoutingProfile:
 
     `weights`: float64 [num_moe_layers, num_experts], choices weighted by age; `num_tokens` is the sum of
     the tokens' weights, so a row of `weights` sums to num_tokens * top_k. An infinite half-life forgets
-    nothing. Values: `observe` and `merge` give a new profile.
+    nothing. Values: `observe` and `observe_counts` give a new profile.
     """
 
     model: str
@@ -93,29 +93,22 @@ class RoutingProfile:
             stats.num_tokens, stats.num_tokens * mean_weight, stats.counts.astype(np.float64) * mean_weight
         )
 
-    def merge(self, other: RoutingProfile) -> RoutingProfile:
-        """Both together, as of the same moment: two heads that served beside each other.
-
-        Raises:
-            RoutingFileError: profiles of different models or half-lives.
-        """
-        if (other.fingerprint, other.half_life_tokens) != (self.fingerprint, self.half_life_tokens):
-            raise RoutingFileError(
-                f"cannot merge profiles of {self.model} (half-life {self.half_life_tokens} tokens) and "
-                f"{other.model} (half-life {other.half_life_tokens}): expected the same model and half-life"
-            )
-        return replace(
-            self, num_tokens=self.num_tokens + other.num_tokens, weights=self.weights + other.weights
-        )
-
     def frequencies(self) -> NDArray[np.float64]:
         """float64 [num_moe_layers, num_experts]: weighted share of tokens that chose the expert."""
         frequencies: NDArray[np.float64] = self.weights / max(self.num_tokens, np.finfo(np.float64).tiny)
         return frequencies
 
-    def smoothed(self, document_tokens: int = DOCUMENT_TOKENS) -> SmoothedFrequencies:
-        """The frequencies with what few tokens cannot say filled in; see `smooth`."""
-        return smooth(self.weights, self.top_k, document_tokens)
+    def to_stats(self, shape: ModelShape, source: str) -> RoutingStats:
+        """As counts of whole tokens: as many as their weights add up to.
+
+        Raises:
+            InputError: nothing seen yet.
+        """
+        if not self.num_tokens:
+            raise InputError("routing profile: expected at least one token, found none")
+        num_tokens = max(1, round(self.num_tokens))
+        counts = apportion(self.weights, num_tokens * self.top_k)
+        return RoutingStats.from_counts(shape, counts, num_tokens, source)
 
     def _sum_of_weights(self, num_tokens: int) -> float:
         """1 + d + d^2 + ... over `num_tokens` terms, d = 2^(-1/half-life); exact also for d near 1."""
@@ -144,11 +137,6 @@ class SmoothedFrequencies:
     confidence: NDArray[np.float64]
     effective_choices: NDArray[np.float64]
     prior_concentration: float
-
-    def to_stats(self, shape: ModelShape, num_tokens: int, source: str) -> RoutingStats:
-        """As counts of `num_tokens` tokens, for what takes statistics only."""
-        counts = apportion(self.frequencies, num_tokens * shape.top_k)
-        return RoutingStats.from_counts(shape, counts, num_tokens, source)
 
 
 def smooth(

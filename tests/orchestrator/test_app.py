@@ -20,6 +20,14 @@ def test_a_command_is_listed_with_the_first_line_of_its_help(name: str, potluck:
     assert doc is not None
     assert doc.strip().splitlines()[0] == COMMANDS[name]
     assert name in potluck("--help")[1]
+    code, out, _ = potluck(*name.split(), "--help")
+    assert code == 0
+    assert f"Usage: potluck {name} " in out
+
+
+def test_help_of_stats_points_to_its_relatives(potluck: Potluck) -> None:
+    out = " ".join(potluck("stats", "--help")[1].split())
+    assert "See also `potluck stats compare`, `potluck stats drift`." in out
 
 
 @pytest.mark.parametrize(

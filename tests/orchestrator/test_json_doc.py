@@ -11,7 +11,7 @@ import pytest
 
 from placement.answers.study.results import Row
 from placement.given.stats import RoutingStats
-from placement.given.traces import GENERAL, SyntheticRouter
+from placement.given.traces import CODING, GENERAL, SyntheticRouter
 from placement.model_shape import STEP_3_5_FLASH
 from tests.orchestrator.command_line import Potluck, document
 from tests.orchestrator.test_plan_cli import CLUSTER
@@ -64,6 +64,18 @@ def test_of_stats_and_generate(potluck: Potluck, model: Path, tmp_path: Path) ->
 def test_of_trace(potluck: Potluck, model: Path, tmp_path: Path) -> None:
     made = document(potluck("trace", "--model", model, "--tokens", 20, "--out", tmp_path / "t.npz", "--json"))
     assert printed(made) == documented(sections("json.md")["`potluck trace`"])
+
+
+def test_of_stats_compare_and_drift(potluck: Potluck, tmp_path: Path) -> None:
+    a, b = tmp_path / "a.npz", tmp_path / "b.npz"
+    for path, domain in ((a, GENERAL), (b, CODING)):
+        tokens = SyntheticRouter(STEP_3_5_FLASH).trace(domain, 200)
+        RoutingStats.from_trace(STEP_3_5_FLASH, tokens, domain.name).save(path)
+    made = document(potluck("stats", "compare", a, b, "--json"))
+    assert printed(made) == documented(sections("json.md")["`potluck stats compare`"])
+    few = ("--document-tokens", 40, "--false-alarm-rate", 0.1)
+    made = document(potluck("stats", "drift", a, b, *few, "--json"))
+    assert printed(made) == documented(sections("json.md")["`potluck stats drift`"])
 
 
 def test_of_plan_simulate_and_whatif(potluck: Potluck, tmp_path: Path) -> None:

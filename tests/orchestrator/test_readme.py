@@ -114,5 +114,5 @@ def test_the_sample_output_is_what_the_demo_prints_today() -> None:
 
 
 def test_every_command_is_in_the_readme() -> None:
-    for name in COMMANDS:
+    for name in (name.split()[0] for name in COMMANDS):
         assert f"potluck {name}" in README or f"make {name}" in README, name

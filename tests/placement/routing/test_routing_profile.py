@@ -14,7 +14,7 @@ from placement.errors import InputError, RoutingFileError
 from placement.given.apportion import apportion
 from placement.given.stats import RoutingStats
 from placement.routing.routing_profile import RoutingProfile, smooth
-from tests.placement.real_routing import OLMOE, olmoe_documents
+from tests.placement.real_routing import olmoe_documents
 from tests.placement.shapes import small_shape
 
 SHAPE = small_shape()
@@ -63,18 +63,6 @@ def test_counts_without_order_weigh_as_much_as_the_tokens_they_come_from(half_li
     assert np.allclose(mixed.frequencies(), stats.frequencies())
 
 
-def test_merging_adds_what_two_heads_saw() -> None:
-    a = RoutingProfile.empty(SHAPE, 50).observe(random_trace(20, seed=1))
-    b = RoutingProfile.empty(SHAPE, 50).observe(random_trace(30, seed=2))
-    merged = a.merge(b)
-    assert np.allclose(merged.weights, a.weights + b.weights)
-    assert math.isclose(merged.num_tokens, a.num_tokens + b.num_tokens)
-    with pytest.raises(RoutingFileError, match="expected the same model and half-life"):
-        a.merge(RoutingProfile.empty(SHAPE, 51))
-    with pytest.raises(RoutingFileError, match="cannot merge"):
-        a.merge(RoutingProfile.empty(small_shape(num_experts=12), 50))
-
-
 @pytest.mark.parametrize(
     ("trace", "message"),
     [
@@ -96,7 +84,7 @@ def test_a_half_life_must_be_positive(half_life: float) -> None:
 
 
 def test_nothing_seen_is_even_use_without_confidence() -> None:
-    smoothed = RoutingProfile.empty(SHAPE).smoothed()
+    smoothed = smooth(RoutingProfile.empty(SHAPE).weights, SHAPE.top_k)
     assert np.allclose(smoothed.frequencies, SHAPE.top_k / SHAPE.num_experts)
     assert np.all(smoothed.confidence == 0)
 
@@ -144,9 +132,11 @@ def test_apportioned_counts_add_up_and_are_off_by_less_than_one(
     assert np.all(np.abs(counts - exact) < 1)
 
 
-def test_smoothed_frequencies_become_statistics() -> None:
-    counts = olmoe_documents("coding")[:4].sum(axis=0)
-    stats = smooth(counts, 8, 64).to_stats(OLMOE, 1000, "four files")
-    stats.check(OLMOE)
-    assert stats.num_tokens == 1000
-    assert np.abs(stats.frequencies() - smooth(counts, 8, 64).frequencies).max() < 1e-3
+def test_a_profile_becomes_statistics_of_as_many_tokens_as_it_remembers() -> None:
+    profile = RoutingProfile.empty(SHAPE, 20).observe(random_trace(300))
+    stats = profile.to_stats(SHAPE, "lately")
+    stats.check(SHAPE)
+    assert (stats.num_tokens, stats.source) == (round(profile.num_tokens), "lately")
+    assert np.abs(stats.counts - profile.weights).max() < 1 + SHAPE.top_k
+    with pytest.raises(InputError, match="expected at least one token"):
+        RoutingProfile.empty(SHAPE).to_stats(SHAPE, "nothing")
