@@ -56,7 +56,7 @@ class ExportOptions:
 
     def check_workers(self, plan: Plan) -> None:
         """Raise InputError for a buffer of a worker that the plan does not have."""
-        names = [worker.name for worker in plan.workers]
+        names = [tier.name for tier in plan.tiers]
         for name in self.buffers:
             if name not in names:
                 raise InputError(f"--buffer: expected one of {', '.join(names)}, found {name!r}")

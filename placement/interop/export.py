@@ -61,22 +61,22 @@ def check_format(file_format: str) -> None:
 
 def _export_sglang(path: str, inputs: ExportInputs) -> tuple[list[str], list[str]]:
     plan = inputs.plan
-    ranks = [worker for worker in plan.workers if worker.tier == "vram"]
+    ranks = [tier for tier in plan.tiers if tier.kind == "vram"]
     others = [
-        worker.name
-        for worker, held in zip(plan.workers, plan.experts_per_worker(), strict=True)
-        if worker.tier != "vram" and held
+        tier.name
+        for tier, held in zip(plan.tiers, plan.experts_per_tier(), strict=True)
+        if tier.kind != "vram" and held
     ]
     if not ranks or others:
         raise PlanError(
-            f"SGLang keeps every expert on a GPU; expected a plan whose workers are all vram, found "
+            f"SGLang keeps every expert on a GPU; expected a plan with vram alone, found "
             f"experts on {', '.join(others) or 'none'}"
         )
-    location = expert_location(plan, inputs.shape, [worker.name for worker in ranks], inputs.stats)
+    location = expert_location(plan, inputs.shape, [tier.name for tier in ranks], inputs.stats)
     location.save(path)
     slots = location.physical_to_logical.shape[1] // len(ranks)
-    needed_bytes = slots * len(plan.moe_layers) * plan.expert_bytes
-    small = [f"{w.name} ({size(w.budget_bytes)})" for w in ranks if w.budget_bytes < needed_bytes]
+    needed_bytes = slots * int(plan.expert_bytes.sum())
+    small = [f"{t.name} ({size(t.budget_bytes)})" for t in ranks if t.budget_bytes < needed_bytes]
     notes = [f"SGLang gives every rank {slots} experts a layer, {size(needed_bytes)}"]
     if small:
         notes[0] += f": more than the plan has room for on {', '.join(small)}"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from placement.given.stats import RoutingStats
-from placement.plan import Plan
+from placement.plan_file import read_plan
 from tests.orchestrator.command_line import Potluck, document
 from tests.orchestrator.test_plan_cli import CLUSTER
 from tests.tiny_checkpoint import write_random_checkpoint
@@ -75,7 +75,7 @@ def test_sglang_gets_the_plans_workers_as_ranks(potluck: Potluck, folder: Path) 
     assert by_map["arguments"][-2:] == ["--init-expert-location", "map.json"]
     assert "SGLang gives every rank " in by_map["notes"][0]
     slots = np.array(json.loads((folder / "map.json").read_text())["physical_to_logical_map"])
-    plan = Plan.load(folder / "plan.json")
+    plan = read_plan(folder / "plan.json")
     head = set(slots[2, : slots.shape[1] // 2].tolist())
     assert set(np.flatnonzero(plan.holder_table.mask(0)[0]).tolist()) <= head
     assert by_counts["arguments"] == ["--init-expert-location", "counts.json"]

@@ -10,7 +10,7 @@ import pytest
 from placement.errors import InputError, PlanError
 from placement.holders import HolderTable
 from placement.interop.export import ExportInputs, export_plan
-from placement.plan import Plan, PlannedWorker
+from placement.plan import Plan, PlannedTier, like_layers
 from tests.placement.shapes import small_shape
 
 SHAPE = small_shape()
@@ -22,11 +22,11 @@ def uneven_plan(second_tier: str = "vram") -> Plan:
     masks = np.zeros((2, SHAPE.num_moe_layers, SHAPE.num_experts), dtype=bool)
     masks[0, :, :7], masks[1, :, 7:] = True, True
     workers = [
-        PlannedWorker(name, "box", device, tier, held * SHAPE.num_moe_layers * EXPERT_BYTES)
+        PlannedTier(name, "box", device, tier, held * SHAPE.num_moe_layers * EXPERT_BYTES)
         for name, device, tier, held in (("head", "cuda:0", "vram", 7), ("other", "cuda:1", second_tier, 3))
     ]
     return Plan(
-        *(SHAPE.name, SHAPE.fingerprint, SHAPE.moe_layers, "q4", EXPERT_BYTES),
+        *(SHAPE.name, SHAPE.fingerprint, like_layers(SHAPE.moe_layers, "q4", EXPERT_BYTES), "bfloat16"),
         tuple(workers),
         HolderTable.from_masks(masks),
         "test",
