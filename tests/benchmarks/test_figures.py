@@ -1,0 +1,37 @@
+"""A study's figure can be drawn again from the numbers beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+from benchmarks.studies import figures, redraw
+
+ROWS = [
+    {"policy": "lru", "share": 0.1, "moe_ms": 37.123456789, "copies": 0},
+    {"policy": "opt", "share": 0.25, "moe_ms": 4.0, "copies": 12},
+]
+
+
+def save(rows: list[dict[str, object]], name: str) -> None:
+    figure, panel = plt.subplots(figsize=(3, 2))
+    panel.plot([row["share"] for row in rows], [row["moe_ms"] for row in rows])
+    figures.save(figure, rows, name)
+
+
+def test_rows_read_back_give_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "GALLERY", tmp_path)
+    save(ROWS, "first")
+    rows = figures.read_rows("first")
+    assert rows[0] == {"policy": "lru", "share": 0.1, "moe_ms": 37.1235, "copies": 0}
+    save(rows, "again")
+    for suffix in (".png", ".csv"):
+        first = (tmp_path / "first").with_suffix(suffix)
+        assert first.read_bytes() == (tmp_path / "again").with_suffix(suffix).read_bytes()
+
+
+def test_every_figure_of_the_gallery_can_be_redrawn() -> None:
+    assert set(redraw.FIGURES) == {path.stem for path in figures.GALLERY.glob("*.png")}
+    assert set(redraw.FIGURES) == {path.stem for path in figures.GALLERY.glob("*.csv")}
