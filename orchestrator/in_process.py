@@ -18,7 +18,7 @@ from transport.sockets import Context
 from workers.formats.checkpoint import Checkpoint
 from workers.model_config import Step35Config
 from workers.service import ExpertService
-from workers.store import ExpertStore
+from workers.store import ExpertStore, in_one_form
 
 HELLO_TIMEOUT_S = 10.0
 
@@ -48,9 +48,8 @@ def dispatcher_with_threads(
         local = None
         clients = {}
         for worker in plan.workers:
-            store = ExpertStore.load(
-                checkpoint, config, plan.experts_of(worker.name), device=worker.device, dtype=dtype
-            )
+            experts = plan.experts_of(worker.name)
+            store = ExpertStore.load(checkpoint, config, experts, formats=in_one_form(experts, dtype))
             if worker.name == LOCAL_WORKER:
                 local = store
                 continue

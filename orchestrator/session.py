@@ -22,7 +22,7 @@ from placement.plan import LOCAL_WORKER, Plan
 from transport.messages import DEFAULT_MAX_ROWS
 from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
-from workers.store import ExpertStore
+from workers.store import ExpertStore, in_one_form
 
 
 def load_local(model_dir: Path, dtype: torch.dtype) -> Step35Model:
@@ -113,7 +113,8 @@ def open_session(
             running = cluster.start_workers(plan, shape, model_dir, addresses=addresses)
         local = None
         if plan.local_worker is not None:
-            local = ExpertStore.load(checkpoint, config, plan.experts_of(LOCAL_WORKER), dtype=dtype)
+            mine = plan.experts_of(LOCAL_WORKER)
+            local = ExpertStore.load(checkpoint, config, mine, formats=in_one_form(mine, dtype))
         weights = load_head_weights(checkpoint, config, dtype)
         clients = running.connect() if running is not None else {}
         dispatcher = Dispatcher(plan, local, clients, dtype=dtype, max_rows=DEFAULT_MAX_ROWS, timer=timer)

@@ -18,7 +18,7 @@ from transport.expert_rows import ExpertRows
 from workers import fixed_point, kernels
 from workers.formats.checkpoint import Checkpoint
 from workers.model_config import Step35Config
-from workers.store import ExpertStore
+from workers.store import ExpertStore, in_one_form
 
 
 class ExpertRunner(Protocol):
@@ -122,7 +122,8 @@ class LocalExperts:
     ) -> LocalExperts:
         """Load all experts of a checkpoint into this process's memory."""
         everything = {layer: range(config.moe_num_experts) for layer in config.moe_layers}
-        store = ExpertStore.load(checkpoint, config, everything, dtype=dtype, on_progress=on_progress)
+        formats = in_one_form(everything, dtype)
+        store = ExpertStore.load(checkpoint, config, everything, formats=formats, on_progress=on_progress)
         return cls(store, timer)
 
     def run(self, layer: int, rows: ExpertRows, while_waiting: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
