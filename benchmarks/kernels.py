@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from workers import kernels  # before torch: it sets what torch reads when loaded
+from orchestrator import kernels  # before torch: it sets what torch reads when loaded
 
 # isort: split
 import numpy as np
@@ -23,7 +23,13 @@ from gguf.quants import quantize
 
 from placement.weight_format import FORMATS
 from transport.expert_rows import ExpertRows
-from workers.kernels import ExpertMatrices, ExpertWeights
+from workers.kernels import (
+    ExpertMatrices,
+    ExpertWeights,
+    instruction_set,
+    moe_partial_sum,
+    use_instruction_set,
+)
 
 HIDDEN, INTERMEDIATE = 4096, 11264
 EXPERTS, EXPERT_INTERMEDIATE, TOP_K = 24, 1280, 8
@@ -89,9 +95,9 @@ def experts(form: str) -> None:
         asked = ExpertRows(
             x.numpy(), ids.numpy(), torch.rand(rows, TOP_K).numpy(), np.full(rows, -23, np.int32)
         )
-        seconds = best_s(partial(kernels.moe_partial_sum, held, asked), 4)
+        seconds = best_s(partial(moe_partial_sum, held, asked), 4)
         as_received = asked._replace(hidden=received.numpy())
-        received_s = best_s(partial(kernels.moe_partial_sum, held, as_received), 4)
+        received_s = best_s(partial(moe_partial_sum, held, as_received), 4)
         touched = len(set(ids.flatten().tolist()))
         parameters = 3 * HIDDEN * EXPERT_INTERMEDIATE
         rate = touched * held.held_bytes / EXPERTS / seconds / 1e9
@@ -152,12 +158,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--instruction-set", default=kernels.instruction_set())
+    parser.add_argument("--instruction-set", default=instruction_set())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if not kernels.use_instruction_set(arguments.instruction_set):
+    if not use_instruction_set(arguments.instruction_set):
         parser.error(f"this machine has no {arguments.instruction_set}")
-    print(f"{kernels.instruction_set()}, {arguments.threads} threads")
+    print(f"{instruction_set()}, {arguments.threads} threads")
     with torch.inference_mode():
         decode()
         prefill()

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from orchestrator import kernels
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.timing import StepTimer
 from placement.errors import NonFiniteError
 from transport.expert_rows import ExpertRows
-from workers import fixed_point, kernels
+from workers import fixed_point
 from workers.formats.checkpoint import Checkpoint
 from workers.model_config import Step35Config
 from workers.store import ExpertStore, in_one_form

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from orchestrator import kernels
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.layer import decoder_layer
@@ -18,7 +19,6 @@ from orchestrator.model.weights import HeadWeights, load_head_weights
 from orchestrator.timing import StepTimer
 from placement.errors import InputError
 from placement.files.shown import shown
-from workers import kernels
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config

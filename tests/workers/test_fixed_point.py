@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from orchestrator.kernels import dense_ffn
 from tests.workers.torch_oracle import torch_partial_sum
 from transport.expert_rows import ExpertRows
 from workers import fixed_point, kernels
@@ -31,7 +32,7 @@ def experts(E: int, H: int, inner: int, top_k: int, scale: float = 1.0) -> Exper
 def alone(layer: ExpertWeights, expert: int, x: Tensor) -> Tensor:
     """One expert's output [T, H], unweighted."""
     gate, up, down = (kind.data[expert] for kind in (layer.gate, layer.up, layer.down))
-    return kernels.dense_ffn(x, gate, up, down, 0.0)
+    return dense_ffn(x, gate, up, down, 0.0)
 
 
 def routing(T: int, E: int, top_k: int) -> tuple[Tensor, Tensor]:
@@ -142,7 +143,7 @@ def test_the_largest_value_on_the_grid_is_kept_and_the_next_is_flagged(top_k: in
     slots = torch.zeros(1, dtype=torch.int32)
     layer = ExpertWeights(slots, unit, unit, unit, limit=0.0, top_k=top_k)
     x = torch.tensor([[4.0]])
-    y = kernels.dense_ffn(x, one[0], one[0], one[0], 0.0)
+    y = dense_ffn(x, one[0], one[0], one[0], 0.0)
     limit = fixed_point.limit(top_k)
     inside = float(np.nextafter(np.float32(limit), np.float32(0)))
     for target, flagged in (
