@@ -15,10 +15,10 @@ from placement.plan import LOCAL_WORKER, Plan
 from transport.client import WorkerClient
 from transport.messages import WireLimits
 from transport.sockets import Context
-from workers.formats.safetensors import Checkpoint
+from workers.formats.checkpoint import Checkpoint
 from workers.model_config import Step35Config
 from workers.service import ExpertService
-from workers.store import ExpertStore
+from workers.store import ExpertStore, in_one_form
 
 HELLO_TIMEOUT_S = 10.0
 
@@ -48,13 +48,8 @@ def dispatcher_with_threads(
         local = None
         clients = {}
         for worker in plan.workers:
-            store = ExpertStore.load(
-                checkpoint,
-                config,
-                plan.experts_of(worker.name),
-                device=plan.tiers[worker.tiers[0]].device,
-                dtype=dtype,
-            )
+            experts = plan.experts_of(worker.name)
+            store = ExpertStore.load(checkpoint, config, experts, formats=in_one_form(experts, dtype))
             if worker.name == LOCAL_WORKER:
                 local = store
                 continue

@@ -20,9 +20,9 @@ from orchestrator.runnable import check_runnable
 from orchestrator.timing import StepTimer
 from placement.plan import LOCAL_WORKER, Plan
 from transport.messages import DEFAULT_MAX_ROWS
-from workers.formats.safetensors import Checkpoint
+from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
-from workers.store import ExpertStore
+from workers.store import ExpertStore, in_one_form
 
 
 def load_local(model_dir: Path, dtype: torch.dtype) -> Step35Model:
@@ -32,7 +32,7 @@ def load_local(model_dir: Path, dtype: torch.dtype) -> Step35Model:
         CheckpointError: the directory is not a checkpoint of this architecture, or is damaged.
     """
     config = Step35Config.load(model_dir)
-    checkpoint = Checkpoint.open(model_dir)
+    checkpoint = SafetensorsCheckpoint.open(model_dir)
     timer = StepTimer()
     experts = LocalExperts.load(checkpoint, config, dtype, timer)
     return Step35Model.load(checkpoint, config, dtype, experts, timer)
@@ -100,7 +100,7 @@ def open_session(
     plan.check_fits()
     check_runnable(plan)
     dtype: torch.dtype = getattr(torch, plan.dtype)
-    checkpoint = Checkpoint.open(model_dir)
+    checkpoint = SafetensorsCheckpoint.open(model_dir)
     check_drafts(checkpoint, config, num_drafts)
     timer = StepTimer()
     with ExitStack() as stack:
@@ -113,7 +113,8 @@ def open_session(
             running = cluster.start_workers(plan, shape, model_dir, addresses=addresses)
         local = None
         if plan.local_worker is not None:
-            local = ExpertStore.load(checkpoint, config, plan.experts_of(LOCAL_WORKER), dtype=dtype)
+            mine = plan.experts_of(LOCAL_WORKER)
+            local = ExpertStore.load(checkpoint, config, mine, formats=in_one_form(mine, dtype))
         weights = load_head_weights(checkpoint, config, dtype)
         clients = running.connect() if running is not None else {}
         dispatcher = Dispatcher(plan, local, clients, dtype=dtype, max_rows=DEFAULT_MAX_ROWS, timer=timer)

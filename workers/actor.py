@@ -30,7 +30,7 @@ class WorkerSpec:
         model_dir: the checkpoint, as the worker's own machine sees it.
         experts: absolute layer index -> ids of the experts to hold.
         dtype: of the weights in memory, "float32" or "bfloat16".
-        device: a torch device.
+        device: must be the CPU's.
         endpoint: what to bind, such as "tcp://127.0.0.1:*".
         head_public: the one key that may connect; None only where no other machine can.
         num_threads: for the kernels.
@@ -76,11 +76,16 @@ class WorkerProcess:
         Raises:
             CheckpointError: the checkpoint is missing, damaged or of another architecture.
             PlanError: the plan is for another model.
-            KeysRequired, WorkerStartError: the endpoint cannot be bound, the device is not there.
+            KeysRequired, WorkerStartError: the endpoint cannot be bound, the device is not the CPU.
         """
         from workers.model_config import Step35Config
 
         spec = self._spec
+        if spec.device.partition(":")[0] != "cpu":
+            raise WorkerStartError(
+                f"its device is {spec.device}, and this release computes experts on CPUs: plan with devices "
+                "of kind ram"
+            )
         # Made here, so that no secret travels.
         keys = None if spec.head_public is None else WorkerKeys(KeyPair.make(), spec.head_public)
         model_dir = Path(spec.model_dir)
@@ -94,23 +99,21 @@ class WorkerProcess:
         # Loading torch takes seconds: what can be refused without it is refused above.
         import torch
 
-        from workers.formats.safetensors import Checkpoint
+        from workers.formats.safetensors import SafetensorsCheckpoint
         from workers.service import ExpertService
-        from workers.store import ExpertStore
+        from workers.store import ExpertStore, in_one_form
 
         torch.set_num_threads(spec.num_threads)
         try:
             store = ExpertStore.load(
-                Checkpoint.open(model_dir),
+                SafetensorsCheckpoint.open(model_dir),
                 config,
                 spec.experts,
-                device=spec.device,
-                dtype=getattr(torch, spec.dtype),
+                formats=in_one_form(spec.experts, getattr(torch, spec.dtype)),
             )
-        except (RuntimeError, MemoryError, AssertionError) as error:  # torch: no such device, no memory
+        except (RuntimeError, MemoryError) as error:  # torch's way to say that there is no memory
             raise WorkerStartError(
-                f"cannot hold its experts on device {spec.device}: {first_line(error)}: plan for a "
-                "torch_device and a memory that this machine has"
+                f"cannot hold its experts: {first_line(error)}: plan for a memory that this machine has"
             ) from error
         self._service = ExpertService(
             spec.name,

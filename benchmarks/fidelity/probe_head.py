@@ -11,10 +11,10 @@ from benchmarks.fidelity.bench import SLOW_SHARE, Bench
 from benchmarks.fidelity.clocks import mean, timed
 from benchmarks.fidelity.figures import HeadProbe
 from benchmarks.fidelity.rows import CHUNK_ROWS, chunk_ids, hidden_rows
+from orchestrator import kernels
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
 from orchestrator.sampling import Sampler
-from workers import kernels
 
 
 def probe_head(bench: Bench) -> HeadProbe:

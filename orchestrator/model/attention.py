@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from orchestrator import kernels
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.rope import RopeRows
-from workers import kernels
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from orchestrator import kernels
 from orchestrator.model.attention import AttentionWeights, SequenceSlice, attention
 from orchestrator.model.moe import ExpertRunner, FfnWeights, MoeWeights, moe
 from orchestrator.model.rope import RopeRows
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.timing import StepTimer
-from workers import kernels
 
 
 @dataclass(frozen=True, slots=True)

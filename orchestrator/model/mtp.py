@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from orchestrator import kernels
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.layer import decoder_layer
 from orchestrator.model.step35 import Step35Model
 from orchestrator.sampling import Draft
 from placement.errors import InputError
-from workers import kernels
 
 
 class MtpState:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from orchestrator import kernels
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.layer import decoder_layer
@@ -18,8 +19,8 @@ from orchestrator.model.weights import HeadWeights, load_head_weights
 from orchestrator.timing import StepTimer
 from placement.errors import InputError
 from placement.files.shown import shown
-from workers import kernels
-from workers.formats.safetensors import Checkpoint
+from workers.formats.checkpoint import Checkpoint
+from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
 
 
@@ -63,7 +64,7 @@ class Step35Model:
         Raises:
             CheckpointError: a file or tensor is missing, truncated or of another shape.
         """
-        checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model)
+        checkpoint = SafetensorsCheckpoint.open(model) if isinstance(model, str | Path) else model
         weights = load_head_weights(checkpoint, config, dtype, on_progress)
         return cls(config, weights, dtype, experts, timer)
 

@@ -21,6 +21,7 @@ from placement.plan import LOCAL_WORKER, Plan
 from tests.orchestrator.processes import DEADLINE_S, MARK, marked, run, wait_until
 from tests.orchestrator.random_plan import random_plan
 from tests.tiny_checkpoint import write_random_checkpoint
+from transport.expert_rows import ExpertRows
 from transport.messages import ForwardReply
 from workers.model_config import Step35Config
 
@@ -136,7 +137,8 @@ def check_answers(workers: RunningWorkers, plan: Plan, shape: ModelShape) -> Non
         expert_ids[0, 0] = ids[0]
         hidden = np.ones((1, shape.hidden_size), np.float32)
         weights = np.ones((1, shape.top_k), np.float32)
-        client.send_forward(1, layer, hidden, expert_ids, weights, np.array([-18], np.int32))
+        rows = ExpertRows(hidden, expert_ids, weights, np.array([-18], np.int32))
+        client.send_forward(1, layer, rows)
         reply = client.wait(DEADLINE_S)
         assert isinstance(reply, ForwardReply), reply
         assert np.any(reply.values)
@@ -182,7 +184,7 @@ def test_a_checkpoint_that_is_not_there_is_told_and_the_others_are_stopped(
         workers.connect()
 
 
-def test_a_device_that_is_not_there_is_told_with_what_to_do(
+def test_a_device_that_is_not_the_cpu_is_told_with_what_to_do(
     cluster: RayCluster, plan: Plan, shape: ModelShape, model_dir: Path
 ) -> None:
     broken = replace(
@@ -192,7 +194,7 @@ def test_a_device_that_is_not_there_is_told_with_what_to_do(
         ),
     )
     workers = cluster.start_workers(broken, shape, model_dir)
-    told = r"worker w1: cannot hold its experts on device cuda:7: .*: plan for a torch_device"
+    told = r"worker w1: its device is cuda:7, and this release computes experts on CPUs"
     with pytest.raises(WorkerStartError, match=told):
         workers.connect()
 

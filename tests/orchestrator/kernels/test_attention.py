@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from workers import kernels
+from orchestrator import kernels
 
 SameBits = Callable[[Callable[[], tuple[Tensor, ...]]], None]
 small = settings(deadline=None, max_examples=40)
