@@ -24,13 +24,15 @@ def inverse_frequencies(
 
     With llama3 scaling, wavelengths under original_max_position_embeddings / high_freq_factor stay, those
     over original_max_position_embeddings / low_freq_factor are divided by the factor, those between
-    smoothly (Llama 3.1's rule; static, no attention factor).
+    smoothly (Llama 3.1's rule; static, no attention factor). Given divisors are taken as they are.
     """
-    plain = theta ** (-np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
+    plain: np.ndarray[tuple[int], np.dtype[np.float64]] = theta ** (
+        -np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim
+    )
     if scaling is None:
         return plain
     if isinstance(scaling, RopeDivisors):
-        return plain / np.array(scaling.divisors)
+        return plain / np.array(scaling.divisors, dtype=np.float64)
     wavelength = 2 * math.pi / plain
     turns = scaling.original_max_position_embeddings / wavelength
     smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
