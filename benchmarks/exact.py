@@ -27,7 +27,7 @@ from placement.given.stats import RoutingStats
 from placement.given.traces import CODING, GENERAL, Domain, SyntheticRouter
 from placement.holders import HolderTable
 from placement.model_shape import AttentionShape, ModelShape
-from placement.plan import LOCAL_WORKER, PlannedWorker
+from placement.plan import LOCAL_WORKER, PlannedTier
 from placement.policies.least_time.policy import least_time
 from placement.replay.evaluate import evaluate
 from placement.workload import Workload
@@ -263,7 +263,7 @@ def instance(size: Size, boxes: Sequence[Box], domain: Domain, seed: int = 0) ->
     edges = np.round(np.cumsum([0.0, *(box.share for box in boxes)]) * shape.num_routed_experts)
     devices = tuple(
         PlanningDevice(
-            PlannedWorker(
+            PlannedTier(
                 box.name,
                 "box" if box.round_trip_s else "home",
                 "cpu",

@@ -21,7 +21,7 @@ from placement.given.problem import PlanningDevice, PlanningProblem
 from placement.given.stats import RoutingStats
 from placement.given.traces import CODING, Domain, SyntheticRouter
 from placement.model_shape import STEP_3_5_FLASH
-from placement.plan import LOCAL_WORKER, PlannedWorker
+from placement.plan import LOCAL_WORKER, PlannedTier
 from placement.policies.least_time.policy import least_time
 from placement.policies.registry import BASELINES
 from placement.replay.evaluate import Evaluation, evaluate
@@ -125,7 +125,7 @@ def device(
     gbits_per_s: float = math.inf,
 ) -> PlanningDevice:
     home = home or name == LOCAL_WORKER
-    worker = PlannedWorker(name, "home" if home else name.split("-")[0], "cpu", tier, room * EXPERT_BYTES)
+    worker = PlannedTier(name, "home" if home else name.split("-")[0], "cpu", tier, room * EXPERT_BYTES)
     return PlanningDevice(worker, home, gbytes_per_s * 1e9, 1e13, round_trip_s, gbits_per_s * 1e9 / 8)
 
 

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.assign.one_step import ReplicaCosts, assign_experts
-from placement.cost.replica_costs import priced_workers
+from placement.cost.replica_costs import priced_tiers
 from placement.given.problem import PlanningDevice, PlanningProblem
 from placement.holders import HolderTable, LayerHolders
 from placement.model_shape import STEP_3_5_FLASH as SHAPE
-from placement.plan import LOCAL_WORKER, Plan, PlannedWorker
+from placement.plan import LOCAL_WORKER, Plan, PlannedTier, like_layers
 from placement.replay.queueing.scenario import Stream
 from placement.replay.queueing.simulation import simulate_queueing
 from placement.replay.simulate import simulate_alone
@@ -88,7 +88,7 @@ def system(num_devices: int, workload: Workload, *, copies: bool = False) -> Sys
     """Equal boxes, experts by lot; with `copies` half of the experts on a second device, also by lot."""
     devices = tuple(
         PlanningDevice(
-            PlannedWorker(LOCAL_WORKER if i == 0 else f"box{i}-ram", f"box{i}", "cpu", "ram", 10**12),
+            PlannedTier(LOCAL_WORKER if i == 0 else f"box{i}-ram", f"box{i}", "cpu", "ram", 10**12),
             is_home=i == 0,
             bandwidth_bytes_per_s=50e9,
             ffn_flops_per_s=1e12,
@@ -107,10 +107,9 @@ def system(num_devices: int, workload: Workload, *, copies: bool = False) -> Sys
     plan = Plan(
         SHAPE.name,
         SHAPE.fingerprint,
-        SHAPE.moe_layers,
-        "q4",
-        EXPERT_BYTES,
-        priced_workers(PlanningProblem(SHAPE, devices, EXPERT_BYTES, workload=workload)),
+        like_layers(SHAPE.moe_layers, "q4", EXPERT_BYTES),
+        "bfloat16",
+        priced_tiers(PlanningProblem(SHAPE, devices, EXPERT_BYTES, workload=workload)),
         HolderTable.from_masks(masks),
         "random",
     )

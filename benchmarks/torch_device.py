@@ -72,8 +72,8 @@ def main(
     console.print(f"worker-0 on {name}, the head and worker-1 on the CPU; torch {torch.__version__}")
     for dtype in (torch.float32, torch.bfloat16):
         there = random_plan(shape, 2, seed=0, replicas=0.0, head_holds=False)
-        first, *others = there.workers
-        plan = replace(there, workers=(replace(first, device=device), *others))
+        first, *others = there.tiers
+        plan = replace(there, tiers=(replace(first, device=device), *others))
         cpu, other = (run(model, made, dtype, tokens) for made in (there, plan))
         pairs = enumerate(zip(cpu.token_ids, other.token_ids, strict=True))
         same = next((place for place, (one, two) in pairs if one != two), tokens)

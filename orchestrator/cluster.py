@@ -112,7 +112,7 @@ class RayCluster:
                 model_dir=str(model_dir.resolve()),
                 experts=plan.experts_of(worker.name),
                 dtype=plan.dtype,
-                device=worker.device,
+                device=plan.tiers[worker.tiers[0]].device,
                 endpoint=self._endpoint(index, node, wire),
                 head_public=None if keys is None else keys.public,
                 num_threads=num_threads or max(1, node.num_cpus // on_node[node.id]),
@@ -120,13 +120,14 @@ class RayCluster:
             )
             for index, (worker, node) in enumerate(zip(workers, nodes.values(), strict=True))
         ]
-        most_experts = max(plan.experts_per_worker().tolist(), default=0)
+        held_bytes = plan.bytes_per_tier()
+        most_bytes = max(int(held_bytes[list(worker.tiers)].sum()) for worker in plan.workers)
         running = RunningWorkers(
             specs,
             nodes,
             keys,
             WireLimits.for_shape(shape, plan.epoch, max_rows),
-            START_TIMEOUT_S + most_experts * plan.expert_bytes / SLOW_DISK_BYTES_PER_S,
+            START_TIMEOUT_S + most_bytes / SLOW_DISK_BYTES_PER_S,
         )
         self._stack.callback(running.stop)
         return running

@@ -114,15 +114,16 @@ class Dispatcher:
         self.lost: set[int] = set()
         self._local = local
         self._local_worker = plan.local_worker
-        self._clients = {plan.worker_index(name): client for name, client in clients.items()}
+        self._names = [worker.name for worker in plan.workers]
+        self._clients = {self._names.index(name): client for name, client in clients.items()}
         self._dtype = dtype
         self._max_rows = max_rows
         self._patience = patience if patience is not None else Patience()
         self._clock = clock
         self._request_ids = count(1)
-        self._names = [worker.name for worker in plan.workers]
         self._row_of = {layer: row for row, layer in enumerate(plan.moe_layers)}
         self._costs = plan.replica_costs
+        self._worker_of_tier = plan.worker_of_tier
         self._holders: Sequence[LayerHolders] = plan.holder_table.layers
         self._holders_without: frozenset[int] = frozenset()
         self._poller = zmq.Poller()
@@ -178,9 +179,10 @@ class Dispatcher:
 
     def _choose(self, row: int, expert_ids: NDArray[np.int32], lost: frozenset[int]) -> NDArray[np.integer]:
         if lost != self._holders_without:
-            self._holders = self.plan.holder_table.without(lost).layers
+            self._holders = self.plan.without(lost).layers
             self._holders_without = lost
-        return assign_experts(expert_ids, self._holders[row], self._costs)
+        tiers = assign_experts(expert_ids, self._holders[row], self._costs)
+        return np.where(tiers < 0, tiers, self._worker_of_tier[tiers])
 
     def _send(self, actions: Sequence[Action], inputs: _Inputs) -> list[Ask]:
         """Send what is for other workers; returns what is for this process."""

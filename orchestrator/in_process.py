@@ -49,7 +49,11 @@ def dispatcher_with_threads(
         clients = {}
         for worker in plan.workers:
             store = ExpertStore.load(
-                checkpoint, config, plan.experts_of(worker.name), device=worker.device, dtype=dtype
+                checkpoint,
+                config,
+                plan.experts_of(worker.name),
+                device=plan.tiers[worker.tiers[0]].device,
+                dtype=dtype,
             )
             if worker.name == LOCAL_WORKER:
                 local = store

@@ -58,7 +58,7 @@ def make_report(
     steps = sum(result.steps for result in results)
     remote_layers = sum(usage.remote_layers for usage in decode)
     activations = sum(whole.activations)
-    held = plan.experts_per_worker().tolist()
+    held, held_bytes = plan.experts_per_tier().tolist(), plan.bytes_per_tier().tolist()
     return RunReport(
         num_tokens=sum(len(result.token_ids) for result in results),
         steps=steps,
@@ -76,9 +76,12 @@ def make_report(
         },
         workers=tuple(
             WorkerReport(
-                worker.name, held[index], held[index] * plan.expert_bytes, count / max(activations, 1)
+                worker.name,
+                sum(held[tier] for tier in worker.tiers),
+                sum(held_bytes[tier] for tier in worker.tiers),
+                count / max(activations, 1),
             )
-            for index, (worker, count) in enumerate(zip(plan.workers, whole.activations, strict=True))
+            for worker, count in zip(plan.workers, whole.activations, strict=True)
         ),
     )
 

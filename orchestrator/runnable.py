@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from placement.errors import PlanError
 from placement.files.shown import shown
-from placement.plan import LOCAL_WORKER, Plan, PlannedWorker
+from placement.plan import LOCAL_WORKER, Plan, PlannedTier
 
 
 class DtypeName(StrEnum):
@@ -18,13 +18,13 @@ class DtypeName(StrEnum):
 
 def check_runnable(plan: Plan) -> None:
     """Raise PlanError for a plan that would not run as it says: its dtype, a worker's memory or device."""
-    if plan.dtype not in tuple(DtypeName):
+    if plan.form not in tuple(DtypeName):
         raise PlanError(
-            f"the plan keeps experts in {shown(plan.dtype)}; this release runs {' and '.join(DtypeName)}: "
+            f"the plan keeps experts in {shown(plan.form)}; this release runs {' and '.join(DtypeName)}: "
             "make a plan with --quant bfloat16"
         )
-    held = plan.experts_per_worker().tolist()
-    for worker, num_experts in zip(plan.workers, held, strict=True):
+    held = plan.experts_per_tier().tolist()
+    for worker, num_experts in zip(plan.tiers, held, strict=True):
         # What holds nothing is not started; the head always is.
         problem = _problem(worker) if num_experts or worker.name == LOCAL_WORKER else None
         if problem is not None:
@@ -33,9 +33,9 @@ def check_runnable(plan: Plan) -> None:
             )
 
 
-def _problem(worker: PlannedWorker) -> str | None:
+def _problem(worker: PlannedTier) -> str | None:
     on_cpu = worker.device.partition(":")[0] == "cpu"
-    if worker.tier == "disk":
+    if worker.kind == "disk":
         return (
             "its experts are on a disk, and this release runs them from memory only: plan without that disk"
         )
@@ -44,7 +44,7 @@ def _problem(worker: PlannedWorker) -> str | None:
             f"it is on device {shown(worker.device)}, and the head of this release runs on the CPU: plan "
             "with a device of kind ram first on the head's node"
         )
-    if worker.tier == "vram" and on_cpu:
+    if worker.kind == "vram" and on_cpu:
         return (
             "its experts are in vram, but its device is the CPU: give the device its torch_device in the "
             "cluster file and plan again"

@@ -134,3 +134,8 @@ def value_bytes_of(quant: str) -> int:
     The head keeps its caches and sends its rows in the form of unquantised weights.
     """
     return FLOAT32.block_bytes if quant.lower() == FLOAT32.name else BFLOAT16.block_bytes
+
+
+def run_dtype_of(form: str) -> str:
+    """What the head computes with and sends where experts are kept in `form`: float32, or bfloat16."""
+    return FLOAT32.name if value_bytes_of(form) == FLOAT32.block_bytes else BFLOAT16.name

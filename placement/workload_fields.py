@@ -41,9 +41,8 @@ def workload_fields(workload: Workload) -> dict[str, Any]:
     return fields
 
 
-def workload_of_fields(value: object) -> Workload:
-    """The workload of such an object; raises PlanError, which names the field."""
-    where = "workload"
+def workload_of_fields(value: object, where: str) -> Workload:
+    """The workload of such an object; raises PlanError, which names the field below `where`."""
     fields = object_of(value, where, _REQUIRED, optional=("acceptance",))
     drafts = count(fields["drafts"], f"{where}.drafts", most=_MOST)
     acceptance = fields.get("acceptance", [])

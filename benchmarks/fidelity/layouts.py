@@ -10,7 +10,7 @@ import numpy as np
 
 from placement.holders import HolderTable
 from placement.model_shape import ModelShape
-from placement.plan import LOCAL_WORKER, Plan, PlannedWorker
+from placement.plan import LOCAL_WORKER, Plan, PlannedTier, like_layers
 
 HEAD_NODE = "this-machine"
 LinkKind = Literal["local", "limited", "delayed"]
@@ -76,11 +76,10 @@ def make_plan(shape: ModelShape, setup: Setup, expert_bytes: int) -> Plan:
     return Plan(
         shape.name,
         shape.fingerprint,
-        shape.moe_layers,
+        like_layers(shape.moe_layers, "float32", expert_bytes),
         "float32",
-        expert_bytes,
         tuple(
-            PlannedWorker(name, node, "cpu", "ram", budget)
+            PlannedTier(name, node, "cpu", "ram", budget)
             for (name, node), budget in zip(workers, budgets, strict=True)
         ),
         HolderTable.from_single(table),

@@ -41,7 +41,7 @@ def cluster_of(setup: Setup, rounds: Sequence[Probes], shape: ModelShape, plan: 
     """What a cluster file would say: medians over the rounds."""
     cluster = _cluster(setup, rounds, shape, plan)
     head = cluster.head_node.devices[0]
-    overheads = _head_overheads(cluster, _median_head(rounds), shape, plan.expert_bytes, head.overheads)
+    overheads = _head_overheads(cluster, _median_head(rounds), shape, plan.mean_expert_bytes, head.overheads)
     devices = (replace(head, overheads=overheads), *cluster.head_node.devices[1:])
     own = replace(cluster.head_node, devices=devices)
     cluster = replace(cluster, nodes=(own, *cluster.nodes[1:]))
@@ -67,8 +67,8 @@ def _extra_s(
     """Seconds beyond what the cost model says of the same layers, and the most rows a worker gets of one."""
     problem = System.build(plan, cluster, shape, _PLAIN).problem
     rates = prefill_rates(problem, rounds[0].rows)
-    names = {worker.name for worker in plan.workers}
-    holds = [plan.experts_of(d.worker.name) if d.worker.name in names else {} for d in problem.devices]
+    names = {worker.name for worker in plan.tiers}
+    holds = [plan.experts_of(d.tier.name) if d.tier.name in names else {} for d in problem.devices]
     modelled_s, most_rows = [], []
     for turn in range(rounds[0].turns):
         layer, ids = fan_out_ids(shape, plan, turn, rounds[0].rows)
@@ -83,7 +83,7 @@ def _extra_s(
 
 
 def _cluster(setup: Setup, rounds: Sequence[Probes], shape: ModelShape, plan: Plan) -> ClusterSpec:
-    size, row_bytes = plan.expert_bytes, _row_bytes(shape)
+    size, row_bytes = plan.mean_expert_bytes, _row_bytes(shape)
     head = _median_head(rounds)
     probe = _median_process([r.head_process for r in rounds])
     attention = replace(shape.attention[0], window=0)

@@ -47,7 +47,7 @@ def running_workers(
         sockets: an empty directory for ipc sockets.
     """
     limits = WireLimits.for_shape(shape, plan.epoch)
-    names = [worker.name for worker in plan.workers if worker.name != LOCAL_WORKER]
+    names = [worker.name for worker in plan.tiers if worker.name != LOCAL_WORKER]
     with ExitStack() as stack:
         keys = KeyPair.make()
         started = []

@@ -41,7 +41,7 @@ def chunk_ids(
 def fan_out_ids(shape: ModelShape, plan: Plan, turn: int, rows: int) -> tuple[int, NDArray[np.int32]]:
     """A MoE layer, and what so many rows ask there of the workers on the head's node, the head included."""
     layer = shape.moe_layers[turn % shape.num_moe_layers]
-    here = [worker.name for worker in plan.workers if worker.node == HEAD_NODE]
+    here = [worker.name for worker in plan.tiers if worker.node == HEAD_NODE]
     held = [expert for name in here for expert in plan.experts_of(name)[layer]]
     return layer, routed_ids(shape, held, turn, rows)
 

@@ -68,7 +68,7 @@ def demo(
     params = GenerationParams(max_tokens, temperature, ignore_eos=True, mtp=mtp)
     texts: dict[str, str] = {}
     # The boxes of the demo's cluster file are all this machine.
-    addresses = {worker.node: platform.node() for worker in plan.workers}
+    addresses = {worker.node: platform.node() for worker in plan.tiers}
     with open_session(MODEL, plan, addresses=addresses) as session:
         for domain, prompt in prompts.items():
             if not json:

@@ -8,7 +8,7 @@ from placement.answers.planner import make_plan
 from placement.given.problem import PlanningDevice
 from placement.given.stats import RoutingStats
 from placement.model_shape import ModelShape
-from placement.plan import LOCAL_WORKER, Plan, PlannedWorker
+from placement.plan import LOCAL_WORKER, Plan, PlannedTier
 from placement.weight_format import planned_format
 
 
@@ -19,7 +19,7 @@ def even_plan(shape: ModelShape, num_workers: int, dtype: str, stats: RoutingSta
     budget_bytes = math.ceil(shape.num_routed_experts / len(names)) * expert_bytes
     devices = [
         PlanningDevice(
-            worker=PlannedWorker(name, "this-machine", "cpu", "ram", budget_bytes),
+            tier=PlannedTier(name, "this-machine", "cpu", "ram", budget_bytes),
             is_home=True,
             # Equal devices: a policy looks at ratios only.
             bandwidth_bytes_per_s=1.0,

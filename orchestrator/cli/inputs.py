@@ -11,6 +11,7 @@ from orchestrator.chat_template import TEMPLATE_FILE
 from placement.errors import InputError, PotluckError
 from placement.model_shape import PUBLISHED_SHAPES, ModelShape, published_shape
 from placement.plan import Plan
+from placement.plan_file import read_plan
 from workers.model_config import Step35Config
 
 
@@ -43,7 +44,7 @@ def load_plan(path: Path, shape: ModelShape) -> Plan:
     Raises:
         PlanError: names the file, and the field or worker.
     """
-    plan = Plan.load(path)
+    plan = read_plan(path)
     check_plan(plan, path, shape)
     return plan
 

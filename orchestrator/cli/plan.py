@@ -35,7 +35,8 @@ from placement.given.cluster_file import load_cluster, parse_size
 from placement.given.cluster_spec import ClusterSpec
 from placement.given.problem import PlanningProblem, problem_for
 from placement.interop.read import read_routing
-from placement.plan import Plan
+from placement.plan import Plan, like_layers
+from placement.plan_file import write_plan
 from placement.policies.registry import POLICIES, named_policy
 from placement.routing.planning_text import planning_text
 from placement.weight_format import planned_format
@@ -85,7 +86,7 @@ def plan(
     boxes = load_cluster(cluster)
     routing = read_routing(stats, shape) if stats is not None else None
     in_use = None if current is None else load_plan(current, shape)
-    form = quant or ("bfloat16" if in_use is None else in_use.dtype)
+    form = quant or ("bfloat16" if in_use is None else in_use.form)
     bits = planned_format(form).bits
     said = WorkloadOptions(tokens_per_step, accept, context, head_bits, prompt_ratio)
     workload = workload_of(said, shape, form, None if in_use is None else in_use.workload)
@@ -103,7 +104,7 @@ def plan(
     if picture is not None:
         write_heatmap(made, picture, routing)
     if out is not None:
-        made.save(out)
+        write_plan(made, out)
     if json:
         print_json(plan_document(planned))
         return
@@ -119,10 +120,10 @@ def plan(
 
 
 def _check_same_boxes(problem: PlanningProblem, in_use: Plan, quant: str) -> None:
-    if (in_use.dtype, in_use.expert_bytes) != (quant, problem.expert_bytes):
-        raise PlanError(f"a plan for {in_use.dtype}, expected one for --quant {quant}")
-    names = [worker.name for worker in in_use.workers]
-    wanted = [device.worker.name for device in problem.devices]
+    if in_use.layers != like_layers(problem.shape.moe_layers, quant, problem.expert_bytes):
+        raise PlanError(f"a plan for {in_use.form}, expected one for --quant {quant}")
+    names = [worker.name for worker in in_use.tiers]
+    wanted = [device.tier.name for device in problem.devices]
     if names != wanted:
         raise PlanError(
             f"a plan for the workers {', '.join(names)}, expected those of the cluster: {', '.join(wanted)}"

@@ -55,8 +55,8 @@ def plan_document(planned: Planned) -> dict[str, Any]:
     return {
         "model": made.model,
         "policy": made.policy,
-        "quant": made.dtype,
-        "expert_bytes": made.expert_bytes,
+        "quant": made.form,
+        "expert_bytes": made.mean_expert_bytes,
         "workload": None if made.workload is None else workload_fields(made.workload),
         **{key: getattr(prediction, key, None) for key in _PREDICTED},
         "remote_layers_per_token": (
@@ -111,7 +111,8 @@ def plan_table(made: Plan, summary: PlanSummary) -> Group:
         )
         for worker in summary.workers
     ]
-    title = f"{made.model}: experts in {made.dtype} of {size(made.expert_bytes)} each, policy {made.policy}"
+    each = f"{made.form} of {size(made.mean_expert_bytes)} each"
+    title = f"{made.model}: experts in {each}, policy {made.policy}"
     columns = ("worker", "memory", "experts", "bytes", "budget", *(("of choices",) if is_measured else ()))
     return table(title, columns, rows)
 

@@ -68,7 +68,7 @@ def write_heatmap(plan: Plan, path: str | os.PathLike[str], stats: RoutingStats 
     )
     axes.set_ylabel("layer")
     axes.set_xlabel("experts of the layer, most used first" if stats is not None else "expert")
-    title = f"Where each expert of {plan.model} in {plan.dtype} lives, policy {plan.policy}"
+    title = f"Where each expert of {plan.model} in {plan.form} lives, policy {plan.policy}"
     if (first != second).any():
         title += "\nTwo colours in a cell: a copy of the expert on a second device, the lower stripe"
     axes.set_title(title, loc="left", size=10)
@@ -97,22 +97,22 @@ def device_groups(plan: Plan) -> tuple[list[str], NDArray[np.int64]]:
         What the legend says of each group, those that hold most first where kinds are grouped; and int64
         [num_workers], each worker's group, 0 for those without experts.
     """
-    held = plan.experts_per_worker()
+    held = plan.experts_per_tier()
     kinds: dict[object, list[int]] = {}
     holders = np.flatnonzero(held).tolist()
     for index in holders:
-        worker = plan.workers[index]
+        worker = plan.tiers[index]
         single = len(holders) <= len(OKABE_ITO)
-        kinds.setdefault(index if single else (worker.tier, worker.budget_bytes), []).append(index)
+        kinds.setdefault(index if single else (worker.kind, worker.budget_bytes), []).append(index)
     groups = list(kinds.values())
     if len(holders) > len(OKABE_ITO):
         groups.sort(key=lambda group: -int(held[group].sum()))
     shown = groups if len(groups) <= len(OKABE_ITO) else groups[: len(OKABE_ITO) - 1]
     labels = []
-    group_of = np.zeros(len(plan.workers), dtype=np.int64)
+    group_of = np.zeros(len(plan.tiers), dtype=np.int64)
     for place, group in enumerate(shown):
-        worker = plan.workers[group[0]]
-        several = f"{len(group)} x {size(worker.budget_bytes)} of {worker.tier}"
+        worker = plan.tiers[group[0]]
+        several = f"{len(group)} x {size(worker.budget_bytes)} of {worker.kind}"
         labels.append(f"{worker.name if len(group) == 1 else several} ({int(held[group].sum()):,})")
         group_of[group] = place
     if rest := [index for group in groups[len(shown) :] for index in group]:

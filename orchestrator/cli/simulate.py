@@ -24,7 +24,7 @@ from orchestrator.cli.workload import (
     workload_of,
 )
 from placement.model_shape import ModelShape
-from placement.plan import Plan
+from placement.plan_file import read_plan
 from placement.replay.queueing.scenario import Event
 from placement.replay.simulate import simulate as run
 from placement.replay.tally import CAUSES, SimulationReport
@@ -55,7 +55,7 @@ def simulate(
     json: Json = False,
 ) -> None:
     """Replay a trace through a plan: step times, tokens/s, what is busy and what bounds each layer."""
-    loaded = Plan.load(plan)
+    loaded = read_plan(plan)
     shape = shape_of(loaded, plan, model)
     check_plan(loaded, plan, shape)
     workload = workload_of(

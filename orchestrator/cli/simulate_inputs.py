@@ -59,14 +59,14 @@ class Boxes:
         Raises:
             PlanError: a worker that the cluster does not have, or that holds more than it has room for.
         """
-        if plan.local_worker is not None:
+        if plan.head_tier is not None:
             self._check_head(plan, name)
         with named(f"{name} on {self.path}"):
             return System.build(plan, self.devices, self.shape, self.workload)
 
     def _check_head(self, plan: Plan, name: object) -> None:
-        held_bytes = int(plan.experts_per_worker()[plan.local_worker]) * plan.expert_bytes
-        rooms = [d.worker.budget_bytes for d in self.devices if d.worker.name == LOCAL_WORKER]
+        held_bytes = int(plan.bytes_per_tier()[plan.head_tier])
+        rooms = [d.tier.budget_bytes for d in self.devices if d.tier.name == LOCAL_WORKER]
         if rooms and held_bytes > rooms[0]:
             raise PlanDoesNotFit(
                 f"{name}: worker {LOCAL_WORKER!r} holds {size(held_bytes)} of experts, expected at most "
@@ -137,7 +137,7 @@ def streams_of(
 def loss_of(text: str, plan: Plan) -> WorkerLoss:
     """`--lose WORKER@SECONDS`; raises InputError."""
     worker, at_s = _at("--lose", "WORKER@SECONDS", text)
-    others = [w.name for w in plan.workers if w.name != LOCAL_WORKER]
+    others = [worker.name for worker in plan.workers if worker.name != LOCAL_WORKER]
     if worker not in others:
         raise InputError(
             f"--lose: expected a worker of the plan other than {LOCAL_WORKER!r}, whose loss ends every run "
@@ -156,12 +156,12 @@ def new_plan_of(text: str, running: Plan, running_path: Path, boxes: Boxes) -> N
     with named("--new-plan"):
         new = load_plan(Path(path), boxes.shape)
     where = f"--new-plan: {path}"
-    if (new.dtype, new.expert_bytes) != (running.dtype, running.expert_bytes):
+    if new.layers != running.layers:
         raise PlanError(
-            f"{where}: expected experts in {running.dtype} of {size(running.expert_bytes)} as in "
-            f"{running_path}, found {new.dtype} of {size(new.expert_bytes)}"
+            f"{where}: expected experts in {running.form} of {size(running.mean_expert_bytes)} as in "
+            f"{running_path}, found {new.form} of {size(new.mean_expert_bytes)}"
         )
-    names, expected = ([worker.name for worker in plan.workers] for plan in (new, running))
+    names, expected = ([worker.name for worker in plan.tiers] for plan in (new, running))
     if names != expected:
         raise PlanError(
             f"{where}: expected the workers of {running_path} ({', '.join(expected)}), in that order, found "

@@ -83,7 +83,7 @@ def _boxes(problem: PlanningProblem) -> dict[str, list[int]]:
     """Devices of each node."""
     boxes: dict[str, list[int]] = {}
     for index, device in enumerate(problem.devices):
-        boxes.setdefault(device.worker.node, []).append(index)
+        boxes.setdefault(device.tier.node, []).append(index)
     return boxes
 
 
@@ -153,7 +153,7 @@ def _with_room(problem: PlanningProblem, num_experts: NDArray[np.integer]) -> Pl
     """The problem with room for so many experts on each device."""
     size = problem.expert_bytes
     devices = [
-        replace(device, worker=replace(device.worker, budget_bytes=number * size))
+        replace(device, tier=replace(device.tier, budget_bytes=number * size))
         for device, number in zip(problem.devices, num_experts.tolist(), strict=True)
     ]
     return replace(problem, devices=tuple(devices))

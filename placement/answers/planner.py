@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from placement.cost.replica_costs import priced_workers
+from placement.cost.replica_costs import priced_tiers
 from placement.given.cluster_spec import ClusterSpec
 from placement.given.problem import PlanningDevice, PlanningProblem, problem_for
 from placement.given.stats import RoutingStats
 from placement.holders import HolderTable
 from placement.model_shape import ModelShape
-from placement.plan import Plan
+from placement.plan import Plan, like_layers
 from placement.policies.registry import named_policy
+from placement.weight_format import run_dtype_of
 from placement.workload import SINGLE_TOKEN, Workload
 
 DEFAULT_POLICY = "least-time"
@@ -49,7 +50,7 @@ def make_plan(
     return as_plan(problem, place(problem), policy, dtype, epoch)
 
 
-def as_plan(problem: PlanningProblem, table: HolderTable, policy: str, dtype: str, epoch: int = 0) -> Plan:
+def as_plan(problem: PlanningProblem, table: HolderTable, policy: str, form: str, epoch: int = 0) -> Plan:
     """A placement with all that a run needs to know.
 
     Raises:
@@ -58,10 +59,9 @@ def as_plan(problem: PlanningProblem, table: HolderTable, policy: str, dtype: st
     plan = Plan(
         model=problem.shape.name,
         fingerprint=problem.shape.fingerprint,
-        moe_layers=problem.shape.moe_layers,
-        dtype=dtype,
-        expert_bytes=problem.expert_bytes,
-        workers=priced_workers(problem),
+        layers=like_layers(problem.shape.moe_layers, form, problem.expert_bytes),
+        dtype=run_dtype_of(form),
+        tiers=priced_tiers(problem),
         holder_table=table,
         policy=policy,
         epoch=epoch,

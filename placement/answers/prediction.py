@@ -99,7 +99,7 @@ def predict(problem: PlanningProblem, plan: Plan, text: PlanningText) -> Predict
     copies = None
     if plan.holder_table.has_replicas:
         single = without_copies(known, plan.holder_table)
-        num_copies = int(plan.experts_per_worker().sum()) - problem.shape.num_routed_experts
+        num_copies = int(plan.experts_per_tier().sum()) - problem.shape.num_routed_experts
         decode_gain = (evaluate(known, single, steps).mean_s + head_s) / step_time_s - 1
         copies = CopiesWorth(num_copies, decode_gain, prefill_pass_s(known, single) / prefill_s - 1)
     return Prediction(
@@ -159,10 +159,10 @@ def _has_room(cluster: ClusterSpec, plan: Plan, head_bytes: int) -> bool:
         devices = planning_devices(cluster, head_bytes)
     except PlanDoesNotFit:
         return False
-    if plan.local_worker is None:
+    if plan.head_tier is None:
         return True
-    budget_bytes = next(d.worker.budget_bytes for d in devices if d.worker.name == LOCAL_WORKER)
-    return int(plan.experts_per_worker()[plan.local_worker]) * plan.expert_bytes <= budget_bytes
+    budget_bytes = next(d.tier.budget_bytes for d in devices if d.tier.name == LOCAL_WORKER)
+    return int(plan.bytes_per_tier()[plan.head_tier]) <= budget_bytes
 
 
 def _shares(names: tuple[str, ...], by_layer: NDArray[np.float64]) -> dict[str, float]:

@@ -79,7 +79,7 @@ def replan(
     most = places if math.isinf(budget_bytes) else min(int(budget_bytes // problem.expert_bytes), places)
     over = current.experts_per_worker(len(problem.devices)) - problem.capacities()
     if over.max() > 0:
-        worker = problem.devices[int(over.argmax())].worker
+        worker = problem.devices[int(over.argmax())].tier
         raise PlanDoesNotFit(
             f"worker {worker.name!r} holds {size(int(over.max()) * problem.expert_bytes)} more than its "
             f"budget of {size(worker.budget_bytes)}: expected a current plan that fits the cluster"
@@ -138,7 +138,7 @@ def _reached(
     heat = problem.stats.counts.astype(np.int64).ravel()
     faster = faster_beside(problem)
     # Slow memory last: what a disk would keep beside faster memory's copy helps nobody.
-    for device in sorted(range(num_devices), key=lambda d: problem.devices[d].worker.tier == "disk"):
+    for device in sorted(range(num_devices), key=lambda d: problem.devices[d].tier.kind == "disk"):
         useless = useless_on_disk(problem, faster, masks)[device]
         kept = np.flatnonzero((current.mask(device) & ~masks[device] & ~useless).ravel())
         kept = kept[np.argsort(-heat[kept], kind="stable")][: max(int(room[device]), 0)]
@@ -175,8 +175,8 @@ def transfer_seconds(problem: PlanningProblem, current: HolderTable, table: Hold
     for mask in arrivals:
         sent += np.bincount(sender[mask], minlength=len(devices)) * float(problem.expert_bytes)
     seconds = [0.0]
-    for node in {device.worker.node for device in devices}:
-        members = [i for i, device in enumerate(devices) if device.worker.node == node]
+    for node in {device.tier.node for device in devices}:
+        members = [i for i, device in enumerate(devices) if device.tier.node == node]
         link = min(devices[i].link_bytes_per_s for i in members)
         seconds += [received[members].sum() / link, sent[members].sum() / link]
     seconds += [(received[i] + sent[i]) / device.bandwidth_bytes_per_s for i, device in enumerate(devices)]

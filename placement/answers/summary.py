@@ -52,9 +52,9 @@ def summarise(plan: Plan, stats: RoutingStats | None = None) -> PlanSummary:
     Raises:
         RoutingFileError: statistics of another model.
     """
-    held = plan.experts_per_worker().tolist()
-    is_home = plan.home_workers()
-    shares: list[float | None] = [None] * len(plan.workers)
+    held, held_bytes = plan.experts_per_tier().tolist(), plan.bytes_per_tier().tolist()
+    is_home = plan.tiers_at_home()
+    shares: list[float | None] = [None] * len(plan.tiers)
     remote_layers: float | None = None
     basis: Literal["trace", "counts"] | None = None
     if stats is not None:
@@ -63,21 +63,21 @@ def summarise(plan: Plan, stats: RoutingStats | None = None) -> PlanSummary:
         if plan.holder_table.has_replicas:
             served, remote_layers = _as_dispatched(plan, stats, is_home)
         else:
-            served = share_of_activations(plan.holder_table, stats, len(plan.workers), plan.local_worker)
+            served = share_of_activations(plan.holder_table, stats, len(plan.tiers), plan.head_tier)
             remote_layers = remote_layers_per_step(plan.holder_table, stats, is_home)
         shares = list(served.tolist())
     rows = tuple(
         WorkerSummary(
             name=worker.name,
             node=worker.node,
-            tier=worker.tier,
+            tier=worker.kind,
             is_home=bool(is_home[index]),
             num_experts=held[index],
-            held_bytes=held[index] * plan.expert_bytes,
+            held_bytes=held_bytes[index],
             budget_bytes=worker.budget_bytes,
             share_of_activations=shares[index],
         )
-        for index, worker in enumerate(plan.workers)
+        for index, worker in enumerate(plan.tiers)
     )
     replicas = int(np.sum(held)) - len(plan.moe_layers) * plan.num_experts
     return PlanSummary(rows, len(plan.moe_layers), replicas, remote_layers, basis)
@@ -88,7 +88,7 @@ def _as_dispatched(
 ) -> tuple[NDArray[np.float64], float]:
     """Each worker's share of the choices, and remote layers a token, where the dispatcher may choose."""
     text = spread_steps(text_of(stats), 1, _MOST_STEPS)
-    served = np.zeros(len(plan.workers))
+    served = np.zeros(len(plan.tiers))
     remote_layers = 0
     for row, holders in enumerate(plan.holder_table.layers):
         chosen = assign_steps(text[:, None, row], holders, plan.replica_costs)

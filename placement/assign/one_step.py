@@ -6,6 +6,7 @@ thousands of steps at once; a property test holds the two together to the last b
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,11 +33,10 @@ class ReplicaCosts:
     expert_s: NDArray[np.float64]
 
     @classmethod
-    def unknown(cls, num_workers: int, local_worker: int | None) -> ReplicaCosts:
+    def unknown(cls, num_workers: int, local_workers: Collection[int] = ()) -> ReplicaCosts:
         """Equal workers, and a message that costs far more than an expert."""
         ask_s = np.full(num_workers, _UNKNOWN_ASK_EXPERTS)
-        if local_worker is not None:
-            ask_s[local_worker] = 0.0
+        ask_s[list(local_workers)] = 0.0
         return cls(ask_s, np.ones(num_workers))
 
     @property
@@ -75,7 +75,7 @@ def assign_experts(
         costs: `plan.replica_costs`.
 
     Returns:
-        int16 [num_tokens, top_k]: index into `plan.workers`, -1 for an expert that nobody holds,
+        int16 [num_tokens, top_k]: index into `plan.tiers`, -1 for an expert that nobody holds,
         anything where `expert_ids` is -1. One table look-up where nothing is replicated.
     """
     chosen: NDArray[np.int16] = holders.single.take(expert_ids)

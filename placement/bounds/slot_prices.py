@@ -105,7 +105,7 @@ def _classes(problem: PlanningProblem) -> NDArray[np.intp]:
     if num_devices <= _MOST_PRICES:
         return np.arange(num_devices)
     one_expert_s = _one_expert_s(problem)
-    own = np.array([device.worker.name == LOCAL_WORKER for device in problem.devices])
+    own = np.array([device.tier.name == LOCAL_WORKER for device in problem.devices])
     others = np.flatnonzero(~own)
     order = others[np.argsort(one_expert_s[others], kind="stable")]
     # Cut where the sorted times differ most, relative to their size.

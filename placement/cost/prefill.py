@@ -93,7 +93,7 @@ def prefill_layer_seconds(
     per_device = layer_seconds(rates, rows, distinct, pairs)
     head = problem.head
     link_bytes_per_s = None if head is None else problem.devices[head].host_link_bytes_per_s
-    lenders = [i for i, d in enumerate(problem.devices) if d.is_home and d.worker.tier == "ram" and i != head]
+    lenders = [i for i, d in enumerate(problem.devices) if d.is_home and d.tier.kind == "ram" and i != head]
     if head is None or link_bytes_per_s is None or not lenders:
         seconds: NDArray[np.float64] = per_device.max(axis=-1)
         return seconds

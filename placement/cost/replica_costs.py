@@ -9,7 +9,7 @@ import numpy as np
 from placement.assign.one_step import ReplicaCosts
 from placement.cost.roofline import device_seconds, expert_rates
 from placement.given.problem import PlanningProblem
-from placement.plan import PlannedWorker
+from placement.plan import PlannedTier
 
 
 def replica_costs(problem: PlanningProblem) -> ReplicaCosts:
@@ -22,11 +22,11 @@ def replica_costs(problem: PlanningProblem) -> ReplicaCosts:
     return ReplicaCosts(np.maximum(first_s - expert_s, 0.0) + message_s, expert_s)
 
 
-def priced_workers(problem: PlanningProblem) -> tuple[PlannedWorker, ...]:
-    """The problem's workers as a plan names them: with their costs."""
+def priced_tiers(problem: PlanningProblem) -> tuple[PlannedTier, ...]:
+    """The problem's tiers as a plan names them: with their costs."""
     costs = replica_costs(problem)
     return tuple(
-        replace(device.worker, ask_s=ask_s, expert_s=expert_s)
+        replace(device.tier, ask_s=ask_s, expert_s=expert_s)
         for device, ask_s, expert_s in zip(
             problem.devices, costs.ask_s.tolist(), costs.expert_s.tolist(), strict=True
         )

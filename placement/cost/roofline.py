@@ -94,7 +94,7 @@ def expert_rates(problem: PlanningProblem) -> ExpertRates:
     message = message_size(shape, workload.bytes_per_activation)
     row_bytes = message.request_bytes_per_row + message.reply_bytes_per_row
     expert_flops = 2 * shape.expert_parameters
-    is_head = [d.worker.name == LOCAL_WORKER for d in devices]
+    is_head = [d.tier.name == LOCAL_WORKER for d in devices]
     head = next((d.overheads for d, head in zip(devices, is_head, strict=True) if head), NO_OVERHEADS)
     cpu = _cpus(devices)
     computing = [devices[index] for index in cpu]
@@ -125,10 +125,10 @@ def _cpus(devices: Sequence[PlanningDevice]) -> list[int]:
     """The device that computes each one's experts: of a disk the first RAM device of its box, if any."""
     of_node: dict[str, int] = {}
     for index, device in enumerate(devices):
-        if device.worker.tier == "ram":
-            of_node.setdefault(device.worker.node, index)
+        if device.tier.kind == "ram":
+            of_node.setdefault(device.tier.node, index)
     return [
-        of_node.get(device.worker.node, index) if device.worker.tier == "disk" else index
+        of_node.get(device.tier.node, index) if device.tier.kind == "disk" else index
         for index, device in enumerate(devices)
     ]
 

@@ -21,7 +21,7 @@ from placement.given.cluster_spec import (
 from placement.given.head_memory import head_memory_bytes
 from placement.given.stats import RoutingStats
 from placement.model_shape import ModelShape
-from placement.plan import LOCAL_WORKER, PlannedWorker
+from placement.plan import LOCAL_WORKER, PlannedTier
 from placement.units import size
 from placement.weight_format import PLANNED_FORMATS
 from placement.workload import SINGLE_TOKEN, Workload
@@ -37,7 +37,7 @@ class PlanningDevice:
     `DeviceSpec`.
     """
 
-    worker: PlannedWorker
+    tier: PlannedTier
     is_home: bool
     bandwidth_bytes_per_s: float
     ffn_flops_per_s: float
@@ -51,7 +51,7 @@ class PlanningDevice:
 
     def capacity(self, expert_bytes: int) -> int:
         """Experts that fit the budget."""
-        return self.worker.budget_bytes // expert_bytes
+        return self.tier.budget_bytes // expert_bytes
 
     def expert_seconds(self, expert_bytes: int) -> float:
         """Time until the result of one expert for one token is back, from nothing else in flight."""
@@ -75,7 +75,7 @@ class PlanningProblem:
     @property
     def head(self) -> int | None:
         """Index of the device that the head computes on; None where its node has none."""
-        names = [device.worker.name for device in self.devices]
+        names = [device.tier.name for device in self.devices]
         return names.index(LOCAL_WORKER) if LOCAL_WORKER in names else None
 
     def capacities(self) -> NDArray[np.int64]:
@@ -122,10 +122,10 @@ def problem_for(
 
 
 def planning_devices(cluster: ClusterSpec, head_bytes: int = 0) -> tuple[PlanningDevice, ...]:
-    """All devices of a cluster, one worker each.
+    """All devices of a cluster: a tier each, and one worker a box that owns them.
 
-    The head node's first device is that of the head's own process and becomes worker "head"; every other
-    device is worker NODE-DEVICE, reached by the node's link.
+    The head's own process is the worker of its box, named "head", and so is the tier of that box's first
+    device, which the head computes on. Every other tier is called NODE-DEVICE, and every other worker NODE.
 
     Args:
         head_bytes: what the head needs of its device; where the cluster file reserves more, that counts.
@@ -135,6 +135,7 @@ def planning_devices(cluster: ClusterSpec, head_bytes: int = 0) -> tuple[Plannin
     """
     devices = []
     for node in cluster.nodes:
+        worker = _worker_name(node, cluster)
         for index, device in enumerate(node.devices):
             is_home = node.name == cluster.head
             in_head_process = is_home and index == 0
@@ -142,7 +143,7 @@ def planning_devices(cluster: ClusterSpec, head_bytes: int = 0) -> tuple[Plannin
             link = None if in_head_process else node.link
             devices.append(
                 PlanningDevice(
-                    worker=_planned_worker(name, node, device, head_bytes if in_head_process else 0),
+                    tier=_planned_tier(name, worker, node, device, head_bytes if in_head_process else 0),
                     is_home=is_home,
                     bandwidth_bytes_per_s=device.bandwidth_bytes_per_s,
                     ffn_flops_per_s=device.ffn_flops_per_s,
@@ -158,7 +159,7 @@ def planning_devices(cluster: ClusterSpec, head_bytes: int = 0) -> tuple[Plannin
     return tuple(devices)
 
 
-def _planned_worker(name: str, node: NodeSpec, device: DeviceSpec, head_bytes: int) -> PlannedWorker:
+def _planned_tier(name: str, worker: str, node: NodeSpec, device: DeviceSpec, head_bytes: int) -> PlannedTier:
     if head_bytes > device.memory_bytes:
         raise PlanDoesNotFit(
             f"node {node.name}, device {device.name}: the head's weights, KV cache and activations take "
@@ -166,7 +167,14 @@ def _planned_worker(name: str, node: NodeSpec, device: DeviceSpec, head_bytes: i
             "the head on a larger device, or give a shorter --context or fewer bits (--quant, --head-bits)"
         )
     budget = min(device.budget_bytes, device.memory_bytes - head_bytes)
-    return PlannedWorker(name, node.name, device.torch_device, device.kind, budget)
+    return PlannedTier(name, node.name, device.torch_device, device.kind, budget, worker=worker)
+
+
+def _worker_name(node: NodeSpec, cluster: ClusterSpec) -> str:
+    """The process of a box; a box that happens to be called "head" without being the head's gets a suffix."""
+    if node.name == cluster.head:
+        return LOCAL_WORKER
+    return node.name if node.name != LOCAL_WORKER else f"{node.name}-box"
 
 
 def as_devices(devices: ClusterSpec | Sequence[PlanningDevice]) -> tuple[PlanningDevice, ...]:

@@ -71,7 +71,7 @@ def tensor_overrides(
     """
     if stats is not None:
         stats.check_fingerprint(plan.fingerprint, plan.model)
-    names = [_buffer_of(plan, index, buffers or {}) for index in range(len(plan.workers))]
+    names = [_buffer_of(plan, index, buffers or {}) for index in range(len(plan.tiers))]
     masks = plan.holder_table.masks(len(names))
     holds_some: list[list[bool]] = [mask.any(axis=1).tolist() for mask in masks]
     # Replicas are held several times; their choices are shared out evenly, as the dispatcher does on average.
@@ -94,11 +94,11 @@ def tensor_overrides(
 
 
 def _buffer_of(plan: Plan, index: int, buffers: Mapping[str, str]) -> str:
-    worker = plan.workers[index]
+    worker = plan.tiers[index]
     buffer = buffers.get(worker.name)
     if buffer is None:
         device = _TORCH_DEVICE.fullmatch(worker.device)
-        if not plan.home_workers()[index] or device is None:
+        if not plan.tiers_at_home()[index] or device is None:
             raise PlanError(
                 f"worker {worker.name!r} ({worker.device} on {worker.node}): expected the name of its "
                 "llama.cpp buffer, such as RPC0[host:50052]; llama-server --list-devices prints them"

@@ -68,7 +68,7 @@ def expert_location(
     plan.check(shape)
     if not ranks or len(set(ranks)) != len(ranks):
         raise PlanError(f"ranks: expected different workers of the plan, found {list(ranks)}")
-    held = np.stack([plan.holder_table.mask(plan.worker_index(name)) for name in ranks])
+    held = np.stack([plan.holder_table.mask(plan.tier_index(name)) for name in ranks])
     homeless = np.argwhere(~held.any(axis=0))
     if len(homeless):
         row, expert = homeless[0]

@@ -32,7 +32,7 @@ class System:
     """Everything a simulation needs to know besides the tokens.
 
     Attributes:
-        problem: devices in the order of `plan.workers`, the head's own added last if it holds no experts.
+        problem: devices in the order of `plan.tiers`, the head's own added last if it holds no experts.
         head: index of the device the head computes on.
         local: the same if the plan has a worker there, else None.
         before_s: float64 [num_moe_layers], what the head computes before it can ask for a MoE layer.
@@ -71,10 +71,10 @@ class System:
         """
         plan.check(shape)
         known = as_devices(devices)
-        matched = [_match(plan, index, known) for index in range(len(plan.workers))]
-        if plan.local_worker is None:
-            matched += [device for device in known if device.worker.name == LOCAL_WORKER]
-        problem = PlanningProblem(shape, tuple(matched), plan.expert_bytes, workload=workload)
+        matched = [_match(plan, index, known) for index in range(len(plan.tiers))]
+        if plan.head_tier is None:
+            matched += [device for device in known if device.tier.name == LOCAL_WORKER]
+        problem = PlanningProblem(shape, tuple(matched), plan.mean_expert_bytes, workload=workload)
         before_s, after_s = _head_parts(problem)
         links, link_of = _links(problem.devices)
         return cls(
@@ -83,7 +83,7 @@ class System:
             rates=expert_rates(problem),
             message=message_size(shape, workload.bytes_per_activation),
             head=problem.devices.index(head_device(problem)),
-            local=plan.local_worker,
+            local=plan.head_tier,
             before_s=before_s,
             after_s=after_s,
             mtp_s=head_seconds(problem).mtp_s,
@@ -110,7 +110,7 @@ class System:
     @property
     def names(self) -> tuple[str, ...]:
         """Of the devices: their workers'."""
-        return tuple(device.worker.name for device in self.problem.devices)
+        return tuple(device.tier.name for device in self.problem.devices)
 
     @property
     def is_remote(self) -> NDArray[np.bool_]:
@@ -130,24 +130,24 @@ class System:
 
 
 def _match(plan: Plan, index: int, known: Sequence[PlanningDevice]) -> PlanningDevice:
-    worker = plan.workers[index]
-    device = next((d for d in known if d.worker.name == worker.name), None)
-    names = ", ".join(d.worker.name for d in known)
+    worker = plan.tiers[index]
+    device = next((d for d in known if d.tier.name == worker.name), None)
+    names = ", ".join(d.tier.name for d in known)
     if device is None:
         raise PlanError(
             f"the plan's worker {worker.name!r} is not in the cluster, whose devices are {names}: "
             "plan for this cluster with `potluck plan`"
         )
-    if device.worker.node != worker.node:
+    if device.tier.node != worker.node:
         raise PlanError(
             f"the plan's worker {worker.name!r} is on node {worker.node!r}, in the cluster on "
-            f"{device.worker.node!r}: plan for this cluster with `potluck plan`"
+            f"{device.tier.node!r}: plan for this cluster with `potluck plan`"
         )
-    missing = int(plan.experts_per_worker()[index]) * plan.expert_bytes - device.worker.budget_bytes
+    missing = int(plan.bytes_per_tier()[index]) - device.tier.budget_bytes
     if missing > 0:
         raise PlanDoesNotFit(
             f"the plan's worker {worker.name!r} holds {size(missing)} more than the cluster gives it "
-            f"({size(device.worker.budget_bytes)}): plan for this cluster with `potluck plan`"
+            f"({size(device.tier.budget_bytes)}): plan for this cluster with `potluck plan`"
         )
     return device
 
@@ -166,7 +166,7 @@ def _head_parts(problem: PlanningProblem) -> tuple[NDArray[np.float64], float]:
 def _links(devices: Sequence[PlanningDevice]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     nodes: dict[str, int] = {}
     link_of = [
-        nodes.setdefault(device.worker.node, len(nodes)) if math.isfinite(device.link_bytes_per_s) else -1
+        nodes.setdefault(device.tier.node, len(nodes)) if math.isfinite(device.link_bytes_per_s) else -1
         for device in devices
     ]
     return tuple(nodes), np.array(link_of, dtype=np.int64)

@@ -152,7 +152,7 @@ class Tally:
         if step_time is None or token_time is None:
             raise InputError(f"no step was finished: {self.stopped or 'the trace is empty'}")
         link_bytes = self._message_bytes() + self.migrated_bytes
-        num_workers = len(self.system.plan.workers)
+        num_workers = len(self.system.plan.tiers)
         asked = np.arange(self.system.num_devices) != self.system.local
         shape, workload = self.system.shape, self.system.workload
         return SimulationReport(

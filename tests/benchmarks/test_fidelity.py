@@ -79,7 +79,7 @@ def test_a_round_after_which_the_machine_is_another_is_run_again() -> None:
 def test_a_layouts_plan_gives_each_process_its_share(setup: Setup) -> None:
     plan = make_plan(STEP_3_5_FLASH, setup, 1000)
     plan.check_fits()
-    held = plan.experts_per_worker() / STEP_3_5_FLASH.num_routed_experts
+    held = plan.experts_per_tier() / STEP_3_5_FLASH.num_routed_experts
     assert held == pytest.approx([share for share in setup.shares if share], abs=0.003)
     assert np.isclose(sum(setup.shares), 1)
     assert plan.local_worker == (0 if setup.shares[0] else None)

@@ -6,7 +6,7 @@ import numpy as np
 
 from placement.holders import HolderTable
 from placement.model_shape import ModelShape
-from placement.plan import LOCAL_WORKER, Plan, PlannedWorker
+from placement.plan import LOCAL_WORKER, Plan, PlannedTier, like_layers
 
 
 def random_plan(
@@ -24,12 +24,10 @@ def random_plan(
     return Plan(
         model=shape.name,
         fingerprint=shape.fingerprint,
-        moe_layers=shape.moe_layers,
+        layers=like_layers(shape.moe_layers, "float32", expert_bytes),
         dtype="float32",
-        expert_bytes=expert_bytes,
-        workers=tuple(
-            PlannedWorker(name, "here", "cpu", "ram", shape.num_routed_experts * expert_bytes)
-            for name in names
+        tiers=tuple(
+            PlannedTier(name, "here", "cpu", "ram", shape.num_routed_experts * expert_bytes) for name in names
         ),
         holder_table=HolderTable.from_masks(masks),
         policy="random",

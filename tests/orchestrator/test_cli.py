@@ -14,7 +14,8 @@ import pytest
 from orchestrator.cli.even_plan import even_plan
 from placement.given.stats import RoutingStats
 from placement.holders import HolderTable
-from placement.plan import Plan, PlannedWorker
+from placement.plan import Plan, PlannedTier, like_layers
+from placement.plan_file import write_plan
 from tests.orchestrator.command_line import Potluck, document
 from tests.tiny_checkpoint import write_random_checkpoint
 from workers.model_config import Step35Config
@@ -145,14 +146,14 @@ def other_architecture(model: Path) -> list[object]:
 def plan_for_another_model(model: Path) -> list[object]:
     other = write_random_checkpoint(model.parent / "other", seed=1, num_experts=8)
     plan = even_plan(Step35Config.load(other).shape("other"), 0, "float32")
-    plan.save(model / "plan.json")
+    write_plan(plan, model / "plan.json")
     return ["--token-ids", "1", "--plan", model / "plan.json"]
 
 
 def plan_that_does_not_fit(model: Path) -> list[object]:
     plan = even_plan(Step35Config.load(model).shape("copy"), 0, "float32")
-    small = tuple(replace(worker, budget_bytes=1000) for worker in plan.workers)
-    replace(plan, workers=small).save(model / "plan.json")
+    small = tuple(replace(worker, budget_bytes=1000) for worker in plan.tiers)
+    write_plan(replace(plan, tiers=small), model / "plan.json")
     return ["--token-ids", "1", "--plan", model / "plan.json"]
 
 
@@ -224,20 +225,19 @@ def test_boxes_that_a_plan_leaves_out_are_not_asked_for(
     """Nobody is called 'attic' here, and its disk could not be run."""
     shape = Step35Config.load(model_dir).shape(model_dir.name)
     everything = np.ones((1, shape.num_moe_layers, shape.num_experts), dtype=np.bool_)
-    head = PlannedWorker("head", "study", "cpu", "ram", 10**9)
-    attic = PlannedWorker("attic-ssd", "attic", "cpu", "disk", 10**9)
+    head = PlannedTier("head", "study", "cpu", "ram", 10**9)
+    attic = PlannedTier("attic-ssd", "attic", "cpu", "disk", 10**9)
     plan = Plan(
         model=shape.name,
         fingerprint=shape.fingerprint,
-        moe_layers=shape.moe_layers,
+        layers=like_layers(shape.moe_layers, "float32", shape.expert_bytes(32)),
         dtype="float32",
-        expert_bytes=shape.expert_bytes(32),
-        workers=(head, attic),
+        tiers=(head, attic),
         holder_table=HolderTable.from_masks(np.concatenate([everything, ~everything])),
         policy="by hand",
     )
     assert plan.asked_workers == ()
-    plan.save(tmp_path / "plan.json")
+    write_plan(plan, tmp_path / "plan.json")
     code, out, err = potluck(
         *(
             "generate",

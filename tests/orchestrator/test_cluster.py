@@ -128,7 +128,7 @@ def stopped_after(workers: RunningWorkers) -> Iterator[RunningWorkers]:
 def check_answers(workers: RunningWorkers, plan: Plan, shape: ModelShape) -> None:
     """Each worker holds what the plan says and answers for it."""
     clients = workers.connect()
-    assert sorted(clients) == [worker.name for worker in plan.workers if worker.name != LOCAL_WORKER]
+    assert sorted(clients) == [worker.name for worker in plan.tiers if worker.name != LOCAL_WORKER]
     for name, client in clients.items():
         experts = plan.experts_of(name)
         layer, ids = next(iter(experts.items()))
@@ -188,7 +188,7 @@ def test_a_device_that_is_not_there_is_told_with_what_to_do(
     broken = replace(
         plan,
         workers=tuple(
-            replace(worker, device="cuda:7") if worker.name == "w1" else worker for worker in plan.workers
+            replace(worker, device="cuda:7") if worker.name == "w1" else worker for worker in plan.tiers
         ),
     )
     workers = cluster.start_workers(broken, shape, model_dir)

@@ -36,7 +36,7 @@ def test_the_expected_remote_layers_are_those_of_a_whole_step(drafts: int) -> No
     problem = problem_for(shape, devices, 100, stats, Workload(drafts=drafts))
     plan = as_plan(problem, named_policy("uniform")(problem), "uniform", "float32")
     expected = expectation.remote_layers_per_step(
-        plan.holder_table, stats, plan.home_workers(), tokens_per_step=1 + drafts
+        plan.holder_table, stats, plan.tiers_at_home(), tokens_per_step=1 + drafts
     )
     assert 0 < expected < shape.num_moe_layers
     assert remote_layers_per_step(problem, plan) == pytest.approx(expected)

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.nodes import Node, place
 from placement.errors import WorkerStartError
-from placement.plan import PlannedWorker
+from placement.plan import PlannedTier
 
 
 def entry(number: int, **changes: Any) -> dict[str, Any]:
@@ -24,8 +24,8 @@ def entry(number: int, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def worker(name: str, node: str) -> PlannedWorker:
-    return PlannedWorker(name, node, "cpu", "ram", 1)
+def worker(name: str, node: str) -> PlannedTier:
+    return PlannedTier(name, node, "cpu", "ram", 1)
 
 
 NODES = [Node.from_ray(entry(number)) for number in (1, 2, 3)]

@@ -11,7 +11,7 @@ from orchestrator.cli import output
 from placement.given.stats import RoutingStats
 from placement.given.traces import CODING, GENERAL, SyntheticRouter
 from placement.model_shape import STEP_3_5_FLASH
-from placement.plan import Plan
+from placement.plan_file import read_plan
 from placement.workload import Workload
 from tests.orchestrator.command_line import Potluck, document
 
@@ -66,7 +66,7 @@ def test_the_promised_keys_agree_with_each_other_and_with_the_simulator(
         assert device["bytes"] == device["experts"] * made["expert_bytes"] <= device["budget_bytes"]
     assert made["replicas"] == sum(d["experts"] for d in made["devices"]) - 42 * 288
     assert sum(device["share_of_activations"] for device in made["devices"]) == pytest.approx(1)
-    assert Plan.load(plan).policy == "least-time"
+    assert read_plan(plan).policy == "least-time"
 
     simulated = document(
         potluck(
@@ -109,7 +109,7 @@ def test_later_commands_take_from_a_plan_what_it_assumes(
     said = ("--head-bits", 8, "--context", 20000, "--accept", "0.5,0.5", "--prompt-ratio", 3)
     uniform = ("--policy", "uniform", "--stats", stats, "--out", plan, "--json")
     made = document(potluck(*arguments(files, *said, *uniform)))
-    workload = Plan.load(plan).workload
+    workload = read_plan(plan).workload
     assert workload == Workload(
         drafts=2,
         accepted_drafts=0.75,
@@ -125,8 +125,8 @@ def test_later_commands_take_from_a_plan_what_it_assumes(
     assert other["step_time_s"]["mean"] > simulated["step_time_s"]["mean"]
     moved = ("plan", files / "cluster.yaml", "--model", "step-3.5-flash", "--current", plan, "--stats", stats)
     document(potluck(*moved, "--move-bytes", "1MB", "--out", again, "--json"))
-    assert Plan.load(again).workload == workload
-    assert Plan.load(again).dtype == "q4"
+    assert read_plan(again).workload == workload
+    assert read_plan(again).dtype == "q4"
 
 
 def test_what_is_assumed_is_printed_in_one_sentence(potluck: Potluck, files: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_plan_in_use_moves_within_the_budget(potluck: Potluck, files: Path, tm
     assert 0 < moved["moved_bytes"] <= 2_000_000_000
     assert moved["moe_s_after"] < moved["moe_s_before"]
     assert moved["payback_s"] > moved["transfer_s"] > 0
-    before, after = Plan.load(old), Plan.load(new)
+    before, after = read_plan(old), read_plan(new)
     assert after.epoch == before.epoch + 1
     arrived = sum(int((after.holder_table.mask(i) & ~before.holder_table.mask(i)).sum()) for i in range(2))
     assert arrived == moved["moved_experts"]

@@ -42,7 +42,7 @@ def test_few_devices_have_a_colour_each_and_many_one_for_each_kind() -> None:
     many = [device(f"d{index}", room, SIZE) for index, room in enumerate(rooms)]
     plan = make_plan(SHAPE, many, STATS, "uniform", dtype="bfloat16", expert_bytes=SIZE)
     labels, group_of = device_groups(plan)
-    held = plan.experts_per_worker()
+    held = plan.experts_per_tier()
     assert group_of.tolist() == [0] * 6 + [1] * 4
     assert [label.rpartition(" ")[2] for label in labels] == [f"({held[:6].sum()})", f"({held[6:].sum()})"]
     assert labels[1].startswith("4 x ")

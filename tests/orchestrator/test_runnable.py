@@ -12,6 +12,7 @@ from orchestrator.runnable import check_runnable
 from orchestrator.session import open_session
 from placement.errors import PlanError
 from placement.plan import Plan
+from placement.plan_file import write_plan
 from tests.orchestrator.command_line import Potluck
 from tests.tiny_checkpoint import write_random_checkpoint
 from workers.model_config import Step35Config
@@ -25,7 +26,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def planned(model_dir: Path, num_workers: int, *, device: str, tier: str) -> Plan:
     """All experts on such workers, or on such a head."""
     plan = even_plan(Step35Config.load(model_dir).shape("model"), num_workers, "float32")
-    return replace(plan, workers=tuple(replace(worker, device=device, tier=tier) for worker in plan.workers))
+    return replace(plan, workers=tuple(replace(worker, device=device, tier=tier) for worker in plan.tiers))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_memory_and_devices_that_this_release_cannot_run_are_refused_in_one_line
     potluck: Potluck, model_dir: Path, tmp_path: Path, num_workers: int, device: str, tier: str, expected: str
 ) -> None:
     plan, path = planned(model_dir, num_workers, device=device, tier=tier), tmp_path / "plan.json"
-    plan.save(path)
+    write_plan(plan, path)
     arguments = ("generate", "--model", model_dir, "--plan", path, "--token-ids", "5,6,7", "--max-tokens", 2)
     code, out, err = potluck(*arguments)
     assert (code, out) == (2, "")

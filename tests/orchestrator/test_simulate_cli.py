@@ -10,6 +10,7 @@ import pytest
 from placement.answers.planner import make_plan
 from placement.given.cluster_file import load_cluster
 from placement.given.stats import RoutingStats
+from placement.plan_file import write_plan
 from placement.workload import DEFAULT_CONTEXT, Workload
 from tests.orchestrator.command_line import Potluck, document
 from tests.placement.runs import SHAPE, random_trace
@@ -54,7 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
         expert_bytes=shape.expert_bytes(16),
         workload=Workload(context=DEFAULT_CONTEXT),
     )
-    plan.save(path.with_name("plan.json"))
+    write_plan(plan, path.with_name("plan.json"))
     return CLUSTER, path.with_name("plan.json").read_text()
 
 

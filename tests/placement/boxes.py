@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from placement.given.problem import PlanningDevice
-from placement.plan import LOCAL_WORKER, PlannedWorker
+from placement.plan import LOCAL_WORKER, PlannedTier
 
 
 def device(
@@ -23,7 +23,7 @@ def device(
     """A device with room for `num_experts` and half a one; at home there is no round trip and no wire."""
     home = home or name == LOCAL_WORKER
     return PlanningDevice(
-        worker=PlannedWorker(
+        tier=PlannedTier(
             name, "home" if home else name, "cpu", tier, num_experts * expert_bytes + expert_bytes // 2
         ),
         is_home=home,

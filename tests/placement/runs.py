@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from placement.cost.replica_costs import priced_workers
+from placement.cost.replica_costs import priced_tiers
 from placement.given.problem import PlanningDevice, PlanningProblem
 from placement.holders import HolderTable
 from placement.model_shape import ModelShape
-from placement.plan import Plan
+from placement.plan import Plan, like_layers
 from placement.replay.system import System
 from placement.workload import SINGLE_TOKEN, Workload
 from tests.placement.boxes import device
@@ -58,10 +58,9 @@ def plan_of(
     return Plan(
         model=shape.name,
         fingerprint=shape.fingerprint,
-        moe_layers=shape.moe_layers,
+        layers=like_layers(shape.moe_layers, "bfloat16", size),
         dtype="bfloat16",
-        expert_bytes=size,
-        workers=priced_workers(PlanningProblem(shape, tuple(devices), size)),
+        tiers=priced_tiers(PlanningProblem(shape, tuple(devices), size)),
         holder_table=table,
         policy="test",
     )

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from placement.given.cluster_file import load_cluster
-from placement.plan import Plan
+from placement.plan_file import read_plan
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
 
@@ -24,7 +24,7 @@ def test_the_fingerprint_example_runs() -> None:
 def test_the_plan_example_loads(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text(example("json"))
-    plan = Plan.load(path)
+    plan = read_plan(path)
     plan.check_fits()
     assert plan.experts_of("attic-ram") == {1: (2,), 2: (0, 1, 3)}
 

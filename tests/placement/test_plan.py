@@ -20,8 +20,10 @@ from placement.answers.summary import summarise
 from placement.errors import InputError, PlanDoesNotFit, PlanError
 from placement.given.stats import RoutingStats
 from placement.holders import HolderTable
-from placement.plan import Plan, PlannedWorker
+from placement.plan import Plan, PlannedLayer, PlannedTier, like_layers
+from placement.plan_file import read_plan, write_plan
 from placement.workload import Workload
+from placement.workload_fields import workload_fields
 from tests.placement.shapes import small_shape
 
 SHAPE = small_shape()
@@ -32,15 +34,14 @@ def plan_of(masks: NDArray[np.bool_], budget_bytes: int = 10_000, names: list[st
     """Worker i holds `masks[i]`; the first is the head's own."""
     names = names or ["head", *(f"box{i}-ram" for i in range(1, len(masks)))]
     workers = tuple(
-        PlannedWorker(name, name.split("-")[0], "cpu", "ram", budget_bytes) for name in names[: len(masks)]
+        PlannedTier(name, name.split("-")[0], "cpu", "ram", budget_bytes) for name in names[: len(masks)]
     )
     return Plan(
         model=SHAPE.name,
         fingerprint=SHAPE.fingerprint,
-        moe_layers=SHAPE.moe_layers,
+        layers=like_layers(SHAPE.moe_layers, "float32", EXPERT_BYTES),
         dtype="float32",
-        expert_bytes=EXPERT_BYTES,
-        workers=workers,
+        tiers=workers,
         holder_table=HolderTable.from_masks(masks),
         policy="by hand",
         epoch=3,
@@ -69,8 +70,8 @@ def test_a_plan_survives_save_and_load(
 ) -> None:
     path = tmp_path_factory.mktemp("plan") / "plan.json"
     plan = plan_of(masks)
-    plan.save(path)
-    assert Plan.load(path) == plan
+    write_plan(plan, path)
+    assert read_plan(path) == plan
     assert [p.name for p in path.parent.iterdir()] == ["plan.json"]
 
 
@@ -85,10 +86,10 @@ def test_the_costs_that_replicas_are_chosen_by_survive_save_and_load(
 ) -> None:
     path = tmp_path_factory.mktemp("plan") / "plan.json"
     plan = plan_of(halves())
-    workers = (replace(w, ask_s=a, expert_s=e) for w, (a, e) in zip(plan.workers, costs, strict=True))
-    plan = replace(plan, workers=tuple(workers))
-    plan.save(path)
-    loaded = Plan.load(path)
+    workers = (replace(w, ask_s=a, expert_s=e) for w, (a, e) in zip(plan.tiers, costs, strict=True))
+    plan = replace(plan, tiers=tuple(workers))
+    write_plan(plan, path)
+    loaded = read_plan(path)
     assert loaded == plan
     if any(a or e for a, e in costs):
         found = loaded.replica_costs
@@ -97,25 +98,28 @@ def test_the_costs_that_replicas_are_chosen_by_survive_save_and_load(
 
 def test_a_plan_without_costs_prefers_the_heads_own_worker(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    plan_of(halves()).save(path)
+    write_plan(plan_of(halves()), path)
     document = json.loads(path.read_text())
     for worker in document["workers"]:
-        del worker["ask_s"], worker["expert_s"]
+        for tier in worker["tiers"]:
+            del tier["ask_s"], tier["expert_s"]
     path.write_text(json.dumps(document))
-    costs = Plan.load(path).replica_costs
+    costs = read_plan(path).replica_costs
     assert costs.ask_s[0] == 0 < costs.expert_s[0] < costs.ask_s[1]
     assert costs.expert_s[0] == costs.expert_s[1]
 
 
 def test_the_file_is_plain_json_another_program_can_evaluate(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    plan_of(halves()).save(path)
+    write_plan(plan_of(halves()), path)
     document = json.loads(path.read_text())
     assert document["format"] == "potluck-plan"
-    assert document["version"] == 1
-    assert document["moe_layers"] == [1, 2, 3]
-    assert document["workers"][1]["experts"]["2"] == [1, 3, 5, 7, 9]
-    assert document["workers"][1]["name"] == "box1-ram"
+    assert document["version"] == 2
+    assert document["layers"] == {str(n): {"form": "float32", "expert_bytes": 100} for n in (1, 2, 3)}
+    worker = document["workers"][1]
+    assert (worker["name"], worker["node"]) == ("box1-ram", "box1")
+    assert worker["tiers"][0]["experts"]["2"] == [1, 3, 5, 7, 9]
+    assert worker["tiers"][0]["kind"] == "ram"
 
 
 def test_experts_are_listed_by_absolute_layer() -> None:
@@ -133,14 +137,14 @@ def test_layers_without_experts_are_left_out() -> None:
 
 
 def test_two_workers_of_one_name_are_refused() -> None:
-    with pytest.raises(PlanError, match="workers: expected unique names, found 'a' 2 times"):
+    with pytest.raises(PlanError, match="tiers: expected unique names, found 'a' 2 times"):
         plan_of(halves(), names=["a", "a"])
 
 
 def test_an_expert_nobody_holds_is_refused() -> None:
     masks = halves()
     masks[1, 2, 7] = False
-    with pytest.raises(PlanError, match="no worker holds expert 7 of layer 3"):
+    with pytest.raises(PlanError, match="no tier holds expert 7 of layer 3"):
         plan_of(masks)
 
 
@@ -160,6 +164,9 @@ def test_a_plan_that_does_not_fit_says_by_how_many_bytes() -> None:
         plan_of(halves(), budget_bytes=1499).check_fits()
 
 
+TIER = ("workers", 1, "tiers", 0)
+
+
 def edited(document: dict[str, Any], path: list[Any], value: Any) -> None:
     """Set or, with value ..., remove the entry at `path`."""
     *parents, last = path
@@ -176,49 +183,75 @@ def edited(document: dict[str, Any], path: list[Any], value: Any) -> None:
     ("path", "value", "message"),
     [
         (["format"], "recipe", "format: expected 'potluck-plan'"),
-        (["version"], 2, "version: expected 1, found 2"),
+        (["version"], 3, "version: expected 1 to 2, found 3"),
         (["epoch"], ..., "epoch: missing"),
         (["epoch"], -1, "epoch: expected a whole number of at least 0, found -1"),
         (["epoch"], True, "epoch: expected a whole number"),
         (["colour"], "blue", "plan: unknown field 'colour'; expected format, "),
         (["workers", 1, "colour"], "blue", r"workers\[1\]: unknown field 'colour'; expected name, "),
         (["model"], "", "model: expected text"),
-        (["expert_bytes"], 0, "expert_bytes: expected a whole number of at least 1"),
-        (["moe_layers"], [1, 1, 2], "moe_layers: expected ascending numbers, each once"),
-        (["moe_layers"], "1,2,3", "moe_layers: expected a list"),
-        (["workers"], [], "workers: expected a list with at least one"),
+        (["dtype"], "q4", "dtype: expected float32 or bfloat16, found 'q4'"),
+        (["layers", "2", "expert_bytes"], 0, r"layers.2.expert_bytes: expected a whole number of at least 1"),
+        (["layers", "2", "form"], 5, "layers.2.form: expected text"),
+        (["layers", "1.5"], {"form": "q4", "expert_bytes": 1}, "layers: expected ascending layer numbers"),
+        (["layers", "0"], {"form": "q4", "expert_bytes": 1}, "layers: expected ascending layer numbers"),
+        (["layers"], "1,2,3", "layers: expected an object"),
+        (["layers"], {}, "layers: expected an object"),
+        (["digests"], ["x"], "digests: expected an object"),
+        (["workers"], [], "workers: expected a list of at least one"),
+        (["workers", 0, "tiers"], [], r"workers\[0\].tiers: expected a list of at least one"),
         (["workers", 0], "head", r"workers\[0\]: expected an object"),
-        (["workers", 1, "tier"], "tape", r"workers\[1\].tier: expected vram, ram, disk, found 'tape'"),
-        (["workers", 1, "budget_bytes"], 1.5, r"workers\[1\].budget_bytes: expected a whole number"),
-        (["workers", 1, "ask_s"], -1, r"workers\[1\].ask_s: expected seconds"),
-        (["workers", 1, "expert_s"], True, r"workers\[1\].expert_s: expected seconds"),
-        (["workers", 1, "expert_s"], math.inf, r"workers\[1\].expert_s: expected seconds"),
-        (["workers", 1, "ask_s"], 10**400, r"workers\[1\].ask_s: expected seconds"),
+        (
+            [*TIER, "kind"],
+            "tape",
+            r"tiers\[0\].kind: expected vram, ram, disk, found 'tape'",
+        ),
+        (
+            [*TIER, "budget_bytes"],
+            1.5,
+            r"tiers\[0\].budget_bytes: expected a whole number",
+        ),
+        ([*TIER, "ask_s"], -1, r"tiers\[0\].ask_s: expected seconds"),
+        ([*TIER, "expert_s"], True, r"tiers\[0\].expert_s: expected seconds"),
+        (
+            [*TIER, "expert_s"],
+            math.inf,
+            r"tiers\[0\].expert_s: expected seconds",
+        ),
+        ([*TIER, "ask_s"], 10**400, r"tiers\[0\].ask_s: expected seconds"),
         (["num_experts"], 10**12, "num_experts: expected a whole number of at most 65535"),
         (["epoch"], 10**400, "epoch: expected a whole number of at most"),
         (["workers", 1, "name"], ..., r"workers\[1\].name: missing"),
-        (["workers", 1, "name"], "head", "expected unique names, found 'head' 2 times"),
-        (["workers", 1, "experts"], [], r"workers\[1\].experts: expected an object"),
+        ([*TIER, "name"], "head", "expected unique names, found 'head' 2 times"),
+        ([*TIER, "experts"], [], r"tiers\[0\].experts: expected an object"),
         (
-            ["workers", 1, "experts", "4"],
+            [*TIER, "experts", "4"],
             [1],
-            r"workers\[1\].experts: expected layers of moe_layers, found '4'",
+            r"tiers\[0\].experts: expected layers of the plan, found '4'",
         ),
-        (["workers", 1, "experts", "2"], [1, 10], "experts.2: expected experts under 10, found 10"),
-        (["workers", 1, "experts", "2"], [3, 1], "experts.2: expected ascending numbers"),
-        (["workers", 1, "experts", "2"], [-1], "experts.2: expected a whole number of at least 0"),
-        (["workers", 1, "experts", "2"], ..., "no worker holds expert 1 of layer 2"),
-        (["num_experts"], 11, "no worker holds expert 10 of layer 1"),
+        (
+            [*TIER, "experts", "2"],
+            [1, 10],
+            "experts.2: expected experts under 10, found 10",
+        ),
+        ([*TIER, "experts", "2"], [3, 1], "experts.2: expected ascending numbers"),
+        (
+            [*TIER, "experts", "2"],
+            [-1],
+            "experts.2: expected a whole number of at least 0",
+        ),
+        ([*TIER, "experts", "2"], ..., "no tier holds expert 1 of layer 2"),
+        (["num_experts"], 11, "no tier holds expert 10 of layer 1"),
     ],
 )
 def test_a_wrong_field_is_refused_by_name(tmp_path: Path, path: list[Any], value: Any, message: str) -> None:
     file = tmp_path / "plan.json"
-    plan_of(halves()).save(file)
+    write_plan(plan_of(halves()), file)
     document = json.loads(file.read_text())
     edited(document, path, value)
     file.write_text(json.dumps(document))
     with pytest.raises(PlanError, match=message) as caught:
-        Plan.load(file)
+        read_plan(file)
     assert "plan.json" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -231,17 +264,17 @@ def test_a_broken_file_is_refused(tmp_path: Path, content: bytes, message: str) 
     file = tmp_path / "plan.json"
     file.write_bytes(content)
     with pytest.raises(PlanError, match=message):
-        Plan.load(file)
+        read_plan(file)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"plan.json: No such file"):
-        Plan.load(tmp_path / "plan.json")
+        read_plan(tmp_path / "plan.json")
 
 
 def test_saving_into_a_missing_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot write"):
-        plan_of(halves()).save(tmp_path / "no" / "plan.json")
+        write_plan(plan_of(halves()), tmp_path / "no" / "plan.json")
 
 
 WORKLOADS = st.builds(
@@ -265,50 +298,53 @@ def test_what_a_plan_was_made_for_survives_save_and_load(
     drafts, known = len(acceptance), tuple(acceptance * is_known)
     full = replace(workload, drafts=drafts, accepted_drafts=drafts / 2, acceptance=known)
     plan = replace(plan_of(halves()), workload=full)
-    plan.save(path)
-    assert Plan.load(path).workload == full
+    write_plan(plan, path)
+    assert read_plan(path).workload == full
 
 
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["workload"], "chat", "workload: expected an object with sequences, .*, found 'chat'"),
-        (["workload", "context"], ..., "workload.context: missing"),
-        (["workload", "beams"], 4, "workload: unknown field 'beams'"),
-        (["workload", "sequences"], 0, "workload.sequences: expected a whole number of at least 1"),
-        (["workload", "head_bits"], 0.5, "workload.head_bits: expected a number of at least 1"),
-        (["workload", "kv_bits"], 12, "workload.kv_bits: expected a multiple of 8"),
-        (["workload", "accepted_drafts"], 1, "workload.accepted_drafts: .* at most 0, found 1"),
-        (["workload", "acceptance"], [0.5], "workload.acceptance: expected a chance for each of the 0"),
-        (["workload", "acceptance"], "half", "workload.acceptance: expected a chance for each"),
-        (["workload", "prompt_ratio"], math.nan, "workload.prompt_ratio: expected a number"),
+        (["assumes"], "chat", "assumes: expected an object with sequences, .*, found 'chat'"),
+        (["assumes", "context"], ..., "assumes.context: missing"),
+        (["assumes", "beams"], 4, "assumes: unknown field 'beams'"),
+        (["assumes", "sequences"], 0, "assumes.sequences: expected a whole number of at least 1"),
+        (["assumes", "head_bits"], 0.5, "assumes.head_bits: expected a number of at least 1"),
+        (["assumes", "kv_bits"], 12, "assumes.kv_bits: expected a multiple of 8"),
+        (["assumes", "accepted_drafts"], 1, "assumes.accepted_drafts: .* at most 0, found 1"),
+        (["assumes", "acceptance"], [0.5], "assumes.acceptance: expected a chance for each of the 0"),
+        (["assumes", "acceptance"], "half", "assumes.acceptance: expected a chance for each"),
+        (["assumes", "prompt_ratio"], math.nan, "assumes.prompt_ratio: expected a number"),
     ],
 )
 def test_a_wrong_field_of_the_workload_is_refused_by_name(
     tmp_path: Path, path: list[Any], value: Any, message: str
 ) -> None:
     file = tmp_path / "plan.json"
-    replace(plan_of(halves()), workload=Workload()).save(file)
+    write_plan(replace(plan_of(halves()), workload=Workload()), file)
     document = json.loads(file.read_text())
     edited(document, path, value)
     file.write_text(json.dumps(document))
     with pytest.raises(PlanError, match=f"plan.json: {message}"):
-        Plan.load(file)
+        read_plan(file)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"moe_layers": list(range(100_000)), "num_experts": 65_535}, "at most 1024 layers, found 100000"),
+        ({"layers": dict.fromkeys(range(100_000), 1)}, "at most 1024 layers, found 100000"),
         (
-            {"moe_layers": list(range(1024)), "num_experts": 65_535},
+            {
+                "layers": {layer: {"form": "q4", "expert_bytes": 1} for layer in range(1024)},
+                "num_experts": 65_535,
+            },
             "are more than 268435456; expected",
         ),
         ({"model": "x" * 50_000_000}, "model: expected at most 200 characters, found 50000000"),
         ({"format": "x" * 50_000_000}, "this is not a plan"),
         ({"x" * 50_000_000: 1}, "unknown field 'xxx"),
         ({"epoch": "digits"}, "not JSON: Exceeds the limit"),
-        ({"workers": [1] * 5000}, "workers: expected a list with at least one worker and at most 4096"),
+        ({"workers": [1] * 5000}, "workers: expected a list of at least one and at most 4096"),
     ],
     ids=["layers", "places", "text", "format", "name", "number", "workers"],
 )
@@ -316,14 +352,14 @@ def test_absurd_sizes_end_in_one_short_line_before_they_are_allocated(
     tmp_path: Path, fields: dict[str, Any], message: str
 ) -> None:
     file = tmp_path / "plan.json"
-    plan_of(halves()).save(file)
+    write_plan(plan_of(halves()), file)
     document = json.loads(file.read_text())
     text = json.dumps(document | {"workers": document["workers"] * 5} | fields)
     file.write_text(text.replace('"digits"', "1" + "0" * 5000))
     tracemalloc.start()
     try:
         with pytest.raises(PlanError, match=message) as caught:
-            Plan.load(file)
+            read_plan(file)
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -335,7 +371,7 @@ def test_nesting_without_end_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     file.write_text("[" * 1_000_000)
     with pytest.raises(PlanError, match="nested more than 64 deep; expected a plan"):
-        Plan.load(file)
+        read_plan(file)
 
 
 def test_the_summary_counts_bytes_shares_and_remote_layers() -> None:
@@ -363,4 +399,103 @@ def test_without_statistics_the_summary_has_no_shares() -> None:
 def test_without_a_head_worker_every_worker_is_remote() -> None:
     plan = plan_of(halves(), names=["a-ram", "b-ram"])
     assert plan.local_worker is None
-    assert not plan.home_workers().any()
+    assert not plan.tiers_at_home().any()
+    assert plan.local_tiers == ()
+    assert not plan.tiers_at_home().any()
+
+
+def test_a_box_is_one_worker_with_a_tier_for_each_device() -> None:
+    masks = np.concatenate([halves(), np.zeros_like(halves()[:1])])
+    plan = plan_of(masks)
+    head, gpu, ram = plan.tiers
+    boxed = replace(plan, tiers=(head, *(replace(tier, node="den", worker="den") for tier in (gpu, ram))))
+    assert [(worker.name, worker.node, worker.tiers) for worker in boxed.workers] == [
+        ("head", "head", (0,)),
+        ("den", "den", (1, 2)),
+    ]
+    assert boxed.worker_of_tier.tolist() == [0, 1, 1]
+    assert boxed.experts_of("den") == boxed.experts_of_tier(1)
+    assert [worker.name for worker in boxed.asked_workers] == ["den"]
+    gone = boxed.without([1])
+    assert gone.experts_per_worker(3).tolist() == [15, 0, 0]
+    with pytest.raises(PlanError, match="worker 'den': expected one node, found 'den' and 'attic'"):
+        replace(boxed, tiers=(*boxed.tiers[:2], replace(boxed.tiers[2], node="attic")))
+
+
+def test_layers_may_differ_in_form_and_bytes(tmp_path: Path) -> None:
+    plan = plan_of(halves())
+    layers = (
+        PlannedLayer(1, "q8_0", 10),
+        PlannedLayer(2, "q8_0/q8_0/float16", 30),
+        PlannedLayer(3, "q8_0", 10),
+    )
+    mixed = replace(plan, layers=layers, digests={"model.gguf": "sha256:00"})
+    assert mixed.form == "q8_0, q8_0/q8_0/float16"
+    assert mixed.bytes_per_tier().tolist() == [5 * (10 + 30 + 10)] * 2
+    with pytest.raises(PlanDoesNotFit):
+        replace(mixed, tiers=tuple(replace(tier, budget_bytes=249) for tier in mixed.tiers)).check_fits()
+    write_plan(mixed, tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json") == mixed
+
+
+VERSION_1 = {
+    "format": "potluck-plan",
+    "version": 1,
+    "model": SHAPE.name,
+    "fingerprint": SHAPE.fingerprint,
+    "epoch": 3,
+    "policy": "by hand",
+    "dtype": "q4",
+    "expert_bytes": EXPERT_BYTES,
+    "num_experts": 10,
+    "moe_layers": [1, 2, 3],
+    "workload": workload_fields(Workload(context=7)),
+    "workers": [
+        {
+            "name": name,
+            "node": node,
+            "device": "cpu",
+            "tier": tier,
+            "budget_bytes": 10_000,
+            "ask_s": 0.5,
+            "experts": {str(layer): list(range(first, 10, 2)) for layer in (1, 2, 3)},
+        }
+        for first, (name, node, tier) in enumerate([("head", "study", "vram"), ("den-ram", "den", "ram")])
+    ],
+}
+
+
+def test_version_1_still_loads(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(VERSION_1))
+    plan = read_plan(file)
+    assert (plan.form, plan.dtype, plan.workload) == ("q4", "bfloat16", Workload(context=7))
+    assert plan.experts_of("head") == dict.fromkeys((1, 2, 3), (0, 2, 4, 6, 8))
+    assert [(w.name, w.node, w.tiers) for w in plan.workers] == [
+        ("head", "study", (0,)),
+        ("den-ram", "den", (1,)),
+    ]
+    assert plan.tiers[1].ask_s == 0.5
+    write_plan(plan, file)
+    assert read_plan(file) == plan
+    assert json.loads(file.read_text())["version"] == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["workers", 1, "tier"], "tape", r"workers\[1\].tier: expected vram, ram, disk, found 'tape'"),
+        (["moe_layers"], [1, 1, 2], "moe_layers: expected ascending numbers"),
+        (["expert_bytes"], 0, "expert_bytes: expected a whole number of at least 1"),
+        (["layers"], {}, "unknown field 'layers'"),
+        (["workload", "context"], ..., "workload.context: missing"),
+    ],
+)
+def test_a_wrong_field_of_version_1_is_refused_by_name(
+    tmp_path: Path, path: list[Any], value: Any, message: str
+) -> None:
+    document = json.loads(json.dumps(VERSION_1))
+    edited(document, path, value)
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+    with pytest.raises(PlanError, match=message):
+        read_plan(tmp_path / "plan.json")

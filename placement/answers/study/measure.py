@@ -100,7 +100,7 @@ def _measured(
         moe_s=result.mean_s,
         head_s=head_s,
         remote_layers_per_token=float(result.remote_layers.mean()) / workload.tokens_out_per_step,
-        bound_by=problem.devices[int(result.bound_share.argmax())].worker.name,
+        bound_by=problem.devices[int(result.bound_share.argmax())].tier.name,
         replicas=replicas,
         plan_s=plan_s,
         hit_share=result.hit_share,

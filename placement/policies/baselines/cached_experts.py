@@ -63,7 +63,7 @@ def homes_beside(problem: PlanningProblem, fast: int) -> HolderTable:
     missing = problem.shape.num_routed_experts - int(problem.capacities()[others].sum())
     if missing > 0:
         raise PlanDoesNotFit(
-            f"a cache on {problem.devices[fast].worker.name!r}: all experts need a home on the other "
+            f"a cache on {problem.devices[fast].tier.name!r}: all experts need a home on the other "
             f"devices, where {size(missing * problem.expert_bytes)} are missing"
         )
     return fill(problem, others, hottest(problem) if problem.stats else layer_order(problem))
@@ -105,7 +105,7 @@ def _cached(problem: PlanningProblem, text: Text, hits_of: Hits) -> Evaluation:
     is_home = np.array([device.is_home for device in problem.devices])
     if not is_home[homes].any():
         raise PlanDoesNotFit(
-            f"a cache on {problem.devices[fast].worker.name!r}: the head's box has no other memory to cache"
+            f"a cache on {problem.devices[fast].tier.name!r}: the head's box has no other memory to cache"
         )
     cacheable = is_home[homes.ravel()]
     capacity = int(problem.capacities()[fast])

@@ -71,10 +71,10 @@ def pipeline(problem: PlanningProblem, text: Text) -> Evaluation:
 def _device_of_layer(problem: PlanningProblem) -> list[int]:
     """The device of every decoder layer; a dense one goes where the next MoE layer is."""
     shape, devices = problem.shape, problem.devices
-    order = sorted(range(len(devices)), key=lambda i: (devices[i].is_home, devices[i].worker.node))
-    order.sort(key=lambda i: devices[i].worker.name == LOCAL_WORKER)
+    order = sorted(range(len(devices)), key=lambda i: (devices[i].is_home, devices[i].tier.node))
+    order.sort(key=lambda i: devices[i].tier.name == LOCAL_WORKER)
     rooms = np.array([_room(problem, device, device == order[0]) for device in order])
-    is_disk = np.array([devices[i].worker.tier == "disk" for i in order])
+    is_disk = np.array([devices[i].tier.kind == "disk" for i in order])
     memory = np.where(is_disk, 0, rooms)
     num_layers = shape.num_moe_layers
     if rooms.sum() < num_layers:
@@ -99,8 +99,8 @@ def _room(problem: PlanningProblem, index: int, is_first: bool) -> int:
     """
     shape, workload, device = problem.shape, problem.workload, problem.devices[index]
     experts_bytes = shape.num_experts * problem.expert_bytes
-    budget_bytes = device.worker.budget_bytes
-    if device.worker.name == LOCAL_WORKER:
+    budget_bytes = device.tier.budget_bytes
+    if device.tier.name == LOCAL_WORKER:
         return min(budget_bytes // experts_bytes, shape.num_moe_layers)
     weight_bytes = workload.head_bits_per_weight / 8
     attention_bytes = [
@@ -123,10 +123,10 @@ def _room(problem: PlanningProblem, index: int, is_first: bool) -> int:
 
 def _as_head(problem: PlanningProblem, index: int) -> PlanningProblem:
     """The problem as it would be with this device as the head's own; a disk leaves it as it is."""
-    if problem.devices[index].worker.tier == "disk":
+    if problem.devices[index].tier.kind == "disk":
         return problem
     devices = [
-        replace(device, worker=replace(device.worker, name=LOCAL_WORKER if i == index else f"device {i}"))
+        replace(device, tier=replace(device.tier, name=LOCAL_WORKER if i == index else f"device {i}"))
         for i, device in enumerate(problem.devices)
     ]
     return replace(problem, devices=tuple(devices))
@@ -140,7 +140,7 @@ def _hop_seconds(problem: PlanningProblem, device_of: list[int]) -> float:
     seconds = 0.0
     for here, there in itertools.pairwise(stops):
         ends = [problem.devices[d] for d in (here, there) if d is not None]
-        if len({device.worker.node for device in ends}) == 1 and len(ends) == 2:
+        if len({device.tier.node for device in ends}) == 1 and len(ends) == 2:
             continue
         round_trip_s = max(device.round_trip_s for device in ends)
         seconds += round_trip_s / 2 + num_bytes / min(device.link_bytes_per_s for device in ends)

@@ -16,7 +16,7 @@ def faster_beside(problem: PlanningProblem) -> NDArray[np.bool_]:
     Its memory is faster, its arithmetic no slower (a disk has its CPU's), and it is asked as quickly.
     """
     rates = expert_rates(problem)
-    nodes = np.array([device.worker.node for device in problem.devices])
+    nodes = np.array([device.tier.node for device in problem.devices])
     same_box = nodes[:, None] == nodes
     better: NDArray[np.bool_] = (
         same_box
@@ -42,7 +42,7 @@ def useless_on_disk(
     """
     useless = np.zeros_like(masks)
     for index, device in enumerate(problem.devices):
-        if device.worker.tier == "disk" and faster[index].any():
+        if device.tier.kind == "disk" and faster[index].any():
             useless[index] = masks[faster[index]].any(axis=0)
     return useless
 

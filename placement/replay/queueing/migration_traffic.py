@@ -56,7 +56,7 @@ class MigrationTraffic:
         if not self._receivers:
             self._finish(None)
         for receiver in self._receivers:
-            receiver.left_bytes = self.new.plan.expert_bytes
+            receiver.left_bytes = self._bytes_of(receiver.waiting[0])
             self._send(receiver)
 
     def _send(self, receiver: _Receiver) -> None:
@@ -77,16 +77,20 @@ class MigrationTraffic:
     def _arrived(self, receiver: _Receiver) -> None:
         if receiver.left_bytes == 0:
             receiver.waiting.popleft()
-            receiver.left_bytes = self.new.plan.expert_bytes
+            if receiver.waiting:
+                receiver.left_bytes = self._bytes_of(receiver.waiting[0])
         if receiver.waiting:
             self._send(receiver)
         elif not any(other.waiting for other in self._receivers):
             self._finish(None)
 
+    def _bytes_of(self, move: Transfer) -> int:
+        return self.new.plan.layers[move.row].expert_bytes
+
     def _arrival_s(self, move: Transfer, num_bytes: int, now_s: float) -> float:
         devices, link_of = self.system.problem.devices, self.system.link_of
         source, destination = devices[move.source], devices[move.destination]
-        if source.worker.node == destination.worker.node:
+        if source.tier.node == destination.tier.node:
             slower = min(source.bandwidth_bytes_per_s, destination.bandwidth_bytes_per_s)
             return now_s + num_bytes / slower
         arrival_s = now_s

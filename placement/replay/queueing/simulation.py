@@ -278,10 +278,11 @@ class _Run:
             event.plan.check_fits()
             self.loop.at(event.at_s, self._new_plan, event)
             return
-        device = self.system.plan.worker_index(event.worker)
-        if device == self.system.head:
+        devices = self.system.plan.worker(event.worker).tiers
+        if self.system.head in devices:
             raise InputError(f"worker {event.worker!r} is the head's own process: its loss ends every run")
-        self.dead_s[device] = min(self.dead_s[device], event.at_s)
+        for device in devices:
+            self.dead_s[device] = min(self.dead_s[device], event.at_s)
         self.loop.at(event.at_s, self._died, event)
 
     def _died(self, loss: WorkerLoss) -> None:
@@ -335,10 +336,8 @@ class _Run:
             self.waiting_plans.append(new)
             return
         moves = transfers(self.plans[-1], new.plan)
-        self.tally.note(
-            self.loop.now_s,
-            f"new plan: {len(moves)} experts, {size(len(moves) * new.plan.expert_bytes)} to move",
-        )
+        num_bytes = sum(new.plan.layers[move.row].expert_bytes for move in moves)
+        self.tally.note(self.loop.now_s, f"new plan: {len(moves)} experts, {size(num_bytes)} to move")
         self.migration = MigrationTraffic(
             self.loop, self.system, self.links, self.dead_s, new, moves, self._migrated
         )

@@ -28,22 +28,22 @@ def transfers(old: Plan, new: Plan) -> tuple[Transfer, ...]:
     Raises:
         PlanError: the plans are not of one model in one form on the same workers.
     """
-    if old.fingerprint != new.fingerprint or old.expert_bytes != new.expert_bytes:
+    if old.fingerprint != new.fingerprint or old.layers != new.layers:
         raise PlanError(
-            f"new plan: expected one for {old.model} with experts of {size(old.expert_bytes)}, found "
-            f"{new.model} with {size(new.expert_bytes)}"
+            f"new plan: expected one for {old.model} with experts in {old.form} of "
+            f"{size(old.mean_expert_bytes)}, found {new.model} in {new.form} of {size(new.mean_expert_bytes)}"
         )
-    names = [worker.name for worker in old.workers]
-    if [worker.name for worker in new.workers] != names:
+    names = [worker.name for worker in old.tiers]
+    if [worker.name for worker in new.tiers] != names:
         raise PlanError(
             f"new plan: expected the workers of the running one ({', '.join(names)}), in that order, found "
-            f"{', '.join(worker.name for worker in new.workers)}"
+            f"{', '.join(worker.name for worker in new.tiers)}"
         )
     found = []
-    for destination, worker in enumerate(new.workers):
+    for destination, worker in enumerate(new.tiers):
         missing = new.holder_table.mask(destination) & ~old.holder_table.mask(destination)
         for row, expert in np.argwhere(missing).tolist():
             holders = old.holder_table.layers[row].of(expert)
-            near = [h for h in holders if old.workers[h].node == worker.node]
+            near = [h for h in holders if old.tiers[h].node == worker.node]
             found.append(Transfer(row, expert, (near or holders)[0], destination))
     return tuple(found)

@@ -18,7 +18,7 @@ from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, Node
 from placement.given.problem import PlanningDevice, planning_devices
 from placement.given.stats import RoutingStats
 from placement.model_shape import STEP_3_5_FLASH, ModelShape
-from placement.plan import PlannedWorker
+from placement.plan import PlannedTier
 from placement.policies.registry import BASELINES, POLICIES
 from placement.units import size
 from tests.placement.boxes import device as sized_device
@@ -57,7 +57,7 @@ def test_every_expert_is_placed_and_no_device_is_over_budget(
     stats = random_stats(SHAPE, seed)
     plan = make_plan(SHAPE, devices, stats, policy, dtype="float32", expert_bytes=EXPERT_BYTES)
     assert (plan.holder_table.table[:, :, 0] >= 0).all()
-    assert (plan.experts_per_worker() <= np.array([*capacities, SHAPE.num_routed_experts])).all()
+    assert (plan.experts_per_tier() <= np.array([*capacities, SHAPE.num_routed_experts])).all()
     again = make_plan(SHAPE, devices, stats, policy, dtype="float32", expert_bytes=EXPERT_BYTES)
     assert again == plan
 
@@ -72,7 +72,7 @@ def test_the_hottest_experts_go_to_the_fastest_memory() -> None:
         device("ram", 6, home=True, gbytes_per_s=60),
     ]
     plan = make_plan(SHAPE, devices, stats, "hottest-first", dtype="float32", expert_bytes=EXPERT_BYTES)
-    counts = {worker.name: stats.counts[plan.holder_table.mask(i)] for i, worker in enumerate(plan.workers)}
+    counts = {worker.name: stats.counts[plan.holder_table.mask(i)] for i, worker in enumerate(plan.tiers)}
     order = ["head", "ram", "fast-box", "slow-box", "disk"]
     assert [len(counts[name]) for name in order] == [4, 6, 8, 8, 4]
     for hotter, colder in itertools.pairwise(order):
@@ -83,7 +83,7 @@ def test_uniform_spreads_every_layer_in_proportion() -> None:
     devices = [device("a", 60), device("b", 30)]
     plan = make_plan(SHAPE, devices, policy="uniform", dtype="float32", expert_bytes=EXPERT_BYTES)
     in_layers = plan.holder_table.mask(0).sum(axis=1)
-    assert plan.experts_per_worker().tolist() == [20, 10]
+    assert plan.experts_per_tier().tolist() == [20, 10]
     assert ((in_layers >= 6) & (in_layers <= 7)).all()
 
 
@@ -133,11 +133,11 @@ def test_workers_are_named_after_node_and_device_and_the_head_process_is_first()
         ),
     )
     attic, head, study_ram = planning_devices(cluster)
-    assert [d.worker.name for d in (attic, head, study_ram)] == ["attic-ram", "head", "study-ram"]
+    assert [d.tier.name for d in (attic, head, study_ram)] == ["attic-ram", "head", "study-ram"]
     assert (attic.is_home, attic.round_trip_s, attic.link_bytes_per_s) == (False, 3e-4, 3e8)
     assert (head.is_home, head.round_trip_s, head.link_bytes_per_s) == (True, 0.0, math.inf)
     assert (study_ram.is_home, study_ram.round_trip_s, study_ram.link_bytes_per_s) == (True, 5e-5, 1e10)
-    assert head.worker == PlannedWorker("head", "study", "cuda:0", "vram", 60)
+    assert head.tier == PlannedTier("head", "study", "cuda:0", "vram", 60)
 
 
 @pytest.mark.parametrize("policy", sorted(BASELINES))
@@ -149,7 +149,7 @@ def test_baselines_for_the_published_shape_on_128_devices_take_seconds_at_most(p
     start = time.perf_counter()
     plan = make_plan(STEP_3_5_FLASH, devices, stats, policy, dtype="q4", expert_bytes=size)
     assert time.perf_counter() - start < 5
-    assert plan.experts_per_worker().sum() >= STEP_3_5_FLASH.num_routed_experts
+    assert plan.experts_per_tier().sum() >= STEP_3_5_FLASH.num_routed_experts
 
 
 def test_one_box_that_is_too_small_says_by_how_many_bytes() -> None:

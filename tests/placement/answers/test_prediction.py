@@ -97,7 +97,7 @@ def test_longer_contexts_are_slower_until_the_cache_does_not_fit(reserved_expert
     cluster = ClusterSpec("study", (NodeSpec("study", None, (ram,), None),))
     given = problem_for(SHAPE, cluster, SIZE, STATS, workload)
     plan = plan_of(given, one_box(given))
-    held = int(plan.experts_per_worker()[0])
+    held = int(plan.experts_per_tier()[0])
     position_bytes = head_memory_bytes(SHAPE, Workload(context=10_001)) - head_memory_bytes(
         SHAPE, Workload(context=10_000)
     )

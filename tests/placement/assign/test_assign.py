@@ -42,7 +42,7 @@ def costs_of(ask_s: tuple[float, ...], expert_s: tuple[float, ...]) -> ReplicaCo
     return ReplicaCosts(np.array(ask_s), np.array(expert_s))
 
 
-EQUAL = ReplicaCosts.unknown(NUM_WORKERS, 0)
+EQUAL = ReplicaCosts.unknown(NUM_WORKERS, (0,))
 
 
 @given(holders=holder_sets, ids=expert_rows, costs=all_costs)
@@ -104,7 +104,7 @@ def test_many_steps_at_once_are_many_single_steps(
         ids[generator.random(ids.shape) < 0.2] = -1
     costs = ReplicaCosts(*generator.random((2, num_workers)))
     if even:
-        costs = ReplicaCosts.unknown(num_workers, 0)
+        costs = ReplicaCosts.unknown(num_workers, (0,))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(many_steps, "_FEW_STEPS", 0)
         patch.setattr(many_steps, "_BLOCK_CHOICES", 16 * num_tokens * 3)

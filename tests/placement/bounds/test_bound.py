@@ -92,7 +92,7 @@ def test_replicas_do_not_beat_the_bounds_either(seed: int, masks_seed: int) -> N
     table = HolderTable.from_masks(masks)
     held = table.experts_per_worker(4)
     roomy = tuple(
-        replace(d, worker=replace(d.worker, budget_bytes=int(n) * SIZE))
+        replace(d, tier=replace(d.tier, budget_bytes=int(n) * SIZE))
         for d, n in zip(problem.devices, held, strict=True)
     )
     problem = replace(problem, devices=roomy)
@@ -158,7 +158,7 @@ def tiny_problem(seed: int, num_devices: int, tokens_per_step: int) -> tuple[Pla
     )
     if generator.random() < 0.7:
         head = devices[0]
-        small = replace(head.worker, budget_bytes=int(generator.integers(3, 8)) * size)
+        small = replace(head.tier, budget_bytes=int(generator.integers(3, 8)) * size)
         devices = (replace(head, worker=small), *devices[1:])
     if generator.random() < 0.5:
         request_s, expert_s = generator.uniform(0, 1e-4, 2).tolist()
@@ -271,7 +271,7 @@ def test_no_placement_on_boxes_whose_disks_share_their_cpu_beats_the_bound(seed:
         device("den", 30, SIZE, gbytes_per_s=0.03, gflops=gflops),
     ]
     disk = device("den-disk", 40, SIZE, tier="disk", gbytes_per_s=0.01, gflops=99)
-    devices.append(replace(disk, worker=replace(disk.worker, node="den")))
+    devices.append(replace(disk, tier=replace(disk.tier, node="den")))
     trace = ROUTER.trace(GENERAL, 300, stream_seed=seed)
     stats = RoutingStats.from_trace(SHAPE, trace, "general")
     problem = PlanningProblem(SHAPE, tuple(devices), SIZE, stats, Workload(drafts=seed % 2))

@@ -52,9 +52,7 @@ def test_better_boxes_never_make_the_optimum_worse(
     )
     one = devices[which]
     improved = {
-        "memory": replace(
-            one, worker=replace(one.worker, budget_bytes=one.worker.budget_bytes + int(SIZE * 1.5))
-        ),
+        "memory": replace(one, tier=replace(one.tier, budget_bytes=one.tier.budget_bytes + int(SIZE * 1.5))),
         "bandwidth": replace(one, bandwidth_bytes_per_s=one.bandwidth_bytes_per_s * 1.7),
         "link": replace(one, link_bytes_per_s=one.link_bytes_per_s * 3),
         "round trip": replace(one, round_trip_s=one.round_trip_s / 2),

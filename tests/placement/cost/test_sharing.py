@@ -79,7 +79,7 @@ def test_four_that_compute_take_turns_on_two_cores() -> None:
 
 def test_devices_with_a_machine_each_do_not_slow_each_other() -> None:
     apart = workers(3)
-    machines = [MachineSpec(d.worker.name, (), 1, 40e9) for d in apart.devices]
+    machines = [MachineSpec(d.tier.name, (), 1, 40e9) for d in apart.devices]
     apart = replace(
         apart,
         devices=tuple(replace(d, machine=m) for d, m in zip(apart.devices, machines, strict=True)),
@@ -207,7 +207,7 @@ def test_a_box_with_a_disk_takes_the_same_time_event_by_event(drafts: int, gpu: 
     assert queued.duration_s == pytest.approx(alone.duration_s)
     moe_s = evaluate(system.problem, system.plan.holder_table, trace).mean_s
     assert alone.step_time_s.mean == pytest.approx(moe_s + head_seconds(system.problem).total_s)
-    apart = [replace(d, worker=replace(d.worker, tier="ram")) for d in devices]
+    apart = [replace(d, tier=replace(d.tier, tier="ram")) for d in devices]
     apart_s = simulate_alone(system_of(system.plan, apart, Workload(drafts=drafts)), [trace]).duration_s
     assert alone.duration_s > apart_s
 
@@ -233,7 +233,7 @@ def test_one_stream_takes_the_same_time_event_by_event(drafts: int) -> None:
     devices = tuple(
         replace(
             d,
-            machine=machine if d.worker.node != "attic" else None,
+            machine=machine if d.tier.node != "attic" else None,
             overheads=Overheads(1e-4, 2e-4, layer_s=1e-3, moe_layer_s=1e-4, batch_s=1e-3, pass_s=1e-2),
         )
         for d in DEVICES

@@ -220,7 +220,7 @@ def test_measured_software_and_shared_machines_reach_the_planner(tmp_path: Path)
     document["machines"] = [
         {"name": "tower", "nodes": ["study", "attic"], "cores": 16, "bandwidth_gbytes_per_s": 80}
     ]
-    devices = {device.worker.name: device for device in planning_devices(load(tmp_path, document))}
+    devices = {device.tier.name: device for device in planning_devices(load(tmp_path, document))}
     head, home = devices["head"], devices["study-ram"]
     assert (head.host_link_bytes_per_s, head.attention_flops_per_s) == (25e9, 9e12)
     assert (head.overheads.message_s, home.overheads.request_s, home.cores) == (1e-4, 2e-4, 4)

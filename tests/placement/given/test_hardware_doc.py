@@ -28,7 +28,7 @@ def test_an_example_is_a_cluster_whose_head_fits(title: str, tmp_path: Path) -> 
     path.write_text(EXAMPLES[title])
     cluster = load_cluster(path)
     needed = head_memory_bytes(STEP_3_5_FLASH, usual_workload("q4"))
-    assert planning_devices(cluster, needed)[0].worker.budget_bytes > 0
+    assert planning_devices(cluster, needed)[0].tier.budget_bytes > 0
     # Unified memory is written down once.
     for node in cluster.nodes:
         kinds = [device.kind for device in node.devices if device.name == "unified"]

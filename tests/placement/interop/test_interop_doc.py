@@ -13,7 +13,8 @@ from placement.given.stats import RoutingStats
 from placement.holders import HolderTable
 from placement.interop.read import READERS
 from placement.model_shape import STEP_3_5_FLASH
-from placement.plan import Plan, PlannedWorker
+from placement.plan import Plan, PlannedTier, like_layers
+from placement.plan_file import write_plan
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "interop.md").read_text(encoding="utf-8")
 
@@ -30,17 +31,16 @@ def test_the_examples_run(
     plan = Plan(
         shape.name,
         shape.fingerprint,
-        shape.moe_layers,
-        "q4",
-        shape.expert_bytes(4.5),
+        like_layers(shape.moe_layers, "q4", shape.expert_bytes(4.5)),
+        "bfloat16",
         (
-            PlannedWorker("head", "study", "cuda:0", "vram", 10**12),
-            PlannedWorker("attic-ram", "attic", "cpu", "ram", 10**12),
+            PlannedTier("head", "study", "cuda:0", "vram", 10**12),
+            PlannedTier("attic-ram", "attic", "cpu", "ram", 10**12),
         ),
         HolderTable.from_single(holders),
         "whole-layers",
     )
-    plan.save(tmp_path / "plan.json")
+    write_plan(plan, tmp_path / "plan.json")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for example in re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL):

@@ -12,14 +12,14 @@ from placement.errors import PlanError, RoutingFileError
 from placement.given.stats import RoutingStats
 from placement.holders import HolderTable
 from placement.interop.llamacpp_overrides import tensor_overrides
-from placement.plan import Plan, PlannedWorker
+from placement.plan import Plan, PlannedTier, like_layers
 from tests.placement.shapes import small_shape
 
 SHAPE = small_shape(num_moe_layers=12)
 WORKERS = (
-    PlannedWorker("head", "box", "cuda:1", "vram", 10**9),
-    PlannedWorker("ram", "box", "cpu", "ram", 10**9),
-    PlannedWorker("far", "attic", "cpu", "ram", 10**9),
+    PlannedTier("head", "box", "cuda:1", "vram", 10**9),
+    PlannedTier("ram", "box", "cpu", "ram", 10**9),
+    PlannedTier("far", "attic", "cpu", "ram", 10**9),
 )
 BUFFERS = {"far": "RPC0[attic.local:50052]"}
 
@@ -28,9 +28,8 @@ def plan_of(masks: np.ndarray[Any, Any]) -> Plan:
     return Plan(
         SHAPE.name,
         SHAPE.fingerprint,
-        SHAPE.moe_layers,
-        "q4_0",
-        216,
+        like_layers(SHAPE.moe_layers, "q4_0", 216),
+        "bfloat16",
         WORKERS,
         HolderTable.from_masks(masks),
         "test",

@@ -15,7 +15,7 @@ from placement.given.stats import RoutingStats, count_experts
 from placement.holders import HolderTable
 from placement.interop.sglang_dump import read_sglang_dump
 from placement.interop.sglang_location import expert_location, save_logical_count
-from placement.plan import Plan, PlannedWorker
+from placement.plan import Plan, PlannedTier, like_layers
 from tests.placement.shapes import small_shape
 
 SHAPE = small_shape()
@@ -187,13 +187,12 @@ def test_other_files_are_refused(tmp_path: Path, content: object, message: str) 
 
 def plan_of(masks: np.ndarray[Any, Any]) -> Plan:
     """`masks` [workers, layers, experts]; workers "gpu0", "gpu1", ..."""
-    workers = tuple(PlannedWorker(f"gpu{i}", "box", f"cuda:{i}", "vram", 10**9) for i in range(len(masks)))
+    workers = tuple(PlannedTier(f"gpu{i}", "box", f"cuda:{i}", "vram", 10**9) for i in range(len(masks)))
     return Plan(
         SHAPE.name,
         SHAPE.fingerprint,
-        SHAPE.moe_layers,
+        like_layers(SHAPE.moe_layers, "bfloat16", 768),
         "bfloat16",
-        768,
         workers,
         HolderTable.from_masks(masks),
         "test",

@@ -49,7 +49,7 @@ class Run:
     lost_at_s: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.activations = [0] * len(self.plan.workers)
+        self.activations = [0] * len(self.plan.tiers)
 
     @property
     def plan(self) -> Plan:
@@ -71,7 +71,7 @@ class Run:
             expert_ids=expert_ids,
             scale_exponents=np.zeros(len(expert_ids), np.int32),
             hidden_size=1,
-            names=[worker.name for worker in self.plan.workers],
+            names=[worker.name for worker in self.plan.tiers],
             choose=lambda ids, lost: assign_experts(
                 ids, holders_of(lost).layers[row], self.plan.replica_costs
             ),

@@ -95,7 +95,7 @@ def with_a_disk(given_problem: PlanningProblem) -> PlanningProblem:
     cpu, gpu, disk = given_problem.devices
     cpu = replace(cpu, ffn_flops_per_s=2e8)
     gpu = replace(gpu, ffn_flops_per_s=2.5e8)
-    worker = replace(disk.worker, node=cpu.worker.node, tier="disk")
+    worker = replace(disk.tier, node=cpu.tier.node, tier="disk")
     return replace(given_problem, devices=(cpu, gpu, replace(disk, worker=worker)))
 
 

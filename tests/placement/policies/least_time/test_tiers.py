@@ -49,12 +49,12 @@ def random_problem(seed: int) -> PlanningProblem:
                 gflops=gflops,
                 round_trip_s=float(draws.choice([1e-5, 1e-3])),
             )
-            devices.append(replace(made, worker=replace(made.worker, node=f"box{box}")))
+            devices.append(replace(made, tier=replace(made.tier, node=f"box{box}")))
     missing = SHAPE.num_routed_experts - sum(d.capacity(SIZE) for d in devices)
     if missing > 0:
         last = devices[-1]
-        room = last.worker.budget_bytes + missing * SIZE
-        devices[-1] = replace(last, worker=replace(last.worker, budget_bytes=room))
+        room = last.tier.budget_bytes + missing * SIZE
+        devices[-1] = replace(last, tier=replace(last.tier, budget_bytes=room))
     workload = Workload(
         drafts=int(draws.integers(0, 2)),
         prompt_tokens_per_token=float(draws.choice([0, 8])),
@@ -116,7 +116,7 @@ def test_a_disk_gets_no_copies_of_what_faster_memory_of_its_box_holds(ratio: flo
     assert add_copies(problem, single, layers) == single
     assert least_time(problem) == single
     # Where they are of use: in another box's RAM.
-    far = replace(disk, worker=replace(disk.worker, node="attic", tier="ram"))
+    far = replace(disk, tier=replace(disk.tier, node="attic", tier="ram"))
     assert add_copies(replace(problem, devices=(head, far)), single, layers).has_replicas
 
 
@@ -127,7 +127,7 @@ def test_baselines_that_go_by_speed_do_the_same(policy: str) -> None:
         if policy == "one-box":
             home = tuple(d for d in problem.devices if d.is_home)
             disk = device("spare", 32, SIZE, tier="disk", home=True, gbytes_per_s=READ_GBYTES_PER_S / 99)
-            spare = replace(disk, worker=replace(disk.worker, node="box0"))
+            spare = replace(disk, tier=replace(disk.tier, node="box0"))
             problem = replace(problem, devices=(*home, spare))
         assert misplaced(problem, BASELINES[policy](problem)) == 0
 

@@ -122,7 +122,7 @@ def test_plans_follow_each_other() -> None:
 
 
 def test_transfers_come_from_the_same_box_where_it_has_them() -> None:
-    near = (DEVICES[0], DEVICES[1], replace(DEVICES[2], worker=replace(DEVICES[2].worker, node="den")))
+    near = (DEVICES[0], DEVICES[1], replace(DEVICES[2], tier=replace(DEVICES[2].tier, node="den")))
     old = plan_of(HolderTable.from_single(np.tile([0, 1], 15).reshape(3, 10)), near)
     masks = np.stack([old.holder_table.mask(worker) for worker in range(3)])
     masks[:2, 0] = True

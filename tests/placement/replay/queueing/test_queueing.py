@@ -24,7 +24,7 @@ from tests.placement.shapes import small_shape
 
 BEHIND_ONE_LINK = (
     DEVICES[0],
-    replace(DEVICES[1], worker=replace(DEVICES[1].worker, node="attic"), link_bytes_per_s=125e3),
+    replace(DEVICES[1], tier=replace(DEVICES[1].tier, node="attic"), link_bytes_per_s=125e3),
     DEVICES[2],
 )
 
