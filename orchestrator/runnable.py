@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
-from placement.errors import PlanError
+from placement.errors import InputError, PlanError
 from placement.files.shown import shown
 from placement.plan import LOCAL_WORKER, Plan, PlannedTier
+from placement.weight_format import FORMATS, ExpertFormat
 
 
 class DtypeName(StrEnum):
@@ -18,11 +20,14 @@ class DtypeName(StrEnum):
 
 def check_runnable(plan: Plan) -> None:
     """Raise PlanError for a plan that would not run as it says: its dtype, a worker's memory or device."""
-    if plan.form not in tuple(DtypeName):
-        raise PlanError(
-            f"the plan keeps experts in {shown(plan.form)}; this release runs {' and '.join(DtypeName)}: "
-            "make a plan with --quant bfloat16"
-        )
+    for layer in plan.layers:
+        try:
+            ExpertFormat.named(layer.form)
+        except InputError:
+            raise PlanError(
+                f"the plan keeps experts in {shown(layer.form)}; this release runs {', '.join(FORMATS)}: "
+                "make a plan with --quant bfloat16"
+            ) from None
     held = plan.experts_per_tier().tolist()
     for worker, num_experts in zip(plan.tiers, held, strict=True):
         # What holds nothing is not started; the head always is.
@@ -30,6 +35,21 @@ def check_runnable(plan: Plan) -> None:
         if problem is not None:
             raise PlanError(
                 f"worker {shown(worker.name)}: {problem}; `potluck simulate` takes the plan as it is"
+            )
+
+
+def check_forms(plan: Plan, forms: Mapping[int, ExpertFormat]) -> None:
+    """Raise PlanError for a plan that keeps experts in another form than the model's files give.
+
+    Args:
+        forms: what each MoE layer's experts will be kept in.
+    """
+    for layer in plan.layers:
+        found = forms[layer.index].name
+        if layer.form != found:
+            raise PlanError(
+                f"the plan keeps the experts of layer {layer.index} in {shown(layer.form)}, but this model's "
+                f"files give {found}: make a plan for this model in that form"
             )
 
 

@@ -57,6 +57,32 @@ class ExpertFormat:
         """All three matrices in one form."""
         return cls(form, form, form)
 
+    @classmethod
+    def named(cls, name: str) -> ExpertFormat:
+        """The form that `name` calls so.
+
+        Raises:
+            InputError: a name that the kernels do not know, or not one or three of them.
+        """
+        names = name.split("/")
+        if len(names) not in (1, 3) or not all(part in FORMATS for part in names):
+            raise InputError(
+                f"experts in {shown(name)}: expected {', '.join(FORMATS)}, or three of them as gate/up/down"
+            )
+        gate, up, down = (FORMATS[part] for part in (names if len(names) == 3 else names * 3))
+        return cls(gate, up, down)
+
+    def kept_in(self, dtype: str) -> ExpertFormat:
+        """What a run in `dtype` keeps experts in that a file stores so.
+
+        float32 and bfloat16 become `dtype`, all else stays as stored: the bytes are the point of it.
+        """
+        gate, up, down = (
+            FORMATS[dtype] if form in (FLOAT32, BFLOAT16) else form
+            for form in (self.gate, self.up, self.down)
+        )
+        return ExpertFormat(gate, up, down)
+
     @property
     def name(self) -> str:
         """One name where all are alike, else all three in the order gate/up/down."""

@@ -27,7 +27,7 @@ class WorkerSpec:
 
     Attributes:
         model, fingerprint, epoch: of the plan; the checkpoint must have this fingerprint.
-        model_dir: the checkpoint, as the worker's own machine sees it.
+        model_dir: the checkpoint, a directory or a GGUF file, as the worker's own machine sees it.
         experts: absolute layer index -> ids of the experts to hold.
         dtype: of the weights in memory, "float32" or "bfloat16".
         device: a torch device.
@@ -78,13 +78,13 @@ class WorkerProcess:
             PlanError: the plan is for another model.
             KeysRequired, WorkerStartError: the endpoint cannot be bound, the device is not there.
         """
-        from workers.model_config import Step35Config
+        from workers.formats.open_model import load_config, open_model
 
         spec = self._spec
         # Made here, so that no secret travels.
         keys = None if spec.head_public is None else WorkerKeys(KeyPair.make(), spec.head_public)
         model_dir = Path(spec.model_dir)
-        config = Step35Config.load(model_dir)
+        config = load_config(model_dir)
         shape = config.shape(spec.model)
         if shape.fingerprint != spec.fingerprint:
             raise WorkerStartError(
@@ -94,14 +94,13 @@ class WorkerProcess:
         # Loading torch takes seconds: what can be refused without it is refused above.
         import torch
 
-        from workers.formats.safetensors import Checkpoint
         from workers.service import ExpertService
         from workers.store import ExpertStore
 
         torch.set_num_threads(spec.num_threads)
         try:
             store = ExpertStore.load(
-                Checkpoint.open(model_dir),
+                open_model(model_dir)[1],
                 config,
                 spec.experts,
                 device=spec.device,

@@ -11,7 +11,7 @@ import torch
 import typer
 from rich.progress import Progress
 
-from orchestrator.cli.inputs import files_read, model_folder
+from orchestrator.cli.inputs import files_read, load_shape, model_folder
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, errors, print_json, print_note, share, table
 from orchestrator.model.attention import SequenceSlice
@@ -24,7 +24,7 @@ from placement.errors import InputError
 from placement.files.atomic import check_targets
 from placement.files.input_file import read_text
 from placement.given.stats import RoutingStats
-from workers.model_config import Step35Config
+from workers.formats.open_model import files_folder
 
 CHUNK_TOKENS = 256
 # More would run for days.
@@ -33,7 +33,7 @@ MOST_TEXT_BYTES = 64_000_000
 
 def stats(
     texts: Annotated[list[Path], typer.Argument(help="Text files, UTF-8.", metavar="TEXT...")],
-    model: Annotated[Path, typer.Option(help="Model directory.")],
+    model: Annotated[Path, typer.Option(help="Model directory or GGUF file.")],
     out: Annotated[Path, typer.Option(help="Routing file to write (.npz, see docs/formats.md).")],
     trace: Annotated[bool, typer.Option(help="Keep every token's experts, not only their counts.")] = False,
     window: Annotated[int, typer.Option(min=1, help="Tokens seen together; longer text is cut.")] = 2048,
@@ -42,8 +42,8 @@ def stats(
 ) -> None:
     """Run text through the model and write which experts its tokens use."""
     check_targets([out], inputs=files_read(model, *texts))
-    shape = Step35Config.load(model_folder(model)).shape(model.resolve().name)
-    tokenizer = Tokenizer.load(model)
+    shape = load_shape(str(model_folder(model)))
+    tokenizer = Tokenizer.load(files_folder(model))
     documents = [tokenizer.encode_prompt(read_document(path)) for path in texts]
     head = load_local(model, getattr(torch, dtype))
     result = record_routing(

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from placement.errors import CheckpointError
 from placement.files.gguf_file import GgufFile
+from placement.weight_format import ExpertFormat
 from workers.formats.gguf.config import read_config
 from workers.model_config import Step35Config
 
 if TYPE_CHECKING:
-    from workers.formats.gguf.checkpoint import GgufCheckpoint
-    from workers.formats.safetensors import Checkpoint
+    from workers.formats.checkpoint import Checkpoint
 
 GGUF_SUFFIX = ".gguf"
 
@@ -46,7 +46,7 @@ def load_config(path: str | Path) -> Step35Config:
     return Step35Config.load(path)
 
 
-def open_model(path: str | Path) -> tuple[Step35Config, Checkpoint | GgufCheckpoint]:
+def open_model(path: str | Path) -> tuple[Step35Config, Checkpoint]:
     """Configuration and weights of a model.
 
     Raises:
@@ -58,6 +58,15 @@ def open_model(path: str | Path) -> tuple[Step35Config, Checkpoint | GgufCheckpo
 
         file = GgufFile.open(path, CheckpointError)
         return read_config(file), GgufCheckpoint(file)
-    from workers.formats.safetensors import Checkpoint
+    from workers.formats.safetensors import SafetensorsCheckpoint
 
-    return Step35Config.load(path), Checkpoint.open(path)
+    return Step35Config.load(path), SafetensorsCheckpoint.open(path)
+
+
+def kept_forms(checkpoint: Checkpoint, config: Step35Config, dtype: str) -> dict[int, ExpertFormat]:
+    """What a run in `dtype` keeps each MoE layer's experts in: quantised ones as stored, others in `dtype`.
+
+    Raises:
+        CheckpointError: a layer's experts are missing.
+    """
+    return {layer: checkpoint.expert_format(layer, config).kept_in(dtype) for layer in config.moe_layers}

@@ -117,15 +117,15 @@ def test_experts_come_as_stored(model_dir: Path, tmp_path: Path, type_name: str,
     assert isinstance(checkpoint, GgufCheckpoint)
     assert checkpoint.expert_format(3, config) == ExpertFormat(form, form, form if form != Q8_0 else FLOAT16)
     parts = checkpoint.expert(3, 5, config)
-    for name, stored, kind in zip(
-        ("gate", "up", "down"), parts, dataclasses.astuple(checkpoint.expert_format(3, config)), strict=True
-    ):
-        assert stored.dtype is torch.uint8
-        whole = checkpoint.tensor(f"model.layers.3.moe.{name}_proj.weight", torch.float32)
-        values = float32_values(stored.numpy(), type(form)(*kind))
-        assert np.array_equal(values, whole[5].numpy().reshape(-1))
+    for name, stored in zip(("gate", "up", "down"), parts, strict=True):
+        whole = checkpoint.tensor(f"model.layers.3.moe.{name}_proj.weight", torch.float32)[5]
+        assert (stored.rows, stored.columns) == tuple(whole.shape)
+        assert stored.data.shape[0] == stored.rows
+        assert stored.data.dtype is (torch.uint8 if stored.form == Q8_0 else getattr(torch, stored.form.name))
+        values = float32_values(stored.data.view(torch.uint8).reshape(-1).numpy(), stored.form)
+        assert np.array_equal(values, whole.numpy().reshape(-1))
     checkpoint.release()
-    assert torch.equal(checkpoint.expert(3, 5, config)[0], parts[0])
+    assert torch.equal(checkpoint.expert(3, 5, config)[0].data, parts[0].data)
 
 
 def test_special_numbers_of_each_type_are_read_as_the_gguf_library_reads_them() -> None:

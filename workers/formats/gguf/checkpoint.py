@@ -20,6 +20,7 @@ from placement.files.gguf_file import GgufFile, GgufTensor
 from placement.files.input_file import opened
 from placement.files.shown import shown
 from placement.weight_format import ExpertFormat, WeightFormat
+from workers.formats.checkpoint import StoredMatrix
 from workers.formats.gguf.names import gguf_name, published_name
 from workers.formats.gguf.types import READABLE, READABLE_NAMES, float32_values, type_name
 from workers.model_config import Step35Config
@@ -51,7 +52,7 @@ class GgufCheckpoint:
         Raises:
             CheckpointError: a tensor of a type that does not load, of broken rows, or outside the file.
         """
-        self.model_dir = file.path
+        self.path = file.path
         self._num_bytes = file.num_bytes
         self._tensors = {
             published_name(name): _where(file, name, tensor) for name, tensor in file.tensors.items()
@@ -87,22 +88,14 @@ class GgufCheckpoint:
         return torch.empty(where.shape, dtype=dtype).copy_(_tensor_of(values).view(where.shape))
 
     def expert_format(self, layer: int, config: Step35Config) -> ExpertFormat:
-        """The forms of a layer's routed experts.
-
-        Raises:
-            CheckpointError: a matrix is missing.
-        """
+        """See `Checkpoint.expert_format`."""
         return ExpertFormat(*(self._experts(layer, part, config).form for part in _PARTS))
 
-    def expert(self, layer: int, expert: int, config: Step35Config) -> tuple[Tensor, Tensor, Tensor]:
-        """One routed expert's matrices as stored: gate, up, down, each uint8 [bytes].
-
-        They are views of the mapped file: copy what is to stay, and drop the views before `release`.
-
-        Raises:
-            CheckpointError: a matrix is missing or not of the configuration's shape.
-        """
-        gate, up, down = (self._expert_bytes(layer, expert, part, config) for part in _PARTS)
+    def expert(
+        self, layer: int, expert: int, config: Step35Config
+    ) -> tuple[StoredMatrix, StoredMatrix, StoredMatrix]:
+        """See `Checkpoint.expert`."""
+        gate, up, down = (self._expert_matrix(layer, expert, part, config) for part in _PARTS)
         return gate, up, down
 
     def release(self) -> None:
@@ -113,7 +106,7 @@ class GgufCheckpoint:
         where = self._tensors.get(name)
         if where is None:
             raise CheckpointError(
-                f"{self.model_dir}: expected a tensor {_in_file(name)}, found none: check that the file was "
+                f"{self.path}: expected a tensor {_in_file(name)}, found none: check that the file was "
                 "downloaded completely, and that it is not a part of a split model"
             )
         return where
@@ -125,23 +118,27 @@ class GgufCheckpoint:
         expected = (config.moe_num_experts, *matrix)
         if where.shape != expected:
             raise CheckpointError(
-                f"{self.model_dir}: tensor {where.name} has shape {list(where.shape)}, expected "
+                f"{self.path}: tensor {where.name} has shape {list(where.shape)}, expected "
                 f"{list(expected)}: the metadata and the weights belong to different models"
             )
         return where
 
-    def _expert_bytes(self, layer: int, expert: int, part: str, config: Step35Config) -> Tensor:
+    def _expert_matrix(self, layer: int, expert: int, part: str, config: Step35Config) -> StoredMatrix:
         where = self._experts(layer, part, config)
-        expert_bytes = where.num_bytes // config.moe_num_experts
-        return _tensor_of(self._bytes(where.start + expert * expert_bytes, expert_bytes))
+        rows, columns = where.shape[1:]
+        num_bytes = where.form.matrix_bytes(rows, columns)
+        data = _tensor_of(self._bytes(where.start + expert * num_bytes, num_bytes)).view(rows, -1)
+        if where.form.block_weights == 1:
+            data = data.view(getattr(torch, where.form.name))
+        return StoredMatrix(where.name, where.form, rows, columns, data)
 
     def _bytes(self, start: int, count: int) -> NDArray[np.uint8]:
         """A view of the file."""
         if self._map is None:
-            with opened(self.model_dir, CheckpointError, "a GGUF file") as file:
+            with opened(self.path, CheckpointError, "a GGUF file") as file:
                 if os.fstat(file.fileno()).st_size != self._num_bytes:
                     raise CheckpointError(
-                        f"{self.model_dir}: it was {self._num_bytes:,} bytes long when it was opened, and is "
+                        f"{self.path}: it was {self._num_bytes:,} bytes long when it was opened, and is "
                         "not any more; expected that nobody writes to a model in use"
                     )
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

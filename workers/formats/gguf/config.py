@@ -121,7 +121,14 @@ def read_config(file: GgufFile) -> Step35Config:
 
 
 def _refuse_other_models(metadata: Fields) -> None:
-    """Switches of other models, with the value that the Step-3.5 architecture has."""
+    """Switches of other models, with the value that the Step-3.5 architecture has, and parts of a model."""
+    num_parts = metadata.get("split.count")
+    if num_parts not in (None, 0, 1):
+        raise metadata.wrong(
+            "split.count",
+            num_parts,
+            "1: it is a part of a model; merge the parts (llama-gguf-split)",
+        )
     metadata.only(f"{_KEY}expert_gating_func", _SIGMOID)
     metadata.only(f"{_KEY}rope.scaling.type", "none")
     key_length = metadata.get(f"{_KEY}attention.key_length")
