@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from orchestrator.model.rope import inverse_frequencies
 from workers.config.rope import RopeScaling
 from workers.formats.gguf.names import gguf_name
-from workers.formats.safetensors import Checkpoint
+from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import LayerConfig, Step35Config
 
 TYPES = {
@@ -43,7 +43,7 @@ def write_gguf(model_dir: Path, path: Path, type_name: str = "q8_0") -> None:
         CheckpointError: the directory is no such checkpoint.
     """
     config = Step35Config.load(model_dir)
-    checkpoint = Checkpoint.open(model_dir)
+    checkpoint = SafetensorsCheckpoint.open(model_dir)
     partial = path.with_name(f"{path.name}.partial")
     writer = GGUFWriter(partial, "step35")
     _add_metadata(writer, config, model_dir.resolve().name)

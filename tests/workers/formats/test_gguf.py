@@ -23,7 +23,7 @@ from workers.formats.gguf.checkpoint import GgufCheckpoint
 from workers.formats.gguf.names import gguf_name, published_name
 from workers.formats.gguf.types import float32_values
 from workers.formats.open_model import load_config, open_model
-from workers.formats.safetensors import Checkpoint
+from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
 
 TINY = {"seed": 5, "num_layers": 5, "moe_layers": (2, 3, 4), "num_experts": 8, "num_mtp_layers": 2}
@@ -91,7 +91,7 @@ def test_the_published_scaling_is_divided_by_the_known_vector(tmp_path: Path) ->
 
 
 def test_every_tensor_is_what_the_gguf_library_reads(model_dir: Path, path: Path) -> None:
-    checkpoint, published = GgufCheckpoint.open(path), Checkpoint.open(model_dir)
+    checkpoint, published = GgufCheckpoint.open(path), SafetensorsCheckpoint.open(model_dir)
     assert set(published.stored) < set(checkpoint.stored)
     kinds = set()
     for tensor in gguf.GGUFReader(path).tensors:
