@@ -24,7 +24,7 @@ from placement.errors import InputError
 from placement.files.input_file import decoded
 from placement.files.shown import shown
 from placement.units import size
-from workers.formats.open_model import files_folder, kept_forms, load_config, model_name
+from workers.formats.open_model import files_folder, kept_forms, load_config, model_name, open_model
 
 # Far more text than any model's positions hold.
 MOST_PROMPT_BYTES = 16_000_000
@@ -71,7 +71,8 @@ def generate(
     shape = config.shape(model_name(model))
     if plan is None:
         name = (dtype or DtypeName.float32).value
-        made = even_plan(shape, workers or 0, name, forms=kept_forms(model, config, name))
+        forms = kept_forms(open_model(model)[1], config, name)
+        made = even_plan(shape, workers or 0, name, forms=forms)
     else:
         made = load_plan(plan, shape)
         with named(plan):

@@ -27,7 +27,7 @@ def dequantised_checkpoint(path: Path, config_dir: Path, directory: Path) -> Pat
             continue
         shape = tuple(reversed(tensor.shape.tolist()))
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
-        tensors[published_name(tensor.name)] = torch.from_numpy(np.ascontiguousarray(values, np.float32))
+        tensors[published_name(tensor.name)] = torch.from_numpy(np.array(values, np.float32))
     save_file(tensors, directory / "model.safetensors")
     config = json.loads((config_dir / "config.json").read_text()) | {"zero_centered": False}
     (directory / "config.json").write_text(json.dumps(config))
@@ -64,7 +64,7 @@ def rewritten(source: Path, path: Path, **changed: Any) -> Path:
 
 def _key(name: str) -> str:
     key = name.replace("__", ".")
-    return key if key.startswith(("general.", "tokenizer.")) else f"step35.{key}"
+    return key if key.startswith(("general.", "tokenizer.", "split.")) else f"step35.{key}"
 
 
 def _add(writer: gguf.GGUFWriter, name: str, value: Any) -> None:

@@ -163,6 +163,7 @@ def test_names_go_there_and_back(path: Path) -> None:
     [
         ({"general__architecture": "llama"}, r"general\.architecture is 'llama', expected 'step35'"),
         ({"block_count": 2**31 - 1}, r"step35\.block_count is 2147483647, expected at most"),
+        ({"split__count": 3}, r"split\.count is 3, expected 1: .* merge the parts"),
         ({"block_count": 6}, r"step35\.attention\.sliding_window_pattern .* expected 6 entries"),
         (
             {"nextn_predict_layers": 7},
