@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from placement.errors import InputError, PlanError
 from placement.files.shown import shown
 from placement.plan import LOCAL_WORKER, Plan, PlannedTier
 from placement.weight_format import FORMATS, ExpertFormat
+
+if TYPE_CHECKING:
+    from workers.formats.checkpoint import Checkpoint
+    from workers.model_config import Step35Config
 
 
 class DtypeName(StrEnum):
@@ -38,18 +42,15 @@ def check_runnable(plan: Plan) -> None:
             )
 
 
-def check_forms(plan: Plan, forms: Mapping[int, ExpertFormat]) -> None:
-    """Raise PlanError for a plan that keeps experts in another form than the model's files give.
-
-    Args:
-        forms: what each MoE layer's experts will be kept in.
-    """
+def check_forms(plan: Plan, checkpoint: Checkpoint, config: Step35Config) -> None:
+    """Raise PlanError for a plan that keeps experts in a form that the model's files do not give."""
     for layer in plan.layers:
-        found = forms[layer.index].name
-        if layer.form != found:
+        stored = checkpoint.expert_format(layer.index, config)
+        if not stored.gives(ExpertFormat.named(layer.form)):
             raise PlanError(
-                f"the plan keeps the experts of layer {layer.index} in {shown(layer.form)}, but this model's "
-                f"files give {found}: make a plan for this model in that form"
+                f"the plan keeps experts of layer {layer.index} in {shown(layer.form)}, but "
+                f"{checkpoint.path} has them in {stored.name}: expected a plan in that form, such as "
+                "--workers N makes"
             )
 
 

@@ -20,7 +20,7 @@ from orchestrator.runnable import check_forms, check_runnable
 from orchestrator.timing import StepTimer
 from placement.plan import LOCAL_WORKER, Plan
 from transport.messages import DEFAULT_MAX_ROWS
-from workers.formats.open_model import kept_forms, model_name, open_model
+from workers.formats.open_model import model_name, open_model
 from workers.store import ExpertStore
 
 
@@ -97,7 +97,7 @@ def open_session(
     plan.check(shape)
     plan.check_fits()
     check_runnable(plan)
-    check_forms(plan, kept_forms(checkpoint, config, plan.dtype))
+    check_forms(plan, checkpoint, config)
     dtype: torch.dtype = getattr(torch, plan.dtype)
     check_drafts(checkpoint, config, num_drafts)
     timer = StepTimer()

@@ -72,16 +72,13 @@ class ExpertFormat:
         gate, up, down = (FORMATS[part] for part in (names if len(names) == 3 else names * 3))
         return cls(gate, up, down)
 
-    def kept_in(self, dtype: str) -> ExpertFormat:
-        """What a run in `dtype` keeps experts in that a file stores so.
-
-        float32 and bfloat16 become `dtype`, all else stays as stored: the bytes are the point of it.
-        """
-        gate, up, down = (
-            FORMATS[dtype] if form in (FLOAT32, BFLOAT16) else form
-            for form in (self.gate, self.up, self.down)
+    def gives(self, wanted: ExpertFormat) -> bool:
+        """Whether experts stored so can be kept as `wanted`: as they are, or unquantised ones converted."""
+        pairs = ((self.gate, wanted.gate), (self.up, wanted.up), (self.down, wanted.down))
+        return all(
+            stored == kept or (stored.block_weights == 1 and kept in (FLOAT32, BFLOAT16))
+            for stored, kept in pairs
         )
-        return ExpertFormat(gate, up, down)
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from placement.errors import CheckpointError
 from placement.files.gguf_file import GgufFile
-from placement.weight_format import ExpertFormat
+from placement.weight_format import FORMATS, ExpertFormat
 from workers.formats.gguf.config import read_config
 from workers.model_config import Step35Config
 
@@ -64,9 +64,11 @@ def open_model(path: str | Path) -> tuple[Step35Config, Checkpoint]:
 
 
 def kept_forms(checkpoint: Checkpoint, config: Step35Config, dtype: str) -> dict[int, ExpertFormat]:
-    """What a run in `dtype` keeps each MoE layer's experts in: quantised ones as stored, others in `dtype`.
+    """What a run in `dtype` keeps each MoE layer's experts in: as a GGUF file stores them, else in `dtype`.
 
     Raises:
         CheckpointError: a layer's experts are missing.
     """
-    return {layer: checkpoint.expert_format(layer, config).kept_in(dtype) for layer in config.moe_layers}
+    if checkpoint.path.is_dir():
+        return dict.fromkeys(config.moe_layers, ExpertFormat.of(FORMATS[dtype]))
+    return {layer: checkpoint.expert_format(layer, config) for layer in config.moe_layers}
