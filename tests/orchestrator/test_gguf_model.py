@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,14 +16,15 @@ from orchestrator.generate import GenerationParams
 from orchestrator.in_process import dispatcher_with_threads
 from orchestrator.model.moe import LocalExperts
 from orchestrator.model.step35 import Step35Model
+from orchestrator.model.weights import load_head_weights
 from orchestrator.session import open_session
 from orchestrator.tokenizer import Tokenizer
-from placement.errors import PlanError
+from placement.errors import CheckpointError, PlanError
 from tests.orchestrator.command_line import Potluck, document
 from tests.orchestrator.heads import generate_with_hidden
 from tests.orchestrator.random_plan import random_plan
 from tests.tiny_checkpoint import write_random_checkpoint
-from tests.workers.formats.gguf_files import dequantised_checkpoint
+from tests.workers.formats.gguf_files import dequantised_checkpoint, rewritten
 from workers.formats.open_model import kept_forms, open_model
 
 PROMPT = [5, 17, 300, 42, 9, 9, 120, 77, 31, 8, 250]
@@ -118,3 +120,24 @@ def test_a_plan_in_another_form_is_refused(path: Path) -> None:
         open_session(path, plan),
     ):
         pass
+
+
+def test_a_tensor_that_the_architecture_does_not_have_is_refused(path: Path, tmp_path: Path) -> None:
+    extra = rewritten(path, tmp_path / "extra.gguf", {"blk.1.attn_sinks.weight": np.ones(4, np.float32)})
+    config, checkpoint = open_model(extra)
+    with pytest.raises(CheckpointError, match=r"tensor 'blk\.1\.attn_sinks\.weight' is none that"):
+        load_head_weights(checkpoint, config, torch.float32)
+
+
+def test_a_tensor_of_another_shape_is_refused_by_its_own_name(path: Path) -> None:
+    config, checkpoint = open_model(path)
+    with pytest.raises(CheckpointError, match=r"tiny\.gguf: tensor token_embd\.weight has shape \[320, 64\]"):
+        load_head_weights(checkpoint, dataclasses.replace(config, vocab_size=321), torch.float32)
+
+
+def test_drafts_of_a_file_of_the_trunk_alone_are_refused(potluck: Potluck, tmp_path: Path) -> None:
+    directory = write_random_checkpoint(tmp_path / "trunk", seed=1, num_mtp_layers=0)
+    write_gguf(directory, tmp_path / "trunk.gguf")
+    code, _, err = potluck("generate", "--model", tmp_path / "trunk.gguf", "--token-ids", "5", "--mtp", 1)
+    assert code == 2
+    assert "1 drafts a step asked for, but trunk.gguf announces 0 MTP layers" in err

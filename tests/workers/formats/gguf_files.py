@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gguf
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from workers.formats.gguf.names import published_name
@@ -34,10 +37,13 @@ def dequantised_checkpoint(path: Path, config_dir: Path, directory: Path) -> Pat
     return directory
 
 
-def rewritten(source: Path, path: Path, **changed: Any) -> Path:
+def rewritten(
+    source: Path, path: Path, added: Mapping[str, NDArray[np.float32]] = MappingProxyType({}), **changed: Any
+) -> Path:
     """A copy of a GGUF file with other metadata.
 
     Args:
+        added: tensors by name, besides the file's own.
         changed: key, dots as double underscores and without "step35." -> value; None leaves a key out.
     """
     reader = gguf.GGUFReader(source)
@@ -55,6 +61,8 @@ def rewritten(source: Path, path: Path, **changed: Any) -> Path:
             _add(writer, name, value)
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    for name, values in added.items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
