@@ -42,8 +42,8 @@ from transport.client import WorkerClient
 from transport.expert_rows import ExpertRows
 from transport.messages import ForwardReply, ForwardRequest, WireLimits
 from transport.wire import encode
-from workers.ffn import ExpertWeights, partial_sum
 from workers.fixed_point import PartialSum
+from workers.kernels import ExpertMatrices, ExpertWeights, moe_partial_sum
 from workers.service import ExpertService
 
 HIDDEN_SIZE, NUM_EXPERTS, TOP_K, LAYER, EPOCH = 4096, 288, 8, 20, 1
@@ -61,12 +61,13 @@ class OneTinyExpert:
         slots = torch.full((NUM_EXPERTS,), -1, dtype=torch.int32)
         slots[0] = 0
         row, column = torch.full((1, 1, HIDDEN_SIZE), 1e-3), torch.full((1, HIDDEN_SIZE, 1), 1e-3)
-        self._experts = ExpertWeights(slots, row, row, column, 0.0)
+        wide, tall = ExpertMatrices.of(row), ExpertMatrices.of(column)
+        self._experts = ExpertWeights(slots, wide, wide, tall, 0.0, TOP_K)
 
     def forward(self, layer: int, rows: ExpertRows) -> PartialSum:
         if rows.hidden.dtype == np.uint16:
             rows = rows._replace(hidden=(rows.hidden.astype(np.uint32) << 16).view(np.float32))
-        return partial_sum(self._experts, rows, TOP_K)
+        return PartialSum(*moe_partial_sum(self._experts, rows))
 
 
 def make_request(dtype: str) -> ForwardRequest:

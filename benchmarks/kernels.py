@@ -18,11 +18,16 @@ from workers import kernels  # before torch: it sets what torch reads when loade
 # isort: split
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import quantize
 
+from placement.weight_format import FORMATS
 from transport.expert_rows import ExpertRows
+from workers.kernels import ExpertMatrices, ExpertWeights
 
 HIDDEN, INTERMEDIATE = 4096, 11264
 EXPERTS, EXPERT_INTERMEDIATE, TOP_K = 24, 1280, 8
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def best_s(call: Callable[[], object], repeats: int) -> float:
@@ -69,12 +74,14 @@ def prefill() -> None:
         print(f"{rows:>4}  {wide:15.1f}  {half:16.1f}  {mm:21.1f}  {wide / mm:14.2f}")
 
 
-def experts() -> None:
-    """The routed experts' sum at Step-3.5's sizes, bfloat16, top 8 of a few experts."""
-    gate = (torch.randn(EXPERTS, EXPERT_INTERMEDIATE, HIDDEN) * 0.02).bfloat16()
-    up, down = gate.flip(0).contiguous(), gate.transpose(1, 2).contiguous()
+def experts(form: str) -> None:
+    """The routed experts' sum at Step-3.5's sizes, top 8 of a few experts."""
+    gate = torch.randn(EXPERTS, EXPERT_INTERMEDIATE, HIDDEN) * 0.02
     slots = torch.arange(EXPERTS, dtype=torch.int32)
-    print("\nrows  experts touched  ms      GB/s of expert weights  GFLOP/s   ms as a message lies")
+    wide, flipped, tall = (in_form(form, matrix) for matrix in (gate, gate.flip(0), gate.transpose(1, 2)))
+    held = ExpertWeights(slots, wide, flipped, tall, limit=0.0, top_k=TOP_K)
+    print(f"\nexperts in {form}")
+    print("rows  experts touched  ms      GB/s of expert weights  GFLOP/s   ms as a message lies")
     for rows in (1, 4, 64, 256):
         x = torch.randn(rows, HIDDEN)
         received = torch.empty(x.numel() + 4)[4:].view_as(x).copy_(x)  # 16 bytes behind a cache line's start
@@ -82,16 +89,23 @@ def experts() -> None:
         asked = ExpertRows(
             x.numpy(), ids.numpy(), torch.rand(rows, TOP_K).numpy(), np.full(rows, -23, np.int32)
         )
-        experts = (slots, gate, up, down, 0.0, TOP_K)
-        seconds = best_s(partial(kernels.moe_partial_sum, asked, *experts), 4)
+        seconds = best_s(partial(kernels.moe_partial_sum, held, asked), 4)
         as_received = asked._replace(hidden=received.numpy())
-        received_s = best_s(partial(kernels.moe_partial_sum, as_received, *experts), 4)
+        received_s = best_s(partial(kernels.moe_partial_sum, held, as_received), 4)
         touched = len(set(ids.flatten().tolist()))
         parameters = 3 * HIDDEN * EXPERT_INTERMEDIATE
-        rate = touched * parameters * 2 / seconds / 1e9
+        rate = touched * held.held_bytes / EXPERTS / seconds / 1e9
         speed = 2 * rows * TOP_K * parameters / seconds / 1e9
         wanted = f"{rows:>4}  {touched:>15}  {seconds * 1e3:6.1f}  {rate:22.1f}  {speed:7.1f}"
         print(f"{wanted}  {received_s * 1e3:21.1f}")
+
+
+def in_form(form: str, matrix: torch.Tensor) -> ExpertMatrices:
+    """[n, rows, columns] float32 in one of the kernels' forms."""
+    if form in DTYPES:
+        return ExpertMatrices.of(matrix.to(DTYPES[form]).contiguous())
+    blocks = quantize(matrix.contiguous().numpy(), GGMLQuantizationType[form.upper()])
+    return ExpertMatrices(FORMATS[form], matrix.shape[1], matrix.shape[2], torch.from_numpy(blocks))
 
 
 def attention() -> None:
@@ -147,7 +161,8 @@ def main() -> None:
     with torch.inference_mode():
         decode()
         prefill()
-        experts()
+        for form in FORMATS:
+            experts(form)
         attention()
         calls()
 

@@ -60,14 +60,9 @@ def _problem(worker: PlannedTier) -> str | None:
         return (
             "its experts are on a disk, and this release runs them from memory only: plan without that disk"
         )
-    if worker.name == LOCAL_WORKER and not on_cpu:
+    if worker.kind == "vram" or not on_cpu:
         return (
-            f"it is on device {shown(worker.device)}, and the head of this release runs on the CPU: plan "
-            "with a device of kind ram first on the head's node"
-        )
-    if worker.kind == "vram" and on_cpu:
-        return (
-            "its experts are in vram, but its device is the CPU: give the device its torch_device in the "
-            "cluster file and plan again"
+            f"its experts are in {worker.kind} on device {shown(worker.device)}, and this release computes "
+            "experts on CPUs: plan with devices of kind ram"
         )
     return None

@@ -19,6 +19,7 @@ from orchestrator.report import RunReport, make_report
 from orchestrator.runnable import check_forms, check_runnable
 from orchestrator.timing import StepTimer
 from placement.plan import LOCAL_WORKER, Plan
+from placement.weight_format import ExpertFormat
 from transport.messages import DEFAULT_MAX_ROWS
 from workers.formats.open_model import model_name, open_model
 from workers.store import ExpertStore
@@ -111,7 +112,8 @@ def open_session(
             running = cluster.start_workers(plan, shape, model_dir, addresses=addresses)
         local = None
         if plan.local_worker is not None:
-            local = ExpertStore.load(checkpoint, config, plan.experts_of(LOCAL_WORKER), dtype=dtype)
+            forms = {layer.index: ExpertFormat.named(layer.form) for layer in plan.layers}
+            local = ExpertStore.load(checkpoint, config, plan.experts_of(LOCAL_WORKER), formats=forms)
         weights = load_head_weights(checkpoint, config, dtype)
         clients = running.connect() if running is not None else {}
         dispatcher = Dispatcher(plan, local, clients, dtype=dtype, max_rows=DEFAULT_MAX_ROWS, timer=timer)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from placement.errors import WorkerStartError
 from placement.files.shown import first_line
+from placement.weight_format import ExpertFormat
 from transport.keys import KeyPair, WorkerKeys
 from transport.messages import DEFAULT_MAX_ROWS, WireLimits
 
@@ -29,8 +30,9 @@ class WorkerSpec:
         model, fingerprint, epoch: of the plan; the checkpoint must have this fingerprint.
         model_dir: the checkpoint, a directory or a GGUF file, as the worker's own machine sees it.
         experts: absolute layer index -> ids of the experts to hold.
-        dtype: of the weights in memory, "float32" or "bfloat16".
-        device: a torch device.
+        dtype: what rows come in, "float32" or "bfloat16".
+        forms: layer -> the name of the `ExpertFormat` that its experts are kept in; `dtype` where left out.
+        device: must be the CPU's.
         endpoint: what to bind, such as "tcp://127.0.0.1:*".
         head_public: the one key that may connect; None only where no other machine can.
         num_threads: for the kernels.
@@ -48,6 +50,7 @@ class WorkerSpec:
     head_public: bytes | None = None
     num_threads: int = 1
     max_rows: int = DEFAULT_MAX_ROWS
+    forms: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +79,16 @@ class WorkerProcess:
         Raises:
             CheckpointError: the checkpoint is missing, damaged or of another architecture.
             PlanError: the plan is for another model.
-            KeysRequired, WorkerStartError: the endpoint cannot be bound, the device is not there.
+            KeysRequired, WorkerStartError: the endpoint cannot be bound, the device is not the CPU.
         """
         from workers.formats.open_model import load_config, open_model
 
         spec = self._spec
+        if spec.device.partition(":")[0] != "cpu":
+            raise WorkerStartError(
+                f"its device is {spec.device}, and this release computes experts on CPUs: plan with devices "
+                "of kind ram"
+            )
         # Made here, so that no secret travels.
         keys = None if spec.head_public is None else WorkerKeys(KeyPair.make(), spec.head_public)
         model_dir = Path(spec.model_dir)
@@ -98,18 +106,17 @@ class WorkerProcess:
         from workers.store import ExpertStore
 
         torch.set_num_threads(spec.num_threads)
+        forms = {layer: ExpertFormat.named(spec.forms.get(layer, spec.dtype)) for layer in spec.experts}
         try:
             store = ExpertStore.load(
                 open_model(model_dir)[1],
                 config,
                 spec.experts,
-                device=spec.device,
-                dtype=getattr(torch, spec.dtype),
+                formats=forms,
             )
-        except (RuntimeError, MemoryError, AssertionError) as error:  # torch: no such device, no memory
+        except (RuntimeError, MemoryError) as error:  # torch's way to say that there is no memory
             raise WorkerStartError(
-                f"cannot hold its experts on device {spec.device}: {first_line(error)}: plan for a "
-                "torch_device and a memory that this machine has"
+                f"cannot hold its experts: {first_line(error)}: plan for a memory that this machine has"
             ) from error
         self._service = ExpertService(
             spec.name,

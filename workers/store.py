@@ -1,22 +1,24 @@
-"""The routed experts that one worker holds, on one device."""
+"""The routed experts that one process holds in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from placement.errors import PlanError
+from placement.errors import CheckpointError, PlanError
+from placement.weight_format import BFLOAT16, FLOAT32, ExpertFormat
 from transport.expert_rows import ExpertRows
-from workers.ffn import ExpertWeights, partial_sum
 from workers.fixed_point import PartialSum
-from workers.formats.checkpoint import Checkpoint
-from workers.kernels import ExpertNotHeld
+from workers.formats.checkpoint import Checkpoint, StoredMatrix
+from workers.kernels import ExpertMatrices, ExpertNotHeld, ExpertWeights, moe_partial_sum
+from workers.kernels.expert_matrices import TORCH_DTYPES
 from workers.model_config import Step35Config
 
-__all__ = ["ExpertNotHeld", "ExpertStore", "PartialSum"]
+__all__ = ["ExpertNotHeld", "ExpertStore", "PartialSum", "in_one_form"]
 
 # The files are unmapped after this many bytes were read from them, so that pages of experts that are
 # already copied do not count as this process's memory.
@@ -45,23 +47,22 @@ class ExpertStore:
         config: Step35Config,
         experts: Mapping[int, Sequence[int]],
         *,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        formats: Mapping[int, ExpertFormat],
         on_progress: Callable[[int, int], None] | None = None,
     ) -> ExpertStore:
         """Read the given experts, and nothing else, from a checkpoint.
 
-        Peak memory is what the experts take in `dtype` plus one expert as stored in the files.
+        Peak memory is what the experts take plus one expert as stored in the files.
 
         Args:
             experts: layer -> expert ids.
-            device: a torch device; on any other than "cpu" results differ from the CPU's in the last bits.
-            dtype: float32 or bfloat16.
+            formats: of each of these layers in memory. What is stored in the wanted form is copied as it is;
+                float32 and bfloat16 can be had of float32, bfloat16 and float16.
             on_progress: called with (experts read, experts in all).
 
         Raises:
             PlanError: a layer without routed experts, an id out of range or given twice.
-            CheckpointError: a tensor is missing or of another shape.
+            CheckpointError: a tensor is missing, of another shape or in another form.
         """
         held = {layer: tuple(ids) for layer, ids in experts.items() if len(ids) > 0}
         _check(config, held)
@@ -69,11 +70,11 @@ class ExpertStore:
         layers: dict[int, ExpertWeights] = {}
         done = unreleased_bytes = 0
         for layer, ids in held.items():
-            layers[layer] = weights = _allocate(config, layer, ids, device, dtype)
+            layers[layer] = weights = _allocate(config, layer, ids, formats[layer])
             for slot, expert in enumerate(ids):
                 parts = checkpoint.expert(layer, expert, config)
                 for matrix, part in zip((weights.gate, weights.up, weights.down), parts, strict=True):
-                    matrix[slot].copy_(part.data)
+                    _fill(matrix, slot, part, checkpoint.path)
                 unreleased_bytes += sum(part.data.nbytes for part in parts)
                 del parts, part
                 if unreleased_bytes >= RELEASE_AFTER_BYTES:
@@ -83,7 +84,7 @@ class ExpertStore:
                 if on_progress is not None:
                     on_progress(done, total)
         checkpoint.release()
-        no_experts = _allocate(config, 0, (), "cpu", dtype)
+        no_experts = _allocate(config, 0, (), ExpertFormat.of(FLOAT32))
         return cls(held, config.moe_top_k, config.hidden_size, layers, no_experts)
 
     def forward(self, layer: int, rows: ExpertRows) -> PartialSum:
@@ -99,7 +100,7 @@ class ExpertStore:
         if rows.hidden.dtype == np.uint16:
             rows = rows._replace(hidden=(rows.hidden.astype(np.uint32) << 16).view(np.float32))
         try:
-            return partial_sum(experts, rows, self.top_k)
+            return PartialSum(*moe_partial_sum(experts, rows))
         except ExpertNotHeld as error:
             raise ExpertNotHeld(f"layer {layer}: {error}") from None
 
@@ -114,7 +115,13 @@ class ExpertStore:
     @property
     def held_bytes(self) -> int:
         """Memory that the matrices take."""
-        return sum(w.gate.nbytes + w.up.nbytes + w.down.nbytes for w in self._layers.values())
+        return sum(weights.held_bytes for weights in self._layers.values())
+
+
+def in_one_form(layers: Iterable[int], dtype: torch.dtype) -> dict[int, ExpertFormat]:
+    """All three matrices of all these layers in float32, bfloat16 or float16."""
+    form = next(form for form, known in TORCH_DTYPES.items() if known is dtype)
+    return dict.fromkeys(layers, ExpertFormat.of(form))
 
 
 def _check(config: Step35Config, experts: Mapping[int, tuple[int, ...]]) -> None:
@@ -128,16 +135,26 @@ def _check(config: Step35Config, experts: Mapping[int, tuple[int, ...]]) -> None
             )
 
 
-def _allocate(
-    config: Step35Config, layer: int, ids: tuple[int, ...], device: str, dtype: torch.dtype
-) -> ExpertWeights:
+def _allocate(config: Step35Config, layer: int, ids: tuple[int, ...], formats: ExpertFormat) -> ExpertWeights:
     hidden, inner, n = config.hidden_size, config.moe_intermediate_size, len(ids)
     slots = torch.full((config.moe_num_experts,), -1, dtype=torch.int32)
     slots[list(ids)] = torch.arange(n, dtype=torch.int32)
     return ExpertWeights(
         slots=slots,
-        gate=torch.empty((n, inner, hidden), dtype=dtype, device=device),
-        up=torch.empty((n, inner, hidden), dtype=dtype, device=device),
-        down=torch.empty((n, hidden, inner), dtype=dtype, device=device),
+        gate=ExpertMatrices.empty(formats.gate, n, inner, hidden),
+        up=ExpertMatrices.empty(formats.up, n, inner, hidden),
+        down=ExpertMatrices.empty(formats.down, n, hidden, inner),
         limit=config.layers[layer].swiglu_limit,
+        top_k=config.moe_top_k,
     )
+
+
+def _fill(matrices: ExpertMatrices, slot: int, part: StoredMatrix, path: Path) -> None:
+    """Copy one expert's matrix to its slot, in the form wanted there."""
+    wanted = matrices.form
+    if part.form != wanted and not (part.form in TORCH_DTYPES and wanted in (FLOAT32, BFLOAT16)):
+        raise CheckpointError(
+            f"{path}: tensor {part.name} is stored as {part.form.name}, expected {wanted.name}: make the "
+            "plan for this checkpoint, or use a checkpoint in that form"
+        )
+    matrices.data[slot].copy_(part.data)

@@ -40,7 +40,7 @@ from transport.messages import DEFAULT_MAX_ROWS
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
-from workers.store import ExpertStore
+from workers.store import ExpertStore, in_one_form
 
 PROMPT_TOKENS, CHUNK_TOKENS = 384, 256
 PROBE_EXPERTS = 8
@@ -69,7 +69,8 @@ class Model:
         config, checkpoint = Step35Config.load(directory), SafetensorsCheckpoint.open(directory)
         shape = config.shape(directory.name)
         some = {layer: range(PROBE_EXPERTS) for layer in shape.moe_layers}
-        store = ExpertStore.load(checkpoint, config, some, dtype=torch.float32)
+        formats = in_one_form(some, torch.float32)
+        store = ExpertStore.load(checkpoint, config, some, formats=formats)
         weights = load_head_weights(checkpoint, config, torch.float32)
         return cls(directory, config, checkpoint, shape, weights, store)
 
@@ -196,7 +197,8 @@ def run_setup(
         local = None
         if plan.local_worker is not None:
             experts = plan.experts_of(LOCAL_WORKER)
-            local = ExpertStore.load(model.checkpoint, model.config, experts, dtype=torch.float32)
+            formats = in_one_form(experts, torch.float32)
+            local = ExpertStore.load(model.checkpoint, model.config, experts, formats=formats)
         clients = {worker.name: worker.client for worker in workers}
         dispatcher = Dispatcher(plan, local, clients, dtype=torch.float32, max_rows=DEFAULT_MAX_ROWS)
         head = Step35Model(model.config, model.weights, torch.float32, dispatcher, dispatcher.timer)

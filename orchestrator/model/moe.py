@@ -17,6 +17,7 @@ from placement.errors import NonFiniteError
 from transport.expert_rows import ExpertRows
 from workers import fixed_point, kernels
 from workers.formats.checkpoint import Checkpoint
+from workers.formats.open_model import kept_forms
 from workers.model_config import Step35Config
 from workers.store import ExpertStore
 
@@ -122,7 +123,8 @@ class LocalExperts:
     ) -> LocalExperts:
         """Load all experts of a checkpoint into this process's memory."""
         everything = {layer: range(config.moe_num_experts) for layer in config.moe_layers}
-        store = ExpertStore.load(checkpoint, config, everything, dtype=dtype, on_progress=on_progress)
+        formats = kept_forms(checkpoint, config, str(dtype).removeprefix("torch."))
+        store = ExpertStore.load(checkpoint, config, everything, formats=formats, on_progress=on_progress)
         return cls(store, timer)
 
     def run(self, layer: int, rows: ExpertRows, while_waiting: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:

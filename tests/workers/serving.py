@@ -17,8 +17,8 @@ from transport.client import WorkerClient
 from transport.expert_rows import ExpertRows
 from transport.messages import ForwardRequest, Reply, WireLimits
 from transport.sockets import Context
-from workers.ffn import ExpertWeights, partial_sum
 from workers.fixed_point import PartialSum
+from workers.kernels import ExpertMatrices, ExpertWeights, moe_partial_sum
 from workers.service import ExpertService
 
 LAYERS = (2, 3)
@@ -45,10 +45,9 @@ class SmallStore:
         self._layers = {
             layer: ExpertWeights(
                 slots,
-                torch.randn(wide, generator=generator),
-                torch.randn(wide, generator=generator),
-                torch.randn(tall, generator=generator),
-                0.0,
+                *(ExpertMatrices.of(torch.randn(shape, generator=generator)) for shape in (wide, wide, tall)),
+                limit=0.0,
+                top_k=TOP_K,
             )
             for layer in LAYERS
         }
@@ -56,7 +55,7 @@ class SmallStore:
     def forward(self, layer: int, rows: ExpertRows) -> PartialSum:
         if rows.hidden.dtype == np.uint16:
             rows = rows._replace(hidden=(rows.hidden.astype(np.uint32) << 16).view(np.float32))
-        return partial_sum(self._layers[layer], rows, TOP_K)
+        return PartialSum(*moe_partial_sum(self._layers[layer], rows))
 
 
 class GatedStore(SmallStore):

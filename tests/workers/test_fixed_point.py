@@ -10,21 +10,28 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tests.workers.torch_oracle import torch_partial_sum
 from transport.expert_rows import ExpertRows
 from workers import fixed_point, kernels
-from workers.ffn import ExpertWeights, partial_sum, torch_partial_sum
+from workers.fixed_point import PartialSum
+from workers.kernels import ExpertMatrices, ExpertWeights
 
 
-def experts(E: int, H: int, inner: int, scale: float = 1.0) -> ExpertWeights:
+def experts(E: int, H: int, inner: int, top_k: int, scale: float = 1.0) -> ExpertWeights:
     generator = torch.Generator().manual_seed(E + H)
 
     def matrix(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).mul_(float(shape[-1]) ** -0.5)
 
     slots = torch.arange(E, dtype=torch.int32)
-    return ExpertWeights(
-        slots, matrix(E, inner, H), matrix(E, inner, H), matrix(E, H, inner) * scale, limit=0.0
-    )
+    kinds = (matrix(E, inner, H), matrix(E, inner, H), matrix(E, H, inner) * scale)
+    return ExpertWeights(slots, *map(ExpertMatrices.of, kinds), limit=0.0, top_k=top_k)
+
+
+def alone(layer: ExpertWeights, expert: int, x: Tensor) -> Tensor:
+    """One expert's output [T, H], unweighted."""
+    gate, up, down = (kind.data[expert] for kind in (layer.gate, layer.up, layer.down))
+    return kernels.dense_ffn(x, gate, up, down, 0.0)
 
 
 def routing(T: int, E: int, top_k: int) -> tuple[Tensor, Tensor]:
@@ -32,6 +39,10 @@ def routing(T: int, E: int, top_k: int) -> tuple[Tensor, Tensor]:
     ids = torch.stack([torch.randperm(E, generator=generator)[:top_k] for _ in range(T)]).int()
     weights = torch.rand(T, top_k, generator=generator) + 0.1
     return ids, weights / weights.sum(1, keepdim=True) * 3.0
+
+
+def partial_sum(layer: ExpertWeights, rows: ExpertRows) -> PartialSum:
+    return PartialSum(*kernels.moe_partial_sum(layer, rows))
 
 
 def asked(x: Tensor, ids: Tensor, weights: Tensor, exponents: NDArray[np.int32]) -> ExpertRows:
@@ -70,29 +81,21 @@ def test_back_to_float32_rounds_once(value: int, exponent: int) -> None:
 def test_the_grid_costs_about_three_roundings_to_the_residual() -> None:
     """Beside a float32 sum, after the residual is added, which rounds both to its own precision."""
     T, H, top_k = 64, 256, 8
-    layer = experts(32, H, 64)
+    layer = experts(32, H, 64, top_k)
     x = torch.randn(T, H, generator=torch.Generator().manual_seed(1))
     residual = torch.randn(T, H, generator=torch.Generator().manual_seed(2)) * 4
     ids, weights = routing(T, 32, top_k)
     exponents = fixed_point.scale_exponents(residual)
 
     outputs = torch.stack(
-        [
-            torch.stack(
-                [
-                    kernels.dense_ffn(x[t : t + 1], layer.gate[e], layer.up[e], layer.down[e], 0.0)[0]
-                    for e in row
-                ]
-            )
-            for t, row in enumerate(ids.tolist())
-        ]
+        [torch.stack([alone(layer, e, x[t : t + 1])[0] for e in row]) for t, row in enumerate(ids.tolist())]
     )
     products = outputs * weights.unsqueeze(2)
     exact = products.double().sum(1)
     float_sum = products[:, 0].clone()
     for column in range(1, top_k):
         float_sum += products[:, column]
-    part = partial_sum(layer, asked(x, ids, weights, exponents), top_k)
+    part = partial_sum(layer, asked(x, ids, weights, exponents))
     assert not part.saturated.any()
     grid_sum = fixed_point.to_float32(part.values, exponents)
     step = torch.ldexp(torch.ones(T), torch.from_numpy(exponents)).double().unsqueeze(1)
@@ -106,25 +109,25 @@ def test_the_grid_costs_about_three_roundings_to_the_residual() -> None:
 
 def test_a_saturated_row_fits_a_coarser_grid() -> None:
     T, H, top_k = 4, 64, 4
-    layer = experts(8, H, 32, scale=1e4)
+    layer = experts(8, H, 32, top_k, scale=1e4)
     x = torch.randn(T, H, generator=torch.Generator().manual_seed(1))
     ids, weights = routing(T, 8, top_k)
     exponents = fixed_point.scale_exponents(x)
     exponents[2] = 0
-    part = partial_sum(layer, asked(x, ids, weights, exponents), top_k)
+    part = partial_sum(layer, asked(x, ids, weights, exponents))
     assert part.saturated.tolist() == [True, True, False, True]
 
     exact = torch.zeros(T, H, dtype=torch.float64)
     for t, row in enumerate(ids.tolist()):
         for column, e in enumerate(row):
-            y = kernels.dense_ffn(x[t : t + 1], layer.gate[e], layer.up[e], layer.down[e], 0.0)[0]
+            y = alone(layer, e, x[t : t + 1])[0]
             exact[t] += (y * weights[t, column]).double()
     coarser = exponents
     for _ in range(fixed_point.MAX_COARSENINGS):
         if not part.saturated.any():
             break
         coarser = coarser + part.saturated.astype(np.int32) * fixed_point.COARSEN_STEP
-        part = partial_sum(layer, asked(x, ids, weights, coarser), top_k)
+        part = partial_sum(layer, asked(x, ids, weights, coarser))
     assert not part.saturated.any()
     found = fixed_point.to_float32(part.values, coarser).double()
     step = torch.ldexp(torch.ones(T), torch.from_numpy(coarser)).double().unsqueeze(1)
@@ -135,7 +138,9 @@ def test_a_saturated_row_fits_a_coarser_grid() -> None:
 def test_the_largest_value_on_the_grid_is_kept_and_the_next_is_flagged(top_k: int) -> None:
     """One expert whose output is exactly its weight, so that the grid's edge can be met."""
     one = torch.ones(1, 1, 1)
-    layer = ExpertWeights(torch.zeros(1, dtype=torch.int32), one, one, one, limit=0.0)
+    unit = ExpertMatrices.of(one)
+    slots = torch.zeros(1, dtype=torch.int32)
+    layer = ExpertWeights(slots, unit, unit, unit, limit=0.0, top_k=top_k)
     x = torch.tensor([[4.0]])
     y = kernels.dense_ffn(x, one[0], one[0], one[0], 0.0)
     limit = fixed_point.limit(top_k)
@@ -147,36 +152,36 @@ def test_the_largest_value_on_the_grid_is_kept_and_the_next_is_flagged(top_k: in
         (float("inf"), True),
     ):
         weight = torch.tensor([[target]]) / y
-        part = partial_sum(layer, asked(x, torch.zeros(1, 1).int(), weight, np.zeros(1, np.int32)), top_k)
+        part = partial_sum(layer, asked(x, torch.zeros(1, 1).int(), weight, np.zeros(1, np.int32)))
         assert part.saturated.tolist() == [flagged]
 
 
 def test_numbers_that_are_not_finite_stay_flagged_on_every_grid() -> None:
-    layer = experts(4, 16, 8)
-    layer.down[1, 3, 2] = torch.nan
+    layer = experts(4, 16, 8, 2)
+    layer.down.data[1, 3, 2] = torch.nan
     x = torch.ones(2, 16)
     ids, weights = torch.tensor([[1, 0], [2, 3]], dtype=torch.int32), torch.ones(2, 2)
     last = 100 + fixed_point.MAX_COARSENINGS * fixed_point.COARSEN_STEP
     for exponent in (-23, 0, 100, last):
-        part = partial_sum(layer, asked(x, ids, weights, np.full(2, exponent, np.int32)), 2)
+        part = partial_sum(layer, asked(x, ids, weights, np.full(2, exponent, np.int32)))
         assert part.saturated.tolist() == [True, False]
 
 
-def test_the_torch_path_agrees_with_the_kernels() -> None:
-    layer = experts(8, 48, 20)
+def test_the_kernels_agree_with_plain_torch() -> None:
+    layer = experts(8, 48, 20, 3)
     x = torch.randn(6, 48, generator=torch.Generator().manual_seed(3))
     ids, weights = routing(6, 8, 3)
     ids[1, 0] = ids[2, 2] = -1
     exponents = fixed_point.scale_exponents(x)
     exponents[4] = -60
-    native = partial_sum(layer, asked(x, ids, weights, exponents), 3)
-    plain = torch_partial_sum(layer, asked(x, ids, weights, exponents), 3)
+    native = partial_sum(layer, asked(x, ids, weights, exponents))
+    plain = torch_partial_sum(layer, asked(x, ids, weights, exponents))
     assert plain.saturated.tolist() == native.saturated.tolist() == [False] * 4 + [True, False]
     fits = ~native.saturated
     difference = fixed_point.to_float32(native.values - plain.values, exponents)[fits]
     assert difference.abs().max() < 3e-6
-    alone = torch_partial_sum(layer, asked(x[3:4], ids[3:4], weights[3:4], exponents[3:4]), 3)
-    assert np.array_equal(alone.values[0], plain.values[3])
+    one = torch_partial_sum(layer, asked(x[3:4], ids[3:4], weights[3:4], exponents[3:4]))
+    assert np.array_equal(one.values[0], plain.values[3])
     ids[0, 0] = 8
     with pytest.raises(kernels.ExpertNotHeld, match="expert 8"):
-        torch_partial_sum(layer, asked(x, ids, weights, exponents), 3)
+        torch_partial_sum(layer, asked(x, ids, weights, exponents))

@@ -5,18 +5,25 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
+from numpy.typing import NDArray
 
-from placement.errors import PlanError
+from placement.errors import CheckpointError, PlanError
+from placement.weight_format import BFLOAT16, FLOAT16, FLOAT32, Q8_0, ExpertFormat, WeightFormat
 from tests.tiny_checkpoint import write_random_checkpoint
 from transport.expert_rows import ExpertRows
 from workers import fixed_point
+from workers.formats.checkpoint import StoredMatrix
 from workers.formats.safetensors import SafetensorsCheckpoint
+from workers.kernels.expert_matrices import TORCH_DTYPES
 from workers.model_config import Step35Config
-from workers.store import ExpertNotHeld, ExpertStore
+from workers.store import ExpertNotHeld, ExpertStore, in_one_form
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +34,8 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(model_dir: Path, experts: dict[int, list[int]], dtype: torch.dtype = torch.float32) -> ExpertStore:
-    return ExpertStore.load(
-        SafetensorsCheckpoint.open(model_dir), Step35Config.load(model_dir), experts, dtype=dtype
-    )
+    checkpoint, config = SafetensorsCheckpoint.open(model_dir), Step35Config.load(model_dir)
+    return ExpertStore.load(checkpoint, config, experts, formats=in_one_form(experts, dtype))
 
 
 def request(T: int, num_experts: int = 16, top_k: int = 4) -> ExpertRows:
@@ -46,7 +52,7 @@ def test_a_store_knows_what_it_holds(model_dir: Path) -> None:
         SafetensorsCheckpoint.open(model_dir),
         Step35Config.load(model_dir),
         {2: [5, 0], 4: range(3), 5: []},
-        dtype=torch.bfloat16,
+        formats=in_one_form((2, 4), torch.bfloat16),
         on_progress=lambda done, total: seen.append((done, total)),
     )
     assert store.experts == {2: (5, 0), 4: (0, 1, 2)}
@@ -114,13 +120,109 @@ def test_experts_the_model_does_not_have_are_refused(model_dir: Path, experts: d
         load(model_dir, experts)
 
 
+class StoredExperts:
+    """A checkpoint of one MoE layer whose experts lie in the given forms."""
+
+    path = Path("model.gguf")
+    stored: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, formats: ExpertFormat) -> None:
+        self.formats = formats
+
+    def has(self, name: str) -> bool:
+        return False
+
+    def has_below(self, prefix: str) -> bool:
+        return False
+
+    def tensor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        raise CheckpointError(f"no tensor {name}")
+
+    def expert_format(self, layer: int, config: Step35Config) -> ExpertFormat:
+        return self.formats
+
+    def expert(
+        self, layer: int, expert: int, config: Step35Config
+    ) -> tuple[StoredMatrix, StoredMatrix, StoredMatrix]:
+        gate, up = (self._matrix(part, expert, 32, 64) for part in ("gate", "up"))
+        return gate, up, self._matrix("down", expert, 64, 32)
+
+    def _matrix(self, part: str, expert: int, rows: int, columns: int) -> StoredMatrix:
+        form: WeightFormat = getattr(self.formats, part)
+        generator = torch.Generator().manual_seed(10 * expert + len(part))
+        weights = torch.randn(rows, columns, generator=generator) / columns**0.5
+        if form in TORCH_DTYPES:
+            data = weights.to(TORCH_DTYPES[form])
+        else:
+            data = torch.from_numpy(quantize(weights.numpy(), GGMLQuantizationType[form.name.upper()]))
+        return StoredMatrix(f"blk.{part}", form, rows, columns, data)
+
+    def release(self) -> None:
+        pass
+
+
+class Converted(StoredExperts):
+    """The same numbers as `StoredExperts`, stored in another form."""
+
+    def __init__(self, formats: ExpertFormat, form: WeightFormat) -> None:
+        super().__init__(formats)
+        self.form = form
+
+    def _matrix(self, part: str, expert: int, rows: int, columns: int) -> StoredMatrix:
+        matrix = super()._matrix(part, expert, rows, columns)
+        data = matrix.data
+        if matrix.form not in TORCH_DTYPES:
+            kind = GGMLQuantizationType[matrix.form.name.upper()]
+            data = torch.from_numpy(dequantize(data.numpy(), kind))
+        return StoredMatrix(matrix.name, self.form, rows, columns, data.to(TORCH_DTYPES[self.form]))
+
+
+def sums_of(checkpoint: StoredExperts, model_dir: Path, formats: ExpertFormat) -> NDArray[np.int32]:
+    config = Step35Config.load(model_dir)
+    store = ExpertStore.load(checkpoint, config, {2: range(16)}, formats={2: formats})
+    assert store.held_bytes == 16 * formats.expert_bytes(64, 32)
+    part = store.forward(2, request(5))
+    assert not part.saturated.any()
+    return part.values
+
+
+@pytest.mark.parametrize("down", [FLOAT16, Q8_0, BFLOAT16])
+def test_what_is_stored_in_the_wanted_form_is_kept_as_it_is(model_dir: Path, down: WeightFormat) -> None:
+    formats, wide = ExpertFormat(Q8_0, FLOAT16, down), ExpertFormat.of(FLOAT32)
+    kept = sums_of(StoredExperts(formats), model_dir, formats)
+    assert np.array_equal(kept, sums_of(Converted(formats, FLOAT32), model_dir, wide))
+
+
+@pytest.mark.parametrize("stored", [FLOAT32, BFLOAT16, FLOAT16])
+@pytest.mark.parametrize("wanted", [FLOAT32, BFLOAT16])
+def test_forms_of_one_number_each_become_float32_or_bfloat16(
+    model_dir: Path, stored: WeightFormat, wanted: WeightFormat
+) -> None:
+    before, after = ExpertFormat.of(stored), ExpertFormat.of(wanted)
+    found = sums_of(StoredExperts(before), model_dir, after)
+    assert np.array_equal(found, sums_of(Converted(before, wanted), model_dir, after))
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted"), [(Q8_0, FLOAT32), (Q8_0, FLOAT16), (FLOAT32, Q8_0), (FLOAT32, FLOAT16)]
+)
+def test_a_form_that_cannot_be_had_is_told_with_the_tensor(
+    model_dir: Path, stored: WeightFormat, wanted: WeightFormat
+) -> None:
+    checkpoint = StoredExperts(ExpertFormat(BFLOAT16, stored, BFLOAT16))
+    formats = {2: ExpertFormat(BFLOAT16, wanted, BFLOAT16)}
+    expected = f"model.gguf: tensor blk.up is stored as {stored.name}, expected {wanted.name}"
+    with pytest.raises(CheckpointError, match=expected):
+        ExpertStore.load(checkpoint, Step35Config.load(model_dir), {2: [0]}, formats=formats)
+
+
 MEASURE = """
 import sys
 from pathlib import Path
 import torch
 from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
-from workers.store import ExpertStore
+from workers.store import ExpertStore, in_one_form
 
 def status(key):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -128,10 +230,11 @@ def status(key):
 
 torch.set_num_threads(1)
 config, checkpoint = Step35Config.load(sys.argv[1]), SafetensorsCheckpoint.open(sys.argv[1])
-warm_up = ExpertStore.load(checkpoint, config, {0: [0]}, dtype=torch.bfloat16)
+formats = in_one_form((0, 1), torch.bfloat16)
+warm_up = ExpertStore.load(checkpoint, config, {0: [0]}, formats=formats)
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
 before = status("VmRSS")
-store = ExpertStore.load(checkpoint, config, {0: range(1, 15), 1: range(3, 8)}, dtype=torch.bfloat16)
+store = ExpertStore.load(checkpoint, config, {0: range(1, 15), 1: range(3, 8)}, formats=formats)
 print(store.held_bytes, status("VmHWM") - before)
 """
 

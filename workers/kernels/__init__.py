@@ -3,19 +3,24 @@
 They do not depend on the other rows of the call, the number of threads, the instruction set, or how a
 prompt was cut into chunks. `native_body.h` says how: a fixed order for every sum, its own exponential.
 
-Activations are contiguous float32 tensors on the CPU, weights contiguous float32 or bfloat16 (bfloat16
-widens exactly). Every function returns new float32 tensors and uses `torch.get_num_threads()` threads.
+The routed experts' weights are in any form of the kernels' table (`weights.h`, `ffn.h`), their rows numpy
+arrays (`ExpertRows`). Elsewhere activations are contiguous float32 tensors on the CPU, weights contiguous
+float32 or bfloat16 (bfloat16 widens exactly). Every function returns new arrays or tensors and uses
+`torch.get_num_threads()` threads.
 Shapes: T rows (tokens), H hidden, I intermediate, E experts, k chosen experts a token.
 """
 
 from __future__ import annotations
 
 from workers.kernels.dense import attention, dense_ffn, exp, linear, rms_norm, sigmoid, swiglu
+from workers.kernels.expert_matrices import ExpertMatrices, ExpertWeights
 from workers.kernels.moe import ExpertNotHeld, grid_to_float32, moe_partial_sum, route_top_k, row_exponents
 from workers.kernels.native import KernelsNotBuilt, instruction_set, use_instruction_set
 
 __all__ = [
+    "ExpertMatrices",
     "ExpertNotHeld",
+    "ExpertWeights",
     "KernelsNotBuilt",
     "attention",
     "dense_ffn",

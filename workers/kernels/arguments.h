@@ -93,11 +93,35 @@ struct FfnArgs {
   int threads;
 };
 
+// One layer's rows. The next three structures are declared a second time in native.py, field by field.
+struct ExpertRowsArgs {
+  const float* hidden;             // [T, H]
+  const int32_t* expert_ids;       // [T, k], -1 where an expert is computed elsewhere
+  const float* weights;            // [T, k]
+  const int32_t* scale_exponents;  // [T]
+  int64_t T, H, k;
+};
+
+// One matrix of each of a layer's experts, one after another.
+struct ExpertMatrix {
+  const void* data;
+  int64_t rows, columns, row_bytes, format;  // format: a row of FORMATS
+};
+
+// A layer's experts: gate and up [I, H], down [H, I].
+struct ExpertMatricesArgs {
+  ExpertMatrix gate, up, down;
+  const int32_t* slots;   // [E]: where each expert lies in the matrices, -1 for not here
+  int64_t E;
+  float limit;            // the SwiGLU clamp, 0 for none
+  int32_t max_magnitude;  // of one output in grid units, so that top_k of them fit int32
+};
+
 struct MoeArgs {
   const float* x;
   const float* weights;             // [T, k]
   const double* grid_scales;        // [T]: 2^-exponent
-  const void *gate, *up, *down;     // [n, I, H], [n, I, H], [n, H, I]
+  const ExpertMatricesArgs* experts;
   int32_t* out;
   uint8_t* saturated;
   float *activations, *tiles;       // entries * I, and threads * 2 * max_rows * FFN_COLUMNS floats
@@ -107,8 +131,6 @@ struct MoeArgs {
   const int64_t* group_slots;       // num_groups
   uint8_t* flags;                   // threads * T
   int64_t num_groups, max_rows, T, H, I, k;
-  float limit;
-  int32_t max_magnitude;
   int threads;
 };
 
@@ -136,6 +158,6 @@ struct Kernels {
                           int threads);
   void (*dense_ffn_f32)(const FfnArgs&);
   void (*dense_ffn_bf16)(const FfnArgs&);
-  void (*moe_f32)(const MoeArgs&);
-  void (*moe_bf16)(const MoeArgs&);
+  void (*moe)(const MoeArgs&);
+  int (*format_index)(const char* name, int64_t block_weights, int64_t block_bytes);
 };

@@ -104,7 +104,7 @@ static void attend(const AttentionArgs& a, int64_t t, int64_t kv_head, float* sc
   float* out = a.out + (t * a.num_heads + kv_head * group) * D;
   int64_t j = 0;
   for (int s = 0; s < num_segments; ++s) {
-    dot_block(Rows{q, D, nullptr}, group, segments[s].k, stride, segments[s].count, D, scores + j, lds);
+    dot_block(Rows{q, D, nullptr}, group, Plain<W>{segments[s].k, stride}, segments[s].count, D, scores + j, lds);
     j += segments[s].count;
   }
   constexpr int64_t R = 4;

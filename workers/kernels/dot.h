@@ -21,9 +21,9 @@ struct Stretch {
 };
 
 // out[r * ldo + c] = dot(row r, w row c), over one stretch of k.
-template <int R, int C, class W>
-static ALWAYS_INLINE void dot_tile(const Rows x, const W* w, int64_t ldw, const Stretch k_range, Lanes* state,
-                                   float* out, int64_t ldo) {
+template <int R, int C, class Weights>
+static ALWAYS_INLINE void dot_tile(const Rows x, const Weights w, const Stretch k_range, Lanes* state, float* out,
+                                   int64_t ldo) {
   constexpr int ACCUMULATORS = (R * C + 3) / 4 * 4;
   const float* rows[R];
   UNROLL for (int r = 0; r < R; ++r) rows[r] = x.row(r);
@@ -37,22 +37,24 @@ static ALWAYS_INLINE void dot_tile(const Rows x, const W* w, int64_t ldw, const 
   for (; k + 16 <= k_range.end; k += 16) {
     Lanes columns[C];
     UNROLL for (int c = 0; c < C; ++c) {
-      columns[c] = Lanes::load(w + c * ldw + k);
+      columns[c] = w.load(c, k);
       // The next tile's weights: processors do not guess a jump to another row.
-      __builtin_prefetch(w + (c + C) * ldw + k, 0, 2);
+      w.prefetch(c + C, k);
     }
     UNROLL for (int r = 0; r < R; ++r) {
       const Lanes row = Lanes::load(rows[r] + k);
       UNROLL for (int c = 0; c < C; ++c) acc[r * C + c] = Lanes::fma(columns[c], row, acc[r * C + c]);
     }
   }
-  if (k < k_range.end) {
-    const int n = (int)(k_range.end - k);
-    Lanes columns[C];
-    UNROLL for (int c = 0; c < C; ++c) columns[c] = Lanes::load(w + c * ldw + k, n);
-    UNROLL for (int r = 0; r < R; ++r) {
-      const Lanes row = Lanes::load(rows[r] + k, n);
-      UNROLL for (int c = 0; c < C; ++c) acc[r * C + c] = Lanes::fma(columns[c], row, acc[r * C + c]);
+  if constexpr (Weights::BLOCK < 16) {
+    if (k < k_range.end) {
+      const int n = (int)(k_range.end - k);
+      Lanes columns[C];
+      UNROLL for (int c = 0; c < C; ++c) columns[c] = w.load(c, k, n);
+      UNROLL for (int r = 0; r < R; ++r) {
+        const Lanes row = Lanes::load(rows[r] + k, n);
+        UNROLL for (int c = 0; c < C; ++c) acc[r * C + c] = Lanes::fma(columns[c], row, acc[r * C + c]);
+      }
     }
   }
   if (!k_range.last) {
@@ -67,16 +69,16 @@ static ALWAYS_INLINE void dot_tile(const Rows x, const W* w, int64_t ldw, const 
 }
 
 // T rows against C weight rows, R rows at a time; what is left over, 1 to R - 1 rows, in one tile.
-template <int R, int C, class W>
-static void dot_rows(const Rows x, int64_t T, const W* w, int64_t ldw, const Stretch k_range, Lanes* state,
-                     float* out, int64_t ldo) {
+template <int R, int C, class Weights>
+static void dot_rows(const Rows x, int64_t T, const Weights w, const Stretch k_range, Lanes* state, float* out,
+                     int64_t ldo) {
   if constexpr (R > 0) {
     int64_t t = 0;
     for (; t + R <= T; t += R) {
-      dot_tile<R, C>(x.from(t), w, ldw, k_range, state + t * C, out + t * ldo, ldo);
+      dot_tile<R, C>(x.from(t), w, k_range, state + t * C, out + t * ldo, ldo);
     }
     if (t < T) {
-      dot_rows<R - 1, C>(x.from(t), T - t, w, ldw, k_range, state + t * C, out + t * ldo, ldo);
+      dot_rows<R - 1, C>(x.from(t), T - t, w, k_range, state + t * C, out + t * ldo, ldo);
     }
   }
 }
@@ -85,8 +87,8 @@ static void dot_rows(const Rows x, int64_t T, const W* w, int64_t ldw, const Str
 // a tile covers, so that the tile's weights and x come from the first level.
 constexpr int64_t BLOCK_ROWS = 48, BLOCK_K = 1024;
 
-template <int C, class W>
-static void dot_columns(const Rows x, int64_t T, const W* w, int64_t ldw, int64_t N, int64_t K, float* out,
+template <int C, class Weights>
+static void dot_columns(const Rows x, int64_t T, const Weights w, int64_t N, int64_t K, float* out,
                         int64_t ldo) {
   Lanes state[BLOCK_ROWS * C];
   // A tile or less waits for memory, and memory prefers whole rows of weights.
@@ -94,14 +96,14 @@ static void dot_columns(const Rows x, int64_t T, const W* w, int64_t ldw, int64_
   for (int64_t n = 0; n < N; n += C) {
     for (int64_t k = 0; k < K; k += stretch) {
       const Stretch k_range{k, K - k < stretch ? K : k + stretch, k == 0, K - k <= stretch};
-      dot_rows<Lanes::TILE_ROWS, C>(x, T, w + n * ldw, ldw, k_range, state, out + n, ldo);
+      dot_rows<Lanes::TILE_ROWS, C>(x, T, w.from(n), k_range, state, out + n, ldo);
     }
   }
 }
 
 // out[t * ldo + n] = dot(row t, w row n) for t < T, n < N.
-template <class W>
-static void dot_block(const Rows x, int64_t T, const W* w, int64_t ldw, int64_t N, int64_t K, float* out,
+template <class Weights>
+static void dot_block(const Rows x, int64_t T, const Weights w, int64_t N, int64_t K, float* out,
                       int64_t ldo) {
   constexpr int C = Lanes::TILE_COLUMNS;
   for (int64_t t = 0; t < T; t += BLOCK_ROWS) {
@@ -110,12 +112,12 @@ static void dot_block(const Rows x, int64_t T, const W* w, int64_t ldw, int64_t 
     int64_t n = 0;
     if (rows == 1) {
       for (; n + 4 <= N; n += 4) {
-        dot_tile<1, 4>(x.from(t), w + n * ldw, ldw, {0, K, true, true}, nullptr, ot + n, ldo);
+        dot_tile<1, 4>(x.from(t), w.from(n), {0, K, true, true}, nullptr, ot + n, ldo);
       }
     }
     const int64_t whole = n + (N - n) / C * C;
-    dot_columns<C>(x.from(t), rows, w + n * ldw, ldw, whole - n, K, ot + n, ldo);
-    dot_columns<1>(x.from(t), rows, w + whole * ldw, ldw, N - whole, K, ot + whole, ldo);
+    dot_columns<C>(x.from(t), rows, w.from(n), whole - n, K, ot + n, ldo);
+    dot_columns<1>(x.from(t), rows, w.from(whole), N - whole, K, ot + whole, ldo);
   }
 }
 
@@ -146,11 +148,11 @@ constexpr int64_t LINEAR_COLUMNS = 48;
 
 template <class W>
 static void linear(const LinearArgs& a) {
-  const W* weight = (const W*)a.weight;
+  const Plain<W> weight{(const W*)a.weight, a.K};
   const Rows x{a.x, a.K, nullptr};
   const int threads = threads_for(a.T * a.N * a.K, a.threads);
   if (threads == 1) {
-    dot_block(x, a.T, weight, a.K, a.N, a.K, a.out, a.N);
+    dot_block(x, a.T, weight, a.N, a.K, a.out, a.N);
     return;
   }
   const int64_t items = (a.N + LINEAR_COLUMNS - 1) / LINEAR_COLUMNS;
@@ -158,6 +160,6 @@ static void linear(const LinearArgs& a) {
   for (int64_t item = 0; item < items; ++item) {
     const int64_t n = item * LINEAR_COLUMNS;
     const int64_t columns = a.N - n < LINEAR_COLUMNS ? a.N - n : LINEAR_COLUMNS;
-    dot_block(x, a.T, weight + n * a.K, a.K, columns, a.K, a.out + n, a.N);
+    dot_block(x, a.T, weight.from(n), columns, a.K, a.out + n, a.N);
   }
 }

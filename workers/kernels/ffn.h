@@ -1,19 +1,14 @@
 // The dense feed-forward and the routed experts' sum on a fixed-point grid.
 
-// Activations act(gate x) * up x of `columns` intermediate units of rows of x, to out [rows, ldo].
-template <class W>
-static void gate_up_block(const Rows x, int64_t rows, int64_t H, const W* gate, const W* up, int64_t columns,
-                          float limit, float* up_scratch, float* out, int64_t ldo) {
-  dot_block(x, rows, gate, H, columns, H, out, ldo);
-  dot_block(x, rows, up, H, columns, H, up_scratch, columns);
-  for (int64_t r = 0; r < rows; ++r) {
-    swiglu_run(out + r * ldo, up_scratch + r * columns, out + r * ldo, columns, limit);
-  }
-}
-
 static ALWAYS_INLINE int64_t block_columns(int64_t item, int64_t total) {
   const int64_t left = total - item * FFN_COLUMNS;
   return left < FFN_COLUMNS ? left : FFN_COLUMNS;
+}
+
+// act(gate) * up of `columns` intermediate units, in place of the gate: gate [rows, ldg], up [rows, columns].
+static ALWAYS_INLINE void activate(float* gate, int64_t ldg, const float* up, int64_t rows, int64_t columns,
+                                   float limit) {
+  for (int64_t r = 0; r < rows; ++r) swiglu_run(gate + r * ldg, up + r * columns, gate + r * ldg, columns, limit);
 }
 
 template <class W>
@@ -27,13 +22,17 @@ static void dense_ffn(const FfnArgs& a) {
 #pragma omp for schedule(dynamic)
     for (int64_t item = 0; item < up_items; ++item) {
       const int64_t i = item * FFN_COLUMNS;
-      gate_up_block(Rows{a.x, a.H, nullptr}, a.T, a.H, (const W*)a.gate + i * a.H, (const W*)a.up + i * a.H,
-                    block_columns(item, a.I), a.limit, up_scratch, a.activations + i, a.I);
+      const int64_t columns = block_columns(item, a.I);
+      const Rows x{a.x, a.H, nullptr};
+      float* activations = a.activations + i;
+      dot_block(x, a.T, Plain<W>{(const W*)a.gate, a.H}.from(i), columns, a.H, activations, a.I);
+      dot_block(x, a.T, Plain<W>{(const W*)a.up, a.H}.from(i), columns, a.H, up_scratch, columns);
+      activate(activations, a.I, up_scratch, a.T, columns, a.limit);
     }
 #pragma omp for schedule(dynamic)
     for (int64_t item = 0; item < down_items; ++item) {
       const int64_t h = item * FFN_COLUMNS;
-      dot_block(Rows{a.activations, a.I, nullptr}, a.T, (const W*)a.down + h * a.I, a.I,
+      dot_block(Rows{a.activations, a.I, nullptr}, a.T, Plain<W>{(const W*)a.down, a.I}.from(h),
                 block_columns(item, a.H), a.I, a.out + h, a.H);
     }
   }
@@ -66,7 +65,46 @@ static void grid_to_float32(const int32_t* values, const double* grid_units, flo
   }
 }
 
-template <class W>
+// The forms that experts may be kept in. Every instruction set has this table; a matrix names its row.
+template <class Weights>
+static void dot_matrix(const Rows x, int64_t T, const void* w, int64_t row_bytes, int64_t N, int64_t K, float* out,
+                       int64_t ldo) {
+  dot_block(x, T, Weights::at(w, row_bytes), N, K, out, ldo);
+}
+
+struct Format {
+  const char* name;
+  int64_t block_weights, block_bytes;
+  void (*dot)(const Rows x, int64_t T, const void* w, int64_t row_bytes, int64_t N, int64_t K, float* out,
+              int64_t ldo);
+};
+
+static const Format FORMATS[] = {
+    {"float32", 1, 4, dot_matrix<Plain<float>>},
+    {"bfloat16", 1, 2, dot_matrix<Plain<bf16>>},
+    {"float16", 1, 2, dot_matrix<Float16>},
+    {"q8_0", 32, 34, dot_matrix<Q8_0>},
+};
+
+// The row of a form, -1 where the kernels know none of this name and these blocks.
+static int format_index(const char* name, int64_t block_weights, int64_t block_bytes) {
+  for (int i = 0; i < (int)(sizeof FORMATS / sizeof FORMATS[0]); ++i) {
+    const Format& format = FORMATS[i];
+    if (std::strcmp(format.name, name) == 0 && format.block_weights == block_weights &&
+        format.block_bytes == block_bytes) {
+      return i;
+    }
+  }
+  return -1;
+}
+
+// out[t * ldo + n] = dot(row t, row `first` + n of expert `slot`'s matrix) for t < T, n < N.
+static void dot_expert(const Rows x, int64_t T, const ExpertMatrix& matrix, int64_t slot, int64_t first, int64_t N,
+                       float* out, int64_t ldo) {
+  const uint8_t* w = (const uint8_t*)matrix.data + (slot * matrix.rows + first) * matrix.row_bytes;
+  FORMATS[matrix.format].dot(x, T, w, matrix.row_bytes, N, matrix.columns, out, ldo);
+}
+
 static void moe(const MoeArgs& a) {
   const int64_t entries = a.group_starts[a.num_groups];
   const int threads = threads_for(3 * entries * a.H * a.I, a.threads);
@@ -81,10 +119,12 @@ static void moe(const MoeArgs& a) {
     for (int64_t item = 0; item < a.num_groups * up_items; ++item) {
       const int64_t group = item / up_items, i = item % up_items * FFN_COLUMNS;
       const int64_t start = a.group_starts[group], rows = a.group_starts[group + 1] - start;
-      const int64_t weights_at = (a.group_slots[group] * a.I + i) * a.H;
-      gate_up_block(Rows{a.x, a.H, a.entry_tokens + start}, rows, a.H, (const W*)a.gate + weights_at,
-                    (const W*)a.up + weights_at, block_columns(item % up_items, a.I), a.limit, tile,
-                    a.activations + start * a.I + i, a.I);
+      const int64_t columns = block_columns(item % up_items, a.I), slot = a.group_slots[group];
+      const Rows x{a.x, a.H, a.entry_tokens + start};
+      float* activations = a.activations + start * a.I + i;
+      dot_expert(x, rows, a.experts->gate, slot, i, columns, activations, a.I);
+      dot_expert(x, rows, a.experts->up, slot, i, columns, tile, columns);
+      activate(activations, a.I, tile, rows, columns, a.experts->limit);
     }
     // A work item owns its columns of every token, so integer additions need no lock.
 #pragma omp for schedule(dynamic)
@@ -96,12 +136,11 @@ static void moe(const MoeArgs& a) {
       for (int64_t group = 0; group < a.num_groups; ++group) {
         const int64_t start = a.group_starts[group], rows = a.group_starts[group + 1] - start;
         const Rows activations{a.activations + start * a.I, a.I, nullptr};
-        const W* down = (const W*)a.down + (a.group_slots[group] * a.H + h) * a.I;
-        dot_block(activations, rows, down, a.I, columns, a.I, tile, columns);
+        dot_expert(activations, rows, a.experts->down, a.group_slots[group], h, columns, tile, columns);
         for (int64_t r = 0; r < rows; ++r) {
           const int64_t t = a.entry_tokens[start + r];
           const float weight = a.weights[t * a.k + a.entry_columns[start + r]];
-          flags[t] |= add_on_grid(tile + r * columns, columns, weight, a.grid_scales[t], a.max_magnitude,
+          flags[t] |= add_on_grid(tile + r * columns, columns, weight, a.grid_scales[t], a.experts->max_magnitude,
                                   a.out + t * a.H + h);
         }
       }

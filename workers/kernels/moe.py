@@ -10,11 +10,12 @@ from torch import Tensor
 from placement.errors import PotluckError
 from transport.expert_rows import ExpertRows
 from workers.kernels import native
+from workers.kernels.expert_matrices import ExpertWeights
 from workers.kernels.native import (
     BAD_EXPERT_ID,
+    ExpertRowsArgs,
     address,
     check,
-    is_bf16,
     mismatch,
     num_threads,
     raise_if_failed,
@@ -103,9 +104,7 @@ def grid_to_float32(values: NDArray[np.int32], scale_exponents: NDArray[np.int32
     return out
 
 
-def moe_partial_sum(
-    rows: ExpertRows, slots: Tensor, gate: Tensor, up: Tensor, down: Tensor, limit: float, top_k: int
-) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+def moe_partial_sum(experts: ExpertWeights, rows: ExpertRows) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
     """Sum of each row's weighted expert outputs on the row's fixed-point grid.
 
     Every weighted output w * y (one float32 product) becomes rint(w * y * 2^-e) and the integers are
@@ -114,11 +113,6 @@ def moe_partial_sum(
 
     Args:
         rows: hidden float32, at most top_k experts a row, scale exponents within -512 to 512.
-        slots: int32 [E], the index of each expert in gate, up and down, or -1.
-        gate, up: [n, I, H], down: [n, H, I]; all float32 or all bfloat16.
-        limit: the SwiGLU clamp, 0 for none.
-        top_k: the model's experts per token. An output beyond (2^31 - 1) // top_k grid units could
-            overflow the sum: its row is flagged.
 
     Returns:
         int32 [T, H] and bool [T]: rows where an output left the grid or was not finite, whose sums
@@ -131,37 +125,28 @@ def moe_partial_sum(
     hidden, expert_ids, weights, scale_exponents = rows
     T, H = hidden.shape
     k = expert_ids.shape[1]
-    n, intermediate, gate_H = gate.shape
     if (
-        expert_ids.shape != (T, k)
+        experts.gate.columns != H
+        or expert_ids.shape != (T, k)
         or weights.shape != (T, k)
         or scale_exponents.shape != (T,)
-        or k > top_k
-        or gate_H != H
-        or up.shape != gate.shape
-        or down.shape != (n, H, intermediate)
+        or k > experts.top_k
     ):
-        raise mismatch("moe_partial_sum", **rows._asdict(), gate=gate, up=up, down=down)
+        raise mismatch("moe_partial_sum", **rows._asdict(), gate=experts.gate.data)
     values, saturated = np.empty((T, H), _INT32), np.empty(T, _BOOL)
     status = native.moe_partial_sum(
-        address(hidden, _FLOAT32),
-        address(expert_ids, _INT32),
-        address(weights, _FLOAT32),
-        address(scale_exponents, _INT32),
-        check(slots, torch.int32).data_ptr(),
-        gate.data_ptr(),
-        up.data_ptr(),
-        down.data_ptr(),
-        is_bf16(gate, up, down),
+        ExpertRowsArgs(
+            address(hidden, _FLOAT32),
+            address(expert_ids, _INT32),
+            address(weights, _FLOAT32),
+            address(scale_exponents, _INT32),
+            T,
+            H,
+            k,
+        ),
+        experts.arguments,
         address(values, _INT32),
         address(saturated, _BOOL),
-        T,
-        H,
-        intermediate,
-        k,
-        slots.shape[0],
-        limit,
-        (2**31 - 1) // top_k,
         num_threads(),
     )
     if status > 0:
@@ -169,6 +154,6 @@ def moe_partial_sum(
             f"expert {status - 1} is not held here: the sender's plan differs from this store's"
         )
     if status == BAD_EXPERT_ID:
-        raise ValueError(f"moe_partial_sum: an expert id is outside -1 to {slots.shape[0] - 1}")
+        raise ValueError(f"moe_partial_sum: an expert id is outside -1 to {experts.slots.numel() - 1}")
     raise_if_failed(status)
     return values, saturated

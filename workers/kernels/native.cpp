@@ -73,7 +73,7 @@ namespace baseline {
     #isa, isa::linear<float>, isa::linear<bf16>, isa::rms_norm<float>, isa::rms_norm<bf16>,           \
         isa::exponentials, isa::sigmoid, isa::swiglu, isa::route, isa::attention<float>,              \
         isa::attention<bf16>, isa::row_exponents, isa::grid_to_float32, isa::dense_ffn<float>,        \
-        isa::dense_ffn<bf16>, isa::moe<float>, isa::moe<bf16>                                         \
+        isa::dense_ffn<bf16>, isa::moe, isa::format_index                                              \
   }
 
 static const Kernels TABLES[] = {
@@ -204,12 +204,17 @@ EXPORT int potluck_dense_ffn(const float* x, const void* gate, const void* up, c
   return OK;
 }
 
-// Returns OK, a negative Status, or 1 + the expert id that has no slot.
-EXPORT int potluck_moe_partial_sum(const float* x, const int32_t* expert_ids, const float* weights,
-                                   const int32_t* scale_exponents, const int32_t* slots, const void* gate,
-                                   const void* up, const void* down, int is_bf16, int32_t* out,
-                                   uint8_t* saturated, int64_t T, int64_t H, int64_t I, int64_t k, int64_t E,
-                                   float limit, int32_t max_magnitude, int threads) {
+// The index of a form in the kernels' table, -1 where they know none of this name and these blocks.
+EXPORT int potluck_format_index(const char* name, int64_t block_weights, int64_t block_bytes) {
+  return active->format_index(name, block_weights, block_bytes);
+}
+
+// Sums to out [T, H], rows that left the grid to saturated [T]. Returns OK, a negative Status, or 1 + the
+// expert id that has no slot.
+EXPORT int potluck_moe_partial_sum(const ExpertRowsArgs* asked, const ExpertMatricesArgs* experts, int32_t* out,
+                                   uint8_t* saturated, int threads) {
+  const int64_t T = asked->T, H = asked->H, k = asked->k, I = experts->gate.rows, E = experts->E;
+  const int32_t *expert_ids = asked->expert_ids, *slots = experts->slots;
   Scratch scratch;
   int64_t* counts = scratch.take<int64_t>(E + 1);
   double* grid_scales = scratch.take<double>(T);
@@ -224,7 +229,7 @@ EXPORT int potluck_moe_partial_sum(const float* x, const int32_t* expert_ids, co
     ++counts[expert + 1];
   }
   for (int64_t t = 0; t < T; ++t) {
-    const int32_t e = scale_exponents[t];
+    const int32_t e = asked->scale_exponents[t];
     if (e < -MAX_EXPONENT || e > MAX_EXPONENT || !power_of_two(-e, grid_scales + t)) return BAD_EXPONENT;
   }
 
@@ -242,7 +247,7 @@ EXPORT int potluck_moe_partial_sum(const float* x, const int32_t* expert_ids, co
   float* activations = scratch.take<float>(entries * I);
   float* tiles = scratch.take<float>(threads * 2 * max_rows * FFN_COLUMNS);
   uint8_t* flags = scratch.take<uint8_t>(threads * T);
-  const float* rows = scratch.aligned(x, T, H);
+  const float* rows = scratch.aligned(asked->hidden, T, H);
   if (scratch.failed()) return OUT_OF_MEMORY;
 
   int64_t* entry_columns = entry_tokens + entries;
@@ -262,9 +267,7 @@ EXPORT int potluck_moe_partial_sum(const float* x, const int32_t* expert_ids, co
   }
   std::memset(flags, 0, threads * T);
 
-  MoeArgs args{rows, weights, grid_scales, gate, up, down, out, saturated, activations, tiles, entry_tokens,
-               entry_columns, group_starts, group_slots, flags, num_groups, max_rows, T, H, I, k, limit,
-               max_magnitude, threads};
-  (is_bf16 ? active->moe_bf16 : active->moe_f32)(args);
+  active->moe({rows, asked->weights, grid_scales, experts, out, saturated, activations, tiles, entry_tokens,
+               entry_columns, group_starts, group_slots, flags, num_groups, max_rows, T, H, I, k, threads});
   return OK;
 }

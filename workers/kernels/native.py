@@ -36,6 +36,37 @@ def _load() -> ctypes.CDLL:
 
 _library = _load()
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+_S = ctypes.c_char_p
+
+
+class ExpertRowsArgs(ctypes.Structure):
+    """Of `arguments.h`, as are the next two."""
+
+    _fields_ = (
+        ("hidden", _P),
+        ("expert_ids", _P),
+        ("weights", _P),
+        ("scale_exponents", _P),
+        ("num_rows", _L),
+        ("hidden_size", _L),
+        ("top_k", _L),
+    )
+
+
+class ExpertMatrixArgs(ctypes.Structure):
+    _fields_ = (("data", _P), ("rows", _L), ("columns", _L), ("row_bytes", _L), ("format", _L))
+
+
+class ExpertMatricesArgs(ctypes.Structure):
+    _fields_ = (
+        ("gate", ExpertMatrixArgs),
+        ("up", ExpertMatrixArgs),
+        ("down", ExpertMatrixArgs),
+        ("slots", _P),
+        ("num_experts", _L),
+        ("limit", _F),
+        ("max_magnitude", ctypes.c_int32),
+    )
 
 
 def _function(name: str, argtypes: list[type], restype: type | None = None) -> ctypes._NamedFuncPointer:
@@ -44,8 +75,8 @@ def _function(name: str, argtypes: list[type], restype: type | None = None) -> c
     return function  # type: ignore[no-any-return]
 
 
-isa = _function("isa", [], ctypes.c_char_p)
-set_isa = _function("set_isa", [ctypes.c_char_p], _I)
+isa = _function("isa", [], _S)
+set_isa = _function("set_isa", [_S], _I)
 linear = _function("linear", [_P, _P, _I, _P, _L, _L, _L, _I])
 rms_norm = _function("rms_norm", [_P, _P, _I, _P, _L, _L, _F, _I, _I])
 exp = _function("exp", [_P, _P, _L])
@@ -56,9 +87,10 @@ grid_to_float32 = _function("grid_to_float32", [_P, _P, _P, _L, _L, _I], _I)
 route_top_k = _function("route_top_k", [_P, _P, _P, _P, _L, _L, _L, _I, _F, _I], _I)
 attention = _function("attention", [_P, _P, _P, _P, _P, _I, _P, _L, _L, _L, _L, _L, _L, _L, _F, _I], _I)
 dense_ffn = _function("dense_ffn", [_P, _P, _P, _P, _I, _P, _L, _L, _L, _F, _I], _I)
+format_index = _function("format_index", [_S, _L, _L], _I)
 moe_partial_sum = _function(
     "moe_partial_sum",
-    [_P, _P, _P, _P, _P, _P, _P, _P, _I, _P, _P, _L, _L, _L, _L, _L, _F, ctypes.c_int32, _I],
+    [ctypes.POINTER(ExpertRowsArgs), ctypes.POINTER(ExpertMatricesArgs), _P, _P, _I],
     _I,
 )
 

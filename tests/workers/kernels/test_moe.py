@@ -16,6 +16,7 @@ from torch import Tensor
 
 from transport.expert_rows import ExpertRows
 from workers import fixed_point, kernels
+from workers.kernels import ExpertMatrices, ExpertWeights
 
 SameBits = Callable[[Callable[[], tuple[Tensor | NDArray[Any], ...]]], None]
 Exponents = NDArray[np.int32]
@@ -90,9 +91,11 @@ class Layer:
         slots = torch.full((self.gate.shape[0],), -1, dtype=torch.int32)
         slots[held] = torch.arange(len(held), dtype=torch.int32)
         mine = torch.where(torch.isin(ids, torch.tensor(held, dtype=torch.int32)), ids, -1)
-        parts = (self.gate[held], self.up[held], self.down[held])
-        rows = ExpertRows(x.numpy(), mine.numpy(), weights.numpy(), exponents)
-        return kernels.moe_partial_sum(rows, slots, *parts, self.limit, top_k)
+        kinds = (ExpertMatrices.of(kind[held]) for kind in (self.gate, self.up, self.down))
+        experts = ExpertWeights(slots, *kinds, self.limit, top_k)
+        return kernels.moe_partial_sum(
+            experts, ExpertRows(x.numpy(), mine.numpy(), weights.numpy(), exponents)
+        )
 
     def exact(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         out = torch.zeros(x.shape, dtype=torch.float64)
@@ -203,12 +206,13 @@ def test_a_row_that_asks_nothing_gets_zeros() -> None:
 
 def test_ids_and_exponents_out_of_range_are_refused() -> None:
     layer = Layer.random(3, 20, 10)
-    slots = torch.tensor([0, -1, 1], dtype=torch.int32)
+    kinds = (ExpertMatrices.of(kind[:2]) for kind in (layer.gate, layer.up, layer.down))
+    experts = ExpertWeights(torch.tensor([0, -1, 1], dtype=torch.int32), *kinds, limit=0.0, top_k=1)
     x, weights, exponents = torch.randn(1, 20), torch.ones(1, 1), np.zeros(1, np.int32)
 
     def call(expert: int, exponents: Exponents = exponents) -> None:
         rows = ExpertRows(x.numpy(), np.array([[expert]], np.int32), weights.numpy(), exponents)
-        kernels.moe_partial_sum(rows, slots, layer.gate[:2], layer.up[:2], layer.down[:2], 0.0, 1)
+        kernels.moe_partial_sum(experts, rows)
 
     call(2)
     with pytest.raises(kernels.ExpertNotHeld, match="expert 1 "):

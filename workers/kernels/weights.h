@@ -1,0 +1,83 @@
+// Views of weight rows: how a matrix's rows are reached in each form. A view gives sixteen float32 lanes of
+// row n from k on, k a multiple of 16. Forms in blocks have no address for a single weight, so all that a
+// kernel may ask is in here:
+//   BLOCK                 weights of a block; rows are whole blocks
+//   load(n, k)            weights k to k + 15 of row n
+//   load(n, k, count)     the row's last `count` < 16 weights, then zeros (only where BLOCK < 16)
+//   prefetch(n, k)        a hint that they are wanted soon
+//   from(n)               the view that begins at row n
+
+// Each weight by itself, in a type that Lanes load.
+template <class W>
+struct Plain {
+  static constexpr int BLOCK = 1;
+  const W* w;
+  int64_t stride;
+
+  static ALWAYS_INLINE Plain at(const void* data, int64_t row_bytes) {
+    return {(const W*)data, row_bytes / (int64_t)sizeof(W)};
+  }
+  ALWAYS_INLINE Lanes load(int64_t n, int64_t k) const { return Lanes::load(w + n * stride + k); }
+  ALWAYS_INLINE Lanes load(int64_t n, int64_t k, int count) const {
+    return Lanes::load(w + n * stride + k, count);
+  }
+  ALWAYS_INLINE void prefetch(int64_t n, int64_t k) const { __builtin_prefetch(w + n * stride + k, 0, 2); }
+  ALWAYS_INLINE Plain from(int64_t n) const { return {w + n * stride, stride}; }
+};
+
+// A float16 as float32, exactly. No subnormal number is computed with, so no mode of the processor matters.
+static ALWAYS_INLINE float widen_half(uint16_t h) {
+  const uint32_t magnitude = h & 0x7fff, sign = (uint32_t)(h & 0x8000) << 16;
+  const float small = (float)(int32_t)magnitude * 0x1p-24f;
+  const uint32_t exponent_shift = magnitude >= 0x7c00 ? 224u << 23 : 112u << 23;
+  const uint32_t normal = (magnitude << 13) + exponent_shift;
+  const uint32_t bits = magnitude < 0x400 ? __builtin_bit_cast(uint32_t, small) : normal;
+  return __builtin_bit_cast(float, bits | sign);
+}
+
+struct Float16 {
+  static constexpr int BLOCK = 1;
+  const uint16_t* w;
+  int64_t stride;
+
+  static ALWAYS_INLINE Float16 at(const void* data, int64_t row_bytes) {
+    return {(const uint16_t*)data, row_bytes / 2};
+  }
+  ALWAYS_INLINE Lanes load(int64_t n, int64_t k) const {
+    float wide[16];
+    const uint16_t* from = w + n * stride + k;
+    UNROLL for (int i = 0; i < 16; ++i) wide[i] = widen_half(from[i]);
+    return Lanes::load(wide);
+  }
+  ALWAYS_INLINE Lanes load(int64_t n, int64_t k, int count) const {
+    float wide[16] = {};
+    for (int i = 0; i < count; ++i) wide[i] = widen_half(w[n * stride + k + i]);
+    return Lanes::load(wide);
+  }
+  ALWAYS_INLINE void prefetch(int64_t n, int64_t k) const { __builtin_prefetch(w + n * stride + k, 0, 2); }
+  ALWAYS_INLINE Float16 from(int64_t n) const { return {w + n * stride, stride}; }
+};
+
+// Blocks of 32: a float16 scale d, then 32 int8 q, as in GGUF files. A weight is d * q, one float32 product.
+struct Q8_0 {
+  static constexpr int BLOCK = 32, BLOCK_BYTES = 34;
+  const uint8_t* w;
+  int64_t row_bytes;
+
+  static ALWAYS_INLINE Q8_0 at(const void* data, int64_t row_bytes) {
+    return {(const uint8_t*)data, row_bytes};
+  }
+  ALWAYS_INLINE Lanes load(int64_t n, int64_t k) const {
+    const uint8_t* block = w + n * row_bytes + k / BLOCK * BLOCK_BYTES;
+    uint16_t scale;
+    std::memcpy(&scale, block, 2);
+    const int8_t* q = (const int8_t*)(block + 2 + k % BLOCK);
+    float wide[16];
+    UNROLL for (int i = 0; i < 16; ++i) wide[i] = (float)q[i];
+    return Lanes::mul(Lanes::set1(widen_half(scale)), Lanes::load(wide));
+  }
+  ALWAYS_INLINE void prefetch(int64_t n, int64_t k) const {
+    __builtin_prefetch(w + n * row_bytes + k / BLOCK * BLOCK_BYTES, 0, 2);
+  }
+  ALWAYS_INLINE Q8_0 from(int64_t n) const { return {w + n * row_bytes, row_bytes}; }
+};
