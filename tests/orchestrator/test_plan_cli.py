@@ -126,7 +126,7 @@ def test_later_commands_take_from_a_plan_what_it_assumes(
     moved = ("plan", files / "cluster.yaml", "--model", "step-3.5-flash", "--current", plan, "--stats", stats)
     document(potluck(*moved, "--move-bytes", "1MB", "--out", again, "--json"))
     assert read_plan(again).workload == workload
-    assert read_plan(again).dtype == "q4"
+    assert read_plan(again).form == "q4"
 
 
 def test_what_is_assumed_is_printed_in_one_sentence(potluck: Potluck, files: Path) -> None:

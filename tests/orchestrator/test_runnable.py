@@ -11,7 +11,7 @@ from orchestrator.cli.even_plan import even_plan
 from orchestrator.runnable import check_runnable
 from orchestrator.session import open_session
 from placement.errors import PlanError
-from placement.plan import Plan, like_layers
+from placement.plan import Plan
 from placement.plan_file import write_plan
 from tests.orchestrator.command_line import Potluck
 from tests.tiny_checkpoint import write_random_checkpoint
@@ -26,7 +26,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def planned(model_dir: Path, num_workers: int, *, device: str, tier: str) -> Plan:
     """All experts on such workers, or on such a head."""
     plan = even_plan(Step35Config.load(model_dir).shape("model"), num_workers, "float32")
-    return replace(plan, tiers=tuple(replace(one, device=device, kind=tier) for one in plan.tiers))
+    return replace(plan, tiers=tuple(replace(found, device=device, kind=tier) for found in plan.tiers))
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,6 @@ def test_a_head_on_a_numbered_cpu_is_taken(model_dir: Path) -> None:
 
 def test_a_dtype_that_this_release_does_not_run_is_refused(model_dir: Path) -> None:
     plan = planned(model_dir, 0, device="cpu", tier="ram")
-    plan = replace(plan, layers=like_layers(plan.moe_layers, "q4", 1))
+    plan = replace(plan, layers=tuple(replace(layer, form="q4") for layer in plan.layers))
     with pytest.raises(PlanError, match="keeps experts in 'q4'"):
         check_runnable(plan)

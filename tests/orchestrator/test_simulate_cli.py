@@ -87,9 +87,9 @@ def test_the_document_has_the_promised_keys(
 def test_a_lost_worker_ends_the_run_and_says_so(
     potluck: Potluck, simulating: tuple[object, ...], trace: Path
 ) -> None:
-    code, out, err = potluck(*simulating, "--trace", trace, "--lose", "attic-ram@0.01", "--json")
+    code, out, err = potluck(*simulating, "--trace", trace, "--lose", "attic@0.01", "--json")
     assert code == 0, err
-    assert "attic-ram" in json.loads(out)["stopped"]
+    assert "attic" in json.loads(out)["stopped"]
 
 
 def test_people_get_tables(potluck: Potluck, simulating: tuple[object, ...], trace: Path) -> None:
@@ -107,12 +107,12 @@ def test_people_get_tables(potluck: Potluck, simulating: tuple[object, ...], tra
         (("--accept", "0.8,nan"), "found '0.8,nan'"),
         (("--accept", "0.8", "--tokens-per-step", 3), "expected a multiple of 2"),
         (
-            ("--lose", "attic-ram"),
+            ("--lose", "attic"),
             "--lose: expected WORKER@SECONDS, seconds of at least 0, found 'attic",
         ),
-        (("--lose", "attic-ram@inf"), "found 'attic-ram@inf'"),
+        (("--lose", "attic@inf"), "found 'attic@inf'"),
         (("--lose", "head@1"), "--lose: expected a worker of the plan other than 'head'"),
-        (("--lose", "cellar-ram@1"), "(attic-ram), found 'cellar-ram'"),
+        (("--lose", "cellar@1"), "(attic), found 'cellar'"),
         (("--new-plan", "next.json"), "--new-plan: expected PLAN.json@SECONDS"),
         (("--new-plan", "next.json@1"), "--new-plan: next.json: No such file"),
         (
@@ -145,8 +145,9 @@ def test_a_plan_over_its_own_budget_is_refused(
 ) -> None:
     path = Path(str(simulating[1]))
     plan = json.loads(path.read_text())
-    attic = plan["workers"][1]
-    held = sum(map(len, attic["experts"].values())) * plan["expert_bytes"]
+    attic = plan["workers"][1]["tiers"][0]
+    size = next(iter(plan["layers"].values()))["expert_bytes"]
+    held = sum(map(len, attic["experts"].values())) * size
     attic["budget_bytes"] = held - 1
     path.write_text(json.dumps(plan))
     code, out, err = potluck(*simulating, "--trace", trace)
@@ -172,7 +173,7 @@ def test_a_context_that_nobody_asked_for_is_no_reason_to_refuse(
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"dtype": "q4"}, "expected experts in bfloat16 of 12.3 kB as in "),
+        ({"layers": "in q4"}, "expected experts in bfloat16 of 12.3 kB as in "),
         ({"workers": "swapped"}, "plan.json (head, attic-ram), in that order, found attic-ram, head"),
         ({"epoch": -1}, "epoch: expected a whole number"),
         ({"fingerprint": "0" * 16}, "plan for another model"),
@@ -185,6 +186,8 @@ def test_a_new_plan_that_does_not_go_with_the_running_one_is_named(
     plan = json.loads(running.read_text())
     if "workers" in change:
         change = {"workers": plan["workers"][::-1]}
+    if "layers" in change:
+        change = {"layers": {key: layer | {"form": "q4"} for key, layer in plan["layers"].items()}}
     new = running.with_name("next.json")
     new.write_text(json.dumps(plan | change))
     code, out, err = potluck(*simulating, "--trace", trace, "--new-plan", f"{new}@0.5")

@@ -207,7 +207,7 @@ def test_a_box_with_a_disk_takes_the_same_time_event_by_event(drafts: int, gpu: 
     assert queued.duration_s == pytest.approx(alone.duration_s)
     moe_s = evaluate(system.problem, system.plan.holder_table, trace).mean_s
     assert alone.step_time_s.mean == pytest.approx(moe_s + head_seconds(system.problem).total_s)
-    apart = [replace(d, tier=replace(d.tier, tier="ram")) for d in devices]
+    apart = [replace(d, tier=replace(d.tier, kind="ram")) for d in devices]
     apart_s = simulate_alone(system_of(system.plan, apart, Workload(drafts=drafts)), [trace]).duration_s
     assert alone.duration_s > apart_s
 

@@ -255,7 +255,7 @@ def test_a_location_needs_all_experts_on_its_ranks() -> None:
         expert_location(plan, SHAPE, ["gpu0", "gpu1"])
     with pytest.raises(PlanError, match="expected different workers"):
         expert_location(plan, SHAPE, ["gpu0", "gpu0", "gpu1"])
-    with pytest.raises(PlanError, match="'gpu9' is not in the plan"):
+    with pytest.raises(PlanError, match="'gpu9' is not a device of the plan"):
         expert_location(plan, SHAPE, ["gpu9"])
     with pytest.raises(PlanError, match="plan for another model"):
         expert_location(plan, small_shape(num_experts=12), ["gpu0"])

@@ -193,7 +193,7 @@ def test_a_loss_is_noticed_and_mended_when_and_as_the_dispatcher_does(
     system = system_of(random_plan(seed, replica_chance=0.6), workload=Workload(drafts=1))
     trace = random_trace(seed, 60)
     death_s = at * simulate_alone(system, [trace]).duration_s
-    run = Run(system, {system.plan.worker_index(worker): death_s})
+    run = Run(system, {system.plan.tier_index(worker): death_s})
     stopped = False
     try:
         run.all_passes([trace])
