@@ -253,6 +253,7 @@ def test_tensors_that_do_not_load_are_named(path: Path, tmp_path: Path) -> None:
         (at + 28, struct.pack("<I", 4711), "is stored as GGML type 4711, expected one of"),
         (at + 4, struct.pack("<Q", 65), "has rows of 65 weights, expected a multiple of 32 for type Q8_0"),
         (at + 20, struct.pack("<Q", 1 << 62), "ends at byte .* truncated"),
+        (at + 12, struct.pack("<QQ", 0, 1 << 63), "has shape .* expected sizes above 0"),
         (at + 32, struct.pack("<Q", 1 << 62), "ends at byte .* truncated"),
         (at + 32, struct.pack("<Q", 33), "begins at byte 33 of the data, expected a multiple of"),
     ):

@@ -153,6 +153,12 @@ def _where(file: GgufFile, name: str, tensor: GgufTensor) -> _Stored:
             f"{where} is stored as {type_name(tensor.type)}, expected one of {READABLE_NAMES}: use a file "
             "quantised to Q8_0 or not at all"
         )
+    # With a 0 among them, sizes of any magnitude would fit into the file.
+    if 0 in tensor.shape:
+        raise CheckpointError(
+            f"{where} has shape {shown(list(tensor.shape))}, expected sizes above 0: the file is damaged, "
+            "download it again"
+        )
     columns = tensor.shape[-1] if tensor.shape else 1
     if not form.fits(columns):
         raise CheckpointError(
