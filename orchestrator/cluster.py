@@ -112,6 +112,7 @@ class RayCluster:
                 model_dir=str(model_dir.resolve()),
                 experts=plan.experts_of(worker.name),
                 dtype=plan.dtype,
+                forms={layer.index: layer.form for layer in plan.layers},
                 device=plan.tiers[worker.tiers[0]].device,
                 endpoint=self._endpoint(index, node, wire),
                 head_public=None if keys is None else keys.public,

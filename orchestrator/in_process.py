@@ -16,9 +16,10 @@ from transport.client import WorkerClient
 from transport.messages import WireLimits
 from transport.sockets import Context
 from workers.formats.checkpoint import Checkpoint
+from workers.formats.open_model import kept_forms
 from workers.model_config import Step35Config
 from workers.service import ExpertService
-from workers.store import ExpertStore, in_one_form
+from workers.store import ExpertStore
 
 HELLO_TIMEOUT_S = 10.0
 
@@ -43,18 +44,18 @@ def dispatcher_with_threads(
     shape = config.shape(plan.model)
     plan.check(shape)
     limits = WireLimits.for_shape(shape, plan.epoch, max_rows)
+    name = str(dtype).removeprefix("torch.")
+    forms = kept_forms(checkpoint, config, name)
     with ExitStack() as stack:
         context: Context = stack.enter_context(zmq.Context())
         local = None
         clients = {}
         for worker in plan.workers:
-            experts = plan.experts_of(worker.name)
-            store = ExpertStore.load(checkpoint, config, experts, formats=in_one_form(experts, dtype))
+            store = ExpertStore.load(checkpoint, config, plan.experts_of(worker.name), formats=forms)
             if worker.name == LOCAL_WORKER:
                 local = store
                 continue
             endpoint = "tcp://127.0.0.1:*" if wire == "tcp" else f"inproc://{worker.name}"
-            name = str(dtype).removeprefix("torch.")
             service = ExpertService(worker.name, store, limits, endpoint, dtype=name, context=context)
             stack.enter_context(service)
             clients[worker.name] = client = WorkerClient(context, service.endpoint, limits, name=worker.name)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from placement.errors import PlanError
+from placement.errors import InputError, PlanError
 from placement.files.shown import shown
 from placement.plan import LOCAL_WORKER, Plan, PlannedTier
+from placement.weight_format import FORMATS, ExpertFormat
+
+if TYPE_CHECKING:
+    from workers.formats.checkpoint import Checkpoint
+    from workers.model_config import Step35Config
 
 
 class DtypeName(StrEnum):
@@ -18,11 +24,14 @@ class DtypeName(StrEnum):
 
 def check_runnable(plan: Plan) -> None:
     """Raise PlanError for a plan that would not run as it says: its dtype, a worker's memory or device."""
-    if plan.form not in tuple(DtypeName):
-        raise PlanError(
-            f"the plan keeps experts in {shown(plan.form)}; this release runs {' and '.join(DtypeName)}: "
-            "make a plan with --quant bfloat16"
-        )
+    for layer in plan.layers:
+        try:
+            ExpertFormat.named(layer.form)
+        except InputError:
+            raise PlanError(
+                f"the plan keeps experts in {shown(layer.form)}; this release runs {', '.join(FORMATS)}: "
+                "make a plan with --quant bfloat16"
+            ) from None
     held = plan.experts_per_tier().tolist()
     for worker, num_experts in zip(plan.tiers, held, strict=True):
         # What holds nothing is not started; the head always is.
@@ -30,6 +39,18 @@ def check_runnable(plan: Plan) -> None:
         if problem is not None:
             raise PlanError(
                 f"worker {shown(worker.name)}: {problem}; `potluck simulate` takes the plan as it is"
+            )
+
+
+def check_forms(plan: Plan, checkpoint: Checkpoint, config: Step35Config) -> None:
+    """Raise PlanError for a plan that keeps experts in a form that the model's files do not give."""
+    for layer in plan.layers:
+        stored = checkpoint.expert_format(layer.index, config)
+        if not stored.gives(ExpertFormat.named(layer.form)):
+            raise PlanError(
+                f"the plan keeps experts of layer {layer.index} in {shown(layer.form)}, but "
+                f"{checkpoint.path} has them in {stored.name}: expected a plan in that form, such as "
+                "--workers N makes"
             )
 
 

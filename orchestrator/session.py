@@ -16,23 +16,22 @@ from orchestrator.model.moe import LocalExperts
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.weights import check_drafts, load_head_weights
 from orchestrator.report import RunReport, make_report
-from orchestrator.runnable import check_runnable
+from orchestrator.runnable import check_forms, check_runnable
 from orchestrator.timing import StepTimer
 from placement.plan import LOCAL_WORKER, Plan
+from placement.weight_format import ExpertFormat
 from transport.messages import DEFAULT_MAX_ROWS
-from workers.formats.safetensors import SafetensorsCheckpoint
-from workers.model_config import Step35Config
-from workers.store import ExpertStore, in_one_form
+from workers.formats.open_model import model_name, open_model
+from workers.store import ExpertStore
 
 
 def load_local(model_dir: Path, dtype: torch.dtype) -> Step35Model:
     """Head and all experts in this process, without workers.
 
     Raises:
-        CheckpointError: the directory is not a checkpoint of this architecture, or is damaged.
+        CheckpointError: the directory or GGUF file is no model of this architecture, or is damaged.
     """
-    config = Step35Config.load(model_dir)
-    checkpoint = SafetensorsCheckpoint.open(model_dir)
+    config, checkpoint = open_model(model_dir)
     timer = StepTimer()
     experts = LocalExperts.load(checkpoint, config, dtype, timer)
     return Step35Model.load(checkpoint, config, dtype, experts, timer)
@@ -94,13 +93,13 @@ def open_session(
         InputError: the checkpoint cannot give so many drafts.
         WorkerStartError: a worker did not start.
     """
-    config = Step35Config.load(model_dir)
-    shape = config.shape(model_dir.resolve().name)
+    config, checkpoint = open_model(model_dir)
+    shape = config.shape(model_name(model_dir))
     plan.check(shape)
     plan.check_fits()
     check_runnable(plan)
+    check_forms(plan, checkpoint, config)
     dtype: torch.dtype = getattr(torch, plan.dtype)
-    checkpoint = SafetensorsCheckpoint.open(model_dir)
     check_drafts(checkpoint, config, num_drafts)
     timer = StepTimer()
     with ExitStack() as stack:
@@ -113,8 +112,8 @@ def open_session(
             running = cluster.start_workers(plan, shape, model_dir, addresses=addresses)
         local = None
         if plan.local_worker is not None:
-            mine = plan.experts_of(LOCAL_WORKER)
-            local = ExpertStore.load(checkpoint, config, mine, formats=in_one_form(mine, dtype))
+            forms = {layer.index: ExpertFormat.named(layer.form) for layer in plan.layers}
+            local = ExpertStore.load(checkpoint, config, plan.experts_of(LOCAL_WORKER), formats=forms)
         weights = load_head_weights(checkpoint, config, dtype)
         clients = running.connect() if running is not None else {}
         dispatcher = Dispatcher(plan, local, clients, dtype=dtype, max_rows=DEFAULT_MAX_ROWS, timer=timer)

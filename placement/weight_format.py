@@ -57,6 +57,29 @@ class ExpertFormat:
         """All three matrices in one form."""
         return cls(form, form, form)
 
+    @classmethod
+    def named(cls, name: str) -> ExpertFormat:
+        """The form that `name` calls so.
+
+        Raises:
+            InputError: a name that the kernels do not know, or not one or three of them.
+        """
+        names = name.split("/")
+        if len(names) not in (1, 3) or not all(part in FORMATS for part in names):
+            raise InputError(
+                f"experts in {shown(name)}: expected {', '.join(FORMATS)}, or three of them as gate/up/down"
+            )
+        gate, up, down = (FORMATS[part] for part in (names if len(names) == 3 else names * 3))
+        return cls(gate, up, down)
+
+    def gives(self, wanted: ExpertFormat) -> bool:
+        """Whether experts stored so can be kept as `wanted`: as they are, or unquantised ones converted."""
+        pairs = ((self.gate, wanted.gate), (self.up, wanted.up), (self.down, wanted.down))
+        return all(
+            stored == kept or (stored.block_weights == 1 and kept in (FLOAT32, BFLOAT16))
+            for stored, kept in pairs
+        )
+
     @property
     def name(self) -> str:
         """One name where all are alike, else all three in the order gate/up/down."""

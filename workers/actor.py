@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from placement.errors import WorkerStartError
 from placement.files.shown import first_line
+from placement.weight_format import ExpertFormat
 from transport.keys import KeyPair, WorkerKeys
 from transport.messages import DEFAULT_MAX_ROWS, WireLimits
 
@@ -27,9 +28,10 @@ class WorkerSpec:
 
     Attributes:
         model, fingerprint, epoch: of the plan; the checkpoint must have this fingerprint.
-        model_dir: the checkpoint, as the worker's own machine sees it.
+        model_dir: the checkpoint, a directory or a GGUF file, as the worker's own machine sees it.
         experts: absolute layer index -> ids of the experts to hold.
-        dtype: of the weights in memory, "float32" or "bfloat16".
+        dtype: what rows come in, "float32" or "bfloat16".
+        forms: layer -> the name of the `ExpertFormat` that its experts are kept in; `dtype` where left out.
         device: must be the CPU's.
         endpoint: what to bind, such as "tcp://127.0.0.1:*".
         head_public: the one key that may connect; None only where no other machine can.
@@ -48,6 +50,7 @@ class WorkerSpec:
     head_public: bytes | None = None
     num_threads: int = 1
     max_rows: int = DEFAULT_MAX_ROWS
+    forms: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ class WorkerProcess:
             PlanError: the plan is for another model.
             KeysRequired, WorkerStartError: the endpoint cannot be bound, the device is not the CPU.
         """
-        from workers.model_config import Step35Config
+        from workers.formats.open_model import load_config, open_model
 
         spec = self._spec
         if spec.device.partition(":")[0] != "cpu":
@@ -89,7 +92,7 @@ class WorkerProcess:
         # Made here, so that no secret travels.
         keys = None if spec.head_public is None else WorkerKeys(KeyPair.make(), spec.head_public)
         model_dir = Path(spec.model_dir)
-        config = Step35Config.load(model_dir)
+        config = load_config(model_dir)
         shape = config.shape(spec.model)
         if shape.fingerprint != spec.fingerprint:
             raise WorkerStartError(
@@ -99,17 +102,17 @@ class WorkerProcess:
         # Loading torch takes seconds: what can be refused without it is refused above.
         import torch
 
-        from workers.formats.safetensors import SafetensorsCheckpoint
         from workers.service import ExpertService
-        from workers.store import ExpertStore, in_one_form
+        from workers.store import ExpertStore
 
         torch.set_num_threads(spec.num_threads)
+        forms = {layer: ExpertFormat.named(spec.forms.get(layer, spec.dtype)) for layer in spec.experts}
         try:
             store = ExpertStore.load(
-                SafetensorsCheckpoint.open(model_dir),
+                open_model(model_dir)[1],
                 config,
                 spec.experts,
-                formats=in_one_form(spec.experts, getattr(torch, spec.dtype)),
+                formats=forms,
             )
         except (RuntimeError, MemoryError) as error:  # torch's way to say that there is no memory
             raise WorkerStartError(

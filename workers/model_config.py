@@ -15,7 +15,7 @@ from workers.config.fields import Fields
 from workers.config.heads import HeadSizes, read_heads
 from workers.config.layer_types import FULL, LAYER_TYPES, SLIDING
 from workers.config.moe_layers import read_moe_layers
-from workers.config.rope import RopeScaling, read_rope
+from workers.config.rope import RopeDivisors, RopeScaling, read_rope
 
 # vLLM and the published implementation use this when the file says nothing.
 DEFAULT_RMS_NORM_EPS = 1e-5
@@ -35,7 +35,7 @@ class LayerConfig:
     Attributes:
         index: absolute, as in tensor names; MTP layers follow the trunk.
         rotary_dim: how many of head_dim dimensions rotate, an even number.
-        rope_scaling: None where llama3 scaling does not apply.
+        rope_scaling: llama3 scaling, by its rule or by what it divides; None where it does not apply.
         is_moe: routed and shared experts; otherwise a dense FFN.
         swiglu_limit: clamp of the routed experts, 0 for none.
         swiglu_limit_shared: clamp of the shared expert or the dense FFN, 0 for none.
@@ -48,7 +48,7 @@ class LayerConfig:
     head_dim: int
     rope_theta: float
     rotary_dim: int
-    rope_scaling: RopeScaling | None
+    rope_scaling: RopeScaling | RopeDivisors | None
     is_moe: bool
     swiglu_limit: float
     swiglu_limit_shared: float
@@ -103,9 +103,18 @@ class Step35Config:
             read_json(path, CheckpointError, expected, most_bytes=MOST_BYTES), CheckpointError, str(path)
         )
         fields = Fields(str(path), _text_config(str(path), document))
-        config = _parse(fields)
+        config = cls.from_fields(fields)
         fields.finish(keys.HARMLESS | {name for name in fields.names() if keys.is_private(name)})
         return config
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Step35Config:
+        """The configuration that `fields` of a config.json, or of one put together from another file, say.
+
+        Raises:
+            CheckpointError: a field is missing or wrong, or two of them contradict each other.
+        """
+        return _parse(fields)
 
     def shape(self, name: str) -> ModelShape:
         """What planning needs to know of this model, under the given name."""

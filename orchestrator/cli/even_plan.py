@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 
 from placement.answers.planner import make_plan
 from placement.given.problem import PlanningDevice
 from placement.given.stats import RoutingStats
 from placement.model_shape import ModelShape
-from placement.plan import LOCAL_WORKER, Plan, PlannedTier
-from placement.weight_format import planned_format
+from placement.plan import LOCAL_WORKER, Plan, PlannedLayer, PlannedTier
+from placement.weight_format import ExpertFormat, planned_format
 
 
-def even_plan(shape: ModelShape, num_workers: int, dtype: str, stats: RoutingStats | None = None) -> Plan:
-    """Experts over equal workers of this machine; all in the head's process when `num_workers` is 0."""
-    expert_bytes = shape.expert_bytes(planned_format(dtype).bits)
+def even_plan(
+    shape: ModelShape,
+    num_workers: int,
+    dtype: str,
+    stats: RoutingStats | None = None,
+    *,
+    forms: Mapping[int, ExpertFormat] | None = None,
+) -> Plan:
+    """Experts over equal workers of this machine; all in the head's process when `num_workers` is 0.
+
+    Args:
+        dtype: what the head computes with and sends.
+        forms: what each layer's experts are kept in; None for `dtype`.
+    """
+    forms = forms or dict.fromkeys(shape.moe_layers, ExpertFormat.of(planned_format(dtype)))
+    layers = tuple(
+        PlannedLayer(layer, form.name, form.expert_bytes(shape.hidden_size, shape.moe_intermediate_size))
+        for layer, form in forms.items()
+    )
+    # Equal workers get equal numbers, so the largest expert decides.
+    expert_bytes = max((layer.expert_bytes for layer in layers), default=1)
     names = [f"worker-{i}" for i in range(num_workers)] or [LOCAL_WORKER]
     budget_bytes = math.ceil(shape.num_routed_experts / len(names)) * expert_bytes
     devices = [
@@ -27,4 +47,5 @@ def even_plan(shape: ModelShape, num_workers: int, dtype: str, stats: RoutingSta
         )
         for name in names
     ]
-    return make_plan(shape, devices, stats, "uniform", dtype=dtype, expert_bytes=expert_bytes)
+    plan = make_plan(shape, devices, stats, "uniform", dtype=dtype, expert_bytes=expert_bytes)
+    return dataclasses.replace(plan, layers=layers, dtype=dtype)

@@ -24,14 +24,14 @@ from placement.errors import InputError
 from placement.files.input_file import decoded
 from placement.files.shown import shown
 from placement.units import size
-from workers.model_config import Step35Config
+from workers.formats.open_model import files_folder, kept_forms, load_config, model_name, open_model
 
 # Far more text than any model's positions hold.
 MOST_PROMPT_BYTES = 16_000_000
 
 
 def generate(
-    model: Annotated[Path, typer.Option(help="Model directory: config.json and safetensors.")],
+    model: Annotated[Path, typer.Option(help="Model directory (config.json, safetensors) or GGUF file.")],
     prompt: Annotated[
         str | None, typer.Option(help="Text to continue; - reads it from standard input.")
     ] = None,
@@ -64,13 +64,15 @@ def generate(
     """Continue a prompt."""
     if ray_address is not None and plan is None:
         raise InputError("--ray-address: expected with --plan PLAN.json, which says whom to ask there")
-    config = Step35Config.load(model_folder(model))
-    tokenizer = Tokenizer.load(model) if prompt is not None else optional_tokenizer(model)
+    config = load_config(model_folder(model))
+    tokenizer = Tokenizer.load(files_folder(model)) if prompt is not None else optional_tokenizer(model)
     prompt_ids = _prompt_ids(prompt, token_ids, tokenizer, chat=chat, system=system)
     params = GenerationParams(max_tokens, temperature, seed, ignore_eos, mtp)
-    shape = config.shape(model.resolve().name)
+    shape = config.shape(model_name(model))
     if plan is None:
-        made = even_plan(shape, workers or 0, (dtype or DtypeName.float32).value)
+        name = (dtype or DtypeName.float32).value
+        forms = kept_forms(open_model(model)[1], config, name)
+        made = even_plan(shape, workers or 0, name, forms=forms)
     else:
         made = load_plan(plan, shape)
         with name_in_errors(plan):
@@ -136,7 +138,8 @@ def document(result: GenerationResult, report: RunReport, text: str) -> dict[str
 
 def optional_tokenizer(model: Path) -> Tokenizer | None:
     """A checkpoint without a tokenizer still takes and gives ids."""
-    return Tokenizer.load(model) if os.path.lexists(model / "tokenizer.json") else None
+    folder = files_folder(model)
+    return Tokenizer.load(folder) if os.path.lexists(folder / "tokenizer.json") else None
 
 
 def _prompt_ids(

@@ -12,20 +12,20 @@ from placement.errors import InputError, PotluckError
 from placement.model_shape import PUBLISHED_SHAPES, ModelShape, published_shape
 from placement.plan import Plan
 from placement.plan_file import read_plan
-from workers.model_config import Step35Config
+from workers.formats.open_model import is_gguf, load_config, model_name
 
 
 def load_shape(model: str) -> ModelShape:
-    """The shape of a built-in model, or of the model in a directory."""
-    folder = Path(model)
+    """The shape of a built-in model, or of the model in a directory or a GGUF file."""
+    path = Path(model)
     # Unlike Path.is_dir, False for names that no folder can have.
-    if os.path.isdir(folder):
-        return Step35Config.load(folder).shape(folder.resolve().name)
+    if os.path.isdir(path) or is_gguf(path):
+        return load_config(path).shape(model_name(path))
     return published_shape(model)
 
 
 def model_folder(model: Path) -> Path:
-    """A model's directory, for commands that need its weights.
+    """A model's directory or GGUF file, for commands that need its weights.
 
     Raises:
         InputError: it is the name of a built-in shape, which plans and simulations know without weights.
@@ -33,7 +33,7 @@ def model_folder(model: Path) -> Path:
     if str(model).lower() in PUBLISHED_SHAPES and not os.path.isdir(model):
         raise InputError(
             f"--model {model}: built in for planning and simulation, without weights; expected a directory "
-            "with the model's config.json, safetensors and tokenizer"
+            "with the model's config.json, safetensors and tokenizer, or a GGUF file"
         )
     return model
 

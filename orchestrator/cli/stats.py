@@ -26,7 +26,7 @@ from placement.given.stats import RoutingStats
 from placement.interop.read import detect, read_routing
 from placement.model_shape import ModelShape
 from placement.routing.routing_profile import RoutingProfile
-from workers.model_config import Step35Config
+from workers.formats.open_model import files_folder
 
 DEFAULT_WINDOW = 2048
 # More would run for days.
@@ -36,7 +36,9 @@ MOST_TEXT_BYTES = 64_000_000
 def stats(
     model: Annotated[
         str,
-        typer.Option(help="Model directory; with --from also a built-in name such as step-3.5-flash."),
+        typer.Option(
+            help="Model directory or GGUF file; with --from also a built-in name such as step-3.5-flash."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Routing file to write (.npz, see docs/formats.md).")],
     texts: Annotated[
@@ -116,8 +118,8 @@ def _read_recordings(
 
 
 def _run_texts(model: Path, texts: Sequence[Path], window: int, dtype: DtypeName) -> RoutingStats:
-    shape = Step35Config.load(model).shape(model.resolve().name)
-    tokenizer = Tokenizer.load(model)
+    shape = load_shape(str(model))
+    tokenizer = Tokenizer.load(files_folder(model))
     documents = [tokenizer.encode_prompt(read_document(path)) for path in texts]
     head = load_local(model, getattr(torch, dtype))
     with Progress(console=errors, transient=True) as progress:

@@ -18,8 +18,9 @@ from placement.errors import NonFiniteError
 from transport.expert_rows import ExpertRows
 from workers import fixed_point
 from workers.formats.checkpoint import Checkpoint
+from workers.formats.open_model import kept_forms
 from workers.model_config import Step35Config
-from workers.store import ExpertStore, in_one_form
+from workers.store import ExpertStore
 
 
 class ExpertRunner(Protocol):
@@ -123,7 +124,7 @@ class LocalExperts:
     ) -> LocalExperts:
         """Load all experts of a checkpoint into this process's memory."""
         everything = {layer: range(config.moe_num_experts) for layer in config.moe_layers}
-        formats = in_one_form(everything, dtype)
+        formats = kept_forms(checkpoint, config, str(dtype).removeprefix("torch."))
         store = ExpertStore.load(checkpoint, config, everything, formats=formats, on_progress=on_progress)
         return cls(store, timer)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.config.rope import RopeScaling
+from workers.config.rope import RopeDivisors, RopeScaling
 from workers.model_config import LayerConfig
 
 # Angles are computed in whole blocks of positions, so that a row of the table has the same bits however
@@ -18,17 +18,21 @@ BLOCK_POSITIONS = 1024
 
 
 def inverse_frequencies(
-    theta: float, rotary_dim: int, scaling: RopeScaling | None = None
+    theta: float, rotary_dim: int, scaling: RopeScaling | RopeDivisors | None = None
 ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Angle per position of each rotated pair, float64 [rotary_dim / 2].
 
     With llama3 scaling, wavelengths under original_max_position_embeddings / high_freq_factor stay, those
     over original_max_position_embeddings / low_freq_factor are divided by the factor, those between
-    smoothly (Llama 3.1's rule; static, no attention factor).
+    smoothly (Llama 3.1's rule; static, no attention factor). Given divisors are taken as they are.
     """
-    plain = theta ** (-np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
+    plain: np.ndarray[tuple[int], np.dtype[np.float64]] = theta ** (
+        -np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim
+    )
     if scaling is None:
         return plain
+    if isinstance(scaling, RopeDivisors):
+        return plain / np.array(scaling.divisors, dtype=np.float64)
     wavelength = 2 * math.pi / plain
     turns = scaling.original_max_position_embeddings / wavelength
     smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)

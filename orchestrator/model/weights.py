@@ -96,9 +96,10 @@ def check_drafts(checkpoint: Checkpoint, config: Step35Config, num_drafts: int) 
     """Whether a step can have so many drafts, before anything large is read.
 
     Raises:
-        InputError: config.json announces fewer MTP layers, or the files lack them; says which.
+        InputError: the configuration announces fewer MTP layers, or the files lack them; says which.
     """
     announced = config.num_nextn_predict_layers
+    told_by = checkpoint.path.name if checkpoint.path.is_file() else "config.json"
     if num_drafts > announced:
         found = _num_mtp_in_files(checkpoint, config)
         advice = (
@@ -107,13 +108,13 @@ def check_drafts(checkpoint: Checkpoint, config: Step35Config, num_drafts: int) 
             else ""
         )
         raise InputError(
-            f"{num_drafts} drafts a step asked for, but config.json announces {announced} MTP layers "
+            f"{num_drafts} drafts a step asked for, but {told_by} announces {announced} MTP layers "
             f"(num_nextn_predict_layers); expected 0 to {announced}{advice}"
         )
     if num_drafts and not _has_mtp(checkpoint, config):
         raise InputError(
             f"{num_drafts} drafts a step asked for, but no file in {checkpoint.path} has tensors of the "
-            f"MTP layers that config.json announces (model.layers.{config.num_hidden_layers}.…); download "
+            f"MTP layers that {told_by} announces (model.layers.{config.num_hidden_layers}.…); download "
             "them, or ask for no drafts"
         )
 
@@ -149,15 +150,16 @@ class _Reader:
         name = next((name for name in names if self._checkpoint.has(name)), None)
         if name is None:
             raise CheckpointError(
-                f"tensor {' or '.join(names)} is missing; expected it with shape {list(shape)}: "
-                "check that all of the model's files were downloaded"
+                f"{self._checkpoint.path}: tensor {' or '.join(names)} is missing; expected it with shape "
+                f"{list(shape)}: check that all of the model's files were downloaded"
             )
         self._read.add(name)
         tensor = self._checkpoint.tensor(name, dtype)
         if tuple(tensor.shape) != shape:
             raise CheckpointError(
-                f"tensor {name} has shape {list(tensor.shape)}, expected {list(shape)}: "
-                "config.json and the weights belong to different models"
+                f"{self._checkpoint.path}: tensor {self._checkpoint.stored[name]} has shape "
+                f"{list(tensor.shape)}, expected {list(shape)}: the configuration and the weights belong to "
+                "different models"
             )
         return tensor
 
@@ -177,7 +179,7 @@ class _Reader:
             if not is_expert and not part.endswith(_DERIVED):
                 raise CheckpointError(
                     f"{self._checkpoint.path}: tensor {shown(stored)} is none that a model of this "
-                    "architecture has; Potluck would leave out what it does: use the published, unquantised "
+                    "architecture has; Potluck would leave out what it does: use a published "
                     "checkpoint"
                 )
 

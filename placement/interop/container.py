@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from placement.errors import RoutingFileError
+from placement.files import gguf_file
 from placement.files.input_file import opened
 from placement.files.numpy_file import NPY_MAGIC
 from placement.files.zip_archive import opened_zip
-from placement.interop import gguf
 
 Container = Literal["json", "torch", "npz", "npy", "gguf"]
 
@@ -27,7 +27,7 @@ def container_of(path: str | os.PathLike[str], expected: str) -> Container | Non
     """
     with opened(path, RoutingFileError, expected) as file:
         start = file.read(4096)
-    if start.startswith(gguf.MAGIC):
+    if start.startswith(gguf_file.MAGIC):
         return "gguf"
     if start.startswith(NPY_MAGIC):
         return "npy"

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
+from placement.files.gguf_file import GgufFile
 from placement.files.shown import shown
 from placement.given.stats import RoutingStats
-from placement.interop.gguf import GgufFile
 from placement.interop.loads import stats_from_loads
 from placement.model_shape import ModelShape
 
@@ -30,7 +30,7 @@ def read_imatrix(path: str | os.PathLike[str], shape: ModelShape) -> RoutingStat
     Raises:
         RoutingFileError: unreadable, the older `.dat` form, or another model.
     """
-    gguf = GgufFile.open(path)
+    gguf = GgufFile.open(path, RoutingFileError)
     kind = gguf.metadata.get("general.type")
     if kind != "imatrix":
         raise RoutingFileError(
@@ -44,7 +44,7 @@ def read_imatrix(path: str | os.PathLike[str], shape: ModelShape) -> RoutingStat
 
 def _counts_of_layer(gguf: GgufFile, layer: int, shape: ModelShape) -> NDArray[np.float64]:
     found = {
-        name: gguf.float32(f"{name}.counts").reshape(-1).astype(np.float64)
+        name: gguf.float32(f"{name}.counts", "counts of experts").reshape(-1).astype(np.float64)
         for name in (f"blk.{layer}.{tensor}.weight" for tensor in _EXPERT_TENSORS)
         if f"{name}.counts" in gguf.tensors
     }

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from placement.errors import InputError
-from placement.weight_format import head_bits_of, value_bytes_of
+from placement.weight_format import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    Q8_0,
+    ExpertFormat,
+    head_bits_of,
+    value_bytes_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -32,3 +40,24 @@ def test_an_unknown_form_is_refused() -> None:
 
 def test_only_float32_weights_have_float32_caches() -> None:
     assert [value_bytes_of(quant) for quant in ("float32", "bfloat16", "fp8", "q4")] == [4, 2, 2, 2]
+
+
+def test_forms_of_an_expert_have_a_name_and_back() -> None:
+    mixed = ExpertFormat(Q8_0, Q8_0, FLOAT16)
+    assert mixed.name == "q8_0/q8_0/float16"
+    assert ExpertFormat.named(mixed.name) == mixed
+    assert ExpertFormat.named("bfloat16") == ExpertFormat.of(BFLOAT16)
+    for wrong in ("q4", "q8_0/q8_0", "q8_0/q8_0/", "", "float32/q4/float32"):
+        with pytest.raises(InputError, match=r"experts in .* expected float32"):
+            ExpertFormat.named(wrong)
+
+
+def test_unquantised_experts_may_be_converted_and_quantised_ones_not() -> None:
+    mixed, half, plain = ExpertFormat(Q8_0, Q8_0, FLOAT16), ExpertFormat.of(FLOAT16), ExpertFormat.of(FLOAT32)
+    assert all(form.gives(form) for form in (mixed, half, plain))
+    assert half.gives(plain)
+    assert plain.gives(ExpertFormat.of(BFLOAT16))
+    assert mixed.gives(ExpertFormat(Q8_0, Q8_0, BFLOAT16))
+    assert not mixed.gives(half)
+    assert not plain.gives(half)
+    assert not half.gives(ExpertFormat.of(Q8_0))

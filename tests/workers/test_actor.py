@@ -13,6 +13,7 @@ import pytest
 import torch
 import zmq
 
+from models.tiny.gguf_file import write_gguf
 from placement.errors import CheckpointError, KeysRequired, PlanError, WorkerStartError
 from tests.tiny_checkpoint import write_random_checkpoint
 from transport.client import WorkerClient
@@ -89,6 +90,35 @@ def test_a_worker_serves_the_experts_of_its_spec(spec: WorkerSpec, dtype: str) -
     np.testing.assert_array_equal(reply.values, right.values)
     assert (info.num_experts, info.held_bytes) == (4, store.held_bytes)
     assert (health.running, health.served, health.num_experts) == (True, 1, 4)
+
+
+def test_a_worker_takes_a_gguf_file(spec: WorkerSpec, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(Path(spec.model_dir), path, "f32")
+    answers = []
+    for model in (spec.model_dir, str(path)):
+        worker = WorkerProcess(replace(spec, model_dir=model))
+        info = worker.start()
+        try:
+            answers.append((asks(info, spec).values.tolist(), info.held_bytes))
+        finally:
+            worker.stop()
+    assert answers[0] == answers[1]
+
+
+def test_a_worker_keeps_the_plans_forms_or_refuses_a_file_that_has_others(
+    spec: WorkerSpec, tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(Path(spec.model_dir), path, "q8_0")
+    spec = replace(spec, model_dir=str(path))
+    with pytest.raises(CheckpointError, match=r"ffn_gate_exps\.weight is stored as q8_0, expected float32"):
+        WorkerProcess(spec).start()
+    worker = WorkerProcess(replace(spec, forms=dict.fromkeys(EXPERTS, "q8_0")))
+    info = worker.start()
+    worker.stop()
+    # Three matrices of 32 x 64 weights, 34 bytes for 32 of them.
+    assert info.held_bytes == 4 * 3 * 32 * 64 // 32 * 34
 
 
 def test_a_worker_with_the_heads_key_makes_its_own_and_tells_only_the_public_half(spec: WorkerSpec) -> None:

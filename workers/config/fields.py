@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from placement.errors import CheckpointError
@@ -15,18 +16,27 @@ MOST_INTEGER = 2**31 - 1
 class Fields:
     """An object of config.json. It notes which of its keys were asked for, so that `finish` finds the others.
 
-    An absent field and null are the same.
+    An absent field and null are the same. `spelled`: what a file of another kind calls a field, for messages.
     """
 
-    def __init__(self, path: str, values: Mapping[str, Any], prefix: str = "") -> None:
+    def __init__(
+        self,
+        path: str,
+        values: Mapping[str, Any],
+        prefix: str = "",
+        spelled: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.path = path
         self._values = values
         self._prefix = prefix
+        self._spelled = spelled
         self._read: set[str] = set()
 
     def wrong(self, name: str, found: Any, expected: str) -> CheckpointError:
         """The error that field `name` has the value `found`, for the caller to raise."""
-        return CheckpointError(f"{self.path}: {self._prefix}{name} is {shown(found)}, expected {expected}")
+        field, bracket, index = f"{self._prefix}{name}".partition("[")
+        where = f"{self._spelled.get(field, field)}{bracket}{index}"
+        return CheckpointError(f"{self.path}: {where} is {shown(found)}, expected {expected}")
 
     def get(self, *names: str) -> Any:
         """The value under any of a field's spellings, None where there is none.
@@ -100,7 +110,7 @@ class Fields:
         value = self.get(name)
         if value is not None and not isinstance(value, dict):
             raise self.wrong(name, value, "an object or null")
-        return Fields(self.path, value, f"{self._prefix}{name}.") if value else None
+        return Fields(self.path, value, f"{self._prefix}{name}.", self._spelled) if value else None
 
     def names(self) -> list[str]:
         """Keys with a value."""

@@ -26,6 +26,13 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, slots=True)
+class RopeDivisors:
+    """Scaling given as what each rotated pair's frequency is divided by."""
+
+    divisors: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LayerRope:
     """One layer's base, rotated part of a head and scaling (None: none)."""
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from placement.errors import RoutingFileError
-from placement.interop.gguf import GgufFile
+from placement.files.gguf_file import GgufFile
 from placement.interop.imatrix import read_imatrix
 from tests.placement.real_routing import FIXTURES
 from tests.placement.shapes import small_shape
@@ -64,11 +64,11 @@ def test_a_matrix_of_llama_cpp_holds_counts_of_every_expert() -> None:
 
 
 def test_the_header_tells_what_llama_cpp_wrote() -> None:
-    gguf = GgufFile.open(IMATRIX)
+    gguf = GgufFile.open(IMATRIX, RoutingFileError)
     assert gguf.metadata["imatrix.chunk_count"] == 23
     assert gguf.metadata["imatrix.datasets"] == ["text.txt"]
     assert gguf.tensors["blk.1.ffn_gate_exps.weight.in_sum2"].shape == (10, 16)
-    assert np.all(gguf.float32("blk.1.ffn_gate_exps.weight.in_sum2") >= 0)
+    assert np.all(gguf.float32("blk.1.ffn_gate_exps.weight.in_sum2", "counts") >= 0)
 
 
 def test_the_older_form_is_refused_with_a_way_out() -> None:
@@ -209,8 +209,8 @@ def test_a_file_of_holes_cannot_claim_a_large_memory(tmp_path: Path) -> None:
 def test_a_file_that_becomes_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     path = tmp_path / "i.gguf"
     path.write_bytes(IMATRIX.read_bytes())
-    gguf = GgufFile.open(path)
+    gguf = GgufFile.open(path, RoutingFileError)
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(RoutingFileError, match="it is a pipe"):
-        gguf.float32("blk.1.ffn_gate_exps.weight.counts")
+        gguf.float32("blk.1.ffn_gate_exps.weight.counts", "counts")

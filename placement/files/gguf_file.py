@@ -1,0 +1,197 @@
+"""GGUF, the file format of llama.cpp: header, key-value pairs, tensor list, tensor data.
+
+Layout as documented in ggml-org/ggml, docs/gguf.md: little-endian; magic `GGUF`, uint32 version, uint64
+number of tensors, uint64 number of pairs; a pair is key, uint32 type, value; a tensor is name, uint32 number
+of dimensions, uint64 dimensions (innermost first), uint32 type, uint64 offset into the data, which starts at
+the next multiple of `general.alignment` (32).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.errors import PotluckError
+from placement.files.input_file import opened
+from placement.files.shown import shown
+from placement.units import size
+
+MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_DEFAULT_ALIGNMENT = 32
+FLOAT32 = 0
+"""GGML's number of the type float32."""
+_STRING, _ARRAY = 8, 9
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_MOST_DIMENSIONS = 4
+# A model's header with its tokenizer takes some ten megabytes, with 300,000 texts.
+_MOST_HEADER_BYTES, _MOST_VALUES = 2**27, 2_000_000
+_MOST_FLOATS = 2**24
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """`shape` outermost first, as numpy has it; `type` is GGML's number; `offset` into the data, in bytes."""
+
+    shape: tuple[int, ...]
+    type: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFile:
+    """The header of a GGUF file; tensor data stay on disk until asked for.
+
+    Attributes:
+        error: what complaints about the file are raised as.
+        data_offset: where in the file tensor data begin.
+        num_bytes: of the whole file.
+    """
+
+    path: Path
+    error: type[PotluckError]
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, GgufTensor]
+    alignment: int
+    data_offset: int
+    num_bytes: int
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], error: type[PotluckError]) -> GgufFile:
+        """Read the header.
+
+        Raises:
+            error: missing, not GGUF, another version, big-endian, truncated, or a name that occurs twice.
+        """
+        with opened(path, error, "a GGUF file") as file:
+            num_bytes = os.fstat(file.fileno()).st_size
+            if num_bytes < 24:
+                raise error(f"{path}: not a GGUF file: only {size(num_bytes)}")
+            cursor = _Cursor(file, num_bytes, Path(path), error)
+            if cursor.bytes(4) != MAGIC:
+                raise error(f"{path}: not a GGUF file: expected it to begin with GGUF")
+            version = cursor.scalar("I")
+            if version not in _VERSIONS:
+                big_endian = version in [v << 24 for v in _VERSIONS]
+                found = "a big-endian file" if big_endian else f"version {version}"
+                raise error(f"{path}: expected a little-endian GGUF of version 2 or 3, found {found}")
+            num_tensors, num_pairs = cursor.scalar("Q"), cursor.scalar("Q")
+            metadata = cursor.named(num_pairs, "key-value pairs", cursor.value)
+            tensors = cursor.named(num_tensors, "tensors", cursor.tensor)
+            alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+            if isinstance(alignment, bool) or not isinstance(alignment, int) or alignment < 1:
+                raise error(f"{path}: general.alignment is {shown(alignment)}, expected a positive number")
+            data_offset = -(-cursor.position // alignment) * alignment
+            return cls(Path(path), error, metadata, tensors, alignment, data_offset, num_bytes)
+
+    def float32(self, name: str, expected: str, most_values: int = _MOST_FLOATS) -> NDArray[np.float32]:
+        """A float32 tensor's values.
+
+        Args:
+            expected: what it holds, such as "counts of experts", for the message that it is too large.
+
+        Raises:
+            error: no such tensor, another type, or cut off.
+        """
+        where = f"{self.path}: {shown(name)}"
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            raise self.error(f"{self.path}: expected a tensor {name}")
+        if tensor.type != FLOAT32:
+            raise self.error(f"{where}: expected float32, found GGML type {tensor.type}")
+        start, count = self.data_offset + tensor.offset, math.prod(tensor.shape)
+        if count > most_values:
+            raise self.error(f"{where}: takes {size(4 * count)}, expected {expected}")
+        with opened(self.path, self.error, "a GGUF file") as file:
+            content = b""
+            # Where a header says it is may be past any place that a file has.
+            if start + 4 * count <= os.fstat(file.fileno()).st_size:
+                file.seek(start)
+                content = file.read(4 * count)
+        if len(content) < 4 * count:
+            raise self.error(f"{where}: cut off; expected {size(4 * count)} at byte {start:,}")
+        return np.frombuffer(content, dtype="<f4").reshape(tensor.shape).astype(np.float32)
+
+
+class _Cursor:
+    """Reads forward; a length that the file cannot hold is an error before anything is allocated.
+
+    The file may have holes, which take no room on disk: so there are limits besides its size.
+    """
+
+    def __init__(self, file: BinaryIO, num_bytes: int, path: Path, error: type[PotluckError]) -> None:
+        self._file = file
+        self._num_bytes = num_bytes
+        self._path = path
+        self._error = error
+        self._num_values = 0
+        self.position = 0
+
+    def bytes(self, count: int) -> bytes:
+        end = self.position + count
+        if end > self._num_bytes:
+            raise self._error(f"{self._path}: cut off at byte {self._num_bytes:,}; expected {end:,} or more")
+        if end > _MOST_HEADER_BYTES:
+            raise self._error(f"{self._path}: its header takes more than {size(_MOST_HEADER_BYTES)}")
+        taken = self._file.read(count)
+        if len(taken) < count:
+            raise self._error(f"{self._path}: it changed while it was read; expected a whole file")
+        self.position = end
+        return taken
+
+    def scalar(self, code: str) -> Any:
+        return struct.unpack("<" + code, self.bytes(struct.calcsize("<" + code)))[0]
+
+    def text(self) -> str:
+        return self.bytes(self.scalar("Q")).decode("utf-8", errors="replace")
+
+    def named(self, count: int, what: str, read: Callable[[], Value]) -> dict[str, Value]:
+        """`count` names, each with what `read` finds behind it."""
+        self._count(count, what)
+        found: dict[str, Value] = {}
+        for _ in range(count):
+            name = self.text()
+            if name in found:
+                raise self._error(f"{self._path}: {shown(name)} occurs twice among its {what}, expected once")
+            found[name] = read()
+        return found
+
+    def value(self) -> Any:
+        kind = self.scalar("I")
+        if kind != _ARRAY:
+            return self._items(kind, 1)[0]
+        item_kind, count = self.scalar("I"), self.scalar("Q")
+        self._count(count, "array items")
+        return self._items(item_kind, count)
+
+    def tensor(self) -> GgufTensor:
+        num_dimensions = self.scalar("I")
+        if num_dimensions > _MOST_DIMENSIONS:
+            raise self._error(f"{self._path}: tensor with {num_dimensions} dimensions, expected at most 4")
+        dimensions = [self.scalar("Q") for _ in range(num_dimensions)]
+        return GgufTensor(tuple(reversed(dimensions)), self.scalar("I"), self.scalar("Q"))
+
+    def _count(self, count: int, what: str) -> None:
+        if count > self._num_bytes:
+            raise self._error(f"{self._path}: claims {count:,} {what} in {size(self._num_bytes)}")
+        self._num_values += count
+        if self._num_values > _MOST_VALUES:
+            raise self._error(f"{self._path}: its header has more than {_MOST_VALUES:,} values")
+
+    def _items(self, kind: int, count: int) -> list[Any]:
+        if kind in _SCALARS:
+            code = f"<{count}{_SCALARS[kind]}"
+            return list(struct.unpack(code, self.bytes(struct.calcsize(code))))
+        if kind == _STRING:
+            return [self.text() for _ in range(count)]
+        raise self._error(f"{self._path}: unknown value type {kind} at byte {self.position:,}")

@@ -1,0 +1,143 @@
+"""A model from a GGUF file: the bits of a checkpoint that holds the dequantised values in float32."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.tiny.gguf_file import write_gguf
+from orchestrator.cli.even_plan import even_plan
+from orchestrator.generate import GenerationParams
+from orchestrator.in_process import dispatcher_with_threads
+from orchestrator.model.moe import LocalExperts
+from orchestrator.model.step35 import Step35Model
+from orchestrator.model.weights import load_head_weights
+from orchestrator.session import open_session
+from orchestrator.tokenizer import Tokenizer
+from placement.errors import CheckpointError, PlanError
+from tests.orchestrator.command_line import Potluck, document
+from tests.orchestrator.heads import generate_with_hidden
+from tests.orchestrator.random_plan import random_plan
+from tests.tiny_checkpoint import write_random_checkpoint
+from tests.workers.formats.gguf_files import dequantised_checkpoint, rewritten
+from workers.formats.open_model import kept_forms, open_model
+
+PROMPT = [5, 17, 300, 42, 9, 9, 120, 77, 31, 8, 250]
+SHORT = ("--max-tokens", 4, "--ignore-eos", "--json")
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of 64 are whole blocks of 32; those of the experts' down, of 48, stay float16."""
+    return write_random_checkpoint(
+        tmp_path_factory.mktemp("published") / "tiny",
+        seed=9,
+        moe_intermediate_size=48,
+        tokenizer=True,
+        swiglu_limits={3: 1.0},
+        swiglu_limits_shared={0: 2.0, 3: 1.5},
+    )
+
+
+@pytest.fixture(scope="module")
+def path(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_gguf(model_dir, path, __import__("os").environ.get("T", "q8_0"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain(path: Path, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Step35Model:
+    """The same values, dequantised by the gguf library and read from safetensors, all in float32."""
+    folder = dequantised_checkpoint(path, model_dir, tmp_path_factory.mktemp("plain") / "model")
+    config, checkpoint = open_model(folder)
+    # The file has float32 divisors of the frequencies, the directory the rule that they round.
+    scaled = open_model(path)[0].layers
+    config = dataclasses.replace(config, layers=scaled, rms_norm_eps=open_model(path)[0].rms_norm_eps)
+    return Step35Model.load(
+        checkpoint, config, torch.float32, LocalExperts.load(checkpoint, config, torch.float32)
+    )
+
+
+@pytest.mark.parametrize("mtp", [0, 3])
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_ids_and_hidden_states_are_those_of_the_dequantised_values(
+    path: Path, plain: Step35Model, num_workers: int, mtp: int
+) -> None:
+    params = GenerationParams(max_tokens=12, mtp=mtp, chunk_size=4, ignore_eos=True)
+    expected, expected_hidden = generate_with_hidden(plain, PROMPT, params)
+    config, checkpoint = open_model(path)
+    plan = random_plan(config.shape("tiny"), num_workers, seed=num_workers, head_holds=num_workers != 1)
+    with dispatcher_with_threads(plan, checkpoint, config, torch.float32) as dispatcher:
+        model = Step35Model.load(checkpoint, config, torch.float32, dispatcher)
+        result, hidden = generate_with_hidden(model, PROMPT, params)
+    assert result.token_ids == expected.token_ids
+    assert torch.equal(hidden, expected_hidden)
+    assert torch.equal(model.logits(hidden), plain.logits(expected_hidden))
+
+
+def test_workers_hold_the_bytes_of_the_file(path: Path) -> None:
+    config, checkpoint = open_model(path)
+    assert {form.name for form in kept_forms(checkpoint, config, "float32").values()} == {"q8_0/q8_0/float16"}
+    experts = LocalExperts.load(checkpoint, config, torch.float32)
+    # 4 layers of 16 experts: gate and up of 48 rows of 2 blocks of 34 bytes, down of 64 rows of 48 float16.
+    assert experts.store.held_bytes == 4 * 16 * (2 * 48 * 2 * 34 + 64 * 48 * 2)
+
+
+@pytest.mark.parametrize("mtp", [0, 2])
+def test_generate_takes_a_file_and_the_tokenizer_beside_it(
+    potluck: Potluck, path: Path, model_dir: Path, plain: Step35Model, tmp_path: Path, mtp: int
+) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(model_dir / name, tmp_path / name)
+    model = tmp_path / "tiny.gguf"
+    model.symlink_to(path)
+    made = document(potluck("generate", "--model", model, "--prompt", "hello", "--mtp", mtp, *SHORT))
+    prompt = Tokenizer.load(model_dir).encode_prompt("hello")
+    params = GenerationParams(max_tokens=4, mtp=mtp, ignore_eos=True)
+    expected, _ = generate_with_hidden(plain, prompt, params)
+    assert made["token_ids"] == list(expected.token_ids)
+    assert made["text"]
+
+
+def test_text_without_a_tokenizer_beside_the_file_is_one_line(potluck: Potluck, path: Path) -> None:
+    code, out, err = potluck("generate", "--model", path, "--prompt", "hello", *SHORT)
+    assert (code, out) == (2, "")
+    assert "has no tokenizer.json" in err
+    assert err.count("\n") == 1
+
+
+def test_a_plan_in_another_form_is_refused(path: Path) -> None:
+    config, _ = open_model(path)
+    plan = even_plan(config.shape("tiny"), 0, "float32")
+    with (
+        pytest.raises(PlanError, match=r"in 'float32', but .*tiny\.gguf has them in q8_0/q8_0/float16"),
+        open_session(path, plan),
+    ):
+        pass
+
+
+def test_a_tensor_that_the_architecture_does_not_have_is_refused(path: Path, tmp_path: Path) -> None:
+    extra = rewritten(path, tmp_path / "extra.gguf", {"blk.1.attn_sinks.weight": np.ones(4, np.float32)})
+    config, checkpoint = open_model(extra)
+    with pytest.raises(CheckpointError, match=r"tensor 'blk\.1\.attn_sinks\.weight' is none that"):
+        load_head_weights(checkpoint, config, torch.float32)
+
+
+def test_a_tensor_of_another_shape_is_refused_by_its_own_name(path: Path) -> None:
+    config, checkpoint = open_model(path)
+    with pytest.raises(CheckpointError, match=r"tiny\.gguf: tensor token_embd\.weight has shape \[320, 64\]"):
+        load_head_weights(checkpoint, dataclasses.replace(config, vocab_size=321), torch.float32)
+
+
+def test_drafts_of_a_file_of_the_trunk_alone_are_refused(potluck: Potluck, tmp_path: Path) -> None:
+    directory = write_random_checkpoint(tmp_path / "trunk", seed=1, num_mtp_layers=0)
+    write_gguf(directory, tmp_path / "trunk.gguf")
+    code, _, err = potluck("generate", "--model", tmp_path / "trunk.gguf", "--token-ids", "5", "--mtp", 1)
+    assert code == 2
+    assert "1 drafts a step asked for, but trunk.gguf announces 0 MTP layers" in err

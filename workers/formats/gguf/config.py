@@ -1,0 +1,262 @@
+"""The configuration in a GGUF file's metadata, read through the same checks as a config.json.
+
+Keys as llama.cpp's converter writes them (conversion of Step3p5ForCausalLM), defaults as its loader has them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from placement.errors import CheckpointError
+from placement.files.gguf_file import GgufFile
+from placement.files.shown import shown
+from placement.model_shape import MOST_LAYERS
+from workers.config.fields import Fields
+from workers.config.layer_types import FULL, SLIDING
+from workers.config.rope import RopeDivisors
+from workers.formats.gguf.names import published_name
+from workers.model_config import MOST_WIDTH, Step35Config
+
+ARCHITECTURE = "step35"
+_KEY = f"{ARCHITECTURE}."
+_ROPE_DIVISORS = "rope_freqs.weight"
+_ROUTER = "moe.gate.weight"
+_DEFAULT_SLIDING_THETA = 10_000.0
+_SIGMOID = 2
+
+# Which key says what a field of config.json says, for messages and where nothing else is to be done.
+_GGUF_KEYS: Mapping[str, str] = {
+    "hidden_size": f"{_KEY}embedding_length",
+    "num_hidden_layers": f"{_KEY}block_count",
+    "num_nextn_predict_layers": f"{_KEY}nextn_predict_layers",
+    "vocab_size": f"{_KEY}vocab_size",
+    "bos_token_id": "tokenizer.ggml.bos_token_id",
+    "eos_token_id": "tokenizer.ggml.eos_token_id",
+    "num_attention_heads": f"{_KEY}attention.head_count",
+    "num_attention_groups": f"{_KEY}attention.head_count_kv",
+    "head_dim": f"{_KEY}attention.key_length",
+    "attention_other_setting.num_attention_heads": f"{_KEY}attention.head_count",
+    "attention_other_setting.num_attention_groups": f"{_KEY}attention.head_count_kv",
+    "layer_types": f"{_KEY}attention.sliding_window_pattern",
+    "sliding_window": f"{_KEY}attention.sliding_window",
+    "rope_theta": f"{_KEY}rope.freq_base",
+    "partial_rotary_factors": f"{_KEY}rope.dimension_count",
+    "max_position_embeddings": f"{_KEY}context_length",
+    "rms_norm_eps": f"{_KEY}attention.layer_norm_rms_epsilon",
+    "intermediate_size": f"{_KEY}feed_forward_length",
+    "moe_layers_enum": "tensors blk.N.ffn_gate_inp.weight",
+    "moe_num_experts": f"{_KEY}expert_count",
+    "moe_top_k": f"{_KEY}expert_used_count",
+    "moe_intermediate_size": f"{_KEY}expert_feed_forward_length",
+    "share_expert_dim": f"{_KEY}expert_shared_feed_forward_length",
+    "moe_router_scaling_factor": f"{_KEY}expert_weights_scale",
+    "norm_expert_weight": f"{_KEY}expert_weights_norm",
+    "swiglu_limits": f"{_KEY}swiglu_clamp_exp",
+    "swiglu_limits_shared": f"{_KEY}swiglu_clamp_shexp",
+}
+_AS_THEY_ARE = (
+    "hidden_size",
+    "bos_token_id",
+    "sliding_window",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "moe_num_experts",
+    "moe_top_k",
+    "moe_intermediate_size",
+    "share_expert_dim",
+)
+# Tokens that end an answer or a turn, each under a key of its own.
+_END_TOKENS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+
+
+def read_config(file: GgufFile) -> Step35Config:
+    """The configuration of a model; weights are not read.
+
+    Norms of GGUF files have the 1 already added, so `zero_centered` is false. Which layers are MoE is seen
+    from their routers, as llama.cpp does.
+
+    Raises:
+        CheckpointError: not a model of this architecture, or a key that is missing or wrong; names it.
+    """
+    metadata = Fields(str(file.path), file.metadata)
+    architecture = metadata.get("general.architecture")
+    if architecture != ARCHITECTURE:
+        raise metadata.wrong(
+            "general.architecture",
+            architecture,
+            f"{ARCHITECTURE!r}: Potluck runs models of the Step-3.5 architecture",
+        )
+    num_blocks = metadata.integer(f"{_KEY}block_count", most=MOST_LAYERS)
+    num_mtp = metadata.integer(f"{_KEY}nextn_predict_layers", default=0, least=0, most=MOST_LAYERS)
+    if num_mtp >= num_blocks:
+        raise metadata.wrong(
+            f"{_KEY}nextn_predict_layers",
+            num_mtp,
+            f"less than {_KEY}block_count, {num_blocks}: a file of the MTP layers alone is no model",
+        )
+    _refuse_other_models(metadata)
+    kinds = _layer_types(metadata, num_blocks)
+    raw = {name: metadata.get(_GGUF_KEYS[name]) for name in _AS_THEY_ARE}
+    raw |= _heads(metadata, kinds)
+    raw |= _rope(metadata, kinds)
+    raw |= _router(metadata)
+    moe_layers = _moe_layers(file, num_blocks)
+    raw |= {
+        "num_hidden_layers": num_blocks - num_mtp,
+        "num_nextn_predict_layers": num_mtp,
+        "vocab_size": _vocab_size(metadata, file),
+        "eos_token_id": [i for i in (metadata.get(key) for key in _END_TOKENS) if i is not None],
+        "layer_types": kinds,
+        "intermediate_size": _dense_width(metadata, num_blocks, moe_layers),
+        "moe_layers_enum": moe_layers,
+        "swiglu_limits": _by_layer(metadata, f"{_KEY}swiglu_clamp_exp", num_blocks),
+        "swiglu_limits_shared": _by_layer(metadata, f"{_KEY}swiglu_clamp_shexp", num_blocks),
+        "zero_centered": False,
+    }
+    config = Step35Config.from_fields(Fields(str(file.path), raw, spelled=_GGUF_KEYS))
+    return _with_divisors(config, file)
+
+
+def _refuse_other_models(metadata: Fields) -> None:
+    """Switches of other models, with the value that the Step-3.5 architecture has, and parts of a model."""
+    num_parts = metadata.get("split.count")
+    if num_parts not in (None, 0, 1):
+        raise metadata.wrong(
+            "split.count",
+            num_parts,
+            "1: it is a part of a model; merge the parts (llama-gguf-split)",
+        )
+    metadata.only(f"{_KEY}expert_gating_func", _SIGMOID)
+    metadata.only(f"{_KEY}rope.scaling.type", "none")
+    key_length = metadata.get(f"{_KEY}attention.key_length")
+    value_length = metadata.get(f"{_KEY}attention.value_length")
+    if value_length not in (None, key_length):
+        raise metadata.wrong(
+            f"{_KEY}attention.value_length", value_length, f"what attention.key_length says, {key_length}"
+        )
+
+
+def _by_layer(metadata: Fields, key: str, num_blocks: int) -> list[Any] | None:
+    """One entry a block, from a list or one value for all; None where the file does not say."""
+    value = metadata.get(key)
+    if not isinstance(value, list):
+        return None if value is None else [value] * num_blocks
+    if len(value) != num_blocks:
+        raise metadata.wrong(
+            key, value, f"{num_blocks} entries, one a block as {_KEY}block_count says, found {len(value)}"
+        )
+    return value
+
+
+def _layer_types(metadata: Fields, num_blocks: int) -> list[str]:
+    key = f"{_KEY}attention.sliding_window_pattern"
+    pattern = _by_layer(metadata, key, num_blocks)
+    if pattern is None or not all(isinstance(entry, bool) for entry in pattern):
+        raise metadata.wrong(key, pattern, f"true or false for each of {num_blocks} blocks: true slides")
+    return [SLIDING if slides else FULL for slides in pattern]
+
+
+def _of_kind(metadata: Fields, key: str, values: Sequence[Any], kinds: Sequence[str]) -> dict[str, Any]:
+    """One value a layer type, out of one a block.
+
+    Raises:
+        CheckpointError: blocks of one type that disagree.
+    """
+    found: dict[str, Any] = {}
+    for block, (value, kind) in enumerate(zip(values, kinds, strict=True)):
+        if found.setdefault(kind, value) != value:
+            raise metadata.wrong(
+                f"{key}[{block}]", value, f"{shown(found[kind])} as in the blocks of type {kind} before it"
+            )
+    return found
+
+
+def _heads(metadata: Fields, kinds: Sequence[str]) -> dict[str, Any]:
+    by_kind = {}
+    for field in ("num_attention_heads", "num_attention_groups"):
+        key = _GGUF_KEYS[field]
+        values = _by_layer(metadata, key, len(kinds))
+        by_kind[field] = _of_kind(metadata, key, values or [None] * len(kinds), kinds)
+    full = {field: of.get(FULL, of.get(SLIDING)) for field, of in by_kind.items()}
+    sliding = {field: of.get(SLIDING, of.get(FULL)) for field, of in by_kind.items()}
+    head_dim = metadata.get(_GGUF_KEYS["head_dim"])
+    return full | {"head_dim": head_dim, "attention_other_setting": sliding | {"head_dim": head_dim}}
+
+
+def _rope(metadata: Fields, kinds: Sequence[str]) -> dict[str, Any]:
+    """Bases and rotated parts: sliding layers rotate all that `rope.dimension_count` says, full ones half."""
+    head_dim = metadata.integer(f"{_KEY}attention.key_length", most=MOST_WIDTH)
+    rotated = metadata.integer(f"{_KEY}rope.dimension_count", default=head_dim, most=head_dim)
+    sliding_rotated = metadata.integer(f"{_KEY}rope.dimension_count_swa", default=rotated, most=head_dim)
+    theta = {
+        FULL: metadata.get(f"{_KEY}rope.freq_base"),
+        SLIDING: metadata.number(f"{_KEY}rope.freq_base_swa", _DEFAULT_SLIDING_THETA),
+    }
+    factor = {FULL: rotated / head_dim / 2, SLIDING: sliding_rotated / head_dim}
+    return {
+        "rope_theta": [theta[kind] for kind in kinds],
+        "partial_rotary_factors": [factor[kind] for kind in kinds],
+    }
+
+
+def _router(metadata: Fields) -> dict[str, Any]:
+    # Where a file says nothing, llama.cpp neither divides by the sum nor scales; a scale of 0 is none.
+    return {
+        "norm_expert_weight": metadata.flag(f"{_KEY}expert_weights_norm") is True,
+        "moe_router_scaling_factor": metadata.number(f"{_KEY}expert_weights_scale", 1.0) or 1.0,
+    }
+
+
+def _vocab_size(metadata: Fields, file: GgufFile) -> Any:
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise CheckpointError(
+            f"{file.path}: expected a tensor token_embd.weight of [vocabulary, width]: check that the file "
+            "was downloaded completely, and that it is not a part of a split model"
+        )
+    said = metadata.get(f"{_KEY}vocab_size")
+    if said not in (None, embedding.shape[0]):
+        raise metadata.wrong(
+            f"{_KEY}vocab_size", said, f"the rows of tensor token_embd.weight, {embedding.shape[0]}"
+        )
+    return embedding.shape[0]
+
+
+def _moe_layers(file: GgufFile, num_blocks: int) -> list[int]:
+    names = {published_name(name) for name in file.tensors}
+    return [layer for layer in range(num_blocks) if f"model.layers.{layer}.{_ROUTER}" in names]
+
+
+def _dense_width(metadata: Fields, num_blocks: int, moe_layers: Sequence[int]) -> Any:
+    key = _GGUF_KEYS["intermediate_size"]
+    widths = _by_layer(metadata, key, num_blocks) or [None] * num_blocks
+    dense = [layer for layer in range(num_blocks) if layer not in set(moe_layers)]
+    layers = dense or range(num_blocks)
+    return next(iter(_of_kind(metadata, key, [widths[i] for i in layers], ["dense"] * len(layers)).values()))
+
+
+def _with_divisors(config: Step35Config, file: GgufFile) -> Step35Config:
+    """llama3 scaling as GGUF has it: what each frequency of the full layers is divided by.
+
+    The tensor has a value for each pair of a head. Those past the rotated pairs say nothing.
+    """
+    if _ROPE_DIVISORS not in file.tensors:
+        return config
+    most = max(layer.head_dim for layer in config.layers) // 2
+    values = file.float32(_ROPE_DIVISORS, "a value for each pair of a head", most).reshape(-1).tolist()
+    layers = []
+    for layer in config.layers:
+        if layer.is_sliding:
+            layers.append(layer)
+            continue
+        divisors = tuple(values[: layer.rotary_dim // 2])
+        if len(divisors) != layer.rotary_dim // 2 or not all(d > 0 and math.isfinite(d) for d in divisors):
+            raise CheckpointError(
+                f"{file.path}: {_ROPE_DIVISORS} is {shown(values)}, expected {layer.rotary_dim // 2} or more "
+                "numbers above 0, which frequencies are divided by"
+            )
+        layers.append(dataclasses.replace(layer, rope_scaling=RopeDivisors(divisors)))
+    return dataclasses.replace(config, layers=tuple(layers))

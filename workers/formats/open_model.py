@@ -1,0 +1,74 @@
+"""A model by its path: a Hugging Face directory, or one GGUF file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from placement.errors import CheckpointError
+from placement.files.gguf_file import GgufFile
+from placement.weight_format import FORMATS, ExpertFormat
+from workers.formats.gguf.config import read_config
+from workers.model_config import Step35Config
+
+if TYPE_CHECKING:
+    from workers.formats.checkpoint import Checkpoint
+
+GGUF_SUFFIX = ".gguf"
+
+
+def is_gguf(path: str | Path) -> bool:
+    """Whether a model's path means one file: it is one, or is called so."""
+    # Unlike Path.is_file, False for names that no file can have.
+    return os.path.isfile(path) or (str(path).endswith(GGUF_SUFFIX) and not os.path.isdir(path))
+
+
+def model_name(path: str | Path) -> str:
+    """What to call a model: the directory's name, or the file's without its ending."""
+    name = Path(path).resolve().name
+    return name.removesuffix(GGUF_SUFFIX) if is_gguf(path) else name
+
+
+def files_folder(path: str | Path) -> Path:
+    """Where the model's tokenizer and templates lie: the directory, or the one the file is in."""
+    return Path(path).parent if is_gguf(path) else Path(path)
+
+
+def load_config(path: str | Path) -> Step35Config:
+    """The configuration alone; neither weights nor torch are loaded.
+
+    Raises:
+        CheckpointError: no model of this architecture, or damaged.
+    """
+    if is_gguf(path):
+        return read_config(GgufFile.open(path, CheckpointError))
+    return Step35Config.load(path)
+
+
+def open_model(path: str | Path) -> tuple[Step35Config, Checkpoint]:
+    """Configuration and weights of a model.
+
+    Raises:
+        CheckpointError: no model of this architecture, damaged, or of a type that does not load.
+    """
+    # Torch takes seconds to load, and the configuration alone does without.
+    if is_gguf(path):
+        from workers.formats.gguf.checkpoint import GgufCheckpoint
+
+        file = GgufFile.open(path, CheckpointError)
+        return read_config(file), GgufCheckpoint(file)
+    from workers.formats.safetensors import SafetensorsCheckpoint
+
+    return Step35Config.load(path), SafetensorsCheckpoint.open(path)
+
+
+def kept_forms(checkpoint: Checkpoint, config: Step35Config, dtype: str) -> dict[int, ExpertFormat]:
+    """What a run in `dtype` keeps each MoE layer's experts in: as a GGUF file stores them, else in `dtype`.
+
+    Raises:
+        CheckpointError: a layer's experts are missing.
+    """
+    if checkpoint.path.is_dir():
+        return dict.fromkeys(config.moe_layers, ExpertFormat.of(FORMATS[dtype]))
+    return {layer: checkpoint.expert_format(layer, config) for layer in config.moe_layers}
