@@ -39,6 +39,7 @@ import zmq
 
 from orchestrator.local_ray import local_ray
 from transport.client import WorkerClient
+from transport.expert_rows import ExpertRows
 from transport.messages import ForwardReply, ForwardRequest, WireLimits
 from transport.wire import encode
 from workers.ffn import ExpertWeights, partial_sum
@@ -62,15 +63,10 @@ class OneTinyExpert:
         row, column = torch.full((1, 1, HIDDEN_SIZE), 1e-3), torch.full((1, HIDDEN_SIZE, 1), 1e-3)
         self._experts = ExpertWeights(slots, row, row, column, 0.0)
 
-    def forward(
-        self,
-        layer: int,
-        hidden: torch.Tensor,
-        expert_ids: torch.Tensor,
-        weights: torch.Tensor,
-        scale_exponents: torch.Tensor,
-    ) -> PartialSum:
-        return partial_sum(self._experts, hidden.float(), expert_ids, weights, scale_exponents, TOP_K)
+    def forward(self, layer: int, rows: ExpertRows) -> PartialSum:
+        if rows.hidden.dtype == np.uint16:
+            rows = rows._replace(hidden=(rows.hidden.astype(np.uint32) << 16).view(np.float32))
+        return partial_sum(self._experts, rows, TOP_K)
 
 
 def make_request(dtype: str) -> ForwardRequest:
@@ -78,15 +74,9 @@ def make_request(dtype: str) -> ForwardRequest:
     bits = (hidden.view(np.uint32) >> 16).astype(np.uint16)
     expert_ids = np.full((1, TOP_K), -1, np.int32)
     expert_ids[0, 0] = 0
-    return ForwardRequest(
-        1,
-        EPOCH,
-        LAYER,
-        hidden if dtype == "float32" else bits,
-        expert_ids,
-        np.full((1, TOP_K), 0.125, np.float32),
-        np.array([-24], np.int32),
-    )
+    weights, exponents = np.full((1, TOP_K), 0.125, np.float32), np.array([-24], np.int32)
+    rows = ExpertRows(hidden if dtype == "float32" else bits, expert_ids, weights, exponents)
+    return ForwardRequest(1, EPOCH, LAYER, rows)
 
 
 def answer_bare(socket: zmq.Socket[bytes], frames: list[bytes]) -> None:
@@ -181,10 +171,7 @@ def ray_call(request: ForwardRequest) -> Callable[[], float]:
     actor = remote.remote()
 
     def exchange() -> float:
-        answer = actor.forward.remote(
-            request.hidden, request.expert_ids, request.weights, request.scale_exponents
-        )
-        ray.get(answer)
+        ray.get(actor.forward.remote(*request.rows))
         return 0.0
 
     return exchange

@@ -24,8 +24,8 @@ def main() -> None:
     for scale in (1e-3, 1e-2, 1e-1, 1.0):
         outputs = torch.randn(TOP_K, TOKENS, HIDDEN, generator=generator) * scale
         exact = outputs.double().sum(0)
-        steps = torch.round(torch.ldexp(outputs, -exponents[None, :, None])).to(torch.int32)
-        grid = fixed_point.to_float32(steps.sum(0, dtype=torch.int32), exponents)
+        steps = torch.round(torch.ldexp(outputs, -torch.from_numpy(exponents)[None, :, None])).to(torch.int32)
+        grid = fixed_point.to_float32(steps.sum(0, dtype=torch.int32).numpy(), exponents)
         plain = torch.zeros_like(residual)
         for output in outputs:
             plain += output

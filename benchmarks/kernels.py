@@ -16,7 +16,10 @@ from functools import partial
 from workers import kernels  # before torch: it sets what torch reads when loaded
 
 # isort: split
+import numpy as np
 import torch
+
+from transport.expert_rows import ExpertRows
 
 HIDDEN, INTERMEDIATE = 4096, 11264
 EXPERTS, EXPERT_INTERMEDIATE, TOP_K = 24, 1280, 8
@@ -76,10 +79,13 @@ def experts() -> None:
         x = torch.randn(rows, HIDDEN)
         received = torch.empty(x.numel() + 4)[4:].view_as(x).copy_(x)  # 16 bytes behind a cache line's start
         ids = torch.stack([torch.randperm(EXPERTS)[:TOP_K] for _ in range(rows)]).int()
-        weights, exponents = torch.rand(rows, TOP_K), torch.full((rows,), -23, dtype=torch.int32)
-        rest = (ids, weights, exponents, slots, gate, up, down, 0.0, TOP_K)
-        seconds = best_s(partial(kernels.moe_partial_sum, x, *rest), 4)
-        received_s = best_s(partial(kernels.moe_partial_sum, received, *rest), 4)
+        asked = ExpertRows(
+            x.numpy(), ids.numpy(), torch.rand(rows, TOP_K).numpy(), np.full(rows, -23, np.int32)
+        )
+        experts = (slots, gate, up, down, 0.0, TOP_K)
+        seconds = best_s(partial(kernels.moe_partial_sum, asked, *experts), 4)
+        as_received = asked._replace(hidden=received.numpy())
+        received_s = best_s(partial(kernels.moe_partial_sum, as_received, *experts), 4)
         touched = len(set(ids.flatten().tolist()))
         parameters = 3 * HIDDEN * EXPERT_INTERMEDIATE
         rate = touched * parameters * 2 / seconds / 1e9

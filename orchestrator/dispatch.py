@@ -22,6 +22,7 @@ from placement.errors import WorkerRefused
 from placement.holders import LayerHolders
 from placement.plan import Plan
 from transport.client import WorkerClient
+from transport.expert_rows import ExpertRows, Hidden
 from transport.messages import ErrorCode, ErrorReply, ForwardReply, ForwardRequest, WireError
 from workers import fixed_point
 from workers.store import ExpertStore
@@ -61,28 +62,27 @@ class _Inputs:
     """One layer's rows as this process's store and as the wire take them; the wire form is made on demand."""
 
     layer: int
-    hidden: Tensor
-    weights: Tensor
+    rows: ExpertRows
     wire_dtype: torch.dtype
-    _wire: NDArray[np.float32] | NDArray[np.uint16] | None = field(default=None)
+    _wire: Hidden | None = field(default=None)
+
+    def here(self, ask: Ask) -> ExpertRows:
+        return self._of(ask, self.rows.hidden)
 
     def request(self, ask: Ask, epoch: int) -> ForwardRequest:
         if self._wire is None:
+            hidden = self.rows.hidden
             if self.wire_dtype is torch.float32:
-                self._wire = self.hidden.numpy()
+                self._wire = hidden
             else:  # already rounded to bfloat16: the upper half of each float32 is the number
-                self._wire = self.hidden.to(torch.bfloat16).view(torch.uint16).numpy()
-        weights = self.weights.numpy()
-        whole = len(ask.rows) == len(self._wire)
-        return ForwardRequest(
-            ask.request_id,
-            epoch,
-            self.layer,
-            self._wire if whole else self._wire[ask.rows],
-            ask.expert_ids,
-            weights if whole else weights[ask.rows],
-            ask.scale_exponents,
-        )
+                self._wire = (hidden.view(np.uint32) >> 16).astype(np.uint16)
+        return ForwardRequest(ask.request_id, epoch, self.layer, self._of(ask, self._wire))
+
+    def _of(self, ask: Ask, hidden: Hidden) -> ExpertRows:
+        weights = self.rows.weights
+        if len(ask.rows) != len(hidden):
+            hidden, weights = hidden[ask.rows], weights[ask.rows]
+        return ExpertRows(hidden, ask.expert_ids, weights, ask.scale_exponents)
 
 
 class Dispatcher:
@@ -131,15 +131,7 @@ class Dispatcher:
         for socket in self._by_socket:
             self._poller.register(socket, zmq.POLLIN)
 
-    def run(
-        self,
-        layer: int,
-        hidden: Tensor,
-        expert_ids: Tensor,
-        weights: Tensor,
-        scale_exponents: Tensor,
-        while_waiting: Callable[[], Tensor],
-    ) -> tuple[Tensor, Tensor]:
+    def run(self, layer: int, rows: ExpertRows, while_waiting: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         """See `ExpertRunner.run`. Remote requests leave first; the rest of the work happens meanwhile.
 
         Raises:
@@ -148,12 +140,12 @@ class Dispatcher:
             NonFiniteError: an expert's output is not finite.
         """
         with self.timer.part("dispatch"):
-            inputs = _Inputs(layer, hidden, weights, self._dtype)
+            inputs = _Inputs(layer, rows, self._dtype)
             work = LayerSum(
                 layer=layer,
-                expert_ids=expert_ids.numpy(),
-                scale_exponents=scale_exponents.numpy(),
-                hidden_size=hidden.shape[1],
+                expert_ids=rows.expert_ids,
+                scale_exponents=rows.scale_exponents,
+                hidden_size=rows.hidden.shape[1],
                 names=self._names,
                 choose=partial(self._choose, self._row_of[layer]),
                 request_ids=self._request_ids,
@@ -174,8 +166,7 @@ class Dispatcher:
             here += self._wait(work, inputs)
         with self.timer.part("dispatch"):
             self.usage.coarsened_rows += work.coarsened_rows
-            values, exponents = work.result()
-            return fixed_point.to_float32(torch.from_numpy(values), torch.from_numpy(exponents)), meanwhile
+            return fixed_point.to_float32(*work.result()), meanwhile
 
     def _choose(self, row: int, expert_ids: NDArray[np.int32], lost: frozenset[int]) -> NDArray[np.integer]:
         if lost != self._holders_without:
@@ -198,7 +189,7 @@ class Dispatcher:
                     request = inputs.request(action, self.plan.epoch)
                     self._clients[action.worker].send(request)
                     self.usage.messages += 1
-                    self.usage.sent_bytes += request.hidden.nbytes
+                    self.usage.sent_bytes += request.rows.hidden.nbytes
             else:
                 self._clients[action.worker].ping(next(self._request_ids))
         return here
@@ -210,18 +201,9 @@ class Dispatcher:
         if self._local is None:
             raise WorkerRefused("the plan puts experts on the head, but the head was started without any")
         with self.timer.part("local_experts"):
-            whole = len(ask.rows) == inputs.hidden.shape[0]
-            rows = torch.from_numpy(ask.rows)
-            partial_sum = self._local.forward(
-                inputs.layer,
-                inputs.hidden if whole else inputs.hidden[rows],
-                torch.from_numpy(ask.expert_ids),
-                inputs.weights if whole else inputs.weights[rows],
-                torch.from_numpy(ask.scale_exponents),
-            )
-            values, saturated = partial_sum.values.numpy(), partial_sum.saturated.numpy()
+            part = self._local.forward(inputs.layer, inputs.here(ask))
         with self.timer.part("dispatch"):
-            actions = work.partial(ask.worker, ask.request_id, values, saturated, self._clock())
+            actions = work.partial(ask.worker, ask.request_id, part.values, part.saturated, self._clock())
             return self._send(actions, inputs)
 
     def _wait(self, work: LayerSum, inputs: _Inputs) -> list[Ask]:

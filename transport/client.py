@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import zmq
-from numpy.typing import NDArray
 
 from placement.errors import WorkerLost, WorkerStartError
+from transport.expert_rows import ExpertRows
 from transport.keys import HeadKeys, secure_client
 from transport.messages import (
     ForwardRequest,
@@ -75,22 +74,13 @@ class WorkerClient:
                 )
         return reply
 
-    def send_forward(
-        self,
-        request_id: int,
-        layer: int,
-        hidden: NDArray[np.float32] | NDArray[np.uint16],
-        expert_ids: NDArray[np.int32],
-        weights: NDArray[np.float32],
-        scale_exponents: NDArray[np.int32],
-    ) -> None:
-        """Send one MoE layer's rows; arrays as in `ForwardRequest`, `hidden` unchanged until the reply.
+    def send_forward(self, request_id: int, layer: int, rows: ExpertRows) -> None:
+        """Send one MoE layer's rows, whose `hidden` must not change until the reply.
 
         Raises:
             WorkerLost: the worker has stopped taking requests.
         """
-        epoch = self._limits.epoch
-        self.send(ForwardRequest(request_id, epoch, layer, hidden, expert_ids, weights, scale_exponents))
+        self.send(ForwardRequest(request_id, self._limits.epoch, layer, rows))
 
     def ping(self, request_id: int) -> None:
         """Ask for a sign of life, which a worker gives while it computes; the answer is a `Pong`."""

@@ -30,3 +30,8 @@ class ExpertRows(NamedTuple):
     @property
     def num_rows(self) -> int:
         return len(self.expert_ids)
+
+    def at(self, places: NDArray[np.intp] | NDArray[np.bool_]) -> ExpertRows:
+        """Copies of some of the rows."""
+        hidden, expert_ids, weights, scale_exponents = self
+        return ExpertRows(hidden[places], expert_ids[places], weights[places], scale_exponents[places])

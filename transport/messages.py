@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from placement.errors import PotluckError
 from placement.model_shape import ModelShape
+from transport.expert_rows import ExpertRows
 
 MAX_TEXT_CHARS = 512
 DEFAULT_MAX_ROWS = 2048
@@ -120,19 +121,12 @@ class Pong:
 
 
 class ForwardRequest(NamedTuple):
-    """Rows of one MoE layer for one worker. (A named tuple is made in a third of a frozen dataclass's time.)
-
-    `hidden` is float32[T, H], or uint16[T, H] holding bfloat16 bits. `expert_ids` int32[T, k] has -1 where
-    the expert is another worker's; `weights` float32[T, k]; `scale_exponents` int32[T].
-    """
+    """Rows of one MoE layer for one worker; in `rows`, -1 stands where an expert is another worker's."""
 
     request_id: int
     epoch: int
     layer: int
-    hidden: NDArray[np.float32] | NDArray[np.uint16]
-    expert_ids: NDArray[np.int32]
-    weights: NDArray[np.float32]
-    scale_exponents: NDArray[np.int32]
+    rows: ExpertRows
 
 
 class ForwardReply(NamedTuple):

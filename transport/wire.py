@@ -21,6 +21,7 @@ from msgpack import UnpackException, packb, unpackb
 from numpy import ndarray
 from numpy.typing import NDArray
 
+from transport.expert_rows import ExpertRows
 from transport.messages import (
     MAX_TEXT_CHARS,
     ErrorCode,
@@ -94,10 +95,9 @@ def decode_reply(frames: Sequence[Any], limits: WireLimits) -> Reply:
 
 
 def _encode_forward(request: ForwardRequest) -> list[Frame]:
-    num_rows, hidden_size = request.hidden.shape
-    routing = b"".join(
-        (request.expert_ids.tobytes(), request.weights.tobytes(), request.scale_exponents.tobytes())
-    )
+    hidden, expert_ids, weights, scale_exponents = request.rows
+    num_rows, hidden_size = hidden.shape
+    routing = b"".join((expert_ids.tobytes(), weights.tobytes(), scale_exponents.tobytes()))
     header = (
         VERSION,
         FORWARD,
@@ -105,12 +105,12 @@ def _encode_forward(request: ForwardRequest) -> list[Frame]:
         request.epoch,
         request.layer,
         num_rows,
-        request.expert_ids.shape[1],
+        expert_ids.shape[1],
         hidden_size,
-        _HIDDEN_TAGS[request.hidden.dtype],
+        _HIDDEN_TAGS[hidden.dtype],
         routing,
     )
-    return [packb(header), np.ascontiguousarray(request.hidden)]
+    return [packb(header), np.ascontiguousarray(hidden)]
 
 
 def _decode_forward(header: tuple[Any, ...], frames: Sequence[Any], limits: WireLimits) -> ForwardRequest:
@@ -135,7 +135,7 @@ def _decode_forward(header: tuple[Any, ...], frames: Sequence[Any], limits: Wire
         message = f"the routing block is not {num_rows * limits.routing_bytes_per_row} bytes"
         raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
 
-    # One copy, so that the three views are writable and aligned: torch takes them as they are.
+    # One copy, so that the three views are writable and aligned: the kernels take them as they are.
     block = bytearray(routing)
     size = num_rows * top_k
     expert_ids = ndarray((num_rows, top_k), _INT32, block)
@@ -153,7 +153,7 @@ def _decode_forward(header: tuple[Any, ...], frames: Sequence[Any], limits: Wire
         message = f"scale exponents outside {MIN_SCALE_EXPONENT}..{MAX_SCALE_EXPONENT}"
         raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
     weights = ndarray((num_rows, top_k), _FLOAT32, block, 4 * size)
-    return ForwardRequest(request_id, epoch, layer, hidden, expert_ids, weights, scale_exponents)
+    return ForwardRequest(request_id, epoch, layer, ExpertRows(hidden, expert_ids, weights, scale_exponents))
 
 
 def _encode_forward_reply(reply: ForwardReply) -> list[Frame]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from transport.expert_rows import ExpertRows
 from workers import fixed_point, kernels
 from workers.fixed_point import PartialSum
 
@@ -29,66 +30,38 @@ class ExpertWeights:
     limit: float
 
 
-def partial_sum(
-    experts: ExpertWeights,
-    hidden: Tensor,
-    expert_ids: Tensor,
-    weights: Tensor,
-    scale_exponents: Tensor,
-    top_k: int,
-) -> PartialSum:
+def partial_sum(experts: ExpertWeights, rows: ExpertRows, top_k: int) -> PartialSum:
     """Sum of each row's weighted expert outputs on the row's fixed-point grid.
 
     On the CPU the bits are the same on every machine. Other devices compute each row by itself with calls
     of one shape, so a row does not depend on its neighbours, but their bits differ from the CPU's.
 
     Args:
-        hidden: float32 [T, H], on the CPU like the three below.
-        expert_ids: int32 [T, k], -1 for an expert that is computed elsewhere.
-        weights: float32 [T, k].
-        scale_exponents: int32 [T].
-        top_k: the model's experts per token, at least k.
-
-    Returns:
-        PartialSum on the CPU.
+        rows: with float32 `hidden`.
+        top_k: the model's experts per token, at least as many as a row has.
 
     Raises:
         ExpertNotHeld: an id has no slot.
     """
     if experts.gate.device.type == "cpu":
-        values, saturated = kernels.moe_partial_sum(
-            hidden,
-            expert_ids,
-            weights,
-            scale_exponents,
-            experts.slots,
-            experts.gate,
-            experts.up,
-            experts.down,
-            experts.limit,
-            top_k,
+        return PartialSum(
+            *kernels.moe_partial_sum(
+                rows, experts.slots, experts.gate, experts.up, experts.down, experts.limit, top_k
+            )
         )
-        return PartialSum(values, saturated)
-    return torch_partial_sum(experts, hidden, expert_ids, weights, scale_exponents, top_k)
+    return torch_partial_sum(experts, rows, top_k)
 
 
-def torch_partial_sum(
-    experts: ExpertWeights,
-    hidden: Tensor,
-    expert_ids: Tensor,
-    weights: Tensor,
-    scale_exponents: Tensor,
-    top_k: int,
-) -> PartialSum:
+def torch_partial_sum(experts: ExpertWeights, rows: ExpertRows, top_k: int) -> PartialSum:
     """`partial_sum` in plain torch on the experts' own device."""
     device = experts.gate.device
-    x = hidden.to(device)
-    values = torch.zeros(hidden.shape, dtype=torch.int32, device=device)
-    saturated = torch.zeros(hidden.shape[0], dtype=torch.bool, device=device)
+    x = torch.from_numpy(rows.hidden).to(device)
+    values = torch.zeros(x.shape, dtype=torch.int32, device=device)
+    saturated = torch.zeros(x.shape[0], dtype=torch.bool, device=device)
     limit = fixed_point.limit(top_k)
-    exponents = scale_exponents.tolist()
-    for row, (ids, row_weights) in enumerate(zip(expert_ids.tolist(), weights.tolist(), strict=True)):
-        for expert, weight in zip(ids, row_weights, strict=True):
+    exponents = rows.scale_exponents.tolist()
+    for row, (ids, weights) in enumerate(zip(rows.expert_ids.tolist(), rows.weights.tolist(), strict=True)):
+        for expert, weight in zip(ids, weights, strict=True):
             if expert == -1:
                 continue
             slot = int(experts.slots[expert]) if 0 <= expert < experts.slots.shape[0] else -1
@@ -98,7 +71,7 @@ def torch_partial_sum(
             steps, fits = _on_grid(product, exponents[row], limit)
             values[row] += steps
             saturated[row] |= ~fits
-    return PartialSum(values.cpu(), saturated.cpu())
+    return PartialSum(values.cpu().numpy(), saturated.cpu().numpy())
 
 
 def _expert(experts: ExpertWeights, slot: int, x: Tensor) -> Tensor:

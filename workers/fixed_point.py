@@ -51,8 +51,8 @@ class PartialSum:
         saturated: bool [T], rows that left the grid or were not finite; their values mean nothing.
     """
 
-    values: Tensor
-    saturated: Tensor
+    values: NDArray[np.int32]
+    saturated: NDArray[np.bool_]
 
 
 def limit(top_k: int) -> int:
@@ -60,7 +60,7 @@ def limit(top_k: int) -> int:
     return int((2**31 - 1) // top_k)
 
 
-def scale_exponents(residual: Tensor) -> Tensor:
+def scale_exponents(residual: Tensor) -> NDArray[np.int32]:
     """The grid exponent of each row of the residual [T, H] float32, before the MoE block is added.
 
     Returns:
@@ -74,6 +74,6 @@ def coarser(scale_exponents: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.minimum(scale_exponents + COARSEN_STEP, COARSEST_EXPONENT, dtype=np.int32)
 
 
-def to_float32(values: Tensor, scale_exponents: Tensor) -> Tensor:
+def to_float32(values: NDArray[np.int32], scale_exponents: NDArray[np.int32]) -> Tensor:
     """A complete sum in float32: int32 [T, H] times 2^e of each row, rounded once."""
     return kernels.grid_to_float32(values, scale_exponents)

@@ -7,14 +7,11 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
-import torch
 import zmq
-from numpy.typing import NDArray
-from torch import Tensor
 
+from transport.expert_rows import ExpertRows
 from transport.keys import WorkerKeys
 from transport.messages import (
     MAX_TEXT_CHARS,
@@ -56,9 +53,7 @@ class ExpertCompute(Protocol):
     @property
     def held_bytes(self) -> int: ...
 
-    def forward(
-        self, layer: int, hidden: Tensor, expert_ids: Tensor, weights: Tensor, scale_exponents: Tensor
-    ) -> PartialSum: ...
+    def forward(self, layer: int, rows: ExpertRows) -> PartialSum: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,14 +253,7 @@ class ExpertService:
     def _compute(self, request: ForwardRequest) -> Reply:
         started = time.perf_counter()
         try:
-            partial_sum = self._store.forward(
-                request.layer,
-                _tensor(request.hidden),
-                torch.from_numpy(request.expert_ids),
-                torch.from_numpy(request.weights),
-                torch.from_numpy(request.scale_exponents),
-            )
-            values, saturated = partial_sum.values.numpy(), partial_sum.saturated.numpy()
+            partial_sum = self._store.forward(request.layer, request.rows)
         except ExpertNotHeld as error:
             return self._error(request.request_id, ErrorCode.EXPERT_NOT_HELD, str(error))
         except Exception as error:
@@ -276,7 +264,7 @@ class ExpertService:
             return self._error(request.request_id, ErrorCode.INTERNAL, message)
         compute_s = time.perf_counter() - started
         self._counts.compute_s += compute_s
-        return ForwardReply(request.request_id, values, saturated, compute_s)
+        return ForwardReply(request.request_id, partial_sum.values, partial_sum.saturated, compute_s)
 
     def _answer(self, server: Server, peer: bytes, reply: Reply) -> None:
         if isinstance(reply, ForwardReply):
@@ -291,9 +279,3 @@ class ExpertService:
 
     def _error(self, request_id: int, code: ErrorCode, message: str) -> ErrorReply:
         return ErrorReply(request_id, code, message[:MAX_TEXT_CHARS])
-
-
-def _tensor(hidden: NDArray[Any]) -> Tensor:
-    """float32 as it is; uint16 holds the bits of bfloat16."""
-    tensor = torch.from_numpy(hidden)
-    return tensor.view(torch.bfloat16) if hidden.dtype == np.uint16 else tensor

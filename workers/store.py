@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from placement.errors import PlanError
+from transport.expert_rows import ExpertRows
 from workers.ffn import ExpertWeights, partial_sum
 from workers.fixed_point import PartialSum
 from workers.formats.safetensors import Checkpoint
@@ -85,25 +86,20 @@ class ExpertStore:
         no_experts = _allocate(config, 0, (), "cpu", dtype)
         return cls(held, config.moe_top_k, config.hidden_size, layers, no_experts)
 
-    def forward(
-        self, layer: int, hidden: Tensor, expert_ids: Tensor, weights: Tensor, scale_exponents: Tensor
-    ) -> PartialSum:
+    def forward(self, layer: int, rows: ExpertRows) -> PartialSum:
         """The held experts' share of an MoE layer's sum, on each row's fixed-point grid.
 
         Args:
-            hidden: [T, H], float32, or bfloat16 which widens exactly.
-            expert_ids: int32 [T, k], -1 where another worker computes.
-            weights: float32 [T, k].
-            scale_exponents: int32 [T], see `fixed_point`.
+            rows: -1 for an expert that another worker computes; bfloat16 widens exactly.
 
         Raises:
             ExpertNotHeld: an id that is not here.
         """
         experts = self._layers.get(layer, self._no_experts)
-        if hidden.dtype is not torch.float32:
-            hidden = hidden.float()
+        if rows.hidden.dtype == np.uint16:
+            rows = rows._replace(hidden=(rows.hidden.astype(np.uint32) << 16).view(np.float32))
         try:
-            return partial_sum(experts, hidden, expert_ids, weights, scale_exponents, self.top_k)
+            return partial_sum(experts, rows, self.top_k)
         except ExpertNotHeld as error:
             raise ExpertNotHeld(f"layer {layer}: {error}") from None
 

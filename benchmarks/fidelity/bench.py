@@ -21,6 +21,7 @@ from orchestrator.model.moe import MoeWeights
 from orchestrator.model.step35 import Step35Model
 from placement.model_shape import ModelShape
 from placement.plan import Plan
+from transport.expert_rows import ExpertRows
 from transport.messages import ForwardReply, ForwardRequest
 from workers.store import ExpertStore
 
@@ -43,19 +44,11 @@ class UncountedExperts:
     store: ExpertStore
     read_s: float = 0.0
 
-    def run(
-        self,
-        layer: int,
-        hidden: Tensor,
-        expert_ids: Tensor,
-        weights: Tensor,
-        scale_exponents: Tensor,
-        while_waiting: Callable[[], Tensor],
-    ) -> tuple[Tensor, Tensor]:
+    def run(self, layer: int, rows: ExpertRows, while_waiting: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         started = time.perf_counter()
         _forward(self.store, layer, self.store.experts[layer][-self.store.top_k :])
         self.read_s += time.perf_counter() - started
-        return torch.zeros_like(hidden), while_waiting()
+        return torch.zeros(rows.hidden.shape), while_waiting()
 
     def timed(self, action: Callable[[], object]) -> float:
         """Seconds of `action` without those of the experts it ran."""
@@ -123,17 +116,8 @@ class Bench:
     def request(
         self, layer: int, ids: NDArray[np.int32], hidden: NDArray[np.float32] | None = None
     ) -> ForwardRequest:
-        if hidden is None:
-            hidden = np.ones((len(ids), self.shape.hidden_size), np.float32)
-        return ForwardRequest(
-            next(_request_ids),
-            self.plan.epoch,
-            layer,
-            hidden,
-            ids,
-            np.full(ids.shape, 0.125, np.float32),
-            np.full(len(ids), _EXPONENT, np.int32),
-        )
+        rows = _rows(ids, self.shape.hidden_size, hidden)
+        return ForwardRequest(next(_request_ids), self.plan.epoch, layer, rows)
 
     # All that the plan has, as the model asks for it.
 
@@ -141,15 +125,13 @@ class Bench:
         self,
         layer: int,
         ids: NDArray[np.int32],
-        rows: NDArray[np.float32] | None = None,
+        hidden: NDArray[np.float32] | None = None,
         meanwhile: Callable[[], Tensor] | None = None,
     ) -> None:
         """The dispatcher's call for a layer's rows."""
-        weights = torch.full(ids.shape, 0.125)
-        exponents = torch.full((len(ids),), _EXPONENT, dtype=torch.int32)
-        hidden = torch.ones(len(ids), self.shape.hidden_size) if rows is None else torch.from_numpy(rows)
-        run = partial(self.dispatcher.run, layer, hidden, torch.from_numpy(ids), weights, exponents)
-        run(meanwhile or (lambda: hidden))
+        nothing = torch.zeros(())
+        asked = _rows(ids, self.shape.hidden_size, hidden)
+        self.dispatcher.run(layer, asked, meanwhile or (lambda: nothing))
 
     def dispatch(self, layer: int, experts: Sequence[int]) -> None:
         """The same for one row that chooses `experts`."""
@@ -182,11 +164,12 @@ def reply_of(worker: RunningWorker) -> ForwardReply:
 
 
 def _forward(store: ExpertStore, layer: int, experts: Sequence[int]) -> None:
-    ids = torch.from_numpy(same_experts(store.top_k, experts, 1))
-    store.forward(
-        layer,
-        torch.ones(1, store.hidden_size),
-        ids,
-        torch.full(ids.shape, 0.125),
-        torch.full((1,), _EXPONENT, dtype=torch.int32),
-    )
+    store.forward(layer, _rows(same_experts(store.top_k, experts, 1), store.hidden_size))
+
+
+def _rows(ids: NDArray[np.int32], hidden_size: int, hidden: NDArray[np.float32] | None = None) -> ExpertRows:
+    """Rows, of ones where none are given, that choose `ids`."""
+    if hidden is None:
+        hidden = np.ones((len(ids), hidden_size), np.float32)
+    weights = np.full(ids.shape, 0.125, np.float32)
+    return ExpertRows(hidden, ids, weights, np.full(len(ids), _EXPONENT, np.int32))

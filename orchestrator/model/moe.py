@@ -6,12 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.timing import StepTimer
 from placement.errors import NonFiniteError
+from transport.expert_rows import ExpertRows
 from workers import fixed_point, kernels
 from workers.formats.safetensors import Checkpoint
 from workers.model_config import Step35Config
@@ -21,23 +24,12 @@ from workers.store import ExpertStore
 class ExpertRunner(Protocol):
     """Runs a layer's routed experts, here or elsewhere."""
 
-    def run(
-        self,
-        layer: int,
-        hidden: Tensor,
-        expert_ids: Tensor,
-        weights: Tensor,
-        scale_exponents: Tensor,
-        while_waiting: Callable[[], Tensor],
-    ) -> tuple[Tensor, Tensor]:
+    def run(self, layer: int, rows: ExpertRows, while_waiting: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         """Sum each row's weighted expert outputs on the fixed-point grid.
 
         Args:
             layer: absolute layer index.
-            hidden: normed rows float32 [num_tokens, hidden], already rounded to the run's dtype.
-            expert_ids: int32 [num_tokens, top_k].
-            weights: float32 [num_tokens, top_k].
-            scale_exponents: int32 [num_tokens], the grid unit 2^e of each row.
+            rows: one a token, all of its experts; hidden is float32, already rounded to the run's dtype.
             while_waiting: called once; a remote runner calls it while answers are in flight.
 
         Returns:
@@ -107,7 +99,8 @@ def moe(
         with timer.part("shared_expert"):
             return weights.shared.forward(hidden)
 
-    routed, shared = experts.run(layer, hidden, expert_ids, expert_weights, scale_exponents, shared_expert)
+    rows = ExpertRows(hidden.numpy(), expert_ids, expert_weights, scale_exponents)
+    routed, shared = experts.run(layer, rows, shared_expert)
     return routed.add_(shared).add_(residual)
 
 
@@ -132,43 +125,29 @@ class LocalExperts:
         store = ExpertStore.load(checkpoint, config, everything, dtype=dtype, on_progress=on_progress)
         return cls(store, timer)
 
-    def run(
-        self,
-        layer: int,
-        hidden: Tensor,
-        expert_ids: Tensor,
-        weights: Tensor,
-        scale_exponents: Tensor,
-        while_waiting: Callable[[], Tensor],
-    ) -> tuple[Tensor, Tensor]:
+    def run(self, layer: int, rows: ExpertRows, while_waiting: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         """See ExpertRunner.run."""
         with self.timer.part("local_experts"):
-            part = self.store.forward(layer, hidden, expert_ids, weights, scale_exponents)
-            routed = fixed_point.to_float32(part.values, scale_exponents)
-            if part.saturated.numpy().any():
-                self._coarsen(layer, hidden, expert_ids, weights, scale_exponents, part.saturated, routed)
+            part = self.store.forward(layer, rows)
+            routed = fixed_point.to_float32(part.values, rows.scale_exponents)
+            if True in part.saturated:
+                self._coarsen(layer, rows, part.saturated, routed.numpy())
         return routed, while_waiting()
 
     def _coarsen(
-        self,
-        layer: int,
-        hidden: Tensor,
-        expert_ids: Tensor,
-        weights: Tensor,
-        scale_exponents: Tensor,
-        saturated: Tensor,
-        routed: Tensor,
+        self, layer: int, rows: ExpertRows, saturated: NDArray[np.bool_], routed: NDArray[np.float32]
     ) -> None:
         """Recompute saturated rows of `routed` in place, on coarser and coarser grids."""
-        rows = saturated.nonzero().squeeze(1)
-        exponents = scale_exponents[rows]
+        places = np.flatnonzero(saturated)
+        rows = rows.at(places)
         for _ in range(fixed_point.MAX_COARSENINGS):
-            exponents = torch.from_numpy(fixed_point.coarser(exponents.numpy()))
-            part = self.store.forward(layer, hidden[rows], expert_ids[rows], weights[rows], exponents)
+            rows = rows._replace(scale_exponents=fixed_point.coarser(rows.scale_exponents))
+            part = self.store.forward(layer, rows)
             fits = ~part.saturated
-            routed[rows[fits]] = fixed_point.to_float32(part.values[fits], exponents[fits])
-            rows, exponents = rows[part.saturated], exponents[part.saturated]
-            if rows.numel() == 0:
+            sums = fixed_point.to_float32(part.values[fits], rows.scale_exponents[fits])
+            routed[places[fits]] = sums.numpy()
+            places, rows = places[part.saturated], rows.at(part.saturated)
+            if len(places) == 0:
                 return
         raise NonFiniteError(
             f"layer {layer}: an expert's output is not finite; expected finite numbers, so the checkpoint's "

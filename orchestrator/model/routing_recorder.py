@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 
 class RoutingRecorder:
@@ -18,9 +17,9 @@ class RoutingRecorder:
         self._num_experts = num_experts
         self._top_k = top_k
 
-    def record(self, layer: int, expert_ids: Tensor) -> None:
+    def record(self, layer: int, expert_ids: NDArray[np.int32]) -> None:
         """Note int32 [num_tokens, top_k] of absolute layer `layer`."""
-        self._chosen[self._row_of[layer]].append(expert_ids.numpy().astype(np.uint16))
+        self._chosen[self._row_of[layer]].append(expert_ids.astype(np.uint16))
 
     def counts(self) -> NDArray[np.uint64]:
         """Times each expert was chosen, uint64 [moe_layers, num_experts]."""

@@ -21,6 +21,7 @@ from placement.plan import LOCAL_WORKER, Plan
 from tests.orchestrator.processes import DEADLINE_S, MARK, marked, run, wait_until
 from tests.orchestrator.random_plan import random_plan
 from tests.tiny_checkpoint import write_random_checkpoint
+from transport.expert_rows import ExpertRows
 from transport.messages import ForwardReply
 from workers.model_config import Step35Config
 
@@ -136,7 +137,8 @@ def check_answers(workers: RunningWorkers, plan: Plan, shape: ModelShape) -> Non
         expert_ids[0, 0] = ids[0]
         hidden = np.ones((1, shape.hidden_size), np.float32)
         weights = np.ones((1, shape.top_k), np.float32)
-        client.send_forward(1, layer, hidden, expert_ids, weights, np.array([-18], np.int32))
+        rows = ExpertRows(hidden, expert_ids, weights, np.array([-18], np.int32))
+        client.send_forward(1, layer, rows)
         reply = client.wait(DEADLINE_S)
         assert isinstance(reply, ForwardReply), reply
         assert np.any(reply.values)

@@ -13,6 +13,7 @@ from orchestrator.model.routing_recorder import RoutingRecorder
 from placement.errors import NonFiniteError
 from tests.orchestrator.heads import hidden_states, load_model
 from tests.tiny_checkpoint import write_random_checkpoint
+from transport.expert_rows import ExpertRows
 from workers.formats.safetensors import Checkpoint
 from workers.model_config import Step35Config
 
@@ -29,40 +30,38 @@ def experts(model_dir: Path) -> LocalExperts:
     return LocalExperts.load(Checkpoint.open(model_dir), Step35Config.load(model_dir), torch.float32)
 
 
-def rows(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    hidden = torch.randn(count, 64, generator=generator)
-    ids = torch.stack([torch.randperm(16, generator=generator)[:4] for _ in range(count)]).int()
-    return hidden, ids, torch.rand(count, 4, generator=generator)
+def asked(count: int) -> ExpertRows:
+    rng = np.random.default_rng(1)
+    hidden = rng.standard_normal((count, 64), dtype=np.float32)
+    ids = np.stack([rng.permutation(16)[:4] for _ in range(count)]).astype(np.int32)
+    weights = rng.random((count, 4), dtype=np.float32)
+    return ExpertRows(hidden, ids, weights, np.full(count, -23, np.int32))
 
 
-def run(experts: LocalExperts, hidden: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+def run(experts: LocalExperts, rows: ExpertRows) -> torch.Tensor:
     shared = torch.zeros(())
-    routed, returned = experts.run(LAYER, hidden, *rest, lambda: shared)
+    routed, returned = experts.run(LAYER, rows, lambda: shared)
     assert returned is shared
     return routed
 
 
 def test_rows_too_large_for_their_grid_are_computed_on_a_coarser_one(experts: LocalExperts) -> None:
-    hidden, ids, weights = rows(5)
-    fitting = torch.full((5,), -23, dtype=torch.int32)
-    expected = run(experts, hidden, ids, weights, fitting)
+    fitting = asked(5)
+    expected = run(experts, fitting)
     # Grids far too fine, each row another: the row must find a coarser one by itself.
-    too_fine = torch.tensor([-23, -40, -60, -23, -120], dtype=torch.int32)
-    routed = run(experts, hidden, ids, weights, too_fine)
+    too_fine = fitting._replace(scale_exponents=np.array([-23, -40, -60, -23, -120], np.int32))
+    routed = run(experts, too_fine)
     torch.testing.assert_close(routed, expected, rtol=0, atol=4 * 2.0**-23)
     assert torch.equal(routed[0], expected[0])
     for row in range(5):
-        one = slice(row, row + 1)
-        alone = run(experts, hidden[one], ids[one], weights[one], too_fine[one])
-        assert torch.equal(alone[0], routed[row])
+        assert torch.equal(run(experts, too_fine.at(np.array([row])))[0], routed[row])
 
 
 def test_output_that_is_not_finite_is_an_error_that_names_the_layer(experts: LocalExperts) -> None:
-    hidden, ids, weights = rows(2)
-    hidden[1, 0] = float("nan")
+    rows = asked(2)
+    rows.hidden[1, 0] = float("nan")
     with pytest.raises(NonFiniteError, match=f"layer {LAYER}"):
-        run(experts, hidden, ids, weights, torch.full((2,), -23, dtype=torch.int32))
+        run(experts, rows)
 
 
 def test_the_recorder_counts_what_the_tokens_chose(model_dir: Path) -> None:

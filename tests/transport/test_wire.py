@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transport.expert_rows import ExpertRows
 from transport.messages import (
     ErrorCode,
     ErrorReply,
@@ -52,10 +53,12 @@ def forward_requests(draw: st.DrawFn) -> ForwardRequest:
         request_id=draw(request_ids),
         epoch=LIMITS.epoch,
         layer=draw(st.sampled_from(sorted(LIMITS.moe_layers))),
-        hidden=floats if draw(st.booleans()) else floats.view(np.uint16)[:, ::2].copy(),
-        expert_ids=rng.integers(-1, LIMITS.num_experts, (num_rows, LIMITS.top_k), dtype=np.int32),
-        weights=rng.random((num_rows, LIMITS.top_k), dtype=np.float32),
-        scale_exponents=rng.integers(-126, 127, num_rows, dtype=np.int32),
+        rows=ExpertRows(
+            hidden=floats if draw(st.booleans()) else floats.view(np.uint16)[:, ::2].copy(),
+            expert_ids=rng.integers(-1, LIMITS.num_experts, (num_rows, LIMITS.top_k), dtype=np.int32),
+            weights=rng.random((num_rows, LIMITS.top_k), dtype=np.float32),
+            scale_exponents=rng.integers(-126, 127, num_rows, dtype=np.int32),
+        ),
     )
 
 
@@ -95,17 +98,14 @@ values = st.recursive(
 )
 
 
-def example_request(num_rows: int = 2, **changes: Any) -> ForwardRequest:
-    request = ForwardRequest(
-        request_id=5,
-        epoch=LIMITS.epoch,
-        layer=3,
+def example_request(num_rows: int = 2, request_id: int = 5, **changes: Any) -> ForwardRequest:
+    rows = ExpertRows(
         hidden=np.ones((num_rows, LIMITS.hidden_size), np.float32),
         expert_ids=np.zeros((num_rows, LIMITS.top_k), np.int32),
         weights=np.ones((num_rows, LIMITS.top_k), np.float32),
         scale_exponents=np.zeros(num_rows, np.int32),
     )
-    return request._replace(**changes)
+    return ForwardRequest(request_id, LIMITS.epoch, 3, rows._replace(**changes))
 
 
 def as_bytes(message: Request | Reply) -> list[bytes]:
@@ -120,6 +120,9 @@ def same(left: Any, right: Any) -> bool:
         a, b = getattr(left, name), getattr(right, name)
         if isinstance(a, np.ndarray):
             if a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes():
+                return False
+        elif isinstance(a, ExpertRows):
+            if not same(a, b):
                 return False
         elif a != b:
             return False
@@ -272,26 +275,26 @@ def test_replies_are_not_requests_and_requests_are_not_replies() -> None:
 def test_the_tensor_is_not_copied_at_either_end() -> None:
     request = example_request()
     frames = encode(request)
-    assert frames[1] is request.hidden
+    assert frames[1] is request.rows.hidden
     received = bytearray(bytes(frames[1]))
     decoded = decode_request([frames[0], received], LIMITS)
     assert isinstance(decoded, ForwardRequest)
     received[:4] = np.float32(9.0).tobytes()
-    assert decoded.hidden[0, 0] == 9.0
+    assert decoded.rows.hidden[0, 0] == 9.0
 
 
 def test_a_tensor_at_an_odd_address_is_still_aligned_for_the_kernels() -> None:
     header, tensor = as_bytes(example_request())
     decoded = decode_request([header, memoryview(b"x" + tensor)[1:]], LIMITS)
     assert isinstance(decoded, ForwardRequest)
-    assert decoded.hidden.flags.aligned
-    assert decoded.hidden.tobytes() == tensor
+    assert decoded.rows.hidden.flags.aligned
+    assert decoded.rows.hidden.tobytes() == tensor
 
 
-def test_routing_arrays_are_writable_as_torch_wants_them() -> None:
+def test_routing_arrays_are_aligned_for_the_kernels_and_writable() -> None:
     decoded = decode_request(as_bytes(example_request()), LIMITS)
     assert isinstance(decoded, ForwardRequest)
-    for array in (decoded.expert_ids, decoded.weights, decoded.scale_exponents):
+    for array in decoded.rows[1:]:
         assert array.flags.writeable
         assert array.flags.c_contiguous
         assert array.flags.aligned

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import zmq
-from torch import Tensor
 
 from transport.client import WorkerClient
+from transport.expert_rows import ExpertRows
 from transport.messages import ForwardRequest, Reply, WireLimits
 from transport.sockets import Context
 from workers.ffn import ExpertWeights, partial_sum
@@ -53,11 +53,10 @@ class SmallStore:
             for layer in LAYERS
         }
 
-    def forward(
-        self, layer: int, hidden: Tensor, expert_ids: Tensor, weights: Tensor, scale_exponents: Tensor
-    ) -> PartialSum:
-        hidden = hidden.float().contiguous()
-        return partial_sum(self._layers[layer], hidden, expert_ids, weights, scale_exponents, TOP_K)
+    def forward(self, layer: int, rows: ExpertRows) -> PartialSum:
+        if rows.hidden.dtype == np.uint16:
+            rows = rows._replace(hidden=(rows.hidden.astype(np.uint32) << 16).view(np.float32))
+        return partial_sum(self._layers[layer], rows, TOP_K)
 
 
 class GatedStore(SmallStore):
@@ -68,38 +67,28 @@ class GatedStore(SmallStore):
         self.begun = threading.Semaphore(0)
         self.gate = threading.Event()
 
-    def forward(
-        self, layer: int, hidden: Tensor, expert_ids: Tensor, weights: Tensor, scale_exponents: Tensor
-    ) -> PartialSum:
+    def forward(self, layer: int, rows: ExpertRows) -> PartialSum:
         self.begun.release()
         assert self.gate.wait(DEADLINE_S)
-        return super().forward(layer, hidden, expert_ids, weights, scale_exponents)
+        return super().forward(layer, rows)
 
 
 def request(request_id: int, num_rows: int = 1, *, bfloat16: bool = False, seed: int = 0) -> ForwardRequest:
     rng = np.random.default_rng([request_id, seed])
     hidden = rng.standard_normal((num_rows, HIDDEN_SIZE), dtype=np.float32)
-    return ForwardRequest(
-        request_id,
-        LIMITS.epoch,
-        int(rng.choice(LAYERS)),
+    layer = int(rng.choice(LAYERS))
+    rows = ExpertRows(
         (hidden.view(np.uint32) >> 16).astype(np.uint16) if bfloat16 else hidden,
         rng.integers(-1, HELD, (num_rows, TOP_K), dtype=np.int32),
         rng.random((num_rows, TOP_K), dtype=np.float32),
         np.full(num_rows, -20, np.int32),
     )
+    return ForwardRequest(request_id, LIMITS.epoch, layer, rows)
 
 
 def expected(store: SmallStore, asked: ForwardRequest) -> PartialSum:
     """What the store says when asked directly."""
-    hidden = torch.from_numpy(asked.hidden)
-    return store.forward(
-        asked.layer,
-        hidden.view(torch.bfloat16) if hidden.dtype == torch.uint16 else hidden,
-        torch.from_numpy(asked.expert_ids),
-        torch.from_numpy(asked.weights),
-        torch.from_numpy(asked.scale_exponents),
-    )
+    return store.forward(asked.layer, asked.rows)
 
 
 def endpoint(wire: str, directory: Path) -> str:

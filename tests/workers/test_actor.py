@@ -16,6 +16,7 @@ import zmq
 from placement.errors import CheckpointError, KeysRequired, PlanError, WorkerStartError
 from tests.tiny_checkpoint import write_random_checkpoint
 from transport.client import WorkerClient
+from transport.expert_rows import ExpertRows
 from transport.keys import HeadKeys, KeyPair
 from transport.messages import ForwardReply, WireLimits
 from workers.actor import WorkerInfo, WorkerProcess, WorkerSpec
@@ -58,7 +59,8 @@ def asks(info: WorkerInfo, spec: WorkerSpec, keys: HeadKeys | None = None) -> Fo
             expert_ids[0, 0] = 3
             hidden = np.ones((1, shape.hidden_size), np.float32)
             weights = np.ones((1, shape.top_k), np.float32)
-            client.send_forward(1, 2, hidden, expert_ids, weights, np.array([-18], np.int32))
+            exponents = np.array([-18], np.int32)
+            client.send_forward(1, 2, ExpertRows(hidden, expert_ids, weights, exponents))
             reply = client.wait(DEADLINE_S)
         finally:
             client.close()
@@ -80,11 +82,11 @@ def test_a_worker_serves_the_experts_of_its_spec(spec: WorkerSpec, dtype: str) -
     store = ExpertStore.load(
         Checkpoint.open(Path(spec.model_dir)), config, EXPERTS, dtype=getattr(torch, dtype)
     )
-    expert_ids = torch.full((1, config.moe_top_k), -1, dtype=torch.int32)
+    expert_ids = np.full((1, config.moe_top_k), -1, np.int32)
     expert_ids[0, 0] = 3
-    ones = torch.ones(1, config.hidden_size), torch.ones(1, config.moe_top_k)
-    right = store.forward(2, ones[0], expert_ids, ones[1], torch.tensor([-18], dtype=torch.int32))
-    np.testing.assert_array_equal(reply.values, right.values.numpy())
+    hidden, weights = np.ones((1, config.hidden_size), np.float32), np.ones(expert_ids.shape, np.float32)
+    right = store.forward(2, ExpertRows(hidden, expert_ids, weights, np.array([-18], np.int32)))
+    np.testing.assert_array_equal(reply.values, right.values)
     assert (info.num_experts, info.held_bytes) == (4, store.held_bytes)
     assert (health.running, health.served, health.num_experts) == (True, 1, 4)
 

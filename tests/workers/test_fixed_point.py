@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
+from transport.expert_rows import ExpertRows
 from workers import fixed_point, kernels
 from workers.ffn import ExpertWeights, partial_sum, torch_partial_sum
 
@@ -32,6 +34,10 @@ def routing(T: int, E: int, top_k: int) -> tuple[Tensor, Tensor]:
     return ids, weights / weights.sum(1, keepdim=True) * 3.0
 
 
+def asked(x: Tensor, ids: Tensor, weights: Tensor, exponents: NDArray[np.int32]) -> ExpertRows:
+    return ExpertRows(x.numpy(), ids.numpy(), weights.numpy(), exponents)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(-140, 120), st.integers(1, 50), st.integers(0, 2**31))
 def test_the_grid_follows_the_residuals_rms(magnitude: int, size: int, seed: int) -> None:
@@ -39,7 +45,7 @@ def test_the_grid_follows_the_residuals_rms(magnitude: int, size: int, seed: int
     x = x.float()
     rms = np.sqrt(np.mean(x.double().numpy() ** 2, axis=1))
     found = fixed_point.scale_exponents(x)
-    assert found.dtype == torch.int32
+    assert found.dtype == np.int32
     for exponent, value in zip(found.tolist(), rms, strict=True):
         # Outside, sums of squares leave float32: the grid is then finer or coarser, not wrong.
         if not 2.0**-60 < value < 2.0**63 / size**0.5:
@@ -57,7 +63,7 @@ def test_a_residual_of_zeros_or_infinities_still_has_a_grid() -> None:
 @settings(deadline=None, max_examples=60)
 @given(st.integers(-(2**31), 2**31 - 1), st.integers(-149, 90))
 def test_back_to_float32_rounds_once(value: int, exponent: int) -> None:
-    found = fixed_point.to_float32(torch.tensor([[value]]).int(), torch.tensor([exponent]).int())
+    found = fixed_point.to_float32(np.array([[value]], np.int32), np.array([exponent], np.int32))
     assert found.item() == np.float32(float(value) * 2.0**exponent)
 
 
@@ -86,10 +92,10 @@ def test_the_grid_costs_about_three_roundings_to_the_residual() -> None:
     float_sum = products[:, 0].clone()
     for column in range(1, top_k):
         float_sum += products[:, column]
-    part = partial_sum(layer, x, ids, weights, exponents, top_k)
+    part = partial_sum(layer, asked(x, ids, weights, exponents), top_k)
     assert not part.saturated.any()
     grid_sum = fixed_point.to_float32(part.values, exponents)
-    step = torch.ldexp(torch.ones(T), exponents).double().unsqueeze(1)
+    step = torch.ldexp(torch.ones(T), torch.from_numpy(exponents)).double().unsqueeze(1)
     assert ((grid_sum.double() - exact).abs() <= step * (top_k / 2) + exact.abs() * 2.0**-24).all()
 
     def rms_error(total: Tensor) -> float:
@@ -105,7 +111,7 @@ def test_a_saturated_row_fits_a_coarser_grid() -> None:
     ids, weights = routing(T, 8, top_k)
     exponents = fixed_point.scale_exponents(x)
     exponents[2] = 0
-    part = partial_sum(layer, x, ids, weights, exponents, top_k)
+    part = partial_sum(layer, asked(x, ids, weights, exponents), top_k)
     assert part.saturated.tolist() == [True, True, False, True]
 
     exact = torch.zeros(T, H, dtype=torch.float64)
@@ -117,11 +123,11 @@ def test_a_saturated_row_fits_a_coarser_grid() -> None:
     for _ in range(fixed_point.MAX_COARSENINGS):
         if not part.saturated.any():
             break
-        coarser = coarser + part.saturated.int() * fixed_point.COARSEN_STEP
-        part = partial_sum(layer, x, ids, weights, coarser, top_k)
+        coarser = coarser + part.saturated.astype(np.int32) * fixed_point.COARSEN_STEP
+        part = partial_sum(layer, asked(x, ids, weights, coarser), top_k)
     assert not part.saturated.any()
     found = fixed_point.to_float32(part.values, coarser).double()
-    step = torch.ldexp(torch.ones(T), coarser).double().unsqueeze(1)
+    step = torch.ldexp(torch.ones(T), torch.from_numpy(coarser)).double().unsqueeze(1)
     assert ((found - exact).abs() <= step * (top_k / 2) + exact.abs() * 2.0**-23).all()
 
 
@@ -141,7 +147,7 @@ def test_the_largest_value_on_the_grid_is_kept_and_the_next_is_flagged(top_k: in
         (float("inf"), True),
     ):
         weight = torch.tensor([[target]]) / y
-        part = partial_sum(layer, x, torch.zeros(1, 1).int(), weight, torch.zeros(1).int(), top_k)
+        part = partial_sum(layer, asked(x, torch.zeros(1, 1).int(), weight, np.zeros(1, np.int32)), top_k)
         assert part.saturated.tolist() == [flagged]
 
 
@@ -152,7 +158,7 @@ def test_numbers_that_are_not_finite_stay_flagged_on_every_grid() -> None:
     ids, weights = torch.tensor([[1, 0], [2, 3]], dtype=torch.int32), torch.ones(2, 2)
     last = 100 + fixed_point.MAX_COARSENINGS * fixed_point.COARSEN_STEP
     for exponent in (-23, 0, 100, last):
-        part = partial_sum(layer, x, ids, weights, torch.full((2,), exponent).int(), 2)
+        part = partial_sum(layer, asked(x, ids, weights, np.full(2, exponent, np.int32)), 2)
         assert part.saturated.tolist() == [True, False]
 
 
@@ -163,14 +169,14 @@ def test_the_torch_path_agrees_with_the_kernels() -> None:
     ids[1, 0] = ids[2, 2] = -1
     exponents = fixed_point.scale_exponents(x)
     exponents[4] = -60
-    native = partial_sum(layer, x, ids, weights, exponents, 3)
-    plain = torch_partial_sum(layer, x, ids, weights, exponents, 3)
+    native = partial_sum(layer, asked(x, ids, weights, exponents), 3)
+    plain = torch_partial_sum(layer, asked(x, ids, weights, exponents), 3)
     assert plain.saturated.tolist() == native.saturated.tolist() == [False] * 4 + [True, False]
     fits = ~native.saturated
     difference = fixed_point.to_float32(native.values - plain.values, exponents)[fits]
     assert difference.abs().max() < 3e-6
-    alone = torch_partial_sum(layer, x[3:4], ids[3:4], weights[3:4], exponents[3:4], 3)
-    assert torch.equal(alone.values[0], plain.values[3])
+    alone = torch_partial_sum(layer, asked(x[3:4], ids[3:4], weights[3:4], exponents[3:4]), 3)
+    assert np.array_equal(alone.values[0], plain.values[3])
     ids[0, 0] = 8
     with pytest.raises(kernels.ExpertNotHeld, match="expert 8"):
-        torch_partial_sum(layer, x, ids, weights, exponents, 3)
+        torch_partial_sum(layer, asked(x, ids, weights, exponents), 3)

@@ -14,7 +14,6 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-import torch
 import zmq
 
 from placement.errors import KeysRequired, WorkerStartError
@@ -70,8 +69,8 @@ def assert_right(reply: object, asked: Any, store: SmallStore) -> None:
     assert isinstance(reply, ForwardReply), reply
     right = expected(store, asked)
     assert reply.request_id == asked.request_id
-    np.testing.assert_array_equal(reply.values, right.values.numpy())
-    np.testing.assert_array_equal(reply.saturated, right.saturated.numpy())
+    np.testing.assert_array_equal(reply.values, right.values)
+    np.testing.assert_array_equal(reply.saturated, right.saturated)
     assert reply.compute_s > 0
 
 
@@ -87,14 +86,7 @@ def test_an_answer_is_what_the_store_computes(
         connected(service, context) as client,
     ):
         asked = request(2**63, num_rows, bfloat16=bfloat16)
-        client.send_forward(
-            asked.request_id,
-            asked.layer,
-            asked.hidden,
-            asked.expert_ids,
-            asked.weights,
-            asked.scale_exponents,
-        )
+        client.send_forward(asked.request_id, asked.layer, asked.rows)
         assert_right(answer(client), asked, store)
         assert client.receive() is None
 
@@ -276,7 +268,10 @@ def test_a_request_outside_the_plan_is_refused_by_its_own_name(
     store = SmallStore()
     with serving(store) as service:
         dealer = stranger(context, service)
-        frames = encode(request(31)._replace(**changes))
+        asked = request(31)
+        rows = {name: value for name, value in changes.items() if name in asked.rows._fields}
+        rest = {name: value for name, value in changes.items() if name not in rows}
+        frames = encode(asked._replace(rows=asked.rows._replace(**rows), **rest))
         dealer.send_multipart([bytes(frame) for frame in frames])
         reply = decode_reply(dealer.recv_multipart(), LIMITS)
         assert isinstance(reply, ErrorReply)
@@ -373,9 +368,11 @@ def test_a_failure_is_told_to_its_owner_and_not_to_the_asker(context: zmq.Contex
 
 def test_a_saturated_row_is_flagged_on_the_way_back(context: zmq.Context[Any]) -> None:
     store = SmallStore()
-    asked = request(1, 2)._replace(
-        expert_ids=np.zeros((2, TOP_K), np.int32),
-        scale_exponents=np.array([-20, -120], np.int32),
+    asked = request(1, 2)
+    asked = asked._replace(
+        rows=asked.rows._replace(
+            expert_ids=np.zeros((2, TOP_K), np.int32), scale_exponents=np.array([-20, -120], np.int32)
+        )
     )
     with serving(store) as service, connected(service, context) as client:
         client.send(asked)
@@ -461,9 +458,10 @@ def test_stopping_does_not_wait_for_what_is_queued(context: zmq.Context[Any]) ->
 
 
 def test_a_store_without_experts_serves_zeros(context: zmq.Context[Any]) -> None:
-    asked = request(1, 2)._replace(expert_ids=np.full((2, TOP_K), -1, np.int32))
+    asked = request(1, 2)
+    asked = asked._replace(rows=asked.rows._replace(expert_ids=np.full((2, TOP_K), -1, np.int32)))
     with serving(SmallStore()) as service, connected(service, context) as client:
         client.send(asked)
         reply = answer(client)
         assert isinstance(reply, ForwardReply)
-        assert torch.count_nonzero(torch.from_numpy(reply.values.copy())) == 0
+        assert not reply.values.any()

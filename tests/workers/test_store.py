@@ -6,12 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from placement.errors import PlanError
 from tests.tiny_checkpoint import write_random_checkpoint
+from transport.expert_rows import ExpertRows
 from workers import fixed_point
 from workers.formats.safetensors import Checkpoint
 from workers.model_config import Step35Config
@@ -29,12 +30,12 @@ def load(model_dir: Path, experts: dict[int, list[int]], dtype: torch.dtype = to
     return ExpertStore.load(Checkpoint.open(model_dir), Step35Config.load(model_dir), experts, dtype=dtype)
 
 
-def request(T: int, num_experts: int = 16, top_k: int = 4) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(T)
-    hidden = torch.randn(T, 64, generator=generator)
-    ids = torch.stack([torch.randperm(num_experts, generator=generator)[:top_k] for _ in range(T)]).int()
-    weights = torch.rand(T, top_k, generator=generator)
-    return hidden, ids, weights, fixed_point.scale_exponents(hidden)
+def request(T: int, num_experts: int = 16, top_k: int = 4) -> ExpertRows:
+    rng = np.random.default_rng(T)
+    hidden = rng.standard_normal((T, 64), dtype=np.float32)
+    ids = np.stack([rng.permutation(num_experts)[:top_k] for _ in range(T)]).astype(np.int32)
+    weights = rng.random((T, top_k), dtype=np.float32)
+    return ExpertRows(hidden, ids, weights, fixed_point.scale_exponents(torch.from_numpy(hidden)))
 
 
 def test_a_store_knows_what_it_holds(model_dir: Path) -> None:
@@ -60,45 +61,46 @@ def test_a_store_knows_what_it_holds(model_dir: Path) -> None:
 def test_stores_that_share_a_layer_add_up_to_the_whole(
     model_dir: Path, layer: int, dtype: torch.dtype
 ) -> None:
-    hidden, ids, weights, exponents = request(9)
+    rows = request(9)
     whole = load(model_dir, {layer: list(range(16))}, dtype)
-    expected = whole.forward(layer, hidden, ids, weights, exponents)
-    total = torch.zeros_like(expected.values)
+    expected = whole.forward(layer, rows)
+    total = np.zeros_like(expected.values)
     for held in ([3, 9, 1], [0, 2, 4, 5, 6, 7, 8], [15, 14, 13, 12, 11, 10]):
         store = load(model_dir, {layer: held}, dtype)
-        mine = torch.where(torch.isin(ids, torch.tensor(held, dtype=torch.int32)), ids, -1)
-        total += store.forward(layer, hidden, mine, weights, exponents).values
-    assert torch.equal(total, expected.values)
+        mine = np.where(np.isin(rows.expert_ids, held), rows.expert_ids, np.int32(-1))
+        total += store.forward(layer, rows._replace(expert_ids=mine)).values
+    assert np.array_equal(total, expected.values)
 
 
 def test_bfloat16_rows_widen_exactly(model_dir: Path) -> None:
     store = load(model_dir, {2: list(range(16))})
-    hidden, ids, weights, exponents = request(5)
-    rounded = hidden.bfloat16()
-    narrow = store.forward(2, rounded, ids, weights, exponents)
-    assert torch.equal(narrow.values, store.forward(2, rounded.float(), ids, weights, exponents).values)
+    rows = request(5)
+    rounded = torch.from_numpy(rows.hidden).bfloat16()
+    narrow = store.forward(2, rows._replace(hidden=rounded.view(torch.uint16).numpy()))
+    wide = store.forward(2, rows._replace(hidden=rounded.float().numpy()))
+    assert np.array_equal(narrow.values, wide.values)
 
 
 def test_the_clamp_is_the_layers_own(model_dir: Path) -> None:
-    hidden, ids, weights, exponents = request(5)
+    rows = request(5)
     sums = []
     for limit in (0.0, 0.02):
         directory = (
             model_dir if limit else write_random_checkpoint(model_dir / "free", seed=2, dtype=torch.bfloat16)
         )
-        part = load(directory, {3: list(range(16))}).forward(3, hidden, ids, weights, exponents)
-        sums.append(part.values.abs().max())
+        part = load(directory, {3: list(range(16))}).forward(3, rows)
+        sums.append(np.abs(part.values).max())
     assert sums[1] < sums[0] / 10
 
 
 def test_an_expert_that_is_not_held_is_refused(model_dir: Path) -> None:
     store = load(model_dir, {2: [0, 1]})
-    hidden, ids, weights, exponents = request(3)
+    rows = request(3)
     with pytest.raises(ExpertNotHeld, match=r"layer 2: expert \d+ is not held"):
-        store.forward(2, hidden, ids, weights, exponents)
+        store.forward(2, rows)
     with pytest.raises(ExpertNotHeld, match=r"layer 4: expert \d+ is not held"):
-        store.forward(4, hidden, ids, weights, exponents)
-    nothing = store.forward(4, hidden, torch.full_like(ids, -1), weights, exponents)
+        store.forward(4, rows)
+    nothing = store.forward(4, rows._replace(expert_ids=np.full_like(rows.expert_ids, -1)))
     assert not nothing.values.any()
 
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from torch import Tensor, empty, int32
+from numpy.typing import NDArray
+from torch import Tensor
 
 from placement.errors import PotluckError
+from transport.expert_rows import ExpertRows
 from workers.kernels import native
-from workers.kernels.native import BAD_EXPERT_ID, check, is_bf16, mismatch, num_threads, raise_if_failed
+from workers.kernels.native import (
+    BAD_EXPERT_ID,
+    address,
+    check,
+    is_bf16,
+    mismatch,
+    num_threads,
+    raise_if_failed,
+)
+
+_FLOAT32, _INT32, _BOOL = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.bool_)
 
 
 class ExpertNotHeld(PotluckError):
@@ -16,7 +29,7 @@ class ExpertNotHeld(PotluckError):
 
 def route_top_k(
     logits: Tensor, bias: Tensor | None, top_k: int, normalise: bool, scaling_factor: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Choose each token's experts: the top_k largest sigmoid(logits) + bias, ties to the lower id.
 
     The weights are the sigmoids (without bias), divided by their sum if `normalise`, times
@@ -32,12 +45,12 @@ def route_top_k(
     T, E = logits.shape
     if not 0 < top_k <= E or (bias is not None and bias.numel() != E):
         raise ValueError(f"route_top_k: logits {list(logits.shape)}, top_k {top_k}, bias of another size")
-    expert_ids, weights = empty(T, top_k, dtype=int32), empty(T, top_k)
+    expert_ids, weights = np.empty((T, top_k), _INT32), np.empty((T, top_k), _FLOAT32)
     status = native.route_top_k(
         check(logits).data_ptr(),
         None if bias is None else check(bias).data_ptr(),
-        expert_ids.data_ptr(),
-        weights.data_ptr(),
+        address(expert_ids, _INT32),
+        address(weights, _FLOAT32),
         T,
         E,
         top_k,
@@ -49,7 +62,7 @@ def route_top_k(
     return expert_ids, weights
 
 
-def row_exponents(x: Tensor, *, offset: int = 0, low: int = -126, high: int = 128) -> Tensor:
+def row_exponents(x: Tensor, *, offset: int = 0, low: int = -126, high: int = 128) -> NDArray[np.int32]:
     """floor(log2(rms)) of every row of x [T, H] float32, plus offset, kept within low to high.
 
     A row of zeros or of subnormal size counts as -126 or less, a row with a value that is not finite
@@ -59,12 +72,12 @@ def row_exponents(x: Tensor, *, offset: int = 0, low: int = -126, high: int = 12
         int32 [T].
     """
     T, H = x.shape
-    out = empty(T, dtype=int32)
-    native.row_exponents(check(x).data_ptr(), out.data_ptr(), T, H, offset, low, high, num_threads())
+    out = np.empty(T, _INT32)
+    native.row_exponents(check(x).data_ptr(), address(out, _INT32), T, H, offset, low, high, num_threads())
     return out
 
 
-def grid_to_float32(values: Tensor, scale_exponents: Tensor) -> Tensor:
+def grid_to_float32(values: NDArray[np.int32], scale_exponents: NDArray[np.int32]) -> Tensor:
     """values * 2^exponent of each row, rounded once.
 
     Args:
@@ -77,10 +90,10 @@ def grid_to_float32(values: Tensor, scale_exponents: Tensor) -> Tensor:
     T, H = values.shape
     if scale_exponents.shape != (T,):
         raise mismatch("grid_to_float32", values=values, scale_exponents=scale_exponents)
-    out = empty(T, H)
+    out = torch.empty(T, H)
     status = native.grid_to_float32(
-        check(values, int32).data_ptr(),
-        check(scale_exponents, int32).data_ptr(),
+        address(values, _INT32),
+        address(scale_exponents, _INT32),
         out.data_ptr(),
         T,
         H,
@@ -91,17 +104,8 @@ def grid_to_float32(values: Tensor, scale_exponents: Tensor) -> Tensor:
 
 
 def moe_partial_sum(
-    x: Tensor,
-    expert_ids: Tensor,
-    weights: Tensor,
-    scale_exponents: Tensor,
-    slots: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
-    limit: float,
-    top_k: int,
-) -> tuple[Tensor, Tensor]:
+    rows: ExpertRows, slots: Tensor, gate: Tensor, up: Tensor, down: Tensor, limit: float, top_k: int
+) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
     """Sum of each row's weighted expert outputs on the row's fixed-point grid.
 
     Every weighted output w * y (one float32 product) becomes rint(w * y * 2^-e) and the integers are
@@ -109,10 +113,7 @@ def moe_partial_sum(
     Weights are read once for all rows of an expert.
 
     Args:
-        x: [T, H] float32.
-        expert_ids: int32 [T, k], k <= top_k; -1 where an expert is computed elsewhere.
-        weights: float32 [T, k].
-        scale_exponents: int32 [T], e of each row's grid 2^e, within -512 to 512.
+        rows: hidden float32, at most top_k experts a row, scale exponents within -512 to 512.
         slots: int32 [E], the index of each expert in gate, up and down, or -1.
         gate, up: [n, I, H], down: [n, H, I]; all float32 or all bfloat16.
         limit: the SwiGLU clamp, 0 for none.
@@ -127,7 +128,8 @@ def moe_partial_sum(
         ExpertNotHeld: an id has no slot.
         ValueError: shapes that do not fit, an id or exponent out of range.
     """
-    T, H = x.shape
+    hidden, expert_ids, weights, scale_exponents = rows
+    T, H = hidden.shape
     k = expert_ids.shape[1]
     n, intermediate, gate_H = gate.shape
     if (
@@ -139,29 +141,20 @@ def moe_partial_sum(
         or up.shape != gate.shape
         or down.shape != (n, H, intermediate)
     ):
-        raise mismatch(
-            "moe_partial_sum",
-            x=x,
-            expert_ids=expert_ids,
-            weights=weights,
-            scale_exponents=scale_exponents,
-            gate=gate,
-            up=up,
-            down=down,
-        )
-    values, saturated = empty(T, H, dtype=int32), empty(T, dtype=torch.bool)
+        raise mismatch("moe_partial_sum", **rows._asdict(), gate=gate, up=up, down=down)
+    values, saturated = np.empty((T, H), _INT32), np.empty(T, _BOOL)
     status = native.moe_partial_sum(
-        check(x).data_ptr(),
-        check(expert_ids, int32).data_ptr(),
-        check(weights).data_ptr(),
-        check(scale_exponents, int32).data_ptr(),
-        check(slots, int32).data_ptr(),
+        address(hidden, _FLOAT32),
+        address(expert_ids, _INT32),
+        address(weights, _FLOAT32),
+        address(scale_exponents, _INT32),
+        check(slots, torch.int32).data_ptr(),
         gate.data_ptr(),
         up.data_ptr(),
         down.data_ptr(),
         is_bf16(gate, up, down),
-        values.data_ptr(),
-        saturated.data_ptr(),
+        address(values, _INT32),
+        address(saturated, _BOOL),
         T,
         H,
         intermediate,

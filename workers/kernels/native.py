@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import importlib.machinery
+from ctypes import addressof
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from placement.errors import PotluckError
@@ -78,6 +82,22 @@ def check(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return x
 
 
+_of_buffer: Any = ctypes.c_char.from_buffer  # numpy arrays are buffers, which their types do not say
+
+
+def address(array: NDArray[Any], dtype: np.dtype[Any]) -> int:
+    """Where the numbers of a contiguous array lie. (`array.ctypes.data` takes four times as long.)"""
+    if array.dtype is dtype or array.dtype == dtype:
+        try:
+            return addressof(_of_buffer(array))
+        except (TypeError, ValueError):  # of a read-only or empty array, which are fine, or a strided one
+            if array.flags.c_contiguous:
+                return array.ctypes.data
+    raise ValueError(
+        f"kernel argument: expected a contiguous {dtype} array, found {array.dtype}, strides {array.strides}"
+    )
+
+
 def is_bf16(*weights: Tensor) -> int:
     """1 for bfloat16 weights, 0 for float32; all of one call must agree."""
     dtype = weights[0].dtype
@@ -95,7 +115,7 @@ def is_bf16(*weights: Tensor) -> int:
     return 1 if dtype is torch.bfloat16 else 0
 
 
-def mismatch(name: str, **shapes: Tensor) -> ValueError:
+def mismatch(name: str, **shapes: Tensor | NDArray[Any]) -> ValueError:
     return ValueError(
         f"{name}: shapes do not fit: " + ", ".join(f"{k} {list(v.shape)}" for k, v in shapes.items())
     )

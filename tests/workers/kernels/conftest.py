@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from workers import kernels
@@ -22,11 +24,11 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def same_bits_everywhere() -> Iterator[Callable[[Callable[[], tuple[Tensor, ...]]], None]]:
+def same_bits_everywhere() -> Iterator[Callable[[Callable[[], tuple[Tensor | NDArray[Any], ...]]], None]]:
     """Checks that a call gives the same bits with every instruction set and any number of threads."""
     chosen = kernels.instruction_set()
 
-    def check(call: Callable[[], tuple[Tensor, ...]]) -> None:
+    def check(call: Callable[[], tuple[Tensor | NDArray[Any], ...]]) -> None:
         expected = call()
         for name in INSTRUCTION_SETS:
             if not kernels.use_instruction_set(name):
@@ -34,7 +36,9 @@ def same_bits_everywhere() -> Iterator[Callable[[Callable[[], tuple[Tensor, ...]
             for threads in (1, 3):
                 torch.set_num_threads(threads)
                 for found, wanted in zip(call(), expected, strict=True):
-                    assert torch.equal(found, wanted), f"{name}, {threads} threads"
+                    assert torch.equal(torch.as_tensor(found), torch.as_tensor(wanted)), (
+                        f"{name}, {threads} threads"
+                    )
 
     yield check
     kernels.use_instruction_set(chosen)
