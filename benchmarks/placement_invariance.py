@@ -27,7 +27,7 @@ from orchestrator.model.moe import ExpertRunner, LocalExperts
 from orchestrator.model.step35 import Step35Model
 from orchestrator.tokenizer import Tokenizer
 from tests.orchestrator.random_plan import random_plan
-from workers.formats.safetensors import Checkpoint
+from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
 
 NUM_WORKERS = (0, 1, 2, 3, 7)
@@ -55,7 +55,7 @@ def main(
     """Exit with 1 if any placement gives other bits."""
     torch.set_num_threads(1)
     config = Step35Config.load(model)
-    checkpoint = Checkpoint.open(model)
+    checkpoint = SafetensorsCheckpoint.open(model)
     prompt = Tokenizer.load(model).encode(PROMPT)
     console = Console()
     different = False

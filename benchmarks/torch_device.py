@@ -25,7 +25,7 @@ from orchestrator.model.weights import load_head_weights
 from orchestrator.tokenizer import Tokenizer
 from placement.plan import Plan
 from tests.orchestrator.random_plan import random_plan
-from workers.formats.safetensors import Checkpoint
+from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
 
 PROMPT = "The library is read by"
@@ -42,7 +42,7 @@ class Run:
 
 def run(model_dir: Path, plan: Plan, dtype: torch.dtype, num_tokens: int) -> Run:
     """Greedy text of a plan; the first, shorter run warms up."""
-    config, checkpoint = Step35Config.load(model_dir), Checkpoint.open(model_dir)
+    config, checkpoint = Step35Config.load(model_dir), SafetensorsCheckpoint.open(model_dir)
     prompt = Tokenizer.load(model_dir).encode_prompt(PROMPT)
     weights = load_head_weights(checkpoint, config, dtype)
     with dispatcher_with_threads(plan, checkpoint, config, dtype) as dispatcher:

@@ -15,7 +15,7 @@ from placement.plan import LOCAL_WORKER, Plan
 from transport.client import WorkerClient
 from transport.messages import WireLimits
 from transport.sockets import Context
-from workers.formats.safetensors import Checkpoint
+from workers.formats.checkpoint import Checkpoint
 from workers.model_config import Step35Config
 from workers.service import ExpertService
 from workers.store import ExpertStore

@@ -20,7 +20,7 @@ from orchestrator.runnable import check_runnable
 from orchestrator.timing import StepTimer
 from placement.plan import LOCAL_WORKER, Plan
 from transport.messages import DEFAULT_MAX_ROWS
-from workers.formats.safetensors import Checkpoint
+from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
 from workers.store import ExpertStore
 
@@ -32,7 +32,7 @@ def load_local(model_dir: Path, dtype: torch.dtype) -> Step35Model:
         CheckpointError: the directory is not a checkpoint of this architecture, or is damaged.
     """
     config = Step35Config.load(model_dir)
-    checkpoint = Checkpoint.open(model_dir)
+    checkpoint = SafetensorsCheckpoint.open(model_dir)
     timer = StepTimer()
     experts = LocalExperts.load(checkpoint, config, dtype, timer)
     return Step35Model.load(checkpoint, config, dtype, experts, timer)
@@ -100,7 +100,7 @@ def open_session(
     plan.check_fits()
     check_runnable(plan)
     dtype: torch.dtype = getattr(torch, plan.dtype)
-    checkpoint = Checkpoint.open(model_dir)
+    checkpoint = SafetensorsCheckpoint.open(model_dir)
     check_drafts(checkpoint, config, num_drafts)
     timer = StepTimer()
     with ExitStack() as stack:

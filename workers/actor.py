@@ -94,14 +94,14 @@ class WorkerProcess:
         # Loading torch takes seconds: what can be refused without it is refused above.
         import torch
 
-        from workers.formats.safetensors import Checkpoint
+        from workers.formats.safetensors import SafetensorsCheckpoint
         from workers.service import ExpertService
         from workers.store import ExpertStore
 
         torch.set_num_threads(spec.num_threads)
         try:
             store = ExpertStore.load(
-                Checkpoint.open(model_dir),
+                SafetensorsCheckpoint.open(model_dir),
                 config,
                 spec.experts,
                 device=spec.device,

@@ -12,7 +12,7 @@ from placement.errors import PlanError
 from transport.expert_rows import ExpertRows
 from workers.ffn import ExpertWeights, partial_sum
 from workers.fixed_point import PartialSum
-from workers.formats.safetensors import Checkpoint
+from workers.formats.checkpoint import Checkpoint
 from workers.kernels import ExpertNotHeld
 from workers.model_config import Step35Config
 
@@ -73,8 +73,8 @@ class ExpertStore:
             for slot, expert in enumerate(ids):
                 parts = checkpoint.expert(layer, expert, config)
                 for matrix, part in zip((weights.gate, weights.up, weights.down), parts, strict=True):
-                    matrix[slot].copy_(part)
-                unreleased_bytes += sum(part.nbytes for part in parts)
+                    matrix[slot].copy_(part.data)
+                unreleased_bytes += sum(part.data.nbytes for part in parts)
                 del parts, part
                 if unreleased_bytes >= RELEASE_AFTER_BYTES:
                     checkpoint.release()

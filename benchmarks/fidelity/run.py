@@ -37,7 +37,8 @@ from placement.plan import LOCAL_WORKER, Plan
 from placement.replay.tally import DispatchCounts
 from transport.client import WorkerClient
 from transport.messages import DEFAULT_MAX_ROWS
-from workers.formats.safetensors import Checkpoint
+from workers.formats.checkpoint import Checkpoint
+from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
 from workers.store import ExpertStore
 
@@ -65,7 +66,7 @@ class Model:
 
     @classmethod
     def load(cls, directory: Path) -> Model:
-        config, checkpoint = Step35Config.load(directory), Checkpoint.open(directory)
+        config, checkpoint = Step35Config.load(directory), SafetensorsCheckpoint.open(directory)
         shape = config.shape(directory.name)
         some = {layer: range(PROBE_EXPERTS) for layer in shape.moe_layers}
         store = ExpertStore.load(checkpoint, config, some, dtype=torch.float32)

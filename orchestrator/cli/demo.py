@@ -36,7 +36,7 @@ from placement.replay.system import System
 from placement.routing.planning_text import spread_steps, text_of
 from placement.weight_format import planned_format
 from placement.workload import described, usual_workload
-from workers.formats.safetensors import Checkpoint
+from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -58,7 +58,7 @@ def demo(
     """Plan, start and run the shipped model on three worker processes of this machine."""
     if not MODEL.is_dir():
         raise InputError(f"{MODEL} is not there; the demo runs from a clone of the repository")
-    check_drafts(Checkpoint.open(MODEL), Step35Config.load(MODEL), mtp)
+    check_drafts(SafetensorsCheckpoint.open(MODEL), Step35Config.load(MODEL), mtp)
     problem, plan = planned(mtp)
     if not json:
         console.print(*description(problem, plan), sep="\n")

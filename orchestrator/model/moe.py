@@ -16,7 +16,7 @@ from orchestrator.timing import StepTimer
 from placement.errors import NonFiniteError
 from transport.expert_rows import ExpertRows
 from workers import fixed_point, kernels
-from workers.formats.safetensors import Checkpoint
+from workers.formats.checkpoint import Checkpoint
 from workers.model_config import Step35Config
 from workers.store import ExpertStore
 

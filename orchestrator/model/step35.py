@@ -19,7 +19,8 @@ from orchestrator.timing import StepTimer
 from placement.errors import InputError
 from placement.files.shown import shown
 from workers import kernels
-from workers.formats.safetensors import Checkpoint
+from workers.formats.checkpoint import Checkpoint
+from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
 
 
@@ -63,7 +64,7 @@ class Step35Model:
         Raises:
             CheckpointError: a file or tensor is missing, truncated or of another shape.
         """
-        checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model)
+        checkpoint = SafetensorsCheckpoint.open(model) if isinstance(model, str | Path) else model
         weights = load_head_weights(checkpoint, config, dtype, on_progress)
         return cls(config, weights, dtype, experts, timer)
 

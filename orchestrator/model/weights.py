@@ -14,7 +14,7 @@ from orchestrator.model.layer import LayerWeights, NormWeights
 from orchestrator.model.moe import FfnWeights, MoeWeights
 from placement.errors import CheckpointError, InputError
 from placement.files.shown import shown
-from workers.formats.safetensors import Checkpoint
+from workers.formats.checkpoint import Checkpoint
 from workers.model_config import LayerConfig, Step35Config
 
 
@@ -79,7 +79,7 @@ def load_head_weights(
             reader.matrix(("lm_head.weight",), config.vocab_size, config.hidden_size), embedding
         ):
             raise CheckpointError(
-                f"{checkpoint.model_dir}: config.json says tie_word_embeddings is true, but lm_head.weight "
+                f"{checkpoint.path}: config.json says tie_word_embeddings is true, but lm_head.weight "
                 "differs from model.embed_tokens.weight: correct the flag"
             )
     else:
@@ -112,7 +112,7 @@ def check_drafts(checkpoint: Checkpoint, config: Step35Config, num_drafts: int) 
         )
     if num_drafts and not _has_mtp(checkpoint, config):
         raise InputError(
-            f"{num_drafts} drafts a step asked for, but no file in {checkpoint.model_dir} has tensors of the "
+            f"{num_drafts} drafts a step asked for, but no file in {checkpoint.path} has tensors of the "
             f"MTP layers that config.json announces (model.layers.{config.num_hidden_layers}.…); download "
             "them, or ask for no drafts"
         )
@@ -176,7 +176,7 @@ class _Reader:
             is_expert = layer in moe and _ROUTED_EXPERT.fullmatch(part) is not None
             if not is_expert and not part.endswith(_DERIVED):
                 raise CheckpointError(
-                    f"{self._checkpoint.model_dir}: tensor {shown(stored)} is none that a model of this "
+                    f"{self._checkpoint.path}: tensor {shown(stored)} is none that a model of this "
                     "architecture has; Potluck would leave out what it does: use the published, unquantised "
                     "checkpoint"
                 )
@@ -191,7 +191,7 @@ class _Reader:
         there = self._checkpoint.has(name)
         if announced is False and there:
             raise CheckpointError(
-                f"{self._checkpoint.model_dir}: config.json says {flag} is false, but there is a tensor "
+                f"{self._checkpoint.path}: config.json says {flag} is false, but there is a tensor "
                 f"{name}: remove the flag if the model uses the tensor"
             )
         return there if announced is None else announced

@@ -13,14 +13,14 @@ from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.moe import LocalExperts
 from orchestrator.model.step35 import Step35Model
 from orchestrator.timing import StepTimer
-from workers.formats.safetensors import Checkpoint
+from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
 
 
 def load_model(model_dir: Path, dtype: torch.dtype = torch.float32) -> Step35Model:
     """Head and all experts of a checkpoint, in this process."""
     config = Step35Config.load(model_dir)
-    checkpoint = Checkpoint.open(model_dir)
+    checkpoint = SafetensorsCheckpoint.open(model_dir)
     timer = StepTimer()
     return Step35Model.load(
         checkpoint, config, dtype, LocalExperts.load(checkpoint, config, dtype, timer), timer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ from orchestrator.generate import GenerationParams
 from orchestrator.in_process import dispatcher_with_threads
 from orchestrator.model.step35 import Step35Model
 from placement.errors import NonFiniteError, PlanError
+from placement.plan import Plan
 from tests.orchestrator.heads import generate_with_hidden, load_model
 from tests.orchestrator.random_plan import random_plan
 from tests.tiny_checkpoint import write_random_checkpoint
-from workers.formats.safetensors import Checkpoint
+from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
 
 PROMPT = [5, 17, 300, 42, 9, 9, 120, 77, 31, 8, 250]
@@ -49,13 +51,18 @@ def over(model: Step35Model, dispatcher: Dispatcher) -> Step35Model:
     return Step35Model(model.config, model.weights, model.dtype, dispatcher, dispatcher.timer)
 
 
+def threads_of(plan: Plan, model_dir: Path, max_rows: int = 2048) -> AbstractContextManager[Dispatcher]:
+    checkpoint, config = SafetensorsCheckpoint.open(model_dir), Step35Config.load(model_dir)
+    return dispatcher_with_threads(plan, checkpoint, config, torch.float32, max_rows=max_rows)
+
+
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 3, 7])
 @pytest.mark.parametrize("mtp", [0, 3])
 def test_ids_and_hidden_states_are_the_same_bits_for_any_placement(
     model_dir: Path, reference: tuple[Step35Model, str], num_workers: int, mtp: int
 ) -> None:
     model, expected = reference
-    checkpoint = Checkpoint.open(model_dir)
+    checkpoint = SafetensorsCheckpoint.open(model_dir)
     for seed in range(2):
         plan = random_plan(
             model.config.shape("tiny"), num_workers, seed, replicas=0.3 * seed, head_holds=bool(seed)
@@ -69,7 +76,7 @@ def test_ids_and_hidden_states_are_the_same_bits_for_any_placement(
 def test_usage_counts_activations_messages_and_bytes(model_dir: Path) -> None:
     model = load_model(model_dir)
     plan = random_plan(model.config.shape("tiny"), 2, seed=4, head_holds=False)
-    with dispatcher_with_threads(plan, Checkpoint.open(model_dir), model.config, torch.float32) as dispatcher:
+    with threads_of(plan, model_dir) as dispatcher:
         generate_with_hidden(over(model, dispatcher), PROMPT, GenerationParams(max_tokens=6))
         usage = dispatcher.usage
     passes, rows = 1 + 5, len(PROMPT) + 5
@@ -85,7 +92,7 @@ def test_usage_counts_activations_messages_and_bytes(model_dir: Path) -> None:
 def test_only_messages_count_as_wire(model_dir: Path, num_workers: int) -> None:
     model = load_model(model_dir)
     plan = random_plan(model.config.shape("tiny"), num_workers, seed=4)
-    with dispatcher_with_threads(plan, Checkpoint.open(model_dir), model.config, torch.float32) as dispatcher:
+    with threads_of(plan, model_dir) as dispatcher:
         result, _ = generate_with_hidden(over(model, dispatcher), PROMPT, GenerationParams(max_tokens=6))
     remote = {"wire", "remote_wait"}
     assert remote & set(result.time_s) == (remote if num_workers else set())
@@ -97,9 +104,7 @@ def test_a_chunk_larger_than_a_message_gives_the_same_bits(model_dir: Path) -> N
     params = GenerationParams(max_tokens=2, chunk_size=64)
     _, expected = generate_with_hidden(model, PROMPT, params)
     plan = random_plan(model.config.shape("tiny"), 2, seed=5)
-    with dispatcher_with_threads(
-        plan, Checkpoint.open(model_dir), model.config, torch.float32, max_rows=3
-    ) as dispatcher:
+    with threads_of(plan, model_dir, max_rows=3) as dispatcher:
         _, hidden = generate_with_hidden(over(model, dispatcher), PROMPT, params)
     assert torch.equal(hidden, expected)
 
@@ -113,9 +118,7 @@ def test_rows_that_leave_the_grid_are_summed_on_a_coarser_one_everywhere(tmp_pat
     _, expected = generate_with_hidden(model, PROMPT, params)
     for num_workers in (0, 2):
         plan = random_plan(model.config.shape("tiny"), num_workers, seed=7)
-        with dispatcher_with_threads(
-            plan, Checkpoint.open(model_dir), model.config, torch.float32
-        ) as dispatcher:
+        with threads_of(plan, model_dir) as dispatcher:
             _, hidden = generate_with_hidden(over(model, dispatcher), PROMPT, params)
             assert dispatcher.usage.coarsened_rows > 0
         assert torch.equal(hidden, expected)
@@ -127,7 +130,7 @@ def test_weights_that_are_not_finite_are_an_error_that_names_the_layer(tmp_path:
     model = load_model(model_dir)
     plan = random_plan(model.config.shape("tiny"), 1, seed=9)
     with (
-        dispatcher_with_threads(plan, Checkpoint.open(model_dir), model.config, torch.float32) as dispatcher,
+        threads_of(plan, model_dir) as dispatcher,
         pytest.raises(NonFiniteError, match="layer 4"),
     ):
         generate_with_hidden(over(model, dispatcher), PROMPT, GenerationParams(max_tokens=2))
@@ -144,6 +147,6 @@ def test_a_plan_for_another_model_is_refused(model_dir: Path, tmp_path: Path) ->
     config = Step35Config.load(model_dir)
     with (
         pytest.raises(PlanError, match="plan for another model"),
-        dispatcher_with_threads(random_plan(other, 1, 0), Checkpoint.open(model_dir), config, torch.float32),
+        threads_of(random_plan(other, 1, 0), model_dir),
     ):
         pass

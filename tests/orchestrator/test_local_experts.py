@@ -14,7 +14,7 @@ from placement.errors import NonFiniteError
 from tests.orchestrator.heads import hidden_states, load_model
 from tests.tiny_checkpoint import write_random_checkpoint
 from transport.expert_rows import ExpertRows
-from workers.formats.safetensors import Checkpoint
+from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
 
 LAYER = 3
@@ -27,7 +27,9 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def experts(model_dir: Path) -> LocalExperts:
-    return LocalExperts.load(Checkpoint.open(model_dir), Step35Config.load(model_dir), torch.float32)
+    return LocalExperts.load(
+        SafetensorsCheckpoint.open(model_dir), Step35Config.load(model_dir), torch.float32
+    )
 
 
 def asked(count: int) -> ExpertRows:

@@ -15,7 +15,7 @@ from orchestrator.model.weights import check_drafts
 from placement.errors import CheckpointError, InputError
 from tests.orchestrator.heads import generate_with_hidden, load_model
 from tests.tiny_checkpoint import write_random_checkpoint
-from workers.formats.safetensors import Checkpoint
+from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -152,7 +152,7 @@ def test_a_checkpoint_of_the_trunk_alone_runs_without_drafts(tmp_path: Path) -> 
     )
     with pytest.raises(InputError, match="has 0 MTP layers"):
         generate_with_hidden(trunk, PROMPT, GenerationParams(mtp=1))
-    config, checkpoint = Step35Config.load(model_dir), Checkpoint.open(model_dir)
+    config, checkpoint = Step35Config.load(model_dir), SafetensorsCheckpoint.open(model_dir)
     check_drafts(checkpoint, config, 0)
     with pytest.raises(
         InputError, match=r"no file .* has tensors of the MTP layers .* \(model\.layers\.6\.…"
@@ -162,7 +162,7 @@ def test_a_checkpoint_of_the_trunk_alone_runs_without_drafts(tmp_path: Path) -> 
 
 def test_more_drafts_than_announced_are_refused_and_the_files_consulted(tmp_path: Path) -> None:
     model_dir = write_random_checkpoint(tmp_path, seed=46)
-    config, checkpoint = Step35Config.load(model_dir), Checkpoint.open(model_dir)
+    config, checkpoint = Step35Config.load(model_dir), SafetensorsCheckpoint.open(model_dir)
     check_drafts(checkpoint, config, 3)
     with pytest.raises(InputError, match=r"announces 3 MTP layers .* expected 0 to 3$"):
         check_drafts(checkpoint, config, 4)

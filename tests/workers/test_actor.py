@@ -20,7 +20,7 @@ from transport.expert_rows import ExpertRows
 from transport.keys import HeadKeys, KeyPair
 from transport.messages import ForwardReply, WireLimits
 from workers.actor import WorkerInfo, WorkerProcess, WorkerSpec
-from workers.formats.safetensors import Checkpoint
+from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
 from workers.store import ExpertStore
 
@@ -80,7 +80,7 @@ def test_a_worker_serves_the_experts_of_its_spec(spec: WorkerSpec, dtype: str) -
         worker.stop()
     config = Step35Config.load(Path(spec.model_dir))
     store = ExpertStore.load(
-        Checkpoint.open(Path(spec.model_dir)), config, EXPERTS, dtype=getattr(torch, dtype)
+        SafetensorsCheckpoint.open(Path(spec.model_dir)), config, EXPERTS, dtype=getattr(torch, dtype)
     )
     expert_ids = np.full((1, config.moe_top_k), -1, np.int32)
     expert_ids[0, 0] = 3

@@ -14,7 +14,7 @@ from placement.errors import PlanError
 from tests.tiny_checkpoint import write_random_checkpoint
 from transport.expert_rows import ExpertRows
 from workers import fixed_point
-from workers.formats.safetensors import Checkpoint
+from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
 from workers.store import ExpertNotHeld, ExpertStore
 
@@ -27,7 +27,9 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(model_dir: Path, experts: dict[int, list[int]], dtype: torch.dtype = torch.float32) -> ExpertStore:
-    return ExpertStore.load(Checkpoint.open(model_dir), Step35Config.load(model_dir), experts, dtype=dtype)
+    return ExpertStore.load(
+        SafetensorsCheckpoint.open(model_dir), Step35Config.load(model_dir), experts, dtype=dtype
+    )
 
 
 def request(T: int, num_experts: int = 16, top_k: int = 4) -> ExpertRows:
@@ -41,7 +43,7 @@ def request(T: int, num_experts: int = 16, top_k: int = 4) -> ExpertRows:
 def test_a_store_knows_what_it_holds(model_dir: Path) -> None:
     seen: list[tuple[int, int]] = []
     store = ExpertStore.load(
-        Checkpoint.open(model_dir),
+        SafetensorsCheckpoint.open(model_dir),
         Step35Config.load(model_dir),
         {2: [5, 0], 4: range(3), 5: []},
         dtype=torch.bfloat16,
@@ -116,7 +118,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 import torch
-from workers.formats.safetensors import Checkpoint
+from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
 from workers.store import ExpertStore
 
@@ -125,7 +127,7 @@ def status(key):
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
 
 torch.set_num_threads(1)
-config, checkpoint = Step35Config.load(sys.argv[1]), Checkpoint.open(sys.argv[1])
+config, checkpoint = Step35Config.load(sys.argv[1]), SafetensorsCheckpoint.open(sys.argv[1])
 warm_up = ExpertStore.load(checkpoint, config, {0: [0]}, dtype=torch.bfloat16)
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
 before = status("VmRSS")

@@ -16,6 +16,8 @@ from placement.errors import CheckpointError
 from placement.files.input_file import opened
 from placement.files.json_file import expect_object, read_json
 from placement.files.shown import shown
+from placement.weight_format import BFLOAT16, FLOAT16, FLOAT32, ExpertFormat
+from workers.formats.checkpoint import StoredMatrix
 from workers.model_config import Step35Config
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -23,22 +25,22 @@ INDEX_NAME = "model.safetensors.index.json"
 MOST_INDEX_BYTES = 128_000_000
 MOST_INDEX_VALUES = 4_000_000
 MOST_FILE_NAME = 120
-READABLE_TYPES = ("BF16", "F32", "F16")
+_FORMS = {"BF16": BFLOAT16, "F32": FLOAT32, "F16": FLOAT16}
 
 # Some files name the trunk's tensors below this prefix instead of "model.".
 _NESTED_PREFIX = "model.language_model."
 
 
-class Checkpoint:
+class SafetensorsCheckpoint:
     """Tensors by their published names, memory-mapped: only what is asked for is read.
 
     One below "model.language_model." goes by its name below "model.", and an lm_head there by its own.
     `stored`: by that name, the name in the file.
     """
 
-    def __init__(self, model_dir: Path, files: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, files: Mapping[str, str]) -> None:
         """`files`: stored name of each tensor -> file name."""
-        self.model_dir = model_dir
+        self.path = path
         self._files = dict(files)
         # Where both are there the plain one counts.
         self.stored = {_plain(name): name for name in files}
@@ -46,7 +48,7 @@ class Checkpoint:
         self._handles: dict[str, Any] = {}
 
     @classmethod
-    def open(cls, model_dir: str | Path) -> Checkpoint:
+    def open(cls, model_dir: str | Path) -> SafetensorsCheckpoint:
         """Find a model's files and check that each is whole.
 
         What the files' own headers list counts, also where the index leaves it out. A file that the index
@@ -109,15 +111,15 @@ class Checkpoint:
         view = self._slice(name)[...]
         return torch.empty(view.shape, dtype=dtype).copy_(view)
 
-    def expert(self, layer: int, expert: int, config: Step35Config) -> tuple[Tensor, Tensor, Tensor]:
-        """One routed expert's matrices: gate [I, H], up [I, H], down [H, I].
+    def expert_format(self, layer: int, config: Step35Config) -> ExpertFormat:
+        """See `Checkpoint.expert_format`; the first expert stands for all, `expert` tells each one's own."""
+        gate, up, down = self.expert(layer, 0, config)
+        return ExpertFormat(gate.form, up.form, down.form)
 
-        They are views of the mapped file in the file's dtype: copy what is to stay, and drop the views
-        before `release`.
-
-        Raises:
-            CheckpointError: a matrix is missing or not of the configuration's shape.
-        """
+    def expert(
+        self, layer: int, expert: int, config: Step35Config
+    ) -> tuple[StoredMatrix, StoredMatrix, StoredMatrix]:
+        """See `Checkpoint.expert`."""
         hidden, inner = config.hidden_size, config.moe_intermediate_size
         gate = self._expert_matrix(layer, expert, "gate_proj", (inner, hidden), config)
         up = self._expert_matrix(layer, expert, "up_proj", (inner, hidden), config)
@@ -132,24 +134,24 @@ class Checkpoint:
         stored = self.stored.get(name)
         if stored is None:
             raise CheckpointError(
-                f"{self.model_dir} has no tensor {name}: check that all of the model's files were downloaded "
+                f"{self.path} has no tensor {name}: check that all of the model's files were downloaded "
                 "and that config.json belongs to them"
             )
         file = self._files[stored]
         handle = self._handles.get(file)
         if handle is None:
-            handle = self._handles[file] = _open_shard(self.model_dir / file)
+            handle = self._handles[file] = _open_shard(self.path / file)
         view = handle.get_slice(stored)
-        if view.get_dtype() not in READABLE_TYPES:
+        if view.get_dtype() not in _FORMS:
             raise CheckpointError(
-                f"{self.model_dir / file}: tensor {stored} is stored as {view.get_dtype()}, expected "
-                f"{' or '.join(READABLE_TYPES)}: use an unquantised checkpoint"
+                f"{self.path / file}: tensor {stored} is stored as {view.get_dtype()}, expected "
+                f"{' or '.join(_FORMS)}: use an unquantised checkpoint"
             )
         return view
 
     def _expert_matrix(
         self, layer: int, expert: int, part: str, shape: tuple[int, int], config: Step35Config
-    ) -> Tensor:
+    ) -> StoredMatrix:
         prefix = f"model.layers.{layer}.moe"
         stacked = f"{prefix}.{part}.weight"
         if self.has(stacked):
@@ -158,20 +160,20 @@ class Checkpoint:
             if self.has(single):
                 return self._view(single, shape, ...)
         raise CheckpointError(
-            f"{self.model_dir} has no {part} of expert {expert} of layer {layer}: expected tensor {stacked}, "
+            f"{self.path} has no {part} of expert {expert} of layer {layer}: expected tensor {stacked}, "
             "or one tensor an expert; check that all of the model's files were downloaded"
         )
 
-    def _view(self, name: str, expected: tuple[int, ...], key: int | EllipsisType) -> Tensor:
+    def _view(self, name: str, expected: tuple[int, ...], key: int | EllipsisType) -> StoredMatrix:
         view = self._slice(name)
         found = tuple(view.get_shape())
         if found != expected:
             raise CheckpointError(
-                f"{self.model_dir}: tensor {name} has shape {list(found)}, expected {list(expected)}: "
+                f"{self.path}: tensor {name} has shape {list(found)}, expected {list(expected)}: "
                 "config.json and the weights belong to different models"
             )
-        tensor: Tensor = view[key]
-        return tensor
+        rows, columns = expected[-2:]
+        return StoredMatrix(name, _FORMS[view.get_dtype()], rows, columns, view[key])
 
 
 def _plain(stored: str) -> str:

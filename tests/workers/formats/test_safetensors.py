@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from placement.errors import CheckpointError
+from placement.weight_format import FORMATS, ExpertFormat
 from tests.tiny_checkpoint import write_random_checkpoint
-from workers.formats.safetensors import INDEX_NAME, Checkpoint
+from workers.formats.safetensors import INDEX_NAME, SafetensorsCheckpoint
 from workers.model_config import Step35Config
 
 
@@ -33,10 +34,10 @@ def test_an_expert_is_the_same_in_every_form(
         num_shards=num_shards,
         trunk_prefix=trunk_prefix,
     )
-    config, checkpoint = Step35Config.load(directory), Checkpoint.open(directory)
+    config, checkpoint = Step35Config.load(directory), SafetensorsCheckpoint.open(directory)
     for layer, expert in ((2, 0), (5, 15)):
         for part, found in zip(("gate", "up", "down"), checkpoint.expert(layer, expert, config), strict=True):
-            assert torch.equal(found, written[f"model.layers.{layer}.moe.{part}_proj.weight"][expert])
+            assert torch.equal(found.data, written[f"model.layers.{layer}.moe.{part}_proj.weight"][expert])
     norm = checkpoint.tensor("model.norm.weight", torch.float32)
     assert torch.equal(norm, written["model.norm.weight"])
     assert checkpoint.has("model.layers.0.mlp.gate_proj.weight")
@@ -46,7 +47,7 @@ def test_an_expert_is_the_same_in_every_form(
 
 def test_a_tensor_is_a_copy_in_the_wanted_type(tmp_path: Path) -> None:
     directory = write_random_checkpoint(tmp_path, seed=1, dtype=torch.bfloat16)
-    checkpoint = Checkpoint.open(directory)
+    checkpoint = SafetensorsCheckpoint.open(directory)
     as_stored = checkpoint.tensor("lm_head.weight", torch.bfloat16)
     widened = checkpoint.tensor("lm_head.weight", torch.float32)
     assert widened.dtype == torch.float32
@@ -65,7 +66,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     lost = shard_paths(directory)[1]
     lost.unlink()
     with pytest.raises(CheckpointError, match=f"{lost.name}: No such file.* download it again"):
-        Checkpoint.open(directory)
+        SafetensorsCheckpoint.open(directory)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 1000, -100])
@@ -76,7 +77,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, num_shards: int, keep: int) -
     whole = cut.read_bytes()
     cut.write_bytes(whole[:keep])
     with pytest.raises(CheckpointError, match=f"{cut.name} is truncated or not a safetensors file"):
-        Checkpoint.open(directory)
+        SafetensorsCheckpoint.open(directory)
 
 
 def test_a_shard_without_its_tensor_is_named(tmp_path: Path) -> None:
@@ -87,14 +88,14 @@ def test_a_shard_without_its_tensor_is_named(tmp_path: Path) -> None:
     del tensors[name]
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match=f"{path.name} lacks tensor {name!r}"):
-        Checkpoint.open(directory)
+        SafetensorsCheckpoint.open(directory)
 
 
 def test_directories_without_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a directory"):
-        Checkpoint.open(tmp_path / "nowhere")
+        SafetensorsCheckpoint.open(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="has 0 safetensors files"):
-        Checkpoint.open(tmp_path)
+        SafetensorsCheckpoint.open(tmp_path)
 
 
 def relist(directory: Path, change: Callable[[dict[str, str]], None]) -> None:
@@ -106,21 +107,21 @@ def relist(directory: Path, change: Callable[[dict[str, str]], None]) -> None:
 
 def test_tensors_that_the_index_leaves_out_count(tmp_path: Path) -> None:
     directory = write_random_checkpoint(tmp_path, seed=1, num_shards=3)
-    whole = set(Checkpoint.open(directory).stored)
+    whole = set(SafetensorsCheckpoint.open(directory).stored)
 
     def drop_mtp(weight_map: dict[str, str]) -> None:
         for name in [name for name in weight_map if name.startswith("model.layers.6.")]:
             del weight_map[name]
 
     relist(directory, drop_mtp)
-    checkpoint = Checkpoint.open(directory)
+    checkpoint = SafetensorsCheckpoint.open(directory)
     assert set(checkpoint.stored) == whole
     assert checkpoint.tensor("model.layers.6.eh_proj.weight", torch.float32).shape == (64, 128)
 
 
 def test_a_file_of_its_own_beside_the_index_counts(tmp_path: Path) -> None:
     directory = write_random_checkpoint(tmp_path, seed=1, num_shards=2)
-    whole = set(Checkpoint.open(directory).stored)
+    whole = set(SafetensorsCheckpoint.open(directory).stored)
     mtp: dict[str, torch.Tensor] = {}
     for path in shard_paths(directory):
         tensors = load_file(path)
@@ -128,16 +129,16 @@ def test_a_file_of_its_own_beside_the_index_counts(tmp_path: Path) -> None:
         save_file(tensors, path)
     save_file(mtp, directory / "model-mtp.safetensors")
     relist(directory, lambda weight_map: [weight_map.pop(name) for name in mtp] and None)
-    assert set(Checkpoint.open(directory).stored) == whole
+    assert set(SafetensorsCheckpoint.open(directory).stored) == whole
 
 
 def test_another_copy_beside_the_index_is_left_alone(tmp_path: Path) -> None:
     directory = write_random_checkpoint(tmp_path, seed=1, num_shards=2)
-    expected = Checkpoint.open(directory).tensor("lm_head.weight", torch.float32)
+    expected = SafetensorsCheckpoint.open(directory).tensor("lm_head.weight", torch.float32)
     save_file(
         {"lm_head.weight": torch.zeros(2), "more": torch.zeros(2)}, directory / "consolidated.safetensors"
     )
-    checkpoint = Checkpoint.open(directory)
+    checkpoint = SafetensorsCheckpoint.open(directory)
     assert torch.equal(checkpoint.tensor("lm_head.weight", torch.float32), expected)
     assert not checkpoint.has("more")
 
@@ -148,7 +149,7 @@ def test_a_tensor_in_two_shards_is_named(tmp_path: Path) -> None:
     name = sorted(load_file(first))[0]
     save_file(load_file(second) | {name: torch.zeros(1)}, second)
     with pytest.raises(CheckpointError, match=f"{second.name} has tensor {name!r}, and so has {first.name}"):
-        Checkpoint.open(directory)
+        SafetensorsCheckpoint.open(directory)
 
 
 @pytest.mark.parametrize("name", [INDEX_NAME, "model-00001-of-00002.safetensors"])
@@ -157,13 +158,13 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) 
     (directory / name).unlink()
     os.mkfifo(directory / name)
     with pytest.raises(CheckpointError, match=f"{name}: it is a pipe"):
-        Checkpoint.open(directory)
+        SafetensorsCheckpoint.open(directory)
 
 
 def test_an_index_nested_deeply_is_named(tmp_path: Path) -> None:
     (tmp_path / INDEX_NAME).write_text('{"weight_map":' + "[" * 100_000)
     with pytest.raises(CheckpointError, match=f"{INDEX_NAME}: nested more than"):
-        Checkpoint.open(tmp_path)
+        SafetensorsCheckpoint.open(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_an_index_nested_deeply_is_named(tmp_path: Path) -> None:
 def test_a_broken_index_is_named(tmp_path: Path, index: str) -> None:
     (tmp_path / INDEX_NAME).write_text(index)
     with pytest.raises(CheckpointError, match=INDEX_NAME):
-        Checkpoint.open(tmp_path)
+        SafetensorsCheckpoint.open(tmp_path)
 
 
 def test_an_expert_of_another_shape_is_refused(tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def test_an_expert_of_another_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"moe\.gate_proj\.weight has shape \[16, 32, 64\], expected \[16, 48, 64\]"
     ):
-        Checkpoint.open(directory).expert(2, 0, config)
+        SafetensorsCheckpoint.open(directory).expert(2, 0, config)
 
 
 def test_a_missing_expert_is_named(tmp_path: Path) -> None:
@@ -202,7 +203,7 @@ def test_a_missing_expert_is_named(tmp_path: Path) -> None:
     tensors = load_file(path)
     del tensors["model.layers.3.moe.experts.7.up_proj.weight"]
     save_file(tensors, path)
-    checkpoint, config = Checkpoint.open(directory), Step35Config.load(directory)
+    checkpoint, config = SafetensorsCheckpoint.open(directory), Step35Config.load(directory)
     checkpoint.expert(3, 6, config)
     with pytest.raises(CheckpointError, match="no up_proj of expert 7 of layer 3"):
         checkpoint.expert(3, 7, config)
@@ -210,15 +211,28 @@ def test_a_missing_expert_is_named(tmp_path: Path) -> None:
         checkpoint.tensor("model.nothing", torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_checkpoint_tells_the_form_its_experts_are_stored_in(tmp_path: Path, dtype: torch.dtype) -> None:
+    directory = write_random_checkpoint(tmp_path, seed=1, dtype=dtype)
+    checkpoint, config = SafetensorsCheckpoint.open(directory), Step35Config.load(directory)
+    form = FORMATS[str(dtype).removeprefix("torch.")]
+    assert checkpoint.expert_format(2, config) == ExpertFormat.of(form)
+    gate, up, down = checkpoint.expert(3, 1, config)
+    assert gate.form == up.form == down.form == form
+    assert gate.data.dtype == dtype
+    assert (gate.rows, gate.columns) == (up.rows, up.columns) == (down.columns, down.rows) == (32, 64)
+    assert down.name == "model.layers.3.moe.down_proj.weight"
+
+
 def test_quantised_tensors_are_refused(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(4).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="tensor x is stored as F8_E4M3, expected BF16 or F32"):
-        Checkpoint.open(tmp_path).tensor("x", torch.float32)
+        SafetensorsCheckpoint.open(tmp_path).tensor("x", torch.float32)
 
 
 def test_a_directory_of_an_impossible_name_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a directory"):
-        Checkpoint.open(tmp_path / ("x" * 300))
+        SafetensorsCheckpoint.open(tmp_path / ("x" * 300))
 
 
 def test_a_nested_tensor_goes_by_its_plain_name_and_gives_way_to_a_plain_one(tmp_path: Path) -> None:
@@ -226,7 +240,7 @@ def test_a_nested_tensor_goes_by_its_plain_name_and_gives_way_to_a_plain_one(tmp
     save_file(
         {name: torch.full((1,), float(i)) for i, name in enumerate(names)}, tmp_path / "model.safetensors"
     )
-    checkpoint = Checkpoint.open(tmp_path)
+    checkpoint = SafetensorsCheckpoint.open(tmp_path)
     assert checkpoint.stored == {"model.norm.weight": names[0], "lm_head.weight": names[2]}
     assert checkpoint.tensor("model.norm.weight", torch.float32) == 0
     assert checkpoint.tensor("lm_head.weight", torch.float32) == 2
