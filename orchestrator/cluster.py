@@ -20,11 +20,12 @@ from orchestrator.nodes import Node, place
 from orchestrator.stopping import uninterrupted
 from placement.errors import PotluckError, WorkerStartError
 from placement.files.shown import first_line
+from placement.message_size import MAX_MESSAGE_ROWS
 from placement.model_shape import ModelShape
 from placement.plan import Plan
 from transport.client import WorkerClient
 from transport.keys import HeadKeys, KeyPair
-from transport.messages import DEFAULT_MAX_ROWS, WireLimits
+from transport.messages import WireLimits
 from workers.actor import WorkerInfo, WorkerProcess, WorkerSpec
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class RayCluster:
         *,
         wire: Literal["ipc", "tcp"] = "ipc",
         num_threads: int | None = None,
-        max_rows: int = DEFAULT_MAX_ROWS,
+        max_rows: int = MAX_MESSAGE_ROWS,
         addresses: Mapping[str, str] | None = None,
     ) -> RunningWorkers:
         """Begin to start the workers of the plan that are asked; `RunningWorkers.connect` waits for them.

@@ -15,11 +15,12 @@ import zmq
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orchestrator.layer_sum import Action, Ask, LayerSum, Patience
+from orchestrator.layer_sum import Action, Ask, LayerSum
 from orchestrator.timing import StepTimer
 from placement.assign.one_step import assign_experts
 from placement.errors import WorkerRefused
 from placement.holders import LayerHolders
+from placement.patience import Patience
 from placement.plan import Plan
 from transport.client import WorkerClient
 from transport.expert_rows import ExpertRows, Hidden

@@ -11,6 +11,7 @@ import zmq
 
 from orchestrator.dispatch import Dispatcher
 from orchestrator.timing import StepTimer
+from placement.message_size import MAX_MESSAGE_ROWS
 from placement.plan import LOCAL_WORKER, Plan
 from transport.client import WorkerClient
 from transport.messages import WireLimits
@@ -32,7 +33,7 @@ def dispatcher_with_threads(
     *,
     timer: StepTimer | None = None,
     wire: Literal["inproc", "tcp"] = "inproc",
-    max_rows: int = 2048,
+    max_rows: int = MAX_MESSAGE_ROWS,
 ) -> Iterator[Dispatcher]:
     """A dispatcher over one service a planned worker; worker "head" computes in the caller's thread.
 

@@ -13,24 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import NonFiniteError, WorkerLost, WorkerRefused
+from placement.patience import Patience
 
 Ints = NDArray[np.int32]
 Rows = NDArray[np.intp]
 Choose = Callable[[Ints, frozenset[int]], NDArray[np.integer]]
 """(expert_ids [n, top_k], lost workers) -> worker index [n, top_k], -1 where nobody is left."""
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a silent worker is waited for.
-
-    A worker that computes still answers probes, so `silent_s` bounds the time without *any* message
-    and not the time a large prefill may take.
-    """
-
-    probe_after_s: float = 0.5
-    silent_s: float = 3.0
-    busy_retry_s: float = 0.01
 
 
 @dataclass(frozen=True, slots=True)

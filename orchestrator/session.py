@@ -18,8 +18,8 @@ from orchestrator.model.weights import check_drafts, load_head_weights
 from orchestrator.report import RunReport, make_report
 from orchestrator.runnable import check_runnable
 from orchestrator.timing import StepTimer
+from placement.message_size import MAX_MESSAGE_ROWS
 from placement.plan import LOCAL_WORKER, Plan
-from transport.messages import DEFAULT_MAX_ROWS
 from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
 from workers.store import ExpertStore
@@ -116,7 +116,7 @@ def open_session(
             local = ExpertStore.load(checkpoint, config, plan.experts_of(LOCAL_WORKER), dtype=dtype)
         weights = load_head_weights(checkpoint, config, dtype)
         clients = running.connect() if running is not None else {}
-        dispatcher = Dispatcher(plan, local, clients, dtype=dtype, max_rows=DEFAULT_MAX_ROWS, timer=timer)
+        dispatcher = Dispatcher(plan, local, clients, dtype=dtype, max_rows=MAX_MESSAGE_ROWS, timer=timer)
         yield Session(Step35Model(config, weights, dtype, dispatcher, timer), dispatcher, plan)
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from placement.errors import WorkerStartError
 from placement.files.shown import first_line
+from placement.message_size import MAX_MESSAGE_ROWS
 from transport.keys import KeyPair, WorkerKeys
-from transport.messages import DEFAULT_MAX_ROWS, WireLimits
+from transport.messages import WireLimits
 
 if TYPE_CHECKING:
     from workers.service import ExpertService, ServiceHealth
@@ -47,7 +48,7 @@ class WorkerSpec:
     device: str = "cpu"
     head_public: bytes | None = None
     num_threads: int = 1
-    max_rows: int = DEFAULT_MAX_ROWS
+    max_rows: int = MAX_MESSAGE_ROWS
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,11 +32,11 @@ from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.weights import HeadWeights, load_head_weights
 from placement.given.cluster_spec import ClusterSpec
+from placement.message_size import MAX_MESSAGE_ROWS
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan
 from placement.replay.tally import DispatchCounts
 from transport.client import WorkerClient
-from transport.messages import DEFAULT_MAX_ROWS
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
@@ -198,7 +198,7 @@ def run_setup(
             experts = plan.experts_of(LOCAL_WORKER)
             local = ExpertStore.load(model.checkpoint, model.config, experts, dtype=torch.float32)
         clients = {worker.name: worker.client for worker in workers}
-        dispatcher = Dispatcher(plan, local, clients, dtype=torch.float32, max_rows=DEFAULT_MAX_ROWS)
+        dispatcher = Dispatcher(plan, local, clients, dtype=torch.float32, max_rows=MAX_MESSAGE_ROWS)
         head = Step35Model(model.config, model.weights, torch.float32, dispatcher, dispatcher.timer)
         uncounted = UncountedExperts(model.probe_store)
         bare = Step35Model(model.config, model.weights, torch.float32, uncounted)
@@ -299,7 +299,7 @@ def _record(
     tokens: int,
 ) -> Recorded:
     """One run that counts and is not timed; it warms up too."""
-    dispatcher = CountingDispatcher(plan, local, clients, max_rows=DEFAULT_MAX_ROWS)
+    dispatcher = CountingDispatcher(plan, local, clients, max_rows=MAX_MESSAGE_ROWS)
     head = Step35Model(model.config, model.weights, torch.float32, dispatcher, dispatcher.timer)
     config = model.config
     head.recorder = RoutingRecorder(config.moe_layers, config.moe_num_experts, config.moe_top_k)

@@ -144,7 +144,6 @@ def rewrite(model_dir: Path, change: Callable[[str, torch.Tensor], torch.Tensor]
 
 def test_a_plan_for_another_model_is_refused(model_dir: Path, tmp_path: Path) -> None:
     other = Step35Config.load(write_random_checkpoint(tmp_path, seed=1, num_experts=8)).shape("other")
-    config = Step35Config.load(model_dir)
     with (
         pytest.raises(PlanError, match="plan for another model"),
         threads_of(random_plan(other, 1, 0), model_dir),

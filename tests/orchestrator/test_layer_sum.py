@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from orchestrator.layer_sum import Ask, LayerSum, Patience, Probe
+from orchestrator.layer_sum import Ask, LayerSum, Probe
 from placement.errors import NonFiniteError, WorkerLost, WorkerRefused
+from placement.patience import Patience
 
 HIDDEN, TOP_K, EXPERTS = 3, 4, 12
 STEP, MAX_STEPS = 6, 20
