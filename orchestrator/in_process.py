@@ -12,14 +12,15 @@ import zmq
 from orchestrator.dispatch import Dispatcher
 from orchestrator.timing import StepTimer
 from placement.message_size import MAX_MESSAGE_ROWS
-from placement.plan import LOCAL_WORKER, Plan
+from placement.plan import Plan
 from transport.client import WorkerClient
 from transport.messages import WireLimits
 from transport.sockets import Context
 from workers.formats.checkpoint import Checkpoint
 from workers.model_config import Step35Config
+from workers.pool import load_head_tiers, load_tiers
 from workers.service import ExpertService
-from workers.store import ExpertStore
+from workers.tiers import tiers_of
 
 HELLO_TIMEOUT_S = 10.0
 
@@ -46,22 +47,13 @@ def dispatcher_with_threads(
     limits = WireLimits.for_shape(shape, plan.epoch, max_rows)
     with ExitStack() as stack:
         context: Context = stack.enter_context(zmq.Context())
-        local = None
+        local = load_head_tiers(plan, checkpoint, config, dtype)
         clients = {}
-        for worker in plan.workers:
-            store = ExpertStore.load(
-                checkpoint,
-                config,
-                plan.experts_of(worker.name),
-                device=plan.tiers[worker.tiers[0]].device,
-                dtype=dtype,
-            )
-            if worker.name == LOCAL_WORKER:
-                local = store
-                continue
+        name = str(dtype).removeprefix("torch.")
+        for worker in plan.asked_workers:
+            experts = load_tiers(tiers_of(plan, worker.name), checkpoint, config, dtype)
             endpoint = "tcp://127.0.0.1:*" if wire == "tcp" else f"inproc://{worker.name}"
-            name = str(dtype).removeprefix("torch.")
-            service = ExpertService(worker.name, store, limits, endpoint, dtype=name, context=context)
+            service = ExpertService(worker.name, experts, limits, endpoint, dtype=name, context=context)
             stack.enter_context(service)
             clients[worker.name] = client = WorkerClient(context, service.endpoint, limits, name=worker.name)
             stack.callback(client.close)

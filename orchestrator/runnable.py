@@ -6,7 +6,8 @@ from enum import StrEnum
 
 from placement.errors import PlanError
 from placement.files.shown import shown
-from placement.plan import LOCAL_WORKER, Plan, PlannedTier
+from placement.plan import LOCAL_WORKER, Plan
+from workers.tiers import why_not_run
 
 
 class DtypeName(StrEnum):
@@ -17,36 +18,18 @@ class DtypeName(StrEnum):
 
 
 def check_runnable(plan: Plan) -> None:
-    """Raise PlanError for a plan that would not run as it says: its dtype, a worker's memory or device."""
+    """Raise PlanError for a plan that would not run as it says: its dtype, a tier's memory or device."""
     if plan.form not in tuple(DtypeName):
         raise PlanError(
             f"the plan keeps experts in {shown(plan.form)}; this release runs {' and '.join(DtypeName)}: "
             "make a plan with --quant bfloat16"
         )
-    held = plan.experts_per_tier().tolist()
-    for worker, num_experts in zip(plan.tiers, held, strict=True):
+    for tier, num_experts in zip(plan.tiers, plan.experts_per_tier().tolist(), strict=True):
         # What holds nothing is not started; the head always is.
-        problem = _problem(worker) if num_experts or worker.name == LOCAL_WORKER else None
-        if problem is not None:
-            raise PlanError(
-                f"worker {shown(worker.name)}: {problem}; `potluck simulate` takes the plan as it is"
-            )
-
-
-def _problem(worker: PlannedTier) -> str | None:
-    on_cpu = worker.device.partition(":")[0] == "cpu"
-    if worker.kind == "disk":
-        return (
-            "its experts are on a disk, and this release runs them from memory only: plan without that disk"
-        )
-    if worker.name == LOCAL_WORKER and not on_cpu:
-        return (
-            f"it is on device {shown(worker.device)}, and the head of this release runs on the CPU: plan "
-            "with a device of kind ram first on the head's node"
-        )
-    if worker.kind == "vram" and on_cpu:
-        return (
-            "its experts are in vram, but its device is the CPU: give the device its torch_device in the "
-            "cluster file and plan again"
-        )
-    return None
+        if num_experts or tier.name == LOCAL_WORKER:
+            problem = why_not_run(tier.kind, tier.device)
+            if problem is not None:
+                name = f"worker {shown(tier.worker)}"
+                if tier.name != tier.worker:
+                    name += f", device {shown(tier.name)}"
+                raise PlanError(f"{name}: {problem}; `potluck simulate` takes the plan as it is")

@@ -1,4 +1,4 @@
-"""One worker process: load a plan's experts, serve them. Ray runs it, and so can anything else.
+"""One worker process, which owns a box: load its tiers' experts, serve them. Ray runs it, or anything else.
 
 Importing this module loads neither torch nor ray: a spec can be made anywhere.
 """
@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from placement.errors import WorkerStartError
-from placement.files.shown import first_line
 from placement.message_size import MAX_MESSAGE_ROWS
 from transport.keys import KeyPair, WorkerKeys
 from transport.messages import WireLimits
+from workers.tiers import TierSpec
 
 if TYPE_CHECKING:
     from workers.service import ExpertService, ServiceHealth
@@ -29,12 +28,11 @@ class WorkerSpec:
     Attributes:
         model, fingerprint, epoch: of the plan; the checkpoint must have this fingerprint.
         model_dir: the checkpoint, as the worker's own machine sees it.
-        experts: absolute layer index -> ids of the experts to hold.
+        tiers: its devices and what each is to hold, at least one; they work side by side.
         dtype: of the weights in memory, "float32" or "bfloat16".
-        device: a torch device.
         endpoint: what to bind, such as "tcp://127.0.0.1:*".
         head_public: the one key that may connect; None only where no other machine can.
-        num_threads: for the kernels.
+        num_threads: of each tier's kernels.
     """
 
     name: str
@@ -42,10 +40,9 @@ class WorkerSpec:
     fingerprint: str
     epoch: int
     model_dir: str
-    experts: Mapping[int, tuple[int, ...]]
+    tiers: tuple[TierSpec, ...]
     dtype: str
     endpoint: str
-    device: str = "cpu"
     head_public: bytes | None = None
     num_threads: int = 1
     max_rows: int = MAX_MESSAGE_ROWS
@@ -53,7 +50,7 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """Where a started worker is, what it holds, and the key it proves itself with, if it has one."""
+    """Where a started worker is, what its tiers hold together, the key it proves itself with, if any."""
 
     name: str
     endpoint: str
@@ -77,7 +74,7 @@ class WorkerProcess:
         Raises:
             CheckpointError: the checkpoint is missing, damaged or of another architecture.
             PlanError: the plan is for another model.
-            KeysRequired, WorkerStartError: the endpoint cannot be bound, the device is not there.
+            KeysRequired, WorkerStartError: the endpoint cannot be bound, or a tier cannot be held.
         """
         from workers.model_config import Step35Config
 
@@ -96,26 +93,15 @@ class WorkerProcess:
         import torch
 
         from workers.formats.safetensors import SafetensorsCheckpoint
+        from workers.pool import load_tiers
         from workers.service import ExpertService
-        from workers.store import ExpertStore
 
         torch.set_num_threads(spec.num_threads)
-        try:
-            store = ExpertStore.load(
-                SafetensorsCheckpoint.open(model_dir),
-                config,
-                spec.experts,
-                device=spec.device,
-                dtype=getattr(torch, spec.dtype),
-            )
-        except (RuntimeError, MemoryError, AssertionError) as error:  # torch: no such device, no memory
-            raise WorkerStartError(
-                f"cannot hold its experts on device {spec.device}: {first_line(error)}: plan for a "
-                "torch_device and a memory that this machine has"
-            ) from error
+        checkpoint = SafetensorsCheckpoint.open(model_dir)
+        experts = load_tiers(spec.tiers, checkpoint, config, getattr(torch, spec.dtype))
         self._service = ExpertService(
             spec.name,
-            store,
+            experts,
             WireLimits.for_shape(shape, spec.epoch, spec.max_rows),
             spec.endpoint,
             dtype=spec.dtype,
@@ -127,8 +113,8 @@ class WorkerProcess:
             endpoint=self._service.endpoint,
             pid=os.getpid(),
             host=platform.node(),
-            num_experts=store.num_experts,
-            held_bytes=store.held_bytes,
+            num_experts=experts.num_experts,
+            held_bytes=experts.held_bytes,
             public_key=None if keys is None else keys.own.public,
         )
 
