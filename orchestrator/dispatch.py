@@ -142,8 +142,9 @@ class Dispatcher:
                 lost=self.lost,
             )
             asked = Asked(layer, rows, work)
+            before = self.usage.messages
             self._send(work.begin(self._clock()), asked)
-            self.usage.remote_layers += any(worker != self._local_worker for worker in work.owing())
+            self.usage.remote_layers += self.usage.messages > before
         return asked
 
     def collect(self, asked: Asked) -> Tensor:
@@ -155,13 +156,13 @@ class Dispatcher:
             NonFiniteError: an expert's output is not finite.
         """
         work = asked.work
-        while True:
-            while asked.here:
-                self._compute(asked.here.pop(), asked)
-            if work.finished:
-                break
-            self._wait(asked)
         with self.timer.part("dispatch"):
+            while True:
+                while asked.here:
+                    self._compute(asked.here.pop(), asked)
+                if work.finished:
+                    break
+                self._wait(asked)
             self.usage.coarsened_rows += work.coarsened_rows
             return fixed_point.to_float32(*work.result())
 
@@ -202,11 +203,8 @@ class Dispatcher:
             raise WorkerRefused("the plan puts experts on the head, but the head was started without any")
         with self.timer.part("local_experts"):
             part = self._local.forward(asked.layer, _rows_of(ask, asked.rows, asked.rows.hidden))
-        with self.timer.part("dispatch"):
-            actions = asked.work.partial(
-                ask.worker, ask.request_id, part.values, part.saturated, self._clock()
-            )
-            self._send(actions, asked)
+        actions = asked.work.partial(ask.worker, ask.request_id, part.values, part.saturated, self._clock())
+        self._send(actions, asked)
 
     def _wait(self, asked: Asked) -> None:
         """Until something arrives or is due."""
@@ -214,14 +212,11 @@ class Dispatcher:
         with self.timer.part("remote_wait"):
             wait_s = max(0.0, work.wake_at_s() - self._clock())
             events = self._poller.poll(math.ceil(wait_s * 1000))
+        now_s = self._clock()
         actions: list[Action] = []
-        with self.timer.part("dispatch"):
-            now_s = self._clock()
-            for socket, _ in events:
-                worker = self._by_socket[socket]
-                actions += self._receive(worker, work, now_s)
-            actions += work.tick(now_s)
-            self._send(actions, asked)
+        for socket, _ in events:
+            actions += self._receive(self._by_socket[socket], work, now_s)
+        self._send(actions + work.tick(now_s), asked)
 
     def _receive(self, worker: int, work: LayerSum, now_s: float) -> list[Action]:
         """The next message of `worker`; the poller tells again while there are more."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,7 @@ Choose = Callable[[Ints, frozenset[int]], NDArray[np.integer]]
 """(expert_ids [n, top_k], lost workers) -> worker index [n, top_k], -1 where nobody is left."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """Ask `worker` for the partial sum of `rows`: expert_ids [n, top_k], -1 where not its to compute."""
 
     worker: int
@@ -139,7 +139,7 @@ class LayerSum:
             )
         del self._owed[request_id]
         self._add(ask.rows, values)
-        if True in saturated:
+        if 1 in saturated.tobytes():  # several times as fast as any() for the few rows of a decode step
             if self._saturated is None:
                 self._saturated = np.zeros(self._num_rows, np.bool_)
             self._saturated[ask.rows] |= saturated
@@ -238,25 +238,28 @@ class LayerSum:
 
     def _ask(self, rows: Rows, expert_ids: Ints, now_s: float) -> list[Action]:
         chosen = self.choose(expert_ids, frozenset(self.lost))
-        wanted = expert_ids >= 0
-        workers = sorted(set(chosen[wanted].tolist()))
-        if workers and workers[0] < 0:
-            missing = int(expert_ids[wanted & (chosen < 0)][0])
-            gone = ", ".join(f"'{self.names[index]}'" for index in sorted(self.lost))
-            raise WorkerLost(
-                f"layer {self.layer} expert {missing}: lost worker {gone} held it and no other worker "
-                "does. Start that worker again, or plan with replicas."
-            )
-        if len(workers) == 1 and len(rows) <= self.max_rows and wanted.all():
+        # Plain numbers: for the few of a decode step a third of the time that arrays take.
+        ids = expert_ids.ravel().tolist()
+        pairs = zip(ids, chosen.ravel().tolist(), strict=True)
+        workers = sorted({worker for expert, worker in pairs if expert >= 0})
+        if len(workers) == 1 and workers[0] >= 0 and len(rows) <= self.max_rows and -1 not in ids:
             return [self._owe(workers[0], rows, expert_ids, now_s)]
+        wanted = expert_ids >= 0
         actions: list[Action] = []
         for worker in workers:
             mine = wanted & (chosen == worker)
+            if worker < 0:
+                gone = ", ".join(f"'{self.names[index]}'" for index in sorted(self.lost))
+                missing = int(expert_ids[mine][0])
+                raise WorkerLost(
+                    f"layer {self.layer} expert {missing}: lost worker {gone} held it and no other worker "
+                    "does. Start that worker again, or plan with replicas."
+                )
             touched = np.flatnonzero(mine.any(axis=1))
             for start in range(0, len(touched), self.max_rows):
                 part = touched[start : start + self.max_rows]
-                ids = np.where(mine[part], expert_ids[part], np.int32(-1))
-                actions.append(self._owe(worker, rows[part], ids, now_s))
+                asked_ids = np.where(mine[part], expert_ids[part], np.int32(-1))
+                actions.append(self._owe(worker, rows[part], asked_ids, now_s))
         return actions
 
     def _owe(self, worker: int, rows: Rows, expert_ids: Ints, now_s: float) -> Ask:
