@@ -31,7 +31,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -54,6 +54,7 @@ LIMITS = WireLimits(EPOCH, "benchmark", frozenset({LAYER}), HIDDEN_SIZE, NUM_EXP
 class OneTinyExpert:
     """Expert 0 of one layer, of intermediate size 1."""
 
+    experts: ClassVar[dict[int, tuple[int, ...]]] = {LAYER: (0,)}
     num_experts = 1
     held_bytes = 3 * HIDDEN_SIZE * 4
 

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from orchestrator.generate import GenerationParams, generate
 from orchestrator.in_process import dispatcher_with_threads
-from orchestrator.model.moe import ExpertRunner, LocalExperts
+from orchestrator.model.moe import ExpertRunner
 from orchestrator.model.step35 import Step35Model
 from orchestrator.tokenizer import Tokenizer
+from tests.orchestrator.plain_experts import plain_model
 from tests.orchestrator.random_plan import random_plan
 from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
@@ -60,9 +61,8 @@ def main(
     console = Console()
     different = False
     for dtype in (torch.float32, torch.bfloat16):
-        local = LocalExperts.load(checkpoint, config, dtype)
-        head = Step35Model.load(checkpoint, config, dtype, local)
-        expected = fingerprint(head, local, prompt, tokens, mtp=0)
+        head = plain_model(model, dtype)
+        expected = fingerprint(head, head.experts, prompt, tokens, mtp=0)
         found: dict[int, set[str]] = {number: set() for number in NUM_WORKERS}
         for seed in track(range(placements), f"{dtype}", console=Console(stderr=True)):
             number = NUM_WORKERS[seed % len(NUM_WORKERS)]

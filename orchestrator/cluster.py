@@ -20,12 +20,14 @@ from orchestrator.nodes import Node, place
 from orchestrator.stopping import uninterrupted
 from placement.errors import PotluckError, WorkerStartError
 from placement.files.shown import first_line
+from placement.message_size import MAX_MESSAGE_ROWS
 from placement.model_shape import ModelShape
 from placement.plan import Plan
 from transport.client import WorkerClient
 from transport.keys import HeadKeys, KeyPair
-from transport.messages import DEFAULT_MAX_ROWS, WireLimits
-from workers.actor import WorkerInfo, WorkerProcess, WorkerSpec
+from transport.messages import WireLimits
+from workers.process import WorkerInfo, WorkerProcess, WorkerSpec
+from workers.tiers import tiers_of
 
 if TYPE_CHECKING:
     from workers.service import ServiceHealth
@@ -76,7 +78,7 @@ class RayCluster:
         *,
         wire: Literal["ipc", "tcp"] = "ipc",
         num_threads: int | None = None,
-        max_rows: int = DEFAULT_MAX_ROWS,
+        max_rows: int = MAX_MESSAGE_ROWS,
         addresses: Mapping[str, str] | None = None,
     ) -> RunningWorkers:
         """Begin to start the workers of the plan that are asked; `RunningWorkers.connect` waits for them.
@@ -88,7 +90,7 @@ class RayCluster:
         Args:
             model_dir: the checkpoint, at the same path on every machine.
             wire: how workers of a Ray started here are reached.
-            num_threads: of each worker; None for an equal share of its node's cores.
+            num_threads: of each worker's tiers; None for an equal share of its node's cores.
             max_rows: tokens in one message.
             addresses: node name in the plan -> address or host name, where Ray does not know the name.
 
@@ -103,6 +105,7 @@ class RayCluster:
         nodes = place(workers, alive, addresses or {})
         on_node = Counter(node.id for node in nodes.values())
         keys = KeyPair.make() if self._directory is None else None
+        boxes = [tiers_of(plan, worker.name) for worker in workers]
         specs = [
             WorkerSpec(
                 name=worker.name,
@@ -110,19 +113,17 @@ class RayCluster:
                 fingerprint=plan.fingerprint,
                 epoch=plan.epoch,
                 model_dir=str(model_dir.resolve()),
-                experts=plan.experts_of(worker.name),
+                tiers=tiers,
                 dtype=plan.dtype,
-                forms={layer.index: layer.form for layer in plan.layers},
-                device=plan.tiers[worker.tiers[0]].device,
                 endpoint=self._endpoint(index, node, wire),
                 head_public=None if keys is None else keys.public,
-                num_threads=num_threads or max(1, node.num_cpus // on_node[node.id]),
+                num_threads=num_threads or max(1, node.num_cpus // on_node[node.id] // len(tiers)),
                 max_rows=max_rows,
             )
-            for index, (worker, node) in enumerate(zip(workers, nodes.values(), strict=True))
+            for index, (worker, node, tiers) in enumerate(zip(workers, nodes.values(), boxes, strict=True))
         ]
         held_bytes = plan.bytes_per_tier()
-        most_bytes = max(int(held_bytes[list(worker.tiers)].sum()) for worker in plan.workers)
+        most_bytes = max(int(held_bytes[list(worker.tiers)].sum()) for worker in workers)
         running = RunningWorkers(
             specs,
             nodes,
@@ -251,7 +252,7 @@ class RunningWorkers:
         """One line about a worker that did not start."""
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, RayActorError):
-            num_experts = sum(map(len, spec.experts.values()))
+            num_experts = sum(tier.num_experts for tier in spec.tiers)
             reason = (
                 f"its process died before it was ready to serve {num_experts} experts: "
                 "killed, or out of memory: give it a smaller budget in the plan"

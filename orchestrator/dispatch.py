@@ -15,17 +15,18 @@ import zmq
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orchestrator.layer_sum import Action, Ask, LayerSum, Patience
+from orchestrator.layer_sum import Action, Ask, LayerSum
 from orchestrator.timing import StepTimer
 from placement.assign.one_step import assign_experts
 from placement.errors import WorkerRefused
-from placement.holders import LayerHolders
+from placement.holders import NO_WORKER, LayerHolders
+from placement.patience import Patience
 from placement.plan import Plan
 from transport.client import WorkerClient
 from transport.expert_rows import ExpertRows, Hidden
 from transport.messages import ErrorCode, ErrorReply, ForwardReply, ForwardRequest, WireError
 from workers import fixed_point
-from workers.store import ExpertStore
+from workers.tiers import ExpertTier
 
 
 @dataclass(slots=True)
@@ -58,31 +59,17 @@ class Usage:
 
 
 @dataclass(slots=True)
-class _Inputs:
-    """One layer's rows as this process's store and as the wire take them; the wire form is made on demand."""
+class Asked:
+    """One layer on its way: what `Dispatcher.ask` has begun and `collect` ends.
+
+    `here` is what is left to this process. `wire` are the rows as they travel, made when first sent.
+    """
 
     layer: int
     rows: ExpertRows
-    wire_dtype: torch.dtype
-    _wire: Hidden | None = field(default=None)
-
-    def here(self, ask: Ask) -> ExpertRows:
-        return self._of(ask, self.rows.hidden)
-
-    def request(self, ask: Ask, epoch: int) -> ForwardRequest:
-        if self._wire is None:
-            hidden = self.rows.hidden
-            if self.wire_dtype is torch.float32:
-                self._wire = hidden
-            else:  # already rounded to bfloat16: the upper half of each float32 is the number
-                self._wire = (hidden.view(np.uint32) >> 16).astype(np.uint16)
-        return ForwardRequest(ask.request_id, epoch, self.layer, self._of(ask, self._wire))
-
-    def _of(self, ask: Ask, hidden: Hidden) -> ExpertRows:
-        weights = self.rows.weights
-        if len(ask.rows) != len(hidden):
-            hidden, weights = hidden[ask.rows], weights[ask.rows]
-        return ExpertRows(hidden, ask.expert_ids, weights, ask.scale_exponents)
+    work: LayerSum
+    here: list[Ask] = field(default_factory=list)
+    wire: Hidden | None = None
 
 
 class Dispatcher:
@@ -91,15 +78,15 @@ class Dispatcher:
     Args:
         plan: who holds what; worker "head" is this process.
         local: the experts of worker "head", None when it has none.
-        clients: connected clients by worker name, one for every other worker of the plan.
-        dtype: what rows travel in, float32 or bfloat16; with bfloat16 `run` is given rows already rounded.
+        clients: connected clients by worker name, one for every other worker that holds experts.
+        dtype: what rows travel in, float32 or bfloat16; with bfloat16 `ask` is given rows already rounded.
         timer: shared with the model.
     """
 
     def __init__(
         self,
         plan: Plan,
-        local: ExpertStore | None,
+        local: ExpertTier | None,
         clients: Mapping[str, WorkerClient],
         *,
         dtype: torch.dtype,
@@ -121,33 +108,32 @@ class Dispatcher:
         self._patience = patience if patience is not None else Patience()
         self._clock = clock
         self._request_ids = count(1)
-        self._row_of = {layer: row for row, layer in enumerate(plan.moe_layers)}
+        self._choose = {layer: partial(self._choose_in, row) for row, layer in enumerate(plan.moe_layers)}
         self._costs = plan.replica_costs
-        self._worker_of_tier = plan.worker_of_tier
+        # One more at the end, for the tier -1 of an expert that nobody holds.
+        self._worker_of_tier = np.append(plan.worker_of_tier, NO_WORKER)
         self._holders: Sequence[LayerHolders] = plan.holder_table.layers
         self._holders_without: frozenset[int] = frozenset()
-        self._poller = zmq.Poller()
         self._by_socket = {client.socket: worker for worker, client in self._clients.items()}
-        for socket in self._by_socket:
-            self._poller.register(socket, zmq.POLLIN)
+        if self._clients:
+            self._poller = zmq.Poller()
+            for socket in self._by_socket:
+                self._poller.register(socket, zmq.POLLIN)
 
-    def run(self, layer: int, rows: ExpertRows, while_waiting: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        """See `ExpertRunner.run`. Remote requests leave first; the rest of the work happens meanwhile.
+    def ask(self, layer: int, rows: ExpertRows) -> Asked:
+        """See `ExpertRunner.ask`: requests to other workers leave, nothing is computed here yet.
 
         Raises:
-            WorkerLost: a worker is gone and nobody else holds its experts.
-            WorkerRefused: a worker answered with an error.
-            NonFiniteError: an expert's output is not finite.
+            WorkerLost: a worker is gone and nobody else holds its experts, or it takes no more requests.
         """
         with self.timer.part("dispatch"):
-            inputs = _Inputs(layer, rows, self._dtype)
             work = LayerSum(
                 layer=layer,
                 expert_ids=rows.expert_ids,
                 scale_exponents=rows.scale_exponents,
                 hidden_size=rows.hidden.shape[1],
                 names=self._names,
-                choose=partial(self._choose, self._row_of[layer]),
+                choose=self._choose[layer],
                 request_ids=self._request_ids,
                 coarser=fixed_point.coarser,
                 max_coarsenings=fixed_point.MAX_COARSENINGS,
@@ -155,70 +141,82 @@ class Dispatcher:
                 patience=self._patience,
                 lost=self.lost,
             )
-            here = self._send(work.begin(self._clock()), inputs)
-            self.usage.remote_layers += any(worker != self._local_worker for worker in work.owing())
-        meanwhile = while_waiting()
-        while True:
-            while here:
-                here += self._compute(here.pop(), work, inputs)
-            if work.finished:
-                break
-            here += self._wait(work, inputs)
-        with self.timer.part("dispatch"):
-            self.usage.coarsened_rows += work.coarsened_rows
-            return fixed_point.to_float32(*work.result()), meanwhile
+            asked = Asked(layer, rows, work)
+            before = self.usage.messages
+            self._send(work.begin(self._clock()), asked)
+            self.usage.remote_layers += self.usage.messages > before
+        return asked
 
-    def _choose(self, row: int, expert_ids: NDArray[np.int32], lost: frozenset[int]) -> NDArray[np.integer]:
+    def collect(self, asked: Asked) -> Tensor:
+        """See `ExpertRunner.collect`: this process's own experts first, then what the others answer.
+
+        Raises:
+            WorkerLost: a worker is gone and nobody else holds its experts.
+            WorkerRefused: a worker answered with an error.
+            NonFiniteError: an expert's output is not finite.
+        """
+        work = asked.work
+        with self.timer.part("dispatch"):
+            while True:
+                while asked.here:
+                    self._compute(asked.here.pop(), asked)
+                if work.finished:
+                    break
+                self._wait(asked)
+            self.usage.coarsened_rows += work.coarsened_rows
+            return fixed_point.to_float32(*work.result())
+
+    def _choose_in(
+        self, row: int, expert_ids: NDArray[np.int32], lost: frozenset[int]
+    ) -> NDArray[np.integer]:
+        """The worker of each expert of a layer, by the layer's row in the plan."""
         if lost != self._holders_without:
             self._holders = self.plan.without(lost).layers
             self._holders_without = lost
-        tiers = assign_experts(expert_ids, self._holders[row], self._costs)
-        return np.where(tiers < 0, tiers, self._worker_of_tier[tiers])
+        return self._worker_of_tier.take(assign_experts(expert_ids, self._holders[row], self._costs))
 
-    def _send(self, actions: Sequence[Action], inputs: _Inputs) -> list[Ask]:
-        """Send what is for other workers; returns what is for this process."""
-        here = []
+    def _send(self, actions: Sequence[Action], asked: Asked) -> None:
+        """Send what is for other workers, and note what is for this process."""
         for action in actions:
             if action.worker == self._local_worker:
                 if isinstance(action, Ask):
                     self._count(action)
-                    here.append(action)
+                    asked.here.append(action)
             elif isinstance(action, Ask):
                 with self.timer.part("wire"):
                     self._count(action)
-                    request = inputs.request(action, self.plan.epoch)
+                    if asked.wire is None:
+                        asked.wire = _as_sent(asked.rows.hidden, self._dtype)
+                    rows = _rows_of(action, asked.rows, asked.wire)
+                    request = ForwardRequest(action.request_id, self.plan.epoch, asked.layer, rows)
                     self._clients[action.worker].send(request)
                     self.usage.messages += 1
-                    self.usage.sent_bytes += request.rows.hidden.nbytes
+                    self.usage.sent_bytes += rows.hidden.nbytes
             else:
                 self._clients[action.worker].ping(next(self._request_ids))
-        return here
 
     def _count(self, ask: Ask) -> None:
         self.usage.activations[ask.worker] += int(np.count_nonzero(ask.expert_ids >= 0))
 
-    def _compute(self, ask: Ask, work: LayerSum, inputs: _Inputs) -> list[Ask]:
+    def _compute(self, ask: Ask, asked: Asked) -> None:
         if self._local is None:
             raise WorkerRefused("the plan puts experts on the head, but the head was started without any")
         with self.timer.part("local_experts"):
-            part = self._local.forward(inputs.layer, inputs.here(ask))
-        with self.timer.part("dispatch"):
-            actions = work.partial(ask.worker, ask.request_id, part.values, part.saturated, self._clock())
-            return self._send(actions, inputs)
+            part = self._local.forward(asked.layer, _rows_of(ask, asked.rows, asked.rows.hidden))
+        actions = asked.work.partial(ask.worker, ask.request_id, part.values, part.saturated, self._clock())
+        self._send(actions, asked)
 
-    def _wait(self, work: LayerSum, inputs: _Inputs) -> list[Ask]:
-        """Until something arrives or is due; returns what that leaves to this process."""
+    def _wait(self, asked: Asked) -> None:
+        """Until something arrives or is due."""
+        work = asked.work
         with self.timer.part("remote_wait"):
             wait_s = max(0.0, work.wake_at_s() - self._clock())
             events = self._poller.poll(math.ceil(wait_s * 1000))
+        now_s = self._clock()
         actions: list[Action] = []
-        with self.timer.part("dispatch"):
-            now_s = self._clock()
-            for socket, _ in events:
-                worker = self._by_socket[socket]
-                actions += self._receive(worker, work, now_s)
-            actions += work.tick(now_s)
-            return self._send(actions, inputs)
+        for socket, _ in events:
+            actions += self._receive(self._by_socket[socket], work, now_s)
+        self._send(actions + work.tick(now_s), asked)
 
     def _receive(self, worker: int, work: LayerSum, now_s: float) -> list[Action]:
         """The next message of `worker`; the poller tells again while there are more."""
@@ -238,3 +236,16 @@ class Dispatcher:
         elif reply is not None:
             work.heard(worker, now_s)
         return []
+
+
+def _as_sent(hidden: Hidden, dtype: torch.dtype) -> Hidden:
+    """Rows as they travel: of float32 that is already rounded to bfloat16, the upper half is the number."""
+    return hidden if dtype is torch.float32 else (hidden.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def _rows_of(ask: Ask, rows: ExpertRows, hidden: Hidden) -> ExpertRows:
+    """The rows of an ask, without copies where those are all."""
+    weights = rows.weights
+    if len(ask.rows) != len(hidden):
+        hidden, weights = hidden[ask.rows], weights[ask.rows]
+    return ExpertRows(hidden, ask.expert_ids, weights, ask.scale_exponents)

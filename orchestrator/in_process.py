@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ import zmq
 
 from orchestrator.dispatch import Dispatcher
 from orchestrator.timing import StepTimer
+from placement.message_size import MAX_MESSAGE_ROWS
 from placement.plan import LOCAL_WORKER, Plan
 from transport.client import WorkerClient
 from transport.messages import WireLimits
@@ -18,8 +20,9 @@ from transport.sockets import Context
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.open_model import kept_forms
 from workers.model_config import Step35Config
+from workers.pool import load_tiers
 from workers.service import ExpertService
-from workers.store import ExpertStore
+from workers.tiers import TierSpec, tiers_of
 
 HELLO_TIMEOUT_S = 10.0
 
@@ -33,7 +36,7 @@ def dispatcher_with_threads(
     *,
     timer: StepTimer | None = None,
     wire: Literal["inproc", "tcp"] = "inproc",
-    max_rows: int = 2048,
+    max_rows: int = MAX_MESSAGE_ROWS,
 ) -> Iterator[Dispatcher]:
     """A dispatcher over one service a planned worker; worker "head" computes in the caller's thread.
 
@@ -45,18 +48,20 @@ def dispatcher_with_threads(
     plan.check(shape)
     limits = WireLimits.for_shape(shape, plan.epoch, max_rows)
     name = str(dtype).removeprefix("torch.")
-    forms = kept_forms(checkpoint, config, name)
+    forms = {layer: form.name for layer, form in kept_forms(checkpoint, config, name).items()}
+
+    def specs_of(worker: str) -> tuple[TierSpec, ...]:
+        return tuple(replace(spec, forms=forms) for spec in tiers_of(plan, worker))
+
     with ExitStack() as stack:
         context: Context = stack.enter_context(zmq.Context())
-        local = None
+        own = specs_of(LOCAL_WORKER) if plan.local_worker is not None else ()
+        local = load_tiers(own, checkpoint, config, name) if own else None
         clients = {}
-        for worker in plan.workers:
-            store = ExpertStore.load(checkpoint, config, plan.experts_of(worker.name), formats=forms)
-            if worker.name == LOCAL_WORKER:
-                local = store
-                continue
+        for worker in plan.asked_workers:
+            experts = load_tiers(specs_of(worker.name), checkpoint, config, name)
             endpoint = "tcp://127.0.0.1:*" if wire == "tcp" else f"inproc://{worker.name}"
-            service = ExpertService(worker.name, store, limits, endpoint, dtype=name, context=context)
+            service = ExpertService(worker.name, experts, limits, endpoint, dtype=name, context=context)
             stack.enter_context(service)
             clients[worker.name] = client = WorkerClient(context, service.endpoint, limits, name=worker.name)
             stack.callback(client.close)

@@ -1,18 +1,22 @@
 """What one MoE layer is still owed: whom to ask, what is outstanding, when to give up.
 
-No sockets and no clock: messages and the time go in, asks and probes come out, so the runtime and a
-simulation under a virtual clock run the same decisions.
+No sockets and no clock: messages and the time go in, asks and probes come out. A worker is a box: it is asked
+once, whatever devices it has, and it is lost as one. The experts of this process are one worker among others,
+the only one where nothing lives elsewhere.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import NonFiniteError, WorkerLost, WorkerRefused
+from placement.patience import Patience
 
 Ints = NDArray[np.int32]
 Rows = NDArray[np.intp]
@@ -20,21 +24,7 @@ Choose = Callable[[Ints, frozenset[int]], NDArray[np.integer]]
 """(expert_ids [n, top_k], lost workers) -> worker index [n, top_k], -1 where nobody is left."""
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a silent worker is waited for.
-
-    A worker that computes still answers probes, so `silent_s` bounds the time without *any* message
-    and not the time a large prefill may take.
-    """
-
-    probe_after_s: float = 0.5
-    silent_s: float = 3.0
-    busy_retry_s: float = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """Ask `worker` for the partial sum of `rows`: expert_ids [n, top_k], -1 where not its to compute."""
 
     worker: int
@@ -56,10 +46,10 @@ Action = Ask | Probe
 
 @dataclass(slots=True)
 class _Watch:
-    """One worker's silence: when it was last heard, when it was last probed."""
+    """One worker's silence: when it was last heard, and when it was last probed, if ever."""
 
     heard_s: float
-    probed_s: float
+    probed_s: float = -math.inf
 
 
 @dataclass(slots=True)
@@ -97,17 +87,17 @@ class LayerSum:
     patience: Patience = field(default_factory=Patience)
     lost: set[int] = field(default_factory=set)
     coarsened_rows: int = field(init=False, default=0)
-    _sum: Ints = field(init=False)
+    _num_rows: int = field(init=False)
+    _sum: Ints | None = field(init=False, default=None)
+    _sum_is_ours: bool = field(init=False, default=False)
     _owed: dict[int, Ask] = field(init=False, default_factory=dict)
     _watched: dict[int, _Watch] = field(init=False, default_factory=dict)
     _later: list[tuple[float, Ask]] = field(init=False, default_factory=list)
-    _saturated: NDArray[np.bool_] = field(init=False)
+    _saturated: NDArray[np.bool_] | None = field(init=False, default=None)
     _round: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        num_tokens = self.expert_ids.shape[0]
-        self._sum = np.zeros((num_tokens, self.hidden_size), np.int32)
-        self._saturated = np.zeros(num_tokens, np.bool_)
+        self._num_rows = len(self.expert_ids)
 
     @property
     def finished(self) -> bool:
@@ -119,10 +109,12 @@ class LayerSum:
 
     def result(self) -> tuple[Ints, Ints]:
         """The exact int32 sums [num_tokens, hidden_size] and the scale exponents [num_tokens] they are on."""
+        if self._sum is None:  # no row chose any expert
+            self._sum = np.zeros((self._num_rows, self.hidden_size), np.int32)
         return self._sum, self.scale_exponents
 
     def begin(self, now_s: float) -> list[Action]:
-        return self._ask(np.arange(self.expert_ids.shape[0]), self.expert_ids, now_s)
+        return self._ask(np.arange(self._num_rows), self.expert_ids, now_s)
 
     def partial(
         self, worker: int, request_id: int, values: Ints, saturated: NDArray[np.bool_], now_s: float
@@ -146,11 +138,10 @@ class LayerSum:
                 f"expected {(num_rows, self.hidden_size)}. Is it of the same version?"
             )
         del self._owed[request_id]
-        if num_rows == len(self._sum):
-            self._sum += values
-            self._saturated |= saturated
-        else:
-            self._sum[ask.rows] += values
+        self._add(ask.rows, values)
+        if 1 in saturated.tobytes():  # several times as fast as any() for the few rows of a decode step
+            if self._saturated is None:
+                self._saturated = np.zeros(self._num_rows, np.bool_)
             self._saturated[ask.rows] |= saturated
         return [] if self._owed or self._later else self._next_round(now_s)
 
@@ -207,7 +198,11 @@ class LayerSum:
             actions.append(ask)
         for worker, watch in self._owing():
             if now_s >= watch.heard_s + self.patience.silent_s:
-                actions += self.gone(worker, now_s)
+                if watch.probed_s >= watch.heard_s:
+                    actions += self.gone(worker, now_s)
+                else:  # this process was busy and nobody has listened: silence counts from now
+                    watch.heard_s = watch.probed_s = now_s
+                    actions.append(Probe(worker))
             elif now_s >= max(watch.heard_s, watch.probed_s) + self.patience.probe_after_s:
                 watch.probed_s = now_s
                 actions.append(Probe(worker))
@@ -225,42 +220,63 @@ class LayerSum:
         owing = self.owing()
         return [(worker, watch) for worker, watch in self._watched.items() if worker in owing]
 
+    def _add(self, rows: Rows, values: Ints) -> None:
+        whole = len(rows) == self._num_rows
+        if self._sum is None and whole:
+            # Often the only answer. It may lie in a frame that came: it is read and not written to.
+            self._sum = values
+            return
+        if self._sum is None:
+            self._sum = np.zeros((self._num_rows, self.hidden_size), np.int32)
+        elif not self._sum_is_ours:
+            self._sum = self._sum.copy()
+        self._sum_is_ours = True
+        if whole:
+            self._sum += values
+        else:
+            self._sum[rows] += values
+
     def _ask(self, rows: Rows, expert_ids: Ints, now_s: float) -> list[Action]:
         chosen = self.choose(expert_ids, frozenset(self.lost))
+        # Plain numbers: for the few of a decode step a third of the time that arrays take.
+        ids = expert_ids.ravel().tolist()
+        pairs = zip(ids, chosen.ravel().tolist(), strict=True)
+        workers = sorted({worker for expert, worker in pairs if expert >= 0})
+        if len(workers) == 1 and workers[0] >= 0 and len(rows) <= self.max_rows and -1 not in ids:
+            return [self._owe(workers[0], rows, expert_ids, now_s)]
         wanted = expert_ids >= 0
         actions: list[Action] = []
-        for worker in sorted(set(chosen[wanted].tolist())):
+        for worker in workers:
+            mine = wanted & (chosen == worker)
             if worker < 0:
-                missing = int(expert_ids[wanted & (chosen < 0)][0])
                 gone = ", ".join(f"'{self.names[index]}'" for index in sorted(self.lost))
+                missing = int(expert_ids[mine][0])
                 raise WorkerLost(
                     f"layer {self.layer} expert {missing}: lost worker {gone} held it and no other worker "
                     "does. Start that worker again, or plan with replicas."
                 )
-            mine = wanted & (chosen == worker)
             touched = np.flatnonzero(mine.any(axis=1))
             for start in range(0, len(touched), self.max_rows):
                 part = touched[start : start + self.max_rows]
-                asked_rows = rows[part]
-                ask = Ask(
-                    worker=worker,
-                    request_id=next(self.request_ids),
-                    rows=asked_rows,
-                    expert_ids=np.where(mine[part], expert_ids[part], np.int32(-1)),
-                    scale_exponents=self.scale_exponents[asked_rows],
-                )
-                self._watch(worker, now_s)
-                self._owed[ask.request_id] = ask
-                actions.append(ask)
+                asked_ids = np.where(mine[part], expert_ids[part], np.int32(-1))
+                actions.append(self._owe(worker, rows[part], asked_ids, now_s))
         return actions
+
+    def _owe(self, worker: int, rows: Rows, expert_ids: Ints, now_s: float) -> Ask:
+        whole = len(rows) == self._num_rows
+        exponents = self.scale_exponents if whole else self.scale_exponents[rows]
+        self._watch(worker, now_s)
+        ask = Ask(worker, next(self.request_ids), rows, expert_ids, exponents)
+        self._owed[ask.request_id] = ask
+        return ask
 
     def _watch(self, worker: int, now_s: float) -> None:
         """Silence counts only while a worker owes an answer, so its clock starts with the first ask."""
         if not any(ask.worker == worker for ask in self._owed.values()):
-            self._watched[worker] = _Watch(now_s, now_s)
+            self._watched[worker] = _Watch(now_s)
 
     def _next_round(self, now_s: float) -> list[Action]:
-        if not self._saturated.any():
+        if self._saturated is None:
             return []
         self._round += 1
         rows = np.flatnonzero(self._saturated)
@@ -270,8 +286,16 @@ class LayerSum:
                 "The checkpoint's weights are broken, or its dtype is too narrow: try --dtype float32."
             )
         self.coarsened_rows += len(rows)
-        self._sum[rows] = 0
-        self._saturated[:] = False
+        self._clear(rows)
+        self._saturated = None
         self.scale_exponents = self.scale_exponents.copy()
         self.scale_exponents[rows] = self.coarser(self.scale_exponents[rows])
         return self._ask(rows, self.expert_ids[rows], now_s)
+
+    def _clear(self, rows: Rows) -> None:
+        if len(rows) == self._num_rows:
+            self._sum, self._sum_is_ours = None, False
+        elif self._sum is not None:
+            self._sum = self._sum if self._sum_is_ours else self._sum.copy()
+            self._sum_is_ours = True
+            self._sum[rows] = 0

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from placement.errors import InputError, PlanError
 from placement.files.shown import shown
-from placement.plan import LOCAL_WORKER, Plan, PlannedTier
+from placement.plan import LOCAL_WORKER, Plan
 from placement.weight_format import FORMATS, ExpertFormat
+from workers.tiers import why_not_run
 
 if TYPE_CHECKING:
     from workers.formats.checkpoint import Checkpoint
@@ -23,7 +24,7 @@ class DtypeName(StrEnum):
 
 
 def check_runnable(plan: Plan) -> None:
-    """Raise PlanError for a plan that would not run as it says: its dtype, a worker's memory or device."""
+    """Raise PlanError for a plan that would not run as it says: a form, a tier's memory or device."""
     for layer in plan.layers:
         try:
             ExpertFormat.named(layer.form)
@@ -32,14 +33,15 @@ def check_runnable(plan: Plan) -> None:
                 f"the plan keeps experts in {shown(layer.form)}; this release runs {', '.join(FORMATS)}: "
                 "make a plan with --quant bfloat16"
             ) from None
-    held = plan.experts_per_tier().tolist()
-    for worker, num_experts in zip(plan.tiers, held, strict=True):
+    for tier, num_experts in zip(plan.tiers, plan.experts_per_tier().tolist(), strict=True):
         # What holds nothing is not started; the head always is.
-        problem = _problem(worker) if num_experts or worker.name == LOCAL_WORKER else None
-        if problem is not None:
-            raise PlanError(
-                f"worker {shown(worker.name)}: {problem}; `potluck simulate` takes the plan as it is"
-            )
+        if num_experts or tier.name == LOCAL_WORKER:
+            problem = why_not_run(tier.kind, tier.device)
+            if problem is not None:
+                name = f"worker {shown(tier.worker)}"
+                if tier.name != tier.worker:
+                    name += f", device {shown(tier.name)}"
+                raise PlanError(f"{name}: {problem}; `potluck simulate` takes the plan as it is")
 
 
 def check_forms(plan: Plan, checkpoint: Checkpoint, config: Step35Config) -> None:
@@ -52,17 +54,3 @@ def check_forms(plan: Plan, checkpoint: Checkpoint, config: Step35Config) -> Non
                 f"{checkpoint.path} has them in {stored.name}: expected a plan in that form, such as "
                 "--workers N makes"
             )
-
-
-def _problem(worker: PlannedTier) -> str | None:
-    on_cpu = worker.device.partition(":")[0] == "cpu"
-    if worker.kind == "disk":
-        return (
-            "its experts are on a disk, and this release runs them from memory only: plan without that disk"
-        )
-    if worker.kind == "vram" or not on_cpu:
-        return (
-            f"its experts are in {worker.kind} on device {shown(worker.device)}, and this release computes "
-            "experts on CPUs: plan with devices of kind ram"
-        )
-    return None

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from orchestrator.cluster import RayCluster, RunningWorkers
 from orchestrator.dispatch import Dispatcher, Usage
 from orchestrator.generate import GenerationParams, GenerationResult, OnTokens, generate
-from orchestrator.model.moe import LocalExperts
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.weights import check_drafts, load_head_weights
 from orchestrator.report import RunReport, make_report
 from orchestrator.runnable import check_forms, check_runnable
 from orchestrator.timing import StepTimer
-from placement.plan import LOCAL_WORKER, Plan
-from placement.weight_format import ExpertFormat
-from transport.messages import DEFAULT_MAX_ROWS
-from workers.formats.open_model import model_name, open_model
-from workers.store import ExpertStore
-
-
-def load_local(model_dir: Path, dtype: torch.dtype) -> Step35Model:
-    """Head and all experts in this process, without workers.
-
-    Raises:
-        CheckpointError: the directory or GGUF file is no model of this architecture, or is damaged.
-    """
-    config, checkpoint = open_model(model_dir)
-    timer = StepTimer()
-    experts = LocalExperts.load(checkpoint, config, dtype, timer)
-    return Step35Model.load(checkpoint, config, dtype, experts, timer)
+from placement.holders import HolderTable
+from placement.message_size import MAX_MESSAGE_ROWS
+from placement.plan import LOCAL_WORKER, Plan, PlannedTier, planned_layers
+from transport.client import WorkerClient
+from workers.formats.checkpoint import Checkpoint
+from workers.formats.open_model import kept_forms, model_name, open_model
+from workers.model_config import Step35Config
+from workers.pool import load_head_tiers
 
 
 @dataclass(slots=True)
@@ -99,25 +89,62 @@ def open_session(
     plan.check_fits()
     check_runnable(plan)
     check_forms(plan, checkpoint, config)
-    dtype: torch.dtype = getattr(torch, plan.dtype)
     check_drafts(checkpoint, config, num_drafts)
-    timer = StepTimer()
+    num_workers = len(plan.asked_workers)
+    if not num_workers:
+        yield _load(checkpoint, config, plan)
+        return
+    # Ray takes seconds to import.
+    from orchestrator.cluster import RayCluster
+
     with ExitStack() as stack:
-        running: RunningWorkers | None = None
-        num_workers = len(plan.asked_workers)
-        if num_workers:
-            cluster = stack.enter_context(RayCluster(ray_address))
-            if ray_address is None:
-                stack.enter_context(_share_of_cores(1 + num_workers))
-            running = cluster.start_workers(plan, shape, model_dir, addresses=addresses)
-        local = None
-        if plan.local_worker is not None:
-            forms = {layer.index: ExpertFormat.named(layer.form) for layer in plan.layers}
-            local = ExpertStore.load(checkpoint, config, plan.experts_of(LOCAL_WORKER), formats=forms)
-        weights = load_head_weights(checkpoint, config, dtype)
-        clients = running.connect() if running is not None else {}
-        dispatcher = Dispatcher(plan, local, clients, dtype=dtype, max_rows=DEFAULT_MAX_ROWS, timer=timer)
-        yield Session(Step35Model(config, weights, dtype, dispatcher, timer), dispatcher, plan)
+        cluster = stack.enter_context(RayCluster(ray_address))
+        if ray_address is None:
+            stack.enter_context(_share_of_cores(1 + num_workers))
+        running = cluster.start_workers(plan, shape, model_dir, addresses=addresses)
+        yield _load(checkpoint, config, plan, running.connect)
+
+
+def load_local(model: Path, dtype: torch.dtype) -> Step35Model:
+    """Head and all experts in this process.
+
+    Raises:
+        CheckpointError: the directory or GGUF file is no model of this architecture, or is damaged.
+    """
+    config, checkpoint = open_model(model)
+    plan = one_box_plan(checkpoint, config, str(dtype).removeprefix("torch."))
+    return _load(checkpoint, config, plan).head
+
+
+def one_box_plan(checkpoint: Checkpoint, config: Step35Config, dtype: str) -> Plan:
+    """All experts in the head's own process."""
+    shape = config.shape(model_name(checkpoint.path))
+    layers = planned_layers(shape, kept_forms(checkpoint, config, dtype))
+    budget_bytes = shape.num_experts * sum(layer.expert_bytes for layer in layers)
+    return Plan(
+        shape.name,
+        shape.fingerprint,
+        layers,
+        dtype,
+        (PlannedTier(LOCAL_WORKER, "this-machine", "cpu", "ram", budget_bytes),),
+        HolderTable.from_single(np.zeros((shape.num_moe_layers, shape.num_experts), np.int16)),
+        policy="one box",
+    )
+
+
+def _load(
+    checkpoint: Checkpoint,
+    config: Step35Config,
+    plan: Plan,
+    connect: Callable[[], Mapping[str, WorkerClient]] = dict,
+) -> Session:
+    """The head and its own experts, while the workers load theirs; then `connect` waits for those."""
+    dtype: torch.dtype = getattr(torch, plan.dtype)
+    timer = StepTimer()
+    local = load_head_tiers(plan, checkpoint, config)
+    weights = load_head_weights(checkpoint, config, dtype)
+    dispatcher = Dispatcher(plan, local, connect(), dtype=dtype, max_rows=MAX_MESSAGE_ROWS, timer=timer)
+    return Session(Step35Model(config, weights, dtype, dispatcher, timer), dispatcher, plan)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from placement.files.shown import shown
 from placement.holders import NO_WORKER, HolderTable
 from placement.model_shape import ModelShape
 from placement.units import size
+from placement.weight_format import ExpertFormat
 from placement.workload import Workload
 
 # Experts of the worker of this name live in the head's own process: no message is needed for them.
@@ -65,6 +66,14 @@ class PlannedLayer:
     index: int
     form: str
     expert_bytes: int
+
+
+def planned_layers(shape: ModelShape, forms: Mapping[int, ExpertFormat]) -> tuple[PlannedLayer, ...]:
+    """The layers of a model whose files keep its experts so. `forms`: by absolute layer index."""
+    return tuple(
+        PlannedLayer(layer, form.name, form.expert_bytes(shape.hidden_size, shape.moe_intermediate_size))
+        for layer, form in forms.items()
+    )
 
 
 def like_layers(moe_layers: Sequence[int], form: str, expert_bytes: int) -> tuple[PlannedLayer, ...]:

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import PotluckError
+from placement.message_size import MAX_MESSAGE_ROWS
 from placement.model_shape import ModelShape
 from transport.expert_rows import ExpertRows
 
 MAX_TEXT_CHARS = 512
-DEFAULT_MAX_ROWS = 2048
 
 
 class ErrorCode(StrEnum):
@@ -58,10 +58,10 @@ class WireLimits:
     hidden_size: int
     num_experts: int
     top_k: int
-    max_rows: int = DEFAULT_MAX_ROWS
+    max_rows: int = MAX_MESSAGE_ROWS
 
     @classmethod
-    def for_shape(cls, shape: ModelShape, epoch: int, max_rows: int = DEFAULT_MAX_ROWS) -> WireLimits:
+    def for_shape(cls, shape: ModelShape, epoch: int, max_rows: int = MAX_MESSAGE_ROWS) -> WireLimits:
         return cls(
             epoch=epoch,
             fingerprint=shape.fingerprint,

@@ -1,4 +1,4 @@
-"""The experts of one process behind a ZeroMQ socket: requests in, partial sums out. Knows nothing of Ray."""
+"""The experts of a box behind a ZeroMQ socket: requests in, partial sums out. Knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Protocol
 
 import zmq
 
-from transport.expert_rows import ExpertRows
 from transport.keys import WorkerKeys
 from transport.messages import (
     MAX_TEXT_CHARS,
@@ -30,8 +28,8 @@ from transport.messages import (
 )
 from transport.server import Server
 from transport.sockets import Context
-from workers.fixed_point import PartialSum
 from workers.kernels import ExpertNotHeld
+from workers.tiers import ExpertTier
 
 log = logging.getLogger(__name__)
 
@@ -42,18 +40,6 @@ MAX_WAITING = 16
 MAX_RECEIVED = 64
 # Two threads: while one computes, the other answers.
 NUM_THREADS = 2
-
-
-class ExpertCompute(Protocol):
-    """What the service asks of an `ExpertStore`."""
-
-    @property
-    def num_experts(self) -> int: ...
-
-    @property
-    def held_bytes(self) -> int: ...
-
-    def forward(self, layer: int, rows: ExpertRows) -> PartialSum: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +73,7 @@ class _Counts:
 
 
 class ExpertService:
-    """Serves one store on one endpoint until stopped.
+    """Serves a box's experts on one endpoint until stopped.
 
     Two threads share the socket. Both sleep on it, and one message wakes one of them: it takes what has come,
     under the lock, and computes it itself if nobody computes yet. So a request never changes threads, which
@@ -98,7 +84,7 @@ class ExpertService:
     def __init__(
         self,
         name: str,
-        store: ExpertCompute,
+        experts: ExpertTier,
         limits: WireLimits,
         endpoint: str = "tcp://127.0.0.1:*",
         *,
@@ -109,12 +95,12 @@ class ExpertService:
         """Nothing is bound before `start`.
 
         Args:
-            dtype: the store's weights, as `HelloReply` tells them.
+            dtype: the experts' weights, as `HelloReply` tells them.
             keys: needed on every endpoint that other machines can reach.
             context: the asker's, for inproc endpoints; otherwise the service has its own.
         """
         self.name = name
-        self._store = store
+        self._experts = experts
         self._limits = limits
         self._bind_to = endpoint
         self._dtype = dtype
@@ -176,8 +162,8 @@ class ExpertService:
                 name=self.name,
                 endpoint=self.endpoint,
                 running=all(thread.is_alive() for thread in self._threads) and self._server is not None,
-                num_experts=self._store.num_experts,
-                held_bytes=self._store.held_bytes,
+                num_experts=self._experts.num_experts,
+                held_bytes=self._experts.held_bytes,
                 queue_depth=self._queue_depth(),
                 served=self._counts.served,
                 refused=self._counts.refused,
@@ -209,8 +195,9 @@ class ExpertService:
                 reply = self._compute(request)
                 with self._lock:
                     self._answer(server, peer, reply)
-                    more = server.pending() and self._receive(server)
+                    # Before what has come is answered: a Pong does not count a request that is done.
                     self._computing = False
+                    more = server.pending() and self._receive(server)
                     job = self._next()
 
     def _receive(self, server: Server) -> bool:
@@ -240,7 +227,7 @@ class ExpertService:
         if isinstance(message, Ping):
             return Pong(message.request_id, self._queue_depth())
         if isinstance(message, Hello):
-            limits, num_experts = self._limits, self._store.num_experts
+            limits, num_experts = self._limits, self._experts.num_experts
             return HelloReply(
                 message.request_id, self.name, limits.epoch, limits.fingerprint, self._dtype, num_experts
             )
@@ -253,7 +240,7 @@ class ExpertService:
     def _compute(self, request: ForwardRequest) -> Reply:
         started = time.perf_counter()
         try:
-            partial_sum = self._store.forward(request.layer, request.rows)
+            partial_sum = self._experts.forward(request.layer, request.rows)
         except ExpertNotHeld as error:
             return self._error(request.request_id, ErrorCode.EXPERT_NOT_HELD, str(error))
         except Exception as error:

@@ -44,11 +44,14 @@ class UncountedExperts:
     store: ExpertStore
     read_s: float = 0.0
 
-    def run(self, layer: int, rows: ExpertRows, while_waiting: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    def ask(self, layer: int, rows: ExpertRows) -> Tensor:
         started = time.perf_counter()
         _forward(self.store, layer, self.store.experts[layer][-self.store.top_k :])
         self.read_s += time.perf_counter() - started
-        return torch.zeros(rows.hidden.shape), while_waiting()
+        return torch.zeros(rows.hidden.shape)
+
+    def collect(self, asked: Tensor) -> Tensor:
+        return asked
 
     def timed(self, action: Callable[[], object]) -> float:
         """Seconds of `action` without those of the experts it ran."""
@@ -128,10 +131,11 @@ class Bench:
         hidden: NDArray[np.float32] | None = None,
         meanwhile: Callable[[], Tensor] | None = None,
     ) -> None:
-        """The dispatcher's call for a layer's rows."""
-        nothing = torch.zeros(())
-        asked = _rows(ids, self.shape.hidden_size, hidden)
-        self.dispatcher.run(layer, asked, meanwhile or (lambda: nothing))
+        """The dispatcher's calls for a layer's rows."""
+        asked = self.dispatcher.ask(layer, _rows(ids, self.shape.hidden_size, hidden))
+        if meanwhile is not None:
+            meanwhile()
+        self.dispatcher.collect(asked)
 
     def dispatch(self, layer: int, experts: Sequence[int]) -> None:
         """The same for one row that chooses `experts`."""

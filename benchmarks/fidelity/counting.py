@@ -11,14 +11,14 @@ from orchestrator.dispatch import Dispatcher
 from orchestrator.layer_sum import Ask
 from placement.plan import Plan
 from transport.client import WorkerClient
-from workers.store import ExpertStore
+from workers.tiers import ExpertTier
 
 
 class CountingDispatcher(Dispatcher):
     """The dispatcher, which here counts what it asks for in more detail: for one run that is not timed."""
 
     def __init__(
-        self, plan: Plan, local: ExpertStore | None, clients: Mapping[str, WorkerClient], *, max_rows: int
+        self, plan: Plan, local: ExpertTier | None, clients: Mapping[str, WorkerClient], *, max_rows: int
     ) -> None:
         super().__init__(plan, local, clients, dtype=torch.float32, max_rows=max_rows)
         self.experts_read = [0] * len(plan.workers)

@@ -18,12 +18,12 @@ from placement.cost.roofline import (
     head_device,
     head_layer_seconds,
     head_seconds,
-    message_size,
     shared_expert_s,
 )
 from placement.cost.sharing import layer_seconds
 from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, MachineSpec, NodeSpec, Overheads
 from placement.given.problem import PlanningProblem, planning_devices
+from placement.message_size import message_size
 from placement.model_shape import ModelShape
 from placement.plan import Plan
 from placement.replay.recorded_run import replay_decode, replay_prefill

@@ -15,11 +15,12 @@ from benchmarks.fidelity.layouts import Setup
 from benchmarks.fidelity.links import limited_namespace, relay
 from benchmarks.fidelity.worker import info_from_json, spec_to_json
 from placement.model_shape import ModelShape
-from placement.plan import LOCAL_WORKER, Plan
+from placement.plan import Plan
 from transport.client import WorkerClient
 from transport.keys import HeadKeys, KeyPair
 from transport.messages import WireLimits
-from workers.actor import WorkerSpec
+from workers.process import WorkerSpec
+from workers.tiers import tiers_of
 
 HELLO_TIMEOUT_S = 60.0
 LIMITED_MBITS_PER_S = 200
@@ -47,7 +48,7 @@ def running_workers(
         sockets: an empty directory for ipc sockets.
     """
     limits = WireLimits.for_shape(shape, plan.epoch)
-    names = [worker.name for worker in plan.tiers if worker.name != LOCAL_WORKER]
+    names = [worker.name for worker in plan.asked_workers]
     with ExitStack() as stack:
         keys = KeyPair.make()
         started = []
@@ -68,7 +69,7 @@ def running_workers(
                 fingerprint=plan.fingerprint,
                 epoch=plan.epoch,
                 model_dir=str(model_dir),
-                experts=plan.experts_of(name),
+                tiers=tiers_of(plan, name),
                 dtype=plan.dtype,
                 endpoint=endpoint,
                 head_public=keys.public if address is not None else None,

@@ -32,15 +32,17 @@ from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.weights import HeadWeights, load_head_weights
 from placement.given.cluster_spec import ClusterSpec
+from placement.message_size import MAX_MESSAGE_ROWS
 from placement.model_shape import ModelShape
-from placement.plan import LOCAL_WORKER, Plan
+from placement.plan import Plan
 from placement.replay.tally import DispatchCounts
 from transport.client import WorkerClient
-from transport.messages import DEFAULT_MAX_ROWS
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
+from workers.pool import load_head_tiers
 from workers.store import ExpertStore, in_one_form
+from workers.tiers import ExpertTier
 
 PROMPT_TOKENS, CHUNK_TOKENS = 384, 256
 PROBE_EXPERTS = 8
@@ -194,13 +196,9 @@ def run_setup(
         torch.set_num_threads(1 if setup.num_workers else len(os.sched_getaffinity(0)))
         sockets = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         workers = stack.enter_context(running_workers(setup, plan, model.shape, model.directory, sockets))
-        local = None
-        if plan.local_worker is not None:
-            experts = plan.experts_of(LOCAL_WORKER)
-            formats = in_one_form(experts, torch.float32)
-            local = ExpertStore.load(model.checkpoint, model.config, experts, formats=formats)
+        local = load_head_tiers(plan, model.checkpoint, model.config)
         clients = {worker.name: worker.client for worker in workers}
-        dispatcher = Dispatcher(plan, local, clients, dtype=torch.float32, max_rows=DEFAULT_MAX_ROWS)
+        dispatcher = Dispatcher(plan, local, clients, dtype=torch.float32, max_rows=MAX_MESSAGE_ROWS)
         head = Step35Model(model.config, model.weights, torch.float32, dispatcher, dispatcher.timer)
         uncounted = UncountedExperts(model.probe_store)
         bare = Step35Model(model.config, model.weights, torch.float32, uncounted)
@@ -295,13 +293,13 @@ def _params(drafts: int, tokens: int) -> GenerationParams:
 def _record(
     model: Model,
     plan: Plan,
-    local: ExpertStore | None,
+    local: ExpertTier | None,
     clients: Mapping[str, WorkerClient],
     drafts: int,
     tokens: int,
 ) -> Recorded:
     """One run that counts and is not timed; it warms up too."""
-    dispatcher = CountingDispatcher(plan, local, clients, max_rows=DEFAULT_MAX_ROWS)
+    dispatcher = CountingDispatcher(plan, local, clients, max_rows=MAX_MESSAGE_ROWS)
     head = Step35Model(model.config, model.weights, torch.float32, dispatcher, dispatcher.timer)
     config = model.config
     head.recorder = RoutingRecorder(config.moe_layers, config.moe_num_experts, config.moe_top_k)

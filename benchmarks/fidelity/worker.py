@@ -7,7 +7,8 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from workers.actor import WorkerInfo, WorkerProcess, WorkerSpec
+from workers.process import WorkerInfo, WorkerProcess, WorkerSpec
+from workers.tiers import TierSpec
 
 
 def spec_to_json(spec: WorkerSpec) -> str:
@@ -19,7 +20,9 @@ def spec_to_json(spec: WorkerSpec) -> str:
 
 def spec_from_json(text: str) -> WorkerSpec:
     fields = json.loads(text)
-    fields["experts"] = {int(layer): tuple(ids) for layer, ids in fields["experts"].items()}
+    for tier in fields["tiers"]:
+        tier["experts"] = {int(layer): tuple(ids) for layer, ids in tier["experts"].items()}
+    fields["tiers"] = tuple(TierSpec(**tier) for tier in fields["tiers"])
     if fields["head_public"] is not None:
         fields["head_public"] = fields["head_public"].encode()
     return WorkerSpec(**fields)

@@ -12,9 +12,9 @@ import matplotlib.pyplot as plt
 from benchmarks.studies.figures import plain_ticks, save
 from placement.answers.study.measure import measure, planning_problem
 from placement.answers.study.routing_source import SyntheticSource
-from placement.cost.roofline import message_size
 from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
 from placement.given.traces import GENERAL
+from placement.message_size import message_size
 from placement.model_shape import STEP_3_5_FLASH as SHAPE
 from placement.workload import Workload
 

@@ -10,7 +10,7 @@ from placement.answers.planner import make_plan
 from placement.given.problem import PlanningDevice
 from placement.given.stats import RoutingStats
 from placement.model_shape import ModelShape
-from placement.plan import LOCAL_WORKER, Plan, PlannedLayer, PlannedTier
+from placement.plan import LOCAL_WORKER, Plan, PlannedTier, planned_layers
 from placement.weight_format import ExpertFormat, planned_format
 
 
@@ -29,10 +29,7 @@ def even_plan(
         forms: what each layer's experts are kept in; None for `dtype`.
     """
     forms = forms or dict.fromkeys(shape.moe_layers, ExpertFormat.of(planned_format(dtype)))
-    layers = tuple(
-        PlannedLayer(layer, form.name, form.expert_bytes(shape.hidden_size, shape.moe_intermediate_size))
-        for layer, form in forms.items()
-    )
+    layers = planned_layers(shape, forms)
     # Equal workers get equal numbers, so the largest expert decides.
     expert_bytes = max((layer.expert_bytes for layer in layers), default=1)
     names = [f"worker-{i}" for i in range(num_workers)] or [LOCAL_WORKER]

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator import kernels
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.timing import StepTimer
-from placement.errors import NonFiniteError
 from transport.expert_rows import ExpertRows
 from workers import fixed_point
-from workers.formats.checkpoint import Checkpoint
-from workers.formats.open_model import kept_forms
-from workers.model_config import Step35Config
-from workers.store import ExpertStore
 
 
 class ExpertRunner(Protocol):
-    """Runs a layer's routed experts, here or elsewhere."""
+    """Runs a layer's routed experts, wherever they live: asked first, so that other work fits in between."""
 
-    def run(self, layer: int, rows: ExpertRows, while_waiting: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        """Sum each row's weighted expert outputs on the fixed-point grid.
+    def ask(self, layer: int, rows: ExpertRows) -> Any:
+        """Send off what other processes are to compute.
 
         Args:
             layer: absolute layer index.
             rows: one a token, all of its experts; hidden is float32, already rounded to the run's dtype.
-            while_waiting: called once; a remote runner calls it while answers are in flight.
 
         Returns:
-            (routed sum float32 [num_tokens, hidden], what while_waiting returned).
+            What `collect` takes, before any other layer is asked.
+        """
+        ...
+
+    def collect(self, asked: Any) -> Tensor:
+        """Compute what lives here, wait for the rest.
+
+        Returns:
+            Each row's weighted sum of expert outputs, added on its fixed-point grid: float32
+            [num_tokens, hidden], the caller's to write to.
 
         Raises:
             NonFiniteError: an expert's output is not finite.
@@ -97,62 +97,7 @@ def moe(
         recorder.record(layer, expert_ids)
     hidden = x if weights.input_dtype == torch.float32 else x.to(weights.input_dtype).float()
 
-    def shared_expert() -> Tensor:
-        with timer.part("shared_expert"):
-            return weights.shared.forward(hidden)
-
-    rows = ExpertRows(hidden.numpy(), expert_ids, expert_weights, scale_exponents)
-    routed, shared = experts.run(layer, rows, shared_expert)
-    return routed.add_(shared).add_(residual)
-
-
-class LocalExperts:
-    """Runs every expert in this process."""
-
-    def __init__(self, store: ExpertStore, timer: StepTimer | None = None) -> None:
-        self.store = store
-        self.timer = timer if timer is not None else StepTimer()
-
-    @classmethod
-    def load(
-        cls,
-        checkpoint: Checkpoint,
-        config: Step35Config,
-        dtype: torch.dtype,
-        timer: StepTimer | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> LocalExperts:
-        """Load all experts of a checkpoint into this process's memory."""
-        everything = {layer: range(config.moe_num_experts) for layer in config.moe_layers}
-        formats = kept_forms(checkpoint, config, str(dtype).removeprefix("torch."))
-        store = ExpertStore.load(checkpoint, config, everything, formats=formats, on_progress=on_progress)
-        return cls(store, timer)
-
-    def run(self, layer: int, rows: ExpertRows, while_waiting: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        """See ExpertRunner.run."""
-        with self.timer.part("local_experts"):
-            part = self.store.forward(layer, rows)
-            routed = fixed_point.to_float32(part.values, rows.scale_exponents)
-            if True in part.saturated:
-                self._coarsen(layer, rows, part.saturated, routed.numpy())
-        return routed, while_waiting()
-
-    def _coarsen(
-        self, layer: int, rows: ExpertRows, saturated: NDArray[np.bool_], routed: NDArray[np.float32]
-    ) -> None:
-        """Recompute saturated rows of `routed` in place, on coarser and coarser grids."""
-        places = np.flatnonzero(saturated)
-        rows = rows.at(places)
-        for _ in range(fixed_point.MAX_COARSENINGS):
-            rows = rows._replace(scale_exponents=fixed_point.coarser(rows.scale_exponents))
-            part = self.store.forward(layer, rows)
-            fits = ~part.saturated
-            sums = fixed_point.to_float32(part.values[fits], rows.scale_exponents[fits])
-            routed[places[fits]] = sums.numpy()
-            places, rows = places[part.saturated], rows.at(part.saturated)
-            if len(places) == 0:
-                return
-        raise NonFiniteError(
-            f"layer {layer}: an expert's output is not finite; expected finite numbers, so the checkpoint's "
-            "weights of this layer are probably broken: check the files"
-        )
+    asked = experts.ask(layer, ExpertRows(hidden.numpy(), expert_ids, expert_weights, scale_exponents))
+    with timer.part("shared_expert"):
+        shared = weights.shared.forward(hidden)
+    return experts.collect(asked).add_(shared).add_(residual)

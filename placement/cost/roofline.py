@@ -14,28 +14,13 @@ from numpy.typing import NDArray
 from placement.errors import InputError
 from placement.given.cluster_spec import NO_OVERHEADS, Overheads
 from placement.given.problem import PlanningDevice, PlanningProblem
+from placement.message_size import message_size
 from placement.model_shape import AttentionShape, ModelShape
 from placement.plan import LOCAL_WORKER
 from placement.workload import Workload
 
 Counts = NDArray[np.integer] | NDArray[np.floating]
 """Whole where they were counted, fractions where they are expected."""
-
-
-@dataclass(frozen=True, slots=True)
-class MessageSize:
-    """Bytes a row adds to a request and to its reply (`transport/wire.py`; headers left out)."""
-
-    request_bytes_per_row: int
-    reply_bytes_per_row: int
-
-
-def message_size(shape: ModelShape, bytes_per_activation: int) -> MessageSize:
-    """Request: hidden state, expert ids, weights and an exponent, 4 bytes each. Reply: int32 sums, a flag."""
-    return MessageSize(
-        request_bytes_per_row=shape.hidden_size * bytes_per_activation + 8 * shape.top_k + 4,
-        reply_bytes_per_row=shape.hidden_size * 4 + 1,
-    )
 
 
 def _absent() -> NDArray[np.float64]:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from placement.assign.many_steps import assign_columns
 from placement.cost.roofline import ExpertRates
+from placement.patience import Patience
 from placement.replay.layer_tally import tally_single_tokens, tally_steps
 from placement.replay.layer_times import LayerTimes
-from placement.replay.queueing.scenario import Event, Patience, Stream
+from placement.replay.queueing.scenario import Event, Stream
 from placement.replay.queueing.simulation import simulate_queueing
 from placement.replay.single_token import SingleTokenTimes
 from placement.replay.steps import Acceptance, StepBlock, Trace, step_blocks

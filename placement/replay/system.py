@@ -11,16 +11,15 @@ from numpy.typing import NDArray
 
 from placement.cost.roofline import (
     ExpertRates,
-    MessageSize,
     expert_rates,
     head_device,
     head_layer_seconds,
     head_seconds,
-    message_size,
 )
 from placement.errors import PlanDoesNotFit, PlanError
 from placement.given.cluster_spec import ClusterSpec
 from placement.given.problem import PlanningDevice, PlanningProblem, as_devices
+from placement.message_size import MessageSize, message_size
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan
 from placement.units import size

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import InputError
+from placement.message_size import MAX_MESSAGE_ROWS
 from placement.replay.durations import DurationHistogram, Durations
 from placement.replay.system import System
 
@@ -24,8 +25,6 @@ CAUSES = (
 )
 MEMORY, ARITHMETIC, ROUND_TRIP, WIRE, SHARED_EXPERT, QUEUE, SOFTWARE, AT_HOME = range(len(CAUSES))
 
-# Rows of one message; a longer pass goes in several (DEFAULT_MAX_ROWS of transport/messages.py).
-MAX_MESSAGE_ROWS = 2048
 
 OUT, BACK = 0, 1
 DIRECTIONS = ("out", "back")

@@ -10,21 +10,13 @@ from torch import Tensor
 
 from orchestrator.generate import GenerationParams, GenerationResult, generate
 from orchestrator.model.attention import SequenceSlice
-from orchestrator.model.moe import LocalExperts
 from orchestrator.model.step35 import Step35Model
-from orchestrator.timing import StepTimer
-from workers.formats.safetensors import SafetensorsCheckpoint
-from workers.model_config import Step35Config
+from orchestrator.session import load_local
 
 
 def load_model(model_dir: Path, dtype: torch.dtype = torch.float32) -> Step35Model:
     """Head and all experts of a checkpoint, in this process."""
-    config = Step35Config.load(model_dir)
-    checkpoint = SafetensorsCheckpoint.open(model_dir)
-    timer = StepTimer()
-    return Step35Model.load(
-        checkpoint, config, dtype, LocalExperts.load(checkpoint, config, dtype, timer), timer
-    )
+    return load_local(model_dir, dtype)
 
 
 def hidden_states(model: Step35Model, token_ids: Sequence[int], chunk_size: int | None = None) -> Tensor:

@@ -10,11 +10,19 @@ from placement.plan import LOCAL_WORKER, Plan, PlannedTier, like_layers
 
 
 def random_plan(
-    shape: ModelShape, num_workers: int, seed: int, *, replicas: float = 0.0, head_holds: bool = True
+    shape: ModelShape,
+    num_workers: int,
+    seed: int,
+    *,
+    replicas: float = 0.0,
+    head_holds: bool = True,
+    devices: int = 1,
 ) -> Plan:
-    """Every expert on a drawn worker, some on several; `num_workers` besides the head."""
+    """Every expert on a drawn device, some on several; `num_workers` besides the head, of so many each."""
     rng = np.random.default_rng(seed)
-    names = ([LOCAL_WORKER] if head_holds or not num_workers else []) + [f"w{i}" for i in range(num_workers)]
+    boxes = ([LOCAL_WORKER] if head_holds or not num_workers else []) + [f"w{i}" for i in range(num_workers)]
+    owners = {f"{box}-{i}" if i else box: box for box in boxes for i in range(devices)}
+    names = list(owners)
     shares = rng.dirichlet(np.ones(len(names)))
     masks = np.zeros((len(names), shape.num_moe_layers, shape.num_experts), np.bool_)
     chosen = rng.choice(len(names), size=masks.shape[1:], p=shares)
@@ -27,7 +35,10 @@ def random_plan(
         layers=like_layers(shape.moe_layers, "float32", expert_bytes),
         dtype="float32",
         tiers=tuple(
-            PlannedTier(name, "here", "cpu", "ram", shape.num_routed_experts * expert_bytes) for name in names
+            PlannedTier(
+                name, "here", "cpu", "ram", shape.num_routed_experts * expert_bytes, worker=owners[name]
+            )
+            for name in names
         ),
         holder_table=HolderTable.from_masks(masks),
         policy="random",

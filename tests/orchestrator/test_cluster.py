@@ -17,7 +17,7 @@ import ray
 from orchestrator.cluster import RayCluster, RunningWorkers
 from placement.errors import PlanError, WorkerStartError
 from placement.model_shape import ModelShape
-from placement.plan import LOCAL_WORKER, Plan
+from placement.plan import Plan
 from tests.orchestrator.processes import DEADLINE_S, MARK, marked, run, wait_until
 from tests.orchestrator.random_plan import random_plan
 from tests.tiny_checkpoint import write_random_checkpoint
@@ -129,7 +129,7 @@ def stopped_after(workers: RunningWorkers) -> Iterator[RunningWorkers]:
 def check_answers(workers: RunningWorkers, plan: Plan, shape: ModelShape) -> None:
     """Each worker holds what the plan says and answers for it."""
     clients = workers.connect()
-    assert sorted(clients) == [worker.name for worker in plan.tiers if worker.name != LOCAL_WORKER]
+    assert sorted(clients) == [worker.name for worker in plan.asked_workers]
     for name, client in clients.items():
         experts = plan.experts_of(name)
         layer, ids = next(iter(experts.items()))
@@ -142,7 +142,8 @@ def check_answers(workers: RunningWorkers, plan: Plan, shape: ModelShape) -> Non
         reply = client.wait(DEADLINE_S)
         assert isinstance(reply, ForwardReply), reply
         assert np.any(reply.values)
-        assert workers.infos[name].num_experts == sum(map(len, experts.values()))
+        held = plan.experts_per_tier()[list(plan.worker(name).tiers)]
+        assert workers.infos[name].num_experts == held.sum()
     for name, health in workers.health().items():
         assert health is not None
         assert (health.name, health.running, health.served) == (name, True, 1)
@@ -184,19 +185,21 @@ def test_a_checkpoint_that_is_not_there_is_told_and_the_others_are_stopped(
         workers.connect()
 
 
-def test_a_device_that_is_not_the_cpu_is_told_with_what_to_do(
+def test_a_device_that_this_release_cannot_use_is_told_with_what_to_do(
     cluster: RayCluster, plan: Plan, shape: ModelShape, model_dir: Path
 ) -> None:
-    broken = replace(
-        plan,
-        workers=tuple(
-            replace(worker, device="cuda:7") if worker.name == "w1" else worker for worker in plan.tiers
-        ),
-    )
-    workers = cluster.start_workers(broken, shape, model_dir)
-    told = r"worker w1: its device is cuda:7, and this release computes experts on CPUs"
+    tiers = tuple(replace(tier, device="cuda:7") if tier.name == "w1" else tier for tier in plan.tiers)
+    workers = cluster.start_workers(replace(plan, tiers=tiers), shape, model_dir)
+    told = r"worker w1: its experts are .*device 'cuda:7', .*: plan with devices of kind ram"
     with pytest.raises(WorkerStartError, match=told):
         workers.connect()
+
+
+def test_a_box_of_two_devices_is_one_process(cluster: RayCluster, shape: ModelShape, model_dir: Path) -> None:
+    boxed = random_plan(shape, 1, seed=4, devices=2)
+    with stopped_after(cluster.start_workers(boxed, shape, model_dir)) as workers:
+        check_answers(workers, boxed, shape)
+        assert len(workers.infos) == 1
 
 
 def test_a_plan_for_another_model_is_refused_before_anything_starts(

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import zmq
 from safetensors.torch import load_file, save_file
 
 from orchestrator.dispatch import Dispatcher
 from orchestrator.generate import GenerationParams
 from orchestrator.in_process import dispatcher_with_threads
 from orchestrator.model.step35 import Step35Model
-from placement.errors import NonFiniteError, PlanError
+from placement.errors import NonFiniteError, PlanError, WorkerLost
+from placement.holders import HolderTable
+from placement.patience import Patience
 from placement.plan import Plan
 from tests.orchestrator.heads import generate_with_hidden, load_model
+from tests.orchestrator.plain_experts import plain_model
 from tests.orchestrator.random_plan import random_plan
 from tests.tiny_checkpoint import write_random_checkpoint
+from transport.client import WorkerClient
+from transport.messages import WireLimits
 from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
+from workers.pool import load_tiers
+from workers.service import ExpertService
+from workers.tiers import tiers_of
 
 PROMPT = [5, 17, 300, 42, 9, 9, 120, 77, 31, 8, 250]
 
@@ -34,7 +44,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def reference(model_dir: Path, request: pytest.FixtureRequest) -> tuple[Step35Model, str]:
-    model = load_model(model_dir, request.param)
+    model = plain_model(model_dir, request.param)
     return model, fingerprint(model, mtp=0)
 
 
@@ -88,6 +98,93 @@ def test_usage_counts_activations_messages_and_bytes(model_dir: Path) -> None:
     assert rows * layers * hidden * 4 <= usage.sent_bytes <= 2 * rows * layers * hidden * 4
 
 
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize("head_holds", [False, True])
+def test_boxes_of_several_devices_give_the_same_bits(
+    model_dir: Path, reference: tuple[Step35Model, str], num_workers: int, head_holds: bool
+) -> None:
+    model, expected = reference
+    for seed in range(2):
+        plan = random_plan(
+            model.config.shape("tiny"),
+            num_workers,
+            seed,
+            replicas=0.3 * seed,
+            head_holds=head_holds,
+            devices=2 + seed,
+        )
+        checkpoint = SafetensorsCheckpoint.open(model_dir)
+        with dispatcher_with_threads(plan, checkpoint, model.config, model.dtype) as dispatcher:
+            assert fingerprint(over(model, dispatcher), mtp=3) == expected
+
+
+def test_a_layer_costs_one_message_a_box_and_not_one_a_device(model_dir: Path) -> None:
+    model = load_model(model_dir)
+    boxed = random_plan(model.config.shape("tiny"), 1, seed=4, head_holds=False, devices=2)
+    apart = replace(boxed, tiers=tuple(replace(tier, worker=tier.name) for tier in boxed.tiers))
+    messages = []
+    for plan in (boxed, apart):
+        with threads_of(plan, model_dir) as dispatcher:
+            generate_with_hidden(over(model, dispatcher), PROMPT, GenerationParams(max_tokens=6))
+            messages.append(dispatcher.usage.messages)
+    passes, layers = 1 + 5, 4
+    assert messages[0] == passes * layers
+    assert messages[1] > messages[0]
+
+
+@contextmanager
+def deaf_box(plan: Plan, model_dir: Path, patience: Patience) -> Iterator[Dispatcher]:
+    """A dispatcher whose worker "w0" takes what it is sent and never says anything; "w1" is well."""
+    config = Step35Config.load(model_dir)
+    limits = WireLimits.for_shape(config.shape("tiny"), plan.epoch)
+    experts = load_tiers(tiers_of(plan, "w1"), SafetensorsCheckpoint.open(model_dir), config, "float32")
+    with ExitStack() as stack:
+        context = stack.enter_context(zmq.Context())
+        deaf = context.socket(zmq.ROUTER)
+        stack.callback(deaf.close, 0)
+        deaf.bind("inproc://w0")
+        service = ExpertService("w1", experts, limits, "inproc://w1", dtype="float32", context=context)
+        stack.enter_context(service)
+        clients = {
+            name: WorkerClient(context, f"inproc://{name}", limits, name=name) for name in ("w0", "w1")
+        }
+        for client in clients.values():
+            stack.callback(client.close)
+        yield Dispatcher(plan, None, clients, dtype=torch.float32, max_rows=2048, patience=patience)
+
+
+def test_a_box_lost_within_a_layer_takes_both_its_devices_along(model_dir: Path) -> None:
+    model = plain_model(model_dir)
+    plan = random_plan(model.config.shape("tiny"), 2, seed=1, head_holds=False, devices=2)
+    masks = np.zeros((4, 4, 16), np.bool_)
+    masks[0, :, ::2] = masks[1, :, 1::2] = masks[2, :, :9] = masks[3, :, 9:] = True
+    # Cheap to ask, so that each device of the box that will be lost is asked for its part.
+    tiers = tuple(
+        replace(tier, ask_s=1e-6, expert_s=1e-6 if tier.worker == "w0" else 1.0) for tier in plan.tiers
+    )
+    plan = replace(plan, tiers=tiers, holder_table=HolderTable.from_masks(masks))
+    _, expected = generate_with_hidden(model, PROMPT, GenerationParams(max_tokens=3))
+    with deaf_box(plan, model_dir, Patience(probe_after_s=0.02, silent_s=0.1)) as dispatcher:
+        _, hidden = generate_with_hidden(over(model, dispatcher), PROMPT, GenerationParams(max_tokens=3))
+        assert dispatcher.lost == {0}
+        usage = dispatcher.usage
+    assert torch.equal(hidden, expected)
+    layer_passes = 3 * 4
+    # The first layer asked the lost box once for all of it, and then the other in its place.
+    assert usage.messages == 1 + layer_passes
+    assert usage.activations[0] == len(PROMPT) * 4
+
+
+def test_a_lost_box_whose_experts_nobody_else_holds_is_named(model_dir: Path) -> None:
+    model = plain_model(model_dir)
+    plan = random_plan(model.config.shape("tiny"), 2, seed=1, head_holds=False, devices=2)
+    with (
+        deaf_box(plan, model_dir, Patience(probe_after_s=0.02, silent_s=0.1)) as dispatcher,
+        pytest.raises(WorkerLost, match=r"layer 2 expert \d+: lost worker 'w0' held it"),
+    ):
+        generate_with_hidden(over(model, dispatcher), PROMPT, GenerationParams(max_tokens=3))
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_only_messages_count_as_wire(model_dir: Path, num_workers: int) -> None:
     model = load_model(model_dir)
@@ -100,7 +197,7 @@ def test_only_messages_count_as_wire(model_dir: Path, num_workers: int) -> None:
 
 
 def test_a_chunk_larger_than_a_message_gives_the_same_bits(model_dir: Path) -> None:
-    model = load_model(model_dir)
+    model = plain_model(model_dir)
     params = GenerationParams(max_tokens=2, chunk_size=64)
     _, expected = generate_with_hidden(model, PROMPT, params)
     plan = random_plan(model.config.shape("tiny"), 2, seed=5)
@@ -113,7 +210,7 @@ def test_rows_that_leave_the_grid_are_summed_on_a_coarser_one_everywhere(tmp_pat
     """Experts 2^20 times larger than their residual saturate; the sum is still the same bits."""
     model_dir = write_random_checkpoint(tmp_path, seed=6)
     rewrite(model_dir, lambda name, tensor: tensor * 2.0**20 if ".moe.down_proj" in name else tensor)
-    model = load_model(model_dir)
+    model = plain_model(model_dir)
     params = GenerationParams(max_tokens=4)
     _, expected = generate_with_hidden(model, PROMPT, params)
     for num_workers in (0, 2):

@@ -14,7 +14,6 @@ from models.tiny.gguf_file import write_gguf
 from orchestrator.cli.even_plan import even_plan
 from orchestrator.generate import GenerationParams
 from orchestrator.in_process import dispatcher_with_threads
-from orchestrator.model.moe import LocalExperts
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.weights import load_head_weights
 from orchestrator.session import open_session
@@ -22,10 +21,14 @@ from orchestrator.tokenizer import Tokenizer
 from placement.errors import CheckpointError, PlanError
 from tests.orchestrator.command_line import Potluck, document
 from tests.orchestrator.heads import generate_with_hidden
+from tests.orchestrator.plain_experts import PlainExperts
 from tests.orchestrator.random_plan import random_plan
 from tests.tiny_checkpoint import write_random_checkpoint
 from tests.workers.formats.gguf_files import dequantised_checkpoint, rewritten
+from workers.formats.checkpoint import Checkpoint
 from workers.formats.open_model import kept_forms, open_model
+from workers.model_config import Step35Config
+from workers.store import ExpertStore
 
 PROMPT = [5, 17, 300, 42, 9, 9, 120, 77, 31, 8, 250]
 SHORT = ("--max-tokens", 4, "--ignore-eos", "--json")
@@ -59,9 +62,14 @@ def plain(path: Path, model_dir: Path, tmp_path_factory: pytest.TempPathFactory)
     # The file has float32 divisors of the frequencies, the directory the rule that they round.
     scaled = open_model(path)[0].layers
     config = dataclasses.replace(config, layers=scaled, rms_norm_eps=open_model(path)[0].rms_norm_eps)
-    return Step35Model.load(
-        checkpoint, config, torch.float32, LocalExperts.load(checkpoint, config, torch.float32)
-    )
+    return Step35Model.load(checkpoint, config, torch.float32, PlainExperts(all_experts(checkpoint, config)))
+
+
+def all_experts(checkpoint: Checkpoint, config: Step35Config) -> ExpertStore:
+    """Kept as a run in float32 keeps them."""
+    everything = {layer: range(config.moe_num_experts) for layer in config.moe_layers}
+    formats = kept_forms(checkpoint, config, "float32")
+    return ExpertStore.load(checkpoint, config, everything, formats=formats)
 
 
 @pytest.mark.parametrize("mtp", [0, 3])
@@ -84,9 +92,9 @@ def test_ids_and_hidden_states_are_those_of_the_dequantised_values(
 def test_workers_hold_the_bytes_of_the_file(path: Path) -> None:
     config, checkpoint = open_model(path)
     assert {form.name for form in kept_forms(checkpoint, config, "float32").values()} == {"q8_0/q8_0/float16"}
-    experts = LocalExperts.load(checkpoint, config, torch.float32)
+    experts = all_experts(checkpoint, config)
     # 4 layers of 16 experts: gate and up of 48 rows of 2 blocks of 34 bytes, down of 64 rows of 48 float16.
-    assert experts.store.held_bytes == 4 * 16 * (2 * 48 * 2 * 34 + 64 * 48 * 2)
+    assert experts.held_bytes == 4 * 16 * (2 * 48 * 2 * 34 + 64 * 48 * 2)
 
 
 @pytest.mark.parametrize("mtp", [0, 2])

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from orchestrator.layer_sum import Ask, LayerSum, Patience, Probe
+from orchestrator.layer_sum import Ask, LayerSum, Probe
 from placement.errors import NonFiniteError, WorkerLost, WorkerRefused
+from placement.patience import Patience
 
 HIDDEN, TOP_K, EXPERTS = 3, 4, 12
 STEP, MAX_STEPS = 6, 20
@@ -246,3 +247,17 @@ def test_an_output_that_fits_no_grid_is_an_error_and_not_a_loop() -> None:
     with pytest.raises(NonFiniteError, match="layer 3"):
         cluster.run(make_layer(cluster, draw_ids(cluster.rng, 2), 1))
     assert len(cluster.asks) == MAX_STEPS + 1
+
+
+def test_a_worker_is_not_lost_because_nobody_listened_for_long() -> None:
+    """This process computed its own experts for a minute: silence counts from when it listens again."""
+    ids = draw_ids(np.random.default_rng(6), 1)
+    cluster = VirtualCluster(np.random.default_rng(6), [[0] for _ in range(EXPERTS)])
+    layer = make_layer(cluster, ids, 1)
+    (ask,) = layer.begin(0.0)
+    assert isinstance(ask, Ask)
+    assert layer.tick(60.0) == [Probe(0)]
+    assert 60.0 < layer.wake_at_s() <= 60.5
+    assert layer.tick(62.9) == [Probe(0)]
+    with pytest.raises(WorkerLost, match="'w0'"):
+        layer.tick(63.0)

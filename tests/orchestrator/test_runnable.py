@@ -11,7 +11,7 @@ from orchestrator.cli.even_plan import even_plan
 from orchestrator.runnable import check_runnable
 from orchestrator.session import open_session
 from placement.errors import PlanError
-from placement.plan import Plan
+from placement.plan import Plan, like_layers
 from placement.plan_file import write_plan
 from tests.orchestrator.command_line import Potluck
 from tests.tiny_checkpoint import write_random_checkpoint
@@ -23,43 +23,53 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_checkpoint(tmp_path_factory.mktemp("runnable") / "model", seed=2)
 
 
-def planned(model_dir: Path, num_workers: int, *, device: str, tier: str) -> Plan:
+def planned(model_dir: Path, num_workers: int, *, device: str, kind: str) -> Plan:
     """All experts on such workers, or on such a head."""
     plan = even_plan(Step35Config.load(model_dir).shape("model"), num_workers, "float32")
-    return replace(plan, tiers=tuple(replace(found, device=device, kind=tier) for found in plan.tiers))
+    return replace(plan, tiers=tuple(replace(tier, device=device, kind=kind) for tier in plan.tiers))
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "device", "tier", "expected"),
+    ("num_workers", "device", "kind", "expected"),
     [
         (1, "cpu", "disk", "worker 'worker-0': its experts are on a disk"),
         (0, "cpu", "disk", "worker 'head': its experts are on a disk"),
         (0, "cuda", "vram", "worker 'head': its experts are in vram on device 'cuda'"),
-        (1, "mps", "ram", "worker 'worker-0': its experts are in ram on device 'mps'"),
+        (0, "mps", "ram", "worker 'head': its experts are in ram on device 'mps'"),
         (1, "cpu", "vram", "worker 'worker-0': its experts are in vram on device 'cpu'"),
+        (1, "cuda:0", "vram", "worker 'worker-0': its experts are in vram on device 'cuda:0'"),
     ],
 )
 def test_memory_and_devices_that_this_release_cannot_run_are_refused_in_one_line(
-    potluck: Potluck, model_dir: Path, tmp_path: Path, num_workers: int, device: str, tier: str, expected: str
+    potluck: Potluck, model_dir: Path, tmp_path: Path, num_workers: int, device: str, kind: str, expected: str
 ) -> None:
-    plan, path = planned(model_dir, num_workers, device=device, tier=tier), tmp_path / "plan.json"
+    plan, path = planned(model_dir, num_workers, device=device, kind=kind), tmp_path / "plan.json"
     write_plan(plan, path)
     arguments = ("generate", "--model", model_dir, "--plan", path, "--token-ids", "5,6,7", "--max-tokens", 2)
     code, out, err = potluck(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith(f"error: {path}: {expected}")
-    assert "plan with" in err or "plan again" in err
+    assert "plan with" in err
     assert err.count("\n") == 1
     with pytest.raises(PlanError, match="potluck simulate"), open_session(model_dir, plan):
         pass
 
 
-def test_a_head_on_a_numbered_cpu_is_taken(model_dir: Path) -> None:
-    check_runnable(planned(model_dir, 0, device="cpu:0", tier="ram"))
+def test_a_device_of_a_box_is_named_with_its_box(model_dir: Path) -> None:
+    plan = planned(model_dir, 2, device="cpu", kind="ram")
+    first, second = plan.tiers
+    plan = replace(plan, tiers=(replace(first, worker="den"), replace(second, worker="den", kind="disk")))
+    with pytest.raises(PlanError, match="worker 'den', device 'worker-1': its experts are on a disk"):
+        check_runnable(plan)
+
+
+@pytest.mark.parametrize(("num_workers", "device"), [(0, "cpu:0"), (2, "cpu")])
+def test_experts_in_ram_on_cpus_are_taken(model_dir: Path, num_workers: int, device: str) -> None:
+    check_runnable(planned(model_dir, num_workers, device=device, kind="ram"))
 
 
 def test_a_dtype_that_this_release_does_not_run_is_refused(model_dir: Path) -> None:
-    plan = planned(model_dir, 0, device="cpu", tier="ram")
-    plan = replace(plan, layers=tuple(replace(layer, form="q4") for layer in plan.layers))
+    plan = planned(model_dir, 0, device="cpu", kind="ram")
+    plan = replace(plan, layers=like_layers(plan.moe_layers, "q4", plan.mean_expert_bytes))
     with pytest.raises(PlanError, match="keeps experts in 'q4'"):
         check_runnable(plan)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ _numbers = itertools.count()
 class SmallStore:
     """Random experts of two layers, computed by the real kernels."""
 
+    experts: ClassVar[dict[int, tuple[int, ...]]] = dict.fromkeys(LAYERS, tuple(range(HELD)))
     num_experts = HELD * len(LAYERS)
     held_bytes = num_experts * 3 * HIDDEN_SIZE * INTERMEDIATE_SIZE * 4
 

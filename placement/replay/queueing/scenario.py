@@ -58,25 +58,6 @@ class NewPlan:
 Event = WorkerLoss | NewPlan
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long the dispatcher waits for a silent worker (`Patience` of orchestrator/layer_sum.py)."""
-
-    probe_after_s: float = 0.5
-    silent_s: float = 3.0
-
-    def gives_up_at_s(self, asked_s: float, dead_s: float, round_trip_s: float) -> float:
-        """When a worker that owes an answer since `asked_s` and died at `dead_s` is taken for lost.
-
-        It is probed after `probe_after_s` of silence; a probe that reaches it alive is answered one round
-        trip later and starts the silence anew.
-        """
-        heard_s = asked_s
-        while heard_s + self.probe_after_s + round_trip_s / 2 < dead_s:
-            heard_s += self.probe_after_s + round_trip_s
-        return heard_s + self.silent_s
-
-
 def _check_time(at_s: float, what: str) -> None:
     if not 0 <= at_s < float("inf"):
         raise InputError(f"{what}: expected a time of at least 0 seconds, found {at_s}")

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from placement.assign.one_step import ReplicaCosts, assign_experts
 from placement.errors import InputError
 from placement.holders import HolderTable
+from placement.patience import Patience
 from placement.plan import Plan
 from placement.replay.queueing.event_loop import EventLoop, Station
 from placement.replay.queueing.layer_work import Work, layer_work, works
 from placement.replay.queueing.migration_traffic import MigrationTraffic
 from placement.replay.queueing.passes import Passes
-from placement.replay.queueing.scenario import Event, NewPlan, Patience, Stream, WorkerLoss
+from placement.replay.queueing.scenario import Event, NewPlan, Stream, WorkerLoss
 from placement.replay.queueing.transfers import transfers
 from placement.replay.system import System
 from placement.replay.tally import (

@@ -15,7 +15,6 @@ from placement.cost.roofline import (
     expert_seconds,
     head_layer_seconds,
     head_seconds,
-    message_size,
 )
 from placement.errors import InputError
 from placement.given.cluster_spec import Overheads
@@ -34,12 +33,6 @@ def problem(workload: Workload = Workload(), gflops: float = 1e6) -> PlanningPro
         device("attic", 7000, Q4_EXPERT, gbytes_per_s=50, gflops=gflops),
     )
     return PlanningProblem(STEP_3_5_FLASH, devices, Q4_EXPERT, workload=workload)
-
-
-def test_a_message_has_the_published_size() -> None:
-    size = message_size(STEP_3_5_FLASH, bytes_per_activation=2)
-    assert size.request_bytes_per_row == 8192 + 8 * 4 + 8 * 4 + 4
-    assert size.reply_bytes_per_row == 16384 + 1
 
 
 def test_one_token_costs_a_round_trip_the_wire_and_the_bytes_of_its_experts() -> None:

@@ -13,20 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from orchestrator.layer_sum import Action, Ask, LayerSum, Patience, Probe
+from orchestrator.layer_sum import Action, Ask, LayerSum, Probe
 from placement.assign.one_step import assign_experts
 from placement.errors import InputError, WorkerLost
+from placement.message_size import MAX_MESSAGE_ROWS
+from placement.patience import Patience
 from placement.plan import Plan
-from placement.replay.queueing import scenario
 from placement.replay.queueing.scenario import Stream, WorkerLoss
 from placement.replay.queueing.simulation import simulate_queueing
 from placement.replay.simulate import simulate_alone
 from placement.replay.steps import Acceptance, step_blocks
 from placement.replay.system import System
-from placement.replay.tally import MAX_MESSAGE_ROWS
 from placement.workload import Workload
 from tests.placement.runs import SHAPE, random_plan, random_trace, system_of
-from transport.messages import DEFAULT_MAX_ROWS
 
 
 @dataclass
@@ -211,9 +210,3 @@ def test_a_loss_is_noticed_and_mended_when_and_as_the_dispatcher_does(
         assert_equal_counts(run, report.counts)
     for lost_at_s in run.lost_at_s.values():
         assert f"{lost_at_s:.3f} s: worker '{worker}' taken for lost" in report.notes
-
-
-def test_patience_and_message_size_are_the_dispatchers() -> None:
-    assert MAX_MESSAGE_ROWS == DEFAULT_MAX_ROWS
-    ours, theirs = scenario.Patience(), Patience()
-    assert (ours.probe_after_s, ours.silent_s) == (theirs.probe_after_s, theirs.silent_s)

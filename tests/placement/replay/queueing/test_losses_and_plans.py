@@ -9,8 +9,9 @@ import pytest
 
 from placement.errors import InputError, PlanError
 from placement.holders import HolderTable
+from placement.patience import Patience
 from placement.plan import Plan
-from placement.replay.queueing.scenario import NewPlan, Patience, Stream, WorkerLoss
+from placement.replay.queueing.scenario import NewPlan, Stream, WorkerLoss
 from placement.replay.queueing.simulation import simulate_queueing
 from placement.replay.queueing.transfers import Transfer, transfers
 from placement.replay.simulate import simulate_alone

@@ -20,10 +20,11 @@ from transport.client import WorkerClient
 from transport.expert_rows import ExpertRows
 from transport.keys import HeadKeys, KeyPair
 from transport.messages import ForwardReply, WireLimits
-from workers.actor import WorkerInfo, WorkerProcess, WorkerSpec
 from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
+from workers.process import WorkerInfo, WorkerProcess, WorkerSpec
 from workers.store import ExpertStore, in_one_form
+from workers.tiers import TierSpec
 
 DEADLINE_S = 20.0
 EXPERTS: Mapping[int, tuple[int, ...]] = {2: (0, 3, 7), 5: (1,)}
@@ -42,7 +43,7 @@ def spec(model_dir: Path) -> WorkerSpec:
         fingerprint=Step35Config.load(model_dir).shape("tiny").fingerprint,
         epoch=2,
         model_dir=str(model_dir),
-        experts=EXPERTS,
+        tiers=(TierSpec("w", "ram", "cpu", EXPERTS),),
         dtype="float32",
         endpoint="tcp://127.0.0.1:*",
     )
@@ -114,11 +115,26 @@ def test_a_worker_keeps_the_plans_forms_or_refuses_a_file_that_has_others(
     spec = replace(spec, model_dir=str(path))
     with pytest.raises(CheckpointError, match=r"ffn_gate_exps\.weight is stored as q8_0, expected float32"):
         WorkerProcess(spec).start()
-    worker = WorkerProcess(replace(spec, forms=dict.fromkeys(EXPERTS, "q8_0")))
+    tiers = tuple(replace(tier, forms=dict.fromkeys(EXPERTS, "q8_0")) for tier in spec.tiers)
+    worker = WorkerProcess(replace(spec, tiers=tiers))
     info = worker.start()
     worker.stop()
     # Three matrices of 32 x 64 weights, 34 bytes for 32 of them.
     assert info.held_bytes == 4 * 3 * 32 * 64 // 32 * 34
+
+
+def test_a_worker_of_two_tiers_is_one_process_that_tells_their_sum(spec: WorkerSpec) -> None:
+    halves = (TierSpec("w-a", "ram", "cpu", {2: (0, 3)}), TierSpec("w-b", "ram", "cpu", {2: (3, 7), 5: (1,)}))
+    one, two = WorkerProcess(spec), WorkerProcess(replace(spec, tiers=halves))
+    try:
+        replies = [asks(worker.start(), spec) for worker in (one, two)]
+        whole, both = one.health(), two.health()
+    finally:
+        one.stop()
+        two.stop()
+    np.testing.assert_array_equal(replies[0].values, replies[1].values)
+    assert (both.served, both.num_experts) == (1, 5)
+    assert both.held_bytes == whole.held_bytes // 4 * 5
 
 
 def test_a_worker_with_the_heads_key_makes_its_own_and_tells_only_the_public_half(spec: WorkerSpec) -> None:
@@ -150,11 +166,16 @@ def test_a_stopped_worker_has_no_health_and_may_be_stopped_again(spec: WorkerSpe
     [
         ({"model_dir": "/no/such/model"}, CheckpointError, "/no/such/model"),
         ({"fingerprint": "0" * 16}, WorkerStartError, "the plan is for 0000000000000000"),
-        ({"experts": {0: (1,)}}, PlanError, "layer 0"),
+        ({"tiers": (TierSpec("w", "ram", "cpu", {0: (1,)}),)}, PlanError, "layer 0"),
         (
-            {"device": "cuda:7"},
+            {"tiers": (TierSpec("w", "ram", "cpu", EXPERTS), TierSpec("w-gpu", "vram", "cuda:7", EXPERTS))},
             WorkerStartError,
-            "computes experts on CPUs",
+            "device 'w-gpu': its experts are in vram on device 'cuda:7', .*: plan with",
+        ),
+        (
+            {"tiers": (TierSpec("w", "disk", "cpu", EXPERTS),)},
+            WorkerStartError,
+            "^its experts are on a disk",
         ),
         ({"endpoint": "tcp://0.0.0.0:*"}, KeysRequired, "no keys"),
     ],
@@ -167,6 +188,6 @@ def test_a_spec_that_cannot_be_served_says_why(
 
 
 def test_making_a_spec_needs_neither_torch_nor_ray() -> None:
-    program = "import sys, workers.actor; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
+    program = "import sys, workers.process; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False, timeout=60).returncode == 0

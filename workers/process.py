@@ -1,4 +1,4 @@
-"""One worker process: load a plan's experts, serve them. Ray runs it, and so can anything else.
+"""One worker process, which owns a box: load its tiers' experts, serve them. Ray runs it, or anything else.
 
 Importing this module loads neither torch nor ray: a spec can be made anywhere.
 """
@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from placement.errors import WorkerStartError
-from placement.files.shown import first_line
-from placement.weight_format import ExpertFormat
+from placement.message_size import MAX_MESSAGE_ROWS
 from transport.keys import KeyPair, WorkerKeys
-from transport.messages import DEFAULT_MAX_ROWS, WireLimits
+from transport.messages import WireLimits
+from workers.tiers import TierSpec
 
 if TYPE_CHECKING:
     from workers.service import ExpertService, ServiceHealth
@@ -29,13 +28,11 @@ class WorkerSpec:
     Attributes:
         model, fingerprint, epoch: of the plan; the checkpoint must have this fingerprint.
         model_dir: the checkpoint, a directory or a GGUF file, as the worker's own machine sees it.
-        experts: absolute layer index -> ids of the experts to hold.
+        tiers: its devices and what each is to hold, at least one; they work side by side.
         dtype: what rows come in, "float32" or "bfloat16".
-        forms: layer -> the name of the `ExpertFormat` that its experts are kept in; `dtype` where left out.
-        device: must be the CPU's.
         endpoint: what to bind, such as "tcp://127.0.0.1:*".
         head_public: the one key that may connect; None only where no other machine can.
-        num_threads: for the kernels.
+        num_threads: of each tier's kernels.
     """
 
     name: str
@@ -43,19 +40,17 @@ class WorkerSpec:
     fingerprint: str
     epoch: int
     model_dir: str
-    experts: Mapping[int, tuple[int, ...]]
+    tiers: tuple[TierSpec, ...]
     dtype: str
     endpoint: str
-    device: str = "cpu"
     head_public: bytes | None = None
     num_threads: int = 1
-    max_rows: int = DEFAULT_MAX_ROWS
-    forms: Mapping[int, str] = field(default_factory=dict)
+    max_rows: int = MAX_MESSAGE_ROWS
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """Where a started worker is, what it holds, and the key it proves itself with, if it has one."""
+    """Where a started worker is, what its tiers hold together, the key it proves itself with, if any."""
 
     name: str
     endpoint: str
@@ -79,16 +74,11 @@ class WorkerProcess:
         Raises:
             CheckpointError: the checkpoint is missing, damaged or of another architecture.
             PlanError: the plan is for another model.
-            KeysRequired, WorkerStartError: the endpoint cannot be bound, the device is not the CPU.
+            KeysRequired, WorkerStartError: the endpoint cannot be bound, or a tier cannot be held.
         """
         from workers.formats.open_model import load_config, open_model
 
         spec = self._spec
-        if spec.device.partition(":")[0] != "cpu":
-            raise WorkerStartError(
-                f"its device is {spec.device}, and this release computes experts on CPUs: plan with devices "
-                "of kind ram"
-            )
         # Made here, so that no secret travels.
         keys = None if spec.head_public is None else WorkerKeys(KeyPair.make(), spec.head_public)
         model_dir = Path(spec.model_dir)
@@ -102,25 +92,15 @@ class WorkerProcess:
         # Loading torch takes seconds: what can be refused without it is refused above.
         import torch
 
+        from workers.pool import load_tiers
         from workers.service import ExpertService
-        from workers.store import ExpertStore
 
         torch.set_num_threads(spec.num_threads)
-        forms = {layer: ExpertFormat.named(spec.forms.get(layer, spec.dtype)) for layer in spec.experts}
-        try:
-            store = ExpertStore.load(
-                open_model(model_dir)[1],
-                config,
-                spec.experts,
-                formats=forms,
-            )
-        except (RuntimeError, MemoryError) as error:  # torch's way to say that there is no memory
-            raise WorkerStartError(
-                f"cannot hold its experts: {first_line(error)}: plan for a memory that this machine has"
-            ) from error
+        checkpoint = open_model(model_dir)[1]
+        experts = load_tiers(spec.tiers, checkpoint, config, spec.dtype)
         self._service = ExpertService(
             spec.name,
-            store,
+            experts,
             WireLimits.for_shape(shape, spec.epoch, spec.max_rows),
             spec.endpoint,
             dtype=spec.dtype,
@@ -132,8 +112,8 @@ class WorkerProcess:
             endpoint=self._service.endpoint,
             pid=os.getpid(),
             host=platform.node(),
-            num_experts=store.num_experts,
-            held_bytes=store.held_bytes,
+            num_experts=experts.num_experts,
+            held_bytes=experts.held_bytes,
             public_key=None if keys is None else keys.own.public,
         )
 

@@ -1,21 +1,22 @@
-"""Experts in this process: saturated rows, broken weights, and the record of what was chosen."""
+"""All experts in this process: saturated rows, broken weights, and the record of what was chosen."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from orchestrator.model.moe import LocalExperts
+from orchestrator.model.moe import ExpertRunner
 from orchestrator.model.routing_recorder import RoutingRecorder
 from placement.errors import NonFiniteError
 from tests.orchestrator.heads import hidden_states, load_model
+from tests.orchestrator.plain_experts import plain_model
 from tests.tiny_checkpoint import write_random_checkpoint
 from transport.expert_rows import ExpertRows
-from workers.formats.safetensors import SafetensorsCheckpoint
-from workers.model_config import Step35Config
 
 LAYER = 3
 
@@ -26,10 +27,8 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def experts(model_dir: Path) -> LocalExperts:
-    return LocalExperts.load(
-        SafetensorsCheckpoint.open(model_dir), Step35Config.load(model_dir), torch.float32
-    )
+def experts(model_dir: Path) -> ExpertRunner:
+    return load_model(model_dir).experts
 
 
 def asked(count: int) -> ExpertRows:
@@ -40,14 +39,11 @@ def asked(count: int) -> ExpertRows:
     return ExpertRows(hidden, ids, weights, np.full(count, -23, np.int32))
 
 
-def run(experts: LocalExperts, rows: ExpertRows) -> torch.Tensor:
-    shared = torch.zeros(())
-    routed, returned = experts.run(LAYER, rows, lambda: shared)
-    assert returned is shared
-    return routed
+def run(experts: ExpertRunner, rows: ExpertRows) -> torch.Tensor:
+    return experts.collect(experts.ask(LAYER, rows))
 
 
-def test_rows_too_large_for_their_grid_are_computed_on_a_coarser_one(experts: LocalExperts) -> None:
+def test_rows_too_large_for_their_grid_are_computed_on_a_coarser_one(experts: ExpertRunner) -> None:
     fitting = asked(5)
     expected = run(experts, fitting)
     # Grids far too fine, each row another: the row must find a coarser one by itself.
@@ -59,7 +55,38 @@ def test_rows_too_large_for_their_grid_are_computed_on_a_coarser_one(experts: Lo
         assert torch.equal(run(experts, too_fine.at(np.array([row])))[0], routed[row])
 
 
-def test_output_that_is_not_finite_is_an_error_that_names_the_layer(experts: LocalExperts) -> None:
+@pytest.mark.parametrize("num_rows", [1, 5])
+def test_sums_are_those_of_each_row_alone(model_dir: Path, experts: ExpertRunner, num_rows: int) -> None:
+    rows = asked(num_rows)
+    for exponents in ([-23] * num_rows, [-23, -40, -60, -23, -120][:num_rows], [-60] * num_rows):
+        rows = rows._replace(scale_exponents=np.array(exponents, np.int32))
+        assert torch.equal(run(experts, rows), run(plain_model(model_dir).experts, rows))
+
+
+def test_without_workers_there_are_neither_sockets_nor_ray(model_dir: Path) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+import torch, zmq
+from orchestrator.cli.even_plan import even_plan
+from orchestrator.generate import GenerationParams
+from orchestrator.session import load_local, open_session
+from workers.model_config import Step35Config
+def refuse(*_): raise AssertionError("a socket or a poller without workers")
+zmq.Context = zmq.Poller = refuse
+path = Path({str(model_dir)!r})
+load_local(path, torch.float32)
+plan = even_plan(Step35Config.load(path).shape(path.name), 0, "float32")
+with open_session(path, plan) as session:
+    session.generate([5, 6], GenerationParams(max_tokens=2))
+sys.exit("ray" in sys.modules)
+"""
+    root = Path(__file__).parents[2]
+    run = subprocess.run([sys.executable, "-c", program], cwd=root, check=False, timeout=120)
+    assert run.returncode == 0
+
+
+def test_output_that_is_not_finite_is_an_error_that_names_the_layer(experts: ExpertRunner) -> None:
     rows = asked(2)
     rows.hidden[1, 0] = float("nan")
     with pytest.raises(NonFiniteError, match=f"layer {LAYER}"):

@@ -1,0 +1,201 @@
+"""The experts of a box: one tier a device, side by side, their sums added before anyone is answered."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.errors import WorkerStartError
+from placement.files.shown import first_line, shown
+from placement.plan import LOCAL_WORKER, Plan
+from placement.weight_format import ExpertFormat
+from transport.expert_rows import ExpertRows
+from workers.fixed_point import PartialSum
+from workers.formats.checkpoint import Checkpoint
+from workers.model_config import Step35Config
+from workers.store import ExpertStore
+from workers.tiers import ExpertTier, TierSpec, tiers_of, why_not_run
+
+
+def load_tiers(
+    specs: Sequence[TierSpec], checkpoint: Checkpoint, config: Step35Config, dtype: str
+) -> ExpertTier:
+    """Load a box's tiers, at least one; a single one is called directly.
+
+    Args:
+        dtype: the form of experts whose tier does not name theirs.
+
+    Raises:
+        WorkerStartError: a kind of memory or a device that this release has no tier for, or no memory.
+        PlanError, CheckpointError: as `ExpertStore.load`.
+    """
+    for spec in specs:
+        problem = why_not_run(spec.kind, spec.device)
+        if problem is not None:
+            raise WorkerStartError(_which(spec, specs) + problem)
+    tiers = []
+    for spec in specs:
+        try:
+            forms = {layer: ExpertFormat.named(spec.forms.get(layer, dtype)) for layer in spec.experts}
+            tiers.append(ExpertStore.load(checkpoint, config, spec.experts, formats=forms))
+        except (RuntimeError, MemoryError) as error:  # torch says of both that there is no memory
+            raise WorkerStartError(
+                f"{_which(spec, specs)}cannot hold its experts: {first_line(error)}: "
+                "plan for a memory that this machine has"
+            ) from error
+    return tiers[0] if len(tiers) == 1 else TieredExperts(tiers)
+
+
+def _which(spec: TierSpec, specs: Sequence[TierSpec]) -> str:
+    """Of several devices, in messages about one; the worker's name stands before it already."""
+    return f"device {shown(spec.name)}: " if len(specs) > 1 else ""
+
+
+def load_head_tiers(plan: Plan, checkpoint: Checkpoint, config: Step35Config) -> ExpertTier | None:
+    """The experts in the head's own process, None where the plan has none there; errors as `load_tiers`."""
+    specs = tiers_of(plan, LOCAL_WORKER) if plan.local_worker is not None else ()
+    return load_tiers(specs, checkpoint, config, plan.dtype) if specs else None
+
+
+class TieredExperts:
+    """Several tiers as one: an `ExpertTier` whose sums are those of all.
+
+    An expert that several tiers hold is computed by the first of them; the sum is the same for any. The first
+    tier of a request works in the caller's thread, each other one in a thread of its own, which ends when
+    this object is let go.
+    """
+
+    def __init__(self, tiers: Sequence[ExpertTier]) -> None:
+        """`tiers` in the plan's order, at least one."""
+        self._tiers = tuple(tiers)
+        experts: dict[int, dict[int, int]] = {}
+        for number, tier in enumerate(self._tiers):
+            for layer, ids in tier.experts.items():
+                of_expert = experts.setdefault(layer, {})
+                for expert in ids:
+                    of_expert.setdefault(expert, number)
+        self._tier_of = {layer: _table(of_expert) for layer, of_expert in experts.items()}
+        self._experts = {layer: tuple(sorted(of_expert)) for layer, of_expert in experts.items()}
+        self._threads = [_TierThread(tier) for tier in self._tiers]
+
+    @property
+    def experts(self) -> Mapping[int, tuple[int, ...]]:
+        return self._experts
+
+    @property
+    def num_experts(self) -> int:
+        """Sum over the tiers: an expert that two of them hold counts twice."""
+        return sum(tier.num_experts for tier in self._tiers)
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(tier.held_bytes for tier in self._tiers)
+
+    def forward(self, layer: int, rows: ExpertRows) -> PartialSum:
+        """See `ExpertTier.forward`. What one tier raises is raised when all have finished."""
+        here, *beside = parts = self._split(layer, rows)
+        answers = [self._threads[part.tier].begin(layer, part.rows) for part in beside]
+        try:
+            sums = [self._tiers[here.tier].forward(layer, here.rows)]
+        finally:
+            results = [answer.get() for answer in answers]
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            sums.append(result)
+        return _added(parts, sums, rows) if beside else sums[0]
+
+    def _split(self, layer: int, rows: ExpertRows) -> list[_Part]:
+        """One part a tier that has experts of these rows, with the rows that it has a part in."""
+        ids = rows.expert_ids
+        wanted = ids >= 0
+        # What no tier holds, and rows that want nothing, are the first tier's to answer for.
+        tier_of = self._tier_of.get(layer, _NOBODY).take(ids, mode="clip")
+        tiers = sorted(set(tier_of[wanted].tolist())) or [0]
+        if len(tiers) == 1:
+            return [_Part(tiers[0], None, rows)]
+        parts = []
+        for tier in tiers:
+            mine = wanted & (tier_of == tier)
+            touched = mine.any(axis=1)
+            masked = rows._replace(expert_ids=np.where(mine, ids, np.int32(-1)))
+            if touched.all():
+                parts.append(_Part(tier, None, masked))
+            else:
+                places = np.flatnonzero(touched)
+                parts.append(_Part(tier, places, masked.at(places)))
+        return parts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """What of a request is one tier's; `places` of its rows in the request, None for all of them."""
+
+    tier: int
+    places: NDArray[np.intp] | None
+    rows: ExpertRows
+
+
+def _added(parts: Sequence[_Part], sums: Sequence[PartialSum], rows: ExpertRows) -> PartialSum:
+    pairs = list(zip(parts, sums, strict=True))
+    if parts[0].places is None:
+        values, saturated = sums[0].values, sums[0].saturated
+        del pairs[0]
+    else:
+        values = np.zeros(rows.hidden.shape, np.int32)
+        saturated = np.zeros(rows.num_rows, np.bool_)
+    for part, of_tier in pairs:
+        places = slice(None) if part.places is None else part.places
+        values[places] += of_tier.values
+        saturated[places] |= of_tier.saturated
+    return PartialSum(values, saturated)
+
+
+class _TierThread:
+    """Runs one tier beside the caller, one request at a time. Started by the first."""
+
+    def __init__(self, tier: ExpertTier) -> None:
+        self._tier = tier
+        self._asked: SimpleQueue[_Request | None] = SimpleQueue()
+        self._started = False
+
+    def begin(self, layer: int, rows: ExpertRows) -> _Answer:
+        """Hand over a request; the answer is what the tier gives or raises, once it is done."""
+        if not self._started:
+            self._started = True
+            # The thread knows the queue and not this object, whose end is the thread's too.
+            Thread(target=_work, args=(self._tier, self._asked), name="expert-tier", daemon=True).start()
+            weakref.finalize(self, self._asked.put, None)
+        answer: _Answer = SimpleQueue()
+        self._asked.put((layer, rows, answer))
+        return answer
+
+
+_Answer = SimpleQueue[PartialSum | BaseException]
+_Request = tuple[int, ExpertRows, _Answer]
+
+
+def _work(tier: ExpertTier, asked: SimpleQueue[_Request | None]) -> None:
+    while (request := asked.get()) is not None:
+        layer, rows, answer = request
+        try:
+            answer.put(tier.forward(layer, rows))
+        except BaseException as error:
+            answer.put(error)
+        del request, rows, answer
+
+
+_NOBODY: NDArray[np.int16] = np.zeros(1, np.int16)
+
+
+def _table(of_expert: Mapping[int, int]) -> NDArray[np.int16]:
+    """The tier of each expert, 0 where none holds it: int16 [largest id + 2], so that the last is 0."""
+    table = np.zeros(max(of_expert) + 2, np.int16)
+    table[list(of_expert)] = list(of_expert.values())
+    return table
