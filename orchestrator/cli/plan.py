@@ -28,7 +28,7 @@ from placement.answers.planner import DEFAULT_POLICY, as_plan
 from placement.answers.prediction import by_context, predict
 from placement.answers.replan import Replan, replan
 from placement.answers.summary import summarise
-from placement.cost.roofline import head_seconds
+from placement.cost.head import head_seconds
 from placement.errors import InputError, PlanDoesNotFit, PlanError
 from placement.files.atomic import check_targets
 from placement.given.cluster_file import load_cluster, parse_size

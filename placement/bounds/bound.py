@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 from scipy.sparse import coo_array, vstack
 
-from placement.bounds.slot_options import asked_seconds, expert_seconds
+from placement.bounds.slot_options import asked_seconds, least_expert_seconds
 from placement.bounds.slot_prices import priced_bound_s
-from placement.cost.roofline import ExpertRates, expert_rates
+from placement.cost.rates import expert_rates
+from placement.cost.roofline import ExpertRates
 from placement.given.problem import PlanningProblem
 
 _BISECTIONS = 60
@@ -103,7 +104,7 @@ def independent_bound_s(problem: PlanningProblem, frequencies: NDArray[np.float6
     program.at_most(0.0, (part, least), (away, -1.0))
     program.at_most(0.0, (away, 1.0), (part, -most))
     for device, carried in zip(home, loads, strict=True):
-        busy_s, expert_s = float(rates.busy_s[device]), float(expert_seconds(rates)[device])
+        busy_s, expert_s = float(rates.busy_s[device]), float(least_expert_seconds(rates)[device])
         program.at_most(0.0, (part, busy_s), (carried, expert_s), (seconds, -1.0))
         # What the device may be charged beside other boxes: no more than one expert elsewhere takes.
         beside_s = min(expert_s, (first_s - busy_s) / float(load.max()))
@@ -184,7 +185,7 @@ def _remote_speed(rates: ExpertRates, remote: list[int], load: int) -> tuple[flo
     if not remote:
         return 0.0, 0.0
     most = max(2, 4 * load)
-    expert_s = expert_seconds(rates)[remote]
+    expert_s = least_expert_seconds(rates)[remote]
     message_s = asked_seconds(rates)[remote]
     finish = np.sort(message_s[:, None] + expert_s[:, None] * np.arange(1, most + 1), axis=None)[:most]
     # In the long run experts are done at the speed of all boxes together, at first perhaps sooner.
@@ -214,7 +215,7 @@ def _least_at_mean_load(
     """Seconds a layer. A device asked for n of at most u experts is charged n / u of a message."""
     num_layers = problem.shape.num_moe_layers
     message_s = asked_seconds(rates) / distinct.max()
-    slope = expert_seconds(rates) + message_s
+    slope = least_expert_seconds(rates) + message_s
     capacities = problem.capacities()
     # Distinct experts a layer that the c hottest experts of all layers answer for.
     hottest = np.concatenate([[0.0], np.cumsum(np.sort(frequencies, axis=None)[::-1])]) / num_layers
@@ -240,7 +241,7 @@ def _least_at_mean_load(
 
 def _mean_of_best_splits(rates: ExpertRates, distinct: NDArray[np.integer]) -> float:
     """Seconds a layer if every step's experts could be split over all devices at will."""
-    expert_s = expert_seconds(rates)
+    expert_s = least_expert_seconds(rates)
     message_s = asked_seconds(rates)
     most = int(distinct.max())
     # When each device would be done with its n-th expert; the u smallest finish u experts soonest.

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost.roofline import ExpertRates, expert_rates
+from placement.cost.rates import expert_rates
+from placement.cost.roofline import ExpertRates, roofline_seconds
 from placement.given.problem import PlanningProblem
 
 _Floats = NDArray[np.float64]
@@ -33,9 +34,9 @@ def message_seconds(rates: ExpertRates) -> _Floats:
     return rates.message_s + rates.message_row_s
 
 
-def expert_seconds(rates: ExpertRates) -> _Floats:
+def least_expert_seconds(rates: ExpertRates) -> _Floats:
     """The least a device needs for each distinct expert: it is read, and multiplied at least once."""
-    return np.maximum(rates.read_s, rates.expert_s + rates.compute_s)
+    return roofline_seconds(rates, 1, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +88,7 @@ def options(problem: PlanningProblem, classes: NDArray[np.intp], num_distinct: i
     each_message_s = message_seconds(rates)
     message_s = float(each_message_s.max())
     on_request = each_message_s > 0
-    start_s, expert_s = rates.busy_s + asked_seconds(rates) - each_message_s, expert_seconds(rates)
+    start_s, expert_s = rates.busy_s + asked_seconds(rates) - each_message_s, least_expert_seconds(rates)
     counts = np.minimum(problem.capacities(), num_distinct)
     device = np.repeat(np.arange(len(counts)), counts)
     nth = np.arange(len(device)) - np.repeat(np.cumsum(counts) - counts, counts) + 1

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.bounds.price_search import ascend, boxstep
-from placement.bounds.slot_options import asked_seconds, expert_seconds, options
-from placement.cost.roofline import expert_rates
+from placement.bounds.slot_options import asked_seconds, least_expert_seconds, options
+from placement.cost.rates import expert_rates
 from placement.given.problem import PlanningProblem
 from placement.plan import LOCAL_WORKER
 
@@ -84,7 +84,7 @@ def _sample_prices(market: _Market, prices: _Floats) -> _Floats:
 
 def _one_expert_s(problem: PlanningProblem) -> _Floats:
     rates = expert_rates(problem)
-    return rates.busy_s + asked_seconds(rates) + expert_seconds(rates)
+    return rates.busy_s + asked_seconds(rates) + least_expert_seconds(rates)
 
 
 def _first_prices(problem: PlanningProblem) -> _Floats:

@@ -7,17 +7,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost.roofline import (
-    Counts,
-    ExpertRates,
-    arithmetic_seconds,
-    expert_rates,
-    head_device,
-    layer_software_s,
-    prefill_attention_s,
-    weights_s,
-    wire_seconds,
-)
+from placement.cost.head import head_device, layer_software_s, prefill_attention_s, weights_s
+from placement.cost.rates import expert_rates
+from placement.cost.roofline import Counts, ExpertRates, arithmetic_seconds, roofline_seconds, wire_seconds
 from placement.cost.sharing import cpu_seconds, layer_seconds
 from placement.given.problem import PlanningProblem
 
@@ -105,10 +97,7 @@ def prefill_layer_seconds(
         fixed_s=fixed,
         there_s=np.maximum(per_device[..., lenders] - fixed, 0.0),
         copy_s=distinct[..., lenders] * (problem.expert_bytes / link_bytes_per_s),
-        here_s=np.maximum(
-            distinct[..., lenders] * rates.read_s[head],
-            distinct[..., lenders] * rates.expert_s[head] + pairs[..., lenders] * rates.compute_s[head],
-        ),
+        here_s=roofline_seconds(rates, distinct[..., lenders], pairs[..., lenders], head),
     )
     # Reading may hide a disk's arithmetic where nothing is copied, which the closed form does not know.
     balanced = np.minimum(balanced, per_device[..., [head, *lenders]].max(axis=-1))

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.assign.many_steps import assign_layers
+from placement.cost.rates import expert_rates
 from placement.cost.replica_costs import replica_costs
-from placement.cost.roofline import expert_rates
 from placement.cost.sharing import layer_seconds
 from placement.given.problem import PlanningProblem
 from placement.holders import HolderTable

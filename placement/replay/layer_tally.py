@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.assign.replica_columns import Choices
-from placement.cost.roofline import ExpertRates, expert_seconds, messages_seconds
+from placement.cost.roofline import ExpertRates, messages_seconds, work_alone_seconds
 from placement.cost.sharing import cpu_seconds, disks_computed_beside, has_message_costs, layer_seconds
 from placement.replay.layer_times import LayerTimes, first_largest
 from placement.replay.single_token import SingleTokenTimes
@@ -37,7 +37,7 @@ def tally_single_tokens(
     num_devices, width = times.ranks.shape
     elsewhere = np.arange(num_devices) != system.local
     experts = np.repeat(np.arange(width)[:, None], num_devices, axis=1)
-    cell_work_s = expert_seconds(rates, experts, experts).T
+    cell_work_s = work_alone_seconds(rates, experts, experts).T
     of_cell = np.zeros((len(times.seconds), num_devices), dtype=np.uint64)
     of_cell[np.arange(len(of_cell)), times.device] = times.experts
     of_cells = Touches(np.minimum(of_cell, 1), of_cell, of_cell)
@@ -120,7 +120,7 @@ def _device_seconds(
             yield times.look_up(device, *of_device)
     else:
         whole_s = layer_seconds(rates, touches.rows, touches.distinct, touches.pairs)
-        work_s = expert_seconds(rates, touches.distinct, touches.pairs)
+        work_s = work_alone_seconds(rates, touches.distinct, touches.pairs)
         yield from zip(whole_s.T, work_s.T, strict=True)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost.roofline import ExpertRates, expert_seconds, wire_seconds
+from placement.cost.roofline import ExpertRates, wire_seconds, work_alone_seconds
 from placement.cost.sharing import has_message_costs, shares
 
 
@@ -36,7 +36,7 @@ class LayerTimes:
             return None
         width = num_tokens * top_k + 1
         counts, rows = np.arange(width)[:, None], np.arange(num_tokens + 1)[:, None]
-        of_cell = expert_seconds(rates, counts.repeat(width, axis=0), np.tile(counts, (width, 1)))
+        of_cell = work_alone_seconds(rates, counts.repeat(width, axis=0), np.tile(counts, (width, 1)))
         return cls(
             wait_s=np.ascontiguousarray((rates.busy_s + wire_seconds(rates, rows)).T),
             expert_s=np.ascontiguousarray(of_cell.T),

@@ -9,15 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost.roofline import (
-    ExpertRates,
-    MessageSize,
-    expert_rates,
-    head_device,
-    head_layer_seconds,
-    head_seconds,
-    message_size,
-)
+from placement.cost.head import head_device, head_layer_seconds, head_seconds
+from placement.cost.rates import expert_rates
+from placement.cost.roofline import ExpertRates, MessageSize, message_size
 from placement.errors import PlanDoesNotFit, PlanError
 from placement.given.cluster_spec import ClusterSpec
 from placement.given.problem import PlanningDevice, PlanningProblem, as_devices

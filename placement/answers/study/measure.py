@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from placement.answers.study.routing_source import Routing
-from placement.cost.roofline import head_seconds
+from placement.cost.head import head_seconds
 from placement.given.cluster_spec import ClusterSpec
 from placement.given.problem import PlanningProblem, planning_devices
 from placement.holders import HolderTable

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost.roofline import expert_rates
+from placement.cost.rates import expert_rates
 from placement.errors import PlanDoesNotFit
 from placement.given.problem import PlanningProblem
 from placement.holders import HolderTable

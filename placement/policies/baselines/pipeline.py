@@ -8,7 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from placement.cost.roofline import expert_rates, head_layer_seconds, head_seconds
+from placement.cost.head import head_layer_seconds, head_seconds
+from placement.cost.rates import expert_rates
+from placement.cost.roofline import roofline_seconds
 from placement.errors import PlanDoesNotFit
 from placement.given.problem import PlanningProblem
 from placement.plan import LOCAL_WORKER
@@ -48,10 +50,7 @@ def pipeline(problem: PlanningProblem, text: Text) -> Evaluation:
         # All of the layer on one device: count it as device 0 of 1.
         touches = count_touches(np.zeros(expert_ids.shape, np.int16), expert_ids, 1, shape.num_experts)
         own = rates[device]
-        experts_s = np.maximum(
-            touches.distinct[:, 0] * own.read_s[device],
-            touches.distinct[:, 0] * own.expert_s[device] + touches.pairs[:, 0] * own.compute_s[device],
-        )
+        experts_s = roofline_seconds(own, touches.distinct[:, 0], touches.pairs[:, 0], device)
         layer_s = own.busy_s.max() + experts_s
         seconds += layer_s
         busy_s[device] += layer_s.mean()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost.roofline import expert_rates
+from placement.cost.rates import expert_rates
 from placement.given.problem import PlanningProblem
 from placement.policies.baselines import fixed
 from placement.policies.least_time.blocks import StepSample, group_seconds, improve, step_sample
@@ -128,7 +128,7 @@ def _alike(problem: PlanningProblem, one: int, other: int, tolerance: float) -> 
     if first.is_home or second.is_home:
         return False
     ratios = (
-        first.expert_seconds(problem.expert_bytes) / second.expert_seconds(problem.expert_bytes),
+        first.first_expert_s(problem.expert_bytes) / second.first_expert_s(problem.expert_bytes),
         first.bandwidth_bytes_per_s / second.bandwidth_bytes_per_s,
         first.link_bytes_per_s / second.link_bytes_per_s,
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost.roofline import ExpertRates
+from placement.cost.roofline import ExpertRates, roofline_seconds
 
 # Draws for the expected fullest of several like devices; the standard error is a few percent of one expert.
 _OCCUPANCY_DRAWS = 400
@@ -71,7 +71,7 @@ def group_seconds(rates: ExpertRates, groups: list[list[int]], sample: StepSampl
     counts = np.arange(sample.most_distinct + 1)
     generator = np.random.default_rng(0)
     seconds = np.empty((len(groups), len(counts)))
-    expert_s = np.maximum(rates.read_s, rates.expert_s + rates.compute_s * sample.pairs_per_expert)
+    expert_s = roofline_seconds(rates, 1, sample.pairs_per_expert)
     for index, members in enumerate(groups):
         round_trip_s, wire_s, each_s = (
             float(values[members].mean()) for values in (rates.round_trip_s, rates.row_wire_s, expert_s)

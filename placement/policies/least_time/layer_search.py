@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from placement.cost.prefill import prefill_rates
-from placement.cost.roofline import ExpertRates, device_seconds, expert_rates
+from placement.cost.rates import expert_rates
+from placement.cost.roofline import ExpertRates, device_seconds
 from placement.cost.sharing import has_message_costs
 from placement.given.problem import PlanningProblem
 from placement.policies.least_time.prefill_layer import PrefillLayer

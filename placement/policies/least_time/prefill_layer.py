@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost.roofline import ExpertRates
+from placement.cost.roofline import ExpertRates, arithmetic_seconds
 from placement.cost.sharing import disks_computed_beside
 from placement.workload import Workload
 
@@ -167,12 +167,7 @@ class PrefillLayer:
         self, device: NDArray[np.integer], pairs: NDArray[np.float64], held: NDArray[np.integer]
     ) -> NDArray[np.float64]:
         """Arithmetic of one device's own experts."""
-        rates = self._rates
-        seconds: NDArray[np.float64] = (
-            np.maximum(pairs, 0.0) * rates.compute_s[device]
-            + np.minimum(pairs, held) * rates.expert_s[device]
-        )
-        return seconds
+        return arithmetic_seconds(self._rates, np.minimum(pairs, held), np.maximum(pairs, 0.0), device)
 
     def _seconds(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost.roofline import expert_rates
+from placement.cost.rates import expert_rates
 from placement.given.problem import PlanningProblem
 from placement.holders import HolderTable
 

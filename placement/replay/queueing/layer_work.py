@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from placement.assign.many_steps import assign_steps
 from placement.assign.one_step import ReplicaCosts
-from placement.cost.roofline import expert_seconds, messages_seconds
+from placement.cost.roofline import messages_seconds, work_alone_seconds
 from placement.cost.sharing import cpu_seconds, shares, work_seconds
 from placement.holders import HolderTable
 from placement.replay.system import System
@@ -111,7 +111,7 @@ def works(system: System, chosen: NDArray[np.int16], expert_ids: NDArray[np.inte
         all_seconds = np.maximum(whole - rates.busy_s, 0.0)
         meanwhile_s = whole[:, head]
     else:
-        all_seconds = expert_seconds(rates, touches.distinct, touches.pairs)
+        all_seconds = work_alone_seconds(rates, touches.distinct, touches.pairs)
         meanwhile_s = rates.busy_s[head] + all_seconds[:, head]
     arithmetic_s = cpu_seconds(rates, touches.distinct, touches.pairs)[steps, devices]
     reads = distinct * rates.read_s[devices] >= arithmetic_s

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from placement.assign.one_step import assign_experts
+from placement.cost.rates import expert_rates
 from placement.cost.replica_costs import replica_costs
-from placement.cost.roofline import device_seconds, expert_rates
+from placement.cost.roofline import device_seconds
 from placement.given.problem import PlanningProblem
 from placement.holders import HolderTable
 from placement.replay import evaluate as evaluate_module

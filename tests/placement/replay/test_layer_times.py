@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from placement.cost.roofline import device_seconds, expert_rates, expert_seconds
+from placement.cost.rates import expert_rates
+from placement.cost.roofline import device_seconds, work_alone_seconds
 from placement.given.cluster_spec import MachineSpec, Overheads
 from placement.given.problem import PlanningProblem
 from placement.replay import simulate as simulate_module
@@ -41,7 +42,7 @@ def test_every_device_takes_what_the_cost_model_says(seed: int, num_tokens: int)
     ids = np.argsort(generator.random((30, num_tokens, 10)), axis=2)[:, :, :3]
     touches = count_touches(generator.integers(0, 3, 10).astype(np.int16)[ids], ids, 3, 10)
     whole_s = device_seconds(rates, touches.rows, touches.distinct, touches.pairs)
-    work_s = expert_seconds(rates, touches.distinct, touches.pairs)
+    work_s = work_alone_seconds(rates, touches.distinct, touches.pairs)
     for device in range(3):
         counts = (touches.rows[:, device], touches.distinct[:, device], touches.pairs[:, device])
         found = times.look_up(device, *counts)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from placement.cost.roofline import device_seconds, expert_rates
+from placement.cost.rates import expert_rates
+from placement.cost.roofline import device_seconds
 from placement.given.cluster_spec import MachineSpec, Overheads
 from placement.given.problem import PlanningProblem
 from placement.replay import evaluate as evaluate_module

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from placement.cost.roofline import expert_rates, head_seconds
+from placement.cost.head import head_seconds
+from placement.cost.rates import expert_rates
 from placement.errors import InputError, PlanDoesNotFit
 from placement.given.problem import PlanningProblem
 from placement.given.stats import RoutingStats

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from placement.cost.roofline import expert_rates
+from placement.cost.rates import expert_rates
 from placement.given.cluster_file import load_cluster
 from placement.given.problem import PlanningDevice, PlanningProblem, problem_for
 from placement.given.stats import RoutingStats
