@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 
 from placement.cost.head import head_device, layer_software_s, prefill_attention_s, weights_s
 from placement.cost.rates import expert_rates
-from placement.cost.roofline import Counts, ExpertRates, arithmetic_seconds, roofline_seconds, wire_seconds
+from placement.cost.roofline import (
+    Counts,
+    ExpertRates,
+    arithmetic_seconds,
+    expected_message_rows,
+    roofline_seconds,
+    wire_seconds,
+)
 from placement.cost.sharing import cpu_seconds, layer_seconds
 from placement.given.problem import PlanningProblem
 
@@ -32,8 +39,9 @@ def prefill_seconds(
     """
     pairs = load_share * (num_tokens * problem.shape.top_k)
     distinct = np.minimum(pairs, held_experts)
-    rows = np.minimum(pairs, num_tokens)
-    experts_s = prefill_layer_seconds(problem, prefill_rates(problem, num_tokens), rows, distinct, pairs)
+    rates = prefill_rates(problem, num_tokens)
+    rows = expected_message_rows(rates, pairs, num_tokens)
+    experts_s = prefill_layer_seconds(problem, rates, rows, distinct, pairs)
     head_s = 0.0 if problem.head is None else prefill_head_seconds(problem, num_tokens)
     return float(experts_s.sum()) + head_s
 

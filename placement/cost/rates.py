@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from placement.cost.head import shared_expert_s
 from placement.cost.roofline import ExpertRates, message_size
@@ -21,6 +22,7 @@ def expert_rates(problem: PlanningProblem) -> ExpertRates:
     row_bytes = message.request_bytes_per_row + message.reply_bytes_per_row
     expert_flops = 2 * shape.expert_parameters
     is_head = [d.tier.name == LOCAL_WORKER for d in devices]
+    is_local = [d.tier.worker == LOCAL_WORKER for d in devices]
     head = next((d.overheads for d, head in zip(devices, is_head, strict=True) if head), NO_OVERHEADS)
     cpu = _cpus(devices)
     computing = [devices[index] for index in cpu]
@@ -35,8 +37,8 @@ def expert_rates(problem: PlanningProblem) -> ExpertRates:
         ),
         expert_s=np.array([d.overheads.expert_s for d in computing]),
         request_s=np.array([d.overheads.request_s for d in devices]),
-        message_s=np.array([0.0 if here else head.message_s for here in is_head]),
-        message_row_s=np.array([0.0 if here else head.message_row_s for here in is_head]),
+        message_s=np.array([0.0 if local else head.message_s for local in is_local]),
+        message_row_s=np.array([0.0 if local else head.message_row_s for local in is_local]),
         busy_reads=np.array([float(_reads_longest(d, workload)) for d in devices]),
         machine=np.array([machines[d.machine.name] if d.machine else -1 for d in devices], dtype=np.float64),
         cores=np.array([d.cores / d.machine.cores if d.machine else 0.0 for d in devices]),
@@ -44,6 +46,19 @@ def expert_rates(problem: PlanningProblem) -> ExpertRates:
             [d.bandwidth_bytes_per_s / d.machine.bandwidth_bytes_per_s if d.machine else 0.0 for d in devices]
         ),
         cpu=np.array(cpu, dtype=np.intp),
+        box=_boxes(devices),
+    )
+
+
+def _boxes(devices: Sequence[PlanningDevice]) -> NDArray[np.intp]:
+    """`ExpertRates.box`: devices of one worker process are reached together."""
+    first: dict[str, int] = {}
+    return np.array(
+        [
+            index if device.tier.name == LOCAL_WORKER else first.setdefault(device.tier.worker, index)
+            for index, device in enumerate(devices)
+        ],
+        dtype=np.intp,
     )
 
 

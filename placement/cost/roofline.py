@@ -59,6 +59,8 @@ class ExpertRates:
         cores: share of that machine's cores that it uses while it computes.
         bus: share of that machine's memory bandwidth that it takes while it reads.
         cpu: int, the device that computes its experts: of a disk the RAM's beside it, else itself.
+        box: int, the first device that the same message reaches, itself where a box has one device. The
+            head's own device gets no message and is alone.
     """
 
     round_trip_s: NDArray[np.float64]
@@ -75,14 +77,27 @@ class ExpertRates:
     cores: NDArray[np.float64] = field(default_factory=_absent)
     bus: NDArray[np.float64] = field(default_factory=_absent)
     cpu: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
+    box: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
 
     def __post_init__(self) -> None:
-        if not self.cpu.size:
-            object.__setattr__(self, "cpu", np.arange(len(self.read_s)))
+        for itself in ("cpu", "box"):
+            if not getattr(self, itself).size:
+                object.__setattr__(self, itself, np.arange(len(self.read_s)))
         for rate in fields(self):
             if not getattr(self, rate.name).size:
                 absent = np.full(np.shape(self.read_s), -1.0 if rate.name == "machine" else 0.0)
                 object.__setattr__(self, rate.name, absent)
+
+    @property
+    def first_of_box(self) -> NDArray[np.bool_]:
+        """bool [num_devices], true for one device of each box: it stands for the box's messages."""
+        first: NDArray[np.bool_] = self.box == np.arange(len(self.box))
+        return first
+
+    @property
+    def shared_box(self) -> NDArray[np.intp] | None:
+        """`box`, None where every device has one to itself."""
+        return None if self.first_of_box.all() else self.box
 
 
 def roofline_s(num_bytes: float, flops: float, bytes_per_s: float, flops_per_s: float) -> float:
@@ -103,7 +118,7 @@ def device_seconds(
     (roofline; Williams, Waterman and Patterson, CACM 52, 2009), behind what keeps the device busy.
 
     Args:
-        rows: int [..., num_devices], tokens that need the device.
+        rows: int [..., num_devices], rows of the request to the device's box.
         distinct: experts it must read.
         pairs: (token, expert) pairs it computes.
     """
@@ -114,15 +129,33 @@ def device_seconds(
 
 
 def wire_seconds(rates: ExpertRates, rows: Counts) -> NDArray[np.float64]:
-    """Round trip and bytes under way: float64 [..., num_devices]."""
+    """Round trip and bytes under way of a request of so many rows: float64 [..., num_devices]."""
     seconds: NDArray[np.float64] = (rows > 0) * rates.round_trip_s + rows * rates.row_wire_s
     return seconds
 
 
 def messages_seconds(rates: ExpertRates, rows: Counts) -> NDArray[np.float64]:
-    """The head's software for a layer's requests and answers, one after another: float64 [...]."""
-    seconds: NDArray[np.float64] = (rows > 0) @ rates.message_s + rows @ rates.message_row_s
+    """The head's software for a layer's requests and answers, one after another: float64 [...].
+
+    Args:
+        rows: [..., num_devices], rows of the request to each device's box, which counts once.
+    """
+    first = rates.first_of_box
+    seconds: NDArray[np.float64] = (rows > 0) @ (rates.message_s * first) + rows @ (
+        rates.message_row_s * first
+    )
     return seconds
+
+
+def expected_message_rows(rates: ExpertRates, pairs: Counts, num_tokens: int) -> NDArray[np.float64]:
+    """Rows of the request to each device's box in a pass of hundreds of tokens: float64 [..., num_devices].
+
+    Hardly a token's experts are on the same box by then, so a box gets a row for each pair, at most all.
+    """
+    box = rates.shared_box
+    of_box = pairs if box is None else pairs @ (box[:, None] == box)
+    rows: NDArray[np.float64] = np.minimum(of_box, num_tokens)
+    return rows
 
 
 def work_alone_seconds(rates: ExpertRates, distinct: Counts, pairs: Counts) -> NDArray[np.float64]:

@@ -14,13 +14,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.assign.replica_columns import Choices
 from placement.cost.rates import expert_rates
 from placement.errors import PlanDoesNotFit
 from placement.given.problem import PlanningProblem
 from placement.holders import HolderTable
 from placement.policies.baselines import caches
 from placement.policies.baselines.fixed import by_speed, fill, hottest, layer_order
-from placement.replay.evaluate import Choice, Evaluation, evaluate_choices
+from placement.replay.evaluate import Evaluation, evaluate_choices
 from placement.routing.text import Text
 from placement.units import size
 
@@ -115,14 +116,14 @@ def _cached(problem: PlanningProblem, text: Text, hits_of: Hits) -> Evaluation:
     cached = np.where((flat >= 0) & cacheable.take(flat), flat, -1)
     hits = hits_of(cached, capacity, first)
     missed = (~hits & (cached >= 0)).reshape(requests.shape)
-    arrival_s = _Arrivals(problem, fast, requests, missed, homes.ravel())
-    computed_at = np.where(is_home[homes], np.int16(fast), homes)
+    arrivals = _Arrivals(problem, fast, requests, missed, homes.ravel())
+    computed_at = np.where(is_home[homes], np.int16(fast), homes).astype(np.min_scalar_type(len(is_home)))
 
-    def choose(row: int, first_step: int, expert_ids: NDArray[np.integer]) -> Choice:
-        steps = slice(first_step, first_step + len(expert_ids))
-        return Choice(computed_at[row].take(expert_ids), arrival_s(row, steps))
+    def choose(layers: slice, _first_step: int, expert_ids: NDArray[np.integer]) -> Choices:
+        rows = np.arange(layers.start, layers.stop)[:, None]
+        return Choices(computed_at[rows, expert_ids])
 
-    evaluation = evaluate_choices(problem, choose, text.trace)
+    evaluation = evaluate_choices(problem, choose, text.trace, arrivals)
     return replace(evaluation, hit_share=float(hits.sum() / (requests >= 0).sum()))
 
 

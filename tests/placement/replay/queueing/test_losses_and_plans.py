@@ -145,7 +145,7 @@ def test_events_that_do_not_go_with_the_plan_are_refused() -> None:
     foreign = plan_of(
         HolderTable.from_single(np.zeros((3, 12), dtype=np.int64)), shape=replace(other, hidden_size=8)
     )
-    with pytest.raises(PlanError, match="new plan: expected one for small with experts of"):
+    with pytest.raises(PlanError, match="new plan: expected one for small with experts in bfloat16 of"):
         simulate_queueing(system, streams, [NewPlan(foreign, 1.0)])
     with pytest.raises(InputError, match="loss of worker 'den': expected a time of at least 0"):
         WorkerLoss("den", -1.0)
