@@ -85,7 +85,10 @@ def options(problem: PlanningProblem, classes: NDArray[np.intp], num_distinct: i
     numbers of messages.
     """
     rates = expert_rates(problem)
-    each_message_s = message_seconds(rates)
+    # The devices of a box share its message. So it is counted among the messages only where a box has one
+    # device; elsewhere each device waits for it.
+    alone = np.bincount(rates.box)[rates.box] == 1
+    each_message_s = message_seconds(rates) * alone
     message_s = float(each_message_s.max())
     on_request = each_message_s > 0
     start_s, expert_s = rates.busy_s + asked_seconds(rates) - each_message_s, least_expert_seconds(rates)

@@ -95,8 +95,8 @@ def with_a_disk(given_problem: PlanningProblem) -> PlanningProblem:
     cpu, gpu, disk = given_problem.devices
     cpu = replace(cpu, ffn_flops_per_s=2e8)
     gpu = replace(gpu, ffn_flops_per_s=2.5e8)
-    worker = replace(disk.tier, node=cpu.tier.node, tier="disk")
-    return replace(given_problem, devices=(cpu, gpu, replace(disk, worker=worker)))
+    worker = replace(disk.tier, node=cpu.tier.node, kind="disk")
+    return replace(given_problem, devices=(cpu, gpu, replace(disk, tier=worker)))
 
 
 def test_a_move_to_or_from_a_disk_changes_what_its_cpu_computes() -> None:

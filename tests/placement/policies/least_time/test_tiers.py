@@ -116,7 +116,7 @@ def test_a_disk_gets_no_copies_of_what_faster_memory_of_its_box_holds(ratio: flo
     assert add_copies(problem, single, layers) == single
     assert least_time(problem) == single
     # Where they are of use: in another box's RAM.
-    far = replace(disk, tier=replace(disk.tier, node="attic", tier="ram"))
+    far = replace(disk, tier=replace(disk.tier, node="attic", kind="ram"))
     assert add_copies(replace(problem, devices=(head, far)), single, layers).has_replicas
 
 
