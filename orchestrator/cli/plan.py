@@ -37,7 +37,7 @@ from placement.given.problem import PlanningProblem, problem_for
 from placement.interop.read import read_routing
 from placement.plan import Plan, like_layers
 from placement.plan_file import write_plan
-from placement.policies.registry import POLICIES, named_policy
+from placement.policies.registry import POLICIES, find_policy
 from placement.routing.planning_text import planning_text
 from placement.weight_format import planned_format
 
@@ -73,7 +73,7 @@ def plan(
 ) -> None:
     """Decide which box and memory holds each expert, and predict the speed."""
     shape = load_shape(model)
-    named_policy(policy)
+    find_policy(policy)
     if move_seconds is not None:
         check_finite("--move-seconds", move_seconds)
     if (move_bytes is not None or move_seconds is not None) and current is None:
@@ -94,7 +94,7 @@ def plan(
     with named(cluster, PlanDoesNotFit):
         problem = problem_for(shape, boxes, shape.expert_bytes(bits), routing, workload)
         if in_use is None:
-            made = as_plan(problem, named_policy(policy)(problem), policy, form)
+            made = as_plan(problem, find_policy(policy)(problem), policy, form)
         else:
             with named(f"--current: {current}", PlanError):
                 _check_same_boxes(problem, in_use, form)

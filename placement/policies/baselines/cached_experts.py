@@ -1,7 +1,7 @@
 """Policies that cache experts in the fastest memory at home, over slower memory of the same box.
 
 Every expert has a home: the other devices, filled as `hottest_first` fills them. The fastest device at home
-is the cache of those whose home is in the head's box: one pool of slots for all layers. It computes them;
+is the cache of those whose home is in the head's box: one pool of places for all layers. It computes them;
 what it does not hold it fetches when a layer asks for it. Experts on other boxes are computed there and
 never fetched: a network brings an expert hundreds of times more slowly than a question and its answer.
 """
@@ -31,7 +31,7 @@ Hits = Callable[[NDArray[np.integer], int, list[int]], NDArray[np.bool_]]
 
 def lru(problem: PlanningProblem, text: Text) -> Evaluation:
     """The least recently used expert makes room; begins with the hottest of the statistics."""
-    return _cached(problem, text, caches.lru_hits)
+    return _run_with_cache(problem, text, caches.lru_hits)
 
 
 def lfu(problem: PlanningProblem, text: Text) -> Evaluation:
@@ -41,12 +41,12 @@ def lfu(problem: PlanningProblem, text: Text) -> Evaluation:
     def hits_of(requests: NDArray[np.integer], capacity: int, first: list[int]) -> NDArray[np.bool_]:
         return caches.lfu_hits(requests, capacity, first, before)
 
-    return _cached(problem, text, hits_of)
+    return _run_with_cache(problem, text, hits_of)
 
 
 def opt(problem: PlanningProblem, text: Text) -> Evaluation:
     """Belady's rule, which knows the text to come: no cache of this size has more hits."""
-    return _cached(problem, text, lambda requests, capacity, _: caches.opt_hits(requests, capacity))
+    return _run_with_cache(problem, text, lambda requests, capacity, _: caches.opt_hits(requests, capacity))
 
 
 def fast_device(problem: PlanningProblem) -> int:
@@ -100,7 +100,7 @@ def expert_requests(problem: PlanningProblem, trace: NDArray[np.integer]) -> NDA
     return asked
 
 
-def _cached(problem: PlanningProblem, text: Text, hits_of: Hits) -> Evaluation:
+def _run_with_cache(problem: PlanningProblem, text: Text, hits_of: Hits) -> Evaluation:
     fast = fast_device(problem)
     homes = homes_beside(problem, fast).table[:, :, 0]
     is_home = np.array([device.is_home for device in problem.devices])

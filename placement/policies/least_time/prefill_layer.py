@@ -11,7 +11,7 @@ from placement.workload import Workload
 
 
 class PrefillLayer:
-    """One layer: every expert is touched, so the time at the mean routing is the mean time."""
+    """One layer: every expert is read, so the time at the mean routing is the mean time."""
 
     def __init__(self, rates: ExpertRates, workload: Workload, frequencies: NDArray[np.float64]) -> None:
         """`frequencies`: float64 [num_experts], share of tokens that choose the expert."""

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from placement.bounds.bound import independent_bound_s, lower_bound_s, trace_bound_s
-from placement.bounds.slot_prices import priced_bound_s
+from placement.bounds.memory_prices import priced_bound_s
 from placement.cost.rates import expert_rates
 from placement.cost.sharing import layer_seconds
 from placement.given.cluster_spec import Overheads

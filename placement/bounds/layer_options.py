@@ -1,6 +1,6 @@
 """Times that one MoE layer may take, and how many experts each device can have finished by then.
 
-Everything here leaves work out and never adds any, so that `slot_prices` stays a lower bound.
+Everything here leaves work out and never adds any, so that `memory_prices` stays a lower bound.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def least_expert_seconds(rates: ExpertRates) -> _Floats:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Options:
+class LayerOptions:
     """Times a layer may take, ascending, and what can be done by then.
 
     Attributes:
@@ -78,7 +78,7 @@ class Options:
         return places
 
 
-def options(problem: PlanningProblem, classes: NDArray[np.intp], num_distinct: int) -> Options:
+def layer_options(problem: PlanningProblem, classes: NDArray[np.intp], num_distinct: int) -> LayerOptions:
     """For every number of messages, the times by which another expert can be finished.
 
     Near times are put together: the earliest of them, with what can be done by the latest; so are near
@@ -123,7 +123,7 @@ def _message_counts(most: int) -> list[tuple[int, int]]:
 
 def _few(
     found: list[tuple[_Floats, NDArray[np.int64], NDArray[np.int64]]], by_message: NDArray[np.bool_]
-) -> Options:
+) -> LayerOptions:
     """At most about `_MOST_OPTIONS` of each, sorted by time."""
     kept = []
     for seconds, served, asked in found:
@@ -140,4 +140,4 @@ def _few(
     seconds, offers = seconds[order], np.column_stack([served, asked])[order]
     # An option no better than an earlier one is none.
     worse = np.tril((offers[:, None] <= offers[None]).all(axis=2), k=-1).any(axis=1)
-    return Options(seconds[~worse], offers[~worse, :-1], offers[~worse, -1], by_message)
+    return LayerOptions(seconds[~worse], offers[~worse, :-1], offers[~worse, -1], by_message)
