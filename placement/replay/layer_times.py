@@ -1,6 +1,6 @@
 """One MoE layer of steps of few tokens: a device's time by table look-up, and who is slowest.
 
-A device alone on its machine takes what its own small counts say, so each count is priced once.
+The time of a device alone on its machine depends on three small counts. Each combination is computed once.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def first_largest(
         if largest is None or which is None:
             largest, which = part.copy(), np.zeros(len(part), dtype=np.uint16)
             continue
-        # The last part that was larger than all before it; no branches, which would be mispredicted.
+        # Remember the last part that was larger than all before it. Without branches: the processor would
+        # predict half of them wrong.
         larger = part > largest
         np.maximum(which, larger.view(np.uint8) * np.uint16(index), out=which)
         np.maximum(largest, part, out=largest)

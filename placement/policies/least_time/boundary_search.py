@@ -1,9 +1,9 @@
 """Search over how many of each layer's experts every group of devices holds, hottest experts first.
 
 In each layer experts are ordered by heat and cut into one block for each group of like devices, groups in a
-fixed order. The boundaries are the only unknowns (layers x (groups - 1)), few enough to be fitted to a
-sample of steps without learning its noise. Moving a boundary changes two blocks; capacity that one layer
-gives up another takes, so moves come in pairs of layers unless a group has room.
+fixed order. Only the boundaries between blocks are unknown: layers x (groups - 1) numbers, few enough to be
+fitted to a sample of steps without learning its noise. Moving a boundary changes two blocks. A full group can
+only take experts of one layer if it gives up as many of another, so moves come in pairs of layers.
 """
 
 from __future__ import annotations

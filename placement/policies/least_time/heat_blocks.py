@@ -13,8 +13,8 @@ from placement.given.problem import PlanningProblem
 from placement.policies.baselines import fixed
 from placement.policies.least_time.boundary_search import HeatSample, group_seconds, heat_sample, improve
 
-# Steps and shifts of the search. With many groups it only finds the region: single experts are moved
-# afterwards. With few it is cheap to go on, and that finds what single moves do not: a layer brought home.
+# Steps and shifts of the search. With many groups it only finds the region, since single experts are moved
+# afterwards. With few groups it is cheap to go on, and that finds what single moves miss: a whole layer home.
 _STEPS, _SHIFTS = 80, (64, 32, 16)
 _FINE_STEPS, _FINE_SHIFTS, _FINE_SEARCHES = 600, (8, 4, 2, 1), 2
 MOST_GROUPS_FOR_FINE = 4

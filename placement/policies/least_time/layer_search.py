@@ -120,7 +120,10 @@ class Loads:
 
 
 class LayerSearch:
-    """One layer's time under any holders, and the change that each expert's move would bring."""
+    """One layer's time under any holders, and the change that each expert's move would bring.
+
+    Each device counts as a box of its own, with its own message: a move then changes two devices alone.
+    """
 
     def __init__(
         self,

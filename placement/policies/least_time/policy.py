@@ -29,8 +29,8 @@ from placement.routing.planning_text import (
 
 # Candidates are compared on so many steps: enough to tell 1% apart.
 _MOST_CHECK_STEPS = 1000
-# Reads of a layer to look at: 4,500 have a standard error of about 1% of a layer's time, 2,000 and a few
-# rounds suffice to see which start is worth it. With many devices fewer: the search takes both together.
+# Expert reads of a layer to search with. 4,500 estimate a layer's time to about 1%; 2,000 and a few rounds
+# show which start is worth going on with. Time grows with reads x devices, so many devices get fewer reads.
 _READS, _TRIAL_READS, _TRIAL_ROUNDS = 4500, 2000, 8
 _MOST_READS_TIMES_DEVICES = 500_000
 # Slower baselines than this need not be compared with the final plan.
@@ -71,8 +71,9 @@ class Candidate:
 def least_time(problem: PlanningProblem) -> HolderTable:
     """The placement of least expected time; without statistics all experts are taken as equally likely.
 
-    The best of `candidates`, and the best from another start, go on with all the text. Should a baseline be
-    faster on it, that is the answer. No expert is left in slower memory than its box has room for
+    The best of `candidates`, and the best one from another start, are searched further on all the text. If a
+    baseline is faster there, it is the answer. No expert stays in slower memory while its box has room for it
+    in faster
     (`fill_fast_memory`).
     """
     text = planning_text(problem)

@@ -11,7 +11,11 @@ from placement.workload import Workload
 
 
 class PrefillLayer:
-    """One layer: every expert is read, so the time at the mean routing is the mean time."""
+    """One layer. Every expert is read, so the time at the mean routing is the mean time.
+
+    This is `prefill_layer_seconds` again, in a form that computes only what a move changes; a test holds the
+    two together. Each device counts as a box of its own, and nothing is streamed into a GPU.
+    """
 
     def __init__(self, rates: ExpertRates, workload: Workload, frequencies: NDArray[np.float64]) -> None:
         """`frequencies`: float64 [num_experts], share of tokens that choose the expert."""

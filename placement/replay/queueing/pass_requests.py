@@ -18,22 +18,27 @@ from placement.replay.demand import count_demand
 from placement.replay.system import System
 
 
-class DevicePart(NamedTuple):
-    """One device's part of one layer. `reads`: memory bounds it, not arithmetic."""
+class BoxRequest(NamedTuple):
+    """What one layer of one pass asks of a box: the part of one of its devices, and those of `others`.
 
+    Most boxes have one device, and reading a request takes most of a simulation's time: so it is flat.
+
+    Attributes:
+        box: the first of the box's devices (`ExpertRates.box`).
+        rows: of the request.
+        device, distinct, pairs, seconds: the part of the first device that has one.
+        reads: memory bounds that part, not arithmetic.
+        others: the parts of the box's other devices, each without others.
+    """
+
+    box: int
+    rows: int
     device: int
     distinct: int
     pairs: int
     seconds: float
     reads: bool
-
-
-class BoxRequest(NamedTuple):
-    """What one layer of one pass asks of a box: the first of its devices, rows, each device's part."""
-
-    box: int
-    rows: int
-    parts: tuple[DevicePart, ...]
+    others: tuple[BoxRequest, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +48,7 @@ class PassRequests:
     Attributes:
         chosen: for each row int16 [num_steps, num_tokens, top_k], the device of every choice.
         asked: for each cell the requests to all devices but the head's own, by box.
-        local: for each cell the part of the head's own device.
+        local: for each cell what the head's own device has to do.
         meanwhile_s: for each cell how long the head computes while others do: shared and own experts.
         messages_s: for each cell the head's software for its requests.
         missing: cell -> an expert it needs that nobody holds.
@@ -51,7 +56,7 @@ class PassRequests:
 
     chosen: list[NDArray[np.int16]]
     asked: list[list[BoxRequest]]
-    local: list[DevicePart | None]
+    local: list[BoxRequest | None]
     meanwhile_s: list[float]
     messages_s: list[float]
     missing: dict[int, int]
@@ -76,7 +81,7 @@ def pass_requests(
         for step, request in zip(layer.steps, layer.requests, strict=True):
             cell = step * num_layers + row
             if request.box == system.local:
-                found.local[cell] = request.parts[0]
+                found.local[cell] = request
             else:
                 found.asked[cell].append(request)
     return found
@@ -129,11 +134,10 @@ def layer_requests(
         meanwhile_s = rates.busy_s[head] + all_seconds[:, head]
     arithmetic_s = cpu_seconds(rates, demand.distinct, demand.pairs)[steps, devices]
     reads = distinct * rates.read_s[devices] >= arithmetic_s
-    columns = (field.tolist() for field in (devices, distinct, pairs, all_seconds[steps, devices], reads))
-    parts = list(map(DevicePart, *columns))
+    boxes, seconds = rates.box[devices], all_seconds[steps, devices]
+    columns = (field.tolist() for field in (boxes, rows, devices, distinct, pairs, seconds, reads))
+    found = list(map(BoxRequest, *columns))
     messages_s = messages_seconds(rates, demand.message_rows).tolist()
-    boxes = rates.box[devices]
-    found = list(map(BoxRequest, boxes.tolist(), rows.tolist(), zip(parts, strict=True)))
     if rates.shared_box is not None:
         first = np.flatnonzero((np.diff(steps, prepend=-1) != 0) | (np.diff(boxes, prepend=-1) != 0))
         found = list(_by_box(found, first.tolist()))
@@ -144,5 +148,4 @@ def layer_requests(
 def _by_box(requests: list[BoxRequest], first: list[int]) -> Iterator[BoxRequest]:
     """One request for those from each of `first` to the next, which are to one box."""
     for start, end in zip(first, [*first[1:], len(requests)], strict=True):
-        parts = tuple(request.parts[0] for request in requests[start:end])
-        yield requests[start]._replace(parts=parts)
+        yield requests[start]._replace(others=tuple(requests[start + 1 : end]))

@@ -23,7 +23,7 @@ from placement.holders import HolderTable
 from placement.plan import Plan
 from placement.replay.queueing.event_loop import EventLoop, Station
 from placement.replay.queueing.migration_traffic import MigrationTraffic
-from placement.replay.queueing.pass_requests import BoxRequest, DevicePart, layer_requests, pass_requests
+from placement.replay.queueing.pass_requests import BoxRequest, layer_requests, pass_requests
 from placement.replay.queueing.passes import Passes
 from placement.replay.queueing.scenario import Event, NewPlan, Patience, Stream, WorkerLoss
 from placement.replay.queueing.transfers import transfers
@@ -82,7 +82,7 @@ class _Request:
         self.asked = asked
         self.sent_s = sent_s
         self.expert_ids = expert_ids
-        self.last = asked.parts[0]
+        self.last = asked
 
 
 class _Run:
@@ -187,8 +187,9 @@ class _Run:
         passes.pending = len(asked)
         asking = remote = False
         for request in asked:
-            asking = asking or self.is_asked[request.box]
-            remote = remote or self.is_remote[request.box]
+            box = request.box
+            asking = asking or self.is_asked[box]
+            remote = remote or self.is_remote[box]
             self._ask(passes, request, None)
         self.tally.asking_layers += asking
         self.tally.remote_layers += remote
@@ -196,8 +197,7 @@ class _Run:
     def _ask(self, passes: Passes, asked: BoxRequest, expert_ids: NDArray[np.integer] | None) -> None:
         now_s, box, rows = self.loop.now_s, asked.box, asked.rows
         self.num_rows[box] += rows
-        for part in asked.parts:
-            self._count(part)
+        self._count(asked)
         if self.is_asked[box]:
             self.tally.messages += 1 if rows <= 1 else num_messages(np.array([rows]))
         link = self.link_of[box]
@@ -209,11 +209,12 @@ class _Run:
 
     def _arrived(self, request: _Request) -> None:
         """The box's devices work side by side; it answers when the last of them is done."""
-        now_s, box = self.loop.now_s, request.asked.box
+        now_s, asked = self.loop.now_s, request.asked
+        box = asked.box
         dead_s = self.dead_s[box]
         if now_s < dead_s:
-            done_s = now_s
-            for part in request.asked.parts:
+            done_s = self.devices[asked.device].serve(now_s, asked.seconds)
+            for part in asked.others:
                 part_done_s = self.devices[part.device].serve(now_s, part.seconds)
                 if part_done_s > done_s:
                     done_s, request.last = part_done_s, part
@@ -259,11 +260,9 @@ class _Run:
 
     def _head_was_last(self, passes: Passes) -> None:
         cell = passes.step * self.num_layers + passes.row
-        local, own_s = (
-            passes.requests.local[cell],
-            passes.requests.meanwhile_s[cell] + passes.requests.messages_s[cell],
-        )
-        causes = {SHARED_EXPERT: self.shared_s, SOFTWARE: passes.requests.messages_s[cell]}
+        local, messages_s = passes.requests.local[cell], passes.requests.messages_s[cell]
+        own_s = passes.requests.meanwhile_s[cell] + messages_s
+        causes = {SHARED_EXPERT: self.shared_s, SOFTWARE: messages_s}
         if local is not None:
             request_s = self.request_s[self.system.head]
             causes[MEMORY if local.reads else ARITHMETIC] = local.seconds - request_s
@@ -337,12 +336,12 @@ class _Run:
         requests = layer_requests(self.system, chosen[None], np.maximum(owed, 0)[None]).requests
         passes.pending += len(requests) - 1
         for asked in requests:
-            again = np.where(np.isin(chosen, [part.device for part in asked.parts]), owed, -1)
+            devices = [asked.device, *(part.device for part in asked.others)]
+            again = np.where(np.isin(chosen, devices), owed, -1)
             again = again[(again >= 0).any(axis=1)]
             if asked.box == self.system.local:
-                (part,) = asked.parts
-                self._count(part)
-                done_s = self.devices[part.device].serve(self.loop.now_s, part.seconds)
+                self._count(asked)
+                done_s = self.devices[asked.device].serve(self.loop.now_s, asked.seconds)
                 self.loop.at(done_s, self._received, _Request(passes, asked, self.loop.now_s, again))
             else:
                 self._ask(passes, asked, again)
@@ -389,9 +388,12 @@ class _Run:
 
     # Counting.
 
-    def _count(self, part: DevicePart) -> None:
-        self.num_distinct[part.device] += part.distinct
-        self.num_pairs[part.device] += part.pairs
+    def _count(self, asked: BoxRequest) -> None:
+        self.num_distinct[asked.device] += asked.distinct
+        self.num_pairs[asked.device] += asked.pairs
+        for part in asked.others:
+            self.num_distinct[part.device] += part.distinct
+            self.num_pairs[part.device] += part.pairs
 
     def _flush(self) -> None:
         if self.seconds:
