@@ -73,7 +73,7 @@ class Recorder(Protocol):
     def add_tokens(self, row: int, found: LookedUpTokens, /) -> None: ...
 
     def add_work(self, device: int, work_s: NDArray[np.float64], /) -> None:
-        """How long a device works in each place of the steps that `add_steps` will be called with."""
+        """How long a device works in what `add_steps` will be called with: [num_layers, num_steps]."""
 
     def add_steps(self, layers: slice, found: CountedSteps, /) -> None: ...
 
@@ -163,7 +163,7 @@ def _steps(
 
     def device_seconds() -> Iterator[NDArray[np.float64]]:
         for device, (whole_s, work_s) in enumerate(_device_seconds(rates, times, demand)):
-            recorder.add_work(device, work_s)
+            recorder.add_work(device, work_s.reshape(expert_ids.shape[2:]))
             yield whole_s if least_s is None else np.maximum(whole_s, least_s[:, device])
 
     seconds, slowest = first_largest(device_seconds())

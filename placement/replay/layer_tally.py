@@ -37,6 +37,8 @@ class LayerTally:
         self._rates = rates
         system = tally.system
         self._is_asked, self._is_remote = system.is_asked, system.is_remote
+        # Workers on the head's node outside the head's process.
+        self._others_at_home = not np.array_equal(self._is_asked, self._is_remote)
         self._first_of_box, self._shared_boxes = rates.first_of_box, system.shared_boxes
         self._work_s: list[NDArray[np.float64]] = []
         self._cells: _TokenCells | None = None
@@ -58,7 +60,7 @@ class LayerTally:
         tally.messages += int(message_rows[self._is_asked].sum())
         asking = int(np.count_nonzero(steps_on(found.devices, self._is_asked)))
         tally.asking_layers += asking
-        if np.array_equal(self._is_remote, self._is_asked):
+        if not self._others_at_home:
             tally.remote_layers += asking
         else:
             tally.remote_layers += int(np.count_nonzero(steps_on(found.devices, self._is_remote)))
@@ -67,13 +69,14 @@ class LayerTally:
         np.add.at(tally.bound_cause[row], self._cells.cause, slowest)
 
     def add_work(self, _device: int, work_s: NDArray[np.float64]) -> None:
-        self._work_s.append(work_s)
+        # Summed at once, while it is in the processor's cache, and layer by layer, so that sums do not depend
+        # on how many layers go together.
+        self._work_s.append(work_s.sum(axis=1))
 
     def add_steps(self, layers: slice, found: CountedSteps) -> None:
         tally, system = self._tally, self._tally.system
         num_layers = layers.stop - layers.start
-        # Layer by layer, so that sums do not depend on how many layers go together.
-        work_s = np.stack([work_s.reshape(num_layers, -1).sum(axis=1) for work_s in self._work_s], axis=1)
+        work_s = np.stack(self._work_s, axis=1)
         self._work_s.clear()
         for layer_s, messages_s in zip(work_s, found.messages_s.reshape(num_layers, -1), strict=True):
             tally.device_s += layer_s
@@ -95,8 +98,12 @@ class LayerTally:
         tally.message_rows += first * demand.message_rows.sum(axis=0, dtype=np.uint32)
         sent = demand.message_rows.T[first & self._is_asked]
         tally.messages += num_messages(sent)
-        tally.asking_layers += int(np.count_nonzero((sent > 0).any(axis=0)))
-        tally.remote_layers += int(np.count_nonzero((demand.rows.T[self._is_remote] > 0).any(axis=0)))
+        asking = int(np.count_nonzero(sent.any(axis=0)))
+        tally.asking_layers += asking
+        if not self._others_at_home:
+            tally.remote_layers += asking
+        else:
+            tally.remote_layers += int(np.count_nonzero(demand.rows.T[self._is_remote].any(axis=0)))
 
     def _token_cells(self, times: SingleTokenTimes) -> _TokenCells:
         rates = self._rates
