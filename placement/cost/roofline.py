@@ -150,7 +150,7 @@ def messages_seconds(rates: ExpertRates, rows: Counts) -> NDArray[np.float64]:
 def expected_message_rows(rates: ExpertRates, pairs: Counts, num_tokens: int) -> NDArray[np.float64]:
     """Rows of the request to each device's box in a pass of hundreds of tokens: float64 [..., num_devices].
 
-    Hardly a token's experts are on the same box by then, so a box gets a row for each pair, at most all.
+    A box that computes many pairs is needed by every row; one that computes few gets about a row a pair.
     """
     box = rates.shared_box
     of_box = pairs if box is None else pairs @ (box[:, None] == box)
