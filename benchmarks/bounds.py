@@ -19,7 +19,7 @@ from placement.given.problem import PlanningProblem
 from placement.given.stats import RoutingStats
 from placement.holders import HolderTable
 from placement.policies.least_time.copies import add_copies
-from placement.policies.least_time.layer_search import touched_layers
+from placement.policies.least_time.layer_search import sample_layers
 from placement.policies.least_time.policy import least_time
 from placement.policies.least_time.refine import refine
 from placement.replay.evaluate import evaluate
@@ -67,7 +67,7 @@ def _fitted_s(problem: PlanningProblem, text: NDArray[np.integer]) -> float:
     """The least mean on `text` of placements searched on all of it: how much a bound of it may be at most."""
     stats = RoutingStats.from_trace(SHAPE, text, "this text")
     known = replace(problem, stats=stats)
-    layers = touched_layers(text, stats.frequencies(), problem.workload.tokens_per_step, text.size)
+    layers = sample_layers(text, stats.frequencies(), problem.workload.tokens_per_step, text.size)
     first = least_time(known)
     # No shrinkage to speak of: chances of this text count in full.
     holders = refine(known, first.table[:, :, 0], layers, most_rounds=200, shrinkage=1.0)

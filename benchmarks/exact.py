@@ -21,7 +21,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from placement.bounds.bound import lower_bound_s
-from placement.cost.roofline import ExpertRates, device_seconds, expert_rates
+from placement.cost.rates import expert_rates
+from placement.cost.roofline import ExpertRates, device_seconds
 from placement.given.problem import PlanningDevice, PlanningProblem
 from placement.given.stats import RoutingStats
 from placement.given.traces import CODING, GENERAL, Domain, SyntheticRouter

@@ -25,6 +25,22 @@ FORBIDDEN = {
 GROUND_FLOOR = ("placement.files", "placement.assign")
 OF_COMMANDS = ("orchestrator.cli", "orchestrator.study_report")
 
+# The rooms of placement/ and what each stands on; "" is its root. Bounds and policies do not know each other,
+# and other engines' files know neither costs nor plans of ours.
+ROOMS = {
+    "": {"files", "assign"},
+    "files": {""},
+    "assign": {""},
+    "given": {"", "files"},
+    "interop": {"", "files", "given"},
+    "routing": {"", "given"},
+    "cost": {"", "assign", "given"},
+    "replay": {"", "assign", "given", "cost"},
+    "bounds": {"", "given", "cost"},
+    "policies": {"", "files", "assign", "given", "routing", "cost", "replay"},
+    "answers": {"", "files", "assign", "given", "interop", "routing", "cost", "replay", "bounds", "policies"},
+}
+
 
 def modules(package: str) -> Iterator[tuple[Path, str]]:
     """Source file and dotted name of every module in `package`."""
@@ -108,6 +124,39 @@ def test_a_session_loads_no_room_of_the_planner() -> None:
     }
     assert "placement.plan" in loaded
     assert {name for name in loaded if not is_ground_floor(name)} == set()
+
+
+def room_of(module: str) -> str:
+    """The room of a module of placement/, "" for its root."""
+    name = module.split(".")[1] if "." in module else ""
+    return name if (ROOT / "placement" / name).is_dir() else ""
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_a_room_of_placement_stands_on_those_below_it(room: str) -> None:
+    inside = [(path, name) for path, name in modules("placement") if room_of(name) == room]
+    assert inside
+    wrong = {
+        name: above
+        for path, name in inside
+        if (
+            above := {
+                module
+                for module in imported_modules(path)
+                if module.split(".")[0] == "placement" and room_of(module) not in ROOMS[room] | {room}
+            }
+        )
+    }
+    assert wrong == {}
+
+
+def test_no_two_rooms_of_placement_stand_on_each_other() -> None:
+    """But the ground floor: the root, files and the choice among holders are one."""
+    floor = {"", *(room.removeprefix("placement.") for room in GROUND_FLOOR)}
+    settled = set(floor)
+    while ready := {room for room, below in ROOMS.items() if room not in settled and below <= settled}:
+        settled |= ready
+    assert settled == set(ROOMS)
 
 
 @pytest.mark.parametrize("package", sorted(FORBIDDEN))

@@ -13,13 +13,8 @@ from benchmarks.fidelity.chunks import ChunkRates
 from benchmarks.fidelity.figures import FanOut, HeadProbe, LinkProbe, Probes, ProcessProbe
 from benchmarks.fidelity.layouts import Setup, node_of
 from benchmarks.fidelity.rows import fan_out_ids
+from placement.cost.head import head_device, head_layer_seconds, head_seconds, shared_expert_s
 from placement.cost.prefill import prefill_head_seconds, prefill_rates
-from placement.cost.roofline import (
-    head_device,
-    head_layer_seconds,
-    head_seconds,
-    shared_expert_s,
-)
 from placement.cost.sharing import layer_seconds
 from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, MachineSpec, NodeSpec, Overheads
 from placement.given.problem import PlanningProblem, planning_devices

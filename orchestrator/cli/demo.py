@@ -29,7 +29,7 @@ from placement.given.cluster_file import load_cluster
 from placement.given.problem import PlanningProblem, problem_for
 from placement.given.stats import RoutingStats
 from placement.plan import Plan
-from placement.policies.registry import named_policy
+from placement.policies.registry import find_policy
 from placement.replay.simulate import simulate_alone
 from placement.replay.steps import Acceptance
 from placement.replay.system import System
@@ -96,7 +96,7 @@ def plan_demo(mtp: int) -> tuple[PlanningProblem, Plan]:
     accepted = Acceptance(chances).mean_accepted
     workload = replace(usual_workload(dtype), drafts=mtp, accepted_drafts=accepted, acceptance=chances)
     problem = problem_for(shape, boxes, expert_bytes, routing, workload)
-    return problem, as_plan(problem, named_policy(DEFAULT_POLICY)(problem), DEFAULT_POLICY, dtype)
+    return problem, as_plan(problem, find_policy(DEFAULT_POLICY)(problem), DEFAULT_POLICY, dtype)
 
 
 def description(problem: PlanningProblem, plan: Plan) -> tuple[Group | str, ...]:

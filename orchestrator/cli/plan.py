@@ -30,7 +30,7 @@ from placement.answers.planner import DEFAULT_POLICY, as_plan
 from placement.answers.prediction import by_context, predict
 from placement.answers.replan import Replan, replan
 from placement.answers.summary import summarise
-from placement.cost.roofline import head_seconds
+from placement.cost.head import head_seconds
 from placement.errors import InputError, PlanDoesNotFit, PlanError
 from placement.files.atomic import check_targets
 from placement.given.cluster_file import load_cluster, parse_size
@@ -40,7 +40,7 @@ from placement.interop.export import ExportInputs
 from placement.interop.read import read_routing
 from placement.plan import Plan, like_layers
 from placement.plan_file import write_plan
-from placement.policies.registry import POLICIES, named_policy
+from placement.policies.registry import POLICIES, find_policy
 from placement.routing.planning_text import planning_text
 from placement.weight_format import planned_format
 
@@ -78,7 +78,7 @@ def plan(
 ) -> None:
     """Decide which box and memory holds each expert, and predict the speed."""
     shape = load_shape(model)
-    named_policy(policy)
+    find_policy(policy)
     if move_seconds is not None:
         check_finite("--move-seconds", move_seconds)
     if (move_bytes is not None or move_seconds is not None) and current is None:
@@ -101,7 +101,7 @@ def plan(
     with name_in_errors(cluster, PlanDoesNotFit):
         problem = problem_for(shape, boxes, shape.expert_bytes(bits), routing, workload)
         if in_use is None:
-            made = as_plan(problem, named_policy(policy)(problem), policy, form)
+            made = as_plan(problem, find_policy(policy)(problem), policy, form)
         else:
             with name_in_errors(f"--current: {current}", PlanError):
                 _check_same_boxes(problem, in_use, form)

@@ -14,7 +14,7 @@ from placement.holders import HolderTable
 from placement.policies.baselines import fixed
 from placement.policies.least_time.copies import add_copies
 from placement.policies.least_time.objective import Speed, prefill_pass_s, speed
-from placement.policies.least_time.policy import sample
+from placement.policies.least_time.policy import search_sample
 from placement.policies.least_time.refine import refine
 from placement.replay.evaluate import evaluate
 from placement.routing.planning_text import PlanningText, spread_steps
@@ -29,7 +29,7 @@ _EVEN_HOTTEST_TENTH = 0.13
 # Plans so near each other take as long; less than this gain is not worth another policy.
 _SAME, _LITTLE_GAIN = 0.005, 0.01
 # A short search for a use of boxes that are left out.
-_TOUCHES, _ROUNDS = 2000, 4
+_READS, _ROUNDS = 2000, 4
 
 
 def advice(problem: PlanningProblem, table: HolderTable, text: PlanningText) -> list[str]:
@@ -133,7 +133,7 @@ def _left_out(
 
 def _using_more(problem: PlanningProblem, table: HolderTable, text: PlanningText) -> list[HolderTable]:
     """Where a short search goes from the plan, on whatever boxes it likes, with copies and without."""
-    layers = sample(problem, text.trace, _TOUCHES)
+    layers = search_sample(problem, text.trace, _READS)
     single = HolderTable.from_single(refine(problem, table.table[:, :, 0], layers, most_rounds=_ROUNDS))
     return [single, add_copies(problem, table, layers), add_copies(problem, single, layers)]
 

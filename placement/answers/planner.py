@@ -11,7 +11,7 @@ from placement.given.stats import RoutingStats
 from placement.holders import HolderTable
 from placement.model_shape import ModelShape
 from placement.plan import Plan, like_layers
-from placement.policies.registry import named_policy
+from placement.policies.registry import find_policy
 from placement.weight_format import run_dtype_of
 from placement.workload import SINGLE_TOKEN, Workload
 
@@ -43,7 +43,7 @@ def make_plan(
         RoutingFileError: statistics of another model.
         InputError: an unknown policy, or one that needs statistics without any.
     """
-    place = named_policy(policy)
+    place = find_policy(policy)
     if stats is not None:
         stats.check(shape)
     problem = problem_for(shape, devices, expert_bytes, stats, workload)

@@ -13,7 +13,7 @@ from placement.given.problem import PlanningProblem
 from placement.holders import HolderTable
 from placement.policies.least_time.copies import add_copies
 from placement.policies.least_time.objective import Speed, objective_s, speed
-from placement.policies.least_time.policy import least_time, sample
+from placement.policies.least_time.policy import least_time, search_sample
 from placement.policies.least_time.refine import refine
 from placement.policies.least_time.tiers import faster_beside, useless_on_disk
 from placement.routing.planning_text import FEWEST_STEPS, planning_text, spread_steps, stats_of
@@ -130,7 +130,7 @@ def _reached(
 ) -> HolderTable:
     """A search from `current`; copies that are there stay where they fit, others come if moves are left."""
     num_devices = len(problem.devices)
-    layers = sample(problem, text)
+    layers = search_sample(problem, text)
     single = HolderTable.from_single(refine(problem, current.table[:, :, 0], layers, most_moves))
     masks = single.masks(num_devices)
     room = problem.capacities() - masks.sum(axis=(1, 2))

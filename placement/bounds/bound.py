@@ -1,7 +1,7 @@
 """Times no placement on these devices can beat, replicas and any choice among them included.
 
 `lower_bound_s` is the best of them (docs/bounds.md). `trace_bound_s` is quick and holds for every trace;
-`slot_prices` too, and is nearest to what plans reach; `independent_bound_s` holds in expectation
+`memory_prices` too, and is nearest to what plans reach; `independent_bound_s` holds in expectation
 for independent routing.
 """
 
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 from scipy.sparse import coo_array, vstack
 
-from placement.bounds.slot_options import asked_seconds, expert_seconds
-from placement.bounds.slot_prices import priced_bound_s
-from placement.cost.roofline import ExpertRates, expert_rates
+from placement.bounds.layer_options import asked_seconds, least_expert_seconds
+from placement.bounds.memory_prices import priced_bound_s
+from placement.cost.rates import expert_rates
+from placement.cost.roofline import ExpertRates
 from placement.given.problem import PlanningProblem
 
 _BISECTIONS = 60
@@ -58,10 +59,10 @@ def trace_bound_s(problem: PlanningProblem, trace: NDArray[np.integer]) -> float
     Args:
         trace: int [num_tokens, num_moe_layers, top_k], at least one step of the problem's workload.
     """
-    touched = _touches(problem, trace)
-    distinct = touched.sum(axis=2)
+    needs = _needed_experts(problem, trace)
+    distinct = needs.sum(axis=2)
     rates = expert_rates(problem)
-    by_load = _least_at_mean_load(problem, rates, touched.mean(axis=0), distinct)
+    by_load = _least_at_mean_load(problem, rates, needs.mean(axis=0), distinct)
     by_step = _mean_of_best_splits(rates, distinct)
     return problem.shape.num_moe_layers * max(by_load, by_step)
 
@@ -82,14 +83,14 @@ def independent_bound_s(problem: PlanningProblem, frequencies: NDArray[np.float6
     Args:
         frequencies: float64 [num_moe_layers, num_experts], share of tokens that choose the expert.
     """
-    touched = 1 - (1 - frequencies) ** problem.workload.tokens_per_step
+    needs = 1 - (1 - frequencies) ** problem.workload.tokens_per_step
     home = [i for i, device in enumerate(problem.devices) if device.is_home]
     remote = [i for i, device in enumerate(problem.devices) if not device.is_home]
     rates = expert_rates(problem)
     grid = _REMOTE_LOADS if remote else np.zeros(2)
-    load = touched.sum(axis=1).repeat(len(grid) - 1)
-    layer = np.arange(len(touched)).repeat(len(grid) - 1)
-    least, most = (load * np.tile(edges, len(touched)) for edges in (grid[:-1], grid[1:]))
+    load = needs.sum(axis=1).repeat(len(grid) - 1)
+    layer = np.arange(len(needs)).repeat(len(grid) - 1)
+    least, most = (load * np.tile(edges, len(needs)) for edges in (grid[:-1], grid[1:]))
 
     # One kind for each layer and interval of m. Variables of a kind: the part of the layer that is of this
     # kind, and times that part its seconds, its m and the load of each home device.
@@ -103,7 +104,7 @@ def independent_bound_s(problem: PlanningProblem, frequencies: NDArray[np.float6
     program.at_most(0.0, (part, least), (away, -1.0))
     program.at_most(0.0, (away, 1.0), (part, -most))
     for device, carried in zip(home, loads, strict=True):
-        busy_s, expert_s = float(rates.busy_s[device]), float(expert_seconds(rates)[device])
+        busy_s, expert_s = float(rates.busy_s[device]), float(least_expert_seconds(rates)[device])
         program.at_most(0.0, (part, busy_s), (carried, expert_s), (seconds, -1.0))
         # What the device may be charged beside other boxes: no more than one expert elsewhere takes.
         beside_s = min(expert_s, (first_s - busy_s) / float(load.max()))
@@ -115,18 +116,18 @@ def independent_bound_s(problem: PlanningProblem, frequencies: NDArray[np.float6
                 (seconds, -1.0),
             )
     program.equal(0.0, (away, 1.0), (part, -load), *((carried, 1.0) for carried in loads))
-    for row in range(len(touched)):
+    for row in range(len(needs)):
         program.equal(1.0, (part[layer == row][None], 1.0))
 
     capacities = problem.capacities()
-    slots = _slots_for(touched, layer, load - most)
+    slots = _room_for(needs, layer, load - most)
     program.at_most(float(capacities[home].sum()), (part[None], slots))
-    hottest = np.concatenate([[0.0], np.cumsum(np.sort(touched, axis=None)[::-1])])
+    hottest = np.concatenate([[0.0], np.cumsum(np.sort(needs, axis=None)[::-1])])
     holders = [(away, int(capacities[remote].sum()))]
     holders += [(carried, int(capacities[d])) for d, carried in zip(home, loads, strict=True)]
     for subset in range(1, min(1 << len(holders), _MOST_SUBSETS)):
         chosen = [holder for i, holder in enumerate(holders) if subset >> i & 1]
-        room = min(sum(capacity for _, capacity in chosen), touched.size)
+        room = min(sum(capacity for _, capacity in chosen), needs.size)
         program.at_most(float(hottest[room]), *((variable[None], 1.0) for variable, _ in chosen))
     return program.minimum()
 
@@ -167,11 +168,11 @@ class _Program:
         return float(found.fun) if found.success else 0.0
 
 
-def _slots_for(
-    touched: NDArray[np.float64], layer: NDArray[np.intp], load: NDArray[np.float64]
+def _room_for(
+    needs: NDArray[np.float64], layer: NDArray[np.intp], load: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Experts of the layer, the hottest and a fraction of the next, that carry each load."""
-    hottest = np.cumsum(np.sort(touched, axis=1)[:, ::-1], axis=1)
+    hottest = np.cumsum(np.sort(needs, axis=1)[:, ::-1], axis=1)
     hottest = np.concatenate([np.zeros((len(hottest), 1)), hottest], axis=1)
     counts = np.arange(hottest.shape[1])
     return np.array(
@@ -184,7 +185,7 @@ def _remote_speed(rates: ExpertRates, remote: list[int], load: int) -> tuple[flo
     if not remote:
         return 0.0, 0.0
     most = max(2, 4 * load)
-    expert_s = expert_seconds(rates)[remote]
+    expert_s = least_expert_seconds(rates)[remote]
     message_s = asked_seconds(rates)[remote]
     finish = np.sort(message_s[:, None] + expert_s[:, None] * np.arange(1, most + 1), axis=None)[:most]
     # In the long run experts are done at the speed of all boxes together, at first perhaps sooner.
@@ -194,15 +195,15 @@ def _remote_speed(rates: ExpertRates, remote: list[int], load: int) -> tuple[flo
     return float(finish[0]) - further, further
 
 
-def _touches(problem: PlanningProblem, trace: NDArray[np.integer]) -> NDArray[np.bool_]:
+def _needed_experts(problem: PlanningProblem, trace: NDArray[np.integer]) -> NDArray[np.bool_]:
     """bool [num_steps, num_moe_layers, num_experts]: experts that some token of the step chose."""
     shape, tokens = problem.shape, problem.workload.tokens_per_step
     num_steps = len(trace) // tokens
     steps = trace[: num_steps * tokens].reshape(num_steps, tokens, shape.num_moe_layers, shape.top_k)
     chosen = steps.transpose(0, 2, 1, 3).reshape(num_steps, shape.num_moe_layers, -1).astype(np.intp)
-    touched = np.zeros((num_steps, shape.num_moe_layers, shape.num_experts), dtype=np.bool_)
-    np.put_along_axis(touched, chosen, True, axis=2)
-    return touched
+    needs = np.zeros((num_steps, shape.num_moe_layers, shape.num_experts), dtype=np.bool_)
+    np.put_along_axis(needs, chosen, True, axis=2)
+    return needs
 
 
 def _least_at_mean_load(
@@ -214,7 +215,7 @@ def _least_at_mean_load(
     """Seconds a layer. A device asked for n of at most u experts is charged n / u of a message."""
     num_layers = problem.shape.num_moe_layers
     message_s = asked_seconds(rates) / distinct.max()
-    slope = expert_seconds(rates) + message_s
+    slope = least_expert_seconds(rates) + message_s
     capacities = problem.capacities()
     # Distinct experts a layer that the c hottest experts of all layers answer for.
     hottest = np.concatenate([[0.0], np.cumsum(np.sort(frequencies, axis=None)[::-1])]) / num_layers
@@ -223,7 +224,7 @@ def _least_at_mean_load(
     def possible(seconds: float) -> bool:
         """Whether loads exist: for every set of devices its room, the others' time, together suffice.
 
-        The tightest sets are prefixes in the order of load a slot, since the room's worth is concave.
+        The tightest sets are prefixes in the order of load a place, since the room's worth is concave.
         """
         load = np.maximum(seconds - rates.busy_s, 0.0) / slope
         order = np.argsort(-load / np.maximum(capacities, 1))
@@ -240,7 +241,7 @@ def _least_at_mean_load(
 
 def _mean_of_best_splits(rates: ExpertRates, distinct: NDArray[np.integer]) -> float:
     """Seconds a layer if every step's experts could be split over all devices at will."""
-    expert_s = expert_seconds(rates)
+    expert_s = least_expert_seconds(rates)
     message_s = asked_seconds(rates)
     most = int(distinct.max())
     # When each device would be done with its n-th expert; the u smallest finish u experts soonest.

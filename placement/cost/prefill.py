@@ -7,15 +7,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.cost.head import head_device, layer_software_s, prefill_attention_s, weights_s
+from placement.cost.rates import expert_rates
 from placement.cost.roofline import (
     Counts,
     ExpertRates,
     arithmetic_seconds,
-    expert_rates,
-    head_device,
-    layer_software_s,
-    prefill_attention_s,
-    weights_s,
+    expected_message_rows,
+    roofline_seconds,
     wire_seconds,
 )
 from placement.cost.sharing import cpu_seconds, layer_seconds
@@ -40,8 +39,9 @@ def prefill_seconds(
     """
     pairs = load_share * (num_tokens * problem.shape.top_k)
     distinct = np.minimum(pairs, held_experts)
-    rows = np.minimum(pairs, num_tokens)
-    experts_s = prefill_layer_seconds(problem, prefill_rates(problem, num_tokens), rows, distinct, pairs)
+    rates = prefill_rates(problem, num_tokens)
+    rows = expected_message_rows(rates, pairs, num_tokens)
+    experts_s = prefill_layer_seconds(problem, rates, rows, distinct, pairs)
     head_s = 0.0 if problem.head is None else prefill_head_seconds(problem, num_tokens)
     return float(experts_s.sum()) + head_s
 
@@ -105,10 +105,7 @@ def prefill_layer_seconds(
         fixed_s=fixed,
         there_s=np.maximum(per_device[..., lenders] - fixed, 0.0),
         copy_s=distinct[..., lenders] * (problem.expert_bytes / link_bytes_per_s),
-        here_s=np.maximum(
-            distinct[..., lenders] * rates.read_s[head],
-            distinct[..., lenders] * rates.expert_s[head] + pairs[..., lenders] * rates.compute_s[head],
-        ),
+        here_s=roofline_seconds(rates, distinct[..., lenders], pairs[..., lenders], head),
     )
     # Reading may hide a disk's arithmetic where nothing is copied, which the closed form does not know.
     balanced = np.minimum(balanced, per_device[..., [head, *lenders]].max(axis=-1))

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from placement.assign.one_step import ReplicaCosts
-from placement.cost.roofline import device_seconds, expert_rates
+from placement.cost.rates import expert_rates
+from placement.cost.roofline import device_seconds
 from placement.given.problem import PlanningProblem
 from placement.plan import PlannedTier
 

@@ -26,7 +26,7 @@ from placement.given.cluster_spec import (
     NodeSpec,
     Overheads,
 )
-from placement.given.yaml_file import checked, read_mapping
+from placement.given.yaml_file import read_mapping, validate_fields
 from placement.units import size
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -49,7 +49,7 @@ def load_cluster(path: str | os.PathLike[str]) -> ClusterSpec:
         ClusterFileError: names file, field path, what was expected and what was found.
     """
     part, prefix = _potluck_part(read_mapping(path, ClusterFileError, "head, nodes and links"), path)
-    file = checked(part, _ClusterModel, path, ClusterFileError, prefix.rstrip("."))
+    file = validate_fields(part, _ClusterModel, path, ClusterFileError, prefix.rstrip("."))
     return _cluster(file, f"{path}: {prefix}")
 
 

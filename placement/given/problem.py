@@ -53,7 +53,7 @@ class PlanningDevice:
         """Experts that fit the budget."""
         return self.tier.budget_bytes // expert_bytes
 
-    def expert_seconds(self, expert_bytes: int) -> float:
+    def first_expert_s(self, expert_bytes: int) -> float:
         """Time until the result of one expert for one token is back, from nothing else in flight."""
         return self.round_trip_s + expert_bytes / self.bandwidth_bytes_per_s
 

@@ -72,7 +72,7 @@ def read_mapping(path: str | os.PathLike[str], error: type[PotluckError], keys: 
     return document
 
 
-def checked(
+def validate_fields(
     document: object, model: type[Model], path: object, error: type[PotluckError], prefix: str = ""
 ) -> Model:
     """What a file says, as `model`.

@@ -64,7 +64,7 @@ RUN_POLICIES: Mapping[str, RunPolicy] = MappingProxyType(
 POLICIES: Mapping[str, Policy] = MappingProxyType({**BASELINES, "least-time": least_time})
 
 
-def named_policy(name: str) -> Policy:
+def find_policy(name: str) -> Policy:
     """Raises InputError for a name that makes no plan, listing those that do."""
     if name in RUN_POLICIES:
         raise InputError(

@@ -1,6 +1,6 @@
 """One MoE layer of steps of few tokens: a device's time by table look-up, and who is slowest.
 
-A device alone on its machine takes what its own small counts say, so each count is priced once.
+The time of a device alone on its machine depends on three small counts. Each combination is computed once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost.roofline import ExpertRates, expert_seconds, wire_seconds
+from placement.cost.roofline import ExpertRates, wire_seconds, work_alone_seconds
 from placement.cost.sharing import has_message_costs, shares
 
 
@@ -36,7 +36,7 @@ class LayerTimes:
             return None
         width = num_tokens * top_k + 1
         counts, rows = np.arange(width)[:, None], np.arange(num_tokens + 1)[:, None]
-        of_cell = expert_seconds(rates, counts.repeat(width, axis=0), np.tile(counts, (width, 1)))
+        of_cell = work_alone_seconds(rates, counts.repeat(width, axis=0), np.tile(counts, (width, 1)))
         return cls(
             wait_s=np.ascontiguousarray((rates.busy_s + wire_seconds(rates, rows)).T),
             expert_s=np.ascontiguousarray(of_cell.T),
@@ -69,7 +69,8 @@ def first_largest(
         if largest is None or which is None:
             largest, which = part.copy(), np.zeros(len(part), dtype=np.uint16)
             continue
-        # The last part that was larger than all before it; no branches, which would be mispredicted.
+        # Remember the last part that was larger than all before it. Without branches: the processor would
+        # predict half of them wrong.
         larger = part > largest
         np.maximum(which, larger.view(np.uint8) * np.uint16(index), out=which)
         np.maximum(largest, part, out=largest)

@@ -43,7 +43,7 @@ def replay_decode(system: System, passes: Sequence[NDArray[np.integer]], num_tok
         tally.add_steps(seconds, new_tokens)
         tally.device_s[system.head] += len(blocks) * head_s
         duration_s += float(seconds.sum())
-    tally.answered_rows[:] = tally.rows
+    tally.answered_rows[:] = tally.message_rows
     return tally.report("closed form", duration_s)
 
 
@@ -70,5 +70,5 @@ def replay_prefill(system: System, chunks: Sequence[NDArray[np.integer]]) -> Sim
         tally.device_s[system.head] += head_s
         duration_s += float(seconds.sum())
         context += len(chunk)
-    tally.answered_rows[:] = tally.rows
+    tally.answered_rows[:] = tally.message_rows
     return tally.report("closed form", duration_s)

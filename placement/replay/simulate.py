@@ -12,19 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.assign.many_steps import assign_columns
+from placement.assign.replica_columns import Choices
 from placement.cost.roofline import ExpertRates
 from placement.patience import Patience
-from placement.replay.layer_tally import tally_single_tokens, tally_steps
-from placement.replay.layer_times import LayerTimes
+from placement.replay.closed_form import replay_block
+from placement.replay.layer_tally import LayerTally
 from placement.replay.queueing.scenario import Event, Stream
 from placement.replay.queueing.simulation import simulate_queueing
-from placement.replay.single_token import SingleTokenTimes
 from placement.replay.steps import Acceptance, StepBlock, Trace, step_blocks
 from placement.replay.system import System
 from placement.replay.tally import SimulationReport, Tally
-
-# Layers are counted together while what they need fits the processor's second-level cache.
-_CHOICES_AT_ONCE = 1 << 19
 
 
 def simulate(
@@ -45,7 +42,7 @@ def simulate_alone(
 ) -> SimulationReport:
     """One pass after another, nothing else on the cluster: the closed form.
 
-    Linear in tokens, bounded memory. Two devices behind one link are charged as if each had it alone;
+    Linear in tokens, bounded memory. Two boxes behind one link are charged as if each had it alone;
     `placement.replay.queueing.simulation` lets them wait for each other.
 
     Args:
@@ -62,7 +59,7 @@ def simulate_alone(
         seconds = add_block(tally, system.rates, block, system.head_s)
         tally.add_steps(seconds, block.new_tokens)
         duration_s += float(seconds.sum())
-    tally.answered_rows[:] = tally.rows
+    tally.answered_rows[:] = tally.message_rows
     tally.device_s[system.head] += tally.num_steps * system.head_s
     return tally.report("closed form", duration_s)
 
@@ -76,25 +73,12 @@ def add_block(tally: Tally, rates: ExpertRates, block: StepBlock, head_s: float)
     """
     system = tally.system
     table, costs = system.plan.holder_table, system.plan.replica_costs
-    num_steps, num_layers, num_tokens, top_k = block.expert_ids.shape
-    single = SingleTokenTimes.of(rates, top_k) if num_tokens == 1 else None
-    # Pricing every count pays if most are looked up more than once.
-    look_ups = num_steps * num_layers
-    pays = single is None and look_ups > (num_tokens * top_k) ** 2
-    times = LayerTimes.of(rates, num_tokens, top_k) if pays else None
-    seconds, columns = np.full(num_steps, head_s), block.columns()
-    # What is computed, not looked up, takes more memory.
-    choices_at_once = _CHOICES_AT_ONCE if single or times else _CHOICES_AT_ONCE // 4
-    layers_at_once = max(choices_at_once // (num_steps * num_tokens * top_k), 1)
-    for start in range(0, num_layers, layers_at_once):
-        layers = slice(start, min(start + layers_at_once, num_layers))
-        expert_ids = columns[:, :, layers]
-        choices = assign_columns(expert_ids, table.layers[layers], costs)
-        if single is not None:
-            by_layer = tally_single_tokens(tally, rates, single, layers, choices)
-        else:
-            by_layer = tally_steps(tally, rates, times, layers, choices, expert_ids)
-        for layer_s in by_layer:
-            seconds += layer_s
+
+    def choose(layers: slice, _first_step: int, expert_ids: NDArray[np.integer]) -> Choices:
+        return assign_columns(expert_ids, table.layers[layers], costs)
+
+    record = LayerTally(tally, rates)
+    seconds = replay_block(rates, system.shape.num_experts, block, choose, record, head_s=head_s)
+    num_steps, num_layers = block.expert_ids.shape[:2]
     tally.device_s += num_steps * num_layers * rates.busy_s
     return seconds

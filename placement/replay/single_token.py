@@ -1,7 +1,7 @@
 """One MoE layer of one token by table look-up: a device's time depends on one small number, its experts.
 
-The closed form then needs no arithmetic for each step and device, only the largest rank among the few devices
-that a token's experts are on.
+All times a device can take are computed and ranked once. A step then only needs the largest rank among the
+few devices that its token's experts are on.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from placement.cost.sharing import has_message_costs, shares
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SingleTokenTimes:
-    """`device_seconds` of one token, for every device and number of experts on it: a cell.
+    """`device_seconds` of one token. A cell is a device and a number of experts on it.
 
     Attributes:
-        ranks: unsigned [num_devices, top_k + 1], of each cell by time, of equals the lowest device highest.
-            More experts never take less time, so a device's ranks ascend.
+        ranks: unsigned [num_devices, top_k + 1], each cell's rank by time. Of equal times the lowest device
+            ranks highest. A device's ranks ascend, since more experts never take less time.
         seconds: float64 [num_cells], by rank.
         device, experts: intp [num_cells], by rank.
     """
@@ -71,7 +71,8 @@ class SingleTokenTimes:
         cell = np.multiply(chosen, width, dtype=np.min_scalar_type((num_devices + 1) * width))
         cell += nth
         index = cell.astype(np.intp)
-        # Idle devices are as slow as the slowest of them, which costs none that is not idle its place.
+        # A device without experts in this step gets the rank of the slowest idle one. It can then never
+        # decide the maximum, because every busy device ranks at least as high.
         ranks = np.append(self.ranks, np.zeros(width, dtype=self.ranks.dtype))
         rank = ranks.take(index).max(axis=0, initial=self.ranks[:, 0].max())
         reached = np.bincount(index.ravel(), minlength=ranks.size).reshape(-1, width)[:-1]

@@ -9,13 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost.roofline import (
-    ExpertRates,
-    expert_rates,
-    head_device,
-    head_layer_seconds,
-    head_seconds,
-)
+from placement.cost.head import head_device, head_layer_seconds, head_seconds
+from placement.cost.rates import expert_rates
+from placement.cost.roofline import ExpertRates
 from placement.errors import PlanDoesNotFit, PlanError
 from placement.given.cluster_spec import ClusterSpec
 from placement.given.problem import PlanningDevice, PlanningProblem, as_devices
@@ -33,7 +29,7 @@ class System:
     Attributes:
         problem: devices in the order of `plan.tiers`, the head's own added last if it holds no experts.
         head: index of the device the head computes on.
-        local: the same if the plan has a worker there, else None.
+        local: the same if the plan has experts there, else None.
         before_s: float64 [num_moe_layers], what the head computes before it can ask for a MoE layer.
         after_s: what it computes after the last one: lm_head, drafts.
         mtp_s: the drafts' part of that.
@@ -117,14 +113,25 @@ class System:
         return np.array([not device.is_home for device in self.problem.devices])
 
     @property
+    def is_asked(self) -> NDArray[np.bool_]:
+        """bool [num_devices]: of a worker outside the head's process, which a message must reach."""
+        return np.array([device.tier.worker != LOCAL_WORKER for device in self.problem.devices])
+
+    @property
+    def shared_boxes(self) -> list[tuple[int, NDArray[np.bool_]]]:
+        """Boxes of several devices that one message reaches: the first of them, and a mask of all."""
+        box = self.rates.box
+        return [(first, box == first) for first in np.flatnonzero(np.bincount(box) > 1).tolist()]
+
+    @property
     def head_s(self) -> float:
         """The head's own time in a step, shared experts left out."""
         return float(self.before_s.sum()) + self.after_s
 
     @property
     def shares_a_link(self) -> bool:
-        """Whether two devices are reached over the same link, so that one request can wait for another."""
-        used = self.link_of[self.link_of >= 0]
+        """Whether two boxes are reached over the same link, so that one request can wait for another."""
+        used = self.link_of[(self.link_of >= 0) & self.rates.first_of_box]
         return len(np.unique(used)) < len(used)
 
 

@@ -34,6 +34,9 @@ DIRECTIONS = ("out", "back")
 class DispatchCounts:
     """What the dispatcher counts of the same run, exactly (`Usage` in orchestrator/dispatch.py).
 
+    A worker is a box with all its tiers: a layer costs it one request, whose rows are those that need any of
+    them.
+
     Attributes:
         activations: (token, expert) pairs computed, by worker of the plan.
         experts_read: distinct experts of each request, by worker of the plan.
@@ -100,14 +103,15 @@ class SimulationReport:
 class Tally:
     """Sums over the passes of one run of `system`.
 
-    `rows`, `distinct`, `pairs`: int64 [num_devices], see `Touches`; `answered_rows`: those that came back.
+    `distinct`, `pairs`: int64 [num_devices], see `Demand`. `message_rows`, `answered_rows`: int64
+    [num_devices], rows of requests and of their answers, at the first device of each box.
     `device_s`: float64 [num_devices], time spent computing. `migrated_bytes`: int64 [num_links, 2], beside
     the messages' own bytes. `link_s`: float64 [num_links, 2], time each way carries bytes; None for what the
     bytes take.
     """
 
     system: System
-    rows: NDArray[np.int64] = field(init=False)
+    message_rows: NDArray[np.int64] = field(init=False)
     answered_rows: NDArray[np.int64] = field(init=False)
     distinct: NDArray[np.int64] = field(init=False)
     pairs: NDArray[np.int64] = field(init=False)
@@ -128,7 +132,7 @@ class Tally:
 
     def __post_init__(self) -> None:
         num_layers, num_devices = self.system.shape.num_moe_layers, self.system.num_devices
-        self.rows, self.answered_rows = (np.zeros(num_devices, dtype=np.int64) for _ in range(2))
+        self.message_rows, self.answered_rows = (np.zeros(num_devices, dtype=np.int64) for _ in range(2))
         self.distinct, self.pairs = (np.zeros(num_devices, dtype=np.int64) for _ in range(2))
         self.device_s = np.zeros(num_devices)
         self.migrated_bytes = np.zeros((len(self.system.links), 2), dtype=np.int64)
@@ -151,8 +155,7 @@ class Tally:
         if step_time is None or token_time is None:
             raise InputError(f"no step was finished: {self.stopped or 'the trace is empty'}")
         link_bytes = self._message_bytes() + self.migrated_bytes
-        num_workers = len(self.system.plan.tiers)
-        asked = np.arange(self.system.num_devices) != self.system.local
+        asked = self.system.is_asked
         shape, workload = self.system.shape, self.system.workload
         return SimulationReport(
             method=method,
@@ -173,11 +176,13 @@ class Tally:
             bound_by_device=_shares(self.bound_device),
             bound_by_cause=_shares(self.bound_cause),
             counts=DispatchCounts(
-                activations=tuple(self.pairs[:num_workers].tolist()),
-                experts_read=tuple(self.distinct[:num_workers].tolist()),
+                activations=self._by_worker(self.pairs),
+                experts_read=self._by_worker(self.distinct),
                 remote_layers=self.asking_layers,
                 messages=self.messages,
-                sent_bytes=int(self.rows[asked].sum()) * shape.hidden_size * workload.bytes_per_activation,
+                sent_bytes=int(self.message_rows[asked].sum())
+                * shape.hidden_size
+                * workload.bytes_per_activation,
                 received_bytes=int(self.answered_rows[asked].sum()) * shape.hidden_size * 4,
             ),
             num_events=num_events,
@@ -185,13 +190,19 @@ class Tally:
             stopped=self.stopped,
         )
 
+    def _by_worker(self, of_device: NDArray[np.int64]) -> tuple[int, ...]:
+        of_worker = np.zeros(len(self.system.plan.workers), dtype=np.int64)
+        of_tier = self.system.plan.worker_of_tier
+        np.add.at(of_worker, of_tier, of_device[: len(of_tier)])
+        return tuple(of_worker.tolist())
+
     def _message_bytes(self) -> NDArray[np.int64]:
         """int64 [num_links, 2]."""
         message = self.system.message
         linked = self.system.link_of >= 0
         link_bytes = np.zeros((len(self.system.links), 2), dtype=np.int64)
         for way, rows, row_bytes in (
-            (OUT, self.rows, message.request_bytes_per_row),
+            (OUT, self.message_rows, message.request_bytes_per_row),
             (BACK, self.answered_rows, message.reply_bytes_per_row),
         ):
             np.add.at(link_bytes[:, way], self.system.link_of[linked], rows[linked] * row_bytes)

@@ -10,7 +10,7 @@ from placement.answers.planner import as_plan
 from placement.given.problem import problem_for
 from placement.given.stats import RoutingStats
 from placement.plan import LOCAL_WORKER
-from placement.policies.registry import named_policy
+from placement.policies.registry import find_policy
 from placement.routing import expectation
 from placement.workload import Workload
 from tests.orchestrator.command_line import Potluck
@@ -34,7 +34,7 @@ def test_the_expected_remote_layers_are_those_of_a_whole_step(drafts: int) -> No
     stats = RoutingStats.from_trace(shape, trace, "drawn")
     devices = [device(LOCAL_WORKER, 24, 100), device("den", 6, 100)]
     problem = problem_for(shape, devices, 100, stats, Workload(drafts=drafts))
-    plan = as_plan(problem, named_policy("uniform")(problem), "uniform", "float32")
+    plan = as_plan(problem, find_policy("uniform")(problem), "uniform", "float32")
     expected = expectation.remote_layers_per_step(
         plan.holder_table, stats, plan.tiers_at_home(), tokens_per_step=1 + drafts
     )

@@ -15,7 +15,7 @@ from placement.answers.study.routing_source import FileSource, RoutingSource, Sy
 from placement.errors import InputError, StudyFileError
 from placement.files.shown import shown
 from placement.given.traces import DOMAINS, Domain
-from placement.given.yaml_file import checked, read_mapping
+from placement.given.yaml_file import read_mapping, validate_fields
 from placement.policies.registry import check_policy
 from placement.routing.text import DOCUMENT_TOKENS
 from placement.weight_format import planned_format
@@ -75,7 +75,7 @@ class Study:
                 or a file that is not there.
         """
         document = read_mapping(path, StudyFileError, ", ".join(_StudyModel.model_fields))
-        return _study(checked(document, _StudyModel, path, StudyFileError), Path(path))
+        return _study(validate_fields(document, _StudyModel, path, StudyFileError), Path(path))
 
 
 def _as_batch(value: object) -> object:

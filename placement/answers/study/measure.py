@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from placement.answers.study.routing_source import Routing
-from placement.cost.roofline import head_seconds
+from placement.cost.head import head_seconds
 from placement.given.cluster_spec import ClusterSpec
 from placement.given.problem import PlanningProblem, planning_devices
 from placement.holders import HolderTable
 from placement.model_shape import ModelShape
-from placement.policies.registry import RUN_POLICIES, named_policy
+from placement.policies.registry import RUN_POLICIES, find_policy
 from placement.replay.evaluate import Evaluation, evaluate
 from placement.routing.text import Text
 from placement.workload import Workload
@@ -67,7 +67,7 @@ def measure(problem: PlanningProblem, policy: str, routing: Routing) -> Measured
         result = RUN_POLICIES[policy](problem, Text(routing.held_out, routing.document_tokens))
         return _measured(problem, None, result, routing, 0.0)
     start = time.perf_counter()
-    table = named_policy(policy)(problem)
+    table = find_policy(policy)(problem)
     return measure_table(problem, table, routing, time.perf_counter() - start)
 
 

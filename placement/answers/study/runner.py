@@ -14,7 +14,7 @@ from placement.answers.study.measure import measure
 from placement.answers.study.results import Row
 from placement.answers.study.routing_source import Routing, RoutingSource
 from placement.bounds.bound import lower_bound_s
-from placement.cost.roofline import head_seconds
+from placement.cost.head import head_seconds
 from placement.errors import InputError, PlanDoesNotFit
 from placement.given.cluster_file import load_cluster
 from placement.given.cluster_spec import ClusterSpec

@@ -1,7 +1,7 @@
 """Policies that cache experts in the fastest memory at home, over slower memory of the same box.
 
 Every expert has a home: the other devices, filled as `hottest_first` fills them. The fastest device at home
-is the cache of those whose home is in the head's box: one pool of slots for all layers. It computes them;
+is the cache of those whose home is in the head's box: one pool of places for all layers. It computes them;
 what it does not hold it fetches when a layer asks for it. Experts on other boxes are computed there and
 never fetched: a network brings an expert hundreds of times more slowly than a question and its answer.
 """
@@ -14,13 +14,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost.roofline import expert_rates
+from placement.assign.replica_columns import Choices
+from placement.cost.rates import expert_rates
 from placement.errors import PlanDoesNotFit
 from placement.given.problem import PlanningProblem
 from placement.holders import HolderTable
 from placement.policies.baselines import caches
 from placement.policies.baselines.fixed import by_speed, fill, hottest, layer_order
-from placement.replay.evaluate import Choice, Evaluation, evaluate_choices
+from placement.replay.evaluate import Evaluation, evaluate_choices
 from placement.routing.text import Text
 from placement.units import size
 
@@ -30,7 +31,7 @@ Hits = Callable[[NDArray[np.integer], int, list[int]], NDArray[np.bool_]]
 
 def lru(problem: PlanningProblem, text: Text) -> Evaluation:
     """The least recently used expert makes room; begins with the hottest of the statistics."""
-    return _cached(problem, text, caches.lru_hits)
+    return _run_with_cache(problem, text, caches.lru_hits)
 
 
 def lfu(problem: PlanningProblem, text: Text) -> Evaluation:
@@ -40,12 +41,12 @@ def lfu(problem: PlanningProblem, text: Text) -> Evaluation:
     def hits_of(requests: NDArray[np.integer], capacity: int, first: list[int]) -> NDArray[np.bool_]:
         return caches.lfu_hits(requests, capacity, first, before)
 
-    return _cached(problem, text, hits_of)
+    return _run_with_cache(problem, text, hits_of)
 
 
 def opt(problem: PlanningProblem, text: Text) -> Evaluation:
     """Belady's rule, which knows the text to come: no cache of this size has more hits."""
-    return _cached(problem, text, lambda requests, capacity, _: caches.opt_hits(requests, capacity))
+    return _run_with_cache(problem, text, lambda requests, capacity, _: caches.opt_hits(requests, capacity))
 
 
 def fast_device(problem: PlanningProblem) -> int:
@@ -99,7 +100,7 @@ def expert_requests(problem: PlanningProblem, trace: NDArray[np.integer]) -> NDA
     return asked
 
 
-def _cached(problem: PlanningProblem, text: Text, hits_of: Hits) -> Evaluation:
+def _run_with_cache(problem: PlanningProblem, text: Text, hits_of: Hits) -> Evaluation:
     fast = fast_device(problem)
     homes = homes_beside(problem, fast).table[:, :, 0]
     is_home = np.array([device.is_home for device in problem.devices])
@@ -115,14 +116,14 @@ def _cached(problem: PlanningProblem, text: Text, hits_of: Hits) -> Evaluation:
     cached = np.where((flat >= 0) & cacheable.take(flat), flat, -1)
     hits = hits_of(cached, capacity, first)
     missed = (~hits & (cached >= 0)).reshape(requests.shape)
-    arrival_s = _Arrivals(problem, fast, requests, missed, homes.ravel())
-    computed_at = np.where(is_home[homes], np.int16(fast), homes)
+    arrivals = _Arrivals(problem, fast, requests, missed, homes.ravel())
+    computed_at = np.where(is_home[homes], np.int16(fast), homes).astype(np.min_scalar_type(len(is_home)))
 
-    def choose(row: int, first_step: int, expert_ids: NDArray[np.integer]) -> Choice:
-        steps = slice(first_step, first_step + len(expert_ids))
-        return Choice(computed_at[row].take(expert_ids), arrival_s(row, steps))
+    def choose(layers: slice, _first_step: int, expert_ids: NDArray[np.integer]) -> Choices:
+        rows = np.arange(layers.start, layers.stop)[:, None]
+        return Choices(computed_at[rows, expert_ids])
 
-    evaluation = evaluate_choices(problem, choose, text.trace)
+    evaluation = evaluate_choices(problem, choose, text.trace, arrivals)
     return replace(evaluation, hit_share=float(hits.sum() / (requests >= 0).sum()))
 
 

@@ -115,7 +115,7 @@ def by_speed(problem: PlanningProblem) -> list[int]:
 
     def slowness(index: int) -> tuple[bool, bool, float]:
         device: PlanningDevice = problem.devices[index]
-        return device.tier.kind == "disk", not device.is_home, device.expert_seconds(problem.expert_bytes)
+        return device.tier.kind == "disk", not device.is_home, device.first_expert_s(problem.expert_bytes)
 
     return sorted(range(len(problem.devices)), key=slowness)
 

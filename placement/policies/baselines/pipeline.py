@@ -8,13 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from placement.cost.roofline import expert_rates, head_layer_seconds, head_seconds
+from placement.cost.head import head_layer_seconds, head_seconds
+from placement.cost.rates import expert_rates
+from placement.cost.roofline import roofline_seconds
 from placement.errors import PlanDoesNotFit
 from placement.given.problem import PlanningProblem
 from placement.plan import LOCAL_WORKER
 from placement.policies.baselines.fixed import proportional
+from placement.replay.demand import count_demand
 from placement.replay.evaluate import Evaluation
-from placement.replay.touches import count_touches
 from placement.routing.text import Text
 
 
@@ -39,22 +41,17 @@ def pipeline(problem: PlanningProblem, text: Text) -> Evaluation:
     num_devices = len(problem.devices)
     as_heads = {device: _as_head(problem, device) for device in sorted(set(device_of))}
     rates = {device: expert_rates(as_head) for device, as_head in as_heads.items()}
-    busy_s = np.zeros(num_devices)
     bound = np.zeros(num_devices)
     seconds = np.full(num_steps, _hop_seconds(problem, device_of))
     for row, layer in enumerate(shape.moe_layers):
         device = device_of[layer]
         expert_ids = steps[:, :, row]
         # All of the layer on one device: count it as device 0 of 1.
-        touches = count_touches(np.zeros(expert_ids.shape, np.int16), expert_ids, 1, shape.num_experts)
+        demand = count_demand(np.zeros(expert_ids.shape, np.int16), expert_ids, 1, shape.num_experts)
         own = rates[device]
-        experts_s = np.maximum(
-            touches.distinct[:, 0] * own.read_s[device],
-            touches.distinct[:, 0] * own.expert_s[device] + touches.pairs[:, 0] * own.compute_s[device],
-        )
+        experts_s = roofline_seconds(own, demand.distinct[:, 0], demand.pairs[:, 0], device)
         layer_s = own.busy_s.max() + experts_s
         seconds += layer_s
-        busy_s[device] += layer_s.mean()
         bound[device] += 1
     layers_s = {device: head_layer_seconds(as_head) for device, as_head in as_heads.items()}
     outside_s = head_seconds(problem).total_s - float(head_layer_seconds(problem).sum())
@@ -63,7 +60,6 @@ def pipeline(problem: PlanningProblem, text: Text) -> Evaluation:
         moe_seconds=seconds,
         remote_layers=np.full(num_steps, remote),
         bound_share=bound / bound.sum(),
-        busy_seconds=busy_s,
         head_s=outside_s + sum(float(layers_s[d][layer]) for layer, d in enumerate(device_of)),
     )
 

@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.assign.replica_columns import Choices
 from placement.errors import InputError
 from placement.given.problem import PlanningProblem
 from placement.given.stats import count_experts
 from placement.policies.baselines.cached_experts import expert_requests, fast_device, homes_beside
-from placement.replay.evaluate import Choice, Evaluation, evaluate_choices
+from placement.replay.evaluate import Evaluation, evaluate_choices
 from placement.routing.text import Text
 
 
@@ -42,13 +43,15 @@ def prompt_hottest(problem: PlanningProblem, text: Text) -> Evaluation:
             f"{len(text.trace)} tokens in documents of {text.document_tokens}"
         )
     in_fast = np.stack(masks)
+    of_devices = np.min_scalar_type(len(problem.devices))
     document = np.repeat(np.arange(len(parts)), lengths)
     trace = np.concatenate(parts)
 
-    def choose(row: int, first_step: int, expert_ids: NDArray[np.integer]) -> Choice:
-        of = document[first_step : first_step + len(expert_ids), None, None]
-        hit = in_fast[of, row, expert_ids]
-        return Choice(np.where(hit, np.int16(fast), homes[row].take(expert_ids)))
+    def choose(layers: slice, first_step: int, expert_ids: NDArray[np.integer]) -> Choices:
+        of = document[first_step : first_step + expert_ids.shape[-1]]
+        rows = np.arange(layers.start, layers.stop)[:, None]
+        hit = in_fast[of, rows, expert_ids]
+        return Choices(np.where(hit, fast, homes[rows, expert_ids]).astype(of_devices))
 
     requests = expert_requests(problem, trace)
     hits = in_fast.reshape(len(parts), -1)[document[:, None, None], requests] & (requests >= 0)

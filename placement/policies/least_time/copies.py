@@ -12,7 +12,7 @@ from placement.assign.many_steps import assign_layers
 from placement.cost.replica_costs import replica_costs
 from placement.given.problem import PlanningProblem
 from placement.holders import HolderTable
-from placement.policies.least_time.layer_search import Loads, Touched, layer_searches
+from placement.policies.least_time.layer_search import LayerSample, Loads, layer_searches
 from placement.policies.least_time.tiers import faster_beside, useless_on_disk
 
 # Room is filled in so many rounds, since a copy changes what the next one is worth; in smaller ones where the
@@ -25,13 +25,13 @@ _LEAST_SHARE = 1e-6
 def add_copies(
     problem: PlanningProblem,
     table: HolderTable,
-    layers: Sequence[Touched],
+    layers: Sequence[LayerSample],
     most_copies: int | None = None,
 ) -> HolderTable:
     """`table` with copies in the room it leaves, none where none helps.
 
     Args:
-        layers: a sample of steps, see `touched_layers`.
+        layers: a sample of steps, see `sample_layers`.
         most_copies: at most so many; None for as many as there is room for.
     """
     search = _CopySearch(problem, layers)
@@ -40,7 +40,7 @@ def add_copies(
     left = int(free.sum()) if most_copies is None else most_copies
     if left <= 0 or free.max() <= 0:
         return table
-    state = search.assigned(masks)
+    state = search.assign(masks)
     size = -(-left // _ROUNDS)
     for _ in range(_MOST_ROUNDS):
         added = search.best_copies(state, free, min(size, left))
@@ -48,7 +48,7 @@ def add_copies(
             break
         trial = masks.copy()
         trial[added] = True
-        trial_state = search.assigned(trial)
+        trial_state = search.assign(trial)
         if trial_state.seconds < state.seconds:
             masks, state = trial, trial_state
             free -= np.bincount(added[0], minlength=len(free))
@@ -81,16 +81,16 @@ class _Assigned:
 class _CopySearch:
     """What copies are worth on a sample of steps."""
 
-    def __init__(self, problem: PlanningProblem, layers: Sequence[Touched]) -> None:
+    def __init__(self, problem: PlanningProblem, layers: Sequence[LayerSample]) -> None:
         self._problem = problem
         self._faster = faster_beside(problem)
         self._searches = layer_searches(problem, layers)
         self._costs = replica_costs(problem)
         self._chosen = np.stack([layer.chosen for layer in layers])
-        # A choice for each touch: all of a step that name the same expert go to the same device.
-        self._choices = [_choice_of_touch(layer) for layer in layers]
+        # A choice for each read: all of a step that name the same expert go to the same device.
+        self._choices = [_choice_of_read(layer) for layer in layers]
 
-    def assigned(self, masks: NDArray[np.bool_]) -> _Assigned:
+    def assign(self, masks: NDArray[np.bool_]) -> _Assigned:
         table = HolderTable.from_masks(masks)
         first = table.table[:, :, 0].astype(np.intp)
         chosen = assign_layers(self._chosen, table.layers, self._costs)
@@ -128,10 +128,10 @@ class _CopySearch:
         return place[cells], layer, expert
 
 
-def _choice_of_touch(layer: Touched) -> NDArray[np.intp]:
-    """For each touch the place of a choice of its expert in `layer.chosen`, int [num_touches]."""
+def _choice_of_read(layer: LayerSample) -> NDArray[np.intp]:
+    """For each read the place of a choice of its expert in `layer.chosen`, int [num_reads]."""
     chosen = layer.chosen.reshape(layer.num_steps, -1).astype(np.intp)
     places = np.zeros((layer.num_steps, len(layer.seen)), dtype=np.intp)
     np.put_along_axis(places, chosen, np.arange(chosen.size).reshape(chosen.shape), axis=1)
-    of_touch: NDArray[np.intp] = places[layer.step, layer.expert]
-    return of_touch
+    of_read: NDArray[np.intp] = places[layer.step, layer.expert]
+    return of_read

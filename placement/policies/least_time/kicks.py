@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.given.problem import PlanningProblem
-from placement.policies.least_time.layer_search import Touched, layer_searches
+from placement.policies.least_time.layer_search import LayerSample, layer_searches
 from placement.policies.least_time.refine import refine
 
-# A search takes about as long as (touches x devices); all of them together so long.
+# A search takes about as long as (reads x devices); all of them together so long.
 _WORK, _MOST_KICKS, _FEWEST_KICKS = 5_000_000, 80, 10
 # Pairs of experts that change places, at most.
 _MOST_PAIRS = 12
@@ -24,7 +24,7 @@ _MOST_PAIRS = 12
 _SHRINKAGE = 10.0
 
 
-def num_kicks(problem: PlanningProblem, layers: Sequence[Touched]) -> int:
+def num_kicks(problem: PlanningProblem, layers: Sequence[LayerSample]) -> int:
     """How many times a search of this size may be repeated, 0 where too few to be worth it."""
     work = len(problem.devices) * sum(len(layer.step) for layer in layers)
     kicks = min(_WORK // work, _MOST_KICKS)
@@ -32,7 +32,7 @@ def num_kicks(problem: PlanningProblem, layers: Sequence[Touched]) -> int:
 
 
 def kick(
-    problem: PlanningProblem, holders: NDArray[np.integer], layers: Sequence[Touched]
+    problem: PlanningProblem, holders: NDArray[np.integer], layers: Sequence[LayerSample]
 ) -> NDArray[np.int64]:
     """The best of `num_kicks` searches, each from the best so far with some experts exchanged.
 

@@ -1,8 +1,8 @@
 """One layer in a sample of steps: its time under any holders, and what each expert's move would change.
 
-A layer of a sample is a list of touches (step, distinct expert). What moving an expert would change is found
-for every expert and device at once, from its touches alone. An expert seen seldom is judged mostly by what
-all experts of its device show: the change that a touch brings is shrunk towards their mean, so that the
+A layer of a sample is a list of reads (step, distinct expert). What moving an expert would change is found
+for every expert and device at once, from its reads alone. An expert seen seldom is judged mostly by what
+all experts of its device show: the change that a read brings is shrunk towards their mean, so that the
 search learns who is busy together only where the sample says so often enough.
 """
 
@@ -17,25 +17,26 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from placement.cost.prefill import prefill_rates
-from placement.cost.roofline import ExpertRates, device_seconds, expert_rates
+from placement.cost.rates import expert_rates
+from placement.cost.roofline import ExpertRates, device_seconds
 from placement.cost.sharing import has_message_costs
 from placement.given.problem import PlanningProblem
 from placement.policies.least_time.prefill_layer import PrefillLayer
 
-# An expert needs as many touches as this to count as much by itself as all experts of its device do.
+# An expert needs as many reads as this to count as much by itself as all experts of its device do.
 SHRINKAGE = 100.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Touched:
+class LayerSample:
     """One layer in a sample of steps: the experts each step reads, each once, expert after expert.
 
     Attributes:
         chosen: int [num_steps, tokens_per_step, top_k], the choices themselves.
-        step, expert: int64 [num_touches].
-        seen: int64 [num_experts], touches in the sample.
+        step, expert: int64 [num_reads].
+        seen: int64 [num_experts], reads in the sample.
         frequencies: float64 [num_experts], expected share of tokens that choose the expert.
-        expected: float64 [num_experts], touches to expect of a step.
+        expected: float64 [num_experts], reads to expect of a step.
     """
 
     chosen: NDArray[np.integer]
@@ -50,18 +51,18 @@ class Touched:
         return len(self.chosen)
 
     @property
-    def pairs_per_touch(self) -> float:
+    def pairs_per_read(self) -> float:
         """Tokens of a step that share an expert, on average."""
         return self.chosen.size / len(self.step)
 
 
-def touched_layers(
+def sample_layers(
     trace: NDArray[np.integer],
     frequencies: NDArray[np.float64],
     tokens_per_step: int,
-    most_touches: int,
-) -> list[Touched]:
-    """Steps spread evenly over `trace`, about `most_touches` of them in each layer.
+    most_reads: int,
+) -> list[LayerSample]:
+    """Steps spread evenly over `trace`, about `most_reads` of them in each layer.
 
     Args:
         trace: int [num_tokens, num_layers, top_k], at least one step.
@@ -70,16 +71,16 @@ def touched_layers(
     _, num_layers, top_k = trace.shape
     num_steps = len(trace) // tokens_per_step
     steps = trace[: num_steps * tokens_per_step].reshape(num_steps, tokens_per_step, num_layers, top_k)
-    wanted = min(num_steps, max(1, most_touches // (tokens_per_step * top_k)))
+    wanted = min(num_steps, max(1, most_reads // (tokens_per_step * top_k)))
     steps = steps[np.linspace(0, num_steps - 1, wanted).astype(np.intp)]
     layers = []
     for row in range(num_layers):
-        is_touched = np.zeros((wanted, frequencies.shape[1]), dtype=np.bool_)
+        is_read = np.zeros((wanted, frequencies.shape[1]), dtype=np.bool_)
         chosen = steps[:, :, row]
-        np.put_along_axis(is_touched, chosen.reshape(wanted, -1).astype(np.intp), True, axis=1)
-        expert, step = np.nonzero(is_touched.T)
+        np.put_along_axis(is_read, chosen.reshape(wanted, -1).astype(np.intp), True, axis=1)
+        expert, step = np.nonzero(is_read.T)
         expected = 1 - (1 - np.minimum(frequencies[row], 1.0)) ** tokens_per_step
-        layers.append(Touched(chosen, step, expert, is_touched.sum(axis=0), frequencies[row], expected))
+        layers.append(LayerSample(chosen, step, expert, is_read.sum(axis=0), frequencies[row], expected))
     return layers
 
 
@@ -88,7 +89,7 @@ class Loads:
     """What each device has to do in every step of one layer.
 
     Attributes:
-        at: int [num_touches], the device that computes each touch.
+        at: int [num_reads], the device that computes each read.
         cells: int64 [num_steps, num_devices], of `LayerSearch`'s table: the device and its distinct experts.
         times: float64 [num_steps, num_devices].
         messages_s: the head's software for all requests of a step, on average.
@@ -119,23 +120,26 @@ class Loads:
 
 
 class LayerSearch:
-    """One layer's time under any holders, and the change that each expert's move would bring."""
+    """One layer's time under any holders, and the change that each expert's move would bring.
+
+    Each device counts as a box of its own, with its own message: a move then changes two devices alone.
+    """
 
     def __init__(
         self,
-        touched: Touched,
+        sample: LayerSample,
         rates: ExpertRates,
         tokens_per_step: int,
         prefill: PrefillLayer | None,
         shrinkage: float,
     ) -> None:
-        self.touched = touched
+        self.sample = sample
         self._shrinkage = shrinkage
         self._prefill = prefill
-        counts = np.arange(int(np.bincount(touched.step).max()) + 2)[:, None]
+        counts = np.arange(int(np.bincount(sample.step).max()) + 2)[:, None]
         rows = np.minimum(counts, tokens_per_step)
         # A step's rows to a device are taken as min(experts, tokens), its pairs as in the mean of all.
-        seconds = device_seconds(rates, rows, counts, counts * touched.pairs_per_touch)
+        seconds = device_seconds(rates, rows, counts, counts * sample.pairs_per_read)
         # First all of device 0, by its distinct experts, then of device 1.
         self._table = np.ascontiguousarray(seconds.T).ravel()
         self._first_cell = np.arange(seconds.shape[1]) * len(counts)
@@ -144,12 +148,12 @@ class LayerSearch:
         if has_message_costs(rates):
             messages = (counts > 0) * rates.message_s + rows * rates.message_row_s
             self._messages = np.ascontiguousarray(messages.T).ravel()
-        self._ends = np.concatenate([[0], np.cumsum(touched.seen)])
+        self._ends = np.concatenate([[0], np.cumsum(sample.seen)])
 
     def loads(self, at: NDArray[np.integer]) -> Loads:
-        """The layer if device `at` [num_touches] computes each touch."""
-        num_steps, num_devices = self.touched.num_steps, len(self._first_cell)
-        counts = np.bincount(self.touched.step * num_devices + at, minlength=num_steps * num_devices)
+        """The layer if device `at` [num_reads] computes each read."""
+        num_steps, num_devices = self.sample.num_steps, len(self._first_cell)
+        counts = np.bincount(self.sample.step * num_devices + at, minlength=num_steps * num_devices)
         cells = counts.reshape(num_steps, num_devices) + self._first_cell
         messages_s = 0.0
         if self._messages is not None:
@@ -158,7 +162,7 @@ class LayerSearch:
 
     def held(self, holder: NDArray[np.integer]) -> Loads:
         """The layer if `holder` [num_experts] has each expert."""
-        return self.loads(holder.take(self.touched.expert))
+        return self.loads(holder.take(self.sample.expert))
 
     def seconds(self, holder: NDArray[np.integer], loads: Loads | None = None) -> float:
         """Expected of the layer if `holder` [num_experts] has each expert; `loads`: those, if known."""
@@ -183,21 +187,21 @@ class LayerSearch:
         more_s = self._with_one_more(loads, devices)
         # No step gets faster by an expert taken from any but its slowest device.
         added = np.maximum(more_s - loads.longest[0], 0.0)
-        changes = np.concatenate([added, self._relieved(loads, devices, more_s)])
-        step = self.touched.step
+        changes = np.concatenate([added, self._relief(loads, devices, more_s)])
+        step = self.sample.step
         row = step + len(added) * (loads.at == loads.slowest.take(step))
         if self._messages is not None:
             changes += np.tile(self._message_more(loads, devices), (2, 1))
         sums = _sums(row, self._ends, changes)
         if self._messages is not None:
-            spared = self._message_spared(loads).take(step * len(self._first_cell) + loads.at)
-            sums -= np.bincount(self.touched.expert, spared, len(sums))[:, None]
+            spared = self._message_saving(loads).take(step * len(self._first_cell) + loads.at)
+            sums -= np.bincount(self.sample.expert, spared, len(sums))[:, None]
         column = np.full(len(self._first_cell), -1)
         column[devices] = np.arange(len(devices))
         here = column.take(holder)
         sums[here < 0] = 0.0
         sums[np.arange(len(here)), here] = 0.0
-        change = self._expected(sums, holder)
+        change = self._expected_change(sums, holder)
         return change if self._prefill is None else change + self._prefill.changes(holder, devices)
 
     def copies(
@@ -212,16 +216,16 @@ class LayerSearch:
             masks: bool [num_devices, num_experts], all that do.
         """
         devices = np.arange(len(self._first_cell))
-        change = self._relieved(loads, devices, self._with_one_more(loads, devices))
+        change = self._relief(loads, devices, self._with_one_more(loads, devices))
         if self._messages is not None:
             change += self._message_more(loads, devices)
-            change -= self._message_spared(loads)[np.arange(len(change)), loads.slowest][:, None]
+            change -= self._message_saving(loads)[np.arange(len(change)), loads.slowest][:, None]
         np.minimum(change, 0.0, out=change)
         change[np.arange(len(change)), loads.slowest] = 0.0
-        step = self.touched.step
-        touches = np.flatnonzero(loads.at == loads.slowest.take(step))
-        sums = _sums(step[touches], np.searchsorted(touches, self._ends), change)
-        gains = self._expected(sums, first)
+        step = self.sample.step
+        reads = np.flatnonzero(loads.at == loads.slowest.take(step))
+        sums = _sums(step[reads], np.searchsorted(reads, self._ends), change)
+        gains = self._expected_change(sums, first)
         return gains if self._prefill is None else gains + self._prefill.copies(masks)
 
     def _with_one_more(self, loads: Loads, devices: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -236,13 +240,13 @@ class LayerSearch:
         more: NDArray[np.float64] = self._messages.take(cells + 1) - self._messages.take(cells)
         return more
 
-    def _message_spared(self, loads: Loads) -> NDArray[np.float64]:
+    def _message_saving(self, loads: Loads) -> NDArray[np.float64]:
         """What an expert less on a device spares the head, [num_steps, num_devices], where it has one."""
         assert self._messages is not None
         spared: NDArray[np.float64] = self._messages.take(loads.cells) - self._messages.take(loads.cells - 1)
         return spared
 
-    def _relieved(
+    def _relief(
         self, loads: Loads, devices: NDArray[np.integer], more_s: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """Change of each step's seconds if one of `devices` took an expert of its slowest device.
@@ -258,15 +262,15 @@ class LayerSearch:
         change -= first_s
         return change
 
-    def _expected(self, sums: NDArray[np.float64], holder: NDArray[np.integer]) -> NDArray[np.float64]:
-        """Seconds a step, from what an expert's touches in the sample add up to, [num_experts, columns]."""
-        touched, num_devices = self.touched, len(self._first_cell)
-        seen = np.bincount(holder, weights=touched.seen, minlength=num_devices)
+    def _expected_change(self, sums: NDArray[np.float64], holder: NDArray[np.integer]) -> NDArray[np.float64]:
+        """Seconds a step, from what an expert's reads in the sample add up to, [num_experts, columns]."""
+        sample, num_devices = self.sample, len(self._first_cell)
+        seen = np.bincount(holder, weights=sample.seen, minlength=num_devices)
         order = np.argsort(holder, kind="stable")
         ends = np.searchsorted(holder, np.arange(num_devices + 1), sorter=order)
         typical = _sums(order, ends, sums) / np.maximum(seen, 1.0)[:, None]
         sums += self._shrinkage * typical[holder]
-        sums *= (touched.expected / (touched.seen + self._shrinkage))[:, None]
+        sums *= (sample.expected / (sample.seen + self._shrinkage))[:, None]
         return sums
 
 
@@ -280,22 +284,22 @@ def _sums(
 
 
 def layer_searches(
-    problem: PlanningProblem, layers: Sequence[Touched], shrinkage: float = SHRINKAGE
+    problem: PlanningProblem, layers: Sequence[LayerSample], shrinkage: float = SHRINKAGE
 ) -> list[LayerSearch]:
     """Searches for a problem's devices and workload.
 
     Args:
-        shrinkage: touches at which an expert counts as much by itself as its device's experts do.
+        shrinkage: reads at which an expert counts as much by itself as its device's experts do.
     """
     rates, workload = expert_rates(problem), problem.workload
     passes = prefill_rates(problem, workload.prefill_tokens) if workload.prefill_passes_per_step else None
     return [
         LayerSearch(
-            touched,
+            sample,
             rates,
             workload.tokens_per_step,
-            None if passes is None else PrefillLayer(passes, workload, touched.frequencies),
+            None if passes is None else PrefillLayer(passes, workload, sample.frequencies),
             shrinkage,
         )
-        for touched in layers
+        for sample in layers
     ]

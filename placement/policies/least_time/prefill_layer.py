@@ -5,13 +5,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost.roofline import ExpertRates
+from placement.cost.roofline import ExpertRates, arithmetic_seconds
 from placement.cost.sharing import disks_computed_beside
 from placement.workload import Workload
 
 
 class PrefillLayer:
-    """One layer: every expert is touched, so the time at the mean routing is the mean time."""
+    """One layer. Every expert is read, so the time at the mean routing is the mean time.
+
+    This is `prefill_layer_seconds` again, in a form that computes only what a move changes; a test holds the
+    two together. Each device counts as a box of its own, and nothing is streamed into a GPU.
+    """
 
     def __init__(self, rates: ExpertRates, workload: Workload, frequencies: NDArray[np.float64]) -> None:
         """`frequencies`: float64 [num_experts], share of tokens that choose the expert."""
@@ -167,12 +171,7 @@ class PrefillLayer:
         self, device: NDArray[np.integer], pairs: NDArray[np.float64], held: NDArray[np.integer]
     ) -> NDArray[np.float64]:
         """Arithmetic of one device's own experts."""
-        rates = self._rates
-        seconds: NDArray[np.float64] = (
-            np.maximum(pairs, 0.0) * rates.compute_s[device]
-            + np.minimum(pairs, held) * rates.expert_s[device]
-        )
-        return seconds
+        return arithmetic_seconds(self._rates, np.minimum(pairs, held), np.maximum(pairs, 0.0), device)
 
     def _seconds(
         self,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from placement.given.problem import PlanningProblem
 from placement.policies.least_time.exchanges import best_moves
-from placement.policies.least_time.layer_search import SHRINKAGE, Touched, layer_searches
+from placement.policies.least_time.layer_search import SHRINKAGE, LayerSample, layer_searches
 
 # Moves a layer makes in one round before what they change is measured again; fewer where they clash.
 _MOVES_A_ROUND = (16, 8, 4, 2, 1)
@@ -25,7 +25,7 @@ _LEAST_GAIN = 1e-3
 def refine(
     problem: PlanningProblem,
     holders: NDArray[np.integer],
-    layers: Sequence[Touched],
+    layers: Sequence[LayerSample],
     most_moves: int | None = None,
     most_rounds: int = _MOST_ROUNDS,
     shrinkage: float = SHRINKAGE,
@@ -34,7 +34,7 @@ def refine(
 
     Args:
         holders: int [num_layers, num_experts], one device for each expert, within capacity.
-        layers: the sample, see `touched_layers`.
+        layers: the sample, see `sample_layers`.
         most_moves: experts that may end elsewhere than they began; None for any number.
         shrinkage: see `layer_searches`.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost.roofline import expert_rates
+from placement.cost.rates import expert_rates
 from placement.given.problem import PlanningProblem
 from placement.holders import HolderTable
 
@@ -47,7 +47,7 @@ def useless_on_disk(
     return useless
 
 
-def settled(problem: PlanningProblem, table: HolderTable) -> HolderTable:
+def fill_fast_memory(problem: PlanningProblem, table: HolderTable) -> HolderTable:
     """`table` with the room of faster memory filled from slower memory of the same box, best gains first.
 
     An expert of a slower device moves to a `faster_beside` one that has room, unless one of those holds it.

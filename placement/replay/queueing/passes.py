@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.replay.queueing.layer_work import LayerWork
+from placement.replay.queueing.pass_requests import PassRequests
 from placement.replay.queueing.scenario import Stream
 from placement.replay.steps import step_blocks
 from placement.replay.system import System
@@ -29,11 +29,11 @@ class Passes:
         "new_tokens",
         "pending",
         "ready_s",
+        "requests",
         "row",
         "start_s",
         "started_s",
         "step",
-        "work",
     )
 
     def __init__(self, system: System, stream: Stream) -> None:
@@ -44,7 +44,7 @@ class Passes:
         self.row = 0
         self.epoch = 0
         self.key: tuple[int, int] | None = None
-        self.work: LayerWork
+        self.requests: PassRequests
         self.started_s = self.ready_s = self.head_done_s = 0.0
         self.pending = 0
 

@@ -1,7 +1,13 @@
 """Several streams of passes on one cluster, event by event: they wait for each other where they meet.
 
-The head computes one pass's layer at a time; requests queue for the link to a node, then for the device;
+The head computes one pass's layer at a time; requests queue for the link to a box, then for its devices;
 answers queue for the way back. Workers may be lost and plans may change while it runs. docs/simulator.md.
+
+The choice among holders, also among those left after a loss, is the runtime's own code. The rest of
+`orchestrator/layer_sum.py` is modelled here, since its messages carry rows and its clock ticks, which would
+take most of a simulation's time: how long silence lasts before a worker counts as lost is computed at once
+(`Patience.gives_up_at_s`), a request that is split is one event and counts its messages, and no row is asked
+again on a coarser grid. tests/placement/replay/test_simulate_dispatcher.py runs both and compares them.
 """
 
 from __future__ import annotations
@@ -17,8 +23,8 @@ from placement.holders import HolderTable
 from placement.patience import Patience
 from placement.plan import Plan
 from placement.replay.queueing.event_loop import EventLoop, Station
-from placement.replay.queueing.layer_work import Work, layer_work, works
 from placement.replay.queueing.migration_traffic import MigrationTraffic
+from placement.replay.queueing.pass_requests import BoxRequest, layer_requests, pass_requests
 from placement.replay.queueing.passes import Passes
 from placement.replay.queueing.scenario import Event, NewPlan, Stream, WorkerLoss
 from placement.replay.queueing.transfers import transfers
@@ -63,17 +69,21 @@ def simulate_queueing(
 
 
 class _Request:
-    """A message to one device and its answer. `expert_ids` [num_rows, top_k] where asked again, else None."""
+    """A message to one box and its answer.
 
-    __slots__ = ("expert_ids", "passes", "sent_s", "work")
+    `expert_ids`: [num_rows, top_k] where asked again, else None. `last`: the part that was finished last.
+    """
+
+    __slots__ = ("asked", "expert_ids", "last", "passes", "sent_s")
 
     def __init__(
-        self, passes: Passes, work: Work, sent_s: float, expert_ids: NDArray[np.integer] | None
+        self, passes: Passes, asked: BoxRequest, sent_s: float, expert_ids: NDArray[np.integer] | None
     ) -> None:
         self.passes = passes
-        self.work = work
+        self.asked = asked
         self.sent_s = sent_s
         self.expert_ids = expert_ids
+        self.last = asked
 
 
 class _Run:
@@ -87,7 +97,7 @@ class _Run:
         self.devices = [Station() for _ in system.names]
         self.links = [(Station(), Station()) for _ in system.links]
         self.dead_s = [float("inf")] * system.num_devices
-        self.lost: set[int] = set()
+        self.lost: set[int] = set()  # indices into `plan.workers`
         self.plans: list[Plan] = [system.plan]
         self.tables: list[HolderTable] = [system.plan.holder_table]
         self.costs: list[ReplicaCosts] = [system.plan.replica_costs]
@@ -111,6 +121,7 @@ class _Run:
         self.reply_row_s = [system.message.reply_bytes_per_row / rate for rate in rates]
         self.link_of = system.link_of.tolist()
         self.is_remote = system.is_remote.tolist()
+        self.is_asked = system.is_asked.tolist()
         for event in events:
             self._expect(event)
 
@@ -122,7 +133,8 @@ class _Run:
         self.loop.run()
         self._flush()
         tally, now_s = self.tally, self.loop.now_s
-        tally.rows[:], tally.distinct[:], tally.pairs[:] = self.num_rows, self.num_distinct, self.num_pairs
+        tally.message_rows[:] = self.num_rows
+        tally.distinct[:], tally.pairs[:] = self.num_distinct, self.num_pairs
         tally.answered_rows[:] = self.num_answered_rows
         tally.bound_device[:], tally.bound_cause[:] = self.bound, self.causes
         tally.device_s[:] = [
@@ -149,86 +161,96 @@ class _Run:
     def _begin_layer(self, passes: Passes) -> None:
         key = (passes.epoch, len(self.lost))
         if passes.key != key:
-            passes.work = layer_work(
+            passes.requests = pass_requests(
                 self.system, self.tables[passes.epoch], self.costs[passes.epoch], passes.expert_ids
             )
             passes.key = key
         cell = passes.step * self.num_layers + passes.row
         now_s = self.loop.now_s
-        if cell in passes.work.missing:  # the head finds out when the router has chosen
+        if cell in passes.requests.missing:  # the head finds out when the router has chosen
             done_s = self.devices[self.system.head].serve(now_s, self.before_s[passes.row])
             self.loop.at(done_s, self._miss, passes)
             return
-        local = passes.work.local[cell]
+        local = passes.requests.local[cell]
         if local is not None:
             self._count(local)
-        meanwhile_s, messages_s = passes.work.meanwhile_s[cell], passes.work.messages_s[cell]
+        meanwhile_s, messages_s = passes.requests.meanwhile_s[cell], passes.requests.messages_s[cell]
         before_s = self.before_s[passes.row] + messages_s
         done_s = self.devices[self.system.head].serve(now_s, before_s + meanwhile_s)
         passes.ready_s, passes.head_done_s = now_s, done_s
-        if passes.work.asked[cell]:
+        if passes.requests.asked[cell]:
             self.loop.at(done_s - meanwhile_s, self._send, passes)
         else:
             self.loop.at(done_s, self._head_was_last, passes)
 
     def _send(self, passes: Passes) -> None:
-        asked = passes.work.asked[passes.step * self.num_layers + passes.row]
+        asked = passes.requests.asked[passes.step * self.num_layers + passes.row]
         passes.pending = len(asked)
-        self.tally.asking_layers += 1
-        remote = False
-        for work in asked:
-            remote = remote or self.is_remote[work.device]
-            self._ask(passes, work, None)
+        asking = remote = False
+        for request in asked:
+            box = request.box
+            asking = asking or self.is_asked[box]
+            remote = remote or self.is_remote[box]
+            self._ask(passes, request, None)
+        self.tally.asking_layers += asking
         self.tally.remote_layers += remote
 
-    def _ask(self, passes: Passes, work: Work, expert_ids: NDArray[np.integer] | None) -> None:
-        now_s, device = self.loop.now_s, work.device
-        self._count(work)
-        self.tally.messages += 1 if work.rows <= 1 else num_messages(np.array([work.rows]))
-        link = self.link_of[device]
+    def _ask(self, passes: Passes, asked: BoxRequest, expert_ids: NDArray[np.integer] | None) -> None:
+        now_s, box, rows = self.loop.now_s, asked.box, asked.rows
+        self.num_rows[box] += rows
+        self._count(asked)
+        if self.is_asked[box]:
+            self.tally.messages += 1 if rows <= 1 else num_messages(np.array([rows]))
+        link = self.link_of[box]
         left_s = now_s
         if link >= 0:
-            left_s = self.links[link][OUT].serve(now_s, work.rows * self.request_row_s[device])
-        request = _Request(passes, work, now_s, expert_ids)
-        self.loop.at(left_s + self.half_trip_s[device], self._arrived, request)
+            left_s = self.links[link][OUT].serve(now_s, rows * self.request_row_s[box])
+        request = _Request(passes, asked, now_s, expert_ids)
+        self.loop.at(left_s + self.half_trip_s[box], self._arrived, request)
 
     def _arrived(self, request: _Request) -> None:
-        now_s, device = self.loop.now_s, request.work.device
-        dead_s = self.dead_s[device]
+        """The box's devices work side by side; it answers when the last of them is done."""
+        now_s, asked = self.loop.now_s, request.asked
+        box = asked.box
+        dead_s = self.dead_s[box]
         if now_s < dead_s:
-            done_s = self.devices[device].serve(now_s, request.work.seconds)
+            done_s = self.devices[asked.device].serve(now_s, asked.seconds)
+            for part in asked.others:
+                part_done_s = self.devices[part.device].serve(now_s, part.seconds)
+                if part_done_s > done_s:
+                    done_s, request.last = part_done_s, part
             if done_s <= dead_s:
                 self.loop.at(done_s, self._answered, request)
                 return
-        gives_up_at_s = self.patience.gives_up_at_s(request.sent_s, dead_s, 2 * self.half_trip_s[device])
+        gives_up_at_s = self.patience.gives_up_at_s(request.sent_s, dead_s, 2 * self.half_trip_s[box])
         self.loop.at(gives_up_at_s, self._gave_up, request)
 
     def _answered(self, request: _Request) -> None:
-        device = request.work.device
-        link = self.link_of[device]
+        box = request.asked.box
+        link = self.link_of[box]
         left_s = self.loop.now_s
         if link >= 0:
-            left_s = self.links[link][BACK].serve(left_s, request.work.rows * self.reply_row_s[device])
-        self.loop.at(left_s + self.half_trip_s[device], self._received, request)
+            left_s = self.links[link][BACK].serve(left_s, request.asked.rows * self.reply_row_s[box])
+        self.loop.at(left_s + self.half_trip_s[box], self._received, request)
 
     def _received(self, request: _Request) -> None:
-        passes = request.passes
-        self.num_answered_rows[request.work.device] += request.work.rows
+        passes, rows = request.passes, request.asked.rows
+        self.num_answered_rows[request.asked.box] += rows
         passes.pending -= 1
         if passes.pending:
             return
         if self.loop.now_s < passes.head_done_s:
             self.loop.at(passes.head_done_s, self._head_was_last, passes)
             return
-        work, device = request.work, request.work.device
+        part, device = request.last, request.last.device
         round_trip_s = 2 * self.half_trip_s[device]
-        wire_s = work.rows * (self.request_row_s[device] + self.reply_row_s[device])
-        messages_s = passes.work.messages_s[passes.step * self.num_layers + passes.row]
-        own_s = work.seconds + round_trip_s + wire_s + messages_s
+        wire_s = rows * (self.request_row_s[device] + self.reply_row_s[device])
+        messages_s = passes.requests.messages_s[passes.step * self.num_layers + passes.row]
+        own_s = part.seconds + round_trip_s + wire_s + messages_s
         queue_s = self.loop.now_s - passes.ready_s - self.before_s[passes.row] - own_s
         request_s = self.request_s[device]
         causes = {
-            MEMORY if work.reads else ARITHMETIC: work.seconds - request_s,
+            MEMORY if part.reads else ARITHMETIC: part.seconds - request_s,
             SOFTWARE: messages_s + request_s,
         }
         if self.is_remote[device]:
@@ -239,8 +261,9 @@ class _Run:
 
     def _head_was_last(self, passes: Passes) -> None:
         cell = passes.step * self.num_layers + passes.row
-        local, own_s = passes.work.local[cell], passes.work.meanwhile_s[cell] + passes.work.messages_s[cell]
-        causes = {SHARED_EXPERT: self.shared_s, SOFTWARE: passes.work.messages_s[cell]}
+        local, messages_s = passes.requests.local[cell], passes.requests.messages_s[cell]
+        own_s = passes.requests.meanwhile_s[cell] + messages_s
+        causes = {SHARED_EXPERT: self.shared_s, SOFTWARE: messages_s}
         if local is not None:
             request_s = self.request_s[self.system.head]
             causes[MEMORY if local.reads else ARITHMETIC] = local.seconds - request_s
@@ -291,16 +314,18 @@ class _Run:
 
     def _gave_up(self, request: _Request) -> None:
         """Its silence has lasted too long: ask other holders for what it owed."""
-        passes, device = request.passes, request.work.device
-        if device not in self.lost:
-            self.lost.add(device)
-            self.tables = [plan.holder_table.without(self.lost) for plan in self.plans]
-            self.tally.note(self.loop.now_s, f"worker {self.system.names[device]!r} taken for lost")
+        passes, box = request.passes, request.asked.box
+        worker = int(self.system.plan.worker_of_tier[box])
+        tiers = self.system.plan.workers[worker].tiers
+        if worker not in self.lost:
+            self.lost.add(worker)
+            self.tables = [plan.without(self.lost) for plan in self.plans]
+            self.tally.note(self.loop.now_s, f"worker {self._name(worker)} taken for lost")
         owed = request.expert_ids
         if owed is None:
-            chosen = passes.work.chosen[passes.row][passes.step]
+            chosen = passes.requests.chosen[passes.row][passes.step]
             ids = passes.expert_ids[passes.step, passes.row].astype(np.int32)
-            mine = chosen == device
+            mine = np.isin(chosen, tiers)
             owed = np.where(mine, ids, -1)[mine.any(axis=1)]
         layer = self.tables[passes.epoch].layers[passes.row]
         chosen = assign_experts(owed, layer, self.costs[passes.epoch])
@@ -309,28 +334,32 @@ class _Run:
             self._stop(passes.row, int(owed[nobody][0]))
             return
         chosen = np.where(owed < 0, np.int16(-1), chosen)
-        parts = works(self.system, chosen[None], np.maximum(owed, 0)[None]).parts
-        passes.pending += len(parts) - 1
-        for work in parts:
-            again = np.where(chosen == work.device, owed, -1)
+        requests = layer_requests(self.system, chosen[None], np.maximum(owed, 0)[None]).requests
+        passes.pending += len(requests) - 1
+        for asked in requests:
+            devices = [asked.device, *(part.device for part in asked.others)]
+            again = np.where(np.isin(chosen, devices), owed, -1)
             again = again[(again >= 0).any(axis=1)]
-            if work.device == self.system.local:
-                self._count(work)
-                done_s = self.devices[work.device].serve(self.loop.now_s, work.seconds)
-                self.loop.at(done_s, self._received, _Request(passes, work, self.loop.now_s, again))
+            if asked.box == self.system.local:
+                self._count(asked)
+                done_s = self.devices[asked.device].serve(self.loop.now_s, asked.seconds)
+                self.loop.at(done_s, self._received, _Request(passes, asked, self.loop.now_s, again))
             else:
-                self._ask(passes, work, again)
+                self._ask(passes, asked, again)
 
     def _miss(self, passes: Passes) -> None:
-        self._stop(passes.row, passes.work.missing[passes.step * self.num_layers + passes.row])
+        self._stop(passes.row, passes.requests.missing[passes.step * self.num_layers + passes.row])
 
     def _stop(self, row: int, expert: int) -> None:
-        names = ", ".join(repr(self.system.names[device]) for device in sorted(self.lost))
+        names = ", ".join(self._name(worker) for worker in sorted(self.lost))
         self.tally.stopped = (
             f"{self.loop.now_s:.3f} s: layer {self.system.shape.moe_layers[row]} expert {expert}: "
             f"lost worker {names} held it and no other worker does; plan with replicas"
         )
         self.loop.stop()
+
+    def _name(self, worker: int) -> str:
+        return repr(self.system.plan.workers[worker].name)
 
     def _new_plan(self, new: NewPlan) -> None:
         if self.migration is not None:
@@ -350,7 +379,7 @@ class _Run:
             self.tally.migrated_bytes[link, way] += num_bytes
         if obstacle is None:
             self.plans.append(migration.new.plan)
-            self.tables.append(migration.new.plan.holder_table.without(self.lost))
+            self.tables.append(migration.new.plan.without(self.lost))
             self.costs.append(migration.new.plan.replica_costs)
             self.tally.note(self.loop.now_s, "new plan in use")
         else:
@@ -360,10 +389,12 @@ class _Run:
 
     # Counting.
 
-    def _count(self, work: Work) -> None:
-        self.num_rows[work.device] += work.rows
-        self.num_distinct[work.device] += work.distinct
-        self.num_pairs[work.device] += work.pairs
+    def _count(self, asked: BoxRequest) -> None:
+        self.num_distinct[asked.device] += asked.distinct
+        self.num_pairs[asked.device] += asked.pairs
+        for part in asked.others:
+            self.num_distinct[part.device] += part.distinct
+            self.num_pairs[part.device] += part.pairs
 
     def _flush(self) -> None:
         if self.seconds:

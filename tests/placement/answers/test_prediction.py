@@ -10,7 +10,7 @@ import pytest
 from placement.answers.advice import advice
 from placement.answers.planner import as_plan, make_plan
 from placement.answers.prediction import Prediction, by_context, predict
-from placement.cost.roofline import head_seconds
+from placement.cost.head import head_seconds
 from placement.errors import InputError, PlanDoesNotFit
 from placement.given.cluster_spec import ClusterSpec, DeviceSpec, NodeSpec
 from placement.given.head_memory import head_memory_bytes

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from placement.bounds.bound import independent_bound_s, lower_bound_s, trace_bound_s
-from placement.bounds.slot_prices import priced_bound_s
-from placement.cost.roofline import expert_rates
+from placement.bounds.memory_prices import priced_bound_s
+from placement.cost.rates import expert_rates
 from placement.cost.sharing import layer_seconds
 from placement.given.cluster_spec import Overheads
 from placement.given.problem import PlanningDevice, PlanningProblem
@@ -113,11 +113,11 @@ def faster(problem: PlanningProblem, which: int, **change: float) -> PlanningPro
 def test_more_bandwidth_or_memory_never_raises_the_bounds(which: int) -> None:
     problem = independent_problem(4, drafts=1)
     found: PlanningDevice = problem.devices[which]
-    roomier = replace(found.worker, budget_bytes=found.worker.budget_bytes * 2)
+    roomier = replace(found.tier, budget_bytes=found.tier.budget_bytes * 2)
     assert problem.stats is not None
     for better in (
         faster(problem, which, bandwidth_bytes_per_s=found.bandwidth_bytes_per_s * 2),
-        faster(problem, which, worker=roomier),  # type: ignore[arg-type]
+        faster(problem, which, tier=roomier),  # type: ignore[arg-type]
     ):
         assert trace_bound_s(better, trace_of(problem)) <= trace_bound_s(problem, trace_of(problem)) * (
             1 + 1e-9
@@ -159,11 +159,14 @@ def tiny_problem(seed: int, num_devices: int, tokens_per_step: int) -> tuple[Pla
     if generator.random() < 0.7:
         head = devices[0]
         small = replace(head.tier, budget_bytes=int(generator.integers(3, 8)) * size)
-        devices = (replace(head, worker=small), *devices[1:])
+        devices = (replace(head, tier=small), *devices[1:])
     if generator.random() < 0.5:
         request_s, expert_s = generator.uniform(0, 1e-4, 2).tolist()
         software = Overheads(request_s=request_s, expert_s=expert_s, message_s=2e-4, message_row_s=1e-4)
         devices = tuple(replace(d, overheads=software) for d in devices)
+    if generator.random() < 0.4:
+        first, *others = devices
+        devices = (first, *(replace(d, tier=replace(d.tier, worker="box", node="box")) for d in others))
     popularity = generator.dirichlet(np.full(5, 0.7), size=2) + 1e-6
     noisy = np.log(popularity) + generator.gumbel(size=(6 * tokens_per_step, 2, 5))
     trace = np.argsort(-noisy, axis=2)[:, :, :2].astype(np.uint16)
@@ -184,7 +187,8 @@ def best_of_all_placements_s(problem: PlanningProblem, trace: np.ndarray) -> flo
         for chosen in itertools.product(range(num_devices), repeat=len(touched)):
             of = dict(zip(touched, chosen, strict=True))
             by_token = [[of[e] for e in token] for token in step.tolist()]
-            rows = np.array([sum(d in token for token in by_token) for d in range(num_devices)])
+            boxes = [{int(rates.box[d]) for d in token} for token in by_token]
+            rows = np.array([sum(int(box) in asked for asked in boxes) for box in rates.box])
             pairs = np.array([sum(token.count(d) for token in by_token) for d in range(num_devices)])
             distinct = np.bincount(chosen, minlength=num_devices)
             found.append((of, float(layer_seconds(rates, rows, distinct, pairs).max())))
@@ -222,7 +226,7 @@ def test_no_placement_at_all_beats_the_bound_on_tiny_instances(seed: int, tokens
     assert lower_bound_s(problem, trace) <= best_of_all_placements_s(problem, trace) * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(5))
 def test_nor_with_three_devices(seed: int) -> None:
     problem, trace = tiny_problem(seed, 3, 1)
     assert lower_bound_s(problem, trace) <= best_of_all_placements_s(problem, trace) * (1 + 1e-9)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from placement.bounds.bound import trace_bound_s
+from placement.bounds.memory_prices import priced_bound_s
 from placement.bounds.price_search import boxstep
-from placement.bounds.slot_prices import priced_bound_s
 from placement.given.problem import PlanningProblem
 from placement.given.traces import Domain, SyntheticRouter
 from placement.plan import LOCAL_WORKER

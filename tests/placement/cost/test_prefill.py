@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from placement.cost.prefill import prefill_seconds, streamed_seconds
+from placement.cost.rates import expert_rates
 from placement.given.problem import PlanningProblem
 from placement.model_shape import STEP_3_5_FLASH
 from placement.replay.recorded_run import replay_decode, replay_prefill
@@ -41,6 +42,25 @@ def test_the_balance_is_the_best_of_all_splits(seed: int, num_lenders: int) -> N
     found = float(streamed_seconds(np.array(own), fixed, there, copy, here))
     assert found <= best + 1e-9
     assert best <= found + float((there + copy + here).max() * num_lenders / steps)
+
+
+def test_a_prompts_rows_cross_the_wire_once_for_a_box_of_two_devices() -> None:
+    """Apart, each device gets a row for each of its pairs; the box gets the rows of both, at most all."""
+    devices = (
+        device("head", 12_000, SIZE, gflops=1e6),
+        device("den-gpu", 100, SIZE, gflops=1e6),
+        device("den-ram", 100, SIZE, gflops=1e6),
+    )
+    head, *den = devices
+    box = tuple(replace(d, tier=replace(d.tier, node="den", worker="den")) for d in den)
+    share, held = np.tile([0.9, 0.05, 0.05], (42, 1)), np.tile([268, 10, 10], (42, 1))
+    apart, together = (
+        prefill_seconds(PlanningProblem(STEP_3_5_FLASH, d, SIZE), share, held, 1000)
+        for d in (devices, (head, *box))
+    )
+    row_s = float(expert_rates(PlanningProblem(STEP_3_5_FLASH, devices, SIZE)).row_wire_s[1])
+    # 1,000 tokens of top-8: 400 pairs on each device, 800 rows to the box.
+    assert together - apart == pytest.approx(42 * 400 * row_s)
 
 
 def gpu_box(host_link_bytes_per_s: float | None) -> PlanningProblem:

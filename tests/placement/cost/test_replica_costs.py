@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from placement.answers.planner import make_plan
+from placement.cost.rates import expert_rates
 from placement.cost.replica_costs import replica_costs
-from placement.cost.roofline import expert_rates
 from placement.given.problem import PlanningProblem
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape

@@ -7,15 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from placement.cost.head import head_layer_seconds, head_seconds
 from placement.cost.prefill import prefill_seconds
-from placement.cost.roofline import (
-    ExpertRates,
-    device_seconds,
-    expert_rates,
-    expert_seconds,
-    head_layer_seconds,
-    head_seconds,
-)
+from placement.cost.rates import expert_rates
+from placement.cost.roofline import ExpertRates, device_seconds, work_alone_seconds
 from placement.errors import InputError
 from placement.given.cluster_spec import Overheads
 from placement.given.problem import PlanningProblem
@@ -64,9 +59,9 @@ def test_reading_that_arithmetic_does_not_hide_counts_where_arithmetic_rules() -
     told = replace(told, devices=tuple(replace(d, overheads=Overheads(expert_s=1e-4)) for d in told.devices))
     rates = expert_rates(told)
     pair_s, read_s = 2 * 15_728_640 / 1e12, Q4_EXPERT / 50e9
-    many = expert_seconds(rates, np.array([0, 150]), np.array([0, 2000]))
+    many = work_alone_seconds(rates, np.array([0, 150]), np.array([0, 2000]))
     assert many[1] == pytest.approx(150 * 1e-4 + 2000 * pair_s)
-    one = expert_seconds(rates, np.array([0, 5]), np.array([0, 5]))
+    one = work_alone_seconds(rates, np.array([0, 5]), np.array([0, 5]))
     assert one[1] == pytest.approx(5 * read_s)
 
 

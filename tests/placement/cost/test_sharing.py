@@ -10,13 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from placement.cost.roofline import (
-    device_seconds,
-    expert_rates,
-    expert_seconds,
-    head_layer_seconds,
-    head_seconds,
-)
+from placement.cost.head import head_layer_seconds, head_seconds
+from placement.cost.rates import expert_rates
+from placement.cost.roofline import device_seconds, work_alone_seconds
 from placement.cost.sharing import layer_seconds, shares, work_seconds
 from placement.given.cluster_spec import MachineSpec, Overheads
 from placement.given.problem import PlanningDevice, PlanningProblem
@@ -86,7 +82,7 @@ def test_devices_with_a_machine_each_do_not_slow_each_other() -> None:
     )
     rates = expert_rates(apart)
     experts = np.array([[0, 3, 2, 1], [0, 0, 4, 1]])
-    assert work_seconds(rates, experts, experts) == pytest.approx(expert_seconds(rates, experts, experts))
+    assert work_seconds(rates, experts, experts) == pytest.approx(work_alone_seconds(rates, experts, experts))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -137,7 +133,7 @@ def test_sharing_never_makes_anything_faster_and_never_less_than_the_work() -> N
     shared = layer_seconds(rates, rows, distinct, pairs)
     assert (shared >= alone * (1 - 1e-9)).all()
     work = work_seconds(rates, distinct, pairs).max(axis=1)
-    assert (work >= expert_seconds(rates, distinct, pairs).sum(axis=1) / 2 * (1 - 1e-9)).all()
+    assert (work >= work_alone_seconds(rates, distinct, pairs).sum(axis=1) / 2 * (1 - 1e-9)).all()
     assert (work >= (distinct * SIZE).sum(axis=1) / 60e9 * 0.97).all()  # two rounds, not a solution
 
 

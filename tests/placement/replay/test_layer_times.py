@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from placement.cost.roofline import device_seconds, expert_rates, expert_seconds
+from placement.cost.rates import expert_rates
+from placement.cost.roofline import device_seconds, work_alone_seconds
 from placement.given.cluster_spec import MachineSpec, Overheads
 from placement.given.problem import PlanningProblem
-from placement.replay import simulate as simulate_module
+from placement.replay import closed_form
+from placement.replay.demand import count_demand
 from placement.replay.layer_times import LayerTimes, first_largest
 from placement.replay.simulate import simulate_alone
-from placement.replay.touches import count_touches
 from placement.workload import Workload
 from tests.placement.runs import DEVICES, SHAPE, SIZE, random_plan, random_trace, system_of
 
@@ -39,11 +40,11 @@ def test_every_device_takes_what_the_cost_model_says(seed: int, num_tokens: int)
     times = LayerTimes.of(rates, num_tokens, 3)
     assert times is not None
     ids = np.argsort(generator.random((30, num_tokens, 10)), axis=2)[:, :, :3]
-    touches = count_touches(generator.integers(0, 3, 10).astype(np.int16)[ids], ids, 3, 10)
-    whole_s = device_seconds(rates, touches.rows, touches.distinct, touches.pairs)
-    work_s = expert_seconds(rates, touches.distinct, touches.pairs)
+    demand = count_demand(generator.integers(0, 3, 10).astype(np.int16)[ids], ids, 3, 10)
+    whole_s = device_seconds(rates, demand.rows, demand.distinct, demand.pairs)
+    work_s = work_alone_seconds(rates, demand.distinct, demand.pairs)
     for device in range(3):
-        counts = (touches.rows[:, device], touches.distinct[:, device], touches.pairs[:, device])
+        counts = (demand.rows[:, device], demand.distinct[:, device], demand.pairs[:, device])
         found = times.look_up(device, *counts)
         assert found[0].tolist() == whole_s[:, device].tolist()
         assert found[1].tolist() == work_s[:, device].tolist()
@@ -56,9 +57,9 @@ def test_reports_are_the_same(seed: int, drafts: int, replicas: bool) -> None:
     system, trace = system_of(plan, workload=Workload(drafts=drafts)), random_trace(seed, 400)
     found = simulate_alone(system, [trace])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simulate_module, "LayerTimes", Never)
+        patch.setattr(closed_form, "LayerTimes", Never)
         computed = simulate_alone(system, [trace])
-        patch.setattr(simulate_module, "_CHOICES_AT_ONCE", 1)
+        patch.setattr(closed_form, "_CHOICES_AT_ONCE", 1)
         by_layer = simulate_alone(system, [trace])
     for other in (computed, by_layer):
         assert found.counts == other.counts

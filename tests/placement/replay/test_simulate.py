@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from placement.cost.roofline import head_seconds
+from placement.cost.head import head_seconds
 from placement.errors import InputError, PlanDoesNotFit, PlanError
 from placement.replay import tally as tally_module
 from placement.replay.evaluate import evaluate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from orchestrator.layer_sum import Action, Ask, LayerSum, Probe
 from placement.assign.one_step import assign_experts
 from placement.errors import InputError, WorkerLost
+from placement.given.problem import PlanningDevice
 from placement.message_size import MAX_MESSAGE_ROWS
 from placement.patience import Patience
 from placement.plan import Plan
@@ -25,14 +26,15 @@ from placement.replay.simulate import simulate_alone
 from placement.replay.steps import Acceptance, step_blocks
 from placement.replay.system import System
 from placement.workload import Workload
-from tests.placement.runs import SHAPE, random_plan, random_trace, system_of
+from tests.placement.boxes import device
+from tests.placement.runs import DEVICES, SHAPE, SIZE, random_plan, random_trace, system_of
 
 
 @dataclass
 class Run:
     """The dispatcher's decisions over a trace, on a cluster that takes the cost model's time.
 
-    Counted as `Dispatcher` counts in its `Usage`.
+    Counted as `Dispatcher` counts in its `Usage`. A box's devices work side by side and answer together.
     """
 
     system: System
@@ -40,15 +42,19 @@ class Run:
     now_s: float = 0.0
     lost: set[int] = field(default_factory=set)
     activations: list[int] = field(default_factory=list)
+    experts_read: list[int] = field(default_factory=list)
     messages: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0
     remote_layers: int = 0
     num_passes: int = 0
     lost_at_s: dict[int, float] = field(default_factory=dict)
+    tier_of: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.activations = [0] * len(self.plan.tiers)
+        self.activations, self.experts_read = ([0] * len(self.plan.workers) for _ in range(2))
+        self.local = self.plan.local_worker
+        self.first_tier = [worker.tiers[0] for worker in self.plan.workers]
 
     @property
     def plan(self) -> Plan:
@@ -64,16 +70,13 @@ class Run:
                 self.num_passes += 1
 
     def layer(self, row: int, expert_ids: NDArray[np.int32]) -> None:
-        holders_of = self.plan.holder_table.without
         work = LayerSum(
             layer=SHAPE.moe_layers[row],
             expert_ids=expert_ids,
             scale_exponents=np.zeros(len(expert_ids), np.int32),
             hidden_size=1,
-            names=[worker.name for worker in self.plan.tiers],
-            choose=lambda ids, lost: assign_experts(
-                ids, holders_of(lost).layers[row], self.plan.replica_costs
-            ),
+            names=[worker.name for worker in self.plan.workers],
+            choose=lambda ids, lost: self.choose(row, ids, lost),
             request_ids=count(1),
             coarser=lambda exponents: exponents,
             max_coarsenings=0,
@@ -88,25 +91,27 @@ class Run:
         def send(actions: list[Action]) -> None:
             nonlocal head_free_s
             for action in actions:
-                here = action.worker == self.system.local
+                here = action.worker == self.local
+                trip_s = float(self.system.rates.round_trip_s[self.first_tier[action.worker]])
                 if isinstance(action, Ask):
-                    seconds = self.count(action, here)
+                    self.count(action, here)
                     if here:
-                        head_free_s = max(head_free_s, self.now_s) + seconds
-                        heapq.heappush(inbox, (head_free_s, next(order), action))
+                        work_s = self.work_s(action)
+                        head_free_s = max(head_free_s, self.now_s) + work_s.pop(self.system.local, 0.0)
+                        done_s = max(head_free_s, *(self.now_s + s for s in work_s.values()), 0.0)
+                        heapq.heappush(inbox, (done_s, next(order), action))
                         continue
-                    reached_s = self.now_s + seconds
+                    reached_s = self.now_s + self.answer_s(action)
                 else:
-                    reached_s = self.now_s + float(self.system.rates.round_trip_s[action.worker]) / 2
+                    reached_s = self.now_s + trip_s / 2
                 death_s = self.deaths.get(action.worker, np.inf)
                 alive = (reached_s if isinstance(action, Probe) else self.done_s(action)) < death_s
                 if alive:
-                    trip_s = float(self.system.rates.round_trip_s[action.worker])
                     arrives_s = self.now_s + trip_s if isinstance(action, Probe) else reached_s
                     heapq.heappush(inbox, (arrives_s, next(order), action))
 
         send(work.begin(self.now_s))
-        self.remote_layers += any(worker != self.system.local for worker in work.owing())
+        self.remote_layers += any(worker != self.local for worker in work.owing())
         while not work.finished:
             wake_s = work.wake_at_s()
             if inbox and inbox[0][0] <= wake_s:
@@ -114,7 +119,7 @@ class Run:
                 if isinstance(action, Probe):
                     work.heard(action.worker, self.now_s)
                     continue
-                if action.worker != self.system.local:
+                if action.worker != self.local:
                     self.received_bytes += len(action.rows) * SHAPE.hidden_size * 4
                 values = np.zeros((len(action.rows), 1), np.int32)
                 send(
@@ -129,34 +134,64 @@ class Run:
                 self.lost_at_s.update(dict.fromkeys(self.lost - before, self.now_s))
         self.now_s = max(self.now_s, head_free_s)
 
-    def count(self, ask: Ask, here: bool) -> float:
-        """Count a request; seconds from now until its answer is back."""
-        self.activations[ask.worker] += int(np.count_nonzero(ask.expert_ids >= 0))
-        work_s = self.work_s(ask)
-        if here:
-            return work_s
-        self.messages += 1
-        self.sent_bytes += len(ask.rows) * SHAPE.hidden_size * self.system.workload.bytes_per_activation
-        rates = self.system.rates
-        wire_s = float(rates.round_trip_s[ask.worker] + len(ask.rows) * rates.row_wire_s[ask.worker])
-        return wire_s + work_s
+    def choose(self, row: int, expert_ids: NDArray[np.int32], lost: frozenset[int]) -> NDArray[np.integer]:
+        """Workers, as `Dispatcher` chooses them; which of its tiers computes an expert is kept beside."""
+        tiers = assign_experts(expert_ids, self.plan.without(lost).layers[row], self.plan.replica_costs)
+        self.tier_of.update(zip(expert_ids.ravel().tolist(), tiers.ravel().tolist(), strict=True))
+        return np.where(tiers < 0, tiers, self.plan.worker_of_tier[tiers])
 
-    def work_s(self, ask: Ask) -> float:
+    def count(self, ask: Ask, here: bool) -> None:
         pairs = ask.expert_ids[ask.expert_ids >= 0]
+        self.activations[ask.worker] += len(pairs)
+        self.experts_read[ask.worker] += len(set(pairs.tolist()))
+        if not here:
+            self.messages += 1
+            self.sent_bytes += len(ask.rows) * SHAPE.hidden_size * self.system.workload.bytes_per_activation
+
+    def answer_s(self, ask: Ask) -> float:
+        """Seconds from a request to its answer."""
+        rates, tier = self.system.rates, self.first_tier[ask.worker]
+        wire_s = float(rates.round_trip_s[tier] + len(ask.rows) * rates.row_wire_s[tier])
+        return wire_s + max(self.work_s(ask).values())
+
+    def work_s(self, ask: Ask) -> dict[int, float]:
+        """Of each of the worker's tiers that has something to do."""
         rates = self.system.rates
-        read_s = len(set(pairs.tolist())) * rates.read_s[ask.worker]
-        return float(max(read_s, len(pairs) * rates.compute_s[ask.worker]))
+        pairs = ask.expert_ids[ask.expert_ids >= 0].tolist()
+        found = {}
+        for tier in {self.tier_of[expert] for expert in pairs}:
+            mine = [expert for expert in pairs if self.tier_of[expert] == tier]
+            found[tier] = float(max(len(set(mine)) * rates.read_s[tier], len(mine) * rates.compute_s[tier]))
+        return found
 
     def done_s(self, ask: Ask) -> float:
         """When its worker has finished; the way back is left."""
-        link_bytes_per_s = self.system.problem.devices[ask.worker].link_bytes_per_s
+        tier = self.first_tier[ask.worker]
+        link_bytes_per_s = self.system.problem.devices[tier].link_bytes_per_s
         request_s = len(ask.rows) * self.system.message.request_bytes_per_row / link_bytes_per_s
-        half_trip_s = float(self.system.rates.round_trip_s[ask.worker]) / 2
-        return self.now_s + request_s + half_trip_s + self.work_s(ask)
+        half_trip_s = float(self.system.rates.round_trip_s[tier]) / 2
+        return self.now_s + request_s + half_trip_s + max(self.work_s(ask).values())
+
+
+def in_box(name: str, worker: str, node: str, *args: Any, **kwargs: Any) -> PlanningDevice:
+    """A device of tests.placement.boxes that shares its process with others."""
+    alone = device(name, *args, **kwargs)
+    return replace(alone, tier=replace(alone.tier, worker=worker, node=node))
+
+
+# The head's process and one box have two devices each.
+BOXES = (
+    device("head", 30, SIZE, gbytes_per_s=0.01),
+    in_box("study-ram", "head", "home", 30, SIZE, home=True, gbytes_per_s=0.008),
+    in_box("den-gpu", "den", "den", 30, SIZE, gbytes_per_s=0.02, gbits_per_s=0.013),
+    in_box("den-ram", "den", "den", 30, SIZE, gbytes_per_s=0.005, gbits_per_s=0.013),
+    device("attic", 30, SIZE, gbytes_per_s=0.02, gbits_per_s=0.0017),
+)
 
 
 def assert_equal_counts(run: Run, counts: Any) -> None:
     assert counts.activations == tuple(run.activations)
+    assert counts.experts_read == tuple(run.experts_read)
     for name in ("messages", "sent_bytes", "received_bytes", "remote_layers"):
         assert getattr(counts, name) == getattr(run, name), name
 
@@ -166,13 +201,18 @@ def assert_equal_counts(run: Run, counts: Any) -> None:
     drafts=st.integers(0, 3),
     replicas=st.sampled_from([0.0, 0.3, 0.8]),
     bytes_per_activation=st.sampled_from([2, 4]),
+    devices=st.sampled_from([DEVICES, BOXES]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_counts_equal_the_dispatchers(
-    seed: int, drafts: int, replicas: float, bytes_per_activation: int
+    seed: int,
+    drafts: int,
+    replicas: float,
+    bytes_per_activation: int,
+    devices: tuple[PlanningDevice, ...],
 ) -> None:
     workload = Workload(drafts=drafts, bytes_per_activation=bytes_per_activation)
-    system = system_of(random_plan(seed, replica_chance=replicas), workload=workload)
+    system = system_of(random_plan(seed, devices, replica_chance=replicas), devices, workload)
     trace, luck = random_trace(seed, 60), Acceptance((0.8, 0.7, 0.6)[:drafts], seed)
     run = Run(system)
     run.all_passes([trace], luck)
@@ -184,15 +224,20 @@ def test_counts_equal_the_dispatchers(
         assert report.duration_s == pytest.approx(run.now_s, rel=1e-9)
 
 
-@given(seed=st.integers(0, 10_000), at=st.floats(0, 1), worker=st.sampled_from(["den", "attic"]))
-@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    at=st.floats(0, 1),
+    worker=st.sampled_from(["den", "attic"]),
+    devices=st.sampled_from([DEVICES, BOXES]),
+)
+@settings(max_examples=60, deadline=None)
 def test_a_loss_is_noticed_and_mended_when_and_as_the_dispatcher_does(
-    seed: int, at: float, worker: str
+    seed: int, at: float, worker: str, devices: tuple[PlanningDevice, ...]
 ) -> None:
-    system = system_of(random_plan(seed, replica_chance=0.6), workload=Workload(drafts=1))
+    system = system_of(random_plan(seed, devices, replica_chance=0.6), devices, Workload(drafts=1))
     trace = random_trace(seed, 60)
     death_s = at * simulate_alone(system, [trace]).duration_s
-    run = Run(system, {system.plan.tier_index(worker): death_s})
+    run = Run(system, {[w.name for w in system.plan.workers].index(worker): death_s})
     stopped = False
     try:
         run.all_passes([trace])

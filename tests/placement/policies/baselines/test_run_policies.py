@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from placement.cost.roofline import expert_rates, head_seconds
+from placement.cost.head import head_seconds
+from placement.cost.rates import expert_rates
 from placement.errors import InputError, PlanDoesNotFit
 from placement.given.problem import PlanningProblem
 from placement.given.stats import RoutingStats
@@ -18,7 +19,7 @@ from placement.holders import HolderTable
 from placement.model_shape import STEP_3_5_FLASH
 from placement.policies.baselines.cached_experts import fetch_seconds, homes_beside
 from placement.policies.baselines.fixed import hottest_first
-from placement.policies.registry import POLICIES, RUN_POLICIES, named_policy
+from placement.policies.registry import POLICIES, RUN_POLICIES, find_policy
 from placement.replay.evaluate import evaluate
 from placement.routing.text import Text
 from placement.workload import Workload
@@ -48,7 +49,7 @@ def problem_of(*devices: Any, workload: Workload | None = None, stats: bool = Tr
 def test_a_policy_that_is_run_makes_no_plan(name: str) -> None:
     assert name not in POLICIES
     with pytest.raises(InputError, match=f"policy '{name}' makes no plan"):
-        named_policy(name)
+        find_policy(name)
 
 
 @pytest.mark.parametrize("name", RUN_POLICIES)

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from placement.cost.roofline import expert_rates
+from placement.cost.rates import expert_rates
 from placement.given.cluster_file import load_cluster
 from placement.given.problem import PlanningDevice, PlanningProblem, problem_for
 from placement.given.stats import RoutingStats
 from placement.given.traces import CODING, GENERAL, Domain, SyntheticRouter
 from placement.model_shape import STEP_3_5_FLASH
 from placement.policies.baselines.fixed import hottest_first
-from placement.policies.least_time.blocks import group_seconds, improve, step_sample
+from placement.policies.least_time.boundary_search import group_seconds, heat_sample, improve
 from placement.policies.least_time.objective import objective_s
 from placement.policies.least_time.policy import candidates, least_time
 from placement.replay.evaluate import evaluate
@@ -101,7 +101,7 @@ def test_a_search_never_ends_worse_than_it_began_nor_over_capacity() -> None:
     given = problem(devices)
     assert given.stats is not None
     assert given.stats.trace is not None
-    sample = step_sample(given.stats.trace, given.stats.counts.astype(np.int64), 1, 200)
+    sample = heat_sample(given.stats.trace, given.stats.counts.astype(np.int64), 1, 200)
     groups = [[i] for i in range(5)]
     seconds = group_seconds(expert_rates(given), groups, sample)
     capacities = np.full(5, 100)

@@ -21,7 +21,7 @@ from placement.holders import HolderTable
 from placement.policies.least_time.copies import add_copies
 from placement.policies.least_time.exchanges import best_moves
 from placement.policies.least_time.kicks import kick, num_kicks
-from placement.policies.least_time.layer_search import LayerSearch, Touched, layer_searches, touched_layers
+from placement.policies.least_time.layer_search import LayerSample, LayerSearch, layer_searches, sample_layers
 from placement.policies.least_time.objective import objective_s, prefill_pass_s
 from placement.policies.least_time.prefill_layer import PrefillLayer
 from placement.policies.least_time.refine import refine
@@ -51,13 +51,11 @@ def problem(room: tuple[int, ...] = (20, 20, 20), workload: Workload | None = No
     return PlanningProblem(SHAPE, devices, SIZE, stats, workload or Workload())
 
 
-def sample(given_problem: PlanningProblem, most_touches: int = 10**6) -> list[Touched]:
+def sample(given_problem: PlanningProblem, most_reads: int = 10**6) -> list[LayerSample]:
     stats = given_problem.stats
     assert stats is not None
     assert stats.trace is not None
-    return touched_layers(
-        stats.trace, stats.frequencies(), given_problem.workload.tokens_per_step, most_touches
-    )
+    return sample_layers(stats.trace, stats.frequencies(), given_problem.workload.tokens_per_step, most_reads)
 
 
 def some_holders(given_problem: PlanningProblem, seed: int = 0) -> NDArray[np.int64]:
@@ -95,8 +93,8 @@ def with_a_disk(given_problem: PlanningProblem) -> PlanningProblem:
     cpu, gpu, disk = given_problem.devices
     cpu = replace(cpu, ffn_flops_per_s=2e8)
     gpu = replace(gpu, ffn_flops_per_s=2.5e8)
-    worker = replace(disk.tier, node=cpu.tier.node, tier="disk")
-    return replace(given_problem, devices=(cpu, gpu, replace(disk, worker=worker)))
+    worker = replace(disk.tier, node=cpu.tier.node, kind="disk")
+    return replace(given_problem, devices=(cpu, gpu, replace(disk, tier=worker)))
 
 
 def test_a_move_to_or_from_a_disk_changes_what_its_cpu_computes() -> None:
@@ -266,7 +264,7 @@ def test_many_devices_are_searched_in_parties() -> None:
 
 def test_kicks_find_what_single_moves_do_not() -> None:
     given_problem = problem(room=(16, 16, 16))
-    layers = sample(given_problem, most_touches=400)
+    layers = sample(given_problem, most_reads=400)
     assert num_kicks(given_problem, layers) > 10
     searches = layer_searches(given_problem, layers)
     refined = refine(given_problem, some_holders(given_problem), layers)

@@ -14,10 +14,10 @@ from placement.given.stats import RoutingStats
 from placement.given.traces import CODING, SyntheticRouter
 from placement.holders import HolderTable
 from placement.policies.least_time.copies import add_copies
-from placement.policies.least_time.layer_search import touched_layers
+from placement.policies.least_time.layer_search import sample_layers
 from placement.policies.least_time.objective import objective_s
 from placement.policies.least_time.policy import least_time
-from placement.policies.least_time.tiers import faster_beside, settled, useless_on_disk
+from placement.policies.least_time.tiers import faster_beside, fill_fast_memory, useless_on_disk
 from placement.policies.registry import BASELINES
 from placement.workload import Workload
 from tests.placement.boxes import device
@@ -98,11 +98,11 @@ def test_settling_keeps_every_expert_and_every_budget(seed: int, copy_chance: fl
     for index, room in enumerate(problem.capacities() - masks.sum(axis=(1, 2))):
         spare = np.flatnonzero(~masks[index].ravel() & (draws.random(32) < copy_chance))[:room]
         masks[index].ravel()[spare] = True
-    table = settled(problem, HolderTable.from_masks(masks))
+    table = fill_fast_memory(problem, HolderTable.from_masks(masks))
     assert misplaced(problem, table) == 0
     assert (table.table[:, :, 0] >= 0).all()
     assert (table.experts_per_worker(len(problem.devices)) <= problem.capacities()).all()
-    assert settled(problem, table) == table
+    assert fill_fast_memory(problem, table) == table
 
 
 @pytest.mark.parametrize("ratio", [0.0, 8.0])
@@ -112,11 +112,11 @@ def test_a_disk_gets_no_copies_of_what_faster_memory_of_its_box_holds(ratio: flo
     workload = Workload(prompt_tokens_per_token=ratio)
     problem = PlanningProblem(SHAPE, (head, disk), SIZE, STATS, workload)
     single = HolderTable.from_single(np.zeros((2, 16), dtype=np.int16))
-    layers = touched_layers(TRACE, STATS.frequencies(), 1, 4000)
+    layers = sample_layers(TRACE, STATS.frequencies(), 1, 4000)
     assert add_copies(problem, single, layers) == single
     assert least_time(problem) == single
     # Where they are of use: in another box's RAM.
-    far = replace(disk, tier=replace(disk.tier, node="attic", tier="ram"))
+    far = replace(disk, tier=replace(disk.tier, node="attic", kind="ram"))
     assert add_copies(replace(problem, devices=(head, far)), single, layers).has_replicas
 
 

@@ -1,9 +1,9 @@
 """Search over how many of each layer's experts every group of devices holds, hottest experts first.
 
 In each layer experts are ordered by heat and cut into one block for each group of like devices, groups in a
-fixed order. The boundaries are the only unknowns (layers x (groups - 1)), few enough to be fitted to a
-sample of steps without learning its noise. Moving a boundary changes two blocks; capacity that one layer
-gives up another takes, so moves come in pairs of layers unless a group has room.
+fixed order. Only the boundaries between blocks are unknown: layers x (groups - 1) numbers, few enough to be
+fitted to a sample of steps without learning its noise. Moving a boundary changes two blocks. A full group can
+only take experts of one layer if it gives up as many of another, so moves come in pairs of layers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost.roofline import ExpertRates
+from placement.cost.roofline import ExpertRates, roofline_seconds
 
 # Draws for the expected fullest of several like devices; the standard error is a few percent of one expert.
 _OCCUPANCY_DRAWS = 400
@@ -23,7 +23,7 @@ _MOST_ROUNDS = 60
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class StepSample:
+class HeatSample:
     """Steps to fit boundaries to.
 
     `below`: int16 [num_layers, num_experts + 1, num_steps]: distinct experts of the step among the r
@@ -39,9 +39,9 @@ class StepSample:
         return int(self.below[:, -1].max())
 
 
-def step_sample(
+def heat_sample(
     trace: NDArray[np.integer], heat: NDArray[np.integer], tokens_per_step: int, max_steps: int
-) -> StepSample:
+) -> HeatSample:
     """Up to `max_steps` steps spread evenly over `trace` [tokens, layers, top_k].
 
     Args:
@@ -55,15 +55,15 @@ def step_sample(
     rank_of = np.argsort(np.argsort(-heat.astype(np.float64), axis=1, kind="stable"), axis=1)
     below = np.zeros((num_layers, num_experts + 1, len(steps)), dtype=np.int16)
     for row in range(num_layers):
-        touched = np.zeros((num_experts, len(steps)), dtype=np.int16)
+        is_read = np.zeros((num_experts, len(steps)), dtype=np.int16)
         ranks = rank_of[row][steps[:, :, row].reshape(len(steps), -1)]
-        touched[ranks, np.arange(len(steps))[:, None]] = 1
-        np.cumsum(touched, axis=0, out=below[row, 1:])
+        is_read[ranks, np.arange(len(steps))[:, None]] = 1
+        np.cumsum(is_read, axis=0, out=below[row, 1:])
     pairs = tokens_per_step * top_k / float(below[:, -1].mean())
-    return StepSample(below, tokens_per_step, pairs)
+    return HeatSample(below, tokens_per_step, pairs)
 
 
-def group_seconds(rates: ExpertRates, groups: list[list[int]], sample: StepSample) -> NDArray[np.float64]:
+def group_seconds(rates: ExpertRates, groups: list[list[int]], sample: HeatSample) -> NDArray[np.float64]:
     """float64 [num_groups, most_distinct + 1]: seconds until a group answers for n distinct experts.
 
     The members of a group have about the same rates; the fullest of them is the last.
@@ -71,7 +71,7 @@ def group_seconds(rates: ExpertRates, groups: list[list[int]], sample: StepSampl
     counts = np.arange(sample.most_distinct + 1)
     generator = np.random.default_rng(0)
     seconds = np.empty((len(groups), len(counts)))
-    expert_s = np.maximum(rates.read_s, rates.expert_s + rates.compute_s * sample.pairs_per_expert)
+    expert_s = roofline_seconds(rates, 1, sample.pairs_per_expert)
     for index, members in enumerate(groups):
         round_trip_s, wire_s, each_s = (
             float(values[members].mean()) for values in (rates.round_trip_s, rates.row_wire_s, expert_s)
@@ -90,7 +90,7 @@ def group_seconds(rates: ExpertRates, groups: list[list[int]], sample: StepSampl
 
 def improve(
     boundaries: NDArray[np.int64],
-    sample: StepSample,
+    sample: HeatSample,
     seconds: NDArray[np.float64],
     capacities: NDArray[np.int64],
     shifts: Sequence[int],
@@ -129,7 +129,7 @@ class _Search:
     def __init__(
         self,
         boundaries: NDArray[np.int64],
-        sample: StepSample,
+        sample: HeatSample,
         seconds: NDArray[np.float64],
         capacities: NDArray[np.int64],
     ) -> None:

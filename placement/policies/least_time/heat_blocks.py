@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost.roofline import expert_rates
+from placement.cost.rates import expert_rates
 from placement.given.problem import PlanningProblem
 from placement.policies.baselines import fixed
-from placement.policies.least_time.blocks import StepSample, group_seconds, improve, step_sample
+from placement.policies.least_time.boundary_search import HeatSample, group_seconds, heat_sample, improve
 
-# Steps and shifts of the search. With many groups it only finds the region: single experts are moved
-# afterwards. With few it is cheap to go on, and that finds what single moves do not: a layer brought home.
+# Steps and shifts of the search. With many groups it only finds the region, since single experts are moved
+# afterwards. With few groups it is cheap to go on, and that finds what single moves miss: a whole layer home.
 _STEPS, _SHIFTS = 80, (64, 32, 16)
 _FINE_STEPS, _FINE_SHIFTS, _FINE_SEARCHES = 600, (8, 4, 2, 1), 2
 MOST_GROUPS_FOR_FINE = 4
@@ -26,7 +26,7 @@ _LARGEST_TOLERANCE = 1e3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BlockForm:
+class HeatBlocks:
     """In each layer a block of experts for each group of devices, hottest first.
 
     `boundaries`: int64 [num_layers, num_groups + 1], from 0 to num_experts, ascending.
@@ -45,9 +45,9 @@ class BlockForm:
         return _deal(problem, [list(group) for group in self.groups], self.boundaries, stats.frequencies())
 
 
-def block_forms(
+def search_heat_blocks(
     problem: PlanningProblem, ranked: NDArray[np.integer], trace: NDArray[np.integer]
-) -> list[BlockForm]:
+) -> list[HeatBlocks]:
     """Searched boundaries, the fastest on a sample of `trace` first.
 
     Args:
@@ -56,31 +56,31 @@ def block_forms(
     """
     tokens, rates, capacities = problem.workload.tokens_per_step, expert_rates(problem), problem.capacities()
 
-    def searched(form: BlockForm, steps: StepSample, shifts: Sequence[int]) -> tuple[float, BlockForm]:
+    def search_from(form: HeatBlocks, steps: HeatSample, shifts: Sequence[int]) -> tuple[float, HeatBlocks]:
         groups = [list(group) for group in form.groups]
         room = np.array([capacities[members].sum() for members in groups])
         seconds = group_seconds(rates, groups, steps)
         boundaries, step_s = improve(form.boundaries, steps, seconds, room, shifts)
         return step_s, replace(form, boundaries=boundaries)
 
-    coarse = step_sample(trace, ranked, tokens, _STEPS)
-    begun = [searched(form, coarse, _SHIFTS) for form in _begin(problem, ranked)]
+    coarse = heat_sample(trace, ranked, tokens, _STEPS)
+    begun = [search_from(form, coarse, _SHIFTS) for form in _begin(problem, ranked)]
     forms = [form for _, form in sorted(begun, key=lambda item: item[0])]
     if max(len(form.groups) for form in forms) > MOST_GROUPS_FOR_FINE:
         return forms
-    fine = step_sample(trace, ranked, tokens, _FINE_STEPS)
-    finished = [searched(form, fine, _FINE_SHIFTS) for form in forms[:_FINE_SEARCHES]]
+    fine = heat_sample(trace, ranked, tokens, _FINE_STEPS)
+    finished = [search_from(form, fine, _FINE_SHIFTS) for form in forms[:_FINE_SEARCHES]]
     return [form for _, form in sorted(finished, key=lambda item: item[0])]
 
 
-def _begin(problem: PlanningProblem, ranked: NDArray[np.integer]) -> Iterator[BlockForm]:
+def _begin(problem: PlanningProblem, ranked: NDArray[np.integer]) -> Iterator[HeatBlocks]:
     """Every order of devices with every start."""
     capacities = problem.capacities()
     for order_name, order in _device_orders(problem):
         groups = _groups(problem, order)
         room = np.array([capacities[members].sum() for members in groups])
         for start_name, start in _starts(groups, room, ranked):
-            yield BlockForm(f"{order_name}, {start_name}", tuple(map(tuple, groups)), start)
+            yield HeatBlocks(f"{order_name}, {start_name}", tuple(map(tuple, groups)), start)
 
 
 def _device_orders(problem: PlanningProblem) -> Iterator[tuple[str, list[int]]]:
@@ -128,7 +128,7 @@ def _alike(problem: PlanningProblem, one: int, other: int, tolerance: float) -> 
     if first.is_home or second.is_home:
         return False
     ratios = (
-        first.expert_seconds(problem.expert_bytes) / second.expert_seconds(problem.expert_bytes),
+        first.first_expert_s(problem.expert_bytes) / second.first_expert_s(problem.expert_bytes),
         first.bandwidth_bytes_per_s / second.bandwidth_bytes_per_s,
         first.link_bytes_per_s / second.link_bytes_per_s,
     )
@@ -144,7 +144,7 @@ def _starts(
     hottest = np.argsort(-heat, axis=None, kind="stable")
     layers = np.arange(total)
 
-    def filled(order: NDArray[np.intp], room: NDArray[np.int64]) -> NDArray[np.int64]:
+    def fill(order: NDArray[np.intp], room: NDArray[np.int64]) -> NDArray[np.int64]:
         group = np.empty(total, dtype=np.int64)
         group[order] = np.repeat(np.arange(len(room)), np.minimum(room, total))[:total]
         sizes = np.stack(
@@ -152,19 +152,19 @@ def _starts(
         )
         return np.concatenate([np.zeros((num_layers, 1), dtype=np.int64), np.cumsum(sizes, axis=1)], axis=1)
 
-    yield "hottest first", filled(hottest, capacities)
+    yield "hottest first", fill(hottest, capacities)
     if len(groups) <= MOST_GROUPS_FOR_FINE:
-        yield "whole layers", filled(layers, capacities)
+        yield "whole layers", fill(layers, capacities)
     # Every layer the same shares: deal experts out rank by rank, all layers of one rank together.
     by_rank = np.arange(total).reshape(num_layers, num_experts).T.ravel()
-    yield "even shares", filled(by_rank, capacities)
+    yield "even shares", fill(by_rank, capacities)
     if len(groups) > _MOST_GROUPS_TO_LEAVE_OUT:
         return
     for left_out in range(1, len(groups)):
         room = capacities.copy()
         room[left_out] = 0
         if room.sum() >= total:
-            yield f"without group {left_out}", filled(hottest, room)
+            yield f"without group {left_out}", fill(hottest, room)
 
 
 def _deal(
@@ -182,14 +182,14 @@ def _deal(
         for members, start, end in zip(groups, edges[:-1], edges[1:], strict=True):
             experts = rank_to_expert[row, start:end]
             quotas = fixed.proportional(room[members], len(experts)) if len(experts) else np.zeros(0, int)
-            holders[row, experts] = _least_loaded(
+            holders[row, experts] = _share_by_load(
                 heat[row, experts], np.array(members), quotas, read_s[members]
             )
             np.subtract.at(room, holders[row, experts], 1)
     return holders
 
 
-def _least_loaded(
+def _share_by_load(
     heat: NDArray[np.floating] | NDArray[np.integer],
     members: NDArray[np.int64],
     quotas: NDArray[np.int64],

@@ -11,7 +11,7 @@ from placement.assign import many_steps
 from placement.assign.many_steps import assign_columns, assign_steps
 from placement.assign.one_step import ReplicaCosts, assign_experts
 from placement.holders import HolderTable
-from placement.replay.touches import count_columns, count_touches, steps_on
+from placement.replay.demand import count_columns, count_demand, steps_on
 
 
 @given(
@@ -31,15 +31,15 @@ def test_counts_are_those_of_the_dispatchers_choice(
     holders = HolderTable.from_masks(masks).layers[0]
     costs = ReplicaCosts(generator.random(num_devices), generator.random(num_devices))
     chosen = assign_steps(ids, holders, costs)
-    touches = count_touches(chosen, ids, num_devices, 12)
+    demand = count_demand(chosen, ids, num_devices, 12)
     for step in range(7):
         expected = assign_experts(ids[step], holders, costs)
         assert np.array_equal(chosen[step], expected)
         for device in range(num_devices):
             here = expected == device
-            assert touches.rows[step, device] == here.any(axis=1).sum()
-            assert touches.pairs[step, device] == here.sum()
-            assert touches.distinct[step, device] == len(set(ids[step][here].tolist()))
+            assert demand.rows[step, device] == here.any(axis=1).sum()
+            assert demand.pairs[step, device] == here.sum()
+            assert demand.distinct[step, device] == len(set(ids[step][here].tolist()))
 
 
 @pytest.mark.parametrize("num_devices", [3, 400])
@@ -49,11 +49,11 @@ def test_wide_keys_and_many_choices_do_not_overflow(num_devices: int, num_tokens
     generator = np.random.default_rng(0)
     ids = np.argsort(generator.random((3, num_tokens, 300)), axis=2)[:, :, :8].astype(np.uint16)
     holders = HolderTable.from_single(np.full((1, 300), num_devices - 1)).layers[0]
-    touches = count_touches(holders.single.take(ids), ids, num_devices, 300)
-    assert touches.pairs[:, -1].tolist() == [num_tokens * 8] * 3
-    assert touches.rows[:, -1].tolist() == [num_tokens] * 3
-    assert touches.distinct[:, -1].tolist() == [len(set(step.ravel().tolist())) for step in ids]
-    assert not touches.pairs[:, :-1].any()
+    demand = count_demand(holders.single.take(ids), ids, num_devices, 300)
+    assert demand.pairs[:, -1].tolist() == [num_tokens * 8] * 3
+    assert demand.rows[:, -1].tolist() == [num_tokens] * 3
+    assert demand.distinct[:, -1].tolist() == [len(set(step.ravel().tolist())) for step in ids]
+    assert not demand.pairs[:, :-1].any()
 
 
 @given(seed=st.integers(0, 10_000), num_tokens=st.integers(1, 5), num_workers=st.integers(1, 5))

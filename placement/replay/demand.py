@@ -11,32 +11,39 @@ from placement.assign.column_sort import sort_columns
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Touches:
+class Demand:
     """Exact counts of one layer in successive steps; unsigned integers [num_steps, num_devices] each.
 
     Attributes:
-        rows: tokens that need the device: rows of the request to it.
+        rows: tokens that need the device.
         distinct: experts it reads.
         pairs: (token, expert) pairs it computes.
+        message_rows: rows of the request to its box: tokens that need any device of the box.
     """
 
     rows: NDArray[np.unsignedinteger]
     distinct: NDArray[np.unsignedinteger]
     pairs: NDArray[np.unsignedinteger]
+    message_rows: NDArray[np.unsignedinteger]
 
 
-def count_touches(
-    chosen: NDArray[np.int16], expert_ids: NDArray[np.integer], num_devices: int, num_experts: int
-) -> Touches:
+def count_demand(
+    chosen: NDArray[np.int16],
+    expert_ids: NDArray[np.integer],
+    num_devices: int,
+    num_experts: int,
+    box: NDArray[np.intp] | None = None,
+) -> Demand:
     """Count one layer's work on every device, step by step.
 
     Args:
         chosen: int [num_steps, num_tokens, top_k], devices; an expert has one for all tokens of a step.
             `num_devices` stands for none: the choice is not counted.
         expert_ids: int, the same shape; a token's experts differ.
+        box: as `count_columns` takes it.
     """
     return count_columns(
-        device_columns(chosen, num_devices), expert_ids.transpose(1, 2, 0), num_devices, num_experts
+        device_columns(chosen, num_devices), expert_ids.transpose(1, 2, 0), num_devices, num_experts, box=box
     )
 
 
@@ -53,8 +60,9 @@ def count_columns(
     num_devices: int,
     num_experts: int,
     repeats: NDArray[np.unsignedinteger] | None = None,
-) -> Touches:
-    """`count_touches` with the steps along the last axis, so that every pass runs over neighbouring steps.
+    box: NDArray[np.intp] | None = None,
+) -> Demand:
+    """`count_demand` with the steps along the last axis, so that every pass runs over neighbouring steps.
 
     Linear in the choices times the devices, except for the sort that finds the experts several tokens of a
     step share.
@@ -64,6 +72,7 @@ def count_columns(
         expert_ids: int, the same shape.
         repeats: unsigned [num_devices or fewer, num_steps], choices of an expert that the step has
             already, by device; None to find them.
+        box: [num_devices], `ExpertRates.box`; None where every device has a box to itself.
     """
     num_tokens, top_k = chosen.shape[:2]
     devices = chosen.reshape(num_tokens, top_k, -1)
@@ -73,18 +82,29 @@ def count_columns(
     rows = np.empty_like(pairs)
     here = np.empty(devices.shape, dtype=np.bool_)
     of_token = np.empty((num_tokens, num_steps), dtype=by_token)
+    shared = np.zeros(num_devices, dtype=np.bool_) if box is None else np.bincount(box)[box] > 1
+    needs_box: dict[int, NDArray[np.bool_]] = {}
     for device in range(num_devices):
         np.equal(devices, device, out=here)
         np.add.reduce(here.view(np.uint8), axis=1, dtype=by_token, out=of_token)
         np.add.reduce(of_token, axis=0, dtype=whole, out=pairs[device])
-        np.add.reduce((of_token > 0).view(np.uint8), axis=0, dtype=whole, out=rows[device])
+        needs_device = of_token > 0
+        np.add.reduce(needs_device.view(np.uint8), axis=0, dtype=whole, out=rows[device])
+        if box is not None and shared[device]:
+            needs = needs_box.setdefault(int(box[device]), needs_device)
+            np.logical_or(needs, needs_device, out=needs)
+    message_rows = rows
+    if box is not None and needs_box:
+        message_rows = rows.copy()
+        for number, needs in needs_box.items():
+            message_rows[box == number] = np.add.reduce(needs.view(np.uint8), axis=0, dtype=whole)
     distinct = pairs
     if num_tokens > 1:
         if repeats is None:
             repeats = _count_repeats(chosen, expert_ids, num_devices, num_experts)
         distinct = pairs.copy()
         distinct[: len(repeats)] -= repeats
-    return Touches(rows.T, distinct.T, pairs.T)
+    return Demand(rows.T, distinct.T, pairs.T, message_rows.T)
 
 
 def steps_on(chosen: NDArray[np.unsignedinteger], devices: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -19,9 +19,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.bounds.layer_options import asked_seconds, layer_options, least_expert_seconds
 from placement.bounds.price_search import ascend, boxstep
-from placement.bounds.slot_options import asked_seconds, expert_seconds, options
-from placement.cost.roofline import expert_rates
+from placement.cost.rates import expert_rates
 from placement.given.problem import PlanningProblem
 from placement.plan import LOCAL_WORKER
 
@@ -84,7 +84,7 @@ def _sample_prices(market: _Market, prices: _Floats) -> _Floats:
 
 def _one_expert_s(problem: PlanningProblem) -> _Floats:
     rates = expert_rates(problem)
-    return rates.busy_s + asked_seconds(rates) + expert_seconds(rates)
+    return rates.busy_s + asked_seconds(rates) + least_expert_seconds(rates)
 
 
 def _first_prices(problem: PlanningProblem) -> _Floats:
@@ -127,15 +127,15 @@ class _Market:
         part = steps.shape[2] / problem.shape.num_moe_layers
         self.room: _Floats = part * np.bincount(classes, weights=problem.capacities())
         self._num_steps = len(steps)
-        # (Step, layer) pairs by how many experts they touch: int [num_pairs, num_distinct].
-        self._touched = list(_distinct(steps, problem.shape.num_experts))
+        # (Step, layer) pairs by how many distinct experts they need: int [num_pairs, num_distinct].
+        self._experts = list(_distinct(steps, problem.shape.num_experts))
         self._options = {
-            n: options(problem, classes, n) for n in {touched.shape[1] for touched in self._touched}
+            n: layer_options(problem, classes, n) for n in {experts.shape[1] for experts in self._experts}
         }
 
     def even_shares(self) -> list[_Floats]:
-        """Every step that uses an expert pays the same part of its rent: float64, as the touched experts."""
-        return self._scaled([np.ones(touched.shape) for touched in self._touched])
+        """Every step that uses an expert pays the same part of its rent: float64, as the experts experts."""
+        return self._normalise([np.ones(experts.shape) for experts in self._experts])
 
     def clear(self, prices: _Floats, shares: list[_Floats]) -> tuple[float, _Floats, list[_Floats]]:
         """Let every step choose its time and places.
@@ -169,14 +169,14 @@ class _Market:
     def move(self, shares: list[_Floats], paid: list[_Floats], rate: float) -> list[_Floats]:
         """Shift each expert's rent to steps whose place costs more; `rate` times price is the exponent."""
         least = min(float(price.min()) for price in paid)
-        return self._scaled([s * np.exp(rate * (p - least)) for s, p in zip(shares, paid, strict=True)])
+        return self._normalise([s * np.exp(rate * (p - least)) for s, p in zip(shares, paid, strict=True)])
 
-    def _scaled(self, shares: list[_Floats]) -> list[_Floats]:
+    def _normalise(self, shares: list[_Floats]) -> list[_Floats]:
         """Each expert's shares to a sum of 1."""
         total = np.zeros(self._num_experts)
-        for touched, share in zip(self._touched, shares, strict=True):
-            total += np.bincount(touched.ravel(), weights=share.ravel(), minlength=self._num_experts)
-        return [share / total[touched] for touched, share in zip(self._touched, shares, strict=True)]
+        for experts, share in zip(self._experts, shares, strict=True):
+            total += np.bincount(experts.ravel(), weights=share.ravel(), minlength=self._num_experts)
+        return [share / total[experts] for experts, share in zip(self._experts, shares, strict=True)]
 
 
 def _distinct(steps: NDArray[np.integer], num_experts: int) -> Iterator[NDArray[np.intp]]:

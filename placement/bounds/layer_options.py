@@ -1,6 +1,6 @@
 """Times that one MoE layer may take, and how many experts each device can have finished by then.
 
-Everything here leaves work out and never adds any, so that `slot_prices` stays a lower bound.
+Everything here leaves work out and never adds any, so that `memory_prices` stays a lower bound.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost.roofline import ExpertRates, expert_rates
+from placement.cost.rates import expert_rates
+from placement.cost.roofline import ExpertRates, roofline_seconds
 from placement.given.problem import PlanningProblem
 
 _Floats = NDArray[np.float64]
@@ -33,13 +34,13 @@ def message_seconds(rates: ExpertRates) -> _Floats:
     return rates.message_s + rates.message_row_s
 
 
-def expert_seconds(rates: ExpertRates) -> _Floats:
+def least_expert_seconds(rates: ExpertRates) -> _Floats:
     """The least a device needs for each distinct expert: it is read, and multiplied at least once."""
-    return np.maximum(rates.read_s, rates.expert_s + rates.compute_s)
+    return roofline_seconds(rates, 1, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Options:
+class LayerOptions:
     """Times a layer may take, ascending, and what can be done by then.
 
     Attributes:
@@ -77,17 +78,20 @@ class Options:
         return places
 
 
-def options(problem: PlanningProblem, classes: NDArray[np.intp], num_distinct: int) -> Options:
+def layer_options(problem: PlanningProblem, classes: NDArray[np.intp], num_distinct: int) -> LayerOptions:
     """For every number of messages, the times by which another expert can be finished.
 
     Near times are put together: the earliest of them, with what can be done by the latest; so are near
     numbers of messages.
     """
     rates = expert_rates(problem)
-    each_message_s = message_seconds(rates)
+    # The devices of a box share its message. So it is counted among the messages only where a box has one
+    # device; elsewhere each device waits for it.
+    alone = np.bincount(rates.box)[rates.box] == 1
+    each_message_s = message_seconds(rates) * alone
     message_s = float(each_message_s.max())
     on_request = each_message_s > 0
-    start_s, expert_s = rates.busy_s + asked_seconds(rates) - each_message_s, expert_seconds(rates)
+    start_s, expert_s = rates.busy_s + asked_seconds(rates) - each_message_s, least_expert_seconds(rates)
     counts = np.minimum(problem.capacities(), num_distinct)
     device = np.repeat(np.arange(len(counts)), counts)
     nth = np.arange(len(device)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
@@ -119,7 +123,7 @@ def _message_counts(most: int) -> list[tuple[int, int]]:
 
 def _few(
     found: list[tuple[_Floats, NDArray[np.int64], NDArray[np.int64]]], by_message: NDArray[np.bool_]
-) -> Options:
+) -> LayerOptions:
     """At most about `_MOST_OPTIONS` of each, sorted by time."""
     kept = []
     for seconds, served, asked in found:
@@ -136,4 +140,4 @@ def _few(
     seconds, offers = seconds[order], np.column_stack([served, asked])[order]
     # An option no better than an earlier one is none.
     worse = np.tril((offers[:, None] <= offers[None]).all(axis=2), k=-1).any(axis=1)
-    return Options(seconds[~worse], offers[~worse, :-1], offers[~worse, -1], by_message)
+    return LayerOptions(seconds[~worse], offers[~worse, :-1], offers[~worse, -1], by_message)

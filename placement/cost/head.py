@@ -1,0 +1,158 @@
+"""What a step costs the head itself: attention, KV cache, routers, dense layers, lm_head, MTP, software."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.cost.roofline import roofline_s
+from placement.errors import InputError
+from placement.given.cluster_spec import Overheads
+from placement.given.problem import PlanningDevice, PlanningProblem
+from placement.model_shape import AttentionShape, ModelShape
+from placement.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSeconds:
+    """What one step costs the head itself wherever experts live; shared experts count in the MoE layers."""
+
+    attention_s: float
+    kv_cache_s: float
+    router_s: float
+    dense_ffn_s: float
+    lm_head_s: float
+    mtp_s: float
+    layer_overhead_s: float = 0.0
+    pass_overhead_s: float = 0.0
+
+    @property
+    def total_s(self) -> float:
+        parts = (
+            self.attention_s,
+            self.kv_cache_s,
+            self.router_s,
+            self.dense_ffn_s,
+            self.lm_head_s,
+            self.mtp_s,
+            self.layer_overhead_s,
+            self.pass_overhead_s,
+        )
+        return sum(parts)
+
+
+def head_device(problem: PlanningProblem) -> PlanningDevice:
+    """The device the head computes on.
+
+    Raises:
+        InputError: the head's node has none, so nobody knows how fast it is.
+    """
+    if problem.head is None:
+        raise InputError(
+            "the head's node has no device, so its speed is unknown: give it one in the cluster file "
+            "(memory_bytes may equal reserved_bytes)"
+        )
+    return problem.devices[problem.head]
+
+
+def head_seconds(problem: PlanningProblem) -> HeadSeconds:
+    """Attention, KV cache, routers, dense layers, lm_head and MTP layers of one decode step.
+
+    Each part is the larger of its bytes / bandwidth and its FLOPs / rate. Weights are read once a step
+    for all rows, the KV cache once a sequence. MTP layers run one after another: layer i takes in what the
+    step verified and computes again the i slots that hung on drafts.
+    """
+    shape, workload, device = problem.shape, problem.workload, head_device(problem)
+    rows = workload.tokens_per_step
+    trunk, drafts = shape.attention[: shape.num_hidden_layers], shape.attention[shape.num_hidden_layers :]
+    overheads = device.overheads
+    mtp_s = 0.0
+    for i in range(min(workload.drafts, shape.num_mtp_layers)):
+        slots = workload.num_sequences * (1 + workload.accepted_drafts + i)
+        mtp_s += weights_s(shape.mtp_layer_parameters(i) - shape.lm_head_parameters, slots, workload, device)
+        mtp_s += weights_s(shape.lm_head_parameters, workload.num_sequences, workload, device)
+        mtp_s += _kv_cache_s(drafts[i], workload, device, rows=slots)
+        mtp_s += overheads.draft_s + slots * overheads.row_s
+    return HeadSeconds(
+        attention_s=sum(weights_s(a.parameters(shape.hidden_size), rows, workload, device) for a in trunk),
+        kv_cache_s=sum(_kv_cache_s(a, workload, device, rows=rows) for a in trunk),
+        router_s=shape.num_moe_layers * weights_s(shape.router_parameters, rows, workload, device),
+        dense_ffn_s=shape.num_dense_layers * weights_s(shape.dense_ffn_parameters, rows, workload, device),
+        lm_head_s=weights_s(shape.lm_head_parameters, rows, workload, device),
+        mtp_s=mtp_s,
+        layer_overhead_s=shape.num_hidden_layers * layer_software_s(overheads, rows)
+        + shape.num_moe_layers * overheads.moe_layer_s,
+        pass_overhead_s=overheads.pass_s,
+    )
+
+
+def head_layer_seconds(problem: PlanningProblem) -> NDArray[np.float64]:
+    """The same step layer by layer: float64 [num_hidden_layers], without shared experts.
+
+    Attention, KV cache, the router or the dense FFN, and their software; with lm_head, MTP layers and the
+    software of a pass they add up to `head_seconds`.
+    """
+    shape, workload, device = problem.shape, problem.workload, head_device(problem)
+    rows = workload.tokens_per_step
+    router_s = weights_s(shape.router_parameters, rows, workload, device)
+    dense_ffn_s = weights_s(shape.dense_ffn_parameters, rows, workload, device)
+    overheads = device.overheads
+    software_s = layer_software_s(overheads, rows)
+    return np.array(
+        [
+            weights_s(attention.parameters(shape.hidden_size), rows, workload, device)
+            + _kv_cache_s(attention, workload, device, rows=rows)
+            + (router_s + overheads.moe_layer_s if layer in shape.moe_layers else dense_ffn_s)
+            + software_s
+            for layer, attention in enumerate(shape.attention[: shape.num_hidden_layers])
+        ]
+    )
+
+
+def layer_software_s(overheads: Overheads, rows: int) -> float:
+    """The head's software in a decoder layer, dispatch left out."""
+    return overheads.layer_s + rows * overheads.row_s + (overheads.batch_s if rows > 1 else 0.0)
+
+
+def weights_s(parameters: int, num_rows: float, workload: Workload, device: PlanningDevice) -> float:
+    """A block of weights of the head's own: read once, multiplied with every row."""
+    num_bytes = parameters * workload.head_bits_per_weight / 8
+    return roofline_s(
+        num_bytes, 2 * parameters * num_rows, device.bandwidth_bytes_per_s, device.ffn_flops_per_s
+    )
+
+
+def shared_expert_s(
+    device: PlanningDevice, shape: ModelShape, workload: Workload, rows: int | None = None
+) -> float:
+    num_rows = workload.tokens_per_step if rows is None else rows
+    return weights_s(shape.shared_expert_parameters, num_rows, workload, device)
+
+
+def prefill_attention_s(
+    attention: AttentionShape, workload: Workload, device: PlanningDevice, num_tokens: int
+) -> float:
+    """Causal attention: row t sees context + t keys, on sliding layers at most the window."""
+    seen = workload.context + np.arange(1, num_tokens + 1)
+    if attention.is_sliding:
+        seen = np.minimum(seen, attention.window)
+    flops = 4.0 * float(seen.sum()) * attention.num_heads * attention.head_dim
+    num_bytes = float(seen.max()) * attention.kv_values_per_position() * workload.bytes_per_kv_value
+    return _attention_roofline_s(num_bytes, flops, device)
+
+
+def _kv_cache_s(attention: AttentionShape, workload: Workload, device: PlanningDevice, rows: float) -> float:
+    """Reading keys and values, or multiplying them: 2 FLOPs a value for q.k, 2 for the weighted sum."""
+    keys = min(workload.context, attention.window) if attention.is_sliding else workload.context
+    num_bytes = (
+        workload.num_sequences * keys * attention.kv_values_per_position() * workload.bytes_per_kv_value
+    )
+    flops = 4 * rows * keys * attention.num_heads * attention.head_dim
+    return _attention_roofline_s(num_bytes, flops, device)
+
+
+def _attention_roofline_s(num_bytes: float, flops: float, device: PlanningDevice) -> float:
+    rate = device.attention_flops_per_s or device.ffn_flops_per_s
+    return roofline_s(num_bytes, flops, device.bandwidth_bytes_per_s, rate)
