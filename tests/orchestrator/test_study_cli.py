@@ -118,9 +118,8 @@ def test_a_cluster_that_does_not_fit_is_said_everywhere(potluck: Potluck, tmp_pa
     assert code == 0, err
     lines = [line for line in out.splitlines() if line.startswith("Does not fit: ")]
     assert len(lines) == 2
-    start = "Does not fit: gaming: none of 2 cells fit: node gaming, device gpu: the head's weights, KV cache"
-    assert lines[0].startswith(start)
-    assert lines[1].startswith("Does not fit: gpu-and-two-cpu-boxes: 1 of 2 cells fit: 12,096 experts")
+    assert re.search(r"gaming: none of 2 .*node gaming, device gpu: .*KV cache", lines[0])
+    assert re.search(r"gpu-and-two-cpu-boxes: 1 of 2 .*12,096 experts", lines[1])
     made = document(potluck("study", file, "--processes", 1, "--json"))
     assert [(c["cluster"], c["cells"], c["of_cells"]) for c in made["not_fitting"]] == [
         ("gaming", 2, 2),
