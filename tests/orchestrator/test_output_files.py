@@ -43,7 +43,7 @@ def plan_of(files: Path, *more: object) -> tuple[object, ...]:
     ("out", "more", "what"),
     [
         ("cluster.yaml", (), "it is {files}/cluster.yaml, which this command reads"),
-        ("routing.npz", (), "this command reads it; give another name"),
+        ("routing.npz", (), "it is {files}/routing.npz, which this command reads"),
         ("routing.svg", (), "it is {files}/routing.npz, which this command reads"),
     ],
 )

@@ -216,7 +216,7 @@ def test_counts_of_another_engine_are_read(potluck: Potluck, files: Path, tmp_pa
         (("--accept", "often"), "--accept: … 'often'"),
         (("--accept", "0.9,0.9,0.9,0.9"), "--accept: … at most"),
         (("--head-bits", "inf"), "--head-bits: … at most 64 … 'inf'"),
-        (("--prompt-ratio", "inf"), "--prompt-ratio: … 'inf'"),
+        (("--prompt-ratio", "inf"), "--prompt-ratio: … inf"),
         (("--policy", "pipeline"), "'pipeline' makes no plan"),
         (("--policy", "uniform", "--current", "none.json"), "--policy uniform"),
         (("--picture", "."), "directory"),
