@@ -5,16 +5,25 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # pip shows its progress to a terminal; in a log it is silent unless it fails.
 INSTALL = [ -t 1 ] || quiet=--quiet; $(BIN)/pip install $$quiet --constraint constraints.txt
+# One thread each: two processes share two cores, and their models are tiny.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 NATIVE := $(wildcard workers/kernels/*.cpp workers/kernels/*.h)
 
-.PHONY: demo test check clean
+.PHONY: demo test test-long fidelity check clean
 
 demo: $(READY)
 	$(BIN)/potluck demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not alone" --numprocesses 2 --dist loadgroup
-	$(BIN)/python -m pytest -m alone
+	$(PYTEST) -m "not long"
+
+# More examples and larger ones, for a night.
+test-long: $(READY)
+	$(PYTEST) -m long
+
+# Predictions beside the runtime's times; on a busy machine it ends after five minutes and judges nothing.
+fidelity: $(READY)
+	$(BIN)/python -m benchmarks.fidelity.gate
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
-"""One thread a test process: the tiny models are too small to share. And the command line as a fixture."""
+"""One thread a test process: the tiny models are too small to share. Ray with patience. The command line."""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 import torch
@@ -9,6 +11,14 @@ from orchestrator.cli.app import load, run
 from tests.orchestrator.command_line import Potluck
 
 torch.set_num_threads(1)
+
+# Ray gives its own processes a minute or less, which is not enough beside other work.
+os.environ |= {
+    "RAY_worker_register_timeout_seconds": "600",
+    "RAY_agent_register_timeout_ms": "600000",
+    "RAY_gcs_server_request_timeout_seconds": "600",
+    "RAY_health_check_timeout_ms": "600000",
+}
 
 
 @pytest.fixture

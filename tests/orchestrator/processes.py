@@ -51,6 +51,14 @@ def heed_interrupts() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+def is_running(pid: int) -> bool:
+    """Whether there is such a process that has not ended."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def marked(value: str) -> list[int]:
     """Processes that were started with this value of MARK, or by such a process."""
     found = []

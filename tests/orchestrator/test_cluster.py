@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,11 +13,12 @@ import psutil
 import pytest
 import ray
 
+from orchestrator import cluster as cluster_module
 from orchestrator.cluster import RayCluster, RunningWorkers
 from placement.errors import PlanError, WorkerStartError
 from placement.model_shape import ModelShape
 from placement.plan import Plan
-from tests.orchestrator.processes import DEADLINE_S, MARK, marked, run, wait_until
+from tests.orchestrator.processes import DEADLINE_S, MARK, is_running, marked, run, wait_until
 from tests.orchestrator.random_plan import random_plan
 from tests.tiny_checkpoint import write_random_checkpoint
 from transport.expert_rows import ExpertRows
@@ -28,8 +28,7 @@ from workers.model_config import Step35Config
 # In one process of several: Rays that start at once take each other's time.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
-# After kill -9 of its driver Ray's own agents take a minute to notice.
-ORPHANED_S = 90.0
+PATIENCE_S = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -49,64 +48,16 @@ def plan(shape: ModelShape) -> Plan:
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No process started by these tests outlives them, and no ~/.ray is made."""
+    """No process started by these tests outlives them, and no ~/.ray is made; a busy machine has its time."""
     home, name = tmp_path_factory.mktemp("home"), "test_cluster"
     with pytest.MonkeyPatch.context() as patch:
+        for limit in ("START_TIMEOUT_S", "HELLO_TIMEOUT_S", "HEALTH_TIMEOUT_S"):
+            patch.setattr(cluster_module, limit, PATIENCE_S)
         patch.setenv("HOME", str(home))
         patch.setenv(MARK, f"{name}-{os.getpid()}")
         yield
-        wait_until(lambda: not marked(f"{name}-{os.getpid()}"), ORPHANED_S)
+        wait_until(lambda: not marked(f"{name}-{os.getpid()}"))
     assert not (home / ".ray").exists()
-
-
-# First, so that Ray's agents have noticed by the end of the module that their head was killed.
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_workers_end_with_the_process_that_started_them(number: signal.Signals, model_dir: Path) -> None:
-    with run(IDLE, model_dir) as process:
-        assert process.stdout is not None
-        pids = [int(pid) for pid in process.stdout.readline().split()]
-        assert pids
-        # As a terminal does: to the whole group, and more than once.
-        for _ in range(2 if number is signal.SIGINT else 1):
-            (os.killpg if number is signal.SIGINT else os.kill)(process.pid, number)
-        process.wait(DEADLINE_S)
-        wait_until(lambda: not any(map(is_running, pids)))
-        if number is not signal.SIGKILL:
-            assert in_group(process.pid) == []
-
-
-IDLE = """
-    import sys, time
-    from pathlib import Path
-    from orchestrator.cluster import RayCluster
-    from tests.orchestrator.random_plan import random_plan
-    from workers.model_config import Step35Config
-    model_dir = Path(sys.argv[1])
-    shape = Step35Config.load(model_dir).shape("tiny")
-    plan = random_plan(shape, 2, seed=4)
-    with RayCluster() as cluster:
-        workers = cluster.start_workers(plan, shape, model_dir)
-        workers.connect()
-        print(*[info.pid for info in workers.infos.values()], flush=True)
-        time.sleep(600)
-"""
-
-
-def is_running(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
-def in_group(group: int) -> list[int]:
-    """Processes of a process group: Ray's stay in their driver's, its workers in groups of their own."""
-    found = []
-    for process in psutil.process_iter(["pid", "status"]):
-        try:
-            belongs = os.getpgid(process.info["pid"]) == group
-        except ProcessLookupError:
-            continue
-        if belongs and process.info["status"] != psutil.STATUS_ZOMBIE:
-            found.append(process.info["pid"])
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +101,10 @@ def check_answers(workers: RunningWorkers, plan: Plan, shape: ModelShape) -> Non
 
 
 def test_a_joined_ray_is_served_encrypted_on_the_nodes_address(
-    cluster: RayCluster, plan: Plan, shape: ModelShape, model_dir: Path
+    cluster: RayCluster, shape: ModelShape, model_dir: Path
 ) -> None:
     """As in a cluster of several machines; the Ray that was joined goes on, as the tests below need."""
+    plan = random_plan(shape, 1, seed=4)
     with RayCluster("auto") as joined:
         workers = joined.start_workers(plan, shape, model_dir)
         check_answers(workers, plan, shape)
@@ -161,7 +113,7 @@ def test_a_joined_ray_is_served_encrypted_on_the_nodes_address(
     assert ray.is_initialized()
 
 
-@pytest.mark.parametrize("wire", ["ipc", "tcp"])
+@pytest.mark.parametrize("wire", ["ipc", pytest.param("tcp", marks=pytest.mark.long)])
 def test_workers_start_serve_and_stop(
     wire: str, cluster: RayCluster, plan: Plan, shape: ModelShape, model_dir: Path
 ) -> None:
@@ -177,22 +129,14 @@ def test_workers_start_serve_and_stop(
     wait_until(lambda: not any(map(is_running, pids)))
 
 
-def test_a_checkpoint_that_is_not_there_is_told_and_the_others_are_stopped(
-    cluster: RayCluster, plan: Plan, shape: ModelShape, tmp_path: Path
-) -> None:
-    workers = cluster.start_workers(plan, shape, tmp_path / "nothing")
-    with pytest.raises(WorkerStartError, match=r"worker w\d: .*nothing"):
-        workers.connect()
-
-
-def test_a_device_that_this_release_cannot_use_is_told_with_what_to_do(
+def test_a_device_that_this_release_cannot_use_is_told_and_the_others_are_stopped(
     cluster: RayCluster, plan: Plan, shape: ModelShape, model_dir: Path
 ) -> None:
     tiers = tuple(replace(tier, device="cuda:7") if tier.name == "w1" else tier for tier in plan.tiers)
     workers = cluster.start_workers(replace(plan, tiers=tiers), shape, model_dir)
-    told = r"worker w1: its experts are .*device 'cuda:7', .*: plan with devices of kind ram"
-    with pytest.raises(WorkerStartError, match=told):
+    with pytest.raises(WorkerStartError, match=r"worker w1: .*cuda:7.* plan with devices of kind ram"):
         workers.connect()
+    wait_until(lambda: not worker_processes())
 
 
 def test_a_box_of_two_devices_is_one_process(cluster: RayCluster, shape: ModelShape, model_dir: Path) -> None:
@@ -216,7 +160,7 @@ def test_a_worker_that_is_killed_while_it_starts_is_named_and_the_rest_stopped(
     workers = cluster.start_workers(plan, shape, model_dir)
     wait_until(lambda: bool(worker_processes()))
     worker_processes()[0].kill()
-    with pytest.raises(WorkerStartError, match=r"worker w\d: its process died before it was ready"):
+    with pytest.raises(WorkerStartError, match=r"worker w\d: its process died"):
         workers.connect()
     wait_until(lambda: not worker_processes())
 

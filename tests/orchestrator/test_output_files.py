@@ -35,7 +35,7 @@ def files(tmp_path: Path) -> Path:
 
 
 def plan_of(files: Path, *more: object) -> tuple[object, ...]:
-    given = ("--quant", "q4", "--policy", "uniform", *more)
+    given = ("--quant", "q4", "--policy", "uniform", "--stats", files / "routing.npz", *more)
     return ("plan", files / "cluster.yaml", "--model", "step-3.5-flash", *given)
 
 
@@ -43,8 +43,8 @@ def plan_of(files: Path, *more: object) -> tuple[object, ...]:
     ("out", "more", "what"),
     [
         ("cluster.yaml", (), "it is {files}/cluster.yaml, which this command reads"),
-        ("routing.npz", ("--stats", "routing.npz"), "this command reads it; give another name"),
-        ("routing.svg", ("--stats", "routing.npz"), "it is routing.npz, which this command reads"),
+        ("routing.npz", (), "it is {files}/routing.npz, which this command reads"),
+        ("routing.svg", (), "it is {files}/routing.npz, which this command reads"),
     ],
 )
 def test_plan_keeps_what_it_reads(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from placement.given.traces import CODING, GENERAL, SyntheticRouter
 from placement.model_shape import STEP_3_5_FLASH
 from placement.plan_file import read_plan
 from placement.workload import Workload
-from tests.orchestrator.command_line import Potluck, document
+from tests.orchestrator.command_line import Potluck, document, says
 
 CLUSTER = """
 head: study
@@ -130,12 +131,12 @@ def test_later_commands_take_from_a_plan_what_it_assumes(
 
 
 def test_what_is_assumed_is_printed_in_one_sentence(potluck: Potluck, files: Path) -> None:
-    code, out, err = potluck(*arguments(files, "--policy", "uniform", "--accept", "0.9"))
+    given = ("--policy", "uniform", "--stats", files / "coding.npz")
+    code, out, err = potluck(*arguments(files, *given, "--accept", "0.9"))
     assert code == 0, err
-    assert (
-        "Assumed: 1 text with 1 draft a step (0.9 hold), 4,096 positions in a 16-bit KV cache, the head's "
-        "weights in 4.5 bits, 8 prompt tokens for each one written."
-    ) in " ".join(out.split())
+    (sentence,) = re.findall(r"Assumed: .*?\.(?!\d)", " ".join(out.split()))
+    for part in ("1 draft", "0.9", "4,096 positions", "16-bit", "4.5 bits", "8 prompt tokens"):
+        assert part in sentence
 
 
 def test_the_output_stays_readable_at_60_columns(
@@ -207,36 +208,25 @@ def test_counts_of_another_engine_are_read(potluck: Potluck, files: Path, tmp_pa
 @pytest.mark.parametrize(
     ("mistake", "expected"),
     [
-        (("--policy", "best"), "policy 'best': expected one-box"),
-        (("--quant", "q1"), "quantisation 'q1': expected"),
-        (("--quant", "bfloat16"), "GB are missing; give more memory, or plan for smaller"),
-        (
-            ("--quant", "bfloat16"),
-            "smaller experts: --quant q5 fits",
-        ),
-        (("--quant", "bfloat16"), "cluster.yaml: "),
-        (("--tokens-per-step", 3, "--accept", "0.5"), "--tokens-per-step: expected a multiple of 2"),
-        (("--accept", "often"), "--accept: expected numbers"),
-        (("--accept", "0.9,0.9,0.9,0.9"), "--accept: expected at most"),
-        (("--head-bits", "inf"), "--head-bits: expected a number of at most 64, found 'inf'"),
-        (("--prompt-ratio", "inf"), "--prompt-ratio: expected a finite number"),
+        (("--policy", "best"), "'best' … one-box"),
+        (("--quant", "q1"), "'q1' … q4"),
+        (("--quant", "bfloat16"), "cluster.yaml: … GB are missing"),
+        (("--quant", "bfloat16"), "--quant q5 fits"),
+        (("--tokens-per-step", 3, "--accept", "0.5"), "--tokens-per-step: … multiple of 2"),
+        (("--accept", "often"), "--accept: … 'often'"),
+        (("--accept", "0.9,0.9,0.9,0.9"), "--accept: … at most"),
+        (("--head-bits", "inf"), "--head-bits: … at most 64 … 'inf'"),
+        (("--prompt-ratio", "inf"), "--prompt-ratio: … inf"),
         (("--policy", "pipeline"), "'pipeline' makes no plan"),
-        (("--policy", "uniform", "--current", "none.json"), "leave out --policy uniform"),
-        (("--picture", "."), "it is a directory"),
-        (("--picture", "missing/plan.svg"), "missing/plan.svg: the directory /"),
-        (("--move-bytes", "1GB"), "expected --current"),
+        (("--policy", "uniform", "--current", "none.json"), "--policy uniform"),
+        (("--picture", "."), "directory"),
+        (("--picture", "missing/plan.svg"), "missing/plan.svg: "),
+        (("--move-bytes", "1GB"), "--current"),
         (("--current", "none.json"), "none.json"),
         (("--stats", "none.npz"), "none.npz"),
-        (("--picture", "plan.gif"), "plan.gif: expected a name that ends in"),
-        (
-            ("--context", 262145),
-            "--context: expected a context of at most 262,144, the longest text of step-3.5-flash",
-        ),
-        (("--context", 262144, "--tokens-per-step", 32), "activations take 4"),
-        (
-            ("--context", 262144, "--tokens-per-step", 32),
-            "give a shorter --context or fewer bits (--quant, --head-bits)",
-        ),
+        (("--picture", "plan.gif"), "plan.gif: … svg"),
+        (("--context", 262145), "--context: … at most 262,144 … step-3.5-flash"),
+        (("--context", 262144, "--tokens-per-step", 32), "activations … --context … --head-bits"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(
@@ -245,8 +235,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     out_path = tmp_path / "plan.json"
     code, out, err = potluck(*arguments(files, *mistake, "--out", out_path))
     assert (code, out) == (2, "")
-    assert expected in err
-    assert len(err.splitlines()) == 1
+    assert says(err, expected), err
     assert not out_path.exists()
 
 
@@ -257,12 +246,11 @@ def test_a_size_that_is_none_and_a_plan_of_other_boxes_are_refused(
     document(potluck(*arguments(files, "--policy", "uniform", "--out", old, "--json")))
     code, _, err = potluck(*arguments(files, "--current", old, "--move-bytes", "much"))
     assert code == 2
-    assert "--move-bytes: expected bytes or a size" in err
+    assert says(err, "--move-bytes: … 'much'"), err
     other = tmp_path / "other.yaml"
     other.write_text(CLUSTER.replace("attic", "cellar"))
     code, _, err = potluck(
         *("plan", other, "--model", "step-3.5-flash", "--quant", "q4", "--current", old),
     )
     assert code == 2
-    expected = "a plan for the workers head, attic-ram, expected those of the cluster: head, cellar-ram"
-    assert f"--current: {old}: {expected}" in err
+    assert says(err, f"--current: {old}: … head, attic-ram … head, cellar-ram"), err

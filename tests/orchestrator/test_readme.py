@@ -20,6 +20,11 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.fixture(autouse=True)
+def brief_search() -> None:
+    """Instead of the one of tests/conftest.py: the README shows what the whole search finds."""
+
+
 def commands(heading: str) -> list[str]:
     """The lines of code below a bold heading, without comments."""
     section = README[README.index(f"**{heading}") :].split("\n\n**")[0].split("\n## ")[0]
@@ -78,15 +83,19 @@ def test_the_commands_of_several_boxes_run(
     assert out.strip()
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_the_commands_without_hardware_run(
+    whole: bool,
     potluck: Potluck,
     clone: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """With a policy that takes no time, unless `whole`: those that plan make many plans of a large model."""
     for line in commands("No hardware"):
         if line.startswith("potluck study"):
             _shorten_study(clone)
+        elif not whole and line.startswith(("potluck plan", "potluck whatif")):
+            line += " --policy uniform"
         code, _, err = run(potluck, line, monkeypatch)
         assert code == 0, f"{line}: {err}"
     assert (clone / "results" / "report.html").is_file()
@@ -97,6 +106,8 @@ def _shorten_study(clone: Path) -> None:
     studies = ROOT / "docs" / "studies"
     study = yaml.safe_load((studies / "home-clusters.yaml").read_text())
     study |= {"batches": [1], "contexts": [1000], "policies": ["one-box", "uniform"]}
+    study["clusters"] = study["clusters"][:1]
+    study["traces"] = [{"name": "general", "domain": "general", "tokens": 512}]
     (clone / "docs").unlink()
     (clone / "docs" / "studies").mkdir(parents=True)
     (clone / "docs" / "studies" / "clusters").symlink_to(studies / "clusters")

@@ -12,7 +12,7 @@ from placement.given.cluster_file import load_cluster
 from placement.given.stats import RoutingStats
 from placement.plan_file import write_plan
 from placement.workload import DEFAULT_CONTEXT, Workload
-from tests.orchestrator.command_line import Potluck, document
+from tests.orchestrator.command_line import Potluck, document, says
 from tests.placement.runs import SHAPE, random_trace
 from workers.model_config import Step35Config
 
@@ -103,32 +103,26 @@ def test_people_get_tables(potluck: Potluck, simulating: tuple[object, ...], tra
     ("change", "complaint"),
     [
         (("--trace", "nowhere.npz"), "nowhere.npz"),
-        (("--accept", "0.8,often"), "--accept: expected numbers from 0 to 1 such as 0.8,0.6"),
+        (("--accept", "0.8,often"), "--accept: … from 0 to 1 … '0.8,often'"),
         (("--accept", "0.8,nan"), "found '0.8,nan'"),
         (("--accept", "0.8", "--tokens-per-step", 3), "expected a multiple of 2"),
-        (
-            ("--lose", "attic"),
-            "--lose: expected WORKER@SECONDS, seconds of at least 0, found 'attic",
-        ),
+        (("--lose", "attic"), "--lose: … WORKER@SECONDS … 'attic"),
         (("--lose", "attic@inf"), "found 'attic@inf'"),
-        (("--lose", "head@1"), "--lose: expected a worker of the plan other than 'head'"),
-        (("--lose", "cellar@1"), "(attic), found 'cellar'"),
-        (("--new-plan", "next.json"), "--new-plan: expected PLAN.json@SECONDS"),
-        (("--new-plan", "next.json@1"), "--new-plan: next.json: No such file"),
+        (("--lose", "head@1"), "--lose: … 'head'"),
+        (("--lose", "cellar@1"), "--lose: … attic … 'cellar'"),
+        (("--new-plan", "next.json"), "--new-plan: … PLAN.json@SECONDS"),
+        (("--new-plan", "next.json@1"), "--new-plan: next.json: "),
         (
             ("--in-flight", 200, "--tokens-per-step", 2),
-            "trace.npz: expected at least 400 tokens, 200 (--in",
+            "trace.npz: … at least 400 tokens … --in-flight",
         ),
         (
             ("--context", 8000, "--tokens-per-step", 50),
-            "cluster.yaml: node study, device ram: the head's weights, KV cache and",
+            "cluster.yaml: … node study … device ram … KV cache",
         ),
-        (
-            ("--context", 10**6),
-            "--context: expected a context of at most 8,192, the longest text of potluck-tiny",
-        ),
-        (("--context", 4200), "plan.json: worker 'head' holds "),
-        (("--model", "step-3.5-flash"), "plan.json: plan for another model: made for potluck-tiny"),
+        (("--context", 10**6), "--context: … at most 8,192 … potluck-tiny"),
+        (("--context", 4200), "plan.json: … 'head'"),
+        (("--model", "step-3.5-flash"), "plan.json: … another model … potluck-tiny"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -136,8 +130,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 ) -> None:
     code, out, err = potluck(*simulating, "--trace", trace, *change)
     assert (code, out) == (2, "")
-    assert complaint in err
-    assert len(err.strip().splitlines()) == 1
+    assert says(err, complaint), err
 
 
 def test_a_plan_over_its_own_budget_is_refused(
@@ -173,9 +166,9 @@ def test_a_context_that_nobody_asked_for_is_no_reason_to_refuse(
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"layers": "in q4"}, "expected experts in bfloat16 of 12.3 kB as in "),
-        ({"workers": "swapped"}, "plan.json (head, attic-ram), in that order, found attic-ram, head"),
-        ({"epoch": -1}, "epoch: expected a whole number"),
+        ({"layers": "in q4"}, "bfloat16 … 12.3 kB"),
+        ({"workers": "swapped"}, "plan.json … head, attic-ram … found attic-ram, head"),
+        ({"epoch": -1}, "epoch: … whole number"),
         ({"fingerprint": "0" * 16}, "plan for another model"),
     ],
 )
@@ -193,8 +186,7 @@ def test_a_new_plan_that_does_not_go_with_the_running_one_is_named(
     code, out, err = potluck(*simulating, "--trace", trace, "--new-plan", f"{new}@0.5")
     assert (code, out) == (2, "")
     assert err.startswith(f"error: --new-plan: {new}: ")
-    assert complaint in err
-    assert len(err.splitlines()) == 1
+    assert says(err, complaint), err
 
 
 def test_a_trace_of_another_model_and_one_without_tokens_are_refused(

@@ -18,6 +18,7 @@ from placement.answers.study.grid import cells
 from placement.answers.study.results import Row
 from placement.answers.study.runner import run_cells
 from placement.errors import ClusterFileError, InputError, StudyFileError
+from placement.policies.least_time import kicks
 from tests.orchestrator.command_line import Potluck, document
 from tests.placement.answers.study.test_study import SHAPE, STUDY, written
 
@@ -27,7 +28,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("study")
     text = STUDY.replace("[hottest-first,", "[least-time, hottest-first,").replace("[0]", "[0, 8]")
     loaded = Study.load(written(folder, text.replace("name: small\n", 'name: "<b>small</b>"\n', 1)))
-    rows = list(run_cells(SHAPE, cells(loaded), processes=1))
+    with pytest.MonkeyPatch.context() as patch:
+        # As tests/conftest.py has it, which comes too late for a fixture of the module.
+        patch.setattr(kicks, "_MOST_KICKS", kicks._FEWEST_KICKS)
+        rows = list(run_cells(SHAPE, cells(loaded), processes=1))
     assert len(compare(rows)) == 2 * 2 * 2
     write_page(loaded, rows, folder / "report.html")
     return (folder / "report.html").read_text()
@@ -118,9 +122,8 @@ def test_a_cluster_that_does_not_fit_is_said_everywhere(potluck: Potluck, tmp_pa
     assert code == 0, err
     lines = [line for line in out.splitlines() if line.startswith("Does not fit: ")]
     assert len(lines) == 2
-    start = "Does not fit: gaming: none of 2 cells fit: node gaming, device gpu: the head's weights, KV cache"
-    assert lines[0].startswith(start)
-    assert lines[1].startswith("Does not fit: gpu-and-two-cpu-boxes: 1 of 2 cells fit: 12,096 experts")
+    assert re.search(r"gaming: none of 2 .*node gaming, device gpu: .*KV cache", lines[0])
+    assert re.search(r"gpu-and-two-cpu-boxes: 1 of 2 .*12,096 experts", lines[1])
     made = document(potluck("study", file, "--processes", 1, "--json"))
     assert [(c["cluster"], c["cells"], c["of_cells"]) for c in made["not_fitting"]] == [
         ("gaming", 2, 2),

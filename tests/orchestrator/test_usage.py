@@ -10,7 +10,7 @@ import pytest
 
 from placement.policies.registry import POLICIES, RUN_POLICIES
 from placement.workload import DEFAULT_CONTEXT
-from tests.orchestrator.command_line import Potluck
+from tests.orchestrator.command_line import Potluck, says
 from tests.orchestrator.test_plan_cli import CLUSTER
 
 PLAN = ("plan", "cluster.yaml", "--model", "step-3.5-flash")
@@ -19,24 +19,24 @@ PLAN = ("plan", "cluster.yaml", "--model", "step-3.5-flash")
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((*PLAN, "--tokens-per-step", 0), "--tokens-per-step: expected a number of at least 1, found '0'"),
-        ((*PLAN, "--context", "1.5"), "--context: expected a whole number, found '1.5'; see `potluck plan"),
-        ((*PLAN, "--head-bits", "many"), "--head-bits: expected a number, found 'many'"),
-        ((*PLAN, "--polcy", "uniform"), "potluck plan: no such option: --polcy (Possible options: --policy)"),
+        ((*PLAN, "--tokens-per-step", 0), "--tokens-per-step: … at least 1 … '0'"),
+        ((*PLAN, "--context", "1.5"), "--context: … whole number … '1.5' … `potluck plan"),
+        ((*PLAN, "--head-bits", "many"), "--head-bits: … 'many'"),
+        ((*PLAN, "--polcy", "uniform"), "potluck plan: … --polcy … --policy"),
         ((*PLAN, "other.yaml"), "unexpected extra argument"),
-        ((*PLAN, "--quant"), "option '--quant' requires an argument; see `potluck"),
-        (("plan",), "potluck plan: missing argument 'CLUSTER'; see `potluck plan --help`"),
-        (("simulate", "plan.json"), "missing option '--cluster'"),
-        (("whatif", "a.yaml", "--model", "m", "--context", -1), "--context: expected a number of at least 0"),
-        ((*PLAN, "--head-bits", "nan"), "--head-bits: expected a "),
-        (("study", "s.yaml", "--processes", 0), "--processes: expected a number of at least 1, found '0'"),
-        (("stats", "--model", "m", "--out", "o.npz"), "missing argument 'TEXT...'"),
-        (("generate", "--model", "m", "--dtype", "q4"), "--dtype: 'q4' is not one of 'float32', 'bfloat16'"),
-        (("stats", "a.txt", "--model", "nowhere", "--out", "o.npz"), "nowhere/config.json: No such file"),
-        (("generate", "--model", "m", "--workers", 65), "--workers: expected a number of at most 64"),
-        (("demo", "--max-tokens", 1), "--max-tokens: expected a number of at least 2, found '1'"),
-        (("plann",), "no such command 'plann'; did you mean 'plan'; see `potluck --help`"),
-        (("--vresion",), "no such option: --vresion"),
+        ((*PLAN, "--quant"), "--quant … requires an argument … `potluck"),
+        (("plan",), "potluck plan: … missing … CLUSTER … `potluck plan --help`"),
+        (("simulate", "plan.json"), "missing … --cluster"),
+        (("whatif", "a.yaml", "--model", "m", "--context", -1), "--context: … at least 0"),
+        ((*PLAN, "--head-bits", "nan"), "--head-bits: "),
+        (("study", "s.yaml", "--processes", 0), "--processes: … at least 1 … '0'"),
+        (("stats", "--model", "m", "--out", "o.npz"), "missing … TEXT"),
+        (("generate", "--model", "m", "--dtype", "q4"), "--dtype: … 'q4' … 'float32', 'bfloat16'"),
+        (("stats", "a.txt", "--model", "nowhere", "--out", "o.npz"), "nowhere/config.json: "),
+        (("generate", "--model", "m", "--workers", 65), "--workers: … at most 64"),
+        (("demo", "--max-tokens", 1), "--max-tokens: … at least 2 … '1'"),
+        (("plann",), "'plann' … 'plan' … `potluck --help`"),
+        (("--vresion",), "--vresion"),
         (("plan", "a\nb[red].yaml:b:", "--model", "step-3.5-flash"), "a b[red].yaml:b:"),
     ],
 )
@@ -46,8 +46,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     code, out, err = potluck(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
-    assert expected in err
-    assert len(err.splitlines()) == 1
+    assert says(err, expected), err
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(potluck: Potluck, tmp_path: Path) -> None:
@@ -60,7 +59,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(potluck: Potluck, tmp_path: 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (code, out) == (2, "")
-    assert err == f"error: cannot write {tmp_path / 'plan.json'}: File too large; make room and try again\n"
+    assert says(err, f"error: … {tmp_path / 'plan.json'}: File too large"), err
     assert [path.name for path in tmp_path.iterdir()] == ["cluster.yaml"]
 
 

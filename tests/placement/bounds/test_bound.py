@@ -28,17 +28,17 @@ from placement.workload import Workload
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape
 
-SHAPE = small_shape(num_moe_layers=4, num_experts=32, top_k=4)
+SHAPE = small_shape(num_moe_layers=3, num_experts=20, top_k=3)
 SIZE = SHAPE.expert_bytes(16)
 # One document of many tokens without stickiness: choices are independent.
-ROUTER = SyntheticRouter(SHAPE, stickiness=0, document_tokens=4000)
+ROUTER = SyntheticRouter(SHAPE, stickiness=0, document_tokens=2000)
 
 
 def independent_problem(seed: int, drafts: int) -> PlanningProblem:
     """A head, sometimes a second device at home, one or two boxes; reading an expert takes 0.05 to 0.5 ms."""
     generator = np.random.default_rng(seed)
     sizes = generator.multinomial(
-        SHAPE.num_routed_experts + int(generator.integers(0, 60)), [0.3, 0.2, 0.3, 0.2]
+        SHAPE.num_routed_experts + int(generator.integers(0, 30)), [0.3, 0.2, 0.3, 0.2]
     )
     names = [LOCAL_WORKER, "home-ram", "attic", "den"]
     devices = [
@@ -53,7 +53,7 @@ def independent_problem(seed: int, drafts: int) -> PlanningProblem:
         for name, size in zip(names, sizes.tolist(), strict=True)
     ]
     domain = (GENERAL, CODING)[seed % 2]
-    trace = ROUTER.trace(domain, 4000, stream_seed=seed)
+    trace = ROUTER.trace(domain, 2000, stream_seed=seed)
     stats = RoutingStats.from_trace(SHAPE, trace, domain.name)
     return PlanningProblem(SHAPE, tuple(devices), SIZE, stats, Workload(drafts=drafts))
 
@@ -65,8 +65,19 @@ def trace_of(problem: PlanningProblem) -> np.ndarray[tuple[int, ...], np.dtype[n
 
 
 @given(seed=st.integers(0, 10_000), drafts=st.integers(0, 2))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_no_placement_beats_the_bounds(seed: int, drafts: int) -> None:
+    check_that_no_candidate_beats_the_bounds(seed, drafts)
+
+
+@pytest.mark.long
+@given(seed=st.integers(0, 10_000), drafts=st.integers(0, 2))
+@settings(max_examples=60, deadline=None)
+def test_no_placement_of_many_beats_the_bounds(seed: int, drafts: int) -> None:
+    check_that_no_candidate_beats_the_bounds(seed, drafts)
+
+
+def check_that_no_candidate_beats_the_bounds(seed: int, drafts: int) -> None:
     problem = independent_problem(seed, drafts)
     trace = trace_of(problem)
     assert problem.stats is not None
@@ -80,14 +91,14 @@ def test_no_placement_beats_the_bounds(seed: int, drafts: int) -> None:
         assert mean_s >= by_trace
         assert mean_s >= priced
         # An expectation, met by a sample up to its noise.
-        assert mean_s >= 0.99 * independent
+        assert mean_s >= 0.98 * independent
 
 
 @given(seed=st.integers(0, 10_000), masks_seed=st.integers(0, 10_000))
 @settings(max_examples=8, deadline=None)
 def test_replicas_do_not_beat_the_bounds_either(seed: int, masks_seed: int) -> None:
     problem = independent_problem(seed, drafts=0)
-    masks = np.random.default_rng(masks_seed).random((4, 4, 32)) < 0.4
+    masks = np.random.default_rng(masks_seed).random((4, SHAPE.num_moe_layers, SHAPE.num_experts)) < 0.4
     masks[0] |= ~masks.any(axis=0)
     table = HolderTable.from_masks(masks)
     held = table.experts_per_worker(4)
@@ -141,10 +152,12 @@ def test_one_box_with_room_for_all_is_exact() -> None:
     assert lower_bound_s(problem, trace_of(problem)) == pytest.approx(mean_s)
 
 
-def tiny_problem(seed: int, num_devices: int, tokens_per_step: int) -> tuple[PlanningProblem, np.ndarray]:
-    """Two layers of five experts and a short trace; small enough to try every placement."""
+def tiny_problem(
+    seed: int, num_devices: int, tokens_per_step: int, num_experts: int
+) -> tuple[PlanningProblem, np.ndarray]:
+    """Two layers of few experts and a short trace; small enough to try every placement."""
     generator = np.random.default_rng(seed)
-    shape = small_shape(num_moe_layers=2, num_experts=5, top_k=2)
+    shape = small_shape(num_moe_layers=2, num_experts=num_experts, top_k=2)
     size = shape.expert_bytes(16)
     devices = tuple(
         device(
@@ -167,8 +180,8 @@ def tiny_problem(seed: int, num_devices: int, tokens_per_step: int) -> tuple[Pla
     if generator.random() < 0.4:
         first, *others = devices
         devices = (first, *(replace(d, tier=replace(d.tier, worker="box", node="box")) for d in others))
-    popularity = generator.dirichlet(np.full(5, 0.7), size=2) + 1e-6
-    noisy = np.log(popularity) + generator.gumbel(size=(6 * tokens_per_step, 2, 5))
+    popularity = generator.dirichlet(np.full(num_experts, 0.7), size=2) + 1e-6
+    noisy = np.log(popularity) + generator.gumbel(size=(6 * tokens_per_step, 2, num_experts))
     trace = np.argsort(-noisy, axis=2)[:, :, :2].astype(np.uint16)
     return PlanningProblem(shape, devices, size, workload=Workload(num_sequences=tokens_per_step)), trace
 
@@ -198,7 +211,7 @@ def best_of_all_placements_s(problem: PlanningProblem, trace: np.ndarray) -> flo
     for row in range(2):
         options = [step_times_s(step) for step in steps[:, :, row]]
         by_use: dict[tuple[int, ...], float] = {}
-        for holders in itertools.product(subsets, repeat=5):
+        for holders in itertools.product(subsets, repeat=problem.shape.num_experts):
             use = tuple(sum(d in held for held in holders) for d in range(num_devices))
             seconds = np.mean(
                 [
@@ -220,15 +233,15 @@ def best_of_all_placements_s(problem: PlanningProblem, trace: np.ndarray) -> flo
 
 
 @given(seed=st.integers(0, 10_000), tokens_per_step=st.integers(1, 2))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_no_placement_at_all_beats_the_bound_on_tiny_instances(seed: int, tokens_per_step: int) -> None:
-    problem, trace = tiny_problem(seed, 2, tokens_per_step)
+    problem, trace = tiny_problem(seed, 2, tokens_per_step, num_experts=5)
     assert lower_bound_s(problem, trace) <= best_of_all_placements_s(problem, trace) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_nor_with_three_devices(seed: int) -> None:
-    problem, trace = tiny_problem(seed, 3, 1)
+    problem, trace = tiny_problem(seed, 3, 1, num_experts=4)
     assert lower_bound_s(problem, trace) <= best_of_all_placements_s(problem, trace) * (1 + 1e-9)
 
 
@@ -236,8 +249,8 @@ def test_nor_with_three_devices(seed: int) -> None:
 def test_it_is_near_where_a_slow_link_rules(drafts: int) -> None:
     gbytes_per_s = SIZE / 1e-4 / 1e9
     devices = (
-        device(LOCAL_WORKER, 90, SIZE, gbytes_per_s=gbytes_per_s),
-        device("box", 50, SIZE, gbytes_per_s=gbytes_per_s, round_trip_s=3e-3),
+        device(LOCAL_WORKER, 42, SIZE, gbytes_per_s=gbytes_per_s),
+        device("box", 24, SIZE, gbytes_per_s=gbytes_per_s, round_trip_s=3e-3),
     )
     problem = replace(independent_problem(1, drafts), devices=devices)
     mean_s = evaluate(problem, least_time(problem), trace_of(problem)).mean_s
@@ -263,26 +276,29 @@ def test_independence_may_only_raise_it() -> None:
     assert lower_bound_s(problem, short, independent=True) >= lower_bound_s(problem, short)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(
+    "seed", [0, 1, 2, 3, *(pytest.param(n, marks=pytest.mark.long) for n in range(4, 24))]
+)
 def test_no_placement_on_boxes_whose_disks_share_their_cpu_beats_the_bound(seed: int) -> None:
     """The disk states an arithmetic that its box's CPU does not have; half of the time it is what rules."""
     draws = np.random.default_rng(seed)
     gflops = float(draws.choice([0.002, 1.0]))
     devices = [
-        device("head", 40, SIZE, tier="vram", gbytes_per_s=0.2, gflops=1.0),
-        device("home-ram", 50, SIZE, home=True, gbytes_per_s=0.03, gflops=gflops),
-        device("home-disk", 128, SIZE, tier="disk", home=True, gbytes_per_s=0.01, gflops=99),
-        device("den", 30, SIZE, gbytes_per_s=0.03, gflops=gflops),
+        device("head", 18, SIZE, tier="vram", gbytes_per_s=0.2, gflops=1.0),
+        device("home-ram", 24, SIZE, home=True, gbytes_per_s=0.03, gflops=gflops),
+        device("home-disk", 60, SIZE, tier="disk", home=True, gbytes_per_s=0.01, gflops=99),
+        device("den", 14, SIZE, gbytes_per_s=0.03, gflops=gflops),
     ]
-    disk = device("den-disk", 40, SIZE, tier="disk", gbytes_per_s=0.01, gflops=99)
+    disk = device("den-disk", 18, SIZE, tier="disk", gbytes_per_s=0.01, gflops=99)
     devices.append(replace(disk, tier=replace(disk.tier, node="den")))
     trace = ROUTER.trace(GENERAL, 300, stream_seed=seed)
     stats = RoutingStats.from_trace(SHAPE, trace, "general")
     problem = PlanningProblem(SHAPE, tuple(devices), SIZE, stats, Workload(drafts=seed % 2))
     bound_s = lower_bound_s(problem, trace)
     assert bound_s > 0
+    layers = (SHAPE.num_moe_layers, SHAPE.num_experts)
     for _ in range(6):
-        masks = draws.random((5, 4, 32)) < 0.2
-        masks[draws.integers(0, 5, (4, 32)), *np.indices((4, 32))] = True
+        masks = draws.random((5, *layers)) < 0.2
+        masks[draws.integers(0, 5, layers), *np.indices(layers)] = True
         assert evaluate(problem, HolderTable.from_masks(masks), trace).mean_s >= bound_s
     assert evaluate(problem, least_time(problem), trace).mean_s >= bound_s

@@ -120,7 +120,7 @@ def test_a_pipe_gets_the_whole_result(tmp_path: Path) -> None:
         reader = threading.Thread(target=read)
         reader.start()
     os.close(holder)
-    reader.join(timeout=30)
+    reader.join(timeout=120)
     assert got == [content]
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,14 +26,14 @@ from tests.placement.boxes import device
 from tests.placement.shapes import small_shape
 
 CLUSTERS = Path(__file__).parents[4] / "docs/studies/clusters"
-SHAPE = small_shape(num_moe_layers=6, num_experts=64, top_k=4)
+SHAPE = small_shape(num_moe_layers=4, num_experts=32, top_k=3)
 SIZE = SHAPE.expert_bytes(16)
 ROUTER = SyntheticRouter(SHAPE)
 # Slow memory for tiny experts, so that reading one takes 0.1 ms as in the published model.
 READ_GBYTES_PER_S = SIZE / 1e-4 / 1e9
 
 
-def boxes(round_trip_s: float, home: int = 200, remote: int = 250) -> tuple[PlanningDevice, ...]:
+def boxes(round_trip_s: float, home: int = 67, remote: int = 83) -> tuple[PlanningDevice, ...]:
     return (
         device("head", home, SIZE, gbytes_per_s=READ_GBYTES_PER_S),
         device("attic", remote, SIZE, gbytes_per_s=READ_GBYTES_PER_S, round_trip_s=round_trip_s),
@@ -41,7 +41,7 @@ def boxes(round_trip_s: float, home: int = 200, remote: int = 250) -> tuple[Plan
 
 
 def problem(
-    devices: tuple[PlanningDevice, ...], domain: Domain = GENERAL, drafts: int = 0, tokens: int = 3000
+    devices: tuple[PlanningDevice, ...], domain: Domain = GENERAL, drafts: int = 0, tokens: int = 1500
 ) -> PlanningProblem:
     stats = RoutingStats.from_trace(SHAPE, ROUTER.trace(domain, tokens), domain.name)
     return PlanningProblem(SHAPE, devices, SIZE, stats, Workload(drafts=drafts))
@@ -49,17 +49,35 @@ def problem(
 
 def held_out_s(given: PlanningProblem, table_of: object, domain: Domain = GENERAL) -> float:
     assert callable(table_of)
-    return evaluate(given, table_of(given), ROUTER.trace(domain, 3000, stream_seed=1)).mean_s
+    return evaluate(given, table_of(given), ROUTER.trace(domain, 1500, stream_seed=1)).mean_s
 
 
-@pytest.mark.parametrize("round_trip_s", [1e-5, 3e-4, 3e-3])
-@pytest.mark.parametrize("domain", [GENERAL, CODING])
-@pytest.mark.parametrize("drafts", [0, 2])
+def long(*case: object) -> object:
+    return pytest.param(*case, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize(
+    ("round_trip_s", "domain", "drafts"),
+    [
+        (1e-5, GENERAL, 2),
+        (3e-4, CODING, 0),
+        (3e-4, GENERAL, 2),
+        (3e-3, CODING, 0),
+        long(1e-5, GENERAL, 0),
+        long(1e-5, CODING, 0),
+        long(1e-5, CODING, 2),
+        long(3e-4, GENERAL, 0),
+        long(3e-4, CODING, 2),
+        long(3e-3, GENERAL, 0),
+        long(3e-3, GENERAL, 2),
+        long(3e-3, CODING, 2),
+    ],
+)
 def test_it_is_not_slower_than_the_best_baseline_on_text_it_has_not_seen(
     round_trip_s: float, domain: Domain, drafts: int
 ) -> None:
     given = problem(boxes(round_trip_s), domain, drafts)
-    held_out = ROUTER.trace(domain, 3000, stream_seed=1)
+    held_out = ROUTER.trace(domain, 1500, stream_seed=1)
     best_s = {
         searched: min(
             evaluate(given, c.table, held_out).mean_s
@@ -96,7 +114,7 @@ def test_a_trace_of_one_token_is_not_fitted_to() -> None:
 def test_a_search_never_ends_worse_than_it_began_nor_over_capacity() -> None:
     generator = np.random.default_rng(0)
     devices = tuple(
-        device(f"d{i}", 100, SIZE, gbytes_per_s=0.01 * (i + 1), round_trip_s=1e-4 * i) for i in range(5)
+        device(f"d{i}", 34, SIZE, gbytes_per_s=0.01 * (i + 1), round_trip_s=1e-4 * i) for i in range(5)
     )
     given = problem(devices)
     assert given.stats is not None
@@ -104,11 +122,11 @@ def test_a_search_never_ends_worse_than_it_began_nor_over_capacity() -> None:
     sample = heat_sample(given.stats.trace, given.stats.counts.astype(np.int64), 1, 200)
     groups = [[i] for i in range(5)]
     seconds = group_seconds(expert_rates(given), groups, sample)
-    capacities = np.full(5, 100)
+    capacities = np.full(5, 34)
     for _ in range(5):
-        order = generator.permutation(np.repeat(np.arange(5), [77, 77, 77, 77, 76])).reshape(6, 64)
+        order = generator.permutation(np.repeat(np.arange(5), [26, 26, 26, 25, 25])).reshape(4, 32)
         sizes = np.stack([(order == g).sum(axis=1) for g in range(5)], axis=1)
-        start = np.concatenate([np.zeros((6, 1), dtype=np.int64), np.cumsum(sizes, axis=1)], axis=1)
+        start = np.concatenate([np.zeros((4, 1), dtype=np.int64), np.cumsum(sizes, axis=1)], axis=1)
         _, before = improve(start, sample, seconds, capacities, shifts=())
         boundaries, after = improve(start, sample, seconds, capacities, shifts=(8, 4, 2, 1))
         _, measured = improve(boundaries, sample, seconds, capacities, shifts=())
@@ -116,38 +134,42 @@ def test_a_search_never_ends_worse_than_it_began_nor_over_capacity() -> None:
         assert measured == pytest.approx(after)
         assert (np.diff(boundaries, axis=1) >= 0).all()
         assert (np.diff(boundaries, axis=1).sum(axis=0) <= capacities).all()
-        assert boundaries[:, 0].tolist() == [0] * 6
-        assert boundaries[:, -1].tolist() == [64] * 6
+        assert boundaries[:, 0].tolist() == [0] * 4
+        assert boundaries[:, -1].tolist() == [32] * 4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("num_devices", "limit_s"), [(8, 10), (128, 30)])
-def test_the_published_shape_is_planned_in_seconds(num_devices: int, limit_s: float) -> None:
-    """Aims are 2 s and 15 s on an idle machine; the limits allow for a busy one."""
+@pytest.mark.parametrize("num_devices", [8, long(128)])
+def test_the_published_shape_is_planned_within_every_budget(num_devices: int) -> None:
+    """How fast it is, benchmarks.planner says."""
     size = STEP_3_5_FLASH.expert_bytes(4.5)
     room = 14_000 // num_devices
     devices = [
         device("head" if i == 0 else f"d{i}", room + i, size, gbytes_per_s=40 + 7 * (i % 5))
         for i in range(num_devices)
     ]
-    trace = SyntheticRouter(STEP_3_5_FLASH).trace(CODING, 1500)
-    stats = RoutingStats.from_trace(STEP_3_5_FLASH, trace, "synthetic")
-    given = PlanningProblem(STEP_3_5_FLASH, tuple(devices), size, stats)
-    start = time.perf_counter()
+    given = PlanningProblem(STEP_3_5_FLASH, tuple(devices), size, published_stats(600))
     table = least_time(given)
-    assert time.perf_counter() - start < limit_s
+    assert (table.table[:, :, 0] >= 0).all()
     assert (table.experts_per_worker(num_devices) <= given.capacities()).all()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["gpu-workstation", "gpu-and-two-cpu-boxes", "three-cpu-boxes", "wifi"])
+@functools.cache
+def published_stats(num_tokens: int) -> RoutingStats:
+    trace = SyntheticRouter(STEP_3_5_FLASH).trace(CODING, num_tokens)
+    return RoutingStats.from_trace(STEP_3_5_FLASH, trace, "synthetic")
+
+
+@pytest.mark.parametrize(
+    "name", ["gpu-and-two-cpu-boxes", long("gpu-workstation"), long("three-cpu-boxes"), long("wifi")]
+)
 def test_a_plan_that_weighs_prompts_is_no_worse_by_them_than_one_that_does_not(name: str) -> None:
     size = STEP_3_5_FLASH.expert_bytes(4.5)
     cluster = load_cluster(CLUSTERS / f"{name}.yaml")
-    trace = SyntheticRouter(STEP_3_5_FLASH).trace(CODING, 1500)
-    stats = RoutingStats.from_trace(STEP_3_5_FLASH, trace, "synthetic")
+    # Fewer and the search fits them, not the text.
+    stats = published_stats(1500)
+    assert stats.trace is not None
     workload = Workload(context=4096, head_bits_per_weight=4.5, prompt_tokens_per_token=8.0)
     weighed = problem_for(STEP_3_5_FLASH, cluster, size, stats, workload)
     plain = replace(weighed, workload=replace(workload, prompt_tokens_per_token=0.0))
-    ours, other = (objective_s(weighed, least_time(given), trace) for given in (weighed, plain))
+    ours, other = (objective_s(weighed, least_time(given), stats.trace) for given in (weighed, plain))
     assert ours <= other * 1.001

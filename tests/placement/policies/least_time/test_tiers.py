@@ -78,7 +78,7 @@ def misplaced(problem: PlanningProblem, table: HolderTable) -> int:
 @example(seed=26)
 @example(seed=131)
 @given(seed=st.integers(0, 100_000))
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=1, deadline=None)
 def test_no_plan_leaves_an_expert_in_slower_memory_than_its_box_has_room_for(seed: int) -> None:
     problem = random_problem(seed)
     table = least_time(problem)
@@ -132,7 +132,7 @@ def test_baselines_that_go_by_speed_do_the_same(policy: str) -> None:
         assert misplaced(problem, BASELINES[policy](problem)) == 0
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 12))])
 def test_weighing_prompts_never_makes_a_plan_worse_by_that_weight(seed: int) -> None:
     problem = random_problem(seed)
     plain = replace(problem, workload=replace(problem.workload, prompt_tokens_per_token=0.0))

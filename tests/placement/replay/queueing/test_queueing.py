@@ -139,7 +139,7 @@ def test_what_cannot_be_simulated_is_said() -> None:
         simulate_queueing(system, [])
     with pytest.raises(InputError, match="expected at least 1 tokens"):
         simulate_queueing(system, [Stream([random_trace(0, 0)])])
-    with pytest.raises(InputError, match="stream: expected a time of at least 0 seconds, found -1"):
+    with pytest.raises(InputError, match=r"stream: .*found -1"):
         Stream([random_trace(0, 5)], start_s=-1)
     with pytest.raises(PlanError, match="worker 'cellar' is not in the plan"):
         simulate_queueing(system, [Stream([random_trace(0, 5)])], [WorkerLoss("cellar", 1.0)])
