@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,26 +136,27 @@ class System:
 
 
 def _match(plan: Plan, index: int, known: Sequence[PlanningDevice]) -> PlanningDevice:
-    worker = plan.tiers[index]
-    device = next((d for d in known if d.tier.name == worker.name), None)
+    tier = plan.tiers[index]
+    device = next((d for d in known if d.tier.name == tier.name), None)
     names = ", ".join(d.tier.name for d in known)
     if device is None:
         raise PlanError(
-            f"the plan's worker {worker.name!r} is not in the cluster, whose devices are {names}: "
+            f"the plan's worker {tier.name!r} is not in the cluster, whose devices are {names}: "
             "plan for this cluster with `potluck plan`"
         )
-    if device.tier.node != worker.node:
+    if device.tier.node != tier.node:
         raise PlanError(
-            f"the plan's worker {worker.name!r} is on node {worker.node!r}, in the cluster on "
+            f"the plan's worker {tier.name!r} is on node {tier.node!r}, in the cluster on "
             f"{device.tier.node!r}: plan for this cluster with `potluck plan`"
         )
     missing = int(plan.bytes_per_tier()[index]) - device.tier.budget_bytes
     if missing > 0:
         raise PlanDoesNotFit(
-            f"the plan's worker {worker.name!r} holds {size(missing)} more than the cluster gives it "
+            f"the plan's worker {tier.name!r} holds {size(missing)} more than the cluster gives it "
             f"({size(device.tier.budget_bytes)}): plan for this cluster with `potluck plan`"
         )
-    return device
+    # Which process owns the device is the plan's to say.
+    return replace(device, tier=replace(device.tier, worker=tier.worker))
 
 
 def _head_parts(problem: PlanningProblem) -> tuple[NDArray[np.float64], float]:

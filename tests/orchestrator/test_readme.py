@@ -27,7 +27,7 @@ def brief_search() -> None:
 
 def commands(heading: str) -> list[str]:
     """The lines of code below a bold heading, without comments."""
-    section = README[README.index(f"**{heading}") :].split("\n\n**")[0].split("\n## ")[0]
+    section = README[README.index(f"**{heading}") :].split("\n\n**")[0].split("\n##")[0].split("\n###")[0]
     lines = re.findall(r"(?m)^    (\S.*?)(?:\s+#.*)?$", section)
     assert lines, heading
     return lines
