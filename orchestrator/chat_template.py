@@ -13,7 +13,7 @@ from typing import Any
 
 from placement.errors import CheckpointError, InputError
 from placement.files.input_file import read_text
-from placement.files.shown import one_line, shown
+from placement.files.quote import one_line, quote
 from placement.units import size
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -44,7 +44,7 @@ def find_template(model_dir: Path, settings: Mapping[str, Any]) -> str | None:
         template = named[0].get("template") if named else None
     if template is not None and not isinstance(template, str):
         raise CheckpointError(
-            f"{model_dir / 'tokenizer_config.json'}: chat_template is {shown(template)}, expected a text"
+            f"{model_dir / 'tokenizer_config.json'}: chat_template is {quote(template)}, expected a text"
         )
     return template
 

@@ -19,7 +19,7 @@ from orchestrator.local_ray import joined_ray, local_ray
 from orchestrator.nodes import Node, place
 from orchestrator.stopping import uninterrupted
 from placement.errors import PotluckError, WorkerStartError
-from placement.files.shown import first_line
+from placement.files.quote import first_line
 from placement.message_size import MAX_MESSAGE_ROWS
 from placement.model_shape import ModelShape
 from placement.plan import Plan
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 HELLO_TIMEOUT_S = 10.0
 HEALTH_TIMEOUT_S = 5.0
-# A worker is to be ready within this, and what its experts take from a slow disk.
+# A worker must be ready within this time, plus the time to read its experts from a slow disk.
 START_TIMEOUT_S = 120.0
 SLOW_DISK_BYTES_PER_S = 20e6
 
@@ -81,11 +81,11 @@ class RayCluster:
         max_rows: int = MAX_MESSAGE_ROWS,
         addresses: Mapping[str, str] | None = None,
     ) -> RunningWorkers:
-        """Begin to start the workers of the plan that are asked; `RunningWorkers.connect` waits for them.
+        """Begin to start the workers of the plan that hold experts; `RunningWorkers.connect` waits for them.
 
-        In a Ray started here they listen on ipc sockets in a directory of this user alone, which are quicker
-        than loopback tcp and closed to the machine's other users. In a joined one they listen on their node's
-        address, encrypted, to this process alone.
+        In a Ray that was started here, workers listen on ipc sockets. These are faster than loopback tcp, and
+        they lie in a directory of this user, so nobody else on the machine can reach them. In a Ray that was
+        joined, workers listen on their node's address, encrypted, and let in this process alone.
 
         Args:
             model_dir: the checkpoint, at the same path on every machine.
@@ -160,7 +160,7 @@ class RunningWorkers:
         self._until_s = time.monotonic() + start_timeout_s
         self._clients: dict[str, WorkerClient] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        # Cores are shared out by threads; Ray would keep a worker waiting until it had one to itself.
+        # We share the cores out ourselves, by threads. With num_cpus=1 Ray lets a worker wait for a core.
         remote: Any = ray.remote(num_cpus=0, max_restarts=0)(WorkerProcess)
         self._actors: dict[str, Any] = {}
         self._starting: dict[Any, str] = {}

@@ -1,4 +1,4 @@
-"""Runs a layer's routed experts wherever the plan put them: sockets and clock around `LayerSum`."""
+"""Runs a layer's routed experts where the plan put them: the sockets and the clock around `LayerSum`."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ class Dispatcher:
         self._send(actions + work.tick(now_s), asked)
 
     def _receive(self, worker: int, work: LayerSum, now_s: float) -> list[Action]:
-        """The next message of `worker`; the poller tells again while there are more."""
+        """Handle the next message of `worker`. If it has sent more, the poller reports the socket again."""
         name = self._names[worker]
         try:
             with self.timer.part("wire"):

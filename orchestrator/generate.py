@@ -140,7 +140,7 @@ class SequenceState:
         return len(chosen)
 
     def draft_request(self, hidden_states: Tensor, more_prompt: bool) -> DraftRequest:
-        """Ask for as many drafts as can still become output: a step yields them and one token more."""
+        """Ask for no more drafts than can become output: a step yields accepted drafts and one token more."""
         if self.mtp is None:
             raise ValueError("this sequence was started without a drafter")
         remaining = self.params.max_tokens - (len(self.tokens) - self.num_prompt)

@@ -56,9 +56,10 @@ class _Watch:
 class LayerSum:
     """The sum of one MoE layer's routed experts, collected from the workers that hold them.
 
-    Rounds: every row is asked at its scale; rows that any worker found too large for the grid are asked
-    again, from everybody, on a coarser grid. Which rows those are depends on the experts alone and not on
-    who computes them, so neither does the result.
+    It works in rounds. In the first, every row is asked for on its own grid. If a worker finds a row too
+    large for the grid, the next round asks everybody for that row again, on a coarser grid. Whether a row is
+    too large depends on its experts and not on who computes them. So the result does not depend on that
+    either.
 
     Args:
         layer: layer index, for messages.
@@ -159,9 +160,10 @@ class LayerSum:
             self._later.append((now_s + self.patience.busy_retry_s, ask))
 
     def refused(self, worker: int, request_id: int, reason: str, now_s: float) -> None:
-        """`worker` will not or cannot compute the request; 0 where it could not tell which one.
+        """`worker` will not or cannot compute a request.
 
-        A refusal of an earlier layer's request, which nobody waits for, is dropped.
+        `request_id` is 0 if the worker could not tell which request it was. A refusal of an earlier layer's
+        request is dropped, because nobody waits for that any more.
 
         Raises:
             WorkerRefused: the request is owed.
@@ -271,7 +273,7 @@ class LayerSum:
         return ask
 
     def _watch(self, worker: int, now_s: float) -> None:
-        """Silence counts only while a worker owes an answer, so its clock starts with the first ask."""
+        """Start the worker's clock with its first open ask: silence counts only while it owes an answer."""
         if not any(ask.worker == worker for ask in self._owed.values()):
             self._watched[worker] = _Watch(now_s)
 

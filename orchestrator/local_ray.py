@@ -18,7 +18,7 @@ import ray
 from orchestrator.run_folder import run_folder
 from orchestrator.stopping import held_back, stopping_by_exception, uninterrupted
 from placement.errors import WorkerStartError
-from placement.files.shown import first_line
+from placement.files.quote import first_line
 
 # No tensor goes through Ray's object store.
 OBJECT_STORE_BYTES = 200 * 1024 * 1024
@@ -33,11 +33,12 @@ END_TIMEOUT_S = 5.0
 def local_ray() -> Iterator[Path]:
     """Start Ray on this machine, and leave no process, file or setting of it behind.
 
-    Ray listens on all interfaces even when it is alone, and would write a token to ~/.ray: it is given one of
-    this process instead, which only its children inherit. Signals that ask to stop become SystemExit
-    meanwhile, so that `kill` and a closed terminal stop everything as Ctrl-C does; and nothing interrupts the
-    stopping. What a killed process has left is removed first. Where Ray already runs in this process, it is
-    used and left running.
+    Ray listens on all interfaces, even on a machine by itself. Its own token would be a file in ~/.ray, so it
+    gets a token of this process instead, which only child processes inherit.
+
+    While it runs, stop signals become SystemExit, so that `kill` and a closed terminal stop everything as
+    Ctrl-C does. Nothing interrupts the stopping itself. What an earlier, killed process left goes first.
+    If Ray runs in this process already, it is used and left running.
 
     Yields:
         A directory of this user alone, removed at the end.
@@ -104,7 +105,7 @@ def _init(directory: Path) -> None:
 
 
 def _end(processes: Collection[psutil.Process]) -> None:
-    """See the processes out; a start that was interrupted leaves some that Ray no longer knows of."""
+    """Wait for the processes to end, then kill the rest: an interrupted start leaves some that Ray forgot."""
     _, alive = psutil.wait_procs(processes, timeout=END_TIMEOUT_S)
     for process in alive:
         with suppress(psutil.NoSuchProcess):
@@ -134,11 +135,11 @@ def _token() -> str:
 def _local_settings() -> Mapping[str, str | None]:
     """Environment variables while Ray is started here, None for unset."""
     return {
-        # Unset, `ray.init` chooses "token"; set, it would count only if it was so when Ray was imported.
+        # Unset, because then `ray.init` chooses "token". A value set now comes too late: Ray is imported.
         "RAY_AUTH_MODE": None,
         "RAY_AUTH_TOKEN": _token(),
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Idle Python processes kept for tasks, which there are none of.
+        # Ray keeps idle Python processes ready for tasks. We start none.
         "RAY_prestart_worker_first_driver": "0",
         "RAY_enable_worker_prestart": "0",
         # Ray would otherwise warn that it may stop hiding GPUs from actors that ask for none.

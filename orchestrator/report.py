@@ -26,8 +26,8 @@ class RunReport:
 
     Attributes:
         num_tokens: generated, the first of each generation (from prefill) included.
-        remote_layers_per_step, remote_layers_per_token: layer passes of decode steps that asked another
-            process, for each step and for each token they gave.
+        remote_layers_per_step, remote_layers_per_token: how many layers of a decode step asked another
+            process; and that number for each token which the step gave.
         time_s: decode seconds by part.
     """
 

@@ -1,4 +1,4 @@
-"""A temporary folder that outlives its process only until the next one starts."""
+"""A temporary folder for a run. If the process is killed, the next run removes what it left."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ LOCK = "owner.lock"
 def run_folder(parent: str) -> Iterator[Path]:
     """Make a folder of this user alone below `parent`, and remove it at the end.
 
-    Its lock file is locked while this process lives, however it ends. So what a killed process has left
-    behind can be told from what a running one uses: folders nobody locks are removed first.
+    A lock file in it stays locked as long as this process lives. So a folder that nobody locks was left by a
+    process that was killed, and it is removed before the new one is made.
     """
     remove_abandoned(parent)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from placement.errors import InputError, PlanError
-from placement.files.shown import shown
+from placement.files.quote import quote
 from placement.plan import LOCAL_WORKER, Plan
 from placement.weight_format import FORMATS, ExpertFormat
 from workers.tiers import why_not_run
@@ -27,10 +27,10 @@ def check_runnable(plan: Plan) -> None:
     """Raise PlanError for a plan that would not run as it says: a form, a tier's memory or device."""
     for layer in plan.layers:
         try:
-            ExpertFormat.named(layer.form)
+            ExpertFormat.of_name(layer.form)
         except InputError:
             raise PlanError(
-                f"the plan keeps experts in {shown(layer.form)}; this release runs {', '.join(FORMATS)}: "
+                f"the plan keeps experts in {quote(layer.form)}; this release runs {', '.join(FORMATS)}: "
                 "make a plan with --quant bfloat16"
             ) from None
     for tier, num_experts in zip(plan.tiers, plan.experts_per_tier().tolist(), strict=True):
@@ -38,9 +38,9 @@ def check_runnable(plan: Plan) -> None:
         if num_experts or tier.name == LOCAL_WORKER:
             problem = why_not_run(tier.kind, tier.device)
             if problem is not None:
-                name = f"worker {shown(tier.worker)}"
+                name = f"worker {quote(tier.worker)}"
                 if tier.name != tier.worker:
-                    name += f", device {shown(tier.name)}"
+                    name += f", device {quote(tier.name)}"
                 raise PlanError(f"{name}: {problem}; `potluck simulate` takes the plan as it is")
 
 
@@ -48,9 +48,9 @@ def check_forms(plan: Plan, checkpoint: Checkpoint, config: Step35Config) -> Non
     """Raise PlanError for a plan that keeps experts in a form that the model's files do not give."""
     for layer in plan.layers:
         stored = checkpoint.expert_format(layer.index, config)
-        if not stored.gives(ExpertFormat.named(layer.form)):
+        if not stored.gives(ExpertFormat.of_name(layer.form)):
             raise PlanError(
-                f"the plan keeps experts of layer {layer.index} in {shown(layer.form)}, but "
+                f"the plan keeps experts of layer {layer.index} in {quote(layer.form)}, but "
                 f"{checkpoint.path} has them in {stored.name}: expected a plan in that form, such as "
                 "--workers N makes"
             )

@@ -75,7 +75,7 @@ class Sampler:
         if self._random.random() * q[token_id] < p[token_id]:
             return token_id
         residual = np.maximum(p - q, 0.0)
-        # A rejection means p < q somewhere, so mass is left elsewhere; rounding alone can make it vanish.
+        # A rejection means p < q at this token, so p > q at another one. Only rounding can leave nothing.
         return self._sample(residual if residual.any() else p)
 
     def _row(self, logits: Tensor) -> NDArray[np.float32]:
@@ -87,7 +87,7 @@ class Sampler:
 
     def _probabilities(self, row: NDArray[np.float32]) -> Probabilities:
         largest = row[_largest(row)]
-        # Near 0 the others' exponents are beyond what a number holds, and their weights 0.
+        # At a temperature near 0 the exponents of the other tokens overflow to -inf, and their weights are 0.
         with np.errstate(over="ignore"):
             weights = np.exp((row.astype(np.float64) - largest) / self._temperature)
         return np.asarray(weights / weights.sum())

@@ -149,7 +149,10 @@ def _load(
 
 @contextmanager
 def _share_of_cores(num_processes: int) -> Iterator[None]:
-    """Leave the other processes of this machine their cores: threads that wait for a core make all wait."""
+    """Give each process of this machine its share of the cores.
+
+    With more threads than cores, some thread has to wait for a core, and then all threads of its step wait.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, before // num_processes))
     try:

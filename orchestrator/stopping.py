@@ -49,10 +49,10 @@ def stopping_by_exception() -> Iterator[None]:
 def held_back() -> Iterator[None]:
     """Hold a stop signal back until the block ends; a second one interrupts the block.
 
-    For the start of Ray, which an exception leaves half done. Ray puts handlers of its own in place, which
-    end the process with 1 or 15, so nothing can change the handlers meanwhile. Processes started in the block
-    never see SIGHUP: a terminal sends it to all of them when it closes, and Ray without its servers ends this
-    process at once.
+    It is for the start of Ray, which an exception would leave half done. Two details follow from what Ray
+    does. Ray installs signal handlers that end the process with 1 or 15, so the block keeps anybody from
+    changing the handlers. And Ray ends this process at once if its servers die. A closing terminal sends
+    SIGHUP to every process, so those started in the block do not receive it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -23,10 +23,11 @@ PARTS = (
 
 
 class StepTimer:
-    """Adds up seconds by part. A part opened inside another stops the outer one's clock meanwhile.
+    """Adds up seconds by part, and counts every second once.
 
-    Every second thus counts once. A part opened with `owns_inner` keeps what happens inside it (the MTP
-    layers' attention counts as "mtp"). Used by one thread.
+    While an inner part is open, the outer part's clock stands still. A part opened with `owns_inner` is the
+    exception: it counts what happens inside it too, so the MTP layers' attention counts as "mtp". A timer
+    belongs to one thread.
     """
 
     __slots__ = ("_clock", "_current", "_mark", "_parts", "_seconds")

@@ -13,7 +13,7 @@ from orchestrator import chat_template
 from placement.errors import CheckpointError, InputError
 from placement.files.input_file import read_text
 from placement.files.json_file import expect_object, read_json
-from placement.files.shown import one_line, shown
+from placement.files.quote import one_line, quote
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -68,7 +68,7 @@ class Tokenizer:
             fast = FastTokenizer.from_str(text)
         except Exception as error:  # tokenizers raises bare Exception
             raise CheckpointError(
-                f"{path} is not a tokenizer file ({shown(str(error))}); download it again"
+                f"{path} is not a tokenizer file ({quote(str(error))}); download it again"
             ) from error
         settings_path = model_dir / "tokenizer_config.json"
         settings = _settings(settings_path)
@@ -77,12 +77,12 @@ class Tokenizer:
             token = _token_text(settings.get(name))
             if token is not None:
                 if not _is_unicode(token):
-                    raise CheckpointError(f"{settings_path}: {name} is {shown(token)}, expected Unicode text")
+                    raise CheckpointError(f"{settings_path}: {name} is {quote(token)}, expected Unicode text")
                 special[name] = token
         add_bos_token = settings.get("add_bos_token")
         if add_bos_token not in (None, True, False):
             raise CheckpointError(
-                f"{settings_path}: add_bos_token is {shown(add_bos_token)}, expected true or false"
+                f"{settings_path}: add_bos_token is {quote(add_bos_token)}, expected true or false"
             )
         template = chat_template.find_template(model_dir, settings)
         try:
@@ -111,15 +111,15 @@ class Tokenizer:
         try:
             return list(self._fast.encode(text, add_special_tokens=False).ids)
         except BaseException as error:
-            # What its patterns cannot do in time arrives as Rust's panic, which is no Exception.
+            # A pattern that takes too long makes Rust panic. That arrives here as no Exception.
             if type(error).__name__ != "PanicException":
                 raise
             raise InputError(f"tokenizer.json cannot take this text: {one_line(str(error))}") from None
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Token ids of a text to continue, behind the tokens every document of the model begins with.
+        """Token ids of a text to continue, after the tokens that every document of the model begins with.
 
-        Where the text begins with them itself they count once.
+        If the text begins with those tokens itself, they are not added a second time.
 
         Raises:
             InputError: as `encode`.
@@ -187,7 +187,7 @@ class Tokenizer:
         token_id = self.token_id(token) if token is not None else None
         if token_id is None:
             raise CheckpointError(
-                f"add_bos_token is true, but bos_token is {shown(token)}, expected a token of tokenizer.json"
+                f"add_bos_token is true, but bos_token is {quote(token)}, expected a token of tokenizer.json"
             )
         return [token_id]
 

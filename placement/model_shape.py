@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from placement.errors import InputError
-from placement.files.shown import shown
+from placement.files.quote import quote
 
 MOST_EXPERTS = 65_535
 """Of a layer: routing files number them in 16 bits, and one number stands for none."""
@@ -215,5 +215,5 @@ def published_shape(name: str) -> ModelShape:
     except KeyError:
         known = ", ".join(sorted(PUBLISHED_SHAPES))
         raise InputError(
-            f"model {shown(name)} is not built in: expected {known}, or a model directory"
+            f"model {quote(name)} is not built in: expected {known}, or a model directory"
         ) from None

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from placement.assign.one_step import ReplicaCosts
 from placement.errors import PlanDoesNotFit, PlanError
-from placement.files.shown import shown
+from placement.files.quote import quote
 from placement.holders import NO_WORKER, HolderTable
 from placement.model_shape import ModelShape
 from placement.units import size
@@ -108,13 +108,13 @@ class Plan:
     def __post_init__(self) -> None:
         for name, times in Counter(tier.name for tier in self.tiers).items():
             if times > 1:
-                raise PlanError(f"tiers: expected unique names, found {shown(name)} {times} times")
+                raise PlanError(f"tiers: expected unique names, found {quote(name)} {times} times")
         nodes: dict[str, str] = {}
         for tier in self.tiers:
             node = nodes.setdefault(tier.worker, tier.node)
             if node != tier.node:
-                both = f"{shown(node)} and {shown(tier.node)}"
-                raise PlanError(f"worker {shown(tier.worker)}: expected one node, found {both}")
+                both = f"{quote(node)} and {quote(tier.node)}"
+                raise PlanError(f"worker {quote(tier.worker)}: expected one node, found {both}")
         table = self.holder_table.table
         if len(table) != len(self.layers):
             raise PlanError(
@@ -204,7 +204,7 @@ class Plan:
             if worker.name == name:
                 return worker
         known = ", ".join(worker.name for worker in self.workers)
-        raise PlanError(f"worker {shown(name)} is not in the plan: expected {known}")
+        raise PlanError(f"worker {quote(name)} is not in the plan: expected {known}")
 
     def tier_index(self, name: str) -> int:
         """Raises PlanError for a name the plan does not have."""
@@ -212,7 +212,7 @@ class Plan:
             if tier.name == name:
                 return index
         known = ", ".join(tier.name for tier in self.tiers)
-        raise PlanError(f"{shown(name)} is not a device of the plan: expected {known}")
+        raise PlanError(f"{quote(name)} is not a device of the plan: expected {known}")
 
     def experts_of(self, worker: str) -> dict[int, tuple[int, ...]]:
         """Absolute layer index -> experts in a worker's tiers, ascending; layers without any are left out."""

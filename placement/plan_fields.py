@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from placement.errors import PlanError
-from placement.files.shown import shown
+from placement.files.quote import quote
 
 MOST_CHARACTERS = 200
 """Of a name: they are printed in tables and messages."""
@@ -20,20 +20,20 @@ def object_of(
     """A JSON object with all of `names`, perhaps some of `optional`, and nothing else."""
     prefix = f"{where}." if where else ""
     if not isinstance(value, dict):
-        raise PlanError(f"{where}: expected an object with {', '.join(names)}, found {shown(value)}")
+        raise PlanError(f"{where}: expected an object with {', '.join(names)}, found {quote(value)}")
     for name in names:
         if name not in value:
             raise PlanError(f"{prefix}{name}: missing")
     for name in value:
         if name not in names and name not in optional:
             expected = ", ".join((*names, *optional))
-            raise PlanError(f"{where or 'plan'}: unknown field {shown(name)}; expected {expected}")
+            raise PlanError(f"{where or 'plan'}: unknown field {quote(name)}; expected {expected}")
     return value
 
 
 def text(value: object, where: str) -> str:
     if not isinstance(value, str) or not value:
-        raise PlanError(f"{where}: expected text, found {shown(value)}")
+        raise PlanError(f"{where}: expected text, found {quote(value)}")
     if len(value) > MOST_CHARACTERS:
         raise PlanError(f"{where}: expected at most {MOST_CHARACTERS} characters, found {len(value)}")
     return value
@@ -41,7 +41,7 @@ def text(value: object, where: str) -> str:
 
 def count(value: object, where: str, least: int = 0, most: int = 2**63 - 1) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise PlanError(f"{where}: expected a whole number of at least {least}, found {shown(value)}")
+        raise PlanError(f"{where}: expected a whole number of at least {least}, found {quote(value)}")
     if value > most:
         raise PlanError(f"{where}: expected a whole number of at most {most}, found a larger one")
     return value
@@ -57,14 +57,14 @@ def number(
 ) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
         upper = "" if most == sys.float_info.max else f" and at most {most:g}"
-        raise PlanError(f"{where}: expected {what} of at least {least:g}{upper}, found {shown(value)}")
+        raise PlanError(f"{where}: expected {what} of at least {least:g}{upper}, found {quote(value)}")
     return float(value)
 
 
 def ascending(value: object, where: str) -> tuple[int, ...]:
     """A list of whole numbers, each larger than the one before."""
     if not isinstance(value, list):
-        raise PlanError(f"{where}: expected a list of whole numbers, found {shown(value)}")
+        raise PlanError(f"{where}: expected a list of whole numbers, found {quote(value)}")
     numbers = tuple(count(item, where) for item in value)
     for before, after in itertools.pairwise(numbers):
         if after <= before:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from placement.errors import PlanError
 from placement.files.atomic import replacing
 from placement.files.json_file import read_json
-from placement.files.shown import shown
+from placement.files.quote import quote
 from placement.holders import HolderTable
 from placement.model_shape import MOST_EXPERTS, MOST_LAYERS
 from placement.plan import TIER_KINDS, Plan, PlannedLayer, PlannedTier, like_layers
@@ -107,7 +107,7 @@ def _from_document(document: object) -> Plan:
             return _version_1(document)
         case 2:
             return _version_2(document)
-    raise PlanError(f"version: expected 1 to {PLAN_VERSION}, found {shown(document.get('version'))}")
+    raise PlanError(f"version: expected 1 to {PLAN_VERSION}, found {quote(document.get('version'))}")
 
 
 def _version_2(document: Mapping[str, Any]) -> Plan:
@@ -171,13 +171,13 @@ def _items(value: object, where: str) -> Iterator[tuple[str, object]]:
 
 def _layers(value: object) -> tuple[PlannedLayer, ...]:
     if not isinstance(value, dict) or not value:
-        raise PlanError(f"layers: expected an object of layer -> form and expert_bytes, found {shown(value)}")
+        raise PlanError(f"layers: expected an object of layer -> form and expert_bytes, found {quote(value)}")
     _check_number_of_layers(value, "layers")
     layers: list[PlannedLayer] = []
     for key, item in value.items():
         where = f"layers.{key}"
         if not key.isdecimal() or not key.isascii() or (layers and int(key) <= layers[-1].index):
-            raise PlanError(f"layers: expected ascending layer numbers, found {shown(key)}")
+            raise PlanError(f"layers: expected ascending layer numbers, found {quote(key)}")
         layer = object_of(item, where, ("form", "expert_bytes"))
         size = count(layer["expert_bytes"], f"{where}.expert_bytes", least=1)
         layers.append(PlannedLayer(int(key), text(layer["form"], f"{where}.form"), size))
@@ -192,7 +192,7 @@ def _check_number_of_layers(layers: Sequence[object] | Mapping[str, object], whe
 def _tier(fields: Mapping[str, Any], where: str, node: str, *, worker: str, kind: str) -> PlannedTier:
     found = text(fields[kind], f"{where}.{kind}")
     if found not in TIER_KINDS:
-        raise PlanError(f"{where}.{kind}: expected {', '.join(TIER_KINDS)}, found {shown(found)}")
+        raise PlanError(f"{where}.{kind}: expected {', '.join(TIER_KINDS)}, found {quote(found)}")
     return PlannedTier(
         name=text(fields["name"], f"{where}.name"),
         node=node,
@@ -224,7 +224,7 @@ def _holders(
         for layer, experts in experts_by_layer.items():
             place = f"{where}.experts.{layer}"
             if layer not in rows:
-                raise PlanError(f"{where}.experts: expected layers of the plan, found {shown(layer)}")
+                raise PlanError(f"{where}.experts: expected layers of the plan, found {quote(layer)}")
             chosen = ascending(experts, place)
             if chosen and chosen[-1] >= number_of:
                 raise PlanError(f"{place}: expected experts under {number_of}, found {chosen[-1]}")
@@ -235,7 +235,7 @@ def _holders(
 def _dtype(value: object) -> str:
     found = text(value, "dtype")
     if found not in _DTYPES:
-        raise PlanError(f"dtype: expected {' or '.join(_DTYPES)}, found {shown(found)}")
+        raise PlanError(f"dtype: expected {' or '.join(_DTYPES)}, found {quote(found)}")
     return found
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from placement.errors import InputError
-from placement.files.shown import shown
+from placement.files.quote import quote
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class ExpertFormat:
         return cls(form, form, form)
 
     @classmethod
-    def named(cls, name: str) -> ExpertFormat:
+    def of_name(cls, name: str) -> ExpertFormat:
         """The form that `name` calls so.
 
         Raises:
@@ -67,7 +67,7 @@ class ExpertFormat:
         names = name.split("/")
         if len(names) not in (1, 3) or not all(part in FORMATS for part in names):
             raise InputError(
-                f"experts in {shown(name)}: expected {', '.join(FORMATS)}, or three of them as gate/up/down"
+                f"experts in {quote(name)}: expected {', '.join(FORMATS)}, or three of them as gate/up/down"
             )
         gate, up, down = (FORMATS[part] for part in (names if len(names) == 3 else names * 3))
         return cls(gate, up, down)
@@ -128,7 +128,7 @@ def planned_format(name: str) -> WeightFormat:
     try:
         return PLANNED_FORMATS[name.lower()]
     except KeyError:
-        raise InputError(f"quantisation {shown(name)}: expected {', '.join(PLANNED_FORMATS)}") from None
+        raise InputError(f"quantisation {quote(name)}: expected {', '.join(PLANNED_FORMATS)}") from None
 
 
 # Published files of these forms quantise nothing but the routed experts.

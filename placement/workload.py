@@ -76,7 +76,7 @@ def usual_workload(quant: str) -> Workload:
 SINGLE_TOKEN = Workload()
 
 
-def described(workload: Workload) -> str:
+def describe(workload: Workload) -> str:
     """What a plan assumes, in one line for people."""
     texts = "1 text" if workload.num_sequences == 1 else f"{workload.num_sequences} texts at once"
     drafts = ""

@@ -26,8 +26,8 @@ _NOBLOCK = int(zmq.NOBLOCK)
 class WorkerClient:
     """The head's connection to one worker, for one thread. Only `hello` and `wait` block.
 
-    libzmq connects in the background and reconnects by itself. What is under way when a connection breaks is
-    lost, so whoever waits keeps a deadline and asks again, under a new request id.
+    libzmq connects in the background, and reconnects by itself. A message that is on its way when the
+    connection breaks is lost. So the caller must set itself a deadline, and ask again under a new request id.
     """
 
     def __init__(
@@ -103,8 +103,8 @@ class WorkerClient:
     def receive(self) -> Reply | None:
         """The next answer if one has come, in the worker's order.
 
-        An answer is held to the limits but not to its request: that it is still owed, and for as many rows,
-        is for the caller to check.
+        The answer is checked against the limits, but not against its request. The caller checks whether it
+        still waits for it, and whether the number of rows is right.
 
         Raises:
             WireError: not an answer in this protocol.

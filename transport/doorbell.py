@@ -9,9 +9,10 @@ import select
 class Doorbell:
     """Wakes one of the waiting threads when a socket has news, and all of them once it is shut.
 
-    libzmq's ZMQ_FD becomes readable when the socket's state *changes*. An edge-triggered epoll shared by the
-    threads turns a change into exactly one wake-up, and Linux wakes the thread that began to wait last.
-    Whoever is woken, or has used the socket for anything else, must receive until nothing is left.
+    libzmq's ZMQ_FD becomes readable when the socket's state *changes*. The threads share one edge-triggered
+    epoll, so each change wakes exactly one of them: on Linux the one that began to wait last. A thread that
+    was woken must receive until nothing is left, and so must a thread that has used the socket in another
+    way. Otherwise a message could lie there with nobody woken for it.
     """
 
     def __init__(self, socket_fd: int) -> None:

@@ -82,7 +82,7 @@ def secure_server(socket: zmq.Socket[bytes], keys: WorkerKeys) -> ThreadAuthenti
     authenticator.configure_curve_callback(ZAP_DOMAIN, credentials_provider=_Only(keys.head_public))
     authenticator.start()
     socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN.encode())
-    # Were the authenticator gone, libzmq would otherwise let every key in.
+    # Without this, libzmq would let every key in if the authenticator stopped.
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
     socket.setsockopt(zmq.CURVE_SERVER, 1)
     socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.own.public)

@@ -90,7 +90,7 @@ class WireLimits:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The head's first word: who are you? What the answer must be is for the head to check."""
+    """The head's first message: it asks a worker who it is, and checks the answer itself."""
 
     request_id: int
 

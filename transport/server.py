@@ -32,10 +32,10 @@ _BIND_FAILURES = {
 
 
 class Server:
-    """A bound ROUTER socket. `wait` is for any number of threads; all else for one at a time, under a lock.
+    """A bound ROUTER socket. Any number of threads may `wait`; all else is for one at a time, under a lock.
 
-    Peers bear the names ROUTER makes up, so none can take another's. An answer whose connection is gone is
-    dropped: libzmq reconnects but never resends, so whoever still wants it asks again.
+    ROUTER makes up the peers' names, so no peer can take another's name. If an answer's connection is gone,
+    the answer is dropped. libzmq reconnects but never resends, so a peer that still wants it asks again.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Server:
             return peer, error
 
     def pending(self) -> bool:
-        """Whether `receive` has something. Ask after `receive` and `send`: `wait` may not say so again."""
+        """Whether `receive` has something. Ask after each `receive` and `send`, as `wait` may stay silent."""
         events: int = self._socket.getsockopt(_EVENTS)  # type: ignore[assignment]
         return bool(events & _POLLIN)
 

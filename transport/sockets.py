@@ -12,7 +12,7 @@ from transport.messages import WireLimits
 Context = zmq.Context[zmq.Socket[bytes]]
 Socket = zmq.Socket[bytes]
 
-# Handing libzmq a frame without copying it costs 6 µs, as much as copying so many bytes.
+# Handing a frame to libzmq without a copy costs 6 µs. Copying a frame of this size takes as long.
 COPY_THRESHOLD_BYTES = 256 * 1024
 _OPTIONS = {
     zmq.LINGER: 0,
@@ -24,7 +24,7 @@ _OPTIONS = {
     zmq.RECONNECT_IVL: 100,
     zmq.RECONNECT_IVL_MAX: 1000,
     zmq.CONNECT_TIMEOUT: 1000,
-    # Messages, not bytes. Both ends drain at once: one that lets this many pile up has stopped.
+    # In messages, not bytes. Both ends empty their queues at once: a longer one means the peer has stopped.
     zmq.SNDHWM: 64,
     zmq.RCVHWM: 64,
 }

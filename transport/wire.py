@@ -90,8 +90,8 @@ def decode_reply(frames: Sequence[Any], limits: WireLimits) -> Reply:
     return cast(Reply, _decode_plain(header, frames, _PLAIN_REPLIES))
 
 
-# The two messages of a decode step are handled with few calls: when a process has slept, each Python function
-# that the processor's caches have lost costs it about a microsecond.
+# The two messages of a decode step are handled with few function calls. After a process has slept, the
+# processor's caches have lost its code, and each Python function then costs about a microsecond.
 
 
 def _encode_forward(request: ForwardRequest) -> list[Frame]:
@@ -119,16 +119,16 @@ def _decode_forward(header: tuple[Any, ...], frames: Sequence[Any], limits: Wire
         raise WireError(ErrorCode.MALFORMED, message, header[2])
     _, _, request_id, epoch, layer, num_rows, top_k, hidden_size, tag, routing = header
     if epoch != limits.epoch:
-        message = f"plan epoch {_shown(epoch)}, this worker serves {limits.epoch}: start again from one plan"
+        message = f"plan epoch {_quote(epoch)}, this worker serves {limits.epoch}: start again from one plan"
         raise WireError(ErrorCode.WRONG_EPOCH, message, request_id)
     if type(layer) is not int or layer not in limits.moe_layers:
-        message = f"layer {_shown(layer)} is not a MoE layer of this model"
+        message = f"layer {_quote(layer)} is not a MoE layer of this model"
         raise WireError(ErrorCode.UNKNOWN_LAYER, message, request_id)
     if top_k != limits.top_k:
-        message = f"{_shown(top_k)} experts a token, expected {limits.top_k}"
+        message = f"{_quote(top_k)} experts a token, expected {limits.top_k}"
         raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
     if type(tag) is not str or tag not in _HIDDEN_DTYPES:
-        message = f"hidden dtype {_shown(tag)}, expected one of {', '.join(_HIDDEN_DTYPES)}"
+        message = f"hidden dtype {_quote(tag)}, expected one of {', '.join(_HIDDEN_DTYPES)}"
         raise WireError(ErrorCode.BAD_DTYPE, message, request_id)
     hidden = _tensor(frames, _HIDDEN_DTYPES[tag], num_rows, hidden_size, request_id, limits)
     if type(routing) is not bytes or len(routing) != num_rows * limits.routing_bytes_per_row:
@@ -184,15 +184,15 @@ def _tensor(
     request_id: int,
     limits: WireLimits,
 ) -> NDArray[Any]:
-    """The message's tensor [num_rows, hidden_size]: the two sizes and the bytes held to the limits."""
+    """The message's tensor [num_rows, hidden_size]; its sizes and bytes are checked against the limits."""
     if type(num_rows) is not int or num_rows < 1:
-        message = f"{_shown(num_rows)} rows, expected 1 to {limits.max_rows}"
+        message = f"{_quote(num_rows)} rows, expected 1 to {limits.max_rows}"
         raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
     if num_rows > limits.max_rows:
         message = f"{num_rows} rows in one message, at most {limits.max_rows}"
         raise WireError(ErrorCode.TOO_LARGE, message, request_id)
     if hidden_size != limits.hidden_size:
-        message = f"hidden size {_shown(hidden_size)}, expected {limits.hidden_size}"
+        message = f"hidden size {_quote(hidden_size)}, expected {limits.hidden_size}"
         raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
     expected_bytes = num_rows * limits.hidden_size * dtype.itemsize
     if len(frames) != 2 or len(frames[1]) != expected_bytes:
@@ -232,7 +232,7 @@ def _unpack(frames: Sequence[Any], limits: WireLimits) -> tuple[Any, ...]:
     if type(request_id) is not int or not 0 <= request_id <= MAX_U64:
         raise WireError(ErrorCode.MALFORMED, "the request id is not an unsigned 64-bit number")
     if version != VERSION:
-        message = f"wire version {_shown(version)} is not {VERSION}: run one Potluck release on both ends"
+        message = f"wire version {_quote(version)} is not {VERSION}: run one Potluck release on both ends"
         raise WireError(ErrorCode.BAD_VERSION, message, request_id)
     if type(kind) is not int:
         raise WireError(ErrorCode.MALFORMED, "the message type is not a number", request_id)
@@ -253,7 +253,7 @@ def _decode_plain(
     return make(request_id, *fields)
 
 
-def _shown(value: Any) -> str:
+def _quote(value: Any) -> str:
     """A stranger's value in an error message: short, whatever it is."""
     return f"{value!r:.40}" if type(value) in (int, float, str) else f"of type {type(value).__name__}"
 

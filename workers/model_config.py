@@ -8,7 +8,7 @@ from typing import Any
 
 from placement.errors import CheckpointError
 from placement.files.json_file import expect_object, read_json
-from placement.files.shown import shown
+from placement.files.quote import quote
 from placement.model_shape import MOST_EXPERTS, MOST_LAYERS, AttentionShape, ModelShape
 from workers.config import keys
 from workers.config.fields import Fields
@@ -150,13 +150,13 @@ def _text_config(path: str, document: dict[str, Any]) -> dict[str, Any]:
         return document
     if model_type != "step3p7" or not isinstance(text, dict):
         raise CheckpointError(
-            f"{path}: model_type is {shown(model_type)}, expected 'step3p5' or 'step3p7' with a text_config: "
+            f"{path}: model_type is {quote(model_type)}, expected 'step3p5' or 'step3p7' with a text_config: "
             "Potluck runs models of the Step-3.5 architecture"
         )
     inner_type = text.get("model_type")
     if inner_type not in (None, "step3p5"):
         raise CheckpointError(
-            f"{path}: text_config.model_type is {shown(inner_type)}, expected 'step3p5': "
+            f"{path}: text_config.model_type is {quote(inner_type)}, expected 'step3p5': "
             "Potluck runs models of the Step-3.5 architecture"
         )
     # The published code, too, takes a setting from outside where the text_config has none.
@@ -167,7 +167,7 @@ def _text_config(path: str, document: dict[str, Any]) -> dict[str, Any]:
         inner = fields.setdefault(name, value)
         if value not in (None, inner) and name not in keys.HARMLESS | {"bos_token_id", "eos_token_id"}:
             raise CheckpointError(
-                f"{path}: {shown(name)} is {shown(value)}, but {shown(inner)} in text_config: "
+                f"{path}: {quote(name)} is {quote(value)}, but {quote(inner)} in text_config: "
                 "remove the wrong one"
             )
     return fields

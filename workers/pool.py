@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import WorkerStartError
-from placement.files.shown import first_line, shown
+from placement.files.quote import first_line, quote
 from placement.plan import LOCAL_WORKER, Plan
 from placement.weight_format import ExpertFormat
 from transport.expert_rows import ExpertRows
@@ -42,7 +42,7 @@ def load_tiers(
     tiers = []
     for spec in specs:
         try:
-            forms = {layer: ExpertFormat.named(spec.forms.get(layer, dtype)) for layer in spec.experts}
+            forms = {layer: ExpertFormat.of_name(spec.forms.get(layer, dtype)) for layer in spec.experts}
             tiers.append(ExpertStore.load(checkpoint, config, spec.experts, formats=forms))
         except (RuntimeError, MemoryError) as error:  # torch says of both that there is no memory
             raise WorkerStartError(
@@ -54,7 +54,7 @@ def load_tiers(
 
 def _which(spec: TierSpec, specs: Sequence[TierSpec]) -> str:
     """Of several devices, in messages about one; the worker's name stands before it already."""
-    return f"device {shown(spec.name)}: " if len(specs) > 1 else ""
+    return f"device {quote(spec.name)}: " if len(specs) > 1 else ""
 
 
 def load_head_tiers(plan: Plan, checkpoint: Checkpoint, config: Step35Config) -> ExpertTier | None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from placement.files.shown import shown
+from placement.files.quote import quote
 from placement.plan import Plan
 from transport.expert_rows import ExpertRows
 
@@ -90,7 +90,7 @@ def why_not_run(kind: str, device: str) -> str | None:
         )
     if kind == "vram" or device.partition(":")[0] != "cpu":
         return (
-            f"its experts are in {kind} on device {shown(device)}, and this release computes experts on "
+            f"its experts are in {kind} on device {quote(device)}, and this release computes experts on "
             "CPUs: plan with devices of kind ram and without a torch_device"
         )
     return None

@@ -43,8 +43,8 @@ class FeedForward(nn.Module):
 class Layout:
     """Where each routed row lies in a buffer of slots, experts of similar load side by side.
 
-    Experts are ranked by load and cut into groups; a group is a rectangle [experts, capacity] as high as
-    its fullest expert, so that a few crowded experts do not make every other one's share of padding.
+    Experts are ranked by load and cut into groups. A group is a rectangle [experts, capacity], padded to the
+    load of its fullest expert. So a few crowded experts cause padding in their own group only.
     """
 
     by_load: Tensor

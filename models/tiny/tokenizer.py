@@ -43,10 +43,10 @@ def train_tokenizer(docs: list[Document], vocab_size: int) -> Tokenizer:
             if size > SAMPLE_BYTES:
                 break
     tokenizer.train_from_iterator(texts, trainer)
-    return _shown(tokenizer)
+    return _quote(tokenizer)
 
 
-def _shown(tokenizer: Tokenizer) -> Tokenizer:
+def _quote(tokenizer: Tokenizer) -> Tokenizer:
     """The same tokenizer with its markup no longer special; the library cannot unmark a token in place."""
     document = json.loads(tokenizer.to_str())
     for token in document["added_tokens"]:

@@ -14,7 +14,7 @@ import typer
 from orchestrator.cli.output import print_error
 from orchestrator.cli.usage import UsageError, usage_message
 from placement.errors import PotluckError
-from placement.files.shown import first_line
+from placement.files.quote import first_line
 
 COMMANDS = {
     "generate": "Continue a prompt.",

@@ -35,7 +35,7 @@ from placement.replay.steps import Acceptance
 from placement.replay.system import System
 from placement.routing.planning_text import spread_steps, text_of
 from placement.weight_format import planned_format
-from placement.workload import described, usual_workload
+from placement.workload import describe, usual_workload
 from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
 
@@ -106,7 +106,7 @@ def description(problem: PlanningProblem, plan: Plan) -> tuple[Group | str, ...]
         f"Expected: {remote_layers_per_step(problem, plan):.1f} of {problem.shape.num_moe_layers} MoE layers "
         f"ask another box in a step of 1 token and {problem.workload.drafts} drafts; the more drafts hold, "
         "the fewer for each token.",
-        f"Assumed: {described(problem.workload)}.",
+        f"Assumed: {describe(problem.workload)}.",
     )
 
 

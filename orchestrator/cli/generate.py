@@ -21,8 +21,8 @@ from orchestrator.runnable import DtypeName, check_runnable
 from orchestrator.session import open_session
 from orchestrator.tokenizer import StreamDecoder, Tokenizer
 from placement.errors import InputError
-from placement.files.input_file import decoded
-from placement.files.shown import shown
+from placement.files.input_file import decode_text
+from placement.files.quote import quote
 from placement.units import size
 from workers.formats.open_model import files_folder, kept_forms, load_config, model_name, open_model
 
@@ -161,7 +161,7 @@ def _prompt_ids(
         return [int(part) for part in token_ids.split(",")]
     except ValueError:
         raise InputError(
-            f"--token-ids {shown(token_ids)}: expected whole numbers with commas, 1,2,3"
+            f"--token-ids {quote(token_ids)}: expected whole numbers with commas, 1,2,3"
         ) from None
 
 
@@ -174,4 +174,4 @@ def _standard_input() -> str:
         raise InputError(f"--prompt -: {error.strerror}; expected text on standard input") from error
     if len(content) > MOST_PROMPT_BYTES:
         raise InputError(f"--prompt -: more than {size(MOST_PROMPT_BYTES)}; expected a prompt")
-    return decoded(content, InputError, "--prompt -", "a prompt")
+    return decode_text(content, InputError, "--prompt -", "a prompt")

@@ -16,7 +16,7 @@ from placement.answers.summary import PlanSummary
 from placement.interop.export import Exported
 from placement.plan import Plan
 from placement.units import size
-from placement.workload import described
+from placement.workload import describe
 from placement.workload_fields import workload_fields
 
 # What a Prediction was made from, in words; a plan fits the text it was made from better than other text.
@@ -150,7 +150,7 @@ def plan_parts(planned: Planned) -> list[Group | str]:
                 f"prompts {copies.prompt_gain:+.1%}."
             )
     if (workload := planned.plan.workload) is not None:
-        parts.append(f"Assumed: {described(workload)}.")
+        parts.append(f"Assumed: {describe(workload)}.")
     if (moved := planned.replan) is not None:
         parts.append(_move_line(moved))
     return [*parts, *(f"{sentence[0].upper()}{sentence[1:]}." for sentence in planned.advice)]

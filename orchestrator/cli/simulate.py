@@ -36,7 +36,7 @@ from placement.replay.queueing.scenario import Event
 from placement.replay.simulate import simulate as run
 from placement.replay.tally import CAUSES, SimulationReport
 from placement.units import size
-from placement.workload import Workload, described
+from placement.workload import Workload, describe
 from placement.workload_fields import workload_fields
 
 
@@ -79,7 +79,7 @@ def simulate(
         return
     for part in tables(report, shape):
         console.print(part)
-    console.print(f"Assumed: {described(workload)}.")
+    console.print(f"Assumed: {describe(workload)}.")
     for note in (*notes, *report.notes):
         print_note(note)
     if report.stopped is not None:

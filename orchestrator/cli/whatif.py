@@ -30,7 +30,7 @@ from placement.given.cluster_spec import LinkSpec
 from placement.given.traces import GENERAL
 from placement.policies.registry import POLICIES, RUN_POLICIES
 from placement.weight_format import planned_format
-from placement.workload import described
+from placement.workload import describe
 from placement.workload_fields import workload_fields
 
 
@@ -97,7 +97,7 @@ def whatif(
         heading += ("price", "gain for 100")
     rows = [_line(result, outcome)[: len(heading)] for outcome in (result.now, *result.outcomes)]
     console.print(table(f"{shape.name} in {form}: what one change buys", heading, rows))
-    console.print(f"Assumed: {described(workload)}.")
+    console.print(f"Assumed: {describe(workload)}.")
     if result.now.note:
         print_note(f"as it is: {result.now.note}")
     if stats is None:

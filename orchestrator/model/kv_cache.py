@@ -78,7 +78,7 @@ class KVCache:
             for layer in layers
         )
         self.length = 0
-        # Positions below _reach may have been written since: a ring still holds only the last `ring` of them.
+        # Positions below _reach have been written at some time. Of those, a ring holds only the last `ring`.
         self._reach = 0
         self._window = sliding_window
         self._ring_slots = ring if any(layer.is_sliding for layer in layers) else 0

@@ -1,9 +1,12 @@
 """Multi-token prediction: drafts of the next tokens from the layers after the trunk.
 
-With x the tokens and h_p the trunk's hidden state at position p, layer k at slot p takes embed(x_{p+1+k}) and
-s^{k-1}_p (s^{-1} = h) and gives s^k_p, whose own head predicts x_{p+2+k}. Every layer runs over every slot of
-the sequence, so that its KV cache covers the whole context. A slot is committed once its tokens are verified;
-the newest k slots of layer k hang on drafts, and are computed again after each verification.
+Let x be the tokens and h_p the trunk's hidden state at position p. MTP layer k at slot p takes two inputs:
+the embedding of x_{p+1+k}, and s^{k-1}_p, the state of the layer before it (s^{-1} is h). It gives s^k_p,
+and its own head predicts x_{p+2+k} from that.
+
+Every layer runs over every slot of the sequence, so that its KV cache covers the whole context. A slot is
+committed once the tokens it was computed from are verified. The newest k slots of layer k were computed from
+drafts, so they are computed again after each verification.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ class DraftRequest:
 class _Turn:
     """A request while it passes through the layers.
 
-    `inputs` are rows s^{k-1} of slots caches[k].length, …; those before slot `verified` are verified.
+    `inputs` are rows s^{k-1} from slot caches[k].length on. Rows of slots below `verified` are verified.
     """
 
     request: DraftRequest

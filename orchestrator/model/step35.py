@@ -18,18 +18,18 @@ from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.weights import HeadWeights, load_head_weights
 from orchestrator.timing import StepTimer
 from placement.errors import InputError
-from placement.files.shown import shown
+from placement.files.quote import quote
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
 
 
 class Step35Model:
-    """The head: attention, routers, shared experts and the output head here, routed experts behind `experts`.
+    """The head: all of the model but the routed experts, which `experts` runs, here or elsewhere.
 
     Attributes:
         recorder: set it to collect the experts that tokens choose.
-        timer: seconds by part; parts opened by the expert runner belong to the same timer if it shares it.
+        timer: seconds by part. Give the expert runner the same timer, so that its parts count here too.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Step35Model:
         for place, token_id in enumerate(token_ids):
             if not 0 <= token_id < self.config.vocab_size:
                 raise InputError(
-                    f"token id {shown(token_id)} at place {place} is outside the vocabulary; "
+                    f"token id {quote(token_id)} at place {place} is outside the vocabulary; "
                     f"expected 0 to {self.config.vocab_size - 1}"
                 )
 

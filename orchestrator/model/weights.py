@@ -13,7 +13,7 @@ from orchestrator.model.attention import AttentionWeights
 from orchestrator.model.layer import LayerWeights, NormWeights
 from orchestrator.model.moe import FfnWeights, MoeWeights
 from placement.errors import CheckpointError, InputError
-from placement.files.shown import shown
+from placement.files.quote import quote
 from workers.formats.checkpoint import Checkpoint
 from workers.model_config import LayerConfig, Step35Config
 
@@ -134,7 +134,7 @@ def _num_mtp_in_files(checkpoint: Checkpoint, config: Step35Config) -> int:
     return found
 
 
-# Behind model.layers.N.: routed experts, and tables that some files keep though they follow from config.json.
+# What the head does not read of model.layers.N.: routed experts, and tables that follow from config.json.
 _ROUTED_EXPERT = re.compile(r"moe\.((experts\.)?\d+\.)?(gate|up|down)_proj\.weight", re.ASCII)
 _DERIVED = ".rotary_emb.inv_freq"
 
@@ -178,16 +178,18 @@ class _Reader:
             is_expert = layer in moe and _ROUTED_EXPERT.fullmatch(part) is not None
             if not is_expert and not part.endswith(_DERIVED):
                 raise CheckpointError(
-                    f"{self._checkpoint.path}: tensor {shown(stored)} is none that a model of this "
+                    f"{self._checkpoint.path}: tensor {quote(stored)} is none that a model of this "
                     "architecture has; Potluck would leave out what it does: use a published "
                     "checkpoint"
                 )
 
     def present(self, flag: str, name: str) -> bool:
-        """Whether to read a tensor that a flag of config.json announces; without the flag the files say.
+        """Whether to read a tensor that a flag of config.json announces.
+
+        Where config.json does not have the flag, the tensor is read if the files have it.
 
         Raises:
-            CheckpointError: the flag is off, and the files have the tensor.
+            CheckpointError: the flag is off, but the files have the tensor.
         """
         announced: bool | None = getattr(self._config, flag)
         there = self._checkpoint.has(name)

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import PotluckError
-from placement.files.input_file import opened
-from placement.files.shown import shown
+from placement.files.input_file import open_input
+from placement.files.quote import quote
 from placement.units import size
 
 MAGIC = b"GGUF"
@@ -73,7 +73,7 @@ class GgufFile:
         Raises:
             error: missing, not GGUF, another version, big-endian, truncated, or a name that occurs twice.
         """
-        with opened(path, error, "a GGUF file") as file:
+        with open_input(path, error, "a GGUF file") as file:
             num_bytes = os.fstat(file.fileno()).st_size
             if num_bytes < 24:
                 raise error(f"{path}: not a GGUF file: only {size(num_bytes)}")
@@ -90,7 +90,7 @@ class GgufFile:
             tensors = cursor.named(num_tensors, "tensors", cursor.tensor)
             alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
             if isinstance(alignment, bool) or not isinstance(alignment, int) or alignment < 1:
-                raise error(f"{path}: general.alignment is {shown(alignment)}, expected a positive number")
+                raise error(f"{path}: general.alignment is {quote(alignment)}, expected a positive number")
             data_offset = -(-cursor.position // alignment) * alignment
             return cls(Path(path), error, metadata, tensors, alignment, data_offset, num_bytes)
 
@@ -103,7 +103,7 @@ class GgufFile:
         Raises:
             error: no such tensor, another type, or cut off.
         """
-        where = f"{self.path}: {shown(name)}"
+        where = f"{self.path}: {quote(name)}"
         tensor = self.tensors.get(name)
         if tensor is None:
             raise self.error(f"{self.path}: expected a tensor {name}")
@@ -112,7 +112,7 @@ class GgufFile:
         start, count = self.data_offset + tensor.offset, math.prod(tensor.shape)
         if count > most_values:
             raise self.error(f"{where}: takes {size(4 * count)}, expected {expected}")
-        with opened(self.path, self.error, "a GGUF file") as file:
+        with open_input(self.path, self.error, "a GGUF file") as file:
             content = b""
             # Where a header says it is may be past any place that a file has.
             if start + 4 * count <= os.fstat(file.fileno()).st_size:
@@ -162,7 +162,7 @@ class _Cursor:
         for _ in range(count):
             name = self.text()
             if name in found:
-                raise self._error(f"{self._path}: {shown(name)} occurs twice among its {what}, expected once")
+                raise self._error(f"{self._path}: {quote(name)} occurs twice among its {what}, expected once")
             found[name] = read()
         return found
 

@@ -25,7 +25,7 @@ _KINDS = {
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str], error: type[PotluckError], expected: str) -> Iterator[BinaryIO]:
+def open_input(path: str | os.PathLike[str], error: type[PotluckError], expected: str) -> Iterator[BinaryIO]:
     """A regular file, open for reading bytes; a link to one counts as one.
 
     Args:
@@ -60,7 +60,7 @@ def read_bytes(
     Raises:
         error: as `opened`, or the file has more than `most_bytes`.
     """
-    with opened(path, error, expected) as file:
+    with open_input(path, error, expected) as file:
         try:
             # Python makes room for all that is asked for, so no more than the file's size at first.
             num_bytes = os.fstat(file.fileno()).st_size
@@ -77,7 +77,7 @@ def read_bytes(
 
 def digest(path: str | os.PathLike[str], error: type[PotluckError], expected: str) -> str:
     """SHA-256 of a regular file of any size, in hexadecimal digits; raises as `opened`."""
-    with opened(path, error, expected) as file:
+    with open_input(path, error, expected) as file:
         sha256 = hashlib.sha256()
         while part := file.read(1 << 20):
             sha256.update(part)
@@ -93,10 +93,10 @@ def read_text(
         error: as `read_bytes`, or the bytes are no UTF-8.
     """
     content = read_bytes(path, error, expected, most_bytes=most_bytes)
-    return decoded(content, error, str(path), expected)
+    return decode_text(content, error, str(path), expected)
 
 
-def decoded(content: bytes, error: type[PotluckError], where: str, expected: str) -> str:
+def decode_text(content: bytes, error: type[PotluckError], where: str, expected: str) -> str:
     """UTF-8 text without a byte order mark; `where` it stands is named in errors.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 
 from placement.errors import PotluckError
 from placement.files.input_file import read_text
-from placement.files.shown import shown
+from placement.files.quote import quote
 
 MOST_DEPTH = 64
 """No file of ours or of a model nests deeper than ten."""
@@ -55,7 +55,7 @@ def parse_json(
     try:
         return json.loads(text, object_pairs_hook=_object)
     except _GivenTwice as found:
-        raise error(f"{where}: key {shown(found.key)} again in one object: keep one") from None
+        raise error(f"{where}: key {quote(found.key)} again in one object: keep one") from None
     except ValueError as found:
         raise error(f"{where}: not JSON: {found}; expected {expected}") from found
     except MemoryError:
@@ -103,5 +103,5 @@ def _depth(text: str) -> int:
 def expect_object(value: object, error: type[PotluckError], where: str) -> dict[str, Any]:
     """`value` where it is a JSON object; raises `error`, which says what was found, for anything else."""
     if not isinstance(value, dict):
-        raise error(f"{where}: expected a JSON object, found {shown(value)}")
+        raise error(f"{where}: expected a JSON object, found {quote(value)}")
     return value

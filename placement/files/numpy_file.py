@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import PotluckError
-from placement.files.input_file import opened
-from placement.files.shown import one_line, shown
-from placement.files.zip_archive import MOST_BYTES, checked_member, opened_zip
+from placement.files.input_file import open_input
+from placement.files.quote import one_line, quote
+from placement.files.zip_archive import MOST_BYTES, check_member, open_zip
 from placement.units import size
 
 NPY_MAGIC = b"\x93NUMPY"
@@ -54,7 +54,7 @@ def array_names(
     path: str | os.PathLike[str], error: type[PotluckError], expected: str = "a .npz archive"
 ) -> list[str]:
     """Names of the arrays in a `.npz` file; raises as `read_npz`."""
-    with opened_zip(path, error, expected) as archive:
+    with open_zip(path, error, expected) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
@@ -77,11 +77,11 @@ def read_npz(
     Raises:
         error: unreadable, damaged, encrypted, larger, or with Python objects; names file and array.
     """
-    with opened_zip(path, error, expected) as archive:
+    with open_zip(path, error, expected) as archive:
         names = {name.removesuffix(".npy"): name for name in archive.namelist()}
         if wanted is not None:
             names = {name: entry for name, entry in names.items() if name in wanted}
-        members = {name: checked_member(archive, entry) for name, entry in names.items()}
+        members = {name: check_member(archive, entry) for name, entry in names.items()}
         total = sum(member.file_size for member in members.values())
         if total > most_bytes:
             raise error(
@@ -102,7 +102,7 @@ def read_npy(
     Raises:
         error: unreadable, damaged, larger, or of Python objects; names the file.
     """
-    with opened(path, error, expected) as file:
+    with open_input(path, error, expected) as file:
         num_bytes = os.fstat(file.fileno()).st_size
         try:
             return read_array(file, min(num_bytes, most_bytes))
@@ -114,7 +114,7 @@ def read_numpy_file(
     path: str | os.PathLike[str], error: type[PotluckError], expected: str, *, most_bytes: int = MOST_BYTES
 ) -> Array | Mapping[str, Array]:
     """The array of a `.npy` file, or all arrays of a `.npz`; raises as the reader of each."""
-    with opened(path, error, expected) as file:
+    with open_input(path, error, expected) as file:
         start = file.read(len(NPY_MAGIC))
     if start == NPY_MAGIC:
         return read_npy(path, error, expected, most_bytes=most_bytes)
@@ -132,16 +132,16 @@ def read_array(file: BinaryIO, num_bytes: int) -> Array:
     """
     shape, is_fortran, dtype, header_bytes = _header(file)
     if dtype.hasobject or dtype.kind == "V":
-        raise BrokenArray(f"values of type {shown(str(dtype))}, which plain arrays do not have")
+        raise BrokenArray(f"values of type {quote(str(dtype))}, which plain arrays do not have")
     if len(shape) > _MOST_DIMENSIONS or any(type(length) is not int or length < 0 for length in shape):
-        raise BrokenArray(f"of shape {shown(list(shape))}")
+        raise BrokenArray(f"of shape {quote(list(shape))}")
     count = math.prod(shape)
     # numpy multiplies lengths beside a 0 too. Empty texts take no bytes, however many there are.
     if math.prod(filter(None, shape)) > _MOST_LENGTHS or (count > 1 and not dtype.itemsize):
-        raise BrokenArray(f"of type {dtype} and shape {shown(list(shape))}")
+        raise BrokenArray(f"of type {dtype} and shape {quote(list(shape))}")
     if count * dtype.itemsize > num_bytes - header_bytes:
         raise BrokenArray(
-            f"{dtype} {shown(list(shape))} takes {size(count * dtype.itemsize)}, there are "
+            f"{dtype} {quote(list(shape))} takes {size(count * dtype.itemsize)}, there are "
             f"{size(max(num_bytes - header_bytes, 0))}"
         )
     array = np.empty(count, dtype=dtype)
@@ -200,4 +200,4 @@ def _member(
                 raise BrokenArray("has more bytes than its header says")
             return array
     except BrokenArray as found:
-        raise error(f"{path}: array {shown(name)}: {found}") from found
+        raise error(f"{path}: array {quote(name)}: {found}") from found

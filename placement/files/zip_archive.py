@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from placement.errors import PotluckError
-from placement.files.input_file import opened
-from placement.files.shown import one_line, shown
+from placement.files.input_file import open_input
+from placement.files.quote import one_line, quote
 from placement.units import size
 
 MOST_BYTES = 2**31
@@ -43,7 +43,7 @@ _DAMAGED = (
 
 
 @contextmanager
-def opened_zip(
+def open_zip(
     path: str | os.PathLike[str], error: type[PotluckError], expected: str
 ) -> Iterator[zipfile.ZipFile]:
     """An archive; what goes wrong while the block reads from it is one line that names the file.
@@ -51,12 +51,12 @@ def opened_zip(
     Raises:
         error: as `input_file.opened`, or the file is no zip archive, damaged, or names a member twice.
     """
-    with opened(path, error, expected) as file:
+    with open_input(path, error, expected) as file:
         try:
             with zipfile.ZipFile(_Bounded(file)) as archive:
                 (name, times), *_ = [*Counter(archive.namelist()).most_common(1), ("", 0)]
                 if times > 1:
-                    raise zipfile.BadZipFile(f"{shown(name)} is in it {times} times")
+                    raise zipfile.BadZipFile(f"{quote(name)} is in it {times} times")
                 yield archive
         except _DAMAGED as found:
             reason = one_line(str(found)) or type(found).__name__
@@ -65,7 +65,7 @@ def opened_zip(
             raise error(f"{path}: too large for this machine's memory; expected {expected}") from None
 
 
-def checked_member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+def check_member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
     """A member of `archive` that can be read in bounded memory: `file_size` bytes at most.
 
     Raises:
@@ -73,9 +73,9 @@ def checked_member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
     """
     member = archive.getinfo(name)
     if member.flag_bits & _ENCRYPTED:
-        raise zipfile.BadZipFile(f"{shown(name)} is encrypted")
+        raise zipfile.BadZipFile(f"{quote(name)} is encrypted")
     if member.compress_type not in _METHODS:
-        raise zipfile.BadZipFile(f"{shown(name)} is compressed by method {member.compress_type}, not deflate")
+        raise zipfile.BadZipFile(f"{quote(name)} is compressed by method {member.compress_type}, not deflate")
     return member
 
 

@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
 
 from placement.errors import ClusterFileError
-from placement.files.shown import shown
+from placement.files.quote import quote
 from placement.given.cluster_spec import (
     ClusterSpec,
     DeviceKind,
@@ -57,10 +57,10 @@ def parse_size(value: object) -> int:
     """Bytes from a number or text such as 24GB or 64GiB; raises ValueError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?", str(value).strip(), re.IGNORECASE)
     if isinstance(value, bool) or match is None:
-        raise ValueError(f"expected bytes or a size such as 24GB or 64GiB, found {shown(value)}")
+        raise ValueError(f"expected bytes or a size such as 24GB or 64GiB, found {quote(value)}")
     num_bytes = float(match[1]) * _UNITS[(match[2] or "").upper()]
     if num_bytes > _MOST:
-        raise ValueError(f"expected a size of memory that exists, found {shown(value)}")
+        raise ValueError(f"expected a size of memory that exists, found {quote(value)}")
     return round(num_bytes)
 
 
@@ -71,7 +71,7 @@ def _memory(value: object) -> int:
     if not text[-1].isalpha() and 0 < float(text) < _LEAST_BYTES:
         unit = "GB" if num_bytes < 1000 else "MB"
         raise ValueError(
-            f"expected a size such as 24GB or 64GiB, found {shown(value)}, which is {size(num_bytes)}: is "
+            f"expected a size such as 24GB or 64GiB, found {quote(value)}, which is {size(num_bytes)}: is "
             f"{text}{unit} meant?"
         )
     return num_bytes
@@ -81,7 +81,7 @@ def _round_trip(value: object) -> float:
     seconds = _not_negative(value)
     if seconds > _MOST_ROUND_TRIP_S:
         raise ValueError(
-            f"expected seconds, at most {_MOST_ROUND_TRIP_S}, found {shown(value)}: are {seconds:g} ms "
+            f"expected seconds, at most {_MOST_ROUND_TRIP_S}, found {quote(value)}: are {seconds:g} ms "
             f"meant? Then write {seconds / 1000:g}"
         )
     return seconds
@@ -94,7 +94,7 @@ def _at_most(most: float, unit: str, smaller: str) -> BeforeValidator:
         number = _positive(value)
         if number > most:
             raise ValueError(
-                f"expected {unit}, at most {most:,}, found {shown(value)}: is it in {smaller}? "
+                f"expected {unit}, at most {most:,}, found {quote(value)}: is it in {smaller}? "
                 f"Then write {number / 1000:g}"
             )
         return number
@@ -105,16 +105,16 @@ def _at_most(most: float, unit: str, smaller: str) -> BeforeValidator:
 def _positive(value: object) -> float:
     number = _number(value)
     if number <= 0:
-        raise ValueError(f"expected a number above 0, found {shown(value)}")
+        raise ValueError(f"expected a number above 0, found {quote(value)}")
     if number < 1 / _MOST:
-        raise ValueError(f"expected a number of at least {1 / _MOST:g}, found {shown(value)}")
+        raise ValueError(f"expected a number of at least {1 / _MOST:g}, found {quote(value)}")
     return number
 
 
 def _not_negative(value: object) -> float:
     number = _number(value)
     if number < 0:
-        raise ValueError(f"expected a number of at least 0, found {shown(value)}")
+        raise ValueError(f"expected a number of at least 0, found {quote(value)}")
     return number
 
 
@@ -124,11 +124,11 @@ def _number(value: object) -> float:
         try:
             value = float(value)
         except ValueError:
-            raise ValueError(f"expected a number, found {shown(value)}") from None
+            raise ValueError(f"expected a number, found {quote(value)}") from None
     if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
-        raise ValueError(f"expected a number, found {shown(value)}")
+        raise ValueError(f"expected a number, found {quote(value)}")
     if abs(value) > _MOST:
-        raise ValueError(f"expected a number of at most {_MOST:g}, found {shown(value)}")
+        raise ValueError(f"expected a number of at most {_MOST:g}, found {quote(value)}")
     return float(value)
 
 
@@ -233,15 +233,15 @@ def _cluster(file: _ClusterModel, where: str) -> ClusterSpec:
     known = _listed(names) or "no nodes"
     _check_unique(names, f"{where}nodes")
     if file.head not in names:
-        raise ClusterFileError(f"{where}head: expected one of the nodes ({known}), found {shown(file.head)}")
+        raise ClusterFileError(f"{where}head: expected one of the nodes ({known}), found {quote(file.head)}")
     links: dict[str, LinkSpec] = {}
     for index, link in enumerate(file.links):
         field = f"{where}links[{index}].node"
         if link.node not in names:
-            raise ClusterFileError(f"{field}: expected one of the nodes ({known}), found {shown(link.node)}")
+            raise ClusterFileError(f"{field}: expected one of the nodes ({known}), found {quote(link.node)}")
         if link.node in links:
             raise ClusterFileError(
-                f"{field}: expected one link a node, found a second for {shown(link.node)}"
+                f"{field}: expected one link a node, found a second for {quote(link.node)}"
             )
         links[link.node] = LinkSpec(link.round_trip_s, link.bandwidth_gbits_per_s * 1e9 / 8)
     nodes = []
@@ -271,11 +271,11 @@ def _machines(file: _ClusterModel, names: list[str], where: str) -> tuple[Machin
         for node in machine.nodes:
             if node not in names:
                 raise ClusterFileError(
-                    f"{field}: expected some of the nodes ({_listed(names)}), found {shown(node)}"
+                    f"{field}: expected some of the nodes ({_listed(names)}), found {quote(node)}"
                 )
             if node in taken:
                 raise ClusterFileError(
-                    f"{field}: expected each node on one machine, found {shown(node)} on {taken[node]!r} too"
+                    f"{field}: expected each node on one machine, found {quote(node)} on {taken[node]!r} too"
                 )
             taken[node] = machine.name
     return tuple(
@@ -291,7 +291,7 @@ def _link_upgrades(file: _ClusterModel, linked: set[str], where: str) -> tuple[L
         if unknown or not upgrade.nodes:
             raise ClusterFileError(
                 f"{field}.nodes: expected some of the nodes with a link to the head "
-                f"({_listed(sorted(linked)) or 'none'}), found {shown(unknown[0]) if unknown else 'none'}"
+                f"({_listed(sorted(linked)) or 'none'}), found {quote(unknown[0]) if unknown else 'none'}"
             )
         if upgrade.round_trip_s is None and upgrade.bandwidth_gbits_per_s is None:
             raise ClusterFileError(
@@ -365,4 +365,4 @@ def _scaled(number: float | None, unit: float) -> float | None:
 def _check_unique(names: list[str], where: str) -> None:
     for name, times in Counter(names).items():
         if times > 1:
-            raise ClusterFileError(f"{where}: expected unique names, found {shown(name)} {times} times")
+            raise ClusterFileError(f"{where}: expected unique names, found {quote(name)} {times} times")

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from placement.errors import RoutingFileError
 from placement.files.atomic import replacing
 from placement.files.numpy_file import read_npz
-from placement.files.shown import shown
+from placement.files.quote import quote
 from placement.model_shape import ModelShape
 
 ROUTING_FORMAT = "potluck-routing"
@@ -121,8 +121,8 @@ class RoutingStats:
             return
         rows, experts = self.counts.shape
         raise RoutingFileError(
-            f"{where}: made for {shown(self.model)} ({rows} x {experts}, top {self.top_k}, fingerprint "
-            f"{shown(self.fingerprint)}), expected {model}, fingerprint {fingerprint}; "
+            f"{where}: made for {quote(self.model)} ({rows} x {experts}, top {self.top_k}, fingerprint "
+            f"{quote(self.fingerprint)}), expected {model}, fingerprint {fingerprint}; "
             "run `potluck stats` with this model"
         )
 
@@ -204,7 +204,7 @@ class RoutingStats:
         found_format = _text(arrays, "format", path)
         if found_format != ROUTING_FORMAT:
             raise RoutingFileError(
-                f"{path}: format: expected {ROUTING_FORMAT!r}, found {shown(found_format)}"
+                f"{path}: format: expected {ROUTING_FORMAT!r}, found {quote(found_format)}"
             )
         version = _integer(arrays, "version", path)
         if version != ROUTING_VERSION:
@@ -214,7 +214,7 @@ class RoutingStats:
         if moe_layers.ndim != 1 or moe_layers.dtype.kind not in "iu" or not np.all(np.diff(moe_layers) > 0):
             raise RoutingFileError(
                 f"{path}: moe_layers: expected ascending whole numbers, found {moe_layers.dtype} "
-                f"{shown(moe_layers[:20].tolist() if moe_layers.ndim else moe_layers.item())}"
+                f"{quote(moe_layers[:20].tolist() if moe_layers.ndim else moe_layers.item())}"
             )
         counts = arrays["counts"]
         top_k = _integer(arrays, "top_k", path)
@@ -270,7 +270,7 @@ def _text(arrays: Mapping[str, NDArray[Any]], name: str, path: object) -> str:
 def _integer(arrays: Mapping[str, NDArray[Any]], name: str, path: object) -> int:
     value = arrays[name]
     if value.ndim or value.dtype.kind not in "iu" or value < 0:
-        found = shown(value.item()) if value.ndim == 0 else list(value.shape)
+        found = quote(value.item()) if value.ndim == 0 else list(value.shape)
         raise RoutingFileError(f"{path}: {name}: expected one whole number, found {value.dtype} {found}")
     return int(value)
 

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from placement.errors import PotluckError
 from placement.files.input_file import read_text
-from placement.files.shown import one_line, shown
+from placement.files.quote import one_line, quote
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -67,7 +67,7 @@ def read_mapping(path: str | os.PathLike[str], error: type[PotluckError], keys: 
     except (yaml.YAMLError, ValueError) as found:
         raise error(f"{path}: not YAML: {one_line(str(found))}") from found
     if not isinstance(document, dict):
-        what = "nothing" if document is None else shown(document)
+        what = "nothing" if document is None else quote(document)
         raise error(f"{path}: expected a mapping with {keys}, found {what}")
     return document
 
@@ -167,7 +167,7 @@ def _check_value(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> None:
         loader.construct_object(node)
     except Exception as found:
         line, kind = node.start_mark.line + 1, one_line(node.tag.rpartition(":")[2])
-        raise _Refused(f"line {line}: {shown(node.value)} is no {kind}") from found
+        raise _Refused(f"line {line}: {quote(node.value)} is no {kind}") from found
 
 
 def _check_keys(mapping: yaml.MappingNode) -> None:
@@ -180,13 +180,13 @@ def _check_keys(mapping: yaml.MappingNode) -> None:
         name = (key.tag, key.value)
         if (first := lines.get(name)) is not None:
             raise _Refused(
-                f"line {line}: key {shown(key.value)} again, first given in line {first}: keep one"
+                f"line {line}: key {quote(key.value)} again, first given in line {first}: keep one"
             )
         lines[name] = line
 
 
 def _reason(mistake: ErrorDetails, model: type[BaseModel]) -> str:
-    kind, location, found = mistake["type"], mistake["loc"], shown(mistake["input"])
+    kind, location, found = mistake["type"], mistake["loc"], quote(mistake["input"])
     if kind == "missing":
         return "expected a value, found nothing"
     if kind == "value_error":

@@ -8,9 +8,9 @@ from typing import Literal
 
 from placement.errors import RoutingFileError
 from placement.files import gguf_file
-from placement.files.input_file import opened
+from placement.files.input_file import open_input
 from placement.files.numpy_file import NPY_MAGIC
-from placement.files.zip_archive import opened_zip
+from placement.files.zip_archive import open_zip
 
 Container = Literal["json", "torch", "npz", "npy", "gguf"]
 
@@ -25,7 +25,7 @@ def container_of(path: str | os.PathLike[str], expected: str) -> Container | Non
     Raises:
         RoutingFileError: no regular file, or a damaged archive.
     """
-    with opened(path, RoutingFileError, expected) as file:
+    with open_input(path, RoutingFileError, expected) as file:
         start = file.read(4096)
     if start.startswith(gguf_file.MAGIC):
         return "gguf"
@@ -33,7 +33,7 @@ def container_of(path: str | os.PathLike[str], expected: str) -> Container | Non
         return "npy"
     if start.startswith(_ZIP_MAGIC):
         # `.npz` and `.pt` are both zip archives; only the second holds a pickle.
-        with opened_zip(path, RoutingFileError, expected) as archive:
+        with open_zip(path, RoutingFileError, expected) as archive:
             return "torch" if any(name.endswith("data.pkl") for name in archive.namelist()) else "npz"
     if start.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1] in (b"{", b"["):
         return "json"

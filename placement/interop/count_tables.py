@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
 from placement.files.numpy_file import read_numpy_file
-from placement.files.shown import shown
+from placement.files.quote import quote
 from placement.given.stats import RoutingStats
 from placement.interop.loads import moe_rows, stats_from_loads
 from placement.model_shape import ModelShape
@@ -48,7 +48,7 @@ def read_count_tables(
     unknown = sorted(set(only or ()) - set(tables))
     if unknown:
         raise RoutingFileError(
-            f"{path}: expected one of {shown(list(tables))}, found no {', '.join(unknown)}"
+            f"{path}: expected one of {quote(list(tables))}, found no {', '.join(unknown)}"
         )
     chosen = [
         _documents(table, shape, f"{path}: {name}")

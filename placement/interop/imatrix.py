@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
 from placement.files.gguf_file import GgufFile
-from placement.files.shown import shown
+from placement.files.quote import quote
 from placement.given.stats import RoutingStats
 from placement.interop.loads import stats_from_loads
 from placement.model_shape import ModelShape
@@ -34,7 +34,7 @@ def read_imatrix(path: str | os.PathLike[str], shape: ModelShape) -> RoutingStat
     kind = gguf.metadata.get("general.type")
     if kind != "imatrix":
         raise RoutingFileError(
-            f"{path}: expected an importance matrix, found a GGUF of type {shown(kind or 'unknown')}"
+            f"{path}: expected an importance matrix, found a GGUF of type {quote(kind or 'unknown')}"
         )
     loads = np.stack([_counts_of_layer(gguf, layer, shape) for layer in shape.moe_layers])
     datasets = gguf.metadata.get("imatrix.datasets")

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
-from placement.files.input_file import decoded, opened, read_text
+from placement.files.input_file import decode_text, open_input, read_text
 from placement.files.json_file import expect_object, parse_json
-from placement.files.shown import shown
+from placement.files.quote import quote
 from placement.units import size
 
 _EXPECTED = "JSON objects (docs/interop.md)"
@@ -50,7 +50,7 @@ def number_array(value: object, where: str) -> NDArray[Any]:
         level = level[0] if level else None
     # numpy makes room for the longest text or object it finds, so nothing but numbers may reach it.
     if not shape or not _is_filled(value, shape):
-        raise RoutingFileError(f"{where}: expected rows of one length with numbers, found {shown(value)}")
+        raise RoutingFileError(f"{where}: expected rows of one length with numbers, found {quote(value)}")
     try:
         array: NDArray[Any] = np.array(value)
     except (ValueError, OverflowError) as error:
@@ -78,7 +78,7 @@ def _values(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
             else:
                 yield str(path), value
         return
-    with opened(path, RoutingFileError, _EXPECTED) as file:
+    with open_input(path, RoutingFileError, _EXPECTED) as file:
         number = 0
         while line := file.readline(_MOST_BYTES + 1):
             number += 1
@@ -86,12 +86,12 @@ def _values(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
             if len(line) > _MOST_BYTES:
                 raise RoutingFileError(f"{where}: longer than {size(_MOST_BYTES)}; expected {_EXPECTED}")
             if line.strip():
-                yield where, _parse(decoded(line, RoutingFileError, where, _EXPECTED), where)
+                yield where, _parse(decode_text(line, RoutingFileError, where, _EXPECTED), where)
 
 
 def _has_one_a_line(path: str | os.PathLike[str]) -> bool:
     """Several lines that each end an object are JSON Lines, whatever the file is called."""
-    with opened(path, RoutingFileError, _EXPECTED) as file:
+    with open_input(path, RoutingFileError, _EXPECTED) as file:
         first, num_bytes = b"", 0
         while line := file.readline(_MOST_BYTES):
             num_bytes += len(line)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from placement.files.shown import shown
+from placement.files.quote import quote
 
 # Each takes some fifty bytes of memory; a recorder's dump of 10,000 passes has some 500,000.
 _MOST_OPCODES = 2_000_000
@@ -132,7 +132,7 @@ def interpret(
                 stack.append(remembered(argument))
             case "GLOBAL":
                 if argument not in names:
-                    raise RefusedError(f"names {shown(argument)}, which plain data do not need; refused")
+                    raise RefusedError(f"names {quote(argument)}, which plain data do not need; refused")
                 stack.append(Name(str(argument)))
             case "BINPERSID":
                 stack.append(persistent(pop()))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
-from placement.files.shown import one_line
+from placement.files.quote import one_line
 from placement.given.stats import RoutingStats
 from placement.interop.container import container_of
 from placement.interop.json_records import number_array, read_json_records

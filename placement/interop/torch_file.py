@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
-from placement.files.shown import shown
-from placement.files.zip_archive import MOST_BYTES, checked_member, opened_zip, read_member
+from placement.files.quote import quote
+from placement.files.zip_archive import MOST_BYTES, check_member, open_zip, read_member
 from placement.interop.plain_pickle import Name, RefusedError, interpret
 from placement.units import size
 
@@ -82,7 +82,7 @@ def load_torch_file(path: str | os.PathLike[str]) -> Any:
         RoutingFileError: unreadable, truncated, of the format before torch 1.6, or with anything else in it.
     """
     try:
-        with opened_zip(path, RoutingFileError, _EXPECTED) as archive:
+        with open_zip(path, RoutingFileError, _EXPECTED) as archive:
             return _Reader(archive).load()
     except RefusedError as error:
         raise RoutingFileError(f"{path}: {error}") from error
@@ -114,10 +114,10 @@ class _Reader:
     def _stored(self, name: str) -> bytearray:
         """Bytes of an entry. Not compressed, so that no small file can claim a large memory."""
         if name not in self._archive.NameToInfo:
-            raise RefusedError(f"expected a file {shown(name)} inside, found none")
-        entry = checked_member(self._archive, name)
+            raise RefusedError(f"expected a file {quote(name)} inside, found none")
+        entry = check_member(self._archive, name)
         if entry.compress_type != zipfile.ZIP_STORED:
-            raise RefusedError(f"{shown(name)}: compressed, which torch.save never does")
+            raise RefusedError(f"{quote(name)}: compressed, which torch.save never does")
         self._take(entry.file_size)
         return read_member(self._archive, entry)
 
@@ -161,11 +161,11 @@ class _Reader:
         last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
         if count > 0 and last >= len(elements):
             raise RefusedError(
-                f"tensor of shape {shown(list(shape))}: needs {last + 1} elements, its storage has "
+                f"tensor of shape {quote(list(shape))}: needs {last + 1} elements, its storage has "
                 f"{len(elements)}"
             )
         if count > max(len(elements), _MOST_REPEATED_ELEMENTS):
-            raise RefusedError(f"tensor of shape {shown(list(shape))}: {count} elements from {len(elements)}")
+            raise RefusedError(f"tensor of shape {quote(list(shape))}: {count} elements from {len(elements)}")
         if count == 0:
             view = np.empty(shape, dtype=elements.dtype)
         else:

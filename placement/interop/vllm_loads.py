@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
 from placement.files.numpy_file import read_numpy_file
-from placement.files.shown import one_line
+from placement.files.quote import one_line
 from placement.given.stats import RoutingStats
 from placement.interop.container import Container, container_of
 from placement.interop.json_records import number_array, read_json_records

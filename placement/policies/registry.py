@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from placement.errors import InputError
-from placement.files.shown import shown
+from placement.files.quote import quote
 from placement.given.problem import PlanningProblem
 from placement.holders import HolderTable
 from placement.policies.baselines import cached_experts, fixed
@@ -68,15 +68,15 @@ def find_policy(name: str) -> Policy:
     """Raises InputError for a name that makes no plan, listing those that do."""
     if name in RUN_POLICIES:
         raise InputError(
-            f"policy {shown(name)} makes no plan, it is run on text: use it in a study, or expect one of "
+            f"policy {quote(name)} makes no plan, it is run on text: use it in a study, or expect one of "
             f"{', '.join(POLICIES)}"
         )
     if name not in POLICIES:
-        raise InputError(f"policy {shown(name)}: expected {', '.join(POLICIES)}")
+        raise InputError(f"policy {quote(name)}: expected {', '.join(POLICIES)}")
     return POLICIES[name]
 
 
 def check_policy(name: str) -> None:
     """Raises InputError for a name that is neither in POLICIES nor in RUN_POLICIES."""
     if name not in POLICIES and name not in RUN_POLICIES:
-        raise InputError(f"policy {shown(name)}: expected {', '.join((*POLICIES, *RUN_POLICIES))}")
+        raise InputError(f"policy {quote(name)}: expected {', '.join((*POLICIES, *RUN_POLICIES))}")

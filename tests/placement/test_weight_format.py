@@ -45,11 +45,11 @@ def test_only_float32_weights_have_float32_caches() -> None:
 def test_forms_of_an_expert_have_a_name_and_back() -> None:
     mixed = ExpertFormat(Q8_0, Q8_0, FLOAT16)
     assert mixed.name == "q8_0/q8_0/float16"
-    assert ExpertFormat.named(mixed.name) == mixed
-    assert ExpertFormat.named("bfloat16") == ExpertFormat.of(BFLOAT16)
+    assert ExpertFormat.of_name(mixed.name) == mixed
+    assert ExpertFormat.of_name("bfloat16") == ExpertFormat.of(BFLOAT16)
     for wrong in ("q4", "q8_0/q8_0", "q8_0/q8_0/", "", "float32/q4/float32"):
         with pytest.raises(InputError, match=r"experts in .* expected float32"):
-            ExpertFormat.named(wrong)
+            ExpertFormat.of_name(wrong)
 
 
 def test_unquantised_experts_may_be_converted_and_quantised_ones_not() -> None:

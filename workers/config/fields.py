@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from placement.errors import CheckpointError
-from placement.files.shown import shown
+from placement.files.quote import quote
 
 MOST_INTEGER = 2**31 - 1
 
@@ -36,7 +36,7 @@ class Fields:
         """The error that field `name` has the value `found`, for the caller to raise."""
         field, bracket, index = f"{self._prefix}{name}".partition("[")
         where = f"{self._spelled.get(field, field)}{bracket}{index}"
-        return CheckpointError(f"{self.path}: {where} is {shown(found)}, expected {expected}")
+        return CheckpointError(f"{self.path}: {where} is {quote(found)}, expected {expected}")
 
     def get(self, *names: str) -> Any:
         """The value under any of a field's spellings, None where there is none.
@@ -54,7 +54,7 @@ class Fields:
                 raise self.wrong(
                     name,
                     other,
-                    f"what {self._prefix}{first} says, {shown(value)}: remove the wrong one of the two",
+                    f"what {self._prefix}{first} says, {quote(value)}: remove the wrong one of the two",
                 )
         return value
 
@@ -166,7 +166,7 @@ class Fields:
                     raise self.wrong(
                         name,
                         value,
-                        f"what {first} says of layer {layer}, {shown(merged[layer])}: remove the wrong one",
+                        f"what {first} says of layer {layer}, {quote(merged[layer])}: remove the wrong one",
                     )
         return merged
 
@@ -180,7 +180,7 @@ class Fields:
         for name in self.names():
             if name not in known:
                 raise CheckpointError(
-                    f"{self.path}: {shown(self._prefix + name)} is {shown(self._values[name])}: Potluck "
+                    f"{self.path}: {quote(self._prefix + name)} is {quote(self._values[name])}: Potluck "
                     "does not know this key, and the numbers may depend on it; remove it if you know that "
                     "it has no effect"
                 )

@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from placement.errors import CheckpointError
-from placement.files.input_file import opened
+from placement.files.input_file import open_input
 from placement.files.json_file import expect_object, read_json
-from placement.files.shown import shown
+from placement.files.quote import quote
 from placement.weight_format import BFLOAT16, FLOAT16, FLOAT32, ExpertFormat
 from workers.formats.checkpoint import StoredMatrix
 from workers.model_config import Step35Config
@@ -77,14 +77,14 @@ class SafetensorsCheckpoint:
             for name in _held(model_dir / file):
                 if name in files:
                     raise CheckpointError(
-                        f"{model_dir / file} has tensor {shown(name)}, and so has {files[name]}: "
+                        f"{model_dir / file} has tensor {quote(name)}, and so has {files[name]}: "
                         "expected it in one of them; download the model again"
                     )
                 files[name] = file
         for name, file in listed.items():
             if files.get(name) != file:
                 raise CheckpointError(
-                    f"{model_dir / file} lacks tensor {shown(name)}, which {INDEX_NAME} expects there: "
+                    f"{model_dir / file} lacks tensor {quote(name)}, which {INDEX_NAME} expects there: "
                     "the files belong to different versions, download the model again"
                 )
         for file in found:
@@ -186,13 +186,13 @@ def _plain(stored: str) -> str:
 
 def _open_shard(path: Path) -> Any:
     # The library waits for a pipe's writer.
-    with opened(path, CheckpointError, "a safetensors file of the model: download it again"):
+    with open_input(path, CheckpointError, "a safetensors file of the model: download it again"):
         pass
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError, MemoryError) as error:
         raise CheckpointError(
-            f"{path} is truncated or not a safetensors file ({shown(str(error))}): download it again"
+            f"{path} is truncated or not a safetensors file ({quote(str(error))}): download it again"
         ) from None
 
 
@@ -210,7 +210,7 @@ def _read_index(path: Path) -> dict[str, str]:
     )
     weight_map = expect_object(document, CheckpointError, str(path)).get("weight_map")
     if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{path}: weight_map is {shown(weight_map)}; expected {expected}")
+        raise CheckpointError(f"{path}: weight_map is {quote(weight_map)}; expected {expected}")
     for name, file in weight_map.items():
         if not (
             isinstance(file, str)
@@ -219,7 +219,7 @@ def _read_index(path: Path) -> dict[str, str]:
             and Path(file).name == file
         ):
             raise CheckpointError(
-                f"{path}: weight_map puts {shown(name)} into {shown(file)}, expected the name of a file in "
+                f"{path}: weight_map puts {quote(name)} into {quote(file)}, expected the name of a file in "
                 "the same directory"
             )
     return weight_map

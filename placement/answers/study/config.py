@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from placement.answers.study.routing_source import FileSource, RoutingSource, SyntheticSource
 from placement.errors import InputError, StudyFileError
-from placement.files.shown import shown
+from placement.files.quote import quote
 from placement.given.traces import DOMAINS, Domain
 from placement.given.yaml_file import read_mapping, validate_fields
 from placement.policies.registry import check_policy
@@ -83,7 +83,7 @@ def _as_batch(value: object) -> object:
         return {"sequences": value}
     if not isinstance(value, dict | _BatchModel):
         keys = ", ".join(_BatchModel.model_fields)
-        raise ValueError(f"expected a number of sequences or a mapping with {keys}, found {shown(value)}")
+        raise ValueError(f"expected a number of sequences or a mapping with {keys}, found {quote(value)}")
     return value
 
 
@@ -139,14 +139,14 @@ def _study(file: _StudyModel, path: Path) -> Study:
             )
         for value, times in Counter(values).items():
             if times > 1:
-                raise StudyFileError(f"{path}: {name}: expected each value once, found {shown(value)} again")
+                raise StudyFileError(f"{path}: {name}: expected each value once, found {quote(value)} again")
     for index, policy in enumerate(file.policies):
         _known(check_policy, policy, f"{path}: policies[{index}]")
     for index, quant in enumerate(file.quants):
         _known(planned_format, quant, f"{path}: quants[{index}]")
     stems = [Path(cluster).stem for cluster in file.clusters]
     if len(set(stems)) < len(stems):
-        raise StudyFileError(f"{path}: clusters: expected file names that differ, found {shown(stems)}")
+        raise StudyFileError(f"{path}: clusters: expected file names that differ, found {quote(stems)}")
     for index, batch in enumerate(file.batches):
         if batch.accepted_drafts > batch.drafts:
             raise StudyFileError(
@@ -207,7 +207,7 @@ def _source(trace: _TraceModel, folder: Path, where: str) -> RoutingSource:
 
 def _domain(name: str, where: str) -> Domain:
     if name not in DOMAINS:
-        raise StudyFileError(f"{where}: expected {' or '.join(DOMAINS)}, found {shown(name)}")
+        raise StudyFileError(f"{where}: expected {' or '.join(DOMAINS)}, found {quote(name)}")
     return DOMAINS[name]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from placement.answers.study.config import Batch, Study
 from placement.errors import StudyFileError
-from placement.files.shown import shown
+from placement.files.quote import quote
 from placement.given.cluster_file import load_cluster
 from placement.model_shape import ModelShape
 
@@ -26,7 +26,7 @@ def check_inputs(study: Study, shape: ModelShape) -> None:
     for context in study.contexts:
         if context > shape.max_positions:
             raise StudyFileError(
-                f"study {shown(study.name)}: contexts: expected at most {shape.max_positions:,}, the longest "
+                f"study {quote(study.name)}: contexts: expected at most {shape.max_positions:,}, the longest "
                 f"text of {shape.name}, found {context:,}"
             )
     for source in study.traces:

@@ -14,7 +14,7 @@ from placement.errors import StudyFileError
 from placement.files.atomic import replacing
 from placement.files.input_file import read_text
 from placement.files.json_file import read_json
-from placement.files.shown import one_line, shown
+from placement.files.quote import one_line, quote
 
 _STUDY_FILE, _ROWS_FILE = "study.json", "results.csv"
 _MOST_STUDY_BYTES, _MOST_ROWS_BYTES = 100_000, 2**28
@@ -139,7 +139,7 @@ def _check_identity(marker: Path, expected: dict[str, object]) -> None:
             f"changed since; {advice}"
         )
     raise StudyFileError(
-        f"{marker.parent}: results of another study ({shown(name)}), expected {expected['study']!r}; {advice}"
+        f"{marker.parent}: results of another study ({quote(name)}), expected {expected['study']!r}; {advice}"
     )
 
 
@@ -165,7 +165,7 @@ def _read_rows(path: Path, keys: Sequence[str]) -> list[Row]:
         left = set(keys)
         for row in rows:
             if row.key not in left:
-                raise ValueError(f"expected each cell once, found {shown(row.key)} again or unasked for")
+                raise ValueError(f"expected each cell once, found {quote(row.key)} again or unasked for")
             left.remove(row.key)
     except (ValueError, csv.Error) as error:
         reason = one_line(str(error))

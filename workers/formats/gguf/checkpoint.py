@@ -17,8 +17,8 @@ from torch import Tensor
 
 from placement.errors import CheckpointError
 from placement.files.gguf_file import GgufFile, GgufTensor
-from placement.files.input_file import opened
-from placement.files.shown import shown
+from placement.files.input_file import open_input
+from placement.files.quote import quote
 from placement.weight_format import ExpertFormat, WeightFormat
 from workers.formats.checkpoint import StoredMatrix
 from workers.formats.gguf.names import gguf_name, published_name
@@ -135,7 +135,7 @@ class GgufCheckpoint:
     def _bytes(self, start: int, count: int) -> NDArray[np.uint8]:
         """A view of the file."""
         if self._map is None:
-            with opened(self.path, CheckpointError, "a GGUF file") as file:
+            with open_input(self.path, CheckpointError, "a GGUF file") as file:
                 if os.fstat(file.fileno()).st_size != self._num_bytes:
                     raise CheckpointError(
                         f"{self.path}: it was {self._num_bytes:,} bytes long when it was opened, and is "
@@ -146,7 +146,7 @@ class GgufCheckpoint:
 
 
 def _where(file: GgufFile, name: str, tensor: GgufTensor) -> _Stored:
-    where = f"{file.path}: tensor {shown(name)}"
+    where = f"{file.path}: tensor {quote(name)}"
     form = READABLE.get(tensor.type)
     if form is None:
         raise CheckpointError(
@@ -156,7 +156,7 @@ def _where(file: GgufFile, name: str, tensor: GgufTensor) -> _Stored:
     # With a 0 among them, sizes of any magnitude would fit into the file.
     if 0 in tensor.shape:
         raise CheckpointError(
-            f"{where} has shape {shown(list(tensor.shape))}, expected sizes above 0: the file is damaged, "
+            f"{where} has shape {quote(list(tensor.shape))}, expected sizes above 0: the file is damaged, "
             "download it again"
         )
     columns = tensor.shape[-1] if tensor.shape else 1

@@ -12,7 +12,7 @@ from typing import Any
 
 from placement.errors import CheckpointError
 from placement.files.gguf_file import GgufFile
-from placement.files.shown import shown
+from placement.files.quote import quote
 from placement.model_shape import MOST_LAYERS
 from workers.config.fields import Fields
 from workers.config.layer_types import FULL, SLIDING
@@ -169,7 +169,7 @@ def _of_kind(metadata: Fields, key: str, values: Sequence[Any], kinds: Sequence[
     for block, (value, kind) in enumerate(zip(values, kinds, strict=True)):
         if found.setdefault(kind, value) != value:
             raise metadata.wrong(
-                f"{key}[{block}]", value, f"{shown(found[kind])} as in the blocks of type {kind} before it"
+                f"{key}[{block}]", value, f"{quote(found[kind])} as in the blocks of type {kind} before it"
             )
     return found
 
@@ -255,7 +255,7 @@ def _with_divisors(config: Step35Config, file: GgufFile) -> Step35Config:
         divisors = tuple(values[: layer.rotary_dim // 2])
         if len(divisors) != layer.rotary_dim // 2 or not all(d > 0 and math.isfinite(d) for d in divisors):
             raise CheckpointError(
-                f"{file.path}: {_ROPE_DIVISORS} is {shown(values)}, expected {layer.rotary_dim // 2} or more "
+                f"{file.path}: {_ROPE_DIVISORS} is {quote(values)}, expected {layer.rotary_dim // 2} or more "
                 "numbers above 0, which frequencies are divided by"
             )
         layers.append(dataclasses.replace(layer, rope_scaling=RopeDivisors(divisors)))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from placement.files.shown import MOST_OF_LINE, MOST_SHOWN, first_line, one_line, shown
+from placement.files.quote import MOST_OF_LINE, MOST_QUOTED, first_line, one_line, quote
 
 
 def test_short_values_are_shown_as_python_writes_them() -> None:
-    assert shown("a\n") == "'a\\n'"
-    assert shown({"a": [1, 2.5, None]}) == "{'a': [1, 2.5, None]}"
+    assert quote("a\n") == "'a\\n'"
+    assert quote({"a": [1, 2.5, None]}) == "{'a': [1, 2.5, None]}"
 
 
 def test_long_nested_and_enormous_values_are_cut() -> None:
@@ -15,7 +15,7 @@ def test_long_nested_and_enormous_values_are_cut() -> None:
     for _ in range(100_000):
         nested = [nested]
     for value in ("x" * 10**7, b"x" * 10**7, list(range(10**5)), nested, 10**10_000):
-        assert len(shown(value)) <= MOST_SHOWN + 8
+        assert len(quote(value)) <= MOST_QUOTED + 8
     # Taken apart here: Python's own way to free so deep a list is to call itself.
     while nested:
         nested = nested[0]  # type: ignore[assignment]

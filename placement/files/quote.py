@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MOST_SHOWN = 80
+MOST_QUOTED = 80
 """Characters of a file's content that a message repeats."""
 MOST_OF_LINE = 160
 """Characters of somebody else's words that a message repeats."""
@@ -13,18 +13,18 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def shown(value: object) -> str:
+def quote(value: object) -> str:
     """`value` as Python writes it, the start of it where that is long."""
     # A long text is cut before it is quoted: quoting a hundred megabytes takes as much again.
-    if isinstance(value, str | bytes) and len(value) > MOST_SHOWN:
-        return f"{value[:MOST_SHOWN]!r}…"
+    if isinstance(value, str | bytes) and len(value) > MOST_QUOTED:
+        return f"{value[:MOST_QUOTED]!r}…"
     try:
         text = repr(value)
     except ValueError:  # Python writes no integer of more than some thousand digits.
         return "a number of thousands of digits"
     except (RecursionError, MemoryError):
         return "something nested too deeply to show"
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+    return text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}…"
 
 
 def one_line(text: str) -> str:
