@@ -58,7 +58,7 @@ def read_bytes(
     """All of a regular file.
 
     Raises:
-        error: as `opened`, or the file has more than `most_bytes`.
+        error: as `open_input`, or the file has more than `most_bytes`.
     """
     with open_input(path, error, expected) as file:
         try:
@@ -76,7 +76,7 @@ def read_bytes(
 
 
 def digest(path: str | os.PathLike[str], error: type[PotluckError], expected: str) -> str:
-    """SHA-256 of a regular file of any size, in hexadecimal digits; raises as `opened`."""
+    """SHA-256 of a regular file of any size, in hexadecimal digits; raises as `open_input`."""
     with open_input(path, error, expected) as file:
         sha256 = hashlib.sha256()
         while part := file.read(1 << 20):

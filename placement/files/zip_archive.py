@@ -49,7 +49,7 @@ def open_zip(
     """An archive; what goes wrong while the block reads from it is one line that names the file.
 
     Raises:
-        error: as `input_file.opened`, or the file is no zip archive, damaged, or names a member twice.
+        error: as `input_file.open_input`, or the file is no zip archive, damaged, or names a member twice.
     """
     with open_input(path, error, expected) as file:
         try:
