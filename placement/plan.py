@@ -280,7 +280,7 @@ class Plan:
         for tier, num_experts, needed in zip(self.tiers, held, self.bytes_per_tier().tolist(), strict=True):
             if needed > tier.budget_bytes:
                 raise PlanDoesNotFit(
-                    f"worker {tier.name!r}: {num_experts} experts need {size(needed)}, "
+                    f"device {tier.name!r}: {num_experts} experts need {size(needed)}, "
                     f"{size(needed - tier.budget_bytes)} more than its budget_bytes of "
                     f"{size(tier.budget_bytes)}"
                 )

@@ -64,13 +64,13 @@ class ExpertFormat:
         Raises:
             InputError: a name that the kernels do not know, or not one or three of them.
         """
-        names = name.split("/")
-        if len(names) not in (1, 3) or not all(part in FORMATS for part in names):
+        forms = [_BY_ANY_NAME.get(part) for part in name.split("/")]
+        known = [form for form in forms if form is not None and form.name in FORMATS]
+        if len(forms) not in (1, 3) or len(known) != len(forms):
             raise InputError(
                 f"experts in {quote(name)}: expected {', '.join(FORMATS)}, or three of them as gate/up/down"
             )
-        gate, up, down = (FORMATS[part] for part in (names if len(names) == 3 else names * 3))
-        return cls(gate, up, down)
+        return cls(*(known if len(known) == 3 else known * 3))
 
     def gives(self, wanted: ExpertFormat) -> bool:
         """Whether experts stored so can be kept as `wanted`: as they are, or unquantised ones converted."""
@@ -123,10 +123,16 @@ PLANNED_FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
 )
 
 
+# A format goes by its own name too: files say q8_0 where people say q8.
+_BY_ANY_NAME: Mapping[str, WeightFormat] = MappingProxyType(
+    {**{form.name: form for form in PLANNED_FORMATS.values()}, **FORMATS, **PLANNED_FORMATS}
+)
+
+
 def planned_format(name: str) -> WeightFormat:
     """Raises InputError for an unknown name, listing the known ones."""
     try:
-        return PLANNED_FORMATS[name.lower()]
+        return _BY_ANY_NAME[name.lower()]
     except KeyError:
         raise InputError(f"quantisation {quote(name)}: expected {', '.join(PLANNED_FORMATS)}") from None
 

@@ -1,4 +1,4 @@
-"""What runs on every box: kernels, checkpoints, expert stores, the service and its actor."""
+"""What runs on every box: kernels, checkpoints, expert stores, the service and a worker process."""
 
 import os
 

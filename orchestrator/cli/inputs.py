@@ -10,9 +10,10 @@ from pathlib import Path
 from orchestrator.chat_template import TEMPLATE_FILE
 from placement.errors import InputError, PotluckError
 from placement.model_shape import PUBLISHED_SHAPES, ModelShape, published_shape
-from placement.plan import Plan
+from placement.plan import Plan, PlannedLayer, like_layers, planned_layers
 from placement.plan_file import read_plan
-from workers.formats.open_model import is_gguf, load_config, model_name
+from placement.weight_format import BFLOAT16, planned_format
+from workers.formats.open_model import is_gguf, kept_forms, load_config, model_name, open_model
 
 
 def load_shape(model: str) -> ModelShape:
@@ -22,6 +23,29 @@ def load_shape(model: str) -> ModelShape:
     if os.path.isdir(path) or is_gguf(path):
         return load_config(path).shape(model_name(path))
     return published_shape(model)
+
+
+def planned_form(
+    model: str, shape: ModelShape, quant: str | None, in_use: Plan | None
+) -> tuple[str, tuple[PlannedLayer, ...]]:
+    """What a plan keeps experts in: as `--quant` says, as the plan in use, as a GGUF file has them, bfloat16.
+
+    Returns:
+        The form that the head and the wire go by, and what each layer's experts are kept in.
+
+    Raises:
+        InputError: an unknown `quant`.
+        CheckpointError: the file is damaged.
+    """
+    if quant is None and in_use is not None:
+        layers = in_use.layers
+    elif quant is None and is_gguf(model):
+        config, checkpoint = open_model(model)
+        layers = planned_layers(shape, kept_forms(checkpoint, config, BFLOAT16.name))
+    else:
+        form = quant or BFLOAT16.name
+        layers = like_layers(shape.moe_layers, form, shape.expert_bytes(planned_format(form).bits))
+    return layers[0].form.split("/")[0], layers
 
 
 def model_folder(model: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.inputs import files_read, load_plan, load_shape, name_in_errors
+from orchestrator.cli.inputs import files_read, load_plan, load_shape, name_in_errors, planned_form
 from orchestrator.cli.options import Json, Quant
 from orchestrator.cli.output import console, print_json, print_note
 from orchestrator.cli.plan_export import Buffer, Export, ExportOptions, export_notes, write_exports
@@ -38,11 +38,10 @@ from placement.given.cluster_spec import ClusterSpec
 from placement.given.problem import PlanningProblem, problem_for
 from placement.interop.export import ExportInputs
 from placement.interop.read import read_routing
-from placement.plan import Plan, like_layers
+from placement.plan import Plan, PlannedLayer
 from placement.plan_file import write_plan
 from placement.policies.registry import POLICIES, find_policy
 from placement.routing.planning_text import planning_text
-from placement.weight_format import planned_format
 
 # Contexts people ask about, up to the model's own length; those without room on the head are said not to fit.
 _CONTEXTS = (1024, 4096, 16384, 65536, 262144)
@@ -93,20 +92,20 @@ def plan(
     boxes = load_cluster(cluster)
     routing = read_routing(stats, shape) if stats is not None else None
     in_use = None if current is None else load_plan(current, shape)
-    form = quant or ("bfloat16" if in_use is None else in_use.form)
-    bits = planned_format(form).bits
+    form, layers = planned_form(model, shape, quant, in_use)
     said = WorkloadOptions(tokens_per_step, accept, context, head_bits, prompt_ratio)
     workload = workload_of(said, shape, form, None if in_use is None else in_use.workload)
     moved = None
     with name_in_errors(cluster, PlanDoesNotFit):
-        problem = problem_for(shape, boxes, shape.expert_bytes(bits), routing, workload)
+        largest_bytes = max(layer.expert_bytes for layer in layers)
+        problem = problem_for(shape, boxes, largest_bytes, routing, workload)
         if in_use is None:
-            made = as_plan(problem, find_policy(policy)(problem), policy, form)
+            made = as_plan(problem, find_policy(policy)(problem), policy, form, layers=layers)
         else:
             with name_in_errors(f"--current: {current}", PlanError):
-                _check_same_boxes(problem, in_use, form)
+                _check_same_boxes(problem, in_use, form, layers)
             moved = _replan(problem, in_use, move_bytes, move_seconds)
-            made = as_plan(problem, moved.table, DEFAULT_POLICY, form, in_use.epoch + 1)
+            made = as_plan(problem, moved.table, DEFAULT_POLICY, form, in_use.epoch + 1, layers=layers)
     # Before the seconds that a prediction takes: another engine may not be able to do what is planned.
     exported = write_exports(exports, ExportInputs(made, shape, routing, exports.buffers))
     planned = replace(_describe(problem, boxes, made, moved), exports=exported)
@@ -130,8 +129,10 @@ def plan(
         print_note(f"for planning and simulation only: {error}")
 
 
-def _check_same_boxes(problem: PlanningProblem, in_use: Plan, quant: str) -> None:
-    if in_use.layers != like_layers(problem.shape.moe_layers, quant, problem.expert_bytes):
+def _check_same_boxes(
+    problem: PlanningProblem, in_use: Plan, quant: str, layers: tuple[PlannedLayer, ...]
+) -> None:
+    if in_use.layers != layers:
         raise PlanError(f"a plan for {in_use.form}, expected one for --quant {quant}")
     names = [worker.name for worker in in_use.tiers]
     wanted = [device.tier.name for device in problem.devices]

@@ -117,7 +117,7 @@ def plan_table(made: Plan, summary: PlanSummary) -> Group:
     ]
     each = f"{made.form} of {size(made.mean_expert_bytes)} each"
     title = f"{made.model}: experts in {each}, policy {made.policy}"
-    columns = ("worker", "memory", "experts", "bytes", "budget", *(("of choices",) if is_measured else ()))
+    columns = ("device", "memory", "experts", "bytes", "budget", *(("of choices",) if is_measured else ()))
     return table(title, columns, rows)
 
 
@@ -136,7 +136,7 @@ def plan_parts(planned: Planned) -> list[Group | str]:
         parts += [
             table("Predicted tokens/s by context", ("context", "tokens/s"), speeds),
             *_no_room(planned.contexts),
-            table("Which device a layer waits for", ("worker", "of layers"), waits),
+            table("Which device a layer waits for", ("device", "of layers"), waits),
             f"{prediction.tokens_per_s:.2f} tokens/s: a step takes {_ms(prediction.step_time_s)} "
             f"on {_BASES[prediction.basis]}, of which the head {_ms(prediction.head_s)}. "
             f"{prediction.remote_layers_per_token:.1f} of {num_layers} MoE layers a token ask another box.",

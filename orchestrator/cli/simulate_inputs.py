@@ -69,7 +69,7 @@ class Boxes:
         rooms = [d.tier.budget_bytes for d in self.devices if d.tier.name == LOCAL_WORKER]
         if rooms and held_bytes > rooms[0]:
             raise PlanDoesNotFit(
-                f"{name}: worker {LOCAL_WORKER!r} holds {size(held_bytes)} of experts, expected at most "
+                f"{name}: device {LOCAL_WORKER!r} holds {size(held_bytes)} of experts, expected at most "
                 f"{size(rooms[0])}: what {self.path} leaves beside its reserved_bytes or the "
                 f"{size(self.head_bytes)} of the head's weights, KV cache and activations at --context "
                 f"{self.context} and --head-bits {self.workload.head_bits_per_weight:g}; plan for this "

@@ -10,7 +10,7 @@ from placement.given.problem import PlanningDevice, PlanningProblem, problem_for
 from placement.given.stats import RoutingStats
 from placement.holders import HolderTable
 from placement.model_shape import ModelShape
-from placement.plan import Plan, like_layers
+from placement.plan import Plan, PlannedLayer, like_layers
 from placement.policies.registry import find_policy
 from placement.weight_format import run_dtype_of
 from placement.workload import SINGLE_TOKEN, Workload
@@ -50,8 +50,19 @@ def make_plan(
     return as_plan(problem, place(problem), policy, dtype, epoch)
 
 
-def as_plan(problem: PlanningProblem, table: HolderTable, policy: str, form: str, epoch: int = 0) -> Plan:
+def as_plan(
+    problem: PlanningProblem,
+    table: HolderTable,
+    policy: str,
+    form: str,
+    epoch: int = 0,
+    *,
+    layers: tuple[PlannedLayer, ...] = (),
+) -> Plan:
     """A placement with all that a run needs to know.
+
+    Args:
+        layers: where they differ in form or bytes; the problem has the bytes of the largest expert then.
 
     Raises:
         PlanDoesNotFit: it puts more on a device than its budget.
@@ -59,7 +70,7 @@ def as_plan(problem: PlanningProblem, table: HolderTable, policy: str, form: str
     plan = Plan(
         model=problem.shape.name,
         fingerprint=problem.shape.fingerprint,
-        layers=like_layers(problem.shape.moe_layers, form, problem.expert_bytes),
+        layers=layers or like_layers(problem.shape.moe_layers, form, problem.expert_bytes),
         dtype=run_dtype_of(form),
         tiers=priced_tiers(problem),
         holder_table=table,

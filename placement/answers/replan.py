@@ -81,7 +81,7 @@ def replan(
     if over.max() > 0:
         worker = problem.devices[int(over.argmax())].tier
         raise PlanDoesNotFit(
-            f"worker {worker.name!r} holds {size(int(over.max()) * problem.expert_bytes)} more than its "
+            f"device {worker.name!r} holds {size(int(over.max()) * problem.expert_bytes)} more than its "
             f"budget of {size(worker.budget_bytes)}: expected a current plan that fits the cluster"
         )
 

@@ -100,13 +100,13 @@ def _buffer_of(plan: Plan, index: int, buffers: Mapping[str, str]) -> str:
         device = _TORCH_DEVICE.fullmatch(worker.device)
         if not plan.tiers_at_home()[index] or device is None:
             raise PlanError(
-                f"worker {worker.name!r} ({worker.device} on {worker.node}): expected the name of its "
+                f"device {worker.name!r} ({worker.device} on {worker.node}): expected the name of its "
                 f"llama.cpp buffer, such as --buffer '{worker.name}=RPC0[{worker.node}:50052]'; "
                 "llama-server --list-devices prints them"
             )
         buffer = "CPU" if device[1] == "cpu" else f"CUDA{device[2] or 0}"
     if not _BUFFER_NAME.fullmatch(buffer):
         raise PlanError(
-            f"buffer {buffer!r} of worker {worker.name!r}: expected no comma, equals sign or space"
+            f"buffer {buffer!r} of device {worker.name!r}: expected no comma, equals sign or space"
         )
     return buffer

@@ -141,18 +141,18 @@ def _match(plan: Plan, index: int, known: Sequence[PlanningDevice]) -> PlanningD
     names = ", ".join(d.tier.name for d in known)
     if device is None:
         raise PlanError(
-            f"the plan's worker {tier.name!r} is not in the cluster, whose devices are {names}: "
+            f"the plan's device {tier.name!r} is not in the cluster, whose devices are {names}: "
             "plan for this cluster with `potluck plan`"
         )
     if device.tier.node != tier.node:
         raise PlanError(
-            f"the plan's worker {tier.name!r} is on node {tier.node!r}, in the cluster on "
+            f"the plan's device {tier.name!r} is on node {tier.node!r}, in the cluster on "
             f"{device.tier.node!r}: plan for this cluster with `potluck plan`"
         )
     missing = int(plan.bytes_per_tier()[index]) - device.tier.budget_bytes
     if missing > 0:
         raise PlanDoesNotFit(
-            f"the plan's worker {tier.name!r} holds {size(missing)} more than the cluster gives it "
+            f"the plan's device {tier.name!r} holds {size(missing)} more than the cluster gives it "
             f"({size(device.tier.budget_bytes)}): plan for this cluster with `potluck plan`"
         )
     # Which process owns the device is the plan's to say.

@@ -19,6 +19,7 @@ from orchestrator.model.weights import load_head_weights
 from orchestrator.session import open_session
 from orchestrator.tokenizer import Tokenizer
 from placement.errors import CheckpointError, PlanError
+from placement.plan_file import read_plan
 from tests.orchestrator.command_line import Potluck, document
 from tests.orchestrator.heads import generate_with_hidden
 from tests.orchestrator.plain_experts import PlainExperts
@@ -149,3 +150,22 @@ def test_drafts_of_a_file_of_the_trunk_alone_are_refused(potluck: Potluck, tmp_p
     code, _, err = potluck("generate", "--model", tmp_path / "trunk.gguf", "--token-ids", "5", "--mtp", 1)
     assert code == 2
     assert "1 drafts a step asked for, but trunk.gguf announces 0 MTP layers" in err
+
+
+def test_a_plan_for_a_file_keeps_its_forms_and_runs(potluck: Potluck, path: Path, tmp_path: Path) -> None:
+    """On a box of two devices, in the head's own process."""
+    device = "kind: ram, memory_bytes: 2MB, bandwidth_gbytes_per_s: 10, ffn_gflops: 50"
+    cluster, plan = tmp_path / "one.yaml", tmp_path / "plan.json"
+    cluster.write_text(
+        f"head: study\nnodes:\n  - name: study\n    devices:\n      - {{name: a, {device}}}\n"
+        f"      - {{name: b, {device}}}\nlinks: []\n"
+    )
+    planning = ("plan", cluster, "--model", path, "--policy", "uniform", "--context", 64, "--out", plan)
+    code, _, err = potluck(*planning, "--json")
+    assert code == 0, err
+    made = read_plan(plan)
+    assert {layer.form for layer in made.layers} == {"q8_0/q8_0/float16"}
+    assert [len(worker.tiers) for worker in made.workers] == [2]
+    asked = ("generate", "--model", path, "--token-ids", "5,17,300", *SHORT)
+    planned = document(potluck(*asked, "--plan", plan))
+    assert planned["token_ids"] == document(potluck(*asked, "--dtype", "bfloat16"))["token_ids"]

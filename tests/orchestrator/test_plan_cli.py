@@ -149,7 +149,7 @@ def test_the_output_stays_readable_at_60_columns(
     lines = out.splitlines()
     assert max(map(len, lines)) <= 60
     assert "…" not in out
-    for row in ("head", "attic-ram", "worker", "262,144"):
+    for row in ("head", "attic-ram", "device", "262,144"):
         assert any(line.split()[:1] == [row] for line in lines), row
     assert "of choices" not in out
     assert "policy uniform" in " ".join(out.split())

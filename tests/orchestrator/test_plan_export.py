@@ -87,7 +87,7 @@ def test_sglang_gets_the_plans_workers_as_ranks(potluck: Potluck, folder: Path) 
     [
         (("--export", "vllm=o.txt"), ("--export", "expected sglang, sglang-counts, llama.cpp", "'vllm'")),
         (("--export", "llama.cpp"), ("--export", "expected FORMAT=FILE", "'llama.cpp'")),
-        (("--export", "llama.cpp=o.txt"), ("worker 'attic-ram'", "--buffer 'attic-ram=RPC0[attic:50052]'")),
+        (("--export", "llama.cpp=o.txt"), ("device 'attic-ram'", "--buffer 'attic-ram=RPC0[attic:50052]'")),
         (("--export", "sglang=o.txt"), ("--export sglang", "on a GPU", "head, attic-ram")),
         (("--export", "sglang-counts=o.txt"), ("--export sglang-counts", "expected --stats FILE")),
         (BUFFER, ("--buffer", "expected --export llama.cpp=FILE")),

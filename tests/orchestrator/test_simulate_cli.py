@@ -145,7 +145,7 @@ def test_a_plan_over_its_own_budget_is_refused(
     path.write_text(json.dumps(plan))
     code, out, err = potluck(*simulating, "--trace", trace)
     assert (code, out) == (2, "")
-    assert err.startswith(f"error: {path}: worker 'attic-ram': ")
+    assert err.startswith(f"error: {path}: device 'attic-ram': ")
     assert "1 B more than its budget_bytes of" in err
     assert len(err.splitlines()) == 1
 
@@ -156,7 +156,7 @@ def test_a_context_that_nobody_asked_for_is_no_reason_to_refuse(
     many = ("--trace", trace, "--tokens-per-step", 2, "--json")
     found = document(potluck(*simulating, *many))
     (note,) = found["notes"]
-    assert "worker 'head' holds" in note
+    assert "device 'head' holds" in note
     assert "--context 4096" in note
     code, _, err = potluck(*simulating, *many, "--context", 4096)
     assert code == 2

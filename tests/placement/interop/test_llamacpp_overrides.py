@@ -103,7 +103,7 @@ def test_two_workers_of_one_buffer_do_not_divide_a_layer() -> None:
 
 def test_a_worker_without_a_buffer_is_an_error() -> None:
     plan = plan_of(whole_layers())
-    with pytest.raises(PlanError, match=r"worker 'far' \(cpu on attic\): expected the name"):
+    with pytest.raises(PlanError, match=r"device 'far' \(cpu on attic\): expected the name"):
         tensor_overrides(plan)
     with pytest.raises(PlanError, match="expected no comma, equals sign or space"):
         tensor_overrides(plan, buffers={"far": "RPC0[a:1],CPU"})

@@ -136,7 +136,7 @@ def test_a_head_without_experts_still_computes_attention() -> None:
 
 def test_plans_that_do_not_go_with_the_cluster_are_refused() -> None:
     plan = random_plan(0)
-    with pytest.raises(PlanError, match=r"worker 'attic' is not in the cluster, whose devices are head, den"):
+    with pytest.raises(PlanError, match=r"device 'attic' is not in the cluster, whose devices are head, den"):
         system_of(plan, DEVICES[:2])
     moved = replace(DEVICES[2], tier=replace(DEVICES[2].tier, node="cellar"))
     with pytest.raises(PlanError, match="'attic' is on node 'attic', in the cluster on 'cellar'"):
