@@ -104,10 +104,6 @@ class ModelShape:
         return 3 * self.hidden_size * self.moe_intermediate_size
 
     @property
-    def routed_parameters(self) -> int:
-        return self.num_routed_experts * self.expert_parameters
-
-    @property
     def shared_expert_parameters(self) -> int:
         """Of one layer."""
         return 3 * self.hidden_size * self.shared_intermediate_size

@@ -48,7 +48,7 @@ class WorkerClient:
 
         Args:
             timeout_s: how long to wait for the answer, connecting included.
-            dtype: what its weights must be ("float32", "bfloat16"), None for any.
+            dtype: what rows it must take ("float32", "bfloat16"), None for any.
 
         Raises:
             WorkerStartError: no answer in time, or one from another worker, plan, model or dtype.

@@ -97,7 +97,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class HelloReply:
-    """What a worker serves: `dtype` is its weights' ("float32", "bfloat16"), `num_experts` those it holds."""
+    """What a worker serves: `dtype` of rows ("float32", "bfloat16"), `num_experts` that it holds."""
 
     request_id: int
     name: str

@@ -95,7 +95,7 @@ class ExpertService:
         """Nothing is bound before `start`.
 
         Args:
-            dtype: the experts' weights, as `HelloReply` tells them.
+            dtype: what rows come in, as `HelloReply` tells it.
             keys: needed on every endpoint that other machines can reach.
             context: the asker's, for inproc endpoints; otherwise the service has its own.
         """

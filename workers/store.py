@@ -104,9 +104,6 @@ class ExpertStore:
         except ExpertNotHeld as error:
             raise ExpertNotHeld(f"layer {layer}: {error}") from None
 
-    def holds(self, layer: int, expert: int) -> bool:
-        return expert in self.experts.get(layer, ())
-
     @property
     def num_experts(self) -> int:
         """Experts of all layers together."""

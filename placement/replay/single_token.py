@@ -93,8 +93,3 @@ class SingleTokenTimes:
             np.maximum(rank, ranks.take(count), out=rank)
             cells[device] = np.bincount(count, minlength=len(ranks))
         return rank, cells
-
-    def cell_seconds(self) -> NDArray[np.float64]:
-        """float64 [num_devices, top_k + 1]."""
-        seconds: NDArray[np.float64] = self.seconds[self.ranks]
-        return seconds

@@ -17,7 +17,7 @@ def test_step_3_5_flash_has_the_published_counts() -> None:
     assert shape.num_dense_layers == 3
     assert shape.expert_parameters == 15_728_640
     assert shape.num_routed_experts == 12_096
-    assert round(shape.routed_parameters / 1e9, 1) == 190.3
+    assert round(shape.num_routed_experts * shape.expert_parameters / 1e9, 1) == 190.3
     full, sliding = shape.attention[0], shape.attention[1]
     assert [a.is_sliding for a in shape.attention[:45]].count(False) == 12
     assert round(full.parameters(shape.hidden_size) / 1e6, 1) == 75.8

@@ -58,9 +58,9 @@ def test_a_store_knows_what_it_holds(model_dir: Path) -> None:
     assert store.experts == {2: (5, 0), 4: (0, 1, 2)}
     assert store.num_experts == 5
     assert store.held_bytes == 5 * 3 * 64 * 32 * 2
-    assert store.holds(2, 5)
-    assert not store.holds(2, 1)
-    assert not store.holds(5, 0)
+    assert 5 in store.experts[2]
+    assert 1 not in store.experts[2]
+    assert 0 not in store.experts.get(5, ())
     assert seen == [(done, 5) for done in range(1, 6)]
 
 

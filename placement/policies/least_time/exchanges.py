@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 # Rings over three devices cost the cube of their number to look for; beyond this, pairs must do.
 _MOST_DEVICES_FOR_RINGS = 12
-# So many places of a queue are looked at before all of it is.
-_LOOK_AHEAD = 32
 
 
 class Move(NamedTuple):
