@@ -45,10 +45,17 @@ def check_runnable(plan: Plan) -> None:
 
 
 def check_forms(plan: Plan, checkpoint: Checkpoint, config: Step35Config) -> None:
-    """Raise PlanError for a plan that keeps experts in a form that the model's files do not give."""
+    """Raise PlanError for a plan whose experts' form or bytes are not what the model's files give."""
     for layer in plan.layers:
+        form = ExpertFormat.of_name(layer.form)
+        num_bytes = form.expert_bytes(config.hidden_size, config.moe_intermediate_size)
+        if layer.expert_bytes != num_bytes:
+            raise PlanError(
+                f"layers.{layer.index}.expert_bytes: expected {num_bytes}, which an expert in {layer.form} "
+                f"takes, found {layer.expert_bytes}; make a new plan with `potluck plan`"
+            )
         stored = checkpoint.expert_format(layer.index, config)
-        if not stored.gives(ExpertFormat.of_name(layer.form)):
+        if not stored.gives(form):
             raise PlanError(
                 f"the plan keeps experts of layer {layer.index} in {quote(layer.form)}, but "
                 f"{checkpoint.path} has them in {stored.name}: expected a plan in that form, such as "

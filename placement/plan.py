@@ -268,10 +268,20 @@ class Plan:
         """Raise PlanError unless the plan was made for a model of this shape."""
         if self.fingerprint != shape.fingerprint:
             raise PlanError(
-                f"plan for another model: made for {self.model} ({len(self.layers)} MoE layers x "
-                f"{self.num_experts} experts, fingerprint {self.fingerprint}), expected {shape.name} "
+                f"plan for another model: made for {quote(self.model)} ({len(self.layers)} MoE layers x "
+                f"{self.num_experts} experts, fingerprint {quote(self.fingerprint)}), expected {shape.name} "
                 f"({shape.num_moe_layers} x {shape.num_experts}, fingerprint {shape.fingerprint}); "
                 "make a new one with `potluck plan`"
+            )
+        missing, unknown = (
+            set(shape.moe_layers) - set(self.moe_layers),
+            set(self.moe_layers) - set(shape.moe_layers),
+        )
+        if missing or unknown or self.num_experts != shape.num_experts:
+            raise PlanError(
+                f"layers: expected {shape.num_experts} experts in each MoE layer of {shape.name}, found "
+                f"{self.num_experts}; missing layers: {sorted(missing)[:5] or 'none'}, unknown ones: "
+                f"{sorted(unknown)[:5] or 'none'}; make a new plan with `potluck plan`"
             )
 
     def check_fits(self) -> None:

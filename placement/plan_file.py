@@ -31,6 +31,12 @@ MAX_PLACES = 2**28
 MOST_BYTES, MOST_VALUES = 64 * 10**6, 12 * 10**6
 """Of a plan file: every expert of the largest model there is on each of 100 tiers."""
 MOST_DIGESTS = 4096
+MOST_EXPERT_BYTES = 2**36
+"""Of one expert: so many, times the most layers and experts there may be, are still counted in 64 bits."""
+_MOST_DIGITS = 6
+"""Of a layer's number."""
+_MOST_COST_S = 1e6
+"""Costs are added up over thousands of experts."""
 
 _DTYPES = (FLOAT32.name, BFLOAT16.name)
 _TIER_FIELDS = ("name", "kind", "device", "budget_bytes")
@@ -102,12 +108,10 @@ def _object(values: Mapping[Any, Any], indent: str) -> str:
 def _from_document(document: object) -> Plan:
     if not isinstance(document, dict) or document.get("format") != PLAN_FORMAT:
         raise PlanError(f"format: expected {PLAN_FORMAT!r}; this is not a plan")
-    match document.get("version"):
-        case 1:
-            return _version_1(document)
-        case 2:
-            return _version_2(document)
-    raise PlanError(f"version: expected 1 to {PLAN_VERSION}, found {quote(document.get('version'))}")
+    version = document.get("version")
+    if type(version) is int and version in _READERS:
+        return _READERS[version](document)
+    raise PlanError(f"version: expected 1 to {PLAN_VERSION}, found {quote(version)}")
 
 
 def _version_2(document: Mapping[str, Any]) -> Plan:
@@ -152,7 +156,9 @@ def _version_1(document: Mapping[str, Any]) -> Plan:
     return Plan(
         model=text(fields["model"], "model"),
         fingerprint=text(fields["fingerprint"], "fingerprint"),
-        layers=like_layers(moe_layers, form, count(fields["expert_bytes"], "expert_bytes", least=1)),
+        layers=like_layers(
+            moe_layers, form, count(fields["expert_bytes"], "expert_bytes", least=1, most=MOST_EXPERT_BYTES)
+        ),
         dtype=run_dtype_of(form),
         tiers=tuple(tiers),
         holder_table=_holders(held, fields["num_experts"], moe_layers),
@@ -160,6 +166,9 @@ def _version_1(document: Mapping[str, Any]) -> Plan:
         epoch=count(fields["epoch"], "epoch"),
         workload=None if workload is None else workload_of_fields(workload, "workload"),
     )
+
+
+_READERS = {1: _version_1, 2: _version_2}
 
 
 def _items(value: object, where: str) -> Iterator[tuple[str, object]]:
@@ -175,11 +184,12 @@ def _layers(value: object) -> tuple[PlannedLayer, ...]:
     _check_number_of_layers(value, "layers")
     layers: list[PlannedLayer] = []
     for key, item in value.items():
-        where = f"layers.{key}"
-        if not key.isdecimal() or not key.isascii() or (layers and int(key) <= layers[-1].index):
+        where = f"layers.{key[:_MOST_DIGITS]}"
+        is_number = key.isdecimal() and key.isascii() and len(key) <= _MOST_DIGITS
+        if not is_number or (layers and int(key) <= layers[-1].index):
             raise PlanError(f"layers: expected ascending layer numbers, found {quote(key)}")
         layer = object_of(item, where, ("form", "expert_bytes"))
-        size = count(layer["expert_bytes"], f"{where}.expert_bytes", least=1)
+        size = count(layer["expert_bytes"], f"{where}.expert_bytes", least=1, most=MOST_EXPERT_BYTES)
         layers.append(PlannedLayer(int(key), text(layer["form"], f"{where}.form"), size))
     return tuple(layers)
 
@@ -199,8 +209,8 @@ def _tier(fields: Mapping[str, Any], where: str, node: str, *, worker: str, kind
         device=text(fields["device"], f"{where}.device"),
         kind=found,
         budget_bytes=count(fields["budget_bytes"], f"{where}.budget_bytes"),
-        ask_s=number(fields.get("ask_s", 0.0), f"{where}.ask_s", what="seconds"),
-        expert_s=number(fields.get("expert_s", 0.0), f"{where}.expert_s", what="seconds"),
+        ask_s=number(fields.get("ask_s", 0.0), f"{where}.ask_s", most=_MOST_COST_S, what="seconds"),
+        expert_s=number(fields.get("expert_s", 0.0), f"{where}.expert_s", most=_MOST_COST_S, what="seconds"),
         worker=worker,
     )
 
@@ -242,4 +252,6 @@ def _dtype(value: object) -> str:
 def _digests(value: object) -> dict[str, str]:
     if not isinstance(value, dict) or len(value) > MOST_DIGESTS:
         raise PlanError(f"digests: expected an object of at most {MOST_DIGESTS} file names -> digests")
-    return {text(file, "digests"): text(digest, f"digests.{file}") for file, digest in value.items()}
+    return {
+        text(file, "digests"): text(digest, f"digests of {quote(file)}") for file, digest in value.items()
+    }

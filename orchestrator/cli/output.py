@@ -18,7 +18,11 @@ console = Console(highlight=False, emoji=False)
 
 def print_error(message: str) -> None:
     """One line for a user's mistake, whatever the names and values in it contain."""
-    errors.print(f"[bold red]error:[/] {_plain(' '.join(message.splitlines()))}")
+    # A name in a file may hold what would move the cursor or colour the screen.
+    visible = "".join(
+        character if character.isprintable() else " " for character in " ".join(message.splitlines())
+    )
+    errors.print(f"[bold red]error:[/] {_plain(visible)}")
 
 
 def print_note(message: str) -> None:

@@ -65,7 +65,10 @@ def drift_test(
             f"found {list(reference.shape)} and {list(recent.shape)}"
         )
     splits = math.comb(len(reference) + len(recent), len(reference))
-    if splits * false_alarm_rate < 1 or not 0 < false_alarm_rate < 1:
+    if not 0 < false_alarm_rate < 1:
+        raise InputError(f"false-alarm rate: expected between 0 and 1, found {false_alarm_rate}")
+    # As a division: the number of splits may be larger than any float.
+    if splits < 1 / false_alarm_rate:
         raise InputError(
             f"drift: {len(reference)} and {len(recent)} documents split in {splits} ways, too few for a "
             f"false-alarm rate of {false_alarm_rate}: expected more documents, or a rate from 1/{splits} to 1"

@@ -151,8 +151,15 @@ def test_an_expert_nobody_holds_is_refused() -> None:
 def test_a_plan_for_another_model_is_refused() -> None:
     plan = plan_of(halves())
     plan.check(SHAPE)
-    with pytest.raises(PlanError, match=r"plan for another model: made for small \(3 MoE layers x 10"):
+    with pytest.raises(PlanError, match=r"plan for another model: made for .small. \(3 MoE layers x 10"):
         plan.check(small_shape(num_experts=12, name="big"))
+
+
+def test_a_plan_without_a_layer_of_the_model_is_refused() -> None:
+    plan = plan_of(halves())
+    shorter = replace(plan, layers=plan.layers[:2], holder_table=HolderTable.from_masks(halves()[:, :2]))
+    with pytest.raises(PlanError, match=r"layers: .*missing layers: \[3\], unknown ones: none"):
+        shorter.check(SHAPE)
 
 
 def test_a_plan_that_does_not_fit_says_by_how_many_bytes() -> None:
@@ -184,6 +191,19 @@ def edited(document: dict[str, Any], path: list[Any], value: Any) -> None:
     [
         (["format"], "recipe", "format: expected 'potluck-plan'"),
         (["version"], 3, "version: expected 1 to 2, found 3"),
+        (["version"], True, "version: expected 1 to 2, found True"),
+        (["version"], 2.0, "version: expected 1 to 2, found 2.0"),
+        (
+            ["layers", "9" * 5000],
+            {"form": "q4", "expert_bytes": 1},
+            "layers: expected ascending layer numbers",
+        ),
+        (
+            ["layers", "2", "expert_bytes"],
+            2**62,
+            r"layers.2.expert_bytes: expected a whole number of at most",
+        ),
+        (["digests"], {"a\u001b[31m": 1}, r"digests of 'a\\x1b"),
         (["epoch"], ..., "epoch: missing"),
         (["epoch"], -1, "epoch: expected a whole number of at least 0, found -1"),
         (["epoch"], True, "epoch: expected a whole number"),

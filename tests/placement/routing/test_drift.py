@@ -59,7 +59,7 @@ def test_documents_of_any_length_count_by_their_tokens() -> None:
     [
         ((2, 2), {"false_alarm_rate": 0.01}, "split in 6 ways, too few"),
         ((20, 20), {"false_alarm_rate": 0.001, "num_permutations": 99}, "needs at least 999 permutations"),
-        ((20, 20), {"false_alarm_rate": 1.5}, "false-alarm rate of 1.5"),
+        ((20, 20), {"false_alarm_rate": 1.5}, "found 1.5"),
     ],
 )
 def test_what_cannot_be_told_is_refused(
@@ -73,3 +73,15 @@ def test_what_cannot_be_told_is_refused(
 def test_models_must_match() -> None:
     with pytest.raises(InputError, match="of one model"):
         drift_test(np.ones((20, 2, 4), dtype=int), np.ones((20, 2, 5), dtype=int))
+
+
+def test_a_thousand_documents_can_be_split_in_more_ways_than_a_float_counts() -> None:
+    counts = np.ones((520, 1, 2), dtype=np.int64)
+    assert drift_test(counts, counts, false_alarm_rate=0.5, num_permutations=3).p_value == 1.0
+
+
+@pytest.mark.parametrize("rate", [float("nan"), 0.0, 2.0])
+def test_a_rate_that_is_none_is_named(rate: float) -> None:
+    counts = np.ones((9, 1, 2), dtype=np.int64)
+    with pytest.raises(InputError, match="false-alarm rate: expected between 0 and 1"):
+        drift_test(counts, counts, false_alarm_rate=rate)
