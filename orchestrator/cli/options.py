@@ -13,6 +13,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on standar
 Quant = Annotated[
     str | None,
     typer.Option(
-        help=f"How experts are kept: {', '.join(PLANNED_FORMATS)}; default bfloat16.", metavar="FORM"
+        help=f"How experts are kept: {', '.join(PLANNED_FORMATS)}; default bfloat16, or a GGUF file's own.",
+        metavar="FORM",
     ),
 ]

@@ -51,7 +51,9 @@ def plan(
     cluster: Annotated[
         Path, typer.Argument(help="Cluster file: boxes, memory, links (see cluster.yaml).", metavar="CLUSTER")
     ],
-    model: Annotated[str, typer.Option(help="Built-in name such as step-3.5-flash, or a model directory.")],
+    model: Annotated[
+        str, typer.Option(help="Built-in name such as step-3.5-flash, model directory or GGUF file.")
+    ],
     quant: Quant = None,
     stats: Annotated[
         Path | None, typer.Option(help="Routing file of `potluck stats`, or another engine's counts.")

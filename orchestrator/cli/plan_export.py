@@ -29,7 +29,7 @@ Buffer = Annotated[
     typer.Option(
         help="Of --export llama.cpp: what llama.cpp calls a worker's memory, such as "
         "attic-ram=RPC0[attic:50052].",
-        metavar="WORKER=NAME",
+        metavar="DEVICE=NAME",
     ),
 ]
 
@@ -52,7 +52,7 @@ class ExportOptions:
             files.append((file_format, Path(path)))
         if buffers and _LLAMACPP not in dict(files):
             raise InputError(f"--buffer: expected --export {_LLAMACPP}=FILE, which it is for")
-        return cls(tuple(files), dict(_split("--buffer", "WORKER=NAME", text) for text in buffers))
+        return cls(tuple(files), dict(_split("--buffer", "DEVICE=NAME", text) for text in buffers))
 
     def check_workers(self, plan: Plan) -> None:
         """Raise InputError for a buffer of a worker that the plan does not have."""

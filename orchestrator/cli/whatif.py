@@ -38,7 +38,9 @@ def whatif(
     cluster: Annotated[
         Path, typer.Argument(help="Cluster file; its prices, where given, are shown.", metavar="CLUSTER")
     ],
-    model: Annotated[str, typer.Option(help="Built-in name such as step-3.5-flash, or a model directory.")],
+    model: Annotated[
+        str, typer.Option(help="Built-in name such as step-3.5-flash, model directory or GGUF file.")
+    ],
     quant: Quant = None,
     stats: Annotated[
         Path | None, typer.Option(help="Routing file with a trace; without it synthetic general text.")

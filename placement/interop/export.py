@@ -99,11 +99,14 @@ def _export_llamacpp(path: str, inputs: ExportInputs) -> tuple[list[str], list[s
     if split:
         notes.append(
             f"llama.cpp keeps a layer's experts together: {split} of {layers} MoE layers that the plan "
-            "divides go where most of their choices are, and may not fit there; --policy whole-layers "
-            "divides fewer"
+            "divides go where most of their choices are, and may not fit there"
         )
+        if inputs.plan.policy != WHOLE_LAYERS:
+            notes[0] += f"; --policy {WHOLE_LAYERS} divides fewer"
     return overrides.arguments(), notes
 
+
+WHOLE_LAYERS = "whole-layers"
 
 EXPORTS: Mapping[str, Callable[[str, ExportInputs], tuple[list[str], list[str]]]] = MappingProxyType(
     {"sglang": _export_sglang, "sglang-counts": _export_sglang_counts, "llama.cpp": _export_llamacpp}

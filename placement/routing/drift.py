@@ -71,7 +71,8 @@ def drift_test(
     if splits < 1 / false_alarm_rate:
         raise InputError(
             f"drift: {len(reference)} and {len(recent)} documents split in {splits} ways, too few for a "
-            f"false-alarm rate of {false_alarm_rate}: expected more documents, or a rate from 1/{splits} to 1"
+            f"false-alarm rate of {false_alarm_rate}: expected more documents (longer traces, or shorter "
+            "pieces), or a higher rate"
         )
     if (num_permutations + 1) * false_alarm_rate < 1:
         raise InputError(

@@ -92,7 +92,7 @@ def test_sglang_gets_the_plans_workers_as_ranks(potluck: Potluck, folder: Path) 
         (("--export", "sglang-counts=o.txt"), ("--export sglang-counts", "expected --stats FILE")),
         (BUFFER, ("--buffer", "expected --export llama.cpp=FILE")),
         (("--export", "llama.cpp=o.txt", "--buffer", "cellar=CPU"), ("head, attic-ram", "'cellar'")),
-        (("--export", "llama.cpp=o.txt", "--buffer", "cellar"), ("--buffer", "WORKER=NAME")),
+        (("--export", "llama.cpp=o.txt", "--buffer", "cellar"), ("--buffer", "DEVICE=NAME")),
         (("--export", "llama.cpp=cluster.yaml", *BUFFER), ("cannot write cluster.yaml", "reads it")),
         (("--export", "llama.cpp=o.txt", *BUFFER, "--out", "o.txt"), ("o.txt", "two results")),
         (("--export", "llama.cpp=none/o.txt", *BUFFER), ("none/o.txt", "missing")),
