@@ -65,6 +65,8 @@ def test_nothing_interrupts_the_stopping_and_handlers_come_back() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_that_would_end_the_process_becomes_an_exception(number: signal.Signals) -> None:
     def stop() -> None:
+        # Under `nohup` it would be ignored, here too.
+        signal.signal(number, signal.SIG_DFL)
         with stopping_by_exception():
             os.kill(os.getpid(), number)
 
