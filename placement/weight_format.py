@@ -40,6 +40,10 @@ class WeightFormat:
             )
         return columns // self.block_weights * self.block_bytes
 
+    def gives(self, wanted: WeightFormat) -> bool:
+        """Whether weights stored so can be kept as `wanted`: as they are, or unquantised ones converted."""
+        return self == wanted or (self.block_weights == 1 and wanted in (FLOAT32, BFLOAT16))
+
     def matrix_bytes(self, rows: int, columns: int) -> int:
         return rows * self.row_bytes(columns)
 
@@ -73,12 +77,8 @@ class ExpertFormat:
         return cls(*(known if len(known) == 3 else known * 3))
 
     def gives(self, wanted: ExpertFormat) -> bool:
-        """Whether experts stored so can be kept as `wanted`: as they are, or unquantised ones converted."""
-        pairs = ((self.gate, wanted.gate), (self.up, wanted.up), (self.down, wanted.down))
-        return all(
-            stored == kept or (stored.block_weights == 1 and kept in (FLOAT32, BFLOAT16))
-            for stored, kept in pairs
-        )
+        """Whether experts stored so can be kept as `wanted`, each matrix by itself."""
+        return self.gate.gives(wanted.gate) and self.up.gives(wanted.up) and self.down.gives(wanted.down)
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from placement.errors import CheckpointError, PlanError
-from placement.weight_format import BFLOAT16, FLOAT32, ExpertFormat
+from placement.weight_format import FLOAT32, ExpertFormat
 from transport.expert_rows import ExpertRows
 from workers.fixed_point import PartialSum
 from workers.formats.checkpoint import Checkpoint, StoredMatrix
@@ -149,7 +149,7 @@ def _allocate(config: Step35Config, layer: int, ids: tuple[int, ...], formats: E
 def _fill(matrices: ExpertMatrices, slot: int, part: StoredMatrix, path: Path) -> None:
     """Copy one expert's matrix to its slot, in the form wanted there."""
     wanted = matrices.form
-    if part.form != wanted and not (part.form in TORCH_DTYPES and wanted in (FLOAT32, BFLOAT16)):
+    if not part.form.gives(wanted):
         raise CheckpointError(
             f"{path}: tensor {part.name} is stored as {part.form.name}, expected {wanted.name}: make the "
             "plan for this checkpoint, or use a checkpoint in that form"

@@ -13,9 +13,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.assign.many_steps import assign_columns
+from placement.assign.one_step import ReplicaCosts
 from placement.assign.replica_columns import Choices
 from placement.cost.roofline import ExpertRates, messages_seconds, work_alone_seconds
 from placement.cost.sharing import has_message_costs, layer_seconds
+from placement.holders import HolderTable
 from placement.replay.demand import Demand, count_columns
 from placement.replay.layer_times import LayerTimes, first_largest
 from placement.replay.single_token import SingleTokenTimes
@@ -28,6 +31,16 @@ Chooser = Callable[[slice, int, NDArray[np.integer]], Choices]
 """(rows of MoE layers, first step, expert ids [num_tokens, top_k, num_layers, num_steps]) -> their devices.
 
 Devices from the number of devices on mean that nothing is to be computed."""
+
+
+def choose_holders(table: HolderTable, costs: ReplicaCosts) -> Chooser:
+    """The dispatcher's own rule (placement/assign/)."""
+
+    def choose(layers: slice, _first_step: int, expert_ids: NDArray[np.integer]) -> Choices:
+        return assign_columns(expert_ids, table.layers[layers], costs)
+
+    return choose
+
 
 Arrivals = Callable[[int, slice], NDArray[np.float64]]
 """(row of a MoE layer, steps) -> seconds of the layer that each device takes at least: float64 [num_steps,

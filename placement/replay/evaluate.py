@@ -7,13 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.assign.many_steps import assign_columns
-from placement.assign.replica_columns import Choices
 from placement.cost.rates import expert_rates
 from placement.cost.replica_costs import replica_costs
 from placement.given.problem import PlanningProblem
 from placement.holders import HolderTable
-from placement.replay.closed_form import Arrivals, Chooser, CountedSteps, LookedUpTokens, replay_block
+from placement.replay.closed_form import (
+    Arrivals,
+    Chooser,
+    CountedSteps,
+    LookedUpTokens,
+    choose_holders,
+    replay_block,
+)
 from placement.replay.demand import steps_on
 from placement.replay.steps import step_blocks
 
@@ -49,12 +54,7 @@ def evaluate(problem: PlanningProblem, table: HolderTable, trace: NDArray[np.int
     Args:
         trace: int [num_tokens, num_moe_layers, top_k], at least one step.
     """
-    costs = replica_costs(problem)
-
-    def choose(layers: slice, _first_step: int, expert_ids: NDArray[np.integer]) -> Choices:
-        return assign_columns(expert_ids, table.layers[layers], costs)
-
-    return evaluate_choices(problem, choose, trace)
+    return evaluate_choices(problem, choose_holders(table, replica_costs(problem)), trace)
 
 
 def evaluate_choices(

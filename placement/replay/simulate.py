@@ -11,11 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.assign.many_steps import assign_columns
-from placement.assign.replica_columns import Choices
 from placement.cost.roofline import ExpertRates
 from placement.patience import Patience
-from placement.replay.closed_form import replay_block
+from placement.replay.closed_form import choose_holders, replay_block
 from placement.replay.layer_tally import LayerTally
 from placement.replay.queueing.scenario import Event, Stream
 from placement.replay.queueing.simulation import simulate_queueing
@@ -72,11 +70,7 @@ def add_block(tally: Tally, rates: ExpertRates, block: StepBlock, head_s: float)
         head_s: the head's own time in each.
     """
     system = tally.system
-    table, costs = system.plan.holder_table, system.plan.replica_costs
-
-    def choose(layers: slice, _first_step: int, expert_ids: NDArray[np.integer]) -> Choices:
-        return assign_columns(expert_ids, table.layers[layers], costs)
-
+    choose = choose_holders(system.plan.holder_table, system.plan.replica_costs)
     record = LayerTally(tally, rates)
     seconds = replay_block(rates, system.shape.num_experts, block, choose, record, head_s=head_s)
     num_steps, num_layers = block.expert_ids.shape[:2]

@@ -17,15 +17,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.assign.one_step import ReplicaCosts, assign_experts
+from placement.assign.one_step import assign_experts
 from placement.errors import InputError
-from placement.holders import HolderTable
 from placement.patience import Patience
-from placement.plan import Plan
 from placement.replay.queueing.event_loop import EventLoop, Station
 from placement.replay.queueing.migration_traffic import MigrationTraffic
 from placement.replay.queueing.pass_requests import BoxRequest, layer_requests, pass_requests
 from placement.replay.queueing.passes import Passes
+from placement.replay.queueing.plans_in_use import PlansInUse
 from placement.replay.queueing.scenario import Event, NewPlan, Stream, WorkerLoss
 from placement.replay.queueing.transfers import transfers
 from placement.replay.system import System
@@ -97,10 +96,7 @@ class _Run:
         self.devices = [Station() for _ in system.names]
         self.links = [(Station(), Station()) for _ in system.links]
         self.dead_s = [float("inf")] * system.num_devices
-        self.lost: set[int] = set()  # indices into `plan.workers`
-        self.plans: list[Plan] = [system.plan]
-        self.tables: list[HolderTable] = [system.plan.holder_table]
-        self.costs: list[ReplicaCosts] = [system.plan.replica_costs]
+        self.plans = PlansInUse(system.plan)
         self.waiting_plans: list[NewPlan] = []
         self.migration: MigrationTraffic | None = None
         self.running = 0
@@ -154,16 +150,15 @@ class _Run:
 
     def _begin_pass(self, passes: Passes) -> None:
         passes.started_s = self.loop.now_s
-        passes.epoch = len(self.plans) - 1
+        passes.epoch = self.plans.newest_epoch
         passes.row = 0
         self._begin_layer(passes)
 
     def _begin_layer(self, passes: Passes) -> None:
-        key = (passes.epoch, len(self.lost))
+        key = (passes.epoch, len(self.plans.lost))
         if passes.key != key:
-            passes.requests = pass_requests(
-                self.system, self.tables[passes.epoch], self.costs[passes.epoch], passes.expert_ids
-            )
+            used = self.plans[passes.epoch]
+            passes.requests = pass_requests(self.system, used.table, used.costs, passes.expert_ids)
             passes.key = key
         cell = passes.step * self.num_layers + passes.row
         now_s = self.loop.now_s
@@ -317,9 +312,7 @@ class _Run:
         passes, box = request.passes, request.asked.box
         worker = int(self.system.plan.worker_of_tier[box])
         tiers = self.system.plan.workers[worker].tiers
-        if worker not in self.lost:
-            self.lost.add(worker)
-            self.tables = [plan.without(self.lost) for plan in self.plans]
+        if self.plans.lose(worker):
             self.tally.note(self.loop.now_s, f"worker {self._name(worker)} taken for lost")
         owed = request.expert_ids
         if owed is None:
@@ -327,8 +320,8 @@ class _Run:
             ids = passes.expert_ids[passes.step, passes.row].astype(np.int32)
             mine = np.isin(chosen, tiers)
             owed = np.where(mine, ids, -1)[mine.any(axis=1)]
-        layer = self.tables[passes.epoch].layers[passes.row]
-        chosen = assign_experts(owed, layer, self.costs[passes.epoch])
+        used = self.plans[passes.epoch]
+        chosen = assign_experts(owed, used.table.layers[passes.row], used.costs)
         nobody = (owed >= 0) & (chosen < 0)
         if nobody.any():
             self._stop(passes.row, int(owed[nobody][0]))
@@ -351,7 +344,7 @@ class _Run:
         self._stop(passes.row, passes.requests.missing[passes.step * self.num_layers + passes.row])
 
     def _stop(self, row: int, expert: int) -> None:
-        names = ", ".join(self._name(worker) for worker in sorted(self.lost))
+        names = ", ".join(self._name(worker) for worker in sorted(self.plans.lost))
         self.tally.stopped = (
             f"{self.loop.now_s:.3f} s: layer {self.system.shape.moe_layers[row]} expert {expert}: "
             f"lost worker {names} held it and no other worker does; plan with replicas"
@@ -365,7 +358,7 @@ class _Run:
         if self.migration is not None:
             self.waiting_plans.append(new)
             return
-        moves = transfers(self.plans[-1], new.plan)
+        moves = transfers(self.plans.newest, new.plan)
         num_bytes = sum(new.plan.layers[move.row].expert_bytes for move in moves)
         self.tally.note(self.loop.now_s, f"new plan: {len(moves)} experts, {size(num_bytes)} to move")
         self.migration = MigrationTraffic(
@@ -378,9 +371,7 @@ class _Run:
         for (link, way), num_bytes in migration.sent_bytes.items():
             self.tally.migrated_bytes[link, way] += num_bytes
         if obstacle is None:
-            self.plans.append(migration.new.plan)
-            self.tables.append(migration.new.plan.without(self.lost))
-            self.costs.append(migration.new.plan.replica_costs)
+            self.plans.add(migration.new.plan)
             self.tally.note(self.loop.now_s, "new plan in use")
         else:
             self.tally.note(self.loop.now_s, f"new plan given up: {obstacle}")

@@ -33,10 +33,12 @@ def transfers(old: Plan, new: Plan) -> tuple[Transfer, ...]:
             f"new plan: expected one for {old.model} with experts in {old.form} of "
             f"{size(old.mean_expert_bytes)}, found {new.model} in {new.form} of {size(new.mean_expert_bytes)}"
         )
-    names = [worker.name for worker in old.tiers]
-    if [worker.name for worker in new.tiers] != names:
+    names = [tier.name for tier in old.tiers]
+    owners = [(tier.name, tier.worker) for tier in old.tiers]
+    if [(tier.name, tier.worker) for tier in new.tiers] != owners:
         raise PlanError(
-            f"new plan: expected the workers of the running one ({', '.join(names)}), in that order, found "
+            f"new plan: expected the workers of the running one ({', '.join(names)}), in that order and with "
+            "the same devices, found "
             f"{', '.join(worker.name for worker in new.tiers)}"
         )
     found = []

@@ -142,6 +142,10 @@ def test_events_that_do_not_go_with_the_plan_are_refused() -> None:
         simulate_queueing(system, streams, [WorkerLoss("head", 1.0)])
     with pytest.raises(PlanError, match=r"expected the workers of the running one \(head, den, attic\)"):
         simulate_queueing(system, streams, [NewPlan(random_plan(0, DEVICES[:2]), 1.0)])
+    plan = random_plan(0)
+    moved = replace(plan, tiers=(*plan.tiers[:-1], replace(plan.tiers[-1], worker="other")))
+    with pytest.raises(PlanError, match=r"expected the workers of the running one .*with the same devices"):
+        simulate_queueing(system, streams, [NewPlan(moved, 1.0)])
     other = small_shape(num_moe_layers=3, num_experts=12, top_k=3)
     foreign = plan_of(
         HolderTable.from_single(np.zeros((3, 12), dtype=np.int64)), shape=replace(other, hidden_size=8)
