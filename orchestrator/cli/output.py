@@ -18,11 +18,7 @@ console = Console(highlight=False, emoji=False)
 
 def print_error(message: str) -> None:
     """One line for a user's mistake, whatever the names and values in it contain."""
-    # A name in a file may hold what would move the cursor or colour the screen.
-    visible = "".join(
-        character if character.isprintable() else " " for character in " ".join(message.splitlines())
-    )
-    errors.print(f"[bold red]error:[/] {_plain(visible)}")
+    errors.print(f"[bold red]error:[/] {_plain(' '.join(message.splitlines()))}")
 
 
 def print_note(message: str) -> None:
@@ -56,5 +52,6 @@ def share(part: float) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text from files and users is not console markup."""
-    return text.replace("[", r"\[")
+    """Text from files and users is neither console markup nor what moves the cursor or colours the screen."""
+    visible = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+    return visible.replace("[", r"\[")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.progress import track
 
-from orchestrator.cli.inputs import load_shape
+from orchestrator.cli.inputs import load_shape, planned_form
 from orchestrator.cli.options import Json, Quant
 from orchestrator.cli.output import console, errors, print_json, print_note, table
 from orchestrator.cli.workload import (
@@ -29,7 +29,6 @@ from placement.given.cluster_file import load_cluster
 from placement.given.cluster_spec import LinkSpec
 from placement.given.traces import GENERAL
 from placement.policies.registry import POLICIES, RUN_POLICIES
-from placement.weight_format import planned_format
 from placement.workload import describe
 from placement.workload_fields import workload_fields
 
@@ -64,8 +63,8 @@ def whatif(
     shape = load_shape(model)
     check_finite("--cable-round-trip", cable_round_trip)
     check_finite("--cable-gbits", cable_gbits)
-    form = quant or "bfloat16"
-    expert_bytes = shape.expert_bytes(planned_format(form).bits)
+    form, layers = planned_form(model, shape, quant, None)
+    expert_bytes = max(layer.expert_bytes for layer in layers)
     workload = workload_of(
         WorkloadOptions(tokens_per_step, accept, context, head_bits, prompt_ratio), shape, form
     )

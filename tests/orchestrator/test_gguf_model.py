@@ -12,6 +12,7 @@ import torch
 
 from models.tiny.gguf_file import write_gguf
 from orchestrator.cli.even_plan import even_plan
+from orchestrator.cli.inputs import load_shape, planned_form
 from orchestrator.generate import GenerationParams
 from orchestrator.in_process import dispatcher_with_threads
 from orchestrator.model.step35 import Step35Model
@@ -169,3 +170,11 @@ def test_a_plan_for_a_file_keeps_its_forms_and_runs(potluck: Potluck, path: Path
     asked = ("generate", "--model", path, "--token-ids", "5,17,300", *SHORT)
     planned = document(potluck(*asked, "--plan", plan))
     assert planned["token_ids"] == document(potluck(*asked, "--dtype", "bfloat16"))["token_ids"]
+
+
+def test_what_if_takes_a_files_own_sizes(path: Path) -> None:
+    shape = load_shape(str(path))
+    form, layers = planned_form(str(path), shape, None, None)
+    assert form == "q8_0"
+    assert {layer.expert_bytes for layer in layers} == {2 * 48 * 2 * 34 + 64 * 48 * 2}
+    assert {layer.form for layer in planned_form(str(path), shape, "q8", None)[1]} == {"q8"}
