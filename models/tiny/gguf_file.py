@@ -46,8 +46,8 @@ def write_gguf(model_dir: Path, path: Path, type_name: str = "q8_0") -> None:
     checkpoint = SafetensorsCheckpoint.open(model_dir)
     partial = path.with_name(f"{path.name}.partial")
     writer = GGUFWriter(partial, "step35")
-    _add_metadata(writer, config, model_dir.resolve().name)
-    divisors = _rope_divisors(config)
+    add_metadata(writer, config, model_dir.resolve().name)
+    divisors = rope_divisors(config)
     if divisors is not None:
         writer.add_tensor("rope_freqs.weight", divisors)
     for published in sorted(checkpoint.stored):
@@ -82,7 +82,8 @@ def _stored(
     return gguf.quants.quantize(values, kind), kind
 
 
-def _add_metadata(writer: GGUFWriter, config: Step35Config, name: str) -> None:
+def add_metadata(writer: GGUFWriter, config: Step35Config, name: str) -> None:
+    """The configuration as llama.cpp's converter writes it, and no tokenizer."""
     trunk = config.layers[: config.num_hidden_layers]
     full, sliding = _first(trunk, is_sliding=False), _first(trunk, is_sliding=True)
     writer.add_name(name)
@@ -127,7 +128,7 @@ def _first(layers: tuple[LayerConfig, ...], *, is_sliding: bool) -> LayerConfig:
     return next((layer for layer in layers if layer.is_sliding is is_sliding), layers[0])
 
 
-def _rope_divisors(config: Step35Config) -> NDArray[np.float32] | None:
+def rope_divisors(config: Step35Config) -> NDArray[np.float32] | None:
     """float32 [head_dim / 2]: of the full layers' rotated pairs, then ones; None without scaling."""
     layer = _first(config.layers, is_sliding=False)
     if not isinstance(layer.rope_scaling, RopeScaling):
