@@ -16,11 +16,19 @@ from placement.files.quote import quote
 
 @dataclass(frozen=True, slots=True)
 class WeightFormat:
-    """One form. A block of `block_weights` neighbours in a row takes `block_bytes`, scales included."""
+    """One form. A block of `block_weights` neighbours in a row takes `block_bytes`, scales included.
+
+    Attributes:
+        rounding_block: kernels round the activations that meet such weights to 8 bits, in blocks of so many
+            (docs/arithmetic.md); 0: they do not.
+        scale_tile: float32 scales beside the matrix, one for each square of so many rows and columns; 0: no.
+    """
 
     name: str
     block_weights: int
     block_bytes: int
+    rounding_block: int = 0
+    scale_tile: int = 0
 
     @property
     def bits(self) -> float:
@@ -42,10 +50,14 @@ class WeightFormat:
 
     def gives(self, wanted: WeightFormat) -> bool:
         """Whether weights stored so can be kept as `wanted`: as they are, or unquantised ones converted."""
-        return self == wanted or (self.block_weights == 1 and wanted in (FLOAT32, BFLOAT16))
+        return self == wanted or (self in _PLAIN and wanted in (FLOAT32, BFLOAT16))
 
     def matrix_bytes(self, rows: int, columns: int) -> int:
-        return rows * self.row_bytes(columns)
+        """Scales included."""
+        num_bytes = rows * self.row_bytes(columns)
+        if self.scale_tile:
+            num_bytes += 4 * -(-rows // self.scale_tile) * -(-columns // self.scale_tile)
+        return num_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +110,10 @@ class ExpertFormat:
 FLOAT32 = WeightFormat("float32", 1, 4)
 BFLOAT16 = WeightFormat("bfloat16", 1, 2)
 FLOAT16 = WeightFormat("float16", 1, 2)
+FP8_E4M3 = WeightFormat("fp8_e4m3", 1, 1, scale_tile=128)
 Q8_0 = WeightFormat("q8_0", 32, 34)
+
+_PLAIN = (FLOAT32, BFLOAT16, FLOAT16)
 
 FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
     {form.name: form for form in (FLOAT32, BFLOAT16, FLOAT16, Q8_0)}

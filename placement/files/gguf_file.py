@@ -11,15 +11,16 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import PotluckError
+from placement.files.file_identity import FileIdentity
 from placement.files.input_file import open_input
 from placement.files.quote import quote
 from placement.units import size
@@ -34,6 +35,7 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _MOST_DIMENSIONS = 4
 # A model's header with its tokenizer takes some ten megabytes, with 300,000 texts.
 _MOST_HEADER_BYTES, _MOST_VALUES = 2**27, 2_000_000
+_READ_AHEAD_BYTES = 2**16
 _MOST_FLOATS = 2**24
 
 Value = TypeVar("Value")
@@ -48,14 +50,61 @@ class GgufTensor:
     offset: int
 
 
+class GgufTexts(Sequence[str]):
+    """An array of texts as it lies in the header: a tokenizer has 250,000, which most readers never look at.
+
+    Bytes that are no UTF-8 become replacement characters.
+    """
+
+    __slots__ = ("_length", "_packed", "_texts")
+
+    def __init__(self, packed: bytes, length: int) -> None:
+        """`packed`: each text behind its length as uint64."""
+        self._packed = packed
+        self._length = length
+        self._texts: list[str] | None = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._decoded())
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        return self._decoded()[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"{self._length} texts"
+
+    def _decoded(self) -> list[str]:
+        if self._texts is None:
+            packed, position, texts = self._packed, 0, []
+            for _ in range(self._length):
+                begin = position + 8
+                position = begin + int.from_bytes(packed[position:begin], "little")
+                texts.append(packed[begin:position].decode("utf-8", errors="replace"))
+            self._texts = texts
+        return self._texts
+
+
 @dataclass(frozen=True, slots=True)
 class GgufFile:
     """The header of a GGUF file; tensor data stay on disk until asked for.
 
     Attributes:
         error: what complaints about the file are raised as.
+        metadata: key -> a number, bool or text, a list of them, or `GgufTexts`.
         data_offset: where in the file tensor data begin.
-        num_bytes: of the whole file.
+        identity: of the file whose header this is.
     """
 
     path: Path
@@ -64,7 +113,12 @@ class GgufFile:
     tensors: Mapping[str, GgufTensor]
     alignment: int
     data_offset: int
-    num_bytes: int
+    identity: FileIdentity
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the whole file."""
+        return self.identity.num_bytes
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], error: type[PotluckError]) -> GgufFile:
@@ -74,7 +128,8 @@ class GgufFile:
             error: missing, not GGUF, another version, big-endian, truncated, or a name that occurs twice.
         """
         with open_input(path, error, "a GGUF file") as file:
-            num_bytes = os.fstat(file.fileno()).st_size
+            identity = FileIdentity.of(file.fileno())
+            num_bytes = identity.num_bytes
             if num_bytes < 24:
                 raise error(f"{path}: not a GGUF file: only {size(num_bytes)}")
             cursor = _Cursor(file, num_bytes, Path(path), error)
@@ -92,7 +147,7 @@ class GgufFile:
             if isinstance(alignment, bool) or not isinstance(alignment, int) or alignment < 1:
                 raise error(f"{path}: general.alignment is {quote(alignment)}, expected a positive number")
             data_offset = -(-cursor.position // alignment) * alignment
-            return cls(Path(path), error, metadata, tensors, alignment, data_offset, num_bytes)
+            return cls(Path(path), error, metadata, tensors, alignment, data_offset, identity)
 
     def float32(self, name: str, expected: str, most_values: int = _MOST_FLOATS) -> NDArray[np.float32]:
         """A float32 tensor's values.
@@ -135,25 +190,27 @@ class _Cursor:
         self._path = path
         self._error = error
         self._num_values = 0
+        # The file's first bytes, read ahead in growing parts: a header has 500,000 small fields.
+        self._start = b""
         self.position = 0
 
     def bytes(self, count: int) -> bytes:
-        end = self.position + count
-        if end > self._num_bytes:
-            raise self._error(f"{self._path}: cut off at byte {self._num_bytes:,}; expected {end:,} or more")
-        if end > _MOST_HEADER_BYTES:
-            raise self._error(f"{self._path}: its header takes more than {size(_MOST_HEADER_BYTES)}")
-        taken = self._file.read(count)
-        if len(taken) < count:
-            raise self._error(f"{self._path}: it changed while it was read; expected a whole file")
-        self.position = end
-        return taken
+        begin = self._advance(count)
+        return self._start[begin : self.position]
 
     def scalar(self, code: str) -> Any:
-        return struct.unpack("<" + code, self.bytes(struct.calcsize("<" + code)))[0]
+        layout = "<" + code
+        return struct.unpack_from(layout, self._start, self._advance(struct.calcsize(layout)))[0]
 
     def text(self) -> str:
         return self.bytes(self.scalar("Q")).decode("utf-8", errors="replace")
+
+    def texts(self, count: int) -> GgufTexts:
+        first = self.position
+        for _ in range(count):
+            begin = self._advance(8)
+            self._advance(int.from_bytes(self._start[begin : begin + 8], "little"))
+        return GgufTexts(self._start[first : self.position], count)
 
     def named(self, count: int, what: str, read: Callable[[], Value]) -> dict[str, Value]:
         """`count` names, each with what `read` finds behind it."""
@@ -168,11 +225,13 @@ class _Cursor:
 
     def value(self) -> Any:
         kind = self.scalar("I")
+        if kind == _STRING:
+            return self.text()
         if kind != _ARRAY:
-            return self._items(kind, 1)[0]
+            return self._numbers(kind, 1)[0]
         item_kind, count = self.scalar("I"), self.scalar("Q")
         self._count(count, "array items")
-        return self._items(item_kind, count)
+        return self.texts(count) if item_kind == _STRING else self._numbers(item_kind, count)
 
     def tensor(self) -> GgufTensor:
         num_dimensions = self.scalar("I")
@@ -181,6 +240,24 @@ class _Cursor:
         dimensions = [self.scalar("Q") for _ in range(num_dimensions)]
         return GgufTensor(tuple(reversed(dimensions)), self.scalar("I"), self.scalar("Q"))
 
+    def _advance(self, count: int) -> int:
+        """Move past `count` bytes and see that they are there; returns where they begin."""
+        begin, end = self.position, self.position + count
+        if end > len(self._start):
+            self._read_on(end)
+        self.position = end
+        return begin
+
+    def _read_on(self, end: int) -> None:
+        if end > self._num_bytes:
+            raise self._error(f"{self._path}: cut off at byte {self._num_bytes:,}; expected {end:,} or more")
+        if end > _MOST_HEADER_BYTES:
+            raise self._error(f"{self._path}: its header takes more than {size(_MOST_HEADER_BYTES)}")
+        missing = max(end, 2 * len(self._start), _READ_AHEAD_BYTES) - len(self._start)
+        self._start += self._file.read(missing)
+        if len(self._start) < end:
+            raise self._error(f"{self._path}: it changed while it was read; expected a whole file")
+
     def _count(self, count: int, what: str) -> None:
         if count > self._num_bytes:
             raise self._error(f"{self._path}: claims {count:,} {what} in {size(self._num_bytes)}")
@@ -188,10 +265,8 @@ class _Cursor:
         if self._num_values > _MOST_VALUES:
             raise self._error(f"{self._path}: its header has more than {_MOST_VALUES:,} values")
 
-    def _items(self, kind: int, count: int) -> list[Any]:
-        if kind in _SCALARS:
-            code = f"<{count}{_SCALARS[kind]}"
-            return list(struct.unpack(code, self.bytes(struct.calcsize(code))))
-        if kind == _STRING:
-            return [self.text() for _ in range(count)]
-        raise self._error(f"{self._path}: unknown value type {kind} at byte {self.position:,}")
+    def _numbers(self, kind: int, count: int) -> list[Any]:
+        if kind not in _SCALARS:
+            raise self._error(f"{self._path}: unknown value type {kind} at byte {self.position:,}")
+        layout = f"<{count}{_SCALARS[kind]}"
+        return list(struct.unpack_from(layout, self._start, self._advance(struct.calcsize(layout))))

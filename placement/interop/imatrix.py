@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import RoutingFileError
-from placement.files.gguf_file import GgufFile
+from placement.files.gguf_file import GgufFile, GgufTexts
 from placement.files.quote import quote
 from placement.given.stats import RoutingStats
 from placement.interop.loads import stats_from_loads
@@ -38,7 +38,7 @@ def read_imatrix(path: str | os.PathLike[str], shape: ModelShape) -> RoutingStat
         )
     loads = np.stack([_counts_of_layer(gguf, layer, shape) for layer in shape.moe_layers])
     datasets = gguf.metadata.get("imatrix.datasets")
-    texts = ", ".join(map(str, datasets)) if isinstance(datasets, list) and datasets else "unknown text"
+    texts = ", ".join(datasets) if isinstance(datasets, GgufTexts) and len(datasets) else "unknown text"
     return stats_from_loads(shape, loads, f"llama-imatrix, {Path(path).name} on {texts}", str(path))
 
 

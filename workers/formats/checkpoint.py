@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,12 +16,14 @@ from workers.model_config import Step35Config
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredMatrix:
-    """One matrix of one expert as it lies in a file.
+    """One matrix as it lies in a file.
 
     Attributes:
         name: of the tensor in the file, for messages.
-        data: [rows, columns] in the torch dtype of the form's name; for forms in blocks uint8
-            [rows, bytes of a row]. A view of the mapped file: copy what is to stay.
+        data: [rows, columns] in the torch dtype of the form's name where that is float32, bfloat16 or
+            float16; else uint8 [rows, bytes of a row]. A contiguous view of the mapped file, which stays
+            mapped as long as the view lives.
+        scales: float32 [ceil(rows / 128), ceil(columns / 128)] for fp8_e4m3, whose weights they multiply.
     """
 
     name: str
@@ -29,6 +31,11 @@ class StoredMatrix:
     rows: int
     columns: int
     data: Tensor
+    scales: Tensor | None = None
+
+
+Expert = tuple[StoredMatrix, StoredMatrix, StoredMatrix]
+"""Gate [I, H], up [I, H] and down [H, I]."""
 
 
 class Checkpoint(Protocol):
@@ -37,6 +44,11 @@ class Checkpoint(Protocol):
     @property
     def path(self) -> Path:
         """The model's directory or file, for messages."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What to tell the user of the files, one line each, such as where MTP layers were found."""
         ...
 
     @property
@@ -60,6 +72,14 @@ class Checkpoint(Protocol):
         """
         ...
 
+    def matrix(self, name: str) -> StoredMatrix:
+        """One whole matrix as it is stored, without a copy.
+
+        Raises:
+            CheckpointError: no such tensor, no matrix, or in a form that cannot be read.
+        """
+        ...
+
     def expert_format(self, layer: int, config: Step35Config) -> ExpertFormat:
         """The forms that a layer's routed experts are stored in.
 
@@ -68,10 +88,10 @@ class Checkpoint(Protocol):
         """
         ...
 
-    def expert(
-        self, layer: int, expert: int, config: Step35Config
-    ) -> tuple[StoredMatrix, StoredMatrix, StoredMatrix]:
-        """One routed expert's gate [I, H], up [I, H] and down [H, I]; drop the views before `release`.
+    def expert(self, layer: int, expert: int, config: Step35Config) -> Expert:
+        """One routed expert's gate, up and down, without a copy.
+
+        Ask layer by layer: the experts of the layer asked last are at hand.
 
         Raises:
             CheckpointError: a matrix is missing, in a form that cannot be read, or not of the
@@ -79,6 +99,17 @@ class Checkpoint(Protocol):
         """
         ...
 
+    def check_unchanged(self) -> None:
+        """See that the files are still those that were opened.
+
+        Raises:
+            CheckpointError: one was replaced, written to or removed; names it.
+        """
+        ...
+
     def release(self) -> None:
-        """Unmap the files. Reading maps them again; what was read so far stops counting as memory."""
+        """Let go of the mapped files; they are unmapped once no view of them is left.
+
+        Reading maps them again, after `check_unchanged`.
+        """
         ...

@@ -1,4 +1,4 @@
-"""A model by its path: a Hugging Face directory, or one GGUF file."""
+"""A model by its path: a Hugging Face directory, or a GGUF file."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from placement.errors import CheckpointError
-from placement.files.gguf_file import GgufFile
 from placement.weight_format import FORMATS, ExpertFormat
-from workers.formats.gguf.config import read_config
+from workers.formats.gguf.model import find_gguf
+from workers.formats.gguf.parts import whole_name
 from workers.model_config import Step35Config
 
 if TYPE_CHECKING:
@@ -25,9 +24,9 @@ def is_gguf(path: str | Path) -> bool:
 
 
 def model_name(path: str | Path) -> str:
-    """What to call a model: the directory's name, or the file's without its ending."""
-    name = Path(path).resolve().name
-    return name.removesuffix(GGUF_SUFFIX) if is_gguf(path) else name
+    """What to call a model: the directory's name, or the file's without its ending and number of a part."""
+    resolved = Path(path).resolve()
+    return whole_name(resolved) if is_gguf(path) else resolved.name
 
 
 def files_folder(path: str | Path) -> Path:
@@ -42,7 +41,7 @@ def load_config(path: str | Path) -> Step35Config:
         CheckpointError: no model of this architecture, or damaged.
     """
     if is_gguf(path):
-        return read_config(GgufFile.open(path, CheckpointError))
+        return find_gguf(path).config
     return Step35Config.load(path)
 
 
@@ -56,8 +55,8 @@ def open_model(path: str | Path) -> tuple[Step35Config, Checkpoint]:
     if is_gguf(path):
         from workers.formats.gguf.checkpoint import GgufCheckpoint
 
-        file = GgufFile.open(path, CheckpointError)
-        return read_config(file), GgufCheckpoint(file)
+        model = find_gguf(path)
+        return model.config, GgufCheckpoint(model)
     from workers.formats.safetensors import SafetensorsCheckpoint
 
     return Step35Config.load(path), SafetensorsCheckpoint.open(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from placement.errors import CheckpointError
-from placement.weight_format import FORMATS, ExpertFormat
+from placement.weight_format import FORMATS, FP8_E4M3, ExpertFormat
 from tests.tiny_checkpoint import write_random_checkpoint
+from workers.formats.dequantise import float32_matrix, float32_rows
 from workers.formats.safetensors import INDEX_NAME, SafetensorsCheckpoint
 from workers.model_config import Step35Config
 
@@ -224,10 +226,101 @@ def test_a_checkpoint_tells_the_form_its_experts_are_stored_in(tmp_path: Path, d
     assert down.name == "model.layers.3.moe.down_proj.weight"
 
 
-def test_quantised_tensors_are_refused(tmp_path: Path) -> None:
-    save_file({"x": torch.zeros(4).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="tensor x is stored as F8_E4M3, expected BF16 or F32"):
-        SafetensorsCheckpoint.open(tmp_path).tensor("x", torch.float32)
+def fp8_directory(directory: Path, changed: dict[str, torch.Tensor | None]) -> Path:
+    """A published directory with FP8 experts of 160 x 192 in layer 2; `changed`: tensors, None: left out."""
+    write_random_checkpoint(
+        directory, seed=3, num_layers=3, moe_layers=(2,), hidden_size=192, moe_intermediate_size=160
+    )
+    tensors = load_file(directory / "model.safetensors")
+    for part in ("gate", "up", "down"):
+        name = f"model.layers.2.moe.{part}_proj.weight"
+        tensors[name] = (100 * tensors[name].float()).to(torch.float8_e4m3fn)
+        num, rows, columns = tensors[name].shape
+        generator = torch.Generator().manual_seed(rows)
+        tensors[f"{name}_scale_inv"] = torch.rand(
+            num, -(-rows // 128), -(-columns // 128), generator=generator
+        )
+    for name, tensor in changed.items():
+        tensors.pop(name, None)
+        if tensor is not None:
+            tensors[name] = tensor
+    save_file(tensors, directory / "model.safetensors")
+    return directory
+
+
+@pytest.mark.parametrize("layout", ["stacked", "experts", "numbered"])
+def test_fp8_experts_are_weights_times_the_scale_of_their_square(tmp_path: Path, layout: str) -> None:
+    fp8_directory(tmp_path, {})
+    tensors = load_file(tmp_path / "model.safetensors")
+    if layout != "stacked":
+        infix = "experts." if layout == "experts" else ""
+        for name in [name for name in tensors if "_proj.weight" in name and ".moe." in name]:
+            for expert, tensor in enumerate(tensors.pop(name)):
+                tensors[name.replace(".moe.", f".moe.{infix}{expert}.")] = tensor.clone()
+        save_file(tensors, tmp_path / "model.safetensors")
+    config = Step35Config.load(tmp_path)
+    checkpoint = SafetensorsCheckpoint.open(tmp_path)
+    assert not any("scale" in name for name in checkpoint.stored)
+    assert checkpoint.expert_format(2, config) == ExpertFormat.of(FP8_E4M3)
+    _, _, down = checkpoint.expert(2, 3, config)
+    assert (down.rows, down.columns) == tuple(down.data.shape) == (192, 160)
+    assert down.data.dtype is torch.uint8
+    assert down.scales is not None
+    assert (tuple(down.scales.shape), down.scales.dtype) == ((2, 2), torch.float32)
+    weights = down.data.view(torch.float8_e4m3fn).float()
+    for row, column in ((0, 0), (127, 127), (128, 128), (191, 159), (5, 159)):
+        expected = weights[row, column] * down.scales[row // 128, column // 128]
+        assert float32_rows(down, torch.tensor([row]))[0, column] == expected
+    if layout == "stacked":
+        whole = checkpoint.tensor("model.layers.2.moe.down_proj.weight", torch.float32)
+        assert torch.equal(whole[3], float32_matrix(down))
+
+
+NAME = "model.layers.2.moe.up_proj.weight_scale_inv"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({NAME: None}, rf"is FP8 and has no scales; expected a tensor {NAME} of shape \[16, 2, 2\]"),
+        ({NAME: torch.ones(16, 2, 1)}, r"is F32 of shape \[16, 2, 1\], expected F32 of \[16, 2, 2\]"),
+        ({NAME: torch.ones(16, 2, 2).bfloat16()}, r"is BF16 of shape .*, expected F32"),
+        ({f"{NAME[:-10]}_scale_2": torch.ones(8)}, "belongs to weights in NVFP4; expected float32"),
+        ({NAME.replace("scale_inv", "packed"): torch.ones(8)}, "weights in int4 of compressed-tensors"),
+        ({NAME[:-10]: torch.ones(16, 160, 192, dtype=torch.uint8)}, "is stored as U8, expected float32"),
+    ],
+)
+def test_weights_that_do_not_load_are_refused_by_name(
+    tmp_path: Path, changed: dict[str, torch.Tensor | None], message: str
+) -> None:
+    directory = fp8_directory(tmp_path, changed)
+    config = Step35Config.load(directory)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        SafetensorsCheckpoint.open(directory).expert(2, 0, config)
+    assert "\n" not in str(caught.value)
+    assert str(directory) in str(caught.value)
+
+
+def test_a_whole_matrix_comes_without_a_copy(tmp_path: Path) -> None:
+    directory = write_random_checkpoint(tmp_path, seed=1, dtype=torch.bfloat16)
+    checkpoint = SafetensorsCheckpoint.open(directory)
+    head = checkpoint.matrix("lm_head.weight")
+    assert head.data.data_ptr() == checkpoint.matrix("lm_head.weight").data.data_ptr()
+    rows = torch.tensor([5, 0, 5])
+    assert torch.equal(float32_rows(head, rows), checkpoint.tensor("lm_head.weight", torch.float32)[rows])
+    with pytest.raises(CheckpointError, match="expected a matrix"):
+        checkpoint.matrix("model.norm.weight")
+
+
+def test_a_file_that_changed_since_it_was_opened_is_refused(tmp_path: Path) -> None:
+    directory = write_random_checkpoint(tmp_path, seed=1)
+    checkpoint = SafetensorsCheckpoint.open(directory)
+    checkpoint.check_unchanged()
+    shutil.copyfile(directory / "model.safetensors", directory / "other")
+    (directory / "other").replace(directory / "model.safetensors")
+    for ask in (checkpoint.check_unchanged, lambda: checkpoint.tensor("lm_head.weight", torch.float32)):
+        with pytest.raises(CheckpointError, match=r"another file took its place .* nobody changes a model"):
+            ask()
 
 
 def test_a_directory_of_an_impossible_name_is_refused_in_one_line(tmp_path: Path) -> None:

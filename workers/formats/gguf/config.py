@@ -11,51 +11,52 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from placement.errors import CheckpointError
-from placement.files.gguf_file import GgufFile
 from placement.files.quote import quote
 from placement.model_shape import MOST_LAYERS
 from workers.config.fields import Fields
 from workers.config.layer_types import FULL, SLIDING
 from workers.config.rope import RopeDivisors
 from workers.formats.gguf.names import published_name
+from workers.formats.gguf.parts import GgufParts
 from workers.model_config import MOST_WIDTH, Step35Config
 
 ARCHITECTURE = "step35"
-_KEY = f"{ARCHITECTURE}."
+KEY = f"{ARCHITECTURE}."
 _ROPE_DIVISORS = "rope_freqs.weight"
+_FIRST_OF_TRUNK = "blk.0.attn_norm.weight"
 _ROUTER = "moe.gate.weight"
 _DEFAULT_SLIDING_THETA = 10_000.0
 _SIGMOID = 2
 
 # Which key says what a field of config.json says, for messages and where nothing else is to be done.
 _GGUF_KEYS: Mapping[str, str] = {
-    "hidden_size": f"{_KEY}embedding_length",
-    "num_hidden_layers": f"{_KEY}block_count",
-    "num_nextn_predict_layers": f"{_KEY}nextn_predict_layers",
-    "vocab_size": f"{_KEY}vocab_size",
+    "hidden_size": f"{KEY}embedding_length",
+    "num_hidden_layers": f"{KEY}block_count",
+    "num_nextn_predict_layers": f"{KEY}nextn_predict_layers",
+    "vocab_size": f"{KEY}vocab_size",
     "bos_token_id": "tokenizer.ggml.bos_token_id",
     "eos_token_id": "tokenizer.ggml.eos_token_id",
-    "num_attention_heads": f"{_KEY}attention.head_count",
-    "num_attention_groups": f"{_KEY}attention.head_count_kv",
-    "head_dim": f"{_KEY}attention.key_length",
-    "attention_other_setting.num_attention_heads": f"{_KEY}attention.head_count",
-    "attention_other_setting.num_attention_groups": f"{_KEY}attention.head_count_kv",
-    "layer_types": f"{_KEY}attention.sliding_window_pattern",
-    "sliding_window": f"{_KEY}attention.sliding_window",
-    "rope_theta": f"{_KEY}rope.freq_base",
-    "partial_rotary_factors": f"{_KEY}rope.dimension_count",
-    "max_position_embeddings": f"{_KEY}context_length",
-    "rms_norm_eps": f"{_KEY}attention.layer_norm_rms_epsilon",
-    "intermediate_size": f"{_KEY}feed_forward_length",
+    "num_attention_heads": f"{KEY}attention.head_count",
+    "num_attention_groups": f"{KEY}attention.head_count_kv",
+    "head_dim": f"{KEY}attention.key_length",
+    "attention_other_setting.num_attention_heads": f"{KEY}attention.head_count",
+    "attention_other_setting.num_attention_groups": f"{KEY}attention.head_count_kv",
+    "layer_types": f"{KEY}attention.sliding_window_pattern",
+    "sliding_window": f"{KEY}attention.sliding_window",
+    "rope_theta": f"{KEY}rope.freq_base",
+    "partial_rotary_factors": f"{KEY}rope.dimension_count",
+    "max_position_embeddings": f"{KEY}context_length",
+    "rms_norm_eps": f"{KEY}attention.layer_norm_rms_epsilon",
+    "intermediate_size": f"{KEY}feed_forward_length",
     "moe_layers_enum": "tensors blk.N.ffn_gate_inp.weight",
-    "moe_num_experts": f"{_KEY}expert_count",
-    "moe_top_k": f"{_KEY}expert_used_count",
-    "moe_intermediate_size": f"{_KEY}expert_feed_forward_length",
-    "share_expert_dim": f"{_KEY}expert_shared_feed_forward_length",
-    "moe_router_scaling_factor": f"{_KEY}expert_weights_scale",
-    "norm_expert_weight": f"{_KEY}expert_weights_norm",
-    "swiglu_limits": f"{_KEY}swiglu_clamp_exp",
-    "swiglu_limits_shared": f"{_KEY}swiglu_clamp_shexp",
+    "moe_num_experts": f"{KEY}expert_count",
+    "moe_top_k": f"{KEY}expert_used_count",
+    "moe_intermediate_size": f"{KEY}expert_feed_forward_length",
+    "share_expert_dim": f"{KEY}expert_shared_feed_forward_length",
+    "moe_router_scaling_factor": f"{KEY}expert_weights_scale",
+    "norm_expert_weight": f"{KEY}expert_weights_norm",
+    "swiglu_limits": f"{KEY}swiglu_clamp_exp",
+    "swiglu_limits_shared": f"{KEY}swiglu_clamp_shexp",
 }
 _AS_THEY_ARE = (
     "hidden_size",
@@ -72,7 +73,7 @@ _AS_THEY_ARE = (
 _END_TOKENS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 
 
-def read_config(file: GgufFile) -> Step35Config:
+def read_config(file: GgufParts) -> Step35Config:
     """The configuration of a model; weights are not read.
 
     Norms of GGUF files have the 1 already added, so `zero_centered` is false. Which layers are MoE is seen
@@ -89,13 +90,18 @@ def read_config(file: GgufFile) -> Step35Config:
             architecture,
             f"{ARCHITECTURE!r}: Potluck runs models of the Step-3.5 architecture",
         )
-    num_blocks = metadata.integer(f"{_KEY}block_count", most=MOST_LAYERS)
-    num_mtp = metadata.integer(f"{_KEY}nextn_predict_layers", default=0, least=0, most=MOST_LAYERS)
+    num_blocks = metadata.integer(f"{KEY}block_count", most=MOST_LAYERS)
+    num_mtp = metadata.integer(f"{KEY}nextn_predict_layers", default=0, least=0, most=MOST_LAYERS)
     if num_mtp >= num_blocks:
         raise metadata.wrong(
-            f"{_KEY}nextn_predict_layers",
+            f"{KEY}nextn_predict_layers",
             num_mtp,
-            f"less than {_KEY}block_count, {num_blocks}: a file of the MTP layers alone is no model",
+            f"less than {KEY}block_count, {num_blocks}: the other blocks are the model",
+        )
+    if num_mtp and _FIRST_OF_TRUNK not in file.tensors:
+        raise CheckpointError(
+            f"{file.path}: it has MTP layers alone, expected the model's other file: this one is found by "
+            "itself when both are in one folder"
         )
     _refuse_other_models(metadata)
     kinds = _layer_types(metadata, num_blocks)
@@ -112,8 +118,8 @@ def read_config(file: GgufFile) -> Step35Config:
         "layer_types": kinds,
         "intermediate_size": _dense_width(metadata, num_blocks, moe_layers),
         "moe_layers_enum": moe_layers,
-        "swiglu_limits": _by_layer(metadata, f"{_KEY}swiglu_clamp_exp", num_blocks),
-        "swiglu_limits_shared": _by_layer(metadata, f"{_KEY}swiglu_clamp_shexp", num_blocks),
+        "swiglu_limits": _by_layer(metadata, f"{KEY}swiglu_clamp_exp", num_blocks),
+        "swiglu_limits_shared": _by_layer(metadata, f"{KEY}swiglu_clamp_shexp", num_blocks),
         "zero_centered": False,
     }
     config = Step35Config.from_fields(Fields(str(file.path), raw, spelled=_GGUF_KEYS))
@@ -121,21 +127,16 @@ def read_config(file: GgufFile) -> Step35Config:
 
 
 def _refuse_other_models(metadata: Fields) -> None:
-    """Switches of other models, with the value that the Step-3.5 architecture has, and parts of a model."""
-    num_parts = metadata.get("split.count")
-    if num_parts not in (None, 0, 1):
-        raise metadata.wrong(
-            "split.count",
-            num_parts,
-            "1: it is a part of a model; merge the parts (llama-gguf-split)",
-        )
-    metadata.only(f"{_KEY}expert_gating_func", _SIGMOID)
-    metadata.only(f"{_KEY}rope.scaling.type", "none")
-    key_length = metadata.get(f"{_KEY}attention.key_length")
-    value_length = metadata.get(f"{_KEY}attention.value_length")
+    """Switches of other models, with the value that the Step-3.5 architecture has."""
+    # 0 stands for what the architecture has.
+    if metadata.get(f"{KEY}expert_gating_func") != 0:
+        metadata.only(f"{KEY}expert_gating_func", _SIGMOID)
+    metadata.only(f"{KEY}rope.scaling.type", "none")
+    key_length = metadata.get(f"{KEY}attention.key_length")
+    value_length = metadata.get(f"{KEY}attention.value_length")
     if value_length not in (None, key_length):
         raise metadata.wrong(
-            f"{_KEY}attention.value_length", value_length, f"what attention.key_length says, {key_length}"
+            f"{KEY}attention.value_length", value_length, f"what attention.key_length says, {key_length}"
         )
 
 
@@ -146,13 +147,13 @@ def _by_layer(metadata: Fields, key: str, num_blocks: int) -> list[Any] | None:
         return None if value is None else [value] * num_blocks
     if len(value) != num_blocks:
         raise metadata.wrong(
-            key, value, f"{num_blocks} entries, one a block as {_KEY}block_count says, found {len(value)}"
+            key, value, f"{num_blocks} entries, one a block as {KEY}block_count says, found {len(value)}"
         )
     return value
 
 
 def _layer_types(metadata: Fields, num_blocks: int) -> list[str]:
-    key = f"{_KEY}attention.sliding_window_pattern"
+    key = f"{KEY}attention.sliding_window_pattern"
     pattern = _by_layer(metadata, key, num_blocks)
     if pattern is None or not all(isinstance(entry, bool) for entry in pattern):
         raise metadata.wrong(key, pattern, f"true or false for each of {num_blocks} blocks: true slides")
@@ -188,12 +189,12 @@ def _heads(metadata: Fields, kinds: Sequence[str]) -> dict[str, Any]:
 
 def _rope(metadata: Fields, kinds: Sequence[str]) -> dict[str, Any]:
     """Bases and rotated parts: sliding layers rotate all that `rope.dimension_count` says, full ones half."""
-    head_dim = metadata.integer(f"{_KEY}attention.key_length", most=MOST_WIDTH)
-    rotated = metadata.integer(f"{_KEY}rope.dimension_count", default=head_dim, most=head_dim)
-    sliding_rotated = metadata.integer(f"{_KEY}rope.dimension_count_swa", default=rotated, most=head_dim)
+    head_dim = metadata.integer(f"{KEY}attention.key_length", most=MOST_WIDTH)
+    rotated = metadata.integer(f"{KEY}rope.dimension_count", default=head_dim, most=head_dim)
+    sliding_rotated = metadata.integer(f"{KEY}rope.dimension_count_swa", default=rotated, most=head_dim)
     theta = {
-        FULL: metadata.get(f"{_KEY}rope.freq_base"),
-        SLIDING: metadata.number(f"{_KEY}rope.freq_base_swa", _DEFAULT_SLIDING_THETA),
+        FULL: metadata.get(f"{KEY}rope.freq_base"),
+        SLIDING: metadata.number(f"{KEY}rope.freq_base_swa", _DEFAULT_SLIDING_THETA),
     }
     factor = {FULL: rotated / head_dim / 2, SLIDING: sliding_rotated / head_dim}
     return {
@@ -205,27 +206,27 @@ def _rope(metadata: Fields, kinds: Sequence[str]) -> dict[str, Any]:
 def _router(metadata: Fields) -> dict[str, Any]:
     # Where a file says nothing, llama.cpp neither divides by the sum nor scales; a scale of 0 is none.
     return {
-        "norm_expert_weight": metadata.flag(f"{_KEY}expert_weights_norm") is True,
-        "moe_router_scaling_factor": metadata.number(f"{_KEY}expert_weights_scale", 1.0) or 1.0,
+        "norm_expert_weight": metadata.flag(f"{KEY}expert_weights_norm") is True,
+        "moe_router_scaling_factor": metadata.number(f"{KEY}expert_weights_scale", 1.0) or 1.0,
     }
 
 
-def _vocab_size(metadata: Fields, file: GgufFile) -> Any:
+def _vocab_size(metadata: Fields, file: GgufParts) -> Any:
     embedding = file.tensors.get("token_embd.weight")
-    if embedding is None or len(embedding.shape) != 2:
+    if embedding is None or len(embedding.stored.shape) != 2:
         raise CheckpointError(
             f"{file.path}: expected a tensor token_embd.weight of [vocabulary, width]: check that the file "
-            "was downloaded completely, and that it is not a part of a split model"
+            "was downloaded completely"
         )
-    said = metadata.get(f"{_KEY}vocab_size")
-    if said not in (None, embedding.shape[0]):
+    said = metadata.get(f"{KEY}vocab_size")
+    if said not in (None, embedding.stored.shape[0]):
         raise metadata.wrong(
-            f"{_KEY}vocab_size", said, f"the rows of tensor token_embd.weight, {embedding.shape[0]}"
+            f"{KEY}vocab_size", said, f"the rows of tensor token_embd.weight, {embedding.stored.shape[0]}"
         )
-    return embedding.shape[0]
+    return embedding.stored.shape[0]
 
 
-def _moe_layers(file: GgufFile, num_blocks: int) -> list[int]:
+def _moe_layers(file: GgufParts, num_blocks: int) -> list[int]:
     names = {published_name(name) for name in file.tensors}
     return [layer for layer in range(num_blocks) if f"model.layers.{layer}.{_ROUTER}" in names]
 
@@ -238,7 +239,7 @@ def _dense_width(metadata: Fields, num_blocks: int, moe_layers: Sequence[int]) -
     return next(iter(_of_kind(metadata, key, [widths[i] for i in layers], ["dense"] * len(layers)).values()))
 
 
-def _with_divisors(config: Step35Config, file: GgufFile) -> Step35Config:
+def _with_divisors(config: Step35Config, file: GgufParts) -> Step35Config:
     """llama3 scaling as GGUF has it: what each frequency of the full layers is divided by.
 
     The tensor has a value for each pair of a head. Those past the rotated pairs say nothing.

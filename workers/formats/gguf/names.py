@@ -58,6 +58,12 @@ def published_name(name: str) -> str:
     return f"model.layers.{layer}.{_OF_LAYER.get(part, part)}"
 
 
+def block_of(name: str) -> int:
+    """Number of the block that a GGUF tensor belongs to, -1 for none."""
+    found = _IN_BLOCK.fullmatch(name)
+    return -1 if found is None else int(found[1])
+
+
 def gguf_name(published: str) -> str:
     """The name in GGUF files of a published tensor of this architecture.
 

@@ -1,0 +1,87 @@
+"""A GGUF model by the path of one of its files: the trunk, and the MTP layers that lie in a file beside it.
+
+llama.cpp's converter writes MTP layers into the trunk's file, or alone into one called `mtp-…gguf`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from placement.errors import CheckpointError
+from workers.formats.gguf.config import KEY, read_config
+from workers.formats.gguf.names import block_of
+from workers.formats.gguf.parts import GgufParts, is_later_part, whole_name
+from workers.model_config import Step35Config
+
+MTP_FILES = "mtp-*.gguf"
+
+
+@dataclass(frozen=True, slots=True)
+class GgufModel:
+    """Headers and configuration of a model.
+
+    Attributes:
+        notes: what to tell the user of its files, one line each.
+    """
+
+    parts: GgufParts
+    config: Step35Config
+    notes: tuple[str, ...] = ()
+
+
+def find_gguf(path: str | Path) -> GgufModel:
+    """Read the headers of a model's files.
+
+    Where the file has no MTP layers, a file beside it gives them if all that it says of the trunk is what the
+    trunk's own file says. One that does not is left alone: drafts are not what a model needs.
+
+    Raises:
+        CheckpointError: no model of this architecture, or damaged.
+    """
+    parts = GgufParts.open(path)
+    config = read_config(parts)
+    if _has_block(parts, config.num_hidden_layers):
+        return GgufModel(parts, config)
+    refused = []
+    for candidate in _candidates(parts.path):
+        try:
+            joined = _joined(parts, GgufParts.open(candidate), config.num_hidden_layers)
+            both = read_config(joined)
+            _check_same_trunk(candidate, config, both)
+        except CheckpointError as error:
+            refused.append(f"MTP layers are not taken: {error}")
+            continue
+        return GgufModel(joined, both, (f"MTP layers are those of {candidate.name}",))
+    return GgufModel(parts, config, tuple(refused))
+
+
+def _candidates(path: Path) -> list[Path]:
+    """Files of MTP layers in a model's folder: first the one that is called like it."""
+    own = f"mtp-{whole_name(path)}"
+    found = [file for file in path.parent.glob(MTP_FILES) if file != path and not is_later_part(file)]
+    return sorted(found, key=lambda file: (whole_name(file) != own, file.name))
+
+
+def _has_block(parts: GgufParts, block: int) -> bool:
+    return any(block_of(name) == block for name in parts.tensors)
+
+
+def _joined(trunk: GgufParts, mtp: GgufParts, num_trunk: int) -> GgufParts:
+    """The trunk's file with the blocks behind it, and what the other file says of the architecture."""
+    blocks = {name: placed for name, placed in mtp.tensors.items() if block_of(name) >= num_trunk}
+    if not blocks:
+        raise CheckpointError(f"{mtp.path}: expected tensors of block {num_trunk} and on, found none")
+    said = {key: value for key, value in mtp.metadata.items() if key.startswith(KEY)}
+    kept = {key: value for key, value in trunk.metadata.items() if not key.startswith(KEY)}
+    return GgufParts(trunk.path, kept | said, {**trunk.tensors, **blocks})
+
+
+def _check_same_trunk(mtp: Path, trunk: Step35Config, both: Step35Config) -> None:
+    for field in dataclasses.fields(Step35Config):
+        ours, theirs = getattr(trunk, field.name), getattr(both, field.name)
+        if field.name == "layers":
+            ours, theirs = (layers[: trunk.num_hidden_layers] for layers in (ours, theirs))
+        if ours != theirs and field.name != "num_nextn_predict_layers":
+            raise CheckpointError(f"{mtp}: it belongs to another model: its {field.name} is not the trunk's")
