@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from placement.weight_format import head_bits_of, value_bytes_of
+from placement.weight_format import head_bits_of, planned_format, value_bytes_of
 
 DEFAULT_CONTEXT = 4096
 """Of every command: an empty cache is nobody's everyday, and speeds are compared between commands."""
 
 DEFAULT_PROMPT_RATIO = 8.0
 """Of every command: whoever talks to a model, or points an agent at it, has it read more than it writes."""
+
+
+HeadPart = Literal["attention", "router", "ffn", "output"]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadForms:
+    """What the head's own weights are kept in, by part, as plans name forms.
+
+    Attributes:
+        attention: its projections.
+        router: of MoE layers.
+        ffn: dense layers' and shared experts' matrices, and the MTP layers' input projections.
+        output: lm_head and the MTP layers' own heads.
+    """
+
+    attention: str
+    router: str
+    ffn: str
+    output: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +50,8 @@ class Workload:
         prefill_tokens: tokens of one prefill pass.
         acceptance: chance of each draft to hold if those before it did, where that is known by position;
             `accepted_drafts` is their mean.
+        head_forms: of the head's own weights, in place of `head_bits_per_weight` in times; None where nobody
+            says.
     """
 
     num_sequences: int = 1
@@ -41,11 +64,24 @@ class Workload:
     prompt_tokens_per_token: float = 0.0
     prefill_tokens: int = 512
     acceptance: tuple[float, ...] = ()
+    head_forms: HeadForms | None = None
 
     @property
     def tokens_per_step(self) -> int:
         """Rows of one pass."""
         return self.num_sequences * (1 + self.drafts)
+
+    def head_form(self, part: HeadPart) -> str | None:
+        """The form of a part of the head; None where only its bits are known."""
+        if self.head_forms is None:
+            return None
+        form: str = getattr(self.head_forms, part)
+        return form
+
+    def head_bits(self, part: HeadPart) -> float:
+        """Of each weight of a part of the head."""
+        form = self.head_form(part)
+        return self.head_bits_per_weight if form is None else planned_format(form).bits
 
     @property
     def tokens_out_per_step(self) -> float:

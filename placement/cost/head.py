@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from placement.cost.roofline import roofline_s
 from placement.errors import InputError
 from placement.given.cluster_spec import Overheads
+from placement.given.kernel_rates import ATTENTION, rates_of
 from placement.given.problem import PlanningDevice, PlanningProblem
 from placement.model_shape import AttentionShape, ModelShape
-from placement.workload import Workload
+from placement.workload import HeadPart, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +72,19 @@ def head_seconds(problem: PlanningProblem) -> HeadSeconds:
     mtp_s = 0.0
     for i in range(min(workload.drafts, shape.num_mtp_layers)):
         slots = workload.num_sequences * (1 + workload.accepted_drafts + i)
-        mtp_s += weights_s(shape.mtp_layer_parameters(i) - shape.lm_head_parameters, slots, workload, device)
-        mtp_s += weights_s(shape.lm_head_parameters, workload.num_sequences, workload, device)
+        mtp_s += mtp_weights_s(shape, i, slots, workload, device)
+        mtp_s += weights_s("output", shape.lm_head_parameters, workload.num_sequences, workload, device)
         mtp_s += _kv_cache_s(drafts[i], workload, device, rows=slots)
         mtp_s += overheads.draft_s + slots * overheads.row_s
     return HeadSeconds(
-        attention_s=sum(weights_s(a.parameters(shape.hidden_size), rows, workload, device) for a in trunk),
+        attention_s=sum(
+            weights_s("attention", a.parameters(shape.hidden_size), rows, workload, device) for a in trunk
+        ),
         kv_cache_s=sum(_kv_cache_s(a, workload, device, rows=rows) for a in trunk),
-        router_s=shape.num_moe_layers * weights_s(shape.router_parameters, rows, workload, device),
-        dense_ffn_s=shape.num_dense_layers * weights_s(shape.dense_ffn_parameters, rows, workload, device),
-        lm_head_s=weights_s(shape.lm_head_parameters, rows, workload, device),
+        router_s=shape.num_moe_layers * weights_s("router", shape.router_parameters, rows, workload, device),
+        dense_ffn_s=shape.num_dense_layers
+        * weights_s("ffn", shape.dense_ffn_parameters, rows, workload, device),
+        lm_head_s=weights_s("output", shape.lm_head_parameters, rows, workload, device),
         mtp_s=mtp_s,
         layer_overhead_s=shape.num_hidden_layers * layer_software_s(overheads, rows)
         + shape.num_moe_layers * overheads.moe_layer_s,
@@ -96,13 +100,13 @@ def head_layer_seconds(problem: PlanningProblem) -> NDArray[np.float64]:
     """
     shape, workload, device = problem.shape, problem.workload, head_device(problem)
     rows = workload.tokens_per_step
-    router_s = weights_s(shape.router_parameters, rows, workload, device)
-    dense_ffn_s = weights_s(shape.dense_ffn_parameters, rows, workload, device)
+    router_s = weights_s("router", shape.router_parameters, rows, workload, device)
+    dense_ffn_s = weights_s("ffn", shape.dense_ffn_parameters, rows, workload, device)
     overheads = device.overheads
     software_s = layer_software_s(overheads, rows)
     return np.array(
         [
-            weights_s(attention.parameters(shape.hidden_size), rows, workload, device)
+            weights_s("attention", attention.parameters(shape.hidden_size), rows, workload, device)
             + _kv_cache_s(attention, workload, device, rows=rows)
             + (router_s + overheads.moe_layer_s if layer in shape.moe_layers else dense_ffn_s)
             + software_s
@@ -116,11 +120,22 @@ def layer_software_s(overheads: Overheads, rows: int) -> float:
     return overheads.layer_s + rows * overheads.row_s + (overheads.batch_s if rows > 1 else 0.0)
 
 
-def weights_s(parameters: int, num_rows: float, workload: Workload, device: PlanningDevice) -> float:
+def weights_s(
+    part: HeadPart, parameters: int, num_rows: float, workload: Workload, device: PlanningDevice
+) -> float:
     """A block of weights of the head's own: read once, multiplied with every row."""
-    num_bytes = parameters * workload.head_bits_per_weight / 8
-    return roofline_s(
-        num_bytes, 2 * parameters * num_rows, device.bandwidth_bytes_per_s, device.ffn_flops_per_s
+    read_s = parameters * workload.head_bits(part) / 8 / device.bandwidth_bytes_per_s
+    return max(read_s, device.multiply_s(workload.head_form(part), parameters, num_rows))
+
+
+def mtp_weights_s(
+    shape: ModelShape, index: int, num_rows: float, workload: Workload, device: PlanningDevice
+) -> float:
+    """MTP layer `index` (0 first) without its own head."""
+    attention = shape.attention[shape.num_hidden_layers + index].parameters(shape.hidden_size)
+    others = shape.mtp_layer_parameters(index) - shape.lm_head_parameters - attention
+    return weights_s("attention", attention, num_rows, workload, device) + weights_s(
+        "ffn", others, num_rows, workload, device
     )
 
 
@@ -128,7 +143,7 @@ def shared_expert_s(
     device: PlanningDevice, shape: ModelShape, workload: Workload, rows: int | None = None
 ) -> float:
     num_rows = workload.tokens_per_step if rows is None else rows
-    return weights_s(shape.shared_expert_parameters, num_rows, workload, device)
+    return weights_s("ffn", shape.shared_expert_parameters, num_rows, workload, device)
 
 
 def prefill_attention_s(
@@ -140,7 +155,7 @@ def prefill_attention_s(
         seen = np.minimum(seen, attention.window)
     flops = 4.0 * float(seen.sum()) * attention.num_heads * attention.head_dim
     num_bytes = float(seen.max()) * attention.kv_values_per_position() * workload.bytes_per_kv_value
-    return _attention_roofline_s(num_bytes, flops, device)
+    return _attention_roofline_s(num_bytes, flops, num_tokens, device)
 
 
 def _kv_cache_s(attention: AttentionShape, workload: Workload, device: PlanningDevice, rows: float) -> float:
@@ -150,9 +165,13 @@ def _kv_cache_s(attention: AttentionShape, workload: Workload, device: PlanningD
         workload.num_sequences * keys * attention.kv_values_per_position() * workload.bytes_per_kv_value
     )
     flops = 4 * rows * keys * attention.num_heads * attention.head_dim
-    return _attention_roofline_s(num_bytes, flops, device)
+    return _attention_roofline_s(num_bytes, flops, rows / workload.num_sequences, device)
 
 
-def _attention_roofline_s(num_bytes: float, flops: float, device: PlanningDevice) -> float:
+def _attention_roofline_s(num_bytes: float, flops: float, rows: float, device: PlanningDevice) -> float:
+    """`rows`: of each sequence."""
     rate = device.attention_flops_per_s or device.ffn_flops_per_s
+    kernel = rates_of(device.kernels, ATTENTION)
+    if kernel is not None:
+        rate = rows / kernel.row_flop_s(rows)
     return roofline_s(num_bytes, flops, device.bandwidth_bytes_per_s, rate)

@@ -7,7 +7,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.cost.head import head_device, layer_software_s, prefill_attention_s, weights_s
+from placement.cost.head import (
+    head_device,
+    layer_software_s,
+    mtp_weights_s,
+    prefill_attention_s,
+    weights_s,
+)
 from placement.cost.rates import expert_rates
 from placement.cost.roofline import (
     Counts,
@@ -19,6 +25,7 @@ from placement.cost.roofline import (
 )
 from placement.cost.sharing import cpu_seconds, layer_seconds
 from placement.given.problem import PlanningProblem
+from placement.workload import HeadPart
 
 
 def prefill_seconds(
@@ -61,20 +68,22 @@ def prefill_head_seconds(problem: PlanningProblem, num_tokens: int, *, is_last: 
     shape, device, workload = problem.shape, head_device(problem), problem.workload
     overheads, num_drafts = device.overheads, min(workload.drafts, shape.num_mtp_layers)
 
-    def block_s(parameters: int) -> float:
-        return weights_s(parameters, num_tokens, workload, device)
+    def block_s(part: HeadPart, parameters: int) -> float:
+        return weights_s(part, parameters, num_tokens, workload, device)
 
-    seconds = shape.num_moe_layers * (block_s(shape.router_parameters) + overheads.moe_layer_s)
-    seconds += shape.num_dense_layers * block_s(shape.dense_ffn_parameters)
+    seconds = shape.num_moe_layers * (block_s("router", shape.router_parameters) + overheads.moe_layer_s)
+    seconds += shape.num_dense_layers * block_s("ffn", shape.dense_ffn_parameters)
     for attention in shape.attention[: shape.num_hidden_layers]:
-        seconds += block_s(attention.parameters(shape.hidden_size)) + layer_software_s(overheads, num_tokens)
+        seconds += block_s("attention", attention.parameters(shape.hidden_size)) + layer_software_s(
+            overheads, num_tokens
+        )
         seconds += prefill_attention_s(attention, workload, device, num_tokens)
     for index in range(num_drafts):
         attention = shape.attention[shape.num_hidden_layers + index]
-        seconds += block_s(shape.mtp_layer_parameters(index) - shape.lm_head_parameters) + overheads.draft_s
+        seconds += mtp_weights_s(shape, index, num_tokens, workload, device) + overheads.draft_s
         seconds += prefill_attention_s(attention, workload, device, num_tokens) + num_tokens * overheads.row_s
     heads = 1 + num_drafts if is_last else 0
-    seconds += heads * weights_s(shape.lm_head_parameters, 1, workload, device)
+    seconds += heads * weights_s("output", shape.lm_head_parameters, 1, workload, device)
     return seconds + overheads.pass_s
 
 

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from placement.cost.head import shared_expert_s
 from placement.cost.roofline import ExpertRates
 from placement.given.cluster_spec import NO_OVERHEADS
+from placement.given.kernel_rates import rates_of
 from placement.given.problem import PlanningDevice, PlanningProblem
 from placement.message_size import message_size
 from placement.plan import LOCAL_WORKER
+from placement.weight_format import planned_format
 from placement.workload import Workload
 
 
@@ -21,22 +23,21 @@ def expert_rates(problem: PlanningProblem) -> ExpertRates:
     shape, workload, devices = problem.shape, problem.workload, problem.devices
     message = message_size(shape, workload.bytes_per_activation)
     row_bytes = message.request_bytes_per_row + message.reply_bytes_per_row
-    expert_flops = 2 * shape.expert_parameters
     is_head = [d.tier.name == LOCAL_WORKER for d in devices]
     is_local = [d.tier.worker == LOCAL_WORKER for d in devices]
     head = next((d.overheads for d, head in zip(devices, is_head, strict=True) if head), NO_OVERHEADS)
     cpu = _cpus(devices)
-    computing = [devices[index] for index in cpu]
+    fixed_s, pair_s = zip(*(_expert_line(problem, devices[index]) for index in cpu), strict=True)
     machines = {name: i for i, name in enumerate(dict.fromkeys(d.machine.name for d in devices if d.machine))}
     return ExpertRates(
         round_trip_s=np.array([d.round_trip_s for d in devices]),
         row_wire_s=np.array([row_bytes / d.link_bytes_per_s for d in devices]),
         read_s=np.array([problem.expert_bytes / d.bandwidth_bytes_per_s for d in devices]),
-        compute_s=np.array([expert_flops / d.ffn_flops_per_s for d in computing]),
+        compute_s=np.array(pair_s),
         busy_s=np.array(
             [shared_expert_s(d, shape, workload) if h else 0.0 for d, h in zip(devices, is_head, strict=True)]
         ),
-        expert_s=np.array([d.overheads.expert_s for d in computing]),
+        expert_s=np.array(fixed_s),
         request_s=np.array([d.overheads.request_s for d in devices]),
         message_s=np.array([0.0 if local else head.message_s for local in is_local]),
         message_row_s=np.array([0.0 if local else head.message_row_s for local in is_local]),
@@ -77,5 +78,20 @@ def _cpus(devices: Sequence[PlanningDevice]) -> list[int]:
 
 def _reads_longest(device: PlanningDevice, workload: Workload) -> bool:
     """Whether memory bounds a block of the head's weights there, not arithmetic."""
-    read_s = workload.head_bits_per_weight / 8 / device.bandwidth_bytes_per_s
-    return read_s >= 2 * workload.tokens_per_step / device.ffn_flops_per_s
+    read_s = workload.head_bits("ffn") / 8 / device.bandwidth_bytes_per_s
+    return read_s >= device.multiply_s(workload.head_form("ffn"), 1, workload.tokens_per_step)
+
+
+def _expert_line(problem: PlanningProblem, device: PlanningDevice) -> tuple[float, float]:
+    """Seconds of `device`'s arithmetic for each distinct expert, and for each row of it.
+
+    Kernels' rates count at the rows that an expert gets on average if all are chosen alike.
+    """
+    shape, form = problem.shape, problem.expert_form
+    named = None if form is None else [planned_format(name).name for name in form.split("/")]
+    if named is None or any(rates_of(device.kernels, name) is None for name in named):
+        return device.overheads.expert_s, 2 * shape.expert_parameters / device.ffn_flops_per_s
+    rows = max(1.0, problem.workload.tokens_per_step * shape.top_k / shape.num_experts)
+    matrix = shape.expert_parameters // len(named)
+    lines = [device.multiply_line(name, matrix, rows) for name in named]
+    return sum(fixed for fixed, _ in lines), sum(row for _, row in lines)

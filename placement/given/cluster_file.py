@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
 
-from placement.errors import ClusterFileError
+from placement.errors import ClusterFileError, InputError
 from placement.files.quote import quote
 from placement.given.cluster_spec import (
     ClusterSpec,
@@ -26,8 +26,10 @@ from placement.given.cluster_spec import (
     NodeSpec,
     Overheads,
 )
+from placement.given.kernel_rates import ATTENTION, KernelRates
 from placement.given.yaml_file import read_mapping, validate_fields
 from placement.units import size
+from placement.weight_format import planned_format
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -40,6 +42,7 @@ _MOST_GBYTES_PER_S = 20_000
 _MOST_GBITS_PER_S = 10_000
 _MOST_GFLOPS = 10_000_000
 _MOST_NAMES = 12
+_MOST_ROWS = 65_536
 
 
 def load_cluster(path: str | os.PathLike[str]) -> ClusterSpec:
@@ -132,6 +135,12 @@ def _number(value: object) -> float:
     return float(value)
 
 
+def _rows(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_ROWS:
+        raise ValueError(f"expected a number of rows, 1 to {_MOST_ROWS:,}, found {quote(value)}")
+    return value
+
+
 _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 _Memory = Annotated[int, BeforeValidator(_memory)]
 _RoundTrip = Annotated[float, BeforeValidator(_round_trip)]
@@ -140,6 +149,7 @@ _GbitsPerS = Annotated[float, _at_most(_MOST_GBITS_PER_S, "Gbit/s", "Mbit/s")]
 _Gflops = Annotated[float, _at_most(_MOST_GFLOPS, "GFLOP/s", "MFLOP/s")]
 _Positive = Annotated[float, BeforeValidator(_positive)]
 _NotNegative = Annotated[float, BeforeValidator(_not_negative)]
+_Rows = Annotated[int, BeforeValidator(_rows)]
 _Number = Annotated[float, BeforeValidator(_number)]
 
 
@@ -185,6 +195,7 @@ class _DeviceModel(_Strict):
     cores: _Positive = 1.0
     host_link_gbytes_per_s: _GbytesPerS | None = None
     attention_gflops: _Gflops | None = None
+    kernels: dict[str, dict[_Rows, _Gflops]] = {}
 
 
 class _NodeModel(_Strict):
@@ -349,7 +360,24 @@ def _device(device: _DeviceModel, where: str) -> DeviceSpec:
         cores=device.cores,
         host_link_bytes_per_s=_scaled(device.host_link_gbytes_per_s, 1e9),
         attention_flops_per_s=_scaled(device.attention_gflops, 1e9),
+        kernels=tuple(_kernel_rates(form, rates, where) for form, rates in device.kernels.items()),
     )
+
+
+def _kernel_rates(form: str, gflops: dict[int, float], where: str) -> KernelRates:
+    field = f"{where}.kernels.{quote(form)}"
+    name = form
+    if form != ATTENTION:
+        try:
+            name = planned_format(form).name
+        except InputError as error:
+            raise ClusterFileError(f"{field}: {error}, or {ATTENTION}") from None
+    if 1 not in gflops:
+        raise ClusterFileError(
+            f"{field}: expected GFLOP/s by rows of a pass, 1 row among them, found none of 1"
+        )
+    rows = tuple(sorted(gflops))
+    return KernelRates(name, rows, tuple(gflops[number] * 1e9 for number in rows))
 
 
 def _listed(names: list[str]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from placement.given.kernel_rates import KernelRates
+
 DeviceKind = Literal["vram", "ram", "disk"]
 
 
@@ -62,7 +64,8 @@ class DeviceSpec:
     `price_per_gbyte`: of more memory of this kind here, None where the file gives none. `cores`: of its
     machine that it uses while it computes. `host_link_bytes_per_s`: from the box's RAM into this VRAM, None
     where experts are not streamed into it. `attention_flops_per_s`: what attention reaches, None for
-    `ffn_flops_per_s`.
+    `ffn_flops_per_s`. `kernels`: what it reaches with weights of some forms, in place of
+    `ffn_flops_per_s` and `overheads.expert_s`.
     """
 
     name: str
@@ -77,6 +80,7 @@ class DeviceSpec:
     cores: float = 1.0
     host_link_bytes_per_s: float | None = None
     attention_flops_per_s: float | None = None
+    kernels: tuple[KernelRates, ...] = ()
 
     @property
     def budget_bytes(self) -> int:

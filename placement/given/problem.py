@@ -19,6 +19,7 @@ from placement.given.cluster_spec import (
     Overheads,
 )
 from placement.given.head_memory import head_memory_bytes
+from placement.given.kernel_rates import KernelRates, rates_of
 from placement.given.stats import RoutingStats
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, PlannedTier
@@ -48,10 +49,24 @@ class PlanningDevice:
     cores: float = 1.0
     host_link_bytes_per_s: float | None = None
     attention_flops_per_s: float | None = None
+    kernels: tuple[KernelRates, ...] = ()
 
     def capacity(self, expert_bytes: int) -> int:
         """Experts that fit the budget."""
         return self.tier.budget_bytes // expert_bytes
+
+    def multiply_line(self, form: str | None, parameters: int, num_rows: float) -> tuple[float, float]:
+        """Seconds of a matrix of so many weights: (whatever the rows, for each row), around `num_rows`."""
+        rates = rates_of(self.kernels, form)
+        if rates is None:
+            return 0.0, 2 * parameters / self.ffn_flops_per_s
+        fixed, slope = rates.line(num_rows)
+        return 2 * parameters * fixed, 2 * parameters * slope
+
+    def multiply_s(self, form: str | None, parameters: int, num_rows: float) -> float:
+        """Seconds of its arithmetic for `num_rows` rows."""
+        fixed_s, row_s = self.multiply_line(form, parameters, num_rows)
+        return fixed_s + row_s * num_rows
 
     def first_expert_s(self, expert_bytes: int) -> float:
         """Time until the result of one expert for one token is back, from nothing else in flight."""
@@ -63,7 +78,8 @@ class PlanningProblem:
     """Where to put the experts of `shape`.
 
     `expert_bytes` is the size of one expert in memory. `stats` may be None for policies that need none.
-    `workload` is the step whose expected time a policy may minimise.
+    `workload` is the step whose expected time a policy may minimise. `expert_form` names what experts are
+    kept in (`ExpertFormat.name`), for devices that state rates by form; None where nobody says.
     """
 
     shape: ModelShape
@@ -71,6 +87,7 @@ class PlanningProblem:
     expert_bytes: int
     stats: RoutingStats | None = None
     workload: Workload = SINGLE_TOKEN
+    expert_form: str | None = None
 
     @property
     def head(self) -> int | None:
@@ -108,6 +125,8 @@ def problem_for(
     expert_bytes: int,
     stats: RoutingStats | None = None,
     workload: Workload = SINGLE_TOKEN,
+    *,
+    expert_form: str | None = None,
 ) -> PlanningProblem:
     """The problem of a model on a cluster, whose head keeps what it needs itself.
 
@@ -116,7 +135,7 @@ def problem_for(
     """
     if isinstance(devices, ClusterSpec):
         devices = planning_devices(devices, head_memory_bytes(shape, workload))
-    problem = PlanningProblem(shape, tuple(devices), expert_bytes, stats, workload)
+    problem = PlanningProblem(shape, tuple(devices), expert_bytes, stats, workload, expert_form)
     problem.check_fits()
     return problem
 
@@ -154,6 +173,7 @@ def planning_devices(cluster: ClusterSpec, head_bytes: int = 0) -> tuple[Plannin
                     cores=device.cores,
                     host_link_bytes_per_s=device.host_link_bytes_per_s,
                     attention_flops_per_s=device.attention_flops_per_s,
+                    kernels=device.kernels,
                 )
             )
     return tuple(devices)

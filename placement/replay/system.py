@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -69,7 +70,10 @@ class System:
         matched = [_match(plan, index, known) for index in range(len(plan.tiers))]
         if plan.head_tier is None:
             matched += [device for device in known if device.tier.name == LOCAL_WORKER]
-        problem = PlanningProblem(shape, tuple(matched), plan.mean_expert_bytes, workload=workload)
+        form = Counter(layer.form for layer in plan.layers).most_common(1)[0][0] if plan.layers else None
+        problem = PlanningProblem(
+            shape, tuple(matched), plan.mean_expert_bytes, workload=workload, expert_form=form
+        )
         before_s, after_s = _head_parts(problem)
         links, link_of = _links(problem.devices)
         return cls(

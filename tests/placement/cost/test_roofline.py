@@ -13,9 +13,10 @@ from placement.cost.rates import expert_rates
 from placement.cost.roofline import ExpertRates, device_seconds, work_alone_seconds
 from placement.errors import InputError
 from placement.given.cluster_spec import Overheads
+from placement.given.kernel_rates import ATTENTION, KernelRates
 from placement.given.problem import PlanningProblem
 from placement.model_shape import STEP_3_5_FLASH
-from placement.workload import Workload
+from placement.workload import HeadForms, Workload
 from tests.placement.boxes import device
 
 Q4_EXPERT = STEP_3_5_FLASH.expert_bytes(4.5)
@@ -131,3 +132,57 @@ def test_more_work_and_slower_rates_never_take_less_time() -> None:
         seconds = device_seconds(ExpertRates(*fields), rows, distinct, pairs)
         assert (device_seconds(ExpertRates(*slower), rows, distinct, pairs) >= seconds).all()
         assert (device_seconds(ExpertRates(*fields), rows + 1, distinct + 1, pairs + 1) >= seconds).all()
+
+
+Q4 = KernelRates("q4_k", (1, 2, 4), (100e9, 160e9, 200e9))
+"""Seconds of a pass for each GFLOP of a row: 0.01, 0.0125, 0.02."""
+
+
+def with_kernels(workload: Workload, *kernels: KernelRates) -> PlanningProblem:
+    plain = problem(workload, gflops=1.0)
+    devices = tuple(replace(d, kernels=kernels) for d in plain.devices)
+    return replace(plain, devices=devices, expert_form="q4_k")
+
+
+def test_experts_take_what_kernels_of_their_form_take() -> None:
+    rates = expert_rates(with_kernels(Workload(), Q4))
+    gflop = 2 * STEP_3_5_FLASH.expert_parameters / 1e9
+    pass_s = rates.expert_s[0] + np.array([1, 2]) * rates.compute_s[0]
+    np.testing.assert_allclose(pass_s, gflop * np.array([0.01, 0.0125]))
+
+
+def test_an_expert_of_mixed_forms_takes_the_sum_of_its_matrices() -> None:
+    q5 = KernelRates("q5_k", (1, 2), (50e9, 80e9))
+    mixed = replace(with_kernels(Workload(), Q4, q5), expert_form="q4_k/q4_k/q5_k")
+    rates = expert_rates(mixed)
+    gflop = 2 * STEP_3_5_FLASH.expert_parameters / 1e9
+    assert rates.expert_s[0] + rates.compute_s[0] == pytest.approx(gflop * (0.01 + 0.01 + 0.02) / 3)
+
+
+def test_a_form_without_kernels_falls_back_to_the_devices_one_rate() -> None:
+    plain = expert_rates(replace(with_kernels(Workload(), Q4), expert_form="q6_k"))
+    assert plain.compute_s[0] == pytest.approx(2 * STEP_3_5_FLASH.expert_parameters / 1e9)
+
+
+def test_the_head_reads_each_part_in_its_own_form_and_multiplies_at_its_kernels_rate() -> None:
+    forms = HeadForms(attention="q8_0", router="float32", ffn="q4_k", output="q4_k")
+    one = head_seconds(with_kernels(Workload(head_forms=forms), Q4))
+    assert one.lm_head_s == pytest.approx(2e-9 * STEP_3_5_FLASH.lm_head_parameters * 0.01)
+    router_bytes = 42 * 4 * STEP_3_5_FLASH.router_parameters
+    quick = with_kernels(
+        Workload(head_forms=forms),
+        *(replace(Q4, form=f, flops_per_s=(1e18,) * 3) for f in ("q8_0", "q4_k", "float32")),
+    )
+    assert head_seconds(quick).router_s == pytest.approx(router_bytes / 100e9)
+    three = head_seconds(with_kernels(Workload(drafts=2, head_forms=forms), Q4))
+    assert three.lm_head_s / one.lm_head_s == pytest.approx(0.01625 / 0.01)
+
+
+def test_attention_may_have_rates_by_rows() -> None:
+    rates = KernelRates(ATTENTION, (1, 3), (1e9, 2e9))
+    slow = head_seconds(with_kernels(Workload(context=4096), rates)).kv_cache_s
+    flops = 4 * 128 * (12 * 64 * 4096 + 33 * 96 * 512)
+    assert slow == pytest.approx(flops / 1e9)
+    assert head_seconds(with_kernels(Workload(context=4096, drafts=2), rates)).kv_cache_s == pytest.approx(
+        3 * flops / 2e9
+    )

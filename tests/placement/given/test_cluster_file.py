@@ -16,6 +16,7 @@ from placement.answers.planner import make_plan
 from placement.errors import ClusterFileError
 from placement.given.cluster_file import load_cluster
 from placement.given.cluster_spec import ClusterSpec
+from placement.given.kernel_rates import KernelRates
 from placement.given.problem import planning_devices
 from placement.model_shape import STEP_3_5_FLASH
 from placement.weight_format import planned_format
@@ -216,7 +217,7 @@ def test_measured_software_and_shared_machines_reach_the_planner(tmp_path: Path)
     document = good()
     gpu, ram = document["nodes"][0]["devices"]
     gpu |= {"host_link_gbytes_per_s": 25, "attention_gflops": 9000, "overheads": {"message_s": 1e-4}}
-    ram |= {"cores": 4, "overheads": {"request_s": 2e-4}}
+    ram |= {"cores": 4, "overheads": {"request_s": 2e-4}, "kernels": {"q4": {4: 90, 1: 50}}}
     document["machines"] = [
         {"name": "tower", "nodes": ["study", "attic"], "cores": 16, "bandwidth_gbytes_per_s": 80}
     ]
@@ -224,6 +225,7 @@ def test_measured_software_and_shared_machines_reach_the_planner(tmp_path: Path)
     head, home = devices["head"], devices["study-ram"]
     assert (head.host_link_bytes_per_s, head.attention_flops_per_s) == (25e9, 9e12)
     assert (head.overheads.message_s, home.overheads.request_s, home.cores) == (1e-4, 2e-4, 4)
+    assert home.kernels == (KernelRates("q4_k", (1, 4), (50e9, 90e9)),)
     assert head.machine is None  # memory of its own
     assert home.machine is devices["attic-ram"].machine
     assert home.machine is not None
@@ -252,6 +254,12 @@ def test_a_machine_of_unknown_or_shared_nodes_is_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"kernels": {"q4": {2: 50}}}, r"devices\[1\].kernels.'q4': expected .* 1 row among them"),
+        (
+            {"kernels": {"q99": {1: 50}}},
+            r"devices\[1\].kernels.'q99': quantisation 'q99': expected .*attention",
+        ),
+        ({"kernels": {"q4": {0: 50}}}, r"kernels.q4.0.*expected a number of rows, 1 to 65,536, found 0"),
         ({"host_link_gbytes_per_s": 25}, r"devices\[1\].host_link_gbytes_per_s: expected on devices of kind"),
         (
             {"overheads": {"request_ms": 1}},
