@@ -1,0 +1,48 @@
+"""What a run needs of a machine's memory, and the refusal of one that needs more, before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from placement.errors import PlanDoesNotFit
+from placement.units import size
+from workers.memory.free import FreeMemory
+
+PROCESS_BYTES = 210_000_000
+"""What a worker's process takes before its first expert: Python, torch, Ray (docs/memory.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes that something takes; `what` is for people, such as "the KV cache of 4,096 positions"."""
+
+    what: str
+    num_bytes: int
+
+
+def missing_bytes(needs: Sequence[Need], free: FreeMemory) -> int:
+    """How much more is needed than is usable, 0 where all fits."""
+    return max(0, sum(need.num_bytes for need in needs) - free.usable_bytes)
+
+
+def check_memory(needs: Sequence[Need], free: FreeMemory, *, where: str, advice: str) -> None:
+    """Refuse what does not fit.
+
+    Args:
+        where: the node or device, as the message begins.
+        advice: what would help.
+
+    Raises:
+        PlanDoesNotFit: names all of it, the bytes that are missing and the advice.
+    """
+    missing = missing_bytes(needs, free)
+    if not missing:
+        return
+    total = sum(need.num_bytes for need in needs)
+    listed = ", ".join(f"{size(need.num_bytes)} for {need.what}" for need in needs if need.num_bytes)
+    raise PlanDoesNotFit(
+        f"{where}: {size(missing)} of memory are missing: expected {size(total)} ({listed}), "
+        f"but {free.told_by} leaves {size(free.num_bytes)}, of which {size(free.margin_bytes)} stay free: "
+        f"{advice}"
+    )
