@@ -111,12 +111,34 @@ FLOAT32 = WeightFormat("float32", 1, 4)
 BFLOAT16 = WeightFormat("bfloat16", 1, 2)
 FLOAT16 = WeightFormat("float16", 1, 2)
 FP8_E4M3 = WeightFormat("fp8_e4m3", 1, 1, scale_tile=128)
-Q8_0 = WeightFormat("q8_0", 32, 34)
+Q8_0 = WeightFormat("q8_0", 32, 34, 32)
+Q4_K = WeightFormat("q4_k", 256, 144, 256)
 
 _PLAIN = (FLOAT32, BFLOAT16, FLOAT16)
+# GGML's block types (ggml-org/llama.cpp, ggml/src/ggml-common.h).
+_QUANTISED = (
+    Q8_0,
+    WeightFormat("q6_k", 256, 210, 256),
+    WeightFormat("q5_k", 256, 176, 256),
+    Q4_K,
+    WeightFormat("q3_k", 256, 110, 256),
+    WeightFormat("q2_k", 256, 84, 256),
+    WeightFormat("q5_1", 32, 24, 32),
+    WeightFormat("q5_0", 32, 22, 32),
+    WeightFormat("q4_1", 32, 20, 32),
+    WeightFormat("q4_0", 32, 18, 32),
+    WeightFormat("iq4_nl", 32, 18, 32),
+    WeightFormat("iq4_xs", 256, 136, 256),
+    WeightFormat("iq3_s", 256, 110, 256),
+    WeightFormat("iq3_xxs", 256, 98, 256),
+    WeightFormat("iq2_s", 256, 82, 256),
+    WeightFormat("iq2_xs", 256, 74, 256),
+    WeightFormat("iq2_xxs", 256, 66, 256),
+    WeightFormat("mxfp4", 32, 17, 32),
+)
 
 FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
-    {form.name: form for form in (FLOAT32, BFLOAT16, FLOAT16, Q8_0)}
+    {form.name: form for form in (*_PLAIN, FP8_E4M3, *_QUANTISED)}
 )
 """What the kernels compute with, by name."""
 
@@ -128,12 +150,12 @@ PLANNED_FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
         "bfloat16": BFLOAT16,
         "q8": Q8_0,
         "fp8": WeightFormat("fp8", 128 * 128, 128 * 128 + 4),
-        "q6": WeightFormat("q6_k", 256, 210),
-        "q5": WeightFormat("q5_k", 256, 176),
-        "q4": WeightFormat("q4_k", 256, 144),
+        "q6": FORMATS["q6_k"],
+        "q5": FORMATS["q5_k"],
+        "q4": FORMATS["q4_k"],
         "nvfp4": WeightFormat("nvfp4", 16, 9),
-        "q3": WeightFormat("q3_k", 256, 110),
-        "q2": WeightFormat("q2_k", 256, 84),
+        "q3": FORMATS["q3_k"],
+        "q2": FORMATS["q2_k"],
     }
 )
 

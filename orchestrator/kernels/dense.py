@@ -6,27 +6,29 @@ import torch
 from torch import Tensor, empty
 
 from workers.kernels import native
+from workers.kernels.matrix import Matrices, Matrix
 from workers.kernels.native import check, is_bf16, mismatch, num_threads, raise_if_failed
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x times weight transposed.
+def linear(x: Tensor, weight: Matrices | Tensor) -> Tensor:
+    """x times each matrix transposed, side by side.
 
     Args:
         x: [T, K] float32.
-        weight: [N, K] float32 or bfloat16, as stored in checkpoints.
+        weight: matrices of width K in any form, or one as a tensor [N, K].
 
     Returns:
-        [T, N] float32.
+        [T, N] float32, N the rows of all matrices.
     """
+    matrices = weight if isinstance(weight, Matrices) else Matrices.of(weight)
     T, K = x.shape
-    N, weight_K = weight.shape
-    if weight_K != K:
-        raise mismatch("linear", x=x, weight=weight)
-    out = empty(T, N)
-    native.linear(
-        check(x).data_ptr(), weight.data_ptr(), is_bf16(weight), out.data_ptr(), T, N, K, num_threads()
+    if matrices.columns != K:
+        raise mismatch("linear", x=x, **{f"weight_{i}": m.data for i, m in enumerate(matrices.each)})
+    out = empty(T, matrices.rows)
+    status = native.linear(
+        check(x).data_ptr(), matrices.arguments, len(matrices.each), out.data_ptr(), T, K, num_threads()
     )
+    raise_if_failed(status)
     return out
 
 
@@ -90,32 +92,32 @@ def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
     return out
 
 
-def dense_ffn(x: Tensor, gate: Tensor, up: Tensor, down: Tensor, limit: float) -> Tensor:
+def dense_ffn(
+    x: Tensor, gate: Matrix | Tensor, up: Matrix | Tensor, down: Matrix | Tensor, limit: float
+) -> Tensor:
     """down(swiglu(gate(x), up(x))): the dense layers, the shared expert, the MTP layers.
 
     Args:
         x: [T, H] float32.
-        gate, up: [I, H], down: [H, I]; all float32 or all bfloat16.
+        gate, up: [I, H], down: [H, I], each in any form, or a tensor.
         limit: the SwiGLU clamp, 0 for none.
 
     Returns:
         [T, H] float32.
     """
+    gate, up, down = (each if isinstance(each, Matrix) else Matrix.of(each) for each in (gate, up, down))
     T, H = x.shape
-    intermediate = gate.shape[0]
-    if gate.shape != (intermediate, H) or up.shape != gate.shape or down.shape != (H, intermediate):
-        raise mismatch("dense_ffn", x=x, gate=gate, up=up, down=down)
+    inner = gate.rows
+    if (gate.columns, up.rows, up.columns, down.rows, down.columns) != (H, inner, H, H, inner):
+        raise mismatch("dense_ffn", x=x, gate=gate.data, up=up.data, down=down.data)
     out = empty(T, H)
     status = native.dense_ffn(
         check(x).data_ptr(),
-        gate.data_ptr(),
-        up.data_ptr(),
-        down.data_ptr(),
-        is_bf16(gate, up, down),
+        gate.arguments,
+        up.arguments,
+        down.arguments,
         out.data_ptr(),
         T,
-        H,
-        intermediate,
         limit,
         num_threads(),
     )

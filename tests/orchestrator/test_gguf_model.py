@@ -1,4 +1,4 @@
-"""A model from a GGUF file: the bits of a checkpoint that holds the dequantised values in float32."""
+"""A model from a GGUF file, beside a checkpoint that holds the dequantised values in float32."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from models.tiny.gguf_file import write_gguf
 from orchestrator.cli.even_plan import even_plan
 from orchestrator.cli.inputs import load_shape, planned_form
 from orchestrator.generate import GenerationParams
 from orchestrator.in_process import dispatcher_with_threads
+from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.weights import load_head_weights
 from orchestrator.session import open_session
@@ -57,9 +59,20 @@ def path(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def half_path(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("half") / "tiny.gguf"
+    write_gguf(model_dir, path, "f16")
+    return path
+
+
+@pytest.fixture(scope="module")
 def plain(path: Path, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Step35Model:
+    return in_float32(path, model_dir, tmp_path_factory.mktemp("plain") / "model")
+
+
+def in_float32(path: Path, model_dir: Path, folder: Path) -> Step35Model:
     """The same values, dequantised by the gguf library and read from safetensors, all in float32."""
-    folder = dequantised_checkpoint(path, model_dir, tmp_path_factory.mktemp("plain") / "model")
+    folder = dequantised_checkpoint(path, model_dir, folder)
     config, checkpoint = open_model(folder)
     # The file has float32 divisors of the frequencies, the directory the rule that they round.
     scaled = open_model(path)[0].layers
@@ -74,21 +87,50 @@ def all_experts(checkpoint: Checkpoint, config: Step35Config) -> ExpertStore:
     return ExpertStore.load(checkpoint, config, everything, formats=formats)
 
 
-@pytest.mark.parametrize("mtp", [0, 3])
-@pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_ids_and_hidden_states_are_those_of_the_dequantised_values(
-    path: Path, plain: Step35Model, num_workers: int, mtp: int
-) -> None:
+def run(path: Path, num_workers: int, mtp: int) -> tuple[list[int], Tensor, Tensor]:
+    """Ids, hidden states and logits of a plan of so many workers."""
     params = GenerationParams(max_tokens=12, mtp=mtp, chunk_size=4, ignore_eos=True)
-    expected, expected_hidden = generate_with_hidden(plain, PROMPT, params)
     config, checkpoint = open_model(path)
     plan = random_plan(config.shape("tiny"), num_workers, seed=num_workers, head_holds=num_workers != 1)
     with dispatcher_with_threads(plan, checkpoint, config, torch.float32) as dispatcher:
         model = Step35Model.load(checkpoint, config, torch.float32, dispatcher)
         result, hidden = generate_with_hidden(model, PROMPT, params)
-    assert result.token_ids == expected.token_ids
+        return list(result.token_ids), hidden, model.logits(hidden)
+
+
+PLACES = [(0, 3), (1, 0), (1, 3), (2, 0), (2, 3)]
+
+
+@pytest.mark.parametrize(("num_workers", "mtp"), [(0, 0), *PLACES])
+def test_half_precision_gives_the_bits_of_its_values_in_float32(
+    half_path: Path, model_dir: Path, tmp_path: Path, num_workers: int, mtp: int
+) -> None:
+    plain = in_float32(half_path, model_dir, tmp_path / "model")
+    params = GenerationParams(max_tokens=12, mtp=mtp, chunk_size=4, ignore_eos=True)
+    expected, expected_hidden = generate_with_hidden(plain, PROMPT, params)
+    ids, hidden, logits = run(half_path, num_workers, mtp)
+    assert ids == list(expected.token_ids)
     assert torch.equal(hidden, expected_hidden)
-    assert torch.equal(model.logits(hidden), plain.logits(expected_hidden))
+    assert torch.equal(logits, plain.logits(expected_hidden))
+
+
+@pytest.mark.parametrize(("num_workers", "mtp"), PLACES)
+def test_quantised_weights_give_the_same_bits_wherever_they_are(
+    path: Path, num_workers: int, mtp: int
+) -> None:
+    for found, expected in zip(run(path, num_workers, mtp), run(path, 0, 0), strict=True):
+        assert torch.equal(torch.as_tensor(found), torch.as_tensor(expected))
+
+
+def test_quantised_weights_differ_from_their_values_by_the_rounding_of_activations(
+    path: Path, plain: Step35Model
+) -> None:
+    """8 bits a block: about a hundredth of the spread after five layers."""
+    ids, _, logits = run(path, 0, 0)
+    tokens = torch.tensor(PROMPT + ids[:-1])
+    expected = plain.logits(plain.forward(tokens, [SequenceSlice(plain.new_cache(), len(tokens))]))
+    difference = (logits - expected).std() / expected.std()
+    assert 1e-4 < difference < 0.05
 
 
 def test_workers_hold_the_bytes_of_the_file(path: Path) -> None:

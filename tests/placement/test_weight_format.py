@@ -47,7 +47,7 @@ def test_forms_of_an_expert_have_a_name_and_back() -> None:
     assert mixed.name == "q8_0/q8_0/float16"
     assert ExpertFormat.of_name(mixed.name) == mixed
     assert ExpertFormat.of_name("bfloat16") == ExpertFormat.of(BFLOAT16)
-    for wrong in ("q4", "q8_0/q8_0", "q8_0/q8_0/", "", "float32/q4/float32"):
+    for wrong in ("nvfp4", "q8_0/q8_0", "q8_0/q8_0/", "", "float32/nvfp4/float32"):
         with pytest.raises(InputError, match=r"experts in .* expected float32"):
             ExpertFormat.of_name(wrong)
 

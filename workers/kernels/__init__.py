@@ -13,6 +13,7 @@ Shapes: T rows (tokens), H hidden, I intermediate, E experts, k chosen experts a
 from __future__ import annotations
 
 from workers.kernels.expert_matrices import ExpertMatrices, ExpertWeights
+from workers.kernels.matrix import Matrices, Matrix
 from workers.kernels.moe import ExpertNotHeld, grid_to_float32, moe_partial_sum, row_exponents
 from workers.kernels.native import KernelsNotBuilt, instruction_set, use_instruction_set
 
@@ -21,6 +22,8 @@ __all__ = [
     "ExpertNotHeld",
     "ExpertWeights",
     "KernelsNotBuilt",
+    "Matrices",
+    "Matrix",
     "grid_to_float32",
     "instruction_set",
     "moe_partial_sum",

@@ -11,7 +11,7 @@ struct bf16 {
   uint16_t bits;
 };
 
-enum Status : int { OK = 0, OUT_OF_MEMORY = -1, BAD_EXPERT_ID = -2, BAD_EXPONENT = -3 };
+enum Status : int { OK = 0, OUT_OF_MEMORY = -1, BAD_EXPERT_ID = -2, BAD_EXPONENT = -3, BAD_ROUNDED_ROWS = -4 };
 
 // Memory of one call, released with it; 64-byte aligned pieces.
 class Scratch {
@@ -41,17 +41,49 @@ class Scratch {
   bool failed() const { return failed_; }
 
  private:
-  static constexpr int MOST = 12;
+  static constexpr int MOST = 24;
   void* pieces_[MOST];
   int count_ = 0;
   bool failed_ = false;
 };
 
+// Small tables of quantised types, which the gguf library has; declared a second time in native.py.
+struct Tables {
+  const int8_t *iq4, *mxfp4;                                  // [16]
+  const uint8_t *iq2_xxs, *iq2_xs, *iq2_s, *iq3_xxs, *iq3_s;  // rows of 8 or 4 magnitudes
+  const uint8_t* signs;                                       // [128]: eight sign bits
+};
+
+// Activations rounded to 8 bits (docs/arithmetic.md).
+struct RoundedRows {
+  const int8_t* q;       // [rows, K]
+  const float* scales;   // [rows, K / block]
+  const int16_t* sums;   // [rows, K / 16]: of sixteen neighbours of q
+  int64_t K, block;      // block: 256 or 32
+  const int64_t* index;  // row r is row index[r], or r itself where null
+};
+
+// Rows to multiply, in every form that the matrices at hand want: float32, and rounded in blocks.
+struct Inputs {
+  const float* x;  // [rows, K], null where only rounded rows came
+  RoundedRows by_256, by_32;
+  const int64_t* index;
+  int64_t K;
+};
+
+// One weight matrix. Declared a second time in native.py, as are those of experts.
+struct WeightMatrix {
+  const uint8_t* data;
+  const float* scales;                       // one for each square of 128 x 128; null for most forms
+  int64_t rows, columns, row_bytes, format;  // format: a row of FORMATS
+};
+
 struct LinearArgs {
-  const float* x;
-  const void* weight;
-  float* out;
-  int64_t T, N, K;
+  const Inputs* x;
+  const WeightMatrix* matrices;  // side by side
+  int64_t num_matrices;
+  float* out;                    // [T, N]
+  int64_t T, N;
   int threads;
 };
 
@@ -84,10 +116,20 @@ struct AttentionArgs {
   int threads;
 };
 
+// Where the activations between an FFN's two halves lie, [rows, I], and rounded if the second half wants that.
+struct Between {
+  float* x;
+  int8_t* q;
+  float* scales;
+  int16_t* sums;
+  int64_t block;  // 0: not rounded
+};
+
 struct FfnArgs {
-  const float* x;
-  const void *gate, *up, *down;
-  float *out, *activations, *up_scratch;  // activations: T * I, up_scratch: threads * T * FFN_COLUMNS floats
+  const Inputs* x;
+  const WeightMatrix *gate, *up, *down;
+  float *out, *up_scratch;  // up_scratch: threads * T * FFN_COLUMNS floats
+  Between between;          // T rows
   int64_t T, H, I;
   float limit;
   int threads;
@@ -95,17 +137,20 @@ struct FfnArgs {
 
 // One layer's rows. The next three structures are declared a second time in native.py, field by field.
 struct ExpertRowsArgs {
-  const float* hidden;             // [T, H]
+  const float* hidden;             // [T, H]; null where rounded rows came instead
+  const int8_t *q_256, *q_32;      // [T, H] each, null where absent
+  const float *scales_256, *scales_32;
   const int32_t* expert_ids;       // [T, k], -1 where an expert is computed elsewhere
   const float* weights;            // [T, k]
   const int32_t* scale_exponents;  // [T]
   int64_t T, H, k;
 };
 
-// One matrix of each of a layer's experts, one after another.
+// One matrix of each of a layer's experts, by slot, wherever each lies.
 struct ExpertMatrix {
-  const void* data;
-  int64_t rows, columns, row_bytes, format;  // format: a row of FORMATS
+  const uint8_t* const* data;
+  const float* const* scales;  // null for most forms
+  int64_t rows, columns, row_bytes, format;
 };
 
 // A layer's experts: gate and up [I, H], down [H, I].
@@ -118,13 +163,14 @@ struct ExpertMatricesArgs {
 };
 
 struct MoeArgs {
-  const float* x;
+  const Inputs* x;
   const float* weights;             // [T, k]
   const double* grid_scales;        // [T]: 2^-exponent
   const ExpertMatricesArgs* experts;
   int32_t* out;
   uint8_t* saturated;
-  float *activations, *tiles;       // entries * I, and threads * 2 * max_rows * FFN_COLUMNS floats
+  Between between;                  // one row an entry
+  float* tiles;                     // threads * max_rows * FFN_COLUMNS floats
   const int64_t* entry_tokens;      // entries grouped by expert: which row of x
   const int64_t* entry_columns;     // and which of its k places
   const int64_t* group_starts;      // num_groups + 1
@@ -142,8 +188,7 @@ constexpr int64_t FFN_COLUMNS = 64;
 
 struct Kernels {
   const char* name;
-  void (*linear_f32)(const LinearArgs&);
-  void (*linear_bf16)(const LinearArgs&);
+  void (*linear)(const LinearArgs&);
   void (*rms_norm_f32)(const RmsNormArgs&);
   void (*rms_norm_bf16)(const RmsNormArgs&);
   void (*exponentials)(const float* x, float* out, int64_t n);
@@ -156,8 +201,11 @@ struct Kernels {
                         int32_t high, int threads);
   void (*grid_to_float32)(const int32_t* values, const double* grid_units, float* out, int64_t T, int64_t H,
                           int threads);
-  void (*dense_ffn_f32)(const FfnArgs&);
-  void (*dense_ffn_bf16)(const FfnArgs&);
+  void (*dense_ffn)(const FfnArgs&);
   void (*moe)(const MoeArgs&);
+  void (*round_rows)(const float* x, int64_t T, int64_t K, int64_t block, int8_t* q, float* scales,
+                     int16_t* sums, int threads);
+  void (*sum_sixteens)(const int8_t* q, int64_t n, int16_t* sums);
   int (*format_index)(const char* name, int64_t block_weights, int64_t block_bytes);
+  int64_t (*rounding_block)(int64_t format);
 };

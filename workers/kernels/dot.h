@@ -142,24 +142,3 @@ static ALWAYS_INLINE float dot_self(const float* x, int64_t n) {
 constexpr int64_t SERIAL_WORK = 1 << 21;
 
 static ALWAYS_INLINE int threads_for(int64_t work, int threads) { return work < SERIAL_WORK ? 1 : threads; }
-
-// Columns of one work item of a linear layer.
-constexpr int64_t LINEAR_COLUMNS = 48;
-
-template <class W>
-static void linear(const LinearArgs& a) {
-  const Plain<W> weight{(const W*)a.weight, a.K};
-  const Rows x{a.x, a.K, nullptr};
-  const int threads = threads_for(a.T * a.N * a.K, a.threads);
-  if (threads == 1) {
-    dot_block(x, a.T, weight, a.N, a.K, a.out, a.N);
-    return;
-  }
-  const int64_t items = (a.N + LINEAR_COLUMNS - 1) / LINEAR_COLUMNS;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-  for (int64_t item = 0; item < items; ++item) {
-    const int64_t n = item * LINEAR_COLUMNS;
-    const int64_t columns = a.N - n < LINEAR_COLUMNS ? a.N - n : LINEAR_COLUMNS;
-    dot_block(x, a.T, weight.from(n), columns, a.K, a.out + n, a.N);
-  }
-}

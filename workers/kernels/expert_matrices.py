@@ -2,57 +2,100 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from placement.weight_format import BFLOAT16, FLOAT16, FLOAT32, WeightFormat
-from workers.kernels import native
+from placement.weight_format import WeightFormat
+from workers.kernels.matrix import TORCH_DTYPES, check_scales, form_of, format_index, row_of
 from workers.kernels.native import ExpertMatricesArgs, ExpertMatrixArgs, check
 
-TORCH_DTYPES = {FLOAT32: torch.float32, BFLOAT16: torch.bfloat16, FLOAT16: torch.float16}
-"""Of the forms that torch has a dtype for; the others, in blocks, are bytes."""
+__all__ = ["TORCH_DTYPES", "ExpertMatrices", "ExpertWeights"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExpertMatrices:
-    """One matrix (gate, up or down) of each of n experts of a layer.
+    """One matrix (gate, up or down) of each of n experts of a layer, by slot.
 
     Attributes:
         rows, columns: of one expert's matrix.
-        data: contiguous on the CPU: [n, rows, columns] in the form's torch dtype, or for forms in blocks
-            uint8 [n, rows, bytes of a row].
+        data: n tensors on the CPU, each contiguous wherever it lies: [rows, columns] in the form's torch
+            dtype, else uint8 [rows, bytes of a row]. One tensor [n, rows, ...] is n of them.
+        scales: of a form with `scale_tile`, n tensors as `Matrix` has them; else None.
+        addresses: uint64 [n] of the data, and of the scales; what owns `data` may move a slot by writing
+            here.
+
+    Raises:
+        ValueError: data or scales of another shape or dtype.
     """
 
     form: WeightFormat
     rows: int
     columns: int
-    data: Tensor
+    data: Tensor | Sequence[Tensor]
+    scales: Tensor | Sequence[Tensor] | None = None
+    addresses: NDArray[np.uint64] = field(init=False)
+    scale_addresses: NDArray[np.uint64] | None = field(init=False)
 
     def __post_init__(self) -> None:
-        dtype, width = _row(self.form, self.columns)
-        if self.data.shape[1:] != (self.rows, width) or self.data.dtype is not dtype:
-            raise ValueError(
-                f"expert matrices in {self.form.name}: expected {dtype} [n, {self.rows}, {width}], found "
-                f"{self.data.dtype} {list(self.data.shape)}"
+        dtype, width = row_of(self.form, self.columns)
+        if isinstance(self.data, Tensor):
+            stacked, count = self.data, len(self.data)
+            if stacked.shape[1:] != (self.rows, width) or stacked.dtype is not dtype:
+                raise self._wrong(dtype, width, stacked.dtype, list(stacked.shape))
+            first = check(stacked[0], dtype).data_ptr() if count else 0
+            step = stacked.stride(0) * stacked.element_size()
+            addresses = np.uint64(first) + np.arange(count, dtype=np.uint64) * np.uint64(step)
+        else:
+            for tensor in self.data:
+                if tensor.shape != (self.rows, width) or tensor.dtype is not dtype:
+                    raise self._wrong(dtype, width, tensor.dtype, list(tensor.shape))
+            addresses = np.array([check(tensor, dtype).data_ptr() for tensor in self.data], np.uint64)
+        object.__setattr__(self, "addresses", addresses)
+        scales = None
+        if self.scales is not None or self.form.scale_tile:
+            each = [None] * len(self.data) if self.scales is None else list(self.scales)
+            if len(each) != len(self.data):
+                raise ValueError(f"expert matrices: {len(self.data)} experts, scales of {len(each)}")
+            for of_expert in each:
+                check_scales(self.form, self.rows, self.columns, of_expert)
+            scales = np.array(
+                [of_expert.data_ptr() for of_expert in each if of_expert is not None], np.uint64
             )
+        object.__setattr__(self, "scale_addresses", scales)
+
+    def _wrong(self, dtype: torch.dtype, width: int, found: torch.dtype, shape: list[int]) -> ValueError:
+        return ValueError(
+            f"expert matrices in {self.form.name}: expected {dtype} [{self.rows}, {width}] of each, found "
+            f"{found} {shape}"
+        )
 
     @classmethod
     def empty(cls, form: WeightFormat, num_experts: int, rows: int, columns: int) -> ExpertMatrices:
         """Raises InputError where a row is no whole number of blocks."""
-        dtype, width = _row(form, columns)
-        return cls(form, rows, columns, torch.empty((num_experts, rows, width), dtype=dtype))
+        dtype, width = row_of(form, columns)
+        scales, tile = None, form.scale_tile
+        if tile:
+            scales = torch.empty(num_experts, -(-rows // tile), -(-columns // tile))
+        return cls(form, rows, columns, torch.empty((num_experts, rows, width), dtype=dtype), scales)
 
     @classmethod
     def of(cls, data: Tensor) -> ExpertMatrices:
         """From a tensor [n, rows, columns] in a dtype that is a form of its own."""
-        form = next(form for form, dtype in TORCH_DTYPES.items() if dtype is data.dtype)
-        return cls(form, data.shape[1], data.shape[2], data)
+        return cls(form_of(data), data.shape[1], data.shape[2], data)
 
     @property
     def num_experts(self) -> int:
-        return self.data.shape[0]
+        return len(self.data)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all experts, scales included."""
+        return self.num_experts * self.form.matrix_bytes(self.rows, self.columns)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,24 +144,16 @@ class ExpertWeights:
     @property
     def held_bytes(self) -> int:
         """Memory that the matrices take."""
-        return self.gate.data.nbytes + self.up.data.nbytes + self.down.data.nbytes
-
-
-def _row(form: WeightFormat, columns: int) -> tuple[torch.dtype, int]:
-    """A row's dtype and number of elements."""
-    dtype = TORCH_DTYPES.get(form)
-    return (torch.uint8, form.row_bytes(columns)) if dtype is None else (dtype, columns)
+        return self.gate.nbytes + self.up.nbytes + self.down.nbytes
 
 
 def _argument(matrices: ExpertMatrices) -> ExpertMatrixArgs:
-    form = matrices.form
-    index = native.format_index(form.name.encode(), form.block_weights, form.block_bytes)
-    if index < 0:
-        raise ValueError(f"the kernels do not compute with weights in {form.name}")
+    scales = matrices.scale_addresses
     return ExpertMatrixArgs(
-        data=check(matrices.data, matrices.data.dtype).data_ptr(),
+        data=matrices.addresses.ctypes.data,
+        scales=None if scales is None else scales.ctypes.data,
         rows=matrices.rows,
         columns=matrices.columns,
-        row_bytes=form.row_bytes(matrices.columns),
-        format=index,
+        row_bytes=matrices.form.row_bytes(matrices.columns),
+        format=format_index(matrices.form),
     )

@@ -11,11 +11,22 @@ static ALWAYS_INLINE void activate(float* gate, int64_t ldg, const float* up, in
   for (int64_t r = 0; r < rows; ++r) swiglu_run(gate + r * ldg, up + r * columns, gate + r * ldg, columns, limit);
 }
 
-template <class W>
+// The rows between an FFN's two halves, as the second half takes them.
+static ALWAYS_INLINE Inputs inputs_of(const Between& between, int64_t I) {
+  const RoundedRows rounded{between.q, between.scales, between.sums, I, between.block, nullptr};
+  return {between.x, rounded, rounded, nullptr, I};
+}
+
+static ALWAYS_INLINE void round_between(const Between& between, int64_t row, int64_t I) {
+  round_row(between.x + row * I, I, between.block, between.q + row * I, between.scales + row * (I / between.block),
+            between.sums + row * (I / 16));
+}
+
 static void dense_ffn(const FfnArgs& a) {
   const int threads = threads_for(3 * a.T * a.H * a.I, a.threads);
   const int64_t up_items = (a.I + FFN_COLUMNS - 1) / FFN_COLUMNS;
   const int64_t down_items = (a.H + FFN_COLUMNS - 1) / FFN_COLUMNS;
+  const Inputs activations = inputs_of(a.between, a.I);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     float* up_scratch = a.up_scratch + omp_get_thread_num() * a.T * FFN_COLUMNS;
@@ -23,17 +34,18 @@ static void dense_ffn(const FfnArgs& a) {
     for (int64_t item = 0; item < up_items; ++item) {
       const int64_t i = item * FFN_COLUMNS;
       const int64_t columns = block_columns(item, a.I);
-      const Rows x{a.x, a.H, nullptr};
-      float* activations = a.activations + i;
-      dot_block(x, a.T, Plain<W>{(const W*)a.gate, a.H}.from(i), columns, a.H, activations, a.I);
-      dot_block(x, a.T, Plain<W>{(const W*)a.up, a.H}.from(i), columns, a.H, up_scratch, columns);
-      activate(activations, a.I, up_scratch, a.T, columns, a.limit);
+      dot_matrix(*a.x, 0, a.T, *a.gate, i, columns, a.between.x + i, a.I);
+      dot_matrix(*a.x, 0, a.T, *a.up, i, columns, up_scratch, columns);
+      activate(a.between.x + i, a.I, up_scratch, a.T, columns, a.limit);
+    }
+    if (a.between.block > 0) {
+#pragma omp for schedule(static)
+      for (int64_t t = 0; t < a.T; ++t) round_between(a.between, t, a.I);
     }
 #pragma omp for schedule(dynamic)
     for (int64_t item = 0; item < down_items; ++item) {
       const int64_t h = item * FFN_COLUMNS;
-      dot_block(Rows{a.activations, a.I, nullptr}, a.T, Plain<W>{(const W*)a.down, a.I}.from(h),
-                block_columns(item, a.H), a.I, a.out + h, a.H);
+      dot_matrix(activations, 0, a.T, *a.down, h, block_columns(item, a.H), a.out + h, a.H);
     }
   }
 }
@@ -65,44 +77,9 @@ static void grid_to_float32(const int32_t* values, const double* grid_units, flo
   }
 }
 
-// The forms that experts may be kept in. Every instruction set has this table; a matrix names its row.
-template <class Weights>
-static void dot_matrix(const Rows x, int64_t T, const void* w, int64_t row_bytes, int64_t N, int64_t K, float* out,
-                       int64_t ldo) {
-  dot_block(x, T, Weights::at(w, row_bytes), N, K, out, ldo);
-}
-
-struct Format {
-  const char* name;
-  int64_t block_weights, block_bytes;
-  void (*dot)(const Rows x, int64_t T, const void* w, int64_t row_bytes, int64_t N, int64_t K, float* out,
-              int64_t ldo);
-};
-
-static const Format FORMATS[] = {
-    {"float32", 1, 4, dot_matrix<Plain<float>>},
-    {"bfloat16", 1, 2, dot_matrix<Plain<bf16>>},
-    {"float16", 1, 2, dot_matrix<Float16>},
-    {"q8_0", 32, 34, dot_matrix<Q8_0>},
-};
-
-// The row of a form, -1 where the kernels know none of this name and these blocks.
-static int format_index(const char* name, int64_t block_weights, int64_t block_bytes) {
-  for (int i = 0; i < (int)(sizeof FORMATS / sizeof FORMATS[0]); ++i) {
-    const Format& format = FORMATS[i];
-    if (std::strcmp(format.name, name) == 0 && format.block_weights == block_weights &&
-        format.block_bytes == block_bytes) {
-      return i;
-    }
-  }
-  return -1;
-}
-
-// out[t * ldo + n] = dot(row t, row `first` + n of expert `slot`'s matrix) for t < T, n < N.
-static void dot_expert(const Rows x, int64_t T, const ExpertMatrix& matrix, int64_t slot, int64_t first, int64_t N,
-                       float* out, int64_t ldo) {
-  const uint8_t* w = (const uint8_t*)matrix.data + (slot * matrix.rows + first) * matrix.row_bytes;
-  FORMATS[matrix.format].dot(x, T, w, matrix.row_bytes, N, matrix.columns, out, ldo);
+static ALWAYS_INLINE WeightMatrix of_expert(const ExpertMatrix& matrix, int64_t slot) {
+  const float* scales = matrix.scales == nullptr ? nullptr : matrix.scales[slot];
+  return {matrix.data[slot], scales, matrix.rows, matrix.columns, matrix.row_bytes, matrix.format};
 }
 
 static void moe(const MoeArgs& a) {
@@ -110,21 +87,25 @@ static void moe(const MoeArgs& a) {
   const int threads = threads_for(3 * entries * a.H * a.I, a.threads);
   const int64_t up_items = (a.I + FFN_COLUMNS - 1) / FFN_COLUMNS;
   const int64_t down_items = (a.H + FFN_COLUMNS - 1) / FFN_COLUMNS;
+  const Inputs between = inputs_of(a.between, a.I);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const int thread = omp_get_thread_num();
-    float* tile = a.tiles + thread * 2 * a.max_rows * FFN_COLUMNS;
+    float* tile = a.tiles + thread * a.max_rows * FFN_COLUMNS;
     uint8_t* flags = a.flags + thread * a.T;
 #pragma omp for schedule(dynamic)
     for (int64_t item = 0; item < a.num_groups * up_items; ++item) {
       const int64_t group = item / up_items, i = item % up_items * FFN_COLUMNS;
       const int64_t start = a.group_starts[group], rows = a.group_starts[group + 1] - start;
       const int64_t columns = block_columns(item % up_items, a.I), slot = a.group_slots[group];
-      const Rows x{a.x, a.H, a.entry_tokens + start};
-      float* activations = a.activations + start * a.I + i;
-      dot_expert(x, rows, a.experts->gate, slot, i, columns, activations, a.I);
-      dot_expert(x, rows, a.experts->up, slot, i, columns, tile, columns);
+      float* activations = a.between.x + start * a.I + i;
+      dot_matrix(*a.x, start, rows, of_expert(a.experts->gate, slot), i, columns, activations, a.I);
+      dot_matrix(*a.x, start, rows, of_expert(a.experts->up, slot), i, columns, tile, columns);
       activate(activations, a.I, tile, rows, columns, a.experts->limit);
+    }
+    if (a.between.block > 0) {
+#pragma omp for schedule(static)
+      for (int64_t entry = 0; entry < entries; ++entry) round_between(a.between, entry, a.I);
     }
     // A work item owns its columns of every token, so integer additions need no lock.
 #pragma omp for schedule(dynamic)
@@ -135,8 +116,8 @@ static void moe(const MoeArgs& a) {
       }
       for (int64_t group = 0; group < a.num_groups; ++group) {
         const int64_t start = a.group_starts[group], rows = a.group_starts[group + 1] - start;
-        const Rows activations{a.activations + start * a.I, a.I, nullptr};
-        dot_expert(activations, rows, a.experts->down, a.group_slots[group], h, columns, tile, columns);
+        const WeightMatrix down = of_expert(a.experts->down, a.group_slots[group]);
+        dot_matrix(between, start, rows, down, h, columns, tile, columns);
         for (int64_t r = 0; r < rows; ++r) {
           const int64_t t = a.entry_tokens[start + r];
           const float weight = a.weights[t * a.k + a.entry_columns[start + r]];

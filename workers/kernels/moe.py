@@ -97,11 +97,15 @@ def moe_partial_sum(experts: ExpertWeights, rows: ExpertRows) -> tuple[NDArray[n
         or scale_exponents.shape != (T,)
         or k > experts.top_k
     ):
-        raise mismatch("moe_partial_sum", **rows._asdict(), gate=experts.gate.data)
+        raise mismatch("moe_partial_sum", **rows._asdict(), slots=experts.slots)
     values, saturated = np.empty((T, H), _INT32), np.empty(T, _BOOL)
     status = native.moe_partial_sum(
         ExpertRowsArgs(
             address(hidden, _FLOAT32),
+            None,
+            None,
+            None,
+            None,
             address(expert_ids, _INT32),
             address(weights, _FLOAT32),
             address(scale_exponents, _INT32),

@@ -21,6 +21,9 @@
 // Loops over a tile's rows and columns must unroll completely, or the accumulators live in memory.
 #define UNROLL _Pragma("GCC unroll 32")
 
+// Set once by potluck_set_tables, before any matrix that needs them is made.
+static Tables tables;
+
 #if defined(__x86_64__)
 
 // The last three steps of the lane sum, (0+4) (0+2) (0+1), for four vectors of eight at once.
@@ -70,10 +73,10 @@ namespace baseline {
 
 #define KERNEL_TABLE(isa)                                                                             \
   {                                                                                                   \
-    #isa, isa::linear<float>, isa::linear<bf16>, isa::rms_norm<float>, isa::rms_norm<bf16>,           \
-        isa::exponentials, isa::sigmoid, isa::swiglu, isa::route, isa::attention<float>,              \
-        isa::attention<bf16>, isa::row_exponents, isa::grid_to_float32, isa::dense_ffn<float>,        \
-        isa::dense_ffn<bf16>, isa::moe, isa::format_index                                              \
+    #isa, isa::linear, isa::rms_norm<float>, isa::rms_norm<bf16>, isa::exponentials, isa::sigmoid,    \
+        isa::swiglu, isa::route, isa::attention<float>, isa::attention<bf16>, isa::row_exponents,     \
+        isa::grid_to_float32, isa::dense_ffn, isa::moe, isa::round_rows, isa::sum_sixteens,           \
+        isa::format_index, isa::rounding_block                                                        \
   }
 
 static const Kernels TABLES[] = {
@@ -121,10 +124,72 @@ EXPORT int potluck_set_isa(const char* name) {
   return 0;
 }
 
-EXPORT void potluck_linear(const float* x, const void* weight, int is_bf16, float* out, int64_t T, int64_t N,
-                           int64_t K, int threads) {
-  const LinearArgs args{x, weight, out, T, N, K, threads};
-  (is_bf16 ? active->linear_bf16 : active->linear_f32)(args);
+EXPORT void potluck_set_tables(const Tables* from) { tables = *from; }
+
+static bool rounds_by(const WeightMatrix& matrix, int64_t block) {
+  return active->rounding_block(matrix.format) == block;
+}
+
+// Rows rounded in blocks, in memory of the call.
+static RoundedRows rounded(Scratch& scratch, const float* x, int64_t T, int64_t K, int64_t block, int threads) {
+  int8_t* q = scratch.take<int8_t>(T * K);
+  float* scales = scratch.take<float>(T * (K / block));
+  int16_t* sums = scratch.take<int16_t>(T * (K / 16));
+  if (!scratch.failed()) active->round_rows(x, T, K, block, q, scales, sums, threads);
+  return {q, scales, sums, K, block, nullptr};
+}
+
+// x [T, K] in the forms that these matrices want.
+static Inputs inputs(Scratch& scratch, const float* x, int64_t T, int64_t K, const WeightMatrix* const* matrices,
+                     int64_t num_matrices, int threads) {
+  bool plain = false, by_256 = false, by_32 = false;
+  for (int64_t i = 0; i < num_matrices; ++i) {
+    plain |= rounds_by(*matrices[i], 0);
+    by_256 |= rounds_by(*matrices[i], 256);
+    by_32 |= rounds_by(*matrices[i], 32);
+  }
+  Inputs in{plain ? scratch.aligned(x, T, K) : x, {}, {}, nullptr, K};
+  if (by_256) in.by_256 = rounded(scratch, x, T, K, 256, threads);
+  if (by_32) in.by_32 = rounded(scratch, x, T, K, 32, threads);
+  return in;
+}
+
+static Between between(Scratch& scratch, int64_t rows, int64_t I, int64_t block) {
+  Between of{scratch.take<float>(rows * I), nullptr, nullptr, nullptr, block};
+  if (block > 0) {
+    of.q = scratch.take<int8_t>(rows * I);
+    of.scales = scratch.take<float>(rows * (I / block));
+    of.sums = scratch.take<int16_t>(rows * (I / 16));
+  }
+  return of;
+}
+
+constexpr int64_t MOST_MATRICES = 8;
+
+// out [T, all rows of the matrices]: x [T, K] times each transposed, side by side.
+EXPORT int potluck_linear(const float* x, const WeightMatrix* matrices, int64_t num_matrices, float* out, int64_t T,
+                          int64_t K, int threads) {
+  const WeightMatrix* each[MOST_MATRICES];
+  int64_t N = 0;
+  for (int64_t i = 0; i < num_matrices; ++i) {
+    each[i] = matrices + i;
+    N += matrices[i].rows;
+  }
+  Scratch scratch;
+  const Inputs in = inputs(scratch, x, T, K, each, num_matrices, threads);
+  if (scratch.failed()) return OUT_OF_MEMORY;
+  active->linear({&in, matrices, num_matrices, out, T, N, threads});
+  return OK;
+}
+
+// Rounds rows [T, K] for the wire: q [T, K], scales [T, K / block].
+EXPORT int potluck_round_rows(const float* x, int64_t T, int64_t K, int64_t block, int8_t* q, float* scales,
+                              int threads) {
+  Scratch scratch;
+  int16_t* sums = scratch.take<int16_t>(T * (K / 16));
+  if (scratch.failed()) return OUT_OF_MEMORY;
+  active->round_rows(x, T, K, block, q, scales, sums, threads);
+  return OK;
 }
 
 EXPORT void potluck_rms_norm(const float* x, const void* weight, int is_bf16, float* out, int64_t T,
@@ -194,19 +259,63 @@ EXPORT int potluck_attention(const float* q, const void* k_new, const void* v_ne
   return OK;
 }
 
-EXPORT int potluck_dense_ffn(const float* x, const void* gate, const void* up, const void* down, int is_bf16,
-                             float* out, int64_t T, int64_t H, int64_t I, float limit, int threads) {
+EXPORT int potluck_dense_ffn(const float* x, const WeightMatrix* gate, const WeightMatrix* up,
+                             const WeightMatrix* down, float* out, int64_t T, float limit, int threads) {
+  const int64_t H = gate->columns, I = gate->rows;
+  const WeightMatrix* const first[] = {gate, up};
   Scratch scratch;
-  FfnArgs args{scratch.aligned(x, T, H), gate, up, down, out, scratch.take<float>(T * I),
-               scratch.take<float>(threads * T * FFN_COLUMNS), T, H, I, limit, threads};
+  const Inputs in = inputs(scratch, x, T, H, first, 2, threads);
+  FfnArgs args{&in, gate, up, down, out, scratch.take<float>(threads * T * FFN_COLUMNS),
+               between(scratch, T, I, active->rounding_block(down->format)), T, H, I, limit, threads};
   if (scratch.failed()) return OUT_OF_MEMORY;
-  (is_bf16 ? active->dense_ffn_bf16 : active->dense_ffn_f32)(args);
+  active->dense_ffn(args);
   return OK;
 }
 
 // The index of a form in the kernels' table, -1 where they know none of this name and these blocks.
 EXPORT int potluck_format_index(const char* name, int64_t block_weights, int64_t block_bytes) {
   return active->format_index(name, block_weights, block_bytes);
+}
+
+// Rows that came rounded. No magnitude above 127: the kernels count on it.
+static RoundedRows received(Scratch& scratch, const int8_t* q, const float* scales, int64_t T, int64_t H,
+                            int64_t block) {
+  int16_t* sums = scratch.take<int16_t>(T * (H / 16));
+  if (!scratch.failed()) active->sum_sixteens(q, T * H, sums);
+  return {q, scales, sums, H, block, nullptr};
+}
+
+static bool has_lowest(const int8_t* q, int64_t n) {
+  uint8_t any = 0;
+  for (int64_t i = 0; i < n; ++i) any |= q[i] == -128;
+  return any != 0;
+}
+
+// The rows as gate and up take them; false where they did not come in such a form.
+static bool expert_inputs(Scratch& scratch, const ExpertRowsArgs& rows, const ExpertMatricesArgs& experts, int threads,
+                          Inputs* in) {
+  const int64_t T = rows.T, H = rows.H;
+  const int64_t blocks[] = {active->rounding_block(experts.gate.format), active->rounding_block(experts.up.format)};
+  *in = {rows.hidden, {}, {}, nullptr, H};
+  for (const int64_t block : blocks) {
+    if (block == 0) {
+      if (rows.hidden == nullptr) return false;
+      if (in->x == rows.hidden) in->x = scratch.aligned(rows.hidden, T, H);
+      continue;
+    }
+    RoundedRows& of = block == 256 ? in->by_256 : in->by_32;
+    if (of.q != nullptr) continue;
+    const int8_t* q = block == 256 ? rows.q_256 : rows.q_32;
+    if (q != nullptr) {
+      if (has_lowest(q, T * H)) return false;
+      of = received(scratch, q, block == 256 ? rows.scales_256 : rows.scales_32, T, H, block);
+    } else if (rows.hidden != nullptr) {
+      of = rounded(scratch, rows.hidden, T, H, block, threads);
+    } else {
+      return false;
+    }
+  }
+  return true;
 }
 
 // Sums to out [T, H], rows that left the grid to saturated [T]. Returns OK, a negative Status, or 1 + the
@@ -244,10 +353,11 @@ EXPORT int potluck_moe_partial_sum(const ExpertRowsArgs* asked, const ExpertMatr
 
   int64_t* group_starts = scratch.take<int64_t>(2 * num_groups + 1);
   int64_t* entry_tokens = scratch.take<int64_t>(2 * entries);
-  float* activations = scratch.take<float>(entries * I);
-  float* tiles = scratch.take<float>(threads * 2 * max_rows * FFN_COLUMNS);
+  const Between activations = between(scratch, entries, I, active->rounding_block(experts->down.format));
+  float* tiles = scratch.take<float>(threads * max_rows * FFN_COLUMNS);
   uint8_t* flags = scratch.take<uint8_t>(threads * T);
-  const float* rows = scratch.aligned(asked->hidden, T, H);
+  Inputs in;
+  if (!expert_inputs(scratch, *asked, *experts, threads, &in)) return BAD_ROUNDED_ROWS;
   if (scratch.failed()) return OUT_OF_MEMORY;
 
   int64_t* entry_columns = entry_tokens + entries;
@@ -266,8 +376,9 @@ EXPORT int potluck_moe_partial_sum(const ExpertRowsArgs* asked, const ExpertMatr
     entry_columns[entry] = i % k;
   }
   std::memset(flags, 0, threads * T);
+  in.index = entry_tokens;
 
-  active->moe({rows, asked->weights, grid_scales, experts, out, saturated, activations, tiles, entry_tokens,
+  active->moe({&in, asked->weights, grid_scales, experts, out, saturated, activations, tiles, entry_tokens,
                entry_columns, group_starts, group_slots, flags, num_groups, max_rows, T, H, I, k, threads});
   return OK;
 }

@@ -20,7 +20,7 @@ class KernelsNotBuilt(PotluckError, ImportError):
     """The native kernels were not compiled for this Python."""
 
 
-OUT_OF_MEMORY, BAD_EXPERT_ID, BAD_EXPONENT = -1, -2, -3
+OUT_OF_MEMORY, BAD_EXPERT_ID, BAD_EXPONENT, BAD_ROUNDED_ROWS = -1, -2, -3, -4
 
 num_threads = torch.get_num_threads
 
@@ -39,11 +39,32 @@ _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _S = ctypes.c_char_p
 
 
-class ExpertRowsArgs(ctypes.Structure):
-    """Of `arguments.h`, as are the next two."""
+class TablesArgs(ctypes.Structure):
+    """Of `arguments.h`, as are the next four."""
 
+    _fields_ = tuple(
+        (name, _P) for name in ("iq4", "mxfp4", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "signs")
+    )
+
+
+class WeightMatrixArgs(ctypes.Structure):
+    _fields_ = (
+        ("data", _P),
+        ("scales", _P),
+        ("rows", _L),
+        ("columns", _L),
+        ("row_bytes", _L),
+        ("format", _L),
+    )
+
+
+class ExpertRowsArgs(ctypes.Structure):
     _fields_ = (
         ("hidden", _P),
+        ("q_256", _P),
+        ("q_32", _P),
+        ("scales_256", _P),
+        ("scales_32", _P),
         ("expert_ids", _P),
         ("weights", _P),
         ("scale_exponents", _P),
@@ -54,7 +75,9 @@ class ExpertRowsArgs(ctypes.Structure):
 
 
 class ExpertMatrixArgs(ctypes.Structure):
-    _fields_ = (("data", _P), ("rows", _L), ("columns", _L), ("row_bytes", _L), ("format", _L))
+    """`data` and `scales`: of addresses, by slot."""
+
+    _fields_ = WeightMatrixArgs._fields_
 
 
 class ExpertMatricesArgs(ctypes.Structure):
@@ -77,7 +100,9 @@ def _function(name: str, argtypes: list[type], restype: type | None = None) -> c
 
 isa = _function("isa", [], _S)
 set_isa = _function("set_isa", [_S], _I)
-linear = _function("linear", [_P, _P, _I, _P, _L, _L, _L, _I])
+set_tables = _function("set_tables", [ctypes.POINTER(TablesArgs)])
+linear = _function("linear", [_P, _P, _L, _P, _L, _L, _I], _I)
+round_rows = _function("round_rows", [_P, _L, _L, _L, _P, _P, _I], _I)
 rms_norm = _function("rms_norm", [_P, _P, _I, _P, _L, _L, _F, _I, _I])
 exp = _function("exp", [_P, _P, _L])
 sigmoid = _function("sigmoid", [_P, _P, _L, _I])
@@ -86,7 +111,8 @@ row_exponents = _function("row_exponents", [_P, _P, _L, _L, _I, _I, _I, _I])
 grid_to_float32 = _function("grid_to_float32", [_P, _P, _P, _L, _L, _I], _I)
 route_top_k = _function("route_top_k", [_P, _P, _P, _P, _L, _L, _L, _I, _F, _I], _I)
 attention = _function("attention", [_P, _P, _P, _P, _P, _I, _P, _L, _L, _L, _L, _L, _L, _L, _F, _I], _I)
-dense_ffn = _function("dense_ffn", [_P, _P, _P, _P, _I, _P, _L, _L, _L, _F, _I], _I)
+_M = ctypes.POINTER(WeightMatrixArgs)
+dense_ffn = _function("dense_ffn", [_P, _M, _M, _M, _P, _L, _F, _I], _I)
 format_index = _function("format_index", [_S, _L, _L], _I)
 moe_partial_sum = _function(
     "moe_partial_sum",

@@ -9,5 +9,11 @@
 
 #include "elementwise.h"
 
+#include "quantised.h"
+
+#include "rounded.h"
+
+#include "formats.h"
+
 #include "attention.h"
 #include "ffn.h"

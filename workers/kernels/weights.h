@@ -58,26 +58,37 @@ struct Float16 {
   ALWAYS_INLINE Float16 from(int64_t n) const { return {w + n * stride, stride}; }
 };
 
-// Blocks of 32: a float16 scale d, then 32 int8 q, as in GGUF files. A weight is d * q, one float32 product.
-struct Q8_0 {
-  static constexpr int BLOCK = 32, BLOCK_BYTES = 34;
-  const uint8_t* w;
-  int64_t row_bytes;
+// 8-bit floats: a sign, four bits of exponent (bias 7), three of mantissa; all ones are NaN, there is no infinity.
+// A weight is the number times the scale of its square of 128 x 128, one float32 product.
+static ALWAYS_INLINE float widen_e4m3(uint8_t v) {
+  const uint32_t magnitude = v & 0x7f, sign = (uint32_t)(v & 0x80) << 24;
+  const float small = (float)(int32_t)magnitude * 0x1p-9f;
+  const uint32_t normal = magnitude == 0x7f ? 0x7fc00000u : (magnitude << 20) + (120u << 23);
+  return __builtin_bit_cast(float, (magnitude < 8 ? __builtin_bit_cast(uint32_t, small) : normal) | sign);
+}
 
-  static ALWAYS_INLINE Q8_0 at(const void* data, int64_t row_bytes) {
-    return {(const uint8_t*)data, row_bytes};
-  }
+struct Fp8E4m3 {
+  static constexpr int BLOCK = 1;
+  static constexpr int64_t SQUARE = 128;
+  const uint8_t* w;
+  const float* scales;
+  int64_t stride, row;  // of the matrix: which row `w` is
+
   ALWAYS_INLINE Lanes load(int64_t n, int64_t k) const {
-    const uint8_t* block = w + n * row_bytes + k / BLOCK * BLOCK_BYTES;
-    uint16_t scale;
-    std::memcpy(&scale, block, 2);
-    const int8_t* q = (const int8_t*)(block + 2 + k % BLOCK);
     float wide[16];
-    UNROLL for (int i = 0; i < 16; ++i) wide[i] = (float)q[i];
-    return Lanes::mul(Lanes::set1(widen_half(scale)), Lanes::load(wide));
+    UNROLL for (int i = 0; i < 16; ++i) wide[i] = widen_e4m3(w[n * stride + k + i]);
+    return Lanes::mul(Lanes::set1(scale(n, k)), Lanes::load(wide));
   }
-  ALWAYS_INLINE void prefetch(int64_t n, int64_t k) const {
-    __builtin_prefetch(w + n * row_bytes + k / BLOCK * BLOCK_BYTES, 0, 2);
+  ALWAYS_INLINE Lanes load(int64_t n, int64_t k, int count) const {
+    float wide[16] = {};
+    for (int i = 0; i < count; ++i) wide[i] = widen_e4m3(w[n * stride + k + i]);
+    return Lanes::mul(Lanes::set1(scale(n, k)), Lanes::load(wide));
   }
-  ALWAYS_INLINE Q8_0 from(int64_t n) const { return {w + n * row_bytes, row_bytes}; }
+  ALWAYS_INLINE void prefetch(int64_t n, int64_t k) const { __builtin_prefetch(w + n * stride + k, 0, 2); }
+  ALWAYS_INLINE Fp8E4m3 from(int64_t n) const { return {w + n * stride, scales, stride, row + n}; }
+
+ private:
+  ALWAYS_INLINE float scale(int64_t n, int64_t k) const {
+    return scales[(row + n) / SQUARE * ((stride + SQUARE - 1) / SQUARE) + k / SQUARE];
+  }
 };
