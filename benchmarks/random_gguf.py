@@ -206,6 +206,7 @@ def write_random_gguf(
     partial = path.with_name(f"{path.name}.partial")
     writer = GGUFWriter(partial, "step35")
     add_metadata(writer, config, path.stem)
+    writer.add_tokenizer_model("no_vocab")
     for tensor in tensors:
         kind = ggml_type(tensor.form)
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.num_bytes, kind)

@@ -10,11 +10,15 @@ from typing import Any
 from tokenizers import Tokenizer as FastTokenizer
 
 from orchestrator import chat_template
+from orchestrator.gguf_tokenizer import UnknownTokenizer, read_tokenizer
 from placement.errors import CheckpointError, InputError
 from placement.files.input_file import read_text
 from placement.files.json_file import expect_object, read_json
 from placement.files.quote import one_line, quote
+from workers.formats.gguf.parts import GgufParts
+from workers.formats.open_model import is_gguf
 
+TOKENIZER_FILE = "tokenizer.json"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 # The largest published tokenizer.json has some 30 MB.
@@ -48,17 +52,38 @@ class Tokenizer:
         self._prefix = self._find_prefix(add_bos_token)
 
     @classmethod
-    def load(cls, model_dir: Path) -> Tokenizer:
-        """Read tokenizer.json, tokenizer_config.json and, if there is one, chat_template.jinja.
+    def load(cls, model: Path) -> Tokenizer:
+        """The tokenizer of a model's directory or GGUF file.
+
+        A directory has it in tokenizer.json, tokenizer_config.json and, if there is one, chat_template.jinja.
+        A GGUF file has it in its metadata; where it has none that is known, those files count if they lie
+        beside it.
 
         Raises:
-            InputError: the checkpoint has no tokenizer.
+            UnknownTokenizer: the model has no tokenizer, or none that is known.
             CheckpointError: a file is not what its name says.
         """
-        path = model_dir / "tokenizer.json"
+        if not is_gguf(model):
+            return cls._of_folder(model)
+        folder = model.parent
+        try:
+            found = read_tokenizer(GgufParts.open(model).metadata, model)
+        except UnknownTokenizer:
+            if not os.path.lexists(folder / TOKENIZER_FILE):
+                raise
+            return cls._of_folder(folder)
+        template = chat_template.find_template(folder, {}) if found.template is None else found.template
+        try:
+            return cls(found.fast, template, found.special, add_bos_token=found.begins_with_bos)
+        except CheckpointError as error:
+            raise CheckpointError(f"{model}: {error}") from error
+
+    @classmethod
+    def _of_folder(cls, folder: Path) -> Tokenizer:
+        path = folder / TOKENIZER_FILE
         if not os.path.lexists(path):
-            raise InputError(
-                f"{model_dir} has no tokenizer.json, so it takes no text; expected a checkpoint with a "
+            raise UnknownTokenizer(
+                f"{folder} has no {TOKENIZER_FILE}, so it takes no text; expected a checkpoint with a "
                 "tokenizer, or a prompt given as token ids"
             )
         text = read_text(
@@ -70,7 +95,7 @@ class Tokenizer:
             raise CheckpointError(
                 f"{path} is not a tokenizer file ({quote(str(error))}); download it again"
             ) from error
-        settings_path = model_dir / "tokenizer_config.json"
+        settings_path = folder / "tokenizer_config.json"
         settings = _settings(settings_path)
         special = {}
         for name in SPECIAL_TOKENS:
@@ -84,7 +109,7 @@ class Tokenizer:
             raise CheckpointError(
                 f"{settings_path}: add_bos_token is {quote(add_bos_token)}, expected true or false"
             )
-        template = chat_template.find_template(model_dir, settings)
+        template = chat_template.find_template(folder, settings)
         try:
             return cls(fast, template, special, add_bos_token=add_bos_token is True)
         except CheckpointError as error:
@@ -114,7 +139,7 @@ class Tokenizer:
             # A pattern that takes too long makes Rust panic. That arrives here as no Exception.
             if type(error).__name__ != "PanicException":
                 raise
-            raise InputError(f"tokenizer.json cannot take this text: {one_line(str(error))}") from None
+            raise InputError(f"the tokenizer cannot take this text: {one_line(str(error))}") from None
 
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of a text to continue, after the tokens that every document of the model begins with.
@@ -162,8 +187,8 @@ class Tokenizer:
         """
         if self._template is None:
             raise InputError(
-                "this checkpoint has no chat template; expected one in chat_template.jinja or "
-                "tokenizer_config.json, or a prompt without --chat"
+                "this checkpoint has no chat template; expected one in chat_template.jinja, "
+                "tokenizer_config.json or the GGUF file, or a prompt without --chat"
             )
         text = chat_template.render(self._template, messages, tools, self._special)
         if not _is_unicode(text):
@@ -187,7 +212,7 @@ class Tokenizer:
         token_id = self.token_id(token) if token is not None else None
         if token_id is None:
             raise CheckpointError(
-                f"add_bos_token is true, but bos_token is {quote(token)}, expected a token of tokenizer.json"
+                f"add_bos_token is true, but bos_token is {quote(token)}, expected a token of the tokenizer"
             )
         return [token_id]
 

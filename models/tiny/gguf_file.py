@@ -1,14 +1,15 @@
 """A Hugging Face checkpoint of this architecture as one GGUF file, as llama.cpp's converter lays it out.
 
-    python -m models.tiny.gguf_file models/potluck-tiny OUT.gguf [--type q8_0|f16|bf16|f32]
+    python -m models.tiny.gguf_file models/potluck-tiny OUT.gguf [--type q8_0|f16|bf16|f32|...]
 
 Matrices whose rows are whole blocks are quantised, the others become F16; norms, routers and their biases
-stay F32. The tokenizer is not in the file: put tokenizer.json beside it.
+stay F32. A tokenizer like potluck-tiny's goes into the file, with the chat template.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 from numpy.typing import NDArray
 
 from orchestrator.model.rope import inverse_frequencies
+from placement.errors import CheckpointError
 from workers.config.rope import RopeScaling
 from workers.formats.gguf.names import gguf_name
 from workers.formats.safetensors import SafetensorsCheckpoint
@@ -47,6 +49,10 @@ def write_gguf(model_dir: Path, path: Path, type_name: str = "q8_0") -> None:
     partial = path.with_name(f"{path.name}.partial")
     writer = GGUFWriter(partial, "step35")
     add_metadata(writer, config, model_dir.resolve().name)
+    if (model_dir / "tokenizer.json").exists():
+        _add_tokenizer(writer, model_dir)
+    else:
+        writer.add_tokenizer_model("no_vocab")
     divisors = rope_divisors(config)
     if divisors is not None:
         writer.add_tensor("rope_freqs.weight", divisors)
@@ -82,6 +88,31 @@ def _stored(
     return gguf.quants.quantize(values, kind), kind
 
 
+def _add_tokenizer(writer: GGUFWriter, model_dir: Path) -> None:
+    """Byte-level BPE with GPT-2's cutting of words, such as `models.tiny.tokenizer` makes."""
+    document = json.loads((model_dir / "tokenizer.json").read_text())
+    settings = json.loads((model_dir / "tokenizer_config.json").read_text())
+    cutting = document["pre_tokenizer"]
+    if (cutting["type"], cutting.get("use_regex"), document["model"]["type"]) != ("ByteLevel", True, "BPE"):
+        raise CheckpointError(f"{model_dir}/tokenizer.json: expected byte-level BPE with GPT-2's pattern")
+    tokens = sorted(document["model"]["vocab"], key=document["model"]["vocab"].__getitem__)
+    added = {
+        token["content"]: TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
+        for token in document["added_tokens"]
+    }
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([added.get(token, TokenType.NORMAL) for token in tokens])
+    merges = [" ".join(merge) for merge in document["model"]["merges"]]
+    # The library cannot write an empty list.
+    if merges:
+        writer.add_token_merges(merges)
+    writer.add_add_bos_token(bool(settings.get("add_bos_token")))
+    if "chat_template" in settings:
+        writer.add_chat_template(settings["chat_template"])
+
+
 def add_metadata(writer: GGUFWriter, config: Step35Config, name: str) -> None:
     """The configuration as llama.cpp's converter writes it, and no tokenizer."""
     trunk = config.layers[: config.num_hidden_layers]
@@ -113,7 +144,6 @@ def add_metadata(writer: GGUFWriter, config: Step35Config, name: str) -> None:
     writer.add_moe_every_n_layers(1)
     writer.add_swiglu_clamp_exp([layer.swiglu_limit for layer in config.layers])
     writer.add_swiglu_clamp_shexp([layer.swiglu_limit_shared for layer in config.layers])
-    writer.add_tokenizer_model("no_vocab")
     if config.bos_token_id is not None:
         writer.add_bos_token_id(config.bos_token_id)
     for add, token in zip(

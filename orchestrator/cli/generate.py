@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from orchestrator.cli.options import Json
 from orchestrator.cli.output import errors, print_json
 from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.generate import GenerationParams, GenerationResult
+from orchestrator.gguf_tokenizer import UnknownTokenizer
 from orchestrator.report import RunReport
 from orchestrator.runnable import DtypeName, check_runnable
 from orchestrator.session import open_session
@@ -24,7 +24,7 @@ from placement.errors import InputError
 from placement.files.input_file import decode_text
 from placement.files.quote import quote
 from placement.units import size
-from workers.formats.open_model import files_folder, kept_forms, load_config, model_name, open_model
+from workers.formats.open_model import kept_forms, load_config, model_name, open_model
 
 # Far more text than any model's positions hold.
 MOST_PROMPT_BYTES = 16_000_000
@@ -65,7 +65,7 @@ def generate(
     if ray_address is not None and plan is None:
         raise InputError("--ray-address: expected with --plan PLAN.json, which says whom to ask there")
     config = load_config(model_folder(model))
-    tokenizer = Tokenizer.load(files_folder(model)) if prompt is not None else optional_tokenizer(model)
+    tokenizer = Tokenizer.load(model) if prompt is not None else optional_tokenizer(model)
     prompt_ids = _prompt_ids(prompt, token_ids, tokenizer, chat=chat, system=system)
     params = GenerationParams(max_tokens, temperature, seed, ignore_eos, mtp)
     shape = config.shape(model_name(model))
@@ -137,9 +137,11 @@ def document(result: GenerationResult, report: RunReport, text: str) -> dict[str
 
 
 def optional_tokenizer(model: Path) -> Tokenizer | None:
-    """A checkpoint without a tokenizer still takes and gives ids."""
-    folder = files_folder(model)
-    return Tokenizer.load(folder) if os.path.lexists(folder / "tokenizer.json") else None
+    """A checkpoint without a tokenizer that is known still takes and gives ids."""
+    try:
+        return Tokenizer.load(model)
+    except UnknownTokenizer:
+        return None
 
 
 def _prompt_ids(

@@ -26,7 +26,7 @@ from placement.given.stats import RoutingStats
 from placement.interop.read import detect, read_routing
 from placement.model_shape import ModelShape
 from placement.routing.routing_profile import RoutingProfile
-from workers.formats.open_model import files_folder, load_config, model_name
+from workers.formats.open_model import load_config, model_name
 
 DEFAULT_WINDOW = 2048
 # More would run for days.
@@ -119,7 +119,7 @@ def _read_recordings(
 
 def _run_texts(model: Path, texts: Sequence[Path], window: int, dtype: DtypeName) -> RoutingStats:
     shape = load_config(model).shape(model_name(model))
-    tokenizer = Tokenizer.load(files_folder(model))
+    tokenizer = Tokenizer.load(model)
     documents = [tokenizer.encode_prompt(read_document(path)) for path in texts]
     head = load_local(model, getattr(torch, dtype))
     with Progress(console=errors, transient=True) as progress:

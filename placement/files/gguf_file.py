@@ -32,6 +32,7 @@ FLOAT32 = 0
 """GGML's number of the type float32."""
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_LENGTH = struct.Struct("<Q")
 _MOST_DIMENSIONS = 4
 # A model's header with its tokenizer takes some ten megabytes, with 300,000 texts.
 _MOST_HEADER_BYTES, _MOST_VALUES = 2**27, 2_000_000
@@ -199,18 +200,21 @@ class _Cursor:
         return self._start[begin : self.position]
 
     def scalar(self, code: str) -> Any:
-        layout = "<" + code
-        return struct.unpack_from(layout, self._start, self._advance(struct.calcsize(layout)))[0]
+        return self._unpacked("<" + code)[0]
 
     def text(self) -> str:
         return self.bytes(self.scalar("Q")).decode("utf-8", errors="replace")
 
     def texts(self, count: int) -> GgufTexts:
-        first = self.position
+        first = position = self.position
+        start, num_read = self._start, len(self._start)
         for _ in range(count):
-            begin = self._advance(8)
-            self._advance(int.from_bytes(self._start[begin : begin + 8], "little"))
-        return GgufTexts(self._start[first : self.position], count)
+            if position + 8 > num_read:
+                self._read_on(position + 8)
+                start, num_read = self._start, len(self._start)
+            position += 8 + _LENGTH.unpack_from(start, position)[0]
+        self._advance(position - first)
+        return GgufTexts(self._start[first:position], count)
 
     def named(self, count: int, what: str, read: Callable[[], Value]) -> dict[str, Value]:
         """`count` names, each with what `read` finds behind it."""
@@ -268,5 +272,8 @@ class _Cursor:
     def _numbers(self, kind: int, count: int) -> list[Any]:
         if kind not in _SCALARS:
             raise self._error(f"{self._path}: unknown value type {kind} at byte {self.position:,}")
-        layout = f"<{count}{_SCALARS[kind]}"
-        return list(struct.unpack_from(layout, self._start, self._advance(struct.calcsize(layout))))
+        return list(self._unpacked(f"<{count}{_SCALARS[kind]}"))
+
+    def _unpacked(self, layout: str) -> tuple[Any, ...]:
+        begin = self._advance(struct.calcsize(layout))
+        return struct.unpack_from(layout, self._start, begin)

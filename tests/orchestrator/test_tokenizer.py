@@ -212,5 +212,5 @@ def test_a_pattern_that_finds_no_end_is_one_line(model_dir: Path, tmp_path: Path
     document = json.loads((model_dir / "tokenizer.json").read_text())
     split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
     (tmp_path / "tokenizer.json").write_text(json.dumps(document | {"pre_tokenizer": split}))
-    with pytest.raises(InputError, match=r"tokenizer\.json cannot take this text: .*retry-limit"):
+    with pytest.raises(InputError, match=r"the tokenizer cannot take this text: .*retry-limit"):
         Tokenizer.load(tmp_path).encode("a" * 40 + "! hi")

@@ -29,11 +29,6 @@ def model_name(path: str | Path) -> str:
     return whole_name(resolved) if is_gguf(path) else resolved.name
 
 
-def files_folder(path: str | Path) -> Path:
-    """Where the model's tokenizer and templates lie: the directory, or the one the file is in."""
-    return Path(path).parent if is_gguf(path) else Path(path)
-
-
 def load_config(path: str | Path) -> Step35Config:
     """The configuration alone; neither weights nor torch are loaded.
 

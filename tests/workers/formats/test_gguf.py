@@ -334,6 +334,18 @@ def header_bytes(content: bytes) -> int:
     return content.index(struct.pack("<Q", 17) + b"token_embd.weight") + 200
 
 
+@pytest.mark.parametrize("shift", range(0, 64, 3))
+def test_a_header_is_read_whole_wherever_its_fields_lie(
+    small_file: bytes, tmp_path: Path, shift: int
+) -> None:
+    """Headers are read ahead in parts of 65,536 bytes."""
+    (tmp_path / "small.gguf").write_bytes(small_file)
+    padding = "x" * (2**16 - header_bytes(small_file) + shift)
+    long = rewritten(tmp_path / "small.gguf", tmp_path / "long.gguf", general__description=padding)
+    read_all(long)
+    assert load_config(long) == load_config(tmp_path / "small.gguf")
+
+
 def test_views_are_of_the_mapped_file_and_rows_those_asked_for(path: Path) -> None:
     config, checkpoint = open_model(path)
     embedding = checkpoint.matrix("model.embed_tokens.weight")
