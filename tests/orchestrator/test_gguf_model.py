@@ -23,7 +23,7 @@ from orchestrator.session import open_session
 from orchestrator.tokenizer import Tokenizer
 from placement.errors import CheckpointError, PlanError
 from placement.plan_file import read_plan
-from tests.orchestrator.command_line import Potluck, document
+from tests.orchestrator.command_line import Potluck, document, says
 from tests.orchestrator.heads import generate_with_hidden
 from tests.orchestrator.plain_experts import PlainExperts
 from tests.orchestrator.random_plan import random_plan
@@ -157,11 +157,11 @@ def test_generate_takes_a_file_and_the_tokenizer_beside_it(
     assert made["text"]
 
 
-def test_text_without_a_tokenizer_beside_the_file_is_one_line(potluck: Potluck, path: Path) -> None:
-    code, out, err = potluck("generate", "--model", path, "--prompt", "hello", *SHORT)
+def test_text_without_a_tokenizer_is_one_line(potluck: Potluck, path: Path, tmp_path: Path) -> None:
+    bare = rewritten(path, tmp_path / "bare.gguf", tokenizer__ggml__model="no_vocab")
+    code, out, err = potluck("generate", "--model", bare, "--prompt", "hello", *SHORT)
     assert (code, out) == (2, "")
-    assert "has no tokenizer.json" in err
-    assert err.count("\n") == 1
+    assert says(err, "bare.gguf has no tokenizer … --token-ids")
 
 
 def test_a_plan_in_another_form_is_refused(path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -68,6 +68,78 @@ def rewritten(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def without(source: Path, path: Path, *names: str) -> Path:
+    """A copy of a GGUF file that lacks some tensors."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(path, "step35")
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            _add(writer, name, field.contents())
+    _write(writer, [tensor for tensor in reader.tensors if tensor.name not in names])
+    return path
+
+
+def in_parts(source: Path, stem: Path, count: int, **changed: Any) -> list[Path]:
+    """A file's model in `count` files, as llama-gguf-split writes them: all metadata in the first.
+
+    Args:
+        changed: `split.` keys of the last part with another value, dots as underscores.
+    """
+    reader = gguf.GGUFReader(source)
+    paths = [stem.with_name(f"{stem.name}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    for number, path in enumerate(paths):
+        writer = gguf.GGUFWriter(path, "step35")
+        keys = {"split.no": number, "split.count": count, "split.tensors.count": len(reader.tensors)}
+        if number == count - 1:
+            keys |= {_key(name): value for name, value in changed.items()}
+        writer.add_uint16("split.no", keys["split.no"])
+        writer.add_uint16("split.count", keys["split.count"])
+        writer.add_int32("split.tensors.count", keys["split.tensors.count"])
+        if number == 0:
+            for name, field in reader.fields.items():
+                if not name.startswith("GGUF.") and name != "general.architecture":
+                    _add(writer, name, field.contents())
+        _write(writer, reader.tensors[number::count])
+    return paths
+
+
+def trunk_and_mtp(source: Path, folder: Path, num_trunk: int) -> tuple[Path, Path]:
+    """A combined file's trunk, as `--no-mtp` converts it, and its MTP layers, as `--mtp` does."""
+    reader = gguf.GGUFReader(source)
+    paths = folder / "model.gguf", folder / "mtp-model.gguf"
+    for path, is_mtp in zip(paths, (False, True), strict=True):
+        writer = gguf.GGUFWriter(path, "step35")
+        for name, field in reader.fields.items():
+            if name.startswith("GGUF.") or name == "general.architecture":
+                continue
+            value = field.contents()
+            if not is_mtp:
+                if name == "step35.nextn_predict_layers":
+                    continue
+                if name == "step35.block_count":
+                    value = num_trunk
+                elif name.startswith("step35.") and isinstance(value, list):
+                    value = value[:num_trunk]
+            _add(writer, name, value)
+        _write(writer, [t for t in reader.tensors if _in_file(t.name, num_trunk, is_mtp=is_mtp)])
+    return paths
+
+
+def _in_file(name: str, num_trunk: int, *, is_mtp: bool) -> bool:
+    if not name.startswith("blk."):
+        return True
+    return (int(name.split(".")[1]) >= num_trunk) == is_mtp
+
+
+def _write(writer: gguf.GGUFWriter, tensors: Sequence[Any]) -> None:
+    for tensor in tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def _key(name: str) -> str:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from placement.errors import CheckpointError
-from workers.formats.gguf.config import KEY, read_config
+from placement.files.quote import quote
+from workers.formats.gguf.config import ARCHITECTURE, KEY, read_config
 from workers.formats.gguf.names import block_of
 from workers.formats.gguf.parts import GgufParts, is_later_part, whole_name
 from workers.model_config import Step35Config
@@ -73,6 +74,9 @@ def _joined(trunk: GgufParts, mtp: GgufParts, num_trunk: int) -> GgufParts:
     blocks = {name: placed for name, placed in mtp.tensors.items() if block_of(name) >= num_trunk}
     if not blocks:
         raise CheckpointError(f"{mtp.path}: expected tensors of block {num_trunk} and on, found none")
+    kind = mtp.metadata.get("general.architecture")
+    if kind != ARCHITECTURE:
+        raise CheckpointError(f"{mtp.path}: it has MTP layers of {quote(kind)}, expected {ARCHITECTURE!r}")
     said = {key: value for key, value in mtp.metadata.items() if key.startswith(KEY)}
     kept = {key: value for key, value in trunk.metadata.items() if not key.startswith(KEY)}
     return GgufParts(trunk.path, kept | said, {**trunk.tensors, **blocks})
