@@ -17,7 +17,8 @@ from placement.errors import CheckpointError
 from placement.weight_format import FORMATS, FP8_E4M3, ExpertFormat
 from tests.tiny_checkpoint import write_random_checkpoint
 from workers.formats.dequantise import float32_matrix, float32_rows
-from workers.formats.safetensors import INDEX_NAME, SafetensorsCheckpoint
+from workers.formats.safetensors import SafetensorsCheckpoint
+from workers.formats.shards import INDEX_NAME
 from workers.model_config import Step35Config
 
 
