@@ -16,6 +16,7 @@ from placement.files.quote import first_line, quote
 from placement.plan import LOCAL_WORKER, Plan
 from placement.weight_format import ExpertFormat
 from transport.expert_rows import ExpertRows
+from workers.disk.tier import DiskTier
 from workers.fixed_point import PartialSum
 from workers.formats.checkpoint import Checkpoint
 from workers.model_config import Step35Config
@@ -39,17 +40,25 @@ def load_tiers(
         problem = why_not_run(spec.kind, spec.device)
         if problem is not None:
             raise WorkerStartError(_which(spec, specs) + problem)
-    tiers = []
+    tiers: list[ExpertTier] = []
     for spec in specs:
         try:
             forms = {layer: ExpertFormat.of_name(spec.forms.get(layer, dtype)) for layer in spec.experts}
-            tiers.append(ExpertStore.load(checkpoint, config, spec.experts, formats=forms))
+            tiers.append(_load(spec, checkpoint, config, forms))
         except (RuntimeError, MemoryError) as error:  # torch says of both that there is no memory
             raise WorkerStartError(
                 f"{_which(spec, specs)}cannot hold its experts: {first_line(error)}: "
                 "plan for a memory that this machine has"
             ) from error
     return tiers[0] if len(tiers) == 1 else TieredExperts(tiers)
+
+
+def _load(
+    spec: TierSpec, checkpoint: Checkpoint, config: Step35Config, forms: Mapping[int, ExpertFormat]
+) -> ExpertTier:
+    if spec.kind == "disk":
+        return DiskTier(checkpoint, config, spec.experts, formats=forms, cache_bytes=spec.cache_bytes)
+    return ExpertStore.load(checkpoint, config, spec.experts, formats=forms)
 
 
 def _which(spec: TierSpec, specs: Sequence[TierSpec]) -> str:
@@ -96,6 +105,9 @@ class TieredExperts:
     @property
     def held_bytes(self) -> int:
         return sum(tier.held_bytes for tier in self._tiers)
+
+    def notices(self) -> tuple[str, ...]:
+        return tuple(notice for tier in self._tiers for notice in tier.notices())
 
     def forward(self, layer: int, rows: ExpertRows) -> PartialSum:
         """See `ExpertTier.forward`. What one tier raises is raised when all have finished."""

@@ -47,7 +47,8 @@ class ServiceHealth:
     """A look at a running service; counts are since its start, `compute_s` seconds in the experts.
 
     `refused` counts messages answered with an error, `undelivered` answers whose asker was gone.
-    `last_failure` is the cause of the last `internal` error, which no asker is told.
+    `last_failure` is the cause of the last `internal` error, which no asker is told. `notices` are the tiers'
+    (`ExpertTier.notices`).
     """
 
     name: str
@@ -61,6 +62,7 @@ class ServiceHealth:
     undelivered: int
     compute_s: float
     last_failure: str
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -157,6 +159,8 @@ class ExpertService:
         self._close_context()
 
     def health(self) -> ServiceHealth:
+        # Without the lock: looking at every page of a model takes a while.
+        notices = self._experts.notices()
         with self._lock:
             return ServiceHealth(
                 name=self.name,
@@ -170,6 +174,7 @@ class ExpertService:
                 undelivered=self._counts.undelivered,
                 compute_s=self._counts.compute_s,
                 last_failure=self._counts.last_failure,
+                notices=notices,
             )
 
     def __enter__(self) -> ExpertService:

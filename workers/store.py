@@ -1,42 +1,46 @@
-"""The routed experts that one process holds in memory."""
+"""The routed experts that one process has in memory: views of the mapped files where those serve."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from placement.errors import CheckpointError, PlanError
-from placement.weight_format import FLOAT32, ExpertFormat
+from placement.weight_format import FLOAT32, ExpertFormat, WeightFormat
 from transport.expert_rows import ExpertRows
 from workers.fixed_point import PartialSum
-from workers.formats.checkpoint import Checkpoint, StoredMatrix
-from workers.kernels import ExpertMatrices, ExpertNotHeld, ExpertWeights, moe_partial_sum
+from workers.formats.checkpoint import Checkpoint, Expert, StoredMatrix
+from workers.held_experts import check_experts, kept_format, matrix_shapes, partial_sum, slot_table
+from workers.kernels import ExpertMatrices, ExpertNotHeld, ExpertWeights
 from workers.kernels.expert_matrices import TORCH_DTYPES
+from workers.memory.mapped import MappedWatch, Range, bring_in, joined
+from workers.memory.maps import MappedFiles
+from workers.memory.pages import let_go
 from workers.model_config import Step35Config
 
 __all__ = ["ExpertNotHeld", "ExpertStore", "PartialSum", "in_one_form"]
 
-# The files are unmapped after this many bytes were read from them, so that pages of experts that are
-# already copied do not count as this process's memory.
-RELEASE_AFTER_BYTES = 1024 * 1024
+CHECK_FILES_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExpertStore:
-    """Experts in memory, one contiguous tensor per layer and matrix.
+    """Experts in memory.
 
     Attributes:
-        experts: layer -> the ids it holds, in the order they lie in memory.
+        experts: layer -> the ids it holds.
         top_k: the model's experts per token.
+        watch: of those that are views of mapped files.
     """
 
     experts: Mapping[int, tuple[int, ...]]
     top_k: int
     hidden_size: int
+    watch: MappedWatch
+    _file_check: FileCheck
     _layers: Mapping[int, ExpertWeights]
     _no_experts: ExpertWeights
 
@@ -50,42 +54,43 @@ class ExpertStore:
         formats: Mapping[int, ExpertFormat],
         on_progress: Callable[[int, int], None] | None = None,
     ) -> ExpertStore:
-        """Read the given experts, and nothing else, from a checkpoint.
+        """Have the given experts, and nothing else of the files, in memory.
 
-        Peak memory is what the experts take plus one expert as stored in the files.
+        What is stored in the wanted form, or in one that gives the same bits, is a view of the mapped file.
+        Other experts are converted, one at a time, into memory of their own.
 
         Args:
             experts: layer -> expert ids.
-            formats: of each of these layers in memory. What is stored in the wanted form is copied as it is;
-                float32 and bfloat16 can be had of float32, bfloat16 and float16.
-            on_progress: called with (experts read, experts in all).
+            formats: of each of these layers; float32 and bfloat16 can be had of float32, bfloat16, float16.
+            on_progress: called with (bytes of mapped files that are in memory, such bytes in all).
 
         Raises:
             PlanError: a layer without routed experts, an id out of range or given twice.
-            CheckpointError: a tensor is missing, of another shape or in another form.
+            CheckpointError: a tensor is missing, of another shape or in another form, or a file was changed.
         """
         held = {layer: tuple(ids) for layer, ids in experts.items() if len(ids) > 0}
-        _check(config, held)
-        total = sum(len(ids) for ids in held.values())
+        check_experts(config, held)
         layers: dict[int, ExpertWeights] = {}
-        done = unreleased_bytes = 0
+        mapped: list[Range] = []
         for layer, ids in held.items():
-            layers[layer] = weights = _allocate(config, layer, ids, formats[layer])
-            for slot, expert in enumerate(ids):
-                parts = checkpoint.expert(layer, expert, config)
-                for matrix, part in zip((weights.gate, weights.up, weights.down), parts, strict=True):
-                    _fill(matrix, slot, part, checkpoint.path)
-                unreleased_bytes += sum(part.data.nbytes for part in parts)
-                del parts, part
-                if unreleased_bytes >= RELEASE_AFTER_BYTES:
-                    checkpoint.release()
-                    unreleased_bytes = 0
-                done += 1
-                if on_progress is not None:
-                    on_progress(done, total)
+            parts = [checkpoint.expert(layer, expert, config) for expert in ids]
+            kept = kept_format(parts, formats[layer], checkpoint.path)
+            layers[layer] = weights = _weights(config, layer, ids, kept, parts)
+            for matrices in (weights.gate, weights.up, weights.down):
+                if not isinstance(matrices.data, Tensor):
+                    mapped += [Range(data.data_ptr(), data.nbytes) for data in matrices.data]
         checkpoint.release()
-        no_experts = _allocate(config, 0, (), ExpertFormat.of(FLOAT32))
-        return cls(held, config.moe_top_k, config.hidden_size, layers, no_experts)
+        ranges = joined(mapped)
+        bring_in(ranges, on_progress)
+        return cls(
+            held,
+            config.moe_top_k,
+            config.hidden_size,
+            MappedWatch(ranges),
+            FileCheck(checkpoint),
+            layers,
+            _weights(config, 0, (), ExpertFormat.of(FLOAT32), ()),
+        )
 
     def forward(self, layer: int, rows: ExpertRows) -> PartialSum:
         """The held experts' share of an MoE layer's sum, on each row's fixed-point grid.
@@ -95,14 +100,11 @@ class ExpertStore:
 
         Raises:
             ExpertNotHeld: an id that is not here.
+            CheckpointError: a mapped file was changed or replaced.
         """
-        experts = self._layers.get(layer, self._no_experts)
-        if rows.hidden.dtype == np.uint16:
-            rows = rows._replace(hidden=(rows.hidden.astype(np.uint32) << 16).view(np.float32))
-        try:
-            return PartialSum(*moe_partial_sum(experts, rows))
-        except ExpertNotHeld as error:
-            raise ExpertNotHeld(f"layer {layer}: {error}") from None
+        if self.watch.num_bytes:
+            self._file_check()
+        return partial_sum(self._layers.get(layer, self._no_experts), layer, rows)
 
     @property
     def num_experts(self) -> int:
@@ -111,8 +113,31 @@ class ExpertStore:
 
     @property
     def held_bytes(self) -> int:
-        """Memory that the matrices take."""
+        """Memory that the matrices take, mapped or not."""
         return sum(weights.held_bytes for weights in self._layers.values())
+
+    def notices(self) -> tuple[str, ...]:
+        """See `ExpertTier.notices`."""
+        notice = self.watch.notice()
+        return (notice,) if notice is not None else ()
+
+
+class FileCheck:
+    """Sees now and then that a model's files are still those that were mapped.
+
+    Reading a page that a file lost ends the process. Seen in time, a cut file ends one request only.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, clock: Callable[[], float] = time.monotonic) -> None:
+        self._checkpoint = checkpoint
+        self._clock = clock
+        self._next_s = clock() + CHECK_FILES_S
+
+    def __call__(self) -> None:
+        """Look, unless that was done a moment ago; raises CheckpointError for a changed file."""
+        if self._clock() >= self._next_s:
+            self._checkpoint.check_unchanged()
+            self._next_s = self._clock() + CHECK_FILES_S
 
 
 def in_one_form(layers: Iterable[int], dtype: torch.dtype) -> dict[int, ExpertFormat]:
@@ -121,37 +146,38 @@ def in_one_form(layers: Iterable[int], dtype: torch.dtype) -> dict[int, ExpertFo
     return dict.fromkeys(layers, ExpertFormat.of(form))
 
 
-def _check(config: Step35Config, experts: Mapping[int, tuple[int, ...]]) -> None:
-    for layer, ids in experts.items():
-        if layer not in config.moe_layers:
-            raise PlanError(f"layer {layer} has no routed experts: expected one of {list(config.moe_layers)}")
-        if not 0 <= min(ids) <= max(ids) < config.moe_num_experts or len(set(ids)) != len(ids):
-            raise PlanError(
-                f"layer {layer}: expert ids {list(ids)} are not distinct ids below {config.moe_num_experts}: "
-                "make the plan for this model"
-            )
-
-
-def _allocate(config: Step35Config, layer: int, ids: tuple[int, ...], formats: ExpertFormat) -> ExpertWeights:
-    hidden, inner, n = config.hidden_size, config.moe_intermediate_size, len(ids)
-    slots = torch.full((config.moe_num_experts,), -1, dtype=torch.int32)
-    slots[list(ids)] = torch.arange(n, dtype=torch.int32)
+def _weights(
+    config: Step35Config, layer: int, ids: Sequence[int], kept: ExpertFormat, experts: Sequence[Expert]
+) -> ExpertWeights:
+    """The experts `ids` of a layer, in slots of that order."""
+    gate, up, down = (
+        _matrices(form, rows, columns, [expert[place] for expert in experts])
+        for place, (form, (rows, columns)) in enumerate(
+            zip((kept.gate, kept.up, kept.down), matrix_shapes(config), strict=True)
+        )
+    )
     return ExpertWeights(
-        slots=slots,
-        gate=ExpertMatrices.empty(formats.gate, n, inner, hidden),
-        up=ExpertMatrices.empty(formats.up, n, inner, hidden),
-        down=ExpertMatrices.empty(formats.down, n, hidden, inner),
+        slots=slot_table(config, {expert: slot for slot, expert in enumerate(ids)}),
+        gate=gate,
+        up=up,
+        down=down,
         limit=config.layers[layer].swiglu_limit,
         top_k=config.moe_top_k,
     )
 
 
-def _fill(matrices: ExpertMatrices, slot: int, part: StoredMatrix, path: Path) -> None:
-    """Copy one expert's matrix to its slot, in the form wanted there."""
-    wanted = matrices.form
-    if not part.form.gives(wanted):
-        raise CheckpointError(
-            f"{path}: tensor {part.name} is stored as {part.form.name}, expected {wanted.name}: make the "
-            "plan for this checkpoint, or use a checkpoint in that form"
-        )
-    matrices.data[slot].copy_(part.data)
+def _matrices(form: WeightFormat, rows: int, columns: int, parts: Sequence[StoredMatrix]) -> ExpertMatrices:
+    """Views where all of them are stored so, else copies."""
+    if parts and all(part.form == form for part in parts):
+        scales = [part.scales for part in parts if part.scales is not None]
+        return ExpertMatrices(form, rows, columns, [part.data for part in parts], scales or None)
+    copies = ExpertMatrices.empty(form, len(parts), rows, columns)
+    assert isinstance(copies.data, Tensor)
+    files = MappedFiles.now()
+    for slot, part in zip(copies.data, parts, strict=True):
+        slot.copy_(part.data)
+        # The file's pages count as this process's memory until they are let go.
+        source = part.data.data_ptr(), part.data.nbytes
+        if files.place_of(*source) is not None:
+            let_go(*source)
+    return copies

@@ -16,6 +16,9 @@ from transport.expert_rows import ExpertRows
 if TYPE_CHECKING:
     from workers.fixed_point import PartialSum
 
+LEAST_CACHED_EXPERTS = 16
+"""Of a disk, in memory even where the plan leaves none free: those of two layers of a token."""
+
 
 class ExpertTier(Protocol):
     """Experts on one device; several of them on the devices of a box (`TieredExperts`) are one too."""
@@ -35,6 +38,10 @@ class ExpertTier(Protocol):
         """Memory that they take."""
         ...
 
+    def notices(self) -> tuple[str, ...]:
+        """What the owner should know, one line each, such as pages that the system evicts; or none."""
+        ...
+
     def forward(self, layer: int, rows: ExpertRows) -> PartialSum:
         """The sum of the rows' experts, all held here, in arrays that are the caller's.
 
@@ -46,6 +53,7 @@ class ExpertTier(Protocol):
 
         Raises:
             ExpertNotHeld: an id that is not here.
+            CheckpointError: a file was changed, or a disk does not give an expert; another request may work.
         """
         ...
 
@@ -55,6 +63,7 @@ class TierSpec:
     """What a tier is to be: `kind` and `device` as in a plan, `experts` absolute layer index -> ids.
 
     `forms`: layer -> the name of the `ExpertFormat` its experts are kept in, that of the rows where left out.
+    `cache_bytes`: memory for experts of a disk.
     """
 
     name: str
@@ -62,6 +71,7 @@ class TierSpec:
     device: str
     experts: Mapping[int, tuple[int, ...]]
     forms: Mapping[int, str] = field(default_factory=dict)
+    cache_bytes: int = 0
 
     @property
     def num_experts(self) -> int:
@@ -71,23 +81,33 @@ class TierSpec:
 def tiers_of(plan: Plan, worker: str) -> tuple[TierSpec, ...]:
     """A worker's tiers in the plan's order, without those that hold nothing.
 
+    Disks share what the plan leaves free of the worker's memory for experts, as a cache.
+
     Raises:
         PlanError: the plan has no such worker.
     """
     forms = {layer.index: layer.form for layer in plan.layers}
-    specs = (
-        TierSpec(plan.tiers[i].name, plan.tiers[i].kind, plan.tiers[i].device, plan.experts_of_tier(i), forms)
-        for i in plan.worker(worker).tiers
+    held_bytes = plan.bytes_per_tier().tolist()
+    tiers = [(plan.tiers[i], plan.experts_of_tier(i), held_bytes[i]) for i in plan.worker(worker).tiers]
+    disks = sum(1 for tier, experts, _ in tiers if tier.kind == "disk" and experts)
+    unused = sum(tier.budget_bytes - held for tier, _, held in tiers if tier.kind == "ram")
+    least = LEAST_CACHED_EXPERTS * int(plan.expert_bytes.max(initial=0))
+    return tuple(
+        TierSpec(
+            tier.name,
+            tier.kind,
+            tier.device,
+            experts,
+            forms,
+            max(least, unused // disks) if tier.kind == "disk" else 0,
+        )
+        for tier, experts, _ in tiers
+        if experts
     )
-    return tuple(spec for spec in specs if spec.experts)
 
 
 def why_not_run(kind: str, device: str) -> str | None:
     """Why this release cannot hold experts there, and what to do; None if it can."""
-    if kind == "disk":
-        return (
-            "its experts are on a disk, and this release runs them from memory only: plan without that disk"
-        )
     if kind == "vram" or device.partition(":")[0] != "cpu":
         return (
             f"its experts are in {kind} on device {quote(device)}, and this release computes experts on "

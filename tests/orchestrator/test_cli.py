@@ -218,7 +218,7 @@ def test_help_names_every_command(potluck: Potluck) -> None:
 def test_boxes_that_a_plan_leaves_out_are_not_asked_for(
     model_dir: Path, potluck: Potluck, tmp_path: Path
 ) -> None:
-    """Nobody is called 'attic' here, and its disk could not be run."""
+    """Nobody is called 'attic' here."""
     shape = Step35Config.load(model_dir).shape(model_dir.name)
     everything = np.ones((1, shape.num_moe_layers, shape.num_experts), dtype=np.bool_)
     head = PlannedTier("head", "study", "cpu", "ram", 10**9)

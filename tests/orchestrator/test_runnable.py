@@ -32,8 +32,6 @@ def planned(model_dir: Path, num_workers: int, *, device: str, kind: str) -> Pla
 @pytest.mark.parametrize(
     ("num_workers", "device", "kind", "expected"),
     [
-        (1, "cpu", "disk", "'worker-0' … disk"),
-        (0, "cpu", "disk", "'head' … disk"),
         (0, "cuda", "vram", "'head' … 'cuda'"),
         (0, "mps", "ram", "'head' … 'mps'"),
         (1, "cpu", "vram", "'worker-0' … vram … CPU"),
@@ -57,9 +55,25 @@ def test_memory_and_devices_that_this_release_cannot_run_are_refused_in_one_line
 def test_a_device_of_a_box_is_named_with_its_box(model_dir: Path) -> None:
     plan = planned(model_dir, 2, device="cpu", kind="ram")
     first, second = plan.tiers
-    plan = replace(plan, tiers=(replace(first, worker="den"), replace(second, worker="den", kind="disk")))
-    with pytest.raises(PlanError, match="worker 'den', device 'worker-1': its experts are on a disk"):
+    plan = replace(plan, tiers=(replace(first, worker="den"), replace(second, worker="den", kind="vram")))
+    with pytest.raises(PlanError, match="worker 'den', device 'worker-1': its experts are in vram"):
         check_runnable(plan)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_experts_on_a_disk_give_the_same_tokens(
+    potluck: Potluck, model_dir: Path, tmp_path: Path, num_workers: int
+) -> None:
+    outputs = []
+    for kind in ("ram", "disk"):
+        path = tmp_path / f"{kind}.json"
+        write_plan(planned(model_dir, num_workers, device="cpu", kind=kind), path)
+        code, out, _ = potluck(
+            "generate", "--model", model_dir, "--plan", path, "--token-ids", "5,6,7", "--max-tokens", 9
+        )
+        assert code == 0
+        outputs.append(out)
+    assert outputs[0] == outputs[1]
 
 
 @pytest.mark.parametrize(("num_workers", "device"), [(0, "cpu:0"), (2, "cpu")])

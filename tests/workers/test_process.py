@@ -173,9 +173,9 @@ def test_a_stopped_worker_has_no_health_and_may_be_stopped_again(spec: WorkerSpe
             "device 'w-gpu': its experts are in vram on device 'cuda:7', .*: plan with",
         ),
         (
-            {"tiers": (TierSpec("w", "disk", "cpu", EXPERTS),)},
+            {"tiers": (TierSpec("w", "vram", "cpu", EXPERTS),)},
             WorkerStartError,
-            "^its experts are on a disk",
+            "^its experts are in vram",
         ),
         ({"endpoint": "tcp://0.0.0.0:*"}, KeysRequired, "no keys"),
     ],

@@ -62,7 +62,10 @@ def test_a_store_knows_what_it_holds(model_dir: Path) -> None:
     assert 5 in store.experts[2]
     assert 1 not in store.experts[2]
     assert 0 not in store.experts.get(5, ())
-    assert seen == [(done, 5) for done in range(1, 6)]
+    total = store.watch.num_bytes
+    assert seen[-1] == (total, total)
+    assert store.held_bytes <= total
+    assert store.notices() == ()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -181,7 +184,7 @@ class Converted(StoredExperts):
 def sums_of(checkpoint: StoredExperts, model_dir: Path, formats: ExpertFormat) -> NDArray[np.int32]:
     config = Step35Config.load(model_dir)
     store = ExpertStore.load(checkpoint, config, {2: range(16)}, formats={2: formats})
-    assert store.held_bytes == 16 * formats.expert_bytes(64, 32)
+    assert store.held_bytes <= 16 * formats.expert_bytes(64, 32)
     part = store.forward(2, request(5))
     assert not part.saturated.any()
     return part.values

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from placement.units import size
 from workers.memory.pages import PAGE_BYTES, begin_reading, in_memory, map_in, span
 
-# So much is asked of the disk at a time, and so much ahead of what is waited for.
-_STEP_BYTES = 32 * 1024 * 1024
+# Waited for at a time, and asked of the disk ahead of that.
+_STEP_BYTES = 16 * 1024 * 1024
+_AHEAD_BYTES = 64 * 1024 * 1024
 # Fewer faults than these are the program's own, not the model's.
 _FEW_FAULTS = 256
 _FEW_BYTES = 1024 * 1024
@@ -48,12 +49,13 @@ def bring_in(ranges: Sequence[Range], on_progress: Callable[[int, int], None] | 
         for part in ranges
         for start in range(0, part.num_bytes, _STEP_BYTES)
     ]
-    total, done = sum(step.num_bytes for step in steps), 0
-    for step, following in zip(steps, [*steps[1:], None], strict=True):
-        if step is steps[0]:
-            begin_reading(step.address, step.num_bytes)
-        if following is not None:
-            begin_reading(following.address, following.num_bytes)
+    total = sum(step.num_bytes for step in steps)
+    done = asked = place = 0
+    for step in steps:
+        while place < len(steps) and asked < done + _AHEAD_BYTES:
+            begin_reading(steps[place].address, steps[place].num_bytes)
+            asked += steps[place].num_bytes
+            place += 1
         map_in(step.address, step.num_bytes)
         done += step.num_bytes
         if on_progress is not None:

@@ -47,6 +47,14 @@ def map_in(address: int, num_bytes: int) -> None:
     _libc.madvise(*span(address, num_bytes), _POPULATE_READ)
 
 
+def let_go(address: int, num_bytes: int) -> None:
+    """Take pages of a mapped file out of this process's table; the page cache keeps them.
+
+    Never of memory of the process's own: that would be lost.
+    """
+    _libc.madvise(*span(address, num_bytes), mmap.MADV_DONTNEED)
+
+
 def in_memory(address: int, num_bytes: int) -> NDArray[np.bool_]:
     """Of each page that a piece touches, whether it is in memory, in this process's table or not."""
     start, length = span(address, num_bytes)
