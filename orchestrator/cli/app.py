@@ -18,6 +18,7 @@ from placement.files.quote import first_line
 
 COMMANDS = {
     "generate": "Continue a prompt.",
+    "inspect": "Say what is in a model's files, what it needs and whether that fits here.",
     "plan": "Decide which box and memory holds each expert, and predict the speed.",
     "stats": "Write which experts a model's tokens use: of text, or as another engine recorded it.",
     "stats compare": "Say how alike two routing files are, layer by layer.",

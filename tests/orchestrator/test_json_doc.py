@@ -61,6 +61,11 @@ def test_of_stats_and_generate(potluck: Potluck, model: Path, tmp_path: Path) ->
     assert printed(made) == documented(sections("json.md")["`potluck generate`"])
 
 
+def test_of_inspect(potluck: Potluck, model: Path) -> None:
+    made = document(potluck("inspect", model, "--json"))
+    assert printed(made) == documented(sections("json.md")["`potluck inspect`"])
+
+
 def test_of_trace(potluck: Potluck, model: Path, tmp_path: Path) -> None:
     made = document(potluck("trace", "--model", model, "--tokens", 20, "--out", tmp_path / "t.npz", "--json"))
     assert printed(made) == documented(sections("json.md")["`potluck trace`"])

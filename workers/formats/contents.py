@@ -1,0 +1,168 @@
+"""What is in a model's files: tensors, their types and bytes, by the part of the model that they belong to.
+
+Only headers are read, and torch is not loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from math import prod
+from pathlib import Path
+
+from placement.errors import CheckpointError
+from workers.formats.gguf.model import find_gguf
+from workers.formats.gguf.tensors import weights_of
+from workers.formats.open_model import is_gguf
+from workers.formats.shards import FORMS, READABLE, find_shards, published_names, scales_of
+from workers.model_config import Step35Config
+
+
+class Part(StrEnum):
+    """What a tensor belongs to; MTP layers are one part, whatever is in them."""
+
+    EMBEDDING = "embedding"
+    ATTENTION = "attention"
+    DENSE = "dense FFN"
+    SHARED = "shared experts"
+    EXPERTS = "routed experts"
+    SMALL = "norms, routers"
+    OUTPUT = "output"
+    MTP = "MTP layers"
+
+
+@dataclass(frozen=True, slots=True)
+class ListedTensor:
+    """A tensor of the model.
+
+    Attributes:
+        matrix: what it is within its part, such as "gate"; the same in all layers.
+        form: name of its form, as plans and docs spell it.
+        layer: absolute index, None for what belongs to no layer.
+        num_bytes: as stored, scales included.
+    """
+
+    part: Part
+    matrix: str
+    form: str
+    layer: int | None
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelContents:
+    """Configuration and tensors of a model; `notes` are for the user, one line each."""
+
+    config: Step35Config
+    tensors: tuple[ListedTensor, ...]
+    notes: tuple[str, ...]
+
+    def num_bytes(self, *parts: Part) -> int:
+        """Of these parts together, of all where none is given."""
+        return sum(tensor.num_bytes for tensor in self.tensors if not parts or tensor.part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class TypeRun:
+    """Tensors of one kind and form: in `layers`, ascending, empty for what belongs to no layer."""
+
+    part: Part
+    matrix: str
+    form: str
+    layers: tuple[int, ...]
+    num_bytes: int
+
+
+def model_contents(path: str | Path) -> ModelContents:
+    """List a model's directory or GGUF file.
+
+    Raises:
+        CheckpointError: no model of this architecture, damaged, or of a type that does not load.
+    """
+    if not is_gguf(path):
+        config = Step35Config.load(path)
+        return ModelContents(config, tuple(_of_directory(Path(path), config)), ())
+    model = find_gguf(path)
+    # An MTP layer without a head of its own has the trunk's under a second name, which comes last.
+    once: dict[tuple[Path, int], ListedTensor] = {}
+    for name, found in weights_of(model).items():
+        listed = _listed(name, found.form.name, found.num_bytes, model.config)
+        once.setdefault((found.file.path, found.start), listed)
+    return ModelContents(model.config, tuple(once.values()), model.notes)
+
+
+def type_runs(tensors: Sequence[ListedTensor]) -> list[TypeRun]:
+    """Tensors of the same kind and form together, in the order in which a token meets them."""
+    parts, found = list(Part), dict[tuple[Part, str, str], list[ListedTensor]]()
+    for tensor in sorted(tensors, key=lambda t: (parts.index(t.part), _ORDER.index(t.matrix))):
+        found.setdefault((tensor.part, tensor.matrix, tensor.form), []).append(tensor)
+    return [
+        TypeRun(*key, tuple(_layers(run)), sum(tensor.num_bytes for tensor in run))
+        for key, run in found.items()
+    ]
+
+
+_ORDER = (
+    "embedding", "projection", "q", "k", "v", "head gates", "o", "gate", "up", "down", "norms, routers",
+    "norms", "output", "head",
+)  # fmt: skip
+
+
+def _layers(tensors: Iterable[ListedTensor]) -> list[int]:
+    return sorted({tensor.layer for tensor in tensors if tensor.layer is not None})
+
+
+def _of_directory(path: Path, config: Step35Config) -> Iterable[ListedTensor]:
+    shards = find_shards(path)
+    stored = published_names(shards)
+    scales = scales_of(stored, shards)
+    for name, found in stored.items():
+        if found in scales.values():
+            continue
+        shard = shards[found]
+        form = FORMS.get(shard.type_of(found))
+        if form is None:
+            raise CheckpointError(
+                f"{shard.path}: tensor {found} is stored as {shard.type_of(found)}, expected {READABLE}"
+            )
+        num_bytes = prod(shard.shape_of(found)) * form.block_bytes
+        if name in scales:
+            num_bytes += 4 * prod(shards[scales[name]].shape_of(scales[name]))
+        yield _listed(name, form.name, num_bytes, config)
+
+
+_IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)", re.ASCII | re.DOTALL)
+_EXPERT = re.compile(r"moe\.(?:(?:experts\.)?\d+\.)?(gate|up|down)_proj\.weight", re.ASCII)
+_MATRICES: Mapping[str, tuple[Part, str]] = {
+    "model.embed_tokens.weight": (Part.EMBEDDING, "embedding"),
+    "lm_head.weight": (Part.OUTPUT, "output"),
+} | {
+    f"{module}.{name}_proj.weight": (part, word)
+    for module, part, names in (
+        ("self_attn", Part.ATTENTION, {"q": "q", "k": "k", "v": "v", "o": "o", "g": "head gates"}),
+        ("mlp", Part.DENSE, {"gate": "gate", "up": "up", "down": "down"}),
+        ("share_expert", Part.SHARED, {"gate": "gate", "up": "up", "down": "down"}),
+    )
+    for name, word in names.items()
+}
+
+
+def _listed(name: str, form: str, num_bytes: int, config: Step35Config) -> ListedTensor:
+    found = _IN_LAYER.fullmatch(name)
+    layer, rest = (None, name) if found is None else (int(found[1]), found[2])
+    expert = _EXPERT.fullmatch(rest)
+    if expert is not None:
+        part, matrix = Part.EXPERTS, expert[1]
+    else:
+        part, matrix = _MATRICES.get(rest, (Part.SMALL, "norms, routers"))
+    if layer is not None and layer >= config.num_hidden_layers:
+        part, matrix = Part.MTP, matrix if part is not Part.SMALL else _mtp_matrix(rest)
+    return ListedTensor(part, matrix, form, layer, num_bytes)
+
+
+def _mtp_matrix(rest: str) -> str:
+    if rest == "eh_proj.weight":
+        return "projection"
+    return "head" if rest.endswith(("shared_head.output.weight", "shared_head.head.weight")) else "norms"
