@@ -83,6 +83,6 @@ def test_experts_in_ram_on_cpus_are_taken(model_dir: Path, num_workers: int, dev
 
 def test_a_dtype_that_this_release_does_not_run_is_refused(model_dir: Path) -> None:
     plan = planned(model_dir, 0, device="cpu", kind="ram")
-    plan = replace(plan, layers=like_layers(plan.moe_layers, "q4", plan.mean_expert_bytes))
-    with pytest.raises(PlanError, match="keeps experts in 'q4'"):
+    plan = replace(plan, layers=like_layers(plan.moe_layers, "nvfp4", plan.mean_expert_bytes))
+    with pytest.raises(PlanError, match="keeps experts in 'nvfp4'"):
         check_runnable(plan)
