@@ -66,8 +66,6 @@ class OneTinyExpert:
         self._experts = ExpertWeights(slots, wide, wide, tall, 0.0, TOP_K)
 
     def forward(self, layer: int, rows: ExpertRows) -> PartialSum:
-        if rows.hidden.dtype == np.uint16:
-            rows = rows._replace(hidden=(rows.hidden.astype(np.uint32) << 16).view(np.float32))
         return PartialSum(*moe_partial_sum(self._experts, rows))
 
 

@@ -10,7 +10,6 @@ from functools import partial
 from itertools import count
 
 import numpy as np
-import torch
 import zmq
 from numpy.typing import NDArray
 from torch import Tensor
@@ -22,10 +21,13 @@ from placement.errors import WorkerRefused
 from placement.holders import NO_WORKER, LayerHolders
 from placement.patience import Patience
 from placement.plan import Plan
+from placement.wire_form import BFLOAT16_ROWS, FLOAT32_ROWS, WireForm
 from transport.client import WorkerClient
 from transport.expert_rows import ExpertRows, Hidden
 from transport.messages import ErrorCode, ErrorReply, ForwardReply, ForwardRequest, WireError
+from transport.rounded_hidden import RoundedHidden
 from workers import fixed_point
+from workers.kernels import round_rows
 from workers.tiers import ExpertTier
 
 
@@ -76,10 +78,9 @@ class Dispatcher:
     """The head's `ExpertRunner`: its own experts here, the others over ZeroMQ, all at the same time.
 
     Args:
-        plan: who holds what; worker "head" is this process.
+        plan: who holds what, and what each layer's rows travel in; worker "head" is this process.
         local: the experts of worker "head", None when it has none.
         clients: connected clients by worker name, one for every other worker that holds experts.
-        dtype: what rows travel in, float32 or bfloat16; with bfloat16 `ask` is given rows already rounded.
         timer: shared with the model.
     """
 
@@ -89,7 +90,6 @@ class Dispatcher:
         local: ExpertTier | None,
         clients: Mapping[str, WorkerClient],
         *,
-        dtype: torch.dtype,
         max_rows: int,
         timer: StepTimer | None = None,
         patience: Patience | None = None,
@@ -103,7 +103,7 @@ class Dispatcher:
         self._local_worker = plan.local_worker
         self._names = [worker.name for worker in plan.workers]
         self._clients = {self._names.index(name): client for name, client in clients.items()}
-        self._dtype = dtype
+        self._wire_forms = plan.wire_forms()
         self._max_rows = max_rows
         self._patience = patience if patience is not None else Patience()
         self._clock = clock
@@ -186,7 +186,7 @@ class Dispatcher:
                 with self.timer.part("wire"):
                     self._count(action)
                     if asked.wire is None:
-                        asked.wire = _as_sent(asked.rows.hidden, self._dtype)
+                        asked.wire = _as_sent(asked.rows.hidden, self._wire_forms[asked.layer])
                     rows = _rows_of(action, asked.rows, asked.wire)
                     request = ForwardRequest(action.request_id, self.plan.epoch, asked.layer, rows)
                     self._clients[action.worker].send(request)
@@ -238,9 +238,13 @@ class Dispatcher:
         return []
 
 
-def _as_sent(hidden: Hidden, dtype: torch.dtype) -> Hidden:
-    """Rows as they travel: of float32 that is already rounded to bfloat16, the upper half is the number."""
-    return hidden if dtype is torch.float32 else (hidden.view(np.uint32) >> 16).astype(np.uint16)
+def _as_sent(hidden: Hidden, form: WireForm) -> Hidden:
+    """Float32 rows as they travel; those that go in bfloat16 are rounded to it already."""
+    if isinstance(hidden, RoundedHidden) or form == FLOAT32_ROWS:
+        return hidden
+    if form == BFLOAT16_ROWS:
+        return (hidden.view(np.uint32) >> 16).astype(np.uint16)
+    return round_rows(hidden.view(np.float32), form.blocks)
 
 
 def _rows_of(ask: Ask, rows: ExpertRows, hidden: Hidden) -> ExpertRows:

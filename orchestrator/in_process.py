@@ -13,7 +13,7 @@ import zmq
 from orchestrator.dispatch import Dispatcher
 from orchestrator.timing import StepTimer
 from placement.message_size import MAX_MESSAGE_ROWS
-from placement.plan import LOCAL_WORKER, Plan
+from placement.plan import LOCAL_WORKER, Plan, planned_layers
 from transport.client import WorkerClient
 from transport.messages import WireLimits
 from transport.sockets import Context
@@ -22,7 +22,7 @@ from workers.formats.open_model import kept_forms
 from workers.model_config import Step35Config
 from workers.pool import load_tiers
 from workers.service import ExpertService
-from workers.tiers import TierSpec, tiers_of
+from workers.tiers import tiers_of
 
 HELLO_TIMEOUT_S = 10.0
 
@@ -48,22 +48,19 @@ def dispatcher_with_threads(
     plan.check(shape)
     limits = WireLimits.for_shape(shape, plan.epoch, max_rows)
     name = str(dtype).removeprefix("torch.")
-    forms = {layer: form.name for layer, form in kept_forms(checkpoint, config, name).items()}
-
-    def specs_of(worker: str) -> tuple[TierSpec, ...]:
-        return tuple(replace(spec, forms=forms) for spec in tiers_of(plan, worker))
-
+    layers = planned_layers(shape, kept_forms(checkpoint, config, name))
+    plan = replace(plan, layers=layers, dtype=name)
     with ExitStack() as stack:
         context: Context = stack.enter_context(zmq.Context())
-        own = specs_of(LOCAL_WORKER) if plan.local_worker is not None else ()
+        own = tiers_of(plan, LOCAL_WORKER) if plan.local_worker is not None else ()
         local = load_tiers(own, checkpoint, config, name) if own else None
         clients = {}
         for worker in plan.asked_workers:
-            experts = load_tiers(specs_of(worker.name), checkpoint, config, name)
+            experts = load_tiers(tiers_of(plan, worker.name), checkpoint, config, name)
             endpoint = "tcp://127.0.0.1:*" if wire == "tcp" else f"inproc://{worker.name}"
             service = ExpertService(worker.name, experts, limits, endpoint, dtype=name, context=context)
             stack.enter_context(service)
             clients[worker.name] = client = WorkerClient(context, service.endpoint, limits, name=worker.name)
             stack.callback(client.close)
             client.hello(HELLO_TIMEOUT_S, dtype=name)
-        yield Dispatcher(plan, local, clients, dtype=dtype, max_rows=max_rows, timer=timer)
+        yield Dispatcher(plan, local, clients, max_rows=max_rows, timer=timer)

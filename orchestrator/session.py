@@ -23,6 +23,7 @@ from placement.plan import LOCAL_WORKER, Plan, PlannedTier, planned_layers
 from transport.client import WorkerClient
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.open_model import kept_forms, model_name, open_model
+from workers.memory.mapped import Range, bring_in, joined
 from workers.model_config import Step35Config
 from workers.pool import load_head_tiers
 
@@ -143,7 +144,9 @@ def _load(
     timer = StepTimer()
     local = load_head_tiers(plan, checkpoint, config)
     weights = load_head_weights(checkpoint, config, dtype)
-    dispatcher = Dispatcher(plan, local, connect(), dtype=dtype, max_rows=MAX_MESSAGE_ROWS, timer=timer)
+    # Before the first token, and in the order of the file, not of the first pass's page faults.
+    bring_in(joined(Range(matrix.data.data_ptr(), matrix.data.nbytes) for matrix in weights.matrices))
+    dispatcher = Dispatcher(plan, local, connect(), max_rows=MAX_MESSAGE_ROWS, timer=timer)
     return Session(Step35Model(config, weights, dtype, dispatcher, timer), dispatcher, plan)
 
 

@@ -16,6 +16,7 @@ from placement.holders import NO_WORKER, HolderTable
 from placement.model_shape import ModelShape
 from placement.units import size
 from placement.weight_format import ExpertFormat
+from placement.wire_form import WireForm, wire_form
 from placement.workload import Workload
 
 # Experts of the worker of this name live in the head's own process: no message is needed for them.
@@ -263,6 +264,14 @@ class Plan:
         """
         gone = [tier for index in workers for tier in self.workers[index].tiers]
         return self.holder_table.without(gone)
+
+    def wire_forms(self) -> dict[int, WireForm]:
+        """What each layer's rows travel in, by absolute layer index.
+
+        Raises:
+            InputError: experts in a form that the kernels do not know.
+        """
+        return {layer.index: wire_form(ExpertFormat.of_name(layer.form), self.dtype) for layer in self.layers}
 
     def check(self, shape: ModelShape) -> None:
         """Raise PlanError unless the plan was made for a model of this shape."""

@@ -194,11 +194,13 @@ def head_bits_of(quant: str) -> float:
     return max(planned_format(quant).bits, _FEWEST_HEAD_BITS)
 
 
-def value_bytes_of(quant: str) -> int:
-    """Bytes of a value in the KV cache and of an activation on the wire: bfloat16, or all in float32.
+def activation_bytes_of(quant: str) -> int:
+    """Bytes of an activation on the wire: 1 where quantised weights take it rounded to 8 bits."""
+    return 1 if planned_format(quant).rounding_block else value_bytes_of(quant)
 
-    The head keeps its caches and sends its rows in the form of unquantised weights.
-    """
+
+def value_bytes_of(quant: str) -> int:
+    """Bytes of a value in the KV cache, and on the wire where weights are not quantised."""
     return FLOAT32.block_bytes if quant.lower() == FLOAT32.name else BFLOAT16.block_bytes
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from placement.weight_format import head_bits_of, planned_format, value_bytes_of
+from placement.weight_format import activation_bytes_of, head_bits_of, planned_format, value_bytes_of
 
 DEFAULT_CONTEXT = 4096
 """Of every command: an empty cache is nobody's everyday, and speeds are compared between commands."""
@@ -45,7 +45,8 @@ class Workload:
         context: positions in the KV cache, each sequence.
         head_bits_per_weight: of the head's own weights (attention, shared experts, lm_head, MTP layers).
         bytes_per_kv_value: 2 for bfloat16.
-        bytes_per_activation: of a hidden state on its way to a worker, 4 for float32, 2 for bfloat16.
+        bytes_per_activation: of a hidden state on its way to a worker, 4 for float32, 2 for bfloat16, 1 where
+            quantised experts take it rounded.
         prompt_tokens_per_token: tokens of prompts to read for each token of the answers.
         prefill_tokens: tokens of one prefill pass.
         acceptance: chance of each draft to hold if those before it did, where that is known by position;
@@ -103,7 +104,7 @@ def usual_workload(quant: str) -> Workload:
         context=DEFAULT_CONTEXT,
         head_bits_per_weight=head_bits_of(quant),
         bytes_per_kv_value=value_bytes_of(quant),
-        bytes_per_activation=value_bytes_of(quant),
+        bytes_per_activation=activation_bytes_of(quant),
         prompt_tokens_per_token=DEFAULT_PROMPT_RATIO,
     )
 

@@ -7,7 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Hidden = NDArray[np.float32] | NDArray[np.uint16]
+from transport.rounded_hidden import RoundedHidden
+
+Hidden = NDArray[np.float32] | NDArray[np.uint16] | RoundedHidden
 
 
 class ExpertRows(NamedTuple):
@@ -16,7 +18,7 @@ class ExpertRows(NamedTuple):
     (A named tuple is made in a third of a frozen dataclass's time, once a request.)
 
     Attributes:
-        hidden: [num_rows, hidden_size], float32, or uint16 that holds the bits of bfloat16.
+        hidden: [num_rows, hidden_size], float32, or uint16 that holds the bits of bfloat16, or rounded.
         expert_ids: int32 [num_rows, top_k], -1 where an expert is computed elsewhere.
         weights: float32 [num_rows, top_k].
         scale_exponents: int32 [num_rows], e of each row's grid unit 2^e (`workers.fixed_point`).

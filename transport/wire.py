@@ -21,7 +21,8 @@ from msgpack import UnpackException, packb, unpackb
 from numpy import ndarray
 from numpy.typing import NDArray
 
-from transport.expert_rows import ExpertRows
+from placement.wire_form import WIRE_FORMS, WireForm
+from transport.expert_rows import ExpertRows, Hidden
 from transport.messages import (
     MAX_TEXT_CHARS,
     ErrorCode,
@@ -37,6 +38,7 @@ from transport.messages import (
     WireError,
     WireLimits,
 )
+from transport.rounded_hidden import RoundedHidden
 
 VERSION = 1
 MAX_U64 = 2**64 - 1
@@ -51,6 +53,9 @@ _BOOL = np.dtype(np.bool_)
 _BFLOAT16_BITS = np.dtype("<u2")
 _HIDDEN_DTYPES: dict[str, np.dtype[Any]] = {"f32": _FLOAT32, "bf16": _BFLOAT16_BITS}
 _HIDDEN_TAGS = {dtype: tag for tag, dtype in _HIDDEN_DTYPES.items()}
+# Rounded to 8 bits, in blocks of these widths.
+_ROUNDED_FORMS = {form.name: form for form in WIRE_FORMS if form.blocks}
+_ROUNDED_TAGS = {form.blocks: tag for tag, form in _ROUNDED_FORMS.items()}
 _ERROR_CODES = frozenset(code.value for code in ErrorCode)
 
 Frame = bytes | memoryview | NDArray[Any]
@@ -107,10 +112,17 @@ def _encode_forward(request: ForwardRequest) -> list[Frame]:
         num_rows,
         expert_ids.shape[1],
         hidden_size,
-        _HIDDEN_TAGS[hidden.dtype],
+        _tag_of(hidden),
         routing,
     )
-    return [packb(header), np.ascontiguousarray(hidden)]
+    tensor = hidden.tobytes() if isinstance(hidden, RoundedHidden) else np.ascontiguousarray(hidden)
+    return [packb(header), tensor]
+
+
+def _tag_of(hidden: Hidden) -> str:
+    if isinstance(hidden, RoundedHidden):
+        return _ROUNDED_TAGS[tuple(part.block for part in hidden.parts)]
+    return _HIDDEN_TAGS[hidden.dtype]
 
 
 def _decode_forward(header: tuple[Any, ...], frames: Sequence[Any], limits: WireLimits) -> ForwardRequest:
@@ -127,10 +139,15 @@ def _decode_forward(header: tuple[Any, ...], frames: Sequence[Any], limits: Wire
     if top_k != limits.top_k:
         message = f"{_quote(top_k)} experts a token, expected {limits.top_k}"
         raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
-    if type(tag) is not str or tag not in _HIDDEN_DTYPES:
-        message = f"hidden dtype {_quote(tag)}, expected one of {', '.join(_HIDDEN_DTYPES)}"
+    hidden: Hidden
+    if type(tag) is str and tag in _HIDDEN_DTYPES:
+        hidden = _tensor(frames, _HIDDEN_DTYPES[tag], num_rows, hidden_size, request_id, limits)
+    elif type(tag) is str and tag in _ROUNDED_FORMS:
+        hidden = _rounded(frames, _ROUNDED_FORMS[tag], num_rows, hidden_size, request_id, limits)
+    else:
+        known = ", ".join((*_HIDDEN_DTYPES, *_ROUNDED_FORMS))
+        message = f"hidden dtype {_quote(tag)}, expected one of {known}"
         raise WireError(ErrorCode.BAD_DTYPE, message, request_id)
-    hidden = _tensor(frames, _HIDDEN_DTYPES[tag], num_rows, hidden_size, request_id, limits)
     if type(routing) is not bytes or len(routing) != num_rows * limits.routing_bytes_per_row:
         message = f"the routing block is not {num_rows * limits.routing_bytes_per_row} bytes"
         raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
@@ -185,6 +202,38 @@ def _tensor(
     limits: WireLimits,
 ) -> NDArray[Any]:
     """The message's tensor [num_rows, hidden_size]; its sizes and bytes are checked against the limits."""
+    _check_rows(num_rows, hidden_size, request_id, limits)
+    expected_bytes = num_rows * limits.hidden_size * dtype.itemsize
+    _check_frame(frames, expected_bytes, f"[{num_rows}, {hidden_size}] {dtype.name}", request_id)
+    tensor: NDArray[Any] = ndarray((num_rows, limits.hidden_size), dtype, frames[1])
+    # libzmq hands out small frames from the middle of its receive buffer, at any address.
+    return tensor if tensor.flags.aligned else tensor.copy()
+
+
+def _rounded(
+    frames: Sequence[Any],
+    form: WireForm,
+    num_rows: Any,
+    hidden_size: Any,
+    request_id: int,
+    limits: WireLimits,
+) -> RoundedHidden:
+    """The message's rows, rounded to 8 bits."""
+    _check_rows(num_rows, hidden_size, request_id, limits)
+    if any(limits.hidden_size % block for block in form.blocks):
+        message = f"rows in {form.name}, which do not fit a hidden size of {limits.hidden_size}"
+        raise WireError(ErrorCode.BAD_DTYPE, message, request_id)
+    expected_bytes = num_rows * form.row_bytes(limits.hidden_size)
+    _check_frame(frames, expected_bytes, f"[{num_rows}, {hidden_size}] {form.name}", request_id)
+    hidden = RoundedHidden.from_buffer(frames[1], form.blocks, num_rows, limits.hidden_size)
+    for part in hidden.parts:
+        # The kernels count on magnitudes of at most 127.
+        if part.q.min() < -127:
+            raise WireError(ErrorCode.BAD_SHAPE, "a rounded value of -128, expected -127 to 127", request_id)
+    return hidden
+
+
+def _check_rows(num_rows: Any, hidden_size: Any, request_id: int, limits: WireLimits) -> None:
     if type(num_rows) is not int or num_rows < 1:
         message = f"{_quote(num_rows)} rows, expected 1 to {limits.max_rows}"
         raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
@@ -194,14 +243,13 @@ def _tensor(
     if hidden_size != limits.hidden_size:
         message = f"hidden size {_quote(hidden_size)}, expected {limits.hidden_size}"
         raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
-    expected_bytes = num_rows * limits.hidden_size * dtype.itemsize
+
+
+def _check_frame(frames: Sequence[Any], expected_bytes: int, what: str, request_id: int) -> None:
     if len(frames) != 2 or len(frames[1]) != expected_bytes:
         found = f"{len(frames[1])} bytes" if len(frames) == 2 else "no frame"
-        message = f"{found} for [{num_rows}, {hidden_size}] {dtype.name}, expected {expected_bytes} bytes"
+        message = f"{found} for {what}, expected {expected_bytes} bytes"
         raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
-    tensor: NDArray[Any] = ndarray((num_rows, limits.hidden_size), dtype, frames[1])
-    # libzmq hands out small frames from the middle of its receive buffer, at any address.
-    return tensor if tensor.flags.aligned else tensor.copy()
 
 
 def _unpack(frames: Sequence[Any], limits: WireLimits) -> tuple[Any, ...]:

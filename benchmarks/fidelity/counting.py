@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 
 from orchestrator.dispatch import Dispatcher
 from orchestrator.layer_sum import Ask
@@ -20,7 +19,7 @@ class CountingDispatcher(Dispatcher):
     def __init__(
         self, plan: Plan, local: ExpertTier | None, clients: Mapping[str, WorkerClient], *, max_rows: int
     ) -> None:
-        super().__init__(plan, local, clients, dtype=torch.float32, max_rows=max_rows)
+        super().__init__(plan, local, clients, max_rows=max_rows)
         self.experts_read = [0] * len(plan.workers)
 
     def _count(self, ask: Ask) -> None:

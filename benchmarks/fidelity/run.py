@@ -198,7 +198,7 @@ def run_setup(
         workers = stack.enter_context(running_workers(setup, plan, model.shape, model.directory, sockets))
         local = load_head_tiers(plan, model.checkpoint, model.config)
         clients = {worker.name: worker.client for worker in workers}
-        dispatcher = Dispatcher(plan, local, clients, dtype=torch.float32, max_rows=MAX_MESSAGE_ROWS)
+        dispatcher = Dispatcher(plan, local, clients, max_rows=MAX_MESSAGE_ROWS)
         head = Step35Model(model.config, model.weights, torch.float32, dispatcher, dispatcher.timer)
         uncounted = UncountedExperts(model.probe_store)
         bare = Step35Model(model.config, model.weights, torch.float32, uncounted)

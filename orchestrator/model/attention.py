@@ -11,6 +11,7 @@ from torch import Tensor
 from orchestrator import kernels
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.rope import RopeRows
+from workers.kernels import Matrices
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class AttentionWeights:
     """One layer's attention, ready to run.
 
     Attributes:
-        qkv_gate: q, k, v and gate projections stacked, [(heads + 2 kv_heads) * head_dim + heads, hidden].
+        qkv_gate: q, k, v and gate projections side by side, (heads + 2 kv_heads) * head_dim + heads rows.
         qk_norm: (1 + weight) of q_norm for each query head, of k_norm for each key head, float32
             [heads + kv_heads, head_dim].
         ones: float32 [head_dim], the weight of the plain RMSNorm that precedes qk_norm.
@@ -35,10 +36,10 @@ class AttentionWeights:
         kv_dtype: what keys and values are rounded to before use.
     """
 
-    qkv_gate: Tensor
+    qkv_gate: Matrices
     qk_norm: Tensor
     ones: Tensor
-    output: Tensor
+    output: Matrices
     num_heads: int
     num_kv_heads: int
     head_dim: int

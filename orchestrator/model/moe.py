@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from orchestrator import kernels
@@ -13,6 +12,7 @@ from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.timing import StepTimer
 from transport.expert_rows import ExpertRows
 from workers import fixed_point
+from workers.kernels import Matrices, Matrix
 
 
 class ExpertRunner(Protocol):
@@ -23,7 +23,8 @@ class ExpertRunner(Protocol):
 
         Args:
             layer: absolute layer index.
-            rows: one a token, all of its experts; hidden is float32, already rounded to the run's dtype.
+            rows: one a token, all of its experts; hidden is float32, rounded to bfloat16 where that is the
+                layer's form on the wire.
 
         Returns:
             What `collect` takes, before any other layer is asked.
@@ -47,9 +48,9 @@ class ExpertRunner(Protocol):
 class FfnWeights:
     """A SwiGLU block, dense or shared: gate, up [inner, hidden], down [hidden, inner]; limit 0 is none."""
 
-    gate: Tensor
-    up: Tensor
-    down: Tensor
+    gate: Matrix
+    up: Matrix
+    down: Matrix
     limit: float
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,16 +66,16 @@ class MoeWeights:
         router: float32 [num_experts, hidden].
         router_bias: float32 [num_experts], takes part in the choice only; None: no bias.
         shared: the shared expert.
-        input_dtype: what the experts' input rows are rounded to.
+        rows_in_bfloat16: the experts' input rows are rounded to bfloat16 (docs/arithmetic.md, 'The wire').
     """
 
-    router: Tensor
+    router: Matrices
     router_bias: Tensor | None
     shared: FfnWeights
     top_k: int
     normalise: bool
     scaling_factor: float
-    input_dtype: torch.dtype
+    rows_in_bfloat16: bool
 
 
 def moe(
@@ -95,7 +96,7 @@ def moe(
         scale_exponents = fixed_point.scale_exponents(residual)
     if recorder is not None:
         recorder.record(layer, expert_ids)
-    hidden = x if weights.input_dtype == torch.float32 else x.to(weights.input_dtype).float()
+    hidden = x.bfloat16().float() if weights.rows_in_bfloat16 else x
 
     asked = experts.ask(layer, ExpertRows(hidden.numpy(), expert_ids, expert_weights, scale_exponents))
     with timer.part("shared_expert"):

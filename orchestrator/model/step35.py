@@ -20,6 +20,7 @@ from orchestrator.timing import StepTimer
 from placement.errors import InputError
 from placement.files.quote import quote
 from workers.formats.checkpoint import Checkpoint
+from workers.formats.dequantise import float32_rows
 from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
 
@@ -84,7 +85,7 @@ class Step35Model:
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """int64 [num_tokens] -> float32 [num_tokens, hidden]."""
-        return self.weights.embedding.index_select(0, token_ids).float()
+        return float32_rows(self.weights.embedding, token_ids)
 
     def rope_rows(self, batch: Sequence[SequenceSlice], layer: int) -> RopeRows:
         """cos/sin of the batch's new positions as absolute layer `layer` rotates them."""

@@ -14,7 +14,11 @@ from orchestrator.model.layer import LayerWeights, NormWeights
 from orchestrator.model.moe import FfnWeights, MoeWeights
 from placement.errors import CheckpointError, InputError
 from placement.files.quote import quote
-from workers.formats.checkpoint import Checkpoint
+from placement.weight_format import FLOAT16, FLOAT32
+from placement.wire_form import BFLOAT16_ROWS, wire_form
+from workers.formats.checkpoint import Checkpoint, StoredMatrix
+from workers.formats.open_model import kept_forms
+from workers.kernels import Matrices, Matrix
 from workers.model_config import LayerConfig, Step35Config
 
 
@@ -24,21 +28,30 @@ class MtpWeights:
 
     embedding_norm: NormWeights
     hidden_norm: NormWeights
-    eh_proj: Tensor
+    eh_proj: Matrices
     layer: LayerWeights
     head_norm: NormWeights
-    head: Tensor
+    head: Matrices
 
 
 @dataclass(frozen=True, slots=True)
 class HeadWeights:
-    """All tensors the head holds; embedding and lm_head [vocab, hidden]."""
+    """All tensors the head holds; embedding and lm_head [vocab, hidden].
 
-    embedding: Tensor
+    `matrices` are those that a token reads, in the order of the pass, the MTP layers' last.
+    """
+
+    embedding: StoredMatrix
     layers: tuple[LayerWeights, ...]
     norm: NormWeights
-    lm_head: Tensor
+    lm_head: Matrices
     mtp: tuple[MtpWeights, ...]
+    matrices: tuple[Matrix, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the matrices, scales included."""
+        return sum(matrix.nbytes for matrix in self.matrices)
 
 
 def load_head_weights(
@@ -47,7 +60,10 @@ def load_head_weights(
     dtype: torch.dtype,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> HeadWeights:
-    """Read the head's tensors; matrices in `dtype`, norms and routers in float32.
+    """The head's tensors: norms and routers in float32, matrices as they are stored.
+
+    Matrices are views of the mapped files. Where a model directory has wider numbers than `dtype` they are
+    copied, rounded to it.
 
     MTP layers that the configuration announces are left out if the files lack all of them: there are
     checkpoints of the trunk alone.
@@ -65,7 +81,7 @@ def load_head_weights(
         mtp_layers = ()
     total = len(trunk) + len(mtp_layers)
 
-    embedding = reader.matrix(("model.embed_tokens.weight",), config.vocab_size, config.hidden_size)
+    embedding = reader.stored(("model.embed_tokens.weight",), config.vocab_size, config.hidden_size)
     layers = []
     for layer in trunk:
         layers.append(reader.layer(layer))
@@ -74,22 +90,26 @@ def load_head_weights(
     reader.refuse_unread()
     norm = reader.norm(("model.norm.weight",), config.hidden_size)
     if config.tie_word_embeddings:
-        lm_head = embedding
-        if checkpoint.has("lm_head.weight") and not torch.equal(
-            reader.matrix(("lm_head.weight",), config.vocab_size, config.hidden_size), embedding
+        lm_head = Matrices.of(reader.kept(embedding))
+        if checkpoint.has("lm_head.weight") and not _equal(
+            reader.stored(("lm_head.weight",), config.vocab_size, config.hidden_size), embedding
         ):
             raise CheckpointError(
                 f"{checkpoint.path}: config.json says tie_word_embeddings is true, but lm_head.weight "
                 "differs from model.embed_tokens.weight: correct the flag"
             )
     else:
-        lm_head = reader.matrix(("lm_head.weight",), config.vocab_size, config.hidden_size)
+        lm_head = Matrices.of(reader.matrix(("lm_head.weight",), config.vocab_size, config.hidden_size))
     mtp = []
     for layer in mtp_layers:
         mtp.append(reader.mtp(layer))
         if on_progress is not None:
             on_progress(len(layers) + len(mtp), total)
-    return HeadWeights(embedding, tuple(layers), norm, lm_head, tuple(mtp))
+    return HeadWeights(embedding, tuple(layers), norm, lm_head, tuple(mtp), tuple(reader.matrices))
+
+
+def _equal(one: StoredMatrix, other: StoredMatrix) -> bool:
+    return one.form == other.form and torch.equal(one.data, other.data)
 
 
 def check_drafts(checkpoint: Checkpoint, config: Step35Config, num_drafts: int) -> None:
@@ -144,9 +164,39 @@ class _Reader:
         self._checkpoint = checkpoint
         self._config = config
         self._dtype = dtype
+        self._dtype_name = str(dtype).removeprefix("torch.")
+        self._forms = kept_forms(checkpoint, config, self._dtype_name)
         self._read: set[str] = set()
+        self.matrices: list[Matrix] = []
 
-    def tensor(self, names: tuple[str, ...], dtype: torch.dtype, *shape: int) -> Tensor:
+    def tensor(self, names: tuple[str, ...], *shape: int) -> Tensor:
+        """A float32 copy."""
+        name = self._found(names, shape)
+        tensor = self._checkpoint.tensor(name, torch.float32)
+        self._check_shape(name, tuple(tensor.shape), shape)
+        return tensor
+
+    def stored(self, names: tuple[str, ...], *shape: int) -> StoredMatrix:
+        """A matrix as it is in the files."""
+        name = self._found(names, shape)
+        stored = self._checkpoint.matrix(name)
+        self._check_shape(name, (stored.rows, stored.columns), shape)
+        return stored
+
+    def kept(self, stored: StoredMatrix) -> Matrix:
+        """What a run computes with: a view of the file, or a copy where a directory has wider numbers."""
+        wider = stored.form in (FLOAT32, FLOAT16) and self._dtype is torch.bfloat16
+        if wider and self._checkpoint.path.is_dir():
+            matrix = Matrix.of(stored.data.to(self._dtype))
+        else:
+            matrix = Matrix(stored.form, stored.rows, stored.columns, stored.data, stored.scales)
+        self.matrices.append(matrix)
+        return matrix
+
+    def matrix(self, names: tuple[str, ...], *shape: int) -> Matrix:
+        return self.kept(self.stored(names, *shape))
+
+    def _found(self, names: tuple[str, ...], shape: tuple[int, ...]) -> str:
         name = next((name for name in names if self._checkpoint.has(name)), None)
         if name is None:
             raise CheckpointError(
@@ -154,14 +204,14 @@ class _Reader:
                 f"{list(shape)}: check that all of the model's files were downloaded"
             )
         self._read.add(name)
-        tensor = self._checkpoint.tensor(name, dtype)
-        if tuple(tensor.shape) != shape:
+        return name
+
+    def _check_shape(self, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+        if found != expected:
             raise CheckpointError(
-                f"{self._checkpoint.path}: tensor {self._checkpoint.stored[name]} has shape "
-                f"{list(tensor.shape)}, expected {list(shape)}: the configuration and the weights belong to "
-                "different models"
+                f"{self._checkpoint.path}: tensor {self._checkpoint.stored[name]} has shape {list(found)}, "
+                f"expected {list(expected)}: the configuration and the weights belong to different models"
             )
-        return tensor
 
     def refuse_unread(self) -> None:
         """Refuse a tensor of the trunk's layers that was not read: the model computes something more.
@@ -200,11 +250,8 @@ class _Reader:
             )
         return there if announced is None else announced
 
-    def matrix(self, names: tuple[str, ...], *shape: int) -> Tensor:
-        return self.tensor(names, self._dtype, *shape)
-
     def norm(self, names: tuple[str, ...], size: int) -> NormWeights:
-        weight = self.tensor(names, torch.float32, size)
+        weight = self.tensor(names, size)
         return NormWeights(weight, self._config.rms_norm_eps, self._config.zero_centered)
 
     def layer(self, layer: LayerConfig) -> LayerWeights:
@@ -230,14 +277,14 @@ class _Reader:
         has_gate = self.present("use_head_wise_attn_gate", f"{name}.g_proj.weight")
         if has_gate:
             parts.append(self.matrix((f"{name}.g_proj.weight",), heads, hidden))
-        q_norm = self.tensor((f"{name}.q_norm.weight",), torch.float32, head_dim)
-        k_norm = self.tensor((f"{name}.k_norm.weight",), torch.float32, head_dim)
+        q_norm = self.tensor((f"{name}.q_norm.weight",), head_dim)
+        k_norm = self.tensor((f"{name}.k_norm.weight",), head_dim)
         qk_norm = torch.cat([q_norm.expand(heads, head_dim), k_norm.expand(kv_heads, head_dim)])
         return AttentionWeights(
-            qkv_gate=torch.cat(parts),
+            qkv_gate=Matrices.of(*parts),
             qk_norm=qk_norm + 1.0 if config.zero_centered else qk_norm,
             ones=torch.ones(head_dim),
-            output=self.matrix((f"{name}.o_proj.weight",), hidden, heads * head_dim),
+            output=Matrices.of(self.matrix((f"{name}.o_proj.weight",), hidden, heads * head_dim)),
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=head_dim,
@@ -267,15 +314,17 @@ class _Reader:
         experts = config.moe_num_experts
         bias = None
         if self.present("use_moe_router_bias", f"{name}.moe.router_bias"):
-            bias = self.tensor((f"{name}.moe.router_bias",), torch.float32, experts)
+            bias = self.tensor((f"{name}.moe.router_bias",), experts)
+        router = Matrix.of(self.tensor((f"{name}.moe.gate.weight",), experts, config.hidden_size))
+        self.matrices.append(router)
         return MoeWeights(
-            router=self.tensor((f"{name}.moe.gate.weight",), torch.float32, experts, config.hidden_size),
+            router=Matrices.of(router),
             router_bias=bias,
             shared=self.ffn(f"{name}.share_expert", config.share_expert_dim, layer.swiglu_limit_shared),
             top_k=config.moe_top_k,
             normalise=config.norm_expert_weight,
             scaling_factor=config.moe_router_scaling_factor,
-            input_dtype=self._dtype,
+            rows_in_bfloat16=wire_form(self._forms[layer.index], self._dtype_name) == BFLOAT16_ROWS,
         )
 
     def mtp(self, layer: LayerConfig) -> MtpWeights:
@@ -291,8 +340,8 @@ class _Reader:
         return MtpWeights(
             embedding_norm=self.norm((f"{name}.enorm.weight",), hidden),
             hidden_norm=self.norm((f"{name}.hnorm.weight",), hidden),
-            eh_proj=self.matrix((f"{name}.eh_proj.weight",), hidden, 2 * hidden),
+            eh_proj=Matrices.of(self.matrix((f"{name}.eh_proj.weight",), hidden, 2 * hidden)),
             layer=self.layer(layer),
             head_norm=self.norm(head_norms, hidden),
-            head=self.matrix(heads, vocab, hidden),
+            head=Matrices.of(self.matrix(heads, vocab, hidden)),
         )

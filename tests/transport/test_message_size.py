@@ -9,6 +9,7 @@ from placement.message_size import MAX_MESSAGE_ROWS, message_size
 from placement.model_shape import STEP_3_5_FLASH
 from transport.expert_rows import ExpertRows
 from transport.messages import ForwardReply, ForwardRequest, WireLimits
+from transport.rounded_hidden import RoundedHidden, RoundedPart
 from transport.wire import encode
 
 HIDDEN, TOP_K = STEP_3_5_FLASH.hidden_size, STEP_3_5_FLASH.top_k
@@ -18,9 +19,14 @@ def num_bytes(message: ForwardRequest | ForwardReply) -> int:
     return sum(memoryview(frame).nbytes for frame in encode(message))
 
 
-def request(num_rows: int, dtype: type[np.float32] | type[np.uint16]) -> ForwardRequest:
+def rounded(num_rows: int) -> RoundedHidden:
+    q, scales = np.zeros((num_rows, HIDDEN), np.int8), np.zeros((num_rows, HIDDEN // 256), np.float32)
+    return RoundedHidden((RoundedPart(256, q, scales),))
+
+
+def request(num_rows: int, dtype: type[np.float32] | type[np.uint16] | type[np.int8]) -> ForwardRequest:
     rows = ExpertRows(
-        np.zeros((num_rows, HIDDEN), dtype),
+        rounded(num_rows) if dtype is np.int8 else np.zeros((num_rows, HIDDEN), dtype),
         np.zeros((num_rows, TOP_K), np.int32),
         np.zeros((num_rows, TOP_K), np.float32),
         np.zeros(num_rows, np.int32),
@@ -32,9 +38,9 @@ def reply(num_rows: int) -> ForwardReply:
     return ForwardReply(1, np.zeros((num_rows, HIDDEN), np.int32), np.zeros(num_rows, np.bool_), 0.0)
 
 
-@pytest.mark.parametrize(("dtype", "bytes_per_activation"), [(np.float32, 4), (np.uint16, 2)])
+@pytest.mark.parametrize(("dtype", "bytes_per_activation"), [(np.float32, 4), (np.uint16, 2), (np.int8, 1)])
 def test_a_row_adds_what_the_cost_model_says_to_a_request_and_its_reply(
-    dtype: type[np.float32] | type[np.uint16], bytes_per_activation: int
+    dtype: type[np.float32] | type[np.uint16] | type[np.int8], bytes_per_activation: int
 ) -> None:
     size = message_size(STEP_3_5_FLASH, bytes_per_activation)
     # Two sizes whose headers write their numbers alike.

@@ -28,13 +28,14 @@ from transport.messages import (
     WireError,
     WireLimits,
 )
+from transport.rounded_hidden import RoundedHidden, RoundedPart
 from transport.wire import VERSION, decode_reply, decode_request, encode
 
 LIMITS = WireLimits(
     epoch=7,
     fingerprint="0123456789abcdef",
     moe_layers=frozenset({2, 3, 5}),
-    hidden_size=12,
+    hidden_size=256,
     num_experts=9,
     top_k=3,
     max_rows=6,
@@ -44,17 +45,40 @@ texts = st.text(max_size=60)
 numbers = st.integers(0, 2**64 - 1)
 
 
+def rounded(rng: np.random.Generator, num_rows: int, blocks: tuple[int, ...]) -> RoundedHidden:
+    width = LIMITS.hidden_size
+    return RoundedHidden(
+        tuple(
+            RoundedPart(
+                block,
+                rng.integers(-127, 128, (num_rows, width), dtype=np.int8),
+                rng.random((num_rows, width // block), dtype=np.float32),
+            )
+            for block in blocks
+        )
+    )
+
+
 @st.composite
 def forward_requests(draw: st.DrawFn) -> ForwardRequest:
     num_rows = draw(st.integers(1, LIMITS.max_rows))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     floats = rng.standard_normal((num_rows, LIMITS.hidden_size), dtype=np.float32)
+    hidden = draw(
+        st.sampled_from(
+            [
+                floats,
+                floats.view(np.uint16)[:, ::2].copy(),
+                *(rounded(rng, num_rows, blocks) for blocks in ((32,), (256,), (32, 256))),
+            ]
+        )
+    )
     return ForwardRequest(
         request_id=draw(request_ids),
         epoch=LIMITS.epoch,
         layer=draw(st.sampled_from(sorted(LIMITS.moe_layers))),
         rows=ExpertRows(
-            hidden=floats if draw(st.booleans()) else floats.view(np.uint16)[:, ::2].copy(),
+            hidden=hidden,
             expert_ids=rng.integers(-1, LIMITS.num_experts, (num_rows, LIMITS.top_k), dtype=np.int32),
             weights=rng.random((num_rows, LIMITS.top_k), dtype=np.float32),
             scale_exponents=rng.integers(-126, 127, num_rows, dtype=np.int32),
@@ -123,6 +147,9 @@ def same(left: Any, right: Any) -> bool:
                 return False
         elif isinstance(a, ExpertRows):
             if not same(a, b):
+                return False
+        elif isinstance(a, RoundedHidden):
+            if not all(map(same, a.parts, b.parts)) or len(a.parts) != len(b.parts):
                 return False
         elif a != b:
             return False
@@ -312,3 +339,31 @@ def test_no_message_within_the_limits_exceeds_the_frame_sizes_they_give(num_rows
 def test_the_version_is_the_first_thing_in_every_message() -> None:
     for message in (Hello(1), Ping(1), example_request(), Pong(1, 2), ErrorReply(1, ErrorCode.BUSY, "")):
         assert msgpack.unpackb(as_bytes(message)[0])[:1] == [VERSION]
+
+
+def test_a_rounded_value_below_the_range_is_refused() -> None:
+    hidden = rounded(np.random.default_rng(0), 2, (32,))
+    hidden.parts[0].q[1, 7] = -128
+    frames = as_bytes(example_request(hidden=hidden))
+    assert code_of(decode_request, frames) == ErrorCode.BAD_SHAPE
+
+
+def test_rounded_rows_of_another_size_are_refused() -> None:
+    header, tensor = as_bytes(example_request(hidden=rounded(np.random.default_rng(0), 2, (32, 256))))
+    for wrong in (tensor[:-4], tensor + b"\0" * 4, b""):
+        assert code_of(decode_request, [header, wrong]) == ErrorCode.BAD_SHAPE
+    narrow = replace(LIMITS, hidden_size=48)
+    rows = example_request(hidden=np.ones((2, 48), np.float32))
+    changed = with_header(rows, lambda fields: fields.__setitem__(8, "int8/256"))
+    with pytest.raises(WireError, match="do not fit a hidden size of 48"):
+        decode_request(changed, narrow)
+
+
+def test_rounded_scales_at_an_odd_address_are_aligned_for_the_kernels() -> None:
+    hidden = rounded(np.random.default_rng(0), 3, (256,))
+    header, tensor = as_bytes(example_request(3, hidden=hidden))
+    decoded = decode_request([header, memoryview(b"x" + tensor)[1:]], LIMITS)
+    assert isinstance(decoded, ForwardRequest)
+    assert isinstance(decoded.rows.hidden, RoundedHidden)
+    assert decoded.rows.hidden.parts[0].scales.flags.aligned
+    assert same(decoded.rows.hidden.parts[0], hidden.parts[0])

@@ -55,8 +55,6 @@ class SmallStore:
         }
 
     def forward(self, layer: int, rows: ExpertRows) -> PartialSum:
-        if rows.hidden.dtype == np.uint16:
-            rows = rows._replace(hidden=(rows.hidden.astype(np.uint32) << 16).view(np.float32))
         return PartialSum(*moe_partial_sum(self._layers[layer], rows))
 
 

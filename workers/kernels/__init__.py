@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from workers.kernels.expert_matrices import ExpertMatrices, ExpertWeights
 from workers.kernels.matrix import Matrices, Matrix
-from workers.kernels.moe import ExpertNotHeld, grid_to_float32, moe_partial_sum, row_exponents
+from workers.kernels.moe import ExpertNotHeld, grid_to_float32, moe_partial_sum, round_rows, row_exponents
 from workers.kernels.native import KernelsNotBuilt, instruction_set, use_instruction_set
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "grid_to_float32",
     "instruction_set",
     "moe_partial_sum",
+    "round_rows",
     "row_exponents",
     "use_instruction_set",
 ]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from placement.errors import PotluckError
+from transport.rounded_hidden import RoundedHidden
 
 
 class KernelsNotBuilt(PotluckError, ImportError):
@@ -173,7 +174,7 @@ def is_bf16(*weights: Tensor) -> int:
     return 1 if dtype is torch.bfloat16 else 0
 
 
-def mismatch(name: str, **shapes: Tensor | NDArray[Any]) -> ValueError:
+def mismatch(name: str, **shapes: Tensor | NDArray[Any] | RoundedHidden) -> ValueError:
     return ValueError(
         f"{name}: shapes do not fit: " + ", ".join(f"{k} {list(v.shape)}" for k, v in shapes.items())
     )

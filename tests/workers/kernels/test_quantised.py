@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from orchestrator.kernels import linear
 from placement.weight_format import FORMATS, Q4_K, Q8_0, WeightFormat
-from tests.workers.quantised import dequantised, fma32, random_blocks, rounded
-from workers.kernels import Matrices, Matrix
+from tests.workers.quantised import dequantised, fma32, random_blocks, rounded, sized_blocks
+from transport.expert_rows import ExpertRows
+from workers.kernels import ExpertMatrices, ExpertWeights, Matrices, Matrix, moe_partial_sum, round_rows
 
 SameBits = Callable[[Callable[[], tuple[Any, ...]]], None]
 QUANTISED = [form for form in FORMATS.values() if form.rounding_block]
@@ -144,3 +145,29 @@ def test_tiny_and_huge_activations_round_as_documented(same_bits_everywhere: Sam
     assert np.array_equal(scales[1, :1], np.float32([2.0**-126]))
     assert (q[2, :2] == [127, -64]).all() or (q[2, :2] == [127, -63]).all()
     same_bits_everywhere(lambda: (linear(torch.from_numpy(x), Matrices.of(weight)),))
+
+
+@pytest.mark.parametrize(("gate", "up"), [("q4_k", "q4_k"), ("q8_0", "q4_0"), ("q4_k", "q8_0")])
+def test_rounded_rows_give_the_sums_of_the_rows_they_were_made_of(gate: str, up: str) -> None:
+    """What a worker gets over the wire, and what the head's own experts compute with."""
+    forms = FORMATS[gate], FORMATS[up], FORMATS["q5_k"]
+    shapes = ((256, 512), (256, 512), (512, 256))
+    matrices = (
+        ExpertMatrices(
+            form, *shape, [torch.from_numpy(sized_blocks(form, *shape, i, 0.05)) for i in range(4)]
+        )
+        for form, shape in zip(forms, shapes, strict=True)
+    )
+    experts = ExpertWeights(torch.arange(4, dtype=torch.int32), *matrices, limit=0.0, top_k=2)
+    ids = np.array([[0, 3], [2, -1], [1, 0]], np.int32)
+    rows = ExpertRows(
+        activations(3, 512, seed=7) / 64, ids, np.ones((3, 2), np.float32), np.full(3, -16, np.int32)
+    )
+    blocks = tuple(sorted({form.rounding_block for form in forms[:2]}))
+    sent = rows._replace(hidden=round_rows(rows.hidden, blocks))
+    values, saturated = moe_partial_sum(experts, sent)
+    assert not saturated.any()
+    assert np.array_equal(values, moe_partial_sum(experts, rows)[0])
+    other = (32,) if blocks != (32,) else (256,)
+    with pytest.raises(ValueError, match="rounded otherwise"):
+        moe_partial_sum(experts, rows._replace(hidden=round_rows(rows.hidden, other)))
