@@ -65,6 +65,9 @@ class OneTinyExpert:
         wide, tall = ExpertMatrices.of(row), ExpertMatrices.of(column)
         self._experts = ExpertWeights(slots, wide, wide, tall, 0.0, TOP_K)
 
+    def notices(self) -> tuple[str, ...]:
+        return ()
+
     def forward(self, layer: int, rows: ExpertRows) -> PartialSum:
         return PartialSum(*moe_partial_sum(self._experts, rows))
 

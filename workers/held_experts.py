@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,8 +71,6 @@ def slot_table(config: Step35Config, slots: Mapping[int, int]) -> Tensor:
 
 def partial_sum(weights: ExpertWeights, layer: int, rows: ExpertRows) -> PartialSum:
     """The sum of the rows' experts, all of them in `weights`; raises ExpertNotHeld, naming the layer."""
-    if rows.hidden.dtype == np.uint16:
-        rows = rows._replace(hidden=(rows.hidden.astype(np.uint32) << 16).view(np.float32))
     try:
         return PartialSum(*moe_partial_sum(weights, rows))
     except ExpertNotHeld as error:

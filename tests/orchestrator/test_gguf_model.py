@@ -19,7 +19,7 @@ from orchestrator.in_process import dispatcher_with_threads
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.weights import load_head_weights
-from orchestrator.session import open_session
+from orchestrator.session import load_local, open_session
 from orchestrator.tokenizer import Tokenizer
 from placement.errors import CheckpointError, PlanError
 from placement.plan_file import read_plan
@@ -143,7 +143,7 @@ def test_workers_hold_the_bytes_of_the_file(path: Path) -> None:
 
 @pytest.mark.parametrize("mtp", [0, 2])
 def test_generate_takes_a_file_and_the_tokenizer_beside_it(
-    potluck: Potluck, path: Path, model_dir: Path, plain: Step35Model, tmp_path: Path, mtp: int
+    potluck: Potluck, path: Path, model_dir: Path, tmp_path: Path, mtp: int
 ) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(model_dir / name, tmp_path / name)
@@ -152,7 +152,7 @@ def test_generate_takes_a_file_and_the_tokenizer_beside_it(
     made = document(potluck("generate", "--model", model, "--prompt", "hello", "--mtp", mtp, *SHORT))
     prompt = Tokenizer.load(model_dir).encode_prompt("hello")
     params = GenerationParams(max_tokens=4, mtp=mtp, ignore_eos=True)
-    expected, _ = generate_with_hidden(plain, prompt, params)
+    expected, _ = generate_with_hidden(load_local(path, torch.float32), prompt, params)
     assert made["token_ids"] == list(expected.token_ids)
     assert made["text"]
 
