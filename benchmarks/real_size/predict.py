@@ -1,0 +1,187 @@
+"""Passes predicted by the cost model, from probes of the machine and of a model too narrow to take long.
+
+No part of a measured run is used. What the runtime does between matrix products is measured on a *narrow*
+model: as many layers, rows as wide, the same layout of processes, but few heads and small experts. What its
+passes take beyond the cost model's matrices is software, and counts for the real model too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from benchmarks.random_gguf import FileShape
+from benchmarks.real_size.machine import Machine
+from benchmarks.real_size.measured import LayoutRun, Passes
+from benchmarks.real_size.run import DTYPE, MOST_ROWS
+from benchmarks.real_size.work import FileWork
+from orchestrator.cli.even_plan import even_plan
+from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, MachineSpec, NodeSpec, Overheads
+from placement.message_size import message_size
+from placement.model_shape import ModelShape
+from placement.plan import Plan
+from placement.replay.recorded_run import replay_decode, replay_prefill
+from placement.replay.system import System
+from placement.workload import Workload
+from workers.formats.open_model import kept_forms, model_name, open_model
+
+NODE = "this-machine"
+_ROOM_BYTES = 10**12
+_LEAST_ROW_S = 1e-9
+
+
+def narrow(shape: FileShape) -> FileShape:
+    """The same layers and rows as wide, of a hundredth of the bytes."""
+    return replace(
+        shape,
+        vocab=4096,
+        heads=16,
+        sliding_heads=16,
+        dense_width=256,
+        expert_width=256,
+        shared_width=256,
+        experts=32,
+        mtp_layers=0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A model's plan over so many workers, and what its cluster file says so far."""
+
+    plan: Plan
+    work: FileWork
+    cluster: ClusterSpec
+
+    @classmethod
+    def of(cls, model: Path, num_workers: int, alone: Machine, each: Machine) -> Layout:
+        """
+        Args:
+            alone: this machine as one process uses it.
+            each: as each of several processes does, with its share of the threads.
+        """
+        config, checkpoint = open_model(model)
+        shape = config.shape(model_name(model))
+        plan = even_plan(shape, num_workers, DTYPE, forms=kept_forms(checkpoint, config, DTYPE))
+        machine = each if num_workers else alone
+        devices = [_device("head", machine)]
+        devices += [_device(tier.name, machine) for tier in plan.tiers if num_workers]
+        names = [f"{NODE}-{tier.name}" for tier in plan.tiers] if num_workers else ["head"]
+        tiers = tuple(
+            replace(tier, name=name, worker=name, node=NODE)
+            for tier, name in zip(plan.tiers, names, strict=True)
+        )
+        link = LinkSpec(0.0, 1e18) if num_workers else None
+        shared = MachineSpec(NODE, (NODE,), float(alone.threads), alone.read_bytes_per_s)
+        nodes = (NodeSpec(NODE, None, tuple(devices), link),)
+        return cls(
+            replace(plan, tiers=tiers), FileWork.of(model, _trunk(shape)), ClusterSpec(NODE, nodes, (shared,))
+        )
+
+    def with_overheads(self, overheads: Overheads, link: LinkSpec | None) -> Layout:
+        node = self.cluster.nodes[0]
+        devices = (replace(node.devices[0], overheads=overheads), *node.devices[1:])
+        own = replace(node, devices=devices, link=link if node.link else None)
+        return replace(self, cluster=replace(self.cluster, nodes=(own,)))
+
+    def pass_s(self, passes: Passes) -> float:
+        """Mean seconds of recorded decode passes."""
+        texts = -(-passes.rows // MOST_ROWS)
+        # A pass of several texts has as many rows; only their few keys are counted as one text's.
+        workload = replace(self._workload(), context=passes.context, drafts=passes.rows - 1)
+        system = System.build(self.plan, self.cluster, self.work.shape, workload)
+        report = replay_decode(system, passes.chosen(), len(passes.routing) * texts)
+        return report.duration_s / len(passes.routing)
+
+    def prefill_s(self, run: LayoutRun) -> float:
+        """Seconds of the recorded prompt, which was read in one pass."""
+        system = System.build(self.plan, self.cluster, self.work.shape, self._workload())
+        return replay_prefill(system, [np.array(run.prefill_routing, np.int64)]).duration_s
+
+    def _workload(self) -> Workload:
+        return Workload(
+            head_bits_per_weight=self.work.head_bits,
+            head_forms=self.work.head_forms(),
+            bytes_per_kv_value=2,
+            bytes_per_activation=2,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Software:
+    """What the runtime takes besides matrices: the head's overheads, and a message's way to a worker."""
+
+    overheads: Overheads
+    link: LinkSpec
+
+
+def software(
+    model: Path, one: LayoutRun, several: LayoutRun | None, alone: Machine, each: Machine, choice_s: float
+) -> Software:
+    """From runs of a narrow model.
+
+    Args:
+        one, several: its run in one process, and over workers.
+        choice_s: of a token from as many logits as the real model has.
+    """
+    plain = Layout.of(model, 0, alone, each)
+    shape = plain.work.shape
+    layers, moe_layers = shape.num_hidden_layers, shape.num_moe_layers
+    first, more = one.passes[0], _of_rows(one, MOST_ROWS)
+    pass_s = first.parts_s.get("other", 0.0)
+    layer_s = _above(first.median_s - pass_s - plain.pass_s(first)) / layers
+    prompt_s = _above(min(one.prefill_s) - pass_s - layers * layer_s - plain.prefill_s(one))
+    row_s = prompt_s / layers / one.prefill_tokens
+    batch_s = (more.median_s - pass_s - plain.pass_s(more)) / layers - layer_s - more.rows * row_s
+    overheads = Overheads(
+        layer_s=layer_s, batch_s=max(batch_s, -layer_s), row_s=row_s, pass_s=pass_s + choice_s
+    )
+    if several is None:
+        return Software(overheads, LinkSpec(0.0, 1e18))
+    without_choice = replace(overheads, pass_s=pass_s)
+    apart = Layout.of(model, several.num_workers, alone, each).with_overheads(
+        without_choice, LinkSpec(0.0, 1e18)
+    )
+    size = message_size(shape, 2)
+    row_bytes = size.request_bytes_per_row + size.reply_bytes_per_row
+    few_s = _above(several.passes[0].median_s - apart.pass_s(several.passes[0])) / moe_layers
+    many_s = _above(min(several.prefill_s) - apart.prefill_s(several)) / moe_layers
+    row_s = max(_LEAST_ROW_S, (many_s - few_s) / (several.prefill_tokens - 1))
+    return Software(overheads, LinkSpec(max(0.0, few_s - row_s), row_bytes / row_s))
+
+
+def mean_error(predicted: Sequence[float], measured: Sequence[float]) -> float:
+    """Mean size of the relative errors."""
+    return fmean(abs(p / m - 1) for p, m in zip(predicted, measured, strict=True))
+
+
+def _trunk(shape: ModelShape) -> ModelShape:
+    """Without MTP layers: drafts are chosen by lot here."""
+    return replace(shape, attention=shape.attention[: shape.num_hidden_layers], num_mtp_layers=0)
+
+
+def _of_rows(run: LayoutRun, rows: int) -> Passes:
+    return next(passes for passes in run.passes if passes.rows == rows)
+
+
+def _above(seconds: float) -> float:
+    return max(0.0, seconds)
+
+
+def _device(name: str, machine: Machine) -> DeviceSpec:
+    prompt = max(rates.flops_per_s[-1] for rates in machine.from_memory)
+    return DeviceSpec(
+        name,
+        "ram",
+        "cpu",
+        _ROOM_BYTES,
+        0,
+        bandwidth_bytes_per_s=machine.read_bytes_per_s,
+        ffn_flops_per_s=prompt,
+        cores=float(machine.threads),
+        kernels=machine.from_memory,
+    )

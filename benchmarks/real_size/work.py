@@ -1,0 +1,142 @@
+"""What passes must read and multiply, from a file's own tensors: the two terms of the roofline."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.errors import CheckpointError
+from placement.files.gguf_file import GgufFile
+from placement.given.kernel_rates import KernelRates
+from placement.model_shape import ModelShape
+from placement.weight_format import WeightFormat
+from placement.workload import HeadForms, HeadPart
+from workers.formats.gguf.types import READABLE
+
+_KV_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class HeadMatrix:
+    """One matrix that every pass of the trunk reads."""
+
+    part: HeadPart
+    form: WeightFormat
+    parameters: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.parameters // self.form.block_weights * self.form.block_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertMatrix:
+    """One of the three matrices of each expert of a layer. `parameters`: of one expert."""
+
+    form: WeightFormat
+    parameters: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.parameters // self.form.block_weights * self.form.block_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FileWork:
+    """A file's matrices. `experts`: of each MoE layer, in order."""
+
+    head: tuple[HeadMatrix, ...]
+    experts: tuple[tuple[ExpertMatrix, ...], ...]
+    shape: ModelShape
+
+    @classmethod
+    def of(cls, path: Path, shape: ModelShape) -> FileWork:
+        """From the header alone; the embedding's one row and the MTP layers are left out."""
+        head: list[HeadMatrix] = []
+        experts: dict[int, list[ExpertMatrix]] = {layer: [] for layer in shape.moe_layers}
+        for name, tensor in GgufFile.open(path, CheckpointError).tensors.items():
+            form = READABLE[tensor.type]
+            block, _, kind = (
+                name.partition(".")[2].partition(".") if name.startswith("blk.") else ("", "", name)
+            )
+            if kind.startswith("token_embd") or len(tensor.shape) < 2:
+                continue
+            if block and int(block) >= shape.num_hidden_layers:
+                continue
+            if "_exps" in kind:
+                experts[int(block)].append(ExpertMatrix(form, prod(tensor.shape[1:])))
+            else:
+                head.append(HeadMatrix(_part(kind), form, prod(tensor.shape)))
+        return cls(tuple(head), tuple(tuple(experts[layer]) for layer in shape.moe_layers), shape)
+
+    @property
+    def head_bytes(self) -> int:
+        return sum(matrix.num_bytes for matrix in self.head)
+
+    @property
+    def head_bits(self) -> float:
+        """Of a weight of the head on average."""
+        return 8 * self.head_bytes / sum(matrix.parameters for matrix in self.head)
+
+    @property
+    def forms(self) -> set[WeightFormat]:
+        return {m.form for m in self.head} | {m.form for layer in self.experts for m in layer}
+
+    def head_forms(self) -> HeadForms:
+        """Each part in the form that most of its weights have."""
+        weights: dict[str, Counter[str]] = {}
+        for matrix in self.head:
+            weights.setdefault(matrix.part, Counter())[matrix.form.name] += matrix.parameters
+        return HeadForms(**{part: counts.most_common(1)[0][0] for part, counts in weights.items()})
+
+    def distinct_bytes(self, chosen: NDArray[np.int64], context: int) -> int:
+        """That a pass must read. `chosen`: [rows, moe_layers, top_k]; `context`: positions before it."""
+        num_bytes = self.head_bytes + _kv_bytes(self.shape, context)
+        for layer, matrices in enumerate(self.experts):
+            num_bytes += len(np.unique(chosen[:, layer])) * sum(matrix.num_bytes for matrix in matrices)
+        return num_bytes
+
+    def multiply_s(
+        self, chosen: NDArray[np.int64], rates: Mapping[str, KernelRates], *, logits_rows: int | None = None
+    ) -> float:
+        """Seconds of a pass's matrix products where all weights are in a cache.
+
+        Args:
+            rates: by form, measured so.
+            logits_rows: rows that are given logits; None: all.
+        """
+        rows = len(chosen)
+        seconds = 0.0
+        for matrix in self.head:
+            here = logits_rows if matrix.part == "output" and logits_rows is not None else rows
+            seconds += 2 * matrix.parameters * rates[matrix.form.name].row_flop_s(here)
+        for layer, matrices in enumerate(self.experts):
+            for rows_of_expert, times in Counter(
+                np.unique(chosen[:, layer], return_counts=True)[1].tolist()
+            ).items():
+                for expert in matrices:
+                    one = 2 * expert.parameters * rates[expert.form.name].row_flop_s(rows_of_expert)
+                    seconds += times * one
+        return seconds
+
+
+def by_form(rates: Iterable[KernelRates]) -> dict[str, KernelRates]:
+    return {rate.form: rate for rate in rates}
+
+
+def _part(kind: str) -> HeadPart:
+    if kind.startswith("attn"):
+        return "attention"
+    if kind.startswith("output"):
+        return "output"
+    return "router" if kind.startswith("ffn_gate_inp") else "ffn"
+
+
+def _kv_bytes(shape: ModelShape, context: int) -> int:
+    return shape.kv_cache_bytes(context, _KV_BYTES, with_mtp=False)
