@@ -6,26 +6,34 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from orchestrator.dispatch import Dispatcher, Usage
 from orchestrator.generate import GenerationParams, GenerationResult, OnTokens, generate
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.weights import check_drafts, load_head_weights
+from orchestrator.one_box import plan_here
 from orchestrator.report import RunReport, make_report
+from orchestrator.run_memory import Demand, check_run, head_needs
 from orchestrator.runnable import check_forms, check_runnable
 from orchestrator.timing import StepTimer
-from placement.holders import HolderTable
 from placement.message_size import MAX_MESSAGE_ROWS
-from placement.plan import LOCAL_WORKER, Plan, PlannedTier, planned_layers
+from placement.plan import Plan
+from placement.workload import DEFAULT_CONTEXT
 from transport.client import WorkerClient
 from workers.formats.checkpoint import Checkpoint
-from workers.formats.open_model import kept_forms, model_name, open_model
+from workers.formats.contents import model_contents
+from workers.formats.open_model import model_name, open_model
+from workers.memory.free import free_memory
 from workers.memory.mapped import Range, bring_in, joined
 from workers.model_config import Step35Config
 from workers.pool import load_head_tiers
+from workers.tiers import ExpertTier
+
+if TYPE_CHECKING:
+    from orchestrator.cluster import RunningWorkers
 
 
 @dataclass(slots=True)
@@ -35,6 +43,8 @@ class Session:
     head: Step35Model
     dispatcher: Dispatcher
     plan: Plan
+    local: ExpertTier | None
+    workers: RunningWorkers | None = None
     _results: list[GenerationResult] = field(default_factory=list)
     _decode: list[Usage] = field(default_factory=list)
 
@@ -55,6 +65,14 @@ class Session:
         self._decode.append(self.dispatcher.usage.since(before[0]))
         return result
 
+    def notices(self) -> list[str]:
+        """What the user should know of the experts' memory, here and on workers; see `ExpertTier.notices`."""
+        found = list(self.local.notices()) if self.local is not None else []
+        for name, health in (self.workers.health() if self.workers is not None else {}).items():
+            if health is not None:
+                found += [f"worker {name}: {notice}" for notice in health.notices]
+        return found
+
     def report(self) -> RunReport:
         """Figures of all generations so far."""
         return make_report(self._results, self.plan, self.dispatcher.usage, self._decode)
@@ -68,6 +86,7 @@ def open_session(
     ray_address: str | None = None,
     addresses: Mapping[str, str] | None = None,
     num_drafts: int = 0,
+    positions: int | None = None,
 ) -> Iterator[Session]:
     """Start the plan's workers and load the head meanwhile; stop them on the way out, whatever happens.
 
@@ -77,9 +96,11 @@ def open_session(
         ray_address: of a running Ray cluster; None starts Ray on this machine for as long as the session.
         addresses: of the plan's nodes, where Ray does not know them by name.
         num_drafts: that a step will ask for at most.
+        positions: of the longest text; memory for so many must be free. A usual context where left out.
 
     Raises:
-        PlanError: the plan is for another model, does not fit, or says what this release cannot run.
+        PlanError: the plan is for another model, or says what this release cannot run.
+        PlanDoesNotFit: it takes more than its devices' budgets, or than this machine has free.
         CheckpointError: the checkpoint is damaged.
         InputError: the checkpoint cannot give so many drafts.
         WorkerStartError: a worker did not start.
@@ -91,6 +112,9 @@ def open_session(
     check_runnable(plan)
     check_forms(plan, checkpoint, config)
     check_drafts(checkpoint, config, num_drafts)
+    demand = Demand(positions or min(DEFAULT_CONTEXT, shape.max_positions), num_drafts=num_drafts)
+    head = head_needs(model_contents(model_dir), shape, plan.dtype, demand, in_directory=model_dir.is_dir())
+    check_run(plan, head, checkpoint, config, free_memory(), workers_here=ray_address is None)
     num_workers = len(plan.asked_workers)
     if not num_workers:
         yield _load(checkpoint, config, plan)
@@ -103,34 +127,23 @@ def open_session(
         if ray_address is None:
             stack.enter_context(_share_of_cores(1 + num_workers))
         running = cluster.start_workers(plan, shape, model_dir, addresses=addresses)
-        yield _load(checkpoint, config, plan, running.connect)
+        session = _load(checkpoint, config, plan, running.connect)
+        session.workers = running
+        yield session
 
 
 def load_local(model: Path, dtype: torch.dtype) -> Step35Model:
-    """Head and all experts in this process.
+    """Head and all experts in this process, the experts on disk where they do not fit its memory.
 
     Raises:
+        PlanDoesNotFit: not even the head fits.
         CheckpointError: the directory or GGUF file is no model of this architecture, or is damaged.
     """
     config, checkpoint = open_model(model)
-    plan = one_box_plan(checkpoint, config, str(dtype).removeprefix("torch."))
+    demand = Demand(min(DEFAULT_CONTEXT, config.shape("").max_positions))
+    name = str(dtype).removeprefix("torch.")
+    plan = plan_here(model_contents(model), checkpoint, config, name, demand, free_memory()).plan
     return _load(checkpoint, config, plan).head
-
-
-def one_box_plan(checkpoint: Checkpoint, config: Step35Config, dtype: str) -> Plan:
-    """All experts in the head's own process."""
-    shape = config.shape(model_name(checkpoint.path))
-    layers = planned_layers(shape, kept_forms(checkpoint, config, dtype))
-    budget_bytes = shape.num_experts * sum(layer.expert_bytes for layer in layers)
-    return Plan(
-        shape.name,
-        shape.fingerprint,
-        layers,
-        dtype,
-        (PlannedTier(LOCAL_WORKER, "this-machine", "cpu", "ram", budget_bytes),),
-        HolderTable.from_single(np.zeros((shape.num_moe_layers, shape.num_experts), np.int16)),
-        policy="one box",
-    )
 
 
 def _load(
@@ -147,7 +160,7 @@ def _load(
     # Before the first token, and in the order of the file, not of the first pass's page faults.
     bring_in(joined(Range(matrix.data.data_ptr(), matrix.data.nbytes) for matrix in weights.matrices))
     dispatcher = Dispatcher(plan, local, connect(), max_rows=MAX_MESSAGE_ROWS, timer=timer)
-    return Session(Step35Model(config, weights, dtype, dispatcher, timer), dispatcher, plan)
+    return Session(Step35Model(config, weights, dtype, dispatcher, timer), dispatcher, plan, local)
 
 
 @contextmanager

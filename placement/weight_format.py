@@ -52,6 +52,13 @@ class WeightFormat:
         """Whether weights stored so can be kept as `wanted`: as they are, or unquantised ones converted."""
         return self == wanted or (self in _PLAIN and wanted in (FLOAT32, BFLOAT16))
 
+    def kept_as(self, wanted: WeightFormat) -> WeightFormat:
+        """What memory holds of weights stored so where a run wants `wanted`.
+
+        The kernels widen bfloat16 and float16 exactly, so a run in float32 needs no copy of them.
+        """
+        return self if wanted == FLOAT32 and self in (BFLOAT16, FLOAT16) else wanted
+
     def matrix_bytes(self, rows: int, columns: int) -> int:
         """Scales included."""
         num_bytes = rows * self.row_bytes(columns)
@@ -91,6 +98,12 @@ class ExpertFormat:
     def gives(self, wanted: ExpertFormat) -> bool:
         """Whether experts stored so can be kept as `wanted`, each matrix by itself."""
         return self.gate.gives(wanted.gate) and self.up.gives(wanted.up) and self.down.gives(wanted.down)
+
+    def kept_as(self, wanted: ExpertFormat) -> ExpertFormat:
+        """Of each matrix, see `WeightFormat.kept_as`."""
+        return ExpertFormat(
+            self.gate.kept_as(wanted.gate), self.up.kept_as(wanted.up), self.down.kept_as(wanted.down)
+        )
 
     @property
     def name(self) -> str:

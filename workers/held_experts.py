@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from placement.errors import CheckpointError, PlanError
-from placement.weight_format import BFLOAT16, FLOAT16, FLOAT32, ExpertFormat, WeightFormat
+from placement.weight_format import ExpertFormat, WeightFormat
 from transport.expert_rows import ExpertRows
 from workers.fixed_point import PartialSum
-from workers.formats.checkpoint import Expert, StoredMatrix
+from workers.formats.checkpoint import Checkpoint, Expert, StoredMatrix
 from workers.kernels import ExpertNotHeld, ExpertWeights, moe_partial_sum
 from workers.model_config import Step35Config
 
@@ -31,8 +31,6 @@ def check_experts(config: Step35Config, experts: Mapping[int, tuple[int, ...]]) 
 
 def kept_format(experts: Sequence[Expert], wanted: ExpertFormat, path: Path) -> ExpertFormat:
     """What a layer's experts are kept in: as they are stored, if that gives the bits of the wanted forms.
-
-    The kernels widen bfloat16 and float16 exactly, so a run in float32 needs no copy of them.
 
     Args:
         experts: of one layer, at least one.
@@ -53,7 +51,23 @@ def _kept(part: StoredMatrix, wanted: WeightFormat, path: Path) -> WeightFormat:
             f"{path}: tensor {part.name} is stored as {part.form.name}, expected {wanted.name}: make the "
             "plan for this checkpoint, or use a checkpoint in that form"
         )
-    return part.form if wanted == FLOAT32 and part.form in (BFLOAT16, FLOAT16) else wanted
+    return part.form.kept_as(wanted)
+
+
+def held_expert_bytes(
+    checkpoint: Checkpoint, config: Step35Config, formats: Mapping[int, ExpertFormat]
+) -> dict[int, int]:
+    """What one expert of each layer takes in memory, as `kept_format` keeps it.
+
+    Raises:
+        CheckpointError: a layer's experts are missing.
+    """
+    return {
+        layer: checkpoint.expert_format(layer, config)
+        .kept_as(wanted)
+        .expert_bytes(config.hidden_size, config.moe_intermediate_size)
+        for layer, wanted in formats.items()
+    }
 
 
 def matrix_shapes(config: Step35Config) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:

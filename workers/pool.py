@@ -19,6 +19,8 @@ from transport.expert_rows import ExpertRows
 from workers.disk.tier import DiskTier
 from workers.fixed_point import PartialSum
 from workers.formats.checkpoint import Checkpoint
+from workers.held_experts import held_expert_bytes
+from workers.memory.budget import Need
 from workers.model_config import Step35Config
 from workers.store import ExpertStore
 from workers.tiers import ExpertTier, TierSpec, tiers_of, why_not_run
@@ -51,6 +53,27 @@ def load_tiers(
                 "plan for a memory that this machine has"
             ) from error
     return tiers[0] if len(tiers) == 1 else TieredExperts(tiers)
+
+
+def tier_needs(
+    specs: Sequence[TierSpec], checkpoint: Checkpoint, config: Step35Config, dtype: str
+) -> list[Need]:
+    """What a box's tiers will take in memory; arguments as of `load_tiers`.
+
+    Raises:
+        CheckpointError: a layer's experts are missing.
+    """
+    needs = []
+    for spec in specs:
+        forms = {layer: ExpertFormat.of_name(spec.forms.get(layer, dtype)) for layer in spec.experts}
+        each = held_expert_bytes(checkpoint, config, forms)
+        held_bytes = sum(len(ids) * each[layer] for layer, ids in spec.experts.items())
+        if spec.kind == "disk":
+            what = f"the cache of the {spec.num_experts:,} experts on {quote(spec.name)}"
+            needs.append(Need(what, min(spec.cache_bytes, held_bytes)))
+        else:
+            needs.append(Need(f"{spec.num_experts:,} experts on {quote(spec.name)}", held_bytes))
+    return needs
 
 
 def _load(

@@ -15,10 +15,15 @@ from placement.errors import WorkerStartError
 from placement.message_size import MAX_MESSAGE_ROWS
 from transport.keys import KeyPair, WorkerKeys
 from transport.messages import WireLimits
+from workers.memory.budget import Need, check_memory
+from workers.memory.free import free_memory
 from workers.tiers import TierSpec
 
 if TYPE_CHECKING:
     from workers.service import ExpertService, ServiceHealth
+
+# A request's row of hidden states, its sums, and what lies between in the kernels: some float32 each.
+REQUEST_BYTES_A_VALUE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,7 @@ class WorkerProcess:
 
         Raises:
             CheckpointError: the checkpoint is missing, damaged or of another architecture.
-            PlanError: the plan is for another model.
+            PlanError: the plan is for another model, or takes more memory than this machine has free.
             KeysRequired, WorkerStartError: the endpoint cannot be bound, or a tier cannot be held.
         """
         from workers.formats.open_model import load_config, open_model
@@ -92,11 +97,20 @@ class WorkerProcess:
         # Loading torch takes seconds: what can be refused without it is refused above.
         import torch
 
-        from workers.pool import load_tiers
+        from workers.pool import load_tiers, tier_needs
         from workers.service import ExpertService
 
         torch.set_num_threads(spec.num_threads)
         checkpoint = open_model(model_dir)[1]
+        check_memory(
+            [
+                *tier_needs(spec.tiers, checkpoint, config, spec.dtype),
+                Need("requests and answers", spec.max_rows * shape.hidden_size * REQUEST_BYTES_A_VALUE),
+            ],
+            free_memory(),
+            where=f"worker {spec.name}",
+            advice="plan fewer experts for this box, or put some on a disk of it (potluck plan)",
+        )
         experts = load_tiers(spec.tiers, checkpoint, config, spec.dtype)
         self._service = ExpertService(
             spec.name,

@@ -12,19 +12,25 @@ import typer
 from orchestrator.cli.even_plan import even_plan
 from orchestrator.cli.inputs import load_plan, model_folder, name_in_errors
 from orchestrator.cli.options import Json
-from orchestrator.cli.output import errors, print_json
+from orchestrator.cli.output import errors, print_json, print_note
 from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.generate import GenerationParams, GenerationResult
 from orchestrator.gguf_tokenizer import UnknownTokenizer
+from orchestrator.model.weights import check_drafts
+from orchestrator.one_box import default_dtype, plan_here
 from orchestrator.report import RunReport
+from orchestrator.run_memory import Demand
 from orchestrator.runnable import DtypeName, check_runnable
 from orchestrator.session import open_session
 from orchestrator.tokenizer import StreamDecoder, Tokenizer
 from placement.errors import InputError
 from placement.files.input_file import decode_text
 from placement.files.quote import quote
+from placement.plan import Plan
 from placement.units import size
+from workers.formats.contents import model_contents
 from workers.formats.open_model import kept_forms, load_config, model_name, open_model
+from workers.memory.free import free_memory
 
 # Far more text than any model's positions hold.
 MOST_PROMPT_BYTES = 16_000_000
@@ -46,7 +52,8 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Never choose an end token.")] = False,
     dtype: Annotated[
-        DtypeName | None, typer.Option(help="Weights, caches, wire; default float32, or the plan's.")
+        DtypeName | None,
+        typer.Option(help="Weights, caches, wire; default the plan's, or by the model's files."),
     ] = None,
     mtp: Annotated[int, typer.Option(min=0, help="Drafts a step, 0 to 3.")] = 0,
     workers: Annotated[
@@ -69,10 +76,9 @@ def generate(
     prompt_ids = _prompt_ids(prompt, token_ids, tokenizer, chat=chat, system=system)
     params = GenerationParams(max_tokens, temperature, seed, ignore_eos, mtp)
     shape = config.shape(model_name(model))
+    positions = min(len(prompt_ids) + max_tokens, shape.max_positions)
     if plan is None:
-        name = (dtype or DtypeName.float32).value
-        forms = kept_forms(open_model(model)[1], config, name)
-        made = even_plan(shape, workers or 0, name, forms=forms)
+        made = _plan_without_file(model, dtype, workers or 0, Demand(positions, num_drafts=mtp), silent=json)
     else:
         made = load_plan(plan, shape)
         with name_in_errors(plan):
@@ -81,15 +87,34 @@ def generate(
             raise InputError(
                 f"{plan} says where experts live, in {made.dtype}; leave out --workers and --dtype"
             )
-    with open_session(model, made, ray_address=ray_address, num_drafts=mtp) as session:
+    with open_session(model, made, ray_address=ray_address, num_drafts=mtp, positions=positions) as session:
         stream = Stream(tokenizer, silent=json)
         result = session.generate(prompt_ids, params, stream.push)
         text = stream.finish()
+        notices = session.notices()
     report = session.report()
+    for notice in notices:
+        print_note(notice)
     if json:
         print_json(document(result, report, text))
     else:
         errors.print(*run_tables(report), sep="\n")
+
+
+def _plan_without_file(
+    model: Path, dtype: DtypeName | None, num_workers: int, demand: Demand, *, silent: bool
+) -> Plan:
+    """All in this process, with a line that says what goes where; or over equal workers."""
+    config, checkpoint = open_model(model)
+    check_drafts(checkpoint, config, demand.num_drafts)
+    name = default_dtype(checkpoint, config) if dtype is None else dtype.value
+    if num_workers:
+        forms = kept_forms(checkpoint, config, name)
+        return even_plan(config.shape(model_name(model)), num_workers, name, forms=forms)
+    box = plan_here(model_contents(model), checkpoint, config, name, demand, free_memory())
+    if not silent:
+        print_note(box.reason)
+    return box.plan
 
 
 @dataclass(slots=True)

@@ -1,0 +1,116 @@
+"""A model in one process: what goes where, decided by what the machine has free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.run_memory import Demand, head_needs
+from placement.holders import HolderTable
+from placement.model_shape import ModelShape
+from placement.plan import LOCAL_WORKER, Plan, PlannedLayer, PlannedTier, planned_layers
+from placement.units import size
+from placement.weight_format import BFLOAT16, FLOAT16, FLOAT32
+from workers.formats.checkpoint import Checkpoint
+from workers.formats.contents import ModelContents
+from workers.formats.open_model import kept_forms, model_name
+from workers.held_experts import held_expert_bytes
+from workers.memory.budget import Need, check_memory
+from workers.memory.free import FreeMemory
+from workers.model_config import Step35Config
+from workers.tiers import LEAST_CACHED_EXPERTS
+
+DISK = f"{LOCAL_WORKER}-disk"
+
+
+@dataclass(frozen=True, slots=True)
+class OneBox:
+    """A plan for this process alone, and one line that says what went where and why."""
+
+    plan: Plan
+    reason: str
+
+
+def default_dtype(checkpoint: Checkpoint, config: Step35Config) -> str:
+    """What a run computes in where nobody says: bfloat16 if the experts are quantised, float32 if not.
+
+    Raises:
+        CheckpointError: a layer's experts are missing.
+    """
+    for layer in config.moe_layers:
+        stored = checkpoint.expert_format(layer, config)
+        if {stored.gate, stored.up, stored.down} & {FLOAT32, BFLOAT16, FLOAT16}:
+            return FLOAT32.name
+    return BFLOAT16.name
+
+
+def one_box_plan(checkpoint: Checkpoint, config: Step35Config, dtype: str, *, cache_bytes: int = 0) -> Plan:
+    """All experts in the head's own process: in memory, or on its disk with a cache of `cache_bytes`."""
+    shape = config.shape(model_name(checkpoint.path))
+    layers = planned_layers(shape, kept_forms(checkpoint, config, dtype))
+    all_bytes = shape.num_experts * sum(layer.expert_bytes for layer in layers)
+    memory = PlannedTier(LOCAL_WORKER, "this-machine", "cpu", "ram", cache_bytes or all_bytes)
+    disk = PlannedTier(DISK, "this-machine", "cpu", "disk", all_bytes, worker=LOCAL_WORKER)
+    return _plan(shape, layers, dtype, (memory, disk) if cache_bytes else (memory,))
+
+
+def _plan(
+    shape: ModelShape, layers: tuple[PlannedLayer, ...], dtype: str, tiers: tuple[PlannedTier, ...]
+) -> Plan:
+    """All experts on the last of the tiers."""
+    holders = np.full((shape.num_moe_layers, shape.num_experts), len(tiers) - 1, np.int16)
+    return Plan(
+        shape.name,
+        shape.fingerprint,
+        layers,
+        dtype,
+        tiers,
+        HolderTable.from_single(holders),
+        policy="one box",
+    )
+
+
+def plan_here(
+    contents: ModelContents,
+    checkpoint: Checkpoint,
+    config: Step35Config,
+    dtype: str,
+    demand: Demand,
+    free: FreeMemory,
+) -> OneBox:
+    """All in memory where that fits, else the experts on disk, with a cache as large as what is left.
+
+    No expert is tied to memory: the cache keeps those that are asked for most, and does better than a fixed
+    choice that knows nothing of the text (docs/memory.md).
+
+    Raises:
+        PlanDoesNotFit: not even the head and the smallest cache fit.
+    """
+    shape = config.shape(model_name(checkpoint.path))
+    head = head_needs(contents, shape, dtype, demand, in_directory=checkpoint.path.is_dir())
+    head_bytes = sum(need.num_bytes for need in head)
+    of_layer = held_expert_bytes(checkpoint, config, kept_forms(checkpoint, config, dtype))
+    expert_bytes = shape.num_experts * sum(of_layer.values())
+    experts = f"{shape.num_routed_experts:,} experts ({size(expert_bytes)})"
+    leaves = f"{free.told_by} leaves {size(free.usable_bytes)}"
+    room = free.usable_bytes - head_bytes
+    if expert_bytes <= room:
+        reason = (
+            f"{shape.name} is mapped into this process: the head ({size(head_bytes)}) and {experts} fit, "
+            f"{leaves}"
+        )
+        return OneBox(one_box_plan(checkpoint, config, dtype), reason)
+    least = LEAST_CACHED_EXPERTS * max(of_layer.values(), default=0)
+    check_memory(
+        [*head, Need("the smallest cache of experts", least)],
+        free,
+        where=shape.name,
+        advice="take a smaller context or a file in fewer bits, or share the model with other boxes "
+        "(potluck plan)",
+    )
+    reason = (
+        f"{shape.name} does not fit, {leaves}: the head ({size(head_bytes)}) is in memory, {experts} stay "
+        f"on disk, and a cache in memory holds {size(room)} of them, {100 * room / expert_bytes:.0f}%"
+    )
+    return OneBox(one_box_plan(checkpoint, config, dtype, cache_bytes=room), reason)

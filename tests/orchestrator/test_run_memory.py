@@ -1,0 +1,175 @@
+"""What a run takes is known before it starts, and what does not fit is refused or kept on the disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from benchmarks.random_gguf import SMALL, FileTypes, write_random_gguf
+from orchestrator.cli.even_plan import even_plan
+from orchestrator.one_box import DISK, OneBox, default_dtype, plan_here
+from orchestrator.run_memory import Demand, head_needs
+from orchestrator.session import open_session
+from placement.errors import PlanDoesNotFit
+from tests.orchestrator.command_line import Potluck
+from tests.tiny_checkpoint import write_random_checkpoint
+from workers.formats.contents import model_contents
+from workers.formats.open_model import kept_forms, open_model
+from workers.memory.free import LEAST_MARGIN_BYTES, FreeMemory
+from workers.process import WorkerProcess, WorkerSpec
+from workers.tiers import TierSpec
+
+IDS = ("--token-ids", "5,6,7", "--max-tokens", "4")
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "random.gguf"
+    return write_random_gguf(path, SMALL, FileTypes((("q4_k", "q4_k", "q5_k"),), "q4_k", "q6_k", "q4_k"))
+
+
+@pytest.fixture(scope="module")
+def bfloat16_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    return write_random_checkpoint(directory, seed=2, dtype=torch.bfloat16)
+
+
+def free_of(usable_bytes: int) -> FreeMemory:
+    return FreeMemory(usable_bytes + LEAST_MARGIN_BYTES, "this machine")
+
+
+def set_free(monkeypatch: pytest.MonkeyPatch, usable_bytes: int) -> None:
+    available = free_of(usable_bytes).num_bytes
+    memory = psutil.virtual_memory()._replace(available=available)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+
+
+def box(path: Path, usable_bytes: int, dtype: str = "bfloat16") -> OneBox:
+    config, checkpoint = open_model(path)
+    return plan_here(model_contents(path), checkpoint, config, dtype, Demand(100), free_of(usable_bytes))
+
+
+def needed(path: Path, dtype: str = "bfloat16") -> tuple[int, int]:
+    """Bytes of the head and of the experts."""
+    contents = model_contents(path)
+    shape = contents.config.shape("m")
+    head = head_needs(contents, shape, dtype, Demand(100), in_directory=path.is_dir())
+    experts = sum(t.num_bytes for t in contents.tensors if t.part == "routed experts")
+    return sum(need.num_bytes for need in head), experts
+
+
+@pytest.mark.parametrize("kind", ["gguf", "bfloat16_dir"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_fits_to_the_byte_is_in_memory_and_else_on_disk(
+    kind: str, dtype: str, request: pytest.FixtureRequest
+) -> None:
+    """Bfloat16 experts take no more in a float32 run."""
+    path = request.getfixturevalue(kind)
+    head, experts = needed(path, dtype)
+    fits = box(path, head + experts, dtype)
+    assert [tier.name for tier in fits.plan.tiers] == ["head"]
+    assert "fit, this machine leaves" in fits.reason
+    tight = box(path, head + experts - 1, dtype)
+    assert [(tier.name, tier.kind) for tier in tight.plan.tiers] == [("head", "ram"), (DISK, "disk")]
+    assert tight.plan.tiers[0].budget_bytes == experts - 1
+    assert tight.plan.experts_per_tier().tolist() == [0, tight.plan.holder_table.table[:, :, 0].size]
+    assert "on disk, and a cache in memory holds" in tight.reason
+
+
+def test_a_head_that_does_not_fit_is_refused_with_what_is_missing(gguf: Path) -> None:
+    head, _ = needed(gguf)
+    with pytest.raises(PlanDoesNotFit) as caught:
+        box(gguf, head - 1000)
+    message = str(caught.value)
+    assert message.startswith("random: ")
+    assert "of memory are missing" in message
+    assert "for the head's weights" in message
+    assert "for a KV cache of 100 positions" in message
+    assert "take a smaller context or a file in fewer bits" in message
+
+
+def test_a_longer_context_and_drafts_take_more(gguf: Path) -> None:
+    contents = model_contents(gguf)
+    shape = contents.config.shape("m")
+
+    def total(demand: Demand, dtype: str = "bfloat16") -> int:
+        return sum(n.num_bytes for n in head_needs(contents, shape, dtype, demand, in_directory=False))
+
+    base = total(Demand(100))
+    per_position = 2 * shape.kv_cache_bytes(1, 1, with_mtp=False)
+    full_only = shape.kv_cache_bytes(201, 2, with_mtp=False) - shape.kv_cache_bytes(200, 2, with_mtp=False)
+    assert 0 < full_only < per_position
+    assert total(Demand(1100)) - base == 1000 * full_only
+    assert total(Demand(100, num_drafts=3)) > base
+    assert total(Demand(100), "float32") > base
+
+
+def test_the_dtype_goes_by_the_files(gguf: Path, bfloat16_dir: Path) -> None:
+    for path, expected in ((gguf, "bfloat16"), (bfloat16_dir, "float32")):
+        config, checkpoint = open_model(path)
+        assert default_dtype(checkpoint, config) == expected
+
+
+def test_generate_says_where_things_went_and_writes_the_same_either_way(
+    potluck: Potluck, gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, experts = needed(gguf)
+    command = ("generate", "--model", gguf, *IDS, "--mtp", "1")
+    code, out, err = potluck(*command)
+    assert code == 0
+    assert "random is mapped into this process: the head" in err
+    set_free(monkeypatch, head + 2 * experts // 3)
+    code, from_disk, err = potluck(*command)
+    assert code == 0
+    assert "random does not fit, this machine leaves" in err
+    assert from_disk == out
+    set_free(monkeypatch, 1_000_000)
+    code, out, err = potluck(*command)
+    assert (code, out) == (2, "")
+    assert "of memory are missing" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_plan_that_takes_more_than_is_free_is_refused_before_anything_starts(
+    gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, checkpoint = open_model(gguf)
+    plan = box(gguf, 10**9).plan
+    head, experts = needed(gguf)
+    set_free(monkeypatch, head + experts // 2)
+    with pytest.raises(PlanDoesNotFit) as caught, open_session(gguf, plan, positions=100):
+        pass
+    assert f"for {config.moe_num_experts * len(config.moe_layers)} experts on 'head'" in str(caught.value)
+    assert "on a disk" in str(caught.value)
+    forms = kept_forms(checkpoint, config, "bfloat16")
+    workers = even_plan(config.shape("random"), 2, "bfloat16", forms=forms)
+    with pytest.raises(PlanDoesNotFit, match="for 2 worker processes and Ray"), open_session(gguf, workers):
+        pass
+
+
+def test_a_worker_refuses_what_its_own_machine_cannot_hold(
+    bfloat16_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = WorkerSpec(
+        name="den",
+        model="tiny",
+        fingerprint=open_model(bfloat16_dir)[0].shape("tiny").fingerprint,
+        epoch=0,
+        model_dir=str(bfloat16_dir),
+        tiers=(TierSpec("den-ram", "ram", "cpu", {2: tuple(range(16))}),),
+        dtype="bfloat16",
+        endpoint="tcp://127.0.0.1:*",
+    )
+    set_free(monkeypatch, 100_000)
+    with pytest.raises(PlanDoesNotFit, match=r"^worker den: .* missing.*for 16 experts on 'den-ram'.*disk"):
+        WorkerProcess(spec).start()
+
+
+def test_json_output_is_alone_on_standard_output(potluck: Potluck, gguf: Path) -> None:
+    code, out, err = potluck("generate", "--model", gguf, *IDS, "--json")
+    assert (code, err) == (0, "")
+    assert len(json.loads(out)["token_ids"]) == 4
