@@ -19,7 +19,7 @@ from transport.expert_rows import ExpertRows
 from workers.disk.tier import DiskTier
 from workers.fixed_point import PartialSum
 from workers.formats.checkpoint import Checkpoint
-from workers.held_experts import held_expert_bytes
+from workers.held_experts import check_experts, held_expert_bytes
 from workers.memory.budget import Need
 from workers.model_config import Step35Config
 from workers.store import ExpertStore
@@ -61,10 +61,12 @@ def tier_needs(
     """What a box's tiers will take in memory; arguments as of `load_tiers`.
 
     Raises:
+        PlanError: experts that the model does not have.
         CheckpointError: a layer's experts are missing.
     """
     needs = []
     for spec in specs:
+        check_experts(config, spec.experts)
         forms = {layer: ExpertFormat.of_name(spec.forms.get(layer, dtype)) for layer in spec.experts}
         each = held_expert_bytes(checkpoint, config, forms)
         held_bytes = sum(len(ids) * each[layer] for layer, ids in spec.experts.items())

@@ -54,6 +54,9 @@ class SmallStore:
             for layer in LAYERS
         }
 
+    def notices(self) -> tuple[str, ...]:
+        return ()
+
     def forward(self, layer: int, rows: ExpertRows) -> PartialSum:
         return PartialSum(*moe_partial_sum(self._layers[layer], rows))
 

@@ -94,6 +94,9 @@ class Noting:
     num_experts: int = 1
     held_bytes: int = 1
 
+    def notices(self) -> tuple[str, ...]:
+        return ("noted",)
+
     def forward(self, layer: int, rows: ExpertRows) -> PartialSum:
         self.given.append(rows)
         self.threads.add(threading.current_thread())
