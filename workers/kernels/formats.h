@@ -33,7 +33,7 @@ struct Format {
 
 template <class Type>
 static constexpr Format quantised(const char* name) {
-  return {name, Type::BLOCK, Type::BLOCK_BYTES, Type::BLOCK, nullptr, dot_decoded<Type>};
+  return {name, Type::BLOCK, Type::BLOCK_BYTES, Type::BLOCK, nullptr, Fastest<Type>::dot};
 }
 
 static const Format FORMATS[] = {

@@ -37,23 +37,49 @@ __attribute__((target("avx"), always_inline)) static inline __m128 sum_eights(__
   return _mm_unpacklo_ps(ac, bd);
 }
 
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
-namespace avx512 {
-#include "lanes_avx512.h"
+// Blocks 0 to 7 of a group write what the later ones read; compilers cannot see that.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
-#include "native_body.h"
-}  // namespace avx512
-#pragma GCC pop_options
+#define POTLUCK_PLAIN avx2
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
+#define POTLUCK_FAST avx2
+#define POTLUCK_OWN_PANELS
 namespace avx2 {
 #include "lanes_avx2.h"
 
 #include "native_body.h"
 }  // namespace avx2
+#undef POTLUCK_OWN_PANELS
 #pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
+namespace avx512 {
+#include "lanes_avx512.h"
+
+#include "native_body.h"
+}  // namespace avx512
+#undef POTLUCK_FAST
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")
+#define POTLUCK_FAST avx512vnni
+#define POTLUCK_OWN_PANELS
+#define POTLUCK_VNNI
+namespace avx512vnni {
+#include "lanes_avx512.h"
+
+#include "native_body.h"
+}  // namespace avx512vnni
+#undef POTLUCK_VNNI
+#undef POTLUCK_OWN_PANELS
+#undef POTLUCK_FAST
+#pragma GCC pop_options
+
+#undef POTLUCK_PLAIN
 
 #elif defined(__aarch64__)
 
@@ -81,6 +107,7 @@ namespace baseline {
 
 static const Kernels TABLES[] = {
 #if defined(__x86_64__)
+    KERNEL_TABLE(avx512vnni),
     KERNEL_TABLE(avx512),
     KERNEL_TABLE(avx2),
 #elif defined(__aarch64__)
@@ -93,12 +120,13 @@ constexpr int NUM_TABLES = sizeof TABLES / sizeof TABLES[0];
 static bool supported(int index) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (index == 0) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("fma");
-  }
-  if (index == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                        __builtin_cpu_supports("f16c");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (index == 0) return has_avx512 && __builtin_cpu_supports("avx512vnni");
+  if (index == 1) return has_avx512;
+  if (index == 2) return has_avx2;
 #endif
   return true;
 }

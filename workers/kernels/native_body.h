@@ -13,6 +13,15 @@
 
 #include "rounded.h"
 
+#ifdef POTLUCK_OWN_PANELS
+#include "blocks_256.h"
+
+#include "panels.h"
+#endif
+#ifdef POTLUCK_PLAIN
+#include "fastest_256.h"
+#endif
+
 #include "formats.h"
 
 #include "attention.h"
