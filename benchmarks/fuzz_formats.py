@@ -28,13 +28,13 @@ import gguf
 import numpy as np
 import torch
 import typer
-from safetensors.torch import load_file, save_file
 
 from benchmarks.random_gguf import SMALL, FileTypes, write_random_gguf
 from models.tiny.gguf_file import write_gguf
 from orchestrator.tokenizer import Tokenizer
 from placement.errors import InputError, PotluckError
 from tests.tiny_checkpoint import ExpertNames, write_random_checkpoint
+from tests.workers.formats.fp8_files import experts_in_fp8
 from tests.workers.formats.gguf_files import in_parts, trunk_and_mtp, without
 from workers.formats.contents import model_contents
 from workers.formats.dequantise import float32_rows
@@ -215,7 +215,9 @@ def _models(kind: Kind, work: Path) -> list[Seed]:
     """Whole models of a kind; small, so that most of their bytes are header."""
     work.mkdir(parents=True)
     if kind is Kind.SAFETENSORS:
-        return [_fp8_directory(work / "fp8"), _sharded_directory(work / "shards")]
+        fp8 = experts_in_fp8(_random_directory(work / "fp8"))
+        parts = _random_directory(work / "parts", num_shards=2, expert_names="experts")
+        return [_directory(fp8), _directory(parts)]
     if kind in (Kind.TOKENIZER, Kind.GGUF):
         directory = _random_directory(work / "t")
         write_gguf(directory, work / "t.gguf")
@@ -243,21 +245,6 @@ def _random_directory(work: Path, num_shards: int = 1, expert_names: ExpertNames
         work, seed=3, num_layers=3, moe_layers=(1, 2), num_experts=4, top_k=2, tokenizer=True,
         num_shards=num_shards, expert_names=expert_names,
     )  # fmt: skip
-
-
-def _fp8_directory(work: Path) -> Seed:
-    _random_directory(work)
-    tensors = load_file(work / "model.safetensors")
-    for name in [name for name in tensors if ".moe." in name and "_proj.weight" in name]:
-        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
-        num, rows, columns = tensors[name].shape
-        tensors[f"{name}_scale_inv"] = torch.ones(num, -(-rows // 128), -(-columns // 128))
-    save_file(tensors, work / "model.safetensors")
-    return _directory(work)
-
-
-def _sharded_directory(work: Path) -> Seed:
-    return _directory(_random_directory(work, num_shards=2, expert_names="experts"))
 
 
 def _directory(work: Path) -> Seed:

@@ -188,7 +188,7 @@ def planned_format(name: str) -> WeightFormat:
 
 
 # Published files of these forms quantise nothing but the routed experts.
-_EXPERTS_ONLY = {"fp8", "nvfp4"}
+_EXPERTS_ONLY = {"fp8", FP8_E4M3.name, "nvfp4"}
 # GGUF files go below 4.5 bits by their experts; attention and the output keep about as many.
 _FEWEST_HEAD_BITS = 4.5
 

@@ -12,7 +12,8 @@ from placement.errors import InputError, PotluckError
 from placement.model_shape import PUBLISHED_SHAPES, ModelShape, published_shape
 from placement.plan import Plan, PlannedLayer, like_layers, planned_layers
 from placement.plan_file import read_plan
-from placement.weight_format import BFLOAT16, planned_format
+from placement.weight_format import BFLOAT16, FP8_E4M3, planned_format
+from workers.formats.contents import model_contents
 from workers.formats.open_model import is_gguf, kept_forms, load_config, model_name, open_model
 
 
@@ -27,25 +28,38 @@ def load_shape(model: str) -> ModelShape:
 
 def planned_form(
     model: str, shape: ModelShape, quant: str | None, in_use: Plan | None
-) -> tuple[str, tuple[PlannedLayer, ...]]:
-    """What a plan keeps experts in: as `--quant` says, as the plan in use, as a GGUF file has them, bfloat16.
+) -> tuple[str, tuple[PlannedLayer, ...], float | None]:
+    """What a plan keeps experts in: as `--quant` says, as the plan in use, as quantised files, bfloat16.
 
     Returns:
-        The form that the head and the wire go by, and what each layer's experts are kept in.
+        The form that the head and the wire go by, what each layer's experts are kept in, and the bits of the
+        head's own weights where files say that.
 
     Raises:
         InputError: an unknown `quant`.
-        CheckpointError: the file is damaged.
+        CheckpointError: the files are damaged.
     """
+    head_bits = None
     if quant is None and in_use is not None:
         layers = in_use.layers
-    elif quant is None and is_gguf(model):
+    elif quant is None and _is_quantised(model):
         config, checkpoint = open_model(model)
         layers = planned_layers(shape, kept_forms(checkpoint, config, BFLOAT16.name))
+        head_bits = model_contents(model).head_bits
     else:
         form = quant or BFLOAT16.name
         layers = like_layers(shape.moe_layers, form, shape.expert_bytes(planned_format(form).bits))
-    return layers[0].form.split("/")[0], layers
+    return layers[0].form.split("/")[0], layers, head_bits
+
+
+def _is_quantised(model: str) -> bool:
+    """Whether a model's files say what its experts are kept in: GGUF does, and FP8, which stays as it is."""
+    if is_gguf(model):
+        return True
+    # A plan needs no weights, so there may be none.
+    if not os.path.isdir(model) or not any(Path(model).glob("*.safetensors")):
+        return False
+    return any(tensor.form == FP8_E4M3.name for tensor in model_contents(model).tensors)
 
 
 def model_folder(model: Path) -> Path:

@@ -94,7 +94,8 @@ def plan(
     boxes = load_cluster(cluster)
     routing = read_routing(stats, shape) if stats is not None else None
     in_use = None if current is None else load_plan(current, shape)
-    form, layers = planned_form(model, shape, quant, in_use)
+    form, layers, own_bits = planned_form(model, shape, quant, in_use)
+    head_bits = own_bits if head_bits is None else head_bits
     said = WorkloadOptions(tokens_per_step, accept, context, head_bits, prompt_ratio)
     workload = workload_of(said, shape, form, None if in_use is None else in_use.workload)
     moved = None

@@ -63,7 +63,8 @@ def whatif(
     shape = load_shape(model)
     check_finite("--cable-round-trip", cable_round_trip)
     check_finite("--cable-gbits", cable_gbits)
-    form, layers = planned_form(model, shape, quant, None)
+    form, layers, own_bits = planned_form(model, shape, quant, None)
+    head_bits = own_bits if head_bits is None else head_bits
     expert_bytes = max(layer.expert_bytes for layer in layers)
     workload = workload_of(
         WorkloadOptions(tokens_per_step, accept, context, head_bits, prompt_ratio), shape, form

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader
 from torch import Tensor
 
 from models.tiny.gguf_file import write_gguf
@@ -54,7 +55,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def path(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    write_gguf(model_dir, path, __import__("os").environ.get("T", "q8_0"))
+    write_gguf(model_dir, path)
     return path
 
 
@@ -216,7 +217,11 @@ def test_a_plan_for_a_file_keeps_its_forms_and_runs(potluck: Potluck, path: Path
 
 def test_what_if_takes_a_files_own_sizes(path: Path) -> None:
     shape = load_shape(str(path))
-    form, layers = planned_form(str(path), shape, None, None)
+    form, layers, head_bits = planned_form(str(path), shape, None, None)
     assert form == "q8_0"
     assert {layer.expert_bytes for layer in layers} == {2 * 48 * 2 * 34 + 64 * 48 * 2}
-    assert {layer.form for layer in planned_form(str(path), shape, "q8", None)[1]} == {"q8"}
+    sizes = [int(t.n_bytes) for t in GGUFReader(path).tensors if "_exps" not in t.name]
+    weights = [int(t.n_elements) for t in GGUFReader(path).tensors if "_exps" not in t.name]
+    assert head_bits == 8 * sum(sizes) / sum(weights)
+    _, layers, head_bits = planned_form(str(path), shape, "q8", None)
+    assert ({layer.form for layer in layers}, head_bits) == ({"q8"}, None)

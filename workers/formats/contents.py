@@ -48,6 +48,7 @@ class ListedTensor:
     matrix: str
     form: str
     layer: int | None
+    num_weights: int
     num_bytes: int
 
 
@@ -58,6 +59,12 @@ class ModelContents:
     config: Step35Config
     tensors: tuple[ListedTensor, ...]
     notes: tuple[str, ...]
+
+    @property
+    def head_bits(self) -> float:
+        """Of each of the head's own weights on average: all but routed experts, MTP layers included."""
+        head = [tensor for tensor in self.tensors if tensor.part is not Part.EXPERTS]
+        return 8 * sum(tensor.num_bytes for tensor in head) / sum(tensor.num_weights for tensor in head)
 
     def num_bytes(self, *parts: Part) -> int:
         """Of these parts together, of all where none is given."""
@@ -88,7 +95,8 @@ def model_contents(path: str | Path) -> ModelContents:
     # An MTP layer without a head of its own has the trunk's under a second name, which comes last.
     once: dict[tuple[Path, int], ListedTensor] = {}
     for name, found in weights_of(model).items():
-        listed = _listed(name, found.form.name, found.num_bytes, model.config)
+        num_weights = prod(found.shape)
+        listed = _listed(name, found.form.name, num_weights, found.num_bytes, model.config)
         once.setdefault((found.file.path, found.start), listed)
     return ModelContents(model.config, tuple(once.values()), model.notes)
 
@@ -127,10 +135,11 @@ def _of_directory(path: Path, config: Step35Config) -> Iterable[ListedTensor]:
             raise CheckpointError(
                 f"{shard.path}: tensor {found} is stored as {shard.type_of(found)}, expected {READABLE}"
             )
-        num_bytes = prod(shard.shape_of(found)) * form.block_bytes
+        num_weights = prod(shard.shape_of(found))
+        num_bytes = num_weights * form.block_bytes
         if name in scales:
             num_bytes += 4 * prod(shards[scales[name]].shape_of(scales[name]))
-        yield _listed(name, form.name, num_bytes, config)
+        yield _listed(name, form.name, num_weights, num_bytes, config)
 
 
 _IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)", re.ASCII | re.DOTALL)
@@ -149,7 +158,7 @@ _MATRICES: Mapping[str, tuple[Part, str]] = {
 }
 
 
-def _listed(name: str, form: str, num_bytes: int, config: Step35Config) -> ListedTensor:
+def _listed(name: str, form: str, num_weights: int, num_bytes: int, config: Step35Config) -> ListedTensor:
     found = _IN_LAYER.fullmatch(name)
     layer, rest = (None, name) if found is None else (int(found[1]), found[2])
     expert = _EXPERT.fullmatch(rest)
@@ -159,7 +168,7 @@ def _listed(name: str, form: str, num_bytes: int, config: Step35Config) -> Liste
         part, matrix = _MATRICES.get(rest, (Part.SMALL, "norms, routers"))
     if layer is not None and layer >= config.num_hidden_layers:
         part, matrix = Part.MTP, matrix if part is not Part.SMALL else _mtp_matrix(rest)
-    return ListedTensor(part, matrix, form, layer, num_bytes)
+    return ListedTensor(part, matrix, form, layer, num_weights, num_bytes)
 
 
 def _mtp_matrix(rest: str) -> str:

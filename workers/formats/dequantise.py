@@ -5,21 +5,14 @@ Blocks of GGML's types are taken apart by the gguf library.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from placement.weight_format import BFLOAT16, FLOAT16, FLOAT32, WeightFormat
+from placement.weight_format import WeightFormat
 from workers.formats.checkpoint import StoredMatrix
 from workers.formats.gguf.types import NUMBERS
-
-PLAIN_DTYPES: Mapping[WeightFormat, torch.dtype] = MappingProxyType(
-    {FLOAT32: torch.float32, BFLOAT16: torch.bfloat16, FLOAT16: torch.float16}
-)
-"""Of the forms that are numbers of torch; the others are bytes."""
+from workers.kernels.matrix import TORCH_DTYPES
 
 
 def float32_rows(matrix: StoredMatrix, rows: Tensor) -> Tensor:
@@ -54,8 +47,8 @@ def float32_values(stored: Tensor, form: WeightFormat) -> Tensor:
     Returns:
         [weights], in the order stored; a view where the form is float32. Broken scales give NaN.
     """
-    if form in PLAIN_DTYPES:
-        return stored.view(PLAIN_DTYPES[form]).float()
+    if form in TORCH_DTYPES:
+        return stored.view(TORCH_DTYPES[form]).float()
     # The library takes a while to load, and commands that read no weights do without.
     import gguf
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from placement.weight_format import FORMATS, ExpertFormat
+from placement.weight_format import FORMATS, ExpertFormat, WeightFormat
 from workers.formats.gguf.model import find_gguf
 from workers.formats.gguf.parts import whole_name
 from workers.model_config import Step35Config
@@ -58,11 +58,22 @@ def open_model(path: str | Path) -> tuple[Step35Config, Checkpoint]:
 
 
 def kept_forms(checkpoint: Checkpoint, config: Step35Config, dtype: str) -> dict[int, ExpertFormat]:
-    """What a run in `dtype` keeps each MoE layer's experts in: as a GGUF file stores them, else in `dtype`.
+    """What a run in `dtype` keeps each MoE layer's experts in.
+
+    That is what a GGUF file stores them in. Those of a directory are kept in `dtype` where they can be had in
+    it, and as stored where not, as FP8 cannot.
 
     Raises:
         CheckpointError: a layer's experts are missing.
     """
-    if checkpoint.path.is_dir():
-        return dict.fromkeys(config.moe_layers, ExpertFormat.of(FORMATS[dtype]))
-    return {layer: checkpoint.expert_format(layer, config) for layer in config.moe_layers}
+    stored = {layer: checkpoint.expert_format(layer, config) for layer in config.moe_layers}
+    if not checkpoint.path.is_dir():
+        return stored
+    wanted = FORMATS[dtype]
+
+    def kept(form: WeightFormat) -> WeightFormat:
+        return wanted if form.gives(wanted) else form
+
+    return {
+        layer: ExpertFormat(kept(form.gate), kept(form.up), kept(form.down)) for layer, form in stored.items()
+    }

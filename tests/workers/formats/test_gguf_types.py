@@ -14,10 +14,11 @@ from benchmarks.random_blocks import TYPES
 from benchmarks.random_gguf import SMALL, FileTypes, write_random_gguf
 from placement.errors import CheckpointError
 from placement.weight_format import FORMATS, ExpertFormat
-from workers.formats.dequantise import PLAIN_DTYPES, float32_rows, float32_values
+from workers.formats.dequantise import float32_rows, float32_values
 from workers.formats.gguf.names import published_name
 from workers.formats.gguf.types import NUMBERS, READABLE
 from workers.formats.open_model import open_model
+from workers.kernels.matrix import TORCH_DTYPES
 
 SHAPE = replace(SMALL, moe_layers=7, experts=3, top_k=2, mtp_layers=1)
 # Seven layers of three: each type once in an expert, none beside itself.
@@ -56,7 +57,7 @@ def test_experts_are_views_in_their_layer_s_types(path: Path) -> None:
         for part, matrix in zip(("gate", "up", "down"), checkpoint.expert(layer, 2, config), strict=True):
             whole = checkpoint.tensor(f"model.layers.{layer}.moe.{part}_proj.weight", torch.float32)[2]
             assert (matrix.rows, matrix.columns) == tuple(whole.shape)
-            if matrix.form not in PLAIN_DTYPES:
+            if matrix.form not in TORCH_DTYPES:
                 assert matrix.data.shape == (matrix.rows, matrix.form.row_bytes(matrix.columns))
             assert matrix.data.is_contiguous()
             rows = torch.tensor([3, 0])

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from placement.errors import CheckpointError
 from placement.weight_format import FORMATS, FP8_E4M3, ExpertFormat
 from tests.tiny_checkpoint import write_random_checkpoint
+from tests.workers.formats.fp8_files import experts_in_fp8
 from workers.formats.dequantise import float32_matrix, float32_rows
 from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.formats.shards import INDEX_NAME
@@ -232,15 +233,7 @@ def fp8_directory(directory: Path, changed: dict[str, torch.Tensor | None]) -> P
     write_random_checkpoint(
         directory, seed=3, num_layers=3, moe_layers=(2,), hidden_size=192, moe_intermediate_size=160
     )
-    tensors = load_file(directory / "model.safetensors")
-    for part in ("gate", "up", "down"):
-        name = f"model.layers.2.moe.{part}_proj.weight"
-        tensors[name] = (100 * tensors[name].float()).to(torch.float8_e4m3fn)
-        num, rows, columns = tensors[name].shape
-        generator = torch.Generator().manual_seed(rows)
-        tensors[f"{name}_scale_inv"] = torch.rand(
-            num, -(-rows // 128), -(-columns // 128), generator=generator
-        )
+    tensors = load_file(experts_in_fp8(directory) / "model.safetensors")
     for name, tensor in changed.items():
         tensors.pop(name, None)
         if tensor is not None:

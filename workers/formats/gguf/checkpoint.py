@@ -11,11 +11,12 @@ from torch import Tensor
 from placement.errors import CheckpointError
 from placement.weight_format import ExpertFormat
 from workers.formats.checkpoint import Expert, StoredMatrix
-from workers.formats.dequantise import PLAIN_DTYPES, float32_values
+from workers.formats.dequantise import float32_values
 from workers.formats.gguf.mapped_file import MappedFile
 from workers.formats.gguf.model import GgufModel
 from workers.formats.gguf.names import gguf_name
 from workers.formats.gguf.tensors import GgufWeights, weights_of
+from workers.kernels.matrix import TORCH_DTYPES
 from workers.model_config import Step35Config
 
 # gate and up [intermediate, hidden], down [hidden, intermediate].
@@ -120,8 +121,8 @@ class GgufCheckpoint:
     def _data(self, weights: GgufWeights) -> Tensor:
         """[..., rows, columns] in the form's dtype, or uint8 [..., rows, bytes of a row]."""
         data = self._bytes(weights)
-        if weights.form in PLAIN_DTYPES:
-            return data.view(PLAIN_DTYPES[weights.form]).view(weights.shape)
+        if weights.form in TORCH_DTYPES:
+            return data.view(TORCH_DTYPES[weights.form]).view(weights.shape)
         return data.view(*weights.shape[:-1], -1)
 
     def _matrices(self, stack: GgufWeights) -> list[StoredMatrix]:
