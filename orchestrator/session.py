@@ -44,6 +44,7 @@ class Session:
     dispatcher: Dispatcher
     plan: Plan
     local: ExpertTier | None
+    checkpoint: Checkpoint
     workers: RunningWorkers | None = None
     _results: list[GenerationResult] = field(default_factory=list)
     _decode: list[Usage] = field(default_factory=list)
@@ -51,7 +52,12 @@ class Session:
     def generate(
         self, prompt_ids: Sequence[int], params: GenerationParams, on_tokens: OnTokens | None = None
     ) -> GenerationResult:
-        """See `orchestrator.generate.generate`."""
+        """See `orchestrator.generate.generate`.
+
+        Raises:
+            CheckpointError: the model's files changed since they were mapped.
+        """
+        self.checkpoint.check_unchanged()
         before: list[Usage] = []
 
         def note_first_token(token_ids: list[int]) -> None:
@@ -160,7 +166,9 @@ def _load(
     # Before the first token, and in the order of the file, not of the first pass's page faults.
     bring_in(joined(Range(matrix.data.data_ptr(), matrix.data.nbytes) for matrix in weights.matrices))
     dispatcher = Dispatcher(plan, local, connect(), max_rows=MAX_MESSAGE_ROWS, timer=timer)
-    return Session(Step35Model(config, weights, dtype, dispatcher, timer), dispatcher, plan, local)
+    return Session(
+        Step35Model(config, weights, dtype, dispatcher, timer), dispatcher, plan, local, checkpoint
+    )
 
 
 @contextmanager

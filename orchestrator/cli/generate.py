@@ -88,6 +88,8 @@ def generate(
                 f"{plan} says where experts live, in {made.dtype}; leave out --workers and --dtype"
             )
     with open_session(model, made, ray_address=ray_address, num_drafts=mtp, positions=positions) as session:
+        for note in session.checkpoint.notes:
+            print_note(note)
         stream = Stream(tokenizer, silent=json)
         result = session.generate(prompt_ids, params, stream.push)
         text = stream.finish()

@@ -1,4 +1,4 @@
-"""Damaged model files are read, or refused in one line; `python -m benchmarks.fuzz_formats` does many more."""
+"""Damaged model files are read, or refused in one line; `benchmarks.fuzz_formats` alone does many more."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from orchestrator.in_process import dispatcher_with_threads
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.weights import load_head_weights
+from orchestrator.one_box import one_box_plan
 from orchestrator.session import load_local, open_session
 from orchestrator.tokenizer import Tokenizer
 from placement.errors import CheckpointError, PlanError
@@ -29,7 +31,7 @@ from tests.orchestrator.heads import generate_with_hidden
 from tests.orchestrator.plain_experts import PlainExperts
 from tests.orchestrator.random_plan import random_plan
 from tests.tiny_checkpoint import write_random_checkpoint
-from tests.workers.formats.gguf_files import dequantised_checkpoint, rewritten
+from tests.workers.formats.gguf_files import dequantised_checkpoint, in_parts, rewritten, trunk_and_mtp
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.open_model import kept_forms, open_model
 from workers.model_config import Step35Config
@@ -156,6 +158,38 @@ def test_generate_takes_a_file_and_the_tokenizer_beside_it(
     expected, _ = generate_with_hidden(load_local(path, torch.float32), prompt, params)
     assert made["token_ids"] == list(expected.token_ids)
     assert made["text"]
+
+
+def test_generate_takes_a_model_in_parts_with_mtp_layers_beside_it(
+    potluck: Potluck, path: Path, tmp_path: Path
+) -> None:
+    trunk, mtp = trunk_and_mtp(path, tmp_path, num_trunk=6)
+    parts = in_parts(trunk, tmp_path / "tiny", 2)
+    asked = ("--token-ids", "5,17,300", *SHORT)
+    expected = document(potluck("generate", "--model", path, "--mtp", 3, *asked))
+    for part in parts:
+        code, out, err = potluck("generate", "--model", part, "--mtp", 3, *asked)
+        assert code == 0
+        assert f"MTP layers are those of {mtp.name}" in err
+        assert json.loads(out)["token_ids"] == expected["token_ids"]
+        assert json.loads(out)["accepted_drafts_per_step"] == expected["accepted_drafts_per_step"]
+    parts[1].unlink()
+    code, _, err = potluck("generate", "--model", parts[0], *asked)
+    assert code == 2
+    assert says(err, "tiny-00002-of-00002.gguf: No such file … needs all")
+
+
+def test_a_file_that_changes_under_a_session_ends_its_next_request(path: Path, tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    shutil.copyfile(path, model)
+    config, checkpoint = open_model(model)
+    params = GenerationParams(max_tokens=2, ignore_eos=True)
+    with open_session(model, one_box_plan(checkpoint, config, "float32")) as session:
+        session.generate(PROMPT, params)
+        shutil.copyfile(path, tmp_path / "other.gguf")
+        (tmp_path / "other.gguf").replace(model)
+        with pytest.raises(CheckpointError, match=r"m\.gguf: another file took its place"):
+            session.generate(PROMPT, params)
 
 
 def test_text_without_a_tokenizer_is_one_line(potluck: Potluck, path: Path, tmp_path: Path) -> None:
