@@ -13,6 +13,7 @@ from orchestrator.generate import GenerationParams
 from orchestrator.in_process import dispatcher_with_threads
 from orchestrator.model.step35 import Step35Model
 from orchestrator.session import load_local
+from placement.errors import PotluckError
 from tests.orchestrator.command_line import Potluck, document
 from tests.orchestrator.heads import generate_with_hidden, hidden_states
 from tests.orchestrator.random_plan import random_plan
@@ -63,6 +64,17 @@ def test_they_are_those_of_weights_times_scales(directory: Path, tmp_path: Path)
     save_file(dequantised(load_file(directory / "model.safetensors")), other / "model.safetensors")
     found, expected = (hidden_states(load_local(path, torch.float32), PROMPT) for path in (directory, other))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_code_that_is_no_number_ends_the_request_and_names_the_layer(
+    directory: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(directory, tmp_path / "nan"))
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.layers.2.moe.up_proj.weight"].view(torch.uint8)[:, 7, 3] = 0x7F
+    save_file(tensors, other / "model.safetensors")
+    with pytest.raises(PotluckError, match="layer 2"):
+        hidden_states(load_local(other, torch.float32), PROMPT)
 
 
 def test_a_plan_keeps_experts_as_stored(potluck: Potluck, directory: Path, tmp_path: Path) -> None:

@@ -174,7 +174,12 @@ def test_names_go_there_and_back(path: Path) -> None:
         ({"attention__head_count": [4, 6, 6, 6, 5, 6, 6]}, r"head_count\[4\] is 5, expected 4 as in"),
         ({"attention__head_count": 5}, r"step35\.attention\.head_count is 5, expected a multiple of the 2"),
         ({"attention__head_count": None}, r"step35\.attention\.head_count is None, expected an integer"),
-        ({"attention__sliding_window_pattern": [1] * 7}, "window_pattern .* expected true or false"),
+        ({"attention__sliding_window_pattern": [0.5] * 7}, "window_pattern .* expected true or false"),
+        (
+            {"rope__scaling__factor": 2.0},
+            r"rope\.scaling\.factor is 2.0, expected 1: full layers",
+        ),
+        ({"attention__key_length_swa": 32}, "key_length_swa is 32, expected what .*key_length says, 16"),
         (
             {"attention__value_length": 32},
             r"value_length is 32, expected what .*key_length says, 16",
@@ -209,7 +214,9 @@ def test_absent_keys_mean_what_llama_cpp_takes_them_for(path: Path, tmp_path: Pa
         expert_weights_scale=None,
         expert_gating_func=None,
         swiglu_clamp_exp=None,
+        rope__freq_base=None,
         rope__freq_base_swa=None,
+        attention__head_count_kv=None,
         tokenizer__ggml__eos_token_id=None,
         vocab_size=None,
         rope__dimension_count=16,
@@ -218,7 +225,8 @@ def test_absent_keys_mean_what_llama_cpp_takes_them_for(path: Path, tmp_path: Pa
     assert not config.norm_expert_weight
     assert config.moe_router_scaling_factor == 1.0
     assert [layer.swiglu_limit for layer in config.layers] == [0.0] * 7
-    assert [layer.rope_theta for layer in config.layers] == [layer.rope_theta for layer in full.layers]
+    assert {layer.rope_theta for layer in config.layers} == {10_000.0}
+    assert [layer.num_kv_heads for layer in config.layers] == [layer.num_heads for layer in full.layers]
     assert [layer.rotary_dim for layer in config.layers] == [layer.rotary_dim for layer in full.layers]
     assert config.eos_token_ids == (2,)
 
@@ -231,12 +239,17 @@ def test_one_value_stands_for_all_blocks(path: Path, tmp_path: Path) -> None:
             attention__head_count=4,
             attention__head_count_kv=2,
             feed_forward_length=[96] * 7,
+            expert_feed_forward_length=[0, 0, 48, 48, 48, 0, 0],
+            attention__sliding_window_pattern=[0, 1, 1, 1, 0, 1, 1],
+            rope__scaling__type="linear",
+            rope__scaling__factor=1.0,
             swiglu_clamp_shexp=3.0,
         )
     )
     assert {layer.num_heads for layer in config.layers} == {4}
     assert {layer.swiglu_limit_shared for layer in config.layers} == {3.0}
-    assert config.intermediate_size == 96
+    assert (config.intermediate_size, config.moe_intermediate_size) == (96, 48)
+    assert [layer.is_sliding for layer in config.layers] == [False, True, True, True, False, True, True]
 
 
 def tensor_entry(content: bytes, name: str) -> int:

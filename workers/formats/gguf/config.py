@@ -25,7 +25,7 @@ KEY = f"{ARCHITECTURE}."
 _ROPE_DIVISORS = "rope_freqs.weight"
 _FIRST_OF_TRUNK = "blk.0.attn_norm.weight"
 _ROUTER = "moe.gate.weight"
-_DEFAULT_SLIDING_THETA = 10_000.0
+_DEFAULT_THETA = 10_000.0
 _SIGMOID = 2
 
 # Which key says what a field of config.json says, for messages and where nothing else is to be done.
@@ -66,7 +66,6 @@ _AS_THEY_ARE = (
     "rms_norm_eps",
     "moe_num_experts",
     "moe_top_k",
-    "moe_intermediate_size",
     "share_expert_dim",
 )
 # Tokens that end an answer or a turn, each under a key of its own.
@@ -110,13 +109,15 @@ def read_config(file: GgufParts) -> Step35Config:
     raw |= _rope(metadata, kinds)
     raw |= _router(metadata)
     moe_layers = _moe_layers(file, num_blocks)
+    dense_layers = [layer for layer in range(num_blocks) if layer not in set(moe_layers)]
     raw |= {
         "num_hidden_layers": num_blocks - num_mtp,
         "num_nextn_predict_layers": num_mtp,
         "vocab_size": _vocab_size(metadata, file),
         "eos_token_id": [i for i in (metadata.get(key) for key in _END_TOKENS) if i is not None],
         "layer_types": kinds,
-        "intermediate_size": _dense_width(metadata, num_blocks, moe_layers),
+        "intermediate_size": _width(metadata, "intermediate_size", num_blocks, dense_layers),
+        "moe_intermediate_size": _width(metadata, "moe_intermediate_size", num_blocks, moe_layers),
         "moe_layers_enum": moe_layers,
         "swiglu_limits": _by_layer(metadata, f"{KEY}swiglu_clamp_exp", num_blocks),
         "swiglu_limits_shared": _by_layer(metadata, f"{KEY}swiglu_clamp_shexp", num_blocks),
@@ -131,13 +132,19 @@ def _refuse_other_models(metadata: Fields) -> None:
     # 0 stands for what the architecture has.
     if metadata.get(f"{KEY}expert_gating_func") != 0:
         metadata.only(f"{KEY}expert_gating_func", _SIGMOID)
-    metadata.only(f"{KEY}rope.scaling.type", "none")
+    if metadata.get(f"{KEY}rope.scaling.type") != "linear":
+        metadata.only(f"{KEY}rope.scaling.type", "none")
+    # Without a type it is linear, and 0 stands for 1.
+    for key in ("rope.scaling.factor", "rope.scale_linear"):
+        if (factor := metadata.number(f"{KEY}{key}", 1.0)) not in (0, 1):
+            raise metadata.wrong(f"{KEY}{key}", factor, "1: full layers are scaled by rope_freqs.weight")
     key_length = metadata.get(f"{KEY}attention.key_length")
-    value_length = metadata.get(f"{KEY}attention.value_length")
-    if value_length not in (None, key_length):
-        raise metadata.wrong(
-            f"{KEY}attention.value_length", value_length, f"what attention.key_length says, {key_length}"
-        )
+    for name in ("value_length", "key_length_swa", "value_length_swa"):
+        length = metadata.get(f"{KEY}attention.{name}")
+        if length not in (None, key_length):
+            raise metadata.wrong(
+                f"{KEY}attention.{name}", length, f"what attention.key_length says, {key_length}"
+            )
 
 
 def _by_layer(metadata: Fields, key: str, num_blocks: int) -> list[Any] | None:
@@ -155,7 +162,8 @@ def _by_layer(metadata: Fields, key: str, num_blocks: int) -> list[Any] | None:
 def _layer_types(metadata: Fields, num_blocks: int) -> list[str]:
     key = f"{KEY}attention.sliding_window_pattern"
     pattern = _by_layer(metadata, key, num_blocks)
-    if pattern is None or not all(isinstance(entry, bool) for entry in pattern):
+    # Some writers have numbers for them.
+    if pattern is None or not all(isinstance(entry, int) for entry in pattern):
         raise metadata.wrong(key, pattern, f"true or false for each of {num_blocks} blocks: true slides")
     return [SLIDING if slides else FULL for slides in pattern]
 
@@ -177,9 +185,11 @@ def _of_kind(metadata: Fields, key: str, values: Sequence[Any], kinds: Sequence[
 
 def _heads(metadata: Fields, kinds: Sequence[str]) -> dict[str, Any]:
     by_kind = {}
+    values: list[Any] | None = None
     for field in ("num_attention_heads", "num_attention_groups"):
         key = _GGUF_KEYS[field]
-        values = _by_layer(metadata, key, len(kinds))
+        # Where nothing is said of keys and values, there are as many as queries.
+        values = _by_layer(metadata, key, len(kinds)) or values
         by_kind[field] = _of_kind(metadata, key, values or [None] * len(kinds), kinds)
     full = {field: of.get(FULL, of.get(SLIDING)) for field, of in by_kind.items()}
     sliding = {field: of.get(SLIDING, of.get(FULL)) for field, of in by_kind.items()}
@@ -193,8 +203,8 @@ def _rope(metadata: Fields, kinds: Sequence[str]) -> dict[str, Any]:
     rotated = metadata.integer(f"{KEY}rope.dimension_count", default=head_dim, most=head_dim)
     sliding_rotated = metadata.integer(f"{KEY}rope.dimension_count_swa", default=rotated, most=head_dim)
     theta = {
-        FULL: metadata.get(f"{KEY}rope.freq_base"),
-        SLIDING: metadata.number(f"{KEY}rope.freq_base_swa", _DEFAULT_SLIDING_THETA),
+        FULL: metadata.number(f"{KEY}rope.freq_base", _DEFAULT_THETA),
+        SLIDING: metadata.number(f"{KEY}rope.freq_base_swa", _DEFAULT_THETA),
     }
     factor = {FULL: rotated / head_dim / 2, SLIDING: sliding_rotated / head_dim}
     return {
@@ -231,12 +241,12 @@ def _moe_layers(file: GgufParts, num_blocks: int) -> list[int]:
     return [layer for layer in range(num_blocks) if f"model.layers.{layer}.{_ROUTER}" in names]
 
 
-def _dense_width(metadata: Fields, num_blocks: int, moe_layers: Sequence[int]) -> Any:
-    key = _GGUF_KEYS["intermediate_size"]
+def _width(metadata: Fields, field: str, num_blocks: int, layers: Sequence[int]) -> Any:
+    """The one width that these layers have; of all layers where there are none."""
+    key = _GGUF_KEYS[field]
     widths = _by_layer(metadata, key, num_blocks) or [None] * num_blocks
-    dense = [layer for layer in range(num_blocks) if layer not in set(moe_layers)]
-    layers = dense or range(num_blocks)
-    return next(iter(_of_kind(metadata, key, [widths[i] for i in layers], ["dense"] * len(layers)).values()))
+    meant = layers or range(num_blocks)
+    return next(iter(_of_kind(metadata, key, [widths[i] for i in meant], [field] * len(meant)).values()))
 
 
 def _with_divisors(config: Step35Config, file: GgufParts) -> Step35Config:
