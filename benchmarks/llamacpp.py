@@ -17,10 +17,15 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 
 VARIABLE = "LLAMACPP_BIN"
 PASS_ROWS = (1, 2, 3, 4, 8)
+LOGITS = "llama-logits"
+"""MODEL THREADS: token ids on standard input, out come float32 logits of each, row by row. Thirty lines of C
+against libllama, for whoever wants llama.cpp's rounding beside ours."""
 _BENCH, _BATCHED = "llama-bench", "llama-batched-bench"
 _PROMPT, _STEPS = 16, 16
 """Of the runs that time passes of several rows: tokens before them, and passes of each size."""
@@ -61,6 +66,24 @@ class LlamaCpp:
         arguments = ("-c", str(context), "-npp", str(_PROMPT), "-ntg", str(_STEPS), "-npl", places)
         lines = self._run(_BATCHED, model, (*arguments, "--output-format", "jsonl"))
         return passes(lines)
+
+    @property
+    def gives_logits(self) -> bool:
+        """Whether the folder has LOGITS too, which is none of llama.cpp's own programs."""
+        return os.access(self.folder / LOGITS, os.X_OK)
+
+    def logits(self, model: Path, token_ids: Sequence[int], vocab: int) -> NDArray[np.float32]:
+        """float32 [num_tokens, vocab] of one text, keys and values in float32.
+
+        Raises:
+            RuntimeError: LOGITS failed.
+        """
+        command = [str(self.folder / LOGITS), str(model), str(self.threads)]
+        text = " ".join(map(str, token_ids)).encode()
+        done = subprocess.run(command, input=text, capture_output=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{LOGITS} ended with {done.returncode}")
+        return np.frombuffer(done.stdout, np.float32).reshape(len(token_ids), vocab)
 
     def _bench(self, model: Path, arguments: Sequence[str]) -> str:
         return self._run(_BENCH, model, (*arguments, "-o", "json"))

@@ -107,7 +107,7 @@ class Layout:
             head_bits_per_weight=self.work.head_bits,
             head_forms=self.work.head_forms(),
             bytes_per_kv_value=2,
-            bytes_per_activation=2,
+            bytes_per_activation=self.work.bytes_per_activation,
         )
 
 
@@ -146,7 +146,7 @@ def software(
     apart = Layout.of(model, several.num_workers, alone, each).with_overheads(
         without_choice, LinkSpec(0.0, 1e18)
     )
-    size = message_size(shape, 2)
+    size = message_size(shape, plain.work.bytes_per_activation)
     row_bytes = size.request_bytes_per_row + size.reply_bytes_per_row
     few_s = _above(several.passes[0].median_s - apart.pass_s(several.passes[0])) / moe_layers
     many_s = _above(min(several.prefill_s) - apart.prefill_s(several)) / moe_layers

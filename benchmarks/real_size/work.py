@@ -85,6 +85,11 @@ class FileWork:
         return 8 * self.head_bytes / sum(matrix.parameters for matrix in self.head)
 
     @property
+    def bytes_per_activation(self) -> int:
+        """On the way to a worker: rounded to 8 bits where the first layer's gate is quantised."""
+        return 1 if self.experts[0][0].form.rounding_block else 2
+
+    @property
     def forms(self) -> set[WeightFormat]:
         return {m.form for m in self.head} | {m.form for layer in self.experts for m in layer}
 

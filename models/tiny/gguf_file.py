@@ -1,6 +1,6 @@
 """A Hugging Face checkpoint of this architecture as one GGUF file, as llama.cpp's converter lays it out.
 
-    python -m models.tiny.gguf_file models/potluck-tiny OUT.gguf [--type q8_0|f16|bf16|f32|...]
+    python -m models.tiny.gguf_file models/potluck-tiny OUT.gguf [--type q8_0|q4_0|f16|bf16|f32|...]
 
 Matrices whose rows are whole blocks are quantised, the others become F16; norms, routers and their biases
 stay F32. A tokenizer like potluck-tiny's goes into the file, with the chat template.
@@ -20,6 +20,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 from numpy.typing import NDArray
 
+from models.tiny.quantise import quantise
 from orchestrator.model.rope import inverse_frequencies
 from placement.errors import CheckpointError
 from workers.config.rope import RopeScaling
@@ -28,10 +29,8 @@ from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import LayerConfig, Step35Config
 
 TYPES = {
-    "q8_0": GGMLQuantizationType.Q8_0,
-    "bf16": GGMLQuantizationType.BF16,
-    "f16": GGMLQuantizationType.F16,
-    "f32": GGMLQuantizationType.F32,
+    name: GGMLQuantizationType[name.upper()]
+    for name in ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "mxfp4", "bf16", "f16", "f32")
 }
 
 
@@ -85,7 +84,7 @@ def _stored(
         return values, GGMLQuantizationType.F32
     if values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
         kind = GGMLQuantizationType.F16
-    return gguf.quants.quantize(values, kind), kind
+    return quantise(values, kind), kind
 
 
 def _add_tokenizer(writer: GGUFWriter, model_dir: Path) -> None:
