@@ -53,9 +53,11 @@ def rewritten(
     for name, field in reader.fields.items():
         if name.startswith("GGUF.") or name == "general.architecture":
             continue
-        value = changes.pop(name, field.contents())
-        if value is not None:
-            _add(writer, name, value)
+        if name not in changes:
+            _add(writer, name, field.contents(), field)
+        elif changes[name] is not None:
+            _add(writer, name, changes[name])
+        changes.pop(name, None)
     for name, value in changes.items():
         if value is not None:
             _add(writer, name, value)
@@ -76,7 +78,7 @@ def without(source: Path, path: Path, *names: str) -> Path:
     writer = gguf.GGUFWriter(path, "step35")
     for name, field in reader.fields.items():
         if not name.startswith("GGUF.") and name != "general.architecture":
-            _add(writer, name, field.contents())
+            _add(writer, name, field.contents(), field)
     _write(writer, [tensor for tensor in reader.tensors if tensor.name not in names])
     return path
 
@@ -100,7 +102,7 @@ def in_parts(source: Path, stem: Path, count: int, **changed: Any) -> list[Path]
         if number == 0:
             for name, field in reader.fields.items():
                 if not name.startswith("GGUF.") and name != "general.architecture":
-                    _add(writer, name, field.contents())
+                    _add(writer, name, field.contents(), field)
         _write(writer, reader.tensors[number::count])
     return paths
 
@@ -122,7 +124,7 @@ def trunk_and_mtp(source: Path, folder: Path, num_trunk: int) -> tuple[Path, Pat
                     value = num_trunk
                 elif name.startswith("step35.") and isinstance(value, list):
                     value = value[:num_trunk]
-            _add(writer, name, value)
+            _add(writer, name, value, field)
         _write(writer, [t for t in reader.tensors if _in_file(t.name, num_trunk, is_mtp=is_mtp)])
     return paths
 
@@ -147,8 +149,11 @@ def _key(name: str) -> str:
     return key if key.startswith(("general.", "tokenizer.", "split.")) else f"step35.{key}"
 
 
-def _add(writer: gguf.GGUFWriter, name: str, value: Any) -> None:
-    if isinstance(value, list):
+def _add(writer: gguf.GGUFWriter, name: str, value: Any, field: gguf.ReaderField | None = None) -> None:
+    """`field`: of the file that the key was in, whose types are kept; guessed from the value without one."""
+    if field is not None:
+        writer.add_key_value(name, value, field.types[0], sub_type=field.types[-1])
+    elif isinstance(value, list):
         writer.add_array(name, value)
     else:
         writer.add_key_value(name, value, gguf.GGUFValueType.get_type(value))
