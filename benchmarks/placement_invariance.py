@@ -36,16 +36,25 @@ PROMPT = "The library is read by"
 
 
 def fingerprint(
-    head: Step35Model, experts: ExpertRunner, prompt: Sequence[int], tokens: int, mtp: int
+    head: Step35Model,
+    experts: ExpertRunner,
+    prompt: Sequence[int],
+    tokens: int,
+    mtp: int,
+    *,
+    chunk_size: int = 256,
 ) -> str:
     """SHA-256 of ids and hidden states, 16 digits of it."""
     model = Step35Model(head.config, head.weights, head.dtype, experts)
     rows: list[Tensor] = []
-    params = GenerationParams(max_tokens=tokens, mtp=mtp, ignore_eos=True)
+    params = GenerationParams(max_tokens=tokens, mtp=mtp, ignore_eos=True, chunk_size=chunk_size)
     result = generate(model, prompt, params, on_hidden=lambda part: rows.append(part.clone()))
-    hidden = torch.cat(rows)[: len(prompt) + tokens - 1]
-    digest = hashlib.sha256(np.array(result.token_ids).tobytes() + hidden.numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest(result.token_ids, torch.cat(rows)[: len(prompt) + tokens - 1])
+
+
+def digest(token_ids: Sequence[int], hidden: Tensor) -> str:
+    """16 digits of SHA-256 over generated ids and the trunk's hidden states."""
+    return hashlib.sha256(np.array(token_ids).tobytes() + hidden.numpy().tobytes()).hexdigest()[:16]
 
 
 def main(
