@@ -119,6 +119,8 @@ def check_drafts(checkpoint: Checkpoint, config: Step35Config, num_drafts: int) 
         InputError: the configuration announces fewer MTP layers, or the files lack them; says which.
     """
     announced = config.num_nextn_predict_layers
+    # Such as why a file of MTP layers beside the model is not taken.
+    told = "".join(f"; {note}" for note in checkpoint.notes)
     told_by = checkpoint.path.name if checkpoint.path.is_file() else "config.json"
     if num_drafts > announced:
         found = _num_mtp_in_files(checkpoint, config)
@@ -129,13 +131,13 @@ def check_drafts(checkpoint: Checkpoint, config: Step35Config, num_drafts: int) 
         )
         raise InputError(
             f"{num_drafts} drafts a step asked for, but {told_by} announces {announced} MTP layers "
-            f"(num_nextn_predict_layers); expected 0 to {announced}{advice}"
+            f"(num_nextn_predict_layers); expected 0 to {announced}{advice}{told}"
         )
     if num_drafts and not _has_mtp(checkpoint, config):
         raise InputError(
             f"{num_drafts} drafts a step asked for, but no file in {checkpoint.path} has tensors of the "
             f"MTP layers that {told_by} announces (model.layers.{config.num_hidden_layers}.…); download "
-            "them, or ask for no drafts"
+            f"them, or ask for no drafts{told}"
         )
 
 

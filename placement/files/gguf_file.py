@@ -78,11 +78,6 @@ class GgufTexts(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | Sequence[str]:
         return self._decoded()[index]
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
     def __repr__(self) -> str:
         return f"{self._length} texts"
 

@@ -179,6 +179,18 @@ def test_generate_takes_a_model_in_parts_with_mtp_layers_beside_it(
     assert says(err, "tiny-00002-of-00002.gguf: No such file … needs all")
 
 
+def test_drafts_say_why_a_file_of_mtp_layers_is_not_taken(
+    potluck: Potluck, path: Path, tmp_path: Path
+) -> None:
+    trunk, mtp = trunk_and_mtp(path, tmp_path, num_trunk=6)
+    mtp.write_bytes(mtp.read_bytes()[:100])
+    code, _, err = potluck("generate", "--model", trunk, "--token-ids", "5", "--mtp", 1)
+    assert code == 2
+    assert "announces 0 MTP layers" in err
+    assert "MTP layers are not taken: " in err
+    assert "mtp-model.gguf: cut off at byte 100" in err
+
+
 def test_a_file_that_changes_under_a_session_ends_its_next_request(path: Path, tmp_path: Path) -> None:
     model = tmp_path / "m.gguf"
     shutil.copyfile(path, model)

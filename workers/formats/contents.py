@@ -15,7 +15,7 @@ from pathlib import Path
 from placement.errors import CheckpointError
 from workers.formats.gguf.model import find_gguf
 from workers.formats.gguf.tensors import weights_of
-from workers.formats.open_model import is_gguf
+from workers.formats.open_model import is_gguf, load_config
 from workers.formats.shards import FORMS, READABLE, find_shards, published_names, scales_of
 from workers.model_config import Step35Config
 
@@ -89,7 +89,7 @@ def model_contents(path: str | Path) -> ModelContents:
         CheckpointError: no model of this architecture, damaged, or of a type that does not load.
     """
     if not is_gguf(path):
-        config = Step35Config.load(path)
+        config = load_config(path)
         return ModelContents(config, tuple(_of_directory(Path(path), config)), ())
     model = find_gguf(path)
     # An MTP layer without a head of its own has the trunk's under a second name, which comes last.

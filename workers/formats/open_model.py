@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from placement.errors import CheckpointError
 from placement.weight_format import FORMATS, ExpertFormat, WeightFormat
 from workers.formats.gguf.model import find_gguf
 from workers.formats.gguf.parts import whole_name
@@ -37,7 +38,7 @@ def load_config(path: str | Path) -> Step35Config:
     """
     if is_gguf(path):
         return find_gguf(path).config
-    return Step35Config.load(path)
+    return _directory_config(Path(path))
 
 
 def open_model(path: str | Path) -> tuple[Step35Config, Checkpoint]:
@@ -54,7 +55,7 @@ def open_model(path: str | Path) -> tuple[Step35Config, Checkpoint]:
         return model.config, GgufCheckpoint(model)
     from workers.formats.safetensors import SafetensorsCheckpoint
 
-    return Step35Config.load(path), SafetensorsCheckpoint.open(path)
+    return _directory_config(Path(path)), SafetensorsCheckpoint.open(path)
 
 
 def kept_forms(checkpoint: Checkpoint, config: Step35Config, dtype: str) -> dict[int, ExpertFormat]:
@@ -77,3 +78,14 @@ def kept_forms(checkpoint: Checkpoint, config: Step35Config, dtype: str) -> dict
     return {
         layer: ExpertFormat(kept(form.gate), kept(form.up), kept(form.down)) for layer, form in stored.items()
     }
+
+
+def _directory_config(directory: Path) -> Step35Config:
+    if not os.path.lexists(directory / "config.json") and os.path.isdir(directory):
+        files = sorted(path.name for path in directory.glob(f"*{GGUF_SUFFIX}"))
+        if files:
+            raise CheckpointError(
+                f"{directory}: no config.json, but {len(files)} GGUF files; expected one of them as the "
+                f"model, such as {directory / files[0]}"
+            )
+    return Step35Config.load(directory)

@@ -146,6 +146,9 @@ def test_an_mtp_file_of_another_model_is_left_alone_and_told(path: Path, tmp_pat
         (note,) = checkpoint.notes
         assert note.startswith("MTP layers are not taken: ")
         assert reason in note
+    last = [t.name for t in gguf.GGUFReader(mtp).tensors if t.name.startswith("blk.5.")]
+    without(mtp, tmp_path / "mtp-other.gguf", *last)
+    assert "mtp-other.gguf: it lacks block 5" in open_model(trunk)[1].notes[0]
     (tmp_path / "mtp-other.gguf").write_bytes(b"GGUF" + bytes(9))
     assert "mtp-other.gguf: not a GGUF file" in open_model(trunk)[1].notes[0]
 
@@ -192,3 +195,10 @@ def test_an_mtp_layer_without_a_head_uses_the_trunk_s(path: Path, tmp_path: Path
     head = checkpoint.matrix("model.layers.5.transformer.shared_head.output.weight")
     assert torch.equal(head.data, checkpoint.matrix("lm_head.weight").data)
     assert checkpoint.has("model.layers.5.transformer.shared_head.norm.weight")
+
+
+def test_a_folder_of_gguf_files_is_told_apart_from_a_model_s_directory(path: Path) -> None:
+    (path.parent / "m" / "config.json").rename(path.parent / "m" / "away")
+    (path.parent / "m" / "x.gguf").touch()
+    with pytest.raises(CheckpointError, match=r"no config\.json, but 1 GGUF files; .* such as .*x\.gguf"):
+        load_config(path.parent / "m")

@@ -51,6 +51,7 @@ def find_gguf(path: str | Path) -> GgufModel:
             joined = _joined(parts, GgufParts.open(candidate), config.num_hidden_layers)
             both = read_config(joined)
             _check_same_trunk(candidate, config, both)
+            _check_blocks(candidate, joined, both)
         except CheckpointError as error:
             refused.append(f"MTP layers are not taken: {error}")
             continue
@@ -89,3 +90,9 @@ def _check_same_trunk(mtp: Path, trunk: Step35Config, both: Step35Config) -> Non
             ours, theirs = (layers[: trunk.num_hidden_layers] for layers in (ours, theirs))
         if ours != theirs and field.name != "num_nextn_predict_layers":
             raise CheckpointError(f"{mtp}: it belongs to another model: its {field.name} is not the trunk's")
+
+
+def _check_blocks(mtp: Path, joined: GgufParts, both: Step35Config) -> None:
+    for block in range(both.num_hidden_layers, len(both.layers)):
+        if not _has_block(joined, block):
+            raise CheckpointError(f"{mtp}: it lacks block {block}: download it again")
