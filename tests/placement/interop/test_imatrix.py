@@ -66,7 +66,7 @@ def test_a_matrix_of_llama_cpp_holds_counts_of_every_expert() -> None:
 def test_the_header_tells_what_llama_cpp_wrote() -> None:
     gguf = GgufFile.open(IMATRIX, RoutingFileError)
     assert gguf.metadata["imatrix.chunk_count"] == 23
-    assert gguf.metadata["imatrix.datasets"] == ["text.txt"]
+    assert list(gguf.metadata["imatrix.datasets"]) == ["text.txt"]
     assert gguf.tensors["blk.1.ffn_gate_exps.weight.in_sum2"].shape == (10, 16)
     assert np.all(gguf.float32("blk.1.ffn_gate_exps.weight.in_sum2", "counts") >= 0)
 
