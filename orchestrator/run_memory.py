@@ -16,7 +16,7 @@ from workers.model_config import Step35Config
 from workers.pool import tier_needs
 from workers.tiers import tiers_of
 
-RAY_BYTES = 600_000_000
+RAY_BYTES = 350_000_000
 """What Ray's own processes take on this machine when a run starts it (docs/memory.md)."""
 
 _ADVICE = (
