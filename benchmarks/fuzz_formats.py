@@ -103,7 +103,7 @@ def fuzz(kind: Kind, seeds: Iterator[int], work: Path, until: float = float("inf
             if "\n" in message or len(message) > 1000:
                 failures.append(f"seed {seed}: not one line of reasonable length: {message[:200]!r}")
         except KeyboardInterrupt:
-            raise
+            break
         except BaseException as error:
             failures.append(f"seed {seed}: {type(error).__name__}: {str(error)[:200]}")
     return Outcome(num_read, refused, tuple(failures))
@@ -270,7 +270,7 @@ def main(
             f"{one}: {outcome.num_read + num_refused} cases, {num_refused} refused, {outcome.num_read} read"
         )
         for message, times in Counter(outcome.refused).most_common(8):
-            print(f"  {times:7} … {message}")
+            print(f"  {times:7} … {message}", flush=True)
         for failure in outcome.failures[:20]:
             print(f"  FAILED {failure}")
         failed = failed or bool(outcome.failures)
