@@ -91,8 +91,10 @@ class SafetensorsCheckpoint:
 
     def expert(self, layer: int, expert: int, config: Step35Config) -> Expert:
         """See `Checkpoint.expert`."""
-        if self._experts_of_layer is not None and self._experts_of_layer[0] == layer:
-            return self._experts_of_layer[1][expert]
+        # Threads may ask for different layers at once.
+        known = self._experts_of_layer
+        if known is not None and known[0] == layer:
+            return known[1][expert]
         hidden, inner = config.hidden_size, config.moe_intermediate_size
         shapes = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
         if not any(self.has(_stacked(layer, part)) for part in shapes):
@@ -104,8 +106,8 @@ class SafetensorsCheckpoint:
             view, form = self._view(name)
             self._check_shape(name, view, (config.moe_num_experts, *shape))
             stacks.append(self._matrices(name, view, form))
-        self._experts_of_layer = layer, list(zip(*stacks, strict=True))
-        return self._experts_of_layer[1][expert]
+        known = self._experts_of_layer = layer, list(zip(*stacks, strict=True))
+        return known[1][expert]
 
     def check_unchanged(self) -> None:
         """See `Checkpoint.check_unchanged`."""

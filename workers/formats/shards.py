@@ -152,10 +152,12 @@ class Shard:
         Raises:
             CheckpointError: the file is not the one any more that was opened, or of a type torch lacks.
         """
-        if self._handle is None:
+        # Another thread may release the file meanwhile.
+        handle = self._handle
+        if handle is None:
             self.check_unchanged()
-            self._handle = self._open("pt")
-        view: Tensor = self._handle.get_tensor(name)
+            handle = self._handle = self._open("pt")
+        view: Tensor = handle.get_tensor(name)
         return view
 
     def check_unchanged(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +69,22 @@ def test_a_thousand_experts_take_milliseconds(path: Path) -> None:
     """Views of a layer are cut once: asking again gives the same ones."""
     config, checkpoint = open_model(path)
     assert checkpoint.expert(1, 0, config) is checkpoint.expert(1, 0, config)
+
+
+def test_threads_get_the_layers_that_they_ask_for(path: Path) -> None:
+    config, checkpoint = open_model(path)
+
+    def gates(layer: int) -> list[str]:
+        found = []
+        for turn in range(300):
+            found.append(checkpoint.expert(layer, turn % 3, config)[0].name)
+            if turn % 7 == 0:
+                checkpoint.release()
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        for layer, found in zip((1, 2, 3, 4), pool.map(gates, (1, 2, 3, 4)), strict=True):
+            assert set(found) == {f"blk.{layer}.ffn_gate_exps.weight"}
 
 
 @pytest.mark.parametrize("name", TYPES)

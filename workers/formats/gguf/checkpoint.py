@@ -78,10 +78,12 @@ class GgufCheckpoint:
 
     def expert(self, layer: int, expert: int, config: Step35Config) -> Expert:
         """See `Checkpoint.expert`."""
-        if self._experts_of_layer is None or self._experts_of_layer[0] != layer:
+        # Threads may ask for different layers at once.
+        found = self._experts_of_layer
+        if found is None or found[0] != layer:
             stacks = [self._matrices(self._experts(layer, part, config)) for part in _PARTS]
-            self._experts_of_layer = layer, list(zip(*stacks, strict=True))
-        return self._experts_of_layer[1][expert]
+            found = self._experts_of_layer = layer, list(zip(*stacks, strict=True))
+        return found[1][expert]
 
     def check_unchanged(self) -> None:
         """See `Checkpoint.check_unchanged`."""

@@ -27,9 +27,11 @@ class MappedFile:
         Raises:
             CheckpointError: the file is not the one any more whose header was read.
         """
-        if self._bytes is None:
-            self._bytes = self._map()
-        return self._bytes[start : start + num_bytes]
+        # Another thread may release the file meanwhile.
+        mapped = self._bytes
+        if mapped is None:
+            mapped = self._bytes = self._map()
+        return mapped[start : start + num_bytes]
 
     def check_unchanged(self) -> None:
         """Raises CheckpointError where the path leads to another file, or one that was written to."""
