@@ -114,28 +114,6 @@ def in_form(form: str, matrix: torch.Tensor) -> ExpertMatrices:
     return ExpertMatrices(FORMATS[form], matrix.shape[1], matrix.shape[2], torch.from_numpy(blocks))
 
 
-def attention() -> None:
-    """One sliding layer's decode, one full layer's decode at 8,192 positions, and a prefill chunk."""
-    print("\nattention                          ms      GB/s of keys and values  GFLOP/s")
-    for name, rows, heads, position, window in (
-        ("sliding, 1 row, 512 keys", 1, 96, 8191, 512),
-        ("full, 1 row, 8,192 keys", 1, 64, 8191, 0),
-        ("full, 4 rows, 8,192 keys", 4, 64, 8188, 0),
-        ("sliding, 256 rows", 256, 96, 4096, 512),
-    ):
-        q = torch.randn(rows, heads, 128)
-        new = torch.randn(rows, 8, 128).bfloat16()
-        cache = torch.randn(window + 3 if window else position, 8, 128).bfloat16()
-        seconds = best_s(
-            partial(kernels.attention, q, new, new, cache, cache, position, window, 128**-0.5),
-            4,
-        )
-        keys = window or position
-        rate = 2 * keys * 8 * 128 * 2 / seconds / 1e9
-        speed = 4 * rows * heads * keys * 128 / seconds / 1e9
-        print(f"{name:<33}  {seconds * 1e3:6.2f}  {rate:23.1f}  {speed:7.1f}")
-
-
 def calls() -> None:
     """What one call costs when there is next to nothing to compute."""
     x, weight, norm = torch.randn(1, 16), torch.randn(16, 16), torch.randn(16)
@@ -169,7 +147,6 @@ def main() -> None:
         prefill()
         for form in FORMATS:
             experts(form)
-        attention()
         calls()
 
 

@@ -166,8 +166,10 @@ def generate(
     Raises:
         InputError: an empty prompt, a token outside the vocabulary, more positions than the model has, or
             more drafts than the checkpoint has MTP layers.
+        KvDoesNotFit: the pool of keys and values has no room for so many positions.
     """
     check_prompt(model, prompt_ids, params.max_tokens)
+    model.check_kv(len(prompt_ids) + params.max_tokens, max(params.chunk_size, 1 + params.mtp), params.mtp)
     drafter = MtpDrafter(model, params.mtp) if params.mtp else None
     timer = model.timer
     started = perf_counter()

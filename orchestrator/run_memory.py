@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan
@@ -16,6 +17,9 @@ from workers.model_config import Step35Config
 from workers.pool import tier_needs
 from workers.tiers import tiers_of
 
+if TYPE_CHECKING:
+    from orchestrator.kernels.attention import KvForm
+
 RAY_BYTES = 350_000_000
 """What Ray's own processes take on this machine when a run starts it (docs/memory.md)."""
 
@@ -24,15 +28,20 @@ _ADVICE = (
     "other programs"
 )
 _FLOAT32_BYTES = 4
+_KV_VALUE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a run is asked for: `positions` in the KV cache, rows of the largest pass, drafts a step."""
+    """What a run is asked for: `positions` in the KV cache, rows of the largest pass, drafts a step.
+
+    `kv_form` is None where keys and values are kept in the run's dtype.
+    """
 
     positions: int
     pass_rows: int = 256
     num_drafts: int = 0
+    kv_form: KvForm | None = None
 
 
 def head_needs(
@@ -51,8 +60,11 @@ def head_needs(
         if tensor.part not in left_out
     )
     kv_cache = shape.kv_cache_bytes(
-        demand.positions, 4 if dtype == FLOAT32.name else 2, with_mtp=demand.num_drafts > 0
+        demand.positions, _KV_VALUE_BYTES[demand.kv_form or dtype], with_mtp=demand.num_drafts > 0
     )
+    if demand.kv_form == "int8":
+        # A float32 scale for each head's key, and one for its value.
+        kv_cache += kv_cache * _FLOAT32_BYTES // min(attention.head_dim for attention in shape.attention)
     return [
         Need("the head's weights", weights),
         Need(f"a KV cache of {demand.positions:,} positions", kv_cache),

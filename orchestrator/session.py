@@ -12,6 +12,9 @@ import torch
 
 from orchestrator.dispatch import Dispatcher, Usage
 from orchestrator.generate import GenerationParams, GenerationResult, OnTokens, generate
+from orchestrator.kernels.attention import KvForm
+from orchestrator.model.kv_cache import SequenceShape
+from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.weights import check_drafts, load_head_weights
 from orchestrator.one_box import plan_here
@@ -93,10 +96,11 @@ def open_session(
     addresses: Mapping[str, str] | None = None,
     num_drafts: int = 0,
     positions: int | None = None,
+    kv_form: KvForm | None = None,
 ) -> Iterator[Session]:
     """Start the plan's workers and load the head meanwhile; stop them on the way out, whatever happens.
 
-    The head's weights and caches are kept in the plan's dtype too.
+    The head's weights are kept in the plan's dtype too, and the caches, unless `kv_form` says otherwise.
 
     Args:
         ray_address: of a running Ray cluster; None starts Ray on this machine for as long as the session.
@@ -118,12 +122,13 @@ def open_session(
     check_runnable(plan)
     check_forms(plan, checkpoint, config)
     check_drafts(checkpoint, config, num_drafts)
-    demand = Demand(positions or min(DEFAULT_CONTEXT, shape.max_positions), num_drafts=num_drafts)
+    positions = positions or min(DEFAULT_CONTEXT, shape.max_positions)
+    demand = Demand(positions, num_drafts=num_drafts, kv_form=kv_form)
     head = head_needs(model_contents(model_dir), shape, plan.dtype, demand, in_directory=model_dir.is_dir())
     check_run(plan, head, checkpoint, config, free_memory(), workers_here=ray_address is None)
     num_workers = len(plan.asked_workers)
     if not num_workers:
-        yield _load(checkpoint, config, plan)
+        yield _load(checkpoint, config, plan, demand)
         return
     # Ray takes seconds to import.
     from orchestrator.cluster import RayCluster
@@ -133,12 +138,12 @@ def open_session(
         if ray_address is None:
             stack.enter_context(_share_of_cores(1 + num_workers))
         running = cluster.start_workers(plan, shape, model_dir, addresses=addresses)
-        session = _load(checkpoint, config, plan, running.connect)
+        session = _load(checkpoint, config, plan, demand, running.connect)
         session.workers = running
         yield session
 
 
-def load_local(model: Path, dtype: torch.dtype) -> Step35Model:
+def load_local(model: Path, dtype: torch.dtype, kv_form: KvForm | None = None) -> Step35Model:
     """Head and all experts in this process, the experts on disk where they do not fit its memory.
 
     Raises:
@@ -146,16 +151,17 @@ def load_local(model: Path, dtype: torch.dtype) -> Step35Model:
         CheckpointError: the directory or GGUF file is no model of this architecture, or is damaged.
     """
     config, checkpoint = open_model(model)
-    demand = Demand(min(DEFAULT_CONTEXT, config.shape("").max_positions))
+    demand = Demand(min(DEFAULT_CONTEXT, config.shape("").max_positions), kv_form=kv_form)
     name = str(dtype).removeprefix("torch.")
     plan = plan_here(model_contents(model), checkpoint, config, name, demand, free_memory()).plan
-    return _load(checkpoint, config, plan).head
+    return _load(checkpoint, config, plan, demand).head
 
 
 def _load(
     checkpoint: Checkpoint,
     config: Step35Config,
     plan: Plan,
+    demand: Demand,
     connect: Callable[[], Mapping[str, WorkerClient]] = dict,
 ) -> Session:
     """The head and its own experts, while the workers load theirs; then `connect` waits for those."""
@@ -166,9 +172,13 @@ def _load(
     # Before the first token, and in the order of the file, not of the first pass's page faults.
     bring_in(joined(Range(matrix.data.data_ptr(), matrix.data.nbytes) for matrix in weights.matrices))
     dispatcher = Dispatcher(plan, local, connect(), max_rows=MAX_MESSAGE_ROWS, timer=timer)
-    return Session(
-        Step35Model(config, weights, dtype, dispatcher, timer), dispatcher, plan, local, checkpoint
-    )
+    kv_form = demand.kv_form or KvForm.of(dtype)
+    # What was asked for was found to fit before anything was read.
+    layers = SequenceShape(config.layers, config.sliding_window, kv_form)
+    asked_bytes = layers.num_bytes(demand.positions, demand.pass_rows)
+    pool = KvPool(max(asked_bytes, free_memory().usable_bytes))
+    head = Step35Model(config, weights, dtype, dispatcher, timer, kv_form, pool)
+    return Session(head, dispatcher, plan, local, checkpoint)
 
 
 @contextmanager

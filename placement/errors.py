@@ -33,6 +33,10 @@ class PlanDoesNotFit(PlanError):
     """The experts do not fit the memory the nodes give."""
 
 
+class KvDoesNotFit(PotluckError):
+    """Keys and values of a sequence need more memory than their pages were given."""
+
+
 class InputError(PotluckError):
     """A prompt, token id or option value that the model cannot take."""
 

@@ -13,6 +13,7 @@ from benchmarks.fidelity.figures import HeadProbe
 from benchmarks.fidelity.rows import CHUNK_ROWS, chunk_ids, hidden_rows
 from orchestrator import kernels
 from orchestrator.model.attention import SequenceSlice
+from orchestrator.model.kv_cache import LayerCache
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
 from orchestrator.sampling import Sampler
 
@@ -27,6 +28,9 @@ def probe_head(bench: Bench) -> HeadProbe:
     sampler = Sampler(1.0, 0)
     drafter.draft([DraftRequest(state, hidden, tokens, drafter.num_layers, sampler.draft)])
 
+    cached = head.new_cache()
+    cached.begin(context + CHUNK_ROWS)
+    pages = cached.layers[0]
     token, verify, chunk, logits, drafts, attention = [], [], [], [], [], []
     verify_rows = 1 + drafter.num_layers
     for turn in range(bench.repeats):
@@ -43,7 +47,7 @@ def probe_head(bench: Bench) -> HeadProbe:
         if turn % SLOW_SHARE == 0:
             fresh = [SequenceSlice(head.new_cache(), CHUNK_ROWS)]
             chunk.append(bench.experts.timed(lambda: head.forward(prompt[:CHUNK_ROWS], fresh)))  # noqa: B023
-            attention.append(timed(lambda: _attention(bench)))
+            attention.append(timed(lambda: _attention(bench, pages)))
     workers = bench.workers
     nobody_s, all_s = bench.dispatch_cpu_s(()), bench.dispatch_cpu_s(workers)
     rows_s = bench.dispatch_cpu_s((), CHUNK_ROWS)
@@ -65,13 +69,10 @@ def probe_head(bench: Bench) -> HeadProbe:
     )
 
 
-def _attention(bench: Bench) -> None:
+def _attention(bench: Bench, pages: LayerCache) -> None:
     full = bench.head.weights.layers[0].attention
-    heads, kv_heads, head_dim = full.num_heads, full.num_kv_heads, full.head_dim
-    new = torch.ones(CHUNK_ROWS, kv_heads, head_dim)
-    old = torch.ones(bench.context, kv_heads, head_dim)
-    queries = torch.ones(CHUNK_ROWS, heads, head_dim)
-    kernels.attention(queries, new, new, old, old, bench.context, 0, full.scale)
+    queries = torch.ones(CHUNK_ROWS, full.num_heads, full.head_dim)
+    kernels.attention(queries, pages.table, pages.kv, bench.context, 0, full.scale)
 
 
 def _message_row_s(bench: Bench, rows_s: float, message_s: float) -> float:

@@ -16,6 +16,7 @@ from orchestrator.cli.output import errors, print_json, print_note
 from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.generate import GenerationParams, GenerationResult
 from orchestrator.gguf_tokenizer import UnknownTokenizer
+from orchestrator.kernels.attention import KvForm
 from orchestrator.model.weights import check_drafts
 from orchestrator.one_box import default_dtype, plan_here
 from orchestrator.report import RunReport
@@ -55,6 +56,9 @@ def generate(
         DtypeName | None,
         typer.Option(help="Weights, caches, wire; default the plan's, or by the model's files."),
     ] = None,
+    kv: Annotated[
+        KvForm | None, typer.Option(help="Keys and values, if not in the dtype; int8 takes half of bfloat16.")
+    ] = None,
     mtp: Annotated[int, typer.Option(min=0, help="Drafts a step, 0 to 3.")] = 0,
     workers: Annotated[
         int | None, typer.Option(min=0, max=64, help="Equal workers on this machine; 0: all in this process.")
@@ -77,8 +81,9 @@ def generate(
     params = GenerationParams(max_tokens, temperature, seed, ignore_eos, mtp)
     shape = config.shape(model_name(model))
     positions = min(len(prompt_ids) + max_tokens, shape.max_positions)
+    demand = Demand(positions, num_drafts=mtp, kv_form=kv)
     if plan is None:
-        made = _plan_without_file(model, dtype, workers or 0, Demand(positions, num_drafts=mtp), silent=json)
+        made = _plan_without_file(model, dtype, workers or 0, demand, silent=json)
     else:
         made = load_plan(plan, shape)
         with name_in_errors(plan):
@@ -87,7 +92,9 @@ def generate(
             raise InputError(
                 f"{plan} says where experts live, in {made.dtype}; leave out --workers and --dtype"
             )
-    with open_session(model, made, ray_address=ray_address, num_drafts=mtp, positions=positions) as session:
+    with open_session(
+        model, made, ray_address=ray_address, num_drafts=mtp, positions=positions, kv_form=kv
+    ) as session:
         for note in session.checkpoint.notes:
             print_note(note)
         stream = Stream(tokenizer, silent=json)

@@ -10,8 +10,18 @@ Shapes: T rows (tokens), H hidden, I intermediate, E experts, k chosen experts a
 
 from __future__ import annotations
 
-from orchestrator.kernels.attention import attention
+from orchestrator.kernels.attention import attention, kv_rows
 from orchestrator.kernels.dense import dense_ffn, exp, linear, rms_norm, sigmoid, swiglu
 from orchestrator.kernels.routing import route_top_k
 
-__all__ = ["attention", "dense_ffn", "exp", "linear", "rms_norm", "route_top_k", "sigmoid", "swiglu"]
+__all__ = [
+    "attention",
+    "dense_ffn",
+    "exp",
+    "kv_rows",
+    "linear",
+    "rms_norm",
+    "route_top_k",
+    "sigmoid",
+    "swiglu",
+]

@@ -30,15 +30,12 @@ class AttentionWeights:
         qkv_gate: q, k, v and gate projections side by side, (heads + 2 kv_heads) * head_dim + heads rows.
         qk_norm: (1 + weight) of q_norm for each query head, of k_norm for each key head, float32
             [heads + kv_heads, head_dim].
-        ones: float32 [head_dim], the weight of the plain RMSNorm that precedes qk_norm.
         output: [hidden, heads * head_dim].
         window: keys a query sees, itself included; 0: all.
-        kv_dtype: what keys and values are rounded to before use.
     """
 
     qkv_gate: Matrices
     qk_norm: Tensor
-    ones: Tensor
     output: Matrices
     num_heads: int
     num_kv_heads: int
@@ -47,7 +44,6 @@ class AttentionWeights:
     scale: float
     eps: float
     has_gate: bool
-    kv_dtype: torch.dtype
 
 
 def attention(
@@ -59,42 +55,30 @@ def attention(
     """
     num_tokens = x.shape[0]
     heads, kv_heads, head_dim = weights.num_heads, weights.num_kv_heads, weights.head_dim
-    qk_width = (heads + kv_heads) * head_dim
-    qkv_width = qk_width + kv_heads * head_dim
-
+    qkv_width = (heads + 2 * kv_heads) * head_dim
     fused = kernels.linear(x, weights.qkv_gate)
-    rows = fused[:, :qk_width].reshape(-1, head_dim)
-    qk = kernels.rms_norm(rows, weights.ones, weights.eps, False).view(num_tokens, -1, head_dim)
-    qk = rope.rotate(qk.mul_(weights.qk_norm))
-    queries = qk[:, :heads].contiguous()
-    keys = qk[:, heads:].to(weights.kv_dtype).contiguous()
-    values = (
-        fused[:, qk_width:qkv_width].to(weights.kv_dtype).contiguous().view(num_tokens, kv_heads, head_dim)
-    )
 
     outputs = []
     start = 0
     for part in batch:
         cache, position = part.cache.layers[layer], part.cache.length
         stop = start + part.num_tokens
-        new_keys, new_values = keys[start:stop], values[start:stop]
-        outputs.append(
-            kernels.attention(
-                queries[start:stop],
-                new_keys,
-                new_values,
-                cache.keys,
-                cache.values,
-                position,
-                weights.window,
-                weights.scale,
-            )
+        own, own_rope = fused[start:stop], rope.part(start, stop)
+        queries = kernels.kv_rows(
+            own,
+            weights.qk_norm,
+            weights.eps,
+            own_rope.cos,
+            own_rope.sin,
+            own_rope.half,
+            cache.table,
+            cache.kv,
+            position,
         )
-        cache.write(position, new_keys, new_values)
+        gate = own[:, qkv_width:] if weights.has_gate else None
+        outputs.append(
+            kernels.attention(queries, cache.table, cache.kv, position, weights.window, weights.scale, gate)
+        )
         start = stop
     mixed = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-    if weights.has_gate:
-        gate = kernels.sigmoid(fused[:, qkv_width:].contiguous())
-        mixed = mixed.mul_(gate.unsqueeze(-1))
     return kernels.linear(mixed.view(num_tokens, heads * head_dim), weights.output)

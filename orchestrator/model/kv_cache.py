@@ -1,126 +1,213 @@
-"""Keys and values of one sequence: growing blocks on full layers, a ring on sliding ones."""
+"""Keys and values of one sequence, in pages: all on full layers, those of the window on sliding ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Sequence
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from workers.model_config import LayerConfig
+from orchestrator.kernels.attention import PAGE_POSITIONS, KvForm, KvShape, PageTable
+from orchestrator.model.kv_pool import KvPool
+from placement.errors import KvDoesNotFit
+from placement.units import size
+from workers.model_config import MOST_POSITIONS, LayerConfig
 
-BLOCK_TOKENS = 256
 MAX_DRAFTS = 3
 
 
-class LayerCache:
-    """Keys and values of one layer, [slots, kv_heads, head_dim]; position p lies in slot p % slots.
+class SequenceShape:
+    """What the keys and values of a sequence take in some layers, for any number of positions."""
 
-    `ring_slots` 0 means a full layer: slots grow by blocks and no position is ever overwritten.
+    __slots__ = ("_full_bytes", "_sliding_bytes", "_window")
+
+    def __init__(
+        self, layers: Iterable[LayerConfig], sliding_window: int, form: KvForm, max_drafts: int = MAX_DRAFTS
+    ) -> None:
+        self._full_bytes = self._sliding_bytes = 0
+        self._window = sliding_window + max_drafts
+        for layer in layers:
+            page_bytes = KvShape(form, layer.num_kv_heads, layer.head_dim).page_bytes
+            if layer.is_sliding:
+                self._sliding_bytes += page_bytes
+            else:
+                self._full_bytes += page_bytes
+
+    def num_bytes(self, num_positions: int, pass_rows: int) -> int:
+        """Bytes of the pages that `num_positions` need at most, in passes of at most `pass_rows` rows."""
+        pages = _pages(num_positions)
+        return self._full_bytes * pages + self._sliding_bytes * min(
+            pages, self._most_sliding_pages(pass_rows)
+        )
+
+    def most_positions(self, budget_bytes: int, pass_rows: int) -> int:
+        """The most positions whose pages fit the budget; MOST_POSITIONS where that many do."""
+        low, high = 0, _pages(MOST_POSITIONS)
+        while low < high:
+            pages = (low + high + 1) // 2
+            if self.num_bytes(pages * PAGE_POSITIONS, pass_rows) <= budget_bytes:
+                low = pages
+            else:
+                high = pages - 1
+        return low * PAGE_POSITIONS
+
+    def check(self, num_positions: int, pass_rows: int, budget_bytes: int) -> None:
+        """Raise KvDoesNotFit unless the pages of so many positions fit the budget."""
+        if self.num_bytes(num_positions, pass_rows) > budget_bytes:
+            raise KvDoesNotFit(
+                f"keys and values of {num_positions} positions take "
+                f"{size(self.num_bytes(num_positions, pass_rows))}, their budget is {size(budget_bytes)}: "
+                f"{self.most_positions(budget_bytes, pass_rows)} positions fit; shorten the prompt, ask for "
+                "fewer tokens, or keep keys and values in int8 (--kv int8)"
+            )
+
+    def _most_sliding_pages(self, pass_rows: int) -> int:
+        # Wherever the first of the positions held lies in its page.
+        return _pages(self._window + pass_rows) + 1
+
+
+class LayerCache:
+    """One layer's pages.
+
+    Attributes:
+        table: address of the page of positions from i * PAGE_POSITIONS on, 0 where it is not held.
+        pages: the same pages by i.
     """
 
-    __slots__ = ("keys", "ring_slots", "values")
+    __slots__ = ("is_sliding", "kv", "pages", "table")
 
-    def __init__(self, num_kv_heads: int, head_dim: int, dtype: torch.dtype, ring_slots: int) -> None:
-        slots = ring_slots or BLOCK_TOKENS
-        self.ring_slots = ring_slots
-        self.keys = torch.zeros(slots, num_kv_heads, head_dim, dtype=dtype)
-        self.values = torch.zeros(slots, num_kv_heads, head_dim, dtype=dtype)
+    def __init__(self, kv: KvShape, is_sliding: bool) -> None:
+        self.kv = kv
+        self.is_sliding = is_sliding
+        self.pages: dict[int, Tensor] = {}
+        self.table: PageTable = np.zeros(8, np.int64)
 
-    def reserve(self, num_positions: int) -> None:
-        """Make room for positions 0 .. num_positions-1; a ring has its room already."""
-        slots = self.keys.shape[0]
-        if self.ring_slots or num_positions <= slots:
-            return
-        # At least half as much again, so that copying stays a constant cost a token.
-        blocks = -(-max(num_positions, slots + slots // 2) // BLOCK_TOKENS)
-        for name in ("keys", "values"):
-            old: Tensor = getattr(self, name)
-            grown = torch.zeros(blocks * BLOCK_TOKENS, *old.shape[1:], dtype=old.dtype)
-            grown[:slots] = old
-            setattr(self, name, grown)
+    def add(self, place: int, page: Tensor) -> None:
+        if place >= len(self.table):
+            self.table = np.concatenate([self.table, np.zeros(max(len(self.table), place), np.int64)])
+        self.table[place] = page.data_ptr()
+        self.pages[place] = page
 
-    def write(self, position: int, keys: Tensor, values: Tensor) -> None:
-        """Store rows [num_tokens, kv_heads, head_dim] from `position` on; a ring keeps the last ones."""
-        slots = self.keys.shape[0]
-        num_tokens = keys.shape[0]
-        if num_tokens > slots:
-            position += num_tokens - slots
-            keys, values, num_tokens = keys[-slots:], values[-slots:], slots
-        start = position % slots
-        before_wrap = min(num_tokens, slots - start)
-        self.keys[start : start + before_wrap] = keys[:before_wrap]
-        self.values[start : start + before_wrap] = values[:before_wrap]
-        if before_wrap < num_tokens:
-            self.keys[: num_tokens - before_wrap] = keys[before_wrap:]
-            self.values[: num_tokens - before_wrap] = values[before_wrap:]
+    def drop(self, places: Sequence[int], pool: KvPool) -> None:
+        dropped = [self.pages.pop(place) for place in places]
+        for place in places:
+            self.table[place] = 0
+        pool.give_back(self.kv, dropped)
 
 
 class KVCache:
     """All layers' keys and values of one sequence.
 
     A forward pass calls `begin(n)`, writes n rows at positions length .. length+n-1 in every layer, then
-    `commit(n)`. `rollback` forgets the newest positions in O(1).
+    `commit(n)`. `rollback` forgets the newest positions in O(1). Pages go back to the pool with the cache.
     """
 
-    __slots__ = ("_reach", "_ring_slots", "_window", "layers", "length")
+    __slots__ = (
+        "__weakref__",
+        "_first_page",
+        "_pool",
+        "_stop_page",
+        "_window",
+        "layers",
+        "length",
+        "max_drafts",
+    )
 
     def __init__(
         self,
         layers: Sequence[LayerConfig],
         sliding_window: int,
-        dtype: torch.dtype,
+        form: KvForm,
+        pool: KvPool,
         max_drafts: int = MAX_DRAFTS,
     ) -> None:
-        ring = sliding_window + max_drafts + 1
         self.layers = tuple(
-            LayerCache(layer.num_kv_heads, layer.head_dim, dtype, ring if layer.is_sliding else 0)
+            LayerCache(KvShape(form, layer.num_kv_heads, layer.head_dim), layer.is_sliding)
             for layer in layers
         )
         self.length = 0
-        # Positions below _reach have been written at some time. Of those, a ring holds only the last `ring`.
-        self._reach = 0
+        self.max_drafts = max_drafts
+        self._pool = pool
         self._window = sliding_window
-        self._ring_slots = ring if any(layer.is_sliding for layer in layers) else 0
+        # Sliding layers hold the pages from _first_page to _stop_page - 1, full layers all before _stop_page.
+        self._first_page = 0
+        self._stop_page = 0
+        weakref.finalize(self, _release, self.layers, pool)
 
     @property
     def nbytes(self) -> int:
-        """Bytes reserved now."""
-        return sum(2 * layer.keys.numel() * layer.keys.element_size() for layer in self.layers)
+        """Bytes of the pages held now."""
+        return sum(len(layer.pages) * layer.kv.page_bytes for layer in self.layers)
 
     def begin(self, num_tokens: int) -> None:
         """Make room for `num_tokens` rows after the present length.
 
         Raises:
-            ValueError: an earlier pass wrote so far ahead without `commit` that the window is gone.
+            KvDoesNotFit: the pool has no room for so many; the cache is as before.
         """
-        self._check_window(self.length)
-        stop = self.length + num_tokens
+        stop_page = _pages(self.length + num_tokens)
+        if stop_page <= self._stop_page:
+            return
+        added: list[tuple[LayerCache, int]] = []
         for layer in self.layers:
-            layer.reserve(stop)
-        self._reach = max(self._reach, stop)
+            for place in range(self._stop_page, stop_page):
+                page = self._pool.take(layer.kv)
+                if page is None:
+                    for other, taken in added:
+                        other.drop((taken,), self._pool)
+                    raise self._refusal(num_tokens)
+                layer.add(place, page)
+                added.append((layer, place))
+        self._stop_page = stop_page
 
     def commit(self, num_tokens: int) -> None:
-        """Count `num_tokens` rows, written in every layer, as present."""
+        """Count `num_tokens` rows, written in every layer, as present.
+
+        Sliding layers give back the pages behind the window of every length that drafts may roll back to.
+        """
         self.length += num_tokens
+        first = max(0, self.length - self.max_drafts - self._window + 1) // PAGE_POSITIONS
+        if first > self._first_page:
+            places = range(self._first_page, min(first, self._stop_page))
+            for layer in self.layers:
+                if layer.is_sliding:
+                    layer.drop(places, self._pool)
+            self._first_page = first
 
     def rollback(self, length: int) -> None:
         """Forget positions `length` and later.
 
         Raises:
-            ValueError: a sliding ring no longer holds the keys a query at `length` would see.
+            ValueError: sliding layers no longer hold the keys a query at `length` would see.
         """
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot roll back a cache of {self.length} tokens to {length}")
-        self._check_window(length)
+        oldest_needed = max(0, length - self._window + 1)
+        held = self._first_page * PAGE_POSITIONS
+        if oldest_needed < held and any(layer.is_sliding for layer in self.layers):
+            raise ValueError(
+                f"cannot go on at position {length}: sliding layers hold positions from {held} on, "
+                f"position {oldest_needed} is needed"
+            )
         self.length = length
 
-    def _check_window(self, length: int) -> None:
-        if self._ring_slots == 0:
-            return
-        oldest_needed = max(0, length - self._window + 1)
-        if oldest_needed < self._reach - self._ring_slots:
-            raise ValueError(
-                f"cannot go on at position {length}: positions up to {self._reach - 1} were written and "
-                f"a ring of {self._ring_slots} slots no longer holds position {oldest_needed}"
-            )
+    def _refusal(self, num_tokens: int) -> KvDoesNotFit:
+        pool = self._pool
+        free = pool.budget_bytes - pool.used_bytes
+        per_page = sum(layer.kv.page_bytes for layer in self.layers)
+        fits = (self._stop_page + free // per_page) * PAGE_POSITIONS
+        return KvDoesNotFit(
+            f"keys and values: {self.length + num_tokens} positions asked for, but the pages of all "
+            f"sequences have {size(pool.budget_bytes)}, {size(free)} of them free, so {fits} positions fit; "
+            "shorten the prompt, ask for fewer tokens, or keep keys and values in int8 (--kv int8)"
+        )
+
+
+def _pages(num_positions: int) -> int:
+    return -(-num_positions // PAGE_POSITIONS)
+
+
+def _release(layers: Sequence[LayerCache], pool: KvPool) -> None:
+    for layer in layers:
+        layer.drop(tuple(layer.pages), pool)

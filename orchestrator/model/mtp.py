@@ -101,9 +101,9 @@ class MtpDrafter:
 
     def new_state(self) -> MtpState:
         """State of a sequence of which no trunk row was seen yet."""
-        window, dtype = self._model.config.sliding_window, self._model.dtype
-        caches = tuple(KVCache((layer,), window, dtype) for layer in self._configs)
-        return MtpState(caches, self._model.config.hidden_size)
+        model, window = self._model, self._model.config.sliding_window
+        caches = tuple(KVCache((layer,), window, model.kv_form, model.kv_pool) for layer in self._configs)
+        return MtpState(caches, model.config.hidden_size)
 
     @torch.inference_mode()
     def draft(self, requests: Sequence[DraftRequest]) -> list[list[Draft]]:

@@ -42,37 +42,34 @@ def inverse_frequencies(
 
 @dataclass(frozen=True, slots=True)
 class RopeRows:
-    """cos and signed sin of some positions, float32 [num_tokens, 1, head_dim], for `rotate`."""
+    """cos and signed sin of some positions, float32 [num_tokens, 1, head_dim], for `kernels.kv_rows`.
+
+    Dimensions d and d + half make a pair; those from 2 * half on do not rotate.
+    """
 
     cos: Tensor
     sin: Tensor
-    swap: Tensor
+    half: int
 
-    def rotate(self, x: Tensor) -> Tensor:
-        """Rotate contiguous float32 [num_tokens, heads, head_dim]; dimensions past rotary_dim stay."""
-        # Selecting columns of a matrix is several times as fast as selecting along a third dimension.
-        swapped = x.view(-1, x.shape[-1]).index_select(1, self.swap).view(x.shape)
-        return (x * self.cos).add_(swapped.mul_(self.sin))
+    def part(self, start: int, stop: int) -> RopeRows:
+        """Rows start .. stop-1."""
+        return RopeRows(self.cos[start:stop], self.sin[start:stop], self.half)
 
 
 class RopeTable:
     """cos/sin of every position so far asked for, computed in float64 and rounded once to float32."""
 
     def __init__(self, layer: LayerConfig) -> None:
-        half = layer.rotary_dim // 2
+        self._half = layer.rotary_dim // 2
         self._head_dim = layer.head_dim
         self._frequencies = inverse_frequencies(layer.rope_theta, layer.rotary_dim, layer.rope_scaling)
-        # Partner of each dimension: the halves of the rotated part exchanged, the rest itself.
-        dims = torch.arange(layer.head_dim)
-        dims[: 2 * half] = dims[: 2 * half].roll(half)
-        self._swap = dims
         self._cos = torch.empty(0, 1, layer.head_dim)
         self._sin = torch.empty(0, 1, layer.head_dim)
 
     def rows(self, start: int, stop: int) -> RopeRows:
         """Rows of positions start .. stop-1, a view of the table."""
         self._grow(stop)
-        return RopeRows(self._cos[start:stop], self._sin[start:stop], self._swap)
+        return RopeRows(self._cos[start:stop], self._sin[start:stop], self._half)
 
     def rows_of(self, spans: list[tuple[int, int]]) -> RopeRows:
         """Rows of several spans (start, stop) of positions, one after another."""
@@ -81,7 +78,7 @@ class RopeTable:
         self._grow(max(stop for _, stop in spans))
         cos = torch.cat([self._cos[start:stop] for start, stop in spans])
         sin = torch.cat([self._sin[start:stop] for start, stop in spans])
-        return RopeRows(cos, sin, self._swap)
+        return RopeRows(cos, sin, self._half)
 
     def _grow(self, num_positions: int) -> None:
         have = self._cos.shape[0]
@@ -94,7 +91,7 @@ class RopeTable:
         self._sin = torch.cat([self._sin, *(sin for _, sin in added)])
 
     def _block(self, start: int) -> tuple[Tensor, Tensor]:
-        half = len(self._frequencies)
+        half = self._half
         positions = np.arange(start, start + BLOCK_POSITIONS, dtype=np.float64)
         angles = positions[:, None] * self._frequencies
         cos = np.ones((BLOCK_POSITIONS, 1, self._head_dim), np.float32)

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from orchestrator import kernels
+from orchestrator.kernels.attention import KvForm
 from orchestrator.model.attention import SequenceSlice
-from orchestrator.model.kv_cache import KVCache
+from orchestrator.model.kv_cache import KVCache, SequenceShape
+from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.layer import decoder_layer
 from orchestrator.model.moe import ExpertRunner
 from orchestrator.model.rope import RopeRows, RopeTable, rope_key
@@ -22,6 +24,7 @@ from placement.files.quote import quote
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.dequantise import float32_rows
 from workers.formats.safetensors import SafetensorsCheckpoint
+from workers.memory.free import free_memory
 from workers.model_config import Step35Config
 
 
@@ -31,6 +34,8 @@ class Step35Model:
     Attributes:
         recorder: set it to collect the experts that tokens choose.
         timer: seconds by part. Give the expert runner the same timer, so that its parts count here too.
+        kv_form: how caches keep keys and values; unless given, float32 in float32 runs, else bfloat16.
+        kv_pool: where all caches take their pages; unless given, as large as memory was free at the start.
     """
 
     def __init__(
@@ -40,12 +45,16 @@ class Step35Model:
         dtype: torch.dtype,
         experts: ExpertRunner,
         timer: StepTimer | None = None,
+        kv_form: KvForm | None = None,
+        kv_pool: KvPool | None = None,
     ) -> None:
         self.config = config
         self.weights = weights
         self.dtype = dtype
         self.experts = experts
         self.timer = timer if timer is not None else StepTimer()
+        self.kv_form = kv_form or KvForm.of(dtype)
+        self.kv_pool = kv_pool if kv_pool is not None else KvPool(free_memory().usable_bytes)
         self.recorder: RoutingRecorder | None = None
         self._tables = {rope_key(layer): RopeTable(layer) for layer in config.layers}
         self._rope_keys = tuple(rope_key(layer) for layer in config.layers)
@@ -72,7 +81,15 @@ class Step35Model:
     def new_cache(self) -> KVCache:
         """An empty cache for one sequence."""
         config = self.config
-        return KVCache(config.layers[: config.num_hidden_layers], config.sliding_window, self.dtype)
+        layers = config.layers[: config.num_hidden_layers]
+        return KVCache(layers, config.sliding_window, self.kv_form, self.kv_pool)
+
+    def check_kv(self, num_positions: int, pass_rows: int, num_drafts: int) -> None:
+        """Raise KvDoesNotFit unless one sequence of so many positions fits the pool."""
+        config = self.config
+        layers = config.layers[: config.num_hidden_layers + num_drafts]
+        shape = SequenceShape(layers, config.sliding_window, self.kv_form)
+        shape.check(num_positions, pass_rows, self.kv_pool.budget_bytes)
 
     def check_token_ids(self, token_ids: Sequence[int]) -> None:
         """Raise InputError unless every id is in the vocabulary."""

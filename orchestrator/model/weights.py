@@ -285,7 +285,6 @@ class _Reader:
         return AttentionWeights(
             qkv_gate=Matrices.of(*parts),
             qk_norm=qk_norm + 1.0 if config.zero_centered else qk_norm,
-            ones=torch.ones(head_dim),
             output=Matrices.of(self.matrix((f"{name}.o_proj.weight",), hidden, heads * head_dim)),
             num_heads=heads,
             num_kv_heads=kv_heads,
@@ -294,7 +293,6 @@ class _Reader:
             scale=head_dim**-0.5,
             eps=config.rms_norm_eps,
             has_gate=has_gate,
-            kv_dtype=self._dtype,
         )
 
     def ffn(self, name: str, inner: int, limit: float) -> FfnWeights:

@@ -1,48 +1,56 @@
-"""The cache: growth, the sliding ring, and rollback that loses no key a later query sees."""
+"""The cache: pages from a budget, the window of sliding layers, rollback that loses no key a query sees."""
 
 from __future__ import annotations
+
+import gc
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.model.kv_cache import BLOCK_TOKENS, KVCache
+from orchestrator.kernels.attention import PAGE_POSITIONS, KvForm, KvShape
+from orchestrator.model.kv_cache import KVCache, SequenceShape
+from orchestrator.model.kv_pool import KvPool
+from placement.errors import KvDoesNotFit
 from workers.model_config import LayerConfig
 
-WINDOW, MAX_DRAFTS = 5, 3
+WINDOW, MAX_DRAFTS = 150, 3
+PAGE_BYTES = KvShape(KvForm.float32, 1, 2).page_bytes
+PLENTY = 10_000 * PAGE_BYTES
 
 
 def layer(*, is_sliding: bool) -> LayerConfig:
     return LayerConfig(0, is_sliding, 2, 1, 2, 1e4, 2, None, False, 0.0, 0.0)
 
 
-def new_cache() -> KVCache:
-    return KVCache(
-        [layer(is_sliding=False), layer(is_sliding=True)], WINDOW, torch.float32, max_drafts=MAX_DRAFTS
-    )
+LAYERS = [layer(is_sliding=False), layer(is_sliding=True)]
+
+
+def new_cache(pool: KvPool | None = None) -> KVCache:
+    return KVCache(LAYERS, WINDOW, KvForm.float32, pool or KvPool(PLENTY), max_drafts=MAX_DRAFTS)
 
 
 def push(cache: KVCache, tokens: list[float]) -> None:
-    """Write rows that hold their token's value."""
-    rows = torch.tensor(tokens).view(-1, 1, 1).expand(-1, 1, 2).contiguous()
+    """Write rows that hold their token's value in a float of their own."""
     cache.begin(len(tokens))
     for part in cache.layers:
-        part.write(cache.length, rows, -rows)
+        for position, token in enumerate(tokens, start=cache.length):
+            page = part.pages[position // PAGE_POSITIONS]
+            assert part.table[position // PAGE_POSITIONS] == page.data_ptr()
+            page.view(torch.float32)[position % PAGE_POSITIONS] = token
     cache.commit(len(tokens))
 
 
 def held(cache: KVCache, layer: int, position: int) -> float:
-    part = cache.layers[layer]
-    slot = position % part.keys.shape[0]
-    assert part.values[slot, 0, 0] == -part.keys[slot, 0, 0]
-    return float(part.keys[slot, 0, 0])
+    page = cache.layers[layer].pages[position // PAGE_POSITIONS]
+    return float(page.view(torch.float32)[position % PAGE_POSITIONS])
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.integers(1, 30), st.integers(0, MAX_DRAFTS)).map(lambda pair: (pair[0], min(pair))),
+        st.tuples(st.integers(1, 300), st.integers(0, MAX_DRAFTS)).map(lambda pair: (pair[0], min(pair))),
         min_size=1,
         max_size=20,
     )
@@ -50,13 +58,17 @@ def held(cache: KVCache, layer: int, position: int) -> float:
 def test_a_query_finds_every_key_it_sees_after_any_chunks_and_rollbacks(
     chunks: list[tuple[int, int]],
 ) -> None:
-    cache = new_cache()
+    pool = KvPool(PLENTY)
+    cache = new_cache(pool)
+    shape = SequenceShape(LAYERS, WINDOW, KvForm.float32, MAX_DRAFTS)
     expected: list[float] = []
     fresh = iter(range(1, 10_000))
     for size, rejected in chunks:
         tokens = [float(next(fresh)) for _ in range(size)]
         push(cache, tokens)
         expected += tokens
+        assert cache.nbytes == pool.used_bytes
+        assert cache.nbytes <= shape.num_bytes(len(expected), 300)
         expected = expected[: len(expected) - rejected]
         cache.rollback(len(expected))
         assert cache.length == len(expected)
@@ -65,38 +77,84 @@ def test_a_query_finds_every_key_it_sees_after_any_chunks_and_rollbacks(
         assert [held(cache, 1, p) for p in seen] == [expected[p] for p in seen]
 
 
-def test_full_layers_grow_by_blocks_and_rings_do_not() -> None:
+def test_full_layers_grow_and_sliding_ones_keep_their_window() -> None:
     cache = new_cache()
-    push(cache, [1.0] * (BLOCK_TOKENS + 1))
-    assert cache.layers[0].keys.shape[0] % BLOCK_TOKENS == 0
-    assert cache.layers[0].keys.shape[0] > BLOCK_TOKENS
-    assert cache.layers[1].keys.shape[0] == WINDOW + MAX_DRAFTS + 1
+    for step in range(1000):
+        push(cache, [float(step)] * 4)
+    full, sliding = cache.layers
+    assert len(full.pages) == -(-4000 // PAGE_POSITIONS)
+    assert len(sliding.pages) <= -(-(WINDOW + MAX_DRAFTS) // PAGE_POSITIONS) + 1
+    assert not sliding.table[: min(sliding.pages)].any()
 
 
-def test_growth_copies_each_token_a_bounded_number_of_times() -> None:
+def test_pages_come_back_with_the_cache_and_are_used_again() -> None:
+    pool = KvPool(8 * PAGE_BYTES)
+    for _ in range(5):
+        cache = new_cache(pool)
+        push(cache, [1.0] * 400)
+        assert pool.used_bytes == (4 + 3) * PAGE_BYTES
+        del cache
+        gc.collect()
+        assert pool.used_bytes == 0
+
+
+def test_free_pages_of_one_shape_make_room_for_another() -> None:
+    small, large = KvShape(KvForm.int8, 1, 16), KvShape(KvForm.float32, 2, 16)
+    pool = KvPool(large.page_bytes)
+    pages = []
+    while (page := pool.take(small)) is not None:
+        pages.append(page)
+    assert len(pages) == large.page_bytes // small.page_bytes
+    assert pool.take(large) is None
+    pool.give_back(small, pages)
+    assert pool.take(large) is not None
+    assert pool.take(small) is None
+
+
+def test_more_positions_than_fit_are_refused_and_nothing_is_kept() -> None:
+    pool = KvPool(7 * PAGE_BYTES)
+    cache = new_cache(pool)
+    push(cache, [1.0] * 200)
+    before = cache.nbytes
+    with pytest.raises(KvDoesNotFit, match=r"700 positions asked for.* so 384 positions fit"):
+        cache.begin(500)
+    assert cache.nbytes == before == pool.used_bytes
+    cache.begin(184)
+
+
+def test_the_refusal_before_a_run_says_how_many_positions_fit() -> None:
+    shape = SequenceShape(LAYERS, WINDOW, KvForm.float32, MAX_DRAFTS)
+    budget = 20 * PAGE_BYTES
+    fits = shape.most_positions(budget, 100)
+    assert shape.num_bytes(fits, 100) <= budget < shape.num_bytes(fits + 1, 100)
+    shape.check(fits, 100, budget)
+    with pytest.raises(KvDoesNotFit, match=f"{fits} positions fit"):
+        shape.check(fits + 1, 100, budget)
+    assert shape.most_positions(0, 100) == 0
+
+
+def test_rolling_back_past_what_sliding_layers_hold_is_refused() -> None:
     cache = new_cache()
-    copied = 0
-    for _ in range(40 * BLOCK_TOKENS):
-        before = cache.layers[0].keys
-        push(cache, [1.0])
-        if cache.layers[0].keys is not before:
-            copied += before.shape[0]
-    assert copied <= 3 * cache.length
+    push(cache, [0.0] * 600)
+    cache.rollback(600 - MAX_DRAFTS)
+    with pytest.raises(ValueError, match="sliding layers hold positions from"):
+        cache.rollback(400)
 
 
-def test_rolling_back_past_what_a_ring_holds_is_refused() -> None:
+def test_full_layers_alone_roll_back_to_anywhere() -> None:
+    cache = KVCache([layer(is_sliding=False)], WINDOW, KvForm.float32, KvPool(PLENTY))
+    push(cache, [0.0] * 600)
+    cache.rollback(3)
+    assert cache.length == 3
+
+
+def test_a_second_pass_after_an_unfinished_long_one_finds_its_window() -> None:
     cache = new_cache()
-    push(cache, [float(p) for p in range(20)])
-    with pytest.raises(ValueError, match="no longer holds position"):
-        cache.rollback(20 - MAX_DRAFTS - 3)
-
-
-def test_a_second_pass_after_an_unfinished_long_one_is_refused() -> None:
-    cache = new_cache()
-    push(cache, [float(p) for p in range(20)])
-    cache.begin(10)
-    with pytest.raises(ValueError, match="no longer holds position"):
-        cache.begin(1)
+    tokens = [float(p) for p in range(400)]
+    push(cache, tokens)
+    cache.begin(500)
+    push(cache, [400.0])
+    assert [held(cache, 1, p) for p in range(401 - WINDOW, 401)] == [*tokens[401 - WINDOW :], 400.0]
 
 
 @pytest.mark.parametrize("length", [-1, 21])
@@ -105,9 +163,3 @@ def test_rollback_only_goes_back(length: int) -> None:
     push(cache, [0.0] * 20)
     with pytest.raises(ValueError, match="cannot roll back"):
         cache.rollback(length)
-
-
-def test_bytes_reserved() -> None:
-    cache = new_cache()
-    ring = WINDOW + MAX_DRAFTS + 1
-    assert cache.nbytes == (BLOCK_TOKENS + ring) * 2 * 2 * 4

@@ -29,27 +29,27 @@ def test_plain_frequencies() -> None:
     np.testing.assert_allclose(inverse_frequencies(1e4, 8), [1.0, 0.1, 0.01, 0.001], rtol=1e-15)
 
 
-def test_rotation_by_halves_leaves_the_rest_alone() -> None:
-    x = torch.randn(3, 2, 16, generator=torch.Generator().manual_seed(0))
+def test_a_row_turns_each_pair_by_its_position() -> None:
     start = 1000
-    rotated = RopeTable(layer()).rows(start, start + 3).rotate(x)
+    rows = RopeTable(layer()).rows(start, start + 3)
+    assert rows.half == 4
     for token in range(3):
         for pair in range(4):
             angle = (start + token) * 1e4 ** (-2 * pair / 8)
-            a, b = x[token, :, pair].double(), x[token, :, pair + 4].double()
-            torch.testing.assert_close(
-                rotated[token, :, pair].double(),
-                a * math.cos(angle) - b * math.sin(angle),
-                rtol=1e-6,
-                atol=1e-6,
-            )
-            torch.testing.assert_close(
-                rotated[token, :, pair + 4].double(),
-                b * math.cos(angle) + a * math.sin(angle),
-                rtol=1e-6,
-                atol=1e-6,
-            )
-    assert torch.equal(rotated[:, :, 8:], x[:, :, 8:])
+            for place, sign in ((pair, -1), (pair + 4, 1)):
+                assert math.isclose(rows.cos[token, 0, place], math.cos(angle), rel_tol=1e-6, abs_tol=1e-7)
+                assert math.isclose(
+                    rows.sin[token, 0, place], sign * math.sin(angle), rel_tol=1e-6, abs_tol=1e-7
+                )
+    assert torch.equal(rows.cos[:, :, 8:], torch.ones(3, 1, 8))
+    assert torch.equal(rows.sin[:, :, 8:], torch.zeros(3, 1, 8))
+
+
+def test_a_part_of_the_rows() -> None:
+    table = RopeTable(layer())
+    part = table.rows(5, 20).part(3, 7)
+    assert torch.equal(part.cos, table.rows(8, 12).cos)
+    assert torch.equal(part.sin, table.rows(8, 12).sin)
 
 
 def test_rows_have_the_same_bits_however_the_table_grew() -> None:

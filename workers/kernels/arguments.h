@@ -106,14 +106,51 @@ struct RouteArgs {
   int threads;
 };
 
-struct AttentionArgs {
-  const float* q;
-  const void *k_new, *v_new, *k_cache, *v_cache;
-  float *out, *scores;  // scores: threads * score_floats of scratch
-  int64_t score_floats;
-  int64_t T, num_heads, num_kv_heads, head_dim, cache_slots, position, window;
-  float scale;
+// Positions of one page of keys and values; sixteen of them make a panel.
+constexpr int64_t PAGE_POSITIONS = 128;
+constexpr int64_t PANEL = 16;
+
+// Pages that are joined before they meet others: what one thread takes at the least.
+constexpr int64_t SPAN_PAGES = 8;
+
+// Query rows of one work item: their sums stay in the second-level cache, and so does a page.
+constexpr int64_t MOST_BLOCK_ROWS = 96;
+
+// As large as a configuration may say.
+constexpr int64_t MOST_HEAD_DIM = 8192;
+
+// How keys and values are kept.
+enum KvForm : int { KV_FLOAT32 = 0, KV_BFLOAT16 = 1, KV_INT8 = 2 };
+
+// New rows on their way into the cache. pages[i] is the page of positions from i * PAGE_POSITIONS on.
+struct KvRowsArgs {
+  const float* qkv;      // [T, stride]: query, key and value heads, then what is not wanted here
+  const float* qk_norm;  // [num_heads + num_kv_heads, head_dim]
+  const float *cos, *sin;  // [T, head_dim]
+  float* queries;        // [T, num_heads, head_dim], written
+  const int64_t* pages;
+  int64_t T, stride, num_heads, num_kv_heads, head_dim, half, position;
+  float eps;
   int threads;
+};
+
+// How a call is cut into work items: blocks of tokens, and where that leaves threads idle, spans of keys.
+struct AttentionWork {
+  float* memory;   // threads * thread_floats, or with `split` the sums of each block, KV head and span
+  float* queries;  // with `split` threads * rows * width floats
+  int64_t thread_floats, sums_floats, tokens, rows, blocks, spans;
+  bool split;
+  int threads;
+};
+
+struct AttentionArgs {
+  const float* q;       // [T, num_heads, head_dim]
+  const float* gate;    // [T, gate_stride], a logit for each query head, or null
+  const int64_t* pages;
+  float* out;
+  int64_t T, num_heads, num_kv_heads, head_dim, gate_stride, position, window;
+  float bits;  // the scale of scores times log2(e)
+  const AttentionWork* work;
 };
 
 // Where the activations between an FFN's two halves lie, [rows, I], and rounded if the second half wants that.
@@ -180,6 +217,10 @@ struct MoeArgs {
   int threads;
 };
 
+// Work below this many multiply-adds is done by the caller alone. It takes a core a few tenths of a
+// millisecond; waking a thread takes a tenth of that on an idle machine, 10 ms or more when its core is busy.
+constexpr int64_t SERIAL_WORK = 1 << 21;
+
 // Grid exponents: beyond any float32, far inside float64.
 constexpr int32_t MAX_EXPONENT = 512;
 
@@ -195,8 +236,8 @@ struct Kernels {
   void (*sigmoid)(const float* x, float* out, int64_t n, int threads);
   void (*swiglu)(const float* gate, const float* up, float* out, int64_t n, float limit, int threads);
   void (*route)(const RouteArgs&);
-  void (*attention_f32)(const AttentionArgs&);
-  void (*attention_bf16)(const AttentionArgs&);
+  void (*kv_rows[3])(const KvRowsArgs&);  // by KvForm, as is the next one
+  void (*attention[3])(const AttentionArgs&);
   void (*row_exponents)(const float* x, int32_t* out, int64_t T, int64_t D, int32_t offset, int32_t low,
                         int32_t high, int threads);
   void (*grid_to_float32)(const int32_t* values, const double* grid_units, float* out, int64_t T, int64_t H,

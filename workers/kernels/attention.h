@@ -1,137 +1,369 @@
-// Causal attention: each row and head by itself, keys in ascending position.
+// Causal attention over pages of keys and values. docs/attention.md defines the sums, which depend on a row's
+// position, window and keys alone:
+//   a score       fma over the dimensions, ascending; in int8 then times the key's scale
+//   a page        its maximum, the sum of powers of two in sixteen lanes and a tree, the mix by fma over the
+//                 positions, ascending
+//   a span        its pages joined one after another
+//   the row       its spans joined one after another
+// All query heads of a KV head and all rows of a pass go through a page together, a tile of rows at a time.
 
-// A run of consecutive keys of one KV head that lie at one stride in memory.
-template <class W>
-struct Segment {
-  const W *k, *v;
-  int64_t count;
+constexpr int MOST_ATTENTION_ROWS = 12;
+
+constexpr float LEAST_FLOAT = -3.4028234663852886e38f;
+
+// 2^t for t <= 0 within 8e-8 of it, and 0 where t < -126, so that no result is subnormal. 2^0 is 1.
+static ALWAYS_INLINE Lanes exp2_one(Lanes t) {
+  const Lanes magic = Lanes::set1(12582912.0f + 127.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Lanes biased = Lanes::add(t, magic);
+  const Lanes r = Lanes::sub(t, Lanes::sub(biased, magic));
+  Lanes p = Lanes::fma(Lanes::set1(1.53533620e-4f), r, Lanes::set1(1.33988750e-3f));
+  p = Lanes::fma(p, r, Lanes::set1(9.61843692e-3f));
+  p = Lanes::fma(p, r, Lanes::set1(5.55033237e-2f));
+  p = Lanes::fma(p, r, Lanes::set1(2.40226477e-1f));
+  p = Lanes::fma(p, r, Lanes::set1(6.93147182e-1f));
+  p = Lanes::fma(p, r, Lanes::set1(1.0f));
+  return Lanes::zero_below(Lanes::mul(p, Lanes::power(biased)), t, -126.0f);
+}
+
+// Sums of some rows over some keys: mix [rows, width] before its division by `total`. `most` is the largest
+// score; `seen` is 0 while a row has met no key.
+struct RowSums {
+  float *mix, *most, *total;
+  uint8_t* seen;
+  int64_t width;
+
+  static ALWAYS_INLINE RowSums in(float* memory, int64_t rows, int64_t width) {
+    float* most = memory + rows * width;
+    return {memory, most, most + rows, (uint8_t*)(most + 2 * rows), width};
+  }
+  ALWAYS_INLINE RowSums from(int64_t r) const { return {mix + r * width, most + r, total + r, seen + r, width}; }
 };
 
-// out[r][d] = sum over keys j, ascending, of scores[r][j] * v[j][d], divided by totals[r].
-template <int R, int C, class W>
-static ALWAYS_INLINE void mix_tile(const float* scores, int64_t lds, const Segment<W>* segments,
-                                   int num_segments, int64_t ldv, int64_t d, int tail, const float* totals,
-                                   float* out, int64_t ldo) {
-  Lanes acc[R * C];
-  UNROLL for (int i = 0; i < R * C; ++i) acc[i] = Lanes::zero();
-  int64_t j = 0;
-  for (int s = 0; s < num_segments; ++s) {
-    const W* v = segments[s].v + d;
-    for (int64_t i = 0; i < segments[s].count; ++i, ++j, v += ldv) {
-      Lanes values[C];
-      UNROLL for (int c = 0; c < C; ++c) {
-        values[c] = tail < 16 ? Lanes::load(v + 16 * c, tail) : Lanes::load(v + 16 * c);
-      }
-      UNROLL for (int r = 0; r < R; ++r) {
-        const Lanes score = Lanes::set1(scores[r * lds + j]);
-        UNROLL for (int c = 0; c < C; ++c) acc[r * C + c] = Lanes::fma(score, values[c], acc[r * C + c]);
-      }
+// 2 to the power of a score relative to the largest, `bits` being the scale times log2(e).
+static ALWAYS_INLINE Lanes weight(Lanes score, Lanes most, Lanes bits) {
+  return exp2_one(Lanes::mul(Lanes::sub(score, most), bits));
+}
+
+// Factors of two sums with maxima a and b when they are joined.
+static ALWAYS_INLINE void join_factors(const float* a, const float* b, float bits, float* factor_a,
+                                       float* factor_b) {
+  const Lanes x = Lanes::load(a), y = Lanes::load(b), most = Lanes::max(x, y);
+  weight(x, most, Lanes::set1(bits)).store(factor_a);
+  weight(y, most, Lanes::set1(bits)).store(factor_b);
+}
+
+// Joins `later` to `sums`, for n rows.
+static void join_rows(const RowSums& sums, const RowSums& later, int64_t n, float bits) {
+  for (int64_t r = 0; r < n; ++r) {
+    if (!later.seen[r]) continue;
+    float* mix = sums.mix + r * sums.width;
+    const float* more = later.mix + r * sums.width;
+    if (!sums.seen[r]) {
+      sums.seen[r] = 1;
+      sums.most[r] = later.most[r];
+      sums.total[r] = later.total[r];
+      std::memcpy(mix, more, sums.width * sizeof(float));
+      continue;
     }
-  }
-  UNROLL for (int r = 0; r < R; ++r) {
-    const Lanes inverse = Lanes::set1(1.0f / totals[r]);
-    UNROLL for (int c = 0; c < C; ++c) {
-      const Lanes mixed = Lanes::mul(acc[r * C + c], inverse);
-      if (tail < 16) {
-        mixed.store(out + r * ldo + d + 16 * c, tail);
-      } else {
-        mixed.store(out + r * ldo + d + 16 * c);
-      }
+    float a[16] = {}, b[16] = {}, factor[16], factor_more[16];
+    a[0] = sums.most[r];
+    b[0] = later.most[r];
+    join_factors(a, b, bits, factor, factor_more);
+    sums.most[r] = a[0] > b[0] ? a[0] : b[0];
+    sums.total[r] = __builtin_fmaf(later.total[r], factor_more[0], sums.total[r] * factor[0]);
+    const Lanes f = Lanes::set1(factor[0]), g = Lanes::set1(factor_more[0]);
+    for (int64_t d = 0; d < sums.width; d += 16) {
+      Lanes::fma(Lanes::load(more + d), g, Lanes::mul(Lanes::load(mix + d), f)).store(mix + d);
     }
   }
 }
 
+// What a tile's rows see of a page: positions first to stop - 1, none where stop <= first.
+struct Seen {
+  int first[MOST_ATTENTION_ROWS], stop[MOST_ATTENTION_ROWS];
+
+  ALWAYS_INLINE bool any(int r) const { return first[r] < stop[r]; }
+};
+
+// acc[r] += over rows of a panel, from `begin` to `end` - 1, both even: x[row * X_ROW + r * X_R] * panel row.
+template <int R, int X_ROW, int X_R, class W>
+static ALWAYS_INLINE void panel_rows(const float* x, const Panel<W>& panel, int64_t begin, int64_t end, Lanes* acc) {
+  for (int64_t row = begin; row < end; row += 2) {
+    const float* at = x + row * X_ROW;
+    // The next panel follows in memory, but a processor's own guesses end with its pages of 4 kB.
+    __builtin_prefetch((const char*)(panel.data + row * PANEL) + 4096, 0, 3);
+    const Lanes even = panel.even(row);
+    UNROLL for (int r = 0; r < R; ++r) acc[r] = Lanes::fma(Lanes::set1(at[r * X_R]), even, acc[r]);
+    const Lanes odd = panel.odd(row);
+    UNROLL for (int r = 0; r < R; ++r) acc[r] = Lanes::fma(Lanes::set1(at[X_ROW + r * X_R]), odd, acc[r]);
+  }
+}
+
+// The same over positions that some of the rows see and some do not.
 template <int R, class W>
-static void mix_heads(const float* scores, int64_t lds, const Segment<W>* segments, int num_segments,
-                      int64_t ldv, int64_t D, const float* totals, float* out) {
-  constexpr int C = Lanes::TILE_COLUMNS;
-  int64_t d = 0;
-  for (; d + 16 * C <= D; d += 16 * C) {
-    mix_tile<R, C>(scores, lds, segments, num_segments, ldv, d, 16, totals, out, D);
-  }
-  for (; d < D; d += 16) {
-    const int tail = D - d < 16 ? (int)(D - d) : 16;
-    mix_tile<R, 1>(scores, lds, segments, num_segments, ldv, d, tail, totals, out, D);
-  }
-}
-
-// Softmax numerators in place over n scores (lds is padded to 16); returns their sum over sixteen lanes.
-static float softmax_numerators(float* scores, int64_t n, float scale) {
-  const int64_t padded = (n + 15) / 16 * 16;
-  for (int64_t j = n; j < padded; ++j) scores[j] = -__builtin_inff();
-  float most[16];
-  for (int l = 0; l < 16; ++l) most[l] = -__builtin_inff();
-  for (int64_t j = 0; j < padded; j += 16) {
-    for (int l = 0; l < 16; ++l) {
-      const float s = scores[j + l] * scale;
-      scores[j + l] = s;
-      most[l] = s > most[l] ? s : most[l];
+static ALWAYS_INLINE void panel_edge(const float* scores, const Panel<W>& panel, const int* first, const int* stop,
+                                     int begin, int end, Lanes* acc) {
+  for (int j = begin; j < end; ++j) {
+    const Lanes values = j % 2 ? panel.odd(j - 1) : panel.even(j);
+    UNROLL for (int r = 0; r < R; ++r) {
+      if (j < first[r] || j >= stop[r]) continue;
+      acc[r] = Lanes::fma(Lanes::set1(scores[r * PAGE_POSITIONS + j]), values, acc[r]);
     }
   }
-  float max = most[0];
-  for (int l = 1; l < 16; ++l) max = most[l] > max ? most[l] : max;
-  for (int64_t j = 0; j < padded; ++j) scores[j] = exp_one(scores[j] - max);
-  Lanes acc[4] = {Lanes::zero(), Lanes::zero(), Lanes::zero(), Lanes::zero()};
-  for (int64_t j = 0; j < padded; j += 16) acc[0] = Lanes::add(acc[0], Lanes::load(scores + j));
-  float sums[4];
-  Lanes::sum4(acc, sums);
-  return sums[0];
 }
 
+// Scores first to stop - 1 become powers of two relative to their maximum; in int8 they are then multiplied by
+// the values' scales. Gives the maximum, and the sum's sixteen lanes.
 template <class W>
-static void attend(const AttentionArgs& a, int64_t t, int64_t kv_head, float* scores) {
-  const int64_t D = a.head_dim, group = a.num_heads / a.num_kv_heads, stride = a.num_kv_heads * D;
-  const int64_t p = a.position + t;
-  const int64_t first = a.window > 0 && p + 1 > a.window ? p + 1 - a.window : 0;
-  const int64_t n = p + 1 - first, lds = (n + 15) / 16 * 16;
-
-  Segment<W> segments[3];
-  int num_segments = 0;
-  const int64_t offset = kv_head * D;
-  for (int64_t key = first; key < a.position;) {
-    const int64_t slot = key % a.cache_slots;
-    int64_t count = a.position - key;
-    if (count > a.cache_slots - slot) count = a.cache_slots - slot;
-    segments[num_segments++] = {(const W*)a.k_cache + slot * stride + offset,
-                                (const W*)a.v_cache + slot * stride + offset, count};
-    key += count;
-  }
-  const int64_t first_new = first > a.position ? first - a.position : 0;
-  segments[num_segments++] = {(const W*)a.k_new + first_new * stride + offset,
-                              (const W*)a.v_new + first_new * stride + offset, t + 1 - first_new};
-
-  const float* q = a.q + (t * a.num_heads + kv_head * group) * D;
-  float* out = a.out + (t * a.num_heads + kv_head * group) * D;
-  int64_t j = 0;
-  for (int s = 0; s < num_segments; ++s) {
-    dot_block(Rows{q, D, nullptr}, group, Plain<W>{segments[s].k, stride}, segments[s].count, D, scores + j, lds);
-    j += segments[s].count;
-  }
-  constexpr int64_t R = 4;
-  for (int64_t g = 0; g < group; g += R) {
-    const int64_t heads = group - g < R ? group - g : R;
-    float totals[R];
-    for (int64_t r = 0; r < heads; ++r) totals[r] = softmax_numerators(scores + (g + r) * lds, n, a.scale);
-    const float* s = scores + g * lds;
-    float* o = out + g * D;
-    if (heads == 4) {
-      mix_heads<4>(s, lds, segments, num_segments, stride, D, totals, o);
-    } else {
-      for (int64_t r = 0; r < heads; ++r) {
-        mix_heads<1>(s + r * lds, lds, segments, num_segments, stride, D, totals + r, o + r * D);
-      }
+static ALWAYS_INLINE Lanes softmax_row(float* scores, const HeadPage<W>& page, int first, int stop, float bits,
+                                       float* most) {
+  const int from = first / 16 * 16, to = (stop + 15) / 16 * 16;
+  if constexpr (sizeof(W) == 1) {
+    for (int j = from; j < to; j += 16) {
+      Lanes::mul(Lanes::load(scores + j), Lanes::load(page.key_scales() + j)).store(scores + j);
     }
+  }
+  for (int j = from; j < first; ++j) scores[j] = -__builtin_inff();
+  for (int j = stop; j < to; ++j) scores[j] = -__builtin_inff();
+  Lanes largest = Lanes::set1(LEAST_FLOAT);
+  for (int j = from; j < to; j += 16) largest = Lanes::max(Lanes::load(scores + j), largest);
+  float lanes[16];
+  largest.store(lanes);
+  for (int l = 0; l < 8; ++l) lanes[l] = lanes[l] > lanes[l + 8] ? lanes[l] : lanes[l + 8];
+  for (int l = 0; l < 4; ++l) lanes[l] = lanes[l] > lanes[l + 4] ? lanes[l] : lanes[l + 4];
+  const float even = lanes[0] > lanes[2] ? lanes[0] : lanes[2], odd = lanes[1] > lanes[3] ? lanes[1] : lanes[3];
+  *most = even > odd ? even : odd;
+
+  Lanes sum = Lanes::zero();
+  const Lanes factor = Lanes::set1(bits), max = Lanes::set1(*most);
+  for (int j = from; j < to; j += 16) {
+    Lanes e = weight(Lanes::load(scores + j), max, factor);
+    sum = Lanes::add(sum, e);
+    if constexpr (sizeof(W) == 1) e = Lanes::mul(e, Lanes::load(page.value_scales() + j));
+    e.store(scores + j);
+  }
+  return sum;
+}
+
+// Hands a panel to `use`. An int8 panel that is used several times is widened once, if it fits the buffer.
+constexpr int64_t WIDENED_ROWS = 256;
+
+template <bool SEVERAL_TIMES, class W, class Use>
+static ALWAYS_INLINE void with_panel(const Panel<W>& panel, int64_t begin, int64_t end, float* buffer,
+                                     const Use& use) {
+  if constexpr (sizeof(W) == 1 && SEVERAL_TIMES) {
+    if (end <= WIDENED_ROWS) {
+      for (int64_t row = begin; row < end; ++row) {
+        Lanes::load(panel.data + row * PANEL).store(buffer + row * PANEL);
+      }
+      use(Panel<float>{buffer});
+      return;
+    }
+  }
+  use(panel);
+}
+
+// R rows over one page, joined to their sums. q is [width][R].
+template <int R, class W>
+static void page_tile(const float* q, const HeadPage<W>& page, const Seen& seen, float bits, const RowSums& sums) {
+  // What the registers hold at a time; the other half of the rows finds the panel in the first-level cache.
+  constexpr int PART = R > Lanes::ATTENTION_ROWS ? R / 2 : R;
+  int from = PAGE_POSITIONS, to = 0, all_from = 0, all_to = PAGE_POSITIONS;
+  for (int r = 0; r < R; ++r) {
+    if (seen.any(r) && seen.first[r] < from) from = seen.first[r];
+    if (seen.any(r) && seen.stop[r] > to) to = seen.stop[r];
+    if (seen.first[r] > all_from) all_from = seen.first[r];
+    if (seen.stop[r] < all_to) all_to = seen.stop[r];
+  }
+  if (from >= to) return;
+  // What all rows see, in whole pairs. What is left on either side goes one by one.
+  all_from = (all_from + 1) / 2 * 2;
+  all_to = all_to / 2 * 2;
+  if (all_from >= all_to) all_from = all_to = to;
+
+  alignas(64) float scores[R][PAGE_POSITIONS];
+  alignas(64) float buffer[sizeof(W) == 1 ? WIDENED_ROWS * PANEL : 1];
+  for (int64_t group = from / PANEL; group * PANEL < to; ++group) {
+    const auto score = [&](const auto panel) __attribute__((always_inline)) {
+      for (int part = 0; part < R; part += PART) {
+        Lanes acc[PART];
+        UNROLL for (int r = 0; r < PART; ++r) acc[r] = Lanes::zero();
+        panel_rows<PART, R, 1>(q + part, panel, 0, page.width, acc);
+        UNROLL for (int r = 0; r < PART; ++r) acc[r].store(scores[part + r] + group * PANEL);
+      }
+    };
+    with_panel<(R > PART)>(page.keys(group), 0, page.width, buffer, score);
+  }
+
+  constexpr int FOURS = (R + 3) / 4 * 4;
+  Lanes lanes[FOURS];
+  float before[16] = {}, most[16] = {}, factor[16], factor_page[16], total[FOURS];
+  for (int r = 0; r < FOURS; ++r) lanes[r] = Lanes::zero();
+  for (int r = 0; r < R; ++r) {
+    if (!seen.any(r)) continue;
+    lanes[r] = softmax_row(scores[r], page, seen.first[r], seen.stop[r], bits, most + r);
+    before[r] = sums.seen[r] ? sums.most[r] : most[r];
+  }
+  for (int r = 0; r < R; r += 4) Lanes::sum4(lanes + r, total + r);
+  join_factors(before, most, bits, factor, factor_page);
+
+  for (int64_t group = 0; group * PANEL < page.width; ++group) {
+    const auto mix = [&](const auto panel) __attribute__((always_inline)) {
+      for (int part = 0; part < R; part += PART) {
+        Lanes acc[PART];
+        UNROLL for (int r = 0; r < PART; ++r) acc[r] = Lanes::zero();
+        const int *first = seen.first + part, *stop = seen.stop + part;
+        if (from < all_from) panel_edge<PART>(scores[part], panel, first, stop, from, all_from, acc);
+        panel_rows<PART, 1, PAGE_POSITIONS>(scores[part], panel, all_from, all_to, acc);
+        if (all_to < to) panel_edge<PART>(scores[part], panel, first, stop, all_to, to, acc);
+        UNROLL for (int r = 0; r < PART; ++r) {
+          if (!seen.any(part + r)) continue;
+          float* at = sums.mix + (part + r) * page.width + group * PANEL;
+          if (sums.seen[part + r]) {
+            const Lanes earlier = Lanes::mul(Lanes::load(at), Lanes::set1(factor[part + r]));
+            Lanes::fma(acc[r], Lanes::set1(factor_page[part + r]), earlier).store(at);
+          } else {
+            acc[r].store(at);
+          }
+        }
+      }
+    };
+    with_panel<(R > PART)>(page.values(group), from / 2 * 2, (to + 1) / 2 * 2, buffer, mix);
+  }
+  for (int r = 0; r < R; ++r) {
+    if (!seen.any(r)) continue;
+    sums.total[r] = sums.seen[r] ? __builtin_fmaf(total[r], factor_page[r], sums.total[r] * factor[r]) : total[r];
+    sums.most[r] = before[r] > most[r] ? before[r] : most[r];
+    sums.seen[r] = 1;
+  }
+}
+
+// How many of n rows the next tile takes.
+static ALWAYS_INLINE int tile_rows(int64_t n) {
+  if (n >= MOST_ATTENTION_ROWS && n != 16) return MOST_ATTENTION_ROWS;
+  return n >= 8 ? 8 : (n >= 4 ? 4 : (n >= 2 ? 2 : 1));
+}
+
+// The rows of one work item: tokens `token` to `token` + count / group - 1, all heads of a KV head.
+struct RowBlock {
+  int64_t token, kv_head, count, group;
+};
+
+static ALWAYS_INLINE int64_t first_key(const AttentionArgs& a, int64_t token) {
+  const int64_t stop = a.position + token + 1;
+  return a.window > 0 && stop > a.window ? stop - a.window : 0;
+}
+
+// Tiles one after another, each [width][rows of the tile].
+static void pack_queries(const AttentionArgs& a, const RowBlock& block, int64_t width, float* packed) {
+  for (int64_t r = 0; r < block.count;) {
+    const int rows = tile_rows(block.count - r);
+    for (int i = 0; i < rows; ++i) {
+      const int64_t token = block.token + (r + i) / block.group, head = (r + i) % block.group;
+      const float* q = a.q + (token * a.num_heads + block.kv_head * block.group + head) * a.head_dim;
+      for (int64_t d = 0; d < width; ++d) packed[r * width + d * rows + i] = d < a.head_dim ? q[d] : 0.0f;
+    }
+    r += rows;
+  }
+}
+
+// All rows of a block over one span, into `sums`.
+template <class W>
+static void span_rows(const AttentionArgs& a, const RowBlock& block, int64_t span, int64_t width,
+                      const float* packed, const RowSums& sums) {
+  const int64_t last_token = block.token + (block.count - 1) / block.group;
+  const int64_t first = first_key(a, block.token), stop = a.position + last_token + 1;
+  int64_t page = span * SPAN_PAGES, end = page + SPAN_PAGES;
+  if (page < first / PAGE_POSITIONS) page = first / PAGE_POSITIONS;
+  if (end > (stop + PAGE_POSITIONS - 1) / PAGE_POSITIONS) end = (stop + PAGE_POSITIONS - 1) / PAGE_POSITIONS;
+  std::memset(sums.seen, 0, block.count);
+  for (; page < end; ++page) {
+    const HeadPage<W> head_page = HeadPage<W>::at(a.pages[page], block.kv_head, width);
+    const int64_t begin = page * PAGE_POSITIONS;
+    for (int64_t r = 0; r < block.count;) {
+      const int rows = tile_rows(block.count - r);
+      Seen seen;
+      for (int i = 0; i < rows; ++i) {
+        const int64_t token = block.token + (r + i) / block.group;
+        const int64_t from = first_key(a, token) - begin, to = a.position + token + 1 - begin;
+        seen.first[i] = (int)(from < 0 ? 0 : (from > PAGE_POSITIONS ? PAGE_POSITIONS : from));
+        seen.stop[i] = (int)(to < 0 ? 0 : (to > PAGE_POSITIONS ? PAGE_POSITIONS : to));
+      }
+      const float* q = packed + r * width;
+      const RowSums own = sums.from(r);
+      switch (rows) {
+        case 12: page_tile<12>(q, head_page, seen, a.bits, own); break;
+        case 8: page_tile<8>(q, head_page, seen, a.bits, own); break;
+        case 4: page_tile<4>(q, head_page, seen, a.bits, own); break;
+        case 2: page_tile<2>(q, head_page, seen, a.bits, own); break;
+        default: page_tile<1>(q, head_page, seen, a.bits, own);
+      }
+      r += rows;
+    }
+  }
+}
+
+static void finish_rows(const AttentionArgs& a, const RowBlock& block, const RowSums& sums) {
+  for (int64_t r = 0; r < block.count; ++r) {
+    const int64_t token = block.token + r / block.group, head = block.kv_head * block.group + r % block.group;
+    float* out = a.out + (token * a.num_heads + head) * a.head_dim;
+    const float* mix = sums.mix + r * sums.width;
+    const float inverse = 1.0f / sums.total[r];
+    for (int64_t d = 0; d < a.head_dim; ++d) out[d] = mix[d] * inverse;
+    if (a.gate == nullptr) continue;
+    const float gate = sigmoid_one(a.gate[token * a.gate_stride + head]);
+    for (int64_t d = 0; d < a.head_dim; ++d) out[d] *= gate;
   }
 }
 
 template <class W>
 static void attention(const AttentionArgs& a) {
-  const int64_t all_keys = a.position + a.T;
-  const int64_t keys = a.window > 0 && a.window < all_keys ? a.window : all_keys;
-  const int threads = threads_for(2 * a.T * a.num_heads * keys * a.head_dim, a.threads);
-  // Rows of one KV head follow each other, so its keys stay in cache from row to row.
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-  for (int64_t item = 0; item < a.T * a.num_kv_heads; ++item) {
-    attend<W>(a, item % a.T, item / a.T, a.scores + omp_get_thread_num() * a.score_floats);
+  const AttentionWork& work = *a.work;
+  const int64_t group = a.num_heads / a.num_kv_heads, width = (a.head_dim + PANEL - 1) / PANEL * PANEL;
+  const int64_t first_span = first_key(a, 0) / (SPAN_PAGES * PAGE_POSITIONS);
+  const int64_t items = work.blocks * a.num_kv_heads;
+  const auto block_of = [&](int64_t item) {
+    const int64_t token = item / a.num_kv_heads * work.tokens;
+    const int64_t tokens = a.T - token < work.tokens ? a.T - token : work.tokens;
+    return RowBlock{token, item % a.num_kv_heads, tokens * group, group};
+  };
+  if (!work.split) {
+#pragma omp parallel for schedule(dynamic) num_threads(work.threads) if (work.threads > 1)
+    for (int64_t item = 0; item < items; ++item) {
+      float* memory = work.memory + omp_get_thread_num() * work.thread_floats;
+      const RowBlock block = block_of(item);
+      const RowSums sums = RowSums::in(memory, work.rows, width);
+      const RowSums span_sums = RowSums::in(memory + work.sums_floats, work.rows, width);
+      float* packed = memory + 2 * work.sums_floats;
+      pack_queries(a, block, width, packed);
+      std::memset(sums.seen, 0, block.count);
+      for (int64_t span = 0; span < work.spans; ++span) {
+        span_rows<W>(a, block, first_span + span, width, packed, span_sums);
+        join_rows(sums, span_sums, block.count, a.bits);
+      }
+      finish_rows(a, block, sums);
+    }
+    return;
+  }
+  const auto sums_of = [&](int64_t item, int64_t span) {
+    return RowSums::in(work.memory + (item * work.spans + span) * work.sums_floats, work.rows, width);
+  };
+#pragma omp parallel num_threads(work.threads) if (work.threads > 1)
+  {
+#pragma omp for schedule(dynamic)
+    for (int64_t piece = 0; piece < items * work.spans; ++piece) {
+      const int64_t item = piece / work.spans, span = piece % work.spans;
+      float* packed = work.queries + omp_get_thread_num() * work.rows * width;
+      const RowBlock block = block_of(item);
+      pack_queries(a, block, width, packed);
+      span_rows<W>(a, block, first_span + span, width, packed, sums_of(item, span));
+    }
+#pragma omp for schedule(static)
+    for (int64_t item = 0; item < items; ++item) {
+      const RowBlock block = block_of(item);
+      const RowSums sums = sums_of(item, 0);
+      for (int64_t span = 1; span < work.spans; ++span) join_rows(sums, sums_of(item, span), block.count, a.bits);
+      finish_rows(a, block, sums);
+    }
   }
 }

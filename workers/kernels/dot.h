@@ -137,8 +137,4 @@ static ALWAYS_INLINE float dot_self(const float* x, int64_t n) {
   return sums[0];
 }
 
-// Work below this many multiply-adds is done by the caller alone. It takes a core a few tenths of a
-// millisecond; waking a thread takes a tenth of that on an idle machine, 10 ms or more when its core is busy.
-constexpr int64_t SERIAL_WORK = 1 << 21;
-
 static ALWAYS_INLINE int threads_for(int64_t work, int threads) { return work < SERIAL_WORK ? 1 : threads; }

@@ -3,6 +3,8 @@
 struct Lanes {
   float32x4_t q[4];
   static constexpr int TILE_ROWS = 2, TILE_COLUMNS = 2;
+  // Rows that the attention kernel takes along with sixteen columns: their sums fit the registers.
+  static constexpr int ATTENTION_ROWS = 6;
 
   static ALWAYS_INLINE Lanes zero() { return set1(0.0f); }
   static ALWAYS_INLINE Lanes set1(float x) {
@@ -16,6 +18,25 @@ struct Lanes {
     const uint16_t* bits = (const uint16_t*)p;
     return {widen(vld1_u16(bits)), widen(vld1_u16(bits + 4)), widen(vld1_u16(bits + 8)),
             widen(vld1_u16(bits + 12))};
+  }
+  static ALWAYS_INLINE Lanes load(const int8_t* p) {
+    const int8x16_t bytes = vld1q_s8(p);
+    const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_s8(vget_high_s8(bytes));
+    return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
+            vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))};
+  }
+  // The even, or the odd ones, of 32 neighbours.
+  static ALWAYS_INLINE Lanes load_even(const bf16* p) {
+    Lanes r;
+    UNROLL for (int i = 0; i < 4; ++i) r.q[i] = vreinterpretq_f32_u32(vshlq_n_u32(two(p + 8 * i), 16));
+    return r;
+  }
+  static ALWAYS_INLINE Lanes load_odd(const bf16* p) {
+    Lanes r;
+    UNROLL for (int i = 0; i < 4; ++i) {
+      r.q[i] = vreinterpretq_f32_u32(vandq_u32(two(p + 8 * i), vdupq_n_u32(0xffff0000u)));
+    }
+    return r;
   }
   template <class W>
   static ALWAYS_INLINE Lanes load(const W* p, int n) {
@@ -35,6 +56,33 @@ struct Lanes {
     return {vmulq_f32(a.q[0], b.q[0]), vmulq_f32(a.q[1], b.q[1]), vmulq_f32(a.q[2], b.q[2]),
             vmulq_f32(a.q[3], b.q[3])};
   }
+  static ALWAYS_INLINE Lanes sub(Lanes a, Lanes b) {
+    return {vsubq_f32(a.q[0], b.q[0]), vsubq_f32(a.q[1], b.q[1]), vsubq_f32(a.q[2], b.q[2]),
+            vsubq_f32(a.q[3], b.q[3])};
+  }
+  // a where a > b, else b.
+  static ALWAYS_INLINE Lanes max(Lanes a, Lanes b) {
+    Lanes r;
+    UNROLL for (int i = 0; i < 4; ++i) r.q[i] = vbslq_f32(vcgtq_f32(a.q[i], b.q[i]), a.q[i], b.q[i]);
+    return r;
+  }
+  // 2^(n - 127), n in the low eight bits of each lane; anything where the lane is not finite.
+  static ALWAYS_INLINE Lanes power(Lanes n) {
+    Lanes r;
+    UNROLL for (int i = 0; i < 4; ++i) {
+      r.q[i] = vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(n.q[i]), 23));
+    }
+    return r;
+  }
+  // x, but 0 where t is below `least`.
+  static ALWAYS_INLINE Lanes zero_below(Lanes x, Lanes t, float least) {
+    Lanes r;
+    UNROLL for (int i = 0; i < 4; ++i) {
+      const uint32x4_t below = vcltq_f32(t.q[i], vdupq_n_f32(least));
+      r.q[i] = vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(x.q[i]), below));
+    }
+    return r;
+  }
   ALWAYS_INLINE void store(float* p) const {
     UNROLL for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, q[i]);
   }
@@ -51,6 +99,9 @@ struct Lanes {
   }
 
  private:
+  static ALWAYS_INLINE uint32x4_t two(const bf16* p) {
+    return vreinterpretq_u32_u16(vld1q_u16((const uint16_t*)p));
+  }
   ALWAYS_INLINE float32x4_t sum_fours() const {
     return vaddq_f32(vaddq_f32(q[0], q[2]), vaddq_f32(q[1], q[3]));
   }

@@ -100,7 +100,8 @@ namespace baseline {
 #define KERNEL_TABLE(isa)                                                                             \
   {                                                                                                   \
     #isa, isa::linear, isa::rms_norm<float>, isa::rms_norm<bf16>, isa::exponentials, isa::sigmoid,    \
-        isa::swiglu, isa::route, isa::attention<float>, isa::attention<bf16>, isa::row_exponents,     \
+        isa::swiglu, isa::route, {isa::kv_rows<float>, isa::kv_rows<bf16>, isa::kv_rows<int8_t>},  \
+        {isa::attention<float>, isa::attention<bf16>, isa::attention<int8_t>}, isa::row_exponents,    \
         isa::grid_to_float32, isa::dense_ffn, isa::moe, isa::round_rows, isa::sum_sixteens,           \
         isa::format_index, isa::rounding_block                                                        \
   }
@@ -271,19 +272,42 @@ EXPORT int potluck_route_top_k(const float* logits, const float* bias, int32_t* 
   return OK;
 }
 
-EXPORT int potluck_attention(const float* q, const void* k_new, const void* v_new, const void* k_cache,
-                             const void* v_cache, int is_bf16, float* out, int64_t T, int64_t num_heads,
-                             int64_t num_kv_heads, int64_t head_dim, int64_t cache_slots, int64_t position,
-                             int64_t window, float scale, int threads) {
-  const int64_t all_keys = position + T;
-  const int64_t most_keys = window > 0 && window < all_keys ? window : all_keys;
-  const int64_t score_floats = (most_keys + 15) / 16 * 16 * (num_heads / num_kv_heads);
+// Norms and rotates new queries, and writes new keys and values into their pages. `form` is a KvForm.
+EXPORT void potluck_kv_rows(const float* qkv, int64_t stride, const float* qk_norm, float eps, const float* cos,
+                            const float* sin, int64_t half, float* queries, const int64_t* pages, int form,
+                            int64_t T, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim,
+                            int64_t position, int threads) {
+  active->kv_rows[form]({qkv, qk_norm, cos, sin, queries, pages, T, stride, num_heads, num_kv_heads, head_dim,
+                         half, position, eps, threads});
+}
+
+EXPORT int potluck_attention(const float* q, const float* gate, int64_t gate_stride, const int64_t* pages,
+                             int form, float* out, int64_t T, int64_t num_heads, int64_t num_kv_heads,
+                             int64_t head_dim, int64_t position, int64_t window, float scale, int threads) {
+  const int64_t group = num_heads / num_kv_heads, width = (head_dim + PANEL - 1) / PANEL * PANEL;
+  const int64_t span = SPAN_PAGES * PAGE_POSITIONS, stop = position + T;
+  const int64_t first = window > 0 && position + 1 > window ? position + 1 - window : 0;
+  const int64_t keys = window > 0 && window < stop ? window : stop;
+
+  AttentionWork work{};
+  work.threads = 2 * T * num_heads * keys * head_dim < SERIAL_WORK ? 1 : threads;
+  work.tokens = group < MOST_BLOCK_ROWS ? MOST_BLOCK_ROWS / group : 1;
+  if (work.tokens > T) work.tokens = T;
+  work.rows = work.tokens * group;
+  work.blocks = (T + work.tokens - 1) / work.tokens;
+  work.spans = (stop + span - 1) / span - first / span;
+  work.sums_floats = (work.rows * (width + 3) + 15) / 16 * 16;
+  work.thread_floats = 2 * work.sums_floats + work.rows * width;
+  const int64_t items = work.blocks * num_kv_heads;
+  work.split = work.threads > 1 && work.spans > 1 && items < 4 * work.threads;
+
   Scratch scratch;
-  AttentionArgs args{q, k_new, v_new, k_cache, v_cache, out, scratch.take<float>(threads * score_floats),
-                     score_floats, T, num_heads, num_kv_heads, head_dim, cache_slots, position, window,
-                     scale, threads};
+  work.memory = scratch.take<float>(work.split ? items * work.spans * work.sums_floats
+                                               : work.threads * work.thread_floats);
+  if (work.split) work.queries = scratch.take<float>(work.threads * work.rows * width);
   if (scratch.failed()) return OUT_OF_MEMORY;
-  (is_bf16 ? active->attention_bf16 : active->attention_f32)(args);
+  active->attention[form]({q, gate, pages, out, T, num_heads, num_kv_heads, head_dim, gate_stride, position,
+                           window, scale * 1.44269504088896341f, &work});
   return OK;
 }
 

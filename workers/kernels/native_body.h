@@ -24,5 +24,7 @@
 
 #include "formats.h"
 
+#include "kv_page.h"
+
 #include "attention.h"
 #include "ffn.h"
