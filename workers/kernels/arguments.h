@@ -63,6 +63,10 @@ struct RoundedRows {
   const int64_t* index;  // row r is row index[r], or r itself where null
 };
 
+// out[t * ldo + n] = dot(row t, weight row n) for t < T, n < N; w is the first of the weight rows.
+using DotRounded = void (*)(const RoundedRows& x, int64_t T, const uint8_t* w, int64_t row_bytes, int64_t N,
+                            float* out, int64_t ldo);
+
 // Rows to multiply, in every form that the matrices at hand want: float32, and rounded in blocks.
 struct Inputs {
   const float* x;  // [rows, K], null where only rounded rows came

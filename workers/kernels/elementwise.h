@@ -42,8 +42,9 @@ constexpr int64_t SERIAL_ELEMENTS = 1 << 15;
 
 static void sigmoid(const float* x, float* out, int64_t n, int threads) {
   if (n < SERIAL_ELEMENTS) threads = 1;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < n; ++i) out[i] = sigmoid_one(x[i]);
+  each_stretch(n, threads, [&](int64_t first, int64_t count) {
+    for (int64_t i = first; i < first + count; ++i) out[i] = sigmoid_one(x[i]);
+  });
 }
 
 static void swiglu_run(const float* gate, const float* up, float* out, int64_t n, float limit) {
@@ -53,11 +54,9 @@ static void swiglu_run(const float* gate, const float* up, float* out, int64_t n
 
 static void swiglu(const float* gate, const float* up, float* out, int64_t n, float limit, int threads) {
   if (n < SERIAL_ELEMENTS) threads = 1;
-  const int64_t share = (n + threads - 1) / threads;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < n; i += share) {
-    swiglu_run(gate + i, up + i, out + i, n - i < share ? n - i : share, limit);
-  }
+  each_stretch(n, threads, [&](int64_t first, int64_t count) {
+    swiglu_run(gate + first, up + first, out + first, count, limit);
+  });
 }
 
 static ALWAYS_INLINE float widen_one(float w) { return w; }
@@ -68,13 +67,12 @@ static void rms_norm(const RmsNormArgs& a) {
   const W* weight = (const W*)a.weight;
   const float offset = a.zero_centered ? 1.0f : 0.0f;
   const int threads = a.T * a.D < SERIAL_ELEMENTS ? 1 : a.threads;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t t = 0; t < a.T; ++t) {
+  each_item(a.T, threads, [&](int64_t t, int) {
     const float* x = a.x + t * a.D;
     float* out = a.out + t * a.D;
     const float inverse = 1.0f / __builtin_sqrtf(dot_self(x, a.D) / (float)a.D + a.eps);
     for (int64_t i = 0; i < a.D; ++i) out[i] = x[i] * inverse * (widen_one(weight[i]) + offset);
-  }
+  });
 }
 
 // floor(log2(rms(row))) + offset, kept within [low, high]. Before that a row of zeros or of subnormal size
@@ -82,12 +80,11 @@ static void rms_norm(const RmsNormArgs& a) {
 static void row_exponents(const float* x, int32_t* out, int64_t T, int64_t D, int32_t offset, int32_t low,
                           int32_t high, int threads) {
   if (T * D < SERIAL_ELEMENTS) threads = 1;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t t = 0; t < T; ++t) {
+  each_item(T, threads, [&](int64_t t, int) {
     const float rms = __builtin_sqrtf(dot_self(x + t * D, D) / (float)D);
     const int32_t exponent = (int32_t)(__builtin_bit_cast(uint32_t, rms) >> 23 & 255) - 127 + offset;
     out[t] = exponent < low ? low : (exponent > high ? high : exponent);
-  }
+  });
 }
 
 static void route_row(const float* logits, const float* bias, int32_t* ids, float* weights, float* scores,
@@ -119,9 +116,7 @@ static void route_row(const float* logits, const float* bias, int32_t* ids, floa
 
 static void route(const RouteArgs& a) {
   const int threads = a.T * a.E < SERIAL_ELEMENTS ? 1 : a.threads;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t t = 0; t < a.T; ++t) {
-    route_row(a.logits + t * a.E, a.bias, a.expert_ids + t * a.k, a.weights + t * a.k,
-              a.scores + omp_get_thread_num() * a.E, a);
-  }
+  each_item(a.T, threads, [&](int64_t t, int thread) {
+    route_row(a.logits + t * a.E, a.bias, a.expert_ids + t * a.k, a.weights + t * a.k, a.scores + thread * a.E, a);
+  });
 }

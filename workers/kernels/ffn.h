@@ -27,27 +27,21 @@ static void dense_ffn(const FfnArgs& a) {
   const int64_t up_items = (a.I + FFN_COLUMNS - 1) / FFN_COLUMNS;
   const int64_t down_items = (a.H + FFN_COLUMNS - 1) / FFN_COLUMNS;
   const Inputs activations = inputs_of(a.between, a.I);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    float* up_scratch = a.up_scratch + omp_get_thread_num() * a.T * FFN_COLUMNS;
-#pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < up_items; ++item) {
-      const int64_t i = item * FFN_COLUMNS;
-      const int64_t columns = block_columns(item, a.I);
-      dot_matrix(*a.x, 0, a.T, *a.gate, i, columns, a.between.x + i, a.I);
-      dot_matrix(*a.x, 0, a.T, *a.up, i, columns, up_scratch, columns);
-      activate(a.between.x + i, a.I, up_scratch, a.T, columns, a.limit);
-    }
-    if (a.between.block > 0) {
-#pragma omp for schedule(static)
-      for (int64_t t = 0; t < a.T; ++t) round_between(a.between, t, a.I);
-    }
-#pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < down_items; ++item) {
-      const int64_t h = item * FFN_COLUMNS;
-      dot_matrix(activations, 0, a.T, *a.down, h, block_columns(item, a.H), a.out + h, a.H);
-    }
+  each_item(up_items, threads, [&](int64_t item, int thread) {
+    float* up_scratch = a.up_scratch + thread * a.T * FFN_COLUMNS;
+    const int64_t i = item * FFN_COLUMNS;
+    const int64_t columns = block_columns(item, a.I);
+    dot_matrix(*a.x, 0, a.T, *a.gate, i, columns, a.between.x + i, a.I);
+    dot_matrix(*a.x, 0, a.T, *a.up, i, columns, up_scratch, columns);
+    activate(a.between.x + i, a.I, up_scratch, a.T, columns, a.limit);
+  });
+  if (a.between.block > 0) {
+    each_item(a.T, threads, [&](int64_t t, int) { round_between(a.between, t, a.I); });
   }
+  each_item(down_items, threads, [&](int64_t item, int) {
+    const int64_t h = item * FFN_COLUMNS;
+    dot_matrix(activations, 0, a.T, *a.down, h, block_columns(item, a.H), a.out + h, a.H);
+  });
 }
 
 // Adds rint(weight * y * 2^-e) to out. Returns whether a value left the grid or was not finite. The product
@@ -70,11 +64,10 @@ static bool add_on_grid(const float* y, int64_t n, float weight, double grid_sca
 static void grid_to_float32(const int32_t* values, const double* grid_units, float* out, int64_t T, int64_t H,
                             int threads) {
   if (T * H < SERIAL_ELEMENTS) threads = 1;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t t = 0; t < T; ++t) {
+  each_item(T, threads, [&](int64_t t, int) {
     const double unit = grid_units[t];
     for (int64_t h = 0; h < H; ++h) out[t * H + h] = (float)((double)values[t * H + h] * unit);
-  }
+  });
 }
 
 static ALWAYS_INLINE WeightMatrix of_expert(const ExpertMatrix& matrix, int64_t slot) {
@@ -88,49 +81,42 @@ static void moe(const MoeArgs& a) {
   const int64_t up_items = (a.I + FFN_COLUMNS - 1) / FFN_COLUMNS;
   const int64_t down_items = (a.H + FFN_COLUMNS - 1) / FFN_COLUMNS;
   const Inputs between = inputs_of(a.between, a.I);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    const int thread = omp_get_thread_num();
+  each_item(a.num_groups * up_items, threads, [&](int64_t item, int thread) {
+    float* tile = a.tiles + thread * a.max_rows * FFN_COLUMNS;
+    const int64_t group = item / up_items, i = item % up_items * FFN_COLUMNS;
+    const int64_t start = a.group_starts[group], rows = a.group_starts[group + 1] - start;
+    const int64_t columns = block_columns(item % up_items, a.I), slot = a.group_slots[group];
+    float* activations = a.between.x + start * a.I + i;
+    dot_matrix(*a.x, start, rows, of_expert(a.experts->gate, slot), i, columns, activations, a.I);
+    dot_matrix(*a.x, start, rows, of_expert(a.experts->up, slot), i, columns, tile, columns);
+    activate(activations, a.I, tile, rows, columns, a.experts->limit);
+  });
+  if (a.between.block > 0) {
+    each_item(entries, threads, [&](int64_t entry, int) { round_between(a.between, entry, a.I); });
+  }
+  // A work item owns its columns of every token, so integer additions need no lock.
+  each_item(down_items, threads, [&](int64_t item, int thread) {
     float* tile = a.tiles + thread * a.max_rows * FFN_COLUMNS;
     uint8_t* flags = a.flags + thread * a.T;
-#pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < a.num_groups * up_items; ++item) {
-      const int64_t group = item / up_items, i = item % up_items * FFN_COLUMNS;
-      const int64_t start = a.group_starts[group], rows = a.group_starts[group + 1] - start;
-      const int64_t columns = block_columns(item % up_items, a.I), slot = a.group_slots[group];
-      float* activations = a.between.x + start * a.I + i;
-      dot_matrix(*a.x, start, rows, of_expert(a.experts->gate, slot), i, columns, activations, a.I);
-      dot_matrix(*a.x, start, rows, of_expert(a.experts->up, slot), i, columns, tile, columns);
-      activate(activations, a.I, tile, rows, columns, a.experts->limit);
-    }
-    if (a.between.block > 0) {
-#pragma omp for schedule(static)
-      for (int64_t entry = 0; entry < entries; ++entry) round_between(a.between, entry, a.I);
-    }
-    // A work item owns its columns of every token, so integer additions need no lock.
-#pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < down_items; ++item) {
-      const int64_t h = item * FFN_COLUMNS, columns = block_columns(item, a.H);
-      for (int64_t t = 0; t < a.T; ++t) {
-        for (int64_t i = 0; i < columns; ++i) a.out[t * a.H + h + i] = 0;
-      }
-      for (int64_t group = 0; group < a.num_groups; ++group) {
-        const int64_t start = a.group_starts[group], rows = a.group_starts[group + 1] - start;
-        const WeightMatrix down = of_expert(a.experts->down, a.group_slots[group]);
-        dot_matrix(between, start, rows, down, h, columns, tile, columns);
-        for (int64_t r = 0; r < rows; ++r) {
-          const int64_t t = a.entry_tokens[start + r];
-          const float weight = a.weights[t * a.k + a.entry_columns[start + r]];
-          flags[t] |= add_on_grid(tile + r * columns, columns, weight, a.grid_scales[t], a.experts->max_magnitude,
-                                  a.out + t * a.H + h);
-        }
-      }
-    }
-#pragma omp for schedule(static)
+    const int64_t h = item * FFN_COLUMNS, columns = block_columns(item, a.H);
     for (int64_t t = 0; t < a.T; ++t) {
-      uint8_t any = 0;
-      for (int i = 0; i < threads; ++i) any |= a.flags[i * a.T + t];
-      a.saturated[t] = any;
+      for (int64_t i = 0; i < columns; ++i) a.out[t * a.H + h + i] = 0;
     }
+    for (int64_t group = 0; group < a.num_groups; ++group) {
+      const int64_t start = a.group_starts[group], rows = a.group_starts[group + 1] - start;
+      const WeightMatrix down = of_expert(a.experts->down, a.group_slots[group]);
+      dot_matrix(between, start, rows, down, h, columns, tile, columns);
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t t = a.entry_tokens[start + r];
+        const float weight = a.weights[t * a.k + a.entry_columns[start + r]];
+        flags[t] |= add_on_grid(tile + r * columns, columns, weight, a.grid_scales[t], a.experts->max_magnitude,
+                                a.out + t * a.H + h);
+      }
+    }
+  });
+  for (int64_t t = 0; t < a.T; ++t) {
+    uint8_t any = 0;
+    for (int i = 0; i < threads; ++i) any |= a.flags[i * a.T + t];
+    a.saturated[t] = any;
   }
 }

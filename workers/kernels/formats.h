@@ -1,7 +1,5 @@
 // The forms that weights may be kept in. Every instruction set has this table; a matrix names its row.
 
-using DotRounded = void (*)(const RoundedRows& x, int64_t T, const uint8_t* w, int64_t row_bytes, int64_t N,
-                            float* out, int64_t ldo);
 using DotFloat = void (*)(const Rows x, int64_t T, const WeightMatrix& matrix, int64_t first, int64_t N, float* out,
                           int64_t ldo);
 
@@ -101,8 +99,7 @@ static void linear(const LinearArgs& a) {
   const int threads = threads_for(a.T * a.N * a.x->K, a.threads);
   int64_t items = 0;
   for (int64_t m = 0; m < a.num_matrices; ++m) items += (a.matrices[m].rows + LINEAR_COLUMNS - 1) / LINEAR_COLUMNS;
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-  for (int64_t item = 0; item < items; ++item) {
+  each_item(items, threads, [&](int64_t item, int) {
     int64_t in_matrix = item, before = 0, m = 0;
     for (;; ++m) {
       const int64_t of_matrix = (a.matrices[m].rows + LINEAR_COLUMNS - 1) / LINEAR_COLUMNS;
@@ -112,5 +109,5 @@ static void linear(const LinearArgs& a) {
     }
     const int64_t n = in_matrix * LINEAR_COLUMNS, left = a.matrices[m].rows - n;
     dot_matrix(*a.x, 0, a.T, a.matrices[m], n, left < LINEAR_COLUMNS ? left : LINEAR_COLUMNS, a.out + before + n, a.N);
-  }
+  });
 }

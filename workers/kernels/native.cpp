@@ -5,6 +5,7 @@
 // (fused multiply-adds are explicit, contraction is off), so the choice made at load changes speed, not bits.
 
 #include "arguments.h"
+#include "thread_pool.h"
 
 #include <cstring>
 
@@ -23,6 +24,12 @@
 
 // Set once by potluck_set_tables, before any matrix that needs them is made.
 static Tables tables;
+
+namespace baseline {
+#include "lanes_baseline.h"
+
+#include "native_body.h"
+}  // namespace baseline
 
 #if defined(__x86_64__)
 
@@ -90,12 +97,6 @@ namespace neon {
 }  // namespace neon
 
 #endif
-
-namespace baseline {
-#include "lanes_baseline.h"
-
-#include "native_body.h"
-}  // namespace baseline
 
 #define KERNEL_TABLE(isa)                                                                             \
   {                                                                                                   \

@@ -3,6 +3,8 @@
 // Nothing from the C++ standard library may be used in these files: an inline library function compiled for
 // AVX-512 could be the copy that the linker keeps for the baseline too.
 
+#include "work_items.h"
+
 #include "weights.h"
 
 #include "dot.h"

@@ -300,13 +300,14 @@ static __attribute__((noinline)) void dot_tile_rows(const Tile<Type>& tile, cons
   }
 }
 
-template <class Type>
+// WIDE takes rows that are too long for a tile, of more than 262,144 weights.
+template <class Type, DotRounded WIDE>
 static void dot_panels(const RoundedRows& x, int64_t T, const uint8_t* w, int64_t row_bytes, int64_t N, float* out,
                        int64_t ldo) {
   const int64_t chunks = (x.K + 255) / 256;
   int64_t most = TILE_BYTES / 256 / chunks;
-  if (most == 0) {  // rows of more than 262,144 weights
-    dot_decoded<Type>(x, T, w, row_bytes, N, out, ldo);
+  if (most == 0) {
+    WIDE(x, T, w, row_bytes, N, out, ldo);
     return;
   }
   if (most > MOST_TILE_ROWS) most = MOST_TILE_ROWS;
@@ -330,8 +331,3 @@ static void dot_panels(const RoundedRows& x, int64_t T, const uint8_t* w, int64_
     t += rows;
   }
 }
-
-template <class Type>
-struct Panels {
-  static constexpr auto dot = dot_panels<Type>;
-};

@@ -33,10 +33,9 @@ static void round_row(const float* x, int64_t K, int64_t block, int8_t* q, float
 static void round_rows(const float* x, int64_t T, int64_t K, int64_t block, int8_t* q, float* scales, int16_t* sums,
                        int threads) {
   if (T * K < SERIAL_ELEMENTS) threads = 1;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t t = 0; t < T; ++t) {
+  each_item(T, threads, [&](int64_t t, int) {
     round_row(x + t * K, K, block, q + t * K, scales + t * (K / block), sums + t * (K / 16));
-  }
+  });
 }
 
 // A block's share of a dot product: S and M as integers, then one fused multiply-add each. Eight lanes: block b
