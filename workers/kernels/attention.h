@@ -328,9 +328,8 @@ static void attention(const AttentionArgs& a) {
     return RowBlock{token, item % a.num_kv_heads, tokens * group, group};
   };
   if (!work.split) {
-#pragma omp parallel for schedule(dynamic) num_threads(work.threads) if (work.threads > 1)
-    for (int64_t item = 0; item < items; ++item) {
-      float* memory = work.memory + omp_get_thread_num() * work.thread_floats;
+    each_item(items, work.threads, [&](int64_t item, int thread) {
+      float* memory = work.memory + thread * work.thread_floats;
       const RowBlock block = block_of(item);
       const RowSums sums = RowSums::in(memory, work.rows, width);
       const RowSums span_sums = RowSums::in(memory + work.sums_floats, work.rows, width);
@@ -342,28 +341,23 @@ static void attention(const AttentionArgs& a) {
         join_rows(sums, span_sums, block.count, a.bits);
       }
       finish_rows(a, block, sums);
-    }
+    });
     return;
   }
   const auto sums_of = [&](int64_t item, int64_t span) {
     return RowSums::in(work.memory + (item * work.spans + span) * work.sums_floats, work.rows, width);
   };
-#pragma omp parallel num_threads(work.threads) if (work.threads > 1)
-  {
-#pragma omp for schedule(dynamic)
-    for (int64_t piece = 0; piece < items * work.spans; ++piece) {
-      const int64_t item = piece / work.spans, span = piece % work.spans;
-      float* packed = work.queries + omp_get_thread_num() * work.rows * width;
-      const RowBlock block = block_of(item);
-      pack_queries(a, block, width, packed);
-      span_rows<W>(a, block, first_span + span, width, packed, sums_of(item, span));
-    }
-#pragma omp for schedule(static)
-    for (int64_t item = 0; item < items; ++item) {
-      const RowBlock block = block_of(item);
-      const RowSums sums = sums_of(item, 0);
-      for (int64_t span = 1; span < work.spans; ++span) join_rows(sums, sums_of(item, span), block.count, a.bits);
-      finish_rows(a, block, sums);
-    }
-  }
+  each_item(items * work.spans, work.threads, [&](int64_t piece, int thread) {
+    const int64_t item = piece / work.spans, span = piece % work.spans;
+    float* packed = work.queries + thread * work.rows * width;
+    const RowBlock block = block_of(item);
+    pack_queries(a, block, width, packed);
+    span_rows<W>(a, block, first_span + span, width, packed, sums_of(item, span));
+  });
+  each_item(items, work.threads, [&](int64_t item, int) {
+    const RowBlock block = block_of(item);
+    const RowSums sums = sums_of(item, 0);
+    for (int64_t span = 1; span < work.spans; ++span) join_rows(sums, sums_of(item, span), block.count, a.bits);
+    finish_rows(a, block, sums);
+  });
 }

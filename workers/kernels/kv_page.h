@@ -130,11 +130,10 @@ template <class W>
 static void kv_rows(const KvRowsArgs& a) {
   const int64_t rows = a.num_heads + a.num_kv_heads;
   const int threads = a.T * rows * a.head_dim < SERIAL_ELEMENTS ? 1 : a.threads;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t t = 0; t < a.T; ++t) {
+  each_item(a.T, threads, [&](int64_t t, int) {
     for (int64_t h = 0; h < a.num_heads; ++h) {
       norm_and_rotate(a, t, h, a.queries + (t * a.num_heads + h) * a.head_dim);
     }
     for (int64_t h = 0; h < a.num_kv_heads; ++h) write_row<W>(a, t, h);
-  }
+  });
 }

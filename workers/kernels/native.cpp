@@ -9,8 +9,6 @@
 
 #include <cstring>
 
-#include <omp.h>
-
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
