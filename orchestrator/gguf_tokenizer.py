@@ -188,7 +188,8 @@ def _types(metadata: Mapping[str, Any], num_tokens: int, where: object) -> Seque
 def _token_id(metadata: Mapping[str, Any], name: str, num_tokens: int, where: object) -> int | None:
     key = f"{_KEY}{name}_token_id"
     value = metadata.get(key)
-    if value is not None and (isinstance(value, bool) or value not in range(num_tokens)):
+    is_id = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < num_tokens
+    if value is not None and not is_id:
         raise CheckpointError(f"{where}: {key} is {quote(value)}, expected a token below {num_tokens}")
     return value
 

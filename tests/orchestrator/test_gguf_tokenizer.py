@@ -123,6 +123,7 @@ def test_merges_types_and_the_first_token_are_as_described() -> None:
         ({"token_type": "x"}, "token_type is 'x', expected one for each of 7"),
         ({"bos_token_id": 7}, "bos_token_id is 7, expected a token below 7"),
         ({"eos_token_id": -1}, "eos_token_id is -1, expected a token below 7"),
+        ({"bos_token_id": 1.0}, "bos_token_id is 1.0, expected a token below 7"),
         ({"bos_token_id": "0"}, "bos_token_id is '0', expected a token below 7"),
         ({"add_bos_token": 1}, "add_bos_token is 1, expected true or false"),
     ],
