@@ -8,10 +8,11 @@ reads as many bytes: a disk that others use changes its rate.
 
 from __future__ import annotations
 
-import mmap
 import statistics
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,7 @@ import typer
 from transport.expert_rows import ExpertRows
 from workers import fixed_point
 from workers.disk.direct_file import ALIGNMENT, DirectFile
+from workers.disk.slots import Slots
 from workers.disk.tier import LARGEST_READ_BYTES, READING_THREADS, DiskTier
 from workers.formats.open_model import kept_forms, open_model
 from workers.model_config import Step35Config
@@ -54,21 +56,24 @@ class PlainLoop:
 
     def __init__(self, path: Path, num_threads: int = READING_THREADS, read_bytes: int = 3 * 2**20) -> None:
         self._file, self._read_bytes = DirectFile(path), read_bytes // ALIGNMENT * ALIGNMENT
-        self._buffers = [memoryview(mmap.mmap(-1, self._read_bytes)) for _ in range(num_threads)]
+        # Large pages, as the tier's cache has: a read then takes fewer of the device's requests.
+        self._slots = Slots(num_threads, 4 * 2**20)
         self._threads = ThreadPoolExecutor(num_threads)
 
     def read(self, num_bytes: int, rng: np.random.Generator) -> float:
         """Seconds for so many bytes."""
         count = max(1, round(num_bytes / self._read_bytes))
         places = rng.integers(0, (self._file.num_bytes - self._read_bytes) // ALIGNMENT, count) * ALIGNMENT
-        shares = np.array_split(places, len(self._buffers))
+        waiting = deque(places.tolist())
 
         def read(thread: int) -> None:
-            for place in shares[thread].tolist():
-                self._file.read(self._buffers[thread], place)
+            buffer = self._slots.buffer(thread, 0, self._read_bytes)
+            with suppress(IndexError):
+                while True:
+                    self._file.read(buffer, waiting.popleft())
 
         started = time.perf_counter()
-        list(self._threads.map(read, range(len(self._buffers))))
+        list(self._threads.map(read, range(self._slots.num_slots)))
         return (time.perf_counter() - started) * num_bytes / (count * self._read_bytes)
 
 

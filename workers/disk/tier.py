@@ -24,7 +24,7 @@ from workers.held_experts import partial_sum
 from workers.kernels import ExpertNotHeld
 from workers.model_config import Step35Config
 
-READING_THREADS = 8
+READING_THREADS = 6
 LARGEST_READ_BYTES = 4 * 1024 * 1024
 """Reads under way at once, and the bytes of one (docs/memory.md has the measurements)."""
 HALF_LIFE_PASSES = 32
