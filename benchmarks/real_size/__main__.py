@@ -14,8 +14,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -29,9 +30,17 @@ from benchmarks.random_gguf import SMALL, FileShape, FileTypes, expert_types, wr
 from benchmarks.real_size.machine import Machine, best_s, probe
 from benchmarks.real_size.measured import LayoutRun
 from benchmarks.real_size.predict import Layout, narrow, software
-from benchmarks.real_size.report import Theirs, memory_lines, parts_table, passes_table, whole_model_table
+from benchmarks.real_size.report import (
+    Round,
+    Theirs,
+    memory_lines,
+    parts_table,
+    passes_table,
+    whole_model_table,
+)
 from benchmarks.real_size.work import FileWork
 from orchestrator.sampling import Sampler
+from placement.weight_format import WeightFormat
 from workers.formats.open_model import load_config, model_name
 
 WORKERS = 2
@@ -75,14 +84,14 @@ def main(
     file_shape = load_config(model).shape(model_name(model))
     work = FileWork.of(model, file_shape)
     forms = sorted(work.forms, key=lambda form: form.name)
-    alone, each = folder / "alone.json", folder / "each.json"
-    once(alone, lambda: probe(forms, threads).write(alone))
-    share = max(1, threads // (1 + WORKERS))
-    once(each, lambda: probe(forms, share).write(each))
+    each = max(1, threads // (1 + WORKERS))
     for number in counts:
+        probes(folder, forms, f"narrow-{number}", threads, each if number else None)
         own_run(folder, slim, f"narrow-{number}", number, turns=4 * turns, context=0)
     for turn in range(rounds):
         for number in counts:
+            warm(model)
+            probes(folder, forms, f"ours-{number}-{turn}", threads, each if number else None)
             own_run(folder, model, f"ours-{number}-{turn}", number, turns=turns, context=context)
         if build is not None:
             warm(model)
@@ -91,6 +100,24 @@ def main(
     if not keep:
         model.unlink()
         slim.unlink()
+
+
+def probes(folder: Path, forms: Sequence[WeightFormat], name: str, threads: int, each: int | None) -> None:
+    """The machine right before a run: as one process uses it, and with `each` threads as one of several."""
+    for kind, number in (("alone", threads), ("each", each)):
+        if number is not None:
+            out = folder / f"{name}-{kind}.json"
+            once(out, partial(_probe, forms, number, out))
+
+
+def _probe(forms: Sequence[WeightFormat], threads: int, out: Path) -> None:
+    probe(forms, threads).write(out)
+
+
+def machines(folder: Path, name: str) -> tuple[Machine, Machine]:
+    """What `probes` found, the second the same as the first where there is one process."""
+    alone, each = (folder / f"{name}-{kind}.json" for kind in ("alone", "each"))
+    return Machine.read(alone), Machine.read(each if each.exists() else alone)
 
 
 def own_run(folder: Path, model: Path, name: str, workers: int, *, turns: int, context: int) -> None:
@@ -143,13 +170,14 @@ def warm(model: Path) -> None:
 def report(
     folder: Path, model: Path, counts: tuple[int, ...], rounds: int, context: int, *, has_theirs: bool
 ) -> None:
-    alone, each = Machine.read(folder / "alone.json"), Machine.read(folder / "each.json")
     theirs = _theirs(folder, rounds) if has_theirs else None
     vocabulary = load_config(model).vocab_size
     logits, sampler = torch.randn(vocabulary), Sampler(0.0, 0)
     choice_s = best_s(lambda: sampler.choose(logits))
     slim = {number: LayoutRun.read(folder / f"narrow-{number}.json") for number in counts}
-    found = software(folder / NARROW, slim[0], slim.get(WORKERS), alone, each, choice_s)
+    probed = {number: machines(folder, f"narrow-{number}") for number in counts}
+    found = software(folder / NARROW, slim[0], slim.get(WORKERS), probed[0], probed.get(WORKERS), choice_s)
+    alone, _ = machines(folder, "ours-0-0")
     console.print(f"\n{alone.instruction_set}, {alone.threads} threads, memory read at", end=" ")
     console.print(
         f"{alone.read_bytes_per_s / 1e9:.1f} GB/s; software: {asdict(found.overheads)}, {found.link}"
@@ -161,14 +189,18 @@ def report(
         )
     for number in counts:
         runs = [LayoutRun.read(folder / f"ours-{number}-{turn}.json") for turn in range(rounds)]
-        layout = Layout.of(model, number, alone, each).with_overheads(found.overheads, found.link)
+        compared = []
+        for turn, run in enumerate(runs):
+            here, share = machines(folder, f"ours-{number}-{turn}")
+            layout = Layout.of(model, number, here, share).with_overheads(found.overheads, found.link)
+            compared.append(Round(run, here, layout))
         console.rule("one process" if not number else f"{number} workers")
-        console.print(passes_table(runs, layout, alone, theirs, context))
+        console.print(passes_table(compared, theirs, context))
         console.print(parts_table(runs))
         for line in memory_lines(runs, model.stat().st_size):
             console.print(line)
         if not number:
-            console.print(whole_model_table(runs, layout.work, alone, theirs))
+            console.print(whole_model_table(runs, compared[0].layout.work, alone, theirs))
 
 
 def _theirs(folder: Path, rounds: int) -> Theirs:

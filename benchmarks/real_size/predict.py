@@ -7,10 +7,8 @@ passes take beyond the cost model's matrices is software, and counts for the rea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 
@@ -120,15 +118,21 @@ class Software:
 
 
 def software(
-    model: Path, one: LayoutRun, several: LayoutRun | None, alone: Machine, each: Machine, choice_s: float
+    model: Path,
+    one: LayoutRun,
+    several: LayoutRun | None,
+    before_one: tuple[Machine, Machine],
+    before_several: tuple[Machine, Machine] | None,
+    choice_s: float,
 ) -> Software:
     """From runs of a narrow model.
 
     Args:
         one, several: its run in one process, and over workers.
+        before_one, before_several: the machine before each: with all threads, and with a process's share.
         choice_s: of a token from as many logits as the real model has.
     """
-    plain = Layout.of(model, 0, alone, each)
+    plain = Layout.of(model, 0, *before_one)
     shape = plain.work.shape
     layers, moe_layers = shape.num_hidden_layers, shape.num_moe_layers
     first, more = one.passes[0], _of_rows(one, MOST_ROWS)
@@ -140,23 +144,17 @@ def software(
     overheads = Overheads(
         layer_s=layer_s, batch_s=max(batch_s, -layer_s), row_s=row_s, pass_s=pass_s + choice_s
     )
-    if several is None:
+    if several is None or before_several is None:
         return Software(overheads, LinkSpec(0.0, 1e18))
     without_choice = replace(overheads, pass_s=pass_s)
-    apart = Layout.of(model, several.num_workers, alone, each).with_overheads(
-        without_choice, LinkSpec(0.0, 1e18)
-    )
+    apart = Layout.of(model, several.num_workers, *before_several)
+    apart = apart.with_overheads(without_choice, LinkSpec(0.0, 1e18))
     size = message_size(shape, plain.work.bytes_per_activation)
     row_bytes = size.request_bytes_per_row + size.reply_bytes_per_row
     few_s = _above(several.passes[0].median_s - apart.pass_s(several.passes[0])) / moe_layers
     many_s = _above(min(several.prefill_s) - apart.prefill_s(several)) / moe_layers
     row_s = max(_LEAST_ROW_S, (many_s - few_s) / (several.prefill_tokens - 1))
     return Software(overheads, LinkSpec(max(0.0, few_s - row_s), row_bytes / row_s))
-
-
-def mean_error(predicted: Sequence[float], measured: Sequence[float]) -> float:
-    """Mean size of the relative errors."""
-    return fmean(abs(p / m - 1) for p, m in zip(predicted, measured, strict=True))
 
 
 def _trunk(shape: ModelShape) -> ModelShape:

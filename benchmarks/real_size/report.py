@@ -77,41 +77,67 @@ def _one(same: Sequence[Passes]) -> Passes:
     return Passes(same[0].rows, same[0].context, seconds, parts, [r for p in same for r in p.routing])
 
 
-def passes_table(
-    runs: Sequence[LayoutRun], layout: Layout, machine: Machine, theirs: Theirs | None, context: int
-) -> Table:
-    """A row for each number of rows and context, then one for the prompt."""
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A run of one layout, the machine as probed right before it, and the layout with those rates."""
+
+    run: LayoutRun
+    machine: Machine
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One round's pass."""
+
+    measured_s: float
+    floor: Floor
+    predicted_s: float
+
+
+def passes_table(rounds: Sequence[Round], theirs: Theirs | None, context: int) -> Table:
+    """A row for each number of rows and context, then one for the prompt: medians over the rounds.
+
+    The machine's own speed moves from minute to minute, so each round is compared with its own probe.
+    """
     table = Table(
         "pass", "behind", "measured ms", "tokens/s", "GB", "read ms", "arithmetic ms", "floor / measured",
         "S-MBU", "predicted ms", "error", "llama.cpp ms", "times as fast",
     )  # fmt: skip
-    for passes in joined(runs):
-        floor = floor_of(layout.work, passes, machine)
-        other = theirs.of(passes.rows, context if passes.context >= 1000 else 0) if theirs else None
-        row = _row(passes.median_s, passes.rows, floor, layout.pass_s(passes), other)
-        table.add_row(str(passes.rows), f"{passes.context:,}", *row)
-    prompts = [seconds for run in runs for seconds in run.prefill_s]
-    floor = prefill_floor(layout.work, runs[-1], machine)
+    for index, first in enumerate(rounds[0].run.passes):
+        compared = []
+        for each in rounds:
+            passes = each.run.passes[index]
+            floor = floor_of(each.layout.work, passes, each.machine)
+            compared.append(Compared(passes.median_s, floor, each.layout.pass_s(passes)))
+        other = theirs.of(first.rows, context if first.context >= 1000 else 0) if theirs else None
+        table.add_row(str(first.rows), f"{first.context:,}", *_row(compared, first.rows, other))
+    compared = [
+        Compared(
+            median(each.run.prefill_s),
+            prefill_floor(each.layout.work, each.run, each.machine),
+            each.layout.prefill_s(each.run),
+        )
+        for each in rounds
+    ]
     other = median(theirs.prefill_s) if theirs and theirs.prefill_s else None
-    tokens = runs[-1].prefill_tokens
-    row = _row(median(prompts), tokens, floor, layout.prefill_s(runs[-1]), other)
-    table.add_row(f"prompt of {tokens}", "0", *row)
+    tokens = rounds[0].run.prefill_tokens
+    table.add_row(f"prompt of {tokens}", "0", *_row(compared, tokens, other))
     return table
 
 
-def _row(
-    measured_s: float, tokens: int, floor: Floor, predicted_s: float, other_s: float | None
-) -> list[str]:
+def _row(compared: Sequence[Compared], tokens: int, other_s: float | None) -> list[str]:
+    measured_s = median(c.measured_s for c in compared)
     return [
         f"{measured_s * 1e3:.2f}",
         f"{tokens / measured_s:.2f}",
-        f"{floor.num_bytes / 1e9:.3f}",
-        f"{floor.read_s * 1e3:.2f}",
-        f"{floor.multiply_s * 1e3:.2f}",
-        f"{floor.seconds / measured_s:.0%}",
-        f"{floor.read_s / measured_s:.0%}",
-        f"{predicted_s * 1e3:.2f}",
-        f"{predicted_s / measured_s - 1:+.1%}",
+        f"{median(c.floor.num_bytes for c in compared) / 1e9:.3f}",
+        f"{median(c.floor.read_s for c in compared) * 1e3:.2f}",
+        f"{median(c.floor.multiply_s for c in compared) * 1e3:.2f}",
+        f"{median(c.floor.seconds / c.measured_s for c in compared):.0%}",
+        f"{median(c.floor.read_s / c.measured_s for c in compared):.0%}",
+        f"{median(c.predicted_s for c in compared) * 1e3:.2f}",
+        f"{median(c.predicted_s / c.measured_s for c in compared) - 1:+.1%}",
         "" if other_s is None else f"{other_s * 1e3:.2f}",
         "" if other_s is None else f"{other_s / measured_s:.2f}",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -13,7 +14,7 @@ from benchmarks.real_size.__main__ import once
 from benchmarks.real_size.machine import Machine
 from benchmarks.real_size.measured import LayoutRun, Passes
 from benchmarks.real_size.predict import Layout, software
-from benchmarks.real_size.report import Theirs, floor_of, joined
+from benchmarks.real_size.report import Round, Theirs, floor_of, joined, passes_table
 from benchmarks.real_size.work import FileWork, by_form
 from placement.given.cluster_spec import NO_OVERHEADS, LinkSpec
 from placement.given.kernel_rates import KernelRates
@@ -95,7 +96,7 @@ def test_what_a_narrow_model_takes_beyond_its_matrices_is_software(model: Path) 
     slower = run_of(
         passes(1, times[0] + extra_s), passes(4, times[1] + extra_s), prefill_s=times[0] + extra_s
     )
-    found = software(model, slower, None, machine(), machine(), choice_s=5e-4)
+    found = software(model, slower, None, (machine(), machine()), None, choice_s=5e-4)
     assert found.overheads.layer_s == pytest.approx(1e-3, rel=0.02)
     assert found.overheads.pass_s == 5e-4
     predicted = plain.with_overheads(found.overheads, found.link).pass_s(passes(4))
@@ -129,3 +130,17 @@ def test_a_phase_whose_result_is_there_is_not_run_again(tmp_path: Path) -> None:
 def test_a_machines_figures_come_back(tmp_path: Path) -> None:
     machine(2e9).write(tmp_path / "machine.json")
     assert Machine.read(tmp_path / "machine.json") == machine(2e9)
+
+
+def test_a_table_compares_each_round_with_its_own_probe(model: Path) -> None:
+    """A machine that was half as fast while it was probed and measured predicts as well."""
+    slow = replace(machine(), read_bytes_per_s=READ / 2)
+    rounds = []
+    for here in (machine(), slow, machine()):
+        layout = Layout.of(model, 0, here, here)
+        run = run_of(passes(1, layout.pass_s(passes(1)) / 1.1), prefill_s=1.0)
+        rounds.append(Round(run, here, layout))
+    table = passes_table(rounds, Theirs({1: [1.0]}, {}, [2.0]), 4096)
+    cells = {str(column.header): list(column.cells) for column in table.columns}
+    assert cells["error"][0] == "+10.0%"
+    assert cells["llama.cpp ms"] == ["1000.00", "2000.00"]
