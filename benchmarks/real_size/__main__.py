@@ -87,7 +87,7 @@ def main(
     each = max(1, threads // (1 + WORKERS))
     for number in counts:
         probes(folder, forms, f"narrow-{number}", threads, each if number else None)
-        own_run(folder, slim, f"narrow-{number}", number, turns=4 * turns, context=0)
+        own_run(folder, slim, f"narrow-{number}", number, turns=4 * turns, context=context)
     for turn in range(rounds):
         for number in counts:
             warm(model)
@@ -192,7 +192,7 @@ def report(
         compared = []
         for turn, run in enumerate(runs):
             here, share = machines(folder, f"ours-{number}-{turn}")
-            layout = Layout.of(model, number, here, share).with_overheads(found.overheads, found.link)
+            layout = found.put_into(Layout.of(model, number, here, share))
             compared.append(Round(run, here, layout))
         console.rule("one process" if not number else f"{number} workers")
         console.print(passes_table(compared, theirs, context))

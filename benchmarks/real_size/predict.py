@@ -1,13 +1,16 @@
 """Passes predicted by the cost model, from probes of the machine and of a model too narrow to take long.
 
 No part of a measured run is used. What the runtime does between matrix products is measured on a *narrow*
-model: as many layers, rows as wide, the same layout of processes, but few heads and small experts. What its
-passes take beyond the cost model's matrices is software, and counts for the real model too.
+model: as many layers, rows as wide, as many heads, the same layout of processes, but small experts and a
+small vocabulary. What its passes take beyond the cost model's matrices is software, and counts for the real
+model too; what they take more behind thousands of tokens is attention.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from operator import mul
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from benchmarks.real_size.run import DTYPE, MOST_ROWS
 from benchmarks.real_size.work import FileWork
 from orchestrator.cli.even_plan import even_plan
 from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, MachineSpec, NodeSpec, Overheads
+from placement.given.kernel_rates import ATTENTION, KernelRates
 from placement.message_size import message_size
 from placement.model_shape import ModelShape
 from placement.plan import Plan
@@ -33,12 +37,10 @@ _LEAST_ROW_S = 1e-9
 
 
 def narrow(shape: FileShape) -> FileShape:
-    """The same layers and rows as wide, of a hundredth of the bytes."""
+    """The same layers, heads and rows as wide, of a thirtieth of the bytes."""
     return replace(
         shape,
         vocab=4096,
-        heads=16,
-        sliding_heads=16,
         dense_width=256,
         expert_width=256,
         shared_width=256,
@@ -80,9 +82,14 @@ class Layout:
             replace(plan, tiers=tiers), FileWork.of(model, _trunk(shape)), ClusterSpec(NODE, nodes, (shared,))
         )
 
-    def with_overheads(self, overheads: Overheads, link: LinkSpec | None) -> Layout:
+    def with_software(
+        self, overheads: Overheads, link: LinkSpec | None, attention: KernelRates | None = None
+    ) -> Layout:
+        """With what the head and its messages take, and what its attention reaches."""
         node = self.cluster.nodes[0]
-        devices = (replace(node.devices[0], overheads=overheads), *node.devices[1:])
+        head = node.devices[0]
+        kernels = head.kernels if attention is None else (*head.kernels, attention)
+        devices = (replace(head, overheads=overheads, kernels=kernels), *node.devices[1:])
         own = replace(node, devices=devices, link=link if node.link else None)
         return replace(self, cluster=replace(self.cluster, nodes=(own,)))
 
@@ -111,10 +118,18 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Software:
-    """What the runtime takes besides matrices: the head's overheads, and a message's way to a worker."""
+    """What the runtime takes besides matrices: the head's overheads, and a message's way to a worker.
+
+    `attention`: by number of workers, since the head has fewer threads beside some.
+    """
 
     overheads: Overheads
     link: LinkSpec
+    attention: Mapping[int, KernelRates | None]
+
+    def put_into(self, layout: Layout) -> Layout:
+        num_workers = len(layout.plan.asked_workers)
+        return layout.with_software(self.overheads, self.link, self.attention.get(num_workers))
 
 
 def software(
@@ -134,6 +149,8 @@ def software(
     """
     plain = Layout.of(model, 0, *before_one)
     shape = plain.work.shape
+    attention = {run.num_workers: attention_rates(run, shape) for run in (one, several) if run is not None}
+    plain = plain.with_software(Overheads(), None, attention[0])
     layers, moe_layers = shape.num_hidden_layers, shape.num_moe_layers
     first, more = one.passes[0], _of_rows(one, MOST_ROWS)
     pass_s = first.parts_s.get("other", 0.0)
@@ -145,16 +162,32 @@ def software(
         layer_s=layer_s, batch_s=max(batch_s, -layer_s), row_s=row_s, pass_s=pass_s + choice_s
     )
     if several is None or before_several is None:
-        return Software(overheads, LinkSpec(0.0, 1e18))
+        return Software(overheads, LinkSpec(0.0, 1e18), attention)
     without_choice = replace(overheads, pass_s=pass_s)
     apart = Layout.of(model, several.num_workers, *before_several)
-    apart = apart.with_overheads(without_choice, LinkSpec(0.0, 1e18))
+    apart = apart.with_software(without_choice, LinkSpec(0.0, 1e18), attention[several.num_workers])
     size = message_size(shape, plain.work.bytes_per_activation)
     row_bytes = size.request_bytes_per_row + size.reply_bytes_per_row
     few_s = _above(several.passes[0].median_s - apart.pass_s(several.passes[0])) / moe_layers
     many_s = _above(min(several.prefill_s) - apart.prefill_s(several)) / moe_layers
     row_s = max(_LEAST_ROW_S, (many_s - few_s) / (several.prefill_tokens - 1))
-    return Software(overheads, LinkSpec(max(0.0, few_s - row_s), row_bytes / row_s))
+    return Software(overheads, LinkSpec(max(0.0, few_s - row_s), row_bytes / row_s), attention)
+
+
+def attention_rates(run: LayoutRun, shape: ModelShape) -> KernelRates | None:
+    """FLOP/s by rows, from passes behind few and behind many tokens; None where nothing can be told."""
+    rates: dict[int, float] = {}
+    for far in run.passes:
+        near = run.find(far.rows, 0)
+        if near is None or near.context == far.context:
+            continue
+        more_s = far.parts_s.get("attention", 0.0) - near.parts_s.get("attention", 0.0)
+        keys = [min(far.context, a.window) if a.is_sliding else far.context for a in shape.attention]
+        width = [a.num_heads * a.head_dim for a in shape.attention]
+        flops = 4 * far.rows * sum(map(mul, keys, width))
+        if more_s > 0:
+            rates[far.rows] = flops / more_s
+    return KernelRates(ATTENTION, tuple(rates), tuple(rates.values())) if 1 in rates else None
 
 
 def _trunk(shape: ModelShape) -> ModelShape:

@@ -13,7 +13,7 @@ from benchmarks.random_gguf import SMALL, FileTypes, write_random_gguf
 from benchmarks.real_size.__main__ import once
 from benchmarks.real_size.machine import Machine
 from benchmarks.real_size.measured import LayoutRun, Passes
-from benchmarks.real_size.predict import Layout, software
+from benchmarks.real_size.predict import Layout, attention_rates, software
 from benchmarks.real_size.report import Round, Theirs, floor_of, joined, passes_table
 from benchmarks.real_size.work import FileWork, by_form
 from placement.given.cluster_spec import NO_OVERHEADS, LinkSpec
@@ -99,14 +99,14 @@ def test_what_a_narrow_model_takes_beyond_its_matrices_is_software(model: Path) 
     found = software(model, slower, None, (machine(), machine()), None, choice_s=5e-4)
     assert found.overheads.layer_s == pytest.approx(1e-3, rel=0.02)
     assert found.overheads.pass_s == 5e-4
-    predicted = plain.with_overheads(found.overheads, found.link).pass_s(passes(4))
+    predicted = found.put_into(plain).pass_s(passes(4))
     assert predicted == pytest.approx(times[1] + extra_s + 5e-4, rel=0.02)
 
 
 def test_workers_add_messages(model: Path) -> None:
     apart = Layout.of(model, 2, machine(), machine())
-    near = apart.with_overheads(NO_OVERHEADS, LinkSpec(0.0, 1e18))
-    far = near.with_overheads(NO_OVERHEADS, LinkSpec(1e-3, 1e18))
+    near = apart.with_software(NO_OVERHEADS, LinkSpec(0.0, 1e18))
+    far = near.with_software(NO_OVERHEADS, LinkSpec(1e-3, 1e18))
     assert far.pass_s(passes(1)) - near.pass_s(passes(1)) == pytest.approx(1e-3 * SMALL.moe_layers)
 
 
@@ -144,3 +144,14 @@ def test_a_table_compares_each_round_with_its_own_probe(model: Path) -> None:
     cells = {str(column.header): list(column.cells) for column in table.columns}
     assert cells["error"][0] == "+10.0%"
     assert cells["llama.cpp ms"] == ["1000.00", "2000.00"]
+
+
+def test_what_a_pass_takes_more_behind_many_tokens_is_attention(model: Path, work: FileWork) -> None:
+    near = replace(passes(1), parts_s={"attention": 0.5})
+    far = replace(passes(1, context=4000), parts_s={"attention": 1.5})
+    rates = attention_rates(run_of(near, far), work.shape)
+    keys = [SMALL.window if a.is_sliding else 4000 for a in work.shape.attention]
+    flops = 4 * sum(k * a.num_heads * a.head_dim for k, a in zip(keys, work.shape.attention, strict=True))
+    assert rates is not None
+    assert rates.flops_per_s == pytest.approx((flops,))
+    assert attention_rates(run_of(near), work.shape) is None
