@@ -101,7 +101,7 @@ def plan(
     moved = None
     with name_in_errors(cluster, PlanDoesNotFit):
         largest_bytes = max(layer.expert_bytes for layer in layers)
-        problem = problem_for(shape, boxes, largest_bytes, routing, workload)
+        problem = problem_for(shape, boxes, largest_bytes, routing, workload, expert_form=form)
         if in_use is None:
             made = as_plan(problem, find_policy(policy)(problem), policy, form, layers=layers)
         else:

@@ -84,6 +84,7 @@ def whatif(
         routing,
         workload,
         policy=policy,
+        expert_form=form,
     )
     if json:
         print_json(

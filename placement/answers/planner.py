@@ -46,7 +46,7 @@ def make_plan(
     place = find_policy(policy)
     if stats is not None:
         stats.check(shape)
-    problem = problem_for(shape, devices, expert_bytes, stats, workload)
+    problem = problem_for(shape, devices, expert_bytes, stats, workload, expert_form=dtype)
     return as_plan(problem, place(problem), policy, dtype, epoch)
 
 

@@ -67,6 +67,7 @@ def rank_changes(
     workload: Workload,
     *,
     policy: str,
+    expert_form: str | None = None,
 ) -> WhatIf:
     """Plan for the cluster and for each change to it, all judged on the same held-out text.
 
@@ -75,6 +76,7 @@ def rank_changes(
 
     Args:
         tried: such as `changes(cluster, cable)`.
+        expert_form: of the experts, for devices that state rates by form.
 
     Raises InputError: an unknown policy.
     """
@@ -83,7 +85,9 @@ def rank_changes(
 
     def outcome(change: Change, table: HolderTable | None) -> tuple[Outcome, HolderTable | None]:
         try:
-            problem = problem_for(shape, change.cluster, expert_bytes, passes.planned, workload)
+            problem = problem_for(
+                shape, change.cluster, expert_bytes, passes.planned, workload, expert_form=expert_form
+            )
             found = measure(problem, policy, passes)
         except PlanDoesNotFit as error:
             return Outcome(change.what, change.price, note=str(error)), None

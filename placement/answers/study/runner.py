@@ -113,7 +113,8 @@ def _bounded(row: Row, lower_bound_s: float | None) -> Row:
 
 def _problem(shape: ModelShape, setting: Setting, routing: Routing) -> PlanningProblem:
     size = shape.expert_bytes(planned_format(setting.quant).bits)
-    return problem_for(shape, _cluster(setting.cluster), size, routing.planned, setting.workload)
+    cluster, workload = _cluster(setting.cluster), setting.workload
+    return problem_for(shape, cluster, size, routing.planned, workload, expert_form=setting.quant)
 
 
 @lru_cache(maxsize=4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from placement.answers.planner import make_plan
 from placement.errors import InputError, PlanDoesNotFit, RoutingFileError
 from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
+from placement.given.kernel_rates import KernelRates
 from placement.given.problem import PlanningDevice, planning_devices
 from placement.given.stats import RoutingStats
 from placement.model_shape import STEP_3_5_FLASH, ModelShape
@@ -160,3 +162,16 @@ def test_one_box_that_is_too_small_says_by_how_many_bytes() -> None:
             dtype="f",
             expert_bytes=EXPERT_BYTES,
         )
+
+
+def test_a_plan_prices_experts_by_their_forms_kernels() -> None:
+    """The search and the costs in the plan take the rate of `kernels`, not the device's one rate."""
+    slow = KernelRates("q4_k", (1,), (1e9,))
+    home = device("head", 400)
+    plans = [
+        make_plan(SHAPE, [replace(home, kernels=kernels)], dtype="q4", expert_bytes=EXPERT_BYTES)
+        for kernels in ((), (slow,))
+    ]
+    expert_s = 2 * SHAPE.expert_parameters / 1e9
+    assert plans[1].tiers[0].expert_s == pytest.approx(expert_s)
+    assert plans[0].tiers[0].expert_s < expert_s / 10
