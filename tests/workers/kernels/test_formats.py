@@ -120,7 +120,7 @@ def test_the_sum_is_close_to_plain_torch_on_the_same_numbers(mix: tuple[WeightFo
 
 
 @pytest.mark.parametrize("mix", MIXES, ids=name_of)
-@pytest.mark.parametrize("num_rows", [1, 9, 33])
+@pytest.mark.parametrize("num_rows", [1, 21])
 def test_a_layers_share_is_its_products_one_by_one(mix: tuple[WeightFormat, ...], num_rows: int) -> None:
     """gate, up, SwiGLU, down, the weight, the grid: the same bits as each step by itself."""
     held, rows = experts(mix), asked(num_rows)
@@ -141,10 +141,10 @@ def test_a_layers_share_is_its_products_one_by_one(mix: tuple[WeightFormat, ...]
 def test_the_bits_are_the_same_everywhere_and_in_any_batch(
     mix: tuple[WeightFormat, ...], same_bits_everywhere: SameBits
 ) -> None:
-    held, rows = experts(mix, inner=768), asked(52)
+    held, rows = experts(mix), asked(23)
     same_bits_everywhere(lambda: moe_partial_sum(held, rows))
     together, _ = moe_partial_sum(held, rows)
-    for part in (np.arange(1), np.arange(1, 18), np.arange(18, 52)):
+    for part in (np.arange(1), np.arange(1, 9), np.arange(9, 23)):
         assert np.array_equal(moe_partial_sum(held, rows.at(part))[0], together[part])
 
 
