@@ -113,6 +113,7 @@ def test_later_commands_take_from_a_plan_what_it_assumes(
     workload = read_plan(plan).workload
     assert workload == Workload(
         drafts=2,
+        bytes_per_activation=1,
         accepted_drafts=0.75,
         acceptance=(0.5, 0.5),
         context=20000,
