@@ -40,7 +40,7 @@ def main(
     """Print the table."""
     heads = {form: load_local(model, torch.bfloat16, form) for form in KvForm}
     tokenizer = Tokenizer.load(model)
-    table = Table("text", *(f"bits/byte, {form}" for form in KvForm), *(f"KL, {form}" for form in KvForm))
+    table = Table("text", *(f"bits/byte {form}" for form in KvForm), *(f"KL {form}" for form in KvForm))
     for path in sorted((model / "heldout").glob("*.txt")):
         text = path.read_bytes()
         token_ids = tokenizer.encode_prompt(text.decode())
@@ -57,7 +57,7 @@ def main(
         table.add_row(
             path.stem, *costs, *(f"{divergence[form] / (len(token_ids) - 1):.1e}" for form in KvForm)
         )
-    Console().print(table)
+    Console(width=110).print(table)
 
 
 if __name__ == "__main__":
