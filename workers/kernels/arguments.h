@@ -73,6 +73,7 @@ struct Inputs {
   RoundedRows by_256, by_32;
   const int64_t* index;
   int64_t K;
+  const DotRounded* dots;  // for rounded rows, by form
 };
 
 // One weight matrix. Declared a second time in native.py, as are those of experts.
@@ -253,4 +254,5 @@ struct Kernels {
   void (*sum_sixteens)(const int8_t* q, int64_t n, int16_t* sums);
   int (*format_index)(const char* name, int64_t block_weights, int64_t block_bytes);
   int64_t (*rounding_block)(int64_t format);
+  const DotRounded* dots;  // by form
 };

@@ -240,6 +240,7 @@ static void page_tile(const float* q, const HeadPage<W>& page, const Seen& seen,
 
 // How many of n rows the next tile takes.
 static ALWAYS_INLINE int tile_rows(int64_t n) {
+  if (Lanes::ATTENTION_ROWS == 1) return 1;
   if (n >= MOST_ATTENTION_ROWS && n != 16) return MOST_ATTENTION_ROWS;
   return n >= 8 ? 8 : (n >= 4 ? 4 : (n >= 2 ? 2 : 1));
 }
@@ -291,12 +292,16 @@ static void span_rows(const AttentionArgs& a, const RowBlock& block, int64_t spa
       }
       const float* q = packed + r * width;
       const RowSums own = sums.from(r);
-      switch (rows) {
-        case 12: page_tile<12>(q, head_page, seen, a.bits, own); break;
-        case 8: page_tile<8>(q, head_page, seen, a.bits, own); break;
-        case 4: page_tile<4>(q, head_page, seen, a.bits, own); break;
-        case 2: page_tile<2>(q, head_page, seen, a.bits, own); break;
-        default: page_tile<1>(q, head_page, seen, a.bits, own);
+      if constexpr (Lanes::ATTENTION_ROWS == 1) {
+        page_tile<1>(q, head_page, seen, a.bits, own);
+      } else {
+        switch (rows) {
+          case 12: page_tile<12>(q, head_page, seen, a.bits, own); break;
+          case 8: page_tile<8>(q, head_page, seen, a.bits, own); break;
+          case 4: page_tile<4>(q, head_page, seen, a.bits, own); break;
+          case 2: page_tile<2>(q, head_page, seen, a.bits, own); break;
+          default: page_tile<1>(q, head_page, seen, a.bits, own);
+        }
       }
       r += rows;
     }

@@ -12,9 +12,9 @@ static ALWAYS_INLINE void activate(float* gate, int64_t ldg, const float* up, in
 }
 
 // The rows between an FFN's two halves, as the second half takes them.
-static ALWAYS_INLINE Inputs inputs_of(const Between& between, int64_t I) {
+static ALWAYS_INLINE Inputs inputs_of(const Between& between, int64_t I, const DotRounded* dots) {
   const RoundedRows rounded{between.q, between.scales, between.sums, I, between.block, nullptr};
-  return {between.x, rounded, rounded, nullptr, I};
+  return {between.x, rounded, rounded, nullptr, I, dots};
 }
 
 static ALWAYS_INLINE void round_between(const Between& between, int64_t row, int64_t I) {
@@ -26,7 +26,7 @@ static void dense_ffn(const FfnArgs& a) {
   const int threads = threads_for(3 * a.T * a.H * a.I, a.threads);
   const int64_t up_items = (a.I + FFN_COLUMNS - 1) / FFN_COLUMNS;
   const int64_t down_items = (a.H + FFN_COLUMNS - 1) / FFN_COLUMNS;
-  const Inputs activations = inputs_of(a.between, a.I);
+  const Inputs activations = inputs_of(a.between, a.I, a.x->dots);
   each_item(up_items, threads, [&](int64_t item, int thread) {
     float* up_scratch = a.up_scratch + thread * a.T * FFN_COLUMNS;
     const int64_t i = item * FFN_COLUMNS;
@@ -80,7 +80,7 @@ static void moe(const MoeArgs& a) {
   const int threads = threads_for(3 * entries * a.H * a.I, a.threads);
   const int64_t up_items = (a.I + FFN_COLUMNS - 1) / FFN_COLUMNS;
   const int64_t down_items = (a.H + FFN_COLUMNS - 1) / FFN_COLUMNS;
-  const Inputs between = inputs_of(a.between, a.I);
+  const Inputs between = inputs_of(a.between, a.I, a.x->dots);
   each_item(a.num_groups * up_items, threads, [&](int64_t item, int thread) {
     float* tile = a.tiles + thread * a.max_rows * FFN_COLUMNS;
     const int64_t group = item / up_items, i = item % up_items * FFN_COLUMNS;

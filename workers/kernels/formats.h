@@ -25,39 +25,18 @@ static void dot_fp8(const Rows x, int64_t T, const WeightMatrix& matrix, int64_t
 struct Format {
   const char* name;
   int64_t block_weights, block_bytes, rounding_block;
-  DotFloat dot;         // where activations are not rounded
-  DotRounded rounded;   // where they are
+  DotFloat dot;  // null where activations are rounded
 };
 
-template <class Type>
-static constexpr Format quantised(const char* name) {
-  return {name, Type::BLOCK, Type::BLOCK_BYTES, Type::BLOCK, nullptr, Fastest<Type>::dot};
-}
-
+#define POTLUCK_FORMAT(Type, name) {name, Type::BLOCK, Type::BLOCK_BYTES, Type::BLOCK, nullptr},
 static const Format FORMATS[] = {
-    {"float32", 1, 4, 0, dot_plain<float>, nullptr},
-    {"bfloat16", 1, 2, 0, dot_plain<bf16>, nullptr},
-    {"float16", 1, 2, 0, dot_half, nullptr},
-    {"fp8_e4m3", 1, 1, 0, dot_fp8, nullptr},
-    quantised<BlockQ8_0>("q8_0"),
-    quantised<BlockQ6_K>("q6_k"),
-    quantised<BlockQ5_K>("q5_k"),
-    quantised<BlockQ4_K>("q4_k"),
-    quantised<BlockQ3_K>("q3_k"),
-    quantised<BlockQ2_K>("q2_k"),
-    quantised<BlockQ5_1>("q5_1"),
-    quantised<BlockQ5_0>("q5_0"),
-    quantised<BlockQ4_1>("q4_1"),
-    quantised<BlockQ4_0>("q4_0"),
-    quantised<BlockIQ4_NL>("iq4_nl"),
-    quantised<BlockIQ4_XS>("iq4_xs"),
-    quantised<BlockIQ3_S>("iq3_s"),
-    quantised<BlockIQ3_XXS>("iq3_xxs"),
-    quantised<BlockIQ2_S>("iq2_s"),
-    quantised<BlockIQ2_XS>("iq2_xs"),
-    quantised<BlockIQ2_XXS>("iq2_xxs"),
-    quantised<BlockMXFP4>("mxfp4"),
+    {"float32", 1, 4, 0, dot_plain<float>},
+    {"bfloat16", 1, 2, 0, dot_plain<bf16>},
+    {"float16", 1, 2, 0, dot_half},
+    {"fp8_e4m3", 1, 1, 0, dot_fp8},
+    QUANTISED_TYPES(POTLUCK_FORMAT)
 };
+#undef POTLUCK_FORMAT
 
 // The row of a form, -1 where the kernels know none of this name and these blocks.
 static int format_index(const char* name, int64_t block_weights, int64_t block_bytes) {
@@ -89,7 +68,7 @@ static void dot_matrix(const Inputs& x, int64_t start, int64_t T, const WeightMa
     rows.scales += start * (rows.K / rows.block);
     rows.sums += start * (rows.K / 16);
   }
-  format.rounded(rows, T, matrix.data + first * matrix.row_bytes, matrix.row_bytes, N, out, ldo);
+  x.dots[matrix.format](rows, T, matrix.data + first * matrix.row_bytes, matrix.row_bytes, N, out, ldo);
 }
 
 // Columns of one work item of a linear layer.

@@ -74,10 +74,22 @@ namespace avx512 {
 #define POTLUCK_FAST avx512vnni
 #define POTLUCK_OWN_PANELS
 #define POTLUCK_VNNI
+// Only the dot products of quantised types differ from those of avx512.
 namespace avx512vnni {
-#include "lanes_avx512.h"
+using avx512::widen_half;
 
-#include "native_body.h"
+#include "quantised.h"
+
+template <class Type>
+struct Fastest;
+
+#include "blocks_256.h"
+
+#include "panels.h"
+
+#include "fastest_256.h"
+
+#include "rounded_dots.h"
 }  // namespace avx512vnni
 #undef POTLUCK_VNNI
 #undef POTLUCK_OWN_PANELS
@@ -96,24 +108,25 @@ namespace neon {
 
 #endif
 
-#define KERNEL_TABLE(isa)                                                                             \
-  {                                                                                                   \
-    #isa, isa::linear, isa::rms_norm<float>, isa::rms_norm<bf16>, isa::exponentials, isa::sigmoid,    \
-        isa::swiglu, isa::route, {isa::kv_rows<float>, isa::kv_rows<bf16>, isa::kv_rows<int8_t>},  \
-        {isa::attention<float>, isa::attention<bf16>, isa::attention<int8_t>}, isa::row_exponents,    \
-        isa::grid_to_float32, isa::dense_ffn, isa::moe, isa::round_rows, isa::sum_sixteens,           \
-        isa::format_index, isa::rounding_block                                                        \
+// `isa` has the kernels, `name` the dot products of rounded rows.
+#define KERNEL_TABLE(name, isa)                                                                        \
+  {                                                                                                    \
+    #name, isa::linear, isa::rms_norm<float>, isa::rms_norm<bf16>, isa::exponentials, isa::sigmoid,    \
+        isa::swiglu, isa::route, {isa::kv_rows<float>, isa::kv_rows<bf16>, isa::kv_rows<int8_t>},      \
+        {isa::attention<float>, isa::attention<bf16>, isa::attention<int8_t>}, isa::row_exponents,     \
+        isa::grid_to_float32, isa::dense_ffn, isa::moe, isa::round_rows, isa::sum_sixteens,            \
+        isa::format_index, isa::rounding_block, name::ROUNDED_DOTS                                     \
   }
 
 static const Kernels TABLES[] = {
 #if defined(__x86_64__)
-    KERNEL_TABLE(avx512vnni),
-    KERNEL_TABLE(avx512),
-    KERNEL_TABLE(avx2),
+    KERNEL_TABLE(avx512vnni, avx512),
+    KERNEL_TABLE(avx512, avx512),
+    KERNEL_TABLE(avx2, avx2),
 #elif defined(__aarch64__)
-    KERNEL_TABLE(neon),
+    KERNEL_TABLE(neon, neon),
 #endif
-    KERNEL_TABLE(baseline),
+    KERNEL_TABLE(baseline, baseline),
 };
 constexpr int NUM_TABLES = sizeof TABLES / sizeof TABLES[0];
 
@@ -176,7 +189,7 @@ static Inputs inputs(Scratch& scratch, const float* x, int64_t T, int64_t K, con
     by_256 |= rounds_by(*matrices[i], 256);
     by_32 |= rounds_by(*matrices[i], 32);
   }
-  Inputs in{plain ? scratch.aligned(x, T, K) : x, {}, {}, nullptr, K};
+  Inputs in{plain ? scratch.aligned(x, T, K) : x, {}, {}, nullptr, K, active->dots};
   if (by_256) in.by_256 = rounded(scratch, x, T, K, 256, threads);
   if (by_32) in.by_32 = rounded(scratch, x, T, K, 32, threads);
   return in;
@@ -347,7 +360,7 @@ static bool expert_inputs(Scratch& scratch, const ExpertRowsArgs& rows, const Ex
                           Inputs* in) {
   const int64_t T = rows.T, H = rows.H;
   const int64_t blocks[] = {active->rounding_block(experts.gate.format), active->rounding_block(experts.up.format)};
-  *in = {rows.hidden, {}, {}, nullptr, H};
+  *in = {rows.hidden, {}, {}, nullptr, H, active->dots};
   for (const int64_t block : blocks) {
     if (block == 0) {
       if (rows.hidden == nullptr) return false;

@@ -24,6 +24,8 @@
 #include "fastest_256.h"
 #endif
 
+#include "rounded_dots.h"
+
 #include "formats.h"
 
 #include "kv_page.h"

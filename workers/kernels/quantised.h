@@ -300,3 +300,24 @@ struct BlockMXFP4 {
     for (int i = 0; i < 32; ++i) out.q[i] = tables.mxfp4[out.q[i]];
   }
 };
+
+// Every type, in the order of FORMATS, with its name.
+#define QUANTISED_TYPES(EACH)    \
+  EACH(BlockQ8_0, "q8_0")        \
+  EACH(BlockQ6_K, "q6_k")        \
+  EACH(BlockQ5_K, "q5_k")        \
+  EACH(BlockQ4_K, "q4_k")        \
+  EACH(BlockQ3_K, "q3_k")        \
+  EACH(BlockQ2_K, "q2_k")        \
+  EACH(BlockQ5_1, "q5_1")        \
+  EACH(BlockQ5_0, "q5_0")        \
+  EACH(BlockQ4_1, "q4_1")        \
+  EACH(BlockQ4_0, "q4_0")        \
+  EACH(BlockIQ4_NL, "iq4_nl")    \
+  EACH(BlockIQ4_XS, "iq4_xs")    \
+  EACH(BlockIQ3_S, "iq3_s")      \
+  EACH(BlockIQ3_XXS, "iq3_xxs")  \
+  EACH(BlockIQ2_S, "iq2_s")      \
+  EACH(BlockIQ2_XS, "iq2_xs")    \
+  EACH(BlockIQ2_XXS, "iq2_xxs")  \
+  EACH(BlockMXFP4, "mxfp4")

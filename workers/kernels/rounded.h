@@ -49,6 +49,21 @@ struct EightLanes {
   }
 };
 
+// Not inlined: many types share it.
+template <int BLOCK, bool HAS_MINIMUM>
+static __attribute__((noinline)) void add_block(const Decoded<BLOCK>& block, const int8_t* q, const int16_t* sums,
+                                                float scale, float* lane) {
+  int32_t products = 0, minimums = 0;
+  for (int j = 0; j < BLOCK / 16; ++j) {
+    int32_t sixteen = 0;
+    for (int i = 0; i < 16; ++i) sixteen += (int32_t)block.q[16 * j + i] * q[16 * j + i];
+    products += sixteen * block.scales[j];
+    if constexpr (HAS_MINIMUM) minimums += (int32_t)sums[j] * block.minimums[j];
+  }
+  *lane = __builtin_fmaf(block.scale * scale, (float)products, *lane);
+  if constexpr (HAS_MINIMUM) *lane = __builtin_fmaf(block.minimum * scale, (float)minimums, *lane);
+}
+
 // out[t * ldo + n] = dot(row t, weight row n), by the definition: what defines the bits of every other form.
 template <class Type>
 static void dot_decoded(const RoundedRows& x, int64_t T, const uint8_t* w, int64_t row_bytes, int64_t N, float* out,
@@ -66,16 +81,7 @@ static void dot_decoded(const RoundedRows& x, int64_t T, const uint8_t* w, int64
           const int8_t* q = x.q + r * x.K + b * Type::BLOCK;
           const int16_t* sums = x.sums + r * (x.K / 16) + b * (Type::BLOCK / 16);
           const float scale = x.scales[r * (x.K / x.block) + b];
-          int32_t products = 0, minimums = 0;
-          for (int j = 0; j < Type::BLOCK / 16; ++j) {
-            int32_t sixteen = 0;
-            for (int i = 0; i < 16; ++i) sixteen += (int32_t)block.q[16 * j + i] * q[16 * j + i];
-            products += sixteen * block.scales[j];
-            if constexpr (Type::HAS_MINIMUM) minimums += (int32_t)sums[j] * block.minimums[j];
-          }
-          float* lane = acc[t].lanes + b % 8;
-          *lane = __builtin_fmaf(block.scale * scale, (float)products, *lane);
-          if constexpr (Type::HAS_MINIMUM) *lane = __builtin_fmaf(block.minimum * scale, (float)minimums, *lane);
+          add_block<Type::BLOCK, Type::HAS_MINIMUM>(block, q, sums, scale, acc[t].lanes + b % 8);
         }
       }
       for (int64_t t = 0; t < rows; ++t) out[(t0 + t) * ldo + n] = acc[t].sum();

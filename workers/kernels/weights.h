@@ -35,6 +35,11 @@ static ALWAYS_INLINE float widen_half(uint16_t h) {
   return __builtin_bit_cast(float, bits | sign);
 }
 
+// Not inlined, nor the one of 8-bit floats: copies in every size of tile would be most of the library.
+static __attribute__((noinline)) void widen_sixteen(const uint16_t* from, float* to) {
+  for (int i = 0; i < 16; ++i) to[i] = widen_half(from[i]);
+}
+
 struct Float16 {
   static constexpr int BLOCK = 1;
   const uint16_t* w;
@@ -45,13 +50,14 @@ struct Float16 {
   }
   ALWAYS_INLINE Lanes load(int64_t n, int64_t k) const {
     float wide[16];
-    const uint16_t* from = w + n * stride + k;
-    UNROLL for (int i = 0; i < 16; ++i) wide[i] = widen_half(from[i]);
+    widen_sixteen(w + n * stride + k, wide);
     return Lanes::load(wide);
   }
   ALWAYS_INLINE Lanes load(int64_t n, int64_t k, int count) const {
-    float wide[16] = {};
-    for (int i = 0; i < count; ++i) wide[i] = widen_half(w[n * stride + k + i]);
+    uint16_t padded[16] = {};
+    std::memcpy(padded, w + n * stride + k, count * sizeof(uint16_t));
+    float wide[16];
+    widen_sixteen(padded, wide);
     return Lanes::load(wide);
   }
   ALWAYS_INLINE void prefetch(int64_t n, int64_t k) const { __builtin_prefetch(w + n * stride + k, 0, 2); }
@@ -67,6 +73,10 @@ static ALWAYS_INLINE float widen_e4m3(uint8_t v) {
   return __builtin_bit_cast(float, (magnitude < 8 ? __builtin_bit_cast(uint32_t, small) : normal) | sign);
 }
 
+static __attribute__((noinline)) void widen_sixteen(const uint8_t* from, float* to) {
+  for (int i = 0; i < 16; ++i) to[i] = widen_e4m3(from[i]);
+}
+
 struct Fp8E4m3 {
   static constexpr int BLOCK = 1;
   static constexpr int64_t SQUARE = 128;
@@ -76,12 +86,14 @@ struct Fp8E4m3 {
 
   ALWAYS_INLINE Lanes load(int64_t n, int64_t k) const {
     float wide[16];
-    UNROLL for (int i = 0; i < 16; ++i) wide[i] = widen_e4m3(w[n * stride + k + i]);
+    widen_sixteen(w + n * stride + k, wide);
     return Lanes::mul(Lanes::set1(scale(n, k)), Lanes::load(wide));
   }
   ALWAYS_INLINE Lanes load(int64_t n, int64_t k, int count) const {
-    float wide[16] = {};
-    for (int i = 0; i < count; ++i) wide[i] = widen_e4m3(w[n * stride + k + i]);
+    uint8_t padded[16] = {};
+    std::memcpy(padded, w + n * stride + k, count);
+    float wide[16];
+    widen_sixteen(padded, wide);
     return Lanes::mul(Lanes::set1(scale(n, k)), Lanes::load(wide));
   }
   ALWAYS_INLINE void prefetch(int64_t n, int64_t k) const { __builtin_prefetch(w + n * stride + k, 0, 2); }
