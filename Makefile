@@ -9,7 +9,7 @@ INSTALL = [ -t 1 ] || quiet=--quiet; $(BIN)/pip install $$quiet --constraint con
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 NATIVE := $(wildcard workers/kernels/*.cpp workers/kernels/*.h)
 
-.PHONY: demo test test-long fidelity check clean
+.PHONY: demo test test-long fidelity check wheel clean
 
 demo: $(READY)
 	$(BIN)/potluck demo
@@ -29,6 +29,10 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The kernels compiled, in dist/: for boxes of this system and processor family, which then need no compiler.
+wheel: $(READY)
+	$(BIN)/pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
 $(READY): pyproject.toml constraints.txt $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
