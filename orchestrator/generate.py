@@ -203,11 +203,15 @@ def check_prompt(model: Step35Model, prompt_ids: Sequence[int], max_tokens: int)
     if not prompt_ids:
         raise InputError("the prompt is empty; expected at least one token")
     model.check_token_ids(prompt_ids)
-    limit = model.config.max_position_embeddings
-    if len(prompt_ids) + max_tokens > limit:
+    check_length(len(prompt_ids), max_tokens, model.config.max_position_embeddings)
+
+
+def check_length(prompt_tokens: int, max_tokens: int, max_positions: int) -> None:
+    """Raise InputError for more tokens than the model has positions."""
+    if prompt_tokens + max_tokens > max_positions:
         raise InputError(
-            f"a prompt of {len(prompt_ids)} tokens and {max_tokens} to generate are more than the model's "
-            f"{limit} positions; shorten the prompt or ask for fewer tokens"
+            f"a prompt of {prompt_tokens:,} tokens and {max_tokens:,} to generate are more than the model's "
+            f"{max_positions:,} positions; shorten the prompt or ask for fewer tokens"
         )
 
 

@@ -97,7 +97,8 @@ def plan_here(
     room = free.usable_bytes - head_bytes
     if expert_bytes <= room:
         reason = (
-            f"{shape.name} is mapped into this process: the head ({size(head_bytes)}) and {experts} fit, "
+            f"{shape.name} is mapped into this process: the head with its KV cache ({size(head_bytes)}) and "
+            f"{experts} fit, "
             f"{leaves}"
         )
         return OneBox(one_box_plan(checkpoint, config, dtype), reason)
@@ -110,7 +111,8 @@ def plan_here(
         "(potluck plan)",
     )
     reason = (
-        f"{shape.name} does not fit, {leaves}: the head ({size(head_bytes)}) is in memory, {experts} stay "
-        f"on disk, and a cache in memory holds {size(room)} of them, {100 * room / expert_bytes:.0f}%"
+        f"{shape.name} does not fit, {leaves}: the head with its KV cache ({size(head_bytes)}) is in memory, "
+        f"{experts} stay on disk, and a cache in memory holds {size(room)} of them, "
+        f"{100 * room / expert_bytes:.0f}%"
     )
     return OneBox(one_box_plan(checkpoint, config, dtype, cache_bytes=room), reason)

@@ -48,16 +48,16 @@ def check_forms(plan: Plan, checkpoint: Checkpoint, config: Step35Config) -> Non
     """Raise PlanError for a plan whose experts' form or bytes are not what the model's files give."""
     for layer in plan.layers:
         form = ExpertFormat.of_name(layer.form)
+        stored = checkpoint.expert_format(layer.index, config)
+        if not stored.gives(form):
+            raise PlanError(
+                f"the plan keeps experts of layer {layer.index} in {quote(layer.form)}, but "
+                f"{checkpoint.path} has them in {stored.name}: make a plan with `potluck plan --model` and "
+                "these files, without --quant"
+            )
         num_bytes = form.expert_bytes(config.hidden_size, config.moe_intermediate_size)
         if layer.expert_bytes != num_bytes:
             raise PlanError(
                 f"layers.{layer.index}.expert_bytes: expected {num_bytes}, which an expert in {layer.form} "
                 f"takes, found {layer.expert_bytes}; make a new plan with `potluck plan`"
-            )
-        stored = checkpoint.expert_format(layer.index, config)
-        if not stored.gives(form):
-            raise PlanError(
-                f"the plan keeps experts of layer {layer.index} in {quote(layer.form)}, but "
-                f"{checkpoint.path} has them in {stored.name}: expected a plan in that form, such as "
-                "--workers N makes"
             )

@@ -167,8 +167,9 @@ def _load(
     """The head and its own experts, while the workers load theirs; then `connect` waits for those."""
     dtype: torch.dtype = getattr(torch, plan.dtype)
     timer = StepTimer()
-    local = load_head_tiers(plan, checkpoint, config)
+    # First what reads next to nothing: a tensor that is missing is told before the experts are read.
     weights = load_head_weights(checkpoint, config, dtype)
+    local = load_head_tiers(plan, checkpoint, config)
     # Before the first token, and in the order of the file, not of the first pass's page faults.
     bring_in(joined(Range(matrix.data.data_ptr(), matrix.data.nbytes) for matrix in weights.matrices))
     dispatcher = Dispatcher(plan, local, connect(), max_rows=MAX_MESSAGE_ROWS, timer=timer)

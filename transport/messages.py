@@ -30,6 +30,7 @@ class ErrorCode(StrEnum):
     MALFORMED = "malformed"
     TOO_LARGE = "too_large"
     BUSY = "busy"
+    MODEL_FILES = "model_files"
     INTERNAL = "internal"
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from placement.errors import CheckpointError
+from placement.errors import CheckpointError, InputError
 from placement.files.json_file import expect_object, read_json
 from placement.files.quote import quote
 from placement.model_shape import MOST_EXPERTS, MOST_LAYERS, AttentionShape, ModelShape
@@ -115,6 +116,15 @@ class Step35Config:
             CheckpointError: a field is missing or wrong, or two of them contradict each other.
         """
         return _parse(fields)
+
+    def check_token_ids(self, token_ids: Sequence[int]) -> None:
+        """Raise InputError unless every id is in the vocabulary."""
+        for place, token_id in enumerate(token_ids):
+            if not 0 <= token_id < self.vocab_size:
+                raise InputError(
+                    f"token id {quote(token_id)} at place {place} is outside the vocabulary; "
+                    f"expected 0 to {self.vocab_size - 1}"
+                )
 
     def shape(self, name: str) -> ModelShape:
         """What planning needs to know of this model, under the given name."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import zmq
 
+from placement.errors import CheckpointError
 from transport.keys import WorkerKeys
 from transport.messages import (
     MAX_TEXT_CHARS,
@@ -248,6 +249,10 @@ class ExpertService:
             partial_sum = self._experts.forward(request.layer, request.rows)
         except ExpertNotHeld as error:
             return self._error(request.request_id, ErrorCode.EXPERT_NOT_HELD, str(error))
+        except CheckpointError as error:
+            # Whoever asked is the model's user, and can do something about its files.
+            self._counts.last_failure = f"layer {request.layer}: {error}"
+            return self._error(request.request_id, ErrorCode.MODEL_FILES, str(error))
         except Exception as error:
             # The cause is for this machine's log and `health`, not for whoever asked.
             log.exception("worker %s: layer %d failed", self.name, request.layer)

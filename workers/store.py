@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,14 +15,13 @@ from workers.formats.checkpoint import Checkpoint, Expert, StoredMatrix
 from workers.held_experts import check_experts, kept_format, matrix_shapes, partial_sum, slot_table
 from workers.kernels import ExpertMatrices, ExpertNotHeld, ExpertWeights
 from workers.kernels.expert_matrices import TORCH_DTYPES
+from workers.memory.file_check import FileCheck
 from workers.memory.mapped import MappedWatch, Range, bring_in, joined
 from workers.memory.maps import MappedFiles
 from workers.memory.pages import let_go
 from workers.model_config import Step35Config
 
 __all__ = ["ExpertNotHeld", "ExpertStore", "PartialSum", "in_one_form"]
-
-CHECK_FILES_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,24 +118,6 @@ class ExpertStore:
         """See `ExpertTier.notices`."""
         notice = self.watch.notice()
         return (notice,) if notice is not None else ()
-
-
-class FileCheck:
-    """Sees now and then that a model's files are still those that were mapped.
-
-    Reading a page that a file lost ends the process. Seen in time, a cut file ends one request only.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, clock: Callable[[], float] = time.monotonic) -> None:
-        self._checkpoint = checkpoint
-        self._clock = clock
-        self._next_s = clock() + CHECK_FILES_S
-
-    def __call__(self) -> None:
-        """Look, unless that was done a moment ago; raises CheckpointError for a changed file."""
-        if self._clock() >= self._next_s:
-            self._checkpoint.check_unchanged()
-            self._next_s = self._clock() + CHECK_FILES_S
 
 
 def in_one_form(layers: Iterable[int], dtype: torch.dtype) -> dict[int, ExpertFormat]:

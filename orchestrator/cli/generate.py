@@ -14,7 +14,7 @@ from orchestrator.cli.inputs import load_plan, model_folder, name_in_errors
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import errors, print_json, print_note
 from orchestrator.cli.run_tables import report_document, run_tables
-from orchestrator.generate import GenerationParams, GenerationResult
+from orchestrator.generate import GenerationParams, GenerationResult, check_length
 from orchestrator.gguf_tokenizer import UnknownTokenizer
 from orchestrator.kernels.attention import KvForm
 from orchestrator.model.weights import check_drafts
@@ -57,7 +57,8 @@ def generate(
         typer.Option(help="Weights, caches, wire; default the plan's, or by the model's files."),
     ] = None,
     kv: Annotated[
-        KvForm | None, typer.Option(help="Keys and values, if not in the dtype; int8 takes half of bfloat16.")
+        KvForm | None,
+        typer.Option(help="Keys and values, if not in the dtype; int8 takes half, and may change the text."),
     ] = None,
     mtp: Annotated[int, typer.Option(min=0, help="Drafts a step, 0 to 3.")] = 0,
     workers: Annotated[
@@ -80,7 +81,9 @@ def generate(
     prompt_ids = _prompt_ids(prompt, token_ids, tokenizer, chat=chat, system=system)
     params = GenerationParams(max_tokens, temperature, seed, ignore_eos, mtp)
     shape = config.shape(model_name(model))
-    positions = min(len(prompt_ids) + max_tokens, shape.max_positions)
+    config.check_token_ids(prompt_ids)
+    check_length(len(prompt_ids), max_tokens, config.max_position_embeddings)
+    positions = len(prompt_ids) + max_tokens
     demand = Demand(positions, num_drafts=mtp, kv_form=kv)
     if plan is None:
         made = _plan_without_file(model, dtype, workers or 0, demand, silent=json)
@@ -89,8 +92,10 @@ def generate(
         with name_in_errors(plan):
             check_runnable(made)
         if workers is not None or dtype not in (None, made.dtype):
+            given = "--workers" if workers is not None else "--dtype"
             raise InputError(
-                f"{plan} says where experts live, in {made.dtype}; leave out --workers and --dtype"
+                f"{given} with --plan: {plan} already says where experts live, and that the run is in "
+                f"{made.dtype}; leave out {given}"
             )
     with open_session(
         model, made, ray_address=ray_address, num_drafts=mtp, positions=positions, kv_form=kv

@@ -55,9 +55,10 @@ def inspect(
         print_note(note)
     config = contents.config
     layers = (
-        f"{config.num_hidden_layers} layers, {len(config.moe_layers)} of {config.moe_num_experts} experts"
+        f"{config.num_hidden_layers} layers, {len(config.moe_layers)} of them with {config.moe_num_experts} "
+        f"experts, of which a token uses {config.moe_top_k}"
     )
-    console.print(f"{shape.name}: {layers}, {len(contents.tensors)} tensors\n")
+    console.print(f"{shape.name}: {layers}; {len(contents.tensors)} tensors\n")
     console.print(type_table(runs), need_table(positions, fit), verdict(fit), sep="\n")
 
 

@@ -19,8 +19,6 @@ from orchestrator.model.rope import RopeRows, RopeTable, rope_key
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.weights import HeadWeights, load_head_weights
 from orchestrator.timing import StepTimer
-from placement.errors import InputError
-from placement.files.quote import quote
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.dequantise import float32_rows
 from workers.formats.safetensors import SafetensorsCheckpoint
@@ -93,12 +91,7 @@ class Step35Model:
 
     def check_token_ids(self, token_ids: Sequence[int]) -> None:
         """Raise InputError unless every id is in the vocabulary."""
-        for place, token_id in enumerate(token_ids):
-            if not 0 <= token_id < self.config.vocab_size:
-                raise InputError(
-                    f"token id {quote(token_id)} at place {place} is outside the vocabulary; "
-                    f"expected 0 to {self.config.vocab_size - 1}"
-                )
+        self.config.check_token_ids(token_ids)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """int64 [num_tokens] -> float32 [num_tokens, hidden]."""

@@ -176,6 +176,12 @@ class _Reader:
         name = self._found(names, shape)
         tensor = self._checkpoint.tensor(name, torch.float32)
         self._check_shape(name, tuple(tensor.shape), shape)
+        # These are small, and a router would only choose other experts.
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{self._checkpoint.path}: tensor {self._checkpoint.stored[name]} has a value that is not "
+                "finite: the file is damaged, download it again"
+            )
         return tensor
 
     def stored(self, names: tuple[str, ...], *shape: int) -> StoredMatrix:

@@ -162,7 +162,7 @@ def test_prompts_the_model_cannot_take(model: Step35Model, token_ids: list[int],
 
 
 def test_more_positions_than_the_model_has(model: Step35Model) -> None:
-    with pytest.raises(InputError, match="4096 positions"):
+    with pytest.raises(InputError, match="4,096 positions"):
         generate(model, prompt(8), GenerationParams(max_tokens=4090))
 
 

@@ -22,6 +22,7 @@ from workers.fixed_point import PartialSum
 from workers.formats.checkpoint import Checkpoint
 from workers.held_experts import partial_sum
 from workers.kernels import ExpertNotHeld
+from workers.memory.file_check import FileCheck
 from workers.model_config import Step35Config
 
 READING_THREADS = 6
@@ -70,6 +71,7 @@ class DiskTier:
             PlanDoesNotFit: not even one expert fits the cache.
         """
         self.counts = DiskCounts()
+        self._file_check = FileCheck(checkpoint)
         self._layers = look_up(checkpoint, config, experts, formats)
         # Keys number the experts of all layers one after another.
         self._windows: list[tuple[Window, ...]] = []
@@ -132,8 +134,10 @@ class DiskTier:
         """See `ExpertTier.forward`.
 
         Raises:
-            CheckpointError: the disk did not give an expert; the next request asks for it again.
+            CheckpointError: a file was changed or replaced, or the disk did not give an expert; the next
+                request asks for it again.
         """
+        self._file_check()
         keys = self._keys(layer, np.unique(rows.expert_ids[rows.expert_ids >= 0]))
         if not len(keys):
             return partial_sum(next(iter(self._layers.values())).weights, layer, rows)

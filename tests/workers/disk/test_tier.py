@@ -20,6 +20,7 @@ from workers.disk.direct_file import DirectFile
 from workers.disk.tier import DiskTier
 from workers.formats.open_model import kept_forms, open_model
 from workers.kernels import ExpertNotHeld
+from workers.memory import file_check
 from workers.model_config import Step35Config
 from workers.store import ExpertStore, in_one_form
 
@@ -135,7 +136,31 @@ def test_a_cache_without_room_for_one_expert_is_refused(bfloat16_dir: Path) -> N
         DiskTier(checkpoint, config, {2: [1]}, formats=in_one_form([2], torch.bfloat16), cache_bytes=10_000)
 
 
-def test_a_read_error_fails_one_request_and_the_next_succeeds(gguf_path: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_written_to_fails_the_next_request(
+    gguf_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_check, "CHECK_FILES_S", 0.0)
+    path = tmp_path / "copy.gguf"
+    path.write_bytes(gguf_path.read_bytes())
+    config, checkpoint = open_model(path)
+    layer = config.moe_layers[0]
+    formats = {layer: checkpoint.expert_format(layer, config)}
+    experts = {layer: range(config.moe_num_experts)}
+    tier = DiskTier(checkpoint, config, experts, formats=formats, cache_bytes=8 * 10**6)
+    tier.forward(layer, rows_of(config, 2))
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(1000))
+    os.utime(path, (1, 1))
+    with pytest.raises(CheckpointError, match=r"copy\.gguf"):
+        tier.forward(layer, rows_of(config, 2))
+
+
+def test_a_read_error_fails_one_request_and_the_next_succeeds(
+    gguf_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The file is whole again within what is otherwise a moment.
+    monkeypatch.setattr(file_check, "CHECK_FILES_S", 1e9)
     path = tmp_path / "copy.gguf"
     content = gguf_path.read_bytes()
     path.write_bytes(content)
