@@ -171,7 +171,8 @@ def _load(
     weights = load_head_weights(checkpoint, config, dtype)
     local = load_head_tiers(plan, checkpoint, config)
     # Before the first token, and in the order of the file, not of the first pass's page faults.
-    bring_in(joined(Range(matrix.data.data_ptr(), matrix.data.nbytes) for matrix in weights.matrices))
+    read = weights.trunk_matrices + (weights.mtp_matrices if demand.num_drafts else ())
+    bring_in(joined(Range(matrix.data.data_ptr(), matrix.data.nbytes) for matrix in read))
     dispatcher = Dispatcher(plan, local, connect(), max_rows=MAX_MESSAGE_ROWS, timer=timer)
     kv_form = demand.kv_form or KvForm.of(dtype)
     # What was asked for was found to fit before anything was read.

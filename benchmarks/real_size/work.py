@@ -23,10 +23,9 @@ _KV_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
-class HeadMatrix:
-    """One matrix that every pass of the trunk reads."""
+class FileMatrix:
+    """A matrix of the file: one of the head's, or one of the three of each expert of a layer."""
 
-    part: HeadPart
     form: WeightFormat
     parameters: int
 
@@ -36,15 +35,10 @@ class HeadMatrix:
 
 
 @dataclass(frozen=True, slots=True)
-class ExpertMatrix:
-    """One of the three matrices of each expert of a layer. `parameters`: of one expert."""
+class HeadMatrix(FileMatrix):
+    """One that every pass of the trunk reads."""
 
-    form: WeightFormat
-    parameters: int
-
-    @property
-    def num_bytes(self) -> int:
-        return self.parameters // self.form.block_weights * self.form.block_bytes
+    part: HeadPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +46,14 @@ class FileWork:
     """A file's matrices. `experts`: of each MoE layer, in order."""
 
     head: tuple[HeadMatrix, ...]
-    experts: tuple[tuple[ExpertMatrix, ...], ...]
+    experts: tuple[tuple[FileMatrix, ...], ...]
     shape: ModelShape
 
     @classmethod
     def of(cls, path: Path, shape: ModelShape) -> FileWork:
         """From the header alone; the embedding's one row and the MTP layers are left out."""
         head: list[HeadMatrix] = []
-        experts: dict[int, list[ExpertMatrix]] = {layer: [] for layer in shape.moe_layers}
+        experts: dict[int, list[FileMatrix]] = {layer: [] for layer in shape.moe_layers}
         for name, tensor in GgufFile.open(path, CheckpointError).tensors.items():
             form = READABLE[tensor.type]
             block, _, kind = (
@@ -70,9 +64,9 @@ class FileWork:
             if block and int(block) >= shape.num_hidden_layers:
                 continue
             if "_exps" in kind:
-                experts[int(block)].append(ExpertMatrix(form, prod(tensor.shape[1:])))
+                experts[int(block)].append(FileMatrix(form, prod(tensor.shape[1:])))
             else:
-                head.append(HeadMatrix(_part(kind), form, prod(tensor.shape)))
+                head.append(HeadMatrix(form, prod(tensor.shape), _part(kind)))
         return cls(tuple(head), tuple(tuple(experts[layer]) for layer in shape.moe_layers), shape)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -65,7 +65,6 @@ class Step35Model:
         dtype: torch.dtype,
         experts: ExpertRunner,
         timer: StepTimer | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
     ) -> Step35Model:
         """Read the head's weights from a model directory or an open checkpoint.
 
@@ -73,7 +72,7 @@ class Step35Model:
             CheckpointError: a file or tensor is missing, truncated or of another shape.
         """
         checkpoint = SafetensorsCheckpoint.open(model) if isinstance(model, str | Path) else model
-        weights = load_head_weights(checkpoint, config, dtype, on_progress)
+        weights = load_head_weights(checkpoint, config, dtype)
         return cls(config, weights, dtype, experts, timer)
 
     def new_cache(self) -> KVCache:

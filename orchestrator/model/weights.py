@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +37,7 @@ class MtpWeights:
 class HeadWeights:
     """All tensors the head holds; embedding and lm_head [vocab, hidden].
 
-    `matrices` are those that a token reads, in the order of the pass, the MTP layers' last.
+    `trunk_matrices` are those that a token reads, `mtp_matrices` those that its drafts read as well.
     """
 
     embedding: StoredMatrix
@@ -46,19 +45,14 @@ class HeadWeights:
     norm: NormWeights
     lm_head: Matrices
     mtp: tuple[MtpWeights, ...]
-    matrices: tuple[Matrix, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Of the matrices, scales included."""
-        return sum(matrix.nbytes for matrix in self.matrices)
+    trunk_matrices: tuple[Matrix, ...]
+    mtp_matrices: tuple[Matrix, ...]
 
 
 def load_head_weights(
     checkpoint: Checkpoint,
     config: Step35Config,
     dtype: torch.dtype,
-    on_progress: Callable[[int, int], None] | None = None,
 ) -> HeadWeights:
     """The head's tensors: norms and routers in float32, matrices as they are stored.
 
@@ -68,9 +62,6 @@ def load_head_weights(
     MTP layers that the configuration announces are left out if the files lack all of them: there are
     checkpoints of the trunk alone.
 
-    Args:
-        on_progress: called with (layers read, layers in all).
-
     Raises:
         CheckpointError: a tensor is missing, of another shape, or none that is understood.
     """
@@ -79,14 +70,8 @@ def load_head_weights(
     mtp_layers = config.layers[config.num_hidden_layers :]
     if not _has_mtp(checkpoint, config):
         mtp_layers = ()
-    total = len(trunk) + len(mtp_layers)
-
     embedding = reader.stored(("model.embed_tokens.weight",), config.vocab_size, config.hidden_size)
-    layers = []
-    for layer in trunk:
-        layers.append(reader.layer(layer))
-        if on_progress is not None:
-            on_progress(len(layers), total)
+    layers = tuple(reader.layer(layer) for layer in trunk)
     reader.refuse_unread()
     norm = reader.norm(("model.norm.weight",), config.hidden_size)
     if config.tie_word_embeddings:
@@ -100,12 +85,10 @@ def load_head_weights(
             )
     else:
         lm_head = Matrices.of(reader.matrix(("lm_head.weight",), config.vocab_size, config.hidden_size))
-    mtp = []
-    for layer in mtp_layers:
-        mtp.append(reader.mtp(layer))
-        if on_progress is not None:
-            on_progress(len(layers) + len(mtp), total)
-    return HeadWeights(embedding, tuple(layers), norm, lm_head, tuple(mtp), tuple(reader.matrices))
+    num_trunk = len(reader.matrices)
+    mtp = tuple(reader.mtp(layer) for layer in mtp_layers)
+    matrices = tuple(reader.matrices)
+    return HeadWeights(embedding, layers, norm, lm_head, mtp, matrices[:num_trunk], matrices[num_trunk:])
 
 
 def _equal(one: StoredMatrix, other: StoredMatrix) -> bool:

@@ -63,11 +63,6 @@ class Matrix:
         """From a tensor [rows, columns] in a dtype that is a form of its own."""
         return cls(form_of(data), data.shape[0], data.shape[1], data)
 
-    @property
-    def nbytes(self) -> int:
-        """Scales included."""
-        return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matrices:
@@ -98,10 +93,6 @@ class Matrices:
     def of(cls, *each: Matrix | Tensor) -> Matrices:
         """From matrices, or tensors in a dtype that is a form of its own."""
         return cls(tuple(matrix if isinstance(matrix, Matrix) else Matrix.of(matrix) for matrix in each))
-
-    @property
-    def nbytes(self) -> int:
-        return sum(matrix.nbytes for matrix in self.each)
 
 
 def form_of(data: Tensor) -> WeightFormat:
