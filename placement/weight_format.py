@@ -13,6 +13,8 @@ from types import MappingProxyType
 from placement.errors import InputError
 from placement.files.quote import quote
 
+_SCALE_BYTES = 4
+
 
 @dataclass(frozen=True, slots=True)
 class WeightFormat:
@@ -33,7 +35,8 @@ class WeightFormat:
     @property
     def bits(self) -> float:
         """Of a weight, scales included."""
-        return 8 * self.block_bytes / self.block_weights
+        beside = 8 * _SCALE_BYTES / self.scale_tile**2 if self.scale_tile else 0.0
+        return 8 * self.block_bytes / self.block_weights + beside
 
     def fits(self, columns: int) -> bool:
         """Whether a row of so many weights is whole blocks."""
@@ -63,7 +66,7 @@ class WeightFormat:
         """Scales included."""
         num_bytes = rows * self.row_bytes(columns)
         if self.scale_tile:
-            num_bytes += 4 * -(-rows // self.scale_tile) * -(-columns // self.scale_tile)
+            num_bytes += _SCALE_BYTES * -(-rows // self.scale_tile) * -(-columns // self.scale_tile)
         return num_bytes
 
 
@@ -127,6 +130,8 @@ FP8_E4M3 = WeightFormat("fp8_e4m3", 1, 1, scale_tile=128)
 Q8_0 = WeightFormat("q8_0", 32, 34, 32)
 Q4_K = WeightFormat("q4_k", 256, 144, 256)
 
+_NVFP4 = WeightFormat("nvfp4", 16, 9)
+
 _PLAIN = (FLOAT32, BFLOAT16, FLOAT16)
 # GGML's block types (ggml-org/llama.cpp, ggml/src/ggml-common.h).
 _QUANTISED = (
@@ -156,17 +161,17 @@ FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
 """What the kernels compute with, by name."""
 
 # What plans are made for by name where no file says what is in it. The GGUF block formats count their scales:
-# Q4_K has 4.5 bits in all. fp8 has one float32 for 128 x 128 weights, nvfp4 one byte for 16.
+# Q4_K has 4.5 bits in all. NVFP4 has one byte for 16 weights.
 PLANNED_FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
     {
         "float32": FLOAT32,
         "bfloat16": BFLOAT16,
         "q8": Q8_0,
-        "fp8": WeightFormat("fp8", 128 * 128, 128 * 128 + 4),
+        "fp8": FP8_E4M3,
         "q6": FORMATS["q6_k"],
         "q5": FORMATS["q5_k"],
         "q4": FORMATS["q4_k"],
-        "nvfp4": WeightFormat("nvfp4", 16, 9),
+        "nvfp4": _NVFP4,
         "q3": FORMATS["q3_k"],
         "q2": FORMATS["q2_k"],
     }
@@ -188,7 +193,7 @@ def planned_format(name: str) -> WeightFormat:
 
 
 # Published files of these forms quantise nothing but the routed experts.
-_EXPERTS_ONLY = {"fp8", FP8_E4M3.name, "nvfp4"}
+_EXPERTS_ONLY = (FP8_E4M3, _NVFP4)
 # GGUF files go below 4.5 bits by their experts; attention and the output keep about as many.
 _FEWEST_HEAD_BITS = 4.5
 
@@ -202,9 +207,8 @@ def head_bits_of(quant: str) -> float:
     Raises:
         InputError: an unknown name.
     """
-    if quant.lower() in _EXPERTS_ONLY:
-        return BFLOAT16.bits
-    return max(planned_format(quant).bits, _FEWEST_HEAD_BITS)
+    form = planned_format(quant)
+    return BFLOAT16.bits if form in _EXPERTS_ONLY else max(form.bits, _FEWEST_HEAD_BITS)
 
 
 def activation_bytes_of(quant: str) -> int:

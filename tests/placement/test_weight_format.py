@@ -9,9 +9,13 @@ from placement.weight_format import (
     BFLOAT16,
     FLOAT16,
     FLOAT32,
+    FORMATS,
+    FP8_E4M3,
     Q8_0,
     ExpertFormat,
+    WeightFormat,
     head_bits_of,
+    planned_format,
     value_bytes_of,
 )
 
@@ -31,6 +35,18 @@ from placement.weight_format import (
 )
 def test_the_heads_bits_are_those_of_published_files(quant: str, bits: float) -> None:
     assert head_bits_of(quant) == bits
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
+def test_bits_of_a_weight_count_its_share_of_the_scales(form: WeightFormat) -> None:
+    assert form.matrix_bytes(256, 512) == 256 * 512 * form.bits / 8
+
+
+def test_fp8_is_one_form_by_any_name() -> None:
+    assert planned_format("FP8") is planned_format("fp8_e4m3") is FP8_E4M3
+    assert ExpertFormat.of_name("fp8") == ExpertFormat.of(FP8_E4M3)
+    # 128 x 128 weights of a byte, and one float32.
+    assert FP8_E4M3.matrix_bytes(129, 129) == 129 * 129 + 4 * 4
 
 
 def test_an_unknown_form_is_refused() -> None:
