@@ -41,31 +41,40 @@ def test_version_1_counts_what_files_take_as_free(tmp_path: Path) -> None:
         files={
             f"{at}/memory.limit_in_bytes": "8000000000\n",
             f"{at}/memory.usage_in_bytes": "5000000000\n",
-            f"{at}/memory.stat": "cache 9\ntotal_active_file 1000000000\ntotal_inactive_file 500000000\n",
+            f"{at}/memory.stat": (
+                "cache 9\nactive_file 7\ninactive_file 7\n"
+                "total_active_file 1000000000\ntotal_inactive_file 500000000\n"
+            ),
             "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
             "sys/fs/cgroup/memory/memory.usage_in_bytes": "5000000000\n",
         },
     )
-    (free,) = cgroup_limits(root)
-    assert free.num_bytes == 4_500_000_000
-    assert free.told_by.endswith("memory.limit_in_bytes") or "box" in free.told_by
+    told_by = f"the limit in {root / at / 'memory.limit_in_bytes'}"
+    assert cgroup_limits(root) == [FreeMemory(4_500_000_000, told_by)]
 
 
 def test_version_2_takes_every_group_around_the_process(tmp_path: Path) -> None:
     at = "sys/fs/cgroup"
     root = system(
         tmp_path,
-        group="0::/slice/box\n",
+        group="0::/top/slice/box\n",
         mount=V2,
         files={
-            f"{at}/slice/box/memory.max": "max\n",
-            f"{at}/slice/box/memory.current": "1\n",
-            f"{at}/slice/memory.max": "4000000000\n",
-            f"{at}/slice/memory.current": "1000000000\n",
-            f"{at}/slice/memory.stat": "active_file 200\ninactive_file 300\nfile 700\n",
+            f"{at}/top/slice/box/memory.max": "max\n",
+            f"{at}/top/slice/box/memory.current": "1\n",
+            f"{at}/top/slice/memory.max": "4000000000\n",
+            f"{at}/top/slice/memory.current": "1000000000\n",
+            f"{at}/top/slice/memory.stat": "active_file 200\ninactive_file 300\nfile 700\n",
+            f"{at}/top/memory.max": "9000000000\n",
+            f"{at}/top/memory.current": "2000000000\n",
+            f"{at}/top/beside/memory.max": "5\n",
+            f"{at}/top/beside/memory.current": "1\n",
         },
     )
-    assert [free.num_bytes for free in cgroup_limits(root)] == [3_000_000_500]
+    assert cgroup_limits(root) == [
+        FreeMemory(3_000_000_500, f"the limit in {root / at}/top/slice/memory.max"),
+        FreeMemory(7_000_000_000, f"the limit in {root / at}/top/memory.max"),
+    ]
 
 
 def test_a_container_sees_its_own_group_at_the_mount(tmp_path: Path) -> None:
@@ -86,10 +95,22 @@ def test_no_cgroups_no_limit(tmp_path: Path) -> None:
     assert cgroup_limits(tmp_path) == []
 
 
-def test_the_smaller_of_machine_and_cgroup_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = [FreeMemory(5 * GB, "the limit in x"), FreeMemory(9 * GB, "the limit in y")]
-    monkeypatch.setattr("workers.memory.free.cgroup_limits", lambda root: limits)
-    for available, expected in ((7 * GB, limits[0]), (3 * GB, FreeMemory(3 * GB, "this machine"))):
+def test_the_smaller_of_machine_and_cgroup_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = "sys/fs/cgroup"
+    root = system(
+        tmp_path,
+        group="0::/a/b\n",
+        mount=V2,
+        files={
+            f"{at}/a/memory.max": f"{9 * GB}\n",
+            f"{at}/a/memory.current": "0\n",
+            f"{at}/a/b/memory.max": f"{6 * GB}\n",
+            f"{at}/a/b/memory.current": f"{GB}\n",
+        },
+    )
+    monkeypatch.setattr("workers.memory.free._SYSTEM", root)
+    limit = FreeMemory(5 * GB, f"the limit in {root / at}/a/b/memory.max")
+    for available, expected in ((7 * GB, limit), (3 * GB, FreeMemory(3 * GB, "this machine"))):
         memory = psutil.virtual_memory()._replace(available=available)
         monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
         assert free_memory() == expected
