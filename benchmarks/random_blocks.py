@@ -88,6 +88,14 @@ class BlockPool:
             yield part
 
 
+def scale_places(form: str) -> tuple[int, ...]:
+    """Where a quantised block has float16 numbers, its scale and its minimum: bytes from its start."""
+    scales = _SCALES.get(ggml_type(form))
+    if scales is None:
+        return ()
+    return (scales.scale,) if scales.minimum_at is None else (scales.scale, scales.minimum_at)
+
+
 def random_blocks(form: str, count: int, deviation: float, random: np.random.Generator) -> NDArray[np.uint8]:
     """uint8 [count, block_bytes]: blocks of `form` whose weights have this standard deviation."""
     kind = ggml_type(form)
@@ -99,10 +107,11 @@ def random_blocks(form: str, count: int, deviation: float, random: np.random.Gen
         return (values if form == "float32" else values.astype(np.float16)).view(np.uint8)
     blocks = random.integers(0, 256, (count, block_bytes), dtype=np.uint8)
     if kind == GGMLQuantizationType.MXFP4:
-        # Powers of two: the nearest, and one below and one above it.
-        blocks[:, 0] = _MXFP4_EXPONENT
-        exponent = round(np.log2(deviation / _deviation(blocks, kind)))
-        blocks[:, 0] = _MXFP4_EXPONENT + exponent + random.integers(-1, 2, count)
+        # Powers of two: those with which the weights come nearest, and one below and one above.
+        steps = random.integers(-1, 2, count).astype(np.int64)
+        blocks[:, 0] = _MXFP4_EXPONENT + steps
+        exponent = round(np.log2(deviation / _deviation(blocks[:_SAMPLE_BLOCKS], kind)))
+        blocks[:, 0] = _MXFP4_EXPONENT + steps + exponent
         return blocks
     scales = _SCALES[kind]
     relative = random.uniform(0.75, 1.25, count)

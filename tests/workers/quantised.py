@@ -10,24 +10,18 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from benchmarks.random_blocks import random_blocks, scale_places
 from placement.weight_format import WeightFormat
 
-# Where a block has float16 scales, in bytes from its start.
-_HALVES: dict[str, tuple[int, ...]] = {
-    "q8_0": (0,), "q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q5_1": (0, 2), "iq4_nl": (0,), "mxfp4": (),
-    "q2_k": (80, 82), "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,), "iq4_xs": (0,),
-    "iq3_s": (0,), "iq3_xxs": (0,), "iq2_s": (0,), "iq2_xs": (0,), "iq2_xxs": (0,),
-}  # fmt: skip
 
-
-def random_blocks(
+def any_blocks(
     form: WeightFormat, rows: int, columns: int, seed: int = 0, fill: int | None = None
 ) -> NDArray[np.uint8]:
-    """uint8 [rows, bytes of a row]: any bits (or all bytes `fill`), with scales of sensible size."""
+    """uint8 [rows, bytes of a row]: any bits (or all bytes `fill`), with scales of any sign and small."""
     rng = np.random.default_rng(seed)
     shape = (rows, columns // form.block_weights, form.block_bytes)
     blocks = rng.integers(0, 256, shape, dtype=np.uint8) if fill is None else np.full(shape, fill, np.uint8)
-    for place in _HALVES[form.name]:
+    for place in scale_places(form.name):
         scales = (rng.standard_normal(shape[:2]) * 0.01).astype(np.float16)
         blocks[..., place : place + 2] = scales[..., None].view(np.uint8)
     if form.name == "mxfp4":
@@ -36,16 +30,9 @@ def random_blocks(
 
 
 def sized_blocks(form: WeightFormat, rows: int, columns: int, seed: int, std: float) -> NDArray[np.uint8]:
-    """Random blocks whose weights spread by about `std`."""
-    blocks = random_blocks(form, rows, columns, seed)
-    factor = std / float(dequantised(form, blocks).std())
-    view = blocks.reshape(rows, -1, form.block_bytes)
-    for place in _HALVES[form.name]:
-        halves = view[..., place : place + 2].copy().view(np.float16)
-        view[..., place : place + 2] = (halves.astype(np.float32) * factor).astype(np.float16).view(np.uint8)
-    if form.name == "mxfp4":
-        view[..., 0] += np.uint8(round(np.log2(factor)) % 256)
-    return blocks
+    """uint8 [rows, bytes of a row]: random weights around 0 that spread by about `std`."""
+    count = rows * columns // form.block_weights
+    return random_blocks(form.name, count, std, np.random.default_rng(seed)).reshape(rows, -1)
 
 
 def dequantised(form: WeightFormat, blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -58,6 +45,7 @@ def rounded(x: NDArray[np.float32], block: int) -> tuple[NDArray[np.int8], NDArr
     blocks = x.reshape(len(x), -1, block)
     scales = np.abs(blocks).max(axis=2) / np.float32(127)
     scales[scales < np.float32(2.0**-126)] = 0
+    scales[np.isinf(scales)] = np.nan
     with np.errstate(divide="ignore", invalid="ignore"):
         q = np.where(scales[..., None] > 0, np.rint(blocks / scales[..., None]), 0)
     return q.astype(np.int8).reshape(x.shape), scales

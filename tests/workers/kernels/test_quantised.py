@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.random_blocks import scale_places
 from orchestrator.kernels import linear
 from placement.weight_format import FORMATS, Q4_K, Q8_0, WeightFormat
-from tests.workers.quantised import dequantised, fma32, random_blocks, rounded, sized_blocks
+from tests.workers.quantised import any_blocks, dequantised, fma32, rounded, sized_blocks
 from transport.expert_rows import ExpertRows
 from workers.kernels import ExpertMatrices, ExpertWeights, Matrices, Matrix, moe_partial_sum, round_rows
 
@@ -29,7 +32,7 @@ def activations(num_rows: int, columns: int, seed: int = 0) -> NDArray[np.float3
 
 
 def matrix_of(form: WeightFormat, rows: int, columns: int, seed: int = 0) -> Matrix:
-    return Matrix(form, rows, columns, torch.from_numpy(random_blocks(form, rows, columns, seed)))
+    return Matrix(form, rows, columns, torch.from_numpy(any_blocks(form, rows, columns, seed)))
 
 
 @pytest.mark.parametrize("form", QUANTISED, ids=lambda form: form.name)
@@ -58,60 +61,116 @@ def test_the_bits_are_the_same_everywhere_and_in_any_batch(
         assert torch.equal(linear(x[rows].contiguous(), weight), together[rows])
 
 
+def with_scales(form: WeightFormat, blocks: NDArray[np.uint8], *values: float) -> NDArray[np.uint8]:
+    """A copy of blocks [..., block_bytes] whose scale, and minimum where they have one, are these."""
+    copy = blocks.copy()
+    for place, value in zip(scale_places(form.name), values, strict=False):
+        copy[..., place : place + 2] = np.array([value], np.float16).view(np.uint8)
+    if form.name == "mxfp4":
+        copy[..., 0] = MXFP4_ONE
+    return copy
+
+
+MXFP4_ONE = 128
+"""The exponent of a block whose d is 1."""
+
+
+def documented_bounds() -> dict[str, int]:
+    """docs/arithmetic.md: form -> the largest |S| of a block."""
+    text = (Path(__file__).parents[3] / "docs/arithmetic.md").read_text(encoding="utf-8")
+    bounds = {}
+    for names, bound in re.findall(r"\| (\w+(?:, \w+)*|IQ2 types) \| \d[\d ·]*= ([\d,]+) (?=\|)", text):
+        many = [name for name in FORMATS if name.startswith("iq2")] if "IQ2" in names else names.split(", ")
+        bounds |= dict.fromkeys((name.lower() for name in many), int(bound.replace(",", "")))
+    return bounds
+
+
+def largest_block(form: WeightFormat, *scales: float) -> NDArray[np.uint8]:
+    """uint8 [1, block_bytes]: bytes all alike but the scales, of the largest integers that there are so."""
+    blocks = np.repeat(np.arange(256, dtype=np.uint8)[:, None], form.block_bytes, axis=1)
+    if form.name == "q6_k":
+        blocks[0, 192:208] = 0x80  # scales of -128 meet weights of -32 in no block of equal bytes
+    blocks = with_scales(form, blocks, *scales)
+    return blocks[[np.abs(dequantised(form, blocks)).sum(axis=1).argmax()]]
+
+
 @pytest.mark.parametrize("form", QUANTISED, ids=lambda form: form.name)
-def test_the_largest_blocks_stay_below_the_integers_end(
+def test_the_largest_sums_are_exact_and_within_the_documented_bound(
     form: WeightFormat, same_bits_everywhere: SameBits
 ) -> None:
-    """All bits alike, and all activations at the end of their range: sums would wrap if they could."""
-    for byte in (0x00, 0x7F, 0x80, 0xFF):
-        blocks = random_blocks(form, 4, 512, seed=byte, fill=byte)
-        weight = Matrix(form, 4, 512, torch.from_numpy(blocks))
-        for sign in (1.0, -1.0):
-            x = np.full((2, 512), sign, np.float32)
-            x[1, ::2] *= -1
-            numbers = dequantised(form, blocks).astype(np.float64)
-            found = linear(torch.from_numpy(x), Matrices.of(weight)).numpy()
-            size = np.abs(x).astype(np.float64) @ np.abs(numbers).T
-            assert (np.abs(found - x.astype(np.float64) @ numbers.T) <= 2e-6 * size).all()
-            same_bits_everywhere(lambda x=x, w=weight: (linear(torch.from_numpy(x), Matrices.of(w)),))
+    """Scales are 1, so a block's result is S, or M: the integers themselves, rounded once to float32."""
+    unit = 4 if form.name == "iq3_xxs" else 8 if form.name.startswith("iq2") else 1
+    bound = documented_bounds()[form.name]
+    kinds = [((1.0, 0.0), bound)]
+    if len(scale_places(form.name)) == 2:
+        kinds.append(((0.0, 1.0), 256 * 63 * 127))
+    for scales, most in kinds:
+        block = largest_block(form, *scales)
+        numbers = dequantised(form, block)[0].astype(np.float64)
+        weight = Matrices.of(Matrix(form, 1, form.block_weights, torch.from_numpy(block)))
+        # Both ends of the range, and every sign of the products.
+        x = 127 * np.stack([np.where(numbers < 0, -1, 1), np.where(numbers < 0, 1, -1)]).astype(np.float32)
+        x = np.concatenate([x, x * np.where(np.arange(x.shape[1]) % 2, 1, -1).astype(np.float32)])
+        largest = 127 * np.abs(numbers).sum() * unit
+        assert largest <= most
+        found = linear(torch.from_numpy(x), weight).numpy()[:, 0]
+        assert np.array_equal(found, (x.astype(np.float64) @ numbers).astype(np.float32))
+        assert abs(found[0]) == np.float32(largest / unit)
+        same_bits_everywhere(lambda x=x, w=weight: (linear(torch.from_numpy(x), w),))
+        if scales[0] and not form.name.startswith(("iq2", "iq3")):
+            # The types that share a row of the table have half of it at least.
+            assert largest > most / 2
 
 
-@pytest.mark.parametrize("num_blocks", [1, 5, 8, 16, 19])
-def test_blocks_are_added_in_eight_lanes_and_a_tree(num_blocks: int) -> None:
-    """The documented order, one operation at a time, of a form with minimums and one without."""
-    for form in (Q4_K, Q8_0):
-        columns = num_blocks * form.block_weights
-        x, weight = activations(2, columns, seed=3), matrix_of(form, 3, columns, seed=3)
-        q, scales = rounded(x, form.rounding_block)
-        blocks = weight.data.numpy().reshape(3, num_blocks, form.block_bytes)
-        expected = np.empty((2, 3), np.float32)
-        for t in range(2):
-            for n in range(3):
-                lanes = np.zeros(8, np.float32)
-                for b in range(num_blocks):
-                    mine = q[t].reshape(num_blocks, -1)[b].astype(np.int64)
-                    for factor, total in _shares(form, blocks[n, b], mine):
-                        product = np.float32(factor) * scales[t, b]
-                        lanes[b % 8] = fma32(product, np.float32(total), lanes[b % 8])
-                for width in (4, 2, 1):
-                    lanes = lanes[:width] + lanes[width : 2 * width]
-                expected[t, n] = lanes[0]
-        assert np.array_equal(linear(torch.from_numpy(x), Matrices.of(weight)).numpy(), expected)
+@pytest.mark.parametrize("form", QUANTISED, ids=lambda form: form.name)
+@pytest.mark.parametrize("num_blocks", [1, 8, 19])
+def test_blocks_are_added_in_eight_lanes_and_a_tree(form: WeightFormat, num_blocks: int) -> None:
+    """The documented order, one operation at a time; integers by what the gguf library reads them as."""
+    columns = num_blocks * form.block_weights
+    x, weight = activations(2, columns, seed=3), matrix_of(form, 3, columns, seed=3)
+    q, scales = rounded(x, form.rounding_block)
+    by_block = q.reshape(2, num_blocks, -1).astype(np.float64)
+    shares = [
+        (factors, np.einsum("nbi,tbi->tnb", numbers, by_block))
+        for factors, numbers in factors_and_integers(form, weight.data.numpy().reshape(3, num_blocks, -1))
+    ]
+    expected = np.empty((2, 3), np.float32)
+    for t in range(2):
+        for n in range(3):
+            lanes = np.zeros(8, np.float32)
+            for b in range(num_blocks):
+                for factors, sums in shares:
+                    product = factors[n, b] * scales[t, b]
+                    lanes[b % 8] = fma32(product, np.float32(sums[t, n, b]), lanes[b % 8])
+            for width in (4, 2, 1):
+                lanes = lanes[:width] + lanes[width : 2 * width]
+            expected[t, n] = lanes[0]
+    assert np.array_equal(linear(torch.from_numpy(x), Matrices.of(weight)).numpy(), expected)
 
 
-def _shares(form: WeightFormat, block: NDArray[np.uint8], q: NDArray[np.int64]) -> list[tuple[float, int]]:
-    """A block's scale and S, and its minimum and M."""
-    if form == Q8_0:
-        return [(float(block[:2].view(np.float16)[0]), int(block[2:].view(np.int8).astype(np.int64) @ q))]
-    scale, minimum = block[:4].view(np.float16).astype(np.float32)
-    low, middle, high = block[4:16].astype(np.int64).reshape(3, 4)
-    scales = np.concatenate([low & 63, (high & 15) | (low >> 6) << 4])
-    minimums = np.concatenate([middle & 63, high >> 4 | (middle >> 6) << 4])
-    nibbles = block[16:].astype(np.int64).reshape(4, 32)
-    weights = np.stack([nibbles & 15, nibbles >> 4], axis=1).reshape(8, 32)
-    activations = q.reshape(8, 32)
-    products = int(((weights * activations).sum(axis=1) * scales).sum())
-    return [(float(scale), products), (-float(minimum), int((activations.sum(axis=1) * minimums).sum()))]
+def factors_and_integers(
+    form: WeightFormat, blocks: NDArray[np.uint8]
+) -> list[tuple[NDArray[np.float32], NDArray[np.float64]]]:
+    """Of blocks [n, b, block_bytes]: each one's d [n, b] and its s * w [n, b, weights], then m and t.
+
+    The grid types' d is a fourth or an eighth of the file's; here their integers are, which gives the same
+    bits. So does a minimum whose sign is in its integers.
+    """
+    if form.name == "mxfp4":
+        exponents = blocks[..., 0].astype(np.float32) - MXFP4_ONE
+        return [(np.exp2(exponents), _numbers(form, with_scales(form, blocks)))]
+    places = scale_places(form.name)
+    found = []
+    for place in places:
+        factors = blocks[..., place : place + 2].copy().view(np.float16)[..., 0].astype(np.float32)
+        alone = with_scales(form, blocks, *(float(other == place) for other in places))
+        found.append((factors, _numbers(form, alone)))
+    return found
+
+
+def _numbers(form: WeightFormat, blocks: NDArray[np.uint8]) -> NDArray[np.float64]:
+    flat = dequantised(form, blocks.reshape(-1, form.block_bytes))
+    return flat.reshape(*blocks.shape[:2], -1).astype(np.float64)
 
 
 @pytest.mark.parametrize("form", QUANTISED, ids=lambda form: form.name)
@@ -122,6 +181,7 @@ def test_several_matrices_side_by_side_are_each_by_itself(form: WeightFormat) ->
     assert together.shape == (3, 60)
     assert torch.equal(together[:, :50], linear(x, Matrices.of(mine)))
     assert torch.equal(together[:, 50:57], linear(x, plain))
+    assert torch.equal(together[:, 57:], linear(x, Matrices.of(matrix_of(Q8_0, 3, 512))))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -133,18 +193,28 @@ def test_an_activation_that_is_not_finite_makes_the_row_not_a_number(value: floa
     assert torch.isfinite(found[[0, 2]]).all()
 
 
-def test_tiny_and_huge_activations_round_as_documented(same_bits_everywhere: SameBits) -> None:
-    x = np.zeros((4, 256), np.float32)
+@pytest.mark.parametrize("block", [32, 256])
+def test_activations_round_as_documented(block: int, same_bits_everywhere: SameBits) -> None:
+    x = np.concatenate([np.zeros((6, 256), np.float32), activations(5, 256, seed=6)])
     x[0, :3] = [1e-44, -3e-45, 1e-45]  # a scale below the smallest normal number counts as 0
     x[1, :2] = [127 * 2.0**-126, -(2.0**-120)]
     x[2, :2] = [3.4e38, -1.7e38]
-    weight = matrix_of(Q8_0, 5, 256, seed=6)
-    found = linear(torch.from_numpy(x), Matrices.of(weight)).numpy()
-    assert not found[0].any()
-    q, scales = rounded(x, 32)
-    assert np.array_equal(scales[1, :1], np.float32([2.0**-126]))
-    assert (q[2, :2] == [127, -64]).all() or (q[2, :2] == [127, -63]).all()
-    same_bits_everywhere(lambda: (linear(torch.from_numpy(x), Matrices.of(weight)),))
+    x[3, :4] = [127, 0.5, 1.5, -2.5]  # ties to even
+    x[4, :2] = [np.nan, 1]
+    x[5, :2] = [-np.inf, 1]
+    found = round_rows(x, (block,)).parts[0]
+    q, scales = rounded(x, block)
+    assert np.array_equal(found.q, q)
+    assert np.array_equal(found.scales, scales, equal_nan=True)
+    assert not q[0].any()
+    assert scales[0, 0] == 0
+    assert scales[1, 0] == np.float32(2.0**-126)
+    assert q[3, :4].tolist() == [127, 0, 2, -2]
+    assert np.isnan(scales[4:6, 0]).all()
+    assert not q[4:6].any()
+    same_bits_everywhere(lambda: (round_rows(x, (block,)).parts[0].q,))
+    weight = Matrices.of(matrix_of(Q8_0 if block == 32 else Q4_K, 5, 256, seed=6))
+    same_bits_everywhere(lambda: (linear(torch.from_numpy(x[:4]), weight),))
 
 
 @pytest.mark.parametrize(("gate", "up"), [("q4_k", "q4_k"), ("q8_0", "q4_0"), ("q4_k", "q8_0")])
