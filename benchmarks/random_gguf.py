@@ -18,10 +18,9 @@ from typing import Annotated, Any
 import gguf
 import numpy as np
 import typer
-from gguf import GGUFWriter
 
 from benchmarks.random_blocks import TYPES, BlockPool, ggml_type
-from models.tiny.gguf_file import add_metadata, rope_divisors
+from models.tiny.gguf_file import rope_divisors, writing
 from workers.config.fields import Fields
 from workers.model_config import LayerConfig, Step35Config
 
@@ -203,26 +202,22 @@ def write_random_gguf(
     if divisors is not None:
         size = (len(divisors),)
         tensors.insert(0, FileTensor("rope_freqs.weight", size, "float32", values=tuple(divisors.tolist())))
-    partial = path.with_name(f"{path.name}.partial")
-    writer = GGUFWriter(partial, "step35")
-    add_metadata(writer, config, path.stem)
-    writer.add_tokenizer_model("no_vocab")
-    for tensor in tensors:
-        kind = ggml_type(tensor.form)
-        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.num_bytes, kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    assert writer.fout is not None
-    out = writer.fout[0]
-    writer.write_padding(out, out.tell())
-    pools: dict[tuple[str, float], BlockPool] = {}
-    for index, tensor in enumerate(tensors):
-        for part in _content(tensor, pools, seed + index):
-            out.write(part)
-        writer.write_padding(out, tensor.num_bytes)
-    writer.close()
-    partial.rename(path)
+    with writing(path, config, path.stem) as writer:
+        writer.add_tokenizer_model("no_vocab")
+        for tensor in tensors:
+            kind = ggml_type(tensor.form)
+            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.num_bytes, kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        assert writer.fout is not None
+        out = writer.fout[0]
+        writer.write_padding(out, out.tell())
+        pools: dict[tuple[str, float], BlockPool] = {}
+        for index, tensor in enumerate(tensors):
+            for part in _content(tensor, pools, seed + index):
+                out.write(part)
+            writer.write_padding(out, tensor.num_bytes)
     return path
 
 

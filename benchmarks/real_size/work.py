@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.errors import CheckpointError
-from placement.files.gguf_file import GgufFile
 from placement.given.kernel_rates import KernelRates
 from placement.model_shape import ModelShape
-from placement.weight_format import WeightFormat
+from placement.weight_format import FLOAT32, FORMATS, WeightFormat
 from placement.workload import HeadForms, HeadPart
-from workers.formats.gguf.types import READABLE
+from workers.formats.contents import Part, model_contents
 
 _KV_BYTES = 2
 
@@ -28,10 +25,7 @@ class FileMatrix:
 
     form: WeightFormat
     parameters: int
-
-    @property
-    def num_bytes(self) -> int:
-        return self.parameters // self.form.block_weights * self.form.block_bytes
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +33,14 @@ class HeadMatrix(FileMatrix):
     """One that every pass of the trunk reads."""
 
     part: HeadPart
+
+
+_HEAD: Mapping[Part, HeadPart] = {
+    Part.ATTENTION: "attention",
+    Part.DENSE: "ffn",
+    Part.SHARED: "ffn",
+    Part.OUTPUT: "output",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +53,20 @@ class FileWork:
 
     @classmethod
     def of(cls, path: Path, shape: ModelShape) -> FileWork:
-        """From the header alone; the embedding's one row and the MTP layers are left out."""
-        head: list[HeadMatrix] = []
-        experts: dict[int, list[FileMatrix]] = {layer: [] for layer in shape.moe_layers}
-        for name, tensor in GgufFile.open(path, CheckpointError).tensors.items():
-            form = READABLE[tensor.type]
-            block, _, kind = (
-                name.partition(".")[2].partition(".") if name.startswith("blk.") else ("", "", name)
-            )
-            if kind.startswith("token_embd") or len(tensor.shape) < 2:
-                continue
-            if block and int(block) >= shape.num_hidden_layers:
-                continue
-            if "_exps" in kind:
-                experts[int(block)].append(FileMatrix(form, prod(tensor.shape[1:])))
-            else:
-                head.append(HeadMatrix(form, prod(tensor.shape), _part(kind)))
-        return cls(tuple(head), tuple(tuple(experts[layer]) for layer in shape.moe_layers), shape)
+        """From headers alone; norms, the embedding's one row and the MTP layers are left out."""
+        # Runs keep routers in float32, and the list of contents does not tell them from norms.
+        weights = shape.num_experts * shape.hidden_size
+        head = [HeadMatrix(FLOAT32, weights, 4 * weights, "router")] * shape.num_moe_layers
+        experts: dict[int, dict[str, FileMatrix]] = {layer: {} for layer in shape.moe_layers}
+        for tensor in model_contents(path).tensors:
+            form = FORMATS[tensor.form]
+            if tensor.part is Part.EXPERTS and tensor.layer is not None:
+                one = tensor.num_weights // shape.num_experts, tensor.num_bytes // shape.num_experts
+                experts[tensor.layer][tensor.matrix] = FileMatrix(form, *one)
+            elif tensor.part in _HEAD:
+                head.append(HeadMatrix(form, tensor.num_weights, tensor.num_bytes, _HEAD[tensor.part]))
+        of_layers = (experts[layer] for layer in shape.moe_layers)
+        return cls(tuple(head), tuple((e["gate"], e["up"], e["down"]) for e in of_layers), shape)
 
     @property
     def head_bytes(self) -> int:
@@ -127,14 +126,6 @@ class FileWork:
 
 def by_form(rates: Iterable[KernelRates]) -> dict[str, KernelRates]:
     return {rate.form: rate for rate in rates}
-
-
-def _part(kind: str) -> HeadPart:
-    if kind.startswith("attn"):
-        return "attention"
-    if kind.startswith("output"):
-        return "output"
-    return "router" if kind.startswith("ffn_gate_inp") else "ffn"
 
 
 def _kv_bytes(shape: ModelShape, context: int) -> int:

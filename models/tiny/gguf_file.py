@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,27 +47,23 @@ def write_gguf(model_dir: Path, path: Path, type_name: str = "q8_0") -> None:
     """
     config = Step35Config.load(model_dir)
     checkpoint = SafetensorsCheckpoint.open(model_dir)
-    partial = path.with_name(f"{path.name}.partial")
-    writer = GGUFWriter(partial, "step35")
-    add_metadata(writer, config, model_dir.resolve().name)
-    if (model_dir / "tokenizer.json").exists():
-        _add_tokenizer(writer, model_dir)
-    else:
-        writer.add_tokenizer_model("no_vocab")
-    divisors = rope_divisors(config)
-    if divisors is not None:
-        writer.add_tensor("rope_freqs.weight", divisors)
-    for published in sorted(checkpoint.stored):
-        values = checkpoint.tensor(published, torch.float32).numpy()
-        if published.endswith("norm.weight") and config.zero_centered:
-            values = values + np.float32(1)
-        stored, kind = _stored(published, values, TYPES[type_name])
-        writer.add_tensor(gguf_name(_one_spelling(published)), stored, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    partial.rename(path)
+    with writing(path, config, model_dir.resolve().name) as writer:
+        if (model_dir / "tokenizer.json").exists():
+            _add_tokenizer(writer, model_dir)
+        else:
+            writer.add_tokenizer_model("no_vocab")
+        divisors = rope_divisors(config)
+        if divisors is not None:
+            writer.add_tensor("rope_freqs.weight", divisors)
+        for published in sorted(checkpoint.stored):
+            values = checkpoint.tensor(published, torch.float32).numpy()
+            if published.endswith("norm.weight") and config.zero_centered:
+                values = values + np.float32(1)
+            stored, kind = _stored(published, values, TYPES[type_name])
+            writer.add_tensor(gguf_name(_one_spelling(published)), stored, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
 
 
 def _one_spelling(published: str) -> str:
@@ -112,7 +110,22 @@ def _add_tokenizer(writer: GGUFWriter, model_dir: Path) -> None:
         writer.add_chat_template(settings["chat_template"])
 
 
-def add_metadata(writer: GGUFWriter, config: Step35Config, name: str) -> None:
+@contextmanager
+def writing(path: Path, config: Step35Config, name: str) -> Iterator[GGUFWriter]:
+    """A writer that has the configuration, for a file that lies at `path` only once it is whole."""
+    partial = path.with_name(f"{path.name}.partial")
+    writer = GGUFWriter(partial, "step35")
+    try:
+        _add_metadata(writer, config, name)
+        yield writer
+        writer.close()
+        partial.rename(path)
+    finally:
+        writer.close()
+        partial.unlink(missing_ok=True)
+
+
+def _add_metadata(writer: GGUFWriter, config: Step35Config, name: str) -> None:
     """The configuration as llama.cpp's converter writes it, and no tokenizer."""
     trunk = config.layers[: config.num_hidden_layers]
     full, sliding = _first(trunk, is_sliding=False), _first(trunk, is_sliding=True)
