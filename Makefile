@@ -9,7 +9,7 @@ INSTALL = [ -t 1 ] || quiet=--quiet; $(BIN)/pip install $$quiet --constraint con
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 NATIVE := $(wildcard workers/kernels/*.cpp workers/kernels/*.h)
 
-.PHONY: demo test test-long fidelity check wheel clean
+.PHONY: demo test test-long fidelity check neon avx512 wheel clean
 
 demo: $(READY)
 	$(BIN)/potluck demo
@@ -29,6 +29,32 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Instruction sets that this machine may lack, held against the bits of those it has: lines of cases and their bits.
+BITS := build/bits
+BITS_SOURCES := tests/workers/kernels/bits.cpp workers/kernels/thread_pool.cpp
+BITS_FLAGS := -std=c++17 -g0 -pthread -ffp-contract=off -fno-math-errno -w -Wno-psabi -Iworkers/kernels
+
+$(BITS)/here.txt: tests/workers/kernels/bits.cpp $(READY)
+	@mkdir -p $(BITS)
+	$${CXX:-c++} $(BITS_FLAGS) -O1 $< workers/kernels/_native*.so -o $(BITS)/here
+	$(BITS)/here >$@.new && mv $@.new $@
+
+# NEON with and without dot products, emulated by QEMU.
+neon: $(BITS)/here.txt
+	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || \
+	  { echo "make neon needs aarch64-linux-gnu-g++ and qemu-aarch64: apt install g++-aarch64-linux-gnu qemu-user" >&2; exit 2; }
+	aarch64-linux-gnu-g++ $(BITS_FLAGS) -O2 -static $(BITS_SOURCES) workers/kernels/native.cpp -o $(BITS)/neon
+	qemu-aarch64 -cpu max $(BITS)/neon neondot >$(BITS)/neondot.txt && diff $(BITS)/here.txt $(BITS)/neondot.txt
+	qemu-aarch64 -cpu cortex-a53 $(BITS)/neon neon >$(BITS)/neon.txt && diff $(BITS)/here.txt $(BITS)/neon.txt
+
+# AVX-512 and VNNI, their instructions spelled out in plain C++. The processor needs AVX2.
+avx512: $(BITS)/here.txt
+	@grep -qw avx2 /proc/cpuinfo || { echo "make avx512 needs a processor with AVX2" >&2; exit 2; }
+	sed '/pragma GCC target/d' workers/kernels/native.cpp >$(BITS)/native.cpp
+	$${CXX:-c++} $(BITS_FLAGS) -O1 -mavx2 -mfma -mf16c '-D__builtin_cpu_supports(name)=1' \
+	  -include tests/workers/kernels/avx512_spelled_out.h $(BITS_SOURCES) $(BITS)/native.cpp -o $(BITS)/avx512
+	$(BITS)/avx512 avx512vnni avx512 >$(BITS)/avx512.txt && diff $(BITS)/here.txt $(BITS)/avx512.txt
 
 # The kernels compiled, in dist/: for boxes of this system and processor family, which then need no compiler.
 wheel: $(READY)

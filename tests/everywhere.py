@@ -12,7 +12,7 @@ from torch import Tensor
 
 from workers import kernels
 
-INSTRUCTION_SETS = ("avx512vnni", "avx512", "avx2", "neon", "baseline")
+INSTRUCTION_SETS = ("avx512vnni", "avx512", "avx2", "neondot", "neon", "baseline")
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,9 @@
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #define ALWAYS_INLINE inline __attribute__((always_inline))
@@ -106,6 +109,18 @@ namespace neon {
 #include "native_body.h"
 }  // namespace neon
 
+#pragma GCC push_options
+#pragma GCC target("arch=armv8.2-a+dotprod")
+// Only the dot products of quantised types differ from those of neon.
+namespace neondot {
+using namespace neon;
+
+#include "blocks_neon.h"
+
+#include "rounded_dots.h"
+}  // namespace neondot
+#pragma GCC pop_options
+
 #endif
 
 // `isa` has the kernels, `name` the dot products of rounded rows.
@@ -124,6 +139,7 @@ static const Kernels TABLES[] = {
     KERNEL_TABLE(avx512, avx512),
     KERNEL_TABLE(avx2, avx2),
 #elif defined(__aarch64__)
+    KERNEL_TABLE(neondot, neon),
     KERNEL_TABLE(neon, neon),
 #endif
     KERNEL_TABLE(baseline, baseline),
@@ -140,6 +156,10 @@ static bool supported(int index) {
   if (index == 0) return has_avx512 && __builtin_cpu_supports("avx512vnni");
   if (index == 1) return has_avx512;
   if (index == 2) return has_avx2;
+#elif defined(__aarch64__) && defined(__linux__)
+  if (index == 0) return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#elif defined(__aarch64__) && !defined(__APPLE__)  // Apple's all have dot products
+  if (index == 0) return false;
 #endif
   return true;
 }

@@ -124,7 +124,7 @@ moe_partial_sum = _function(
 
 
 def instruction_set() -> str:
-    """The instruction set in use: "avx512vnni", "avx512", "avx2", "neon" or "baseline"."""
+    """The instruction set in use: "avx512vnni", "avx512", "avx2", "neondot", "neon" or "baseline"."""
     return str(isa().decode())
 
 
