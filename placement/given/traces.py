@@ -92,8 +92,10 @@ class SyntheticRouter:
             progress = (documents / max(num_documents - 1, 1))[:, None, None]
             concentration = (1 - progress) * domain.concentration + progress * last.concentration
             expected = (1 - progress) * start + progress * end
-            chosen = self._documents(generator, concentration * expected)
-            yield chosen[: num_tokens - first * self.document_tokens]
+            left = num_tokens - first * self.document_tokens
+            # Of several documents the last one is cut; of a single one no more is drawn than is asked for.
+            positions = min(left, self.document_tokens) if len(documents) == 1 else self.document_tokens
+            yield self._documents(generator, concentration * expected, positions)[:left]
 
     def trace(
         self, domain: Domain, num_tokens: int, *, drift_to: Domain | None = None, stream_seed: int = 0
@@ -111,17 +113,17 @@ class SyntheticRouter:
                 raise InputError(f"{name}: expected 0 to 1, found {getattr(self, name)}")
 
     def _documents(
-        self, generator: np.random.Generator, dirichlet: NDArray[np.float64]
+        self, generator: np.random.Generator, dirichlet: NDArray[np.float64], num_tokens: int
     ) -> NDArray[np.uint16]:
-        """One document for each [num_moe_layers, num_experts] of parameters, one behind the other."""
+        """A document of `num_tokens` for each [num_moe_layers, num_experts] of parameters, in turn."""
         num_documents, num_layers, _ = dirichlet.shape
         top_k = self.shape.top_k
         # Gamma draws are a Dirichlet draw up to scale, and scale does not matter to the race below. Tiny
         # parameters may underflow to 0, which would make experts equal there: the floor keeps them last.
         rates = np.maximum(generator.standard_gamma(dirichlet), 1e-30).astype(np.float32)
-        chosen = np.empty((num_documents, self.document_tokens, num_layers, top_k), dtype=np.uint16)
+        chosen = np.empty((num_documents, num_tokens, num_layers, top_k), dtype=np.uint16)
         previous: NDArray[np.intp] | None = None
-        for position in range(self.document_tokens):
+        for position in range(num_tokens):
             # The first k of exponential clocks are k draws without replacement (Gumbel top-k).
             arrival = generator.standard_exponential(rates.shape, dtype=np.float32) / rates
             if previous is not None:
