@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # pip shows its progress to a terminal; in a log it is silent unless it fails.
 INSTALL = [ -t 1 ] || quiet=--quiet; $(BIN)/pip install $$quiet --constraint constraints.txt
 # One thread each: two processes share two cores, and their models are tiny.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 NATIVE := $(wildcard workers/kernels/*.cpp workers/kernels/*.h)
 
 .PHONY: demo test test-long fidelity check neon avx512 wheel clean
@@ -19,7 +19,7 @@ test: $(READY)
 
 # More examples and larger ones, for a night.
 test-long: $(READY)
-	$(PYTEST) -m long
+	$(PYTEST) -m "long or hypothesis" --hypothesis-profile long
 
 # Predictions beside the runtime's times; on a busy machine it ends after five minutes and judges nothing.
 fidelity: $(READY)

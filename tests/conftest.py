@@ -1,16 +1,45 @@
-"""How long the planner searches in tests."""
+"""How much is tried in tests, and which of them go to one process of several."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from hypothesis import settings
 
 from placement.policies.least_time import kicks
+from placement.routing import planning_text
+
+# Examples where a test does not say how many; of any time, since other work may take the processors.
+settings.register_profile("daily", max_examples=40, deadline=None)
+settings.register_profile("long", max_examples=1000, deadline=None)
+settings.load_profile("daily")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadgroup` a file's tests go to one process, which makes what they share once.
+
+    Files that name a group go together.
+    """
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadGroupScheduling
+
+    class ByFile(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            scope = super()._split_scope(nodeid)
+            return nodeid.partition("::")[0] if scope == nodeid else scope
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)
-def brief_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten repetitions instead of eighty: what uses a plan need not have the best one.
+def brief_search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten repetitions instead of eighty, a tenth of the text: what uses a plan need not have the best one.
 
-    tests/placement/policies and tests/placement/bounds, which ask how good plans are, have the whole search.
+    Long tests and those that ask how good plans are (`whole_search`) have all of it.
     """
-    monkeypatch.setattr(kicks, "_MOST_KICKS", kicks._FEWEST_KICKS)
+    if not any(request.node.get_closest_marker(name) for name in ("long", "whole_search")):
+        monkeypatch.setattr(kicks, "_MOST_KICKS", kicks._FEWEST_KICKS)
+        monkeypatch.setattr(planning_text, "_DRAWN_TOKENS", 300)

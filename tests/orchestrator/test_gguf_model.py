@@ -37,6 +37,7 @@ from workers.formats.open_model import kept_forms, open_model
 from workers.model_config import Step35Config
 from workers.store import ExpertStore
 
+Run = tuple[list[int], Tensor, Tensor]
 PROMPT = [5, 17, 300, 42, 9, 9, 120, 77, 31, 8, 250]
 SHORT = ("--max-tokens", 4, "--ignore-eos", "--json")
 
@@ -73,6 +74,16 @@ def plain(path: Path, model_dir: Path, tmp_path_factory: pytest.TempPathFactory)
     return in_float32(path, model_dir, tmp_path_factory.mktemp("plain") / "model")
 
 
+@pytest.fixture(scope="module")
+def half_plain(half_path: Path, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Step35Model:
+    return in_float32(half_path, model_dir, tmp_path_factory.mktemp("half-plain") / "model")
+
+
+@pytest.fixture(scope="module")
+def at_home(path: Path) -> Run:
+    return run(path, 0, 0)
+
+
 def in_float32(path: Path, model_dir: Path, folder: Path) -> Step35Model:
     """The same values, dequantised by the gguf library and read from safetensors, all in float32."""
     folder = dequantised_checkpoint(path, model_dir, folder)
@@ -90,7 +101,7 @@ def all_experts(checkpoint: Checkpoint, config: Step35Config) -> ExpertStore:
     return ExpertStore.load(checkpoint, config, everything, formats=formats)
 
 
-def run(path: Path, num_workers: int, mtp: int) -> tuple[list[int], Tensor, Tensor]:
+def run(path: Path, num_workers: int, mtp: int) -> Run:
     """Ids, hidden states and logits of a plan of so many workers."""
     params = GenerationParams(max_tokens=12, mtp=mtp, chunk_size=4, ignore_eos=True)
     config, checkpoint = open_model(path)
@@ -106,30 +117,29 @@ PLACES = [(0, 3), (1, 0), (1, 3), (2, 0), (2, 3)]
 
 @pytest.mark.parametrize(("num_workers", "mtp"), [(0, 0), *PLACES])
 def test_half_precision_gives_the_bits_of_its_values_in_float32(
-    half_path: Path, model_dir: Path, tmp_path: Path, num_workers: int, mtp: int
+    half_path: Path, half_plain: Step35Model, num_workers: int, mtp: int
 ) -> None:
-    plain = in_float32(half_path, model_dir, tmp_path / "model")
     params = GenerationParams(max_tokens=12, mtp=mtp, chunk_size=4, ignore_eos=True)
-    expected, expected_hidden = generate_with_hidden(plain, PROMPT, params)
+    expected, expected_hidden = generate_with_hidden(half_plain, PROMPT, params)
     ids, hidden, logits = run(half_path, num_workers, mtp)
     assert ids == list(expected.token_ids)
     assert torch.equal(hidden, expected_hidden)
-    assert torch.equal(logits, plain.logits(expected_hidden))
+    assert torch.equal(logits, half_plain.logits(expected_hidden))
 
 
 @pytest.mark.parametrize(("num_workers", "mtp"), PLACES)
 def test_quantised_weights_give_the_same_bits_wherever_they_are(
-    path: Path, num_workers: int, mtp: int
+    path: Path, at_home: Run, num_workers: int, mtp: int
 ) -> None:
-    for found, expected in zip(run(path, num_workers, mtp), run(path, 0, 0), strict=True):
+    for found, expected in zip(run(path, num_workers, mtp), at_home, strict=True):
         assert torch.equal(torch.as_tensor(found), torch.as_tensor(expected))
 
 
 def test_quantised_weights_differ_from_their_values_by_the_rounding_of_activations(
-    path: Path, plain: Step35Model
+    at_home: Run, plain: Step35Model
 ) -> None:
     """8 bits a block: some hundredths after five layers; a few rows choose other experts by it."""
-    ids, _, logits = run(path, 0, 0)
+    ids, _, logits = at_home
     tokens = torch.tensor(PROMPT + ids[:-1])
     expected = plain.logits(plain.forward(tokens, [SequenceSlice(plain.new_cache(), len(tokens))]))
     differences = (logits - expected).norm(dim=1) / expected.norm(dim=1)

@@ -31,15 +31,18 @@ def test_every_draft_is_the_plain_implementations(num_layers: int, chunk_size: i
     params = GenerationParams(max_tokens=60, mtp=num_layers, ignore_eos=True, chunk_size=chunk_size)
     sequence = SequenceState(model, drafter, prompt, params)
     prefill(model, drafter, sequence)
-    compared = 0
+    asked: list[tuple[int, list[int]]] = []
     while sequence.finish_reason is None:
-        drafts = [draft.token_id for draft in sequence.drafts]
-        rows = hidden_states(model, sequence.tokens[:-1])
-        for draft, logits in zip(drafts, plain.draft_logits(rows, sequence.tokens, drafts), strict=True):
+        asked.append((len(sequence.tokens), [draft.token_id for draft in sequence.drafts]))
+        step(model, drafter, [sequence])
+    compared = 0
+    rows = hidden_states(model, sequence.tokens)
+    for length, drafts in asked:
+        expected = plain.draft_logits(rows[: length - 1], sequence.tokens[:length], drafts)
+        for draft, logits in zip(drafts, expected, strict=True):
             logits[list(model.config.eos_token_ids)] = -torch.inf
             assert draft == int(logits.argmax())
             compared += 1
-        step(model, drafter, [sequence])
     assert compared > 40
     assert 0 < sum(sequence.accepted) < sum(sequence.drafted)
     if num_layers > 1:

@@ -36,7 +36,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "cluster.yaml").write_text(CLUSTER)
     router = SyntheticRouter(STEP_3_5_FLASH)
     for domain in (CODING, GENERAL):
-        trace = router.trace(domain, 1000)
+        trace = router.trace(domain, 400)
         RoutingStats.from_trace(STEP_3_5_FLASH, trace, domain.name).save(folder / f"{domain.name}.npz")
     return folder
 

@@ -21,11 +21,6 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(autouse=True)
-def brief_search() -> None:
-    """Instead of the one of tests/conftest.py: the README shows what the whole search finds."""
-
-
 def commands(heading: str) -> list[str]:
     """The lines of code below a bold heading, without comments."""
     section = README[README.index(f"**{heading}") :].split("\n\n**")[0].split("\n##")[0].split("\n###")[0]
@@ -117,6 +112,7 @@ def _shorten_study(clone: Path) -> None:
     (clone / "docs" / "studies" / "home-clusters.yaml").write_text(yaml.safe_dump(study))
 
 
+@pytest.mark.whole_search
 def test_the_sample_output_begins_as_the_demo_prints_today() -> None:
     sample = re.search(r"```\n(potluck-tiny: .*?)\n…", README, re.DOTALL)
     assert sample

@@ -65,7 +65,7 @@ def trace_of(problem: PlanningProblem) -> np.ndarray[tuple[int, ...], np.dtype[n
 
 
 @given(seed=st.integers(0, 10_000), drafts=st.integers(0, 2))
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_no_placement_beats_the_bounds(seed: int, drafts: int) -> None:
     check_that_no_candidate_beats_the_bounds(seed, drafts)
 
@@ -95,7 +95,7 @@ def check_that_no_candidate_beats_the_bounds(seed: int, drafts: int) -> None:
 
 
 @given(seed=st.integers(0, 10_000), masks_seed=st.integers(0, 10_000))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_replicas_do_not_beat_the_bounds_either(seed: int, masks_seed: int) -> None:
     problem = independent_problem(seed, drafts=0)
     masks = np.random.default_rng(masks_seed).random((4, SHAPE.num_moe_layers, SHAPE.num_experts)) < 0.4
@@ -233,13 +233,13 @@ def best_of_all_placements_s(problem: PlanningProblem, trace: np.ndarray) -> flo
 
 
 @given(seed=st.integers(0, 10_000), tokens_per_step=st.integers(1, 2))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_no_placement_at_all_beats_the_bound_on_tiny_instances(seed: int, tokens_per_step: int) -> None:
     problem, trace = tiny_problem(seed, 2, tokens_per_step, num_experts=5)
     assert lower_bound_s(problem, trace) <= best_of_all_placements_s(problem, trace) * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 12))])
 def test_nor_with_three_devices(seed: int) -> None:
     problem, trace = tiny_problem(seed, 3, 1, num_experts=4)
     assert lower_bound_s(problem, trace) <= best_of_all_placements_s(problem, trace) * (1 + 1e-9)
@@ -276,9 +276,7 @@ def test_independence_may_only_raise_it() -> None:
     assert lower_bound_s(problem, short, independent=True) >= lower_bound_s(problem, short)
 
 
-@pytest.mark.parametrize(
-    "seed", [0, 1, 2, 3, *(pytest.param(n, marks=pytest.mark.long) for n in range(4, 24))]
-)
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 24))])
 def test_no_placement_on_boxes_whose_disks_share_their_cpu_beats_the_bound(seed: int) -> None:
     """The disk states an arithmetic that its box's CPU does not have; half of the time it is what rules."""
     draws = np.random.default_rng(seed)

@@ -10,6 +10,8 @@ from placement.given.traces import CODING, GENERAL, Domain
 from placement.policies.least_time.policy import least_time
 from placement.replay.evaluate import evaluate
 
+pytestmark = pytest.mark.whole_search
+
 ONE_TOKEN = Size(num_layers=2, num_experts=12, top_k=3, tokens_per_step=1, num_steps=12)
 TWO_TOKENS = Size(num_layers=2, num_experts=12, top_k=2, tokens_per_step=2, num_steps=10)
 ONE_TOKEN_LONG = Size(num_layers=2, num_experts=16, top_k=4, tokens_per_step=1, num_steps=24)

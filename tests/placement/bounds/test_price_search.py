@@ -20,7 +20,7 @@ from tests.placement.shapes import small_shape
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_boxstep_finds_the_top_of_a_concave_function(seed: int) -> None:
     """The least of some planes; a linear program knows where it is largest."""
     generator = np.random.default_rng(seed)

@@ -29,16 +29,9 @@ def test_the_balance_is_the_best_of_all_splits(seed: int, num_lenders: int) -> N
     own = float(generator.random())
     fixed, there, copy, here = generator.random((4, num_lenders)) * [[0.1], [3.0], [2.0], [0.5]]
     steps = 40 if num_lenders < 3 else 20
-    best = min(
-        max(
-            own + float((x * here).sum()),
-            float((x * copy).sum()),
-            float((fixed + (1 - x) * there).max()),
-        )
-        for x in (
-            np.array(point) / steps for point in itertools.product(range(steps + 1), repeat=num_lenders)
-        )
-    )
+    x = np.array(list(itertools.product(range(steps + 1), repeat=num_lenders))) / steps
+    parts = np.stack([own + (x * here).sum(axis=1), (x * copy).sum(axis=1), *(fixed + (1 - x) * there).T])
+    best = float(parts.max(axis=0).min())
     found = float(streamed_seconds(np.array(own), fixed, there, copy, here))
     assert found <= best + 1e-9
     assert best <= found + float((there + copy + here).max() * num_lenders / steps)

@@ -85,7 +85,9 @@ def test_devices_with_a_machine_each_do_not_slow_each_other() -> None:
     assert work_seconds(rates, experts, experts) == pytest.approx(work_alone_seconds(rates, experts, experts))
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    "seed", [*range(8), *(pytest.param(n, marks=pytest.mark.long) for n in range(8, 40))]
+)
 def test_sharing_is_that_of_a_simulation_in_small_steps(seed: int) -> None:
     generator = np.random.default_rng(seed)
     problem = workers(4, gflops=float(generator.choice([50.0, 500.0, 1e6])))

@@ -316,8 +316,8 @@ def test_a_pipe_in_the_place_of_a_cluster_file_is_refused_without_waiting(tmp_pa
 
 
 def test_a_long_axis_takes_no_longer_than_reading_it(tmp_path: Path) -> None:
-    # Comparing each value with all others would take minutes.
-    contexts = [*range(90_000), 89_999]
+    # Comparing each value with all others would take most of a minute.
+    contexts = [*range(45_000), 44_999]
     file = written(tmp_path, re.sub(r"contexts: .*", f"contexts: {contexts}", STUDY))
-    with pytest.raises(StudyFileError, match=r"contexts: .*found 89999 again"):
+    with pytest.raises(StudyFileError, match=r"contexts: .*found 44999 again"):
         Study.load(file)

@@ -25,6 +25,8 @@ from placement.workload import Workload
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape
 
+pytestmark = pytest.mark.whole_search
+
 CLUSTERS = Path(__file__).parents[4] / "docs/studies/clusters"
 SHAPE = small_shape(num_moe_layers=4, num_experts=32, top_k=3)
 SIZE = SHAPE.expert_bytes(16)

@@ -262,6 +262,7 @@ def test_many_devices_are_searched_in_parties() -> None:
     assert (np.bincount(refined.ravel(), minlength=20) <= 4).all()
 
 
+@pytest.mark.whole_search
 def test_kicks_find_what_single_moves_do_not() -> None:
     given_problem = problem(room=(16, 16, 16))
     layers = sample(given_problem, most_reads=400)
