@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -130,8 +131,9 @@ def _weights(
     config: Step35Config, layer: int, ids: Sequence[int], kept: ExpertFormat, experts: Sequence[Expert]
 ) -> ExpertWeights:
     """The experts `ids` of a layer, in slots of that order."""
+    mapped = functools.cache(MappedFiles.now)
     gate, up, down = (
-        _matrices(form, rows, columns, [expert[place] for expert in experts])
+        _matrices(form, rows, columns, [expert[place] for expert in experts], mapped)
         for place, (form, (rows, columns)) in enumerate(
             zip((kept.gate, kept.up, kept.down), matrix_shapes(config), strict=True)
         )
@@ -146,18 +148,23 @@ def _weights(
     )
 
 
-def _matrices(form: WeightFormat, rows: int, columns: int, parts: Sequence[StoredMatrix]) -> ExpertMatrices:
-    """Views where all of them are stored so, else copies."""
+def _matrices(
+    form: WeightFormat,
+    rows: int,
+    columns: int,
+    parts: Sequence[StoredMatrix],
+    mapped: Callable[[], MappedFiles],
+) -> ExpertMatrices:
+    """Views where all of them are stored so, else copies; `mapped`: files that parts may be views of."""
     if parts and all(part.form == form for part in parts):
         scales = [part.scales for part in parts if part.scales is not None]
         return ExpertMatrices(form, rows, columns, [part.data for part in parts], scales or None)
     copies = ExpertMatrices.empty(form, len(parts), rows, columns)
     assert isinstance(copies.data, Tensor)
-    files = MappedFiles.now()
     for slot, part in zip(copies.data, parts, strict=True):
         slot.copy_(part.data)
         # The file's pages count as this process's memory until they are let go.
         source = part.data.data_ptr(), part.data.nbytes
-        if files.place_of(*source) is not None:
+        if mapped().place_of(*source) is not None:
             let_go(*source)
     return copies

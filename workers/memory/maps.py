@@ -21,7 +21,7 @@ class _Mapping:
     start: int
     end: int
     offset: int
-    path: Path
+    path: str
 
 
 class MappedFiles:
@@ -45,7 +45,7 @@ class MappedFiles:
             if len(fields) < 6 or not fields[5].startswith("/"):
                 continue
             start, _, end = fields[0].partition("-")
-            path = Path(fields[5].replace("\\012", "\n").removesuffix(" (deleted)"))
+            path = fields[5]
             this = _Mapping(int(start, 16), int(end, 16), int(fields[2], 16), path)
             before = mappings[-1] if mappings else None
             # One mapping that the system has cut, where parts of it were advised differently.
@@ -67,4 +67,5 @@ class MappedFiles:
         found = self._mappings[index]
         if address + num_bytes > found.end:
             return None
-        return FilePlace(found.path, found.offset + address - found.start, num_bytes)
+        path = Path(found.path.replace("\\012", "\n").removesuffix(" (deleted)"))
+        return FilePlace(path, found.offset + address - found.start, num_bytes)
