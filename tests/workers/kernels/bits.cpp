@@ -1,4 +1,4 @@
-// The bits of every kernel on random numbers, a line a case: those of two processors are compared as text.
+// The bits of kernels on random numbers, a line a case: those of two processors are compared as text.
 // Runs on the instruction sets that its arguments name, the best of this machine first, or with no arguments on all
 // that it has. Where one gives other bits than the portable form, says so and exits with 1.
 
@@ -16,7 +16,6 @@ int potluck_set_isa(const char*);
 void potluck_set_tables(const Tables*);
 int potluck_linear(const float*, const WeightMatrix*, int64_t, float*, int64_t, int64_t, int);
 int potluck_round_rows(const float*, int64_t, int64_t, int64_t, int8_t*, float*, int);
-void potluck_rms_norm(const float*, const void*, int, float*, int64_t, int64_t, float, int, int);
 void potluck_exp(const float*, float*, int64_t);
 void potluck_swiglu(const float*, const float*, float*, int64_t, float, int);
 int potluck_route_top_k(const float*, const float*, int32_t*, float*, int64_t, int64_t, int64_t, int, float, int);
@@ -268,19 +267,13 @@ static void elementwise() {
   exponentials.add(out);
   note("exponentials of any bits", 0, exponentials);
 
-  const std::vector<float> gate = numbers(T * D), weight = numbers(D), logits = numbers(T * E), bias = numbers(E);
+  const std::vector<float> gate = numbers(T * D), logits = numbers(T * E), bias = numbers(E);
   Hash products;
   for (const float limit : {0.0f, 0.3f}) {
     potluck_swiglu(gate.data(), x.data(), out.data(), T * D, limit, 1);
     products.add(std::vector<float>(out.begin(), out.begin() + T * D));
   }
   note("swiglu", 0, products);
-
-  Hash norms;
-  std::vector<float> normed(T * D);
-  potluck_rms_norm(gate.data(), weight.data(), 0, normed.data(), T, D, 1e-5f, 1, 1);
-  norms.add(normed);
-  note("norms", 0, norms);
 
   Hash routes;
   std::vector<int32_t> ids(T * k);
