@@ -13,7 +13,6 @@ With one thread, times are processor time, so that a busy machine disturbs them 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.timing import best_s, read_rate
 from orchestrator import kernels
 from orchestrator.kernels.attention import PAGE_POSITIONS, KvForm, KvShape, PageTable
 from workers.kernels import instruction_set
@@ -72,19 +72,6 @@ def write(into: Context, qkv: Tensor, position: int) -> Tensor:
     return kernels.kv_rows(qkv, norm, 1e-5, cos, sin, HEAD_DIM // 2, into.table, into.kv, position)
 
 
-def best_s(call: Callable[[], object], seconds: float = 0.6) -> float:
-    """Shortest of the runs that fit `seconds`, at least three, after a warm-up."""
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    call()
-    times: list[float] = []
-    stop = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < stop:
-        start = clock()
-        call()
-        times.append(clock() - start)
-    return min(times)
-
-
 def operations(rows: int, position: int, num_heads: int, window: int) -> int:
     """Multiplications and additions: two of each for a head's dimension and key."""
     seen = sum(min(p + 1, window or p + 1) for p in range(position, position + rows))
@@ -107,12 +94,6 @@ def rate_from_cache(form: KvForm, rows: int, num_heads: int) -> float:
     seconds = best_s(made.call(queries, CACHED_KEYS - rows), 0.2)
     torch.set_num_threads(threads)
     return threads * work / seconds
-
-
-def read_rate() -> float:
-    """Bytes a second of a plain read."""
-    floats = torch.ones(1 << 26)
-    return floats.nbytes / best_s(floats.sum, 1.0)
 
 
 def product_rate() -> float:
@@ -139,7 +120,7 @@ def measure(form: KvForm, read: float) -> None:
                 key_bytes(rows, keys, window, made.kv),
             )
             rate = rate_from_cache(form, rows, num_heads)
-            seconds = best_s(made.call(queries, keys))
+            seconds = best_s(made.call(queries, keys), 0.6)
             floors = (num_bytes / read, work / rate)
             cells = [f"{name:<8} {num_heads:>3} heads {keys:>7} {rows:>5} {seconds * 1e3:>8.3f}"]
             cells += [f"{floors[0] * 1e3:>15.3f} {floors[1] * 1e3:>11.3f} {max(floors) / seconds:>6.0%}"]

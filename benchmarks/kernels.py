@@ -9,7 +9,6 @@ time. The floor of a decode step is the plain read: every weight has to come fro
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -21,6 +20,7 @@ import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import quantize
 
+from benchmarks.timing import best_s, read_rate
 from placement.weight_format import FORMATS
 from transport.expert_rows import ExpertRows
 from workers.kernels import (
@@ -36,30 +36,18 @@ EXPERTS, EXPERT_INTERMEDIATE, TOP_K = 24, 1280, 8
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def best_s(call: Callable[[], object], repeats: int) -> float:
-    """Shortest of some runs after a warm-up."""
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    call()
-    times = []
-    for _ in range(repeats):
-        start = clock()
-        call()
-        times.append(clock() - start)
-    return min(times)
-
-
 def decode() -> None:
     """One to eight rows against weights far larger than the caches."""
     weight = torch.randn(INTERMEDIATE, HIDDEN) * 0.02
     narrow = weight.bfloat16()
-    read = weight.nbytes / best_s(weight.sum, 7) / 1e9
-    print(f"plain read (sum of float32 weights): {read:.1f} GB/s")
+    read = read_rate() / 1e9
+    print(f"plain read: {read:.1f} GB/s")
     print("rows  float32 GB/s  share   bfloat16 GB/s  share   torch float32 GB/s")
     for rows in (1, 2, 4, 8):
         x = torch.randn(rows, HIDDEN)
-        wide_rate = weight.nbytes / best_s(partial(kernels.linear, x, weight), 7) / 1e9
-        narrow_rate = narrow.nbytes / best_s(partial(kernels.linear, x, narrow), 7) / 1e9
-        torch_rate = weight.nbytes / best_s(partial(torch.mm, x, weight.T), 3) / 1e9
+        wide_rate = weight.nbytes / best_s(partial(kernels.linear, x, weight)) / 1e9
+        narrow_rate = narrow.nbytes / best_s(partial(kernels.linear, x, narrow)) / 1e9
+        torch_rate = weight.nbytes / best_s(partial(torch.mm, x, weight.T)) / 1e9
         print(
             f"{rows:>4}  {wide_rate:12.1f}  {wide_rate / read:5.0%}"
             f"  {narrow_rate:14.1f}  {narrow_rate / read:5.0%}  {torch_rate:19.1f}"
@@ -74,9 +62,9 @@ def prefill() -> None:
     for rows in (32, 128, 512):
         x = torch.randn(rows, HIDDEN)
         operations = 2 * rows * HIDDEN * HIDDEN / 1e9
-        wide = operations / best_s(partial(kernels.linear, x, weight), 3)
-        half = operations / best_s(partial(kernels.linear, x, narrow), 3)
-        mm = operations / best_s(partial(torch.mm, x, weight.T), 3)
+        wide = operations / best_s(partial(kernels.linear, x, weight))
+        half = operations / best_s(partial(kernels.linear, x, narrow))
+        mm = operations / best_s(partial(torch.mm, x, weight.T))
         print(f"{rows:>4}  {wide:15.1f}  {half:16.1f}  {mm:21.1f}  {wide / mm:14.2f}")
 
 
@@ -95,9 +83,9 @@ def experts(form: str) -> None:
         asked = ExpertRows(
             x.numpy(), ids.numpy(), torch.rand(rows, TOP_K).numpy(), np.full(rows, -23, np.int32)
         )
-        seconds = best_s(partial(moe_partial_sum, held, asked), 4)
+        seconds = best_s(partial(moe_partial_sum, held, asked))
         as_received = asked._replace(hidden=received.numpy())
-        received_s = best_s(partial(moe_partial_sum, held, as_received), 4)
+        received_s = best_s(partial(moe_partial_sum, held, as_received))
         touched = len(set(ids.flatten().tolist()))
         parameters = 3 * HIDDEN * EXPERT_INTERMEDIATE
         rate = touched * held.held_bytes / EXPERTS / seconds / 1e9
@@ -124,7 +112,7 @@ def calls() -> None:
             for _ in range(number):
                 call()
 
-        return best_s(repeat, 5) / number * 1e6
+        return best_s(repeat) / number * 1e6
 
     print(f"\nlinear 1 x 16 x 16: {many(lambda: kernels.linear(x, weight)):.1f} us a call")
     print(f"torch.mm:           {many(lambda: torch.mm(x, weight)):.1f} us a call")

@@ -27,7 +27,7 @@ from rich.console import Console
 from benchmarks.llamacpp import PASS_ROWS, VARIABLE, LlamaCpp
 from benchmarks.random_blocks import TYPES
 from benchmarks.random_gguf import SMALL, FileShape, FileTypes, expert_types, write_random_gguf
-from benchmarks.real_size.machine import Machine, best_s, probe
+from benchmarks.real_size.machine import Machine, probe
 from benchmarks.real_size.measured import LayoutRun
 from benchmarks.real_size.predict import Layout, narrow, software
 from benchmarks.real_size.report import (
@@ -39,6 +39,7 @@ from benchmarks.real_size.report import (
     whole_model_table,
 )
 from benchmarks.real_size.work import FileWork
+from benchmarks.timing import best_s
 from orchestrator.sampling import Sampler
 from placement.weight_format import WeightFormat
 from workers.formats.open_model import load_config, model_name

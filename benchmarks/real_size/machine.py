@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ import typer
 from torch import Tensor
 
 from benchmarks.random_blocks import random_blocks
+from benchmarks.timing import FAR_BYTES, best_s, read_rate
 from placement.given.kernel_rates import KernelRates
 from placement.weight_format import FORMATS, WeightFormat
 from workers.kernels import instruction_set
@@ -34,12 +34,9 @@ from workers.kernels.matrix import TORCH_DTYPES, Matrices, Matrix
 
 ROWS = (1, 2, 3, 4, 8, 16, 64, 512)
 WIDTH = 4096
-_FILE_BYTES = 192 << 20
-"""Far more than caches hold."""
 _CACHED_BYTES = 1 << 20
 _FEW_ROWS = 8
 """Passes of more rows are bound by arithmetic: fewer weights tell their rate."""
-_LEAST_S, _LEAST_TURNS = 0.05, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +71,7 @@ def probe(forms: Sequence[WeightFormat], threads: int, rows: Sequence[int] = ROW
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        memory, cache, reads = [], [], [_plain_read()]
+        memory, cache, reads = [], [], [read_rate()]
         for form in forms:
             with mapped(form) as matrices:
                 memory.append(_rates(form, matrices, rows))
@@ -91,7 +88,7 @@ def mapped(form: WeightFormat) -> Iterator[list[Matrix]]:
     """Matrices of random weights [any, WIDTH], 192 MB together, mapped from a file."""
     row_bytes = form.row_bytes(WIDTH)
     count = 6
-    rows = _FILE_BYTES // count // row_bytes // 64 * 64
+    rows = FAR_BYTES // count // row_bytes // 64 * 64
     blocks = random_blocks(form.name, rows * WIDTH // form.block_weights, 0.02, np.random.default_rng(0))
     with tempfile.NamedTemporaryFile() as file:
         for _ in range(count):
@@ -125,23 +122,6 @@ def _flops_per_s(matrices: Sequence[Matrix], rows: int) -> float:
             kernels.linear(x, Matrices((matrix,)))
 
     return flops / best_s(multiply)
-
-
-def _plain_read() -> float:
-    content = torch.ones(_FILE_BYTES // 4)
-    return content.nbytes / best_s(content.sum)
-
-
-def best_s(action: Callable[[], object]) -> float:
-    """The quickest of some turns: what else the machine does only adds."""
-    action()
-    best, turns, until = float("inf"), 0, time.perf_counter() + _LEAST_S
-    while turns < _LEAST_TURNS or time.perf_counter() < until:
-        started = time.perf_counter()
-        action()
-        best = min(best, time.perf_counter() - started)
-        turns += 1
-    return best
 
 
 def main(
