@@ -63,23 +63,8 @@ static ALWAYS_INLINE void round_row(const float* x, bf16* out, int64_t D, float*
   for (int64_t d = 0; d < D; ++d) out[d] = round_bf16(x[d]);
 }
 
-// scale = largest magnitude / 127, q = x / scale to the nearest, ties to even. A scale below 2^-126 counts as 0,
-// and then q is 0; a row that is not finite has scale NaN and q 0.
 static ALWAYS_INLINE void round_row(const float* x, int8_t* out, int64_t D, float* scale) {
-  uint32_t most = 0;
-  for (int64_t d = 0; d < D; ++d) {
-    const uint32_t magnitude = __builtin_bit_cast(uint32_t, x[d]) & 0x7fffffff;
-    most = magnitude > most ? magnitude : most;
-  }
-  const float unit = __builtin_bit_cast(float, most) / 127.0f;
-  const bool finite = most < 0x7f800000, zero = unit < 0x1p-126f;
-  *scale = finite ? (zero ? 0.0f : unit) : __builtin_nanf("");
-  if (!finite || zero) {
-    std::memset(out, 0, D);
-    return;
-  }
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  for (int64_t d = 0; d < D; ++d) out[d] = (int8_t)(int32_t)((x[d] / unit + magic) - magic);
+  *scale = round_bytes(x, D, out);
 }
 
 // Rotates pairs (d, d + half) of a row, with cos and sin of both members; sin of the first is negated already.

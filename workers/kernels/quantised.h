@@ -291,11 +291,13 @@ struct BlockIQ3_S {
 struct BlockMXFP4 {
   static constexpr int BLOCK = 32, BLOCK_BYTES = 17;
   static constexpr bool HAS_MINIMUM = false;
+  // 2^(e - 128): the table's values are doubled.
+  static ALWAYS_INLINE float scale_of(uint8_t e) {
+    return __builtin_bit_cast(float, e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23);
+  }
   static ALWAYS_INLINE void decode(const uint8_t* p, Decoded<32>& out) {
     unscaled(out);
-    // 2^(e - 128): the table's values are doubled.
-    const uint32_t bits = p[0] < 2 ? 0x00200000u << p[0] : (uint32_t)(p[0] - 1) << 23;
-    out.scale = __builtin_bit_cast(float, bits);
+    out.scale = scale_of(p[0]);
     nibbles(p + 1, out.q, 0);
     for (int i = 0; i < 32; ++i) out.q[i] = tables.mxfp4[out.q[i]];
   }

@@ -8,25 +8,28 @@ static void sum_sixteens(const int8_t* q, int64_t K, int16_t* sums) {
   }
 }
 
-// The largest magnitude over 127 is a block's scale, below the smallest normal number 0; each value is then
-// rint(x / scale). A block with a value that is not finite has scale NaN.
-static void round_row(const float* x, int64_t K, int64_t block, int8_t* q, float* scales, int16_t* sums) {
-  for (int64_t k = 0; k < K; k += block) {
-    uint32_t most = 0;
-    for (int64_t i = 0; i < block; ++i) {
-      const uint32_t magnitude = __builtin_bit_cast(uint32_t, x[k + i]) & 0x7fffffff;
-      most = magnitude > most ? magnitude : most;
-    }
-    float scale = __builtin_bit_cast(float, most) / 127.0f;
-    if (most >= 0x7f800000) scale = __builtin_nanf("");
-    if (scale < 0x1p-126f) scale = 0.0f;
-    scales[k / block] = scale;
-    if (scale > 0.0f) {
-      for (int64_t i = 0; i < block; ++i) q[k + i] = (int8_t)(int32_t)__builtin_rintf(x[k + i] / scale);
-    } else {
-      for (int64_t i = 0; i < block; ++i) q[k + i] = 0;
-    }
+// Rounds n values to 8 bits and returns their scale: the largest magnitude over 127, below the smallest normal number
+// 0. Each value is then rint(x / scale), to even. Values that are not all finite have scale NaN. Where the scale
+// is 0 or NaN, q is 0.
+static ALWAYS_INLINE float round_bytes(const float* x, int64_t n, int8_t* q) {
+  uint32_t most = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t magnitude = __builtin_bit_cast(uint32_t, x[i]) & 0x7fffffff;
+    most = magnitude > most ? magnitude : most;
   }
+  const float scale = __builtin_bit_cast(float, most) / 127.0f;
+  const bool finite = most < 0x7f800000, zero = scale < 0x1p-126f;
+  if (!finite || zero) {
+    for (int64_t i = 0; i < n; ++i) q[i] = 0;
+    return finite ? 0.0f : __builtin_nanf("");
+  }
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  for (int64_t i = 0; i < n; ++i) q[i] = (int8_t)(int32_t)((x[i] / scale + magic) - magic);
+  return scale;
+}
+
+static void round_row(const float* x, int64_t K, int64_t block, int8_t* q, float* scales, int16_t* sums) {
+  for (int64_t k = 0; k < K; k += block) scales[k / block] = round_bytes(x + k, block, q + k);
   sum_sixteens(q, K, sums);
 }
 

@@ -14,9 +14,6 @@ struct Plain {
   const W* w;
   int64_t stride;
 
-  static ALWAYS_INLINE Plain at(const void* data, int64_t row_bytes) {
-    return {(const W*)data, row_bytes / (int64_t)sizeof(W)};
-  }
   ALWAYS_INLINE Lanes load(int64_t n, int64_t k) const { return Lanes::load(w + n * stride + k); }
   ALWAYS_INLINE Lanes load(int64_t n, int64_t k, int count) const {
     return Lanes::load(w + n * stride + k, count);
@@ -45,9 +42,6 @@ struct Float16 {
   const uint16_t* w;
   int64_t stride;
 
-  static ALWAYS_INLINE Float16 at(const void* data, int64_t row_bytes) {
-    return {(const uint16_t*)data, row_bytes / 2};
-  }
   ALWAYS_INLINE Lanes load(int64_t n, int64_t k) const {
     float wide[16];
     widen_sixteen(w + n * stride + k, wide);
