@@ -277,6 +277,29 @@ struct FastQ6_K : BlockQ6_K, OffsetEights<Eights<1>> {
   }
 };
 
+// One row alone meets half a chunk at a time: all of it at once leaves too few registers.
+struct OneRowQ6_K : FastQ6_K {
+  struct Weights {
+    const uint8_t* p;
+  };
+  static ALWAYS_INLINE Weights unpack(const uint8_t* p) { return {p}; }
+  template <int R>
+  static ALWAYS_INLINE void dot(const Weights& w, ArrangedRows row, Vector* out) {
+    static_assert(R == 1);
+    FastQ6_K::Weights of;
+    unpack_scales(w.p, of);
+    const Vector* q = (const Vector*)row.q;
+    Vector sum = _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_madd_epi16(of.offsets, load(row.sums)));
+    UNROLL for (int half = 0; half < 2; ++half) {
+      Vector part[4];
+      unpack_half(w.p, half, part);
+      sum = _mm256_add_epi32(sum, scaled_sum<2>(part, q + 4 * half, of.scales[2 * half]));
+      sum = _mm256_add_epi32(sum, scaled_sum<2>(part + 2, q + 4 * half + 2, of.scales[2 * half + 1]));
+    }
+    out[0] = sum;
+  }
+};
+
 struct FastQ3_K : BlockQ3_K, OffsetEights<Eights<4>> {
   static constexpr bool FEW = false;
   static constexpr int MINIMUMS = 0, ROWS = 1, SCALE_AT = 108;
@@ -522,6 +545,38 @@ struct FastQ8_0 : BlockQ8_0, SideBySide, Signed<1> {
     turn(p + 18, BLOCK_BYTES, w.q + 4);
     w.scales[0] = scales_of_lanes(_mm256_set1_epi16(1));
     return w;
+  }
+};
+
+// One row alone: blocks stay as they lie and their sums are brought together, which is less work than turning eight
+// vectors of weights.
+struct OneRowQ8_0 : BlockQ8_0 {
+  static constexpr bool FEW = false;
+  static constexpr int MINIMUMS = 0, ROWS = 1, SCALE_AT = 0;
+  static constexpr float FACTOR = 1.0f;
+  struct Weights {
+    Vector q[8];
+  };
+  static ALWAYS_INLINE void arrange(const int8_t* q, int8_t* out) { std::memcpy(out, q, 256); }
+  static ALWAYS_INLINE Weights unpack(const uint8_t* p) {
+    Weights w;
+    UNROLL for (int i = 0; i < 8; ++i) {
+      w.q[i] = load(p + BLOCK_BYTES * i + 2);
+      asm("" : "+x"(w.q[i]));  // or compilers load it for both of its uses, and half of these loads take two lines
+    }
+    return w;
+  }
+  template <int R>
+  static ALWAYS_INLINE void dot(const Weights& w, ArrangedRows rows, Vector* out) {
+    static_assert(R == 1);
+    Vector sums[8];
+    UNROLL for (int i = 0; i < 8; ++i) {
+      const Vector magnitudes = _mm256_abs_epi8(w.q[i]);
+      const Vector q = _mm256_sign_epi8(load(rows.q + 32 * i), w.q[i]);
+      sums[i] = plain_sum<1>(&magnitudes, &q);
+    }
+    out[0] = halve_to_eights(sum_fours(sums[0], sums[1], sums[2], sums[3]),
+                             sum_fours(sums[4], sums[5], sums[6], sums[7]));
   }
 };
 

@@ -3,11 +3,13 @@
 
 template <>
 struct Fastest<BlockQ8_0> {
-  static constexpr DotRounded dot = POTLUCK_FAST::dot_panels<POTLUCK_FAST::FastQ8_0, baseline::dot_decoded<baseline::BlockQ8_0>>;
+  static constexpr DotRounded more = POTLUCK_FAST::dot_panels<POTLUCK_FAST::FastQ8_0, baseline::dot_decoded<baseline::BlockQ8_0>>;
+  static constexpr DotRounded dot = POTLUCK_FAST::dot_one_or_more<POTLUCK_FAST::OneRowQ8_0, more>;
 };
 template <>
 struct Fastest<BlockQ6_K> {
-  static constexpr DotRounded dot = POTLUCK_FAST::dot_panels<POTLUCK_FAST::FastQ6_K, baseline::dot_decoded<baseline::BlockQ6_K>>;
+  static constexpr DotRounded more = POTLUCK_FAST::dot_panels<POTLUCK_FAST::FastQ6_K, baseline::dot_decoded<baseline::BlockQ6_K>>;
+  static constexpr DotRounded dot = POTLUCK_FAST::dot_one_or_more<POTLUCK_FAST::OneRowQ6_K, more>;
 };
 template <>
 struct Fastest<BlockQ5_K> {

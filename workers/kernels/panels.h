@@ -4,7 +4,7 @@
 // Activations of a tile stay in the second-level cache while the weights pass.
 constexpr int64_t TILE_BYTES = 256 << 10, MOST_TILE_ROWS = 64;
 // How far ahead of their use weights are fetched.
-constexpr int64_t AHEAD_BYTES = 1536;
+constexpr int64_t AHEAD_BYTES = 3072;
 
 // A tile's rows as the chunks take them.
 template <class Type>
@@ -330,4 +330,17 @@ static void dot_panels(const RoundedRows& x, int64_t T, const uint8_t* w, int64_
     }
     t += rows;
   }
+}
+
+// One row by `One`, which takes no more than that, and several by MORE.
+template <class One, DotRounded MORE>
+static void dot_one_or_more(const RoundedRows& x, int64_t T, const uint8_t* w, int64_t row_bytes, int64_t N, float* out,
+                            int64_t ldo) {
+  if (T != 1 || x.K > TILE_BYTES) {
+    MORE(x, T, w, row_bytes, N, out, ldo);
+    return;
+  }
+  Tile<One> tile;
+  tile.arrange(x, 0, 1);
+  dot_tile_rows<One, 1>(tile, w, row_bytes, N, out, ldo);
 }
