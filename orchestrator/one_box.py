@@ -11,7 +11,6 @@ from placement.holders import HolderTable
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan, PlannedLayer, PlannedTier, planned_layers
 from placement.units import size
-from placement.weight_format import BFLOAT16, FLOAT16, FLOAT32
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.contents import ModelContents
 from workers.formats.open_model import kept_forms, model_name
@@ -30,19 +29,6 @@ class OneBox:
 
     plan: Plan
     reason: str
-
-
-def default_dtype(checkpoint: Checkpoint, config: Step35Config) -> str:
-    """What a run computes in where nobody says: bfloat16 if the experts are quantised, float32 if not.
-
-    Raises:
-        CheckpointError: a layer's experts are missing.
-    """
-    for layer in config.moe_layers:
-        stored = checkpoint.expert_format(layer, config)
-        if {stored.gate, stored.up, stored.down} & {FLOAT32, BFLOAT16, FLOAT16}:
-            return FLOAT32.name
-    return BFLOAT16.name
 
 
 def one_box_plan(checkpoint: Checkpoint, config: Step35Config, dtype: str, *, cache_bytes: int = 0) -> Plan:

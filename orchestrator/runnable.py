@@ -23,6 +23,10 @@ class DtypeName(StrEnum):
     bfloat16 = "bfloat16"
 
 
+DEFAULT_DTYPE = DtypeName.bfloat16
+"""Of every run where neither a plan nor `--dtype` says otherwise, and of plans without `--quant`."""
+
+
 def check_runnable(plan: Plan) -> None:
     """Raise PlanError for a plan that would not run as it says: a form, a tier's memory or device."""
     for layer in plan.layers:

@@ -19,7 +19,7 @@ from orchestrator.cli.plan_output import plan_table
 from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.generate import GenerationParams
 from orchestrator.model.weights import check_drafts
-from orchestrator.runnable import DtypeName
+from orchestrator.runnable import DEFAULT_DTYPE
 from orchestrator.session import open_session
 from orchestrator.tokenizer import Tokenizer
 from placement.answers.planner import DEFAULT_POLICY, as_plan
@@ -87,7 +87,7 @@ def demo(
 
 def plan_demo(mtp: int) -> tuple[PlanningProblem, Plan]:
     """The shipped model on the demo's boxes, planned for what its routing file says."""
-    dtype = DtypeName.bfloat16.value
+    dtype = DEFAULT_DTYPE.value
     shape = Step35Config.load(MODEL).shape(MODEL.name)
     routing = RoutingStats.load(MODEL / "routing.npz", shape)
     boxes = load_cluster(MODELS / "demo-cluster.yaml")

@@ -18,10 +18,10 @@ from orchestrator.generate import GenerationParams, GenerationResult, check_leng
 from orchestrator.gguf_tokenizer import UnknownTokenizer
 from orchestrator.kernels.attention import KvForm
 from orchestrator.model.weights import check_drafts
-from orchestrator.one_box import default_dtype, plan_here
+from orchestrator.one_box import plan_here
 from orchestrator.report import RunReport
 from orchestrator.run_memory import Demand
-from orchestrator.runnable import DtypeName, check_runnable
+from orchestrator.runnable import DEFAULT_DTYPE, DtypeName, check_runnable
 from orchestrator.session import open_session
 from orchestrator.tokenizer import StreamDecoder, Tokenizer
 from placement.errors import InputError
@@ -54,7 +54,7 @@ def generate(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Never choose an end token.")] = False,
     dtype: Annotated[
         DtypeName | None,
-        typer.Option(help="Weights, caches, wire; default the plan's, or by the model's files."),
+        typer.Option(help=f"Weights, caches, wire; default the plan's, or {DEFAULT_DTYPE}."),
     ] = None,
     kv: Annotated[
         KvForm | None,
@@ -121,7 +121,7 @@ def _plan_without_file(
     """All in this process, with a line that says what goes where; or over equal workers."""
     config, checkpoint = open_model(model)
     check_drafts(checkpoint, config, demand.num_drafts)
-    name = default_dtype(checkpoint, config) if dtype is None else dtype.value
+    name = (dtype or DEFAULT_DTYPE).value
     if num_workers:
         forms = kept_forms(checkpoint, config, name)
         return even_plan(config.shape(model_name(model)), num_workers, name, forms=forms)

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.chat_template import TEMPLATE_FILE
+from orchestrator.runnable import DEFAULT_DTYPE
 from placement.errors import InputError, PotluckError
 from placement.model_shape import PUBLISHED_SHAPES, ModelShape, published_shape
 from placement.plan import Plan, PlannedLayer, like_layers, planned_layers
 from placement.plan_file import read_plan
-from placement.weight_format import BFLOAT16, FP8_E4M3, planned_format
+from placement.weight_format import FP8_E4M3, planned_format
 from workers.formats.contents import model_contents
 from workers.formats.open_model import is_gguf, kept_forms, load_config, model_name, open_model
 
@@ -44,10 +45,10 @@ def planned_form(
         layers = in_use.layers
     elif quant is None and _is_quantised(model):
         config, checkpoint = open_model(model)
-        layers = planned_layers(shape, kept_forms(checkpoint, config, BFLOAT16.name))
+        layers = planned_layers(shape, kept_forms(checkpoint, config, DEFAULT_DTYPE.value))
         head_bits = model_contents(model).head_bits
     else:
-        form = quant or BFLOAT16.name
+        form = quant or DEFAULT_DTYPE.value
         layers = like_layers(shape.moe_layers, form, shape.expert_bytes(planned_format(form).bits))
     return layers[0].form.split("/")[0], layers, head_bits
 

@@ -16,7 +16,7 @@ from orchestrator.cli.inputs import files_read, load_shape, model_folder
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, errors, print_json, print_note, share, table
 from orchestrator.routing_trace import record_trace
-from orchestrator.runnable import DtypeName
+from orchestrator.runnable import DEFAULT_DTYPE, DtypeName
 from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
 from placement.errors import InputError, RoutingFileError
@@ -63,7 +63,9 @@ def stats(
         int | None,
         typer.Option(min=1, help=f"Tokens seen together; longer text is cut; default {DEFAULT_WINDOW:,}."),
     ] = None,
-    dtype: Annotated[DtypeName | None, typer.Option(help="Arithmetic of the run; default float32.")] = None,
+    dtype: Annotated[
+        DtypeName | None, typer.Option(help=f"Arithmetic of the run; default {DEFAULT_DTYPE}.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write which experts a model's tokens use: of text, or as another engine recorded it."""
@@ -88,7 +90,7 @@ def stats(
     else:
         folder = model_folder(Path(model))
         kinds = []
-        result = _run_texts(folder, texts or (), window or DEFAULT_WINDOW, dtype or DtypeName.float32)
+        result = _run_texts(folder, texts or (), window or DEFAULT_WINDOW, dtype or DEFAULT_DTYPE)
     (result if trace else result.without_trace()).save(out)
 
     if json:

@@ -38,7 +38,7 @@ def test_generate_prints_one_document_with_the_promised_keys(potluck: Potluck, m
     assert worker == {
         "name": "head",
         "experts": 64,
-        "bytes": 64 * 3 * 64 * 32 * 4,
+        "bytes": 64 * 3 * 64 * 32 * 2,
         "share_of_activations": 1.0,
     }
     without_drafts = document(potluck(*arguments, "--json"))
@@ -96,7 +96,7 @@ def test_stats_then_plan_then_generate(potluck: Potluck, model_dir: Path, tmp_pa
     cluster.write_text(ONE_BOX)
     planned = document(
         potluck(
-            *("plan", cluster, "--model", model_dir, "--stats", routing, "--quant", "float32"),
+            *("plan", cluster, "--model", model_dir, "--stats", routing),
             *("--out", plan, "--json"),
         )
     )

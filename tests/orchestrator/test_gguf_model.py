@@ -165,7 +165,7 @@ def test_generate_takes_a_file_and_the_tokenizer_beside_it(
     made = document(potluck("generate", "--model", model, "--prompt", "hello", "--mtp", mtp, *SHORT))
     prompt = Tokenizer.load(model_dir).encode_prompt("hello")
     params = GenerationParams(max_tokens=4, mtp=mtp, ignore_eos=True)
-    expected, _ = generate_with_hidden(load_local(path, torch.float32), prompt, params)
+    expected, _ = generate_with_hidden(load_local(path, torch.bfloat16), prompt, params)
     assert made["token_ids"] == list(expected.token_ids)
     assert made["text"]
 

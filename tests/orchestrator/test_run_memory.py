@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.random_gguf import SMALL, FileTypes, write_random_gguf
 from orchestrator.cli.even_plan import even_plan
-from orchestrator.one_box import DISK, OneBox, default_dtype, plan_here
+from orchestrator.one_box import DISK, OneBox, plan_here
 from orchestrator.run_memory import Demand, head_needs
 from orchestrator.session import open_session
 from placement.errors import PlanDoesNotFit
@@ -106,12 +106,6 @@ def test_a_longer_context_and_drafts_take_more(gguf: Path) -> None:
     assert total(Demand(1100)) - base == 1000 * full_only
     assert total(Demand(100, num_drafts=3)) > base
     assert total(Demand(100), "float32") > base
-
-
-def test_the_dtype_goes_by_the_files(gguf: Path, bfloat16_dir: Path) -> None:
-    for path, expected in ((gguf, "bfloat16"), (bfloat16_dir, "float32")):
-        config, checkpoint = open_model(path)
-        assert default_dtype(checkpoint, config) == expected
 
 
 def test_generate_says_where_things_went_and_writes_the_same_either_way(
