@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 INSTALL = [ -t 1 ] || quiet=--quiet; $(BIN)/pip install $$quiet --constraint constraints.txt
 # One thread each: two processes share two cores, and their models are tiny.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
-NATIVE := $(wildcard workers/kernels/*.cpp workers/kernels/*.h)
+NATIVE := $(wildcard workers/kernels/*.cpp workers/kernels/*.h workers/memory/*.c)
 
 .PHONY: demo test test-long fidelity check neon avx512 wheel clean
 
@@ -75,4 +75,4 @@ $(READY): pyproject.toml constraints.txt $(NATIVE)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info workers/kernels/*.so
+	rm -rf $(VENV) build *.egg-info workers/kernels/*.so workers/memory/*.so

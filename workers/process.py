@@ -17,6 +17,7 @@ from transport.keys import KeyPair, WorkerKeys
 from transport.messages import WireLimits
 from workers.memory.budget import Need, check_memory
 from workers.memory.free import free_memory
+from workers.memory.lost_pages import end_lost_pages_in_one_line
 from workers.tiers import TierSpec
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class WorkerProcess:
         from workers.pool import load_tiers, tier_needs
         from workers.service import ExpertService
 
+        end_lost_pages_in_one_line()
         torch.set_num_threads(spec.num_threads)
         checkpoint = open_model(model_dir)[1]
         check_memory(

@@ -12,10 +12,11 @@ Shapes: T rows (tokens), H hidden, I intermediate, E experts, k chosen experts a
 
 from __future__ import annotations
 
+from workers.compiled import KernelsNotBuilt
 from workers.kernels.expert_matrices import ExpertMatrices, ExpertWeights
 from workers.kernels.matrix import Matrices, Matrix
 from workers.kernels.moe import ExpertNotHeld, grid_to_float32, moe_partial_sum, round_rows, row_exponents
-from workers.kernels.native import KernelsNotBuilt, instruction_set, use_instruction_set
+from workers.kernels.native import instruction_set, use_instruction_set
 
 __all__ = [
     "ExpertMatrices",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.machinery
 from ctypes import addressof
 from pathlib import Path
 from typing import Any
@@ -13,29 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from placement.errors import PotluckError
 from transport.rounded_hidden import RoundedHidden
-
-
-class KernelsNotBuilt(PotluckError, ImportError):
-    """The native kernels were not compiled for this Python."""
-
+from workers.compiled import load_library
 
 OUT_OF_MEMORY, BAD_EXPERT_ID, BAD_EXPONENT, BAD_ROUNDED_ROWS = -1, -2, -3, -4
 
 num_threads = torch.get_num_threads
 
 
-def _load() -> ctypes.CDLL:
-    folder = Path(__file__).parent
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = folder / f"_native{suffix}"
-        if path.exists():
-            return ctypes.CDLL(str(path))
-    raise KernelsNotBuilt(f"{folder} has no compiled _native library: build it with `pip install -e .`")
-
-
-_library = _load()
+_library = load_library(Path(__file__).parent, "_native")
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _S = ctypes.c_char_p
 

@@ -110,9 +110,10 @@ void start_workers(int wanted) {
   pthread_attr_init(&attributes);
   pthread_attr_setstacksize(&attributes, STACK_BYTES);
   pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-  // Signals are for the threads of the program.
+  // Signals are for the threads of the program, but for the one that tells of a page that a kernel cannot have.
   sigset_t all, before;
   sigfillset(&all);
+  sigdelset(&all, SIGBUS);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   while (pool.workers < wanted) {
     pthread_t thread;

@@ -1,0 +1,22 @@
+"""Libraries that are compiled when Potluck is installed."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.machinery
+from pathlib import Path
+
+from placement.errors import PotluckError
+
+
+class KernelsNotBuilt(PotluckError, ImportError):
+    """The native code was not compiled for this Python."""
+
+
+def load_library(folder: Path, name: str) -> ctypes.CDLL:
+    """The library `name` in a folder of the source; raises KernelsNotBuilt."""
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = folder / f"{name}{suffix}"
+        if path.exists():
+            return ctypes.CDLL(str(path))
+    raise KernelsNotBuilt(f"{folder} has no compiled {name} library: build it with `pip install -e .`")
