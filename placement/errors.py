@@ -7,10 +7,17 @@ class PotluckError(Exception):
     """Base of every error that is reported to the user as one line, without a stack trace."""
 
     exit_code = 2
+    """Of the command: 1 for what goes wrong in the middle of a run, 2 for what keeps it from beginning."""
 
 
 class CheckpointError(PotluckError):
     """A model directory is missing, truncated, or of another architecture."""
+
+
+class ModelFilesFailed(CheckpointError):
+    """A model's file was changed, or could not be read, while a run used it."""
+
+    exit_code = 1
 
 
 class ClusterFileError(PotluckError):
@@ -48,9 +55,13 @@ class WorkerStartError(PotluckError):
 class WorkerLost(PotluckError):
     """A worker that owed an answer is gone and no other worker holds its experts."""
 
+    exit_code = 1
+
 
 class WorkerRefused(PotluckError):
     """A worker answered a request with an error that asking again does not mend."""
+
+    exit_code = 1
 
 
 class KeysRequired(PotluckError):
@@ -59,3 +70,9 @@ class KeysRequired(PotluckError):
 
 class NonFiniteError(PotluckError):
     """A layer produced a number that is not finite: broken weights, not a user's typing mistake."""
+
+    exit_code = 1
+    REMEDY = (
+        "expected finite ones: the model's files are damaged, compare their checksums with the published "
+        "ones or download them again"
+    )

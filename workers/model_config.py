@@ -195,7 +195,8 @@ def _parse(fields: Fields) -> Step35Config:
     )
     top_k = fields.integer("moe_top_k", "num_experts_per_tok")
     if top_k > num_experts:
-        raise fields.wrong("moe_top_k", top_k, f"at most moe_num_experts, {num_experts}")
+        most = fields.spelled("moe_num_experts")
+        raise fields.wrong("moe_top_k", top_k, f"at most {most}, {num_experts}")
     if num_experts * len(moe_layers) > MOST_ROUTED_EXPERTS:
         raise fields.wrong(
             "moe_num_experts",

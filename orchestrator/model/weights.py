@@ -53,6 +53,8 @@ def load_head_weights(
     checkpoint: Checkpoint,
     config: Step35Config,
     dtype: torch.dtype,
+    *,
+    need_mtp: bool = True,
 ) -> HeadWeights:
     """The head's tensors: norms and routers in float32, matrices as they are stored.
 
@@ -61,6 +63,9 @@ def load_head_weights(
 
     MTP layers that the configuration announces are left out if the files lack all of them: there are
     checkpoints of the trunk alone.
+
+    Args:
+        need_mtp: where not, damaged MTP layers are left out too.
 
     Raises:
         CheckpointError: a tensor is missing, of another shape, or none that is understood.
@@ -86,7 +91,13 @@ def load_head_weights(
     else:
         lm_head = Matrices.of(reader.matrix(("lm_head.weight",), config.vocab_size, config.hidden_size))
     num_trunk = len(reader.matrices)
-    mtp = tuple(reader.mtp(layer) for layer in mtp_layers)
+    try:
+        mtp = tuple(reader.mtp(layer) for layer in mtp_layers)
+    except CheckpointError as error:
+        if need_mtp:
+            raise type(error)(f"{error}, or go without drafts (--mtp 0)") from None
+        mtp = ()
+        del reader.matrices[num_trunk:]
     matrices = tuple(reader.matrices)
     return HeadWeights(embedding, layers, norm, lm_head, mtp, matrices[:num_trunk], matrices[num_trunk:])
 
@@ -104,23 +115,21 @@ def check_drafts(checkpoint: Checkpoint, config: Step35Config, num_drafts: int) 
     announced = config.num_nextn_predict_layers
     # Such as why a file of MTP layers beside the model is not taken.
     told = "".join(f"; {note}" for note in checkpoint.notes)
-    told_by = checkpoint.path.name if checkpoint.path.is_file() else "config.json"
+    in_directory = checkpoint.path.is_dir()
+    told_by = "config.json" if in_directory else checkpoint.path.name
+    key = "num_nextn_predict_layers" if in_directory else "step35.nextn_predict_layers"
     if num_drafts > announced:
         found = _num_mtp_in_files(checkpoint, config)
-        advice = (
-            f": the files have {found}, so set num_nextn_predict_layers to {found}"
-            if found > announced
-            else ""
-        )
+        advice = f": the files have {found}, so set {key} to {found}" if found > announced else ""
         raise InputError(
             f"{num_drafts} drafts a step asked for, but {told_by} announces {announced} MTP layers "
-            f"(num_nextn_predict_layers); expected 0 to {announced}{advice}{told}"
+            f"({key}); expected 0 to {announced}{advice}{told}"
         )
     if num_drafts and not _has_mtp(checkpoint, config):
+        first = f"{'model.layers' if in_directory else 'blk'}.{config.num_hidden_layers}"
         raise InputError(
-            f"{num_drafts} drafts a step asked for, but no file in {checkpoint.path} has tensors of the "
-            f"MTP layers that {told_by} announces (model.layers.{config.num_hidden_layers}.…); download "
-            f"them, or ask for no drafts{told}"
+            f"{num_drafts} drafts a step asked for, but the files of {checkpoint.path} have no tensors of "
+            f"the MTP layers that {told_by} announces ({first}.…); download them, or ask for no drafts{told}"
         )
 
 
@@ -162,8 +171,7 @@ class _Reader:
         # These are small, and a router would only choose other experts.
         if not torch.isfinite(tensor).all():
             raise CheckpointError(
-                f"{self._checkpoint.path}: tensor {self._checkpoint.stored[name]} has a value that is not "
-                "finite: the file is damaged, download it again"
+                f"{self._named(name)} has a value that is not finite: the file is damaged, download it again"
             )
         return tensor
 
@@ -190,8 +198,9 @@ class _Reader:
     def _found(self, names: tuple[str, ...], shape: tuple[int, ...]) -> str:
         name = next((name for name in names if self._checkpoint.has(name)), None)
         if name is None:
+            spelled = " or ".join(dict.fromkeys(map(self._checkpoint.name_in_files, names)))
             raise CheckpointError(
-                f"{self._checkpoint.path}: tensor {' or '.join(names)} is missing; expected it with shape "
+                f"{self._checkpoint.file_of(names[0])}: tensor {spelled} is missing; expected it with shape "
                 f"{list(shape)}: check that all of the model's files were downloaded"
             )
         self._read.add(name)
@@ -200,9 +209,13 @@ class _Reader:
     def _check_shape(self, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
         if found != expected:
             raise CheckpointError(
-                f"{self._checkpoint.path}: tensor {self._checkpoint.stored[name]} has shape {list(found)}, "
-                f"expected {list(expected)}: the configuration and the weights belong to different models"
+                f"{self._named(name)} has shape {list(found)}, expected {list(expected)}: the configuration "
+                "and the weights belong to different models"
             )
+
+    def _named(self, name: str) -> str:
+        """A tensor and the file that it is in, for messages."""
+        return f"{self._checkpoint.file_of(name)}: tensor {self._checkpoint.name_in_files(name)}"
 
     def refuse_unread(self) -> None:
         """Refuse a tensor of the trunk's layers that was not read: the model computes something more.

@@ -78,6 +78,12 @@ class GgufTexts(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | Sequence[str]:
         return self._decoded()[index]
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GgufTexts) and self._packed == other._packed
+
+    def __hash__(self) -> int:
+        return hash(self._packed)
+
     def __repr__(self) -> str:
         return f"{self._length} texts"
 
@@ -167,8 +173,13 @@ class GgufFile:
             content = b""
             # Where a header says it is may be past any place that a file has.
             if start + 4 * count <= os.fstat(file.fileno()).st_size:
-                file.seek(start)
-                content = file.read(4 * count)
+                try:
+                    file.seek(start)
+                    content = file.read(4 * count)
+                except OSError as found:
+                    raise self.error(
+                        f"{where}: cannot be read: {found.strerror}; check the disk and the file"
+                    ) from found
         if len(content) < 4 * count:
             raise self.error(f"{where}: cut off; expected {size(4 * count)} at byte {start:,}")
         return np.frombuffer(content, dtype="<f4").reshape(tensor.shape).astype(np.float32)
@@ -253,7 +264,12 @@ class _Cursor:
         if end > _MOST_HEADER_BYTES:
             raise self._error(f"{self._path}: its header takes more than {size(_MOST_HEADER_BYTES)}")
         missing = max(end, 2 * len(self._start), _READ_AHEAD_BYTES) - len(self._start)
-        self._start += self._file.read(missing)
+        try:
+            self._start += self._file.read(missing)
+        except OSError as found:
+            raise self._error(
+                f"{self._path}: its header cannot be read: {found.strerror}; check the disk and the file"
+            ) from found
         if len(self._start) < end:
             raise self._error(f"{self._path}: it changed while it was read; expected a whole file")
 

@@ -34,9 +34,12 @@ class Fields:
 
     def wrong(self, name: str, found: Any, expected: str) -> CheckpointError:
         """The error that field `name` has the value `found`, for the caller to raise."""
+        return CheckpointError(f"{self.path}: {self.spelled(name)} is {quote(found)}, expected {expected}")
+
+    def spelled(self, name: str) -> str:
+        """What the file calls field `name`, with or without an index behind it."""
         field, bracket, index = f"{self._prefix}{name}".partition("[")
-        where = f"{self._spelled.get(field, field)}{bracket}{index}"
-        return CheckpointError(f"{self.path}: {where} is {quote(found)}, expected {expected}")
+        return f"{self._spelled.get(field, field)}{bracket}{index}"
 
     def get(self, *names: str) -> Any:
         """The value under any of a field's spellings, None where there is none.
@@ -140,8 +143,8 @@ class Fields:
             raise self.wrong(
                 name,
                 value,
-                f"{num_trunk} entries (num_hidden_layers) or {num_layers} (with num_nextn_predict_layers), "
-                f"found {len(value)}",
+                f"{num_trunk} entries ({self.spelled('num_hidden_layers')}) or {num_layers} (with "
+                f"{self.spelled('num_nextn_predict_layers')}), found {len(value)}",
             )
         return value + (tail[:num_mtp] if tail is not None else [None] * num_mtp)
 

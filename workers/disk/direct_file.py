@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from placement.errors import CheckpointError
+from placement.errors import CheckpointError, ModelFilesFailed
 
 ALIGNMENT = 4096
 """Of offsets, lengths and addresses: what every disk accepts."""
@@ -38,7 +38,7 @@ class DirectFile:
             Bytes read: fewer than the buffer has only at the file's end.
 
         Raises:
-            CheckpointError: the disk does not give them.
+            ModelFilesFailed: the disk does not give them.
         """
         done = 0
         try:
@@ -51,7 +51,7 @@ class DirectFile:
             if not self.is_direct:
                 os.posix_fadvise(self._descriptor, offset, len(buffer), os.POSIX_FADV_DONTNEED)
         except OSError as error:
-            raise CheckpointError(
+            raise ModelFilesFailed(
                 f"{self.path}: cannot read {len(buffer):,} bytes at {offset:,}: {error.strerror}; check the "
                 "disk and the file"
             ) from None

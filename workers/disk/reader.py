@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
 
-from placement.errors import CheckpointError, PotluckError
+from placement.errors import ModelFilesFailed, PotluckError
 from workers.disk.direct_file import DirectFile
 
 
@@ -79,12 +79,12 @@ def _read(piece: Piece) -> Arrival:
     try:
         count = piece.file.read(piece.buffer, piece.offset)
         if count < piece.least_bytes:
-            raise CheckpointError(
+            raise ModelFilesFailed(
                 f"{piece.file.path}: ends at byte {piece.offset + count:,}, expected "
                 f"{piece.offset + piece.least_bytes:,} at least: the file was cut while it was in use"
             )
     except PotluckError as error:
         return Arrival(piece.tag, error)
     except Exception as error:  # whoever waits for this piece must hear of it
-        return Arrival(piece.tag, CheckpointError(f"{piece.file.path}: {type(error).__name__}: {error}"))
+        return Arrival(piece.tag, ModelFilesFailed(f"{piece.file.path}: {type(error).__name__}: {error}"))
     return Arrival(piece.tag, None)

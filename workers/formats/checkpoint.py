@@ -64,6 +64,14 @@ class Checkpoint(Protocol):
         """Whether any tensor's name starts so."""
         ...
 
+    def file_of(self, name: str) -> Path:
+        """The file that a tensor is in, or would be in if it were there, for messages."""
+        ...
+
+    def name_in_files(self, name: str) -> str:
+        """What the files call a tensor, or would call it if it were there, for messages."""
+        ...
+
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         """A copy of one whole tensor in `dtype`, float32 or bfloat16.
 
@@ -100,10 +108,10 @@ class Checkpoint(Protocol):
         ...
 
     def check_unchanged(self) -> None:
-        """See that the files are still those that were opened.
+        """See that the files that weights were asked of are still those that were opened.
 
         Raises:
-            CheckpointError: one was replaced, written to or removed; names it.
+            ModelFilesFailed: one was replaced, written to or removed; names it.
         """
         ...
 

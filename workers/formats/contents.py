@@ -94,7 +94,7 @@ def model_contents(path: str | Path) -> ModelContents:
     model = find_gguf(path)
     # An MTP layer without a head of its own has the trunk's under a second name, which comes last.
     once: dict[tuple[Path, int], ListedTensor] = {}
-    for name, found in weights_of(model).items():
+    for name, found in weights_of(model.parts.tensors, model.config).items():
         num_weights = prod(found.shape)
         listed = _listed(name, found.form.name, num_weights, found.num_bytes, model.config)
         once.setdefault((found.file.path, found.start), listed)

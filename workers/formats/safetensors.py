@@ -55,6 +55,15 @@ class SafetensorsCheckpoint:
         """Whether any tensor's name starts so."""
         return any(name.startswith(prefix) for name in self.stored)
 
+    def file_of(self, name: str) -> Path:
+        """See `Checkpoint.file_of`; the directory for a tensor that is not there."""
+        stored = self.stored.get(name)
+        return self.path if stored is None else self._files[stored].path
+
+    def name_in_files(self, name: str) -> str:
+        """See `Checkpoint.name_in_files`."""
+        return self.stored.get(name, name)
+
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         """A copy of one whole tensor in `dtype`.
 

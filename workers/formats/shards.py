@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from placement.errors import CheckpointError
+from placement.errors import CheckpointError, ModelFilesFailed
 from placement.files.file_identity import FileIdentity
 from placement.files.input_file import open_input
 from placement.files.json_file import expect_object, read_json
@@ -161,8 +161,8 @@ class Shard:
         return view
 
     def check_unchanged(self) -> None:
-        """Raises CheckpointError where the path leads to another file, or one that was written to."""
-        self._identity.check(self.path, self.path, CheckpointError)
+        """Raises ModelFilesFailed where the path leads to another file, or one that was written to."""
+        self._identity.check(self.path, self.path, ModelFilesFailed)
 
     def release(self) -> None:
         """Let go; the file stays mapped while there are views."""

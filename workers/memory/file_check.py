@@ -22,7 +22,7 @@ class FileCheck:
         self._next_s = clock() + CHECK_FILES_S
 
     def __call__(self) -> None:
-        """Look, unless that was done a moment ago; raises CheckpointError for a changed file."""
+        """Look, unless that was done a moment ago; raises ModelFilesFailed for a changed file."""
         if self._clock() >= self._next_s:
             self._checkpoint.check_unchanged()
             self._next_s = self._clock() + CHECK_FILES_S

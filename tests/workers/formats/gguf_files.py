@@ -87,7 +87,8 @@ def in_parts(source: Path, stem: Path, count: int, **changed: Any) -> list[Path]
     """A file's model in `count` files, as llama-gguf-split writes them: all metadata in the first.
 
     Args:
-        changed: `split.` keys of the last part with another value, dots as underscores.
+        changed: keys of the last part, dots as double underscores and without "step35.": of `split.` with
+            another value, others that it has besides.
     """
     reader = gguf.GGUFReader(source)
     paths = [stem.with_name(f"{stem.name}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
@@ -103,6 +104,10 @@ def in_parts(source: Path, stem: Path, count: int, **changed: Any) -> list[Path]
             for name, field in reader.fields.items():
                 if not name.startswith("GGUF.") and name != "general.architecture":
                     _add(writer, name, field.contents(), field)
+        elif number == count - 1:
+            for name, value in changed.items():
+                if not name.startswith("split__"):
+                    _add(writer, _key(name), value)
         _write(writer, reader.tensors[number::count])
     return paths
 

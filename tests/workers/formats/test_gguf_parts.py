@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -65,10 +66,20 @@ def test_a_missing_part_is_named(path: Path, tmp_path: Path) -> None:
             {"split__tensors__count": 7},
             r"00003\.gguf: split\.tensors\.count is 7, expected \d+: it is an",
         ),
+        (
+            {"general__name": "Another"},
+            r"00003\.gguf: general\.name is 'Another', expected 'm' as in whole-00001-of-00003\.gguf: it is "
+            "a part of another model",
+        ),
+        ({"expert_count": 9}, r"00003\.gguf: step35\.expert_count is 9, expected 8 as in"),
+        (
+            {"attention__head_count": [4] * 6},
+            r"00003\.gguf: step35\.attention\.head_count is \[4, 4, .* expected \[4, 6, ",
+        ),
     ],
 )
 def test_a_part_that_says_otherwise_is_refused(
-    path: Path, tmp_path: Path, changed: dict[str, int], message: str
+    path: Path, tmp_path: Path, changed: dict[str, Any], message: str
 ) -> None:
     first = in_parts(path, tmp_path / "whole", 3, **changed)[0]
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -94,6 +105,12 @@ def test_parts_of_other_models_and_parts_twice_are_refused(path: Path, tmp_path:
     shutil.copyfile(in_parts(fewer, tmp_path / "else", 3)[1], parts[1])
     with pytest.raises(CheckpointError, match=r"tensor .* is in whole-.*gguf too; expected the 3 parts"):
         load_config(parts[0])
+
+
+def test_a_part_may_repeat_what_the_first_says(path: Path, tmp_path: Path) -> None:
+    repeated = {"general__name": "m", "expert_count": 8, "general__note": "only here"}
+    parts = in_parts(path, tmp_path / "whole", 3, **repeated)
+    assert_same(open_model(parts[0])[1], open_model(path)[1])
 
 
 def test_a_renamed_part_is_refused(path: Path, tmp_path: Path) -> None:
@@ -135,22 +152,52 @@ def test_an_mtp_file_of_another_model_is_left_alone_and_told(path: Path, tmp_pat
     trunk, mtp = trunk_and_mtp(path, tmp_path, NUM_TRUNK)
     mtp = mtp.rename(tmp_path / "original")
     for changed, reason in (
-        ({"attention__layer_norm_rms_epsilon": 0.5}, "its rms_norm_eps is not the trunk's"),
+        ({"attention__layer_norm_rms_epsilon": 0.5}, "its step35.attention.layer_norm_rms_epsilon is not"),
         ({"block_count": NUM_TRUNK + 3}, "expected 7 entries"),
         ({"general__architecture": "llama"}, "it has MTP layers of 'llama'"),
+        ({"rope__freq_base": 77.0}, "its step35.rope.freq_base[0] is not the trunk's"),
+        ({"expert_used_count": 3}, "its step35.expert_used_count is not the trunk's"),
+        ({"attention__sliding_window": 0}, "mtp-other.gguf: step35.attention.sliding_window is 0, expected"),
     ):
         rewritten(mtp, tmp_path / "mtp-other.gguf", **changed)
         config, checkpoint = open_model(trunk)
         assert config.num_nextn_predict_layers == 0
         assert not checkpoint.has_below(f"model.layers.{NUM_TRUNK}.")
         (note,) = checkpoint.notes
-        assert note.startswith("MTP layers are not taken: ")
+        assert note.startswith(f"MTP layers are not taken: {tmp_path / 'mtp-other.gguf'}: ")
         assert reason in note
     last = [t.name for t in gguf.GGUFReader(mtp).tensors if t.name.startswith("blk.5.")]
     without(mtp, tmp_path / "mtp-other.gguf", *last)
     assert "mtp-other.gguf: it lacks block 5" in open_model(trunk)[1].notes[0]
+    (tmp_path / "mtp-other.gguf").write_bytes(mtp.read_bytes()[: mtp.stat().st_size // 2])
+    config, checkpoint = open_model(trunk)
+    assert config.num_nextn_predict_layers == 0
+    assert checkpoint.notes[0].startswith(f"MTP layers are not taken: {tmp_path / 'mtp-other.gguf'}: tensor")
+    assert "truncated" in checkpoint.notes[0]
     (tmp_path / "mtp-other.gguf").write_bytes(b"GGUF" + bytes(9))
     assert "mtp-other.gguf: not a GGUF file" in open_model(trunk)[1].notes[0]
+
+
+def test_messages_name_the_file_that_a_tensor_is_in(path: Path, tmp_path: Path) -> None:
+    trunk, mtp = trunk_and_mtp(path, tmp_path, NUM_TRUNK)
+    less = without(mtp, tmp_path / "less", "blk.5.attn_q.weight").rename(mtp)
+    config, checkpoint = open_model(trunk)
+    assert checkpoint.file_of("model.layers.5.enorm.weight") == less
+    assert checkpoint.file_of("model.norm.weight") == trunk
+    with pytest.raises(CheckpointError, match=r"mtp-model\.gguf: expected a tensor blk\.5\.attn_q\.weight"):
+        checkpoint.matrix("model.layers.5.self_attn.q_proj.weight")
+    with pytest.raises(CheckpointError, match=r"/model\.gguf: expected a tensor blk\.1\.ffn_gate_exps"):
+        checkpoint.expert_format(1, config)
+
+
+def test_a_file_of_mtp_layers_that_nobody_reads_may_change(path: Path, tmp_path: Path) -> None:
+    trunk, mtp = trunk_and_mtp(path, tmp_path, NUM_TRUNK)
+    _, checkpoint = open_model(trunk)
+    checkpoint.tensor("model.norm.weight", torch.float32)
+    mtp.unlink()
+    checkpoint.check_unchanged()
+    with pytest.raises(CheckpointError, match=r"mtp-model\.gguf: No such file"):
+        checkpoint.tensor("model.layers.5.enorm.weight", torch.float32)
 
 
 def test_a_file_of_mtp_layers_alone_is_no_model(path: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from workers.formats.checkpoint import Expert, StoredMatrix
 from workers.formats.dequantise import float32_values
 from workers.formats.gguf.mapped_file import MappedFile
 from workers.formats.gguf.model import GgufModel
-from workers.formats.gguf.names import gguf_name
+from workers.formats.gguf.names import gguf_name, layer_of
 from workers.formats.gguf.tensors import GgufWeights, weights_of
 from workers.kernels.matrix import TORCH_DTYPES
 from workers.model_config import Step35Config
@@ -37,7 +37,9 @@ class GgufCheckpoint:
         """
         self.path: Path = model.parts.path
         self.notes: Sequence[str] = model.notes
-        self._weights = weights_of(model)
+        self._weights = weights_of(model.parts.tensors, model.config)
+        self._mtp_path = model.mtp_path
+        self._num_trunk = model.config.num_hidden_layers
         self.stored: Mapping[str, str] = {name: found.name for name, found in self._weights.items()}
         files = {placed.file.path: placed.file for placed in model.parts.tensors.values()}
         self._mapped = {path: MappedFile(file) for path, file in files.items()}
@@ -50,6 +52,25 @@ class GgufCheckpoint:
     def has_below(self, prefix: str) -> bool:
         """Whether any tensor's name starts so."""
         return any(name.startswith(prefix) for name in self._weights)
+
+    def file_of(self, name: str) -> Path:
+        """See `Checkpoint.file_of`."""
+        where = self._weights.get(name)
+        if where is not None:
+            return where.file.path
+        if self._mtp_path is not None and layer_of(name) >= self._num_trunk:
+            return self._mtp_path
+        return self.path
+
+    def name_in_files(self, name: str) -> str:
+        """See `Checkpoint.name_in_files`."""
+        where = self._weights.get(name)
+        if where is not None:
+            return where.name
+        try:
+            return gguf_name(name)
+        except KeyError:
+            return name
 
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         """A copy of one whole tensor in `dtype`: exact in float32, rounded to even where `dtype` is narrower.
@@ -66,8 +87,8 @@ class GgufCheckpoint:
         where = self._where(name)
         if len(where.shape) != 2:
             raise CheckpointError(
-                f"{self.path}: tensor {where.name} has shape {list(where.shape)}, expected a matrix: the "
-                "metadata and the weights belong to different models"
+                f"{where.file.path}: tensor {where.name} has shape {list(where.shape)}, expected a matrix: "
+                "the metadata and the weights belong to different models"
             )
         rows, columns = where.shape
         return StoredMatrix(where.name, where.form, rows, columns, self._data(where))
@@ -100,8 +121,8 @@ class GgufCheckpoint:
         where = self._weights.get(name)
         if where is None:
             raise CheckpointError(
-                f"{self.path}: expected a tensor {_in_file(name)}, found none: check that the file was "
-                "downloaded completely"
+                f"{self.file_of(name)}: expected a tensor {self.name_in_files(name)}, found none: check that "
+                "the file was downloaded completely"
             )
         return where
 
@@ -112,7 +133,7 @@ class GgufCheckpoint:
         expected = (config.moe_num_experts, *matrix)
         if where.shape != expected:
             raise CheckpointError(
-                f"{self.path}: tensor {where.name} has shape {list(where.shape)}, expected "
+                f"{where.file.path}: tensor {where.name} has shape {list(where.shape)}, expected "
                 f"{list(expected)}: the metadata and the weights belong to different models"
             )
         return where
@@ -133,10 +154,3 @@ class GgufCheckpoint:
         return [
             StoredMatrix(stack.name, stack.form, rows, columns, data) for data in self._data(stack).unbind(0)
         ]
-
-
-def _in_file(name: str) -> str:
-    try:
-        return gguf_name(name)
-    except KeyError:
-        return name

@@ -68,6 +68,18 @@ _AS_THEY_ARE = (
     "moe_top_k",
     "share_expert_dim",
 )
+# What makes up a layer of a configuration, by the field of config.json that says it.
+_OF_LAYER: Mapping[str, str] = {
+    "is_sliding": "layer_types",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_attention_groups",
+    "rotary_dim": "partial_rotary_factors",
+    "is_moe": "moe_layers_enum",
+    "swiglu_limit": "swiglu_limits",
+    "swiglu_limit_shared": "swiglu_limits_shared",
+}
+# What is told of a configuration in other words than config.json's.
+_RENAMED: Mapping[str, str] = {"eos_token_ids": "eos_token_id", "moe_layers": "moe_layers_enum"}
 # Tokens that end an answer or a turn, each under a key of its own.
 _END_TOKENS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 
@@ -125,6 +137,24 @@ def read_config(file: GgufParts) -> Step35Config:
     }
     config = Step35Config.from_fields(Fields(str(file.path), raw, spelled=_GGUF_KEYS))
     return _with_divisors(config, file)
+
+
+def where_trunks_differ(one: Step35Config, other: Step35Config) -> str | None:
+    """The key of the first thing that two configurations say differently of their trunks, None if nothing."""
+    for field in dataclasses.fields(one):
+        if field.name in ("layers", "num_nextn_predict_layers"):
+            continue
+        if getattr(one, field.name) != getattr(other, field.name):
+            name = _RENAMED.get(field.name, field.name)
+            return _GGUF_KEYS.get(name, name)
+    trunks = (config.layers[: config.num_hidden_layers] for config in (one, other))
+    for ours, theirs in zip(*trunks, strict=True):
+        for field in dataclasses.fields(ours):
+            if getattr(ours, field.name) != getattr(theirs, field.name):
+                if field.name == "rope_scaling":
+                    return _ROPE_DIVISORS
+                return f"{_GGUF_KEYS[_OF_LAYER.get(field.name, field.name)]}[{ours.index}]"
+    return None
 
 
 def _refuse_other_models(metadata: Fields) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from placement.errors import CheckpointError
+from placement.errors import CheckpointError, ModelFilesFailed
 from placement.files.gguf_file import GgufFile
 from placement.files.input_file import open_input
 
@@ -20,12 +20,14 @@ class MappedFile:
     def __init__(self, file: GgufFile) -> None:
         self.file = file
         self._bytes: Tensor | None = None
+        self._in_use = False
 
     def view(self, start: int, num_bytes: int) -> Tensor:
         """uint8 [num_bytes], which nobody may write to.
 
         Raises:
-            CheckpointError: the file is not the one any more whose header was read.
+            ModelFilesFailed: the file is not the one any more whose header was read.
+            CheckpointError: it cannot be opened or mapped.
         """
         # Another thread may release the file meanwhile.
         mapped = self._bytes
@@ -34,8 +36,9 @@ class MappedFile:
         return mapped[start : start + num_bytes]
 
     def check_unchanged(self) -> None:
-        """Raises CheckpointError where the path leads to another file, or one that was written to."""
-        self.file.identity.check(self.file.path, self.file.path, CheckpointError)
+        """Raises ModelFilesFailed where a file that was mapped is another now, or was written to."""
+        if self._in_use:
+            self.file.identity.check(self.file.path, self.file.path, ModelFilesFailed)
 
     def release(self) -> None:
         """Let go; the file stays mapped while there are views."""
@@ -43,7 +46,7 @@ class MappedFile:
 
     def _map(self) -> Tensor:
         with open_input(self.file.path, CheckpointError, "a GGUF file") as opened:
-            self.file.identity.check(opened.fileno(), self.file.path, CheckpointError)
+            self.file.identity.check(opened.fileno(), self.file.path, ModelFilesFailed)
             try:
                 mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
             except (OSError, OverflowError) as error:
@@ -51,6 +54,7 @@ class MappedFile:
                     f"{self.file.path}: it cannot be mapped ({error}); expected room for "
                     f"{self.file.num_bytes:,} bytes of addresses (ulimit -v)"
                 ) from None
+        self._in_use = True
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return torch.from_numpy(np.frombuffer(mapped, np.uint8))

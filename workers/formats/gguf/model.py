@@ -11,9 +11,10 @@ from pathlib import Path
 
 from placement.errors import CheckpointError
 from placement.files.quote import quote
-from workers.formats.gguf.config import ARCHITECTURE, KEY, read_config
+from workers.formats.gguf.config import ARCHITECTURE, KEY, read_config, where_trunks_differ
 from workers.formats.gguf.names import block_of
 from workers.formats.gguf.parts import GgufParts, is_later_part, whole_name
+from workers.formats.gguf.tensors import weights_of
 from workers.model_config import Step35Config
 
 MTP_FILES = "mtp-*.gguf"
@@ -25,18 +26,21 @@ class GgufModel:
 
     Attributes:
         notes: what to tell the user of its files, one line each.
+        mtp_path: of the file that MTP layers come from, where that is another than the trunk's.
     """
 
     parts: GgufParts
     config: Step35Config
     notes: tuple[str, ...] = ()
+    mtp_path: Path | None = None
 
 
 def find_gguf(path: str | Path) -> GgufModel:
     """Read the headers of a model's files.
 
     Where the file has no MTP layers, a file beside it gives them if all that it says of the trunk is what the
-    trunk's own file says. One that does not is left alone: drafts are not what a model needs.
+    trunk's own file says. One that does not, or that is damaged, is left alone: drafts are not what a model
+    needs.
 
     Raises:
         CheckpointError: no model of this architecture, or damaged.
@@ -55,7 +59,8 @@ def find_gguf(path: str | Path) -> GgufModel:
         except CheckpointError as error:
             refused.append(f"MTP layers are not taken: {error}")
             continue
-        return GgufModel(joined, both, (f"MTP layers are those of {candidate.name}",))
+        joined = dataclasses.replace(joined, path=parts.path)
+        return GgufModel(joined, both, (f"MTP layers are those of {candidate.name}",), candidate)
     return GgufModel(parts, config, tuple(refused))
 
 
@@ -71,7 +76,10 @@ def _has_block(parts: GgufParts, block: int) -> bool:
 
 
 def _joined(trunk: GgufParts, mtp: GgufParts, num_trunk: int) -> GgufParts:
-    """The trunk's file with the blocks behind it, and what the other file says of the architecture."""
+    """The trunk's file with the blocks behind it, and what the other file says of the architecture.
+
+    What is wrong with the two together is wrong with the other: the trunk's is a model by itself.
+    """
     blocks = {name: placed for name, placed in mtp.tensors.items() if block_of(name) >= num_trunk}
     if not blocks:
         raise CheckpointError(f"{mtp.path}: expected tensors of block {num_trunk} and on, found none")
@@ -80,19 +88,20 @@ def _joined(trunk: GgufParts, mtp: GgufParts, num_trunk: int) -> GgufParts:
         raise CheckpointError(f"{mtp.path}: it has MTP layers of {quote(kind)}, expected {ARCHITECTURE!r}")
     said = {key: value for key, value in mtp.metadata.items() if key.startswith(KEY)}
     kept = {key: value for key, value in trunk.metadata.items() if not key.startswith(KEY)}
-    return GgufParts(trunk.path, kept | said, {**trunk.tensors, **blocks})
+    return GgufParts(mtp.path, kept | said, {**trunk.tensors, **blocks})
 
 
 def _check_same_trunk(mtp: Path, trunk: Step35Config, both: Step35Config) -> None:
-    for field in dataclasses.fields(Step35Config):
-        ours, theirs = getattr(trunk, field.name), getattr(both, field.name)
-        if field.name == "layers":
-            ours, theirs = (layers[: trunk.num_hidden_layers] for layers in (ours, theirs))
-        if ours != theirs and field.name != "num_nextn_predict_layers":
-            raise CheckpointError(f"{mtp}: it belongs to another model: its {field.name} is not the trunk's")
+    key = where_trunks_differ(trunk, both)
+    if key is not None:
+        raise CheckpointError(f"{mtp}: it belongs to another model: its {key} is not the trunk's")
 
 
 def _check_blocks(mtp: Path, joined: GgufParts, both: Step35Config) -> None:
-    for block in range(both.num_hidden_layers, len(both.layers)):
+    first = both.num_hidden_layers
+    for block in range(first, len(both.layers)):
         if not _has_block(joined, block):
             raise CheckpointError(f"{mtp}: it lacks block {block}: download it again")
+    own = {name: placed for name, placed in joined.tensors.items() if block_of(name) >= first}
+    # That they lie in their file, and in types that load.
+    weights_of(own, both)

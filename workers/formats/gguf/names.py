@@ -64,6 +64,12 @@ def block_of(name: str) -> int:
     return -1 if found is None else int(found[1])
 
 
+def layer_of(published: str) -> int:
+    """Number of the layer that a published tensor belongs to, -1 for none."""
+    found = _IN_LAYER.fullmatch(published)
+    return -1 if found is None else int(found[1])
+
+
 def gguf_name(published: str) -> str:
     """The name in GGUF files of a published tensor of this architecture.
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from placement.errors import CheckpointError
 from placement.files.gguf_file import GgufFile, GgufTensor
-from placement.files.quote import quote
+from placement.files.quote import one_line, quote
 
 # As llama.cpp names them (llama_split_path): part 1 has number 0.
 _PART_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.ASCII | re.DOTALL)
@@ -112,24 +112,30 @@ def _open_part(part: Path, asked: Path) -> GgufFile:
 
 
 def _check_part(part: GgufFile, number: int, count: int, first: GgufFile) -> None:
-    """Whether a part says that it is what its name says."""
-    for key, expected in (
+    """Whether a part says that it is what its name says, and nothing else than the first.
+
+    Parts carry no name of their model: one of a model with the same sizes and types, such as another training
+    of it, looks alike (docs/model.md).
+    """
+    for key, number_expected in (
         ("split.no", number),
         ("split.count", count),
         ("split.tensors.count", _number(first, "split.tensors.count")),
     ):
         found = _number(part, key)
-        if found != expected:
+        if found != number_expected:
             raise CheckpointError(
-                f"{part.path}: {key} is {found}, expected {expected}: it is another part, or one of another "
-                "model; download it again"
+                f"{part.path}: {key} is {found}, expected {number_expected}: it is another part, or one of "
+                "another model; download it again"
             )
-    name = part.metadata.get("general.architecture", first.metadata.get("general.architecture"))
-    if name != first.metadata.get("general.architecture"):
-        raise CheckpointError(
-            f"{part.path}: general.architecture is {quote(name)}, expected "
-            f"{quote(first.metadata.get('general.architecture'))} as in {first.path.name}: download it again"
-        )
+    # Usual writers put all else into the first part. Where another part says it too, they must agree.
+    for key, value in part.metadata.items():
+        expected = first.metadata.get(key, value)
+        if not key.startswith("split.") and value != expected:
+            raise CheckpointError(
+                f"{part.path}: {one_line(key)} is {quote(value)}, expected {quote(expected)} as in "
+                f"{first.path.name}: it is a part of another model; download it again"
+            )
 
 
 # llama.cpp keeps a part's number in 16 bits.

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from placement.errors import CheckpointError
 from placement.files.gguf_file import GgufFile
 from placement.files.quote import quote
 from placement.weight_format import WeightFormat
-from workers.formats.gguf.model import GgufModel
 from workers.formats.gguf.names import published_name
 from workers.formats.gguf.parts import PlacedTensor
 from workers.formats.gguf.types import READABLE, READABLE_NAMES, type_name
+from workers.model_config import Step35Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +35,36 @@ class GgufWeights:
         return math.prod(self.shape[:-1]) * self.form.row_bytes(self.shape[-1] if self.shape else 1)
 
 
-def weights_of(model: GgufModel) -> Mapping[str, GgufWeights]:
+def weights_of(tensors: Mapping[str, PlacedTensor], config: Step35Config) -> Mapping[str, GgufWeights]:
     """Published name -> where it lies, in the files' order.
 
     Raises:
-        CheckpointError: a tensor of a type that does not load, of broken rows, or outside its file.
+        CheckpointError: a tensor of a type that does not load, of broken rows, outside its file, or over
+            another one.
     """
-    found = {published_name(name): _weights(name, placed) for name, placed in model.parts.tensors.items()}
-    config = model.config
+    found = {published_name(name): _weights(name, placed) for name, placed in tensors.items()}
+    _refuse_overlaps(found.values())
     for layer in config.layers:
         head_dim = layer.head_dim
         _split_qkv(found, layer.index, layer.num_heads * head_dim, layer.num_kv_heads * head_dim)
     for layer in config.layers[config.num_hidden_layers :]:
         _share_head(found, layer.index)
     return found
+
+
+def _refuse_overlaps(found: Iterable[GgufWeights]) -> None:
+    before: GgufWeights | None = None
+    for weights in sorted(found, key=lambda weights: (weights.file.path, weights.start)):
+        if (
+            before is not None
+            and before.file is weights.file
+            and weights.start < before.start + before.num_bytes
+        ):
+            raise CheckpointError(
+                f"{weights.file.path}: tensor {quote(weights.name)} begins at byte {weights.start:,} of the "
+                f"file, inside tensor {quote(before.name)}: the file is damaged, download it again"
+            )
+        before = weights
 
 
 def _split_qkv(found: dict[str, GgufWeights], layer: int, query_rows: int, key_rows: int) -> None:
