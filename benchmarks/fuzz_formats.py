@@ -3,7 +3,7 @@
     python -m benchmarks.fuzz_formats [--seconds 60] [--first-seed 0] [--kind gguf]
 
 A case is a small model of which some bytes were changed: numbers in headers made absurd, bits turned, parts
-cut off, moved, doubled or taken from another file. Everything that a run reads is read from it. A case that
+cut off, moved, doubled or taken from another file. It is read as a run reads it, and runs. A case that
 ends otherwise than in `PotluckError` with one line, takes more than `MOST_CASE_S` or asks for gigabytes of
 memory is told with its seed, and the command ends with exit code 1.
 """
@@ -16,6 +16,7 @@ import shutil
 import signal
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ import typer
 
 from benchmarks.random_gguf import SMALL, FileTypes, write_random_gguf
 from models.tiny.gguf_file import write_gguf
+from orchestrator.generate import GenerationParams, generate
+from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
 from placement.errors import PotluckError
 from tests.tiny_checkpoint import ExpertNames, write_random_checkpoint
@@ -94,7 +97,8 @@ def fuzz(kind: Kind, seeds: Iterator[int], work: Path, until: float = float("inf
         for name, content in _damaged(model.files, random).items():
             (case / name).write_bytes(content)
         try:
-            with _limited():
+            # A warning would be a line more.
+            with _limited(), warnings.catch_warnings(action="error"):
                 model.read(case / model.opened)
             num_read += 1
         except PotluckError as error:
@@ -190,7 +194,7 @@ def _place(content: bytearray, random: np.random.Generator) -> int:
 
 
 def read_model(path: Path) -> None:
-    """All that a run reads of a model's weights."""
+    """All that a run reads of a model's weights, then a short text."""
     model_contents(path)
     config, checkpoint = open_model(path)
     # Some of all: to take blocks apart costs more than all the rest.
@@ -203,6 +207,8 @@ def read_model(path: Path) -> None:
         checkpoint.expert(layer, config.moe_num_experts - 1, config)
     checkpoint.check_unchanged()
     checkpoint.release()
+    head = load_local(path, torch.float32)
+    generate(head, [3, 1, 2], GenerationParams(2, ignore_eos=True, mtp=min(1, len(head.weights.mtp))))
 
 
 def read_tokenizer(path: Path) -> None:

@@ -283,9 +283,11 @@ class LayerSum:
         self._round += 1
         rows = np.flatnonzero(self._saturated)
         if self._round > self.max_coarsenings:
+            chosen = sorted(self.expert_ids[rows[0]].tolist())
+            ids = ", ".join(str(expert) for expert in chosen if expert >= 0)
             raise NonFiniteError(
-                f"layer {self.layer}: an expert's output for token row {int(rows[0])} is not finite. "
-                "The checkpoint's weights are broken, or its dtype is too narrow: try --dtype float32."
+                f"layer {self.layer}: one of its routed experts {ids} gives numbers that are not finite; "
+                f"{NonFiniteError.REMEDY}"
             )
         self.coarsened_rows += len(rows)
         self._clear(rows)

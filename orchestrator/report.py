@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.dispatch import Usage
@@ -50,15 +50,25 @@ class RunReport:
 
 
 def make_report(
-    results: Sequence[GenerationResult], plan: Plan, whole: Usage, decode: Sequence[Usage]
+    results: Sequence[GenerationResult],
+    plan: Plan,
+    whole: Usage,
+    decode: Sequence[Usage],
+    expert_bytes: Mapping[int, int],
 ) -> RunReport:
-    """Args: `whole` counts the run with its prefills, `decode` the decode steps of each result."""
+    """What a run was like.
+
+    Args:
+        whole: counts of the run with its prefills.
+        decode: of the decode steps of each result.
+        expert_bytes: absolute layer index -> what one of its experts takes, as it is kept.
+    """
     decode_s = sum(result.decode_s for result in results)
     decoded = sum(len(result.token_ids) - 1 for result in results)
     steps = sum(result.steps for result in results)
     remote_layers = sum(usage.remote_layers for usage in decode)
     activations = sum(whole.activations)
-    held, held_bytes = plan.experts_per_tier().tolist(), plan.bytes_per_tier().tolist()
+    held = [plan.experts_of_tier(tier) for tier in range(len(plan.tiers))]
     return RunReport(
         num_tokens=sum(len(result.token_ids) for result in results),
         steps=steps,
@@ -77,8 +87,12 @@ def make_report(
         workers=tuple(
             WorkerReport(
                 worker.name,
-                sum(held[tier] for tier in worker.tiers),
-                sum(held_bytes[tier] for tier in worker.tiers),
+                sum(len(ids) for tier in worker.tiers for ids in held[tier].values()),
+                sum(
+                    len(ids) * expert_bytes[layer]
+                    for tier in worker.tiers
+                    for layer, ids in held[tier].items()
+                ),
                 count / max(activations, 1),
             )
             for worker, count in zip(plan.workers, whole.activations, strict=True)

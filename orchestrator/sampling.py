@@ -102,8 +102,5 @@ class Sampler:
 def _largest(row: NDArray[np.float32]) -> int:
     place = int(row.argmax())
     if not np.isfinite(row[place]):
-        raise NonFiniteError(
-            "the logits are not finite; expected finite numbers, so the checkpoint's weights are probably "
-            "broken: check the files"
-        )
+        raise NonFiniteError(f"the output matrix gives logits that are not finite; {NonFiniteError.REMEDY}")
     return place

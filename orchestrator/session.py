@@ -24,12 +24,15 @@ from orchestrator.runnable import check_forms, check_runnable
 from orchestrator.timing import StepTimer
 from placement.message_size import MAX_MESSAGE_ROWS
 from placement.plan import Plan
+from placement.weight_format import ExpertFormat
 from placement.workload import DEFAULT_CONTEXT
 from transport.client import WorkerClient
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.contents import model_contents
 from workers.formats.open_model import model_name, open_model
+from workers.held_experts import held_expert_bytes
 from workers.memory.free import free_memory
+from workers.memory.lost_pages import end_lost_pages_in_one_line
 from workers.memory.mapped import Range, bring_in, joined
 from workers.model_config import Step35Config
 from workers.pool import load_head_tiers
@@ -48,6 +51,7 @@ class Session:
     plan: Plan
     local: ExpertTier | None
     checkpoint: Checkpoint
+    expert_bytes: Mapping[int, int]
     workers: RunningWorkers | None = None
     _results: list[GenerationResult] = field(default_factory=list)
     _decode: list[Usage] = field(default_factory=list)
@@ -84,7 +88,7 @@ class Session:
 
     def report(self) -> RunReport:
         """Figures of all generations so far."""
-        return make_report(self._results, self.plan, self.dispatcher.usage, self._decode)
+        return make_report(self._results, self.plan, self.dispatcher.usage, self._decode, self.expert_bytes)
 
 
 @contextmanager
@@ -165,10 +169,13 @@ def _load(
     connect: Callable[[], Mapping[str, WorkerClient]] = dict,
 ) -> Session:
     """The head and its own experts, while the workers load theirs; then `connect` waits for those."""
+    end_lost_pages_in_one_line()
     dtype: torch.dtype = getattr(torch, plan.dtype)
     timer = StepTimer()
+    forms = {layer.index: ExpertFormat.of_name(layer.form) for layer in plan.layers}
+    expert_bytes = held_expert_bytes(checkpoint, config, forms)
     # First what reads next to nothing: a tensor that is missing is told before the experts are read.
-    weights = load_head_weights(checkpoint, config, dtype)
+    weights = load_head_weights(checkpoint, config, dtype, need_mtp=demand.num_drafts > 0)
     local = load_head_tiers(plan, checkpoint, config)
     # Before the first token, and in the order of the file, not of the first pass's page faults.
     read = weights.trunk_matrices + (weights.mtp_matrices if demand.num_drafts else ())
@@ -180,7 +187,7 @@ def _load(
     asked_bytes = layers.num_bytes(demand.positions, demand.pass_rows)
     pool = KvPool(max(asked_bytes, free_memory().usable_bytes))
     head = Step35Model(config, weights, dtype, dispatcher, timer, kv_form, pool)
-    return Session(head, dispatcher, plan, local, checkpoint)
+    return Session(head, dispatcher, plan, local, checkpoint, expert_bytes)
 
 
 @contextmanager

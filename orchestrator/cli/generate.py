@@ -24,7 +24,7 @@ from orchestrator.run_memory import Demand
 from orchestrator.runnable import DEFAULT_DTYPE, DtypeName, check_runnable
 from orchestrator.session import open_session
 from orchestrator.tokenizer import StreamDecoder, Tokenizer
-from placement.errors import InputError
+from placement.errors import InputError, NonFiniteError
 from placement.files.input_file import decode_text
 from placement.files.quote import quote
 from placement.plan import Plan
@@ -102,8 +102,14 @@ def generate(
     ) as session:
         for note in session.checkpoint.notes:
             print_note(note)
+        if made.workload is not None and positions > made.workload.context:
+            print_note(
+                f"{plan} was made for texts of {made.workload.context:,} positions, and this one may take "
+                f"{positions:,}: there is memory for it, but its steps take longer than predicted"
+            )
         stream = Stream(tokenizer, silent=json)
-        result = session.generate(prompt_ids, params, stream.push)
+        with name_in_errors(model, NonFiniteError):
+            result = session.generate(prompt_ids, params, stream.push)
         text = stream.finish()
         notices = session.notices()
     report = session.report()

@@ -12,14 +12,14 @@ import typer
 from rich.console import Group
 from rich.progress import Progress
 
-from orchestrator.cli.inputs import files_read, load_shape, model_folder
+from orchestrator.cli.inputs import files_read, load_shape, model_folder, name_in_errors
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, errors, print_json, print_note, share, table
 from orchestrator.routing_trace import record_trace
 from orchestrator.runnable import DEFAULT_DTYPE, DtypeName
 from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
-from placement.errors import InputError, RoutingFileError
+from placement.errors import InputError, NonFiniteError, RoutingFileError
 from placement.files.atomic import check_targets
 from placement.files.input_file import read_text
 from placement.given.stats import RoutingStats
@@ -126,7 +126,8 @@ def _run_texts(model: Path, texts: Sequence[Path], window: int, dtype: DtypeName
     head = load_local(model, getattr(torch, dtype))
     with Progress(console=errors, transient=True) as progress:
         task = progress.add_task("tokens", total=sum(map(len, documents)))
-        recorded = record_trace(head, documents, window, lambda done: progress.advance(task, done))
+        with name_in_errors(model, NonFiniteError):
+            recorded = record_trace(head, documents, window, lambda done: progress.advance(task, done))
     return RoutingStats.from_trace(shape, recorded, ", ".join(path.name for path in texts))
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from orchestrator import kernels
 from orchestrator.model.attention import AttentionWeights, SequenceSlice, attention
+from orchestrator.model.finite import broken, may_be_broken
 from orchestrator.model.moe import ExpertRunner, FfnWeights, MoeWeights, moe
 from orchestrator.model.rope import RopeRows
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.timing import StepTimer
+from placement.errors import NonFiniteError
+from workers import fixed_point
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +53,33 @@ def decoder_layer(
     timer: StepTimer,
     recorder: RoutingRecorder | None = None,
 ) -> Tensor:
-    """float32 [num_tokens, hidden] -> the same shape; `cache_layer` is this layer's place in the caches."""
+    """float32 [num_tokens, hidden] -> the same shape; `cache_layer` is this layer's place in the caches.
+
+    Raises:
+        NonFiniteError: weights are broken; names the layer and the part.
+    """
     with timer.part("attention"):
         normed = weights.attention_norm.forward(hidden_states)
         attended = attention(weights.attention, normed, rope, batch, cache_layer)
         residual = attended.add_(hidden_states)
+        scale_exponents = fixed_point.scale_exponents(residual)
+    if may_be_broken(scale_exponents) and not torch.isfinite(residual).all():
+        raise _who_broke(weights.index, hidden_states)
     if isinstance(weights.ffn, MoeWeights):
         with timer.part("router"):
             normed = weights.ffn_norm.forward(residual)
-        return moe(weights.ffn, residual, normed, weights.index, experts, timer, recorder)
+        return moe(weights.ffn, residual, normed, scale_exponents, weights.index, experts, timer, recorder)
     with timer.part("dense_ffn"):
         return weights.ffn.forward(weights.ffn_norm.forward(residual)).add_(residual)
+
+
+def ffn_of(layer: int) -> str:
+    """What a layer adds besides its attention and its routed experts, for messages."""
+    return f"layer {layer}: its shared expert or dense FFN"
+
+
+def _who_broke(layer: int, hidden_states: Tensor) -> NonFiniteError:
+    """Of a layer whose attention has left rows that are not finite."""
+    if torch.isfinite(hidden_states).all():
+        return broken(f"layer {layer}: its attention")
+    return broken(ffn_of(layer - 1) if layer else "the embedding of tokens")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator import kernels
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.timing import StepTimer
 from transport.expert_rows import ExpertRows
-from workers import fixed_point
 from workers.kernels import Matrices, Matrix
 
 
@@ -82,18 +83,22 @@ def moe(
     weights: MoeWeights,
     residual: Tensor,
     x: Tensor,
+    scale_exponents: NDArray[np.int32],
     layer: int,
     experts: ExpertRunner,
     timer: StepTimer,
     recorder: RoutingRecorder | None,
 ) -> Tensor:
-    """Add the MoE block's output of normed rows `x` to `residual`; both float32 [num_tokens, hidden]."""
+    """Add the MoE block's output of normed rows `x` to `residual`; both float32 [num_tokens, hidden].
+
+    Args:
+        scale_exponents: of the residual (`fixed_point.scale_exponents`).
+    """
     with timer.part("router"):
         logits = kernels.linear(x, weights.router)
         expert_ids, expert_weights = kernels.route_top_k(
             logits, weights.router_bias, weights.top_k, weights.normalise, weights.scaling_factor
         )
-        scale_exponents = fixed_point.scale_exponents(residual)
     if recorder is not None:
         recorder.record(layer, expert_ids)
     hidden = x.bfloat16().float() if weights.rows_in_bfloat16 else x

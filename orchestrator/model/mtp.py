@@ -19,11 +19,12 @@ from torch import Tensor
 
 from orchestrator import kernels
 from orchestrator.model.attention import SequenceSlice
+from orchestrator.model.finite import check_finite
 from orchestrator.model.kv_cache import KVCache
-from orchestrator.model.layer import decoder_layer
+from orchestrator.model.layer import decoder_layer, ffn_of
 from orchestrator.model.step35 import Step35Model
 from orchestrator.sampling import Draft
-from placement.errors import InputError
+from placement.errors import InputError, NonFiniteError
 
 
 class MtpState:
@@ -111,6 +112,9 @@ class MtpDrafter:
 
         Returns:
             For each request its drafts, `num_drafts` of them.
+
+        Raises:
+            NonFiniteError: an MTP layer's weights are broken.
         """
         if not requests:
             return []
@@ -121,7 +125,13 @@ class MtpDrafter:
                 inputs = torch.cat([request.state.pending[0], request.hidden_states])
                 turns.append(_Turn(request, inputs, request.state.num_hidden, []))
             for k in range(self.num_layers):
-                self._run_layer(k, turns)
+                try:
+                    self._run_layer(k, turns)
+                except NonFiniteError as error:
+                    layer = self._configs[k].index
+                    raise NonFiniteError(
+                        f"{error}; this was in MTP layer {layer}, and --mtp 0 goes without it"
+                    ) from None
             return [turn.drafts for turn in turns]
 
     def _run_layer(self, k: int, turns: list[_Turn]) -> None:
@@ -169,10 +179,14 @@ class MtpDrafter:
         embedded = weights.embedding_norm.forward(model.embed(torch.tensor(token_ids)))
         previous = weights.hidden_norm.forward(states)
         hidden_states = kernels.linear(torch.cat([embedded, previous], dim=1), weights.eh_proj)
-        rope = model.rope_rows(batch, self._configs[k].index)
+        layer = self._configs[k].index
+        check_finite(hidden_states, f"layer {layer}: its input projection")
+        rope = model.rope_rows(batch, layer)
         for part in batch:
             part.cache.begin(part.num_tokens)
-        return decoder_layer(weights.layer, hidden_states, rope, batch, 0, model.experts, model.timer)
+        outputs = decoder_layer(weights.layer, hidden_states, rope, batch, 0, model.experts, model.timer)
+        check_finite(outputs, ffn_of(layer))
+        return outputs
 
 
 def _committed(k: int, turn: _Turn) -> int:

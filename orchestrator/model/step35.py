@@ -11,9 +11,10 @@ from torch import Tensor
 from orchestrator import kernels
 from orchestrator.kernels.attention import KvForm
 from orchestrator.model.attention import SequenceSlice
+from orchestrator.model.finite import check_finite
 from orchestrator.model.kv_cache import KVCache, SequenceShape
 from orchestrator.model.kv_pool import KvPool
-from orchestrator.model.layer import decoder_layer
+from orchestrator.model.layer import decoder_layer, ffn_of
 from orchestrator.model.moe import ExpertRunner
 from orchestrator.model.rope import RopeRows, RopeTable, rope_key
 from orchestrator.model.routing_recorder import RoutingRecorder
@@ -134,6 +135,11 @@ class Step35Model:
 
     @torch.inference_mode()
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """Hidden states before the final norm float32 [n, hidden] -> logits float32 [n, vocab]."""
+        """Hidden states before the final norm float32 [n, hidden] -> logits float32 [n, vocab].
+
+        Raises:
+            NonFiniteError: the last layer's weights are broken.
+        """
+        check_finite(hidden_states, ffn_of(self.config.num_hidden_layers - 1))
         with self.timer.part("lm_head"):
             return kernels.linear(self.weights.norm.forward(hidden_states), self.weights.lm_head)

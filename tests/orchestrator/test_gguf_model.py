@@ -210,8 +210,9 @@ def test_a_file_that_changes_under_a_session_ends_its_next_request(path: Path, t
         session.generate(PROMPT, params)
         shutil.copyfile(path, tmp_path / "other.gguf")
         (tmp_path / "other.gguf").replace(model)
-        with pytest.raises(CheckpointError, match=r"m\.gguf: another file took its place"):
+        with pytest.raises(CheckpointError, match=r"m\.gguf: another file took its place") as caught:
             session.generate(PROMPT, params)
+    assert caught.value.exit_code == 1
 
 
 def test_text_without_a_tokenizer_is_one_line(potluck: Potluck, path: Path, tmp_path: Path) -> None:
@@ -269,6 +270,10 @@ def test_a_plan_for_a_file_keeps_its_forms_and_runs(potluck: Potluck, path: Path
     asked = ("generate", "--model", path, "--token-ids", "5,17,300", *SHORT)
     planned = document(potluck(*asked, "--plan", plan))
     assert planned["token_ids"] == document(potluck(*asked, "--dtype", "bfloat16"))["token_ids"]
+    longer = ("--token-ids", "5", "--ignore-eos", "--max-tokens", 80)
+    code, _, err = potluck("generate", "--model", path, "--plan", plan, *longer)
+    assert code == 0
+    assert "was made for texts of 64 positions, and this one may take 81: there is memory for it" in err
 
 
 def test_what_if_takes_a_files_own_sizes(path: Path) -> None:

@@ -163,6 +163,16 @@ def test_a_worker_refuses_what_its_own_machine_cannot_hold(
         WorkerProcess(spec).start()
 
 
+def test_a_runs_figures_count_the_bytes_that_are_held(
+    potluck: Potluck, gguf: Path, bfloat16_dir: Path
+) -> None:
+    """A run in float32 widens bfloat16 as it reads it."""
+    for path in (gguf, bfloat16_dir):
+        _, out, _ = potluck("generate", "--model", path, *IDS, "--json")
+        _, experts = needed(path)
+        assert [worker["bytes"] for worker in json.loads(out)["workers"]] == [experts]
+
+
 def test_json_output_is_alone_on_standard_output(potluck: Potluck, gguf: Path) -> None:
     code, out, err = potluck("generate", "--model", gguf, *IDS, "--json")
     assert (code, err) == (0, "")
