@@ -26,6 +26,7 @@ from orchestrator.session import Session, open_session
 from orchestrator.tokenizer import Tokenizer
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan
+from workers.formats.open_model import open_model
 from workers.model_config import Step35Config
 
 PROMPT = "The library is read by"
@@ -74,7 +75,7 @@ def main(
     params = GenerationParams(max_tokens=tokens, ignore_eos=True)
     with ExitStack() as stack:
         layouts = {
-            name: Layout(stack.enter_context(open_session(model, plan)))
+            name: Layout(stack.enter_context(open_session(open_model(model), plan)))
             for name, plan in plans(shape).items()
         }
         for turn in range(rounds + 1):

@@ -22,6 +22,7 @@ from orchestrator.cli.even_plan import even_plan
 from orchestrator.generate import GenerationParams
 from orchestrator.session import Session, open_session
 from orchestrator.tokenizer import Tokenizer
+from workers.formats.open_model import open_model
 from workers.model_config import Step35Config
 
 NUM_WORKERS = (0, 1, 3)
@@ -45,7 +46,7 @@ def main(
     accepted: dict[tuple[int, int], list[float]] = {}
     with ExitStack() as stack:
         sessions: dict[int, Session] = {
-            number: stack.enter_context(open_session(model, even_plan(shape, number, "bfloat16")))
+            number: stack.enter_context(open_session(open_model(model), even_plan(shape, number, "bfloat16")))
             for number in NUM_WORKERS
         }
         for turn in range(rounds + 1):

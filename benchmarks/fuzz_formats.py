@@ -196,7 +196,8 @@ def _place(content: bytearray, random: np.random.Generator) -> int:
 def read_model(path: Path) -> None:
     """All that a run reads of a model's weights, then a short text."""
     model_contents(path)
-    config, checkpoint = open_model(path)
+    model = open_model(path)
+    config, checkpoint = model
     # Some of all: to take blocks apart costs more than all the rest.
     for name in list(checkpoint.stored)[:: 1 + len(checkpoint.stored) // 12]:
         checkpoint.tensor(name, torch.float32)
@@ -207,7 +208,7 @@ def read_model(path: Path) -> None:
         checkpoint.expert(layer, config.moe_num_experts - 1, config)
     checkpoint.check_unchanged()
     checkpoint.release()
-    head = load_local(path, torch.float32)
+    head = load_local(model, torch.float32)
     generate(head, [3, 1, 2], GenerationParams(2, ignore_eos=True, mtp=min(1, len(head.weights.mtp))))
 
 

@@ -90,7 +90,7 @@ def random_model(name: str, folder: Path) -> Path:
 
 def hashes(model: Model, dtype: torch.dtype, tokens: int) -> Iterator[tuple[str, str]]:
     """What was varied, and the hash. The first is what the others should be."""
-    head = load_local(model.path, dtype)
+    head = load_local(open_model(model.path), dtype)
     threads, best = torch.get_num_threads(), instruction_set()
     try:
         for name in INSTRUCTION_SETS:

@@ -24,6 +24,7 @@ from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.step35 import Step35Model
 from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
+from workers.formats.open_model import open_model
 
 
 def predictions(head: Step35Model, tokens: Tensor) -> Tensor:
@@ -38,7 +39,7 @@ def main(
     ),
 ) -> None:
     """Print the table."""
-    heads = {form: load_local(model, torch.bfloat16, form) for form in KvForm}
+    heads = {form: load_local(open_model(model), torch.bfloat16, form) for form in KvForm}
     tokenizer = Tokenizer.load(model)
     table = Table("text", *(f"bits/byte {form}" for form in KvForm), *(f"KL {form}" for form in KvForm))
     for path in sorted((model / "heldout").glob("*.txt")):

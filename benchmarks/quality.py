@@ -38,6 +38,7 @@ from orchestrator.model.step35 import Step35Model
 from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
 from placement.weight_format import FORMATS
+from workers.formats.open_model import open_model
 
 TINY_TYPES = ("bf16", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0", "mxfp4")
 """The first is what the others are compared with."""
@@ -107,7 +108,7 @@ def tiny_table(model: Path, folder: Path, tokens: int, console: Console) -> Tabl
         console.print(f"potluck-tiny in {kind} …")
         path = folder / f"{kind}.gguf"
         write_gguf(model, path, kind)
-        head = load_local(path, torch.bfloat16)
+        head = load_local(open_model(path), torch.bfloat16)
         cells = []
         for name, token_ids in texts.items():
             found, bits = read(head, token_ids)
@@ -141,7 +142,7 @@ def random_table(forms: Sequence[str], folder: Path, build: LlamaCpp | None, con
         console.print(f"random model in {form} …")
         path = write_random_gguf(folder / f"{form}.gguf", SMALL, FileTypes.all_in(form))
         reference = PlainModel(path).logits(token_ids)
-        each = [Difference.of(logits_of(load_local(path, torch.float32), token_ids), reference)]
+        each = [Difference.of(logits_of(load_local(open_model(path), torch.float32), token_ids), reference)]
         if build is not None:
             each.append(Difference.of(build.logits(path, token_ids, SMALL.vocab), reference))
         table.add_row(form, *(cell for off in each for cell in _cells(off)))

@@ -30,6 +30,7 @@ from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model
 from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
+from workers.formats.open_model import open_model
 
 DRAFTS = 3
 CONTEXT_TOKENS, CONTINUED_TOKENS, CONTINUATIONS = 128, 32, 40
@@ -85,7 +86,7 @@ def main(
 ) -> None:
     """Print the model's tables."""
     torch.set_num_threads(1)
-    head = load_local(model, torch.float32)
+    head = load_local(open_model(model), torch.float32)
     tokenizer = Tokenizer.load(model)
     layers, experts, top_k = head.config.moe_layers, head.config.moe_num_experts, head.config.moe_top_k
     console = Console()

@@ -13,6 +13,7 @@ from models.train_tiny import DEFAULT_BUILD, DEFAULT_MODEL, RECIPE
 from orchestrator.routing_trace import record_trace
 from orchestrator.session import load_local
 from placement.given.stats import RoutingStats
+from workers.formats.open_model import open_model
 
 SEQUENCES, LENGTH = 192, 512
 # Far from any training step: the same documents, other places in them.
@@ -27,7 +28,7 @@ def main(
     torch.set_num_threads(1)
     mix = TokenMix.read(build / "tokens.npz", RECIPE.seed)
     sequences = mix.batch(FRESH_STEP, 0, SEQUENCES, LENGTH).tolist()
-    head = load_local(model, torch.float32)
+    head = load_local(open_model(model), torch.float32)
     shares = ", ".join(f"{share:.0%} {domain}" for domain, share in MIX.items())
     source = f"training mix: {SEQUENCES} pieces of {LENGTH} tokens, {shares}"
     trace = record_trace(head, sequences, LENGTH)

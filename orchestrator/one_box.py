@@ -11,13 +11,10 @@ from placement.holders import HolderTable
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan, PlannedLayer, PlannedTier, planned_layers
 from placement.units import size
-from workers.formats.checkpoint import Checkpoint
-from workers.formats.contents import ModelContents
-from workers.formats.open_model import kept_forms, model_name
+from workers.formats.open_model import OpenModel, kept_forms
 from workers.held_experts import held_expert_bytes
 from workers.memory.budget import Need, check_memory
 from workers.memory.free import FreeMemory
-from workers.model_config import Step35Config
 from workers.tiers import LEAST_CACHED_EXPERTS
 
 DISK = f"{LOCAL_WORKER}-disk"
@@ -31,10 +28,10 @@ class OneBox:
     reason: str
 
 
-def one_box_plan(checkpoint: Checkpoint, config: Step35Config, dtype: str, *, cache_bytes: int = 0) -> Plan:
+def one_box_plan(model: OpenModel, dtype: str, *, cache_bytes: int = 0) -> Plan:
     """All experts in the head's own process: in memory, or on its disk with a cache of `cache_bytes`."""
-    shape = config.shape(model_name(checkpoint.path))
-    layers = planned_layers(shape, kept_forms(checkpoint, config, dtype))
+    shape = model.shape
+    layers = planned_layers(shape, kept_forms(model.checkpoint, model.config, dtype))
     all_bytes = shape.num_experts * sum(layer.expert_bytes for layer in layers)
     memory = PlannedTier(LOCAL_WORKER, "this-machine", "cpu", "ram", cache_bytes or all_bytes)
     disk = PlannedTier(DISK, "this-machine", "cpu", "disk", all_bytes, worker=LOCAL_WORKER)
@@ -57,14 +54,7 @@ def _plan(
     )
 
 
-def plan_here(
-    contents: ModelContents,
-    checkpoint: Checkpoint,
-    config: Step35Config,
-    dtype: str,
-    demand: Demand,
-    free: FreeMemory,
-) -> OneBox:
+def plan_here(model: OpenModel, dtype: str, demand: Demand, free: FreeMemory) -> OneBox:
     """All in memory where that fits, else the experts on disk, with a cache as large as what is left.
 
     No expert is tied to memory: the cache keeps those that are asked for most, and does better than a fixed
@@ -73,8 +63,9 @@ def plan_here(
     Raises:
         PlanDoesNotFit: not even the head and the smallest cache fit.
     """
-    shape = config.shape(model_name(checkpoint.path))
-    head = head_needs(contents, shape, dtype, demand, in_directory=checkpoint.path.is_dir())
+    config, checkpoint = model
+    shape = model.shape
+    head = head_needs(model.contents, shape, dtype, demand, in_directory=model.path.is_dir())
     head_bytes = sum(need.num_bytes for need in head)
     of_layer = held_expert_bytes(checkpoint, config, kept_forms(checkpoint, config, dtype))
     expert_bytes = shape.num_experts * sum(of_layer.values())
@@ -87,7 +78,7 @@ def plan_here(
             f"{experts} fit, "
             f"{leaves}"
         )
-        return OneBox(one_box_plan(checkpoint, config, dtype), reason)
+        return OneBox(one_box_plan(model, dtype), reason)
     least = LEAST_CACHED_EXPERTS * max(of_layer.values(), default=0)
     check_memory(
         [*head, Need("the smallest cache of experts", least)],
@@ -101,4 +92,4 @@ def plan_here(
         f"{experts} stay on disk, and a cache in memory holds {size(room)} of them, "
         f"{100 * room / expert_bytes:.0f}%"
     )
-    return OneBox(one_box_plan(checkpoint, config, dtype, cache_bytes=room), reason)
+    return OneBox(one_box_plan(model, dtype, cache_bytes=room), reason)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,13 +27,11 @@ from placement.weight_format import ExpertFormat
 from placement.workload import DEFAULT_CONTEXT
 from transport.client import WorkerClient
 from workers.formats.checkpoint import Checkpoint
-from workers.formats.contents import model_contents
-from workers.formats.open_model import model_name, open_model
+from workers.formats.open_model import OpenModel
 from workers.held_experts import held_expert_bytes
 from workers.memory.free import free_memory
 from workers.memory.lost_pages import end_lost_pages_in_one_line
-from workers.memory.mapped import Range, bring_in, joined
-from workers.model_config import Step35Config
+from workers.memory.mapped import OnProgress, Range, bring_in, joined
 from workers.pool import load_head_tiers
 from workers.tiers import ExpertTier
 
@@ -93,7 +90,7 @@ class Session:
 
 @contextmanager
 def open_session(
-    model_dir: Path,
+    model: OpenModel,
     plan: Plan,
     *,
     ray_address: str | None = None,
@@ -101,6 +98,8 @@ def open_session(
     num_drafts: int = 0,
     positions: int | None = None,
     kv_form: KvForm | None = None,
+    before_workers: Callable[[], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Iterator[Session]:
     """Start the plan's workers and load the head meanwhile; stop them on the way out, whatever happens.
 
@@ -111,6 +110,9 @@ def open_session(
         addresses: of the plan's nodes, where Ray does not know them by name.
         num_drafts: that a step will ask for at most.
         positions: of the longest text; memory for so many must be free. A usual context where left out.
+        before_workers: called when all was found right, before workers are started.
+        on_progress: told how much of the files is in this process's memory: the head's experts, tier after
+            tier, then the rest of the head.
 
     Raises:
         PlanError: the plan is for another model, or says what this release cannot run.
@@ -119,8 +121,8 @@ def open_session(
         InputError: the checkpoint cannot give so many drafts.
         WorkerStartError: a worker did not start.
     """
-    config, checkpoint = open_model(model_dir)
-    shape = config.shape(model_name(model_dir))
+    config, checkpoint = model
+    shape = model.shape
     plan.check(shape)
     plan.check_fits()
     check_runnable(plan)
@@ -128,12 +130,14 @@ def open_session(
     check_drafts(checkpoint, config, num_drafts)
     positions = positions or min(DEFAULT_CONTEXT, shape.max_positions)
     demand = Demand(positions, num_drafts=num_drafts, kv_form=kv_form)
-    head = head_needs(model_contents(model_dir), shape, plan.dtype, demand, in_directory=model_dir.is_dir())
+    head = head_needs(model.contents, shape, plan.dtype, demand, in_directory=model.path.is_dir())
     check_run(plan, head, checkpoint, config, free_memory(), workers_here=ray_address is None)
     num_workers = len(plan.asked_workers)
     if not num_workers:
-        yield _load(checkpoint, config, plan, demand)
+        yield _load(model, plan, demand, on_progress=on_progress)
         return
+    if before_workers is not None:
+        before_workers()
     # Ray takes seconds to import.
     from orchestrator.cluster import RayCluster
 
@@ -141,45 +145,45 @@ def open_session(
         cluster = stack.enter_context(RayCluster(ray_address))
         if ray_address is None:
             stack.enter_context(_share_of_cores(1 + num_workers))
-        running = cluster.start_workers(plan, shape, model_dir, addresses=addresses)
-        session = _load(checkpoint, config, plan, demand, running.connect)
+        running = cluster.start_workers(plan, shape, model.path, addresses=addresses)
+        session = _load(model, plan, demand, running.connect, on_progress=on_progress)
         session.workers = running
         yield session
 
 
-def load_local(model: Path, dtype: torch.dtype, kv_form: KvForm | None = None) -> Step35Model:
+def load_local(model: OpenModel, dtype: torch.dtype, kv_form: KvForm | None = None) -> Step35Model:
     """Head and all experts in this process, the experts on disk where they do not fit its memory.
 
     Raises:
         PlanDoesNotFit: not even the head fits.
-        CheckpointError: the directory or GGUF file is no model of this architecture, or is damaged.
+        CheckpointError: the model's files are damaged.
     """
-    config, checkpoint = open_model(model)
-    demand = Demand(min(DEFAULT_CONTEXT, config.shape("").max_positions), kv_form=kv_form)
-    name = str(dtype).removeprefix("torch.")
-    plan = plan_here(model_contents(model), checkpoint, config, name, demand, free_memory()).plan
-    return _load(checkpoint, config, plan, demand).head
+    demand = Demand(min(DEFAULT_CONTEXT, model.shape.max_positions), kv_form=kv_form)
+    plan = plan_here(model, str(dtype).removeprefix("torch."), demand, free_memory()).plan
+    return _load(model, plan, demand).head
 
 
 def _load(
-    checkpoint: Checkpoint,
-    config: Step35Config,
+    model: OpenModel,
     plan: Plan,
     demand: Demand,
     connect: Callable[[], Mapping[str, WorkerClient]] = dict,
+    *,
+    on_progress: OnProgress | None = None,
 ) -> Session:
     """The head and its own experts, while the workers load theirs; then `connect` waits for those."""
     end_lost_pages_in_one_line()
+    config, checkpoint = model
     dtype: torch.dtype = getattr(torch, plan.dtype)
     timer = StepTimer()
     forms = {layer.index: ExpertFormat.of_name(layer.form) for layer in plan.layers}
     expert_bytes = held_expert_bytes(checkpoint, config, forms)
     # First what reads next to nothing: a tensor that is missing is told before the experts are read.
     weights = load_head_weights(checkpoint, config, dtype, need_mtp=demand.num_drafts > 0)
-    local = load_head_tiers(plan, checkpoint, config)
+    local = load_head_tiers(plan, checkpoint, config, on_progress)
     # Before the first token, and in the order of the file, not of the first pass's page faults.
     read = weights.trunk_matrices + (weights.mtp_matrices if demand.num_drafts else ())
-    bring_in(joined(Range(matrix.data.data_ptr(), matrix.data.nbytes) for matrix in read))
+    bring_in(joined(Range(matrix.data.data_ptr(), matrix.data.nbytes) for matrix in read), on_progress)
     dispatcher = Dispatcher(plan, local, connect(), max_rows=MAX_MESSAGE_ROWS, timer=timer)
     kv_form = demand.kv_form or KvForm.of(dtype)
     # What was asked for was found to fit before anything was read.

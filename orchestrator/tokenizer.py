@@ -52,12 +52,15 @@ class Tokenizer:
         self._prefix = self._find_prefix(add_bos_token)
 
     @classmethod
-    def load(cls, model: Path) -> Tokenizer:
+    def load(cls, model: Path, metadata: Mapping[str, Any] | None = None) -> Tokenizer:
         """The tokenizer of a model's directory or GGUF file.
 
         A directory has it in tokenizer.json, tokenizer_config.json and, if there is one, chat_template.jinja.
         A GGUF file has it in its metadata; where it has none that is known, those files count if they lie
         beside it.
+
+        Args:
+            metadata: of the GGUF file, where somebody has read it already.
 
         Raises:
             UnknownTokenizer: the model has no tokenizer, or none that is known.
@@ -67,7 +70,7 @@ class Tokenizer:
             return cls._of_folder(model)
         folder = model.parent
         try:
-            found = read_tokenizer(GgufParts.open(model).metadata, model)
+            found = read_tokenizer(metadata or GgufParts.open(model).metadata, model)
         except UnknownTokenizer:
             if not os.path.lexists(folder / TOKENIZER_FILE):
                 raise

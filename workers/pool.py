@@ -21,18 +21,25 @@ from workers.fixed_point import PartialSum
 from workers.formats.checkpoint import Checkpoint
 from workers.held_experts import check_experts, held_expert_bytes
 from workers.memory.budget import Need
+from workers.memory.mapped import OnProgress
 from workers.model_config import Step35Config
 from workers.store import ExpertStore
 from workers.tiers import ExpertTier, TierSpec, tiers_of, why_not_run
 
 
 def load_tiers(
-    specs: Sequence[TierSpec], checkpoint: Checkpoint, config: Step35Config, dtype: str
+    specs: Sequence[TierSpec],
+    checkpoint: Checkpoint,
+    config: Step35Config,
+    dtype: str,
+    *,
+    on_progress: OnProgress | None = None,
 ) -> ExpertTier:
     """Load a box's tiers, at least one; a single one is called directly.
 
     Args:
         dtype: the form of experts whose tier does not name theirs.
+        on_progress: as of `ExpertStore.load`, tier after tier.
 
     Raises:
         WorkerStartError: a kind of memory or a device that this release has no tier for, or no memory.
@@ -46,7 +53,7 @@ def load_tiers(
     for spec in specs:
         try:
             forms = {layer: ExpertFormat.of_name(spec.forms.get(layer, dtype)) for layer in spec.experts}
-            tiers.append(_load(spec, checkpoint, config, forms))
+            tiers.append(_load(spec, checkpoint, config, forms, on_progress))
         except (RuntimeError, MemoryError) as error:  # torch says of both that there is no memory
             raise WorkerStartError(
                 f"{_which(spec, specs)}cannot hold its experts: {first_line(error)}: "
@@ -79,11 +86,15 @@ def tier_needs(
 
 
 def _load(
-    spec: TierSpec, checkpoint: Checkpoint, config: Step35Config, forms: Mapping[int, ExpertFormat]
+    spec: TierSpec,
+    checkpoint: Checkpoint,
+    config: Step35Config,
+    forms: Mapping[int, ExpertFormat],
+    on_progress: OnProgress | None,
 ) -> ExpertTier:
     if spec.kind == "disk":
         return DiskTier(checkpoint, config, spec.experts, formats=forms, cache_bytes=spec.cache_bytes)
-    return ExpertStore.load(checkpoint, config, spec.experts, formats=forms)
+    return ExpertStore.load(checkpoint, config, spec.experts, formats=forms, on_progress=on_progress)
 
 
 def _which(spec: TierSpec, specs: Sequence[TierSpec]) -> str:
@@ -91,10 +102,12 @@ def _which(spec: TierSpec, specs: Sequence[TierSpec]) -> str:
     return f"device {quote(spec.name)}: " if len(specs) > 1 else ""
 
 
-def load_head_tiers(plan: Plan, checkpoint: Checkpoint, config: Step35Config) -> ExpertTier | None:
+def load_head_tiers(
+    plan: Plan, checkpoint: Checkpoint, config: Step35Config, on_progress: OnProgress | None = None
+) -> ExpertTier | None:
     """The experts in the head's own process, None where the plan has none there; errors as `load_tiers`."""
     specs = tiers_of(plan, LOCAL_WORKER) if plan.local_worker is not None else ()
-    return load_tiers(specs, checkpoint, config, plan.dtype) if specs else None
+    return load_tiers(specs, checkpoint, config, plan.dtype, on_progress=on_progress) if specs else None
 
 
 class TieredExperts:

@@ -17,7 +17,7 @@ from workers.held_experts import check_experts, kept_format, matrix_shapes, part
 from workers.kernels import ExpertMatrices, ExpertNotHeld, ExpertWeights
 from workers.kernels.expert_matrices import TORCH_DTYPES
 from workers.memory.file_check import FileCheck
-from workers.memory.mapped import MappedWatch, Range, bring_in, joined
+from workers.memory.mapped import MappedWatch, OnProgress, Range, bring_in, joined
 from workers.memory.maps import MappedFiles
 from workers.memory.pages import let_go
 from workers.model_config import Step35Config
@@ -51,7 +51,7 @@ class ExpertStore:
         experts: Mapping[int, Sequence[int]],
         *,
         formats: Mapping[int, ExpertFormat],
-        on_progress: Callable[[int, int], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> ExpertStore:
         """Have the given experts, and nothing else of the files, in memory.
 
@@ -61,7 +61,7 @@ class ExpertStore:
         Args:
             experts: layer -> expert ids.
             formats: of each of these layers; float32 and bfloat16 can be had of float32, bfloat16, float16.
-            on_progress: called with (bytes of mapped files that are in memory, such bytes in all).
+            on_progress: told how much of the mapped files is in memory.
 
         Raises:
             PlanError: a layer without routed experts, an id out of range or given twice.

@@ -24,7 +24,7 @@ from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model
 from orchestrator.sampling import Draft
 from orchestrator.session import open_session
-from workers.formats.open_model import kept_forms, model_name, open_model
+from workers.formats.open_model import kept_forms, open_model
 
 DTYPE = "bfloat16"
 """Of caches; weights stay as the file has them."""
@@ -45,11 +45,11 @@ def measure(
         context: of the second set of passes; 0 for none.
         turns: passes of each number of rows, after one to warm up.
     """
-    config, checkpoint = open_model(model)
-    shape = config.shape(model_name(model))
-    plan = even_plan(shape, num_workers, DTYPE, forms=kept_forms(checkpoint, config, DTYPE))
+    opened = open_model(model)
+    forms = kept_forms(opened.checkpoint, opened.config, DTYPE)
+    plan = even_plan(opened.shape, num_workers, DTYPE, forms=forms)
     random = np.random.default_rng(1)
-    with open_session(model, plan) as session:
+    with open_session(opened, plan) as session:
         head = session.head
         start(head, [1], max_tokens=1)
         first_token_s = time.time() - psutil.Process().create_time()

@@ -13,6 +13,7 @@ from orchestrator.tokenizer import Tokenizer
 from placement.answers.study.routing_source import Routing
 from placement.given.stats import RoutingStats
 from placement.model_shape import STEP_3_5_FLASH, ModelShape
+from workers.formats.open_model import open_model
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "potluck-tiny"
 # As `potluck stats` cuts text, and so the documents of the trace.
@@ -34,7 +35,7 @@ def tiny_routing(text: str, num_tokens: int) -> Routing:
         text: python, prose or technical.
     """
     token_ids = Tokenizer.load(MODEL).encode_prompt((MODEL / "heldout" / f"{text}.txt").read_text("utf-8"))
-    head = load_local(MODEL, torch.float32)
+    head = load_local(open_model(MODEL), torch.float32)
     trace = record_trace(head, [token_ids[: 2 * num_tokens]], WINDOW_TOKENS)
     stats = RoutingStats.from_trace(TINY_ON_STEP, trace[:num_tokens], f"potluck-tiny, {text}")
     return Routing(stats, trace[num_tokens:], WINDOW_TOKENS)

@@ -36,7 +36,7 @@ from placement.replay.system import System
 from placement.routing.planning_text import spread_steps, text_of
 from placement.weight_format import planned_format
 from placement.workload import describe, usual_workload
-from workers.formats.safetensors import SafetensorsCheckpoint
+from workers.formats.open_model import open_model
 from workers.model_config import Step35Config
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -58,7 +58,8 @@ def demo(
     """Plan, start and run the shipped model on three worker processes of this machine."""
     if not MODEL.is_dir():
         raise InputError(f"{MODEL} is not there; the demo runs from a clone of the repository")
-    check_drafts(SafetensorsCheckpoint.open(MODEL), Step35Config.load(MODEL), mtp)
+    model = open_model(MODEL)
+    check_drafts(model.checkpoint, model.config, mtp)
     problem, plan = plan_demo(mtp)
     if not json:
         console.print(*description(problem, plan), sep="\n")
@@ -69,7 +70,7 @@ def demo(
     texts: dict[str, str] = {}
     # The boxes of the demo's cluster file are all this machine.
     addresses = {worker.node: platform.node() for worker in plan.tiers}
-    with open_session(MODEL, plan, addresses=addresses) as session:
+    with open_session(model, plan, addresses=addresses) as session:
         for domain, prompt in prompts.items():
             if not json:
                 console.print(f"\n[bold]{domain}[/] [dim]prompt, then what the model writes[/]")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.even_plan import even_plan
 from orchestrator.cli.inputs import load_plan, model_folder, name_in_errors
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import errors, print_json, print_note
+from orchestrator.cli.progress import shown_progress
 from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.generate import GenerationParams, GenerationResult, check_length
 from orchestrator.gguf_tokenizer import UnknownTokenizer
@@ -29,8 +31,7 @@ from placement.files.input_file import decode_text
 from placement.files.quote import quote
 from placement.plan import Plan
 from placement.units import size
-from workers.formats.contents import model_contents
-from workers.formats.open_model import kept_forms, load_config, model_name, open_model
+from workers.formats.open_model import OpenModel, kept_forms, open_model
 from workers.memory.free import free_memory
 
 # Far more text than any model's positions hold.
@@ -76,19 +77,19 @@ def generate(
     """Continue a prompt."""
     if ray_address is not None and plan is None:
         raise InputError("--ray-address: expected with --plan PLAN.json, which says whom to ask there")
-    config = load_config(model_folder(model))
-    tokenizer = Tokenizer.load(model) if prompt is not None else optional_tokenizer(model)
+    opened = open_model(model_folder(model))
+    config = opened.config
+    tokenizer = _load_tokenizer(opened, needed=prompt is not None)
     prompt_ids = _prompt_ids(prompt, token_ids, tokenizer, chat=chat, system=system)
     params = GenerationParams(max_tokens, temperature, seed, ignore_eos, mtp)
-    shape = config.shape(model_name(model))
     config.check_token_ids(prompt_ids)
     check_length(len(prompt_ids), max_tokens, config.max_position_embeddings)
     positions = len(prompt_ids) + max_tokens
     demand = Demand(positions, num_drafts=mtp, kv_form=kv)
     if plan is None:
-        made = _plan_without_file(model, dtype, workers or 0, demand, silent=json)
+        made = _plan_without_file(opened, dtype, workers or 0, demand, silent=json)
     else:
-        made = load_plan(plan, shape)
+        made = load_plan(plan, opened.shape)
         with name_in_errors(plan):
             check_runnable(made)
         if workers is not None or dtype not in (None, made.dtype):
@@ -97,10 +98,22 @@ def generate(
                 f"{given} with --plan: {plan} already says where experts live, and that the run is in "
                 f"{made.dtype}; leave out {given}"
             )
-    with open_session(
-        model, made, ray_address=ray_address, num_drafts=mtp, positions=positions, kv_form=kv
-    ) as session:
-        for note in session.checkpoint.notes:
+    starting = _starting(made, planned=plan is not None) if ray_address is None and not json else None
+    with ExitStack() as stack:
+        with shown_progress("loading", silent=json) as on_progress:
+            session = stack.enter_context(
+                open_session(
+                    opened,
+                    made,
+                    ray_address=ray_address,
+                    num_drafts=mtp,
+                    positions=positions,
+                    kv_form=kv,
+                    before_workers=None if starting is None else partial(print_note, starting),
+                    on_progress=on_progress,
+                )
+            )
+        for note in opened.checkpoint.notes:
             print_note(note)
         if made.workload is not None and positions > made.workload.context:
             print_note(
@@ -122,19 +135,27 @@ def generate(
 
 
 def _plan_without_file(
-    model: Path, dtype: DtypeName | None, num_workers: int, demand: Demand, *, silent: bool
+    model: OpenModel, dtype: DtypeName | None, num_workers: int, demand: Demand, *, silent: bool
 ) -> Plan:
     """All in this process, with a line that says what goes where; or over equal workers."""
-    config, checkpoint = open_model(model)
+    config, checkpoint = model
     check_drafts(checkpoint, config, demand.num_drafts)
     name = (dtype or DEFAULT_DTYPE).value
     if num_workers:
-        forms = kept_forms(checkpoint, config, name)
-        return even_plan(config.shape(model_name(model)), num_workers, name, forms=forms)
-    box = plan_here(model_contents(model), checkpoint, config, name, demand, free_memory())
+        # The planner takes a while to load, and a run in one process does without.
+        from orchestrator.cli.even_plan import even_plan
+
+        return even_plan(model.shape, num_workers, name, forms=kept_forms(checkpoint, config, name))
+    box = plan_here(model, name, demand, free_memory())
     if not silent:
         print_note(box.reason)
     return box.plan
+
+
+def _starting(plan: Plan, *, planned: bool) -> str:
+    count = len(plan.asked_workers)
+    advice = "; --ray-address starts them on the plan's boxes" if planned else ""
+    return f"starting {'one worker' if count == 1 else f'{count} workers'} on this machine{advice}"
 
 
 @dataclass(slots=True)
@@ -181,11 +202,13 @@ def document(result: GenerationResult, report: RunReport, text: str) -> dict[str
     } | report_document(report)
 
 
-def optional_tokenizer(model: Path) -> Tokenizer | None:
-    """A checkpoint without a tokenizer that is known still takes and gives ids."""
+def _load_tokenizer(model: OpenModel, *, needed: bool) -> Tokenizer | None:
+    """A checkpoint without a tokenizer that is known still takes and gives ids: None, if not `needed`."""
     try:
-        return Tokenizer.load(model)
+        return Tokenizer.load(model.path, model.checkpoint.metadata)
     except UnknownTokenizer:
+        if needed:
+            raise
         return None
 
 

@@ -26,7 +26,7 @@ from placement.given.stats import RoutingStats
 from placement.interop.read import detect, read_routing
 from placement.model_shape import ModelShape
 from placement.routing.routing_profile import RoutingProfile
-from workers.formats.open_model import load_config, model_name
+from workers.formats.open_model import open_model
 
 DEFAULT_WINDOW = 2048
 # More would run for days.
@@ -120,15 +120,15 @@ def _read_recordings(
 
 
 def _run_texts(model: Path, texts: Sequence[Path], window: int, dtype: DtypeName) -> RoutingStats:
-    shape = load_config(model).shape(model_name(model))
-    tokenizer = Tokenizer.load(model)
+    opened = open_model(model)
+    tokenizer = Tokenizer.load(model, opened.checkpoint.metadata)
     documents = [tokenizer.encode_prompt(read_document(path)) for path in texts]
-    head = load_local(model, getattr(torch, dtype))
+    head = load_local(opened, getattr(torch, dtype))
     with Progress(console=errors, transient=True) as progress:
         task = progress.add_task("tokens", total=sum(map(len, documents)))
         with name_in_errors(model, NonFiniteError):
             recorded = record_trace(head, documents, window, lambda done: progress.advance(task, done))
-    return RoutingStats.from_trace(shape, recorded, ", ".join(path.name for path in texts))
+    return RoutingStats.from_trace(opened.shape, recorded, ", ".join(path.name for path in texts))
 
 
 def _document(result: RoutingStats, kinds: Sequence[str], out: Path, *, trace: bool) -> dict[str, object]:

@@ -24,6 +24,7 @@ from benchmarks.invariance import (
 )
 from orchestrator.session import load_local
 from placement.weight_format import FORMATS
+from workers.formats.open_model import open_model
 from workers.kernels import instruction_set
 
 
@@ -54,7 +55,7 @@ def test_the_shipped_models_placements_are_as_many_as_asked_for(tmp_path: Path) 
 
 def test_a_hash_tells_another_weight_another_token_and_another_bit(tmp_path: Path) -> None:
     model = Model.called("q8_0", tmp_path, 1)
-    head = load_local(model.path, torch.float32)
+    head = load_local(open_model(model.path), torch.float32)
     expected = fingerprint(head, head.experts, model.prompt, 2)
     last = head.weights.layers[-1]
     other = replace(last, ffn_norm=replace(last.ffn_norm, weight=last.ffn_norm.weight * 1.01))

@@ -16,6 +16,7 @@ from benchmarks.quality import Difference, divergence_bits, logits_of
 from benchmarks.random_gguf import SMALL, FileTypes, write_random_gguf
 from models.tiny.quantise import quantise
 from orchestrator.session import load_local
+from workers.formats.open_model import open_model
 
 TOKENS = [int(token) for token in np.random.default_rng(2).integers(3, SMALL.vocab, 40)]
 """More than the sliding window."""
@@ -23,7 +24,9 @@ TOKENS = [int(token) for token in np.random.default_rng(2).integers(3, SMALL.voc
 
 def test_float64_from_the_definition_is_the_runtimes_float32(tmp_path: Path) -> None:
     path = write_random_gguf(tmp_path / "m.gguf", SMALL, FileTypes.all_in("float32"))
-    off = Difference.of(logits_of(load_local(path, torch.float32), TOKENS), PlainModel(path).logits(TOKENS))
+    off = Difference.of(
+        logits_of(load_local(open_model(path), torch.float32), TOKENS), PlainModel(path).logits(TOKENS)
+    )
     assert off.most < 2e-6
     assert off.same == 1.0
 
@@ -31,7 +34,9 @@ def test_float64_from_the_definition_is_the_runtimes_float32(tmp_path: Path) -> 
 @pytest.mark.parametrize("form", ["q8_0", "q4_k", "iq3_s"])
 def test_rounded_activations_move_logits_by_per_cents_and_no_more(tmp_path: Path, form: str) -> None:
     path = write_random_gguf(tmp_path / "m.gguf", SMALL, FileTypes.all_in(form))
-    off = Difference.of(logits_of(load_local(path, torch.float32), TOKENS), PlainModel(path).logits(TOKENS))
+    off = Difference.of(
+        logits_of(load_local(open_model(path), torch.float32), TOKENS), PlainModel(path).logits(TOKENS)
+    )
     assert 1e-4 < off.median < 0.1
 
 

@@ -26,7 +26,7 @@ from orchestrator.generate import GenerationParams, generate
 from orchestrator.model.rope import inverse_frequencies
 from orchestrator.session import load_local
 from placement.weight_format import FORMATS
-from workers.formats.open_model import load_config
+from workers.formats.open_model import load_config, open_model
 
 ONE_MOE_LAYER = replace(SMALL, moe_layers=1)
 MIXED = FileTypes(
@@ -101,7 +101,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_the_runtime_computes_what_the_library_reads(tmp_path: Path, form: str) -> None:
     """Of any form: float64 on the dequantised weights, but for the rounding of activations."""
     path = write_random_gguf(tmp_path / "m.gguf", ONE_MOE_LAYER, FileTypes.all_in(form))
-    head, prompt = load_local(path, torch.float32), [3, 4, 5, 6, 7]
+    head, prompt = load_local(open_model(path), torch.float32), [3, 4, 5, 6, 7]
     off = Difference.of(logits_of(head, prompt), PlainModel(path).logits(prompt))
     # Other weights, or other scales, would be about 1 off.
     assert off.median < (0.1 if FORMATS[form].rounding_block else 2e-6)

@@ -12,11 +12,12 @@ from orchestrator.generate import GenerationParams, GenerationResult, generate
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.step35 import Step35Model
 from orchestrator.session import load_local
+from workers.formats.open_model import open_model
 
 
 def load_model(model_dir: Path, dtype: torch.dtype = torch.float32) -> Step35Model:
     """Head and all experts of a checkpoint, in this process."""
-    return load_local(model_dir, dtype)
+    return load_local(open_model(model_dir), dtype)
 
 
 def hidden_states(model: Step35Model, token_ids: Sequence[int], chunk_size: int | None = None) -> Tensor:

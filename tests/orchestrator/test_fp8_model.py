@@ -52,7 +52,7 @@ def test_numbers_do_not_depend_on_where_experts_are(
     with dispatcher_with_threads(plan, checkpoint, config, torch_dtype) as dispatcher:
         model = Step35Model.load(checkpoint, config, torch_dtype, dispatcher)
         result, hidden = generate_with_hidden(model, PROMPT, params)
-    alone = load_local(directory, torch_dtype)
+    alone = load_local(open_model(directory), torch_dtype)
     plain = GenerationParams(max_tokens=8, ignore_eos=True)
     expected, expected_hidden = generate_with_hidden(alone, PROMPT, plain)
     assert result.token_ids == expected.token_ids
@@ -62,7 +62,9 @@ def test_numbers_do_not_depend_on_where_experts_are(
 def test_they_are_those_of_weights_times_scales(directory: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(directory, tmp_path / "plain"))
     save_file(dequantised(load_file(directory / "model.safetensors")), other / "model.safetensors")
-    found, expected = (hidden_states(load_local(path, torch.float32), PROMPT) for path in (directory, other))
+    found, expected = (
+        hidden_states(load_local(open_model(path), torch.float32), PROMPT) for path in (directory, other)
+    )
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -74,7 +76,7 @@ def test_a_code_that_is_no_number_ends_the_request_and_names_the_layer(
     tensors["model.layers.2.moe.up_proj.weight"].view(torch.uint8)[:, 7, 3] = 0x7F
     save_file(tensors, other / "model.safetensors")
     with pytest.raises(PotluckError, match="layer 2"):
-        hidden_states(load_local(other, torch.float32), PROMPT)
+        hidden_states(load_local(open_model(other), torch.float32), PROMPT)
 
 
 def test_a_plan_keeps_experts_as_stored(potluck: Potluck, directory: Path, tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from models.tiny.gguf_file import write_gguf
 from orchestrator.tokenizer import Tokenizer
 from tests.orchestrator.command_line import Potluck, document
 from tests.tiny_checkpoint import write_random_checkpoint
@@ -109,3 +112,28 @@ def test_keys_and_values_are_kept_as_asked(potluck: Potluck, model_dir: Path) ->
     code, _, err = potluck(*ask, "--kv", "int4")
     assert code == 2
     assert "int4" in err
+
+
+def test_a_run_in_one_process_opens_its_file_once_and_loads_no_planner(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(model_dir, path)
+    program = f"""
+import json, sys
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+from orchestrator.cli.app import load, run
+arguments = ["generate", "--model", {str(path)!r}, "--token-ids", "5,6,7", "--max-tokens", "2", "--json"]
+assert run(load(arguments), arguments) == 0
+loaded = {{name.split(".")[0] for name in sys.modules}} | {{*sys.modules}}
+print(json.dumps([opened.count({str(path)!r}), sorted(loaded)]))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    count, loaded = json.loads(run.stdout.splitlines()[-1])
+    # Its header, the divisors of the frequencies that the configuration needs, and the mapping.
+    assert count == 3
+    assert not {"scipy", "ray", "matplotlib", "transformers"} & set(loaded)
+    assert not [name for name in loaded if name.startswith("placement.policies")]

@@ -165,7 +165,7 @@ def test_generate_takes_a_file_and_the_tokenizer_beside_it(
     made = document(potluck("generate", "--model", model, "--prompt", "hello", "--mtp", mtp, *SHORT))
     prompt = Tokenizer.load(model_dir).encode_prompt("hello")
     params = GenerationParams(max_tokens=4, mtp=mtp, ignore_eos=True)
-    expected, _ = generate_with_hidden(load_local(path, torch.bfloat16), prompt, params)
+    expected, _ = generate_with_hidden(load_local(open_model(path), torch.bfloat16), prompt, params)
     assert made["token_ids"] == list(expected.token_ids)
     assert made["text"]
 
@@ -204,9 +204,9 @@ def test_drafts_say_why_a_file_of_mtp_layers_is_not_taken(
 def test_a_file_that_changes_under_a_session_ends_its_next_request(path: Path, tmp_path: Path) -> None:
     model = tmp_path / "m.gguf"
     shutil.copyfile(path, model)
-    config, checkpoint = open_model(model)
+    opened = open_model(model)
     params = GenerationParams(max_tokens=2, ignore_eos=True)
-    with open_session(model, one_box_plan(checkpoint, config, "float32")) as session:
+    with open_session(opened, one_box_plan(opened, "float32")) as session:
         session.generate(PROMPT, params)
         shutil.copyfile(path, tmp_path / "other.gguf")
         (tmp_path / "other.gguf").replace(model)
@@ -223,11 +223,11 @@ def test_text_without_a_tokenizer_is_one_line(potluck: Potluck, path: Path, tmp_
 
 
 def test_a_plan_in_another_form_is_refused(path: Path) -> None:
-    config, _ = open_model(path)
-    plan = even_plan(config.shape("tiny"), 0, "float32")
+    model = open_model(path)
+    plan = even_plan(model.shape, 0, "float32")
     with (
         pytest.raises(PlanError, match=r"in 'float32', but .*tiny\.gguf has them in q8_0/q8_0/float16"),
-        open_session(path, plan),
+        open_session(model, plan),
     ):
         pass
 

@@ -71,13 +71,12 @@ import torch, zmq
 from orchestrator.cli.even_plan import even_plan
 from orchestrator.generate import GenerationParams
 from orchestrator.session import load_local, open_session
-from workers.model_config import Step35Config
+from workers.formats.open_model import open_model
 def refuse(*_): raise AssertionError("a socket or a poller without workers")
 zmq.Context = zmq.Poller = refuse
-path = Path({str(model_dir)!r})
-load_local(path, torch.float32)
-plan = even_plan(Step35Config.load(path).shape(path.name), 0, "float32")
-with open_session(path, plan) as session:
+model = open_model(Path({str(model_dir)!r}))
+load_local(model, torch.float32)
+with open_session(model, even_plan(model.shape, 0, "float32")) as session:
     session.generate([5, 6], GenerationParams(max_tokens=2))
 sys.exit("ray" in sys.modules)
 """

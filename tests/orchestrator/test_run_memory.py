@@ -49,8 +49,7 @@ def set_free(monkeypatch: pytest.MonkeyPatch, usable_bytes: int) -> None:
 
 
 def box(path: Path, usable_bytes: int, dtype: str = "bfloat16") -> OneBox:
-    config, checkpoint = open_model(path)
-    return plan_here(model_contents(path), checkpoint, config, dtype, Demand(100), free_of(usable_bytes))
+    return plan_here(open_model(path), dtype, Demand(100), free_of(usable_bytes))
 
 
 def needed(path: Path, dtype: str = "bfloat16") -> tuple[int, int]:
@@ -131,17 +130,18 @@ def test_generate_says_where_things_went_and_writes_the_same_either_way(
 def test_a_plan_that_takes_more_than_is_free_is_refused_before_anything_starts(
     gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, checkpoint = open_model(gguf)
+    model = open_model(gguf)
+    config, checkpoint = model
     plan = box(gguf, 10**9).plan
     head, experts = needed(gguf)
     set_free(monkeypatch, head + experts // 2)
-    with pytest.raises(PlanDoesNotFit) as caught, open_session(gguf, plan, positions=100):
+    with pytest.raises(PlanDoesNotFit) as caught, open_session(model, plan, positions=100):
         pass
     assert f"for {config.moe_num_experts * len(config.moe_layers)} experts on 'head'" in str(caught.value)
     assert "on a disk" in str(caught.value)
     forms = kept_forms(checkpoint, config, "bfloat16")
     workers = even_plan(config.shape("random"), 2, "bfloat16", forms=forms)
-    with pytest.raises(PlanDoesNotFit, match="for 2 worker processes and Ray"), open_session(gguf, workers):
+    with pytest.raises(PlanDoesNotFit, match="for 2 worker processes and Ray"), open_session(model, workers):
         pass
 
 

@@ -15,6 +15,7 @@ from placement.plan import Plan, like_layers
 from placement.plan_file import write_plan
 from tests.orchestrator.command_line import Potluck, says
 from tests.tiny_checkpoint import write_random_checkpoint
+from workers.formats.open_model import open_model
 from workers.model_config import Step35Config
 
 
@@ -48,7 +49,7 @@ def test_memory_and_devices_that_this_release_cannot_run_are_refused_in_one_line
     assert (code, out) == (2, "")
     assert says(err, f"error: {path}: … {expected}"), err
     assert "plan with" in err or "plan again" in err
-    with pytest.raises(PlanError, match="potluck simulate"), open_session(model_dir, plan):
+    with pytest.raises(PlanError, match="potluck simulate"), open_session(open_model(model_dir), plan):
         pass
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from placement.weight_format import ExpertFormat, WeightFormat
 from workers.model_config import Step35Config
+
+if TYPE_CHECKING:
+    from workers.formats.contents import ModelContents
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +57,19 @@ class Checkpoint(Protocol):
     @property
     def stored(self) -> Mapping[str, str]:
         """Published name of each tensor -> its name in the files."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What a GGUF file says beside its tensors, such as its tokenizer; empty for a directory."""
+        ...
+
+    def contents(self, config: Step35Config) -> ModelContents:
+        """All tensors with their types and bytes; only the headers are looked at.
+
+        Raises:
+            CheckpointError: one is of a type that does not load.
+        """
         ...
 
     def has(self, name: str) -> bool:

@@ -13,10 +13,10 @@ from math import prod
 from pathlib import Path
 
 from placement.errors import CheckpointError
-from workers.formats.gguf.model import find_gguf
-from workers.formats.gguf.tensors import weights_of
+from workers.formats.gguf.model import GgufModel, find_gguf
+from workers.formats.gguf.tensors import GgufWeights, weights_of
 from workers.formats.open_model import is_gguf, load_config
-from workers.formats.shards import FORMS, READABLE, find_shards, published_names, scales_of
+from workers.formats.shards import FORMS, READABLE, Shard, find_shards, published_names, scales_of
 from workers.model_config import Step35Config
 
 
@@ -83,22 +83,36 @@ class TypeRun:
 
 
 def model_contents(path: str | Path) -> ModelContents:
-    """List a model's directory or GGUF file.
+    """List a model's directory or GGUF file, without torch. An open model's checkpoint has its contents.
 
     Raises:
         CheckpointError: no model of this architecture, damaged, or of a type that does not load.
     """
     if not is_gguf(path):
         config = load_config(path)
-        return ModelContents(config, tuple(_of_directory(Path(path), config)), ())
+        return directory_contents(find_shards(Path(path)), config)
     model = find_gguf(path)
+    return gguf_contents(weights_of(model.parts.tensors, model.config), model)
+
+
+def gguf_contents(weights: Mapping[str, GgufWeights], model: GgufModel) -> ModelContents:
+    """List the tensors of GGUF files, by published name as `weights_of` has them."""
     # An MTP layer without a head of its own has the trunk's under a second name, which comes last.
     once: dict[tuple[Path, int], ListedTensor] = {}
-    for name, found in weights_of(model.parts.tensors, model.config).items():
+    for name, found in weights.items():
         num_weights = prod(found.shape)
         listed = _listed(name, found.form.name, num_weights, found.num_bytes, model.config)
         once.setdefault((found.file.path, found.start), listed)
     return ModelContents(model.config, tuple(once.values()), model.notes)
+
+
+def directory_contents(shards: Mapping[str, Shard], config: Step35Config) -> ModelContents:
+    """List the tensors of a directory, by their stored names as `find_shards` has them.
+
+    Raises:
+        CheckpointError: one is of a type that does not load.
+    """
+    return ModelContents(config, tuple(_of_directory(shards, config)), ())
 
 
 def type_runs(tensors: Sequence[ListedTensor]) -> list[TypeRun]:
@@ -122,8 +136,7 @@ def _layers(tensors: Iterable[ListedTensor]) -> list[int]:
     return sorted({tensor.layer for tensor in tensors if tensor.layer is not None})
 
 
-def _of_directory(path: Path, config: Step35Config) -> Iterable[ListedTensor]:
-    shards = find_shards(path)
+def _of_directory(shards: Mapping[str, Shard], config: Step35Config) -> Iterable[ListedTensor]:
     stored = published_names(shards)
     scales = scales_of(stored, shards)
     for name, found in stored.items():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from placement.errors import CheckpointError
+from placement.model_shape import ModelShape
 from placement.weight_format import FORMATS, ExpertFormat, WeightFormat
 from workers.formats.gguf.model import find_gguf
 from workers.formats.gguf.parts import whole_name
@@ -14,8 +15,31 @@ from workers.model_config import Step35Config
 
 if TYPE_CHECKING:
     from workers.formats.checkpoint import Checkpoint
+    from workers.formats.contents import ModelContents
 
 GGUF_SUFFIX = ".gguf"
+
+
+class OpenModel(NamedTuple):
+    """A model whose files were opened: passed on, so that nobody opens them again."""
+
+    config: Step35Config
+    checkpoint: Checkpoint
+
+    @property
+    def path(self) -> Path:
+        """The directory, or the file that was asked for."""
+        return self.checkpoint.path
+
+    @property
+    def shape(self) -> ModelShape:
+        """Its sizes, under the name of its files."""
+        return self.config.shape(model_name(self.path))
+
+    @property
+    def contents(self) -> ModelContents:
+        """All its tensors, listed anew."""
+        return self.checkpoint.contents(self.config)
 
 
 def is_gguf(path: str | Path) -> bool:
@@ -41,8 +65,8 @@ def load_config(path: str | Path) -> Step35Config:
     return _directory_config(Path(path))
 
 
-def open_model(path: str | Path) -> tuple[Step35Config, Checkpoint]:
-    """Configuration and weights of a model.
+def open_model(path: str | Path) -> OpenModel:
+    """Configuration and weights of a model; its headers are read, no weights.
 
     Raises:
         CheckpointError: no model of this architecture, damaged, or of a type that does not load.
@@ -52,10 +76,10 @@ def open_model(path: str | Path) -> tuple[Step35Config, Checkpoint]:
         from workers.formats.gguf.checkpoint import GgufCheckpoint
 
         model = find_gguf(path)
-        return model.config, GgufCheckpoint(model)
+        return OpenModel(model.config, GgufCheckpoint(model))
     from workers.formats.safetensors import SafetensorsCheckpoint
 
-    return _directory_config(Path(path)), SafetensorsCheckpoint.open(path)
+    return OpenModel(_directory_config(Path(path)), SafetensorsCheckpoint.open(path))
 
 
 def kept_forms(checkpoint: Checkpoint, config: Step35Config, dtype: str) -> dict[int, ExpertFormat]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from placement.errors import CheckpointError
 from placement.weight_format import FP8_E4M3, ExpertFormat, WeightFormat
 from workers.formats.checkpoint import Expert, StoredMatrix
+from workers.formats.contents import ModelContents, directory_contents
 from workers.formats.dequantise import float32_matrix
 from workers.formats.shards import FORMS, READABLE, SCALES, Shard, find_shards, published_names, scales_of
 from workers.model_config import Step35Config
@@ -23,6 +26,7 @@ class SafetensorsCheckpoint:
     """
 
     notes: Sequence[str] = ()
+    metadata: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, path: Path, files: Mapping[str, Shard]) -> None:
         """`files`: stored name of each tensor -> the file it is in.
@@ -46,6 +50,10 @@ class SafetensorsCheckpoint:
             CheckpointError: as `find_shards`, or the weights are quantised in a way that does not load.
         """
         return cls(Path(model_dir), find_shards(Path(model_dir)))
+
+    def contents(self, config: Step35Config) -> ModelContents:
+        """See `Checkpoint.contents`."""
+        return directory_contents(self._files, config)
 
     def has(self, name: str) -> bool:
         """Whether the tensor exists."""

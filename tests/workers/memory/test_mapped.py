@@ -54,12 +54,15 @@ def mapped(tmp_path: Path) -> Mapped:
 def test_two_fifths_of_the_experts_touch_two_fifths_of_the_file(mapped: Mapped) -> None:
     held = random.Random(0).sample(range(NUM_EXPERTS), 2 * NUM_EXPERTS // 5)
     seen: list[tuple[int, int]] = []
+    # Some read beside each other, all told of in order.
     ranges = joined(mapped.range(expert) for expert in held)
     bring_in(ranges, lambda done, total: seen.append((done, total)))
     touched = mapped.in_memory.mean()
     assert 0.40 <= touched <= 0.41
     total = sum(part.num_bytes for part in ranges)
     assert seen[-1] == (total, total)
+    assert seen == sorted(seen)
+    assert len(seen) > 1
     assert MappedWatch(ranges).missing_bytes() == 0
     assert MappedWatch(ranges).notice() is None
 

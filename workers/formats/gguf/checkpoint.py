@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from placement.errors import CheckpointError
 from placement.weight_format import ExpertFormat
 from workers.formats.checkpoint import Expert, StoredMatrix
+from workers.formats.contents import ModelContents, gguf_contents
 from workers.formats.dequantise import float32_values
 from workers.formats.gguf.mapped_file import MappedFile
 from workers.formats.gguf.model import GgufModel
@@ -37,6 +39,8 @@ class GgufCheckpoint:
         """
         self.path: Path = model.parts.path
         self.notes: Sequence[str] = model.notes
+        self.metadata: Mapping[str, Any] = model.parts.metadata
+        self._model = model
         self._weights = weights_of(model.parts.tensors, model.config)
         self._mtp_path = model.mtp_path
         self._num_trunk = model.config.num_hidden_layers
@@ -44,6 +48,10 @@ class GgufCheckpoint:
         files = {placed.file.path: placed.file for placed in model.parts.tensors.values()}
         self._mapped = {path: MappedFile(file) for path, file in files.items()}
         self._experts_of_layer: tuple[int, list[Expert]] | None = None
+
+    def contents(self, config: Step35Config) -> ModelContents:
+        """See `Checkpoint.contents`."""
+        return gguf_contents(self._weights, self._model)
 
     def has(self, name: str) -> bool:
         """Whether the tensor exists."""
