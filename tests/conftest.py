@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from placement.policies.least_time import kicks
-from placement.routing import planning_text
+from tests.brief import search_briefly
 
 # Examples where a test does not say how many; of any time, since other work may take the processors.
 settings.register_profile("daily", max_examples=40, deadline=None)
@@ -36,10 +35,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def brief_search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten repetitions instead of eighty, a tenth of the text: what uses a plan need not have the best one.
+    """What uses a plan need not have the best one.
 
-    Long tests and those that ask how good plans are (`whole_search`) have all of it.
+    Long tests and those that ask how good plans are (`whole_search`) have the planner's whole search.
     """
     if not any(request.node.get_closest_marker(name) for name in ("long", "whole_search")):
-        monkeypatch.setattr(kicks, "_MOST_KICKS", kicks._FEWEST_KICKS)
-        monkeypatch.setattr(planning_text, "_DRAWN_TOKENS", 300)
+        search_briefly(monkeypatch)

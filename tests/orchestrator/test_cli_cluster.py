@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -37,13 +36,13 @@ def started(mark: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 def test_worker_processes_give_the_ids_that_one_process_gives(
-    model_dir: Path, mark: str, potluck: Potluck
+    model_dir: Path, mark: str, potluck: Potluck, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("generate", "--model", model_dir, "--token-ids", "5,6,7", "--max-tokens", 20)
     arguments += ("--ignore-eos", "--json")
-    out, err = started(mark, *arguments, "--workers", 2, "--mtp", 3).communicate(timeout=DEADLINE_S)
-    assert out, err
-    spread = json.loads(out)
+    with monkeypatch.context() as patch:
+        patch.setenv(MARK, mark)
+        spread = document(potluck(*arguments, "--workers", 2, "--mtp", 3))
     assert spread["token_ids"] == document(potluck(*arguments, "--workers", 0))["token_ids"]
     assert spread["remote_layers_per_token"] > 0
     assert [worker["name"] for worker in spread["workers"]] == ["worker-0", "worker-1"]

@@ -93,8 +93,8 @@ def test_the_same_seed_gives_the_same_tokens_and_another_one_others(model: Step3
 @pytest.mark.parametrize(
     ("mtp", "batches"),
     [
-        (0, 3),
-        (3, 4),
+        (0, 2),
+        (3, 2),
         pytest.param(0, 20, marks=pytest.mark.long),
         pytest.param(3, 20, marks=pytest.mark.long),
     ],

@@ -47,7 +47,7 @@ def held(cache: KVCache, layer: int, position: int) -> float:
     return float(page.view(torch.float32)[position % PAGE_POSITIONS])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(1, 300), st.integers(0, MAX_DRAFTS)).map(lambda pair: (pair[0], min(pair))),

@@ -13,9 +13,10 @@ import psutil
 import pytest
 import ray
 
-from orchestrator.local_ray import MAX_TEMP_DIR_CHARS, local_ray
+from orchestrator.local_ray import MAX_TEMP_DIR_CHARS, joined_ray, local_ray
 from orchestrator.run_folder import remove_abandoned
 from orchestrator.stopping import STOP_SIGNALS
+from placement.errors import WorkerStartError
 from tests.orchestrator.processes import DEADLINE_S, is_running, run, wait_until
 from tests.tiny_checkpoint import write_random_checkpoint
 
@@ -57,6 +58,14 @@ def test_ray_leaves_environment_signals_and_files_as_they_were(
     assert dict(os.environ) == environment
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == handlers
     assert list(home.iterdir()) == []
+
+
+def test_a_cluster_that_is_not_there_is_named() -> None:
+    with (
+        pytest.raises(WorkerStartError, match=r"^Ray at 127\.0\.0\.1:1: .*run `ray up`"),
+        joined_ray("127.0.0.1:1"),
+    ):
+        pytest.fail("joined")
 
 
 @pytest.fixture

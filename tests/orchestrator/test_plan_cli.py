@@ -15,7 +15,9 @@ from placement.model_shape import STEP_3_5_FLASH
 from placement.plan_file import read_plan
 from placement.workload import Workload
 from tests.orchestrator.command_line import Potluck, document, says
+from workers.model_config import Step35Config
 
+TINY = Path(__file__).parents[2] / "models" / "potluck-tiny"
 CLUSTER = """
 head: study
 nodes:
@@ -157,10 +159,9 @@ def test_the_output_stays_readable_at_60_columns(
 
 
 def test_speeds_stop_at_the_models_own_length(potluck: Potluck, files: Path, tmp_path: Path) -> None:
-    model = Path(__file__).parents[2] / "models" / "potluck-tiny"
     made = document(
         potluck(
-            *("plan", files / "cluster.yaml", "--model", model, "--policy", "uniform", "--json"),
+            *("plan", files / "cluster.yaml", "--model", TINY, "--policy", "uniform", "--json"),
             *("--context", 100),
         )
     )
@@ -179,17 +180,18 @@ def test_several_tokens_a_step_and_drafts(potluck: Potluck, files: Path) -> None
 
 
 def test_a_plan_in_use_moves_within_the_budget(potluck: Potluck, files: Path, tmp_path: Path) -> None:
-    old, new = tmp_path / "old.json", tmp_path / "new.json"
-    coding = ("--stats", files / "coding.npz", "--policy", "hottest-first", "--out", old, "--json")
-    document(potluck(*arguments(files, *coding)))
-    made = document(
-        potluck(
-            *arguments(files, "--stats", files / "general.npz", "--current", old, "--move-bytes", "2GB"),
-            *("--out", new, "--json"),
-        )
-    )
+    old, new, cluster = tmp_path / "old.json", tmp_path / "new.json", tmp_path / "cluster.yaml"
+    cluster.write_text(CLUSTER.replace("96GB", "24MB").replace("60GB", "12MB"))
+    router = SyntheticRouter(Step35Config.load(TINY).shape(TINY.name))
+    for domain in (CODING, GENERAL):
+        stats = RoutingStats.from_trace(router.shape, router.trace(domain, 400), domain.name)
+        stats.save(tmp_path / f"{domain.name}.npz")
+    given = ("plan", cluster, "--model", TINY, "--json", "--stats")
+    document(potluck(*given, tmp_path / "coding.npz", "--policy", "hottest-first", "--out", old))
+    more = ("--current", old, "--move-bytes", "2MB", "--out", new)
+    made = document(potluck(*given, tmp_path / "general.npz", *more))
     moved = made["replan"]
-    assert 0 < moved["moved_bytes"] <= 2_000_000_000
+    assert 0 < moved["moved_bytes"] <= 2_000_000
     assert moved["moe_s_after"] < moved["moe_s_before"]
     assert moved["payback_s"] > moved["transfer_s"] > 0
     before, after = read_plan(old), read_plan(new)

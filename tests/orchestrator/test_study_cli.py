@@ -18,7 +18,7 @@ from placement.answers.study.grid import cells
 from placement.answers.study.results import Row
 from placement.answers.study.runner import run_cells
 from placement.errors import ClusterFileError, InputError, StudyFileError
-from placement.policies.least_time import kicks
+from tests.brief import search_briefly
 from tests.orchestrator.command_line import Potluck, document
 from tests.placement.answers.study.test_study import SHAPE, STUDY, written
 
@@ -29,8 +29,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     text = STUDY.replace("[hottest-first,", "[least-time, hottest-first,").replace("[0]", "[0, 8]")
     loaded = Study.load(written(folder, text.replace("name: small\n", 'name: "<b>small</b>"\n', 1)))
     with pytest.MonkeyPatch.context() as patch:
-        # As tests/conftest.py has it, which comes too late for a fixture of the module.
-        patch.setattr(kicks, "_MOST_KICKS", kicks._FEWEST_KICKS)
+        # tests/conftest.py comes too late for a fixture of the module.
+        search_briefly(patch)
         rows = list(run_cells(SHAPE, cells(loaded), processes=1))
     assert len(compare(rows)) == 2 * 2 * 2
     write_page(loaded, rows, folder / "report.html")

@@ -352,7 +352,7 @@ def test_a_wrong_field_of_the_workload_is_refused_by_name(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"layers": dict.fromkeys(range(100_000), 1)}, "at most 1024 layers, found 100000"),
+        ({"layers": dict.fromkeys(range(30_000), 1)}, "at most 1024 layers, found 30000"),
         (
             {
                 "layers": {layer: {"form": "q4", "expert_bytes": 1} for layer in range(1024)},
@@ -360,9 +360,9 @@ def test_a_wrong_field_of_the_workload_is_refused_by_name(
             },
             "are more than 268435456; expected",
         ),
-        ({"model": "x" * 50_000_000}, "model: expected at most 200 characters, found 50000000"),
-        ({"format": "x" * 50_000_000}, "this is not a plan"),
-        ({"x" * 50_000_000: 1}, "unknown field 'xxx"),
+        ({"model": "x" * 20_000_000}, "model: expected at most 200 characters, found 20000000"),
+        ({"format": "x" * 20_000_000}, "this is not a plan"),
+        ({"x" * 20_000_000: 1}, "unknown field 'xxx"),
         ({"epoch": "digits"}, "not JSON: Exceeds the limit"),
         ({"workers": [1] * 5000}, "workers: expected a list of at least one and at most 4096"),
     ],
@@ -389,7 +389,7 @@ def test_absurd_sizes_end_in_one_short_line_before_they_are_allocated(
 
 def test_nesting_without_end_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
-    file.write_text("[" * 1_000_000)
+    file.write_text("[" * 200_000)
     with pytest.raises(PlanError, match="nested more than 64 deep; expected a plan"):
         read_plan(file)
 

@@ -203,7 +203,7 @@ def assert_equal_counts(run: Run, counts: Any) -> None:
     bytes_per_activation=st.sampled_from([2, 4]),
     devices=st.sampled_from([DEVICES, BOXES]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_counts_equal_the_dispatchers(
     seed: int,
     drafts: int,
@@ -230,7 +230,7 @@ def test_counts_equal_the_dispatchers(
     worker=st.sampled_from(["den", "attic"]),
     devices=st.sampled_from([DEVICES, BOXES]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_loss_is_noticed_and_mended_when_and_as_the_dispatcher_does(
     seed: int, at: float, worker: str, devices: tuple[PlanningDevice, ...]
 ) -> None:

@@ -121,7 +121,7 @@ def test_two_devices_behind_one_link_wait_for_each_other() -> None:
 
 
 @given(sizes=st.lists(st.integers(0, 300), max_size=6), seed=st.integers(0, 50))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_the_same_run_gives_the_same_report_to_the_last_bit(sizes: list[int], seed: int) -> None:
     system = system_of(random_plan(seed, replica_chance=0.3), workload=Workload(drafts=1))
     trace, luck = random_trace(seed, 900), Acceptance((0.6,), seed)
