@@ -107,7 +107,7 @@ def _shorten_study(clone: Path) -> None:
     study = yaml.safe_load((studies / "home-clusters.yaml").read_text())
     study |= {"batches": [1], "contexts": [1000], "policies": ["one-box", "uniform"]}
     study["clusters"] = study["clusters"][:1]
-    study["traces"] = [{"name": "general", "domain": "general", "tokens": 512}]
+    study["traces"] = [{"name": "general", "domain": "general", "tokens": 200}]
     (clone / "docs").unlink()
     (clone / "docs" / "studies").mkdir(parents=True)
     (clone / "docs" / "studies" / "clusters").symlink_to(studies / "clusters")
