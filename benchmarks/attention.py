@@ -22,7 +22,8 @@ from torch import Tensor
 
 from benchmarks.timing import best_s, read_rate
 from orchestrator import kernels
-from orchestrator.kernels.attention import PAGE_POSITIONS, KvForm, KvShape, PageTable
+from orchestrator.kernels.attention import PageTable
+from placement.kv_size import PAGE_POSITIONS, KvForm, KvShape
 from workers.kernels import instruction_set
 
 KV_HEADS, HEAD_DIM = 8, 128

@@ -19,11 +19,11 @@ from rich.table import Table
 from torch import Tensor
 
 from models.tiny.evaluate import windows
-from orchestrator.kernels.attention import KvForm
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.step35 import Step35Model
 from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
+from placement.kv_size import KvForm
 from workers.formats.open_model import open_model
 
 

@@ -65,7 +65,7 @@ def plan_here(model: OpenModel, dtype: str, demand: Demand, free: FreeMemory) ->
     """
     config, checkpoint = model
     shape = model.shape
-    head = head_needs(model.contents, shape, dtype, demand, in_directory=model.path.is_dir())
+    head = head_needs(model.contents, shape, dtype, demand)
     head_bytes = sum(need.num_bytes for need in head)
     of_layer = held_expert_bytes(checkpoint, config, kept_forms(checkpoint, config, dtype))
     expert_bytes = shape.num_experts * sum(of_layer.values())

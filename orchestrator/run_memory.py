@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from placement.kv_size import PASS_ROWS, KvForm, SequenceSize
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan
 from placement.weight_format import BFLOAT16, FLOAT16, FLOAT32
-from workers.formats.checkpoint import Checkpoint
+from placement.workload import HeadBytes
 from workers.formats.contents import ListedTensor, ModelContents, Part
 from workers.memory.budget import PROCESS_BYTES, Need, check_memory
 from workers.memory.free import FreeMemory
 from workers.model_config import Step35Config
-from workers.pool import tier_needs
 from workers.tiers import tiers_of
 
 if TYPE_CHECKING:
-    from orchestrator.kernels.attention import KvForm
+    from workers.formats.checkpoint import Checkpoint
 
 RAY_BYTES = 350_000_000
 """What Ray's own processes take on this machine when a run starts it (docs/memory.md)."""
@@ -27,8 +27,6 @@ _ADVICE = (
     "plan more experts on other boxes or on a disk, take a smaller context or a file in fewer bits, or end "
     "other programs"
 )
-_FLOAT32_BYTES = 4
-_KV_VALUE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,36 +37,47 @@ class Demand:
     """
 
     positions: int
-    pass_rows: int = 256
+    pass_rows: int = PASS_ROWS
     num_drafts: int = 0
     kv_form: KvForm | None = None
 
 
-def head_needs(
-    contents: ModelContents, shape: ModelShape, dtype: str, demand: Demand, *, in_directory: bool
-) -> list[Need]:
-    """The head's weights, KV cache and activations.
+def head_bytes(contents: ModelContents, dtype: str) -> HeadBytes:
+    """What the head's own weights take in a run in `dtype`.
 
-    Args:
-        dtype: what the head computes with and keeps its cache in.
-        in_directory: the model is safetensors in a directory, whose wider numbers are rounded to the dtype.
+    Those of a GGUF file lie as the file has them. Wider numbers of a directory are rounded to the dtype.
     """
-    left_out = {Part.EXPERTS} if demand.num_drafts else {Part.EXPERTS, Part.MTP}
-    weights = sum(
-        _kept_bytes(tensor, dtype) if in_directory else tensor.num_bytes
-        for tensor in contents.tensors
-        if tensor.part not in left_out
-    )
-    kv_cache = shape.kv_cache_bytes(
-        demand.positions, _KV_VALUE_BYTES[demand.kv_form or dtype], with_mtp=demand.num_drafts > 0
-    )
-    if demand.kv_form == "int8":
-        # A float32 scale for each head's key, and one for its value.
-        kv_cache += kv_cache * _FLOAT32_BYTES // min(attention.head_dim for attention in shape.attention)
+    trunk = mtp = 0
+    for tensor in contents.tensors:
+        num_bytes = _kept_bytes(tensor, dtype) if contents.in_directory else tensor.num_bytes
+        if tensor.part is Part.MTP:
+            mtp += num_bytes
+        elif tensor.part is not Part.EXPERTS:
+            trunk += num_bytes
+    return HeadBytes(trunk, mtp)
+
+
+def expert_bytes(contents: ModelContents, dtype: str) -> dict[int, int]:
+    """What all routed experts of each MoE layer take in memory in a run in `dtype`."""
+    of_layer = dict.fromkeys(contents.config.moe_layers, 0)
+    for tensor in contents.tensors:
+        if tensor.part is Part.EXPERTS and tensor.layer in of_layer:
+            of_layer[tensor.layer] += (
+                _kept_bytes(tensor, dtype) if contents.in_directory else tensor.num_bytes
+            )
+    return of_layer
+
+
+def head_needs(contents: ModelContents, shape: ModelShape, dtype: str, demand: Demand) -> list[Need]:
+    """The head's weights, KV cache and activations; `dtype`: what it computes with and keeps its cache in."""
+    in_memory = head_bytes(contents, dtype)
+    weights = in_memory.trunk + (in_memory.mtp if demand.num_drafts else 0)
+    sequence = SequenceSize.of(shape, demand.kv_form or KvForm.of(dtype), demand.num_drafts)
+    kv_cache = sequence.num_bytes(demand.positions, demand.pass_rows)
     return [
         Need("the head's weights", weights),
         Need(f"a KV cache of {demand.positions:,} positions", kv_cache),
-        Need("activations", _activation_bytes(shape, demand.pass_rows)),
+        Need("activations", shape.activation_bytes(demand.pass_rows)),
     ]
 
 
@@ -77,16 +86,6 @@ def _kept_bytes(tensor: ListedTensor, dtype: str) -> int:
     if wider is None or dtype != BFLOAT16.name:
         return tensor.num_bytes
     return tensor.num_bytes * BFLOAT16.block_bytes // wider.block_bytes
-
-
-def _activation_bytes(shape: ModelShape, rows: int) -> int:
-    attention = max(a.num_heads * a.head_dim + a.kv_values_per_position() for a in shape.attention)
-    widest = max(
-        attention,
-        2 * shape.dense_intermediate_size,
-        2 * shape.top_k * shape.moe_intermediate_size + shape.hidden_size,
-    )
-    return _FLOAT32_BYTES * (rows * (4 * shape.hidden_size + widest) + 4 * shape.vocab_size)
 
 
 def check_run(
@@ -107,6 +106,9 @@ def check_run(
     Raises:
         PlanDoesNotFit: names what takes how much, the bytes that are missing, and what would help.
     """
+    # Loads torch, which `potluck inspect` does without.
+    from workers.pool import tier_needs
+
     needs = list(head)
     here = [LOCAL_WORKER] if plan.local_worker is not None else []
     if workers_here and plan.asked_workers:

@@ -11,8 +11,6 @@ import torch
 
 from orchestrator.dispatch import Dispatcher, Usage
 from orchestrator.generate import GenerationParams, GenerationResult, OnTokens, generate
-from orchestrator.kernels.attention import KvForm
-from orchestrator.model.kv_cache import SequenceShape
 from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.weights import check_drafts, load_head_weights
@@ -21,6 +19,7 @@ from orchestrator.report import RunReport, make_report
 from orchestrator.run_memory import Demand, check_run, head_needs
 from orchestrator.runnable import check_forms, check_runnable
 from orchestrator.timing import StepTimer
+from placement.kv_size import KvForm, SequenceSize
 from placement.message_size import MAX_MESSAGE_ROWS
 from placement.plan import Plan
 from placement.weight_format import ExpertFormat
@@ -130,7 +129,7 @@ def open_session(
     check_drafts(checkpoint, config, num_drafts)
     positions = positions or min(DEFAULT_CONTEXT, shape.max_positions)
     demand = Demand(positions, num_drafts=num_drafts, kv_form=kv_form)
-    head = head_needs(model.contents, shape, plan.dtype, demand, in_directory=model.path.is_dir())
+    head = head_needs(model.contents, shape, plan.dtype, demand)
     check_run(plan, head, checkpoint, config, free_memory(), workers_here=ray_address is None)
     num_workers = len(plan.asked_workers)
     if not num_workers:
@@ -185,10 +184,10 @@ def _load(
     read = weights.trunk_matrices + (weights.mtp_matrices if demand.num_drafts else ())
     bring_in(joined(Range(matrix.data.data_ptr(), matrix.data.nbytes) for matrix in read), on_progress)
     dispatcher = Dispatcher(plan, local, connect(), max_rows=MAX_MESSAGE_ROWS, timer=timer)
-    kv_form = demand.kv_form or KvForm.of(dtype)
+    kv_form = demand.kv_form or KvForm.of(plan.dtype)
     # What was asked for was found to fit before anything was read.
-    layers = SequenceShape(config.layers, config.sliding_window, kv_form)
-    asked_bytes = layers.num_bytes(demand.positions, demand.pass_rows)
+    sequence = SequenceSize.of(config.shape(""), kv_form, demand.num_drafts)
+    asked_bytes = sequence.num_bytes(demand.positions, demand.pass_rows)
     pool = KvPool(max(asked_bytes, free_memory().usable_bytes))
     head = Step35Model(config, weights, dtype, dispatcher, timer, kv_form, pool)
     return Session(head, dispatcher, plan, local, checkpoint, expert_bytes)

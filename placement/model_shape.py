@@ -16,6 +16,10 @@ MOST_EXPERTS = 65_535
 """Of a layer: routing files number them in 16 bits, and one number stands for none."""
 MOST_LAYERS = 1024
 """Several times those of any model there is."""
+MOST_POSITIONS = 2**30
+"""Of a text."""
+
+_FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +42,6 @@ class AttentionShape:
         kv_size = self.num_kv_heads * self.head_dim
         gate = self.num_heads * hidden_size if self.has_head_gate else 0
         return hidden_size * (2 * query_size + 2 * kv_size) + gate + 2 * self.head_dim
-
-    def kv_values_per_position(self) -> int:
-        """Keys and values kept for one position, in elements."""
-        return 2 * self.num_kv_heads * self.head_dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +155,14 @@ class ModelShape:
         return attention + self.dense_ffn_parameters + projection + self.lm_head_parameters + norms
 
     @property
+    def trunk_head_parameters(self) -> int:
+        """What the head keeps in memory without drafts: what a step reads, and the embedding."""
+        return self.head_read_parameters + self.embedding_parameters
+
+    @property
     def head_parameters(self) -> int:
-        """All that the head keeps in memory: what a step reads, the embedding and the draft layers."""
-        drafts = sum(self.mtp_layer_parameters(i) for i in range(self.num_mtp_layers))
-        return self.head_read_parameters + self.embedding_parameters + drafts
+        """All that the head may keep in memory, the draft layers included."""
+        return self.trunk_head_parameters + sum(map(self.mtp_layer_parameters, range(self.num_mtp_layers)))
 
     # Bytes.
 
@@ -166,13 +170,15 @@ class ModelShape:
         """Bytes of one routed expert. The bits include a format's scales (`WeightFormat.bits`)."""
         return math.ceil(self.expert_parameters * bits_per_weight / 8)
 
-    def kv_cache_bytes(self, num_positions: int, bytes_per_value: int = 2, *, with_mtp: bool = True) -> int:
-        """One sequence's KV cache: full layers grow with the context, sliding ones stop at the window."""
-        layers = self.attention if with_mtp else self.attention[: self.num_hidden_layers]
-        return bytes_per_value * sum(
-            a.kv_values_per_position() * (min(num_positions, a.window) if a.is_sliding else num_positions)
-            for a in layers
+    def activation_bytes(self, num_rows: int) -> int:
+        """What a pass keeps beside weights and caches, in float32: its widest layer, and some logits."""
+        attention = max(a.num_heads * a.head_dim + 2 * a.num_kv_heads * a.head_dim for a in self.attention)
+        widest = max(
+            attention,
+            2 * self.dense_intermediate_size,
+            2 * self.top_k * self.moe_intermediate_size + self.hidden_size,
         )
+        return _FLOAT32_BYTES * (num_rows * (4 * self.hidden_size + widest) + 4 * self.vocab_size)
 
 
 def _step_3_5_flash() -> ModelShape:

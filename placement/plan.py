@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from placement.assign.one_step import ReplicaCosts
-from placement.errors import PlanDoesNotFit, PlanError
+from placement.errors import InputError, PlanDoesNotFit, PlanError
 from placement.files.quote import quote
 from placement.holders import NO_WORKER, HolderTable
 from placement.model_shape import ModelShape
 from placement.units import size
-from placement.weight_format import ExpertFormat
+from placement.weight_format import BFLOAT16, ExpertFormat, planned_experts
 from placement.wire_form import WireForm, wire_form
 from placement.workload import Workload
 
@@ -75,6 +75,22 @@ def planned_layers(shape: ModelShape, forms: Mapping[int, ExpertFormat]) -> tupl
         PlannedLayer(layer, form.name, form.expert_bytes(shape.hidden_size, shape.moe_intermediate_size))
         for layer, form in forms.items()
     )
+
+
+def wires_of(layers: Iterable[PlannedLayer], dtype: str) -> tuple[WireForm, ...]:
+    """What rows travel in where a run in `dtype` keeps experts so: of each layer, or one if all are alike.
+
+    Experts in a form that nobody here knows count as unquantised.
+    """
+    wires = [_wire_of(layer.form, dtype) for layer in layers]
+    return tuple(wires) if len(set(wires)) > 1 else tuple(wires[:1])
+
+
+def _wire_of(form: str, dtype: str) -> WireForm:
+    try:
+        return wire_form(planned_experts(form), dtype)
+    except InputError:
+        return wire_form(ExpertFormat.of(BFLOAT16), dtype)
 
 
 def like_layers(moe_layers: Sequence[int], form: str, expert_bytes: int) -> tuple[PlannedLayer, ...]:

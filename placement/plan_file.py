@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from placement.files.json_file import read_json
 from placement.files.quote import quote
 from placement.holders import HolderTable
 from placement.model_shape import MOST_EXPERTS, MOST_LAYERS
-from placement.plan import TIER_KINDS, Plan, PlannedLayer, PlannedTier, like_layers
+from placement.plan import TIER_KINDS, Plan, PlannedLayer, PlannedTier, like_layers, wires_of
 from placement.plan_fields import ascending, count, number, object_of, text
 from placement.weight_format import BFLOAT16, FLOAT32, run_dtype_of
+from placement.workload import Workload
 from placement.workload_fields import workload_fields, workload_of_fields
 
 PLAN_FORMAT = "potluck-plan"
@@ -125,17 +127,17 @@ def _version_2(document: Mapping[str, Any]) -> Plan:
             tier = object_of(part, place, (*_TIER_FIELDS, "experts"), optional=_TIER_COSTS)
             tiers.append(_tier(tier, place, node, worker=name, kind="kind"))
             held.append((place, tier["experts"]))
-    assumes = fields.get("assumes")
+    dtype = _dtype(fields["dtype"])
     return Plan(
         model=text(fields["model"], "model"),
         fingerprint=text(fields["fingerprint"], "fingerprint"),
         layers=layers,
-        dtype=_dtype(fields["dtype"]),
+        dtype=dtype,
         tiers=tuple(tiers),
         holder_table=_holders(held, fields["num_experts"], [layer.index for layer in layers]),
         policy=text(fields["policy"], "policy"),
         epoch=count(fields["epoch"], "epoch"),
-        workload=None if assumes is None else workload_of_fields(assumes, "assumes"),
+        workload=_workload(fields, "assumes", layers, dtype),
         digests=_digests(fields.get("digests", {})),
     )
 
@@ -152,20 +154,27 @@ def _version_1(document: Mapping[str, Any]) -> Plan:
         worker = object_of(item, where, names, optional=_TIER_COSTS)
         tiers.append(_tier(worker, where, text(worker["node"], f"{where}.node"), worker="", kind="tier"))
         held.append((where, worker["experts"]))
-    workload = fields.get("workload")
+    expert_bytes = count(fields["expert_bytes"], "expert_bytes", least=1, most=MOST_EXPERT_BYTES)
+    layers, dtype = like_layers(moe_layers, form, expert_bytes), run_dtype_of(form)
     return Plan(
         model=text(fields["model"], "model"),
         fingerprint=text(fields["fingerprint"], "fingerprint"),
-        layers=like_layers(
-            moe_layers, form, count(fields["expert_bytes"], "expert_bytes", least=1, most=MOST_EXPERT_BYTES)
-        ),
-        dtype=run_dtype_of(form),
+        layers=layers,
+        dtype=dtype,
         tiers=tuple(tiers),
         holder_table=_holders(held, fields["num_experts"], moe_layers),
         policy=text(fields["policy"], "policy"),
         epoch=count(fields["epoch"], "epoch"),
-        workload=None if workload is None else workload_of_fields(workload, "workload"),
+        workload=_workload(fields, "workload", layers, dtype),
     )
+
+
+def _workload(
+    fields: Mapping[str, Any], name: str, layers: tuple[PlannedLayer, ...], dtype: str
+) -> Workload | None:
+    if name not in fields:
+        return None
+    return replace(workload_of_fields(fields[name], name), wires=wires_of(layers, dtype))
 
 
 _READERS = {1: _version_1, 2: _version_2}

@@ -192,6 +192,18 @@ def planned_format(name: str) -> WeightFormat:
         raise InputError(f"quantisation {quote(name)}: expected {', '.join(PLANNED_FORMATS)}") from None
 
 
+def planned_experts(name: str) -> ExpertFormat:
+    """Experts in a form that plans name, or in three of them as gate/up/down.
+
+    Raises:
+        InputError: an unknown name, or two or more than three.
+    """
+    forms = [planned_format(part) for part in name.split("/")]
+    if len(forms) not in (1, 3):
+        raise InputError(f"experts in {quote(name)}: expected one form, or three of them as gate/up/down")
+    return ExpertFormat(*(forms if len(forms) == 3 else forms * 3))
+
+
 # Published files of these forms quantise nothing but the routed experts.
 _EXPERTS_ONLY = (FP8_E4M3, _NVFP4)
 # GGUF files go below 4.5 bits by their experts; attention and the output keep about as many.
@@ -211,16 +223,6 @@ def head_bits_of(quant: str) -> float:
     return BFLOAT16.bits if form in _EXPERTS_ONLY else max(form.bits, _FEWEST_HEAD_BITS)
 
 
-def activation_bytes_of(quant: str) -> int:
-    """Bytes of an activation on the wire: 1 where quantised weights take it rounded to 8 bits."""
-    return 1 if planned_format(quant).rounding_block else value_bytes_of(quant)
-
-
-def value_bytes_of(quant: str) -> int:
-    """Bytes of a value in the KV cache, and on the wire where weights are not quantised."""
-    return FLOAT32.block_bytes if quant.lower() == FLOAT32.name else BFLOAT16.block_bytes
-
-
 def run_dtype_of(form: str) -> str:
-    """What the head computes with and sends where experts are kept in `form`: float32, or bfloat16."""
-    return FLOAT32.name if value_bytes_of(form) == FLOAT32.block_bytes else BFLOAT16.name
+    """What the head computes with where experts are kept in `form`: float32, or bfloat16."""
+    return FLOAT32.name if form.lower() == FLOAT32.name else BFLOAT16.name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from placement.weight_format import BFLOAT16, FP8_E4M3, ExpertFormat
+from placement.weight_format import BFLOAT16, FLOAT16, FLOAT32, ExpertFormat, planned_experts, run_dtype_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,5 +45,11 @@ def wire_form(experts: ExpertFormat, dtype: str) -> WireForm:
     blocks = {experts.gate.rounding_block, experts.up.rounding_block}
     if 0 not in blocks:
         return _ROUNDED[tuple(sorted(blocks))]
-    narrow = {experts.gate, experts.up} <= {BFLOAT16, FP8_E4M3}
+    narrow = {FLOAT32, FLOAT16}.isdisjoint((experts.gate, experts.up))
     return BFLOAT16_ROWS if narrow and dtype == BFLOAT16.name else FLOAT32_ROWS
+
+
+def usual_wire_form(form: str) -> WireForm:
+    """Of a run whose experts are in a form that plans name; raises InputError for an unknown one."""
+    experts = planned_experts(form)
+    return wire_form(experts, run_dtype_of(experts.gate.name))

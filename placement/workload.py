@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from placement.weight_format import activation_bytes_of, head_bits_of, planned_format, value_bytes_of
+from placement.kv_size import KvForm
+from placement.weight_format import head_bits_of, planned_format, run_dtype_of
+from placement.wire_form import BFLOAT16_ROWS, WireForm, usual_wire_form
 
 DEFAULT_CONTEXT = 4096
 """Of every command: an empty cache is nobody's everyday, and speeds are compared between commands."""
@@ -18,8 +20,25 @@ HeadPart = Literal["attention", "router", "ffn", "output"]
 
 
 @dataclass(frozen=True, slots=True)
+class HeadForm:
+    """What a part of the head is kept in.
+
+    `form`: as plans name it, that of most of its weights, by which kernels state their rates. `bits`: of each
+    weight on average.
+    """
+
+    form: str
+    bits: float
+
+    @classmethod
+    def of(cls, form: str) -> HeadForm:
+        """All of it in one form; raises InputError for an unknown one."""
+        return cls(form, planned_format(form).bits)
+
+
+@dataclass(frozen=True, slots=True)
 class HeadForms:
-    """What the head's own weights are kept in, by part, as plans name forms.
+    """What the head's own weights are kept in, by part.
 
     Attributes:
         attention: its projections.
@@ -28,10 +47,18 @@ class HeadForms:
         output: lm_head and the MTP layers' own heads.
     """
 
-    attention: str
-    router: str
-    ffn: str
-    output: str
+    attention: HeadForm
+    router: HeadForm
+    ffn: HeadForm
+    output: HeadForm
+
+
+@dataclass(frozen=True, slots=True)
+class HeadBytes:
+    """What the head's own weights take in memory: of the trunk, embedding included, and of the MTP layers."""
+
+    trunk: int
+    mtp: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +71,15 @@ class Workload:
         accepted_drafts: mean number of them that hold; a step gives 1 + accepted_drafts tokens a sequence.
         context: positions in the KV cache, each sequence.
         head_bits_per_weight: of the head's own weights (attention, shared experts, lm_head, MTP layers).
-        bytes_per_kv_value: 2 for bfloat16.
-        bytes_per_activation: of a hidden state on its way to a worker, 4 for float32, 2 for bfloat16, 1 where
-            quantised experts take it rounded.
+        kv_form: of keys and values.
+        wires: what hidden states travel in to a worker, of each MoE layer or one for all.
         prompt_tokens_per_token: tokens of prompts to read for each token of the answers.
         prefill_tokens: tokens of one prefill pass.
         acceptance: chance of each draft to hold if those before it did, where that is known by position;
             `accepted_drafts` is their mean.
         head_forms: of the head's own weights, in place of `head_bits_per_weight` in times; None where nobody
             says.
+        head_bytes: of the head's own weights, in its place in memory; None where nobody says.
     """
 
     num_sequences: int = 1
@@ -60,12 +87,13 @@ class Workload:
     accepted_drafts: float = 0.0
     context: int = 0
     head_bits_per_weight: float = 16.0
-    bytes_per_kv_value: int = 2
-    bytes_per_activation: int = 2
+    kv_form: KvForm = KvForm.bfloat16
+    wires: tuple[WireForm, ...] = (BFLOAT16_ROWS,)
     prompt_tokens_per_token: float = 0.0
     prefill_tokens: int = 512
     acceptance: tuple[float, ...] = ()
     head_forms: HeadForms | None = None
+    head_bytes: HeadBytes | None = None
 
     @property
     def tokens_per_step(self) -> int:
@@ -74,15 +102,17 @@ class Workload:
 
     def head_form(self, part: HeadPart) -> str | None:
         """The form of a part of the head; None where only its bits are known."""
-        if self.head_forms is None:
-            return None
-        form: str = getattr(self.head_forms, part)
-        return form
+        kept = self._kept(part)
+        return None if kept is None else kept.form
 
     def head_bits(self, part: HeadPart) -> float:
         """Of each weight of a part of the head."""
-        form = self.head_form(part)
-        return self.head_bits_per_weight if form is None else planned_format(form).bits
+        kept = self._kept(part)
+        return self.head_bits_per_weight if kept is None else kept.bits
+
+    def _kept(self, part: HeadPart) -> HeadForm | None:
+        kept: HeadForm | None = None if self.head_forms is None else getattr(self.head_forms, part)
+        return kept
 
     @property
     def tokens_out_per_step(self) -> float:
@@ -103,8 +133,8 @@ def usual_workload(quant: str) -> Workload:
     return Workload(
         context=DEFAULT_CONTEXT,
         head_bits_per_weight=head_bits_of(quant),
-        bytes_per_kv_value=value_bytes_of(quant),
-        bytes_per_activation=activation_bytes_of(quant),
+        kv_form=KvForm.of(run_dtype_of(quant)),
+        wires=(usual_wire_form(quant),),
         prompt_tokens_per_token=DEFAULT_PROMPT_RATIO,
     )
 
@@ -120,9 +150,8 @@ def describe(workload: Workload) -> str:
     if workload.drafts:
         plural = "s" if workload.drafts > 1 else ""
         drafts = f" with {workload.drafts} draft{plural} a step ({workload.accepted_drafts:.2g} hold)"
-    kv_bits = 8 * workload.bytes_per_kv_value
     return (
-        f"{texts}{drafts}, {workload.context:,} positions in a {kv_bits}-bit KV cache, "
+        f"{texts}{drafts}, {workload.context:,} positions of keys and values in {workload.kv_form}, "
         f"the head's weights in {workload.head_bits_per_weight:.4g} bits, "
         f"{workload.prompt_tokens_per_token:g} prompt tokens for each one written"
     )

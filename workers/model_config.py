@@ -10,7 +10,7 @@ from typing import Any
 from placement.errors import CheckpointError, InputError
 from placement.files.json_file import expect_object, read_json
 from placement.files.quote import quote
-from placement.model_shape import MOST_EXPERTS, MOST_LAYERS, AttentionShape, ModelShape
+from placement.model_shape import MOST_EXPERTS, MOST_LAYERS, MOST_POSITIONS, AttentionShape, ModelShape
 from workers.config import keys
 from workers.config.fields import Fields
 from workers.config.heads import HeadSizes, read_heads
@@ -26,7 +26,6 @@ MOST_BYTES = 4_000_000
 MOST_ROUTED_EXPERTS = 2**18
 MOST_WIDTH = 2**20
 MOST_VOCABULARY = 2**24
-MOST_POSITIONS = 2**30
 
 
 @dataclass(frozen=True, slots=True)

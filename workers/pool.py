@@ -132,6 +132,11 @@ class TieredExperts:
         self._threads = [_TierThread(tier) for tier in self._tiers]
 
     @property
+    def tiers(self) -> tuple[ExpertTier, ...]:
+        """In the plan's order."""
+        return self._tiers
+
+    @property
     def experts(self) -> Mapping[int, tuple[int, ...]]:
         return self._experts
 

@@ -18,18 +18,20 @@ from placement.cost.prefill import prefill_head_seconds, prefill_rates
 from placement.cost.sharing import layer_seconds
 from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, MachineSpec, NodeSpec, Overheads
 from placement.given.problem import PlanningProblem, planning_devices
+from placement.kv_size import KvForm
 from placement.message_size import message_size
 from placement.model_shape import ModelShape
 from placement.plan import Plan
 from placement.replay.recorded_run import replay_decode, replay_prefill
 from placement.replay.system import System
 from placement.replay.tally import SimulationReport
+from placement.wire_form import FLOAT32_ROWS
 from placement.workload import Workload
 
 _ROOM_BYTES = 10**12
 _LEAST_ROW_S = 1e-9
 _BYTES = 4  # float32 everywhere
-_PLAIN = Workload(head_bits_per_weight=8 * _BYTES, bytes_per_kv_value=_BYTES, bytes_per_activation=_BYTES)
+_PLAIN = Workload(head_bits_per_weight=8 * _BYTES, kv_form=KvForm.float32, wires=(FLOAT32_ROWS,))
 
 
 def cluster_of(setup: Setup, rounds: Sequence[Probes], shape: ModelShape, plan: Plan) -> ClusterSpec:
@@ -206,12 +208,12 @@ def prefill_flops(width: int, context: int, rows: int) -> float:
     return 4.0 * width * (rows * context + rows * (rows + 1) / 2)
 
 
-def _row_bytes(shape: ModelShape) -> int:
-    message = message_size(shape, _BYTES)
+def _row_bytes(shape: ModelShape) -> float:
+    message = message_size(shape, (FLOAT32_ROWS,))
     return message.request_bytes_per_row + message.reply_bytes_per_row
 
 
-def _link_spec(link: LinkProbe, row_bytes: int) -> LinkSpec:
+def _link_spec(link: LinkProbe, row_bytes: float) -> LinkSpec:
     # A bucket lets the first bytes of a message through at once: less than nothing is left of the round trip.
     return LinkSpec(max(0.0, link.round_trip_s), row_bytes / link.row_s)
 

@@ -13,6 +13,7 @@ from benchmarks.real_size.machine import Machine
 from benchmarks.real_size.measured import LayoutRun, Passes
 from benchmarks.real_size.predict import Layout
 from benchmarks.real_size.work import FileWork, by_form
+from placement.kv_size import KvForm, read_bytes
 from placement.model_shape import STEP_3_5_FLASH
 
 ACCEPTANCE = {1: 0.889, 2: 0.758, 3: 0.687}
@@ -202,7 +203,9 @@ def _whole_bytes(work: FileWork, passes: Passes) -> float:
         for ids in passes.chosen()
         for layer, matrices in enumerate(work.experts)
     )
-    return head + whole.num_moe_layers * layer_bytes + whole.kv_cache_bytes(passes.context, 2, with_mtp=False)
+    trunk = whole.attention[: whole.num_hidden_layers]
+    keys = read_bytes(trunk, KvForm.bfloat16, passes.context)
+    return head + whole.num_moe_layers * layer_bytes + keys
 
 
 def _mtp_bytes(work: FileWork) -> float:

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.given.kernel_rates import KernelRates
+from placement.kv_size import KvForm, read_bytes
 from placement.model_shape import ModelShape
 from placement.weight_format import FLOAT32, FORMATS, WeightFormat
-from placement.workload import HeadForms, HeadPart
+from placement.workload import HeadForm, HeadForms, HeadPart
 from workers.formats.contents import Part, model_contents
-
-_KV_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +77,6 @@ class FileWork:
         return 8 * self.head_bytes / sum(matrix.parameters for matrix in self.head)
 
     @property
-    def bytes_per_activation(self) -> int:
-        """On the way to a worker: rounded to 8 bits where the first layer's gate is quantised."""
-        return 1 if self.experts[0][0].form.rounding_block else 2
-
-    @property
     def forms(self) -> set[WeightFormat]:
         return {m.form for m in self.head} | {m.form for layer in self.experts for m in layer}
 
@@ -91,7 +85,8 @@ class FileWork:
         weights: dict[str, Counter[str]] = {}
         for matrix in self.head:
             weights.setdefault(matrix.part, Counter())[matrix.form.name] += matrix.parameters
-        return HeadForms(**{part: counts.most_common(1)[0][0] for part, counts in weights.items()})
+        most = {part: counts.most_common(1)[0][0] for part, counts in weights.items()}
+        return HeadForms(**{part: HeadForm.of(form) for part, form in most.items()})
 
     def distinct_bytes(self, chosen: NDArray[np.int64], context: int) -> int:
         """That a pass must read. `chosen`: [rows, moe_layers, top_k]; `context`: positions before it."""
@@ -129,4 +124,4 @@ def by_form(rates: Iterable[KernelRates]) -> dict[str, KernelRates]:
 
 
 def _kv_bytes(shape: ModelShape, context: int) -> int:
-    return shape.kv_cache_bytes(context, _KV_BYTES, with_mtp=False)
+    return read_bytes(shape.attention[: shape.num_hidden_layers], KvForm.bfloat16, context)

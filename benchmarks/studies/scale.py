@@ -16,6 +16,7 @@ from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, Node
 from placement.given.traces import GENERAL
 from placement.message_size import message_size
 from placement.model_shape import STEP_3_5_FLASH as SHAPE
+from placement.wire_form import BFLOAT16_ROWS
 from placement.workload import Workload
 
 BOXES = (8, 32, 128, 512, 1000)
@@ -37,7 +38,8 @@ def main() -> None:
             # All replies pass the head's one port, the larger half of its traffic; the cost model gives each
             # box a link of its own. At most: experts of a token on one box are answered together.
             replies = min(boxes, SHAPE.top_k) * batch * SHAPE.num_moe_layers
-            port_s = replies * message_size(SHAPE, 2).reply_bytes_per_row / LINK.bandwidth_bytes_per_s
+            reply_bytes = replies * message_size(SHAPE, (BFLOAT16_ROWS,)).reply_bytes_per_row
+            port_s = reply_bytes / LINK.bandwidth_bytes_per_s
             rows.append(
                 {
                     "boxes": boxes,

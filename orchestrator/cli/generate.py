@@ -12,13 +12,12 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.cli.inputs import load_plan, model_folder, name_in_errors
-from orchestrator.cli.options import Json
+from orchestrator.cli.options import Json, Kv
 from orchestrator.cli.output import errors, print_json, print_note
 from orchestrator.cli.progress import shown_progress
 from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.generate import GenerationParams, GenerationResult, check_length
 from orchestrator.gguf_tokenizer import UnknownTokenizer
-from orchestrator.kernels.attention import KvForm
 from orchestrator.model.weights import check_drafts
 from orchestrator.one_box import plan_here
 from orchestrator.report import RunReport
@@ -57,10 +56,7 @@ def generate(
         DtypeName | None,
         typer.Option(help=f"Weights, caches, wire; default the plan's, or {DEFAULT_DTYPE}."),
     ] = None,
-    kv: Annotated[
-        KvForm | None,
-        typer.Option(help="Keys and values, if not in the dtype; int8 takes half, and may change the text."),
-    ] = None,
+    kv: Kv = None,
     mtp: Annotated[int, typer.Option(min=0, help="Drafts a step, 0 to 3.")] = 0,
     workers: Annotated[
         int | None, typer.Option(min=0, max=64, help="Equal workers on this machine; 0: all in this process.")
@@ -92,6 +88,8 @@ def generate(
         made = load_plan(plan, opened.shape)
         with name_in_errors(plan):
             check_runnable(made)
+        if kv is None and made.workload is not None:
+            kv = made.workload.kv_form
         if workers is not None or dtype not in (None, made.dtype):
             given = "--workers" if workers is not None else "--dtype"
             raise InputError(

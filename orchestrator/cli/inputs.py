@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.chat_template import TEMPLATE_FILE
+from orchestrator.run_memory import head_bytes
 from orchestrator.runnable import DEFAULT_DTYPE
 from placement.errors import InputError, PotluckError
 from placement.model_shape import PUBLISHED_SHAPES, ModelShape, published_shape
 from placement.plan import Plan, PlannedLayer, like_layers, planned_layers
 from placement.plan_file import read_plan
 from placement.weight_format import FP8_E4M3, planned_format
+from placement.workload import HeadBytes, HeadForms
 from workers.formats.contents import model_contents
 from workers.formats.open_model import is_gguf, kept_forms, load_config, model_name, open_model
 
@@ -27,30 +31,75 @@ def load_shape(model: str) -> ModelShape:
     return published_shape(model)
 
 
-def planned_form(
-    model: str, shape: ModelShape, quant: str | None, in_use: Plan | None
-) -> tuple[str, tuple[PlannedLayer, ...], float | None]:
-    """What a plan keeps experts in: as `--quant` says, as the plan in use, as quantised files, bfloat16.
+@dataclass(frozen=True, slots=True)
+class HeadOfFiles:
+    """What a model's files say of the head's own weights; `bits`: of each on average."""
 
-    Returns:
-        The form that the head and the wire go by, what each layer's experts are kept in, and the bits of the
-        head's own weights where files say that.
+    bits: float
+    forms: HeadForms
+    num_bytes: HeadBytes
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedForm:
+    """What a plan keeps weights in.
+
+    Attributes:
+        form: that the run's dtype, and the head where no file tells more, go by.
+        layers: of the experts.
+        head: where files say it.
+        note: one line for the user, where the model's files say something else.
+    """
+
+    form: str
+    layers: tuple[PlannedLayer, ...]
+    head: HeadOfFiles | None = None
+    note: str | None = None
+
+    @property
+    def expert_form(self) -> str:
+        """Of most layers."""
+        return Counter(layer.form for layer in self.layers).most_common(1)[0][0]
+
+
+def planned_form(model: str, shape: ModelShape, quant: str | None, in_use: Plan | None) -> PlannedForm:
+    """What a plan keeps experts in: as `--quant` says, as the plan in use, as quantised files, bfloat16.
 
     Raises:
         InputError: an unknown `quant`.
         CheckpointError: the files are damaged.
     """
-    head_bits = None
     if quant is None and in_use is not None:
-        layers = in_use.layers
-    elif quant is None and _is_quantised(model):
-        config, checkpoint = open_model(model)
-        layers = planned_layers(shape, kept_forms(checkpoint, config, DEFAULT_DTYPE.value))
-        head_bits = model_contents(model).head_bits
-    else:
-        form = quant or DEFAULT_DTYPE.value
-        layers = like_layers(shape.moe_layers, form, shape.expert_bytes(planned_format(form).bits))
-    return layers[0].form.split("/")[0], layers, head_bits
+        return _planned(in_use.layers)
+    stored = _quantised_layers(model, shape)
+    if quant is None and stored:
+        contents = model_contents(model)
+        in_memory = head_bytes(contents, DEFAULT_DTYPE.value)
+        return _planned(stored, HeadOfFiles(contents.head_bits, contents.head_forms, in_memory))
+    form = quant or DEFAULT_DTYPE.value
+    layers = like_layers(shape.moe_layers, form, shape.expert_bytes(planned_format(form).bits))
+    other = sorted({layer.form for layer in stored if layer.form != planned_format(form).name})
+    note = None
+    if other:
+        note = (
+            f"{model} has experts in {', '.join(other)}: a plan for --quant {form} does not run with it; "
+            "leave out --quant to plan for the file as it is"
+        )
+    return _planned(layers, note=note)
+
+
+def _planned(
+    layers: tuple[PlannedLayer, ...], head: HeadOfFiles | None = None, note: str | None = None
+) -> PlannedForm:
+    return PlannedForm(layers[0].form.split("/")[0], layers, head, note)
+
+
+def _quantised_layers(model: str, shape: ModelShape) -> tuple[PlannedLayer, ...]:
+    """As the model's files keep them; none where those say nothing of it."""
+    if not _is_quantised(model):
+        return ()
+    config, checkpoint = open_model(model)
+    return planned_layers(shape, kept_forms(checkpoint, config, DEFAULT_DTYPE.value))
 
 
 def _is_quantised(model: str) -> bool:

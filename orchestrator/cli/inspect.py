@@ -11,16 +11,21 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.cli.inputs import model_folder
-from orchestrator.cli.options import Json
+from orchestrator.cli.options import Json, Kv
 from orchestrator.cli.output import console, print_json, print_note, table
-from placement.errors import InputError
+from orchestrator.run_memory import Demand, expert_bytes, head_needs
+from orchestrator.runnable import DEFAULT_DTYPE
+from placement.errors import CheckpointError, InputError
+from placement.model_shape import ModelShape
 from placement.units import size
+from placement.workload import DEFAULT_CONTEXT
+from workers.formats.complete import check_drafts
 from workers.formats.contents import ModelContents, Part, TypeRun, model_contents, type_runs
 from workers.formats.open_model import model_name
 from workers.memory.budget import PROCESS_BYTES, Need, missing_bytes
 from workers.memory.free import FreeMemory, free_memory
+from workers.tiers import LEAST_CACHED_EXPERTS
 
-DEFAULT_CONTEXT = 4096
 _APART = (Part.EXPERTS, Part.MTP)
 
 
@@ -29,6 +34,8 @@ def inspect(
     context: Annotated[
         int | None, typer.Option(min=1, help=f"Positions in the KV cache; default {DEFAULT_CONTEXT}.")
     ] = None,
+    mtp: Annotated[int, typer.Option(min=0, help="Drafts a step, 0 to 3.")] = 0,
+    kv: Kv = None,
     json: Json = False,
 ) -> None:
     """Say what is in a model's files, what it needs and whether that fits here."""
@@ -37,19 +44,12 @@ def inspect(
     most = shape.max_positions
     if context is not None and context > most:
         raise InputError(f"--context {context}: expected at most {most}, for which the model was made")
-    positions = min(context or DEFAULT_CONTEXT, most)
-    # MTP layers that the files lack keep no keys.
-    kv_cache_bytes = shape.kv_cache_bytes(positions, with_mtp=contents.num_bytes(Part.MTP) > 0)
-    fit = Fit(
-        contents.num_bytes() - contents.num_bytes(*_APART),
-        contents.num_bytes(Part.EXPERTS),
-        contents.num_bytes(Part.MTP),
-        kv_cache_bytes,
-        free_memory(),
-    )
+    check_drafts(contents.path, contents.stored, contents.notes, contents.config, mtp)
+    demand = Demand(min(context or DEFAULT_CONTEXT, most), num_drafts=mtp, kv_form=kv)
+    fit = fit_of(contents, shape, demand, free_memory())
     runs = type_runs(contents.tensors)
     if json:
-        print_json(document(shape.name, contents, runs, positions, fit))
+        print_json(document(shape.name, contents, runs, demand, fit))
         return
     for note in contents.notes:
         print_note(note)
@@ -59,29 +59,30 @@ def inspect(
         f"experts, of which a token uses {config.moe_top_k}"
     )
     console.print(f"{shape.name}: {layers}; {len(contents.tensors)} tensors\n")
-    console.print(type_table(runs), need_table(positions, fit), verdict(fit), sep="\n")
+    console.print(type_table(runs), need_table(demand, fit), verdict(fit), sep="\n")
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What a model takes, in bytes: `head` is all of the trunk but its routed experts."""
+    """What a run of `potluck generate` takes here, in bytes.
 
-    head: int
+    Attributes:
+        head: its weights, KV cache and activations.
+        experts: all of them.
+        least_cache: of experts on a disk.
+        problem: why the files do not load, None where nothing is seen.
+    """
+
+    head: tuple[Need, ...]
     experts: int
-    mtp: int
-    kv_cache: int
+    least_cache: int
     free: FreeMemory
+    problem: str | None = None
 
     @property
     def needs(self) -> list[Need]:
         """All in one process."""
-        return [
-            Need("head", self.head),
-            Need("routed experts", self.experts),
-            Need("MTP layers", self.mtp),
-            Need("KV cache", self.kv_cache),
-            Need("the process itself", PROCESS_BYTES),
-        ]
+        return [*self._beside_experts, Need("routed experts", self.experts)]
 
     @property
     def needed_bytes(self) -> int:
@@ -94,8 +95,25 @@ class Fit:
     @property
     def room_for_experts(self) -> int:
         """Bytes that are left for experts beside everything else, at most all that they take."""
-        left = self.free.usable_bytes - (self.needed_bytes - self.experts)
+        left = self.free.usable_bytes - sum(need.num_bytes for need in self._beside_experts)
         return max(0, min(self.experts, left))
+
+    @property
+    def _beside_experts(self) -> list[Need]:
+        return [*self.head, Need("the process itself", PROCESS_BYTES)]
+
+
+def fit_of(contents: ModelContents, shape: ModelShape, demand: Demand, free: FreeMemory) -> Fit:
+    """What a run takes in the dtype that it has unless told otherwise, and whether its files are whole."""
+    try:
+        contents.check(with_mtp=demand.num_drafts > 0)
+        problem = None
+    except CheckpointError as error:
+        problem = str(error)
+    of_layer = expert_bytes(contents, DEFAULT_DTYPE)
+    largest = max(of_layer.values(), default=0) // shape.num_experts
+    head = tuple(head_needs(contents, shape, DEFAULT_DTYPE, demand))
+    return Fit(head, sum(of_layer.values()), LEAST_CACHED_EXPERTS * largest, free, problem)
 
 
 def type_table(runs: Sequence[TypeRun]) -> Any:
@@ -133,33 +151,37 @@ def layer_ranges(layers: Sequence[int]) -> str:
     return ", ".join(pieces)
 
 
-def need_table(positions: int, fit: Fit) -> Any:
+def need_table(demand: Demand, fit: Fit) -> Any:
     """What a run takes in memory."""
     rows = [(need.what, size(need.num_bytes)) for need in fit.needs]
     rows += [("all", size(fit.needed_bytes)), ("free here", size(fit.free.usable_bytes))]
-    return table(f"Memory, with {positions} positions", ("", "bytes"), rows)
+    drafts = f" and {demand.num_drafts} drafts a step" if demand.num_drafts else ""
+    return table(f"Memory, with {demand.positions} positions{drafts}", ("", "bytes"), rows)
 
 
 def verdict(fit: Fit) -> str:
-    """One sentence: whether it fits, and what does not."""
+    """One sentence: whether it runs, and what does not fit."""
+    if fit.problem is not None:
+        return f"It does not run: {fit.problem}"
     if not fit.missing_bytes:
         return "It fits into this machine's memory."
-    if fit.room_for_experts:
-        part = fit.room_for_experts / fit.experts
+    if fit.room_for_experts >= fit.least_cache:
+        percent = 100 * fit.room_for_experts // fit.experts
         return (
-            f"{size(fit.missing_bytes)} are missing ({fit.free.told_by}): {100 * part:.0f}% of the routed "
+            f"{size(fit.missing_bytes)} are missing ({fit.free.told_by}): {percent}% of the routed "
             "experts fit beside the rest; the others need other boxes or the disk."
         )
     return (
-        f"{size(fit.missing_bytes)} are missing ({fit.free.told_by}): not even the head fits; take a smaller "
-        "context, a smaller file or a larger box."
+        f"{size(fit.missing_bytes)} are missing ({fit.free.told_by}): not even the head and the smallest "
+        "cache of experts fit; take a smaller context, a smaller file or a larger box."
     )
 
 
 def document(
-    name: str, contents: ModelContents, runs: Sequence[TypeRun], positions: int, fit: Fit
+    name: str, contents: ModelContents, runs: Sequence[TypeRun], demand: Demand, fit: Fit
 ) -> dict[str, Any]:
     """The JSON that scripts rely on (docs/json.md)."""
+    weights, kv_cache, activations = (need.num_bytes for need in fit.head)
     return {
         "model": name,
         "tensors": len(contents.tensors),
@@ -173,15 +195,19 @@ def document(
             }
             for run in runs
         ],
-        "head_bytes": fit.head,
-        "expert_bytes": fit.experts,
-        "mtp_bytes": fit.mtp,
+        "head_bytes": contents.num_bytes() - contents.num_bytes(*_APART),
+        "expert_bytes": contents.num_bytes(Part.EXPERTS),
+        "mtp_bytes": contents.num_bytes(Part.MTP),
         "total_bytes": contents.num_bytes(),
-        "context": positions,
-        "kv_cache_bytes": fit.kv_cache,
+        "context": demand.positions,
+        "drafts": demand.num_drafts,
+        "weight_bytes": weights,
+        "kv_cache_bytes": kv_cache,
+        "activation_bytes": activations,
         "needed_bytes": fit.needed_bytes,
         "free_bytes": fit.free.usable_bytes,
         "missing_bytes": fit.missing_bytes,
-        "fits": not fit.missing_bytes,
+        "problem": fit.problem,
+        "fits": not fit.missing_bytes and fit.problem is None,
         "notes": list(contents.notes),
     }

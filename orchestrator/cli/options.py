@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from placement.kv_size import KvForm
 from placement.weight_format import PLANNED_FORMATS
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
@@ -16,4 +17,9 @@ Quant = Annotated[
         help=f"How experts are kept: {', '.join(PLANNED_FORMATS)}; default bfloat16, or a GGUF file's own.",
         metavar="FORM",
     ),
+]
+
+Kv = Annotated[
+    KvForm | None,
+    typer.Option(help="Keys and values, if not in the dtype; int8 takes half, and may change the text."),
 ]

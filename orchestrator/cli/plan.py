@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.inputs import files_read, load_plan, load_shape, name_in_errors, planned_form
-from orchestrator.cli.options import Json, Quant
+from orchestrator.cli.options import Json, Kv, Quant
 from orchestrator.cli.output import console, print_json, print_note
 from orchestrator.cli.plan_export import Buffer, Export, ExportOptions, export_notes, write_exports
 from orchestrator.cli.plan_output import Planned, plan_document, plan_parts
@@ -38,10 +38,11 @@ from placement.given.cluster_spec import ClusterSpec
 from placement.given.problem import PlanningProblem, problem_for
 from placement.interop.export import ExportInputs
 from placement.interop.read import read_routing
-from placement.plan import Plan, PlannedLayer
+from placement.plan import Plan, PlannedLayer, wires_of
 from placement.plan_file import write_plan
 from placement.policies.registry import POLICIES, find_policy
 from placement.routing.planning_text import planning_text
+from placement.weight_format import run_dtype_of
 
 # Contexts people ask about, up to the model's own length; those without room on the head are said not to fit.
 _CONTEXTS = (1024, 4096, 16384, 65536, 262144)
@@ -64,6 +65,7 @@ def plan(
     context: Context = None,
     head_bits: HeadBits = None,
     prompt_ratio: PromptRatio = None,
+    kv: Kv = None,
     current: Annotated[
         Path | None, typer.Option(help="Plan in use: find the best one within the move budget.")
     ] = None,
@@ -94,14 +96,15 @@ def plan(
     boxes = load_cluster(cluster)
     routing = read_routing(stats, shape) if stats is not None else None
     in_use = None if current is None else load_plan(current, shape)
-    form, layers, own_bits = planned_form(model, shape, quant, in_use)
-    head_bits = own_bits if head_bits is None else head_bits
-    said = WorkloadOptions(tokens_per_step, accept, context, head_bits, prompt_ratio)
-    workload = workload_of(said, shape, form, None if in_use is None else in_use.workload)
+    kept = planned_form(model, shape, quant, in_use)
+    form, layers = kept.form, kept.layers
+    said = WorkloadOptions(tokens_per_step, accept, context, head_bits, prompt_ratio, kv)
+    workload = workload_of(said, shape, form, None if in_use is None else in_use.workload, kept.head)
+    workload = replace(workload, wires=wires_of(layers, run_dtype_of(form)))
     moved = None
     with name_in_errors(cluster, PlanDoesNotFit):
         largest_bytes = max(layer.expert_bytes for layer in layers)
-        problem = problem_for(shape, boxes, largest_bytes, routing, workload, expert_form=form)
+        problem = problem_for(shape, boxes, largest_bytes, routing, workload, expert_form=kept.expert_form)
         if in_use is None:
             made = as_plan(problem, find_policy(policy)(problem), policy, form, layers=layers)
         else:
@@ -126,6 +129,8 @@ def plan(
             print_note(f"wrote {path}")
     for note in (note for one in exported for note in export_notes(one)):
         print_note(note)
+    if kept.note is not None:
+        print_note(kept.note)
     try:
         check_runnable(made)
     except PlanError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +28,9 @@ from placement.answers.whatif import Outcome, WhatIf, changes, rank_changes
 from placement.given.cluster_file import load_cluster
 from placement.given.cluster_spec import LinkSpec
 from placement.given.traces import GENERAL
+from placement.plan import wires_of
 from placement.policies.registry import POLICIES, RUN_POLICIES
+from placement.weight_format import run_dtype_of
 from placement.workload import describe
 from placement.workload_fields import workload_fields
 
@@ -63,12 +65,16 @@ def whatif(
     shape = load_shape(model)
     check_finite("--cable-round-trip", cable_round_trip)
     check_finite("--cable-gbits", cable_gbits)
-    form, layers, own_bits = planned_form(model, shape, quant, None)
-    head_bits = own_bits if head_bits is None else head_bits
-    expert_bytes = max(layer.expert_bytes for layer in layers)
+    kept = planned_form(model, shape, quant, None)
+    form = kept.expert_form
+    expert_bytes = max(layer.expert_bytes for layer in kept.layers)
     workload = workload_of(
-        WorkloadOptions(tokens_per_step, accept, context, head_bits, prompt_ratio), shape, form
+        WorkloadOptions(tokens_per_step, accept, context, head_bits, prompt_ratio),
+        shape,
+        kept.form,
+        head=kept.head,
     )
+    workload = replace(workload, wires=wires_of(kept.layers, run_dtype_of(kept.form)))
     boxes = load_cluster(cluster)
     source: RoutingSource = SyntheticSource("general", GENERAL, GENERAL, 3072, 0)
     if stats is not None:
@@ -103,6 +109,8 @@ def whatif(
     console.print(f"Assumed: {describe(workload)}.")
     if result.now.note:
         print_note(f"as it is: {result.now.note}")
+    if kept.note is not None:
+        print_note(kept.note)
     if stats is None:
         print_note("routing is synthetic general text; --stats FILE.npz makes this about your own")
 

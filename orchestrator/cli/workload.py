@@ -11,7 +11,9 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli.inputs import HeadOfFiles
 from placement.errors import InputError
+from placement.kv_size import KvForm
 from placement.model_shape import ModelShape
 from placement.replay.steps import Acceptance
 from placement.workload import DEFAULT_CONTEXT, DEFAULT_PROMPT_RATIO, Workload, usual_workload
@@ -60,16 +62,22 @@ class WorkloadOptions:
     context: int | None = None
     head_bits: float | None = None
     prompt_ratio: float | None = None
+    kv: KvForm | None = None
 
 
 def workload_of(
-    said: WorkloadOptions, shape: ModelShape, quant: str, plan: Workload | None = None
+    said: WorkloadOptions,
+    shape: ModelShape,
+    quant: str,
+    plan: Workload | None = None,
+    head: HeadOfFiles | None = None,
 ) -> Workload:
     """What is to be planned or simulated.
 
     Args:
         quant: the experts' form, which decides what the rest is in where nobody says.
         plan: of the plan at hand.
+        head: what the model's files say.
 
     Raises:
         InputError: an option's value, or `tokens_per_step` is no multiple of a token and its drafts.
@@ -77,8 +85,13 @@ def workload_of(
     usual = plan or usual_workload(quant)
     if plan is None:
         usual = replace(usual, context=min(usual.context, shape.max_positions))
+    if head is not None:
+        usual = replace(
+            usual, head_bits_per_weight=head.bits, head_forms=head.forms, head_bytes=head.num_bytes
+        )
     if said.head_bits is not None:
         check_finite("--head-bits", said.head_bits)
+        usual = replace(usual, head_bits_per_weight=said.head_bits, head_forms=None, head_bytes=None)
     chances = usual.acceptance if said.accept is None else _chances(said.accept)
     drafts = len(chances) if said.accept is not None else usual.drafts
     _check_drafts("--accept" if said.accept is not None else "the plan", drafts, shape)
@@ -99,7 +112,7 @@ def workload_of(
         accepted_drafts=accepted,
         acceptance=chances,
         context=context,
-        head_bits_per_weight=usual.head_bits_per_weight if said.head_bits is None else said.head_bits,
+        kv_form=said.kv or usual.kv_form,
         prompt_tokens_per_token=ratio,
     )
 

@@ -5,65 +5,19 @@ docs/attention.md has a page's layout and the order of the sums.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
-
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, empty
 
+from placement.kv_size import PAGE_POSITIONS, KvForm, KvShape
 from workers.kernels import native
 from workers.kernels.native import address, check, mismatch, num_threads, raise_if_failed
-
-# Of arguments.h.
-PAGE_POSITIONS = 128
-_PANEL, _MOST_HEAD_DIM = 16, 8192
 
 PageTable = NDArray[np.int64]
 _INT64 = np.dtype(np.int64)
 
 
-class KvForm(StrEnum):
-    """How keys and values are kept. int8 has a float32 scale for each position, head, and key or value."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    int8 = "int8"
-
-    @classmethod
-    def of(cls, dtype: torch.dtype) -> KvForm:
-        """What a run in `dtype` keeps unless it is told otherwise."""
-        return cls.float32 if dtype is torch.float32 else cls.bfloat16
-
-
 _INDEX = {KvForm.float32: 0, KvForm.bfloat16: 1, KvForm.int8: 2}
-_VALUE_BYTES = {KvForm.float32: 4, KvForm.bfloat16: 2, KvForm.int8: 1}
-_SCALE_BYTES = {KvForm.float32: 0, KvForm.bfloat16: 0, KvForm.int8: 4}
-
-
-@dataclass(frozen=True, slots=True)
-class KvShape:
-    """One layer's keys and values.
-
-    Raises:
-        ValueError: head_dim is more than 8,192, the kernels' bound.
-    """
-
-    form: KvForm
-    num_kv_heads: int
-    head_dim: int
-
-    def __post_init__(self) -> None:
-        if not 0 < self.head_dim <= _MOST_HEAD_DIM:
-            raise ValueError(f"head_dim {self.head_dim}: the kernels take 1 to {_MOST_HEAD_DIM}")
-
-    @property
-    def page_bytes(self) -> int:
-        """Of PAGE_POSITIONS positions."""
-        width = -(-self.head_dim // _PANEL) * _PANEL
-        row_bytes = width * _VALUE_BYTES[self.form] + _SCALE_BYTES[self.form]
-        return 2 * PAGE_POSITIONS * self.num_kv_heads * row_bytes
 
 
 def kv_rows(

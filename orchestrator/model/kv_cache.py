@@ -3,68 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
 
-from orchestrator.kernels.attention import PAGE_POSITIONS, KvForm, KvShape, PageTable
+from orchestrator.kernels.attention import PageTable
 from orchestrator.model.kv_pool import KvPool
 from placement.errors import KvDoesNotFit
+from placement.kv_size import MAX_DRAFTS, PAGE_POSITIONS, KvForm, KvShape, pages_of
 from placement.units import size
-from workers.model_config import MOST_POSITIONS, LayerConfig
-
-MAX_DRAFTS = 3
-
-
-class SequenceShape:
-    """What the keys and values of a sequence take in some layers, for any number of positions."""
-
-    __slots__ = ("_full_bytes", "_sliding_bytes", "_window")
-
-    def __init__(
-        self, layers: Iterable[LayerConfig], sliding_window: int, form: KvForm, max_drafts: int = MAX_DRAFTS
-    ) -> None:
-        self._full_bytes = self._sliding_bytes = 0
-        self._window = sliding_window + max_drafts
-        for layer in layers:
-            page_bytes = KvShape(form, layer.num_kv_heads, layer.head_dim).page_bytes
-            if layer.is_sliding:
-                self._sliding_bytes += page_bytes
-            else:
-                self._full_bytes += page_bytes
-
-    def num_bytes(self, num_positions: int, pass_rows: int) -> int:
-        """Bytes of the pages that `num_positions` need at most, in passes of at most `pass_rows` rows."""
-        pages = _pages(num_positions)
-        return self._full_bytes * pages + self._sliding_bytes * min(
-            pages, self._most_sliding_pages(pass_rows)
-        )
-
-    def most_positions(self, budget_bytes: int, pass_rows: int) -> int:
-        """The most positions whose pages fit the budget; MOST_POSITIONS where that many do."""
-        low, high = 0, _pages(MOST_POSITIONS)
-        while low < high:
-            pages = (low + high + 1) // 2
-            if self.num_bytes(pages * PAGE_POSITIONS, pass_rows) <= budget_bytes:
-                low = pages
-            else:
-                high = pages - 1
-        return low * PAGE_POSITIONS
-
-    def check(self, num_positions: int, pass_rows: int, budget_bytes: int) -> None:
-        """Raise KvDoesNotFit unless the pages of so many positions fit the budget."""
-        if self.num_bytes(num_positions, pass_rows) > budget_bytes:
-            raise KvDoesNotFit(
-                f"keys and values of {num_positions} positions take "
-                f"{size(self.num_bytes(num_positions, pass_rows))}, their budget is {size(budget_bytes)}: "
-                f"{self.most_positions(budget_bytes, pass_rows)} positions fit; shorten the prompt, ask for "
-                "fewer tokens, or keep keys and values in int8 (--kv int8)"
-            )
-
-    def _most_sliding_pages(self, pass_rows: int) -> int:
-        # Wherever the first of the positions held lies in its page.
-        return _pages(self._window + pass_rows) + 1
+from workers.model_config import LayerConfig
 
 
 class LayerCache:
@@ -146,7 +95,7 @@ class KVCache:
         Raises:
             KvDoesNotFit: the pool has no room for so many; the cache is as before.
         """
-        stop_page = _pages(self.length + num_tokens)
+        stop_page = pages_of(self.length + num_tokens)
         if stop_page <= self._stop_page:
             return
         added: list[tuple[LayerCache, int]] = []
@@ -202,10 +151,6 @@ class KVCache:
             f"sequences have {size(pool.budget_bytes)}, {size(free)} of them free, so {fits} positions fit; "
             "shorten the prompt, ask for fewer tokens, or keep keys and values in int8 (--kv int8)"
         )
-
-
-def _pages(num_positions: int) -> int:
-    return -(-num_positions // PAGE_POSITIONS)
 
 
 def _release(layers: Sequence[LayerCache], pool: KvPool) -> None:

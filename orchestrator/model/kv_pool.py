@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from orchestrator.kernels.attention import KvShape
+from placement.kv_size import KvShape
 
 
 class KvPool:

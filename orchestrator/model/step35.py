@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from orchestrator import kernels
-from orchestrator.kernels.attention import KvForm
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.finite import check_finite
-from orchestrator.model.kv_cache import KVCache, SequenceShape
+from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.layer import decoder_layer, ffn_of
 from orchestrator.model.moe import ExpertRunner
@@ -20,6 +19,7 @@ from orchestrator.model.rope import RopeRows, RopeTable, rope_key
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.weights import HeadWeights, load_head_weights
 from orchestrator.timing import StepTimer
+from placement.kv_size import KvForm, SequenceSize
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.dequantise import float32_rows
 from workers.formats.safetensors import SafetensorsCheckpoint
@@ -52,7 +52,7 @@ class Step35Model:
         self.dtype = dtype
         self.experts = experts
         self.timer = timer if timer is not None else StepTimer()
-        self.kv_form = kv_form or KvForm.of(dtype)
+        self.kv_form = kv_form or KvForm.of(str(dtype).removeprefix("torch."))
         self.kv_pool = kv_pool if kv_pool is not None else KvPool(free_memory().usable_bytes)
         self.recorder: RoutingRecorder | None = None
         self._tables = {rope_key(layer): RopeTable(layer) for layer in config.layers}
@@ -84,10 +84,8 @@ class Step35Model:
 
     def check_kv(self, num_positions: int, pass_rows: int, num_drafts: int) -> None:
         """Raise KvDoesNotFit unless one sequence of so many positions fits the pool."""
-        config = self.config
-        layers = config.layers[: config.num_hidden_layers + num_drafts]
-        shape = SequenceShape(layers, config.sliding_window, self.kv_form)
-        shape.check(num_positions, pass_rows, self.kv_pool.budget_bytes)
+        sequence = SequenceSize.of(self.config.shape(""), self.kv_form, num_drafts)
+        sequence.check(num_positions, pass_rows, self.kv_pool.budget_bytes)
 
     def check_token_ids(self, token_ids: Sequence[int]) -> None:
         """Raise InputError unless every id is in the vocabulary."""

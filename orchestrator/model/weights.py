@@ -11,11 +11,13 @@ from torch import Tensor
 from orchestrator.model.attention import AttentionWeights
 from orchestrator.model.layer import LayerWeights, NormWeights
 from orchestrator.model.moe import FfnWeights, MoeWeights
-from placement.errors import CheckpointError, InputError
+from placement.errors import CheckpointError
 from placement.files.quote import quote
 from placement.weight_format import FLOAT16, FLOAT32
 from placement.wire_form import BFLOAT16_ROWS, wire_form
 from workers.formats.checkpoint import Checkpoint, StoredMatrix
+from workers.formats.complete import check_drafts as check_files_drafts
+from workers.formats.complete import has_mtp
 from workers.formats.open_model import kept_forms
 from workers.kernels import Matrices, Matrix
 from workers.model_config import LayerConfig, Step35Config
@@ -73,7 +75,7 @@ def load_head_weights(
     reader = _Reader(checkpoint, config, dtype)
     trunk = config.layers[: config.num_hidden_layers]
     mtp_layers = config.layers[config.num_hidden_layers :]
-    if not _has_mtp(checkpoint, config):
+    if not has_mtp(checkpoint.stored, config):
         mtp_layers = ()
     embedding = reader.stored(("model.embed_tokens.weight",), config.vocab_size, config.hidden_size)
     layers = tuple(reader.layer(layer) for layer in trunk)
@@ -112,40 +114,7 @@ def check_drafts(checkpoint: Checkpoint, config: Step35Config, num_drafts: int) 
     Raises:
         InputError: the configuration announces fewer MTP layers, or the files lack them; says which.
     """
-    announced = config.num_nextn_predict_layers
-    # Such as why a file of MTP layers beside the model is not taken.
-    told = "".join(f"; {note}" for note in checkpoint.notes)
-    in_directory = checkpoint.path.is_dir()
-    told_by = "config.json" if in_directory else checkpoint.path.name
-    key = "num_nextn_predict_layers" if in_directory else "step35.nextn_predict_layers"
-    if num_drafts > announced:
-        found = _num_mtp_in_files(checkpoint, config)
-        advice = f": the files have {found}, so set {key} to {found}" if found > announced else ""
-        raise InputError(
-            f"{num_drafts} drafts a step asked for, but {told_by} announces {announced} MTP layers "
-            f"({key}); expected 0 to {announced}{advice}{told}"
-        )
-    if num_drafts and not _has_mtp(checkpoint, config):
-        first = f"{'model.layers' if in_directory else 'blk'}.{config.num_hidden_layers}"
-        raise InputError(
-            f"{num_drafts} drafts a step asked for, but the files of {checkpoint.path} have no tensors of "
-            f"the MTP layers that {told_by} announces ({first}.…); download them, or ask for no drafts{told}"
-        )
-
-
-def _has_mtp(checkpoint: Checkpoint, config: Step35Config) -> bool:
-    """Whether the files have any tensor of the announced MTP layers."""
-    return any(
-        checkpoint.has_below(f"model.layers.{layer.index}.")
-        for layer in config.layers[config.num_hidden_layers :]
-    )
-
-
-def _num_mtp_in_files(checkpoint: Checkpoint, config: Step35Config) -> int:
-    found = 0
-    while checkpoint.has(f"model.layers.{config.num_hidden_layers + found}.eh_proj.weight"):
-        found += 1
-    return found
+    check_files_drafts(checkpoint.path, checkpoint.stored, checkpoint.notes, config, num_drafts)
 
 
 # What the head does not read of model.layers.N.: routed experts, and tables that follow from config.json.

@@ -12,6 +12,7 @@ from placement.errors import InputError
 from placement.given.cluster_spec import Overheads
 from placement.given.kernel_rates import ATTENTION, rates_of
 from placement.given.problem import PlanningDevice, PlanningProblem
+from placement.kv_size import KvShape
 from placement.model_shape import AttentionShape, ModelShape
 from placement.workload import HeadPart, Workload
 
@@ -154,16 +155,14 @@ def prefill_attention_s(
     if attention.is_sliding:
         seen = np.minimum(seen, attention.window)
     flops = 4.0 * float(seen.sum()) * attention.num_heads * attention.head_dim
-    num_bytes = float(seen.max()) * attention.kv_values_per_position() * workload.bytes_per_kv_value
+    num_bytes = float(seen.max()) * KvShape.of(attention, workload.kv_form).position_bytes
     return _attention_roofline_s(num_bytes, flops, num_tokens, device)
 
 
 def _kv_cache_s(attention: AttentionShape, workload: Workload, device: PlanningDevice, rows: float) -> float:
     """Reading keys and values, or multiplying them: 2 FLOPs a value for q.k, 2 for the weighted sum."""
     keys = min(workload.context, attention.window) if attention.is_sliding else workload.context
-    num_bytes = (
-        workload.num_sequences * keys * attention.kv_values_per_position() * workload.bytes_per_kv_value
-    )
+    num_bytes = workload.num_sequences * keys * KvShape.of(attention, workload.kv_form).position_bytes
     flops = 4 * rows * keys * attention.num_heads * attention.head_dim
     return _attention_roofline_s(num_bytes, flops, rows / workload.num_sequences, device)
 

@@ -18,7 +18,7 @@ from placement.given.cluster_spec import ClusterSpec
 from placement.given.problem import PlanningDevice, PlanningProblem, as_devices
 from placement.message_size import MessageSize, message_size
 from placement.model_shape import ModelShape
-from placement.plan import LOCAL_WORKER, Plan
+from placement.plan import LOCAL_WORKER, Plan, wires_of
 from placement.units import size
 from placement.workload import Workload
 
@@ -66,6 +66,7 @@ class System:
             InputError: the head's node has no device, so its speed is unknown.
         """
         plan.check(shape)
+        workload = replace(workload, wires=wires_of(plan.layers, plan.dtype))
         known = as_devices(devices)
         matched = [_match(plan, index, known) for index in range(len(plan.tiers))]
         if plan.head_tier is None:
@@ -80,7 +81,7 @@ class System:
             plan=plan,
             problem=problem,
             rates=expert_rates(problem),
-            message=message_size(shape, workload.bytes_per_activation),
+            message=message_size(shape, workload.wires),
             head=problem.devices.index(head_device(problem)),
             local=plan.head_tier,
             before_s=before_s,

@@ -156,7 +156,7 @@ class Tally:
             raise InputError(f"no step was finished: {self.stopped or 'the trace is empty'}")
         link_bytes = self._message_bytes() + self.migrated_bytes
         asked = self.system.is_asked
-        shape = self.system.shape
+        shape, sent_rows = self.system.shape, int(self.message_rows[asked].sum())
         return SimulationReport(
             method=method,
             devices=self.system.names,
@@ -180,7 +180,7 @@ class Tally:
                 experts_read=self._by_worker(self.distinct),
                 remote_layers=self.asking_layers,
                 messages=self.messages,
-                sent_bytes=int(self.message_rows[asked].sum()) * self.system.message.hidden_bytes_per_row,
+                sent_bytes=round(sent_rows * self.system.message.hidden_bytes_per_row),
                 received_bytes=int(self.answered_rows[asked].sum()) * shape.hidden_size * 4,
             ),
             num_events=num_events,
@@ -203,7 +203,8 @@ class Tally:
             (OUT, self.message_rows, message.request_bytes_per_row),
             (BACK, self.answered_rows, message.reply_bytes_per_row),
         ):
-            np.add.at(link_bytes[:, way], self.system.link_of[linked], rows[linked] * row_bytes)
+            num_bytes = np.rint(rows[linked] * row_bytes).astype(np.int64)
+            np.add.at(link_bytes[:, way], self.system.link_of[linked], num_bytes)
         return link_bytes
 
     def _busy(self, link_bytes: NDArray[np.int64], duration_s: float) -> dict[str, float]:

@@ -67,7 +67,8 @@ def test_a_pass_reads_all_of_the_trunk_but_norms_embedding_and_unchosen_experts(
     assert work.head_bytes == sum(trunk)
     chosen = passes(2).chosen()[0]
     share = 2 * SMALL.top_k / SMALL.experts
-    kv = work.shape.kv_cache_bytes(16, 2, with_mtp=False)
+    trunk_layers = work.shape.attention[: work.shape.num_hidden_layers]
+    kv = 16 * sum(2 * 2 * a.num_kv_heads * a.head_dim for a in trunk_layers)
     assert work.distinct_bytes(chosen, 16) == sum(trunk) + experts * share + kv
 
 

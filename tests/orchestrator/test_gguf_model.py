@@ -278,11 +278,15 @@ def test_a_plan_for_a_file_keeps_its_forms_and_runs(potluck: Potluck, path: Path
 
 def test_what_if_takes_a_files_own_sizes(path: Path) -> None:
     shape = load_shape(str(path))
-    form, layers, head_bits = planned_form(str(path), shape, None, None)
-    assert form == "q8_0"
-    assert {layer.expert_bytes for layer in layers} == {2 * 48 * 2 * 34 + 64 * 48 * 2}
+    kept = planned_form(str(path), shape, None, None)
+    assert (kept.form, kept.expert_form, kept.note) == ("q8_0", "q8_0/q8_0/float16", None)
+    assert {layer.expert_bytes for layer in kept.layers} == {2 * 48 * 2 * 34 + 64 * 48 * 2}
     sizes = [int(t.n_bytes) for t in GGUFReader(path).tensors if "_exps" not in t.name]
     weights = [int(t.n_elements) for t in GGUFReader(path).tensors if "_exps" not in t.name]
-    assert head_bits == 8 * sum(sizes) / sum(weights)
-    _, layers, head_bits = planned_form(str(path), shape, "q8", None)
-    assert ({layer.form for layer in layers}, head_bits) == ({"q8"}, None)
+    assert kept.head is not None
+    assert kept.head.bits == 8 * sum(sizes) / sum(weights)
+    assert kept.head.num_bytes.trunk + kept.head.num_bytes.mtp == sum(sizes)
+    other = planned_form(str(path), shape, "q8", None)
+    assert ({layer.form for layer in other.layers}, other.head) == ({"q8"}, None)
+    assert other.note is not None
+    assert "has experts in q8_0/q8_0/float16: a plan for --quant q8 does not run with it" in other.note

@@ -9,14 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import gguf
+import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 
 from benchmarks.random_gguf import SMALL, FileTypes, write_random_gguf
 from orchestrator.cli.inspect import Fit, layer_ranges, verdict
 from tests.orchestrator.command_line import Potluck, document, says
 from tests.tiny_checkpoint import write_random_checkpoint
 from tests.workers.formats.gguf_files import trunk_and_mtp
-from workers.memory.free import FreeMemory
+from workers.memory.budget import PROCESS_BYTES, Need
+from workers.memory.free import LEAST_MARGIN_BYTES, FreeMemory
 
 SHAPE = replace(SMALL, moe_layers=4, experts=3, top_k=2, mtp_layers=2)
 TYPES = FileTypes((("q4_k", "q4_k", "q5_k"), ("iq3_s", "iq3_s", "iq4_xs")), "q8_0", "q6_k", "q5_k")
@@ -37,10 +40,19 @@ def test_bytes_are_those_of_the_file_s_tensors(potluck: Potluck, path: Path) -> 
     assert made["mtp_bytes"] == sum(mtp)
     assert made["head_bytes"] == made["total_bytes"] - made["expert_bytes"] - made["mtp_bytes"]
     assert sum(run["bytes"] for run in made["types"]) == made["total_bytes"]
-    # Two full layers of five, three and the MTP layers slide; keys and values of two heads of 64.
-    assert made["kv_cache_bytes"] == 2 * 2 * 64 * 2 * (2 * 1000 + 5 * 32)
+    # Two full layers of five hold 8 pages of 128, three that slide 3 at a time: two heads of 64.
+    assert made["kv_cache_bytes"] == 2 * 2 * 64 * 2 * 128 * (2 * 8 + 3 * 3)
+    assert made["weight_bytes"] == made["head_bytes"]
+    parts = ("weight_bytes", "expert_bytes", "kv_cache_bytes", "activation_bytes")
+    assert made["needed_bytes"] == sum(made[part] for part in parts) + PROCESS_BYTES
     assert (made["model"], made["context"], made["notes"]) == ("mixed", 1000, [])
+    assert made["problem"] is None
     assert made["fits"] == (made["missing_bytes"] == 0)
+    drafting = document(potluck("inspect", path, "--json", "--context", 1000, "--mtp", 2))
+    assert drafting["weight_bytes"] == made["head_bytes"] + made["mtp_bytes"]
+    assert drafting["kv_cache_bytes"] == 2 * 2 * 64 * 2 * 128 * (2 * 8 + 5 * 3)
+    narrow = document(potluck("inspect", path, "--json", "--context", 1000, "--kv", "int8"))
+    assert narrow["kv_cache_bytes"] == made["kv_cache_bytes"] * (64 + 4) // 128
 
 
 def test_types_are_told_by_layer_and_matrix(potluck: Potluck, path: Path) -> None:
@@ -82,8 +94,9 @@ def test_mtp_layers_beside_the_file_count_and_are_told(potluck: Potluck, path: P
     }  # fmt: skip
     mtp.unlink()
     alone = document(potluck("inspect", trunk, "--json"))
-    assert alone["mtp_bytes"] == 0
-    assert alone["kv_cache_bytes"] < made["kv_cache_bytes"]
+    assert (alone["mtp_bytes"], alone["problem"]) == (0, None)
+    code, _, err = potluck("inspect", trunk, "--mtp", 1)
+    assert (code, says(err, "1 drafts a step asked for, but … announces … MTP layers")) == (2, True)
 
 
 def test_what_is_no_model_and_too_long_a_context_are_one_line(
@@ -99,20 +112,80 @@ def test_what_is_no_model_and_too_long_a_context_are_one_line(
 
 
 @pytest.mark.parametrize(
-    ("free_bytes", "expected"),
+    ("room", "expected"),
     [
-        (10**11, "It fits into this machine's memory."),
-        (3 * 10**9, "50% of the routed experts fit beside the rest"),
-        (10**9, "not even the head fits"),
+        (1000, "It fits into this machine's memory."),
+        (999, "99% of the routed experts fit beside the rest"),
+        (160, "16% of the routed experts fit beside the rest"),
+        (159, "not even the head and the smallest cache of experts fit"),
     ],
 )
-def test_the_verdict_says_what_is_missing(free_bytes: int, expected: str) -> None:
-    free = FreeMemory(free_bytes, "this machine")
-    head = 10**9
-    experts = 2 * (free.usable_bytes - head - 2 * 10**8 - 210_000_000) if free_bytes == 3 * 10**9 else 10**9
-    fit = Fit(head, experts, 10**8, 10**8, free)
+def test_the_verdict_says_what_is_missing(room: int, expected: str) -> None:
+    head = (Need("the head's weights", 10**9), Need("a KV cache", 10**8), Need("activations", 10**7))
+    beside = sum(need.num_bytes for need in head) + PROCESS_BYTES
+    fit = Fit(head, 10**9, 16 * 10**7, FreeMemory(beside + room * 10**6 + LEAST_MARGIN_BYTES, "this machine"))
     assert expected in verdict(fit)
-    assert (fit.missing_bytes == 0) == (free_bytes == 10**11)
+    assert (fit.missing_bytes == 0) == (room == 1000)
+    assert verdict(replace(fit, problem="m.gguf: a tensor is missing")).startswith("It does not run: m.gguf")
+
+
+def set_free(monkeypatch: pytest.MonkeyPatch, usable_bytes: int) -> None:
+    memory = psutil.virtual_memory()._replace(available=usable_bytes + LEAST_MARGIN_BYTES)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+
+
+@pytest.mark.parametrize("options", [(), ("--kv", "int8"), ("--mtp", "2")], ids=" ".join)
+def test_what_fits_to_the_byte_is_what_generate_accepts(
+    potluck: Potluck, tmp_path: Path, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inspect also counts the process itself, which runs already when generate looks."""
+    path = write_random_gguf(tmp_path / "small.gguf", SMALL, TYPES)
+
+    def inspected(usable_bytes: int) -> tuple[bool, str]:
+        set_free(monkeypatch, usable_bytes + PROCESS_BYTES)
+        _, out, _ = potluck("inspect", path, "--context", 7, *options)
+        made = document(potluck("inspect", path, "--context", 7, *options, "--json"))
+        return made["fits"], " ".join(out.split())
+
+    def generated(usable_bytes: int) -> tuple[int, str]:
+        set_free(monkeypatch, usable_bytes)
+        asked = ("generate", "--model", path, "--token-ids", "5,6,7", "--max-tokens", "4")
+        code, _, err = potluck(*asked, *options)
+        return code, err
+
+    told = document(potluck("inspect", path, "--context", 7, *options, "--json"))
+    needed = told["needed_bytes"] - PROCESS_BYTES
+    experts = [run for run in told["types"] if run["part"] == "routed experts"]
+    of_layer = [sum(run["bytes"] for run in experts if layer in run["layers"]) for layer in (1, 2)]
+    assert of_layer[0] != of_layer[1]
+    for usable_bytes, fits, place in ((needed, True, "is mapped into"), (needed - 1, False, "does not fit")):
+        code, err = generated(usable_bytes)
+        assert (code, place in err) == (0, True)
+        assert inspected(usable_bytes)[0] is fits
+    # 16 experts of the largest layer: two layers of a kind share its bytes, and a layer has 16 experts.
+    expert_bytes = {num_bytes // 16 for num_bytes in (of_layer[0] // 2, of_layer[1])}
+    least = needed - told["expert_bytes"] + 16 * max(expert_bytes)
+    assert generated(least)[0] == 0
+    assert "of the routed experts fit beside the rest" in inspected(least)[1]
+    code, err = generated(least - 1)
+    assert (code, says(err, "of memory are missing … smallest cache of experts")) == (2, True)
+    assert "not even the head and the smallest cache of experts fit" in inspected(least - 1)[1]
+
+
+def test_a_file_that_lacks_a_tensor_does_not_fit(potluck: Potluck, tmp_path: Path) -> None:
+    directory = write_random_checkpoint(tmp_path / "m", seed=1)
+    tensors = load_file(directory / "model.safetensors")
+    del tensors["model.layers.1.self_attn.o_proj.weight"]
+    save_file(tensors, directory / "model.safetensors")
+    made = document(potluck("inspect", directory, "--json"))
+    assert (made["fits"], made["missing_bytes"]) == (False, 0)
+    code, out, _ = potluck("inspect", directory)
+    words = " ".join(out.split())
+    assert code == 0
+    assert "It does not run:" in words
+    assert "model.layers.1.self_attn.o_proj.weight is missing" in words
+    code, _, err = potluck("generate", "--model", directory, "--token-ids", "5", "--max-tokens", "1")
+    assert (code, made["problem"] in err) == (2, True)
 
 
 def test_layers_are_told_in_short() -> None:

@@ -9,15 +9,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.kernels.attention import PAGE_POSITIONS, KvForm, KvShape
-from orchestrator.model.kv_cache import KVCache, SequenceShape
+from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool
 from placement.errors import KvDoesNotFit
+from placement.kv_size import PAGE_POSITIONS, KvForm, KvShape, SequenceSize, pages_of
+from placement.model_shape import AttentionShape
 from workers.model_config import LayerConfig
 
 WINDOW, MAX_DRAFTS = 150, 3
 PAGE_BYTES = KvShape(KvForm.float32, 1, 2).page_bytes
 PLENTY = 10_000 * PAGE_BYTES
+
+
+SHAPES = [AttentionShape(2, 1, 2, window, False) for window in (0, WINDOW)]
 
 
 def layer(*, is_sliding: bool) -> LayerConfig:
@@ -60,7 +64,6 @@ def test_a_query_finds_every_key_it_sees_after_any_chunks_and_rollbacks(
 ) -> None:
     pool = KvPool(PLENTY)
     cache = new_cache(pool)
-    shape = SequenceShape(LAYERS, WINDOW, KvForm.float32, MAX_DRAFTS)
     expected: list[float] = []
     fresh = iter(range(1, 10_000))
     for size, rejected in chunks:
@@ -68,13 +71,40 @@ def test_a_query_finds_every_key_it_sees_after_any_chunks_and_rollbacks(
         push(cache, tokens)
         expected += tokens
         assert cache.nbytes == pool.used_bytes
-        assert cache.nbytes <= shape.num_bytes(len(expected), 300)
         expected = expected[: len(expected) - rejected]
         cache.rollback(len(expected))
         assert cache.length == len(expected)
         assert [held(cache, 0, p) for p in range(len(expected))] == expected
         seen = range(max(0, len(expected) - WINDOW + 1), len(expected))
         assert [held(cache, 1, p) for p in seen] == [expected[p] for p in seen]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    prompt=st.integers(1, 1500),
+    pass_rows=st.sampled_from([1, 7, 100, 128, 200, 256, 300]),
+    steps=st.lists(st.tuples(st.integers(1, 1 + MAX_DRAFTS), st.integers(0, MAX_DRAFTS)), max_size=60),
+)
+def test_a_run_takes_no_more_than_is_counted_and_a_prompt_alone_just_that(
+    prompt: int, pass_rows: int, steps: list[tuple[int, int]]
+) -> None:
+    size, pool = SequenceSize(SHAPES, KvForm.float32, MAX_DRAFTS), KvPool(PLENTY)
+    cache, most = new_cache(pool), 0
+    for start in range(0, prompt, pass_rows):
+        push(cache, [0.0] * min(pass_rows, prompt - start))
+    # Pages that a pass lets go of at its end were there in it.
+    passes = [(start, min(prompt, start + pass_rows)) for start in range(0, prompt, pass_rows)]
+    for start, stop in passes:
+        first = max(0, start - MAX_DRAFTS - WINDOW + 1) // PAGE_POSITIONS
+        most = max(most, pages_of(stop) - first)
+    held = (pages_of(prompt) + most) * PAGE_BYTES
+    assert held <= size.num_bytes(prompt, pass_rows)
+    # The last steps of a text hold as much as passes of a prompt do, wherever they begin.
+    assert pass_rows < 128 or held == size.num_bytes(prompt, pass_rows)
+    for rows, rejected in steps:
+        push(cache, [0.0] * rows)
+        assert cache.nbytes <= size.num_bytes(cache.length, pass_rows)
+        cache.rollback(cache.length - min(rows - 1, rejected))
 
 
 def test_full_layers_grow_and_sliding_ones_keep_their_window() -> None:
@@ -123,7 +153,7 @@ def test_more_positions_than_fit_are_refused_and_nothing_is_kept() -> None:
 
 
 def test_the_refusal_before_a_run_says_how_many_positions_fit() -> None:
-    shape = SequenceShape(LAYERS, WINDOW, KvForm.float32, MAX_DRAFTS)
+    shape = SequenceSize(SHAPES, KvForm.float32, MAX_DRAFTS)
     budget = 20 * PAGE_BYTES
     fits = shape.most_positions(budget, 100)
     assert shape.num_bytes(fits, 100) <= budget < shape.num_bytes(fits + 1, 100)

@@ -13,6 +13,7 @@ from placement.given.stats import RoutingStats
 from placement.given.traces import CODING, GENERAL, SyntheticRouter
 from placement.model_shape import STEP_3_5_FLASH
 from placement.plan_file import read_plan
+from placement.wire_form import usual_wire_form
 from placement.workload import Workload
 from tests.orchestrator.command_line import Potluck, document, says
 from workers.model_config import Step35Config
@@ -115,7 +116,7 @@ def test_later_commands_take_from_a_plan_what_it_assumes(
     workload = read_plan(plan).workload
     assert workload == Workload(
         drafts=2,
-        bytes_per_activation=1,
+        wires=(usual_wire_form("q4"),),
         accepted_drafts=0.75,
         acceptance=(0.5, 0.5),
         context=20000,
@@ -138,7 +139,13 @@ def test_what_is_assumed_is_printed_in_one_sentence(potluck: Potluck, files: Pat
     code, out, err = potluck(*arguments(files, *given, "--accept", "0.9"))
     assert code == 0, err
     (sentence,) = re.findall(r"Assumed: .*?\.(?!\d)", " ".join(out.split()))
-    for part in ("1 draft", "0.9", "4,096 positions", "16-bit", "4.5 bits", "8 prompt tokens"):
+    for part in (
+        "1 draft",
+        "0.9",
+        "4,096 positions of keys and values in bfloat16",
+        "4.5 bits",
+        "8 prompt tokens",
+    ):
         assert part in sentence
 
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.random_gguf import SMALL, FileTypes, write_random_gguf
 from orchestrator.cli.even_plan import even_plan
+from orchestrator.generate import GenerationParams
+from orchestrator.model.kv_pool import KvPool
 from orchestrator.one_box import DISK, OneBox, plan_here
 from orchestrator.run_memory import Demand, head_needs
 from orchestrator.session import open_session
 from placement.errors import PlanDoesNotFit
+from placement.given.head_memory import head_memory_bytes
+from placement.kv_size import KvForm, KvShape
+from placement.plan_file import read_plan
+from placement.workload import Workload
 from tests.orchestrator.command_line import Potluck
 from tests.tiny_checkpoint import write_random_checkpoint
 from workers.formats.contents import model_contents
@@ -56,7 +64,7 @@ def needed(path: Path, dtype: str = "bfloat16") -> tuple[int, int]:
     """Bytes of the head and of the experts."""
     contents = model_contents(path)
     shape = contents.config.shape("m")
-    head = head_needs(contents, shape, dtype, Demand(100), in_directory=path.is_dir())
+    head = head_needs(contents, shape, dtype, Demand(100))
     experts = sum(t.num_bytes for t in contents.tensors if t.part == "routed experts")
     return sum(need.num_bytes for need in head), experts
 
@@ -96,15 +104,74 @@ def test_a_longer_context_and_drafts_take_more(gguf: Path) -> None:
     shape = contents.config.shape("m")
 
     def total(demand: Demand, dtype: str = "bfloat16") -> int:
-        return sum(n.num_bytes for n in head_needs(contents, shape, dtype, demand, in_directory=False))
+        return sum(n.num_bytes for n in head_needs(contents, shape, dtype, demand))
 
     base = total(Demand(100))
-    per_position = 2 * shape.kv_cache_bytes(1, 1, with_mtp=False)
-    full_only = shape.kv_cache_bytes(201, 2, with_mtp=False) - shape.kv_cache_bytes(200, 2, with_mtp=False)
-    assert 0 < full_only < per_position
-    assert total(Demand(1100)) - base == 1000 * full_only
+    assert total(Demand(1100)) > base
     assert total(Demand(100, num_drafts=3)) > base
     assert total(Demand(100), "float32") > base
+
+
+@pytest.mark.parametrize("kv", KvForm)
+@pytest.mark.parametrize("drafts", [0, 2])
+@pytest.mark.parametrize("prompt", [200, 1500])
+def test_the_kv_cache_that_is_counted_is_what_a_run_takes(
+    gguf: Path, kv: KvForm, drafts: int, prompt: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the byte what inspect, plans and the check count, where nearly all positions are the prompt's."""
+    most = 0
+    take = KvPool.take
+
+    def watched(pool: KvPool, kv_shape: KvShape) -> Tensor | None:
+        nonlocal most
+        page = take(pool, kv_shape)
+        most = max(most, pool.used_bytes)
+        return page
+
+    monkeypatch.setattr(KvPool, "take", watched)
+    contents = model_contents(gguf)
+    shape = contents.config.shape("random")
+    # Drafts are made where more than one token may follow.
+    demand = Demand(prompt + 4, num_drafts=drafts, kv_form=kv)
+    plan = box(gguf, 10**10).plan
+    model = open_model(gguf)
+    with open_session(model, plan, num_drafts=drafts, positions=prompt + 4, kv_form=kv) as session:
+        session.generate([5] * prompt, GenerationParams(4, mtp=drafts, ignore_eos=True))
+    (counted,) = [need for need in head_needs(contents, shape, "bfloat16", demand) if "KV" in need.what]
+    # MTP layers run when the trunk has let go of what its sliding layers need no more.
+    assert most == counted.num_bytes if not drafts else 0.6 * counted.num_bytes < most < counted.num_bytes
+    workload = Workload(context=prompt + 4, kv_form=kv, drafts=drafts)
+    without = head_memory_bytes(shape, replace(workload, context=0))
+    assert head_memory_bytes(shape, workload) - without == counted.num_bytes
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+@pytest.mark.parametrize("kv", [None, "int8"])
+def test_a_plan_for_a_file_charges_the_head_what_its_run_counts(
+    potluck: Potluck, gguf: Path, tmp_path: Path, drafts: int, kv: str | None
+) -> None:
+    cluster, path = tmp_path / "cluster.yaml", tmp_path / "plan.json"
+    device = "{name: ram, kind: ram, memory_bytes: 1GB, bandwidth_gbytes_per_s: 10, ffn_gflops: 50}"
+    cluster.write_text(f"head: study\nnodes:\n  - name: study\n    devices: [{device}]\nlinks: []\n")
+    said = ["--accept", ",".join(["0.5"] * drafts)] if drafts else []
+    said += ["--kv", kv] if kv else []
+    planning = ("plan", cluster, "--model", gguf, "--policy", "uniform", "--context", 300, *said)
+    code, _, err = potluck(*planning, "--out", path, "--json")
+    assert (code, err) == (0, "")
+    plan, contents = read_plan(path), model_contents(gguf)
+    shape, workload = contents.config.shape("random"), plan.workload
+    assert workload is not None
+    demand = Demand(300, num_drafts=drafts, kv_form=KvForm(kv) if kv else None)
+    counted = sum(need.num_bytes for need in head_needs(contents, shape, plan.dtype, demand))
+    assert head_memory_bytes(shape, workload) == counted
+    assert plan.tiers[0].budget_bytes == 10**9 - counted
+    assert workload.head_forms is not None
+    assert [workload.head_form(part) for part in ("attention", "router", "ffn", "output")] == [
+        "q4_k", "float32", "q4_k", "q6_k"
+    ]  # fmt: skip
+    assert workload.head_bits("output") == 6.5625
+    code, _, err = potluck("generate", "--model", gguf, *IDS, "--plan", path, "--json")
+    assert (code, err) == (0, "")
 
 
 def test_generate_says_where_things_went_and_writes_the_same_either_way(

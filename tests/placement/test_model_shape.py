@@ -36,15 +36,6 @@ def test_step_3_5_flash_has_the_published_sizes_in_bytes() -> None:
     assert round(shape.expert_bytes(16) / 1e6, 1) == 31.5
     assert round(shape.expert_bytes(4.5) / 1e6, 2) == 8.85
     assert round(shape.num_routed_experts * shape.expert_bytes(4.5) / 1e9) == 107
-    long_context = shape.kv_cache_bytes(262_144, with_mtp=False) - shape.kv_cache_bytes(0)
-    sliding_rings = 33 * 4096 * 512
-    assert round(sliding_rings / 1e6) == 69
-    assert long_context == 12 * 4096 * 262_144 + sliding_rings
-
-
-def test_draft_layers_keep_kv_too() -> None:
-    with_mtp = STEP_3_5_FLASH.kv_cache_bytes(10_000)
-    assert with_mtp - STEP_3_5_FLASH.kv_cache_bytes(10_000, with_mtp=False) == 3 * 4096 * 512
 
 
 def test_fingerprint_follows_routing_and_expert_sizes_but_not_the_name() -> None:

@@ -20,9 +20,10 @@ from placement.answers.summary import summarise
 from placement.errors import InputError, PlanDoesNotFit, PlanError
 from placement.given.stats import RoutingStats
 from placement.holders import HolderTable
-from placement.plan import Plan, PlannedLayer, PlannedTier, like_layers
+from placement.kv_size import KvForm
+from placement.plan import Plan, PlannedLayer, PlannedTier, like_layers, wires_of
 from placement.plan_file import read_plan, write_plan
-from placement.workload import Workload
+from placement.workload import HeadBytes, HeadForm, HeadForms, Workload
 from placement.workload_fields import workload_fields
 from tests.placement.shapes import small_shape
 
@@ -302,8 +303,10 @@ WORKLOADS = st.builds(
     num_sequences=st.integers(1, 99),
     context=st.integers(0, 10**6),
     head_bits_per_weight=st.floats(1, 64),
-    bytes_per_kv_value=st.integers(1, 8),
-    bytes_per_activation=st.integers(1, 8),
+    kv_form=st.sampled_from(KvForm),
+    head_forms=st.none()
+    | st.just(HeadForms(*(HeadForm(form, 5.25) for form in ("q4_k", "float32", "q6_k", "q8_0")))),
+    head_bytes=st.none() | st.builds(HeadBytes, st.integers(0, 2**40), st.integers(0, 2**40)),
     prompt_tokens_per_token=st.floats(0, 1e6),
     prefill_tokens=st.integers(1, 10**6),
 )
@@ -319,7 +322,7 @@ def test_what_a_plan_was_made_for_survives_save_and_load(
     full = replace(workload, drafts=drafts, accepted_drafts=drafts / 2, acceptance=known)
     plan = replace(plan_of(halves()), workload=full)
     write_plan(plan, path)
-    assert read_plan(path).workload == full
+    assert read_plan(path).workload == replace(full, wires=wires_of(plan.layers, plan.dtype))
 
 
 @pytest.mark.parametrize(
@@ -330,7 +333,10 @@ def test_what_a_plan_was_made_for_survives_save_and_load(
         (["assumes", "beams"], 4, "assumes: unknown field 'beams'"),
         (["assumes", "sequences"], 0, "assumes.sequences: expected a whole number of at least 1"),
         (["assumes", "head_bits"], 0.5, "assumes.head_bits: expected a number of at least 1"),
-        (["assumes", "kv_bits"], 12, "assumes.kv_bits: expected a multiple of 8"),
+        (["assumes", "kv_bits"], 12, "assumes.kv_bits: expected one of 8, 16, 32, found 12"),
+        (["assumes", "activation_bits"], "8", "assumes.activation_bits: expected a whole number"),
+        (["assumes", "head_bytes"], {"trunk": 1}, "assumes.head_bytes.mtp: missing"),
+        (["assumes", "head_forms"], {"attention": "q8_0"}, "assumes.head_forms.router: missing"),
         (["assumes", "accepted_drafts"], 1, "assumes.accepted_drafts: .* at most 0, found 1"),
         (["assumes", "acceptance"], [0.5], "assumes.acceptance: expected a chance for each of the 0"),
         (["assumes", "acceptance"], "half", "assumes.acceptance: expected a chance for each"),
@@ -489,7 +495,8 @@ def test_version_1_still_loads(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     file.write_text(json.dumps(VERSION_1))
     plan = read_plan(file)
-    assert (plan.form, plan.dtype, plan.workload) == ("q4", "bfloat16", Workload(context=7))
+    assert (plan.form, plan.dtype) == ("q4", "bfloat16")
+    assert plan.workload == Workload(context=7, wires=wires_of(plan.layers, plan.dtype))
     assert plan.experts_of("head") == dict.fromkeys((1, 2, 3), (0, 2, 4, 6, 8))
     assert [(w.name, w.node, w.tiers) for w in plan.workers] == [
         ("head", "study", (0,)),

@@ -16,7 +16,7 @@ from placement.weight_format import (
     WeightFormat,
     head_bits_of,
     planned_format,
-    value_bytes_of,
+    run_dtype_of,
 )
 
 
@@ -54,8 +54,9 @@ def test_an_unknown_form_is_refused() -> None:
         head_bits_of("q1")
 
 
-def test_only_float32_weights_have_float32_caches() -> None:
-    assert [value_bytes_of(quant) for quant in ("float32", "bfloat16", "fp8", "q4")] == [4, 2, 2, 2]
+def test_only_float32_weights_run_in_float32() -> None:
+    found = [run_dtype_of(quant) for quant in ("float32", "bfloat16", "fp8", "q4")]
+    assert found == ["float32", "bfloat16", "bfloat16", "bfloat16"]
 
 
 def test_forms_of_an_expert_have_a_name_and_back() -> None:

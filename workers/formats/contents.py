@@ -6,6 +6,7 @@ Only headers are read, and torch is not loaded.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,10 +14,20 @@ from math import prod
 from pathlib import Path
 
 from placement.errors import CheckpointError
+from placement.workload import HeadForm, HeadForms, HeadPart
+from workers.formats.complete import StoredShape, check_complete
 from workers.formats.gguf.model import GgufModel, find_gguf
 from workers.formats.gguf.tensors import GgufWeights, weights_of
 from workers.formats.open_model import is_gguf, load_config
-from workers.formats.shards import FORMS, READABLE, Shard, find_shards, published_names, scales_of
+from workers.formats.shards import (
+    FORMS,
+    READABLE,
+    Shard,
+    check_scales,
+    find_shards,
+    published_names,
+    scales_of,
+)
 from workers.model_config import Step35Config
 
 
@@ -54,11 +65,46 @@ class ListedTensor:
 
 @dataclass(frozen=True, slots=True)
 class ModelContents:
-    """Configuration and tensors of a model; `notes` are for the user, one line each."""
+    """Configuration and tensors of a model.
+
+    Attributes:
+        notes: for the user, one line each.
+        path: of the directory or file, for messages.
+        stored: by published name, scales of FP8 weights left out.
+    """
 
     config: Step35Config
     tensors: tuple[ListedTensor, ...]
     notes: tuple[str, ...]
+    path: Path
+    stored: Mapping[str, StoredShape]
+
+    @property
+    def in_directory(self) -> bool:
+        """Safetensors, whose wider numbers a run may round."""
+        return not is_gguf(self.path)
+
+    def check(self, *, with_mtp: bool) -> None:
+        """See that nothing is missing that a run reads, MTP layers if drafts are asked for.
+
+        Raises:
+            CheckpointError: names a tensor.
+        """
+        if self.in_directory:
+            check_scales(self.path, find_shards(self.path))
+        check_complete(self.path, self.stored, self.config, with_mtp=with_mtp)
+
+    @property
+    def head_forms(self) -> HeadForms:
+        """Of the trunk's own weights: of each part the form that most have, and the bits of all."""
+        of_part: dict[str, list[ListedTensor]] = {}
+        for tensor in self.tensors:
+            if tensor.part in _HEAD_PARTS:
+                of_part.setdefault(_HEAD_PARTS[tensor.part], []).append(tensor)
+        # An output that is the embedding, and a model without dense layers and shared experts.
+        of_part.setdefault("output", [t for t in self.tensors if t.part is Part.EMBEDDING])
+        of_part.setdefault("ffn", of_part["attention"])
+        return HeadForms(**{part: _head_form(tensors) for part, tensors in of_part.items()})
 
     @property
     def head_bits(self) -> float:
@@ -69,6 +115,22 @@ class ModelContents:
     def num_bytes(self, *parts: Part) -> int:
         """Of these parts together, of all where none is given."""
         return sum(tensor.num_bytes for tensor in self.tensors if not parts or tensor.part in parts)
+
+
+_HEAD_PARTS: Mapping[Part, HeadPart] = {
+    Part.ATTENTION: "attention",
+    Part.SMALL: "router",
+    Part.DENSE: "ffn",
+    Part.SHARED: "ffn",
+    Part.OUTPUT: "output",
+}
+
+
+def _head_form(tensors: Sequence[ListedTensor]) -> HeadForm:
+    weights: Counter[str] = Counter()
+    for tensor in tensors:
+        weights[tensor.form] += tensor.num_weights
+    return HeadForm(weights.most_common(1)[0][0], 8 * sum(t.num_bytes for t in tensors) / weights.total())
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +165,8 @@ def gguf_contents(weights: Mapping[str, GgufWeights], model: GgufModel) -> Model
         num_weights = prod(found.shape)
         listed = _listed(name, found.form.name, num_weights, found.num_bytes, model.config)
         once.setdefault((found.file.path, found.start), listed)
-    return ModelContents(model.config, tuple(once.values()), model.notes)
+    stored = {name: StoredShape(found.name, found.shape) for name, found in weights.items()}
+    return ModelContents(model.config, tuple(once.values()), model.notes, model.parts.path, stored)
 
 
 def directory_contents(shards: Mapping[str, Shard], config: Step35Config) -> ModelContents:
@@ -112,7 +175,8 @@ def directory_contents(shards: Mapping[str, Shard], config: Step35Config) -> Mod
     Raises:
         CheckpointError: one is of a type that does not load.
     """
-    return ModelContents(config, tuple(_of_directory(shards, config)), ())
+    directory = next(iter(shards.values())).path.parent
+    return ModelContents(config, tuple(_of_directory(shards, config)), (), directory, _stored_in(shards))
 
 
 def type_runs(tensors: Sequence[ListedTensor]) -> list[TypeRun]:
@@ -134,6 +198,17 @@ _ORDER = (
 
 def _layers(tensors: Iterable[ListedTensor]) -> list[int]:
     return sorted({tensor.layer for tensor in tensors if tensor.layer is not None})
+
+
+def _stored_in(shards: Mapping[str, Shard]) -> dict[str, StoredShape]:
+    stored = published_names(shards)
+    scales = scales_of(stored, shards)
+    of_weights = set(scales.values())
+    return {
+        name: StoredShape(found, shards[found].shape_of(found))
+        for name, found in stored.items()
+        if found not in of_weights
+    }
 
 
 def _of_directory(shards: Mapping[str, Shard], config: Step35Config) -> Iterable[ListedTensor]:

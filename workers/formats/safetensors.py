@@ -15,7 +15,15 @@ from placement.weight_format import FP8_E4M3, ExpertFormat, WeightFormat
 from workers.formats.checkpoint import Expert, StoredMatrix
 from workers.formats.contents import ModelContents, directory_contents
 from workers.formats.dequantise import float32_matrix
-from workers.formats.shards import FORMS, READABLE, SCALES, Shard, find_shards, published_names, scales_of
+from workers.formats.shards import (
+    FORMS,
+    READABLE,
+    Shard,
+    check_scale,
+    find_shards,
+    published_names,
+    scales_of,
+)
 from workers.model_config import Step35Config
 
 
@@ -83,7 +91,7 @@ class SafetensorsCheckpoint:
         if form != FP8_E4M3:
             return values.copy_(view)
         stack = view if view.ndim > 2 else view[None]
-        scales = self._scales_of(name, view.shape).view(len(stack), -1, -(-view.shape[-1] // 128))
+        scales = self._scales_of(name).view(len(stack), -1, -(-view.shape[-1] // 128))
         for to, data, own in zip(values.view(stack.shape), stack, scales, strict=True):
             rows, columns = data.shape
             to.copy_(float32_matrix(StoredMatrix(name, form, rows, columns, data, own)))
@@ -97,7 +105,7 @@ class SafetensorsCheckpoint:
                 f"{self.path}: tensor {self.stored[name]} has shape {list(view.shape)}, expected a matrix: "
                 "config.json and the weights belong to different models"
             )
-        scales = self._scales_of(name, view.shape) if form == FP8_E4M3 else None
+        scales = self._scales_of(name) if form == FP8_E4M3 else None
         rows, columns = view.shape
         return StoredMatrix(self.stored[name], form, rows, columns, view, scales)
 
@@ -154,35 +162,19 @@ class SafetensorsCheckpoint:
         view = shard.tensor(stored)
         return (view.view(torch.uint8) if form == FP8_E4M3 else view), form
 
-    def _scales_of(self, name: str, shape: Sequence[int]) -> Tensor:
-        """float32 [..., ceil(rows / 128), ceil(columns / 128)] of an FP8 tensor of `shape`."""
-        if len(shape) < 2:
-            raise CheckpointError(
-                f"{self.path}: tensor {self.stored[name]} is FP8 of shape {list(shape)}, expected a matrix"
-            )
-        tile = FP8_E4M3.scale_tile
-        expected = [*shape[:-2], *(-(-size // tile) for size in shape[-2:])]
+    def _scales_of(self, name: str) -> Tensor:
+        """float32 [..., ceil(rows / 128), ceil(columns / 128)] of an FP8 tensor."""
         stored = self._scales.get(name)
-        if stored is None:
-            raise CheckpointError(
-                f"{self.path}: tensor {self.stored[name]} is FP8 and has no scales; expected a tensor "
-                f"{self.stored[name]}{SCALES} of shape {expected}"
-            )
-        shard = self._files[stored]
-        found = shard.tensor(stored)
-        if list(found.shape) != expected or found.dtype is not torch.float32:
-            raise CheckpointError(
-                f"{shard.path}: tensor {stored} is {shard.type_of(stored)} of shape {list(found.shape)}, "
-                f"expected F32 of {expected}: a scale for each square of {tile} x {tile} weights"
-            )
-        return found
+        check_scale(self.path, self._files, self.stored[name], stored)
+        assert stored is not None
+        return self._files[stored].tensor(stored)
 
     def _matrices(self, name: str, stack: Tensor, form: WeightFormat) -> list[StoredMatrix]:
         """The matrices of a stack [n, rows, columns]."""
         num, rows, columns = stack.shape
         scales: Sequence[Tensor | None] = [None] * num
         if form == FP8_E4M3:
-            scales = self._scales_of(name, stack.shape).unbind(0)
+            scales = self._scales_of(name).unbind(0)
         return [
             StoredMatrix(self.stored[name], form, rows, columns, data, own)
             for data, own in zip(stack.unbind(0), scales, strict=True)

@@ -117,6 +117,44 @@ def scales_of(stored: Mapping[str, str], shards: Mapping[str, Shard]) -> dict[st
     }
 
 
+def check_scale(path: Path, shards: Mapping[str, Shard], name: str, scales: str | None) -> None:
+    """See that an FP8 tensor has the scales that its shape asks for.
+
+    Args:
+        path: of the model, for messages.
+        name, scales: of the tensor and of its scales in the files; None where there are none.
+
+    Raises:
+        CheckpointError: it has not, or is no matrix.
+    """
+    shape = shards[name].shape_of(name)
+    if len(shape) < 2:
+        raise CheckpointError(f"{path}: tensor {name} is FP8 of shape {list(shape)}, expected a matrix")
+    tile = FP8_E4M3.scale_tile
+    expected = [*shape[:-2], *(-(-size // tile) for size in shape[-2:])]
+    if scales is None:
+        raise CheckpointError(
+            f"{path}: tensor {name} is FP8 and has no scales; expected a tensor {name}{SCALES} of shape "
+            f"{expected}"
+        )
+    shard = shards[scales]
+    if list(shard.shape_of(scales)) != expected or shard.type_of(scales) != "F32":
+        raise CheckpointError(
+            f"{shard.path}: tensor {scales} is {shard.type_of(scales)} of shape "
+            f"{list(shard.shape_of(scales))}, expected F32 of {expected}: a scale for each square of "
+            f"{tile} x {tile} weights"
+        )
+
+
+def check_scales(path: Path, shards: Mapping[str, Shard]) -> None:
+    """See that every FP8 tensor has its scales; raises CheckpointError as `check_scale`."""
+    stored = published_names(shards)
+    scales = scales_of(stored, shards)
+    for name, found in stored.items():
+        if shards[found].type_of(found) == FP8 and found not in scales.values():
+            check_scale(path, shards, found, scales.get(name))
+
+
 class Shard:
     """One safetensors file, mapped when its tensors are first asked for."""
 

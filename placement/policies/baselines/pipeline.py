@@ -13,6 +13,8 @@ from placement.cost.rates import expert_rates
 from placement.cost.roofline import roofline_seconds
 from placement.errors import PlanDoesNotFit
 from placement.given.problem import PlanningProblem
+from placement.kv_size import SequenceSize
+from placement.message_size import message_size
 from placement.plan import LOCAL_WORKER
 from placement.policies.baselines.fixed import proportional
 from placement.replay.demand import count_demand
@@ -101,10 +103,7 @@ def _room(problem: PlanningProblem, index: int, is_first: bool) -> int:
     weight_bytes = workload.head_bits_per_weight / 8
     attention_bytes = [
         a.parameters(shape.hidden_size) * weight_bytes
-        + (min(workload.context, a.window) if a.is_sliding else workload.context)
-        * a.kv_values_per_position()
-        * workload.num_sequences
-        * workload.bytes_per_kv_value
+        + workload.num_sequences * SequenceSize([a], workload.kv_form).num_bytes(workload.context)
         for a in shape.attention[: shape.num_hidden_layers]
     ]
     beside_bytes = max(attention_bytes) + weight_bytes * (
@@ -132,7 +131,7 @@ def _hop_seconds(problem: PlanningProblem, device_of: list[int]) -> float:
     """Hidden states from the head through all boxes and back to it."""
     stops = [problem.head, *device_of, problem.head]
     workload = problem.workload
-    num_bytes = workload.tokens_per_step * problem.shape.hidden_size * workload.bytes_per_activation
+    num_bytes = workload.tokens_per_step * message_size(problem.shape, workload.wires).hidden_bytes_per_row
     seconds = 0.0
     for here, there in itertools.pairwise(stops):
         ends = [problem.devices[d] for d in (here, there) if d is not None]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from orchestrator import kernels
-from orchestrator.kernels.attention import PAGE_POSITIONS, KvForm, KvShape
+from placement.kv_size import PAGE_POSITIONS, KvForm, KvShape
 
 EPS = 1e-6
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from orchestrator import kernels
-from orchestrator.kernels.attention import KvForm
+from placement.kv_size import KvForm
 from tests.orchestrator.kernels.kv_pages import sequence
 
 SameBits = Callable[[Callable[[], tuple[Tensor, ...]]], None]

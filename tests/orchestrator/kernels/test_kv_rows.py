@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from orchestrator import kernels
-from orchestrator.kernels.attention import PAGE_POSITIONS, KvForm, KvShape, PageTable
+from orchestrator.kernels.attention import PageTable
 from orchestrator.model.rope import RopeTable
+from placement.kv_size import PAGE_POSITIONS, KvForm, KvShape
 from tests.orchestrator.kernels.kv_pages import EPS, sequence, stored
 from workers.model_config import LayerConfig
 

@@ -18,6 +18,7 @@ from placement.given.problem import PlanningProblem, problem_for
 from placement.given.stats import RoutingStats
 from placement.given.traces import CODING, SyntheticRouter
 from placement.holders import HolderTable
+from placement.kv_size import PAGE_POSITIONS, PASS_ROWS, KvForm, SequenceSize
 from placement.model_shape import STEP_3_5_FLASH
 from placement.plan import Plan
 from placement.policies.baselines.fixed import one_box, uniform, whole_layers
@@ -26,7 +27,7 @@ from placement.replay.simulate import simulate_alone
 from placement.replay.system import System
 from placement.routing.planning_text import planning_text
 from placement.units import size
-from placement.workload import Workload
+from placement.workload import HeadBytes, Workload
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape
 
@@ -98,10 +99,9 @@ def test_longer_contexts_are_slower_until_the_cache_does_not_fit(reserved_expert
     given = problem_for(SHAPE, cluster, SIZE, STATS, workload)
     plan = plan_of(given, one_box(given))
     held = int(plan.experts_per_tier()[0])
-    position_bytes = head_memory_bytes(SHAPE, Workload(context=10_001)) - head_memory_bytes(
-        SHAPE, Workload(context=10_000)
-    )
-    longest = 100 + (memory_bytes - head_memory_bytes(SHAPE, workload) - held * SIZE) // position_bytes
+    longest = PAGE_POSITIONS
+    while head_memory_bytes(SHAPE, Workload(context=longest + PAGE_POSITIONS)) <= memory_bytes - held * SIZE:
+        longest += PAGE_POSITIONS
     assert all(not a.is_sliding or a.window <= 100 for a in SHAPE.attention)
     found = by_context(given, cluster, plan, predicted(given, plan), [0, 100, longest, longest + 2])
     speeds = [at.tokens_per_s for at in found]
@@ -117,8 +117,14 @@ def test_what_the_head_keeps_is_charged_before_experts() -> None:
     shape = STEP_3_5_FLASH
     workload = Workload(context=65536)
     needs = head_memory_bytes(shape, workload)
-    weights, cache = shape.head_parameters * 2, shape.kv_cache_bytes(65536)
-    assert weights + cache < needs < 1.02 * (weights + cache)
+    weights = shape.trunk_head_parameters * 2
+    cache = SequenceSize.of(shape, KvForm.bfloat16, 0).num_bytes(65536)
+    assert needs == weights + cache + shape.activation_bytes(PASS_ROWS)
+    with_drafts = head_memory_bytes(shape, replace(workload, drafts=1))
+    one_ring = SequenceSize.of(shape, KvForm.bfloat16, 1).num_bytes(65536) - cache
+    assert with_drafts - needs == 2 * (shape.head_parameters - shape.trunk_head_parameters) + one_ring
+    known = replace(workload, head_bytes=HeadBytes(10**9, 10**8))
+    assert head_memory_bytes(shape, known) - needs == 10**9 - weights
     size = shape.expert_bytes(4.5)
 
     def capacity(reserved_bytes: int, context: int) -> int:

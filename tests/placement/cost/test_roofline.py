@@ -16,7 +16,7 @@ from placement.given.cluster_spec import Overheads
 from placement.given.kernel_rates import ATTENTION, KernelRates
 from placement.given.problem import PlanningProblem
 from placement.model_shape import STEP_3_5_FLASH
-from placement.workload import HeadForms, Workload
+from placement.workload import HeadForm, HeadForms, Workload
 from tests.placement.boxes import device
 
 Q4_EXPERT = STEP_3_5_FLASH.expert_bytes(4.5)
@@ -165,7 +165,7 @@ def test_a_form_without_kernels_falls_back_to_the_devices_one_rate() -> None:
 
 
 def test_the_head_reads_each_part_in_its_own_form_and_multiplies_at_its_kernels_rate() -> None:
-    forms = HeadForms(attention="q8_0", router="float32", ffn="q4_k", output="q4_k")
+    forms = HeadForms(*map(HeadForm.of, ("q8_0", "float32", "q4_k", "q4_k")))
     one = head_seconds(with_kernels(Workload(head_forms=forms), Q4))
     assert one.lm_head_s == pytest.approx(2e-9 * STEP_3_5_FLASH.lm_head_parameters * 0.01)
     router_bytes = 42 * 4 * STEP_3_5_FLASH.router_parameters

@@ -54,6 +54,9 @@ class Run:
     def __post_init__(self) -> None:
         self.activations, self.experts_read = ([0] * len(self.plan.workers) for _ in range(2))
         self.local = self.plan.local_worker
+        # All layers of these plans are alike.
+        wire = self.plan.wire_forms()[self.plan.moe_layers[0]]
+        self.row_bytes = wire.row_bytes(SHAPE.hidden_size)
         self.first_tier = [worker.tiers[0] for worker in self.plan.workers]
 
     @property
@@ -146,7 +149,7 @@ class Run:
         self.experts_read[ask.worker] += len(set(pairs.tolist()))
         if not here:
             self.messages += 1
-            self.sent_bytes += len(ask.rows) * SHAPE.hidden_size * self.system.workload.bytes_per_activation
+            self.sent_bytes += len(ask.rows) * self.row_bytes
 
     def answer_s(self, ask: Ask) -> float:
         """Seconds from a request to its answer."""
@@ -200,7 +203,7 @@ def assert_equal_counts(run: Run, counts: Any) -> None:
     seed=st.integers(0, 10_000),
     drafts=st.integers(0, 3),
     replicas=st.sampled_from([0.0, 0.3, 0.8]),
-    bytes_per_activation=st.sampled_from([2, 4]),
+    dtype=st.sampled_from(["bfloat16", "float32"]),
     devices=st.sampled_from([DEVICES, BOXES]),
 )
 @settings(max_examples=15, deadline=None)
@@ -208,11 +211,11 @@ def test_counts_equal_the_dispatchers(
     seed: int,
     drafts: int,
     replicas: float,
-    bytes_per_activation: int,
+    dtype: str,
     devices: tuple[PlanningDevice, ...],
 ) -> None:
-    workload = Workload(drafts=drafts, bytes_per_activation=bytes_per_activation)
-    system = system_of(random_plan(seed, devices, replica_chance=replicas), devices, workload)
+    plan = replace(random_plan(seed, devices, replica_chance=replicas), dtype=dtype)
+    system = system_of(plan, devices, Workload(drafts=drafts))
     trace, luck = random_trace(seed, 60), Acceptance((0.8, 0.7, 0.6)[:drafts], seed)
     run = Run(system)
     run.all_passes([trace], luck)

@@ -14,6 +14,7 @@ from benchmarks.random_gguf import SMALL, FileTypes, write_random_gguf
 from placement.errors import CheckpointError, PlanDoesNotFit, PlanError
 from placement.weight_format import FORMATS
 from tests.tiny_checkpoint import write_random_checkpoint
+from tests.workers.formats.fp8_files import experts_in_fp8
 from transport.expert_rows import ExpertRows
 from workers import fixed_point
 from workers.disk.direct_file import DirectFile
@@ -207,3 +208,19 @@ def test_a_disk_that_fails_now_and_then_never_gives_wrong_bits(
             continue
         assert np.array_equal(found.values, store.forward(layer, rows).values)
     assert 0 < failures < 60
+
+
+def test_fp8_experts_come_from_the_disk_with_their_scales(tmp_path: Path) -> None:
+    """Matrices of 160 x 192 and back: squares of 128 x 128 and what is left of them."""
+    write_random_checkpoint(
+        tmp_path / "model",
+        seed=4,
+        hidden_size=192,
+        moe_intermediate_size=160,
+        num_experts=8,
+    )
+    config, store, tier = both(experts_in_fp8(tmp_path / "model"), "bfloat16", num_slots=20)
+    for seed, num_rows in enumerate((1, 3, 40, 1)):
+        for layer in config.moe_layers:
+            assert_same(store, tier, layer, rows_of(config, num_rows, seed))
+    assert 0 < tier.counts.hits < tier.counts.asked

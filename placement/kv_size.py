@@ -1,0 +1,165 @@
+"""What keys and values take: one position, one page, one sequence. The one place that knows.
+
+Plans, `potluck inspect` and the cache of a run all count so (docs/attention.md has a page's layout).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from placement.errors import KvDoesNotFit
+from placement.model_shape import MOST_POSITIONS, AttentionShape, ModelShape
+from placement.units import size
+
+PAGE_POSITIONS = 128
+"""A page's, as arguments.h of the kernels has it."""
+MAX_DRAFTS = 3
+"""Positions that a sequence may be rolled back by."""
+PASS_ROWS = 256
+"""Tokens of a prompt that a run reads in one pass."""
+
+# The kernels compute so many values of a row at once, and pad rows to whole panels.
+_PANEL, _MOST_HEAD_DIM = 16, 8192
+
+
+class KvForm(StrEnum):
+    """How keys and values are kept. int8 has a float32 scale for each position, head, and key or value."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    int8 = "int8"
+
+    @classmethod
+    def of(cls, dtype: str) -> KvForm:
+        """What a run in `dtype` keeps unless it is told otherwise."""
+        return cls.float32 if dtype == "float32" else cls.bfloat16
+
+    @property
+    def value_bytes(self) -> int:
+        """Of one number, without scales."""
+        return {"float32": 4, "bfloat16": 2, "int8": 1}[self.value]
+
+    @property
+    def scale_bytes(self) -> int:
+        """Of one head's key, or value, in one position."""
+        return 4 if self is KvForm.int8 else 0
+
+
+@dataclass(frozen=True, slots=True)
+class KvShape:
+    """One layer's keys and values.
+
+    Raises:
+        ValueError: head_dim is more than 8,192, the kernels' bound.
+    """
+
+    form: KvForm
+    num_kv_heads: int
+    head_dim: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.head_dim <= _MOST_HEAD_DIM:
+            raise ValueError(f"head_dim {self.head_dim}: the kernels take 1 to {_MOST_HEAD_DIM}")
+
+    @classmethod
+    def of(cls, attention: AttentionShape, form: KvForm) -> KvShape:
+        """Of a model's layer."""
+        return cls(form, attention.num_kv_heads, attention.head_dim)
+
+    @property
+    def position_bytes(self) -> int:
+        """Of one position's keys and values, scales and padding included: what attention reads of it."""
+        width = -(-self.head_dim // _PANEL) * _PANEL
+        return 2 * self.num_kv_heads * (width * self.form.value_bytes + self.form.scale_bytes)
+
+    @property
+    def page_bytes(self) -> int:
+        """Of PAGE_POSITIONS positions."""
+        return PAGE_POSITIONS * self.position_bytes
+
+
+class SequenceSize:
+    """What the keys and values of one sequence take in some layers, for any number of positions."""
+
+    __slots__ = ("_max_drafts", "_page_bytes")
+
+    def __init__(self, layers: Iterable[AttentionShape], form: KvForm, max_drafts: int = MAX_DRAFTS) -> None:
+        self._max_drafts = max_drafts
+        self._page_bytes: dict[int, int] = {}
+        """Window, 0 for none -> bytes of a page in all layers that have it."""
+        for layer in layers:
+            before = self._page_bytes.get(layer.window, 0)
+            self._page_bytes[layer.window] = before + KvShape.of(layer, form).page_bytes
+
+    @classmethod
+    def of(cls, shape: ModelShape, form: KvForm, num_drafts: int) -> SequenceSize:
+        """In the trunk, and in as many MTP layers as there are drafts in a step."""
+        return cls(shape.attention[: shape.num_hidden_layers + num_drafts], form)
+
+    def num_bytes(self, num_positions: int, pass_rows: int = PASS_ROWS) -> int:
+        """Bytes of the pages held at a time, at most.
+
+        A prompt is read from position 0 on in passes of `pass_rows` rows, the last of them maybe smaller;
+        later passes have at most a token and its drafts.
+        """
+        return sum(
+            page_bytes * self._most_pages(window, num_positions, pass_rows)
+            for window, page_bytes in self._page_bytes.items()
+        )
+
+    def most_positions(self, budget_bytes: int, pass_rows: int = PASS_ROWS) -> int:
+        """The most positions whose pages fit the budget; MOST_POSITIONS where that many do."""
+        low, high = 0, pages_of(MOST_POSITIONS)
+        while low < high:
+            pages = (low + high + 1) // 2
+            if self.num_bytes(pages * PAGE_POSITIONS, pass_rows) <= budget_bytes:
+                low = pages
+            else:
+                high = pages - 1
+        return low * PAGE_POSITIONS
+
+    def check(self, num_positions: int, pass_rows: int, budget_bytes: int) -> None:
+        """Raise KvDoesNotFit unless the pages of so many positions fit the budget."""
+        if self.num_bytes(num_positions, pass_rows) > budget_bytes:
+            raise KvDoesNotFit(
+                f"keys and values of {num_positions} positions take "
+                f"{size(self.num_bytes(num_positions, pass_rows))}, their budget is {size(budget_bytes)}: "
+                f"{self.most_positions(budget_bytes, pass_rows)} positions fit; shorten the prompt, ask for "
+                "fewer tokens, or keep keys and values in int8 (--kv int8)"
+            )
+
+    def _most_pages(self, window: int, num_positions: int, pass_rows: int) -> int:
+        pages = pages_of(num_positions)
+        if not window:
+            return pages
+        # Positions before a pass that it, or a pass after a rollback, may look at.
+        reach = window + self._max_drafts - 1
+        # Further on, passes begin at the same places of a page again.
+        last = min(num_positions, reach + PAGE_POSITIONS + math.lcm(pass_rows, PAGE_POSITIONS))
+        of_prompt = max(
+            (
+                pages_of(min(num_positions, start + pass_rows)) - max(0, start - reach) // PAGE_POSITIONS
+                for start in range(0, last, pass_rows)
+            ),
+            default=0,
+        )
+        # A decode pass begins anywhere in a page. MTP layers compute again what hung on drafts.
+        of_step = pages_of(reach + 2 * self._max_drafts) + 1
+        return min(pages, max(of_prompt, of_step))
+
+
+def read_bytes(layers: Iterable[AttentionShape], form: KvForm, num_positions: int) -> int:
+    """Bytes of keys and values that attention of one token reads, so many positions before it."""
+    return sum(
+        KvShape.of(layer, form).position_bytes
+        * (min(num_positions, layer.window) if layer.is_sliding else num_positions)
+        for layer in layers
+    )
+
+
+def pages_of(num_positions: int) -> int:
+    """Pages from position 0 on that so many positions touch."""
+    return -(-num_positions // PAGE_POSITIONS)

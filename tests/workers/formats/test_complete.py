@@ -1,0 +1,111 @@
+"""What a model's files lack is told from their headers, as loading would tell it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from orchestrator.model.weights import load_head_weights
+from placement.errors import CheckpointError
+from tests.tiny_checkpoint import ExpertNames, write_random_checkpoint
+from tests.workers.formats.fp8_files import experts_in_fp8
+from workers.formats.contents import model_contents
+from workers.formats.open_model import open_model
+
+
+def tiny(directory: Path, expert_names: ExpertNames = "stacked") -> Path:
+    return write_random_checkpoint(
+        directory,
+        seed=1,
+        num_layers=2,
+        moe_layers=(1,),
+        num_mtp_layers=1,
+        num_experts=4,
+        top_k=2,
+        expert_names=expert_names,
+    )
+
+
+def refusal_of_loading(directory: Path) -> str | None:
+    """As a run meets it: the head first, then each expert."""
+    try:
+        config, checkpoint = open_model(directory)
+        load_head_weights(checkpoint, config, torch.float32)
+        for layer in config.moe_layers:
+            for expert in range(config.moe_num_experts):
+                checkpoint.expert(layer, expert, config)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def refusal_of_headers(directory: Path) -> str | None:
+    try:
+        model_contents(directory).check(with_mtp=True)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("expert_names", ["stacked", "experts", "numbered"])
+def test_each_tensor_that_loading_misses_is_missed(tmp_path: Path, expert_names: ExpertNames) -> None:
+    directory = tiny(tmp_path / "m", expert_names)
+    whole = load_file(directory / "model.safetensors")
+    assert refusal_of_headers(directory) is refusal_of_loading(directory) is None
+    needed = 0
+    for name in whole:
+        rest = {other: tensor for other, tensor in whole.items() if other != name}
+        save_file(rest, directory / "model.safetensors")
+        loading, headers = refusal_of_loading(directory), refusal_of_headers(directory)
+        assert (loading is None) == (headers is None), name
+        needed += loading is not None
+        if headers is not None and "experts" not in name:
+            assert name.rpartition(".")[0] in headers
+    # All but the gates and the router's bias, which the files may announce by having them.
+    assert needed >= len(whole) - 2 * 3
+
+
+def test_each_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
+    directory = tiny(tmp_path / "m")
+    whole = load_file(directory / "model.safetensors")
+    for name, tensor in whole.items():
+        save_file(whole | {name: tensor[:-1].clone()}, directory / "model.safetensors")
+        loading, headers = refusal_of_loading(directory), refusal_of_headers(directory)
+        assert loading is not None, name
+        assert headers is not None, name
+        assert name in headers
+
+
+def test_a_tensor_that_nobody_reads_is_refused(tmp_path: Path) -> None:
+    directory = tiny(tmp_path / "m")
+    whole = load_file(directory / "model.safetensors")
+    save_file(whole | {"model.layers.0.self_attn.sinks": torch.ones(4)}, directory / "model.safetensors")
+    assert refusal_of_loading(directory) is not None
+    assert "is none that a model of this architecture has" in str(refusal_of_headers(directory))
+
+
+@pytest.mark.parametrize("flag", ["use_head_wise_attn_gate", "use_moe_router_bias"])
+def test_a_flag_that_contradicts_the_files_is_refused(tmp_path: Path, flag: str) -> None:
+    directory = tiny(tmp_path / "m")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {flag: False}))
+    assert refusal_of_loading(directory) is not None
+    assert f"config.json says {flag} is false" in str(refusal_of_headers(directory))
+
+
+def test_fp8_weights_without_scales_are_refused(tmp_path: Path) -> None:
+    directory = experts_in_fp8(tiny(tmp_path / "m"))
+    whole = load_file(directory / "model.safetensors")
+    assert refusal_of_headers(directory) is refusal_of_loading(directory) is None
+    scales = "model.layers.1.moe.down_proj.weight_scale_inv"
+    for changed in (None, whole[scales][:-1].clone(), whole[scales].half()):
+        tensors = {name: tensor for name, tensor in whole.items() if name != scales}
+        save_file(
+            tensors if changed is None else tensors | {scales: changed}, directory / "model.safetensors"
+        )
+        assert refusal_of_loading(directory) is not None
+        assert "scale" in str(refusal_of_headers(directory))
