@@ -7,7 +7,7 @@ from torch import Tensor, empty
 
 from workers.kernels import native
 from workers.kernels.matrix import Matrices, Matrix
-from workers.kernels.native import check, is_bf16, mismatch, num_threads, raise_if_failed
+from workers.kernels.native import check, mismatch, num_threads, raise_if_failed
 
 
 def linear(x: Tensor, weight: Matrices | Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, zero_centered: bool) -> Tens
 
     Args:
         x: [T, D] float32.
-        weight: [D] float32 or bfloat16.
+        weight: [D] float32.
 
     Returns:
         [T, D] float32.
@@ -48,8 +48,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, zero_centered: bool) -> Tens
     out = empty(T, D)
     native.rms_norm(
         check(x).data_ptr(),
-        weight.data_ptr(),
-        is_bf16(weight),
+        check(weight).data_ptr(),
         out.data_ptr(),
         T,
         D,

@@ -93,8 +93,7 @@ struct LinearArgs {
 };
 
 struct RmsNormArgs {
-  const float* x;
-  const void* weight;
+  const float *x, *weight;
   float* out;
   int64_t T, D;
   float eps;
@@ -235,8 +234,7 @@ constexpr int64_t FFN_COLUMNS = 64;
 struct Kernels {
   const char* name;
   void (*linear)(const LinearArgs&);
-  void (*rms_norm_f32)(const RmsNormArgs&);
-  void (*rms_norm_bf16)(const RmsNormArgs&);
+  void (*rms_norm)(const RmsNormArgs&);
   void (*exponentials)(const float* x, float* out, int64_t n);
   void (*sigmoid)(const float* x, float* out, int64_t n, int threads);
   void (*swiglu)(const float* gate, const float* up, float* out, int64_t n, float limit, int threads);

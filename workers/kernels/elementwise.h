@@ -59,19 +59,14 @@ static void swiglu(const float* gate, const float* up, float* out, int64_t n, fl
   });
 }
 
-static ALWAYS_INLINE float widen_one(float w) { return w; }
-static ALWAYS_INLINE float widen_one(bf16 w) { return __builtin_bit_cast(float, (uint32_t)w.bits << 16); }
-
-template <class W>
 static void rms_norm(const RmsNormArgs& a) {
-  const W* weight = (const W*)a.weight;
   const float offset = a.zero_centered ? 1.0f : 0.0f;
   const int threads = a.T * a.D < SERIAL_ELEMENTS ? 1 : a.threads;
   each_item(a.T, threads, [&](int64_t t, int) {
     const float* x = a.x + t * a.D;
     float* out = a.out + t * a.D;
     const float inverse = 1.0f / __builtin_sqrtf(dot_self(x, a.D) / (float)a.D + a.eps);
-    for (int64_t i = 0; i < a.D; ++i) out[i] = x[i] * inverse * (widen_one(weight[i]) + offset);
+    for (int64_t i = 0; i < a.D; ++i) out[i] = x[i] * inverse * (a.weight[i] + offset);
   });
 }
 

@@ -126,7 +126,7 @@ using namespace neon;
 // `isa` has the kernels, `name` the dot products of rounded rows.
 #define KERNEL_TABLE(name, isa)                                                                        \
   {                                                                                                    \
-    #name, isa::linear, isa::rms_norm<float>, isa::rms_norm<bf16>, isa::exponentials, isa::sigmoid,    \
+    #name, isa::linear, isa::rms_norm, isa::exponentials, isa::sigmoid,                                \
         isa::swiglu, isa::route, {isa::kv_rows<float>, isa::kv_rows<bf16>, isa::kv_rows<int8_t>},      \
         {isa::attention<float>, isa::attention<bf16>, isa::attention<int8_t>}, isa::row_exponents,     \
         isa::grid_to_float32, isa::dense_ffn, isa::moe, isa::round_rows, isa::sum_sixteens,            \
@@ -253,10 +253,9 @@ EXPORT int potluck_round_rows(const float* x, int64_t T, int64_t K, int64_t bloc
   return OK;
 }
 
-EXPORT void potluck_rms_norm(const float* x, const void* weight, int is_bf16, float* out, int64_t T,
-                             int64_t D, float eps, int zero_centered, int threads) {
-  const RmsNormArgs args{x, weight, out, T, D, eps, zero_centered, threads};
-  (is_bf16 ? active->rms_norm_bf16 : active->rms_norm_f32)(args);
+EXPORT void potluck_rms_norm(const float* x, const float* weight, float* out, int64_t T, int64_t D, float eps,
+                             int zero_centered, int threads) {
+  active->rms_norm({x, weight, out, T, D, eps, zero_centered, threads});
 }
 
 EXPORT void potluck_exp(const float* x, float* out, int64_t n) { active->exponentials(x, out, n); }

@@ -89,7 +89,7 @@ set_isa = _function("set_isa", [_S], _I)
 set_tables = _function("set_tables", [ctypes.POINTER(TablesArgs)])
 linear = _function("linear", [_P, _P, _L, _P, _L, _L, _I], _I)
 round_rows = _function("round_rows", [_P, _L, _L, _L, _P, _P, _I], _I)
-rms_norm = _function("rms_norm", [_P, _P, _I, _P, _L, _L, _F, _I, _I])
+rms_norm = _function("rms_norm", [_P, _P, _P, _L, _L, _F, _I, _I])
 exp = _function("exp", [_P, _P, _L])
 sigmoid = _function("sigmoid", [_P, _P, _L, _I])
 swiglu = _function("swiglu", [_P, _P, _P, _L, _F, _I])
@@ -141,23 +141,6 @@ def address(array: NDArray[Any], dtype: np.dtype[Any]) -> int:
     raise ValueError(
         f"kernel argument: expected a contiguous {dtype} array, found {array.dtype}, strides {array.strides}"
     )
-
-
-def is_bf16(*weights: Tensor) -> int:
-    """1 for bfloat16 weights, 0 for float32; all of one call must agree."""
-    dtype = weights[0].dtype
-    for weight in weights:
-        if (
-            weight.dtype is not dtype
-            or (dtype is not torch.float32 and dtype is not torch.bfloat16)
-            or not weight.is_contiguous()
-            or not weight.is_cpu
-        ):
-            raise ValueError(
-                "kernel weights: expected contiguous CPU tensors, all float32 or all bfloat16, found "
-                + ", ".join(f"{w.dtype} on {w.device}, strides {w.stride()}" for w in weights)
-            )
-    return 1 if dtype is torch.bfloat16 else 0
 
 
 def mismatch(name: str, **shapes: Tensor | NDArray[Any] | RoundedHidden) -> ValueError:

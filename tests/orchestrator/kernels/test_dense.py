@@ -126,10 +126,9 @@ def test_swiglu_clamps_after_silu(limit: float) -> None:
 
 
 @pytest.mark.parametrize("zero_centered", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [1, 16, 100, 4096])
-def test_rms_norm_is_close_to_float64(size: int, dtype: torch.dtype, zero_centered: bool) -> None:
-    x, weight = random_tensor(5, size) * 3, (random_tensor(size, seed=1) * 0.1).to(dtype)
+def test_rms_norm_is_close_to_float64(size: int, zero_centered: bool) -> None:
+    x, weight = random_tensor(5, size) * 3, random_tensor(size, seed=1) * 0.1
     exact = x.double() / (x.double().square().mean(1, keepdim=True) + 1e-5).sqrt()
     exact *= weight.double() + (1 if zero_centered else 0)
     found = kernels.rms_norm(x, weight, 1e-5, zero_centered)
