@@ -133,7 +133,7 @@ class Ggml:
         graph = base.ggml_new_graph(context)
         base.ggml_build_forward_expand(graph, out)
         values = (ctypes.c_float * (len(x) * len(weights))).from_address(address)
-        result = np.frombuffer(values, np.float32).reshape(len(x), len(weights))
+        result: NDArray[np.float32] = np.ctypeslib.as_array(values).reshape(len(x), len(weights))
 
         def multiply() -> NDArray[np.float32]:
             status = base.ggml_backend_graph_compute(backend, graph)

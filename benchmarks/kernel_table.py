@@ -41,14 +41,12 @@ from benchmarks.ggml_matmul import BASE, CPU, Ggml
 from benchmarks.llamacpp import VARIABLE
 from benchmarks.port_bound import least_s, multiply_rates
 from benchmarks.random_blocks import random_blocks
-from benchmarks.timing import FAR_BYTES, best_s, read_rate
+from benchmarks.timing import FAR_BYTES, best_s, cache_s_per_row, read_rate
 from placement.weight_format import FORMATS, WeightFormat
 from workers.kernels import Matrices, Matrix, instruction_set, use_instruction_set
 
 ROWS = (1, 2, 4, 8)
 FAST = ("q4_k", "q5_k", "q6_k", "q8_0", "q3_k", "iq4_xs")
-# Weights that stay in a second-level cache of 512 kB with all that goes with them.
-_FEW_BYTES, _MORE_BYTES = 64 << 10, 288 << 10
 _DRAWN_BLOCKS = 1 << 16
 # Two ways of rounding activations to 8 bits may differ by so much of a result.
 _MOST_DIFFERENCE = 0.05
@@ -75,23 +73,6 @@ def random_matrix(form: WeightFormat, rows: int, columns: int) -> Matrix:
     drawn = random_blocks(form.name, min(count, _DRAWN_BLOCKS), 0.02, np.random.default_rng(0))
     blocks = np.resize(drawn, (count, form.block_bytes))
     return Matrix(form, rows, columns, torch.from_numpy(blocks.reshape(rows, -1)).clone())
-
-
-def cache_s_per_row(matrix: Matrix, x: Tensor) -> float:
-    """Seconds that one thread takes for one weight row from cache; what every call costs is left out."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    row_bytes = matrix.form.row_bytes(matrix.columns)
-    few, more = (max(4, size // row_bytes // 4 * 4) for size in (_FEW_BYTES, _MORE_BYTES))
-    few_s, more_s = (
-        best_s(partial(kernels.linear, x, Matrices.of(first_rows(matrix, rows)))) for rows in (few, more)
-    )
-    torch.set_num_threads(threads)
-    return (more_s - few_s) / (more - few)
-
-
-def first_rows(matrix: Matrix, rows: int) -> Matrix:
-    return Matrix(matrix.form, rows, matrix.columns, matrix.data[:rows].clone())
 
 
 def torch_s_per_row(x: Tensor) -> float:

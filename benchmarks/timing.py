@@ -10,10 +10,15 @@ from orchestrator import kernels  # before torch: it sets what torch reads when 
 
 # isort: split
 import torch
+from torch import Tensor
+
+from workers.kernels import Matrices, Matrix
 
 FAR_BYTES = 192 << 20
 """More than caches hold, many times over."""
 _COLUMNS = 4096
+# Weights that stay in a second-level cache of 512 kB with all that goes with them.
+_FEW_BYTES, _MORE_BYTES = 64 << 10, 288 << 10
 
 
 def best_s(call: Callable[[], object], seconds: float = 0.1, turns: int = 5) -> float:
@@ -42,3 +47,20 @@ def read_rate() -> float:
     calls: list[Callable[[], object]] = [wide.sum, partial(kernels.linear, x, wide)]
     calls.append(partial(kernels.linear, x, narrow))
     return FAR_BYTES / min(best_s(call, 0.3) for call in calls)
+
+
+def cache_s_per_row(matrix: Matrix, x: Tensor) -> float:
+    """Seconds that one thread takes for one weight row from cache; what every call costs is left out."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    row_bytes = matrix.form.row_bytes(matrix.columns)
+    few, more = (max(4, size // row_bytes // 4 * 4) for size in (_FEW_BYTES, _MORE_BYTES))
+    few_s, more_s = (
+        best_s(partial(kernels.linear, x, Matrices.of(_first_rows(matrix, rows)))) for rows in (few, more)
+    )
+    torch.set_num_threads(threads)
+    return (more_s - few_s) / (more - few)
+
+
+def _first_rows(matrix: Matrix, rows: int) -> Matrix:
+    return Matrix(matrix.form, rows, matrix.columns, matrix.data[:rows].clone())

@@ -26,7 +26,7 @@ import typer
 from torch import Tensor
 
 from benchmarks.random_blocks import random_blocks
-from benchmarks.timing import FAR_BYTES, best_s, read_rate
+from benchmarks.timing import FAR_BYTES, best_s, cache_s_per_row, read_rate
 from placement.given.kernel_rates import KernelRates
 from placement.weight_format import FORMATS, WeightFormat
 from workers.kernels import instruction_set
@@ -34,7 +34,6 @@ from workers.kernels.matrix import TORCH_DTYPES, Matrices, Matrix
 
 ROWS = (1, 2, 3, 4, 8, 16, 64, 512)
 WIDTH = 4096
-_CACHED_BYTES = 1 << 20
 _FEW_ROWS = 8
 """Passes of more rows are bound by arithmetic: fewer weights tell their rate."""
 
@@ -76,8 +75,7 @@ def probe(forms: Sequence[WeightFormat], threads: int, rows: Sequence[int] = ROW
             with mapped(form) as matrices:
                 memory.append(_rates(form, matrices, rows))
                 reads.append(memory[-1].flops_per_s[0] * form.bits / 16)
-                small = max(64, _CACHED_BYTES // form.row_bytes(WIDTH) // 64 * 64)
-                cache.append(_rates(form, [_first_rows(matrices[0], small)], rows))
+                cache.append(_rates_from_cache(form, matrices[0], rows, threads))
         return Machine(instruction_set(), threads, max(reads), tuple(memory), tuple(cache))
     finally:
         torch.set_num_threads(before)
@@ -109,6 +107,15 @@ def _first_rows(matrix: Matrix, rows: int) -> Matrix:
 
 def _rates(form: WeightFormat, matrices: Sequence[Matrix], rows: Sequence[int]) -> KernelRates:
     return KernelRates(form.name, tuple(rows), tuple(_flops_per_s(matrices, number) for number in rows))
+
+
+def _rates_from_cache(form: WeightFormat, matrix: Matrix, rows: Sequence[int], threads: int) -> KernelRates:
+    """Of one thread, times the threads: what a call itself costs would count for too much here."""
+    rates = []
+    for number in rows:
+        row_s = cache_s_per_row(matrix, torch.randn(number, WIDTH))
+        rates.append(2 * number * WIDTH * threads / row_s)
+    return KernelRates(form.name, tuple(rows), tuple(rates))
 
 
 def _flops_per_s(matrices: Sequence[Matrix], rows: int) -> float:
