@@ -12,7 +12,8 @@ from models.tiny.config import TinyConfig
 from models.tiny.export import published_tensors
 from models.tiny.net import TinyModel
 
-transformers = pytest.importorskip("transformers")
+# One process imports transformers.
+pytestmark = pytest.mark.xdist_group("transformers")
 
 
 def _oracle(model: TinyModel) -> tuple[torch.nn.Module, Tensor]:

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers.models.step3p7.configuration_step3p7 import Step3p7TextConfig
-from transformers.models.step3p7.modeling_step3p7 import Step3p7TextModel
 
 PASSED_THROUGH = (
     "hidden_size",
@@ -41,6 +39,10 @@ class Oracle:
     """transformers' Step3p7TextModel and lm_head in float32, eager attention."""
 
     def __init__(self, model_dir: Path) -> None:
+        # Here, since every process of pytest collects all tests, and this takes seconds.
+        from transformers.models.step3p7.configuration_step3p7 import Step3p7TextConfig
+        from transformers.models.step3p7.modeling_step3p7 import Step3p7TextModel
+
         published: dict[str, Any] = json.loads((model_dir / "config.json").read_text())
         fields = {name: published[name] for name in PASSED_THROUGH if name in published}
         config = Step3p7TextConfig(

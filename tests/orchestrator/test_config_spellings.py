@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers.models.step3p7.configuration_step3p7 import Step3p7TextConfig
 
 from placement.errors import CheckpointError
 from tests.orchestrator.heads import hidden_states, load_model
 from tests.orchestrator.step35_oracle import Oracle
 from tests.tiny_checkpoint import write_random_checkpoint
+
+# One process imports transformers.
+pytestmark = pytest.mark.xdist_group("transformers")
 
 TOKENS = list(range(5, 105))
 # So strong that rows without it are far off.
@@ -53,6 +55,8 @@ def copy_with(published: Path, directory: Path, change: dict[str, Any]) -> Path:
 
 
 def test_what_transformers_saves_loads(published: Path, expected: torch.Tensor, tmp_path: Path) -> None:
+    from transformers.models.step3p7.configuration_step3p7 import Step3p7TextConfig
+
     fields = json.loads((published / "config.json").read_text())
     fields["num_key_value_heads"] = fields.pop("num_attention_groups")
     fields["n_routed_experts"] = fields.pop("moe_num_experts")

@@ -8,6 +8,9 @@ import pytest
 
 from tests.orchestrator.oracle_comparison import NEW_TOKENS, ORACLE_CONFIGS, compare_with_oracle
 
+# One process imports transformers.
+pytestmark = pytest.mark.xdist_group("transformers")
+
 MAX_LOGIT_ERROR = 1e-4
 
 

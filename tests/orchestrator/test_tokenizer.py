@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
 
 from orchestrator.tokenizer import StreamDecoder, Tokenizer
 from placement.errors import CheckpointError, InputError
 from tests.tiny_checkpoint import write_random_checkpoint
+
+# One process imports transformers.
+pytestmark = pytest.mark.xdist_group("transformers")
 
 TEXT = "naïve 東京 🥘 end"
 
@@ -77,6 +79,8 @@ def with_post_processor(directory: Path, template: str) -> None:
 def test_a_prompt_begins_as_transformers_begins_it(
     model_dir: Path, tmp_path: Path, add_bos_token: bool | None, template: str | None
 ) -> None:
+    from transformers import PreTrainedTokenizerFast
+
     change = {} if add_bos_token is None else {"add_bos_token": add_bos_token}
     copy_tokenizer(model_dir, tmp_path, change)
     if template is not None:
