@@ -22,11 +22,11 @@ from workers.formats.open_model import is_gguf, load_config
 from workers.formats.shards import (
     FORMS,
     READABLE,
+    PublishedNames,
     Shard,
     check_scales,
     find_shards,
     published_names,
-    scales_of,
 )
 from workers.model_config import Step35Config
 
@@ -176,7 +176,9 @@ def directory_contents(shards: Mapping[str, Shard], config: Step35Config) -> Mod
         CheckpointError: one is of a type that does not load.
     """
     directory = next(iter(shards.values())).path.parent
-    return ModelContents(config, tuple(_of_directory(shards, config)), (), directory, _stored_in(shards))
+    names = published_names(shards)
+    stored = {name: StoredShape(found, shards[found].shape_of(found)) for name, found in names.stored.items()}
+    return ModelContents(config, tuple(_of_directory(shards, names, config)), (), directory, stored)
 
 
 def type_runs(tensors: Sequence[ListedTensor]) -> list[TypeRun]:
@@ -200,23 +202,10 @@ def _layers(tensors: Iterable[ListedTensor]) -> list[int]:
     return sorted({tensor.layer for tensor in tensors if tensor.layer is not None})
 
 
-def _stored_in(shards: Mapping[str, Shard]) -> dict[str, StoredShape]:
-    stored = published_names(shards)
-    scales = scales_of(stored, shards)
-    of_weights = set(scales.values())
-    return {
-        name: StoredShape(found, shards[found].shape_of(found))
-        for name, found in stored.items()
-        if found not in of_weights
-    }
-
-
-def _of_directory(shards: Mapping[str, Shard], config: Step35Config) -> Iterable[ListedTensor]:
-    stored = published_names(shards)
-    scales = scales_of(stored, shards)
-    for name, found in stored.items():
-        if found in scales.values():
-            continue
+def _of_directory(
+    shards: Mapping[str, Shard], names: PublishedNames, config: Step35Config
+) -> Iterable[ListedTensor]:
+    for name, found in names.stored.items():
         shard = shards[found]
         form = FORMS.get(shard.type_of(found))
         if form is None:
@@ -225,8 +214,9 @@ def _of_directory(shards: Mapping[str, Shard], config: Step35Config) -> Iterable
             )
         num_weights = prod(shard.shape_of(found))
         num_bytes = num_weights * form.block_bytes
-        if name in scales:
-            num_bytes += 4 * prod(shards[scales[name]].shape_of(scales[name]))
+        scales = names.scales.get(name)
+        if scales is not None:
+            num_bytes += 4 * prod(shards[scales].shape_of(scales))
         yield _listed(name, form.name, num_weights, num_bytes, config)
 
 

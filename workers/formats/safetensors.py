@@ -22,7 +22,6 @@ from workers.formats.shards import (
     check_scale,
     find_shards,
     published_names,
-    scales_of,
 )
 from workers.model_config import Step35Config
 
@@ -44,10 +43,7 @@ class SafetensorsCheckpoint:
         """
         self.path = path
         self._files = dict(files)
-        stored = published_names(files)
-        self._scales = scales_of(stored, files)
-        of_weights = set(self._scales.values())
-        self.stored = {name: found for name, found in stored.items() if found not in of_weights}
+        self.stored, self._scales = published_names(files)
         self._experts_of_layer: tuple[int, list[Expert]] | None = None
 
     @classmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
@@ -92,8 +92,18 @@ def find_shards(model_dir: Path) -> dict[str, Shard]:
     return files
 
 
-def published_names(shards: Mapping[str, Shard]) -> dict[str, str]:
-    """Published name of each tensor -> its name in the files.
+class PublishedNames(NamedTuple):
+    """Names in a directory's files by published name: of its tensors, and of the scales of FP8 weights.
+
+    Scales belong to their weights and are no tensors of their own.
+    """
+
+    stored: dict[str, str]
+    scales: dict[str, str]
+
+
+def published_names(shards: Mapping[str, Shard]) -> PublishedNames:
+    """What a directory's files have, by the names of the published checkpoint.
 
     One below "model.language_model." goes by its name below "model.", and an lm_head there by its own. Where
     both are there the plain one counts.
@@ -105,16 +115,15 @@ def published_names(shards: Mapping[str, Shard]) -> dict[str, str]:
     stored |= {name: name for name in shards if name in stored}
     for name in stored.values():
         _refuse_other_quantisation(shards[name], name)
-    return stored
-
-
-def scales_of(stored: Mapping[str, str], shards: Mapping[str, Shard]) -> dict[str, str]:
-    """Published name of each FP8 tensor that has scales -> the stored name of those."""
-    return {
+    scales = {
         name: stored[name + SCALES]
         for name, found in stored.items()
         if name + SCALES in stored and shards[found].type_of(found) == FP8
     }
+    # A set: files may have a tensor for each matrix of each expert.
+    of_weights = set(scales.values())
+    own = {name: found for name, found in stored.items() if found not in of_weights}
+    return PublishedNames(own, scales)
 
 
 def check_scale(path: Path, shards: Mapping[str, Shard], name: str, scales: str | None) -> None:
@@ -148,10 +157,9 @@ def check_scale(path: Path, shards: Mapping[str, Shard], name: str, scales: str 
 
 def check_scales(path: Path, shards: Mapping[str, Shard]) -> None:
     """See that every FP8 tensor has its scales; raises CheckpointError as `check_scale`."""
-    stored = published_names(shards)
-    scales = scales_of(stored, shards)
+    stored, scales = published_names(shards)
     for name, found in stored.items():
-        if shards[found].type_of(found) == FP8 and found not in scales.values():
+        if shards[found].type_of(found) == FP8:
             check_scale(path, shards, found, scales.get(name))
 
 

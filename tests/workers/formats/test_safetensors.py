@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,9 +17,10 @@ from placement.errors import CheckpointError
 from placement.weight_format import FORMATS, FP8_E4M3, ExpertFormat
 from tests.tiny_checkpoint import write_random_checkpoint
 from tests.workers.formats.fp8_files import experts_in_fp8
+from workers.formats.contents import directory_contents
 from workers.formats.dequantise import float32_matrix, float32_rows
 from workers.formats.safetensors import SafetensorsCheckpoint
-from workers.formats.shards import INDEX_NAME
+from workers.formats.shards import INDEX_NAME, Shard, check_scales
 from workers.model_config import Step35Config
 
 
@@ -331,3 +332,42 @@ def test_a_nested_tensor_goes_by_its_plain_name_and_gives_way_to_a_plain_one(tmp
     assert checkpoint.stored == {"model.norm.weight": names[0], "lm_head.weight": names[2]}
     assert checkpoint.tensor("model.norm.weight", torch.float32) == 0
     assert checkpoint.tensor("lm_head.weight", torch.float32) == 2
+
+
+class CountedName(str):
+    """A tensor's name that counts how often it is held against another."""
+
+    __slots__ = ()
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        CountedName.compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+class Fp8Experts:
+    """A file that says that it has these matrices in FP8, and a scale for each 128 x 128."""
+
+    path = Path("m", "model.safetensors")
+
+    def type_of(self, name: str) -> str:
+        return "F32" if name.endswith("_scale_inv") else "F8_E4M3"
+
+    def shape_of(self, name: str) -> tuple[int, int]:
+        return (1, 2) if name.endswith("_scale_inv") else (128, 256)
+
+
+def test_no_tensor_of_many_is_searched_among_all(tmp_path: Path) -> None:
+    config = Step35Config.load(write_random_checkpoint(tmp_path, seed=1))
+    prefix, num_experts = "model.layers.2.moe.experts", 400
+    weights = [f"{prefix}.{expert}.up_proj.weight" for expert in range(num_experts)]
+    file = cast(Shard, Fp8Experts())
+    shards = {CountedName(name): file for weight in weights for name in (weight, f"{weight}_scale_inv")}
+    CountedName.compared = 0
+    contents = directory_contents(shards, config)
+    check_scales(Path("m"), shards)
+    assert [tensor.num_bytes for tensor in contents.tensors] == [128 * 256 + 2 * 4] * num_experts
+    assert len(contents.stored) == num_experts
+    assert CountedName.compared < 30 * len(shards)
