@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from placement.kv_size import PASS_ROWS, KvForm, SequenceSize
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan
-from placement.weight_format import BFLOAT16, FLOAT16, FLOAT32
+from placement.weight_format import BFLOAT16, FLOAT32
 from placement.workload import HeadBytes
 from workers.formats.contents import ListedTensor, ModelContents, Part
 from workers.memory.budget import PROCESS_BYTES, Need, check_memory
@@ -45,7 +45,7 @@ class Demand:
 def head_bytes(contents: ModelContents, dtype: str) -> HeadBytes:
     """What the head's own weights take in a run in `dtype`.
 
-    Those of a GGUF file lie as the file has them. Wider numbers of a directory are rounded to the dtype.
+    Those of a GGUF file lie as the file has them. A directory's float32 is rounded to the dtype.
     """
     trunk = mtp = 0
     for tensor in contents.tensors:
@@ -82,10 +82,9 @@ def head_needs(contents: ModelContents, shape: ModelShape, dtype: str, demand: D
 
 
 def _kept_bytes(tensor: ListedTensor, dtype: str) -> int:
-    wider = {FLOAT32.name: FLOAT32, FLOAT16.name: FLOAT16}.get(tensor.form)
-    if wider is None or dtype != BFLOAT16.name:
+    if tensor.form != FLOAT32.name or dtype != BFLOAT16.name:
         return tensor.num_bytes
-    return tensor.num_bytes * BFLOAT16.block_bytes // wider.block_bytes
+    return tensor.num_bytes * BFLOAT16.block_bytes // FLOAT32.block_bytes
 
 
 def check_run(

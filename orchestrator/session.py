@@ -178,7 +178,7 @@ def _load(
     forms = {layer.index: ExpertFormat.of_name(layer.form) for layer in plan.layers}
     expert_bytes = held_expert_bytes(checkpoint, config, forms)
     # First what reads next to nothing: a tensor that is missing is told before the experts are read.
-    weights = load_head_weights(checkpoint, config, dtype, need_mtp=demand.num_drafts > 0)
+    weights = load_head_weights(checkpoint, config, dtype, forms=forms, need_mtp=demand.num_drafts > 0)
     local = load_head_tiers(plan, checkpoint, config, on_progress)
     # Before the first token, and in the order of the file, not of the first pass's page faults.
     read = weights.trunk_matrices + (weights.mtp_matrices if demand.num_drafts else ())

@@ -58,9 +58,11 @@ class WeightFormat:
     def kept_as(self, wanted: WeightFormat) -> WeightFormat:
         """What memory holds of weights stored so where a run wants `wanted`.
 
-        The kernels widen bfloat16 and float16 exactly, so a run in float32 needs no copy of them.
+        The kernels widen bfloat16 and float16 exactly, so no run needs a copy of float16, and one in float32
+        none of bfloat16.
         """
-        return self if wanted == FLOAT32 and self in (BFLOAT16, FLOAT16) else wanted
+        as_stored = {FLOAT32: (BFLOAT16, FLOAT16), BFLOAT16: (FLOAT16,)}
+        return self if self in as_stored.get(wanted, ()) else wanted
 
     def matrix_bytes(self, rows: int, columns: int) -> int:
         """Scales included."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from placement.weight_format import BFLOAT16, FLOAT16, FLOAT32, ExpertFormat, planned_experts, run_dtype_of
+from placement.weight_format import BFLOAT16, FLOAT32, ExpertFormat, planned_experts, run_dtype_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,14 @@ WIRE_FORMS = (FLOAT32_ROWS, BFLOAT16_ROWS, *_ROUNDED.values())
 def wire_form(experts: ExpertFormat, dtype: str) -> WireForm:
     """The form of the rows of a layer whose experts are kept so.
 
-    Quantised weights get rows rounded as they want them, so that the wire changes nothing. bfloat16 and FP8
-    experts get bfloat16 rows in a run in that `dtype`; everything else float32.
+    Quantised weights get rows rounded as they want them, so that the wire changes nothing. In a run in
+    bfloat16 (`dtype`) all others get bfloat16 rows, except float32 weights. The rest gets float32.
     """
     blocks = {experts.gate.rounding_block, experts.up.rounding_block}
     if 0 not in blocks:
         return _ROUNDED[tuple(sorted(blocks))]
-    narrow = {FLOAT32, FLOAT16}.isdisjoint((experts.gate, experts.up))
-    return BFLOAT16_ROWS if narrow and dtype == BFLOAT16.name else FLOAT32_ROWS
+    narrow = dtype == BFLOAT16.name and FLOAT32 not in (experts.gate, experts.up)
+    return BFLOAT16_ROWS if narrow else FLOAT32_ROWS
 
 
 def usual_wire_form(form: str) -> WireForm:

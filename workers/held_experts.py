@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from placement.errors import CheckpointError, PlanError
-from placement.weight_format import ExpertFormat, WeightFormat
+from placement.weight_format import BFLOAT16, ExpertFormat, WeightFormat
 from transport.expert_rows import ExpertRows
 from workers.fixed_point import PartialSum
 from workers.formats.checkpoint import Checkpoint, Expert, StoredMatrix
@@ -36,11 +36,19 @@ def kept_format(experts: Sequence[Expert], wanted: ExpertFormat, path: Path) -> 
         experts: of one layer, at least one.
 
     Raises:
-        CheckpointError: stored so, one of them does not give such numbers.
+        CheckpointError: stored so, one of them does not give such numbers, or float16 is beside other forms
+            in a bfloat16 run.
     """
     kept = []
     for place, form in enumerate((wanted.gate, wanted.up, wanted.down)):
         found = {_kept(expert[place], form, path) for expert in experts}
+        if len(found) > 1 and form == BFLOAT16:
+            # A float16 expert would be rounded or not, by what the plan puts beside it.
+            names = " and ".join(sorted(kept.name for kept in found))
+            raise CheckpointError(
+                f"{path}: experts in the layer of {experts[0][place].name} are stored as {names}; expected "
+                "one form in a layer, or a run in float32 (--dtype, or --quant of a plan)"
+            )
         kept.append(found.pop() if len(found) == 1 else form)
     return ExpertFormat(*kept)
 

@@ -30,6 +30,8 @@ from placement.files.input_file import decode_text
 from placement.files.quote import quote
 from placement.plan import Plan
 from placement.units import size
+from placement.weight_format import FLOAT32
+from workers.formats.contents import ModelContents, Part
 from workers.formats.open_model import OpenModel, kept_forms, open_model
 from workers.memory.free import free_memory
 
@@ -139,6 +141,8 @@ def _plan_without_file(
     config, checkpoint = model
     check_drafts(checkpoint, config, demand.num_drafts)
     name = (dtype or DEFAULT_DTYPE).value
+    if dtype is None and not silent and _has_float32(model.contents):
+        print_note(f"weights are float32 in the files and rounded to {name}; --dtype float32 keeps them")
     if num_workers:
         # The planner takes a while to load, and a run in one process does without.
         from orchestrator.cli.even_plan import even_plan
@@ -148,6 +152,12 @@ def _plan_without_file(
     if not silent:
         print_note(box.reason)
     return box.plan
+
+
+def _has_float32(contents: ModelContents) -> bool:
+    """Whether a run in bfloat16 rounds matrices; norms and routers it leaves as they are."""
+    wide = (tensor.form == FLOAT32.name and tensor.part is not Part.SMALL for tensor in contents.tensors)
+    return contents.in_directory and any(wide)
 
 
 def _starting(plan: Plan, *, planned: bool) -> str:

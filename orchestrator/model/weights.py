@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from orchestrator.model.layer import LayerWeights, NormWeights
 from orchestrator.model.moe import FfnWeights, MoeWeights
 from placement.errors import CheckpointError
 from placement.files.quote import quote
-from placement.weight_format import FLOAT16, FLOAT32
+from placement.weight_format import FLOAT32, ExpertFormat
 from placement.wire_form import BFLOAT16_ROWS, wire_form
 from workers.formats.checkpoint import Checkpoint, StoredMatrix
 from workers.formats.complete import check_drafts as check_files_drafts
@@ -56,23 +57,25 @@ def load_head_weights(
     config: Step35Config,
     dtype: torch.dtype,
     *,
+    forms: Mapping[int, ExpertFormat] | None = None,
     need_mtp: bool = True,
 ) -> HeadWeights:
     """The head's tensors: norms and routers in float32, matrices as they are stored.
 
-    Matrices are views of the mapped files. Where a model directory has wider numbers than `dtype` they are
-    copied, rounded to it.
+    Matrices are views of the mapped files. Those that a model directory has in float32 are copied in a run in
+    bfloat16, rounded to it.
 
     MTP layers that the configuration announces are left out if the files lack all of them: there are
     checkpoints of the trunk alone.
 
     Args:
+        forms: what a plan keeps the experts of each MoE layer in; `kept_forms` where left out.
         need_mtp: where not, damaged MTP layers are left out too.
 
     Raises:
         CheckpointError: a tensor is missing, of another shape, or none that is understood.
     """
-    reader = _Reader(checkpoint, config, dtype)
+    reader = _Reader(checkpoint, config, dtype, forms)
     trunk = config.layers[: config.num_hidden_layers]
     mtp_layers = config.layers[config.num_hidden_layers :]
     if not has_mtp(checkpoint.stored, config):
@@ -123,12 +126,18 @@ _DERIVED = ".rotary_emb.inv_freq"
 
 
 class _Reader:
-    def __init__(self, checkpoint: Checkpoint, config: Step35Config, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: Step35Config,
+        dtype: torch.dtype,
+        forms: Mapping[int, ExpertFormat] | None,
+    ) -> None:
         self._checkpoint = checkpoint
         self._config = config
         self._dtype = dtype
         self._dtype_name = str(dtype).removeprefix("torch.")
-        self._forms = kept_forms(checkpoint, config, self._dtype_name)
+        self._forms = kept_forms(checkpoint, config, self._dtype_name) if forms is None else forms
         self._read: set[str] = set()
         self.matrices: list[Matrix] = []
 
@@ -152,9 +161,8 @@ class _Reader:
         return stored
 
     def kept(self, stored: StoredMatrix) -> Matrix:
-        """What a run computes with: a view of the file, or a copy where a directory has wider numbers."""
-        wider = stored.form in (FLOAT32, FLOAT16) and self._dtype is torch.bfloat16
-        if wider and self._checkpoint.path.is_dir():
+        """What a run computes with: a view of the file, or a copy of a directory's float32 where bfloat16."""
+        if stored.form == FLOAT32 and self._dtype is torch.bfloat16 and self._checkpoint.path.is_dir():
             matrix = Matrix.of(stored.data.to(self._dtype))
         else:
             matrix = Matrix(stored.form, stored.rows, stored.columns, stored.data, stored.scales)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from models.tiny.gguf_file import write_gguf
 from orchestrator.tokenizer import Tokenizer
@@ -112,6 +113,17 @@ def test_keys_and_values_are_kept_as_asked(potluck: Potluck, model_dir: Path) ->
     code, _, err = potluck(*ask, "--kv", "int4")
     assert code == 2
     assert "int4" in err
+
+
+def test_a_run_says_that_it_rounds_float32_weights(potluck: Potluck, tmp_path: Path) -> None:
+    ask = ("--token-ids", "5,6,7", "--max-tokens", 2)
+    note = "weights are float32 in the files and rounded to bfloat16; --dtype float32 keeps them"
+    for dtype in (torch.float32, torch.bfloat16):
+        path = write_random_checkpoint(tmp_path / str(dtype), seed=3, dtype=dtype)
+        for options in ((), ("--dtype", "float32"), ("--json",)):
+            code, _, err = potluck("generate", "--model", path, *ask, *options)
+            assert code == 0
+            assert (note in " ".join(err.split())) == (dtype == torch.float32 and not options)
 
 
 def test_a_run_in_one_process_opens_its_file_once_and_loads_no_planner(

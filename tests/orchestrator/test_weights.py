@@ -10,11 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.random_gguf import SMALL, FileTypes, write_random_gguf
 from orchestrator.generate import GenerationParams
+from orchestrator.model.moe import MoeWeights
 from orchestrator.model.weights import HeadWeights, check_drafts, load_head_weights
+from orchestrator.run_memory import head_bytes
 from placement.errors import CheckpointError, InputError
+from placement.weight_format import BFLOAT16, ExpertFormat
 from tests.orchestrator.heads import generate_with_hidden, load_model
 from tests.tiny_checkpoint import write_random_checkpoint
+from workers.formats.contents import Part, model_contents
+from workers.formats.open_model import open_model
 from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
 
@@ -52,16 +58,51 @@ def test_every_published_form_is_the_same_model(variant: dict[str, Any], tmp_pat
 
 def test_bfloat16_weights_widen_exactly(tmp_path: Path) -> None:
     stored = write_random_checkpoint(tmp_path / "bf16", seed=42, dtype=torch.bfloat16)
-    widened = tmp_path / "f32"
-    widened.mkdir()
-    (widened / "config.json").write_bytes((stored / "config.json").read_bytes())
-    tensors = {name: tensor.float() for name, tensor in load_file(stored / "model.safetensors").items()}
-    save_file(tensors, widened / "model.safetensors")
+    widened = with_dtype(stored, tmp_path / "f32", torch.float32)
     for dtype in (torch.float32, torch.bfloat16):
         ids, rows = run(stored, dtype)
         expected_ids, expected_rows = run(widened, dtype)
         assert ids == expected_ids
         assert torch.equal(rows, expected_rows)
+
+
+def with_dtype(stored: Path, directory: Path, dtype: torch.dtype) -> Path:
+    """The same model in another dtype."""
+    directory.mkdir()
+    (directory / "config.json").write_bytes((stored / "config.json").read_bytes())
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(stored / "model.safetensors").items()}
+    save_file(tensors, directory / "model.safetensors")
+    return directory
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_float16_weights_keep_all_their_bits_where_they_lie(tmp_path: Path, dtype: torch.dtype) -> None:
+    """As a GGUF file's do; the plan calls their experts bfloat16."""
+    single = write_random_checkpoint(tmp_path / "f32", seed=44)
+    half = with_dtype(single, tmp_path / "f16", torch.float16)
+    config, checkpoint = open_model(half)
+    weights = load_head_weights(checkpoint, config, dtype)
+    forms = {matrix.form.name for matrix in weights.trunk_matrices}
+    assert forms == {"float16", "float32"}
+    assert sum(matrix.form.name == "float32" for matrix in weights.trunk_matrices) == len(config.moe_layers)
+    name = str(dtype).removeprefix("torch.")
+    contents = model_contents(half)
+    assert head_bytes(contents, name).trunk == sum(
+        t.num_bytes for t in contents.tensors if t.part not in (Part.EXPERTS, Part.MTP)
+    )
+    rounded = with_dtype(half, tmp_path / "bf16", torch.bfloat16)
+    assert not torch.equal(run(half, dtype)[1][: len(PROMPT)], run(rounded, dtype)[1][: len(PROMPT)])
+
+
+@pytest.mark.parametrize("form", ["float16", "float32"])
+def test_rows_are_rounded_as_a_plan_for_bfloat16_sends_them(tmp_path: Path, form: str) -> None:
+    """Of a GGUF file too: what is computed on the head has the bits of what is sent."""
+    types = FileTypes(((form, form, form),), form, form, form)
+    config, checkpoint = open_model(write_random_gguf(tmp_path / "m.gguf", SMALL, types))
+    planned = dict.fromkeys(config.moe_layers, ExpertFormat.of(BFLOAT16))
+    for forms, rounded in ((None, form == "float16"), (planned, True)):
+        weights = load_head_weights(checkpoint, config, torch.bfloat16, forms=forms)
+        assert {w.ffn.rows_in_bfloat16 for w in weights.layers if isinstance(w.ffn, MoeWeights)} == {rounded}
 
 
 def test_a_float32_run_and_a_bfloat16_run_differ_by_rounding_alone(tmp_path: Path) -> None:

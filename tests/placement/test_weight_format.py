@@ -69,6 +69,11 @@ def test_forms_of_an_expert_have_a_name_and_back() -> None:
             ExpertFormat.of_name(wrong)
 
 
+def test_what_the_kernels_widen_exactly_is_kept_as_stored() -> None:
+    assert [form.kept_as(FLOAT32) for form in (FLOAT32, BFLOAT16, FLOAT16)] == [FLOAT32, BFLOAT16, FLOAT16]
+    assert [form.kept_as(BFLOAT16) for form in (FLOAT32, BFLOAT16, FLOAT16)] == [BFLOAT16, BFLOAT16, FLOAT16]
+
+
 def test_unquantised_experts_may_be_converted_and_quantised_ones_not() -> None:
     mixed, half, plain = ExpertFormat(Q8_0, Q8_0, FLOAT16), ExpertFormat.of(FLOAT16), ExpertFormat.of(FLOAT32)
     assert all(form.gives(form) for form in (mixed, half, plain))

@@ -19,7 +19,7 @@ from placement.weight_format import BFLOAT16, FLOAT16, FLOAT32, Q8_0, ExpertForm
 from tests.tiny_checkpoint import write_random_checkpoint
 from transport.expert_rows import ExpertRows
 from workers import fixed_point
-from workers.formats.checkpoint import StoredMatrix
+from workers.formats.checkpoint import Expert, StoredMatrix
 from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.kernels import ExpertMatrices, ExpertWeights, moe_partial_sum
 from workers.kernels.expert_matrices import TORCH_DTYPES
@@ -218,9 +218,27 @@ def test_what_is_stored_in_the_wanted_form_is_kept_as_it_is(model_dir: Path, dow
 def test_forms_of_one_number_each_become_float32_or_bfloat16(
     model_dir: Path, stored: WeightFormat, wanted: WeightFormat
 ) -> None:
-    before, after = ExpertFormat.of(stored), ExpertFormat.of(wanted)
-    found = sums_of(StoredExperts(before), model_dir, after)
-    assert np.array_equal(found, sums_of(Converted(before, wanted), model_dir, after))
+    """But float16 keeps the bits that bfloat16 has no room for."""
+    before, after = ExpertFormat.of(stored), FLOAT32 if stored == FLOAT16 else wanted
+    found = sums_of(StoredExperts(before), model_dir, ExpertFormat.of(wanted))
+    assert np.array_equal(found, sums_of(Converted(before, after), model_dir, ExpertFormat.of(after)))
+
+
+class OneOtherwise(StoredExperts):
+    """Expert 0 is stored in bfloat16, the others in float16."""
+
+    def expert(self, layer: int, expert: int, config: Step35Config) -> Expert:
+        if expert == 0:
+            return Converted(self.formats, BFLOAT16).expert(layer, expert, config)
+        return super().expert(layer, expert, config)
+
+
+def test_float16_beside_bfloat16_is_exact_or_refused(model_dir: Path) -> None:
+    """A layer's bits would hang on which experts lie together."""
+    mixed = OneOtherwise(ExpertFormat.of(FLOAT16))
+    assert sums_of(mixed, model_dir, ExpertFormat.of(FLOAT32)).any()
+    with pytest.raises(CheckpointError, match=r"stored as bfloat16 and float16; expected one form"):
+        sums_of(mixed, model_dir, ExpertFormat.of(BFLOAT16))
 
 
 @pytest.mark.parametrize(
