@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,17 +40,18 @@ MIXES = [
 ]
 
 
+@functools.cache
 def in_form(form: WeightFormat, rows: int, columns: int, seed: int) -> ExpertMatrices:
-    """Random weights, rounded to the form; of quantised ones random blocks."""
+    """Random weights, rounded to the form; of quantised ones random blocks; made once, to be read only."""
+    if form not in TORCH_DTYPES and form != FP8_E4M3:
+        blocks = sized_blocks(form, EXPERTS * rows, columns, seed, columns**-0.5).reshape(EXPERTS, rows, -1)
+        return ExpertMatrices(form, rows, columns, torch.from_numpy(blocks))
     generator = torch.Generator().manual_seed(seed)
     data = torch.randn(EXPERTS, rows, columns, generator=generator) / columns**0.5
     if form in TORCH_DTYPES:
         return ExpertMatrices.of(data.to(TORCH_DTYPES[form]))
-    if form == FP8_E4M3:
-        tiles = torch.rand(EXPERTS, -(-rows // 128), -(-columns // 128), generator=generator) + 0.5
-        return ExpertMatrices(form, rows, columns, data.to(torch.float8_e4m3fn).view(torch.uint8), tiles)
-    blocks = sized_blocks(form, EXPERTS * rows, columns, seed, columns**-0.5).reshape(EXPERTS, rows, -1)
-    return ExpertMatrices(form, rows, columns, torch.from_numpy(blocks))
+    tiles = torch.rand(EXPERTS, -(-rows // 128), -(-columns // 128), generator=generator) + 0.5
+    return ExpertMatrices(form, rows, columns, data.to(torch.float8_e4m3fn).view(torch.uint8), tiles)
 
 
 def widened(matrices: ExpertMatrices) -> ExpertMatrices:
@@ -80,6 +83,11 @@ def experts(mix: tuple[WeightFormat, ...], inner: int = INNER) -> ExpertWeights:
 
 def in_float32(held: ExpertWeights) -> ExpertWeights:
     return layer(*map(widened, (held.gate, held.up, held.down)), limit=held.limit)
+
+
+def copied(matrices: ExpertMatrices) -> ExpertMatrices:
+    assert isinstance(matrices.data, Tensor)
+    return replace(matrices, data=matrices.data.clone())
 
 
 def one(matrices: ExpertMatrices, expert: int) -> Matrix:
@@ -203,7 +211,8 @@ def test_every_8_bit_float_widens_exactly() -> None:
 @pytest.mark.parametrize("scale", [np.float16(np.nan), np.float16(np.inf), np.float16(-np.inf)])
 @pytest.mark.parametrize("kind", ["gate", "up", "down"])
 def test_a_scale_that_is_not_finite_flags_the_rows_that_meet_it(scale: np.float16, kind: str) -> None:
-    held, rows = experts((Q8_0, Q8_0, Q8_0)), asked(6)
+    made, rows = experts((Q8_0, Q8_0, Q8_0)), asked(6)
+    held = layer(*(copied(matrices) for matrices in (made.gate, made.up, made.down)))
     block = getattr(held, kind).data[2].numpy()[3, 34:36]
     block[:] = np.array([scale]).view(np.uint8)
     _, saturated = moe_partial_sum(held, rows)
