@@ -188,7 +188,7 @@ def test_several_tokens_a_step_and_drafts(potluck: Potluck, files: Path) -> None
 
 def test_a_plan_in_use_moves_within_the_budget(potluck: Potluck, files: Path, tmp_path: Path) -> None:
     old, new, cluster = tmp_path / "old.json", tmp_path / "new.json", tmp_path / "cluster.yaml"
-    cluster.write_text(CLUSTER.replace("96GB", "24MB").replace("60GB", "12MB"))
+    cluster.write_text(CLUSTER.replace("96GB", "20MB").replace("60GB", "12MB"))
     router = SyntheticRouter(Step35Config.load(TINY).shape(TINY.name))
     for domain in (CODING, GENERAL):
         stats = RoutingStats.from_trace(router.shape, router.trace(domain, 400), domain.name)

@@ -80,7 +80,7 @@ head: gaming
 nodes:
   - name: gaming
     devices:
-      - {name: gpu, kind: vram, memory_bytes: 16GB, bandwidth_gbytes_per_s: 672, ffn_gflops: 40000}
+      - {name: gpu, kind: vram, memory_bytes: 12GB, bandwidth_gbytes_per_s: 672, ffn_gflops: 40000}
       - {name: ram, kind: ram, memory_bytes: 256GB, bandwidth_gbytes_per_s: 70, ffn_gflops: 800}
 """
 
