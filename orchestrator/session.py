@@ -13,7 +13,7 @@ from orchestrator.dispatch import Dispatcher, Usage
 from orchestrator.generate import GenerationParams, GenerationResult, OnTokens, generate
 from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.step35 import Step35Model
-from orchestrator.model.weights import check_drafts, load_head_weights
+from orchestrator.model.weights import load_head_weights
 from orchestrator.one_box import plan_here
 from orchestrator.report import RunReport, make_report
 from orchestrator.run_memory import Demand, check_run, head_needs
@@ -116,7 +116,7 @@ def open_session(
     Raises:
         PlanError: the plan is for another model, or says what this release cannot run.
         PlanDoesNotFit: it takes more than its devices' budgets, or than this machine has free.
-        CheckpointError: the checkpoint is damaged.
+        CheckpointError: the checkpoint is damaged, or its MTP layers where drafts are asked for.
         InputError: the checkpoint cannot give so many drafts.
         WorkerStartError: a worker did not start.
     """
@@ -126,7 +126,7 @@ def open_session(
     plan.check_fits()
     check_runnable(plan)
     check_forms(plan, checkpoint, config)
-    check_drafts(checkpoint, config, num_drafts)
+    model.contents.check_drafts(num_drafts)
     positions = positions or min(DEFAULT_CONTEXT, shape.max_positions)
     demand = Demand(positions, num_drafts=num_drafts, kv_form=kv_form)
     head = head_needs(model.contents, shape, plan.dtype, demand)
@@ -177,7 +177,7 @@ def _load(
     timer = StepTimer()
     forms = {layer.index: ExpertFormat.of_name(layer.form) for layer in plan.layers}
     expert_bytes = held_expert_bytes(checkpoint, config, forms)
-    # First what reads next to nothing: a tensor that is missing is told before the experts are read.
+    # First what reads next to nothing: norms that are not finite are told before the experts are read.
     weights = load_head_weights(checkpoint, config, dtype, forms=forms, need_mtp=demand.num_drafts > 0)
     local = load_head_tiers(plan, checkpoint, config, on_progress)
     # Before the first token, and in the order of the file, not of the first pass's page faults.

@@ -82,13 +82,14 @@ class WorkerProcess:
             PlanError: the plan is for another model, or takes more memory than this machine has free.
             KeysRequired, WorkerStartError: the endpoint cannot be bound, or a tier cannot be held.
         """
-        from workers.formats.open_model import load_config, open_model
+        from workers.formats.open_model import find_model
 
         spec = self._spec
         # Made here, so that no secret travels.
         keys = None if spec.head_public is None else WorkerKeys(KeyPair.make(), spec.head_public)
         model_dir = Path(spec.model_dir)
-        config = load_config(model_dir)
+        found = find_model(model_dir)
+        config = found.config
         shape = config.shape(spec.model)
         if shape.fingerprint != spec.fingerprint:
             raise WorkerStartError(
@@ -103,7 +104,7 @@ class WorkerProcess:
 
         end_lost_pages_in_one_line()
         torch.set_num_threads(spec.num_threads)
-        checkpoint = open_model(model_dir)[1]
+        checkpoint = found.open().checkpoint
         check_memory(
             [
                 *tier_needs(spec.tiers, checkpoint, config, spec.dtype),

@@ -18,7 +18,6 @@ from orchestrator.cli.output import console, print_json, print_note
 from orchestrator.cli.plan_output import plan_table
 from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.generate import GenerationParams
-from orchestrator.model.weights import check_drafts
 from orchestrator.runnable import DEFAULT_DTYPE
 from orchestrator.session import open_session
 from orchestrator.tokenizer import Tokenizer
@@ -59,7 +58,7 @@ def demo(
     if not MODEL.is_dir():
         raise InputError(f"{MODEL} is not there; the demo runs from a clone of the repository")
     model = open_model(MODEL)
-    check_drafts(model.checkpoint, model.config, mtp)
+    model.contents.check_drafts(mtp)
     problem, plan = plan_demo(mtp)
     if not json:
         console.print(*description(problem, plan), sep="\n")

@@ -18,7 +18,6 @@ from orchestrator.cli.progress import shown_progress
 from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.generate import GenerationParams, GenerationResult, check_length
 from orchestrator.gguf_tokenizer import UnknownTokenizer
-from orchestrator.model.weights import check_drafts
 from orchestrator.one_box import plan_here
 from orchestrator.report import RunReport
 from orchestrator.run_memory import Demand
@@ -139,7 +138,7 @@ def _plan_without_file(
 ) -> Plan:
     """All in this process, with a line that says what goes where; or over equal workers."""
     config, checkpoint = model
-    check_drafts(checkpoint, config, demand.num_drafts)
+    model.contents.check_drafts(demand.num_drafts)
     name = (dtype or DEFAULT_DTYPE).value
     if dtype is None and not silent and _has_float32(model.contents):
         print_note(f"weights are float32 in the files and rounded to {name}; --dtype float32 keeps them")

@@ -19,16 +19,43 @@ from placement.plan_file import read_plan
 from placement.weight_format import FP8_E4M3, planned_format
 from placement.workload import HeadBytes, HeadForms
 from workers.formats.contents import model_contents
-from workers.formats.open_model import is_gguf, kept_forms, load_config, model_name, open_model
+from workers.formats.open_model import (
+    FoundModel,
+    OpenModel,
+    find_model,
+    is_gguf,
+    kept_forms,
+    model_name,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GivenModel:
+    """A model by its built-in name, or in a directory or a GGUF file, which is `found` then."""
+
+    name: str
+    shape: ModelShape
+    found: FoundModel | None = None
+
+
+def given_model(model: str) -> GivenModel:
+    """A built-in model, or the one in a directory or a GGUF file, of which the configuration is read.
+
+    Raises:
+        InputError: no such name.
+        CheckpointError: no model of this architecture, or damaged.
+    """
+    path = Path(model)
+    # Unlike Path.is_dir, False for names that no folder can have.
+    if os.path.isdir(path) or is_gguf(path):
+        found = find_model(path)
+        return GivenModel(model, found.config.shape(model_name(path)), found)
+    return GivenModel(model, published_shape(model))
 
 
 def load_shape(model: str) -> ModelShape:
     """The shape of a built-in model, or of the model in a directory or a GGUF file."""
-    path = Path(model)
-    # Unlike Path.is_dir, False for names that no folder can have.
-    if os.path.isdir(path) or is_gguf(path):
-        return load_config(path).shape(model_name(path))
-    return published_shape(model)
+    return given_model(model).shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,28 +89,33 @@ class PlannedForm:
         return Counter(layer.form for layer in self.layers).most_common(1)[0][0]
 
 
-def planned_form(model: str, shape: ModelShape, quant: str | None, in_use: Plan | None) -> PlannedForm:
+def planned_form(model: GivenModel, quant: str | None, in_use: Plan | None) -> PlannedForm:
     """What a plan keeps experts in: as `--quant` says, as the plan in use, as quantised files, bfloat16.
 
     Raises:
         InputError: an unknown `quant`.
-        CheckpointError: the files are damaged.
+        CheckpointError: the files are damaged, or the model's trunk is not whole.
     """
     if quant is None and in_use is not None:
         return _planned(in_use.layers)
-    stored = _quantised_layers(model, shape)
-    if quant is None and stored:
-        contents = model_contents(model)
-        in_memory = head_bytes(contents, DEFAULT_DTYPE.value)
-        return _planned(stored, HeadOfFiles(contents.head_bits, contents.head_forms, in_memory))
+    shape = model.shape
+    opened = _quantised(model)
+    stored: tuple[PlannedLayer, ...] = ()
+    if opened is not None:
+        forms = kept_forms(opened.checkpoint, opened.config, DEFAULT_DTYPE.value)
+        stored = planned_layers(shape, forms)
+        if quant is None:
+            contents = opened.contents
+            in_memory = head_bytes(contents, DEFAULT_DTYPE.value)
+            return _planned(stored, HeadOfFiles(contents.head_bits, contents.head_forms, in_memory))
     form = quant or DEFAULT_DTYPE.value
     layers = like_layers(shape.moe_layers, form, shape.expert_bytes(planned_format(form).bits))
     other = sorted({layer.form for layer in stored if layer.form != planned_format(form).name})
     note = None
     if other:
         note = (
-            f"{model} has experts in {', '.join(other)}: a plan for --quant {form} does not run with it; "
-            "leave out --quant to plan for the file as it is"
+            f"{model.name} has experts in {', '.join(other)}: a plan for --quant {form} does not run with "
+            "it; leave out --quant to plan for the file as it is"
         )
     return _planned(layers, note=note)
 
@@ -94,22 +126,19 @@ def _planned(
     return PlannedForm(layers[0].form.split("/")[0], layers, head, note)
 
 
-def _quantised_layers(model: str, shape: ModelShape) -> tuple[PlannedLayer, ...]:
-    """As the model's files keep them; none where those say nothing of it."""
-    if not _is_quantised(model):
-        return ()
-    config, checkpoint = open_model(model)
-    return planned_layers(shape, kept_forms(checkpoint, config, DEFAULT_DTYPE.value))
-
-
-def _is_quantised(model: str) -> bool:
-    """Whether a model's files say what its experts are kept in: GGUF does, and FP8, which stays as it is."""
-    if is_gguf(model):
-        return True
-    # A plan needs no weights, so there may be none.
-    if not os.path.isdir(model) or not any(Path(model).glob("*.safetensors")):
-        return False
-    return any(tensor.form == FP8_E4M3.name for tensor in model_contents(model).tensors)
+def _quantised(model: GivenModel) -> OpenModel | None:
+    """A model whose files say what its experts are kept in: GGUF does, and FP8, which stays as it is."""
+    found = model.found
+    if found is None:
+        return None
+    if found.gguf is None:
+        # A plan needs no weights, so there may be none.
+        if not any(found.path.glob("*.safetensors")):
+            return None
+        contents = model_contents(found.path)
+        if all(tensor.form != FP8_E4M3.name for tensor in contents.tensors):
+            return None
+    return found.open()
 
 
 def model_folder(model: Path) -> Path:

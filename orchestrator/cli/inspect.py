@@ -19,7 +19,6 @@ from placement.errors import CheckpointError, InputError
 from placement.model_shape import ModelShape
 from placement.units import size
 from placement.workload import DEFAULT_CONTEXT
-from workers.formats.complete import check_drafts
 from workers.formats.contents import ModelContents, Part, TypeRun, model_contents, type_runs
 from workers.formats.open_model import model_name
 from workers.memory.budget import PROCESS_BYTES, Need, missing_bytes
@@ -44,7 +43,6 @@ def inspect(
     most = shape.max_positions
     if context is not None and context > most:
         raise InputError(f"--context {context}: expected at most {most}, for which the model was made")
-    check_drafts(contents.path, contents.stored, contents.notes, contents.config, mtp)
     demand = Demand(min(context or DEFAULT_CONTEXT, most), num_drafts=mtp, kv_form=kv)
     fit = fit_of(contents, shape, demand, free_memory())
     runs = type_runs(contents.tensors)
@@ -104,9 +102,14 @@ class Fit:
 
 
 def fit_of(contents: ModelContents, shape: ModelShape, demand: Demand, free: FreeMemory) -> Fit:
-    """What a run takes in the dtype that it has unless told otherwise, and whether its files are whole."""
+    """What a run takes in the dtype that it has unless told otherwise, and whether its files are whole.
+
+    Raises:
+        InputError: the files cannot give so many drafts.
+    """
     try:
-        contents.check(with_mtp=demand.num_drafts > 0)
+        contents.check()
+        contents.check_drafts(demand.num_drafts)
         problem = None
     except CheckpointError as error:
         problem = str(error)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.inputs import files_read, load_plan, load_shape, name_in_errors, planned_form
+from orchestrator.cli.inputs import files_read, given_model, load_plan, name_in_errors, planned_form
 from orchestrator.cli.options import Json, Kv, Quant
 from orchestrator.cli.output import console, print_json, print_note
 from orchestrator.cli.plan_export import Buffer, Export, ExportOptions, export_notes, write_exports
@@ -80,7 +80,8 @@ def plan(
     json: Json = False,
 ) -> None:
     """Decide which box and memory holds each expert, and predict the speed."""
-    shape = load_shape(model)
+    given = given_model(model)
+    shape = given.shape
     find_policy(policy)
     if move_seconds is not None:
         check_finite("--move-seconds", move_seconds)
@@ -96,7 +97,7 @@ def plan(
     boxes = load_cluster(cluster)
     routing = read_routing(stats, shape) if stats is not None else None
     in_use = None if current is None else load_plan(current, shape)
-    kept = planned_form(model, shape, quant, in_use)
+    kept = planned_form(given, quant, in_use)
     form, layers = kept.form, kept.layers
     said = WorkloadOptions(tokens_per_step, accept, context, head_bits, prompt_ratio, kv)
     workload = workload_of(said, shape, form, None if in_use is None else in_use.workload, kept.head)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.progress import track
 
-from orchestrator.cli.inputs import load_shape, planned_form
+from orchestrator.cli.inputs import given_model, planned_form
 from orchestrator.cli.options import Json, Quant
 from orchestrator.cli.output import console, errors, print_json, print_note, table
 from orchestrator.cli.workload import (
@@ -62,10 +62,11 @@ def whatif(
     json: Json = False,
 ) -> None:
     """Rank single changes to a cluster by tokens per second."""
-    shape = load_shape(model)
+    given = given_model(model)
+    shape = given.shape
     check_finite("--cable-round-trip", cable_round_trip)
     check_finite("--cable-gbits", cable_gbits)
-    kept = planned_form(model, shape, quant, None)
+    kept = planned_form(given, quant, None)
     form = kept.expert_form
     expert_bytes = max(layer.expert_bytes for layer in kept.layers)
     workload = workload_of(

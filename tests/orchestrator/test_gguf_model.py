@@ -15,12 +15,11 @@ from torch import Tensor
 
 from models.tiny.gguf_file import write_gguf
 from orchestrator.cli.even_plan import even_plan
-from orchestrator.cli.inputs import load_shape, planned_form
+from orchestrator.cli.inputs import given_model, planned_form
 from orchestrator.generate import GenerationParams
 from orchestrator.in_process import dispatcher_with_threads
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.step35 import Step35Model
-from orchestrator.model.weights import load_head_weights
 from orchestrator.one_box import one_box_plan
 from orchestrator.session import load_local, open_session
 from orchestrator.tokenizer import Tokenizer
@@ -234,15 +233,15 @@ def test_a_plan_in_another_form_is_refused(path: Path) -> None:
 
 def test_a_tensor_that_the_architecture_does_not_have_is_refused(path: Path, tmp_path: Path) -> None:
     extra = rewritten(path, tmp_path / "extra.gguf", {"blk.1.attn_sinks.weight": np.ones(4, np.float32)})
-    config, checkpoint = open_model(extra)
     with pytest.raises(CheckpointError, match=r"tensor 'blk\.1\.attn_sinks\.weight' is none that"):
-        load_head_weights(checkpoint, config, torch.float32)
+        open_model(extra)
 
 
 def test_a_tensor_of_another_shape_is_refused_by_its_own_name(path: Path) -> None:
-    config, checkpoint = open_model(path)
+    model = open_model(path)
+    other = dataclasses.replace(model.contents, config=dataclasses.replace(model.config, vocab_size=321))
     with pytest.raises(CheckpointError, match=r"tiny\.gguf: tensor token_embd\.weight has shape \[320, 64\]"):
-        load_head_weights(checkpoint, dataclasses.replace(config, vocab_size=321), torch.float32)
+        other.check()
 
 
 def test_drafts_of_a_file_of_the_trunk_alone_are_refused(potluck: Potluck, tmp_path: Path) -> None:
@@ -277,8 +276,8 @@ def test_a_plan_for_a_file_keeps_its_forms_and_runs(potluck: Potluck, path: Path
 
 
 def test_what_if_takes_a_files_own_sizes(path: Path) -> None:
-    shape = load_shape(str(path))
-    kept = planned_form(str(path), shape, None, None)
+    given = given_model(str(path))
+    kept = planned_form(given, None, None)
     assert (kept.form, kept.expert_form, kept.note) == ("q8_0", "q8_0/q8_0/float16", None)
     assert {layer.expert_bytes for layer in kept.layers} == {2 * 48 * 2 * 34 + 64 * 48 * 2}
     sizes = [int(t.n_bytes) for t in GGUFReader(path).tensors if "_exps" not in t.name]
@@ -286,7 +285,7 @@ def test_what_if_takes_a_files_own_sizes(path: Path) -> None:
     assert kept.head is not None
     assert kept.head.bits == 8 * sum(sizes) / sum(weights)
     assert kept.head.num_bytes.trunk + kept.head.num_bytes.mtp == sum(sizes)
-    other = planned_form(str(path), shape, "q8", None)
+    other = planned_form(given, "q8", None)
     assert ({layer.form for layer in other.layers}, other.head) == ({"q8"}, None)
     assert other.note is not None
     assert "has experts in q8_0/q8_0/float16: a plan for --quant q8 does not run with it" in other.note

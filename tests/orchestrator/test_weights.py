@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.random_gguf import SMALL, FileTypes, write_random_gguf
 from orchestrator.generate import GenerationParams
 from orchestrator.model.moe import MoeWeights
-from orchestrator.model.weights import HeadWeights, check_drafts, load_head_weights
+from orchestrator.model.weights import HeadWeights, load_head_weights
 from orchestrator.run_memory import head_bytes
 from placement.errors import CheckpointError, InputError
 from placement.weight_format import BFLOAT16, ExpertFormat
@@ -21,8 +21,6 @@ from tests.orchestrator.heads import generate_with_hidden, load_model
 from tests.tiny_checkpoint import write_random_checkpoint
 from workers.formats.contents import Part, model_contents
 from workers.formats.open_model import open_model
-from workers.formats.safetensors import SafetensorsCheckpoint
-from workers.model_config import Step35Config
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
@@ -114,8 +112,8 @@ def test_a_float32_run_and_a_bfloat16_run_differ_by_rounding_alone(tmp_path: Pat
 
 def load_weights(model_dir: Path) -> HeadWeights:
     """What a run with drafts loads."""
-    checkpoint = SafetensorsCheckpoint.open(model_dir)
-    return load_head_weights(checkpoint, Step35Config.load(model_dir), torch.float32)
+    config, checkpoint = open_model(model_dir)
+    return load_head_weights(checkpoint, config, torch.float32)
 
 
 def edit(model_dir: Path, change: Any) -> None:
@@ -197,22 +195,22 @@ def test_a_checkpoint_of_the_trunk_alone_runs_without_drafts(tmp_path: Path) -> 
     assert generate_with_hidden(trunk, PROMPT, params)[0].token_ids == expected
     with pytest.raises(InputError, match="has 0 MTP layers"):
         generate_with_hidden(trunk, PROMPT, GenerationParams(mtp=1))
-    config, checkpoint = Step35Config.load(model_dir), SafetensorsCheckpoint.open(model_dir)
-    check_drafts(checkpoint, config, 0)
+    contents = model_contents(model_dir)
+    contents.check_drafts(0)
     with pytest.raises(InputError, match=r"have no tensors of the MTP layers .* \(model\.layers\.6\.…"):
-        check_drafts(checkpoint, config, 1)
+        contents.check_drafts(1)
 
 
 def test_more_drafts_than_announced_are_refused_and_the_files_consulted(tmp_path: Path) -> None:
     model_dir = write_random_checkpoint(tmp_path, seed=46)
-    config, checkpoint = Step35Config.load(model_dir), SafetensorsCheckpoint.open(model_dir)
-    check_drafts(checkpoint, config, 3)
+    contents = model_contents(model_dir)
+    contents.check_drafts(3)
     with pytest.raises(InputError, match=r"announces 3 MTP layers .* expected 0 to 3$"):
-        check_drafts(checkpoint, config, 4)
+        contents.check_drafts(4)
     document = json.loads((model_dir / "config.json").read_text())
     (model_dir / "config.json").write_text(json.dumps(document | {"num_nextn_predict_layers": 0}))
     with pytest.raises(InputError, match="the files have 3, so set num_nextn_predict_layers to 3"):
-        check_drafts(checkpoint, Step35Config.load(model_dir), 1)
+        model_contents(model_dir).check_drafts(1)
 
 
 def test_an_mtp_layer_that_is_there_in_part_is_named(tmp_path: Path) -> None:

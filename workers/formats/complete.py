@@ -1,12 +1,9 @@
-"""Whether a model's files have what a run reads, by names and shapes: neither weights nor torch are loaded.
-
-`orchestrator/model/weights.py` and the checkpoints refuse the same when they load.
-"""
+"""Whether a model has what a run reads, by names and shapes: neither weights nor torch are loaded."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,36 +23,46 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class StoredShape:
-    """A tensor's name in the files, and its shape."""
+    """A tensor's name in the files, its shape, and the file that it is in."""
 
     name: str
     shape: tuple[int, ...]
+    file: Path
 
 
-def check_complete(
-    path: Path, stored: Mapping[str, StoredShape], config: Step35Config, *, with_mtp: bool
-) -> None:
-    """Refuse files that lack a tensor, or have one of another shape.
+def check_trunk(path: Path, stored: Mapping[str, StoredShape], config: Step35Config) -> None:
+    """Refuse files that lack a tensor of the trunk, have one of another shape, or one that nobody reads.
 
     Args:
         path: of the model, for messages.
         stored: by published name.
-        with_mtp: drafts are asked for.
 
     Raises:
         CheckpointError: names the tensor.
     """
-    with_mtp = with_mtp and has_mtp(stored, config)
     wanted = list(_trunk(config))
-    for layer in config.layers if with_mtp else config.layers[: config.num_hidden_layers]:
+    for layer in config.layers[: config.num_hidden_layers]:
         wanted += _layer(path, layer, stored, config)
-        if layer.index >= config.num_hidden_layers:
-            wanted += _mtp(layer.index, config)
     read = {_find(path, stored, tensor) for tensor in wanted}
-    names = {name: found.name for name, found in stored.items()}
-    refuse_unread(path, names, read, config)
+    _refuse_unread(path, stored, read, config)
     for index in config.moe_layers:
         _check_experts(path, stored, index, config)
+
+
+def check_mtp(path: Path, stored: Mapping[str, StoredShape], config: Step35Config) -> None:
+    """Refuse MTP layers that are there in part, or of another shape; files may lack all of them.
+
+    Args:
+        path: of the file or directory that has them, for messages.
+
+    Raises:
+        CheckpointError: names the tensor.
+    """
+    if not has_mtp(stored, config):
+        return
+    for layer in config.layers[config.num_hidden_layers :]:
+        for tensor in (*_layer(path, layer, stored, config), *_mtp(layer.index, config)):
+            _find(path, stored, tensor)
 
 
 def has_mtp(names: Collection[str], config: Step35Config) -> bool:
@@ -100,32 +107,19 @@ def check_drafts(
         )
 
 
-def missing(path: Path, names: Sequence[str], shape: tuple[int, ...]) -> CheckpointError:
-    """That a model has none of these names."""
-    return CheckpointError(
-        f"{path}: tensor {' or '.join(dict.fromkeys(names))} is missing; expected it with shape "
-        f"{list(shape)}: check that all of the model's files were downloaded"
-    )
+ROUTED_EXPERT = re.compile(r"moe\.(?:(?:experts\.)?\d+\.)?(gate|up|down)_proj\.weight", re.ASCII)
+"""Behind model.layers.N.: a matrix of all routed experts, or of one."""
 
-
-def misshapen(path: Path, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> CheckpointError:
-    """That a tensor, by its name in the files, has another shape."""
-    return CheckpointError(
-        f"{path}: tensor {name} has shape {list(found)}, expected {list(expected)}: the "
-        "configuration and the weights belong to different models"
-    )
-
-
-# What the head does not read of model.layers.N.: routed experts, and tables that follow from config.json.
-_ROUTED_EXPERT = re.compile(r"moe\.((experts\.)?\d+\.)?(gate|up|down)_proj\.weight", re.ASCII)
+# Tables that follow from config.json.
 _DERIVED = ".rotary_emb.inv_freq"
 
 
-def refuse_unread(path: Path, names: Mapping[str, str], read: Collection[str], config: Step35Config) -> None:
+def _refuse_unread(
+    path: Path, stored: Mapping[str, StoredShape], read: Collection[str], config: Step35Config
+) -> None:
     """Refuse a tensor of the trunk's layers that is not read: the model computes something more.
 
     Args:
-        names: published name of each tensor -> its name in the files.
         read: published names.
 
     Raises:
@@ -133,19 +127,19 @@ def refuse_unread(path: Path, names: Mapping[str, str], read: Collection[str], c
     """
     trunk = {str(index) for index in range(config.num_hidden_layers)}
     moe = {str(index) for index in config.moe_layers}
-    for name, stored in names.items():
+    for name, found in stored.items():
         layer, _, part = name.removeprefix("model.layers.").partition(".")
         if not name.startswith("model.layers.") or layer not in trunk or name in read:
             continue
-        is_expert = layer in moe and _ROUTED_EXPERT.fullmatch(part) is not None
+        is_expert = layer in moe and ROUTED_EXPERT.fullmatch(part) is not None
         if not is_expert and not part.endswith(_DERIVED):
             raise CheckpointError(
-                f"{path}: tensor {quote(stored)} is none that a model of this architecture has; Potluck "
+                f"{path}: tensor {quote(found.name)} is none that a model of this architecture has; Potluck "
                 "would leave out what it does: use a published checkpoint"
             )
 
 
-def is_read(path: Path, flag: str, announced: bool | None, name: str, names: Collection[str]) -> bool:
+def _is_read(path: Path, flag: str, announced: bool | None, name: str, names: Collection[str]) -> bool:
     """Whether to read a tensor that a flag of config.json announces.
 
     Where config.json does not have the flag, the tensor is read if the files have it.
@@ -180,9 +174,17 @@ def _find(path: Path, stored: Mapping[str, StoredShape], wanted: Wanted) -> str:
     """The name of a tensor that must be there."""
     name = next((name for name in wanted.names if name in stored), None)
     if name is None:
-        raise missing(path, [_in_files(path, name) for name in wanted.names], wanted.shape)
-    if stored[name].shape != wanted.shape:
-        raise misshapen(path, stored[name].name, stored[name].shape, wanted.shape)
+        names = " or ".join(dict.fromkeys(_in_files(path, name) for name in wanted.names))
+        raise CheckpointError(
+            f"{path}: tensor {names} is missing; expected it with shape {list(wanted.shape)}: check that all "
+            "of the model's files were downloaded"
+        )
+    found = stored[name]
+    if found.shape != wanted.shape:
+        raise CheckpointError(
+            f"{found.file}: tensor {found.name} has shape {list(found.shape)}, expected "
+            f"{list(wanted.shape)}: the configuration and the weights belong to different models"
+        )
     return name
 
 
@@ -213,7 +215,7 @@ def _layer(path: Path, layer: LayerConfig, names: Collection[str], config: Step3
     yield Wanted((f"{attention}.v_proj.weight",), (kv_heads * head_dim, hidden))
     yield Wanted((f"{attention}.o_proj.weight",), (hidden, heads * head_dim))
     gate, flag = f"{attention}.g_proj.weight", "use_head_wise_attn_gate"
-    if is_read(path, flag, config.use_head_wise_attn_gate, gate, names):
+    if _is_read(path, flag, config.use_head_wise_attn_gate, gate, names):
         yield Wanted((gate,), (heads, hidden))
     for norm in ("q_norm", "k_norm"):
         yield Wanted((f"{attention}.{norm}.weight",), (head_dim,))
@@ -222,7 +224,7 @@ def _layer(path: Path, layer: LayerConfig, names: Collection[str], config: Step3
         return
     yield Wanted((f"{name}.moe.gate.weight",), (config.moe_num_experts, hidden))
     bias = f"{name}.moe.router_bias"
-    if is_read(path, "use_moe_router_bias", config.use_moe_router_bias, bias, names):
+    if _is_read(path, "use_moe_router_bias", config.use_moe_router_bias, bias, names):
         yield Wanted((bias,), (config.moe_num_experts,))
     yield from _ffn(f"{name}.share_expert", config.share_expert_dim, hidden)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from placement.errors import CheckpointError
 from placement.workload import HeadForm, HeadForms, HeadPart
-from workers.formats.complete import StoredShape, check_complete
+from workers.formats.complete import ROUTED_EXPERT, StoredShape, check_drafts, check_mtp, check_trunk
 from workers.formats.gguf.model import GgufModel, find_gguf
 from workers.formats.gguf.tensors import GgufWeights, weights_of
 from workers.formats.open_model import is_gguf, load_config
@@ -29,6 +29,9 @@ from workers.formats.shards import (
     published_names,
 )
 from workers.model_config import Step35Config
+
+WITHOUT_DRAFTS = "or go without drafts (--mtp 0)"
+"""What helps where MTP layers are damaged."""
 
 
 class Part(StrEnum):
@@ -71,6 +74,8 @@ class ModelContents:
         notes: for the user, one line each.
         path: of the directory or file, for messages.
         stored: by published name, scales of FP8 weights left out.
+        shards: by stored name, the file of each of a directory's tensors; none for GGUF files.
+        mtp_path: of the directory or file that MTP layers are in, for messages.
     """
 
     config: Step35Config
@@ -78,21 +83,44 @@ class ModelContents:
     notes: tuple[str, ...]
     path: Path
     stored: Mapping[str, StoredShape]
+    shards: Mapping[str, Shard]
+    mtp_path: Path
 
     @property
     def in_directory(self) -> bool:
         """Safetensors, whose wider numbers a run may round."""
         return not is_gguf(self.path)
 
-    def check(self, *, with_mtp: bool) -> None:
-        """See that nothing is missing that a run reads, MTP layers if drafts are asked for.
+    def check(self) -> None:
+        """See that nothing is missing that a run without drafts reads.
 
         Raises:
             CheckpointError: names a tensor.
         """
-        if self.in_directory:
-            check_scales(self.path, find_shards(self.path))
-        check_complete(self.path, self.stored, self.config, with_mtp=with_mtp)
+        check_scales(self.path, self.shards)
+        check_trunk(self.path, self.stored, self.config)
+
+    def check_mtp(self) -> None:
+        """See that MTP layers are whole where there are any.
+
+        Raises:
+            CheckpointError: names a tensor.
+        """
+        check_mtp(self.mtp_path, self.stored, self.config)
+
+    def check_drafts(self, num_drafts: int) -> None:
+        """See that a step can have so many drafts.
+
+        Raises:
+            InputError: the configuration announces fewer MTP layers, or the files lack them; says which.
+            CheckpointError: as `check_mtp`.
+        """
+        check_drafts(self.path, self.stored, self.notes, self.config, num_drafts)
+        try:
+            if num_drafts:
+                self.check_mtp()
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}, {WITHOUT_DRAFTS}") from None
 
     @property
     def head_forms(self) -> HeadForms:
@@ -165,8 +193,11 @@ def gguf_contents(weights: Mapping[str, GgufWeights], model: GgufModel) -> Model
         num_weights = prod(found.shape)
         listed = _listed(name, found.form.name, num_weights, found.num_bytes, model.config)
         once.setdefault((found.file.path, found.start), listed)
-    stored = {name: StoredShape(found.name, found.shape) for name, found in weights.items()}
-    return ModelContents(model.config, tuple(once.values()), model.notes, model.parts.path, stored)
+    stored = {name: StoredShape(found.name, found.shape, found.file.path) for name, found in weights.items()}
+    path = model.parts.path
+    return ModelContents(
+        model.config, tuple(once.values()), model.notes, path, stored, {}, model.mtp_path or path
+    )
 
 
 def directory_contents(shards: Mapping[str, Shard], config: Step35Config) -> ModelContents:
@@ -177,8 +208,12 @@ def directory_contents(shards: Mapping[str, Shard], config: Step35Config) -> Mod
     """
     directory = next(iter(shards.values())).path.parent
     names = published_names(shards)
-    stored = {name: StoredShape(found, shards[found].shape_of(found)) for name, found in names.stored.items()}
-    return ModelContents(config, tuple(_of_directory(shards, names, config)), (), directory, stored)
+    stored = {
+        name: StoredShape(found, shards[found].shape_of(found), shards[found].path)
+        for name, found in names.stored.items()
+    }
+    tensors = tuple(_of_directory(shards, names, config))
+    return ModelContents(config, tensors, (), directory, stored, shards, directory)
 
 
 def type_runs(tensors: Sequence[ListedTensor]) -> list[TypeRun]:
@@ -221,7 +256,6 @@ def _of_directory(
 
 
 _IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)", re.ASCII | re.DOTALL)
-_EXPERT = re.compile(r"moe\.(?:(?:experts\.)?\d+\.)?(gate|up|down)_proj\.weight", re.ASCII)
 _MATRICES: Mapping[str, tuple[Part, str]] = {
     "model.embed_tokens.weight": (Part.EMBEDDING, "embedding"),
     "lm_head.weight": (Part.OUTPUT, "output"),
@@ -239,7 +273,7 @@ _MATRICES: Mapping[str, tuple[Part, str]] = {
 def _listed(name: str, form: str, num_weights: int, num_bytes: int, config: Step35Config) -> ListedTensor:
     found = _IN_LAYER.fullmatch(name)
     layer, rest = (None, name) if found is None else (int(found[1]), found[2])
-    expert = _EXPERT.fullmatch(rest)
+    expert = ROUTED_EXPERT.fullmatch(rest)
     if expert is not None:
         part, matrix = Part.EXPERTS, expert[1]
     else:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from placement.errors import CheckpointError
 from placement.model_shape import ModelShape
 from placement.weight_format import FORMATS, ExpertFormat, WeightFormat
-from workers.formats.gguf.model import find_gguf
+from workers.formats.gguf.model import GgufModel, find_gguf
 from workers.formats.gguf.parts import whole_name
 from workers.model_config import Step35Config
 
@@ -20,11 +22,13 @@ if TYPE_CHECKING:
 GGUF_SUFFIX = ".gguf"
 
 
-class OpenModel(NamedTuple):
-    """A model whose files were opened: passed on, so that nobody opens them again."""
-
+class _Opened(NamedTuple):
     config: Step35Config
     checkpoint: Checkpoint
+
+
+class OpenModel(_Opened):
+    """A model whose files were opened: passed on, so that nobody opens them again."""
 
     @property
     def path(self) -> Path:
@@ -36,10 +40,35 @@ class OpenModel(NamedTuple):
         """Its sizes, under the name of its files."""
         return self.config.shape(model_name(self.path))
 
-    @property
+    @cached_property
     def contents(self) -> ModelContents:
-        """All its tensors, listed anew."""
+        """All its tensors."""
         return self.checkpoint.contents(self.config)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """A model whose weights were not asked for yet. `gguf`: headers of its files, where it is one."""
+
+    path: Path
+    config: Step35Config
+    gguf: GgufModel | None = None
+
+    def open(self) -> OpenModel:
+        """Its weights too, whose headers are read; torch is loaded, which takes seconds.
+
+        Raises:
+            CheckpointError: damaged, of a type that does not load, or the trunk is not whole.
+        """
+        from workers.formats.gguf.checkpoint import GgufCheckpoint
+        from workers.formats.safetensors import SafetensorsCheckpoint
+
+        if self.gguf is not None:
+            model = OpenModel(self.config, GgufCheckpoint(self.gguf))
+        else:
+            model = OpenModel(self.config, SafetensorsCheckpoint.open(self.path))
+        model.contents.check()
+        return model
 
 
 def is_gguf(path: str | Path) -> bool:
@@ -60,26 +89,29 @@ def load_config(path: str | Path) -> Step35Config:
     Raises:
         CheckpointError: no model of this architecture, or damaged.
     """
+    return find_model(path).config
+
+
+def find_model(path: str | Path) -> FoundModel:
+    """A model whose configuration was read, and a GGUF file's headers; torch is not loaded.
+
+    Raises:
+        CheckpointError: no model of this architecture, or damaged.
+    """
     if is_gguf(path):
-        return find_gguf(path).config
-    return _directory_config(Path(path))
+        gguf = find_gguf(path)
+        return FoundModel(gguf.parts.path, gguf.config, gguf)
+    return FoundModel(Path(path), _directory_config(Path(path)))
 
 
 def open_model(path: str | Path) -> OpenModel:
     """Configuration and weights of a model; its headers are read, no weights.
 
     Raises:
-        CheckpointError: no model of this architecture, damaged, or of a type that does not load.
+        CheckpointError: no model of this architecture, damaged, of a type that does not load, or its trunk is
+            not whole.
     """
-    # Torch takes seconds to load, and the configuration alone does without.
-    if is_gguf(path):
-        from workers.formats.gguf.checkpoint import GgufCheckpoint
-
-        model = find_gguf(path)
-        return OpenModel(model.config, GgufCheckpoint(model))
-    from workers.formats.safetensors import SafetensorsCheckpoint
-
-    return OpenModel(_directory_config(Path(path)), SafetensorsCheckpoint.open(path))
+    return find_model(path).open()
 
 
 def kept_forms(checkpoint: Checkpoint, config: Step35Config, dtype: str) -> dict[int, ExpertFormat]:
