@@ -9,14 +9,14 @@ from pathlib import Path
 from placement.errors import PotluckError
 
 
-class KernelsNotBuilt(PotluckError, ImportError):
+class NativeCodeNotBuilt(PotluckError, ImportError):
     """The native code was not compiled for this Python."""
 
 
 def load_library(folder: Path, name: str) -> ctypes.CDLL:
-    """The library `name` in a folder of the source; raises KernelsNotBuilt."""
+    """The library `name` in a folder of the source; raises NativeCodeNotBuilt."""
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         path = folder / f"{name}{suffix}"
         if path.exists():
             return ctypes.CDLL(str(path))
-    raise KernelsNotBuilt(f"{folder} has no compiled {name} library: build it with `pip install -e .`")
+    raise NativeCodeNotBuilt(f"{folder} has no compiled {name} library: build it with `pip install -e .`")

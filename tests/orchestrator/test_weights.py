@@ -15,12 +15,13 @@ from orchestrator.generate import GenerationParams
 from orchestrator.model.moe import MoeWeights
 from orchestrator.model.weights import HeadWeights, load_head_weights
 from orchestrator.run_memory import head_bytes
-from placement.errors import CheckpointError, InputError
+from placement.errors import CheckpointError, InputError, ModelFilesFailed
 from placement.weight_format import BFLOAT16, ExpertFormat
 from tests.orchestrator.heads import generate_with_hidden, load_model
 from tests.tiny_checkpoint import write_random_checkpoint
 from workers.formats.contents import Part, model_contents
 from workers.formats.open_model import open_model
+from workers.formats.safetensors import SafetensorsCheckpoint
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
@@ -229,3 +230,19 @@ def test_tied_embeddings_need_no_output_matrix(tmp_path: Path) -> None:
     edit(model_dir, lambda tensors: tensors.pop("lm_head.weight"))
     model = load_model(model_dir)
     assert model.weights.lm_head.each[0].data is model.weights.embedding.data
+
+
+def test_files_that_fail_are_not_taken_for_those_of_the_trunk_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_dir = write_random_checkpoint(tmp_path, seed=46, num_mtp_layers=1)
+    read = SafetensorsCheckpoint.tensor
+
+    def failing(checkpoint: SafetensorsCheckpoint, name: str, dtype: torch.dtype) -> torch.Tensor:
+        if name.startswith("model.layers.6."):
+            raise ModelFilesFailed("another file took its place")
+        return read(checkpoint, name, dtype)
+
+    monkeypatch.setattr(SafetensorsCheckpoint, "tensor", failing)
+    with pytest.raises(ModelFilesFailed, match=r"^another file took its place$"):
+        load_model(model_dir)

@@ -12,7 +12,6 @@ Shapes: T rows (tokens), H hidden, I intermediate, E experts, k chosen experts a
 
 from __future__ import annotations
 
-from workers.compiled import KernelsNotBuilt
 from workers.kernels.expert_matrices import ExpertMatrices, ExpertWeights
 from workers.kernels.matrix import Matrices, Matrix
 from workers.kernels.moe import ExpertNotHeld, grid_to_float32, moe_partial_sum, round_rows, row_exponents
@@ -22,7 +21,6 @@ __all__ = [
     "ExpertMatrices",
     "ExpertNotHeld",
     "ExpertWeights",
-    "KernelsNotBuilt",
     "Matrices",
     "Matrix",
     "grid_to_float32",

@@ -8,19 +8,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from workers.compiled import KernelsNotBuilt, load_library
+from workers.compiled import load_library
 
 
 def end_lost_pages_in_one_line() -> None:
     """From now on this process ends with exit code 1, and one line on standard error that names the file.
 
-    A SIGBUS that is about no mapped file goes to whoever handled it before. Nothing is computed by this, so a
-    source tree where it was not compiled yet runs as well. There a lost page ends the process without a word.
+    A SIGBUS that is about no mapped file goes to whoever handled it before.
+
+    Raises:
+        NativeCodeNotBuilt: it was not compiled, as an install does.
     """
-    try:
-        library = load_library(Path(__file__).parent, "_lost_pages")
-    except KernelsNotBuilt:
-        return
+    library = load_library(Path(__file__).parent, "_lost_pages")
     number = library.potluck_end_lost_pages_in_one_line()
     if number:
         raise OSError(number, os.strerror(number))

@@ -46,12 +46,16 @@ def joined(ranges: Iterable[Range]) -> tuple[Range, ...]:
 def bring_in(ranges: Sequence[Range], on_progress: OnProgress | None = None) -> None:
     """Have ranges of mapped files in memory, and nothing beside them; what is there already costs little."""
     total, done = sum(part.num_bytes for part in ranges), 0
-    with ThreadPoolExecutor(_THREADS, "bring-in") as threads:
+    threads = ThreadPoolExecutor(_THREADS, "bring-in")
+    try:
         # In order, because disks read fastest so.
         for num_bytes in threads.map(_fetch, _steps(ranges)):
             done += num_bytes
             if on_progress is not None:
                 on_progress(done, total)
+    finally:
+        # Ctrl-C waits for the steps that are under way, not for the whole model.
+        threads.shutdown(cancel_futures=True)
 
 
 def _steps(ranges: Sequence[Range]) -> list[list[Range]]:

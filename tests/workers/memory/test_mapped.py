@@ -5,11 +5,14 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import workers.memory.mapped as mapped_files
 from workers.memory.mapped import MappedWatch, Range, bring_in, joined
 from workers.memory.maps import FilePlace, MappedFiles
 from workers.memory.pages import PAGE_BYTES, in_memory
@@ -65,6 +68,24 @@ def test_two_fifths_of_the_experts_touch_two_fifths_of_the_file(mapped: Mapped) 
     assert len(seen) > 1
     assert MappedWatch(ranges).missing_bytes() == 0
     assert MappedWatch(ranges).notice() is None
+
+
+def test_a_stop_leaves_what_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[int] = []
+
+    def fetch(step: Sequence[Range]) -> int:
+        fetched.append(step[0].address)
+        time.sleep(0.01)
+        return 1
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mapped_files, "_fetch", fetch)
+    num_steps = 1000
+    with pytest.raises(KeyboardInterrupt):
+        bring_in([Range(0, num_steps * mapped_files._STEP_BYTES)], stop)
+    assert 0 < len(fetched) < num_steps // 2
 
 
 def test_pages_that_the_system_takes_back_are_noticed(mapped: Mapped) -> None:
