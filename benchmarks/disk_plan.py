@@ -73,7 +73,7 @@ def half_in_memory(model: Path, machine: Machine, disk_bytes_per_s: float) -> tu
     workload = Workload(
         context=DEFAULT_CONTEXT,
         head_bits_per_weight=work.head_bits,
-        head_forms=work.head_forms(),
+        head_forms=work.head_forms,
         wires=wires_of(layers, DTYPE),
     )
     expert_bytes = max(layer.expert_bytes for layer in layers)

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.run_memory import Demand, head_needs
+from orchestrator.run_memory import Demand, expert_bytes, head_needs
 from placement.holders import HolderTable
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan, PlannedLayer, PlannedTier, planned_layers
 from placement.units import size
 from workers.formats.open_model import OpenModel, kept_forms
-from workers.held_experts import held_expert_bytes
 from workers.memory.budget import Need, check_memory
 from workers.memory.free import FreeMemory
 from workers.tiers import LEAST_CACHED_EXPERTS
@@ -63,16 +62,15 @@ def plan_here(model: OpenModel, dtype: str, demand: Demand, free: FreeMemory) ->
     Raises:
         PlanDoesNotFit: not even the head and the smallest cache fit.
     """
-    config, checkpoint = model
     shape = model.shape
     head = head_needs(model.contents, shape, dtype, demand)
     head_bytes = sum(need.num_bytes for need in head)
-    of_layer = held_expert_bytes(checkpoint, config, kept_forms(checkpoint, config, dtype))
-    expert_bytes = shape.num_experts * sum(of_layer.values())
-    experts = f"{shape.num_routed_experts:,} experts ({size(expert_bytes)})"
+    of_layer = expert_bytes(model.contents, dtype)
+    all_bytes = shape.num_experts * sum(of_layer.values())
+    experts = f"{shape.num_routed_experts:,} experts ({size(all_bytes)})"
     leaves = f"{free.told_by} leaves {size(free.usable_bytes)}"
     room = free.usable_bytes - head_bytes
-    if expert_bytes <= room:
+    if all_bytes <= room:
         reason = (
             f"{shape.name} is mapped into this process: the head with its KV cache ({size(head_bytes)}) and "
             f"{experts} fit, "
@@ -90,6 +88,6 @@ def plan_here(model: OpenModel, dtype: str, demand: Demand, free: FreeMemory) ->
     reason = (
         f"{shape.name} does not fit, {leaves}: the head with its KV cache ({size(head_bytes)}) is in memory, "
         f"{experts} stay on disk, and a cache in memory holds {size(room)} of them, "
-        f"{100 * room / expert_bytes:.0f}%"
+        f"{100 * room / all_bytes:.0f}%"
     )
     return OneBox(one_box_plan(model, dtype, cache_bytes=room), reason)

@@ -12,6 +12,7 @@ from placement.plan import LOCAL_WORKER, Plan
 from placement.weight_format import BFLOAT16, FLOAT32
 from placement.workload import HeadBytes
 from workers.formats.contents import ListedTensor, ModelContents, Part
+from workers.formats.open_model import held_expert_bytes, kept_of_stored
 from workers.memory.budget import PROCESS_BYTES, Need, check_memory
 from workers.memory.free import FreeMemory
 from workers.model_config import Step35Config
@@ -58,14 +59,10 @@ def head_bytes(contents: ModelContents, dtype: str) -> HeadBytes:
 
 
 def expert_bytes(contents: ModelContents, dtype: str) -> dict[int, int]:
-    """What all routed experts of each MoE layer take in memory in a run in `dtype`."""
-    of_layer = dict.fromkeys(contents.config.moe_layers, 0)
-    for tensor in contents.tensors:
-        if tensor.part is Part.EXPERTS and tensor.layer in of_layer:
-            of_layer[tensor.layer] += (
-                _kept_bytes(tensor, dtype) if contents.in_directory else tensor.num_bytes
-            )
-    return of_layer
+    """What one routed expert of each MoE layer takes in memory in a run in `dtype`."""
+    stored = contents.expert_formats
+    kept = kept_of_stored(stored, dtype) if contents.in_directory else stored
+    return held_expert_bytes(stored, kept, contents.config)
 
 
 def head_needs(contents: ModelContents, shape: ModelShape, dtype: str, demand: Demand) -> list[Need]:

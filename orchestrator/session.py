@@ -26,8 +26,7 @@ from placement.weight_format import ExpertFormat
 from placement.workload import DEFAULT_CONTEXT
 from transport.client import WorkerClient
 from workers.formats.checkpoint import Checkpoint
-from workers.formats.open_model import OpenModel
-from workers.held_experts import held_expert_bytes
+from workers.formats.open_model import OpenModel, held_expert_bytes
 from workers.memory.free import free_memory
 from workers.memory.lost_pages import end_lost_pages_in_one_line
 from workers.memory.mapped import OnProgress, Range, bring_in, joined
@@ -176,7 +175,7 @@ def _load(
     dtype: torch.dtype = getattr(torch, plan.dtype)
     timer = StepTimer()
     forms = {layer.index: ExpertFormat.of_name(layer.form) for layer in plan.layers}
-    expert_bytes = held_expert_bytes(checkpoint, config, forms)
+    expert_bytes = held_expert_bytes(model.contents.expert_formats, forms, config)
     # First what reads next to nothing: norms that are not finite are told before the experts are read.
     weights = load_head_weights(checkpoint, config, dtype, forms=forms, need_mtp=demand.num_drafts > 0)
     local = load_head_tiers(plan, checkpoint, config, on_progress)

@@ -12,7 +12,7 @@ from placement.errors import CheckpointError, PlanError
 from placement.weight_format import BFLOAT16, ExpertFormat, WeightFormat
 from transport.expert_rows import ExpertRows
 from workers.fixed_point import PartialSum
-from workers.formats.checkpoint import Checkpoint, Expert, StoredMatrix
+from workers.formats.checkpoint import Expert, StoredMatrix
 from workers.kernels import ExpertNotHeld, ExpertWeights, moe_partial_sum
 from workers.model_config import Step35Config
 
@@ -60,22 +60,6 @@ def _kept(part: StoredMatrix, wanted: WeightFormat, path: Path) -> WeightFormat:
             "plan for this checkpoint, or use a checkpoint in that form"
         )
     return part.form.kept_as(wanted)
-
-
-def held_expert_bytes(
-    checkpoint: Checkpoint, config: Step35Config, formats: Mapping[int, ExpertFormat]
-) -> dict[int, int]:
-    """What one expert of each layer takes in memory, as `kept_format` keeps it.
-
-    Raises:
-        CheckpointError: a layer's experts are missing.
-    """
-    return {
-        layer: checkpoint.expert_format(layer, config)
-        .kept_as(wanted)
-        .expert_bytes(config.hidden_size, config.moe_intermediate_size)
-        for layer, wanted in formats.items()
-    }
 
 
 def matrix_shapes(config: Step35Config) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:

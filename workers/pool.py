@@ -19,7 +19,8 @@ from transport.expert_rows import ExpertRows
 from workers.disk.tier import DiskTier
 from workers.fixed_point import PartialSum
 from workers.formats.checkpoint import Checkpoint
-from workers.held_experts import check_experts, held_expert_bytes
+from workers.formats.open_model import held_expert_bytes
+from workers.held_experts import check_experts
 from workers.memory.budget import Need
 from workers.memory.mapped import OnProgress
 from workers.model_config import Step35Config
@@ -75,7 +76,8 @@ def tier_needs(
     for spec in specs:
         check_experts(config, spec.experts)
         forms = {layer: ExpertFormat.of_name(spec.forms.get(layer, dtype)) for layer in spec.experts}
-        each = held_expert_bytes(checkpoint, config, forms)
+        stored = {layer: checkpoint.expert_format(layer, config) for layer in forms}
+        each = held_expert_bytes(stored, forms, config)
         held_bytes = sum(len(ids) * each[layer] for layer, ids in spec.experts.items())
         if spec.kind == "disk":
             what = f"the cache of the {spec.num_experts:,} experts on {quote(spec.name)}"

@@ -110,7 +110,7 @@ class Layout:
     def _workload(self) -> Workload:
         return Workload(
             head_bits_per_weight=self.work.head_bits,
-            head_forms=self.work.head_forms(),
+            head_forms=self.work.head_forms,
             wires=wires_of(self.plan.layers, self.plan.dtype),
         )
 

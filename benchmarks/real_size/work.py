@@ -14,8 +14,8 @@ from placement.given.kernel_rates import KernelRates
 from placement.kv_size import KvForm, read_bytes
 from placement.model_shape import ModelShape
 from placement.weight_format import FLOAT32, FORMATS, WeightFormat
-from placement.workload import HeadForm, HeadForms, HeadPart
-from workers.formats.contents import Part, model_contents
+from placement.workload import HeadForms, HeadPart
+from workers.formats.contents import HEAD_PARTS, Part, model_contents
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,38 +34,35 @@ class HeadMatrix(FileMatrix):
     part: HeadPart
 
 
-_HEAD: Mapping[Part, HeadPart] = {
-    Part.ATTENTION: "attention",
-    Part.DENSE: "ffn",
-    Part.SHARED: "ffn",
-    Part.OUTPUT: "output",
-}
-
-
 @dataclass(frozen=True, slots=True)
 class FileWork:
-    """A file's matrices. `experts`: of each MoE layer, in order."""
+    """A file's matrices. `experts`: of each MoE layer, in order; `head_forms`: of each part of the head."""
 
     head: tuple[HeadMatrix, ...]
     experts: tuple[tuple[FileMatrix, ...], ...]
     shape: ModelShape
+    head_forms: HeadForms
 
     @classmethod
     def of(cls, path: Path, shape: ModelShape) -> FileWork:
         """From headers alone; norms, the embedding's one row and the MTP layers are left out."""
-        # Runs keep routers in float32, and the list of contents does not tell them from norms.
-        weights = shape.num_experts * shape.hidden_size
-        head = [HeadMatrix(FLOAT32, weights, 4 * weights, "router")] * shape.num_moe_layers
+        contents = model_contents(path)
+        head = []
         experts: dict[int, dict[str, FileMatrix]] = {layer: {} for layer in shape.moe_layers}
-        for tensor in model_contents(path).tensors:
+        for tensor in contents.tensors:
             form = FORMATS[tensor.form]
             if tensor.part is Part.EXPERTS and tensor.layer is not None:
                 one = tensor.num_weights // shape.num_experts, tensor.num_bytes // shape.num_experts
                 experts[tensor.layer][tensor.matrix] = FileMatrix(form, *one)
-            elif tensor.part in _HEAD:
-                head.append(HeadMatrix(form, tensor.num_weights, tensor.num_bytes, _HEAD[tensor.part]))
+            elif tensor.part is Part.ROUTERS and tensor.matrix == "router":
+                # Runs keep them in float32.
+                head.append(HeadMatrix(FLOAT32, tensor.num_weights, 4 * tensor.num_weights, "router"))
+            elif tensor.part in HEAD_PARTS:
+                part = HEAD_PARTS[tensor.part]
+                head.append(HeadMatrix(form, tensor.num_weights, tensor.num_bytes, part))
         of_layers = (experts[layer] for layer in shape.moe_layers)
-        return cls(tuple(head), tuple((e["gate"], e["up"], e["down"]) for e in of_layers), shape)
+        matrices = tuple((e["gate"], e["up"], e["down"]) for e in of_layers)
+        return cls(tuple(head), matrices, shape, contents.head_forms)
 
     @property
     def head_bytes(self) -> int:
@@ -79,14 +76,6 @@ class FileWork:
     @property
     def forms(self) -> set[WeightFormat]:
         return {m.form for m in self.head} | {m.form for layer in self.experts for m in layer}
-
-    def head_forms(self) -> HeadForms:
-        """Each part in the form that most of its weights have."""
-        weights: dict[str, Counter[str]] = {}
-        for matrix in self.head:
-            weights.setdefault(matrix.part, Counter())[matrix.form.name] += matrix.parameters
-        most = {part: counts.most_common(1)[0][0] for part, counts in weights.items()}
-        return HeadForms(**{part: HeadForm.of(form) for part, form in most.items()})
 
     def distinct_bytes(self, chosen: NDArray[np.int64], context: int) -> int:
         """That a pass must read. `chosen`: [rows, moe_layers, top_k]; `context`: positions before it."""

@@ -155,8 +155,8 @@ def _plan_without_file(
 
 def _has_float32(contents: ModelContents) -> bool:
     """Whether a run in bfloat16 rounds matrices; norms and routers it leaves as they are."""
-    wide = (tensor.form == FLOAT32.name and tensor.part is not Part.SMALL for tensor in contents.tensors)
-    return contents.in_directory and any(wide)
+    matrices = (tensor for tensor in contents.tensors if tensor.part not in (Part.NORMS, Part.ROUTERS))
+    return contents.in_directory and any(matrix.form == FLOAT32.name for matrix in matrices)
 
 
 def _starting(plan: Plan, *, planned: bool) -> str:

@@ -114,9 +114,10 @@ def fit_of(contents: ModelContents, shape: ModelShape, demand: Demand, free: Fre
     except CheckpointError as error:
         problem = str(error)
     of_layer = expert_bytes(contents, DEFAULT_DTYPE)
-    largest = max(of_layer.values(), default=0) // shape.num_experts
+    largest = max(of_layer.values(), default=0)
     head = tuple(head_needs(contents, shape, DEFAULT_DTYPE, demand))
-    return Fit(head, sum(of_layer.values()), LEAST_CACHED_EXPERTS * largest, free, problem)
+    experts = shape.num_experts * sum(of_layer.values())
+    return Fit(head, experts, LEAST_CACHED_EXPERTS * largest, free, problem)
 
 
 def type_table(runs: Sequence[TypeRun]) -> Any:

@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 
 from placement.errors import CheckpointError
+from placement.weight_format import FLOAT32, FORMATS, ExpertFormat
 from placement.workload import HeadForm, HeadForms, HeadPart
 from workers.formats.complete import ROUTED_EXPERT, StoredShape, check_drafts, check_mtp, check_trunk
 from workers.formats.gguf.model import GgufModel, find_gguf
@@ -42,7 +43,8 @@ class Part(StrEnum):
     DENSE = "dense FFN"
     SHARED = "shared experts"
     EXPERTS = "routed experts"
-    SMALL = "norms, routers"
+    ROUTERS = "routers"
+    NORMS = "norms"
     OUTPUT = "output"
     MTP = "MTP layers"
 
@@ -123,16 +125,34 @@ class ModelContents:
             raise CheckpointError(f"{error}, {WITHOUT_DRAFTS}") from None
 
     @property
+    def expert_formats(self) -> dict[int, ExpertFormat]:
+        """Of each MoE layer that has all three matrices: the forms that most of its experts are stored in."""
+        found: dict[tuple[int | None, str], Counter[str]] = {}
+        for tensor in self.tensors:
+            if tensor.part is Part.EXPERTS:
+                found.setdefault((tensor.layer, tensor.matrix), Counter())[tensor.form] += tensor.num_weights
+        most = {key: FORMATS[forms.most_common(1)[0][0]] for key, forms in found.items()}
+        return {
+            layer: ExpertFormat(*(most[layer, matrix] for matrix in _OF_EXPERT))
+            for layer in self.config.moe_layers
+            if all((layer, matrix) in most for matrix in _OF_EXPERT)
+        }
+
+    @property
     def head_forms(self) -> HeadForms:
-        """Of the trunk's own weights: of each part the form that most have, and the bits of all."""
+        """Of the trunk's own weights: of each part the form that most have, and the bits of all.
+
+        Routers are float32 in memory, whatever the files have.
+        """
         of_part: dict[str, list[ListedTensor]] = {}
         for tensor in self.tensors:
-            if tensor.part in _HEAD_PARTS:
-                of_part.setdefault(_HEAD_PARTS[tensor.part], []).append(tensor)
+            if tensor.part in HEAD_PARTS:
+                of_part.setdefault(HEAD_PARTS[tensor.part], []).append(tensor)
         # An output that is the embedding, and a model without dense layers and shared experts.
         of_part.setdefault("output", [t for t in self.tensors if t.part is Part.EMBEDDING])
         of_part.setdefault("ffn", of_part["attention"])
-        return HeadForms(**{part: _head_form(tensors) for part, tensors in of_part.items()})
+        forms = {part: _head_form(tensors) for part, tensors in of_part.items()}
+        return HeadForms(**forms | {"router": HeadForm.of(FLOAT32.name)})
 
     @property
     def head_bits(self) -> float:
@@ -145,13 +165,15 @@ class ModelContents:
         return sum(tensor.num_bytes for tensor in self.tensors if not parts or tensor.part in parts)
 
 
-_HEAD_PARTS: Mapping[Part, HeadPart] = {
+HEAD_PARTS: Mapping[Part, HeadPart] = {
     Part.ATTENTION: "attention",
-    Part.SMALL: "router",
     Part.DENSE: "ffn",
     Part.SHARED: "ffn",
     Part.OUTPUT: "output",
 }
+"""Of the head's matrices that a token of the trunk reads, without routers."""
+
+_OF_EXPERT = ("gate", "up", "down")
 
 
 def _head_form(tensors: Sequence[ListedTensor]) -> HeadForm:
@@ -228,8 +250,8 @@ def type_runs(tensors: Sequence[ListedTensor]) -> list[TypeRun]:
 
 
 _ORDER = (
-    "embedding", "projection", "q", "k", "v", "head gates", "o", "gate", "up", "down", "norms, routers",
-    "norms", "output", "head",
+    "embedding", "projection", "q", "k", "v", "head gates", "o", "gate", "up", "down", "router",
+    "bias", "norms", "output", "head",
 )  # fmt: skip
 
 
@@ -259,6 +281,8 @@ _IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)", re.ASCII | re.DOTALL)
 _MATRICES: Mapping[str, tuple[Part, str]] = {
     "model.embed_tokens.weight": (Part.EMBEDDING, "embedding"),
     "lm_head.weight": (Part.OUTPUT, "output"),
+    "moe.gate.weight": (Part.ROUTERS, "router"),
+    "moe.router_bias": (Part.ROUTERS, "bias"),
 } | {
     f"{module}.{name}_proj.weight": (part, word)
     for module, part, names in (
@@ -277,9 +301,9 @@ def _listed(name: str, form: str, num_weights: int, num_bytes: int, config: Step
     if expert is not None:
         part, matrix = Part.EXPERTS, expert[1]
     else:
-        part, matrix = _MATRICES.get(rest, (Part.SMALL, "norms, routers"))
+        part, matrix = _MATRICES.get(rest, (Part.NORMS, "norms"))
     if layer is not None and layer >= config.num_hidden_layers:
-        part, matrix = Part.MTP, matrix if part is not Part.SMALL else _mtp_matrix(rest)
+        part, matrix = Part.MTP, matrix if part is not Part.NORMS else _mtp_matrix(rest)
     return ListedTensor(part, matrix, form, layer, num_weights, num_bytes)
 
 

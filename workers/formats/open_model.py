@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -124,8 +125,11 @@ def kept_forms(checkpoint: Checkpoint, config: Step35Config, dtype: str) -> dict
         CheckpointError: a layer's experts are missing.
     """
     stored = {layer: checkpoint.expert_format(layer, config) for layer in config.moe_layers}
-    if not checkpoint.path.is_dir():
-        return stored
+    return kept_of_stored(stored, dtype) if checkpoint.path.is_dir() else stored
+
+
+def kept_of_stored(stored: Mapping[int, ExpertFormat], dtype: str) -> dict[int, ExpertFormat]:
+    """What a run in `dtype` keeps each layer's experts of a directory in, as `kept_forms`."""
     wanted = FORMATS[dtype]
 
     def kept(form: WeightFormat) -> WeightFormat:
@@ -133,6 +137,21 @@ def kept_forms(checkpoint: Checkpoint, config: Step35Config, dtype: str) -> dict
 
     return {
         layer: ExpertFormat(kept(form.gate), kept(form.up), kept(form.down)) for layer, form in stored.items()
+    }
+
+
+def held_expert_bytes(
+    stored: Mapping[int, ExpertFormat], formats: Mapping[int, ExpertFormat], config: Step35Config
+) -> dict[int, int]:
+    """What one expert of each layer of `formats` takes in memory.
+
+    Args:
+        stored: what the files have.
+        formats: what a run asks for, as `kept_forms` or a plan says.
+    """
+    return {
+        layer: stored[layer].kept_as(wanted).expert_bytes(config.hidden_size, config.moe_intermediate_size)
+        for layer, wanted in formats.items()
     }
 
 

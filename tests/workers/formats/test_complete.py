@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from orchestrator.model.weights import load_head_weights
 from placement.errors import CheckpointError
+from placement.weight_format import FP8_E4M3, ExpertFormat
 from tests.tiny_checkpoint import ExpertNames, write_random_checkpoint
 from tests.workers.formats.fp8_files import experts_in_fp8
-from workers.formats.contents import model_contents
+from workers.formats.contents import Part, model_contents
 from workers.formats.open_model import open_model
 from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
@@ -118,3 +119,17 @@ def test_fp8_weights_without_scales_are_refused(tmp_path: Path) -> None:
         )
         assert refusal_of_reading(directory) is not None
         assert "scale" in str(refusal(directory))
+
+
+def test_routers_are_told_from_norms_and_planned_as_runs_keep_them(tmp_path: Path) -> None:
+    directory = write_random_checkpoint(
+        tmp_path / "m", seed=1, num_layers=3, moe_layers=(1, 2), num_mtp_layers=0, dtype=torch.bfloat16
+    )
+    contents = model_contents(experts_in_fp8(directory))
+    routers = [tensor for tensor in contents.tensors if tensor.part is Part.ROUTERS]
+    assert {(t.matrix, t.layer) for t in routers} == {(m, n) for m in ("router", "bias") for n in (1, 2)}
+    assert all(t.form == "bfloat16" for t in routers if t.matrix == "router")
+    forms = contents.head_forms
+    assert (forms.router.form, forms.router.bits) == ("float32", 32)
+    assert (forms.attention.form, forms.output.form) == ("bfloat16", "bfloat16")
+    assert contents.expert_formats == dict.fromkeys((1, 2), ExpertFormat.of(FP8_E4M3))
