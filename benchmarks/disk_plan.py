@@ -74,7 +74,6 @@ def half_in_memory(model: Path, machine: Machine, disk_bytes_per_s: float) -> tu
         context=DEFAULT_CONTEXT,
         head_bits_per_weight=work.head_bits,
         head_forms=work.head_forms,
-        wires=wires_of(layers, DTYPE),
     )
     expert_bytes = max(layer.expert_bytes for layer in layers)
     budget = shape.num_routed_experts // 2 * expert_bytes + head_memory_bytes(shape, workload)
@@ -93,7 +92,8 @@ def half_in_memory(model: Path, machine: Machine, disk_bytes_per_s: float) -> tu
     disk = DeviceSpec("disk", "disk", "cpu", 10**12, 0, disk_bytes_per_s, prompt)
     cluster = ClusterSpec(NODE, (NodeSpec(NODE, None, (ram, disk), None),))
     form = layers[0].form
-    problem = problem_for(shape, cluster, expert_bytes, None, workload, expert_form=form)
+    wires = wires_of(layers, DTYPE)
+    problem = problem_for(shape, cluster, expert_bytes, None, workload, expert_form=form, layer_wires=wires)
     table = find_policy(DEFAULT_POLICY)(problem)
     return as_plan(problem, table, DEFAULT_POLICY, form.split("/")[0], layers=layers), cluster
 

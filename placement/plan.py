@@ -281,6 +281,11 @@ class Plan:
         gone = [tier for index in workers for tier in self.workers[index].tiers]
         return self.holder_table.without(gone)
 
+    @property
+    def wires(self) -> tuple[WireForm, ...]:
+        """What rows travel in to a worker: of each layer, or one for all; for reckoning, see `wires_of`."""
+        return wires_of(self.layers, self.dtype)
+
     def wire_forms(self) -> dict[int, WireForm]:
         """What each layer's rows travel in, by absolute layer index.
 

@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from placement.files.json_file import read_json
 from placement.files.quote import quote
 from placement.holders import HolderTable
 from placement.model_shape import MOST_EXPERTS, MOST_LAYERS
-from placement.plan import TIER_KINDS, Plan, PlannedLayer, PlannedTier, like_layers, wires_of
+from placement.plan import TIER_KINDS, Plan, PlannedLayer, PlannedTier, like_layers
 from placement.plan_fields import ascending, count, number, object_of, text
 from placement.weight_format import BFLOAT16, FLOAT32, run_dtype_of
 from placement.workload import Workload
@@ -137,7 +136,7 @@ def _version_2(document: Mapping[str, Any]) -> Plan:
         holder_table=_holders(held, fields["num_experts"], [layer.index for layer in layers]),
         policy=text(fields["policy"], "policy"),
         epoch=count(fields["epoch"], "epoch"),
-        workload=_workload(fields, "assumes", layers, dtype),
+        workload=_workload(fields, "assumes"),
         digests=_digests(fields.get("digests", {})),
     )
 
@@ -165,16 +164,14 @@ def _version_1(document: Mapping[str, Any]) -> Plan:
         holder_table=_holders(held, fields["num_experts"], moe_layers),
         policy=text(fields["policy"], "policy"),
         epoch=count(fields["epoch"], "epoch"),
-        workload=_workload(fields, "workload", layers, dtype),
+        workload=_workload(fields, "workload"),
     )
 
 
-def _workload(
-    fields: Mapping[str, Any], name: str, layers: tuple[PlannedLayer, ...], dtype: str
-) -> Workload | None:
-    if name not in fields:
+def _workload(fields: Mapping[str, Any], name: str) -> Workload | None:
+    if fields.get(name) is None:
         return None
-    return replace(workload_of_fields(fields[name], name), wires=wires_of(layers, dtype))
+    return workload_of_fields(fields[name], name)
 
 
 _READERS = {1: _version_1, 2: _version_2}

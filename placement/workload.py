@@ -7,7 +7,6 @@ from typing import Literal
 
 from placement.kv_size import KvForm
 from placement.weight_format import head_bits_of, planned_format, run_dtype_of
-from placement.wire_form import BFLOAT16_ROWS, WireForm, usual_wire_form
 
 DEFAULT_CONTEXT = 4096
 """Of every command: an empty cache is nobody's everyday, and speeds are compared between commands."""
@@ -72,7 +71,6 @@ class Workload:
         context: positions in the KV cache, each sequence.
         head_bits_per_weight: of the head's own weights (attention, shared experts, lm_head, MTP layers).
         kv_form: of keys and values.
-        wires: what hidden states travel in to a worker, of each MoE layer or one for all.
         prompt_tokens_per_token: tokens of prompts to read for each token of the answers.
         prefill_tokens: tokens of one prefill pass.
         acceptance: chance of each draft to hold if those before it did, where that is known by position;
@@ -88,7 +86,6 @@ class Workload:
     context: int = 0
     head_bits_per_weight: float = 16.0
     kv_form: KvForm = KvForm.bfloat16
-    wires: tuple[WireForm, ...] = (BFLOAT16_ROWS,)
     prompt_tokens_per_token: float = 0.0
     prefill_tokens: int = 512
     acceptance: tuple[float, ...] = ()
@@ -134,7 +131,6 @@ def usual_workload(quant: str) -> Workload:
         context=DEFAULT_CONTEXT,
         head_bits_per_weight=head_bits_of(quant),
         kv_form=KvForm.of(run_dtype_of(quant)),
-        wires=(usual_wire_form(quant),),
         prompt_tokens_per_token=DEFAULT_PROMPT_RATIO,
     )
 

@@ -53,10 +53,7 @@ def workload_fields(workload: Workload) -> dict[str, Any]:
 
 
 def workload_of_fields(value: object, where: str) -> Workload:
-    """The workload of such an object; raises PlanError, which names the field below `where`.
-
-    What hidden states travel in follows from the plan's layers and is not among the fields.
-    """
+    """The workload of such an object; raises PlanError, which names the field below `where`."""
     fields = object_of(value, where, _REQUIRED, optional=_OPTIONAL)
     if "activation_bits" in fields:
         count(fields["activation_bits"], f"{where}.activation_bits", least=1, most=64)

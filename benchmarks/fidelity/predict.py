@@ -31,7 +31,7 @@ from placement.workload import Workload
 _ROOM_BYTES = 10**12
 _LEAST_ROW_S = 1e-9
 _BYTES = 4  # float32 everywhere
-_PLAIN = Workload(head_bits_per_weight=8 * _BYTES, kv_form=KvForm.float32, wires=(FLOAT32_ROWS,))
+_PLAIN = Workload(head_bits_per_weight=8 * _BYTES, kv_form=KvForm.float32)
 
 
 def cluster_of(setup: Setup, rounds: Sequence[Probes], shape: ModelShape, plan: Plan) -> ClusterSpec:

@@ -25,7 +25,7 @@ from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, Mach
 from placement.given.kernel_rates import ATTENTION, KernelRates
 from placement.message_size import message_size
 from placement.model_shape import ModelShape
-from placement.plan import Plan, wires_of
+from placement.plan import Plan
 from placement.replay.recorded_run import replay_decode, replay_prefill
 from placement.replay.system import System
 from placement.workload import Workload
@@ -111,7 +111,6 @@ class Layout:
         return Workload(
             head_bits_per_weight=self.work.head_bits,
             head_forms=self.work.head_forms,
-            wires=wires_of(self.plan.layers, self.plan.dtype),
         )
 
 
@@ -165,7 +164,7 @@ def software(
     without_choice = replace(overheads, pass_s=pass_s)
     apart = Layout.of(model, several.num_workers, *before_several)
     apart = apart.with_software(without_choice, LinkSpec(0.0, 1e18), attention[several.num_workers])
-    size = message_size(shape, wires_of(plain.plan.layers, plain.plan.dtype))
+    size = message_size(shape, plain.plan.wires)
     row_bytes = size.request_bytes_per_row + size.reply_bytes_per_row
     few_s = _above(several.passes[0].median_s - apart.pass_s(several.passes[0])) / moe_layers
     many_s = _above(min(several.prefill_s) - apart.prefill_s(several)) / moe_layers

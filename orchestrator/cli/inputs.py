@@ -14,9 +14,10 @@ from orchestrator.run_memory import head_bytes
 from orchestrator.runnable import DEFAULT_DTYPE
 from placement.errors import InputError, PotluckError
 from placement.model_shape import PUBLISHED_SHAPES, ModelShape, published_shape
-from placement.plan import Plan, PlannedLayer, like_layers, planned_layers
+from placement.plan import Plan, PlannedLayer, like_layers, planned_layers, wires_of
 from placement.plan_file import read_plan
-from placement.weight_format import FP8_E4M3, planned_format
+from placement.weight_format import FP8_E4M3, planned_format, run_dtype_of
+from placement.wire_form import WireForm
 from placement.workload import HeadBytes, HeadForms
 from workers.formats.contents import model_contents
 from workers.formats.open_model import (
@@ -88,6 +89,11 @@ class PlannedForm:
         """Of most layers."""
         return Counter(layer.form for layer in self.layers).most_common(1)[0][0]
 
+    @property
+    def wires(self) -> tuple[WireForm, ...]:
+        """What rows travel in to a worker; see `wires_of`."""
+        return wires_of(self.layers, run_dtype_of(self.form))
+
 
 def planned_form(model: GivenModel, quant: str | None, in_use: Plan | None) -> PlannedForm:
     """What a plan keeps experts in: as `--quant` says, as the plan in use, as quantised files, bfloat16.
@@ -102,13 +108,13 @@ def planned_form(model: GivenModel, quant: str | None, in_use: Plan | None) -> P
     opened = _quantised(model)
     stored: tuple[PlannedLayer, ...] = ()
     if opened is not None:
-        forms = kept_forms(opened.checkpoint, opened.config, DEFAULT_DTYPE.value)
+        forms = kept_forms(opened.checkpoint, opened.config, DEFAULT_DTYPE)
         stored = planned_layers(shape, forms)
         if quant is None:
             contents = opened.contents
-            in_memory = head_bytes(contents, DEFAULT_DTYPE.value)
+            in_memory = head_bytes(contents, DEFAULT_DTYPE)
             return _planned(stored, HeadOfFiles(contents.head_bits, contents.head_forms, in_memory))
-    form = quant or DEFAULT_DTYPE.value
+    form = quant or DEFAULT_DTYPE
     layers = like_layers(shape.moe_layers, form, shape.expert_bytes(planned_format(form).bits))
     other = sorted({layer.form for layer in stored if layer.form != planned_format(form).name})
     note = None

@@ -38,11 +38,10 @@ from placement.given.cluster_spec import ClusterSpec
 from placement.given.problem import PlanningProblem, problem_for
 from placement.interop.export import ExportInputs
 from placement.interop.read import read_routing
-from placement.plan import Plan, PlannedLayer, wires_of
+from placement.plan import Plan, PlannedLayer
 from placement.plan_file import write_plan
 from placement.policies.registry import POLICIES, find_policy
 from placement.routing.planning_text import planning_text
-from placement.weight_format import run_dtype_of
 
 # Contexts people ask about, up to the model's own length; those without room on the head are said not to fit.
 _CONTEXTS = (1024, 4096, 16384, 65536, 262144)
@@ -101,11 +100,18 @@ def plan(
     form, layers = kept.form, kept.layers
     said = WorkloadOptions(tokens_per_step, accept, context, head_bits, prompt_ratio, kv)
     workload = workload_of(said, shape, form, None if in_use is None else in_use.workload, kept.head)
-    workload = replace(workload, wires=wires_of(layers, run_dtype_of(form)))
     moved = None
     with name_in_errors(cluster, PlanDoesNotFit):
         largest_bytes = max(layer.expert_bytes for layer in layers)
-        problem = problem_for(shape, boxes, largest_bytes, routing, workload, expert_form=kept.expert_form)
+        problem = problem_for(
+            shape,
+            boxes,
+            largest_bytes,
+            routing,
+            workload,
+            expert_form=kept.expert_form,
+            layer_wires=kept.wires,
+        )
         if in_use is None:
             made = as_plan(problem, find_policy(policy)(problem), policy, form, layers=layers)
         else:

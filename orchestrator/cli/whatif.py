@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -28,9 +28,7 @@ from placement.answers.whatif import Outcome, WhatIf, changes, rank_changes
 from placement.given.cluster_file import load_cluster
 from placement.given.cluster_spec import LinkSpec
 from placement.given.traces import GENERAL
-from placement.plan import wires_of
 from placement.policies.registry import POLICIES, RUN_POLICIES
-from placement.weight_format import run_dtype_of
 from placement.workload import describe
 from placement.workload_fields import workload_fields
 
@@ -75,7 +73,6 @@ def whatif(
         kept.form,
         head=kept.head,
     )
-    workload = replace(workload, wires=wires_of(kept.layers, run_dtype_of(kept.form)))
     boxes = load_cluster(cluster)
     source: RoutingSource = SyntheticSource("general", GENERAL, GENERAL, 3072, 0)
     if stats is not None:
@@ -92,6 +89,7 @@ def whatif(
         workload,
         policy=policy,
         expert_form=form,
+        layer_wires=kept.wires,
     )
     if json:
         print_json(

@@ -15,6 +15,7 @@ from placement.holders import HolderTable
 from placement.model_shape import ModelShape
 from placement.policies.registry import check_policy
 from placement.units import size
+from placement.wire_form import WireForm
 from placement.workload import Workload
 
 # What people buy: twice the memory, the next kinds of Ethernet, a cable where the round trip is far longer
@@ -68,6 +69,7 @@ def rank_changes(
     *,
     policy: str,
     expert_form: str | None = None,
+    layer_wires: tuple[WireForm, ...] = (),
 ) -> WhatIf:
     """Plan for the cluster and for each change to it, all judged on the same held-out text.
 
@@ -76,7 +78,7 @@ def rank_changes(
 
     Args:
         tried: such as `changes(cluster, cable)`.
-        expert_form: of the experts, for devices that state rates by form.
+        expert_form, layer_wires: as a `PlanningProblem` has them.
 
     Raises InputError: an unknown policy.
     """
@@ -86,7 +88,13 @@ def rank_changes(
     def outcome(change: Change, table: HolderTable | None) -> tuple[Outcome, HolderTable | None]:
         try:
             problem = problem_for(
-                shape, change.cluster, expert_bytes, passes.planned, workload, expert_form=expert_form
+                shape,
+                change.cluster,
+                expert_bytes,
+                passes.planned,
+                workload,
+                expert_form=expert_form,
+                layer_wires=layer_wires,
             )
             found = measure(problem, policy, passes)
         except PlanDoesNotFit as error:

@@ -21,7 +21,7 @@ from placement.workload import Workload
 def expert_rates(problem: PlanningProblem) -> ExpertRates:
     """The rates of a problem's devices for its workload."""
     shape, workload, devices = problem.shape, problem.workload, problem.devices
-    message = message_size(shape, workload.wires)
+    message = message_size(shape, problem.wires)
     row_bytes = message.request_bytes_per_row + message.reply_bytes_per_row
     is_head = [d.tier.name == LOCAL_WORKER for d in devices]
     is_local = [d.tier.worker == LOCAL_WORKER for d in devices]

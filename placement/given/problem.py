@@ -24,7 +24,8 @@ from placement.given.stats import RoutingStats
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, PlannedTier
 from placement.units import size
-from placement.weight_format import PLANNED_FORMATS
+from placement.weight_format import BFLOAT16, PLANNED_FORMATS
+from placement.wire_form import WireForm, usual_wire_form
 from placement.workload import SINGLE_TOKEN, Workload
 
 
@@ -79,7 +80,8 @@ class PlanningProblem:
 
     `expert_bytes` is the size of one expert in memory. `stats` may be None for policies that need none.
     `workload` is the step whose expected time a policy may minimise. `expert_form` names what experts are
-    kept in (`ExpertFormat.name`), for devices that state rates by form; None where nobody says.
+    kept in (`ExpertFormat.name`); devices may state rates by form, and rows travel as it wants them. None:
+    nobody says. `layer_wires`: what rows travel in to a worker, of each MoE layer, where layers differ.
     """
 
     shape: ModelShape
@@ -88,6 +90,12 @@ class PlanningProblem:
     stats: RoutingStats | None = None
     workload: Workload = SINGLE_TOKEN
     expert_form: str | None = None
+    layer_wires: tuple[WireForm, ...] = ()
+
+    @property
+    def wires(self) -> tuple[WireForm, ...]:
+        """What rows travel in to a worker: of each MoE layer, or one for all."""
+        return self.layer_wires or (usual_wire_form(self.expert_form or BFLOAT16.name),)
 
     @property
     def head(self) -> int | None:
@@ -127,6 +135,7 @@ def problem_for(
     workload: Workload = SINGLE_TOKEN,
     *,
     expert_form: str | None = None,
+    layer_wires: tuple[WireForm, ...] = (),
 ) -> PlanningProblem:
     """The problem of a model on a cluster, whose head keeps what it needs itself.
 
@@ -135,7 +144,7 @@ def problem_for(
     """
     if isinstance(devices, ClusterSpec):
         devices = planning_devices(devices, head_memory_bytes(shape, workload))
-    problem = PlanningProblem(shape, tuple(devices), expert_bytes, stats, workload, expert_form)
+    problem = PlanningProblem(shape, tuple(devices), expert_bytes, stats, workload, expert_form, layer_wires)
     problem.check_fits()
     return problem
 

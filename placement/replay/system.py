@@ -18,7 +18,7 @@ from placement.given.cluster_spec import ClusterSpec
 from placement.given.problem import PlanningDevice, PlanningProblem, as_devices
 from placement.message_size import MessageSize, message_size
 from placement.model_shape import ModelShape
-from placement.plan import LOCAL_WORKER, Plan, wires_of
+from placement.plan import LOCAL_WORKER, Plan
 from placement.units import size
 from placement.workload import Workload
 
@@ -66,14 +66,18 @@ class System:
             InputError: the head's node has no device, so its speed is unknown.
         """
         plan.check(shape)
-        workload = replace(workload, wires=wires_of(plan.layers, plan.dtype))
         known = as_devices(devices)
         matched = [_match(plan, index, known) for index in range(len(plan.tiers))]
         if plan.head_tier is None:
             matched += [device for device in known if device.tier.name == LOCAL_WORKER]
         form = Counter(layer.form for layer in plan.layers).most_common(1)[0][0] if plan.layers else None
         problem = PlanningProblem(
-            shape, tuple(matched), plan.mean_expert_bytes, workload=workload, expert_form=form
+            shape,
+            tuple(matched),
+            plan.mean_expert_bytes,
+            workload=workload,
+            expert_form=form,
+            layer_wires=plan.wires,
         )
         before_s, after_s = _head_parts(problem)
         links, link_of = _links(problem.devices)
@@ -81,7 +85,7 @@ class System:
             plan=plan,
             problem=problem,
             rates=expert_rates(problem),
-            message=message_size(shape, workload.wires),
+            message=message_size(shape, problem.wires),
             head=problem.devices.index(head_device(problem)),
             local=plan.head_tier,
             before_s=before_s,

@@ -13,7 +13,6 @@ from placement.given.stats import RoutingStats
 from placement.given.traces import CODING, GENERAL, SyntheticRouter
 from placement.model_shape import STEP_3_5_FLASH
 from placement.plan_file import read_plan
-from placement.wire_form import usual_wire_form
 from placement.workload import Workload
 from tests.orchestrator.command_line import Potluck, document, says
 from workers.model_config import Step35Config
@@ -116,7 +115,6 @@ def test_later_commands_take_from_a_plan_what_it_assumes(
     workload = read_plan(plan).workload
     assert workload == Workload(
         drafts=2,
-        wires=(usual_wire_form("q4"),),
         accepted_drafts=0.75,
         acceptance=(0.5, 0.5),
         context=20000,

@@ -59,7 +59,7 @@ def test_a_plan_for_a_file_counts_the_bytes_that_its_run_sends(
     document(potluck(*planning, "--out", plan_path, "--json"))
     plan = read_plan(plan_path)
     assert plan.workload is not None
-    assert [wire.row_bytes(256) for wire in plan.workload.wires] == [bytes_a_row]
+    assert [wire.row_bytes(256) for wire in plan.wires] == [bytes_a_row]
     sent_bytes, send = [], WorkerClient.send
 
     def counted(client: WorkerClient, request: Request) -> None:

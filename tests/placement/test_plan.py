@@ -21,7 +21,7 @@ from placement.errors import InputError, PlanDoesNotFit, PlanError
 from placement.given.stats import RoutingStats
 from placement.holders import HolderTable
 from placement.kv_size import KvForm
-from placement.plan import Plan, PlannedLayer, PlannedTier, like_layers, wires_of
+from placement.plan import Plan, PlannedLayer, PlannedTier, like_layers
 from placement.plan_file import read_plan, write_plan
 from placement.workload import HeadBytes, HeadForm, HeadForms, Workload
 from placement.workload_fields import workload_fields
@@ -322,7 +322,7 @@ def test_what_a_plan_was_made_for_survives_save_and_load(
     full = replace(workload, drafts=drafts, accepted_drafts=drafts / 2, acceptance=known)
     plan = replace(plan_of(halves()), workload=full)
     write_plan(plan, path)
-    assert read_plan(path).workload == replace(full, wires=wires_of(plan.layers, plan.dtype))
+    assert read_plan(path).workload == full
 
 
 @pytest.mark.parametrize(
@@ -353,6 +353,13 @@ def test_a_wrong_field_of_the_workload_is_refused_by_name(
     file.write_text(json.dumps(document))
     with pytest.raises(PlanError, match=f"plan.json: {message}"):
         read_plan(file)
+
+
+def test_a_plan_may_say_outright_that_it_assumes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    write_plan(plan_of(halves()), file)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"assumes": None}))
+    assert read_plan(file).workload is None
 
 
 @pytest.mark.parametrize(
@@ -496,7 +503,7 @@ def test_version_1_still_loads(tmp_path: Path) -> None:
     file.write_text(json.dumps(VERSION_1))
     plan = read_plan(file)
     assert (plan.form, plan.dtype) == ("q4", "bfloat16")
-    assert plan.workload == Workload(context=7, wires=wires_of(plan.layers, plan.dtype))
+    assert plan.workload == Workload(context=7)
     assert plan.experts_of("head") == dict.fromkeys((1, 2, 3), (0, 2, 4, 6, 8))
     assert [(w.name, w.node, w.tiers) for w in plan.workers] == [
         ("head", "study", (0,)),

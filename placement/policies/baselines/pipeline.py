@@ -130,8 +130,8 @@ def _as_head(problem: PlanningProblem, index: int) -> PlanningProblem:
 def _hop_seconds(problem: PlanningProblem, device_of: list[int]) -> float:
     """Hidden states from the head through all boxes and back to it."""
     stops = [problem.head, *device_of, problem.head]
-    workload = problem.workload
-    num_bytes = workload.tokens_per_step * message_size(problem.shape, workload.wires).hidden_bytes_per_row
+    message = message_size(problem.shape, problem.wires)
+    num_bytes = problem.workload.tokens_per_step * message.hidden_bytes_per_row
     seconds = 0.0
     for here, there in itertools.pairwise(stops):
         ends = [problem.devices[d] for d in (here, there) if d is not None]

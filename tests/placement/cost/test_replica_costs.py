@@ -25,6 +25,6 @@ def test_costs_are_round_trip_row_and_read_and_on_the_head_the_shared_expert() -
 
 def test_a_plan_carries_them() -> None:
     plan = make_plan(SHAPE, DEVICES, policy="uniform", dtype="q4", expert_bytes=SIZE)
-    costs = replica_costs(PlanningProblem(SHAPE, DEVICES, SIZE))
+    costs = replica_costs(PlanningProblem(SHAPE, DEVICES, SIZE, expert_form="q4"))
     assert plan.replica_costs.ask_s.tolist() == costs.ask_s.tolist()
     assert plan.replica_costs.expert_s.tolist() == costs.expert_s.tolist()
