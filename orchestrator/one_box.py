@@ -14,7 +14,7 @@ from placement.units import size
 from workers.formats.open_model import OpenModel, kept_forms
 from workers.memory.budget import Need, check_memory
 from workers.memory.free import FreeMemory
-from workers.tiers import LEAST_CACHED_EXPERTS
+from workers.tiers import least_cache_bytes
 
 DISK = f"{LOCAL_WORKER}-disk"
 
@@ -77,7 +77,7 @@ def plan_here(model: OpenModel, dtype: str, demand: Demand, free: FreeMemory) ->
             f"{leaves}"
         )
         return OneBox(one_box_plan(model, dtype), reason)
-    least = LEAST_CACHED_EXPERTS * max(of_layer.values(), default=0)
+    least = least_cache_bytes(shape.num_routed_experts, max(of_layer.values(), default=0))
     check_memory(
         [*head, Need("the smallest cache of experts", least)],
         free,

@@ -96,19 +96,18 @@ def open_session(
     num_drafts: int = 0,
     positions: int | None = None,
     kv_form: KvForm | None = None,
-    before_workers: Callable[[], None] | None = None,
     on_progress: OnProgress | None = None,
 ) -> Iterator[Session]:
     """Start the plan's workers and load the head meanwhile; stop them on the way out, whatever happens.
 
-    The head's weights are kept in the plan's dtype too, and the caches, unless `kv_form` says otherwise.
+    The head's weights are kept in the plan's dtype too.
 
     Args:
         ray_address: of a running Ray cluster; None starts Ray on this machine for as long as the session.
         addresses: of the plan's nodes, where Ray does not know them by name.
         num_drafts: that a step will ask for at most.
         positions: of the longest text; memory for so many must be free. A usual context where left out.
-        before_workers: called when all was found right, before workers are started.
+        kv_form: of keys and values; as the plan assumes where left out, else in its dtype.
         on_progress: told how much of the files is in this process's memory: the head's experts, tier after
             tier, then the rest of the head.
 
@@ -127,6 +126,8 @@ def open_session(
     check_forms(plan, checkpoint, config)
     model.contents.check_drafts(num_drafts)
     positions = positions or min(DEFAULT_CONTEXT, shape.max_positions)
+    if kv_form is None and plan.workload is not None:
+        kv_form = plan.workload.kv_form
     demand = Demand(positions, num_drafts=num_drafts, kv_form=kv_form)
     head = head_needs(model.contents, shape, plan.dtype, demand)
     check_run(plan, head, checkpoint, config, free_memory(), workers_here=ray_address is None)
@@ -134,8 +135,6 @@ def open_session(
     if not num_workers:
         yield _load(model, plan, demand, on_progress=on_progress)
         return
-    if before_workers is not None:
-        before_workers()
     # Ray takes seconds to import.
     from orchestrator.cluster import RayCluster
 

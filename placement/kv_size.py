@@ -84,10 +84,9 @@ class KvShape:
 class SequenceSize:
     """What the keys and values of one sequence take in some layers, for any number of positions."""
 
-    __slots__ = ("_max_drafts", "_page_bytes")
+    __slots__ = ("_page_bytes",)
 
-    def __init__(self, layers: Iterable[AttentionShape], form: KvForm, max_drafts: int = MAX_DRAFTS) -> None:
-        self._max_drafts = max_drafts
+    def __init__(self, layers: Iterable[AttentionShape], form: KvForm) -> None:
         self._page_bytes: dict[int, int] = {}
         """Window, 0 for none -> bytes of a page in all layers that have it."""
         for layer in layers:
@@ -136,7 +135,7 @@ class SequenceSize:
         if not window:
             return pages
         # Positions before a pass that it, or a pass after a rollback, may look at.
-        reach = window + self._max_drafts - 1
+        reach = window + MAX_DRAFTS - 1
         # Further on, passes begin at the same places of a page again.
         last = min(num_positions, reach + PAGE_POSITIONS + math.lcm(pass_rows, PAGE_POSITIONS))
         of_prompt = max(
@@ -147,7 +146,7 @@ class SequenceSize:
             default=0,
         )
         # A decode pass begins anywhere in a page. MTP layers compute again what hung on drafts.
-        of_step = pages_of(reach + 2 * self._max_drafts) + 1
+        of_step = pages_of(reach + 2 * MAX_DRAFTS) + 1
         return min(pages, max(of_prompt, of_step))
 
 

@@ -16,8 +16,13 @@ from transport.expert_rows import ExpertRows
 if TYPE_CHECKING:
     from workers.fixed_point import PartialSum
 
-LEAST_CACHED_EXPERTS = 16
-"""Of a disk, in memory even where the plan leaves none free: those of two layers of a token."""
+_LEAST_CACHED_EXPERTS = 16
+"""Those of two layers of a token."""
+
+
+def least_cache_bytes(num_experts: int, largest_bytes: int) -> int:
+    """Of a disk with so many experts, in memory even where a plan leaves none free."""
+    return min(_LEAST_CACHED_EXPERTS, num_experts) * largest_bytes
 
 
 class ExpertTier(Protocol):
@@ -91,7 +96,7 @@ def tiers_of(plan: Plan, worker: str) -> tuple[TierSpec, ...]:
     tiers = [(plan.tiers[i], plan.experts_of_tier(i), held_bytes[i]) for i in plan.worker(worker).tiers]
     disks = sum(1 for tier, experts, _ in tiers if tier.kind == "disk" and experts)
     unused = sum(tier.budget_bytes - held for tier, _, held in tiers if tier.kind == "ram")
-    least = LEAST_CACHED_EXPERTS * int(plan.expert_bytes.max(initial=0))
+    largest = int(plan.expert_bytes.max(initial=0))
     return tuple(
         TierSpec(
             tier.name,
@@ -99,7 +104,9 @@ def tiers_of(plan: Plan, worker: str) -> tuple[TierSpec, ...]:
             tier.device,
             experts,
             forms,
-            max(least, unused // disks) if tier.kind == "disk" else 0,
+            max(least_cache_bytes(sum(map(len, experts.values())), largest), unused // disks)
+            if tier.kind == "disk"
+            else 0,
         )
         for tier, experts, _ in tiers
         if experts

@@ -87,7 +87,7 @@ def demo(
 
 def plan_demo(mtp: int) -> tuple[PlanningProblem, Plan]:
     """The shipped model on the demo's boxes, planned for what its routing file says."""
-    dtype = DEFAULT_DTYPE.value
+    dtype = DEFAULT_DTYPE
     shape = Step35Config.load(MODEL).shape(MODEL.name)
     routing = RoutingStats.load(MODEL / "routing.npz", shape)
     boxes = load_cluster(MODELS / "demo-cluster.yaml")

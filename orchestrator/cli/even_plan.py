@@ -45,4 +45,5 @@ def even_plan(
         for name in names
     ]
     plan = make_plan(shape, devices, stats, "uniform", dtype=dtype, expert_bytes=expert_bytes)
-    return dataclasses.replace(plan, layers=layers, dtype=dtype)
+    # Nobody said what it is made for: a run's keys and values go by its dtype.
+    return dataclasses.replace(plan, layers=layers, dtype=dtype, workload=None)

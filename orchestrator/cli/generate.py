@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,15 +88,14 @@ def generate(
         made = load_plan(plan, opened.shape)
         with name_in_errors(plan):
             check_runnable(made)
-        if kv is None and made.workload is not None:
-            kv = made.workload.kv_form
         if workers is not None or dtype not in (None, made.dtype):
             given = "--workers" if workers is not None else "--dtype"
             raise InputError(
                 f"{given} with --plan: {plan} already says where experts live, and that the run is in "
                 f"{made.dtype}; leave out {given}"
             )
-    starting = _starting(made, planned=plan is not None) if ray_address is None and not json else None
+    if made.asked_workers and ray_address is None and not json:
+        print_note(_starting(made, planned=plan is not None))
     with ExitStack() as stack:
         with shown_progress("loading", silent=json) as on_progress:
             session = stack.enter_context(
@@ -108,7 +106,6 @@ def generate(
                     num_drafts=mtp,
                     positions=positions,
                     kv_form=kv,
-                    before_workers=None if starting is None else partial(print_note, starting),
                     on_progress=on_progress,
                 )
             )
@@ -139,7 +136,7 @@ def _plan_without_file(
     """All in this process, with a line that says what goes where; or over equal workers."""
     config, checkpoint = model
     model.contents.check_drafts(demand.num_drafts)
-    name = (dtype or DEFAULT_DTYPE).value
+    name = dtype or DEFAULT_DTYPE
     if dtype is None and not silent and _has_float32(model.contents):
         print_note(f"weights are float32 in the files and rounded to {name}; --dtype float32 keeps them")
     if num_workers:

@@ -23,7 +23,7 @@ from workers.formats.contents import ModelContents, Part, TypeRun, model_content
 from workers.formats.open_model import model_name
 from workers.memory.budget import PROCESS_BYTES, Need, missing_bytes
 from workers.memory.free import FreeMemory, free_memory
-from workers.tiers import LEAST_CACHED_EXPERTS
+from workers.tiers import least_cache_bytes
 
 _APART = (Part.EXPERTS, Part.MTP)
 
@@ -117,7 +117,8 @@ def fit_of(contents: ModelContents, shape: ModelShape, demand: Demand, free: Fre
     largest = max(of_layer.values(), default=0)
     head = tuple(head_needs(contents, shape, DEFAULT_DTYPE, demand))
     experts = shape.num_experts * sum(of_layer.values())
-    return Fit(head, experts, LEAST_CACHED_EXPERTS * largest, free, problem)
+    least_cache = least_cache_bytes(shape.num_routed_experts, largest)
+    return Fit(head, experts, least_cache, free, problem)
 
 
 def type_table(runs: Sequence[TypeRun]) -> Any:

@@ -60,7 +60,6 @@ class KVCache:
         "_window",
         "layers",
         "length",
-        "max_drafts",
     )
 
     def __init__(
@@ -69,14 +68,12 @@ class KVCache:
         sliding_window: int,
         form: KvForm,
         pool: KvPool,
-        max_drafts: int = MAX_DRAFTS,
     ) -> None:
         self.layers = tuple(
             LayerCache(KvShape(form, layer.num_kv_heads, layer.head_dim), layer.is_sliding)
             for layer in layers
         )
         self.length = 0
-        self.max_drafts = max_drafts
         self._pool = pool
         self._window = sliding_window
         # Sliding layers hold the pages from _first_page to _stop_page - 1, full layers all before _stop_page.
@@ -116,7 +113,7 @@ class KVCache:
         Sliding layers give back the pages behind the window of every length that drafts may roll back to.
         """
         self.length += num_tokens
-        first = max(0, self.length - self.max_drafts - self._window + 1) // PAGE_POSITIONS
+        first = max(0, self.length - MAX_DRAFTS - self._window + 1) // PAGE_POSITIONS
         if first > self._first_page:
             places = range(self._first_page, min(first, self._stop_page))
             for layer in self.layers:

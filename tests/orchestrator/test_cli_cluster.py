@@ -61,7 +61,8 @@ def test_an_interrupted_generation_leaves_no_process_behind(
     number: signal.Signals, model_dir: Path, mark: str
 ) -> None:
     arguments = ("--token-ids", "5,6,7", "--max-tokens", 4000, "--ignore-eos", "--workers", 2)
-    with started(mark, "generate", "--model", model_dir, *arguments) as process:
+    dtype = ("--dtype", "float32")
+    with started(mark, "generate", "--model", model_dir, *arguments, *dtype) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.read(1), process.stderr.read()

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool
 from placement.errors import KvDoesNotFit
-from placement.kv_size import PAGE_POSITIONS, KvForm, KvShape, SequenceSize, pages_of
+from placement.kv_size import MAX_DRAFTS, PAGE_POSITIONS, KvForm, KvShape, SequenceSize, pages_of
 from placement.model_shape import AttentionShape
 from workers.model_config import LayerConfig
 
-WINDOW, MAX_DRAFTS = 150, 3
+WINDOW = 150
 PAGE_BYTES = KvShape(KvForm.float32, 1, 2).page_bytes
 PLENTY = 10_000 * PAGE_BYTES
 
@@ -32,7 +32,7 @@ LAYERS = [layer(is_sliding=False), layer(is_sliding=True)]
 
 
 def new_cache(pool: KvPool | None = None) -> KVCache:
-    return KVCache(LAYERS, WINDOW, KvForm.float32, pool or KvPool(PLENTY), max_drafts=MAX_DRAFTS)
+    return KVCache(LAYERS, WINDOW, KvForm.float32, pool or KvPool(PLENTY))
 
 
 def push(cache: KVCache, tokens: list[float]) -> None:
@@ -88,7 +88,7 @@ def test_a_query_finds_every_key_it_sees_after_any_chunks_and_rollbacks(
 def test_a_run_takes_no_more_than_is_counted_and_a_prompt_alone_just_that(
     prompt: int, pass_rows: int, steps: list[tuple[int, int]]
 ) -> None:
-    size, pool = SequenceSize(SHAPES, KvForm.float32, MAX_DRAFTS), KvPool(PLENTY)
+    size, pool = SequenceSize(SHAPES, KvForm.float32), KvPool(PLENTY)
     cache, most = new_cache(pool), 0
     for start in range(0, prompt, pass_rows):
         push(cache, [0.0] * min(pass_rows, prompt - start))
@@ -153,7 +153,7 @@ def test_more_positions_than_fit_are_refused_and_nothing_is_kept() -> None:
 
 
 def test_the_refusal_before_a_run_says_how_many_positions_fit() -> None:
-    shape = SequenceSize(SHAPES, KvForm.float32, MAX_DRAFTS)
+    shape = SequenceSize(SHAPES, KvForm.float32)
     budget = 20 * PAGE_BYTES
     fits = shape.most_positions(budget, 100)
     assert shape.num_bytes(fits, 100) <= budget < shape.num_bytes(fits + 1, 100)

@@ -22,6 +22,7 @@ from placement.errors import PlanDoesNotFit
 from placement.given.head_memory import head_memory_bytes
 from placement.kv_size import KvForm, KvShape
 from placement.plan_file import read_plan
+from placement.units import size
 from placement.workload import Workload
 from tests.orchestrator.command_line import Potluck
 from tests.tiny_checkpoint import write_random_checkpoint
@@ -192,6 +193,30 @@ def test_generate_says_where_things_went_and_writes_the_same_either_way(
     assert (code, out) == (2, "")
     assert "of memory are missing" in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("asked", "kept"), [(None, KvForm.int8), (KvForm.bfloat16, KvForm.bfloat16)])
+def test_keys_and_values_are_kept_as_the_plan_assumes_unless_asked(
+    gguf: Path, asked: KvForm | None, kept: KvForm
+) -> None:
+    plan = replace(box(gguf, 10**10).plan, workload=Workload(kv_form=KvForm.int8))
+    with open_session(open_model(gguf), plan, positions=9, kv_form=asked) as session:
+        assert session.head.kv_form is kept
+
+
+def test_equal_workers_assume_nothing_of_keys_and_values(bfloat16_dir: Path) -> None:
+    model = open_model(bfloat16_dir)
+    for dtype in ("float32", "bfloat16"):
+        with open_session(model, even_plan(model.shape, 0, dtype), positions=9) as session:
+            assert session.head.kv_form == dtype
+
+
+def test_the_smallest_cache_of_a_small_model_is_all_its_experts(tmp_path: Path) -> None:
+    types = FileTypes((("q4_k", "q4_k", "q5_k"),), "q4_k", "q6_k", "q4_k")
+    path = write_random_gguf(tmp_path / "m.gguf", replace(SMALL, moe_layers=1, experts=8), types)
+    head, experts = needed(path)
+    with pytest.raises(PlanDoesNotFit, match=f"1 B of memory .* {size(experts)} for the smallest cache"):
+        box(path, head + experts - 1)
 
 
 def test_a_plan_that_takes_more_than_is_free_is_refused_before_anything_starts(
