@@ -8,9 +8,10 @@ import pytest
 from hypothesis import settings
 
 from tests.brief import search_briefly
+from tests.examples import DAILY
 
-# Examples where a test does not say how many; of any time, since other work may take the processors.
-settings.register_profile("daily", max_examples=40, deadline=None)
+# Of any time, since other work may take the processors.
+settings.register_profile("daily", max_examples=DAILY, deadline=None)
 settings.register_profile("long", max_examples=1000, deadline=None)
 settings.load_profile("daily")
 

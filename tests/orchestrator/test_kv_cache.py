@@ -6,7 +6,7 @@ import gc
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.model.kv_cache import KVCache
@@ -14,6 +14,7 @@ from orchestrator.model.kv_pool import KvPool
 from placement.errors import KvDoesNotFit
 from placement.kv_size import MAX_DRAFTS, PAGE_POSITIONS, KvForm, KvShape, SequenceSize, pages_of
 from placement.model_shape import AttentionShape
+from tests.examples import examples
 from workers.model_config import LayerConfig
 
 WINDOW = 150
@@ -51,7 +52,7 @@ def held(cache: KVCache, layer: int, position: int) -> float:
     return float(page.view(torch.float32)[position % PAGE_POSITIONS])
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     st.lists(
         st.tuples(st.integers(1, 300), st.integers(0, MAX_DRAFTS)).map(lambda pair: (pair[0], min(pair))),
@@ -79,7 +80,6 @@ def test_a_query_finds_every_key_it_sees_after_any_chunks_and_rollbacks(
         assert [held(cache, 1, p) for p in seen] == [expected[p] for p in seen]
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     prompt=st.integers(1, 1500),
     pass_rows=st.sampled_from([1, 7, 100, 128, 200, 256, 300]),

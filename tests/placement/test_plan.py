@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -65,7 +65,6 @@ def full_masks(draw: st.DrawFn) -> NDArray[np.bool_]:
 
 
 @given(masks=full_masks())
-@settings(max_examples=50)
 def test_a_plan_survives_save_and_load(
     tmp_path_factory: pytest.TempPathFactory, masks: NDArray[np.bool_]
 ) -> None:
@@ -81,7 +80,6 @@ def test_a_plan_survives_save_and_load(
         st.tuples(*2 * [st.floats(0, 1e6, allow_nan=False, allow_infinity=False)]), min_size=2, max_size=2
     )
 )
-@settings(max_examples=50)
 def test_the_costs_that_replicas_are_chosen_by_survive_save_and_load(
     tmp_path_factory: pytest.TempPathFactory, costs: list[tuple[float, float]]
 ) -> None:
@@ -313,7 +311,6 @@ WORKLOADS = st.builds(
 
 
 @given(workload=WORKLOADS, acceptance=st.lists(st.floats(0, 1), max_size=3), is_known=st.booleans())
-@settings(max_examples=50)
 def test_what_a_plan_was_made_for_survives_save_and_load(
     tmp_path_factory: pytest.TempPathFactory, workload: Workload, acceptance: list[float], is_known: bool
 ) -> None:

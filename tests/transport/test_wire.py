@@ -10,7 +10,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from transport.expert_rows import ExpertRows
@@ -170,19 +170,16 @@ def code_of(decode: Callable[..., Any], frames: list[bytes], limits: WireLimits 
     return caught.value.code
 
 
-@settings(deadline=None)
 @given(requests)
 def test_a_request_arrives_as_it_was_sent(request: Request) -> None:
     assert same(decode_request(as_bytes(request), LIMITS), request)
 
 
-@settings(deadline=None)
 @given(replies)
 def test_a_reply_arrives_as_it_was_sent(reply: Reply) -> None:
     assert same(decode_reply(as_bytes(reply), LIMITS), reply)
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=4))
 def test_arbitrary_bytes_are_a_wire_error_and_nothing_else(frames: list[bytes]) -> None:
     for decode in (decode_request, decode_reply):
@@ -190,7 +187,6 @@ def test_arbitrary_bytes_are_a_wire_error_and_nothing_else(frames: list[bytes]) 
             decode(frames, LIMITS)
 
 
-@settings(deadline=None)
 @given(values, st.lists(st.binary(max_size=100), max_size=2))
 def test_an_arbitrary_header_is_a_wire_error_or_a_plain_message(header: Any, rest: list[bytes]) -> None:
     for decode in (decode_request, decode_reply):
@@ -198,7 +194,6 @@ def test_an_arbitrary_header_is_a_wire_error_or_a_plain_message(header: Any, res
             decode([msgpack.packb(header), *rest], LIMITS)
 
 
-@settings(deadline=None)
 @given(st.one_of(requests, replies), st.data())
 def test_one_field_replaced_is_a_wire_error_or_a_valid_message(message: Any, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(msgpack.unpackb(as_bytes(message)[0])) - 1))
@@ -212,7 +207,6 @@ def test_one_field_replaced_is_a_wire_error_or_a_valid_message(message: Any, dat
         assert same(decode(as_bytes(decoded), LIMITS), decoded)
 
 
-@settings(deadline=None)
 @given(st.one_of(requests, replies), st.data())
 def test_flipped_bytes_are_a_wire_error_or_a_valid_message(message: Any, data: st.DataObject) -> None:
     header, *rest = as_bytes(message)
@@ -224,7 +218,6 @@ def test_flipped_bytes_are_a_wire_error_or_a_valid_message(message: Any, data: s
             decode([bytes(damaged), *rest], LIMITS)
 
 
-@settings(deadline=None)
 @given(forward_requests(), st.integers(-64, 64))
 def test_a_tensor_of_another_length_is_a_bad_shape(request: ForwardRequest, more: int) -> None:
     header, tensor = as_bytes(request)
@@ -327,7 +320,6 @@ def test_routing_arrays_are_aligned_for_the_kernels_and_writable() -> None:
         assert array.flags.aligned
 
 
-@settings(deadline=None)
 @given(st.integers(1, LIMITS.max_rows))
 def test_no_message_within_the_limits_exceeds_the_frame_sizes_they_give(num_rows: int) -> None:
     header, tensor = as_bytes(example_request(num_rows, request_id=2**64 - 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
@@ -50,7 +50,6 @@ def asked(x: Tensor, ids: Tensor, weights: Tensor, exponents: NDArray[np.int32])
     return ExpertRows(x.numpy(), ids.numpy(), weights.numpy(), exponents)
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.integers(-140, 120), st.integers(1, 50), st.integers(0, 2**31))
 def test_the_grid_follows_the_residuals_rms(magnitude: int, size: int, seed: int) -> None:
     x = torch.randn(3, size, generator=torch.Generator().manual_seed(seed)).double() * 2.0**magnitude
@@ -72,7 +71,6 @@ def test_a_residual_of_zeros_or_infinities_still_has_a_grid() -> None:
     assert fixed_point.scale_exponents(x).tolist() == [-120, 100, 100, -23]
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.integers(-(2**31), 2**31 - 1), st.integers(-149, 90))
 def test_back_to_float32_rounds_once(value: int, exponent: int) -> None:
     found = fixed_point.to_float32(np.array([[value]], np.int32), np.array([exponent], np.int32))

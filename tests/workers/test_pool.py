@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.tiny_checkpoint import write_random_checkpoint
 from tests.workers.serving import DEADLINE_S, wait_until
 from transport.expert_rows import ExpertRows
@@ -58,7 +59,7 @@ def rows_of(
 
 
 @given(seed=st.integers(0, 2**32 - 1), num_tiers=st.integers(2, 4), num_rows=st.integers(1, 6))
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_sums_and_flags_are_those_of_one_store_for_any_split_and_any_replicas(
     model_dir: Path, whole: ExpertStore, seed: int, num_tiers: int, num_rows: int
 ) -> None:

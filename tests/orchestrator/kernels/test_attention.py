@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,11 +16,9 @@ from placement.kv_size import KvForm
 from tests.orchestrator.kernels.kv_pages import sequence
 
 SameBits = Callable[[Callable[[], tuple[Tensor, ...]]], None]
-small = settings(deadline=None, max_examples=40)
 forms = st.sampled_from(KvForm)
 
 
-@small
 @given(st.data())
 def test_attention_is_close_to_float64(data: st.DataObject) -> None:
     kv_heads, group = data.draw(st.sampled_from([(1, 1), (2, 3), (1, 12), (3, 2), (2, 5), (1, 8), (1, 100)]))
@@ -42,7 +40,6 @@ def test_many_spans_are_close_to_float64() -> None:
         assert torch.allclose(found.double(), made.exact(4990, 5000, window), rtol=1e-5, atol=2e-6)
 
 
-@small
 @given(st.integers(2, 300), st.sampled_from([0, 3, 8, 129]), forms, st.data())
 def test_chunking_does_not_change_a_bit(length: int, window: int, form: KvForm, data: st.DataObject) -> None:
     made = sequence(length, 6, 2, 24, form, seed=length)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,8 +19,6 @@ from workers.kernels import row_exponents
 
 EPS = 2.0**-24
 SameBits = Callable[[Callable[[], tuple[Any, ...]]], None]
-
-small = settings(deadline=None, max_examples=40)
 
 
 def random_tensor(*shape: int, seed: int = 0) -> Tensor:
@@ -49,7 +47,6 @@ def test_dot_products_follow_the_documented_order(length: int) -> None:
     assert torch.equal(kernels.linear(x, w), torch.tensor(np.array(expected)))
 
 
-@small
 @given(st.integers(1, 60), st.integers(1, 23), st.integers(1, 2100), st.booleans(), st.integers(0, 2**31))
 def test_linear_is_close_to_float64(T: int, N: int, K: int, bf16: bool, seed: int) -> None:
     x, w = random_tensor(T, K, seed=seed), random_tensor(N, K, seed=seed + 1)
@@ -60,7 +57,6 @@ def test_linear_is_close_to_float64(T: int, N: int, K: int, bf16: bool, seed: in
     assert ((kernels.linear(x, w).double() - exact).abs() <= bound).all()
 
 
-@small
 @given(st.integers(2, 70), st.integers(1, 9), st.integers(1, 1100), st.integers(0, 2**31))
 def test_a_row_of_linear_does_not_depend_on_the_others(T: int, N: int, K: int, seed: int) -> None:
     x, w = random_tensor(T, K, seed=seed), random_tensor(N, K, seed=seed + 1)

@@ -7,16 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import kernels
 
 SameBits = Callable[[Callable[[], tuple[Any, ...]]], None]
-small = settings(deadline=None, max_examples=40)
 
 
-@small
 @given(st.integers(1, 12), st.integers(1, 40), st.booleans(), st.booleans(), st.data())
 def test_routing_matches_a_stable_sort(
     T: int, E: int, biased: bool, normalise: bool, data: st.DataObject

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from placement.answers.planner import make_plan
@@ -22,6 +22,7 @@ from placement.model_shape import STEP_3_5_FLASH, ModelShape
 from placement.plan import PlannedTier
 from placement.policies.registry import BASELINES, POLICIES
 from placement.units import size
+from tests.examples import examples
 from tests.placement.boxes import device as sized_device
 from tests.placement.shapes import small_shape
 
@@ -47,7 +48,7 @@ def random_stats(shape: ModelShape, seed: int, num_tokens: int = 200) -> Routing
     extra=st.integers(0, 10),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_every_expert_is_placed_and_no_device_is_over_budget(
     policy: str, capacities: list[int], extra: int, seed: int
 ) -> None:

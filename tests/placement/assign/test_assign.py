@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -15,6 +15,7 @@ from placement.assign import column_sort, many_steps, replica_columns
 from placement.assign.many_steps import assign_layers, assign_steps
 from placement.assign.one_step import ReplicaCosts, assign_experts
 from placement.holders import HolderTable
+from tests.examples import examples
 
 NUM_EXPERTS = 12
 NUM_WORKERS = 4
@@ -91,7 +92,7 @@ def test_the_order_of_rows_and_slots_does_not_matter(
 )
 @example(seed=0, num_steps=40, num_tokens=1, num_workers=3, gaps=True, even=True, compared=64)
 @example(seed=0, num_steps=40, num_tokens=5, num_workers=9, gaps=False, even=True, compared=4)
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_many_steps_at_once_are_many_single_steps(
     seed: int, num_steps: int, num_tokens: int, num_workers: int, gaps: bool, even: bool, compared: int
 ) -> None:
@@ -124,7 +125,6 @@ def test_many_steps_at_once_are_many_single_steps(
     block=st.integers(1, 16),
     few=st.sampled_from([0, 16]),
 )
-@settings(deadline=None)
 def test_many_layers_at_once_are_many_single_layers(
     seed: int, num_layers: int, num_steps: int, block: int, few: int
 ) -> None:
@@ -149,7 +149,6 @@ def test_many_layers_at_once_are_many_single_layers(
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
 def test_the_choice_is_near_the_best_of_all_choices(seed: int) -> None:
     """Mean time of a layer against every combination of holders; the rule alone is not exact."""
     generator = np.random.default_rng(seed)

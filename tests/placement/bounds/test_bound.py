@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from placement.bounds.bound import independent_bound_s, lower_bound_s, trace_bound_s
@@ -25,6 +25,7 @@ from placement.policies.least_time.policy import candidates, least_time
 from placement.replay.evaluate import evaluate
 from placement.routing.planning_text import planning_text
 from placement.workload import Workload
+from tests.examples import examples
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape
 
@@ -65,14 +66,13 @@ def trace_of(problem: PlanningProblem) -> np.ndarray[tuple[int, ...], np.dtype[n
 
 
 @given(seed=st.integers(0, 10_000), drafts=st.integers(0, 2))
-@settings(max_examples=4, deadline=None)
+@examples(4)
 def test_no_placement_beats_the_bounds(seed: int, drafts: int) -> None:
     check_that_no_candidate_beats_the_bounds(seed, drafts)
 
 
 @pytest.mark.long
 @given(seed=st.integers(0, 10_000), drafts=st.integers(0, 2))
-@settings(max_examples=60, deadline=None)
 def test_no_placement_of_many_beats_the_bounds(seed: int, drafts: int) -> None:
     check_that_no_candidate_beats_the_bounds(seed, drafts)
 
@@ -95,7 +95,7 @@ def check_that_no_candidate_beats_the_bounds(seed: int, drafts: int) -> None:
 
 
 @given(seed=st.integers(0, 10_000), masks_seed=st.integers(0, 10_000))
-@settings(max_examples=4, deadline=None)
+@examples(4)
 def test_replicas_do_not_beat_the_bounds_either(seed: int, masks_seed: int) -> None:
     problem = independent_problem(seed, drafts=0)
     masks = np.random.default_rng(masks_seed).random((4, SHAPE.num_moe_layers, SHAPE.num_experts)) < 0.4
@@ -233,7 +233,7 @@ def best_of_all_placements_s(problem: PlanningProblem, trace: np.ndarray) -> flo
 
 
 @given(seed=st.integers(0, 10_000), tokens_per_step=st.integers(1, 2))
-@settings(max_examples=6, deadline=None)
+@examples(6)
 def test_no_placement_at_all_beats_the_bound_on_tiny_instances(seed: int, tokens_per_step: int) -> None:
     problem, trace = tiny_problem(seed, 2, tokens_per_step, num_experts=5)
     assert lower_bound_s(problem, trace) <= best_of_all_placements_s(problem, trace) * (1 + 1e-9)

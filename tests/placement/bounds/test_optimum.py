@@ -6,13 +6,14 @@ import itertools
 from dataclasses import replace
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from placement.given.problem import PlanningDevice, PlanningProblem
 from placement.holders import HolderTable
 from placement.replay.evaluate import evaluate
 from placement.workload import Workload
+from tests.examples import examples
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape
 
@@ -32,7 +33,7 @@ def optimum_s(devices: tuple[PlanningDevice, ...], trace: np.ndarray, tokens: in
     return min(evaluate(problem, HolderTable.from_single(p), trace).mean_s for p in placements)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     seed=st.integers(0, 10**6),
     room=st.tuples(st.integers(1, 5), st.integers(4, 5)),

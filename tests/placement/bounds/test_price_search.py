@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
@@ -15,12 +15,13 @@ from placement.given.problem import PlanningProblem
 from placement.given.traces import Domain, SyntheticRouter
 from placement.plan import LOCAL_WORKER
 from placement.workload import Workload
+from tests.examples import examples
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=6, deadline=None)
+@examples(6)
 def test_boxstep_finds_the_top_of_a_concave_function(seed: int) -> None:
     """The least of some planes; a linear program knows where it is largest."""
     generator = np.random.default_rng(seed)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -22,6 +22,7 @@ from placement.replay.queueing.scenario import Stream
 from placement.replay.queueing.simulation import simulate_queueing
 from placement.replay.simulate import simulate_alone
 from placement.workload import Workload
+from tests.examples import examples
 from tests.placement.boxes import device
 from tests.placement.runs import DEVICES, SHAPE, random_plan, random_trace, system_of
 
@@ -170,7 +171,7 @@ def test_a_disk_without_ram_beside_it_keeps_its_own_rate() -> None:
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_a_disks_arithmetic_slows_its_box_and_never_helps(seed: int) -> None:
     draws = np.random.default_rng(seed)
     problem = box_with_a_disk(gflops=float(draws.choice([30, 1000])))

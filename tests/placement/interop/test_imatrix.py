@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from placement.errors import RoutingFileError
 from placement.files.gguf_file import GgufFile
 from placement.interop.imatrix import read_imatrix
+from tests.examples import examples
 from tests.placement.real_routing import FIXTURES
 from tests.placement.shapes import small_shape
 
@@ -162,7 +163,7 @@ def test_a_file_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> Non
         read_imatrix(tmp_path / "none.gguf", SHAPE)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.integers(0, 200), st.lists(st.tuples(st.integers(0, 1300), st.integers(0, 255)), max_size=4))
 def test_a_damaged_file_is_read_or_refused_but_never_crashes(
     tmp_path_factory: pytest.TempPathFactory, cut: int, flips: list[tuple[int, int]]

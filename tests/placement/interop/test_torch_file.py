@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from placement.errors import RoutingFileError
 from placement.interop.torch_file import load_torch_file
+from tests.examples import examples
 
 DTYPES = [
     torch.float64,
@@ -245,7 +246,7 @@ def test_what_is_not_a_torch_file_is_refused(tmp_path: Path) -> None:
 
 # Opcodes that are refused have their arguments decoded all the same.
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.data())
 def test_a_damaged_pickle_is_read_or_refused_but_never_crashes(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -279,7 +280,7 @@ def test_storages_that_overlap_do_not_add_up_to_a_large_memory(tmp_path: Path) -
 @pytest.mark.slow
 def test_a_long_pickle_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "t.pt", "w") as archive:
-        archive.writestr("t/data.pkl", b"\x80\x02(" + b"]" * 2_100_000 + b"t.")
+        archive.writestr("t/data.pkl", b"\x80\x02(" + b"N" * 2_100_000 + b"t.")
     with pytest.raises(RoutingFileError, match="more than 2,000,000 opcodes"):
         load_torch_file(tmp_path / "t.pt")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from placement.assign import many_steps
@@ -20,7 +20,6 @@ from placement.replay.demand import count_columns, count_demand, steps_on
     num_devices=st.one_of(st.integers(1, 6), st.integers(30, 34)),
     replicas=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
 def test_counts_are_those_of_the_dispatchers_choice(
     seed: int, num_tokens: int, num_devices: int, replicas: bool
 ) -> None:
@@ -57,7 +56,6 @@ def test_wide_keys_and_many_choices_do_not_overflow(num_devices: int, num_tokens
 
 
 @given(seed=st.integers(0, 10_000), num_tokens=st.integers(1, 5), num_workers=st.integers(1, 5))
-@settings(max_examples=60, deadline=None)
 def test_what_the_choice_knows_of_repeats_is_what_sorting_finds(
     seed: int, num_tokens: int, num_workers: int
 ) -> None:

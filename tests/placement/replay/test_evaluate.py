@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from placement.assign.one_step import assign_experts
@@ -86,7 +86,6 @@ def step_by_step(
     replicas=st.booleans(),
     devices=st.sampled_from([DEVICES, BOXES]),
 )
-@settings(max_examples=40, deadline=None)
 def test_arrays_equal_plain_python(
     seed: int, drafts: int, replicas: bool, devices: tuple[PlanningDevice, ...]
 ) -> None:

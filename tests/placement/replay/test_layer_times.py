@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from placement.cost.rates import expert_rates
@@ -18,6 +18,7 @@ from placement.replay.demand import count_demand
 from placement.replay.layer_times import LayerTimes, first_largest
 from placement.replay.simulate import simulate_alone
 from placement.workload import Workload
+from tests.examples import examples
 from tests.placement.runs import DEVICES, SHAPE, SIZE, random_plan, random_trace, system_of
 
 
@@ -30,7 +31,6 @@ class Never:
 
 
 @given(seed=st.integers(0, 1000), num_tokens=st.integers(1, 5))
-@settings(max_examples=40, deadline=None)
 def test_every_device_takes_what_the_cost_model_says(seed: int, num_tokens: int) -> None:
     generator = np.random.default_rng(seed)
     overheads = Overheads(request_s=0.01, expert_s=0.02)
@@ -51,7 +51,7 @@ def test_every_device_takes_what_the_cost_model_says(seed: int, num_tokens: int)
 
 
 @given(seed=st.integers(0, 1000), drafts=st.integers(1, 3), replicas=st.booleans())
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_reports_are_the_same(seed: int, drafts: int, replicas: bool) -> None:
     plan = random_plan(seed, replica_chance=0.4 if replicas else 0)
     system, trace = system_of(plan, workload=Workload(drafts=drafts)), random_trace(seed, 400)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from placement.cost.head import head_seconds
@@ -19,6 +19,7 @@ from placement.replay.simulate import simulate_alone
 from placement.replay.steps import Acceptance
 from placement.replay.tally import AT_HOME, CAUSES, MEMORY, ROUND_TRIP, WIRE, SimulationReport
 from placement.workload import Workload
+from tests.examples import examples
 from tests.placement.boxes import device
 from tests.placement.runs import DEVICES, SHAPE, SIZE, plan_of, random_plan, random_trace, system_of
 from tests.placement.shapes import small_shape
@@ -32,7 +33,7 @@ def figures(report: SimulationReport) -> tuple[object, ...]:
 
 
 @given(seed=st.integers(0, 1000), drafts=st.integers(0, 3), replicas=st.booleans())
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_a_run_takes_what_the_planner_expects(seed: int, drafts: int, replicas: bool) -> None:
     plan = random_plan(seed, replica_chance=0.4 if replicas else 0)
     workload = Workload(drafts=drafts, accepted_drafts=0.5 * drafts, context=100)
@@ -48,7 +49,7 @@ def test_a_run_takes_what_the_planner_expects(seed: int, drafts: int, replicas: 
 
 
 @given(seed=st.integers(0, 1000), sequences=st.integers(1, 3), replicas=st.booleans())
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_nothing_is_busy_longer_than_the_run_and_bytes_add_up(
     seed: int, sequences: int, replicas: bool
 ) -> None:
@@ -69,7 +70,7 @@ def test_nothing_is_busy_longer_than_the_run_and_bytes_add_up(
 
 
 @given(sizes=st.lists(st.integers(0, 900), max_size=10), seed=st.integers(0, 50))
-@settings(max_examples=15, deadline=None)
+@examples(15)
 def test_any_chunking_gives_the_same_report_to_the_last_bit(sizes: list[int], seed: int) -> None:
     system = system_of(random_plan(seed), workload=Workload(drafts=2))
     trace, luck = random_trace(seed, 9000), Acceptance((0.8, 0.6), seed)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -26,6 +26,7 @@ from placement.replay.simulate import simulate_alone
 from placement.replay.steps import Acceptance, step_blocks
 from placement.replay.system import System
 from placement.workload import Workload
+from tests.examples import examples
 from tests.placement.boxes import device
 from tests.placement.runs import DEVICES, SHAPE, SIZE, random_plan, random_trace, system_of
 
@@ -206,7 +207,7 @@ def assert_equal_counts(run: Run, counts: Any) -> None:
     dtype=st.sampled_from(["bfloat16", "float32"]),
     devices=st.sampled_from([DEVICES, BOXES]),
 )
-@settings(max_examples=15, deadline=None)
+@examples(15)
 def test_counts_equal_the_dispatchers(
     seed: int,
     drafts: int,
@@ -233,7 +234,7 @@ def test_counts_equal_the_dispatchers(
     worker=st.sampled_from(["den", "attic"]),
     devices=st.sampled_from([DEVICES, BOXES]),
 )
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_a_loss_is_noticed_and_mended_when_and_as_the_dispatcher_does(
     seed: int, at: float, worker: str, devices: tuple[PlanningDevice, ...]
 ) -> None:

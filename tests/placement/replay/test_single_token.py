@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from placement.cost.rates import expert_rates
@@ -17,6 +17,7 @@ from placement.replay import closed_form
 from placement.replay.evaluate import evaluate
 from placement.replay.simulate import simulate_alone
 from placement.replay.single_token import SingleTokenTimes
+from tests.examples import examples
 from tests.placement.runs import DEVICES, SHAPE, SIZE, random_plan, random_trace, system_of
 
 
@@ -34,7 +35,6 @@ class Never:
     equal=st.booleans(),
     top_k=st.sampled_from([3, 8, 600]),
 )
-@settings(max_examples=50, deadline=None)
 def test_the_slowest_device_and_its_time_are_those_computed(
     seed: int, num_devices: int, equal: bool, top_k: int
 ) -> None:
@@ -55,7 +55,7 @@ def test_the_slowest_device_and_its_time_are_those_computed(
 
 
 @given(seed=st.integers(0, 1000), replicas=st.booleans(), headless=st.booleans())
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_reports_and_evaluations_are_the_same(seed: int, replicas: bool, headless: bool) -> None:
     plan = random_plan(seed, DEVICES[headless:], replica_chance=0.4 if replicas else 0)
     system, trace = system_of(plan), random_trace(seed, 60)

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from placement.errors import InputError, RoutingFileError
 from placement.replay import steps as steps_module
 from placement.replay.steps import Acceptance, split_trace, step_blocks
 from placement.workload import Workload
+from tests.examples import examples
 from tests.placement.runs import SHAPE, random_trace
 
 
@@ -79,7 +80,7 @@ def test_a_runs_counts_give_its_odds() -> None:
     drafts=st.integers(0, 3),
     sequences=st.integers(1, 2),
 )
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_any_chunking_gives_the_same_blocks(sizes: list[int], seed: int, drafts: int, sequences: int) -> None:
     traces = split_trace(random_trace(seed, 9000), sequences)
     workload = Workload(num_sequences=sequences, drafts=drafts)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
@@ -21,7 +21,6 @@ from workers.kernels import ExpertMatrices, ExpertWeights
 
 SameBits = Callable[[Callable[[], tuple[Tensor | NDArray[Any], ...]]], None]
 Exponents = NDArray[np.int32]
-small = settings(deadline=None, max_examples=40)
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,6 @@ def test_the_sum_is_close_to_float64(dtype: torch.dtype, limit: float) -> None:
     assert torch.allclose(found, layer.exact(x, ids, weights), rtol=0, atol=5e-6)
 
 
-@small
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(0, 2**31))
 def test_any_split_of_the_experts_gives_the_same_integers(T: int, workers: int, seed: int) -> None:
     layer = Layer.random(16, 33, 18)

@@ -6,11 +6,12 @@ import itertools
 from collections import Counter
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from placement.policies.baselines.caches import lfu_hits, lru_hits, opt_hits
+from tests.examples import examples
 
 NUM_EXPERTS = 6
 WIDTH = 3
@@ -76,7 +77,7 @@ def best_of_all(requests: list[list[int]], capacity: int) -> int:
     first=firsts,
     before=st.just([]) | st.lists(st.integers(0, 4), min_size=NUM_EXPERTS, max_size=NUM_EXPERTS),
 )
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_lru_and_lfu_are_their_rules(
     requests: list[list[int]], capacity: int, first: list[int], before: list[int]
 ) -> None:
@@ -87,13 +88,11 @@ def test_lru_and_lfu_are_their_rules(
 
 
 @given(requests=requests_of_experts, capacity=st.integers(0, 3))
-@settings(max_examples=80, deadline=None)
 def test_opt_has_as_many_hits_as_the_best_of_all_caches(requests: list[list[int]], capacity: int) -> None:
     assert opt_hits(as_array(requests), capacity).sum() == best_of_all(requests, capacity)
 
 
 @given(seed=st.integers(0, 10_000), capacity=st.integers(0, 45))
-@settings(max_examples=80, deadline=None)
 def test_no_cache_and_no_fixed_contents_have_more_hits_than_opt(seed: int, capacity: int) -> None:
     generator = np.random.default_rng(seed)
     popularity = generator.exponential(size=40) ** 2
@@ -107,7 +106,6 @@ def test_no_cache_and_no_fixed_contents_have_more_hits_than_opt(seed: int, capac
 
 
 @given(requests=requests_of_experts, capacity=capacities, first=firsts)
-@settings(deadline=None)
 def test_hits_are_among_what_was_asked_for(
     requests: list[list[int]], capacity: int, first: list[int]
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from placement.cost.head import head_seconds
@@ -23,6 +23,7 @@ from placement.policies.registry import POLICIES, RUN_POLICIES, find_policy
 from placement.replay.evaluate import evaluate
 from placement.routing.text import Text
 from placement.workload import Workload
+from tests.examples import examples
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape
 
@@ -63,7 +64,7 @@ def test_the_same_text_takes_the_same_time(name: str, stats: bool) -> None:
 
 
 @given(seed=st.integers(0, 100), drafts=st.integers(0, 2))
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_a_cache_takes_what_its_misses_take(seed: int, drafts: int) -> None:
     """Layer by layer: the GPU's work, or the last fetched expert's arrival and its work."""
     problem = problem_of(GPU, RAM, workload=Workload(drafts=drafts))
@@ -93,7 +94,7 @@ def test_a_cache_takes_what_its_misses_take(seed: int, drafts: int) -> None:
 
 
 @given(seed=st.integers(0, 100), drafts=st.integers(0, 2))
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_opt_bounds_the_others_hits(seed: int, drafts: int) -> None:
     problem = problem_of(GPU, RAM, workload=Workload(drafts=drafts))
     text = Text(trace_of(seed, 60))
@@ -151,7 +152,7 @@ def test_experts_without_a_home_beside_the_cache_do_not_fit() -> None:
 
 
 @given(seed=st.integers(0, 100))
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_the_prompts_hottest_experts_serve_its_answer(seed: int) -> None:
     problem = problem_of(GPU, RAM)
     trace = trace_of(seed, 47)

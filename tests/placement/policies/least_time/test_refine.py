@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -27,6 +27,7 @@ from placement.policies.least_time.prefill_layer import PrefillLayer
 from placement.policies.least_time.refine import refine
 from placement.replay.evaluate import evaluate
 from placement.workload import Workload
+from tests.examples import examples
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape
 
@@ -174,7 +175,7 @@ def test_seldom_seen_experts_are_judged_by_their_device() -> None:
     assert others.min() < changes[3, 1] < others.max()
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     seed=st.integers(0, 10**6),
     devices=st.integers(2, 5),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from placement.given.problem import PlanningDevice, PlanningProblem
@@ -20,6 +20,7 @@ from placement.policies.least_time.policy import least_time
 from placement.policies.least_time.tiers import faster_beside, fill_fast_memory, useless_on_disk
 from placement.policies.registry import BASELINES
 from placement.workload import Workload
+from tests.examples import examples
 from tests.placement.boxes import device
 from tests.placement.shapes import small_shape
 
@@ -78,7 +79,7 @@ def misplaced(problem: PlanningProblem, table: HolderTable) -> int:
 @example(seed=26)
 @example(seed=131)
 @given(seed=st.integers(0, 100_000))
-@settings(max_examples=1, deadline=None)
+@examples(1)
 def test_no_plan_leaves_an_expert_in_slower_memory_than_its_box_has_room_for(seed: int) -> None:
     problem = random_problem(seed)
     table = least_time(problem)
@@ -88,7 +89,6 @@ def test_no_plan_leaves_an_expert_in_slower_memory_than_its_box_has_room_for(see
 
 
 @given(seed=st.integers(0, 100_000), copy_chance=st.sampled_from([0.0, 0.3]))
-@settings(max_examples=50, deadline=None)
 def test_settling_keeps_every_expert_and_every_budget(seed: int, copy_chance: float) -> None:
     problem = random_problem(seed)
     draws = np.random.default_rng(seed)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from placement.errors import InputError, PlanError
@@ -17,6 +17,7 @@ from placement.replay.simulate import simulate_alone
 from placement.replay.steps import Acceptance, split_trace
 from placement.replay.tally import QUEUE
 from placement.workload import Workload
+from tests.examples import examples
 from tests.placement.boxes import device
 from tests.placement.replay.test_simulate import figures
 from tests.placement.runs import DEVICES, plan_of, random_plan, random_trace, system_of
@@ -30,7 +31,7 @@ BEHIND_ONE_LINK = (
 
 
 @given(seed=st.integers(0, 1000), drafts=st.integers(0, 2), replicas=st.booleans(), headless=st.booleans())
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_one_stream_takes_the_time_of_the_closed_form(
     seed: int, drafts: int, replicas: bool, headless: bool
 ) -> None:
@@ -51,7 +52,7 @@ def test_one_stream_takes_the_time_of_the_closed_form(
 
 
 @given(seed=st.integers(0, 1000), streams=st.integers(2, 5), one_link=st.booleans())
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_streams_keep_the_laws_of_conservation(seed: int, streams: int, one_link: bool) -> None:
     devices = BEHIND_ONE_LINK if one_link else DEVICES
     system = system_of(random_plan(seed, devices, replica_chance=0.2), devices)
@@ -121,7 +122,7 @@ def test_two_devices_behind_one_link_wait_for_each_other() -> None:
 
 
 @given(sizes=st.lists(st.integers(0, 300), max_size=6), seed=st.integers(0, 50))
-@settings(max_examples=4, deadline=None)
+@examples(4)
 def test_the_same_run_gives_the_same_report_to_the_last_bit(sizes: list[int], seed: int) -> None:
     system = system_of(random_plan(seed, replica_chance=0.3), workload=Workload(drafts=1))
     trace, luck = random_trace(seed, 900), Acceptance((0.6,), seed)
