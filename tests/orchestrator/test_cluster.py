@@ -18,6 +18,7 @@ from orchestrator.cluster import RayCluster, RunningWorkers
 from placement.errors import PlanError, WorkerStartError
 from placement.model_shape import ModelShape
 from placement.plan import Plan
+from tests.orchestrator.command_line import Potluck, document
 from tests.orchestrator.processes import DEADLINE_S, MARK, is_running, marked, wait_until
 from tests.orchestrator.random_plan import random_plan
 from tests.tiny_checkpoint import write_random_checkpoint
@@ -33,7 +34,7 @@ PATIENCE_S = 600.0
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random_checkpoint(tmp_path_factory.mktemp("model"), seed=3)
+    return write_random_checkpoint(tmp_path_factory.mktemp("model"), seed=3, tokenizer=True)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,20 @@ def test_workers_start_serve_and_stop(
             directory = Path(next(iter(workers.infos.values())).endpoint.removeprefix("ipc://")).parent
             assert directory.stat().st_mode & 0o077 == 0
     wait_until(lambda: not any(map(is_running, pids)))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_command_gives_the_ids_that_one_process_gives_and_leaves_no_worker(
+    model_dir: Path, potluck: Potluck
+) -> None:
+    arguments = ("generate", "--model", model_dir, "--token-ids", "5,6,7", "--max-tokens", 20)
+    arguments += ("--ignore-eos", "--json")
+    spread = document(potluck(*arguments, "--workers", 2, "--mtp", 3))
+    wait_until(lambda: not worker_processes())
+    assert spread["token_ids"] == document(potluck(*arguments, "--workers", 0))["token_ids"]
+    assert spread["remote_layers_per_token"] > 0
+    assert [worker["name"] for worker in spread["workers"]] == ["worker-0", "worker-1"]
+    assert sum(worker["share_of_activations"] for worker in spread["workers"]) == pytest.approx(1.0)
 
 
 def test_a_device_that_this_release_cannot_use_is_told_and_the_others_are_stopped(
