@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import resource
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -15,6 +16,7 @@ from orchestrator.cli.output import print_error
 from orchestrator.cli.usage import UsageError, usage_message
 from placement.errors import PotluckError
 from placement.files.quote import first_line
+from placement.units import size
 
 COMMANDS = {
     "generate": "Continue a prompt.",
@@ -82,7 +84,7 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         print_error(str(error))
         return error.exit_code
     except MemoryError as error:
-        print_error(f"out of memory: {first_line(error)}; give less to do at once, or use a larger box")
+        print_error(f"out of memory: {first_line(error)}; {_more_memory()}")
     except BrokenPipeError:
         # `potluck … | head`: nobody reads on; the code is what typer gives where it notices itself.
         sys.stdout = io.StringIO()
@@ -95,6 +97,15 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         # What did not go out would fail again when the interpreter empties its buffers.
         sys.stdout = io.StringIO()
     return 2
+
+
+def _more_memory() -> str:
+    """What to do where memory ran out: a limit on addresses may be all that is short."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    less = "give less to do at once, or use a larger box"
+    if limit == resource.RLIM_INFINITY:
+        return less
+    return f"addresses are limited to {size(limit)} (ulimit -v {limit // 1024}): raise that limit, {less}"
 
 
 def _join_name(arguments: Sequence[str]) -> list[str]:

@@ -38,6 +38,7 @@ _MOST_DIMENSIONS = 4
 _MOST_HEADER_BYTES, _MOST_VALUES = 2**27, 2_000_000
 _READ_AHEAD_BYTES = 2**16
 _MOST_FLOATS = 2**24
+_AGAIN = "the file is cut off or damaged, download or copy it again"
 
 Value = TypeVar("Value")
 
@@ -133,21 +134,29 @@ class GgufFile:
             identity = FileIdentity.of(file.fileno())
             num_bytes = identity.num_bytes
             if num_bytes < 24:
-                raise error(f"{path}: not a GGUF file: only {size(num_bytes)}")
+                raise error(f"{path}: not a GGUF file: only {size(num_bytes)}; {_AGAIN}")
             cursor = _Cursor(file, num_bytes, Path(path), error)
             if cursor.bytes(4) != MAGIC:
-                raise error(f"{path}: not a GGUF file: expected it to begin with GGUF")
+                raise error(
+                    f"{path}: not a GGUF file: expected it to begin with GGUF; give another, or download "
+                    "it again"
+                )
             version = cursor.scalar("I")
             if version not in _VERSIONS:
                 big_endian = version in [v << 24 for v in _VERSIONS]
                 found = "a big-endian file" if big_endian else f"version {version}"
-                raise error(f"{path}: expected a little-endian GGUF of version 2 or 3, found {found}")
+                raise error(
+                    f"{path}: expected a little-endian GGUF of version 2 or 3, found {found}; "
+                    "convert it again"
+                )
             num_tensors, num_pairs = cursor.scalar("Q"), cursor.scalar("Q")
             metadata = cursor.named(num_pairs, "key-value pairs", cursor.value)
             tensors = cursor.named(num_tensors, "tensors", cursor.tensor)
             alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
             if isinstance(alignment, bool) or not isinstance(alignment, int) or alignment < 1:
-                raise error(f"{path}: general.alignment is {quote(alignment)}, expected a positive number")
+                raise error(
+                    f"{path}: general.alignment is {quote(alignment)}, expected a positive number: {_AGAIN}"
+                )
             data_offset = -(-cursor.position // alignment) * alignment
             return cls(Path(path), error, metadata, tensors, alignment, data_offset, identity)
 
@@ -165,7 +174,7 @@ class GgufFile:
         if tensor is None:
             raise self.error(f"{self.path}: expected a tensor {name}")
         if tensor.type != FLOAT32:
-            raise self.error(f"{where}: expected float32, found GGML type {tensor.type}")
+            raise self.error(f"{where}: expected float32, found GGML type {tensor.type}: {_AGAIN}")
         start, count = self.data_offset + tensor.offset, math.prod(tensor.shape)
         if count > most_values:
             raise self.error(f"{where}: takes {size(4 * count)}, expected {expected}")
@@ -222,31 +231,36 @@ class _Cursor:
         self._advance(position - first)
         return GgufTexts(self._start[first:position], count)
 
-    def named(self, count: int, what: str, read: Callable[[], Value]) -> dict[str, Value]:
-        """`count` names, each with what `read` finds behind it."""
+    def named(self, count: int, what: str, read: Callable[[str], Value]) -> dict[str, Value]:
+        """`count` names, each with what `read`, which is told the name, finds behind it."""
         self._count(count, what)
         found: dict[str, Value] = {}
         for _ in range(count):
             name = self.text()
             if name in found:
-                raise self._error(f"{self._path}: {quote(name)} occurs twice among its {what}, expected once")
-            found[name] = read()
+                raise self._error(
+                    f"{self._path}: {quote(name)} occurs twice among its {what}, expected once: {_AGAIN}"
+                )
+            found[name] = read(name)
         return found
 
-    def value(self) -> Any:
+    def value(self, key: str) -> Any:
         kind = self.scalar("I")
         if kind == _STRING:
             return self.text()
         if kind != _ARRAY:
-            return self._numbers(kind, 1)[0]
+            return self._numbers(key, kind, 1)[0]
         item_kind, count = self.scalar("I"), self.scalar("Q")
-        self._count(count, "array items")
-        return self.texts(count) if item_kind == _STRING else self._numbers(item_kind, count)
+        self._count(count, f"array items of {quote(key)}")
+        return self.texts(count) if item_kind == _STRING else self._numbers(key, item_kind, count)
 
-    def tensor(self) -> GgufTensor:
+    def tensor(self, name: str) -> GgufTensor:
         num_dimensions = self.scalar("I")
         if num_dimensions > _MOST_DIMENSIONS:
-            raise self._error(f"{self._path}: tensor with {num_dimensions} dimensions, expected at most 4")
+            raise self._error(
+                f"{self._path}: tensor {quote(name)} has {num_dimensions} dimensions, expected at most "
+                f"{_MOST_DIMENSIONS}: {_AGAIN}"
+            )
         dimensions = [self.scalar("Q") for _ in range(num_dimensions)]
         return GgufTensor(tuple(reversed(dimensions)), self.scalar("I"), self.scalar("Q"))
 
@@ -260,9 +274,14 @@ class _Cursor:
 
     def _read_on(self, end: int) -> None:
         if end > self._num_bytes:
-            raise self._error(f"{self._path}: cut off at byte {self._num_bytes:,}; expected {end:,} or more")
+            raise self._error(
+                f"{self._path}: cut off at byte {self._num_bytes:,}; expected {end:,} or more: {_AGAIN}"
+            )
         if end > _MOST_HEADER_BYTES:
-            raise self._error(f"{self._path}: its header takes more than {size(_MOST_HEADER_BYTES)}")
+            raise self._error(
+                f"{self._path}: its header takes more than {size(_MOST_HEADER_BYTES)}, expected less: "
+                f"{_AGAIN}"
+            )
         missing = max(end, 2 * len(self._start), _READ_AHEAD_BYTES) - len(self._start)
         try:
             self._start += self._file.read(missing)
@@ -271,18 +290,23 @@ class _Cursor:
                 f"{self._path}: its header cannot be read: {found.strerror}; check the disk and the file"
             ) from found
         if len(self._start) < end:
-            raise self._error(f"{self._path}: it changed while it was read; expected a whole file")
+            raise self._error(f"{self._path}: it changed while it was read; try again when it is whole")
 
     def _count(self, count: int, what: str) -> None:
         if count > self._num_bytes:
-            raise self._error(f"{self._path}: claims {count:,} {what} in {size(self._num_bytes)}")
+            raise self._error(f"{self._path}: claims {count:,} {what} in {size(self._num_bytes)}: {_AGAIN}")
         self._num_values += count
         if self._num_values > _MOST_VALUES:
-            raise self._error(f"{self._path}: its header has more than {_MOST_VALUES:,} values")
+            raise self._error(
+                f"{self._path}: its header has more than {_MOST_VALUES:,} values, expected fewer: {_AGAIN}"
+            )
 
-    def _numbers(self, kind: int, count: int) -> list[Any]:
+    def _numbers(self, key: str, kind: int, count: int) -> list[Any]:
         if kind not in _SCALARS:
-            raise self._error(f"{self._path}: unknown value type {kind} at byte {self.position:,}")
+            raise self._error(
+                f"{self._path}: {quote(key)} has unknown value type {kind} at byte {self.position:,}: "
+                f"{_AGAIN}"
+            )
         return list(self._unpacked(f"<{count}{_SCALARS[kind]}"))
 
     def _unpacked(self, layout: str) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +71,18 @@ def test_memory_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]
     out, err = capsys.readouterr()
     assert out == ""
     assert says(err, "error: out of memory: … 4.00 EiB"), err
+
+
+def test_a_limit_on_addresses_is_named_where_memory_ran_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def large() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (500_000 << 10, resource.RLIM_INFINITY))
+    assert execute(app, ["--"]) == 2
+    _, err = capsys.readouterr()
+    assert says(err, "error: out of memory: … limited to 512.0 MB (ulimit -v 500000): raise that limit"), err

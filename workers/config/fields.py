@@ -34,7 +34,9 @@ class Fields:
 
     def wrong(self, name: str, found: Any, expected: str) -> CheckpointError:
         """The error that field `name` has the value `found`, for the caller to raise."""
-        return CheckpointError(f"{self.path}: {self.spelled(name)} is {quote(found)}, expected {expected}")
+        # An entry of a list can be null; a field that is null is one that is not there.
+        said = "missing" if found is None and "[" not in name else quote(found)
+        return CheckpointError(f"{self.path}: {self.spelled(name)} is {said}, expected {expected}")
 
     def spelled(self, name: str) -> str:
         """What the file calls field `name`, with or without an index behind it."""

@@ -33,6 +33,8 @@ class StoredShape:
 def check_trunk(path: Path, stored: Mapping[str, StoredShape], config: Step35Config) -> None:
     """Refuse files that lack a tensor of the trunk, have one of another shape, or one that nobody reads.
 
+    A tensor that a model may do without is in all layers that can have it, or in none.
+
     Args:
         path: of the model, for messages.
         stored: by published name.
@@ -44,6 +46,7 @@ def check_trunk(path: Path, stored: Mapping[str, StoredShape], config: Step35Con
     for layer in config.layers[: config.num_hidden_layers]:
         wanted += _layer(path, layer, stored, config)
     read = {_find(path, stored, tensor) for tensor in wanted}
+    _refuse_differing(path, stored, config)
     _refuse_unread(path, stored, read, config)
     for index in config.moe_layers:
         _check_experts(path, stored, index, config)
@@ -97,7 +100,7 @@ def check_drafts(
         advice = f": the files have {found}, so set {key} to {found}" if found > announced else ""
         raise InputError(
             f"{num_drafts} drafts a step asked for, but {told_by} announces {announced} MTP layers "
-            f"({key}); expected 0 to {announced}{advice}{told}"
+            f"({key}); expected {f'0 to {announced}' if announced else 0}{advice}{told}"
         )
     if num_drafts and not has_mtp(names, config):
         first = f"{'model.layers' if in_directory else 'blk'}.{config.num_hidden_layers}"
@@ -112,6 +115,20 @@ ROUTED_EXPERT = re.compile(r"moe\.(?:(?:experts\.)?\d+\.)?(gate|up|down)_proj\.w
 
 # Tables that follow from config.json.
 _DERIVED = ".rotary_emb.inv_freq"
+
+
+def _refuse_differing(path: Path, stored: Mapping[str, StoredShape], config: Step35Config) -> None:
+    """Refuse a trunk of which some layers have head gates or router biases and others, damaged, do not."""
+    trunk = range(config.num_hidden_layers)
+    for part, layers in (("self_attn.g_proj.weight", trunk), ("moe.router_bias", config.moe_layers)):
+        names = [f"model.layers.{layer}.{part}" for layer in layers if layer in trunk]
+        there = [name for name in names if name in stored]
+        if there and len(there) < len(names):
+            lost = next(name for name in names if name not in stored)
+            raise CheckpointError(
+                f"{path}: tensor {_in_files(path, lost)} is missing; expected it, as there is "
+                f"{stored[there[0]].name}: the file is damaged, download it again and compare its checksum"
+            )
 
 
 def _refuse_unread(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from placement.errors import CheckpointError
+from placement.files.input_file import open_input
 from placement.model_shape import ModelShape
 from placement.weight_format import FORMATS, ExpertFormat, WeightFormat
 from workers.formats.gguf.model import GgufModel, find_gguf
@@ -156,6 +157,11 @@ def held_expert_bytes(
 
 
 def _directory_config(directory: Path) -> Step35Config:
+    expected = "a model: a Hugging Face directory with its config.json, or a GGUF file"
+    if os.path.exists(directory) and not os.path.isdir(directory):
+        # Neither file nor directory, which is what this says.
+        with open_input(directory, CheckpointError, expected):
+            pass
     if not os.path.lexists(directory / "config.json") and os.path.isdir(directory):
         files = sorted(path.name for path in directory.glob(f"*{GGUF_SUFFIX}"))
         if files:
@@ -163,4 +169,6 @@ def _directory_config(directory: Path) -> Step35Config:
                 f"{directory}: no config.json, but {len(files)} GGUF files; expected one of them as the "
                 f"model, such as {directory / files[0]}"
             )
+        if directory.name.endswith(GGUF_SUFFIX):
+            raise CheckpointError(f"{directory}: it is a directory without config.json; expected {expected}")
     return Step35Config.load(directory)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from workers.formats.dequantise import float32_rows, float32_values
 from workers.formats.gguf.checkpoint import GgufCheckpoint
 from workers.formats.gguf.model import find_gguf
 from workers.formats.gguf.names import gguf_name, published_name
+from workers.formats.gguf.types import READABLE
 from workers.formats.open_model import load_config, open_model
 from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
@@ -172,7 +175,9 @@ def test_names_go_there_and_back(path: Path) -> None:
         ),
         ({"attention__head_count": [4, 6, 6, 6, 5, 6, 6]}, r"head_count\[4\] is 5, expected 4 as in"),
         ({"attention__head_count": 5}, r"step35\.attention\.head_count is 5, expected a multiple of the 2"),
-        ({"attention__head_count": None}, r"step35\.attention\.head_count is None, expected an integer"),
+        ({"attention__head_count": None}, r"step35\.attention\.head_count is missing, expected an integer"),
+        ({"block_count": None}, r"step35\.block_count is missing, expected an integer"),
+        ({"attention__key_length": None}, r"step35\.attention\.key_length is missing, expected an integer"),
         ({"attention__sliding_window_pattern": [0.5] * 7}, "window_pattern .* expected true or false"),
         (
             {"rope__scaling__factor": 2.0},
@@ -275,9 +280,78 @@ def test_tensors_that_do_not_load_are_named(path: Path, tmp_path: Path) -> None:
         wrong.write_bytes(content[:position] + packed + content[position + len(packed) :])
         with pytest.raises(CheckpointError, match=f"wrong.gguf: tensor '{re.escape(name)}' {message}"):
             open_model(wrong)
+    wrong.write_bytes(content + bytes(4096))
+    open_model(wrong)
     wrong.write_bytes(content[:-40])
     with pytest.raises(CheckpointError, match=r"tensor .* ends at byte .* truncated, download it again"):
         open_model(wrong)
+
+
+def with_fields(content: bytes, changed: Mapping[str, tuple[int | None, int]]) -> bytes:
+    """A file with another type (None for the same) and an offset moved so far, by the tensor's name."""
+    wrong = bytearray(content)
+    for name, (kind, further) in changed.items():
+        at = tensor_entry(content, name)
+        at += 4 + 8 * struct.unpack_from("<I", content, at)[0]
+        if kind is not None:
+            struct.pack_into("<I", wrong, at, kind)
+        struct.pack_into("<Q", wrong, at + 4, struct.unpack_from("<Q", content, at + 4)[0] + further)
+    return bytes(wrong)
+
+
+def test_every_type_that_is_not_the_tensor_s_own_is_refused(path: Path, tmp_path: Path) -> None:
+    """One bit of a type that takes fewer bytes would leave a gap, and a text that looks like any other."""
+    content, wrong = path.read_bytes(), tmp_path / "wrong.gguf"
+    tensors = gguf.GGUFReader(path).tensors
+    last = max(tensors, key=lambda tensor: tensor.data_offset)
+    smaller = 0
+    for tensor in tensors:
+        for kind in (tensor.tensor_type ^ (1 << bit) for bit in range(6)):
+            form = READABLE.get(kind)
+            if form is None or not form.fits(int(tensor.shape[0])) or tensor.name == last.name:
+                continue
+            num_bytes = tensor.n_elements // form.block_weights * form.block_bytes
+            if -(-num_bytes // 32) == -(-int(tensor.n_bytes) // 32):
+                continue
+            wrong.write_bytes(with_fields(content, {tensor.name: (kind, 0)}))
+            with pytest.raises(CheckpointError, match=r"wrong\.gguf: .*(damaged|truncated), download "):
+                open_model(wrong)
+            smaller += num_bytes < tensor.n_bytes
+    assert smaller > len(tensors) / 2
+
+
+def test_a_gap_between_tensors_or_before_them_is_refused(path: Path, tmp_path: Path) -> None:
+    content, wrong = path.read_bytes(), tmp_path / "wrong.gguf"
+    tensors = sorted(gguf.GGUFReader(path).tensors, key=lambda tensor: tensor.data_offset)
+    names = [tensor.name for tensor in tensors]
+    for first, place in ((0, "where the data begin"), (7, f"right behind tensor '{re.escape(names[6])}'")):
+        begin = tensors[first].data_offset
+        moved = with_fields(content, dict.fromkeys(names[first:], (None, 32)))
+        wrong.write_bytes(moved[:begin] + bytes(32) + moved[begin:])
+        message = (
+            f"{wrong}: tensor '{re.escape(names[first])}' begins at byte {begin + 32:,} of the file, "
+            f"expected byte {begin:,}, {place}: .* compare its checksum$"
+        )
+        with pytest.raises(CheckpointError, match=message):
+            open_model(wrong)
+
+
+def test_norms_and_routers_of_few_bits_are_refused(path: Path, tmp_path: Path) -> None:
+    """Where the places of tensors give nothing away."""
+    content, wrong = path.read_bytes(), tmp_path / "wrong.gguf"
+    tensors = sorted(gguf.GGUFReader(path).tensors, key=lambda tensor: tensor.data_offset)
+    for name in ("blk.2.ffn_gate_inp.weight", "blk.0.attn_norm.weight", "blk.2.ffn_norm.weight"):
+        at = next(index for index, tensor in enumerate(tensors) if tensor.name == name)
+        begin, end = tensors[at].data_offset, tensors[at + 1].data_offset
+        stays = -(-(tensors[at].n_elements // 32 * 34) // 32) * 32
+        less = end - begin - int(stays)
+        changed: dict[str, tuple[int | None, int]] = {t.name: (None, -less) for t in tensors[at + 1 :]}
+        moved = with_fields(content, changed | {name: (8, 0)})
+        wrong.write_bytes(moved[: end - less] + moved[end:])
+        with pytest.raises(
+            CheckpointError, match=f"tensor '{re.escape(name)}' is stored as Q8_0, expected F32"
+        ):
+            open_model(wrong)
 
 
 def test_what_is_no_model_is_refused(path: Path, tmp_path: Path) -> None:
@@ -292,8 +366,12 @@ def test_what_is_no_model_is_refused(path: Path, tmp_path: Path) -> None:
         load_config(tmp_path / "none.gguf")
     folder = tmp_path / "folder.gguf"
     folder.mkdir()
-    with pytest.raises(CheckpointError, match=r"config\.json"):
+    with pytest.raises(CheckpointError, match=r"it is a directory without config\.json; .*or a GGUF file"):
         load_config(folder)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(CheckpointError, match=f"^{path}: it is a .*; expected a model: .*or a GGUF file"):
+            load_config(path)
 
 
 def test_a_missing_or_misshapen_tensor_is_named(path: Path) -> None:

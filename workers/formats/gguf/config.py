@@ -168,7 +168,7 @@ def _refuse_other_models(metadata: Fields) -> None:
     for key in ("rope.scaling.factor", "rope.scale_linear"):
         if (factor := metadata.number(f"{KEY}{key}", 1.0)) not in (0, 1):
             raise metadata.wrong(f"{KEY}{key}", factor, "1: full layers are scaled by rope_freqs.weight")
-    key_length = metadata.get(f"{KEY}attention.key_length")
+    key_length = metadata.integer(f"{KEY}attention.key_length", most=MOST_WIDTH)
     for name in ("value_length", "key_length_swa", "value_length_swa"):
         length = metadata.get(f"{KEY}attention.{name}")
         if length not in (None, key_length):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from placement.errors import CheckpointError
-from placement.files.gguf_file import GgufFile
+from placement.files.gguf_file import GgufFile, GgufTensor
 from placement.files.quote import quote
-from placement.weight_format import WeightFormat
+from placement.weight_format import BFLOAT16, FLOAT16, FLOAT32, WeightFormat
 from workers.formats.gguf.names import published_name
 from workers.formats.gguf.parts import PlacedTensor
-from workers.formats.gguf.types import READABLE, READABLE_NAMES, type_name
+from workers.formats.gguf.types import NUMBERS, READABLE, READABLE_NAMES, type_name
 from workers.model_config import Step35Config
+
+_DAMAGED = "the file is damaged, download it again and compare its checksum"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +41,13 @@ def weights_of(tensors: Mapping[str, PlacedTensor], config: Step35Config) -> Map
     """Published name -> where it lies, in the files' order.
 
     Raises:
-        CheckpointError: a tensor of a type that does not load, of broken rows, outside its file, or over
-            another one.
+        CheckpointError: a tensor of a type that does not load or that it never has, of broken rows, outside
+            its file, or not right behind the one before it.
     """
     found = {published_name(name): _weights(name, placed) for name, placed in tensors.items()}
-    _refuse_overlaps(found.values())
+    _check_types(found)
+    for file in {placed.file.path: placed.file for placed in tensors.values()}.values():
+        _check_places(file)
     for layer in config.layers:
         head_dim = layer.head_dim
         _split_qkv(found, layer.index, layer.num_heads * head_dim, layer.num_kv_heads * head_dim)
@@ -52,19 +56,50 @@ def weights_of(tensors: Mapping[str, PlacedTensor], config: Step35Config) -> Map
     return found
 
 
-def _refuse_overlaps(found: Iterable[GgufWeights]) -> None:
-    before: GgufWeights | None = None
-    for weights in sorted(found, key=lambda weights: (weights.file.path, weights.start)):
-        if (
-            before is not None
-            and before.file is weights.file
-            and weights.start < before.start + before.num_bytes
-        ):
+# What every writer keeps wide, whatever type it quantises the matrices to.
+_WIDE = (FLOAT32, FLOAT16, BFLOAT16)
+_ALWAYS_WIDE = ("norm.weight", ".moe.gate.weight", ".moe.router_bias")
+
+
+def _check_types(found: Mapping[str, GgufWeights]) -> None:
+    """Whether norms, routers and their biases are of a type that they have in some file."""
+    for name, weights in found.items():
+        if name.endswith(_ALWAYS_WIDE) and weights.form not in _WIDE:
             raise CheckpointError(
-                f"{weights.file.path}: tensor {quote(weights.name)} begins at byte {weights.start:,} of the "
-                f"file, inside tensor {quote(before.name)}: the file is damaged, download it again"
+                f"{weights.file.path}: tensor {quote(weights.name)} is stored as "
+                f"{type_name(NUMBERS[weights.form])}, expected F32, F16 or BF16 as norms and routers are: "
+                f"{_DAMAGED}"
             )
-        before = weights
+
+
+def _check_places(file: GgufFile) -> None:
+    """Whether tensors lie end to end, each padded to the alignment, as in all GGUF files.
+
+    Where they do not, the type or the sizes of one are not those that it was written with. What a file has
+    behind its last tensor is nobody's.
+    """
+    before, end = "", 0
+    expected: int | None = 0
+    for name, tensor in sorted(file.tensors.items(), key=lambda item: item[1].offset):
+        if expected is not None and tensor.offset != expected:
+            where = f"{file.path}: tensor {quote(name)} begins at byte {file.data_offset + tensor.offset:,}"
+            if tensor.offset < end:
+                raise CheckpointError(f"{where} of the file, inside tensor {quote(before)}: {_DAMAGED}")
+            neighbour = f"right behind tensor {quote(before)}" if before else "where the data begin"
+            raise CheckpointError(
+                f"{where} of the file, expected byte {file.data_offset + expected:,}, {neighbour}: {_DAMAGED}"
+            )
+        num_bytes = _num_bytes(tensor)
+        # Of a type that does not load, in a file of which only some tensors are taken.
+        before, end = name, tensor.offset + (num_bytes or 0)
+        expected = None if num_bytes is None else -(-end // file.alignment) * file.alignment
+
+
+def _num_bytes(tensor: GgufTensor) -> int | None:
+    form, columns = READABLE.get(tensor.type), tensor.shape[-1] if tensor.shape else 1
+    if form is None or not form.fits(columns):
+        return None
+    return math.prod(tensor.shape[:-1]) * form.row_bytes(columns)
 
 
 def _split_qkv(found: dict[str, GgufWeights], layer: int, query_rows: int, key_rows: int) -> None:
