@@ -79,20 +79,19 @@ class RayCluster:
         wire: Literal["ipc", "tcp"] = "ipc",
         num_threads: int | None = None,
         max_rows: int = MAX_MESSAGE_ROWS,
-        addresses: Mapping[str, str] | None = None,
     ) -> RunningWorkers:
         """Begin to start the workers of the plan that hold experts; `RunningWorkers.connect` waits for them.
 
-        In a Ray that was started here, workers listen on ipc sockets. These are faster than loopback tcp, and
-        they lie in a directory of this user, so nobody else on the machine can reach them. In a Ray that was
-        joined, workers listen on their node's address, encrypted, and let in this process alone.
+        In a Ray that was started here, all of them start on this machine, whatever the plan calls their
+        nodes. They listen on ipc sockets. These are faster than loopback tcp, and they lie in a directory of
+        this user, so nobody else on the machine can reach them. In a Ray that was joined, each starts on the
+        node of its name. It listens on that node's address, encrypted, and lets in this process alone.
 
         Args:
             model_dir: the checkpoint, at the same path on every machine.
             wire: how workers of a Ray started here are reached.
             num_threads: of each worker's tiers; None for an equal share of its node's cores.
             max_rows: tokens in one message.
-            addresses: node name in the plan -> address or host name, where Ray does not know the name.
 
         Raises:
             PlanError: the plan is for another model.
@@ -102,7 +101,12 @@ class RayCluster:
         workers = plan.asked_workers
         entries = ray.nodes()  # type: ignore[no-untyped-call]
         alive = [Node.from_ray(entry) for entry in entries if entry["Alive"]]
-        nodes = place(workers, alive, addresses or {})
+        if self._directory is None:
+            nodes = place(workers, alive)
+        else:
+            own_id = ray.get_runtime_context().get_node_id()
+            here = next(node for node in alive if node.id == own_id)
+            nodes = {worker.name: here for worker in workers}
         on_node = Counter(node.id for node in nodes.values())
         keys = KeyPair.make() if self._directory is None else None
         boxes = [tiers_of(plan, worker.name) for worker in workers]

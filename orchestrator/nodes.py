@@ -35,16 +35,13 @@ class Node:
         )
 
 
-def place(
-    workers: Sequence[PlannedWorker], nodes: Sequence[Node], addresses: Mapping[str, str]
-) -> dict[str, Node]:
+def place(workers: Sequence[PlannedWorker], nodes: Sequence[Node]) -> dict[str, Node]:
     """The node of each worker.
 
     A plan for one machine goes to the only node there is, whatever its name.
 
     Args:
         nodes: those alive.
-        addresses: node name in the plan -> what Ray knows it by, where that is another name.
 
     Returns:
         Worker name -> node, in the workers' order.
@@ -57,14 +54,13 @@ def place(
         return {worker.name: nodes[0] for worker in workers}
     found = {}
     for worker in workers:
-        name = addresses.get(worker.node, worker.node)
-        matching = [node for node in nodes if name in node.names]
+        matching = [node for node in nodes if worker.node in node.names]
         if len(matching) != 1:
             known = "; ".join(", ".join(sorted(node.names - {node.id})) for node in nodes)
             raise WorkerStartError(
-                f"worker {worker.name}: {len(matching)} of Ray's nodes are called {name!r}, expected one of "
-                f"these names: {known}: start Ray there, or plan with these names; without a plan, "
-                "--workers N shares the experts out on this machine"
+                f"worker {worker.name}: {len(matching)} of Ray's nodes are called {worker.node!r}, expected "
+                f"one of these names: {known}: start Ray there, or plan with these names; without "
+                "--ray-address all workers start on this machine"
             )
         found[worker.name] = matching[0]
     return found

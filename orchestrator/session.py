@@ -92,7 +92,6 @@ def open_session(
     plan: Plan,
     *,
     ray_address: str | None = None,
-    addresses: Mapping[str, str] | None = None,
     num_drafts: int = 0,
     positions: int | None = None,
     kv_form: KvForm | None = None,
@@ -103,8 +102,8 @@ def open_session(
     The head's weights are kept in the plan's dtype too.
 
     Args:
-        ray_address: of a running Ray cluster; None starts Ray on this machine for as long as the session.
-        addresses: of the plan's nodes, where Ray does not know them by name.
+        ray_address: of a running Ray cluster; None starts Ray, and all of the plan's workers, on this machine
+            for as long as the session.
         num_drafts: that a step will ask for at most.
         positions: of the longest text; memory for so many must be free. A usual context where left out.
         kv_form: of keys and values; as the plan assumes where left out, else in its dtype.
@@ -142,7 +141,7 @@ def open_session(
         cluster = stack.enter_context(RayCluster(ray_address))
         if ray_address is None:
             stack.enter_context(_share_of_cores(1 + num_workers))
-        running = cluster.start_workers(plan, shape, model.path, addresses=addresses)
+        running = cluster.start_workers(plan, shape, model.path)
         session = _load(model, plan, demand, running.connect, on_progress=on_progress)
         session.workers = running
         yield session

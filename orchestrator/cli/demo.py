@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import platform
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -67,9 +66,7 @@ def demo(
     prompts: dict[str, str] = json_module.loads((MODEL / "prompts.json").read_text())
     params = GenerationParams(max_tokens, temperature, ignore_eos=True, mtp=mtp)
     texts: dict[str, str] = {}
-    # The boxes of the demo's cluster file are all this machine.
-    addresses = {worker.node: platform.node() for worker in plan.tiers}
-    with open_session(model, plan, addresses=addresses) as session:
+    with open_session(model, plan) as session:
         for domain, prompt in prompts.items():
             if not json:
                 console.print(f"\n[bold]{domain}[/] [dim]prompt, then what the model writes[/]")

@@ -111,7 +111,7 @@ def generate(
             )
         for note in opened.checkpoint.notes:
             print_note(note)
-        if made.workload is not None and positions > made.workload.context:
+        if plan is not None and made.workload is not None and positions > made.workload.context:
             print_note(
                 f"{plan} was made for texts of {made.workload.context:,} positions, and this one may take "
                 f"{positions:,}: there is memory for it, but its steps take longer than predicted"

@@ -59,3 +59,5 @@ def test_an_interrupted_generation_leaves_no_process_behind(
     assert process.returncode == 128 + number, err
     assert "starting 2 workers on this machine\n" in err
     assert "Traceback" not in err
+    # Nobody planned for a context.
+    assert "was made for texts of" not in err

@@ -18,6 +18,7 @@ from orchestrator.cluster import RayCluster, RunningWorkers
 from placement.errors import PlanError, WorkerStartError
 from placement.model_shape import ModelShape
 from placement.plan import Plan
+from placement.plan_file import write_plan
 from tests.orchestrator.command_line import Potluck, document
 from tests.orchestrator.processes import DEADLINE_S, MARK, is_running, marked, wait_until
 from tests.orchestrator.random_plan import random_plan
@@ -142,6 +143,22 @@ def test_the_command_gives_the_ids_that_one_process_gives_and_leaves_no_worker(
     assert spread["remote_layers_per_token"] > 0
     assert [worker["name"] for worker in spread["workers"]] == ["worker-0", "worker-1"]
     assert sum(worker["share_of_activations"] for worker in spread["workers"]) == pytest.approx(1.0)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_plan_for_several_boxes_runs_on_this_one(
+    plan: Plan, model_dir: Path, potluck: Potluck, tmp_path: Path
+) -> None:
+    """No node of Ray bears the plan's names; without --ray-address none needs to."""
+    apart = replace(plan, tiers=tuple(replace(tier, node=f"box-{tier.name}") for tier in plan.tiers))
+    write_plan(apart, tmp_path / "plan.json")
+    arguments = ("generate", "--model", model_dir, "--token-ids", "5,6,7", "--max-tokens", 6, "--ignore-eos")
+    code, out, err = potluck(*arguments, "--plan", tmp_path / "plan.json")
+    assert code == 0, err
+    count = len(plan.asked_workers)
+    assert f"starting {count} workers on this machine; --ray-address starts them on the plan's boxes" in err
+    assert out == potluck(*arguments, "--dtype", "float32")[1]
+    wait_until(lambda: not worker_processes())
 
 
 def test_a_device_that_this_release_cannot_use_is_told_and_the_others_are_stopped(

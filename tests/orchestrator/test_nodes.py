@@ -33,22 +33,17 @@ NODES = [Node.from_ray(entry(number)) for number in (1, 2, 3)]
 
 @pytest.mark.parametrize("name", ["10.77.0.2", "h2", "box-2", "label-2", "id-2"])
 def test_a_node_goes_by_address_host_name_resource_and_label(name: str) -> None:
-    assert place([worker("a", name), worker("b", "h3")], NODES, {}) == {"a": NODES[1], "b": NODES[2]}
-
-
-def test_the_cluster_files_address_counts_where_it_gives_one() -> None:
-    found = place([worker("a", "cellar"), worker("b", "h1")], NODES, {"cellar": "10.77.0.3"})
-    assert [node.id for node in found.values()] == ["id-3", "id-1"]
+    assert place([worker("a", name), worker("b", "h3")], NODES) == {"a": NODES[1], "b": NODES[2]}
 
 
 def test_a_plan_for_one_machine_goes_to_the_only_node() -> None:
     workers = [worker("a", "this-machine"), worker("b", "this-machine")]
-    assert set(place(workers, NODES[:1], {}).values()) == {NODES[0]}
+    assert set(place(workers, NODES[:1]).values()) == {NODES[0]}
 
 
 def test_a_node_that_is_not_there_is_named_with_those_that_are() -> None:
     with pytest.raises(WorkerStartError, match=r"worker b: 0 of Ray's nodes are called 'attic'.*box-1.*h3"):
-        place([worker("a", "h1"), worker("b", "attic")], NODES, {})
+        place([worker("a", "h1"), worker("b", "attic")], NODES)
 
 
 def test_a_name_that_two_nodes_bear_is_not_guessed() -> None:
@@ -57,7 +52,7 @@ def test_a_name_that_two_nodes_bear_is_not_guessed() -> None:
         Node.from_ray(entry(2, NodeManagerHostname="pc")),
     ]
     with pytest.raises(WorkerStartError, match="2 of Ray's nodes are called 'pc'"):
-        place([worker("a", "pc"), worker("b", "pc")], twins, {})
+        place([worker("a", "pc"), worker("b", "pc")], twins)
 
 
 def test_sizes_of_a_node_are_not_among_its_names() -> None:
