@@ -68,14 +68,10 @@ def plan_here(model: OpenModel, dtype: str, demand: Demand, free: FreeMemory) ->
     of_layer = expert_bytes(model.contents, dtype)
     all_bytes = shape.num_experts * sum(of_layer.values())
     experts = f"{shape.num_routed_experts:,} experts ({size(all_bytes)})"
-    leaves = f"{free.told_by} leaves {size(free.usable_bytes)}"
+    head_part = f"the head (weights, KV cache and activations: {size(head_bytes)})"
     room = free.usable_bytes - head_bytes
     if all_bytes <= room:
-        reason = (
-            f"{shape.name} is mapped into this process: the head with its KV cache ({size(head_bytes)}) and "
-            f"{experts} fit, "
-            f"{leaves}"
-        )
+        reason = f"{shape.name} is mapped into this process: {head_part} and {experts} fit, {free.told}"
         return OneBox(one_box_plan(model, dtype), reason)
     least = least_cache_bytes(shape.num_routed_experts, max(of_layer.values(), default=0))
     check_memory(
@@ -86,8 +82,7 @@ def plan_here(model: OpenModel, dtype: str, demand: Demand, free: FreeMemory) ->
         "(potluck plan)",
     )
     reason = (
-        f"{shape.name} does not fit, {leaves}: the head with its KV cache ({size(head_bytes)}) is in memory, "
-        f"{experts} stay on disk, and a cache in memory holds {size(room)} of them, "
-        f"{100 * room / all_bytes:.0f}%"
+        f"{shape.name} does not fit, {free.told}: {head_part} is in memory, {experts} stay on disk, and a "
+        f"cache in memory holds {size(room)} of them, {100 * room / all_bytes:.0f}%"
     )
     return OneBox(one_box_plan(model, dtype, cache_bytes=room), reason)

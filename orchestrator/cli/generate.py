@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,14 @@ from orchestrator.tokenizer import StreamDecoder, Tokenizer
 from placement.errors import InputError, NonFiniteError
 from placement.files.input_file import decode_text
 from placement.files.quote import quote
+from placement.kv_size import KvForm
 from placement.plan import Plan
 from placement.units import size
 from placement.weight_format import FLOAT32
 from workers.formats.contents import ModelContents, Part
 from workers.formats.open_model import OpenModel, kept_forms, open_model
 from workers.memory.free import free_memory
+from workers.tiers import tiers_of
 
 # Far more text than any model's positions hold.
 MOST_PROMPT_BYTES = 16_000_000
@@ -73,10 +76,12 @@ def generate(
     """Continue a prompt."""
     if ray_address is not None and plan is None:
         raise InputError("--ray-address: expected with --plan PLAN.json, which says whom to ask there")
+    _check_prompt_options(prompt, token_ids, chat=chat, system=system)
+    said_ids = None if token_ids is None else _numbers(token_ids)
     opened = open_model(model_folder(model))
     config = opened.config
     tokenizer = _load_tokenizer(opened, needed=prompt is not None)
-    prompt_ids = _prompt_ids(prompt, token_ids, tokenizer, chat=chat, system=system)
+    prompt_ids = said_ids if said_ids is not None else _encoded(prompt, tokenizer, chat=chat, system=system)
     params = GenerationParams(max_tokens, temperature, seed, ignore_eos, mtp)
     config.check_token_ids(prompt_ids)
     check_length(len(prompt_ids), max_tokens, config.max_position_embeddings)
@@ -94,6 +99,9 @@ def generate(
                 f"{given} with --plan: {plan} already says where experts live, and that the run is in "
                 f"{made.dtype}; leave out {given}"
             )
+        if not json:
+            for note in (*_on_disk(made), *_unlike(made, plan, kv, mtp)):
+                print_note(note)
     if made.asked_workers and ray_address is None and not json:
         print_note(_starting(made, planned=plan is not None))
     with ExitStack() as stack:
@@ -156,6 +164,33 @@ def _has_float32(contents: ModelContents) -> bool:
     return contents.in_directory and any(matrix.form == FLOAT32.name for matrix in matrices)
 
 
+def _on_disk(plan: Plan) -> Iterator[str]:
+    """What of a plan is read from disks while it runs."""
+    for worker in plan.workers:
+        on_disk = [tier for tier in tiers_of(plan, worker.name) if tier.kind == "disk"]
+        if on_disk:
+            num_experts = sum(tier.num_experts for tier in on_disk)
+            cache = size(sum(tier.cache_bytes for tier in on_disk))
+            yield f"{num_experts:,} experts of {worker.name} stay on disk; a cache in memory has {cache}"
+
+
+def _unlike(plan: Plan, path: Path, kv: KvForm | None, drafts: int) -> Iterator[str]:
+    """In what this run is not what the plan was made for."""
+    workload = plan.workload
+    if workload is None:
+        return
+    kept = kv or workload.kv_form
+    if (kept, drafts) != (workload.kv_form, workload.drafts):
+        yield (
+            f"{path} was made for keys and values in {workload.kv_form} and {_count(workload.drafts)} a "
+            f"step; this run has {kept} and {_count(drafts)}, so a step does not take the time predicted"
+        )
+
+
+def _count(drafts: int) -> str:
+    return "one draft" if drafts == 1 else f"{drafts or 'no'} drafts"
+
+
 def _starting(plan: Plan, *, planned: bool) -> str:
     count = len(plan.asked_workers)
     advice = "; --ray-address starts them on the plan's boxes" if planned else ""
@@ -216,27 +251,33 @@ def _load_tokenizer(model: OpenModel, *, needed: bool) -> Tokenizer | None:
         return None
 
 
-def _prompt_ids(
-    prompt: str | None, token_ids: str | None, tokenizer: Tokenizer | None, *, chat: bool, system: str | None
-) -> list[int]:
+def _check_prompt_options(
+    prompt: str | None, token_ids: str | None, *, chat: bool, system: str | None
+) -> None:
     if (prompt is None) == (token_ids is None):
         raise InputError("expected either --prompt TEXT or --token-ids 1,2,3")
     if chat and prompt is None:
         raise InputError("--chat asks a text; expected it with --prompt TEXT, not with --token-ids")
     if system is not None and not chat:
         raise InputError("--system stands before a user's turn; expected it with --chat")
-    if prompt is not None and tokenizer is not None:
-        text = _standard_input() if prompt == "-" else prompt
-        if not text:
-            raise InputError("--prompt: expected some text, found none")
-        return tokenizer.encode_chat(text, system) if chat else tokenizer.encode_prompt(text)
-    assert token_ids is not None
+
+
+def _numbers(token_ids: str) -> list[int]:
     try:
         return [int(part) for part in token_ids.split(",")]
     except ValueError:
         raise InputError(
             f"--token-ids {quote(token_ids)}: expected whole numbers with commas, 1,2,3"
         ) from None
+
+
+def _encoded(prompt: str | None, tokenizer: Tokenizer | None, *, chat: bool, system: str | None) -> list[int]:
+    assert prompt is not None
+    assert tokenizer is not None
+    text = _standard_input() if prompt == "-" else prompt
+    if not text:
+        raise InputError("--prompt: expected some text, found none")
+    return tokenizer.encode_chat(text, system) if chat else tokenizer.encode_prompt(text)
 
 
 def _standard_input() -> str:

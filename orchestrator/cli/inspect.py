@@ -16,6 +16,7 @@ from orchestrator.cli.output import console, print_json, print_note, table
 from orchestrator.run_memory import Demand, expert_bytes, head_needs
 from orchestrator.runnable import DEFAULT_DTYPE
 from placement.errors import CheckpointError, InputError
+from placement.kv_size import KvForm
 from placement.model_shape import ModelShape
 from placement.units import size
 from placement.workload import DEFAULT_CONTEXT
@@ -42,7 +43,7 @@ def inspect(
     shape = contents.config.shape(model_name(model))
     most = shape.max_positions
     if context is not None and context > most:
-        raise InputError(f"--context {context}: expected at most {most}, for which the model was made")
+        raise InputError(f"--context {context}: expected at most {most:,} positions, the model's own limit")
     demand = Demand(min(context or DEFAULT_CONTEXT, most), num_drafts=mtp, kv_form=kv)
     fit = fit_of(contents, shape, demand, free_memory())
     runs = type_runs(contents.tensors)
@@ -93,8 +94,16 @@ class Fit:
     @property
     def room_for_experts(self) -> int:
         """Bytes that are left for experts beside everything else, at most all that they take."""
-        left = self.free.usable_bytes - sum(need.num_bytes for need in self._beside_experts)
-        return max(0, min(self.experts, left))
+        return max(0, min(self.experts, self._left_bytes))
+
+    @property
+    def process_decides(self) -> bool:
+        """Whether the smallest cache fits but for what a process takes itself, a figure on the safe side."""
+        return self._left_bytes < self.least_cache <= self._left_bytes + PROCESS_BYTES
+
+    @property
+    def _left_bytes(self) -> int:
+        return self.free.usable_bytes - sum(need.num_bytes for need in self._beside_experts)
 
     @property
     def _beside_experts(self) -> list[Need]:
@@ -159,9 +168,17 @@ def layer_ranges(layers: Sequence[int]) -> str:
 def need_table(demand: Demand, fit: Fit) -> Any:
     """What a run takes in memory."""
     rows = [(need.what, size(need.num_bytes)) for need in fit.needs]
-    rows += [("all", size(fit.needed_bytes)), ("free here", size(fit.free.usable_bytes))]
+    rows += [
+        ("all", size(fit.needed_bytes)),
+        ("free here, less what stays free", size(fit.free.usable_bytes)),
+    ]
     drafts = f" and {demand.num_drafts} drafts a step" if demand.num_drafts else ""
-    return table(f"Memory, with {demand.positions} positions{drafts}", ("", "bytes"), rows)
+    kept = f"{demand.positions:,} positions of keys and values in {_kv_form(demand)}"
+    return table(f"Memory, with {kept}{drafts}", ("", "bytes"), rows)
+
+
+def _kv_form(demand: Demand) -> KvForm:
+    return demand.kv_form or KvForm.of(DEFAULT_DTYPE)
 
 
 def verdict(fit: Fit) -> str:
@@ -170,15 +187,21 @@ def verdict(fit: Fit) -> str:
         return f"It does not run: {fit.problem}"
     if not fit.missing_bytes:
         return "It fits into this machine's memory."
+    missing = f"{size(fit.missing_bytes)} are missing ({fit.free.told_by})"
     if fit.room_for_experts >= fit.least_cache:
         percent = 100 * fit.room_for_experts // fit.experts
         return (
-            f"{size(fit.missing_bytes)} are missing ({fit.free.told_by}): {percent}% of the routed "
-            "experts fit beside the rest; the others need other boxes or the disk."
+            f"{missing}: {percent}% of the routed experts fit beside the rest. `potluck generate` keeps the "
+            f"experts on disk then, with a cache for {percent}% of them; other boxes may hold them in memory."
+        )
+    if fit.process_decides:
+        return (
+            f"{missing}: the head and the smallest cache of experts fit, but not beside all of the "
+            f"{size(PROCESS_BYTES)} that the process may take; `potluck generate` says whether it runs."
         )
     return (
-        f"{size(fit.missing_bytes)} are missing ({fit.free.told_by}): not even the head and the smallest "
-        "cache of experts fit; take a smaller context, a smaller file or a larger box."
+        f"{missing}: not even the head and the smallest cache of experts fit; take a smaller context, a "
+        "smaller file or a larger box."
     )
 
 
@@ -206,9 +229,11 @@ def document(
         "total_bytes": contents.num_bytes(),
         "context": demand.positions,
         "drafts": demand.num_drafts,
+        "kv": _kv_form(demand).value,
         "weight_bytes": weights,
         "kv_cache_bytes": kv_cache,
         "activation_bytes": activations,
+        "process_bytes": PROCESS_BYTES,
         "needed_bytes": fit.needed_bytes,
         "free_bytes": fit.free.usable_bytes,
         "missing_bytes": fit.missing_bytes,

@@ -21,5 +21,8 @@ Quant = Annotated[
 
 Kv = Annotated[
     KvForm | None,
-    typer.Option(help="Keys and values, if not in the dtype; int8 takes half, and may change the text."),
+    typer.Option(
+        help="How keys and values are kept; default as the run computes. int8 takes half of bfloat16's "
+        "memory and may change the text."
+    ),
 ]

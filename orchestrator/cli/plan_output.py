@@ -131,29 +131,46 @@ def plan_parts(planned: Planned) -> list[Group | str]:
             for name, part in sorted(prediction.bound_by.items(), key=lambda item: -item[1])[:8]
             if part >= _LEAST_SHARE_SHOWN
         ]
+        no_room = _no_room(planned.contexts)
         speeds = [(f"{at.context:,}", _speed(at.tokens_per_s)) for at in planned.contexts]
         cause, part = max(prediction.causes.items(), key=lambda item: item[1])
+        disks = {worker.name for worker in planned.summary.workers if worker.tier == "disk"}
+        mostly = f"{cause} ({share(part)})"
+        if cause == "memory" and waits and waits[0][0] in disks:
+            # Its share is in the table: that of memory is both together.
+            mostly = "reading the disk"
         parts += [
             table("Predicted tokens/s by context", ("context", "tokens/s"), speeds),
-            *_no_room(planned.contexts),
+            *no_room,
+            *([""] if no_room else []),
             table("Which device a layer waits for", ("device", "of layers"), waits),
             f"{prediction.tokens_per_s:.2f} tokens/s: a step takes {_ms(prediction.step_time_s)} "
             f"on {_BASES[prediction.basis]}, of which the head {_ms(prediction.head_s)}. "
-            f"{prediction.remote_layers_per_token:.1f} of {num_layers} MoE layers a token ask another box.",
+            f"{_remote(prediction.remote_layers_per_token, num_layers)} MoE layers a token ask another box.",
             f"Prompts: about {prediction.prefill_tokens_per_s:.0f} tokens/s.",
             f"No plan for these boxes is faster than {_ms(prediction.lower_bound_s)} a step: this one is at "
-            f"most {share(prediction.gap)} above the best. Layers wait mostly for {cause} ({share(part)}).",
+            f"most {share(prediction.gap)} above the best. Layers wait mostly for {mostly}.",
         ]
         if (copies := prediction.copies) is not None:
             parts.append(
-                f"Copies: {copies.num_copies:,} experts, decode {copies.decode_gain:+.1%}, "
-                f"prompts {copies.prompt_gain:+.1%}."
+                f"Copies: {copies.num_copies:,} experts, decode {gain_of(copies.decode_gain)}, "
+                f"prompts {gain_of(copies.prompt_gain)}."
             )
     if (workload := planned.plan.workload) is not None:
         parts.append(f"Assumed: {describe(workload)}.")
     if (moved := planned.replan) is not None:
         parts.append(_move_line(moved))
     return [*parts, *(f"{sentence[0].upper()}{sentence[1:]}." for sentence in planned.advice)]
+
+
+def _remote(layers: float, of_layers: int) -> str:
+    return f"None of the {of_layers}" if layers < 0.05 else f"{layers:.1f} of {of_layers}"
+
+
+def gain_of(gain: float) -> str:
+    """A share more, or less, in tenths of a per cent."""
+    # A sum with 0 has no sign of its own where nothing is left of it.
+    return f"{round(gain, 3) + 0.0:+.1%}"
 
 
 def _no_room(contexts: Sequence[AtContext]) -> list[str]:

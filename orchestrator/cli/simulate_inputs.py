@@ -102,7 +102,9 @@ def load_system(
 def shape_of(plan: Plan, path: Path, model: str | None) -> ModelShape:
     """Of `--model`, else of the model that the plan names; raises InputError where that is not known."""
     if model is None and plan.model.lower() not in PUBLISHED_SHAPES:
-        raise InputError(f"{path}: model {plan.model!r} is not built in: expected --model DIRECTORY")
+        raise InputError(
+            f"{path}: model {plan.model!r} is not built in: expected --model with its directory or GGUF file"
+        )
     return load_shape(model if model is not None else plan.model)
 
 

@@ -134,7 +134,7 @@ class GgufFile:
             identity = FileIdentity.of(file.fileno())
             num_bytes = identity.num_bytes
             if num_bytes < 24:
-                raise error(f"{path}: not a GGUF file: only {size(num_bytes)}; {_AGAIN}")
+                raise error(f"{path}: too short for a GGUF file: {num_bytes} bytes; {_AGAIN}")
             cursor = _Cursor(file, num_bytes, Path(path), error)
             if cursor.bytes(4) != MAGIC:
                 raise error(

@@ -63,7 +63,7 @@ UP = "blk.3.ffn_up_exps.weight"
             lambda content: content[:300],
             "cut off at byte 300; expected … or more: … download or copy it again",
         ),
-        (lambda content: b"", "not a GGUF file: only 0 B; … download or copy it again"),
+        (lambda content: b"", "too short for a GGUF file: 0 bytes; … download or copy it again"),
         (lambda content: b"PK\3\4" + content, "not a GGUF file: expected it to begin with GGUF"),
         (
             lambda content: packed(content, 4, "<I", 1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,46 @@ def test_keys_and_values_are_kept_as_asked(potluck: Potluck, model_dir: Path) ->
     code, _, err = potluck(*ask, "--kv", "int4")
     assert code == 2
     assert "int4" in err
+
+
+def test_a_run_says_in_what_it_is_not_as_planned(potluck: Potluck, model_dir: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    (tmp_path / "boxes.yaml").write_text(HEAD_AND_DISK)
+    planned = ("plan", tmp_path / "boxes.yaml", "--model", model_dir, "--kv", "int8", "--policy", "uniform")
+    assert potluck(*planned, "--out", plan)[0] == 0
+    ask = ("generate", "--model", model_dir, "--plan", plan, "--token-ids", "5,6,7", "--max-tokens", 2)
+    note = "plan.json was made for keys and values in int8 and no drafts a step; this run has"
+    for options, told in (
+        ((), None),
+        (("--kv", "bfloat16"), f"{note} bfloat16 and no drafts"),
+        (("--mtp", 1), f"{note} int8 and one draft"),
+    ):
+        code, _, err = potluck(*ask, *options)
+        words = " ".join(err.split())
+        assert code == 0, err
+        assert ("was made for keys" in words) == (told is not None)
+        assert (told or "") in words
+        assert re.search(r"\d+ experts of head stay on disk; a cache in memory has [\d.]+ [kM]?B", words)
+
+
+HEAD_AND_DISK = """
+head: here
+nodes:
+  - name: here
+    devices:
+      - {name: ram, kind: ram, memory_bytes: 3MB, bandwidth_gbytes_per_s: 20, ffn_gflops: 100}
+      - {name: ssd, kind: disk, memory_bytes: 1GB, bandwidth_gbytes_per_s: 2, ffn_gflops: 100}
+"""
+
+
+def test_the_prompt_options_are_looked_at_before_the_model(potluck: Potluck, tmp_path: Path) -> None:
+    for options, message in (
+        ((), "expected either --prompt TEXT or --token-ids"),
+        (("--token-ids", "x"), "expected whole numbers"),
+        (("--prompt", "x"), "nope: no such file or directory; expected a model"),
+    ):
+        code, _, err = potluck("generate", "--model", tmp_path / "nope", *options)
+        assert (code, message in " ".join(err.split())) == (2, True), err
 
 
 def test_a_run_says_that_it_rounds_float32_weights(potluck: Potluck, tmp_path: Path) -> None:

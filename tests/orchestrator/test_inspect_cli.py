@@ -43,8 +43,9 @@ def test_bytes_are_those_of_the_file_s_tensors(potluck: Potluck, path: Path) -> 
     # Two full layers of five hold 8 pages of 128, three that slide 3 at a time: two heads of 64.
     assert made["kv_cache_bytes"] == 2 * 2 * 64 * 2 * 128 * (2 * 8 + 3 * 3)
     assert made["weight_bytes"] == made["head_bytes"]
-    parts = ("weight_bytes", "expert_bytes", "kv_cache_bytes", "activation_bytes")
-    assert made["needed_bytes"] == sum(made[part] for part in parts) + PROCESS_BYTES
+    parts = ("weight_bytes", "expert_bytes", "kv_cache_bytes", "activation_bytes", "process_bytes")
+    assert made["needed_bytes"] == sum(made[part] for part in parts)
+    assert made["kv"] == "bfloat16"
     assert (made["model"], made["context"], made["notes"]) == ("mixed", 1000, [])
     assert made["problem"] is None
     assert made["fits"] == (made["missing_bytes"] == 0)
@@ -53,6 +54,11 @@ def test_bytes_are_those_of_the_file_s_tensors(potluck: Potluck, path: Path) -> 
     assert drafting["kv_cache_bytes"] == 2 * 2 * 64 * 2 * 128 * (2 * 8 + 5 * 3)
     narrow = document(potluck("inspect", path, "--json", "--context", 1000, "--kv", "int8"))
     assert narrow["kv_cache_bytes"] == made["kv_cache_bytes"] * (64 + 4) // 128
+    assert narrow["kv"] == "int8"
+    _, out, _ = potluck("inspect", path, "--kv", "int8", "--mtp", 2)
+    assert "Memory, with 4,096 positions of keys and values in int8 and 2 drafts a step" in " ".join(
+        out.split()
+    )
 
 
 def test_types_are_told_by_layer_and_matrix(potluck: Potluck, path: Path) -> None:
@@ -103,7 +109,10 @@ def test_what_is_no_model_and_too_long_a_context_are_one_line(
     potluck: Potluck, path: Path, tmp_path: Path
 ) -> None:
     code, _, err = potluck("inspect", path, "--context", 4097)
-    assert (code, says(err, "--context 4097: expected at most 4096")) == (2, True)
+    assert (code, says(err, "--context 4097: expected at most 4,096 positions, the model's own limit")) == (
+        2,
+        True,
+    )
     (tmp_path / "m.gguf").write_bytes(path.read_bytes()[:-100])
     code, _, err = potluck("inspect", tmp_path / "m.gguf")
     assert (code, says(err, "m.gguf: tensor … ends at byte … truncated")) == (2, True)
@@ -115,9 +124,14 @@ def test_what_is_no_model_and_too_long_a_context_are_one_line(
     ("room", "expected"),
     [
         (1000, "It fits into this machine's memory."),
-        (999, "99% of the routed experts fit beside the rest"),
+        (
+            999,
+            "99% of the routed experts fit beside the rest. `potluck generate` keeps the experts on disk",
+        ),
         (160, "16% of the routed experts fit beside the rest"),
-        (159, "not even the head and the smallest cache of experts fit"),
+        (159, "not beside all of the 210.0 MB that the process may take"),
+        (-50, "not beside all of the 210.0 MB that the process may take"),
+        (-51, "not even the head and the smallest cache of experts fit"),
     ],
 )
 def test_the_verdict_says_what_is_missing(room: int, expected: str) -> None:
@@ -169,7 +183,10 @@ def test_what_fits_to_the_byte_is_what_generate_accepts(
     assert "of the routed experts fit beside the rest" in inspected(least)[1]
     code, err = generated(least - 1)
     assert (code, says(err, "of memory are missing … smallest cache of experts")) == (2, True)
-    assert "not even the head and the smallest cache of experts fit" in inspected(least - 1)[1]
+    assert "not beside all of the 210.0 MB that the process may take" in inspected(least - 1)[1]
+    assert (
+        "not even the head and the smallest cache of experts fit" in inspected(least - 1 - PROCESS_BYTES)[1]
+    )
 
 
 def test_a_file_that_lacks_a_tensor_does_not_fit(potluck: Potluck, tmp_path: Path) -> None:

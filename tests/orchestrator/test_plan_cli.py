@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from orchestrator.cli import output
+from orchestrator.cli.plan_output import gain_of
 from placement.given.stats import RoutingStats
 from placement.given.traces import CODING, GENERAL, SyntheticRouter
 from placement.model_shape import STEP_3_5_FLASH
@@ -161,6 +162,28 @@ def test_the_output_stays_readable_at_60_columns(
         assert any(line.split()[:1] == [row] for line in lines), row
     assert "of choices" not in out
     assert "policy uniform" in " ".join(out.split())
+
+
+def test_one_box_with_a_disk_is_said_to_read_it_and_to_ask_nobody(potluck: Potluck, tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(
+        "head: here\nnodes:\n  - name: here\n    devices:\n"
+        "      - {name: ram, kind: ram, memory_bytes: 14MB, bandwidth_gbytes_per_s: 20, ffn_gflops: 100}\n"
+        "      - {name: ssd, kind: disk, memory_bytes: 1GB, bandwidth_gbytes_per_s: 2, ffn_gflops: 100}\n"
+    )
+    code, out, err = potluck("plan", tmp_path / "cluster.yaml", "--model", TINY)
+    assert code == 0, err
+    words = " ".join(out.split())
+    assert "Layers wait mostly for reading the disk." in words
+    assert "None of the 5 MoE layers a token ask another box." in words
+
+
+def test_a_gain_of_nothing_has_no_sign_of_its_own() -> None:
+    assert [gain_of(gain) for gain in (-0.0004, 0.0004, -0.0006, 0.1)] == [
+        "+0.0%",
+        "+0.0%",
+        "-0.1%",
+        "+10.0%",
+    ]
 
 
 def test_speeds_stop_at_the_models_own_length(potluck: Potluck, files: Path, tmp_path: Path) -> None:

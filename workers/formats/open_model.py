@@ -162,8 +162,15 @@ def _directory_config(directory: Path) -> Step35Config:
         # Neither file nor directory, which is what this says.
         with open_input(directory, CheckpointError, expected):
             pass
+    if not os.path.lexists(directory):
+        raise CheckpointError(f"{directory}: no such file or directory; expected {expected}")
     if not os.path.lexists(directory / "config.json") and os.path.isdir(directory):
         files = sorted(path.name for path in directory.glob(f"*{GGUF_SUFFIX}"))
+        if len(files) > 1 and len({whole_name(Path(name)) for name in files}) == 1:
+            raise CheckpointError(
+                f"{directory}: no config.json, but {len(files)} parts of one model; give any of them, "
+                f"such as {directory / files[0]}"
+            )
         if files:
             raise CheckpointError(
                 f"{directory}: no config.json, but {len(files)} GGUF files; expected one of them as the "

@@ -43,6 +43,5 @@ def check_memory(needs: Sequence[Need], free: FreeMemory, *, where: str, advice:
     listed = ", ".join(f"{size(need.num_bytes)} for {need.what}" for need in needs if need.num_bytes)
     raise PlanDoesNotFit(
         f"{where}: {size(missing)} of memory are missing: expected {size(total)} ({listed}), "
-        f"but {free.told_by} leaves {size(free.num_bytes)}, of which {size(free.margin_bytes)} stay free: "
-        f"{advice}"
+        f"but {free.told}: {advice}"
     )

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import psutil
 
+from placement.units import size
+
 # Of what is free: for what others on the machine do next, and for what no estimate counts.
 MARGIN_SHARE = 0.03
 LEAST_MARGIN_BYTES = 256_000_000
@@ -29,6 +31,12 @@ class FreeMemory:
     def usable_bytes(self) -> int:
         """Less the margin, at least 0."""
         return max(0, self.num_bytes - self.margin_bytes)
+
+    @property
+    def told(self) -> str:
+        """For people, the margin named: "this machine leaves 100.0 GB, of which 3.0 GB stay free"."""
+        margin = size(min(self.num_bytes, self.margin_bytes))
+        return f"{self.told_by} leaves {size(self.num_bytes)}, of which {margin} stay free"
 
 
 def free_memory() -> FreeMemory:

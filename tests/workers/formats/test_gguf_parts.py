@@ -113,6 +113,19 @@ def test_a_part_may_repeat_what_the_first_says(path: Path, tmp_path: Path) -> No
     assert_same(open_model(parts[0])[1], open_model(path)[1])
 
 
+def test_parts_without_the_one_asked_for_and_their_directory_say_what_to_give(
+    path: Path, tmp_path: Path
+) -> None:
+    parts = in_parts(path, tmp_path / "whole", 3)
+    with pytest.raises(CheckpointError, match=r"3 parts of one model; give any of them, such as .*00001-of"):
+        load_config(parts[0].parent)
+    parts[1].unlink()
+    with pytest.raises(
+        CheckpointError, match=r"No such file.*called as a part of a split model, which needs"
+    ):
+        load_config(parts[1])
+
+
 def test_a_renamed_part_is_refused(path: Path, tmp_path: Path) -> None:
     part = in_parts(path, tmp_path / "whole", 3)[0].rename(tmp_path / "model.gguf")
     with pytest.raises(CheckpointError, match=r"a part of a model in 3 files; expected it to be called"):
@@ -175,7 +188,7 @@ def test_an_mtp_file_of_another_model_is_left_alone_and_told(path: Path, tmp_pat
     assert checkpoint.notes[0].startswith(f"MTP layers are not taken: {tmp_path / 'mtp-other.gguf'}: tensor")
     assert "truncated" in checkpoint.notes[0]
     (tmp_path / "mtp-other.gguf").write_bytes(b"GGUF" + bytes(9))
-    assert "mtp-other.gguf: not a GGUF file" in open_model(trunk)[1].notes[0]
+    assert "mtp-other.gguf: too short for a GGUF file: 13 bytes" in open_model(trunk)[1].notes[0]
 
 
 def test_messages_name_the_file_that_a_tensor_is_in(path: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class GgufParts:
             CheckpointError: as `GgufFile.open`; a part is missing, or belongs to another model or place.
         """
         path = Path(path)
-        file = GgufFile.open(path, CheckpointError)
+        file = _open_asked(path)
         count = _number(file, "split.count", default=0)
         if count <= 1:
             return cls(path, file.metadata, _placed(file))
@@ -102,6 +102,15 @@ def _part_paths(path: Path, count: int) -> list[Path]:
     return [
         path.with_name(f"{found['stem']}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)
     ]
+
+
+def _open_asked(path: Path) -> GgufFile:
+    try:
+        return GgufFile.open(path, CheckpointError)
+    except CheckpointError as error:
+        if _PART_NAME.fullmatch(path.name) is None or path.exists():
+            raise
+        raise CheckpointError(f"{error}: it is called as a part of a split model, which needs all") from None
 
 
 def _open_part(part: Path, asked: Path) -> GgufFile:
