@@ -32,7 +32,7 @@ PLAN = ("plan", "cluster.yaml", "--model", "step-3.5-flash")
         (("study", "s.yaml", "--processes", 0), "--processes: … at least 1 … '0'"),
         (("stats", "--model", "m", "--out", "o.npz"), "missing … TEXT"),
         (("generate", "--model", "m", "--dtype", "q4"), "--dtype: … 'q4' … 'float32', 'bfloat16'"),
-        (("stats", "a.txt", "--model", "nowhere", "--out", "o.npz"), "nowhere/config.json: "),
+        (("stats", "a.txt", "--model", "nowhere", "--out", "o.npz"), "nowhere: no such file or directory"),
         (("generate", "--model", "m", "--workers", 65), "--workers: … at most 64"),
         (("demo", "--max-tokens", 1), "--max-tokens: … at least 2 … '1'"),
         (("plann",), "'plann' … 'plan' … `potluck --help`"),
