@@ -23,8 +23,8 @@ _SOURCE = Path(__file__).with_name("multiply_rate.c")
 _TURNS, _IN_TURN = 50_000, 12
 
 # 256-bit instructions of a chunk and a row: that scale sums of products, and that multiply the row's sums.
-# Minimums of q4_k and q5_k are taken for eight chunks at once. Counted by hand in blocks_256.h and
-# fastest_256.h; nothing ties them to these files, so count again where those change.
+# Minimums of q4_k and q5_k are taken for eight chunks at once. Counted by hand in blocks_256.h,
+# small_blocks_256.h and panels.h; nothing ties them to these files, so count again where those change.
 _SCALINGS: Mapping[str, tuple[int, float]] = {
     "q8_0": (8, 0),
     "q6_k": (4, 1),

@@ -88,6 +88,8 @@ struct Fastest;
 
 #include "blocks_256.h"
 
+#include "small_blocks_256.h"
+
 #include "panels.h"
 
 #include "fastest_256.h"

@@ -18,6 +18,8 @@
 #ifdef POTLUCK_OWN_PANELS
 #include "blocks_256.h"
 
+#include "small_blocks_256.h"
+
 #include "grids_256.h"
 
 #include "panels.h"

@@ -61,6 +61,8 @@ namespace baseline {
 
 #include "blocks_256.h"
 
+#include "small_blocks_256.h"
+
 #include "grids_256.h"
 
 #include "panels.h"
