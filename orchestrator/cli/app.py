@@ -39,6 +39,7 @@ A name of two words is a command of its own, `stats compare` in `stats_compare.p
 what it always did.
 """
 
+_NOT_MAPPED = "failed to map segment"  # what the loader says of a library for which there is no room
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -46,6 +47,9 @@ def load(arguments: Sequence[str]) -> typer.Typer:
     """The command line with the one command that `arguments` name; the others stand there by name only.
 
     Most commands take seconds to load, which nobody should wait for who wants help or mistyped a name.
+
+    Raises:
+        MemoryError: there is no room for the libraries of a command.
     """
     app = typer.Typer(
         name="potluck",
@@ -67,7 +71,13 @@ def load(arguments: Sequence[str]) -> typer.Typer:
 def command(name: str) -> Callable[..., Any]:
     """The function behind a command."""
     name = name.replace(" ", "_")
-    function: Callable[..., Any] = getattr(import_module(f"orchestrator.cli.{name}"), name)
+    try:
+        module = import_module(f"orchestrator.cli.{name}")
+    except ImportError as error:
+        if _NOT_MAPPED in str(error):
+            raise MemoryError(str(error)) from error
+        raise
+    function: Callable[..., Any] = getattr(module, name)
     return function
 
 
@@ -84,7 +94,11 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         print_error(str(error))
         return error.exit_code
     except MemoryError as error:
-        print_error(f"out of memory: {first_line(error)}; {_more_memory()}")
+        return out_of_memory(error)
+    except ImportError as error:
+        if _NOT_MAPPED not in str(error):
+            raise
+        return out_of_memory(error)
     except BrokenPipeError:
         # `potluck … | head`: nobody reads on; the code is what typer gives where it notices itself.
         sys.stdout = io.StringIO()
@@ -96,6 +110,12 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         print_error(f"cannot write {what}: {error.strerror}; make room and try again")
         # What did not go out would fail again when the interpreter empties its buffers.
         sys.stdout = io.StringIO()
+    return 2
+
+
+def out_of_memory(error: Exception) -> int:
+    """Tell it in one line; the exit code."""
+    print_error(f"out of memory: {first_line(error)}; {_more_memory()}")
     return 2
 
 

@@ -11,9 +11,12 @@ def main() -> None:
     """Run the command line; Ctrl-C, SIGTERM and SIGHUP end it silently with 128 + their number."""
     stop_at_once()
     # Loaded here, where an interruption no longer prints a traceback.
-    from orchestrator.cli.app import load, run
+    from orchestrator.cli.app import load, out_of_memory, run
 
-    app = load(sys.argv[1:])
+    try:
+        app = load(sys.argv[1:])
+    except MemoryError as error:
+        sys.exit(out_of_memory(error))
     stop_by_exception()
     try:
         code = run(app, sys.argv[1:])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +88,15 @@ def test_a_limit_on_addresses_is_named_where_memory_ran_out(
     assert execute(app, ["--"]) == 2
     _, err = capsys.readouterr()
     assert says(err, "error: out of memory: … limited to 512.0 MB (ulimit -v 500000): raise that limit"), err
+
+
+def test_libraries_that_find_no_room_are_told_in_one_line() -> None:
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (300_000 << 10,) * 2); "
+    done = subprocess.run(
+        [sys.executable, "-c", limited + "from orchestrator.cli.main import main; main()", "generate"],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says(done.stderr, "error: out of memory: … limited to 307.2 MB (ulimit -v 300000)"), done.stderr

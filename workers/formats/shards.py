@@ -5,6 +5,7 @@ Listing what is in them loads no torch.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -217,7 +218,15 @@ class Shard:
     def _open(self, framework: str) -> Any:
         try:
             return safe_open(self.path, framework=framework)
-        except (SafetensorError, OSError, MemoryError) as error:
+        except (SafetensorError, OSError, MemoryError, RuntimeError) as error:
+            # The library maps the file, then torch once more; each has an error of its own.
+            if os.strerror(errno.ENOMEM) in str(error):
+                raise CheckpointError(
+                    f"{self.path}: it cannot be mapped; expected room for its "
+                    f"{os.path.getsize(self.path):,} bytes of addresses, twice (ulimit -v)"
+                ) from None
+            if isinstance(error, RuntimeError):
+                raise
             raise CheckpointError(
                 f"{self.path} is truncated or not a safetensors file ({quote(str(error))}): download it again"
             ) from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +24,8 @@ from workers.formats.dequantise import float32_matrix, float32_rows
 from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.formats.shards import INDEX_NAME, Shard, check_scales
 from workers.model_config import Step35Config
+
+MODEL = Path(__file__).parents[3] / "models" / "potluck-tiny"
 
 
 @pytest.mark.parametrize("expert_names", ["stacked", "experts", "numbered"])
@@ -371,3 +375,18 @@ def test_no_tensor_of_many_is_searched_among_all(tmp_path: Path) -> None:
     assert [tensor.num_bytes for tensor in contents.tensors] == [128 * 256 + 2 * 4] * num_experts
     assert len(contents.stored) == num_experts
     assert CountedName.compared < 30 * len(shards)
+
+
+def test_a_file_for_which_no_addresses_are_left_is_told_so() -> None:
+    script = (
+        "import psutil, resource\n"
+        "from workers.formats.open_model import open_model\n"
+        f"config, checkpoint = open_model({str(MODEL)!r})\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + (8 << 20),) * 2)\n"
+        "checkpoint.expert(config.moe_layers[0], 0, config)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "CheckpointError: " in done.stderr
+    assert "it cannot be mapped" in done.stderr
+    assert "ulimit -v" in done.stderr
