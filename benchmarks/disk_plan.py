@@ -28,7 +28,7 @@ from benchmarks.disk_tier import PlainLoop
 from benchmarks.random_gguf import SMALL, FileShape, FileTypes, expert_types, write_random_gguf
 from benchmarks.real_size.machine import Machine, probe
 from benchmarks.real_size.measured import Passes
-from benchmarks.real_size.predict import NODE, Layout, narrow, software
+from benchmarks.real_size.predict import NODE, Layout, memory_device, narrow, software
 from benchmarks.real_size.run import DTYPE, measure, start, timed_passes, tokens_of
 from benchmarks.real_size.work import FileWork
 from benchmarks.timing import best_s
@@ -77,19 +77,8 @@ def half_in_memory(model: Path, machine: Machine, disk_bytes_per_s: float) -> tu
     )
     expert_bytes = max(layer.expert_bytes for layer in layers)
     budget = shape.num_routed_experts // 2 * expert_bytes + head_memory_bytes(shape, workload)
-    prompt = max(rates.flops_per_s[-1] for rates in machine.from_memory)
-    ram = DeviceSpec(
-        "ram",
-        "ram",
-        "cpu",
-        budget,
-        0,
-        bandwidth_bytes_per_s=machine.read_bytes_per_s,
-        ffn_flops_per_s=prompt,
-        cores=float(machine.threads),
-        kernels=machine.from_memory,
-    )
-    disk = DeviceSpec("disk", "disk", "cpu", 10**12, 0, disk_bytes_per_s, prompt)
+    ram = memory_device("ram", machine, budget)
+    disk = DeviceSpec("disk", "disk", "cpu", 10**12, 0, disk_bytes_per_s, machine.prompt_flops_per_s)
     cluster = ClusterSpec(NODE, (NodeSpec(NODE, None, (ram, disk), None),))
     form = layers[0].form
     wires = wires_of(layers, DTYPE)

@@ -183,7 +183,7 @@ def _load(
     dispatcher = Dispatcher(plan, local, connect(), max_rows=MAX_MESSAGE_ROWS, timer=timer)
     kv_form = demand.kv_form or KvForm.of(plan.dtype)
     # What was asked for was found to fit before anything was read.
-    sequence = SequenceSize.of(config.shape(""), kv_form, demand.num_drafts)
+    sequence = SequenceSize.of(model.shape, kv_form, demand.num_drafts)
     asked_bytes = sequence.num_bytes(demand.positions, demand.pass_rows)
     pool = KvPool(max(asked_bytes, free_memory().usable_bytes))
     head = Step35Model(config, weights, dtype, dispatcher, timer, kv_form, pool)

@@ -51,6 +51,11 @@ class Machine:
     from_memory: tuple[KernelRates, ...]
     from_cache: tuple[KernelRates, ...]
 
+    @property
+    def prompt_flops_per_s(self) -> float:
+        """What its quickest form reaches with many rows."""
+        return max(rates.flops_per_s[-1] for rates in self.from_memory)
+
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)))
 

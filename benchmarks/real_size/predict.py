@@ -68,8 +68,8 @@ class Layout:
         shape = config.shape(model_name(model))
         plan = even_plan(shape, num_workers, DTYPE, forms=kept_forms(checkpoint, config, DTYPE))
         machine = each if num_workers else alone
-        devices = [_device("head", machine)]
-        devices += [_device(tier.name, machine) for tier in plan.tiers if num_workers]
+        devices = [memory_device("head", machine)]
+        devices += [memory_device(tier.name, machine) for tier in plan.tiers if num_workers]
         names = [f"{NODE}-{tier.name}" for tier in plan.tiers] if num_workers else ["head"]
         tiers = tuple(
             replace(tier, name=name, worker=name, node=NODE)
@@ -201,16 +201,16 @@ def _above(seconds: float) -> float:
     return max(0.0, seconds)
 
 
-def _device(name: str, machine: Machine) -> DeviceSpec:
-    prompt = max(rates.flops_per_s[-1] for rates in machine.from_memory)
+def memory_device(name: str, machine: Machine, memory_bytes: int = _ROOM_BYTES) -> DeviceSpec:
+    """A box's RAM and CPU as they were probed."""
     return DeviceSpec(
         name,
         "ram",
         "cpu",
-        _ROOM_BYTES,
+        memory_bytes,
         0,
         bandwidth_bytes_per_s=machine.read_bytes_per_s,
-        ffn_flops_per_s=prompt,
+        ffn_flops_per_s=machine.prompt_flops_per_s,
         cores=float(machine.threads),
         kernels=machine.from_memory,
     )
