@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 import zmq
 
-from orchestrator.dispatch import Dispatcher
+from orchestrator.dispatch.dispatcher import Dispatcher
 from orchestrator.timing import StepTimer
 from placement.message_size import MAX_MESSAGE_ROWS
 from placement.plan import LOCAL_WORKER, Plan, planned_layers

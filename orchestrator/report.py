@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.dispatch import Usage
+from orchestrator.dispatch.usage import Usage
 from orchestrator.generate import GenerationResult
 from placement.plan import Plan
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from orchestrator.dispatch import Dispatcher, Usage
+from orchestrator.dispatch.dispatcher import Dispatcher
+from orchestrator.dispatch.usage import Usage
 from orchestrator.generate import GenerationParams, GenerationResult, OnTokens, generate
 from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.step35 import Step35Model

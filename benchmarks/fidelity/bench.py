@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.fidelity.clocks import mean, timed
 from benchmarks.fidelity.processes import RunningWorker
 from benchmarks.fidelity.rows import rotated, same_experts
-from orchestrator.dispatch import Dispatcher
+from orchestrator.dispatch.dispatcher import Dispatcher
 from orchestrator.model.moe import MoeWeights
 from orchestrator.model.step35 import Step35Model
 from placement.model_shape import ModelShape

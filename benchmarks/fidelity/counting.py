@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from orchestrator.dispatch import Dispatcher
-from orchestrator.layer_sum import Ask
+from orchestrator.dispatch.dispatcher import Dispatcher
+from orchestrator.dispatch.layer_sum import Ask
 from placement.plan import Plan
 from transport.client import WorkerClient
 from workers.tiers import ExpertTier

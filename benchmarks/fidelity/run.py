@@ -26,7 +26,8 @@ from benchmarks.fidelity.others import OthersShare
 from benchmarks.fidelity.predict import cluster_of, predict
 from benchmarks.fidelity.probes import probe
 from benchmarks.fidelity.processes import running_workers
-from orchestrator.dispatch import Dispatcher, Usage
+from orchestrator.dispatch.dispatcher import Dispatcher
+from orchestrator.dispatch.usage import Usage
 from orchestrator.generate import GenerationParams, generate
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model

@@ -32,7 +32,7 @@ DIRECTIONS = ("out", "back")
 
 @dataclass(frozen=True, slots=True)
 class DispatchCounts:
-    """What the dispatcher counts of the same run, exactly (`Usage` in orchestrator/dispatch.py).
+    """What the dispatcher counts of the same run, exactly (`Usage` in orchestrator/dispatch/usage.py).
 
     A worker is a box with all its tiers: a layer costs it one request, whose rows are those that need any of
     them.

@@ -4,10 +4,11 @@ The head computes one pass's layer at a time; requests queue for the link to a b
 answers queue for the way back. Workers may be lost and plans may change while it runs. docs/simulator.md.
 
 The choice among holders, also among those left after a loss, is the runtime's own code. The rest of
-`orchestrator/layer_sum.py` is modelled here, since its messages carry rows and its clock ticks, which would
-take most of a simulation's time: how long silence lasts before a worker counts as lost is computed at once
-(`Patience.gives_up_at_s`), a request that is split is one event and counts its messages, and no row is asked
-again on a coarser grid. tests/placement/replay/test_simulate_dispatcher.py runs both and compares them.
+`orchestrator/dispatch/layer_sum.py` is modelled here, since its messages carry rows and its clock ticks,
+which would take most of a simulation's time: how long silence lasts before a worker counts as lost is
+computed at once (`Patience.gives_up_at_s`), a request that is split is one event and counts its messages,
+and no row is asked again on a coarser grid. tests/placement/replay/test_simulate_dispatcher.py runs both and
+compares them.
 """
 
 from __future__ import annotations

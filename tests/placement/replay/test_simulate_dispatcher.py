@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from orchestrator.layer_sum import Action, Ask, LayerSum, Probe
+from orchestrator.dispatch.layer_sum import Action, Ask, LayerSum, Probe
 from placement.assign.one_step import assign_experts
 from placement.errors import InputError, WorkerLost
 from placement.given.problem import PlanningDevice

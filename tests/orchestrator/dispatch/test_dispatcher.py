@@ -14,7 +14,7 @@ import torch
 import zmq
 from safetensors.torch import load_file, save_file
 
-from orchestrator.dispatch import Dispatcher
+from orchestrator.dispatch.dispatcher import Dispatcher
 from orchestrator.generate import GenerationParams
 from orchestrator.in_process import dispatcher_with_threads
 from orchestrator.model.step35 import Step35Model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
@@ -14,7 +14,8 @@ import zmq
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orchestrator.layer_sum import Action, Ask, LayerSum
+from orchestrator.dispatch.layer_sum import Action, Ask, LayerSum
+from orchestrator.dispatch.usage import Usage
 from orchestrator.timing import StepTimer
 from placement.assign.one_step import assign_experts
 from placement.errors import WorkerRefused
@@ -29,35 +30,6 @@ from transport.rounded_hidden import RoundedHidden
 from workers import fixed_point
 from workers.kernels import round_rows
 from workers.tiers import ExpertTier
-
-
-@dataclass(slots=True)
-class Usage:
-    """What was asked of whom, since the last reset.
-
-    Attributes:
-        activations: (token, expert) pairs computed, by worker index.
-        remote_layers: layer passes that asked at least one worker outside this process.
-        messages: requests sent, probes left out.
-        sent_bytes, received_bytes: tensors of requests and answers, headers left out.
-        coarsened_rows: rows that had to be asked again on a coarser grid.
-    """
-
-    activations: list[int]
-    remote_layers: int = 0
-    messages: int = 0
-    sent_bytes: int = 0
-    received_bytes: int = 0
-    coarsened_rows: int = 0
-
-    def since(self, earlier: Usage) -> Usage:
-        """What was added after `earlier`, a copy made of these counts."""
-        counts = {f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)[1:]}
-        activations = [now - then for now, then in zip(self.activations, earlier.activations, strict=True)]
-        return Usage(activations, **counts)
-
-    def copy(self) -> Usage:
-        return replace(self, activations=list(self.activations))
 
 
 @dataclass(slots=True)

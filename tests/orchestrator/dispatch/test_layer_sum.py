@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from orchestrator.layer_sum import Ask, LayerSum, Probe
+from orchestrator.dispatch.layer_sum import Ask, LayerSum, Probe
 from placement.errors import NonFiniteError, WorkerLost, WorkerRefused
 from placement.patience import Patience
 

@@ -1,0 +1,1 @@
+"""Which workers live: greetings, heartbeats, suspicion, death, return, and the views that follow."""
