@@ -35,7 +35,7 @@ from workers.pool import load_head_tiers
 from workers.tiers import ExpertTier
 
 if TYPE_CHECKING:
-    from orchestrator.cluster import RunningWorkers
+    from orchestrator.launch.ray_workers import RunningWorkers
 
 
 @dataclass(slots=True)
@@ -136,7 +136,7 @@ def open_session(
         yield _load(model, plan, demand, on_progress=on_progress)
         return
     # Ray takes seconds to import.
-    from orchestrator.cluster import RayCluster
+    from orchestrator.launch.ray_workers import RayCluster
 
     with ExitStack() as stack:
         cluster = stack.enter_context(RayCluster(ray_address))

@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from orchestrator import cluster as cluster_module
-from orchestrator.cluster import RayCluster, RunningWorkers
+from orchestrator.launch.ray_workers import RayCluster, RunningWorkers
 from placement.errors import PlanError, WorkerStartError
 from placement.model_shape import ModelShape
 from placement.plan import Plan

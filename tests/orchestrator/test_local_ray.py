@@ -115,7 +115,7 @@ def test_a_signal_while_ray_starts_ends_it_and_leaves_nothing(
 WITH_A_WORKER = """
     import signal, sys
     from pathlib import Path
-    from orchestrator.cluster import RayCluster
+    from orchestrator.launch.ray_workers import RayCluster
     from tests.orchestrator.random_plan import random_plan
     from workers.model_config import Step35Config
     model_dir = Path(sys.argv[1])

@@ -1,0 +1,1 @@
+"""How worker processes come to run: on this machine, or through Ray on others."""
