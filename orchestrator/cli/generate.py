@@ -24,7 +24,7 @@ from orchestrator.run_memory import Demand
 from orchestrator.runnable import DEFAULT_DTYPE, DtypeName, check_runnable
 from orchestrator.session import open_session
 from orchestrator.tokenizer import StreamDecoder, Tokenizer
-from placement.errors import InputError, NonFiniteError
+from placement.errors import InputError, NonFiniteError, PlanError
 from placement.files.input_file import decode_text
 from placement.files.quote import quote
 from placement.kv_size import KvForm
@@ -32,6 +32,7 @@ from placement.plan import Plan
 from placement.units import size
 from placement.weight_format import FLOAT32
 from workers.formats.contents import ModelContents, Part
+from workers.formats.identity import check_made_for
 from workers.formats.open_model import OpenModel, kept_forms, open_model
 from workers.memory.free import free_memory
 from workers.tiers import tiers_of
@@ -91,8 +92,9 @@ def generate(
         made = _plan_without_file(opened, dtype, workers or 0, demand, silent=json)
     else:
         made = load_plan(plan, opened.shape)
-        with name_in_errors(plan):
+        with name_in_errors(plan, PlanError):
             check_runnable(made)
+            check_made_for(made, opened.path)
         if workers is not None or dtype not in (None, made.dtype):
             given = "--workers" if workers is not None else "--dtype"
             raise InputError(

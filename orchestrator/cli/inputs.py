@@ -20,6 +20,7 @@ from placement.weight_format import FP8_E4M3, planned_format, run_dtype_of
 from placement.wire_form import WireForm
 from placement.workload import HeadBytes, HeadForms
 from workers.formats.contents import model_contents
+from workers.formats.identity import model_identity
 from workers.formats.open_model import (
     FoundModel,
     OpenModel,
@@ -124,6 +125,19 @@ def planned_form(model: GivenModel, quant: str | None, in_use: Plan | None) -> P
             "it; leave out --quant to plan for the file as it is"
         )
     return _planned(layers, note=note)
+
+
+def digests_of(model: GivenModel) -> dict[str, str]:
+    """What a plan notes of the files that it is made for; nothing where no weights are there.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or cannot be read.
+    """
+    found = model.found
+    # A plan needs no weights, so there may be none.
+    if found is None or (found.gguf is None and not any(found.path.glob("*.safetensors"))):
+        return {}
+    return model_identity(found.path).digests
 
 
 def _planned(

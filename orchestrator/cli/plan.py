@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.inputs import files_read, given_model, load_plan, name_in_errors, planned_form
+from orchestrator.cli.inputs import (
+    digests_of,
+    files_read,
+    given_model,
+    load_plan,
+    name_in_errors,
+    planned_form,
+)
 from orchestrator.cli.options import Json, Kv, Quant
 from orchestrator.cli.output import console, print_json, print_note
 from orchestrator.cli.plan_export import Buffer, Export, ExportOptions, export_notes, write_exports
@@ -119,6 +126,7 @@ def plan(
                 _check_same_boxes(problem, in_use, form, layers)
             moved = _replan(problem, in_use, move_bytes, move_seconds)
             made = as_plan(problem, moved.table, DEFAULT_POLICY, form, in_use.epoch + 1, layers=layers)
+    made = replace(made, digests=digests_of(given))
     # Before the seconds that a prediction takes: another engine may not be able to do what is planned.
     exported = write_exports(exports, ExportInputs(made, shape, routing, exports.buffers))
     planned = replace(_describe(problem, boxes, made, moved), exports=exported)

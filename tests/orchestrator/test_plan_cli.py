@@ -16,6 +16,8 @@ from placement.model_shape import STEP_3_5_FLASH
 from placement.plan_file import read_plan
 from placement.workload import Workload
 from tests.orchestrator.command_line import Potluck, document, says
+from tests.tiny_checkpoint import write_random_checkpoint
+from workers.formats.identity import model_identity
 from workers.model_config import Step35Config
 
 TINY = Path(__file__).parents[2] / "models" / "potluck-tiny"
@@ -285,3 +287,19 @@ def test_a_size_that_is_none_and_a_plan_of_other_boxes_are_refused(
     )
     assert code == 2
     assert says(err, f"--current: {old}: … head, attic-ram … head, cellar-ram"), err
+
+
+def test_a_plan_says_which_files_it_is_for_and_runs_with_no_others(
+    potluck: Potluck, files: Path, tmp_path: Path
+) -> None:
+    models = [write_random_checkpoint(tmp_path / "one" / "m", seed=1, tokenizer=True)]
+    models.append(write_random_checkpoint(tmp_path / "two" / "m", seed=2, tokenizer=True))
+    plan = tmp_path / "plan.json"
+    planned = ("plan", files / "cluster.yaml", "--model", models[0], "--quant", "float32", "--out", plan)
+    assert potluck(*planned)[0] == 0
+    assert read_plan(plan).digests == model_identity(models[0]).digests
+    code, out, err = potluck("generate", "--model", models[1], "--token-ids", "5,6", "--plan", plan)
+    assert (code, out) == (2, "")
+    assert says(
+        err, "plan.json: made for other files than those of … two/m: model.safetensors is another file"
+    )

@@ -88,7 +88,7 @@ def _joined(trunk: GgufParts, mtp: GgufParts, num_trunk: int) -> GgufParts:
         raise CheckpointError(f"{mtp.path}: it has MTP layers of {quote(kind)}, expected {ARCHITECTURE!r}")
     said = {key: value for key, value in mtp.metadata.items() if key.startswith(KEY)}
     kept = {key: value for key, value in trunk.metadata.items() if not key.startswith(KEY)}
-    return GgufParts(mtp.path, kept | said, {**trunk.tensors, **blocks})
+    return GgufParts(mtp.path, kept | said, {**trunk.tensors, **blocks}, trunk.files + mtp.files)
 
 
 def _check_same_trunk(mtp: Path, trunk: Step35Config, both: Step35Config) -> None:

@@ -34,11 +34,13 @@ class GgufParts:
     Attributes:
         path: the file that was asked for, for messages.
         metadata: of the first part; the others repeat what a reader needs to find the parts.
+        files: all of them in the order of their numbers, also one without tensors.
     """
 
     path: Path
     metadata: Mapping[str, Any]
     tensors: Mapping[str, PlacedTensor]
+    files: tuple[GgufFile, ...]
 
     @classmethod
     def open(cls, path: str | Path) -> GgufParts:
@@ -51,7 +53,7 @@ class GgufParts:
         file = _open_asked(path)
         count = _number(file, "split.count", default=0)
         if count <= 1:
-            return cls(path, file.metadata, _placed(file))
+            return cls(path, file.metadata, _placed(file), (file,))
         files = [file if part == path else _open_part(part, path) for part in _part_paths(path, count)]
         tensors: dict[str, PlacedTensor] = {}
         for number, part in enumerate(files):
@@ -69,7 +71,7 @@ class GgufParts:
                 f"{path}: its {count} parts have {len(tensors)} tensors, expected {expected} as "
                 "split.tensors.count says: they are not of one model, download them again"
             )
-        return cls(path, files[0].metadata, tensors)
+        return cls(path, files[0].metadata, tensors, tuple(files))
 
     def float32(self, name: str, expected: str, most_values: int) -> NDArray[np.float32]:
         """See `GgufFile.float32`; the tensor must be there."""
