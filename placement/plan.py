@@ -106,6 +106,7 @@ class Plan:
     message made under another plan is refused. `dtype` is what the head computes with, keeps its caches in
     and sends, float32 or bfloat16. `workload` is what the plan was made for, None where nobody said.
     `digests` tell the files of the checkpoint that it was made for, by file name, where somebody noted them.
+    `survive`: losses of boxes that every expert was to survive, where memory allowed it (docs/survival.md).
 
     Raises:
         PlanError: two tiers of one name, a worker on two nodes, or an expert that no tier holds.
@@ -121,6 +122,7 @@ class Plan:
     epoch: int = 0
     workload: Workload | None = None
     digests: Mapping[str, str] = field(default_factory=dict, hash=False)
+    survive: int = 0
 
     def __post_init__(self) -> None:
         for name, times in Counter(tier.name for tier in self.tiers).items():

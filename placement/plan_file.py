@@ -82,6 +82,8 @@ def _to_json(plan: Plan) -> str:
     parts.append(f'"layers": {_object(layers, " ")}')
     if plan.workload is not None:
         parts.append(f'"assumes": {json.dumps(workload_fields(plan.workload))}')
+    if plan.survive:
+        parts.append(f'"survive": {plan.survive}')
     if plan.digests:
         parts.append(f'"digests": {_object(plan.digests, " ")}')
     workers = []
@@ -116,7 +118,7 @@ def _from_document(document: object) -> Plan:
 
 
 def _version_2(document: Mapping[str, Any]) -> Plan:
-    fields = object_of(document, "", (*_COMMON, "layers"), optional=("assumes", "digests"))
+    fields = object_of(document, "", (*_COMMON, "layers"), optional=("assumes", "digests", "survive"))
     layers = _layers(fields["layers"])
     tiers, held = [], []
     for where, item in _items(fields["workers"], "workers"):
@@ -138,6 +140,7 @@ def _version_2(document: Mapping[str, Any]) -> Plan:
         epoch=count(fields["epoch"], "epoch"),
         workload=_workload(fields, "assumes"),
         digests=_digests(fields.get("digests", {})),
+        survive=count(fields.get("survive", 0), "survive", most=MAX_TIERS),
     )
 
 

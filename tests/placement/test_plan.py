@@ -217,6 +217,8 @@ def edited(document: dict[str, Any], path: list[Any], value: Any) -> None:
         (["layers"], "1,2,3", "layers: expected an object"),
         (["layers"], {}, "layers: expected an object"),
         (["digests"], ["x"], "digests: expected an object"),
+        (["survive"], -1, "survive: expected a whole number"),
+        (["survive"], 2**40, "survive: expected a whole number of at most"),
         (["workers"], [], "workers: expected a list of at least one"),
         (["workers", 0, "tiers"], [], r"workers\[0\].tiers: expected a list of at least one"),
         (["workers", 0], "head", r"workers\[0\]: expected an object"),
@@ -459,7 +461,7 @@ def test_layers_may_differ_in_form_and_bytes(tmp_path: Path) -> None:
         PlannedLayer(2, "q8_0/q8_0/float16", 30),
         PlannedLayer(3, "q8_0", 10),
     )
-    mixed = replace(plan, layers=layers, digests={"model.gguf": "sha256:00"})
+    mixed = replace(plan, layers=layers, digests={"model.gguf": "sha256:00"}, survive=2)
     assert mixed.form == "q8_0, q8_0/q8_0/float16"
     assert mixed.bytes_per_tier().tolist() == [5 * (10 + 30 + 10)] * 2
     with pytest.raises(PlanDoesNotFit):
