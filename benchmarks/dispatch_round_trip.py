@@ -46,9 +46,10 @@ from workers.fixed_point import PartialSum
 from workers.kernels import ExpertMatrices, ExpertWeights, moe_partial_sum
 from workers.service import ExpertService
 
-HIDDEN_SIZE, NUM_EXPERTS, TOP_K, LAYER, EPOCH = 4096, 288, 8, 20, 1
+HIDDEN_SIZE, NUM_EXPERTS, TOP_K, LAYER = 4096, 288, 8, 20
+SESSION, EPOCH = 2**63, 1
 WARM_UP_ROUNDS = 200
-LIMITS = WireLimits(EPOCH, "benchmark", frozenset({LAYER}), HIDDEN_SIZE, NUM_EXPERTS, TOP_K)
+LIMITS = WireLimits("benchmark", frozenset({LAYER}), HIDDEN_SIZE, NUM_EXPERTS, TOP_K)
 
 
 class OneTinyExpert:
@@ -79,7 +80,7 @@ def make_request(dtype: str) -> ForwardRequest:
     expert_ids[0, 0] = 0
     weights, exponents = np.full((1, TOP_K), 0.125, np.float32), np.array([-24], np.int32)
     rows = ExpertRows(hidden if dtype == "float32" else bits, expert_ids, weights, exponents)
-    return ForwardRequest(1, EPOCH, LAYER, rows)
+    return ForwardRequest(1, SESSION, EPOCH, LAYER, rows)
 
 
 def answer_bare(socket: zmq.Socket[bytes], frames: list[bytes]) -> None:

@@ -46,7 +46,7 @@ def dispatcher_with_threads(
     """
     shape = config.shape(plan.model)
     plan.check(shape)
-    limits = WireLimits.for_shape(shape, plan.epoch, max_rows)
+    limits = WireLimits.for_shape(shape, max_rows)
     name = str(dtype).removeprefix("torch.")
     layers = planned_layers(shape, kept_forms(checkpoint, config, name))
     plan = replace(plan, layers=layers, dtype=name)

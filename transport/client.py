@@ -16,6 +16,7 @@ from transport.messages import (
     Request,
     WireError,
     WireLimits,
+    random_id,
 )
 from transport.sockets import Context, Socket, open_socket, receive_message, send_message
 from transport.wire import decode_reply, encode
@@ -31,9 +32,23 @@ class WorkerClient:
     """
 
     def __init__(
-        self, context: Context, endpoint: str, limits: WireLimits, *, name: str, keys: HeadKeys | None = None
+        self,
+        context: Context,
+        endpoint: str,
+        limits: WireLimits,
+        *,
+        name: str,
+        keys: HeadKeys | None = None,
+        session: int | None = None,
     ) -> None:
+        """Begin to connect.
+
+        Args:
+            name: of the worker, to which it is held.
+            session: the number of this head process, one for all its clients; None makes one up.
+        """
         self.name = name
+        self.session = random_id() if session is None else session
         self.endpoint = endpoint
         self._limits = limits
         self._timeout_s: float | None = None
@@ -44,16 +59,16 @@ class WorkerClient:
         self.socket.connect(endpoint)
 
     def hello(self, timeout_s: float, *, dtype: str | None = None) -> HelloReply:
-        """Ask the worker who it is, before anything else, and hold it to this plan and model.
+        """Ask the worker who it is, before anything else, and hold it to this model.
 
         Args:
             timeout_s: how long to wait for the answer, connecting included.
             dtype: what rows it must take ("float32", "bfloat16"), None for any.
 
         Raises:
-            WorkerStartError: no answer in time, or one from another worker, plan, model or dtype.
+            WorkerStartError: no answer in time, or one from another worker, model or dtype.
         """
-        self.send(Hello(0))
+        self.send(Hello(0, self.session))
         reply = self.wait(timeout_s)
         if reply is None:
             raise WorkerStartError(
@@ -62,7 +77,7 @@ class WorkerClient:
             )
         if not isinstance(reply, HelloReply):
             raise WorkerStartError(f"worker {self.name} at {self.endpoint}: answered a greeting with {reply}")
-        expected = {"name": self.name, "epoch": self._limits.epoch, "fingerprint": self._limits.fingerprint}
+        expected = {"name": self.name, "fingerprint": self._limits.fingerprint}
         if dtype is not None:
             expected["dtype"] = dtype
         for field, value in expected.items():
@@ -74,17 +89,17 @@ class WorkerClient:
                 )
         return reply
 
-    def send_forward(self, request_id: int, layer: int, rows: ExpertRows) -> None:
+    def send_forward(self, request_id: int, epoch: int, layer: int, rows: ExpertRows) -> None:
         """Send one MoE layer's rows, whose `hidden` must not change until the reply.
 
         Raises:
             WorkerLost: the worker has stopped taking requests.
         """
-        self.send(ForwardRequest(request_id, self._limits.epoch, layer, rows))
+        self.send(ForwardRequest(request_id, self.session, epoch, layer, rows))
 
-    def ping(self, request_id: int) -> None:
+    def ping(self, request_id: int, oldest_epoch: int = 0) -> None:
         """Ask for a sign of life, which a worker gives while it computes; the answer is a `Pong`."""
-        self.send(Ping(request_id))
+        self.send(Ping(request_id, self.session, oldest_epoch))
 
     def send(self, request: Request) -> None:
         """Hand a request to libzmq, without waiting for it to leave.

@@ -28,10 +28,10 @@ class KeyPair:
 
 @dataclass(frozen=True, slots=True)
 class WorkerKeys:
-    """What a worker needs: its own pair, and the one public key that may connect."""
+    """What a worker needs: its own pair, and the public keys that may connect."""
 
     own: KeyPair
-    head_public: bytes
+    allowed: frozenset[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +73,13 @@ def require_keys(endpoint: str, keys: WorkerKeys | None) -> None:
 
 
 def secure_server(socket: zmq.Socket[bytes], keys: WorkerKeys) -> ThreadAuthenticator:
-    """Make an unbound socket a CURVE server that lets in `keys.head_public` and nobody else.
+    """Make an unbound socket a CURVE server that lets in `keys.allowed` and nobody else.
 
     The authenticator serves the socket's whole context and is to be stopped after the socket is closed.
     Without it a CURVE server accepts every client key.
     """
     authenticator = ThreadAuthenticator(socket.context)
-    authenticator.configure_curve_callback(ZAP_DOMAIN, credentials_provider=_Only(keys.head_public))
+    authenticator.configure_curve_callback(ZAP_DOMAIN, credentials_provider=_Allowed(keys.allowed))
     authenticator.start()
     socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN.encode())
     # Without this, libzmq would let every key in if the authenticator stopped.
@@ -97,11 +97,11 @@ def secure_client(socket: zmq.Socket[bytes], keys: HeadKeys) -> None:
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret)
 
 
-class _Only:
+class _Allowed:
     """The credentials provider pyzmq asks: it passes keys in Z85."""
 
-    def __init__(self, public: bytes) -> None:
+    def __init__(self, public: frozenset[bytes]) -> None:
         self._public = public
 
     def callback(self, domain: str, key: bytes) -> bool:
-        return key == self._public
+        return key in self._public

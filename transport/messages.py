@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -30,6 +32,9 @@ class ErrorCode(StrEnum):
     MALFORMED = "malformed"
     TOO_LARGE = "too_large"
     BUSY = "busy"
+    LOADING = "loading"
+    NO_MEMORY = "no_memory"
+    REFUSED = "refused"
     MODEL_FILES = "model_files"
     INTERNAL = "internal"
 
@@ -46,6 +51,19 @@ class WireError(PotluckError):
         self.request_id = request_id
 
 
+class WorkerState(StrEnum):
+    """How far a worker is; `FAILED` experts did not load, and the worker ends soon."""
+
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+def random_id() -> int:
+    """A fresh unsigned 64-bit number, for a head's session or a worker's instance; never 0."""
+    return secrets.randbits(64) or 1
+
+
 @dataclass(frozen=True)
 class WireLimits:
     """What a message may ask for; everything else is refused before memory is allocated for it.
@@ -53,7 +71,6 @@ class WireLimits:
     `max_rows` bounds the tokens of one message: a longer prefill chunk is several messages.
     """
 
-    epoch: int
     fingerprint: str
     moe_layers: frozenset[int]
     hidden_size: int
@@ -62,9 +79,8 @@ class WireLimits:
     max_rows: int = MAX_MESSAGE_ROWS
 
     @classmethod
-    def for_shape(cls, shape: ModelShape, epoch: int, max_rows: int = MAX_MESSAGE_ROWS) -> WireLimits:
+    def for_shape(cls, shape: ModelShape, max_rows: int = MAX_MESSAGE_ROWS) -> WireLimits:
         return cls(
-            epoch=epoch,
             fingerprint=shape.fingerprint,
             moe_layers=frozenset(shape.moe_layers),
             hidden_size=shape.hidden_size,
@@ -79,9 +95,15 @@ class WireLimits:
         return 8 * self.top_k + 4
 
     @cached_property
+    def max_plain_bytes(self) -> int:
+        """The largest message without a tensor: all experts of a model, or the longest texts."""
+        experts_bytes = len(self.moe_layers) * (8 + 4 * self.num_experts)
+        return experts_bytes + 8 * 4 * MAX_TEXT_CHARS + 256
+
+    @cached_property
     def max_header_bytes(self) -> int:
-        """Routing of `max_rows` rows, the other fields, the longest text (4 bytes a character)."""
-        return self.max_rows * self.routing_bytes_per_row + 4 * MAX_TEXT_CHARS + 256
+        """Routing of `max_rows` rows, the other fields; or a message without a tensor."""
+        return max(self.max_rows * self.routing_bytes_per_row + 256, self.max_plain_bytes)
 
     @cached_property
     def max_frame_bytes(self) -> int:
@@ -89,42 +111,123 @@ class WireLimits:
         return max(self.max_rows * self.hidden_size * 4, self.max_header_bytes)
 
 
+Experts = Mapping[int, tuple[int, ...]]
+"""Absolute layer index -> ids, ascending."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The head's first message: it asks a worker who it is, and checks the answer itself."""
+    """A head's first message: it asks a worker who it is, and checks the answer itself.
+
+    `session` is one random number for all of a head process's messages to all workers.
+    """
 
     request_id: int
+    session: int
 
 
 @dataclass(frozen=True, slots=True)
 class HelloReply:
-    """What a worker serves: `dtype` of rows ("float32", "bfloat16"), `num_experts` that it holds."""
+    """Who a worker is and what it serves.
+
+    Attributes:
+        instance: a random number of this worker process: another one means that it was started again.
+        fingerprint, identity: of the model; "" for an identity that is not known yet.
+        dtype: of rows, "float32" or "bfloat16".
+        num_experts: that it serves now.
+        text: how far loading is, or why it failed; "" when there is nothing to say.
+    """
 
     request_id: int
     name: str
-    epoch: int
+    instance: int
+    state: WorkerState
     fingerprint: str
+    identity: str
     dtype: str
     num_experts: int
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
+    """Asks for a sign of life. `oldest_epoch`: of this head's plans, the oldest that is still in flight."""
+
     request_id: int
+    session: int
+    oldest_epoch: int
 
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """`queue_depth` counts requests accepted and not yet answered, the one being computed included."""
+    """What a worker has of the asking session, and what it does now.
+
+    Attributes:
+        queue_depth: requests of all sessions, accepted and not yet answered, the one being computed included.
+        received_id: the highest id of this session's forward requests that came, 0 for none.
+        open_ids: how many of this session's forward requests are not answered.
+        computing_id: the request that is computed now, if it is this session's; else 0.
+        computing_s: for how long whatever is computed now has been computing; 0.0 for nothing.
+        changes: `Hold` and `Drop` orders finished since the start.
+    """
 
     request_id: int
+    instance: int
+    state: WorkerState
     queue_depth: int
+    received_id: int
+    open_ids: int
+    computing_id: int
+    computing_s: float
+    changes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Serve these experts in addition: at once from the disk, from memory when they are loaded.
+
+    `order` names the order: the same one again changes nothing. Loading reads at most `rate_bytes_per_s`,
+    0 for as fast as it can.
+    """
+
+    request_id: int
+    order: int
+    experts: Experts
+    rate_bytes_per_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Let go of experts, which no plan in flight asks for here any more."""
+
+    request_id: int
+    order: int
+    experts: Experts
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """End the worker; the answer is a `Held` that is done."""
+
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """How far an order is: done, or not and why. `missing_bytes`: of memory, for what stays on the disk."""
+
+    request_id: int
+    order: int
+    done: bool
+    missing_bytes: int
+    text: str
 
 
 class ForwardRequest(NamedTuple):
     """Rows of one MoE layer for one worker; in `rows`, -1 stands where an expert is another worker's."""
 
     request_id: int
+    session: int
     epoch: int
     layer: int
     rows: ExpertRows
@@ -152,5 +255,6 @@ class ErrorReply:
     message: str
 
 
-Request = Hello | Ping | ForwardRequest
-Reply = HelloReply | Pong | ForwardReply | ErrorReply
+Order = Hold | Drop
+Request = Hello | Ping | Hold | Drop | Shutdown | ForwardRequest
+Reply = HelloReply | Pong | Held | ForwardReply | ErrorReply

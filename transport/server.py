@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
@@ -10,9 +11,11 @@ from zmq.auth.thread import ThreadAuthenticator
 from placement.errors import WorkerStartError
 from transport.doorbell import Doorbell
 from transport.keys import WorkerKeys, require_keys, secure_server
-from transport.messages import Reply, Request, WireError, WireLimits
+from transport.messages import ErrorCode, Reply, Request, WireError, WireLimits
 from transport.sockets import Context, open_socket, receive_message, send_message
 from transport.wire import decode_request, encode
+
+log = logging.getLogger(__name__)
 
 # As plain integers: pyzmq's enums cost as much as the call.
 _EVENTS, _POLLIN, _NOBLOCK = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.NOBLOCK)
@@ -83,6 +86,12 @@ class Server:
             return peer, decode_request(receive_message(self._socket), self._limits)
         except WireError as error:
             return peer, error
+        except MemoryError:
+            return peer, WireError(ErrorCode.NO_MEMORY, "no memory for this message")
+        except Exception:
+            # An error of ours, which must not take the loop along. What sent it is told nothing of it.
+            log.exception("a message could not be read")
+            return peer, WireError(ErrorCode.INTERNAL, "this message could not be read: see the worker's log")
 
     def pending(self) -> bool:
         """Whether `receive` has something. Ask after each `receive` and `send`, as `wait` may stay silent."""

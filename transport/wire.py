@@ -13,39 +13,33 @@ Tensors are views: of the caller's array on the way out, of the received frame o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from msgpack import UnpackException, packb, unpackb
+from msgpack import packb
 from numpy import ndarray
 from numpy.typing import NDArray
 
 from placement.wire_form import WIRE_FORMS, WireForm
 from transport.expert_rows import ExpertRows, Hidden
+from transport.header import VERSION, is_unsigned, quote, unpack_header
 from transport.messages import (
-    MAX_TEXT_CHARS,
     ErrorCode,
-    ErrorReply,
     ForwardReply,
     ForwardRequest,
-    Hello,
-    HelloReply,
-    Ping,
-    Pong,
     Reply,
     Request,
     WireError,
     WireLimits,
 )
+from transport.plain import decode_plain_reply, decode_plain_request, encode_plain
 from transport.rounded_hidden import RoundedHidden
 
-VERSION = 1
-MAX_U64 = 2**64 - 1
 # Both 2^e and 2^-e are normal float32 numbers in this range.
 MIN_SCALE_EXPONENT, MAX_SCALE_EXPONENT = -126, 126
 
-HELLO, HELLO_REPLY, FORWARD, FORWARD_REPLY, PING, PONG, ERROR = range(1, 8)
+FORWARD, FORWARD_REPLY = 3, 4
 
 _INT32 = np.dtype("<i4")
 _FLOAT32 = np.dtype("<f4")
@@ -56,7 +50,6 @@ _HIDDEN_TAGS = {dtype: tag for tag, dtype in _HIDDEN_DTYPES.items()}
 # Rounded to 8 bits, in blocks of these widths.
 _ROUNDED_FORMS = {form.name: form for form in WIRE_FORMS if form.blocks}
 _ROUNDED_TAGS = {form.blocks: tag for tag, form in _ROUNDED_FORMS.items()}
-_ERROR_CODES = frozenset(code.value for code in ErrorCode)
 
 Frame = bytes | memoryview | NDArray[Any]
 
@@ -67,8 +60,7 @@ def encode(message: Request | Reply) -> list[Frame]:
         return _encode_forward(message)
     if isinstance(message, ForwardReply):
         return _encode_forward_reply(message)
-    kind, names = _FIELDS_OUT[type(message)]
-    return [packb((VERSION, kind, *[getattr(message, name) for name in names]))]
+    return [encode_plain(message)]
 
 
 def decode_request(frames: Sequence[Any], limits: WireLimits) -> Request:
@@ -77,10 +69,10 @@ def decode_request(frames: Sequence[Any], limits: WireLimits) -> Request:
     Raises:
         WireError: with the code and, where it could be read, the request id to answer.
     """
-    header = _unpack(frames, limits)
+    header = unpack_header(frames, limits)
     if header[1] == FORWARD:
         return _decode_forward(header, frames, limits)
-    return cast(Request, _decode_plain(header, frames, _PLAIN_REQUESTS))
+    return decode_plain_request(header, frames, limits)
 
 
 def decode_reply(frames: Sequence[Any], limits: WireLimits) -> Reply:
@@ -89,10 +81,10 @@ def decode_reply(frames: Sequence[Any], limits: WireLimits) -> Reply:
     Raises:
         WireError: the worker does not speak this protocol, or its answer is outside the limits.
     """
-    header = _unpack(frames, limits)
+    header = unpack_header(frames, limits)
     if header[1] == FORWARD_REPLY:
         return _decode_forward_reply(header, frames, limits)
-    return cast(Reply, _decode_plain(header, frames, _PLAIN_REPLIES))
+    return decode_plain_reply(header, frames, limits)
 
 
 # The two messages of a decode step are handled with few function calls. After a process has slept, the
@@ -107,6 +99,7 @@ def _encode_forward(request: ForwardRequest) -> list[Frame]:
         VERSION,
         FORWARD,
         request.request_id,
+        request.session,
         request.epoch,
         request.layer,
         num_rows,
@@ -126,18 +119,18 @@ def _tag_of(hidden: Hidden) -> str:
 
 
 def _decode_forward(header: tuple[Any, ...], frames: Sequence[Any], limits: WireLimits) -> ForwardRequest:
-    if len(header) != 10:
-        message = f"a forward request has 10 fields, not {len(header)}"
+    if len(header) != 11:
+        message = f"a forward request has 11 fields, not {len(header)}"
         raise WireError(ErrorCode.MALFORMED, message, header[2])
-    _, _, request_id, epoch, layer, num_rows, top_k, hidden_size, tag, routing = header
-    if epoch != limits.epoch:
-        message = f"plan epoch {_quote(epoch)}, this worker serves {limits.epoch}: start again from one plan"
-        raise WireError(ErrorCode.WRONG_EPOCH, message, request_id)
+    _, _, request_id, session, epoch, layer, num_rows, top_k, hidden_size, tag, routing = header
+    if not is_unsigned(session) or not is_unsigned(epoch):
+        message = "the session or the plan's epoch is not an unsigned 64-bit number"
+        raise WireError(ErrorCode.MALFORMED, message, request_id)
     if type(layer) is not int or layer not in limits.moe_layers:
-        message = f"layer {_quote(layer)} is not a MoE layer of this model"
+        message = f"layer {quote(layer)} is not a MoE layer of this model"
         raise WireError(ErrorCode.UNKNOWN_LAYER, message, request_id)
-    if top_k != limits.top_k:
-        message = f"{_quote(top_k)} experts a token, expected {limits.top_k}"
+    if type(top_k) is not int or top_k != limits.top_k:
+        message = f"{quote(top_k)} experts a token, expected {limits.top_k}"
         raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
     hidden: Hidden
     if type(tag) is str and tag in _HIDDEN_DTYPES:
@@ -146,7 +139,7 @@ def _decode_forward(header: tuple[Any, ...], frames: Sequence[Any], limits: Wire
         hidden = _rounded(frames, _ROUNDED_FORMS[tag], num_rows, hidden_size, request_id, limits)
     else:
         known = ", ".join((*_HIDDEN_DTYPES, *_ROUNDED_FORMS))
-        message = f"hidden dtype {_quote(tag)}, expected one of {known}"
+        message = f"hidden dtype {quote(tag)}, expected one of {known}"
         raise WireError(ErrorCode.BAD_DTYPE, message, request_id)
     if type(routing) is not bytes or len(routing) != num_rows * limits.routing_bytes_per_row:
         message = f"the routing block is not {num_rows * limits.routing_bytes_per_row} bytes"
@@ -170,7 +163,8 @@ def _decode_forward(header: tuple[Any, ...], frames: Sequence[Any], limits: Wire
         message = f"scale exponents outside {MIN_SCALE_EXPONENT}..{MAX_SCALE_EXPONENT}"
         raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
     weights = ndarray((num_rows, top_k), _FLOAT32, block, 4 * size)
-    return ForwardRequest(request_id, epoch, layer, ExpertRows(hidden, expert_ids, weights, scale_exponents))
+    rows = ExpertRows(hidden, expert_ids, weights, scale_exponents)
+    return ForwardRequest(request_id, session, epoch, layer, rows)
 
 
 def _encode_forward_reply(reply: ForwardReply) -> list[Frame]:
@@ -235,13 +229,13 @@ def _rounded(
 
 def _check_rows(num_rows: Any, hidden_size: Any, request_id: int, limits: WireLimits) -> None:
     if type(num_rows) is not int or num_rows < 1:
-        message = f"{_quote(num_rows)} rows, expected 1 to {limits.max_rows}"
+        message = f"{quote(num_rows)} rows, expected 1 to {limits.max_rows}"
         raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
     if num_rows > limits.max_rows:
         message = f"{num_rows} rows in one message, at most {limits.max_rows}"
         raise WireError(ErrorCode.TOO_LARGE, message, request_id)
-    if hidden_size != limits.hidden_size:
-        message = f"hidden size {_quote(hidden_size)}, expected {limits.hidden_size}"
+    if type(hidden_size) is not int or hidden_size != limits.hidden_size:
+        message = f"hidden size {quote(hidden_size)}, expected {limits.hidden_size}"
         raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
 
 
@@ -250,91 +244,3 @@ def _check_frame(frames: Sequence[Any], expected_bytes: int, what: str, request_
         found = f"{len(frames[1])} bytes" if len(frames) == 2 else "no frame"
         message = f"{found} for {what}, expected {expected_bytes} bytes"
         raise WireError(ErrorCode.BAD_SHAPE, message, request_id)
-
-
-def _unpack(frames: Sequence[Any], limits: WireLimits) -> tuple[Any, ...]:
-    """The header, flat: this version, an integer type, a request id, the fields as they came."""
-    if not 1 <= len(frames) <= 2:
-        raise WireError(ErrorCode.MALFORMED, f"a message has 1 or 2 frames, not {len(frames)}")
-    frame, max_bytes = frames[0], limits.max_header_bytes
-    if len(frame) > max_bytes:
-        raise WireError(ErrorCode.TOO_LARGE, f"header of {len(frame)} bytes, at most {max_bytes}")
-    try:
-        header = unpackb(
-            frame,
-            raw=False,
-            use_list=False,
-            strict_map_key=True,
-            max_str_len=4 * MAX_TEXT_CHARS,
-            max_bin_len=max_bytes,
-            max_array_len=16,
-            max_map_len=0,
-            max_ext_len=0,
-        )
-    except (ValueError, UnpackException):
-        header = None
-    if type(header) is not tuple or len(header) < 3:
-        message = "the header is not a msgpack array of version, type, request id, ..."
-        raise WireError(ErrorCode.MALFORMED, message)
-    version, kind, request_id = header[:3]
-    if type(request_id) is not int or not 0 <= request_id <= MAX_U64:
-        raise WireError(ErrorCode.MALFORMED, "the request id is not an unsigned 64-bit number")
-    if version != VERSION:
-        message = f"wire version {_quote(version)} is not {VERSION}: run one Potluck release on both ends"
-        raise WireError(ErrorCode.BAD_VERSION, message, request_id)
-    if type(kind) is not int:
-        raise WireError(ErrorCode.MALFORMED, "the message type is not a number", request_id)
-    return header
-
-
-def _decode_plain(
-    header: tuple[Any, ...], frames: Sequence[Any], kinds: Mapping[int, _Plain]
-) -> Request | Reply:
-    """A message without a tensor."""
-    _, kind, request_id, *fields = header
-    if kind not in kinds:
-        raise WireError(ErrorCode.MALFORMED, f"no message of type {kind} is expected here", request_id)
-    make, checks = kinds[kind]
-    fits = len(fields) == len(checks) and len(frames) == 1
-    if not fits or not all(check(field) for check, field in zip(checks, fields, strict=True)):
-        raise WireError(ErrorCode.MALFORMED, "the fields are not those of this message type", request_id)
-    return make(request_id, *fields)
-
-
-def _quote(value: Any) -> str:
-    """A stranger's value in an error message: short, whatever it is."""
-    return f"{value!r:.40}" if type(value) in (int, float, str) else f"of type {type(value).__name__}"
-
-
-def _is_unsigned(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= MAX_U64
-
-
-def _is_text(value: Any) -> bool:
-    return type(value) is str and len(value) <= MAX_TEXT_CHARS
-
-
-def _is_error_code(value: Any) -> bool:
-    return type(value) is str and value in _ERROR_CODES
-
-
-def _error_reply(request_id: int, code: str, message: str) -> ErrorReply:
-    return ErrorReply(request_id, ErrorCode(code), message)
-
-
-_Plain = tuple[Callable[..., Request | Reply], tuple[Callable[[Any], bool], ...]]
-
-# How each is made of its request id and fields, and what each field must be.
-_PLAIN_REQUESTS: dict[int, _Plain] = {HELLO: (Hello, ()), PING: (Ping, ())}
-_PLAIN_REPLIES: dict[int, _Plain] = {
-    HELLO_REPLY: (HelloReply, (_is_text, _is_unsigned, _is_text, _is_text, _is_unsigned)),
-    PONG: (Pong, (_is_unsigned,)),
-    ERROR: (_error_reply, (_is_error_code, _is_text)),
-}
-_FIELDS_OUT: dict[type, tuple[int, tuple[str, ...]]] = {
-    Hello: (HELLO, Hello.__slots__),
-    HelloReply: (HELLO_REPLY, HelloReply.__slots__),
-    Ping: (PING, Ping.__slots__),
-    Pong: (PONG, Pong.__slots__),
-    ErrorReply: (ERROR, ErrorReply.__slots__),
-}

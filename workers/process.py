@@ -86,7 +86,7 @@ class WorkerProcess:
 
         spec = self._spec
         # Made here, so that no secret travels.
-        keys = None if spec.head_public is None else WorkerKeys(KeyPair.make(), spec.head_public)
+        keys = None if spec.head_public is None else WorkerKeys(KeyPair.make(), frozenset([spec.head_public]))
         model_dir = Path(spec.model_dir)
         found = find_model(model_dir)
         config = found.config
@@ -118,7 +118,7 @@ class WorkerProcess:
         self._service = ExpertService(
             spec.name,
             experts,
-            WireLimits.for_shape(shape, spec.epoch, spec.max_rows),
+            WireLimits.for_shape(shape, spec.max_rows),
             spec.endpoint,
             dtype=spec.dtype,
             keys=keys,

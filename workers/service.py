@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from dataclasses import dataclass
 
 import zmq
@@ -13,15 +12,12 @@ import zmq
 from placement.errors import CheckpointError
 from transport.keys import WorkerKeys
 from transport.messages import (
-    MAX_TEXT_CHARS,
     ErrorCode,
     ErrorReply,
     ForwardReply,
     ForwardRequest,
     Hello,
-    HelloReply,
     Ping,
-    Pong,
     Reply,
     Request,
     WireError,
@@ -30,13 +26,13 @@ from transport.messages import (
 from transport.server import Server
 from transport.sockets import Context
 from workers.kernels import ExpertNotHeld
-from workers.tiers import ExpertTier
+from workers.pulse import FixedExperts, PulseHandler, answer, end_process, refusal
+from workers.sessions import Sessions
+from workers.tiers import ExpertTier, StillLoading
+from workers.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
-# Requests that may wait while one is computed. The head sends one message a worker and layer, or a few for a
-# long prefill; whoever finds the queue full is told so and asks again.
-MAX_WAITING = 16
 # Messages one thread takes at a stretch, so that a flood of them cannot keep it from computing.
 MAX_RECEIVED = 64
 # Two threads: while one computes, the other answers.
@@ -82,6 +78,9 @@ class ExpertService:
     under the lock, and computes it itself if nobody computes yet. So a request never changes threads, which
     would cost more than all of the message handling, and while one thread computes the other is already
     waiting to answer pings, refuse what is malformed and queue the rest. One request is computed at a time.
+
+    What fails in a request is answered. What fails in the loop itself ends the process, so that no worker
+    lives on that answers and does not compute.
     """
 
     def __init__(
@@ -94,6 +93,8 @@ class ExpertService:
         dtype: str,
         keys: WorkerKeys | None = None,
         context: Context | None = None,
+        handler: PulseHandler | None = None,
+        sessions: Sessions | None = None,
     ) -> None:
         """Nothing is bound before `start`.
 
@@ -101,16 +102,19 @@ class ExpertService:
             dtype: what rows come in, as `HelloReply` tells it.
             keys: needed on every endpoint that other machines can reach.
             context: the asker's, for inproc endpoints; otherwise the service has its own.
+            handler: what greetings are answered with; None for experts that never change.
+            sessions: shared with the worker's `PulseServer`, if it has one.
         """
         self.name = name
         self._experts = experts
         self._limits = limits
         self._bind_to = endpoint
-        self._dtype = dtype
         self._keys = keys
         self._shared_context = context
+        self._handler = handler or FixedExperts(name, limits, dtype, experts.num_experts)
+        self._sessions = sessions or Sessions()
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[bytes, ForwardRequest]] = deque()
+        self._waiting = Waiting(limits)
         self._computing = False
         self._stopping = False
         self._counts = _Counts()
@@ -151,7 +155,8 @@ class ExpertService:
             return
         with self._lock:
             self._stopping = True
-            self._waiting.clear()
+            for request in self._waiting.clear():
+                self._sessions.closed(request.session)
         server.shut()
         for thread in self._threads:
             thread.join()
@@ -169,7 +174,7 @@ class ExpertService:
                 running=all(thread.is_alive() for thread in self._threads) and self._server is not None,
                 num_experts=self._experts.num_experts,
                 held_bytes=self._experts.held_bytes,
-                queue_depth=self._queue_depth(),
+                queue_depth=len(self._waiting) + self._computing,
                 served=self._counts.served,
                 refused=self._counts.refused,
                 undelivered=self._counts.undelivered,
@@ -191,6 +196,12 @@ class ExpertService:
         self._context = None
 
     def _serve(self, server: Server) -> None:
+        try:
+            self._serve_until_stopped(server)
+        except BaseException as error:
+            end_process(f"worker {self.name}: service", error)
+
+    def _serve_until_stopped(self, server: Server) -> None:
         more = False
         while not self._stopping and (more or server.wait()):
             with self._lock:
@@ -202,6 +213,8 @@ class ExpertService:
                 with self._lock:
                     self._answer(server, peer, reply)
                     # Before what has come is answered: a Pong does not count a request that is done.
+                    self._sessions.computed()
+                    self._sessions.closed(request.session)
                     self._computing = False
                     more = server.pending() and self._receive(server)
                     job = self._next()
@@ -213,66 +226,98 @@ class ExpertService:
             if received is None:
                 return False
             peer, message = received
-            if isinstance(message, ForwardRequest) and len(self._waiting) < MAX_WAITING:
-                self._waiting.append((peer, message))
+            if isinstance(message, ForwardRequest):
+                self._accept(server, peer, message)
             else:
                 self._answer(server, peer, self._reply(message))
             if not server.pending():
                 return False
         return True
 
+    def _accept(self, server: Server, peer: bytes, request: ForwardRequest) -> None:
+        """Queue a request, or refuse it."""
+        request_id, session, epoch, _, _ = request
+        sessions = self._sessions
+        self._handler.heard()
+        sessions.received(session, request_id)
+        if epoch < sessions.oldest_epoch(session):
+            message = f"plan epoch {epoch} is over, this head is at {sessions.oldest_epoch(session)} or later"
+            refused = refusal(request_id, ErrorCode.WRONG_EPOCH, message)
+        elif self._waiting.add(peer, request):
+            return
+        else:
+            message = f"{len(self._waiting)} requests wait here already: ask again"
+            refused = refusal(request_id, ErrorCode.BUSY, message)
+        sessions.closed(session)
+        self._answer(server, peer, refused)
+
     def _next(self) -> tuple[bytes, ForwardRequest] | None:
         """The request to compute now, if there is one and nobody computes."""
         if self._computing or self._stopping or not self._waiting:
             return None
         self._computing = True
-        return self._waiting.popleft()
+        job = self._waiting.next()
+        self._sessions.computing(job[1].session, job[1].request_id)
+        return job
 
     def _reply(self, message: Request | WireError) -> Reply:
-        """The answer to all that needs no computing."""
-        if isinstance(message, Ping):
-            return Pong(message.request_id, self._queue_depth())
-        if isinstance(message, Hello):
-            limits, num_experts = self._limits, self._experts.num_experts
-            return HelloReply(
-                message.request_id, self.name, limits.epoch, limits.fingerprint, self._dtype, num_experts
-            )
-        if isinstance(message, WireError):
-            return self._error(message.request_id, message.code, str(message))
-        return self._error(
-            message.request_id, ErrorCode.BUSY, f"{MAX_WAITING} requests wait already: ask again"
-        )
+        """The answer to all that needs no computing; orders belong on the pulse endpoint."""
+        if not isinstance(message, (Hello, Ping, WireError)):
+            text = "orders are taken on the worker's pulse endpoint only"
+            return refusal(message.request_id, ErrorCode.MALFORMED, text)
+        try:
+            if not isinstance(message, WireError):
+                self._handler.heard()
+            return answer(message, self._handler, self._sessions)
+        except Exception as error:
+            return self._failed(message.request_id, type(message).__name__, error)
 
     def _compute(self, request: ForwardRequest) -> Reply:
         started = time.perf_counter()
         try:
             partial_sum = self._experts.forward(request.layer, request.rows)
-        except ExpertNotHeld as error:
-            return self._error(request.request_id, ErrorCode.EXPERT_NOT_HELD, str(error))
-        except CheckpointError as error:
-            # Whoever asked is the model's user, and can do something about its files.
-            self._counts.last_failure = f"layer {request.layer}: {error}"
-            return self._error(request.request_id, ErrorCode.MODEL_FILES, str(error))
         except Exception as error:
-            # The cause is for this machine's log and `health`, not for whoever asked.
-            log.exception("worker %s: layer %d failed", self.name, request.layer)
-            self._counts.last_failure = f"layer {request.layer}: {type(error).__name__}: {error}"
-            message = f"worker {self.name} failed in layer {request.layer}: see its log or health"
-            return self._error(request.request_id, ErrorCode.INTERNAL, message)
+            return self._refuse(request, error)
         compute_s = time.perf_counter() - started
         self._counts.compute_s += compute_s
         return ForwardReply(request.request_id, partial_sum.values, partial_sum.saturated, compute_s)
+
+    def _refuse(self, request: ForwardRequest, error: Exception) -> Reply:
+        request_id = request.request_id
+        if isinstance(error, ExpertNotHeld):
+            return refusal(request_id, ErrorCode.EXPERT_NOT_HELD, str(error))
+        if isinstance(error, StillLoading):
+            return refusal(request_id, ErrorCode.LOADING, str(error))
+        if isinstance(error, CheckpointError):
+            # Whoever asked is the model's user, and can do something about its files.
+            self._counts.last_failure = f"layer {request.layer}: {error}"
+            return refusal(request_id, ErrorCode.MODEL_FILES, str(error))
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(
+            error
+        ):  # torch raises RuntimeError
+            message = f"worker {self.name} has no memory for {request.rows.num_rows} rows"
+            self._counts.last_failure = f"layer {request.layer}: {message}"
+            return refusal(request_id, ErrorCode.NO_MEMORY, message)
+        return self._failed(request_id, f"layer {request.layer}", error)
+
+    def _failed(self, request_id: int, what: str, error: Exception) -> ErrorReply:
+        """The cause is for this machine's log and `health`, not for whoever asked."""
+        log.error("worker %s: %s failed", self.name, what, exc_info=error)
+        self._counts.last_failure = f"{what}: {type(error).__name__}: {error}"
+        message = f"worker {self.name} failed in {what}: see its log or health"
+        return refusal(request_id, ErrorCode.INTERNAL, message)
 
     def _answer(self, server: Server, peer: bytes, reply: Reply) -> None:
         if isinstance(reply, ForwardReply):
             self._counts.served += 1
         elif isinstance(reply, ErrorReply):
             self._counts.refused += 1
-        if not server.send(peer, reply):
+        try:
+            sent = server.send(peer, reply)
+        except zmq.ZMQError:
+            raise
+        except Exception as error:
+            # What a tier gave is no sum, or memory ran out: still an answer.
+            sent = server.send(peer, self._failed(reply.request_id, type(reply).__name__, error))
+        if not sent:
             self._counts.undelivered += 1
-
-    def _queue_depth(self) -> int:
-        return len(self._waiting) + self._computing
-
-    def _error(self, request_id: int, code: ErrorCode, message: str) -> ErrorReply:
-        return ErrorReply(request_id, code, message[:MAX_TEXT_CHARS])

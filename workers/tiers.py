@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from placement.errors import PotluckError
 from placement.files.quote import quote
 from placement.plan import Plan
 from transport.expert_rows import ExpertRows
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 _LEAST_CACHED_EXPERTS = 16
 """Those of two layers of a token."""
+
+
+class StillLoading(PotluckError):
+    """Experts were asked for that are on their way into memory: ask again, or somebody else."""
 
 
 def least_cache_bytes(num_experts: int, largest_bytes: int) -> int:
@@ -59,6 +64,7 @@ class ExpertTier(Protocol):
         Raises:
             ExpertNotHeld: an id that is not here.
             CheckpointError: a file was changed, or a disk does not give an expert; another request may work.
+            StillLoading: an expert that will be here.
         """
         ...
 

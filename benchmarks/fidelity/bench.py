@@ -120,7 +120,7 @@ class Bench:
         self, layer: int, ids: NDArray[np.int32], hidden: NDArray[np.float32] | None = None
     ) -> ForwardRequest:
         rows = _rows(ids, self.shape.hidden_size, hidden)
-        return ForwardRequest(next(_request_ids), self.plan.epoch, layer, rows)
+        return ForwardRequest(next(_request_ids), 0, self.plan.epoch, layer, rows)
 
     # All that the plan has, as the model asks for it.
 

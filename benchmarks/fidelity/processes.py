@@ -47,7 +47,7 @@ def running_workers(
     Args:
         sockets: an empty directory for ipc sockets.
     """
-    limits = WireLimits.for_shape(shape, plan.epoch)
+    limits = WireLimits.for_shape(shape)
     names = [worker.name for worker in plan.asked_workers]
     with ExitStack() as stack:
         keys = KeyPair.make()

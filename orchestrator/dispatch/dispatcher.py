@@ -25,7 +25,7 @@ from placement.plan import Plan
 from placement.wire_form import BFLOAT16_ROWS, FLOAT32_ROWS, WireForm
 from transport.client import WorkerClient
 from transport.expert_rows import ExpertRows, Hidden
-from transport.messages import ErrorCode, ErrorReply, ForwardReply, ForwardRequest, WireError
+from transport.messages import ErrorCode, ErrorReply, ForwardReply, WireError
 from transport.rounded_hidden import RoundedHidden
 from workers import fixed_point
 from workers.kernels import round_rows
@@ -160,8 +160,8 @@ class Dispatcher:
                     if asked.wire is None:
                         asked.wire = _as_sent(asked.rows.hidden, self._wire_forms[asked.layer])
                     rows = _rows_of(action, asked.rows, asked.wire)
-                    request = ForwardRequest(action.request_id, self.plan.epoch, asked.layer, rows)
-                    self._clients[action.worker].send(request)
+                    client = self._clients[action.worker]
+                    client.send_forward(action.request_id, self.plan.epoch, asked.layer, rows)
                     self.usage.messages += 1
                     self.usage.sent_bytes += rows.hidden.nbytes
             else:

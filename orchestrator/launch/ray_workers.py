@@ -132,7 +132,7 @@ class RayCluster:
             specs,
             nodes,
             keys,
-            WireLimits.for_shape(shape, plan.epoch, max_rows),
+            WireLimits.for_shape(shape, max_rows),
             START_TIMEOUT_S + most_bytes / SLOW_DISK_BYTES_PER_S,
         )
         self._stack.callback(running.stop)

@@ -91,7 +91,7 @@ def check_answers(workers: RunningWorkers, plan: Plan, shape: ModelShape) -> Non
         hidden = np.ones((1, shape.hidden_size), np.float32)
         weights = np.ones((1, shape.top_k), np.float32)
         rows = ExpertRows(hidden, expert_ids, weights, np.array([-18], np.int32))
-        client.send_forward(1, layer, rows)
+        client.send_forward(1, 0, layer, rows)
         reply = client.wait(DEADLINE_S)
         assert isinstance(reply, ForwardReply), reply
         assert np.any(reply.values)

@@ -44,7 +44,7 @@ def test_endpoints_that_only_this_machine_reaches_need_no_keys(endpoint: str) ->
 def test_every_other_endpoint_needs_keys(endpoint: str) -> None:
     with pytest.raises(KeysRequired, match="no keys"):
         require_keys(endpoint, None)
-    require_keys(endpoint, WorkerKeys(KeyPair.make(), KeyPair.make().public))
+    require_keys(endpoint, WorkerKeys(KeyPair.make(), frozenset([KeyPair.make().public])))
 
 
 def test_a_secret_key_does_not_show_when_printed() -> None:

@@ -35,7 +35,7 @@ def request(num_rows: int, wire: WireForm) -> ForwardRequest:
         np.zeros((num_rows, TOP_K), np.float32),
         np.zeros(num_rows, np.int32),
     )
-    return ForwardRequest(1, 0, 3, rows)
+    return ForwardRequest(1, 0, 0, 3, rows)
 
 
 def reply(num_rows: int) -> ForwardReply:
@@ -65,7 +65,7 @@ def test_layers_that_differ_count_with_their_mean() -> None:
 
 
 def test_as_many_rows_as_a_message_takes_are_within_the_limits_of_both_ends() -> None:
-    limits = WireLimits.for_shape(STEP_3_5_FLASH, epoch=0)
+    limits = WireLimits.for_shape(STEP_3_5_FLASH)
     assert limits.max_rows == MAX_MESSAGE_ROWS
     asked = encode(request(MAX_MESSAGE_ROWS, FLOAT32_ROWS))
     assert memoryview(asked[0]).nbytes <= limits.max_header_bytes

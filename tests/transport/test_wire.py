@@ -14,25 +14,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transport.expert_rows import ExpertRows
+from transport.header import VERSION
 from transport.messages import (
+    Drop,
     ErrorCode,
     ErrorReply,
     ForwardReply,
     ForwardRequest,
+    Held,
     Hello,
     HelloReply,
+    Hold,
     Ping,
     Pong,
     Reply,
     Request,
+    Shutdown,
     WireError,
     WireLimits,
+    WorkerState,
 )
 from transport.rounded_hidden import RoundedHidden, RoundedPart
-from transport.wire import VERSION, decode_reply, decode_request, encode
+from transport.wire import decode_reply, decode_request, encode
 
 LIMITS = WireLimits(
-    epoch=7,
     fingerprint="0123456789abcdef",
     moe_layers=frozenset({2, 3, 5}),
     hidden_size=256,
@@ -43,6 +48,12 @@ LIMITS = WireLimits(
 request_ids = st.integers(0, 2**64 - 1)
 texts = st.text(max_size=60)
 numbers = st.integers(0, 2**64 - 1)
+states = st.sampled_from(WorkerState)
+seconds = st.floats(0.0, 1e9, allow_nan=False)
+experts = st.dictionaries(
+    st.sampled_from(sorted(LIMITS.moe_layers)),
+    st.sets(st.integers(0, LIMITS.num_experts - 1), min_size=1).map(lambda ids: tuple(sorted(ids))),
+)
 
 
 def rounded(rng: np.random.Generator, num_rows: int, blocks: tuple[int, ...]) -> RoundedHidden:
@@ -75,7 +86,8 @@ def forward_requests(draw: st.DrawFn) -> ForwardRequest:
     )
     return ForwardRequest(
         request_id=draw(request_ids),
-        epoch=LIMITS.epoch,
+        session=draw(numbers),
+        epoch=draw(numbers),
         layer=draw(st.sampled_from(sorted(LIMITS.moe_layers))),
         rows=ExpertRows(
             hidden=hidden,
@@ -97,11 +109,17 @@ def forward_replies(draw: st.DrawFn) -> ForwardReply:
 
 
 requests: st.SearchStrategy[Request] = st.one_of(
-    st.builds(Hello, request_ids), st.builds(Ping, request_ids), forward_requests()
+    st.builds(Hello, request_ids, numbers),
+    st.builds(Ping, request_ids, numbers, numbers),
+    st.builds(Hold, request_ids, numbers, experts, numbers),
+    st.builds(Drop, request_ids, numbers, experts),
+    st.builds(Shutdown, request_ids),
+    forward_requests(),
 )
 replies: st.SearchStrategy[Reply] = st.one_of(
-    st.builds(HelloReply, request_ids, texts, numbers, texts, texts, numbers),
-    st.builds(Pong, request_ids, numbers),
+    st.builds(HelloReply, request_ids, texts, numbers, states, texts, texts, texts, numbers, texts),
+    st.builds(Pong, request_ids, numbers, states, numbers, numbers, numbers, numbers, seconds, numbers),
+    st.builds(Held, request_ids, numbers, st.booleans(), numbers, texts),
     st.builds(ErrorReply, request_ids, st.sampled_from(ErrorCode), texts),
     forward_replies(),
 )
@@ -129,7 +147,10 @@ def example_request(num_rows: int = 2, request_id: int = 5, **changes: Any) -> F
         weights=np.ones((num_rows, LIMITS.top_k), np.float32),
         scale_exponents=np.zeros(num_rows, np.int32),
     )
-    return ForwardRequest(request_id, LIMITS.epoch, 3, rows._replace(**changes))
+    return ForwardRequest(request_id, 1, 7, 3, rows._replace(**changes))
+
+
+PONG = Pong(1, 2, WorkerState.READY, 0, 0, 0, 0, 0.0, 0)
 
 
 def as_bytes(message: Request | Reply) -> list[bytes]:
@@ -230,19 +251,25 @@ def test_a_tensor_of_another_length_is_a_bad_shape(request: ForwardRequest, more
 @pytest.mark.parametrize(
     ("place", "value", "code"),
     [
-        (0, 2, ErrorCode.BAD_VERSION),
+        (0, 1, ErrorCode.BAD_VERSION),
+        (0, 2.0, ErrorCode.BAD_VERSION),
         (1, 99, ErrorCode.MALFORMED),
         (2, -1, ErrorCode.MALFORMED),
-        (3, 8, ErrorCode.WRONG_EPOCH),
-        (4, 4, ErrorCode.UNKNOWN_LAYER),
-        (5, 0, ErrorCode.BAD_SHAPE),
-        (5, 3, ErrorCode.BAD_SHAPE),
-        (5, 7, ErrorCode.TOO_LARGE),
-        (5, 2**63, ErrorCode.TOO_LARGE),
-        (6, 4, ErrorCode.BAD_SHAPE),
-        (7, 13, ErrorCode.BAD_SHAPE),
-        (8, "f16", ErrorCode.BAD_DTYPE),
-        (9, b"", ErrorCode.BAD_SHAPE),
+        (3, -1, ErrorCode.MALFORMED),
+        (4, 7.0, ErrorCode.MALFORMED),
+        (5, 4, ErrorCode.UNKNOWN_LAYER),
+        (5, 3.0, ErrorCode.UNKNOWN_LAYER),
+        (6, 0, ErrorCode.BAD_SHAPE),
+        (6, 3, ErrorCode.BAD_SHAPE),
+        (6, True, ErrorCode.BAD_SHAPE),
+        (6, 7, ErrorCode.TOO_LARGE),
+        (6, 2**63, ErrorCode.TOO_LARGE),
+        (7, 4, ErrorCode.BAD_SHAPE),
+        (7, 3.0, ErrorCode.BAD_SHAPE),
+        (8, 13, ErrorCode.BAD_SHAPE),
+        (8, 256.0, ErrorCode.BAD_SHAPE),
+        (9, "f16", ErrorCode.BAD_DTYPE),
+        (10, b"", ErrorCode.BAD_SHAPE),
     ],
 )
 def test_each_field_of_a_forward_request_is_held_to_the_plan(place: int, value: Any, code: ErrorCode) -> None:
@@ -266,8 +293,8 @@ def test_a_scale_that_is_no_normal_float_is_refused(exponent: int) -> None:
 
 
 def test_an_error_names_the_request_it_answers() -> None:
-    frames = with_header(example_request(request_id=77), lambda header: header.__setitem__(3, 99))
-    with pytest.raises(WireError, match="epoch 99, this worker serves 7") as caught:
+    frames = with_header(example_request(request_id=77), lambda header: header.__setitem__(5, 99))
+    with pytest.raises(WireError, match="layer 99 is not a MoE layer") as caught:
         decode_request(frames, LIMITS)
     assert caught.value.request_id == 77
 
@@ -288,8 +315,36 @@ def test_a_small_header_cannot_announce_large_containers() -> None:
 
 
 def test_replies_are_not_requests_and_requests_are_not_replies() -> None:
-    assert code_of(decode_request, as_bytes(Pong(1, 0))) == ErrorCode.MALFORMED
-    assert code_of(decode_reply, as_bytes(Ping(1))) == ErrorCode.MALFORMED
+    assert code_of(decode_request, as_bytes(PONG)) == ErrorCode.MALFORMED
+    assert code_of(decode_reply, as_bytes(Ping(1, 2, 3))) == ErrorCode.MALFORMED
+
+
+@pytest.mark.parametrize(
+    ("numbers", "code"),
+    [
+        ([3], ErrorCode.BAD_SHAPE),
+        ([3, 0], ErrorCode.BAD_SHAPE),
+        ([3, 2, 1], ErrorCode.BAD_SHAPE),
+        ([3, 2**32 - 1, 1], ErrorCode.BAD_SHAPE),
+        ([3, 2, 1, 1], ErrorCode.BAD_SHAPE),
+        ([3, 2, 4, 1], ErrorCode.BAD_SHAPE),
+        ([3, 1, LIMITS.num_experts], ErrorCode.BAD_SHAPE),
+        ([3, 1, 1, 3, 1, 2], ErrorCode.BAD_SHAPE),
+        ([4, 1, 1], ErrorCode.UNKNOWN_LAYER),
+    ],
+)
+def test_a_set_of_experts_is_held_to_the_model(numbers: list[int], code: ErrorCode) -> None:
+    block = np.array(numbers, "<u4").tobytes()
+    frames = with_header(Drop(1, 2, {3: (1,)}), lambda header: header.__setitem__(4, block))
+    assert code_of(decode_request, frames) == code
+    assert code_of(decode_request, [msgpack.packb([VERSION, 9, 1, 2, block + b"x"])]) == ErrorCode.BAD_SHAPE
+
+
+def test_all_experts_of_a_model_fit_an_order() -> None:
+    every = {layer: tuple(range(LIMITS.num_experts)) for layer in LIMITS.moe_layers}
+    frames = as_bytes(Hold(2**64 - 1, 2**64 - 1, every, 2**64 - 1))
+    assert len(frames[0]) <= LIMITS.max_plain_bytes
+    assert decode_request(frames, LIMITS) == Hold(2**64 - 1, 2**64 - 1, every, 2**64 - 1)
 
 
 def test_the_tensor_is_not_copied_at_either_end() -> None:
@@ -329,7 +384,7 @@ def test_no_message_within_the_limits_exceeds_the_frame_sizes_they_give(num_rows
 
 
 def test_the_version_is_the_first_thing_in_every_message() -> None:
-    for message in (Hello(1), Ping(1), example_request(), Pong(1, 2), ErrorReply(1, ErrorCode.BUSY, "")):
+    for message in (Hello(1, 2), Ping(1, 2, 3), example_request(), PONG, ErrorReply(1, ErrorCode.BUSY, "")):
         assert msgpack.unpackb(as_bytes(message)[0])[:1] == [VERSION]
 
 
@@ -346,7 +401,7 @@ def test_rounded_rows_of_another_size_are_refused() -> None:
         assert code_of(decode_request, [header, wrong]) == ErrorCode.BAD_SHAPE
     narrow = replace(LIMITS, hidden_size=48)
     rows = example_request(hidden=np.ones((2, 48), np.float32))
-    changed = with_header(rows, lambda fields: fields.__setitem__(8, "int8/256"))
+    changed = with_header(rows, lambda fields: fields.__setitem__(9, "int8/256"))
     with pytest.raises(WireError, match="do not fit a hidden size of 48"):
         decode_request(changed, narrow)
 

@@ -53,7 +53,7 @@ def asks(info: WorkerInfo, spec: WorkerSpec, keys: HeadKeys | None = None) -> Fo
     """The worker's answer for one row of ones, expert 3 of layer 2."""
     shape = Step35Config.load(Path(spec.model_dir)).shape("tiny")
     with zmq.Context() as context:
-        limits = WireLimits.for_shape(shape, spec.epoch)
+        limits = WireLimits.for_shape(shape)
         client = WorkerClient(context, info.endpoint, limits, name="w", keys=keys)
         try:
             client.hello(DEADLINE_S, dtype=spec.dtype)
@@ -62,7 +62,7 @@ def asks(info: WorkerInfo, spec: WorkerSpec, keys: HeadKeys | None = None) -> Fo
             hidden = np.ones((1, shape.hidden_size), np.float32)
             weights = np.ones((1, shape.top_k), np.float32)
             exponents = np.array([-18], np.int32)
-            client.send_forward(1, 2, ExpertRows(hidden, expert_ids, weights, exponents))
+            client.send_forward(1, spec.epoch, 2, ExpertRows(hidden, expert_ids, weights, exponents))
             reply = client.wait(DEADLINE_S)
         finally:
             client.close()

@@ -35,10 +35,11 @@ from tests.workers.serving import (
 )
 from transport.client import WorkerClient
 from transport.keys import HeadKeys, KeyPair, WorkerKeys
-from transport.messages import ErrorCode, ErrorReply, ForwardReply, HelloReply, Ping, Pong
+from transport.messages import ErrorCode, ErrorReply, ForwardReply, HelloReply, Pong, WorkerState
 from transport.wire import decode_reply, encode
 from workers.fixed_point import PartialSum
-from workers.service import MAX_RECEIVED, MAX_WAITING, ExpertService
+from workers.service import MAX_RECEIVED, ExpertService
+from workers.waiting import MAX_WAITING
 
 WIRES = ("tcp", "ipc", "inproc")
 
@@ -74,6 +75,12 @@ def assert_right(reply: object, asked: Any, store: SmallStore) -> None:
     assert reply.compute_s > 0
 
 
+def depth_of(reply: object) -> tuple[int, int]:
+    """A Pong's request id and queue depth."""
+    assert isinstance(reply, Pong), reply
+    return reply.request_id, reply.queue_depth
+
+
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("num_rows", [1, 5, 64])
 @pytest.mark.parametrize("wire", WIRES)
@@ -86,7 +93,7 @@ def test_an_answer_is_what_the_store_computes(
         connected(service, context) as client,
     ):
         asked = request(2**63, num_rows, bfloat16=bfloat16)
-        client.send_forward(asked.request_id, asked.layer, asked.rows)
+        client.send_forward(asked.request_id, asked.epoch, asked.layer, asked.rows)
         assert_right(answer(client), asked, store)
         assert client.receive() is None
 
@@ -105,7 +112,7 @@ def test_many_askers_at_once_each_get_their_own_answers(
                     asked = [request(3 * number + i, 1 + i, seed=asker) for i in range(3)]
                     for one in asked:
                         client.send(one)
-                        client.send(Ping(10_000 + one.request_id))
+                        client.ping(10_000 + one.request_id)
                     replies = [answer(client) for _ in range(6)]
                     forwards = [reply for reply in replies if not isinstance(reply, Pong)]
                     for one, reply in zip(asked, forwards, strict=True):
@@ -127,15 +134,23 @@ def test_a_greeting_is_answered_with_what_the_worker_serves(context: zmq.Context
     with serving(SmallStore()) as service, connected(service, context) as client:
         reply = client.hello(DEADLINE_S, dtype="float32")
         assert reply == HelloReply(
-            0, "w", LIMITS.epoch, LIMITS.fingerprint, "float32", SmallStore.num_experts
+            0,
+            "w",
+            reply.instance,
+            WorkerState.READY,
+            LIMITS.fingerprint,
+            "",
+            "float32",
+            SmallStore.num_experts,
+            "",
         )
+        assert client.hello(DEADLINE_S).instance == reply.instance
 
 
 @pytest.mark.parametrize(
     ("name", "limits", "dtype", "message"),
     [
         ("other", LIMITS, None, "serves name w, expected other"),
-        ("w", dataclasses.replace(LIMITS, epoch=5), None, "serves epoch 4, expected 5"),
         (
             "w",
             dataclasses.replace(LIMITS, fingerprint="x"),
@@ -145,7 +160,7 @@ def test_a_greeting_is_answered_with_what_the_worker_serves(context: zmq.Context
         ("w", LIMITS, "bfloat16", "serves dtype float32, expected bfloat16"),
     ],
 )
-def test_a_worker_of_another_plan_is_found_out_by_greeting_it(
+def test_a_worker_of_another_model_is_found_out_by_greeting_it(
     name: str, limits: Any, dtype: str | None, message: str, context: zmq.Context[Any]
 ) -> None:
     with serving(SmallStore()) as service:
@@ -168,12 +183,12 @@ def test_a_ping_is_answered_while_the_experts_compute(context: zmq.Context[Any])
         assert store.begun.acquire(timeout=DEADLINE_S)
         for number in range(3):
             client.ping(100 + number)
-            assert answer(client) == Pong(100 + number, queue_depth=1)
+            assert depth_of(answer(client)) == (100 + number, 1)
         assert client.hello(DEADLINE_S).name == "w"
         store.gate.set()
         assert_right(answer(client), request(1), store)
         client.ping(200)
-        assert answer(client) == Pong(200, queue_depth=0)
+        assert depth_of(answer(client)) == (200, 0)
 
 
 def test_a_ping_right_behind_a_request_does_not_wait_for_it(context: zmq.Context[Any]) -> None:
@@ -199,7 +214,7 @@ def test_a_full_queue_says_busy_and_loses_nothing(context: zmq.Context[Any]) -> 
             (MAX_WAITING + 2, ErrorCode.BUSY),
         ]
         client.ping(99)
-        assert answer(client) == Pong(99, queue_depth=MAX_WAITING + 1)
+        assert depth_of(answer(client)) == (99, MAX_WAITING + 1)
         store.gate.set()
         for number in range(MAX_WAITING + 1):
             assert_right(answer(client), request(number), store)
@@ -224,11 +239,14 @@ FRAMES_OF_STRANGERS = [
     [b"\xff" * 100],
     [b"\x80"],
     [msgpack.packb({"version": 1})],
-    [msgpack.packb([1, 5])],
-    [msgpack.packb([1, 5, 3]), b"a tensor that a ping has not"],
-    [msgpack.packb([1, 3, 9, 4, 2, 1, 3, 48, "f32", b"x" * 28]), b"short"],
+    [msgpack.packb([2, 5])],
+    [msgpack.packb([2, 5, 3, 1, 1]), b"a tensor that a ping has not"],
+    [msgpack.packb([2, 3, 9, 1, 4, 2, 1, 3, 48, "f32", b"x" * 28]), b"short"],
+    [msgpack.packb([2, 3, 9, 1, 4, 2, 1, 3.0, 48, "f32", b"x" * 28]), bytes(4 * 48)],
     [b"a", b"b", b"c", b"d", b"e", b"f"],
-    [msgpack.packb([1, 2, 3, "w", 4, "fingerprint", "float32", 6])],
+    [msgpack.packb([2, 2, 3, "w", 4, "ready", "fingerprint", "", "float32", 6, ""])],
+    [msgpack.packb([2, 8, 3, 1, b"", 0])],
+    [msgpack.packb([2, 11, 3])],
     [b"\x91" * 3000],
 ]
 
@@ -253,7 +271,6 @@ def test_a_strangers_frames_get_a_typed_error_and_harm_nobody(
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"epoch": 5}, ErrorCode.WRONG_EPOCH),
         ({"layer": 4}, ErrorCode.UNKNOWN_LAYER),
         ({"hidden": np.zeros((1, HIDDEN_SIZE + 1), np.float32)}, ErrorCode.BAD_SHAPE),
         ({"expert_ids": np.zeros((1, TOP_K + 1), np.int32)}, ErrorCode.BAD_SHAPE),
@@ -279,7 +296,7 @@ def test_a_request_outside_the_plan_is_refused_by_its_own_name(
         assert_serves(service, store, context)
 
 
-@pytest.mark.parametrize("place_and_value", [(0, 2), (8, "f64")])
+@pytest.mark.parametrize("place_and_value", [(0, 1), (9, "f64")])
 def test_another_version_or_dtype_is_refused_by_name(
     place_and_value: tuple[int, Any], context: zmq.Context[Any]
 ) -> None:
@@ -301,7 +318,7 @@ def test_more_rows_than_the_limit_are_refused(context: zmq.Context[Any]) -> None
         dealer = stranger(context, service)
         header, _ = (bytes(frame) for frame in encode(request(8)))
         unpacked = msgpack.unpackb(header)
-        unpacked[5] = LIMITS.max_rows + 1
+        unpacked[6] = LIMITS.max_rows + 1
         dealer.send_multipart([msgpack.packb(unpacked)])
         reply = decode_reply(dealer.recv_multipart(), LIMITS)
         assert isinstance(reply, ErrorReply)
@@ -384,7 +401,9 @@ def test_a_saturated_row_is_flagged_on_the_way_back(context: zmq.Context[Any]) -
 def test_keys_let_the_head_in_and_nobody_else(context: zmq.Context[Any]) -> None:
     head, worker, other = KeyPair.make(), KeyPair.make(), KeyPair.make()
     store = SmallStore()
-    with ExpertService("w", store, LIMITS, dtype="float32", keys=WorkerKeys(worker, head.public)) as service:
+    with ExpertService(
+        "w", store, LIMITS, dtype="float32", keys=WorkerKeys(worker, frozenset([head.public]))
+    ) as service:
 
         def greet(keys: HeadKeys | None, timeout_s: float) -> WorkerClient:
             client = WorkerClient(context, service.endpoint, LIMITS, name="w", keys=keys)
@@ -405,7 +424,7 @@ def test_an_address_others_can_reach_is_not_bound_without_keys(where: str) -> No
     service = ExpertService("w", SmallStore(), LIMITS, where, dtype="float32")
     with pytest.raises(KeysRequired):
         service.start()
-    keys = WorkerKeys(KeyPair.make(), KeyPair.make().public)
+    keys = WorkerKeys(KeyPair.make(), frozenset([KeyPair.make().public]))
     with ExpertService("w", SmallStore(), LIMITS, where, dtype="float32", keys=keys) as service:
         assert service.health().running
 

@@ -136,7 +136,7 @@ def test_a_layer_costs_one_message_a_box_and_not_one_a_device(model_dir: Path) -
 def deaf_box(plan: Plan, model_dir: Path, patience: Patience) -> Iterator[Dispatcher]:
     """A dispatcher whose worker "w0" takes what it is sent and never says anything; "w1" is well."""
     config = Step35Config.load(model_dir)
-    limits = WireLimits.for_shape(config.shape("tiny"), plan.epoch)
+    limits = WireLimits.for_shape(config.shape("tiny"))
     experts = load_tiers(tiers_of(plan, "w1"), SafetensorsCheckpoint.open(model_dir), config, "float32")
     with ExitStack() as stack:
         context = stack.enter_context(zmq.Context())
