@@ -40,7 +40,7 @@ from placement.answers.summary import summarise
 from placement.cost.head import head_seconds
 from placement.errors import InputError, PlanDoesNotFit, PlanError
 from placement.files.atomic import check_targets
-from placement.given.cluster_file import load_cluster, parse_size
+from placement.given.cluster_file import load_known_cluster, parse_size
 from placement.given.cluster_spec import ClusterSpec
 from placement.given.problem import PlanningProblem, problem_for
 from placement.interop.export import ExportInputs
@@ -100,7 +100,7 @@ def plan(
     check_targets(written, inputs=files_read(cluster, model, stats, current))
     if picture is not None:
         picture_suffix(picture)
-    boxes = load_cluster(cluster)
+    boxes = load_known_cluster(cluster)
     routing = read_routing(stats, shape) if stats is not None else None
     in_use = None if current is None else load_plan(current, shape)
     kept = planned_form(given, quant, in_use)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from orchestrator.cli.inputs import load_plan, load_shape, name_in_errors
 from placement.errors import InputError, PlanDoesNotFit, PlanError, RoutingFileError
-from placement.given.cluster_file import load_cluster
+from placement.given.cluster_file import load_known_cluster
 from placement.given.head_memory import head_memory_bytes
 from placement.given.problem import PlanningDevice, planning_devices
 from placement.given.stats import RoutingStats
@@ -44,7 +44,7 @@ class Boxes:
     @classmethod
     def load(cls, path: Path, shape: ModelShape, workload: Workload, context: int) -> Boxes:
         """Raises PlanDoesNotFit, which names the file, where the head's own device is too small for it."""
-        cluster = load_cluster(path)
+        cluster = load_known_cluster(path)
         head_bytes = head_memory_bytes(shape, replace(workload, context=context))
         with name_in_errors(path, PlanDoesNotFit):
             devices = planning_devices(cluster, head_bytes)

@@ -25,7 +25,7 @@ from orchestrator.cli.workload import (
 from placement.answers.planner import DEFAULT_POLICY
 from placement.answers.study.routing_source import FileSource, Routing, RoutingSource, SyntheticSource
 from placement.answers.whatif import Outcome, WhatIf, changes, rank_changes
-from placement.given.cluster_file import load_cluster
+from placement.given.cluster_file import load_known_cluster
 from placement.given.cluster_spec import LinkSpec
 from placement.given.traces import GENERAL
 from placement.policies.registry import POLICIES, RUN_POLICIES
@@ -73,7 +73,7 @@ def whatif(
         kept.form,
         head=kept.head,
     )
-    boxes = load_cluster(cluster)
+    boxes = load_known_cluster(cluster)
     source: RoutingSource = SyntheticSource("general", GENERAL, GENERAL, 3072, 0)
     if stats is not None:
         source = FileSource(stats.name, stats, None)

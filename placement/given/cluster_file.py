@@ -2,11 +2,13 @@
 
 Potluck's part stands under `metadata: {potluck: ...}` of a Ray cluster launcher file, whose schema leaves
 `metadata` to its users; in a file for planning alone it may be the whole file. Units in the file are those
-people quote (GB/s, Gbit/s, GFLOP/s).
+people quote (GB/s, Gbit/s, GFLOP/s). A node needs no more than a name and an address: what it has can be
+measured.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections import Counter
@@ -17,14 +19,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
 from placement.errors import ClusterFileError, InputError
 from placement.files.quote import quote
 from placement.given.cluster_spec import (
+    USUAL_VENV,
     ClusterSpec,
     DeviceKind,
     DeviceSpec,
     LinkSpec,
     LinkUpgrade,
     MachineSpec,
+    NetworkKind,
     NodeSpec,
     Overheads,
+    capped,
 )
 from placement.given.kernel_rates import ATTENTION, KernelRates
 from placement.given.yaml_file import read_mapping, validate_fields
@@ -43,17 +48,46 @@ _MOST_GBITS_PER_S = 10_000
 _MOST_GFLOPS = 10_000_000
 _MOST_NAMES = 12
 _MOST_ROWS = 65_536
+_MOST_PATH = 4096
 
 
 def load_cluster(path: str | os.PathLike[str]) -> ClusterSpec:
-    """Read and check a cluster file.
+    """Read and check a cluster file; what nobody typed into it is missing (`ClusterSpec.unknown_nodes`).
 
     Raises:
         ClusterFileError: names file, field path, what was expected and what was found.
     """
-    part, prefix = _potluck_part(read_mapping(path, ClusterFileError, "head, nodes and links"), path)
+    return cluster_of(read_mapping(path, ClusterFileError, "head, nodes and links"), path)
+
+
+def cluster_of(document: dict[object, object], path: str | os.PathLike[str]) -> ClusterSpec:
+    """The same of what was read from `path` already."""
+    part, prefix = _potluck_part(document, path)
     file = validate_fields(part, _ClusterModel, path, ClusterFileError, prefix.rstrip("."))
     return _cluster(file, f"{path}: {prefix}")
+
+
+def load_known_cluster(path: str | os.PathLike[str]) -> ClusterSpec:
+    """A cluster file of which every device and link is known, for commands that plan.
+
+    Raises:
+        ClusterFileError: as `load_cluster`, and where figures are missing.
+    """
+    cluster = load_cluster(path)
+    check_figures(cluster, path)
+    return cluster
+
+
+def check_figures(cluster: ClusterSpec, path: str | os.PathLike[str]) -> None:
+    """Raise ClusterFileError where nothing says what a node has or how fast it is reached."""
+    if unknown := cluster.unknown_nodes:
+        node = next(node for node in cluster.nodes if node.name == unknown[0])
+        what = "device" if not node.devices else "link to the head"
+        more = f" (nor {len(unknown) - 1} other nodes)" if len(unknown) > 1 else ""
+        raise ClusterFileError(
+            f"{path}: node {node.name!r}{more} has no {what} typed or measured: run `potluck probe {path}`, "
+            f"or type {'devices' if not node.devices else 'links'} into the file"
+        )
 
 
 def parse_size(value: object) -> int:
@@ -141,6 +175,33 @@ def _rows(value: object) -> int:
     return value
 
 
+def _address(value: object) -> str:
+    text = str(value).strip()
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError(f"expected an IPv4 address such as 192.168.1.11, found {quote(value)}") from None
+    if address.version != 4:
+        raise ValueError(f"expected an IPv4 address such as 192.168.1.11, found IPv6: {quote(value)}")
+    if address.is_unspecified or address.is_multicast or text == "255.255.255.255":
+        raise ValueError(f"expected the address of one box, found {quote(value)}")
+    return text
+
+
+def _remote_path(value: object) -> str:
+    if not isinstance(value, str) or not value.startswith(("/", "~/")) or not value.isprintable():
+        raise ValueError(f"expected a path that begins with / or ~/, found {quote(value)}")
+    if len(value) > _MOST_PATH:
+        raise ValueError(f"expected a path of at most {_MOST_PATH} characters, found {quote(value)}")
+    return value
+
+
+def _port(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65_535:
+        raise ValueError(f"expected a port, 1 to 65535, found {quote(value)}")
+    return value
+
+
 _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 _Memory = Annotated[int, BeforeValidator(_memory)]
 _RoundTrip = Annotated[float, BeforeValidator(_round_trip)]
@@ -151,6 +212,11 @@ _Positive = Annotated[float, BeforeValidator(_positive)]
 _NotNegative = Annotated[float, BeforeValidator(_not_negative)]
 _Rows = Annotated[int, BeforeValidator(_rows)]
 _Number = Annotated[float, BeforeValidator(_number)]
+_Address = Annotated[str, BeforeValidator(_address)]
+_RemotePath = Annotated[str, BeforeValidator(_remote_path)]
+_Port = Annotated[int, BeforeValidator(_port)]
+# As ssh takes it: never the beginning of an option.
+_User = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=64)]
 
 
 class _Strict(BaseModel):
@@ -200,9 +266,15 @@ class _DeviceModel(_Strict):
 
 class _NodeModel(_Strict):
     name: _Name
-    devices: list[_DeviceModel]
-    address: str | None = None
+    address: _Address | None = None
+    devices: list[_DeviceModel] = []
     price: _NotNegative | None = None
+    ssh_user: _User | None = None
+    ssh_port: _Port = 22
+    model: _RemotePath | None = None
+    venv: _RemotePath = USUAL_VENV
+    memory: _Memory | None = None
+    network: NetworkKind | None = None
 
 
 class _LinkModel(_Strict):
@@ -243,6 +315,8 @@ def _cluster(file: _ClusterModel, where: str) -> ClusterSpec:
     names = [node.name for node in file.nodes]
     known = _listed(names) or "no nodes"
     _check_unique(names, f"{where}nodes")
+    addresses = [node.address for node in file.nodes if node.address is not None]
+    _check_unique(addresses, f"{where}nodes", "addresses")
     if file.head not in names:
         raise ClusterFileError(f"{where}head: expected one of the nodes ({known}), found {quote(file.head)}")
     links: dict[str, LinkSpec] = {}
@@ -258,18 +332,26 @@ def _cluster(file: _ClusterModel, where: str) -> ClusterSpec:
     nodes = []
     for index, node in enumerate(file.nodes):
         field = f"{where}nodes[{index}]"
-        if node.name != file.head and node.name not in links:
-            raise ClusterFileError(
-                f"{where}links: expected a link between {node.name!r} and the head, found none"
-            )
-        if node.name != file.head and not node.devices:
-            raise ClusterFileError(f"{field}.devices: expected at least one device, found none")
         _check_unique([device.name for device in node.devices], f"{field}.devices")
         for i, device in enumerate(node.devices):
             if (node.name, i) != (file.head, 0):
                 _check_no_head_software(node, device, f"{field}.devices[{i}]")
         devices = tuple(_device(device, f"{field}.devices[{i}]") for i, device in enumerate(node.devices))
-        nodes.append(NodeSpec(node.name, node.address, devices, links.get(node.name), node.price))
+        nodes.append(
+            NodeSpec(
+                name=node.name,
+                address=node.address,
+                devices=capped(devices, node.memory),
+                link=links.get(node.name),
+                price=node.price,
+                ssh_user=node.ssh_user,
+                ssh_port=node.ssh_port,
+                model=node.model,
+                venv=node.venv,
+                memory_cap_bytes=node.memory,
+                network=node.network,
+            )
+        )
     upgrades = _link_upgrades(file, set(links) - {file.head}, where)
     return ClusterSpec(file.head, tuple(nodes), _machines(file, names, where), upgrades)
 
@@ -390,7 +472,7 @@ def _scaled(number: float | None, unit: float) -> float | None:
     return None if number is None else number * unit
 
 
-def _check_unique(names: list[str], where: str) -> None:
+def _check_unique(names: list[str], where: str, what: str = "names") -> None:
     for name, times in Counter(names).items():
         if times > 1:
-            raise ClusterFileError(f"{where}: expected unique names, found {quote(name)} {times} times")
+            raise ClusterFileError(f"{where}: expected unique {what}, found {quote(name)} {times} times")

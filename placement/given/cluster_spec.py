@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from placement.given.kernel_rates import KernelRates
 
 DeviceKind = Literal["vram", "ram", "disk"]
+NetworkKind = Literal["cable", "wifi"]
+USUAL_VENV = "~/potluck/.venv"
+"""Where Potluck is installed on a box, unless its file says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +124,20 @@ class LinkUpgrade:
 
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
-    """A box. `link` is None only on the head's node, where None means that a message costs nothing.
+    """A box: what it has, and how it is reached.
 
-    `price`: of one more such box, None where the file gives none.
+    Attributes:
+        address: IPv4, None where nothing is to run.
+        devices: empty where nobody typed or measured any.
+        link: on the head's node None means that a message costs nothing; elsewhere that nobody typed or
+            measured it.
+        price: of one more such box, None where the file gives none.
+        ssh_user: None for the user of the file's `auth`.
+        model: where the model lies on this box, None for the path it has on the head.
+        venv: the virtual environment that Potluck is installed in there.
+        memory_cap_bytes: RAM that Potluck takes there at most, None for what is free. The devices of a file
+            that was read keep to it already.
+        network: what should connect the box to the head, None where anything may.
     """
 
     name: str
@@ -130,6 +145,12 @@ class NodeSpec:
     devices: tuple[DeviceSpec, ...]
     link: LinkSpec | None
     price: float | None = None
+    ssh_user: str | None = None
+    ssh_port: int = 22
+    model: str | None = None
+    venv: str = USUAL_VENV
+    memory_cap_bytes: int | None = None
+    network: NetworkKind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +169,32 @@ class ClusterSpec:
     def head_node(self) -> NodeSpec:
         return next(node for node in self.nodes if node.name == self.head)
 
+    @property
+    def unknown_nodes(self) -> tuple[str, ...]:
+        """Those of which no device, or no link to the head, is typed or measured.
+
+        A head without devices is none of them where others have some: it then holds no experts.
+        """
+        others = [node for node in self.nodes if node.name != self.head]
+        unknown = tuple(node.name for node in others if not node.devices or node.link is None)
+        return unknown if others or self.head_node.devices else (self.head,)
+
     def machine_of(self, node: str) -> MachineSpec | None:
         """The machine a node shares with others, None where the file names none."""
         return next((machine for machine in self.machines if node in machine.nodes), None)
+
+
+def capped(devices: Sequence[DeviceSpec], cap_bytes: int | None) -> tuple[DeviceSpec, ...]:
+    """The devices of one box, those in RAM together with at most `cap_bytes`; the first have them first."""
+    if cap_bytes is None:
+        return tuple(devices)
+    kept, left = [], cap_bytes
+    for device in devices:
+        if device.kind == "ram":
+            memory_bytes = min(device.memory_bytes, left)
+            # What is reserved for others lies in the part that is left out, as far as it has room.
+            reserved_bytes = max(0, device.reserved_bytes - (device.memory_bytes - memory_bytes))
+            device = replace(device, memory_bytes=memory_bytes, reserved_bytes=reserved_bytes)
+            left -= memory_bytes
+        kept.append(device)
+    return tuple(kept)

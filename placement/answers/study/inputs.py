@@ -5,7 +5,7 @@ from __future__ import annotations
 from placement.answers.study.config import Batch, Study
 from placement.errors import StudyFileError
 from placement.files.quote import quote
-from placement.given.cluster_file import load_cluster
+from placement.given.cluster_file import load_known_cluster
 from placement.model_shape import ModelShape
 
 
@@ -17,7 +17,7 @@ def check_inputs(study: Study, shape: ModelShape) -> None:
         StudyFileError: a head without a device, a trace that is too short; names file, or trace and batch.
     """
     for cluster in study.clusters:
-        boxes = load_cluster(cluster)
+        boxes = load_known_cluster(cluster)
         if not next(node for node in boxes.nodes if node.name == boxes.head).devices:
             raise StudyFileError(
                 f"{cluster}: node {boxes.head!r}: expected a device on the head's node, whose speed a study "

@@ -16,7 +16,7 @@ from placement.answers.study.routing_source import Routing, RoutingSource
 from placement.bounds.bound import lower_bound_s
 from placement.cost.head import head_seconds
 from placement.errors import InputError, PlanDoesNotFit
-from placement.given.cluster_file import load_cluster
+from placement.given.cluster_file import load_known_cluster
 from placement.given.cluster_spec import ClusterSpec
 from placement.given.problem import PlanningProblem, problem_for
 from placement.model_shape import ModelShape
@@ -124,4 +124,4 @@ def _routing(shape: ModelShape, source: RoutingSource) -> Routing:
 
 @lru_cache(maxsize=16)
 def _cluster(path: Path) -> ClusterSpec:
-    return load_cluster(path)
+    return load_known_cluster(path)
