@@ -52,7 +52,7 @@ class WorkerClient:
         self.endpoint = endpoint
         self._limits = limits
         self._timeout_s: float | None = None
-        self.socket: Socket = open_socket(context, zmq.DEALER, endpoint, limits)
+        self.socket: Socket = open_socket(context, zmq.DEALER, endpoint, limits.max_frame_bytes)
         """For a `zmq.Poller` over several workers; readable when `receive` has something."""
         if keys is not None:
             secure_client(self.socket, keys)

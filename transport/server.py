@@ -49,8 +49,13 @@ class Server:
         *,
         name: str,
         keys: WorkerKeys | None = None,
+        max_frame_bytes: int | None = None,
     ) -> None:
-        """Bind; `name` is for the messages of errors.
+        """Bind.
+
+        Args:
+            name: for the messages of errors.
+            max_frame_bytes: less than the limits allow, where only small messages are expected.
 
         Raises:
             KeysRequired: `endpoint` can be reached from other machines and `keys` is None.
@@ -59,7 +64,7 @@ class Server:
         require_keys(endpoint, keys)
         self._limits = limits
         self._authenticator: ThreadAuthenticator | None = None
-        self._socket = open_socket(context, zmq.ROUTER, endpoint, limits)
+        self._socket = open_socket(context, zmq.ROUTER, endpoint, max_frame_bytes or limits.max_frame_bytes)
         try:
             self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
             if keys is not None:

@@ -7,8 +7,6 @@ from typing import Any
 
 import zmq
 
-from transport.messages import WireLimits
-
 Context = zmq.Context[zmq.Socket[bytes]]
 Socket = zmq.Socket[bytes]
 
@@ -32,12 +30,12 @@ _NOBLOCK = int(zmq.NOBLOCK)
 _NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 
-def open_socket(context: Context, kind: int, endpoint: str, limits: WireLimits) -> Socket:
-    """A socket for `endpoint`, not yet bound or connected; it drops a peer whose frame exceeds the limits."""
+def open_socket(context: Context, kind: int, endpoint: str, max_frame_bytes: int) -> Socket:
+    """A socket for `endpoint`, not yet bound or connected; it drops a peer that announces a larger frame."""
     socket = context.socket(kind)
     for option, value in _OPTIONS.items():
         socket.setsockopt(option, value)
-    socket.setsockopt(zmq.MAXMSGSIZE, limits.max_frame_bytes)
+    socket.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes)
     socket.setsockopt(zmq.IPV6, int("[" in endpoint))
     socket.copy_threshold = COPY_THRESHOLD_BYTES
     return socket

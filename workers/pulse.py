@@ -193,7 +193,14 @@ class PulseServer:
         """
         context: Context = zmq.Context()
         try:
-            server = Server(context, self._bind_to, self._limits, name=self.name, keys=self._keys)
+            server = Server(
+                context,
+                self._bind_to,
+                self._limits,
+                name=self.name,
+                keys=self._keys,
+                max_frame_bytes=self._limits.max_plain_bytes,
+            )
         except BaseException:
             context.term()
             raise
