@@ -33,7 +33,7 @@ class Link(Enum):
     """The other end has no such key, or speaks something else; libzmq keeps trying."""
 
 
-_LINKS = {
+_LINKS: dict[int, Link] = {
     zmq.EVENT_HANDSHAKE_SUCCEEDED: Link.UP,
     zmq.EVENT_DISCONNECTED: Link.DOWN,
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: Link.REFUSED,
@@ -105,7 +105,7 @@ class PulseClient:
 
     def links(self) -> list[Link]:
         """What has happened to the connection since the last call, in order."""
-        found = []
+        found: list[Link] = []
         while True:
             try:
                 event = parse_monitor_message(self.monitor.recv_multipart(_NOBLOCK))["event"]
