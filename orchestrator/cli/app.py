@@ -31,6 +31,7 @@ COMMANDS = {
     ),
     "whatif": "Rank single changes to a cluster by tokens per second.",
     "study": "Plan and judge every cell of a grid; an interrupted study goes on where it stopped.",
+    "verify": "Note digests of all of a model's bytes, or find what has changed since they were noted.",
     "demo": "Plan, start and run the shipped model on three worker processes of this machine.",
 }
 """Name -> first line of its help: the function of that name in the module of that name.
