@@ -296,13 +296,19 @@ def _start(
     def end() -> None:
         outer.kill()
         outer.wait()
-        # Its processes end with it, a moment later.
-        _wait(lambda: _pids_in(namespace) == [], f"{name}: the end of its processes")
 
+        # Its processes end with it, a moment later; the first is there until it is reaped.
+        def gone() -> bool:
+            return not _pids_in(namespace) and not any(os.path.exists(f"/proc/{pid}") for pid in first)
+
+        _wait(gone, f"{name}: the end of its processes")
+
+    first: list[int] = []
     stack.callback(end)
     children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
     _wait(lambda: bool(children.read_text().split()), f"{name}: its first process")
     init = int(children.read_text().split()[0])
+    first.append(init)
     return Host(name, address, folder, namespace, cable, init, outer.pid)
 
 
