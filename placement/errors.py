@@ -64,6 +64,14 @@ class WorkerRefused(PotluckError):
     exit_code = 1
 
 
+class BoxUnreachable(PotluckError):
+    """A box of the cluster cannot be reached over ssh, or a command there did not do what it should."""
+
+
+class KeyFilesError(PotluckError):
+    """A file of keys, a certificate or a token is missing, damaged, or open to other users."""
+
+
 class KeysRequired(PotluckError):
     """An endpoint that other machines can reach was asked for without keys."""
 
