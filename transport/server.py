@@ -10,6 +10,7 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from placement.errors import WorkerStartError
 from transport.doorbell import Doorbell
+from transport.guard import MAX_CONNECTIONS, Connection, Guard
 from transport.keys import WorkerKeys, require_keys, secure_server
 from transport.messages import ErrorCode, Reply, Request, WireError, WireLimits
 from transport.sockets import Context, open_socket, receive_message, send_message
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 
 # As plain integers: pyzmq's enums cost as much as the call.
 _EVENTS, _POLLIN, _NOBLOCK = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.NOBLOCK)
+
+_UNKNOWN = Connection(-1, -1, "", is_tcp=False)
 
 NOT_AN_ENDPOINT = "not an endpoint: expected tcp://ADDRESS:PORT, ipc://PATH or inproc://NAME"
 NO_SUCH_ADDRESS = "this machine has no such address: bind one of its own"
@@ -64,11 +67,17 @@ class Server:
         require_keys(endpoint, keys)
         self._limits = limits
         self._authenticator: ThreadAuthenticator | None = None
-        self._socket = open_socket(context, zmq.ROUTER, endpoint, max_frame_bytes or limits.max_frame_bytes)
+        max_frame_bytes = max_frame_bytes or limits.max_frame_bytes
+        self._socket = open_socket(context, zmq.ROUTER, endpoint, max_frame_bytes)
+        self._guard: Guard | None = None
+        # Which connection each peer's messages come on; None where nobody guards it.
+        self._connections: dict[bytes, Connection | None] = {}
         try:
             self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
             if keys is not None:
                 self._authenticator = secure_server(self._socket, keys)
+            if not endpoint.startswith("inproc://"):
+                self._guard = Guard(self._socket, 2 * max_frame_bytes, f"worker {name}")
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
             self._close_socket()
@@ -88,7 +97,12 @@ class Server:
         except zmq.Again:
             return None
         try:
-            return peer, decode_request(receive_message(self._socket), self._limits)
+            frames = receive_message(self._socket)
+            if (connection := self._connections.get(peer, _UNKNOWN)) is _UNKNOWN:
+                connection = self._learn(peer, frames[0])
+            if connection is not None:
+                connection.delivered = True
+            return peer, decode_request(frames, self._limits)
         except WireError as error:
             return peer, error
         except MemoryError:
@@ -113,6 +127,18 @@ class Server:
             return False
         return True
 
+    def _learn(self, peer: bytes, frame: zmq.Frame) -> Connection | None:
+        """Which connection a peer's messages come on, for as long as it lasts."""
+        if self._guard is None:
+            return None
+        if len(self._connections) >= MAX_CONNECTIONS:
+            # Most of them are gone: ROUTER gives each connection a name of its own.
+            self._connections.clear()
+        connection = self._guard.of(int(frame.get(zmq.SRCFD)))
+        if connection is not None:
+            self._connections[peer] = connection
+        return connection
+
     def shut(self) -> None:
         """Let every `wait` return False, from any thread."""
         self._doorbell.shut()
@@ -123,6 +149,9 @@ class Server:
         self._close_socket()
 
     def _close_socket(self) -> None:
+        if self._guard is not None:
+            self._guard.stop()
+            self._guard = None
         self._socket.close(0)
         if self._authenticator is not None:
             self._authenticator.stop()

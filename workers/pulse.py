@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
-import traceback
 from typing import Protocol
 
 import zmq
 
 from placement.errors import PotluckError
 from transport.keys import WorkerKeys
+from transport.loops import end_process
 from transport.messages import (
     MAX_TEXT_CHARS,
     Drop,
@@ -37,9 +36,6 @@ from transport.sockets import Context
 from workers.sessions import Sessions
 
 log = logging.getLogger(__name__)
-
-EXIT_CODE = 70
-"""Of a process whose loop failed: an internal error."""
 
 
 class PulseHandler(Protocol):
@@ -232,6 +228,8 @@ class PulseServer:
             while server.wait():
                 while (received := server.receive()) is not None:
                     self._answer(server, *received)
+        except zmq.ContextTerminated:
+            return
         except BaseException as error:
             end_process(f"worker {self.name}: pulse", error)
 
@@ -246,12 +244,3 @@ class PulseServer:
         server.send(peer, reply)
         if isinstance(message, Shutdown):
             self._handler.shut_down()
-
-
-def end_process(what: str, error: BaseException) -> None:
-    """Leave at once, with one line: a loop that fails must not leave half a worker behind."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    log.critical("%s: ends this process: %s: %s%s", what, type(error).__name__, error, where)
-    logging.shutdown()
-    os._exit(EXIT_CODE)

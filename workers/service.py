@@ -11,6 +11,7 @@ import zmq
 
 from placement.errors import CheckpointError
 from transport.keys import WorkerKeys
+from transport.loops import end_process
 from transport.messages import (
     ErrorCode,
     ErrorReply,
@@ -26,7 +27,7 @@ from transport.messages import (
 from transport.server import Server
 from transport.sockets import Context
 from workers.kernels import ExpertNotHeld
-from workers.pulse import FixedExperts, PulseHandler, answer, end_process, refusal
+from workers.pulse import FixedExperts, PulseHandler, answer, refusal
 from workers.sessions import Sessions
 from workers.tiers import ExpertTier, StillLoading
 from workers.waiting import Waiting
@@ -198,6 +199,8 @@ class ExpertService:
     def _serve(self, server: Server) -> None:
         try:
             self._serve_until_stopped(server)
+        except zmq.ContextTerminated:
+            return
         except BaseException as error:
             end_process(f"worker {self.name}: service", error)
 

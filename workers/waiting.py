@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 
 from transport.messages import ForwardRequest, WireLimits
 
@@ -48,9 +47,9 @@ class Waiting:
         self._num_requests -= 1
         return peer, request
 
-    def clear(self) -> Iterator[ForwardRequest]:
+    def clear(self) -> list[ForwardRequest]:
         """Let go of all; gives what waited."""
         waited = [request for queue in self._of.values() for request in queue]
         self._of.clear()
         self._num_requests = 0
-        return iter(waited)
+        return waited

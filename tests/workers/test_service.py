@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,11 +36,14 @@ from tests.workers.serving import (
     wait_until,
 )
 from transport.client import WorkerClient
+from transport.expert_rows import ExpertRows
 from transport.keys import HeadKeys, KeyPair, WorkerKeys
+from transport.loops import EXIT_CODE
 from transport.messages import ErrorCode, ErrorReply, ForwardReply, HelloReply, Pong, WorkerState
 from transport.wire import decode_reply, encode
 from workers.fixed_point import PartialSum
 from workers.service import MAX_RECEIVED, ExpertService
+from workers.tiers import StillLoading
 from workers.waiting import MAX_WAITING
 
 WIRES = ("tcp", "ipc", "inproc")
@@ -484,3 +489,84 @@ def test_a_store_without_experts_serves_zeros(context: zmq.Context[Any]) -> None
         reply = answer(client)
         assert isinstance(reply, ForwardReply)
         assert not reply.values.any()
+
+
+def test_a_flood_by_one_peer_never_makes_another_busy(context: zmq.Context[Any]) -> None:
+    store = GatedStore()
+    with (
+        serving(store) as service,
+        connected(service, context) as flood,
+        connected(service, context) as client,
+    ):
+        for number in range(3 * MAX_WAITING):
+            flood.send(request(number))
+        wait_until(lambda: service.health().refused > 0)
+        client.send(request(1000))
+        wait_until(lambda: service.health().queue_depth == MAX_WAITING + 2)
+        store.gate.set()
+        assert_right(answer(client), request(1000), store)
+
+
+@pytest.mark.parametrize(
+    "failure", [MemoryError(), RuntimeError("[enforce fail] can't allocate memory: 9 bytes")]
+)
+def test_a_request_without_memory_for_it_is_refused_by_name(
+    failure: Exception, context: zmq.Context[Any]
+) -> None:
+    class Full(SmallStore):
+        def forward(self, layer: int, rows: ExpertRows) -> PartialSum:
+            raise failure
+
+    with serving(Full()) as service, connected(service, context) as client:
+        client.send(request(5))
+        reply = answer(client)
+        assert reply == ErrorReply(5, ErrorCode.NO_MEMORY, "worker w has no memory for 1 rows")
+
+
+def test_experts_that_are_still_loading_are_told_apart(context: zmq.Context[Any]) -> None:
+    class Loading(SmallStore):
+        def forward(self, layer: int, rows: ExpertRows) -> PartialSum:
+            raise StillLoading("2 of 9 GB")
+
+    with serving(Loading()) as service, connected(service, context) as client:
+        client.send(request(5))
+        assert answer(client) == ErrorReply(5, ErrorCode.LOADING, "2 of 9 GB")
+
+
+def test_a_sum_that_is_none_is_an_answer_and_not_the_end(context: zmq.Context[Any]) -> None:
+    class Wrong(SmallStore):
+        def forward(self, layer: int, rows: ExpertRows) -> Any:
+            return PartialSum(None, None)  # type: ignore[arg-type]
+
+    with serving(Wrong()) as service, connected(service, context) as client:
+        client.send(request(5))
+        reply = answer(client)
+        assert isinstance(reply, ErrorReply)
+        assert (reply.request_id, reply.code) == (5, ErrorCode.INTERNAL)
+        client.ping(6)
+        assert depth_of(answer(client)) == (6, 0)
+
+
+BROKEN_LOOP = """
+import logging, threading
+from tests.workers.serving import LIMITS, SmallStore, connected, request
+from transport.server import Server
+from workers.service import ExpertService
+
+logging.basicConfig(format="%(message)s")
+with ExpertService("w", SmallStore(), LIMITS, dtype="float32") as service, connected(service) as client:
+    Server.pending = lambda self: 1 / 0
+    client.send(request(1))
+    threading.Event().wait(20)
+print("half a worker lived on")
+"""
+
+
+def test_a_loop_that_fails_takes_the_process_along_in_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN_LOOP], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == EXIT_CODE
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("worker w: service: ends this process: ZeroDivisionError: ")

@@ -1,0 +1,250 @@
+"""Watches a bound socket's connections: not too many of them, and none whose message never ends.
+
+libzmq collects all frames of a message before it delivers any, whatever its high-water marks say. So a peer
+that never ends a message would fill this machine's memory unseen. The kernel counts what comes in on each
+connection; one that has taken in far more than a message without delivering one is cut off.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import ipaddress
+import logging
+import os
+import socket
+import struct
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from transport.loops import end_process
+from transport.sockets import Socket
+
+log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 64
+# From one address of another machine: a head has one, and opens another while an old one is dying.
+MAX_OF_ADDRESS = 16
+SWEEP_S = 0.1
+# What a connection may take in besides its messages: handshakes, and then heartbeats.
+SLACK_BYTES = 1 << 20
+HEARTBEAT_BYTES_PER_S = 4096
+# On a local socket nobody counts bytes. One that is never empty in so many sweeps, while it delivers nothing
+# and this process's memory grows by so much, has a message without an end.
+LOCAL_SWEEPS = 5
+LOCAL_GROWTH_BYTES = 64 << 20
+
+T = TypeVar("T")
+
+_TCP_INFO_BYTES = 136
+_EVENTS = int(zmq.EVENT_ACCEPTED | zmq.EVENT_MONITOR_STOPPED)
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """One accepted connection, known by its descriptor and the inode behind it.
+
+    Attributes:
+        address: of the peer's machine, "" where it is this one.
+        delivered: whether it has delivered a message since the last sweep; the receiving thread sets it.
+        greeted: whether it has ever delivered one.
+        base_bytes: what it had taken in when it last delivered one, and what was forgiven since.
+        over, busy: sweeps in a row that found too many bytes, or a local socket that is not empty.
+        base_memory: of this process when `busy` began.
+    """
+
+    fd: int
+    inode: int
+    address: str
+    is_tcp: bool
+    delivered: bool = False
+    greeted: bool = False
+    base_bytes: float = 0.0
+    over: int = 0
+    busy: int = 0
+    base_memory: int = 0
+
+
+class Guard:
+    """Guards one socket in a thread of its own, from `start` until the socket's monitor is taken away."""
+
+    def __init__(self, guarded: Socket, max_message_bytes: int, name: str) -> None:
+        """Before the socket is bound; `max_message_bytes` is of all frames of a message together."""
+        self._guarded = guarded
+        self._name = name
+        self._limit_bytes = 2 * max_message_bytes + SLACK_BYTES
+        self._connections: dict[int, Connection] = {}
+        self._swept_s = time.monotonic()
+        address = f"inproc://guard-{os.urandom(8).hex()}"
+        self._monitor: Socket = guarded.get_monitor_socket(_EVENTS, address)
+        self._thread = threading.Thread(target=self._watch, name=f"{name}-guard", daemon=True)
+        self._thread.start()
+
+    def of(self, fd: int) -> Connection | None:
+        """The connection a message came on, if it is noted; its `delivered` is the caller's to set."""
+        connection = self._connections.get(fd)
+        # The number may be a newer connection's, which is not noted yet.
+        return connection if connection is not None and _inode(fd) == connection.inode else None
+
+    def stop(self) -> None:
+        """Before the socket is closed, by the thread that has it."""
+        self._guarded.disable_monitor()
+        self._thread.join()
+        self._monitor.close(0)
+
+    def _watch(self) -> None:
+        try:
+            while True:
+                timeout_ms = int(SWEEP_S * 1000) if self._connections else -1
+                if self._monitor.poll(timeout_ms):
+                    event = parse_monitor_message(self._monitor.recv_multipart())
+                    if event["event"] == zmq.EVENT_MONITOR_STOPPED:
+                        return
+                    self._accepted(int(event["value"]))
+                if time.monotonic() >= self._swept_s + SWEEP_S:
+                    self._sweep()
+        except zmq.ContextTerminated:
+            return
+        except BaseException as error:
+            end_process(f"{self._name}: guard", error)
+
+    def _accepted(self, fd: int) -> None:
+        """Note a new connection; where there are too many, one that never said anything makes room."""
+        self._forget_closed()
+        new = _connection(fd)
+        if new is None:
+            return
+        self._connections[fd] = new
+        beside = [other for other in self._connections.values() if other.address == new.address]
+        if new.address and len(beside) > MAX_OF_ADDRESS:
+            self._cut(_least_known(beside), f"more than {MAX_OF_ADDRESS} connections of {new.address}")
+        elif len(self._connections) > MAX_CONNECTIONS:
+            self._cut(_least_known(self._connections.values()), f"more than {MAX_CONNECTIONS} connections")
+
+    def _sweep(self) -> None:
+        now_s = time.monotonic()
+        forgiven_bytes = (now_s - self._swept_s) * HEARTBEAT_BYTES_PER_S
+        self._swept_s = now_s
+        self._forget_closed()
+        for connection in list(self._connections.values()):
+            delivered, connection.delivered = connection.delivered, False
+            connection.greeted |= delivered
+            endless = self._tcp_is_endless if connection.is_tcp else self._local_is_endless
+            if endless(connection, delivered, forgiven_bytes):
+                self._cut(connection, "a message without an end")
+
+    def _tcp_is_endless(self, connection: Connection, delivered: bool, forgiven_bytes: float) -> bool:
+        taken_bytes = _look(connection, _taken_bytes)
+        if taken_bytes is None:
+            return False
+        connection.base_bytes = taken_bytes if delivered else connection.base_bytes + forgiven_bytes
+        over = taken_bytes - connection.base_bytes > self._limit_bytes
+        # Twice in a row: between two looks a message that is whole has been delivered.
+        connection.over = connection.over + 1 if over else 0
+        return connection.over >= 2
+
+    def _local_is_endless(self, connection: Connection, delivered: bool, _: float) -> bool:
+        if delivered or not _look(connection, _unread_bytes):
+            connection.busy = 0
+            return False
+        if connection.busy == 0:
+            connection.base_memory = _own_memory_bytes()
+        connection.busy += 1
+        grown_bytes = _own_memory_bytes() - connection.base_memory
+        return connection.busy > LOCAL_SWEEPS and grown_bytes > self._limit_bytes + LOCAL_GROWTH_BYTES
+
+    def _forget_closed(self) -> None:
+        for connection in list(self._connections.values()):
+            if _inode(connection.fd) != connection.inode:
+                del self._connections[connection.fd]
+
+    def _cut(self, connection: Connection, why: str) -> None:
+        """Break it off; libzmq finds out, closes it and frees what it had collected."""
+        log.warning(
+            "%s: cut off a connection of %s: %s", self._name, connection.address or "this machine", why
+        )
+        _look(connection, _break_off)
+        self._connections.pop(connection.fd, None)
+
+
+def _least_known(connections: Iterable[Connection]) -> Connection:
+    """The oldest that has never delivered a message, or else the newest."""
+    in_order = list(connections)
+    silent = [connection for connection in in_order if not connection.greeted and not connection.delivered]
+    return silent[0] if silent else in_order[-1]
+
+
+def _connection(fd: int) -> Connection | None:
+    """What libzmq has accepted; None where it is gone already."""
+    inode = _inode(fd)
+    if inode is None:
+        return None
+    found = Connection(fd, inode, "", is_tcp=False)
+    family = _look(found, lambda peer: peer.family)
+    if family not in (socket.AF_INET, socket.AF_INET6):
+        return found if family == socket.AF_UNIX else None
+    found.is_tcp = True
+    address = _look(found, lambda peer: str(peer.getpeername()[0])) or ""
+    found.address = "" if not address or ipaddress.ip_address(address).is_loopback else address
+    return found
+
+
+def _inode(fd: int) -> int | None:
+    try:
+        return os.fstat(fd).st_ino
+    except OSError:
+        return None
+
+
+def _look(connection: Connection, at: Callable[[socket.socket], T]) -> T | None:
+    """Call with a duplicate of the connection's socket; None where it is closed, or another by now."""
+    try:
+        duplicate = os.dup(connection.fd)
+    except OSError:
+        return None
+    try:
+        peer = socket.socket(fileno=duplicate)
+    except OSError:
+        os.close(duplicate)
+        return None
+    with peer:
+        try:
+            return at(peer) if os.fstat(duplicate).st_ino == connection.inode else None
+        except OSError:
+            return None
+
+
+def _taken_bytes(peer: socket.socket) -> int:
+    """Bytes that ever came in, as the kernel counts them."""
+    info = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    (received,) = struct.unpack_from("=Q", info, 128) if len(info) == _TCP_INFO_BYTES else (0,)
+    return int(received)
+
+
+def _break_off(peer: socket.socket) -> None:
+    if peer.family == socket.AF_UNIX:
+        peer.shutdown(socket.SHUT_RDWR)
+    else:
+        # After a shutdown Linux still takes in what a peer goes on sending. To connect a TCP socket to
+        # nothing resets the connection, and Python's own `connect` cannot say so.
+        nothing = struct.pack("=H14x", socket.AF_UNSPEC)
+        ctypes.CDLL(None).connect(peer.fileno(), nothing, len(nothing))
+
+
+def _unread_bytes(peer: socket.socket) -> int:
+    answer = fcntl.ioctl(peer.fileno(), termios.FIONREAD, struct.pack("i", 0))
+    return int(struct.unpack("i", answer)[0])
+
+
+def _own_memory_bytes() -> int:
+    """Resident, without what is mapped from files."""
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        _, resident, shared = map(int, statm.read().split()[:3])
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
