@@ -10,12 +10,13 @@ from typing import Literal
 import torch
 import zmq
 
-from orchestrator.dispatch.dispatcher import Dispatcher
+from orchestrator.dispatch.dispatcher import Dispatcher, fixed
+from orchestrator.dispatch.view import ClusterView, WorkerAddress
 from orchestrator.timing import StepTimer
 from placement.message_size import MAX_MESSAGE_ROWS
 from placement.plan import LOCAL_WORKER, Plan, planned_layers
 from transport.client import WorkerClient
-from transport.messages import WireLimits
+from transport.messages import WireLimits, random_id
 from transport.sockets import Context
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.open_model import kept_forms
@@ -54,13 +55,22 @@ def dispatcher_with_threads(
         context: Context = stack.enter_context(zmq.Context())
         own = tiers_of(plan, LOCAL_WORKER) if plan.local_worker is not None else ()
         local = load_tiers(own, checkpoint, config, name) if own else None
-        clients = {}
+        addresses = {}
+        indices = {worker.name: index for index, worker in enumerate(plan.workers)}
         for worker in plan.asked_workers:
             experts = load_tiers(tiers_of(plan, worker.name), checkpoint, config, name)
             endpoint = "tcp://127.0.0.1:*" if wire == "tcp" else f"inproc://{worker.name}"
             service = ExpertService(worker.name, experts, limits, endpoint, dtype=name, context=context)
             stack.enter_context(service)
-            clients[worker.name] = client = WorkerClient(context, service.endpoint, limits, name=worker.name)
-            stack.callback(client.close)
+            addresses[indices[worker.name]] = WorkerAddress(service.endpoint, "", None, 0)
+        session = random_id()
+
+        def connect(worker: str, address: WorkerAddress) -> WorkerClient:
+            client = WorkerClient(context, address.endpoint, limits, name=worker, session=session)
             client.hello(HELLO_TIMEOUT_S, dtype=name)
-        yield Dispatcher(plan, local, clients, max_rows=max_rows, timer=timer)
+            return client
+
+        view = ClusterView(plan, addresses=addresses)
+        dispatcher = Dispatcher(fixed(view), connect, local=local, max_rows=max_rows, timer=timer)
+        stack.callback(dispatcher.close)
+        yield dispatcher

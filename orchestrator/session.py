@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from orchestrator.dispatch.dispatcher import Dispatcher
+from orchestrator.dispatch.dispatcher import Dispatcher, unwatched
 from orchestrator.dispatch.usage import Usage
 from orchestrator.generate import GenerationParams, GenerationResult, OnTokens, generate
 from orchestrator.model.kv_pool import KvPool
@@ -181,7 +181,7 @@ def _load(
     # Before the first token, and in the order of the file, not of the first pass's page faults.
     read = weights.trunk_matrices + (weights.mtp_matrices if demand.num_drafts else ())
     bring_in(joined(Range(matrix.data.data_ptr(), matrix.data.nbytes) for matrix in read), on_progress)
-    dispatcher = Dispatcher(plan, local, connect(), max_rows=MAX_MESSAGE_ROWS, timer=timer)
+    dispatcher = Dispatcher(*unwatched(plan, connect()), local=local, max_rows=MAX_MESSAGE_ROWS, timer=timer)
     kv_form = demand.kv_form or KvForm.of(plan.dtype)
     # What was asked for was found to fit before anything was read.
     sequence = SequenceSize.of(model.shape, kv_form, demand.num_drafts)

@@ -1,4 +1,4 @@
-"""How long a worker that owes an answer is waited for: the runtime and the simulator alike."""
+"""How long the head waits for whom: the runtime and the simulator alike."""
 
 from __future__ import annotations
 
@@ -7,28 +7,47 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long the dispatcher waits for a silent worker.
+    """How long the head waits before it asks others, asks again, or gives up.
 
-    A worker that computes still answers probes. So `silent_s` bounds the time without *any* message, and
-    not the time that a large prefill may take.
+    Whether a worker lives is told by its pulse, which it gives while it computes too. So these bound silence
+    and lost messages, and not the time that a large prefill may take.
 
     Attributes:
-        probe_after_s: of silence, then the worker is asked for a sign of life.
-        silent_s: of silence, then it is lost.
-        busy_retry_s: after which a worker that had no room is asked again.
+        suspect_after_s: of silence on the pulse, then others are asked too.
+        dead_after_s: of silence on the pulse, then the worker is lost.
+        busy_retry_s: after which a worker that had no room, or no other holder, is asked again.
+        lost_after_s: how long what a pulse shows to be lost may still be on its way, transfer not counted.
+        least_bytes_per_s: the slowest that a link is taken to be.
+        hedge_floor_s: an answer that takes no longer is never asked of others; infinity: no answer is.
+        slow_factor: of the time that it should take, then a worker's replicas are preferred.
+        stuck_after_s: how long a worker may compute one request, for each of its pairs `stuck_pair_s` longer.
+        refusals: of one request by a worker that nobody can stand in for, before that worker is given up.
+        view_wait_s: how long a pass waits for a view in which every expert has a holder.
     """
 
-    probe_after_s: float = 0.5
-    silent_s: float = 3.0
+    suspect_after_s: float = 0.25
+    dead_after_s: float = 3.0
     busy_retry_s: float = 0.01
+    lost_after_s: float = 0.15
+    least_bytes_per_s: float = 5e6
+    hedge_floor_s: float = 0.03
+    slow_factor: float = 3.0
+    stuck_after_s: float = 10.0
+    stuck_pair_s: float = 0.05
+    refusals: int = 3
+    view_wait_s: float = 30.0
 
-    def gives_up_at_s(self, asked_s: float, dead_s: float, round_trip_s: float) -> float:
-        """When a worker that owes an answer since `asked_s` and died at `dead_s` is taken for lost.
+    def gives_up_at_s(self, reached_s: float, dead_s: float) -> float:
+        """When a request that would have reached a worker at `reached_s` is asked of others.
 
-        It is probed after `probe_after_s` of silence; a probe that reaches it alive is answered one round
-        trip later and starts the silence anew.
+        The worker fell silent at `dead_s`.
         """
-        heard_s = asked_s
-        while heard_s + self.probe_after_s + round_trip_s / 2 < dead_s:
-            heard_s += self.probe_after_s + round_trip_s
-        return heard_s + self.silent_s
+        return max(reached_s, dead_s + self.suspect_after_s)
+
+    def stuck_s(self, pairs: int) -> float:
+        """How long a worker may compute a request of so many (row, expert) pairs."""
+        return self.stuck_after_s + pairs * self.stuck_pair_s
+
+    def transfer_s(self, num_bytes: int) -> float:
+        """How long so many bytes may be on their way, once they should have come."""
+        return self.lost_after_s + num_bytes / self.least_bytes_per_s

@@ -50,13 +50,18 @@ class WorkerClient:
         self.name = name
         self.session = random_id() if session is None else session
         self.endpoint = endpoint
+        self._context = context
         self._limits = limits
+        self._keys = keys
         self._timeout_s: float | None = None
-        self.socket: Socket = open_socket(context, zmq.DEALER, endpoint, limits.max_frame_bytes)
+        self.socket: Socket = self._connected()
         """For a `zmq.Poller` over several workers; readable when `receive` has something."""
-        if keys is not None:
-            secure_client(self.socket, keys)
-        self.socket.connect(endpoint)
+
+    def reopen(self) -> None:
+        """Begin to connect anew, over another `socket`; what is on its way is lost."""
+        self.close()
+        self.socket = self._connected()
+        self._timeout_s = None
 
     def hello(self, timeout_s: float, *, dtype: str | None = None) -> HelloReply:
         """Ask the worker who it is, before anything else, and hold it to this model.
@@ -150,6 +155,13 @@ class WorkerClient:
     def close(self) -> None:
         """Drop the connection and what is queued on it."""
         self.socket.close(0)
+
+    def _connected(self) -> Socket:
+        socket = open_socket(self._context, zmq.DEALER, self.endpoint, self._limits.max_frame_bytes)
+        if self._keys is not None:
+            secure_client(socket, self._keys)
+        socket.connect(self.endpoint)
+        return socket
 
     def _named(self, error: WireError) -> WireError:
         message = f"worker {self.name} at {self.endpoint}: {error}"

@@ -17,6 +17,7 @@ from benchmarks.fidelity.clocks import mean, timed
 from benchmarks.fidelity.processes import RunningWorker
 from benchmarks.fidelity.rows import rotated, same_experts
 from orchestrator.dispatch.dispatcher import Dispatcher
+from orchestrator.dispatch.pass_lost import PassLost
 from orchestrator.model.moe import MoeWeights
 from orchestrator.model.step35 import Step35Model
 from placement.model_shape import ModelShape
@@ -43,6 +44,9 @@ class UncountedExperts:
 
     store: ExpertStore
     read_s: float = 0.0
+
+    def begin_pass(self, lost: PassLost | None = None) -> None:
+        """Nothing to settle."""
 
     def ask(self, layer: int, rows: ExpertRows) -> Tensor:
         started = time.perf_counter()

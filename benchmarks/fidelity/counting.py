@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
-from orchestrator.dispatch.dispatcher import Dispatcher
+from orchestrator.dispatch.dispatcher import Dispatcher, unwatched
 from orchestrator.dispatch.layer_sum import Ask
+from placement.patience import Patience
 from placement.plan import Plan
 from transport.client import WorkerClient
 from workers.tiers import ExpertTier
@@ -19,7 +21,9 @@ class CountingDispatcher(Dispatcher):
     def __init__(
         self, plan: Plan, local: ExpertTier | None, clients: Mapping[str, WorkerClient], *, max_rows: int
     ) -> None:
-        super().__init__(plan, local, clients, max_rows=max_rows)
+        # The simulator knows no late answers.
+        patience = Patience(hedge_floor_s=math.inf, slow_factor=math.inf)
+        super().__init__(*unwatched(plan, clients), local=local, max_rows=max_rows, patience=patience)
         self.experts_read = [0] * len(plan.workers)
 
     def _count(self, ask: Ask) -> None:

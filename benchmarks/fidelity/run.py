@@ -26,7 +26,7 @@ from benchmarks.fidelity.others import OthersShare
 from benchmarks.fidelity.predict import cluster_of, predict
 from benchmarks.fidelity.probes import probe
 from benchmarks.fidelity.processes import running_workers
-from orchestrator.dispatch.dispatcher import Dispatcher
+from orchestrator.dispatch.dispatcher import Dispatcher, unwatched
 from orchestrator.dispatch.usage import Usage
 from orchestrator.generate import GenerationParams, generate
 from orchestrator.model.routing_recorder import RoutingRecorder
@@ -199,7 +199,7 @@ def run_setup(
         workers = stack.enter_context(running_workers(setup, plan, model.shape, model.directory, sockets))
         local = load_head_tiers(plan, model.checkpoint, model.config)
         clients = {worker.name: worker.client for worker in workers}
-        dispatcher = Dispatcher(plan, local, clients, max_rows=MAX_MESSAGE_ROWS)
+        dispatcher = Dispatcher(*unwatched(plan, clients), local=local, max_rows=MAX_MESSAGE_ROWS)
         head = Step35Model(model.config, model.weights, torch.float32, dispatcher, dispatcher.timer)
         uncounted = UncountedExperts(model.probe_store)
         bare = Step35Model(model.config, model.weights, torch.float32, uncounted)

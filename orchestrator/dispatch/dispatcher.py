@@ -1,4 +1,4 @@
-"""Runs a layer's routed experts where the plan put them: the sockets and the clock around `LayerSum`."""
+"""Runs a layer's experts where the view of the cluster puts them: sockets and clock around `LayerSum`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ import zmq
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orchestrator.dispatch.layer_sum import Action, Ask, LayerSum
+from orchestrator.dispatch.layer_sum import ALL_WELL, Action, Around, Ask, LayerSum
+from orchestrator.dispatch.pace import Pace
+from orchestrator.dispatch.pass_lost import PassLost
 from orchestrator.dispatch.usage import Usage
+from orchestrator.dispatch.view import NOBODY, ClusterView, WorkerAddress
+from orchestrator.membership.events import PassRepeated, Slowed, Tell
+from orchestrator.membership.standing import Stand, Standing
 from orchestrator.timing import StepTimer
-from placement.assign.one_step import assign_experts
-from placement.errors import WorkerRefused
-from placement.holders import NO_WORKER, LayerHolders
+from placement.assign.one_step import ReplicaCosts, assign_experts
+from placement.errors import WorkerLost, WorkerRefused
+from placement.holders import LayerHolders
 from placement.patience import Patience
 from placement.plan import Plan
 from placement.wire_form import BFLOAT16_ROWS, FLOAT32_ROWS, WireForm
@@ -30,6 +35,17 @@ from transport.rounded_hidden import RoundedHidden
 from workers import fixed_point
 from workers.kernels import round_rows
 from workers.tiers import ExpertTier
+
+Connect = Callable[[str, WorkerAddress], WorkerClient]
+"""(worker name, where it is reached) -> a client for the calling thread, which closes it."""
+
+# How often the news of the workers are looked at while an answer is awaited, and at the latest where answers
+# keep coming.
+LOOK_S = 0.02
+_LOOK_ANYWAY_S = 0.05
+# How often it is asked which workers are slow.
+_PACE_S = 0.5
+_VIEW_POLL_S = 0.005
 
 
 @dataclass(slots=True)
@@ -49,73 +65,106 @@ class Asked:
 class Dispatcher:
     """The head's `ExpertRunner`: its own experts here, the others over ZeroMQ, all at the same time.
 
+    A pass keeps the view that it began with. Connections follow the view, and belong to the thread that runs
+    the passes.
+
     Args:
-        plan: who holds what, and what each layer's rows travel in; worker "head" is this process.
+        standing: the newest view, and the news of its workers.
+        connect: reaches a worker.
         local: the experts of worker "head", None when it has none.
-        clients: connected clients by worker name, one for every other worker that holds experts.
         timer: shared with the model.
+        tell: takes what happens.
     """
 
     def __init__(
         self,
-        plan: Plan,
-        local: ExpertTier | None,
-        clients: Mapping[str, WorkerClient],
+        standing: Stand,
+        connect: Connect,
         *,
+        local: ExpertTier | None,
         max_rows: int,
         timer: StepTimer | None = None,
         patience: Patience | None = None,
+        tell: Tell | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.plan = plan
         self.timer = timer if timer is not None else StepTimer()
-        self.usage = Usage([0] * len(plan.workers))
-        self.lost: set[int] = set()
+        self.usage = Usage([])
+        self._standing = standing
         self._local = local
-        self._local_worker = plan.local_worker
-        self._names = [worker.name for worker in plan.workers]
-        self._clients = {self._names.index(name): client for name, client in clients.items()}
-        self._wire_forms = plan.wire_forms()
+        self._connect = connect
         self._max_rows = max_rows
         self._patience = patience if patience is not None else Patience()
+        self._tell = tell
         self._clock = clock
         self._request_ids = count(1)
-        self._choose = {layer: partial(self._choose_in, row) for row, layer in enumerate(plan.moe_layers)}
-        self._costs = plan.replica_costs
-        # One more at the end, for the tier -1 of an expert that nobody holds.
-        self._worker_of_tier = np.append(plan.worker_of_tier, NO_WORKER)
-        self._holders: Sequence[LayerHolders] = plan.holder_table.layers
-        self._holders_without: frozenset[int] = frozenset()
-        self._by_socket = {client.socket: worker for worker, client in self._clients.items()}
-        if self._clients:
-            self._poller = zmq.Poller()
-            for socket in self._by_socket:
-                self._poller.register(socket, zmq.POLLIN)
+        self._clients: dict[int, tuple[WorkerAddress, WorkerClient]] = {}
+        self._by_socket: dict[object, int] = {}
+        self._poller = zmq.Poller()
+        self._pace = Pace((), self._patience)
+        self._factors: dict[int, float] = {}
+        self._pace_due_s = -math.inf
+        self._look_by_s = 0.0
+        self._take(standing().view)
+
+    @property
+    def view(self) -> ClusterView:
+        """Of the present pass."""
+        return self._view
+
+    @property
+    def epoch(self) -> int:
+        """Of the present pass's view; safe from any thread."""
+        return self._view.epoch
+
+    def begin_pass(self, lost: PassLost | None = None) -> None:
+        """Take the newest view for what follows.
+
+        Args:
+            lost: why the last pass could not end, if it did not; then a newer view is waited for.
+
+        Raises:
+            WorkerLost, WorkerRefused: no view in which every expert has a holder came in time.
+        """
+        standing = self._standing()
+        if lost is not None or not standing.view.is_complete:
+            standing = self._next_view(lost)
+        now_s = self._clock()
+        if standing.view is not self._view:
+            self._take(standing.view)
+        elif now_s < self._pace_due_s:
+            return
+        self._reprice(now_s)
 
     def ask(self, layer: int, rows: ExpertRows) -> Asked:
         """See `ExpertRunner.ask`: requests to other workers leave, nothing is computed here yet.
 
         Raises:
-            WorkerLost: a worker is gone and nobody else holds its experts, or it takes no more requests.
+            PassLost: an expert has no holder left.
         """
         with self.timer.part("dispatch"):
+            now_s = self._clock()
             work = LayerSum(
                 layer=layer,
                 expert_ids=rows.expert_ids,
                 scale_exponents=rows.scale_exponents,
                 hidden_size=rows.hidden.shape[1],
-                names=self._names,
+                names=self._view.names,
                 choose=self._choose[layer],
                 request_ids=self._request_ids,
                 coarser=fixed_point.coarser,
                 max_coarsenings=fixed_point.MAX_COARSENINGS,
                 max_rows=self._max_rows,
                 patience=self._patience,
-                lost=self.lost,
+                pace=self._pace,
+                around=self._look(),
+                local=self._view.local_worker,
+                tell=self._tell,
             )
             asked = Asked(layer, rows, work)
             before = self.usage.messages
-            self._send(work.begin(self._clock()), asked)
+            self._look_by_s = now_s + _LOOK_ANYWAY_S
+            self._send(work.begin(now_s), asked)
             self.usage.remote_layers += self.usage.messages > before
         return asked
 
@@ -123,8 +172,7 @@ class Dispatcher:
         """See `ExpertRunner.collect`: this process's own experts first, then what the others answer.
 
         Raises:
-            WorkerLost: a worker is gone and nobody else holds its experts.
-            WorkerRefused: a worker answered with an error.
+            PassLost: an expert has no holder left.
             NonFiniteError: an expert's output is not finite.
         """
         work = asked.work
@@ -138,37 +186,118 @@ class Dispatcher:
             self.usage.coarsened_rows += work.coarsened_rows
             return fixed_point.to_float32(*work.result())
 
+    def close(self) -> None:
+        """Drop all connections, and what is on its way."""
+        for worker in list(self._clients):
+            self._disconnect(worker)
+
+    def _next_view(self, lost: PassLost | None) -> Standing:
+        """Wait until every expert has a holder again."""
+        started_s = self._clock()
+        while True:
+            standing = self._standing()
+            view = standing.view
+            waited_s = self._clock() - started_s
+            if view.is_complete and (lost is None or view.epoch > self._view.epoch):
+                if lost is not None and self._tell is not None:
+                    self._tell(PassRepeated(lost.layer, view.epoch, waited_s))
+                return standing
+            if waited_s >= self._patience.view_wait_s:
+                break
+            time.sleep(_VIEW_POLL_S)
+        if lost is not None and lost.refused:
+            raise WorkerRefused(f"{lost.why}; no other worker holds its experts")
+        found = lost.why if lost is not None else "experts that no worker holds"
+        advice = standing.missing or "Start that worker again, or plan with replicas."
+        raise WorkerLost(f"{found}. {advice}")
+
+    def _take(self, view: ClusterView) -> None:
+        """Work on this view from now on."""
+        self._view = view
+        self._seen: Standing | None = None
+        self._around = ALL_WELL
+        plan = view.plan
+        self._wire_forms = plan.wire_forms()
+        self._choose = {layer: partial(self._choose_in, row) for row, layer in enumerate(plan.moe_layers)}
+        self._worker_of_tier = view.worker_of_tier
+        self._left_out = NOBODY
+        self._holders: Sequence[LayerHolders] = view.holders.layers
+        self._costs = _scaled(view, self._factors)
+        costs = view.costs
+        self._pace.expect(
+            [(float(costs.ask_s[w.tiers[0]]), float(costs.expert_s[w.tiers[0]])) for w in plan.workers]
+        )
+        self.usage.activations += [0] * (len(view.names) - len(self.usage.activations))
+        wanted = {w: address for w, address in view.addresses.items() if w not in view.absent}
+        for worker, (address, _) in list(self._clients.items()):
+            if wanted.get(worker) != address:
+                self._disconnect(worker)
+        for worker, address in wanted.items():
+            if worker not in self._clients:
+                self._reach(worker, address)
+        present = set(range(len(view.names))) - view.absent - {view.local_worker}
+        self._unreachable = frozenset(present - set(wanted))
+
+    def _reprice(self, now_s: float) -> None:
+        """Let workers that have become slow cost more, where others hold the same."""
+        self._pace_due_s = now_s + _PACE_S
+        factors = self._pace.factors(now_s)
+        if factors == self._factors:
+            return
+        for worker, factor in factors.items():
+            if worker not in self._factors and self._tell is not None:
+                self._tell(Slowed(self._view.names[worker], factor))
+        self._factors = factors
+        self._costs = _scaled(self._view, factors)
+
+    def _look(self) -> Around:
+        """The news of the workers, as far as they concern this pass's view."""
+        standing = self._standing()
+        if standing is not self._seen:
+            self._seen = standing
+            gone = standing.dead | self._unreachable
+            if standing.view is not self._view:
+                newer = standing.view.addresses
+                gone |= {w for w, address in self._view.addresses.items() if newer.get(w) != address}
+            self._around = Around(gone, standing.suspects, standing.pongs)
+        return self._around
+
     def _choose_in(
-        self, row: int, expert_ids: NDArray[np.int32], lost: frozenset[int]
+        self, row: int, expert_ids: NDArray[np.int32], left_out: frozenset[int]
     ) -> NDArray[np.integer]:
         """The worker of each expert of a layer, by the layer's row in the plan."""
-        if lost != self._holders_without:
-            self._holders = self.plan.without(lost).layers
-            self._holders_without = lost
+        if left_out != self._left_out:
+            self._holders = self._view.without(left_out).layers
+            self._left_out = left_out
         return self._worker_of_tier.take(assign_experts(expert_ids, self._holders[row], self._costs))
 
     def _send(self, actions: Sequence[Action], asked: Asked) -> None:
         """Send what is for other workers, and note what is for this process."""
-        for action in actions:
-            if action.worker == self._local_worker:
-                if isinstance(action, Ask):
-                    self._count(action)
-                    asked.here.append(action)
-            elif isinstance(action, Ask):
-                with self.timer.part("wire"):
-                    self._count(action)
-                    if asked.wire is None:
-                        asked.wire = _as_sent(asked.rows.hidden, self._wire_forms[asked.layer])
-                    rows = _rows_of(action, asked.rows, asked.wire)
-                    client = self._clients[action.worker]
-                    client.send_forward(action.request_id, self.plan.epoch, asked.layer, rows)
-                    self.usage.messages += 1
-                    self.usage.sent_bytes += rows.hidden.nbytes
-            else:
-                self._clients[action.worker].ping(next(self._request_ids))
+        todo = list(actions)
+        while todo:
+            action = todo.pop(0)
+            if not isinstance(action, Ask):
+                self._reopen(action.worker)
+                continue
+            self._count(action)
+            if action.worker == self._view.local_worker:
+                asked.here.append(action)
+                continue
+            with self.timer.part("wire"):
+                if asked.wire is None:
+                    asked.wire = _as_sent(asked.rows.hidden, self._wire_forms[asked.layer])
+                rows = _rows_of(action, asked.rows, asked.wire)
+                self.usage.messages += 1
+                self.usage.sent_bytes += rows.hidden.nbytes
+                try:
+                    client = self._clients[action.worker][1]
+                    client.send_forward(action.request_id, self._view.epoch, asked.layer, rows)
+                except WorkerLost:  # its queue is full of what was asked before and is not waited for
+                    self._reopen(action.worker)
+                    todo += asked.work.busy(action.worker, action.request_id, self._clock())
 
     def _count(self, ask: Ask) -> None:
-        self.usage.activations[ask.worker] += int(np.count_nonzero(ask.expert_ids >= 0))
+        self.usage.activations[ask.worker] += ask.pairs
 
     def _compute(self, ask: Ask, asked: Asked) -> None:
         if self._local is None:
@@ -179,35 +308,86 @@ class Dispatcher:
         self._send(actions, asked)
 
     def _wait(self, asked: Asked) -> None:
-        """Until something arrives or is due."""
+        """Until something arrives or is due, but no longer than news may wait."""
         work = asked.work
         with self.timer.part("remote_wait"):
-            wait_s = max(0.0, work.wake_at_s() - self._clock())
+            wait_s = min(max(0.0, work.wake_at_s() - self._clock()), LOOK_S)
             events = self._poller.poll(math.ceil(wait_s * 1000))
         now_s = self._clock()
-        actions: list[Action] = []
         for socket, _ in events:
-            actions += self._receive(self._by_socket[socket], work, now_s)
-        self._send(actions + work.tick(now_s), asked)
+            self._send(self._receive(self._by_socket[socket], work, now_s), asked)
+        if events and now_s < self._look_by_s:
+            return
+        self._look_by_s = now_s + _LOOK_ANYWAY_S
+        self._send(work.tick(now_s, self._look()), asked)
 
     def _receive(self, worker: int, work: LayerSum, now_s: float) -> list[Action]:
         """Handle the next message of `worker`. If it has sent more, the poller reports the socket again."""
-        name = self._names[worker]
         try:
             with self.timer.part("wire"):
-                reply = self._clients[worker].receive()
+                reply = self._clients[worker][1].receive()
         except WireError as error:
-            raise WorkerRefused(f"worker '{name}' sent what is no answer: {error}") from error
+            self._reopen(worker)
+            return work.refused(worker, error.request_id, f"it sent what is no answer: {error}", now_s)
         if isinstance(reply, ForwardReply):
             self.usage.received_bytes += reply.values.nbytes
             return work.partial(worker, reply.request_id, reply.values, reply.saturated, now_s)
-        if isinstance(reply, ErrorReply) and reply.code == ErrorCode.BUSY:
-            work.busy(worker, reply.request_id, now_s)
-        elif isinstance(reply, ErrorReply):
-            work.refused(worker, reply.request_id, f"{reply.message} ({reply.code})", now_s)
-        elif reply is not None:
-            work.heard(worker, now_s)
+        if isinstance(reply, ErrorReply):
+            if reply.code == ErrorCode.BUSY:
+                return work.busy(worker, reply.request_id, now_s)
+            return work.refused(worker, reply.request_id, f"{reply.message} ({reply.code})", now_s)
         return []
+
+    def _reach(self, worker: int, address: WorkerAddress) -> None:
+        client = self._connect(self._view.names[worker], address)
+        self._clients[worker] = address, client
+        self._await(worker, client)
+
+    def _disconnect(self, worker: int) -> None:
+        _, client = self._clients.pop(worker)
+        self._forget(client)
+        client.close()
+
+    def _reopen(self, worker: int) -> None:
+        if worker in self._clients:
+            client = self._clients[worker][1]
+            self._forget(client)
+            client.reopen()
+            self._await(worker, client)
+
+    def _await(self, worker: int, client: WorkerClient) -> None:
+        self._by_socket[client.socket] = worker
+        self._poller.register(client.socket, zmq.POLLIN)
+
+    def _forget(self, client: WorkerClient) -> None:
+        del self._by_socket[client.socket]
+        self._poller.unregister(client.socket)
+
+
+def fixed(view: ClusterView) -> Stand:
+    """The standing of workers that nobody watches."""
+    standing = Standing(view)
+    return lambda: standing
+
+
+def unwatched(plan: Plan, clients: Mapping[str, WorkerClient]) -> tuple[Stand, Connect]:
+    """What a dispatcher needs of workers that nobody watches, each reached already."""
+    indices = {worker.name: index for index, worker in enumerate(plan.workers)}
+    addresses = {indices[name]: WorkerAddress(c.endpoint, "", None, 0) for name, c in clients.items()}
+    return fixed(ClusterView(plan, addresses=addresses)), lambda name, _: clients[name]
+
+
+def nobody_to_reach(name: str, address: WorkerAddress) -> WorkerClient:
+    """The `Connect` of a plan whose experts are all in this process."""
+    raise WorkerLost(f"worker {name} at {address.endpoint}: this process was started without a network")
+
+
+def _scaled(view: ClusterView, factors: dict[int, float]) -> ReplicaCosts:
+    """The view's costs, those of slow workers as many times higher."""
+    if not factors:
+        return view.costs
+    scale = np.array([factors.get(worker, 1.0) for worker in view.worker_of_tier[:-1].tolist()])
+    return ReplicaCosts(view.costs.ask_s * scale, view.costs.expert_s * scale)
 
 
 def _as_sent(hidden: Hidden, form: WireForm) -> Hidden:

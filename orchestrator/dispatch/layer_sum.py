@@ -1,55 +1,112 @@
-"""What one MoE layer is still owed: whom to ask, what is outstanding, when to give up.
+"""What one MoE layer is still owed: whom to ask, what is outstanding, when to ask again.
 
-No sockets and no clock: messages and the time go in, asks and probes come out. A worker is a box: it is asked
-once, whatever devices it has, and it is lost as one. The experts of this process are one worker among others,
-the only one where nothing lives elsewhere.
+No sockets and no clock: messages and the time go in, asks come out. A worker is a box: it is asked once,
+whatever devices it has, and it is lost as one. The experts of this process are one worker among others, the
+only one where nothing lives elsewhere.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.errors import NonFiniteError, WorkerLost, WorkerRefused
+from orchestrator.dispatch.pace import Pace
+from orchestrator.dispatch.pass_lost import PassLost
+from orchestrator.dispatch.view import NOBODY
+from orchestrator.membership.events import Event, GaveUp, Hedged, Refused, Retried, Tell
+from orchestrator.membership.standing import PongSeen
+from placement.errors import NonFiniteError
 from placement.patience import Patience
 
 Ints = NDArray[np.int32]
 Rows = NDArray[np.intp]
 Choose = Callable[[Ints, frozenset[int]], NDArray[np.integer]]
-"""(expert_ids [n, top_k], lost workers) -> worker index [n, top_k], -1 where nobody is left."""
+"""(expert_ids [n, top_k], workers not to ask) -> worker index [n, top_k], -1 where nobody is left."""
 
 
 class Ask(NamedTuple):
-    """Ask `worker` for the partial sum of `rows`: expert_ids [n, top_k], -1 where not its to compute."""
+    """Ask `worker` for the partial sum of `rows`: expert_ids [n, top_k], -1 where not its to compute.
+
+    `pairs` counts the (row, expert) pairs that are its to compute.
+    """
 
     worker: int
     request_id: int
     rows: Rows
     expert_ids: Ints
     scale_exponents: Ints
+    pairs: int
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """Ask `worker` for a sign of life."""
+class Reopen(NamedTuple):
+    """Messages to or from `worker` are lost though it lives: reach it over a new connection."""
 
     worker: int
 
 
-Action = Ask | Probe
+Action = Ask | Reopen
 
 
-@dataclass(slots=True)
-class _Watch:
-    """One worker's silence: when it was last heard, and when it was last probed, if ever."""
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What is known of the workers now.
 
-    heard_s: float
-    probed_s: float = -math.inf
+    Attributes:
+        gone: not to be asked, and nothing that they owe will come.
+        suspects: silent for a moment: others are asked too where they can.
+        pongs: newest sign of life, by worker.
+    """
+
+    gone: frozenset[int] = NOBODY
+    suspects: frozenset[int] = NOBODY
+    pongs: Mapping[int, PongSeen] = field(default_factory=dict)
+
+
+ALL_WELL = Around()
+
+
+class _Debt:
+    """Rows and experts whose sum is owed; the first attempt that is complete pays it, once."""
+
+    __slots__ = ("attempts", "expert_ids", "is_late", "lost", "refused", "rows")
+
+    def __init__(self, rows: Rows, expert_ids: Ints) -> None:
+        self.rows = rows
+        self.expert_ids = expert_ids
+        self.attempts: list[_Attempt] = []
+        self.is_late = False
+        self.refused: dict[int, int] = {}
+        self.lost: dict[int, int] = {}
+
+
+class _Attempt:
+    """A debt asked of one worker, or of several whose parts make it up."""
+
+    __slots__ = ("debt", "open_ids", "saturated", "values")
+
+    def __init__(self, debt: _Debt) -> None:
+        self.debt = debt
+        self.open_ids: list[int] = []
+        self.values: Ints | None = None
+        self.saturated: NDArray[np.bool_] | None = None
+
+
+class _Open:
+    """A request on its way. `doubted_s`: since when the pulse says that it, or its answer, is lost."""
+
+    __slots__ = ("ask", "asked_s", "attempt", "doubted_s", "late_s")
+
+    def __init__(self, ask: Ask, attempt: _Attempt, asked_s: float, late_s: float) -> None:
+        self.ask = ask
+        self.attempt = attempt
+        self.asked_s = asked_s
+        self.late_s = late_s
+        self.doubted_s = math.inf
 
 
 @dataclass(slots=True)
@@ -61,18 +118,25 @@ class LayerSum:
     too large depends on its experts and not on who computes them. So the result does not depend on that
     either.
 
+    Within a round, what each worker is asked for is a debt. It is added to the sum exactly once, by the first
+    attempt that is complete. Each time it is asked again, the requests have fresh numbers, so an answer can
+    never be taken for another one's. A refusal, a broken answer or a lost message costs its attempt only.
+
     Args:
         layer: layer index, for messages.
         expert_ids: [num_tokens, top_k].
         scale_exponents: [num_tokens], grid unit 2^e of each token.
         hidden_size: elements of a row.
         names: worker names by index.
-        choose: picks a worker for every (token, expert) among those not lost.
-        request_ids: fresh request numbers.
+        choose: picks a worker for every (token, expert), some workers left out.
+        request_ids: fresh request numbers, ascending.
         coarser: scale exponents of the next round, from those that saturated.
         max_coarsenings: rounds after the first, before a row counts as not finite.
         max_rows: of one message; more rows go in several.
-        lost: workers already known to be gone; shared with the caller, which keeps it across layers.
+        around: what is known of the workers at the beginning.
+        local: the worker of this process, which needs no watching.
+        pace: remembers how long answers take.
+        tell: takes what happens.
     """
 
     layer: int
@@ -85,28 +149,33 @@ class LayerSum:
     coarser: Callable[[Ints], Ints]
     max_coarsenings: int
     max_rows: int
-    patience: Patience = field(default_factory=Patience)
-    lost: set[int] = field(default_factory=set)
+    patience: Patience
+    pace: Pace
+    around: Around = ALL_WELL
+    local: int | None = None
+    tell: Tell | None = None
     coarsened_rows: int = field(init=False, default=0)
     _num_rows: int = field(init=False)
     _sum: Ints | None = field(init=False, default=None)
     _sum_is_ours: bool = field(init=False, default=False)
-    _owed: dict[int, Ask] = field(init=False, default_factory=dict)
-    _watched: dict[int, _Watch] = field(init=False, default_factory=dict)
-    _later: list[tuple[float, Ask]] = field(init=False, default_factory=list)
+    _open: dict[int, _Open] = field(init=False, default_factory=dict)
+    _later: list[tuple[float, _Debt]] = field(init=False, default_factory=list)
+    _given_up: set[int] = field(init=False, default_factory=set)
     _saturated: NDArray[np.bool_] | None = field(init=False, default=None)
     _round: int = field(init=False, default=0)
+    _last_reason: str = field(init=False, default="")
+    _ticked_s: float = field(init=False, default=-math.inf)
 
     def __post_init__(self) -> None:
         self._num_rows = len(self.expert_ids)
 
     @property
     def finished(self) -> bool:
-        return not self._owed and not self._later
+        return not self._open and not self._later
 
     def owing(self) -> set[int]:
         """Workers that owe an answer."""
-        return {ask.worker for ask in self._owed.values()}
+        return {request.ask.worker for request in self._open.values()}
 
     def result(self) -> tuple[Ints, Ints]:
         """The exact int32 sums [num_tokens, hidden_size] and the scale exponents [num_tokens] they are on."""
@@ -115,112 +184,331 @@ class LayerSum:
         return self._sum, self.scale_exponents
 
     def begin(self, now_s: float) -> list[Action]:
-        return self._ask(np.arange(self._num_rows), self.expert_ids, now_s)
+        """The first requests.
+
+        Raises:
+            PassLost: an expert has no holder.
+        """
+        return self._share_out(np.arange(self._num_rows), self.expert_ids, now_s)
 
     def partial(
         self, worker: int, request_id: int, values: Ints, saturated: NDArray[np.bool_], now_s: float
     ) -> list[Action]:
         """Take one worker's partial sum: values [n, hidden_size], saturated [n].
 
-        An answer nobody waits for (late, or to an earlier layer) is dropped.
+        An answer nobody waits for (late, doubled, or to an earlier layer) is dropped. One of another shape
+        than the asked one is a broken answer.
 
         Raises:
-            WorkerRefused: the answer's shape is not the asked one.
             NonFiniteError: a row does not fit any grid.
+            PassLost: see `refused`.
         """
-        self.heard(worker, now_s)
-        ask = self._owed.get(request_id)
-        if ask is None or ask.worker != worker:
+        request = self._open.get(request_id)
+        if request is None or request.ask.worker != worker:
             return []
+        ask, attempt = request.ask, request.attempt
         num_rows = len(ask.rows)
         if values.shape != (num_rows, self.hidden_size) or saturated.shape != (num_rows,):
-            raise WorkerRefused(
-                f"worker '{self.names[worker]}' answered layer {self.layer} with shape {values.shape}; "
-                f"expected {(num_rows, self.hidden_size)}. Is it of the same version?"
+            reason = (
+                f"an answer of shape {values.shape} where {(num_rows, self.hidden_size)} was asked for; "
+                "is it of the same version?"
             )
-        del self._owed[request_id]
-        self._add(ask.rows, values)
+            return self.refused(worker, request_id, reason, now_s)
+        if worker != self.local:
+            self.pace.note(worker, ask.pairs, now_s - request.asked_s, now_s)
+        del self._open[request_id]
+        attempt.open_ids.remove(request_id)
+        debt = attempt.debt
+        if attempt.open_ids or attempt.values is not None:
+            _add_part(attempt, ask, values, saturated)
+            if attempt.open_ids:
+                return []
+            values, saturated = _parts(attempt)
+        for other in debt.attempts:
+            for open_id in other.open_ids:
+                del self._open[open_id]
+        if self._later:
+            self._later = [(at_s, owed) for at_s, owed in self._later if owed is not debt]
+        self._add(debt.rows, values)
         if 1 in saturated.tobytes():  # several times as fast as any() for the few rows of a decode step
             if self._saturated is None:
                 self._saturated = np.zeros(self._num_rows, np.bool_)
-            self._saturated[ask.rows] |= saturated
-        return [] if self._owed or self._later else self._next_round(now_s)
+            self._saturated[debt.rows] |= saturated
+        return [] if self._open or self._later else self._next_round(now_s)
 
-    def heard(self, worker: int, now_s: float) -> None:
-        """Any message from `worker` shows that it lives."""
-        watch = self._watched.get(worker)
-        if watch is not None:
-            watch.heard_s = now_s
-
-    def busy(self, worker: int, request_id: int, now_s: float) -> None:
-        """`worker` had no room for the request; it is sent again a little later."""
-        self.heard(worker, now_s)
-        ask = self._owed.pop(request_id, None)
-        if ask is not None:
-            self._later.append((now_s + self.patience.busy_retry_s, ask))
-
-    def refused(self, worker: int, request_id: int, reason: str, now_s: float) -> None:
-        """`worker` will not or cannot compute a request.
-
-        `request_id` is 0 if the worker could not tell which request it was. A refusal of an earlier layer's
-        request is dropped, because nobody waits for that any more.
+    def busy(self, worker: int, request_id: int, now_s: float) -> list[Action]:
+        """`worker` had no room for the request, which is asked again a little later, or of another now.
 
         Raises:
-            WorkerRefused: the request is owed.
+            PassLost: see `refused`.
         """
-        self.heard(worker, now_s)
-        owed = {ask.request_id for ask in self._owed.values() if ask.worker == worker}
-        if request_id in owed or (owed and request_id == 0):
-            raise WorkerRefused(f"worker '{self.names[worker]}' refused layer {self.layer}: {reason}")
+        request = self._open.get(request_id)
+        if request is None or request.ask.worker != worker:
+            return []
+        return self._lose([request], now_s, pause_s=self.patience.busy_retry_s)
 
-    def gone(self, worker: int, now_s: float) -> list[Action]:
-        """`worker` is lost: ask the other holders for what it owed.
+    def refused(self, worker: int, request_id: int, reason: str, now_s: float) -> list[Action]:
+        """`worker` will not or cannot compute a request, or its answer is broken.
+
+        It is asked of others, or again. `request_id` is 0 if nobody could tell which request it was: then
+        every one that it owes counts as refused. What nobody waits for any more is dropped.
 
         Raises:
-            WorkerLost: an expert it owed has no other holder.
+            PassLost: the worker has refused several times, and nobody else holds those experts.
         """
-        self.lost.add(worker)
-        self._watched.pop(worker, None)
-        orphans = [ask for ask in self._owed.values() if ask.worker == worker]
-        orphans += [ask for _, ask in self._later if ask.worker == worker]
-        self._later = [(at_s, ask) for at_s, ask in self._later if ask.worker != worker]
-        actions: list[Action] = []
-        for ask in orphans:
-            self._owed.pop(ask.request_id, None)
-            actions += self._ask(ask.rows, ask.expert_ids, now_s)
-        return actions
+        owed = [
+            request
+            for open_id, request in self._open.items()
+            if request.ask.worker == worker and request_id in (open_id, 0)
+        ]
+        if not owed:
+            return []
+        self._last_reason = f"worker '{self.names[worker]}' refused layer {self.layer}: {reason}"
+        self._say(Refused(self.names[worker], f"layer {self.layer}: {reason}"))
+        for request in owed:
+            refused = request.attempt.debt.refused
+            refused[worker] = refused.get(worker, 0) + 1
+        return self._lose(owed, now_s, pause_s=self.patience.busy_retry_s)
 
-    def tick(self, now_s: float) -> list[Action]:
-        """What is due at `now_s`: requests put off by a busy worker, probes, and losses."""
-        due = [ask for at_s, ask in self._later if at_s <= now_s]
-        self._later = [(at_s, ask) for at_s, ask in self._later if at_s > now_s]
+    def tick(self, now_s: float, around: Around) -> list[Action]:
+        """What is due at `now_s`, and what follows from the news of the workers.
+
+        Call it when what has come was taken, for an answer that waits to be taken may look lost.
+
+        Raises:
+            PassLost: an expert has no holder left.
+        """
+        self.around = around
+        self._ticked_s = now_s
         actions: list[Action] = []
-        for ask in due:
-            self._owed[ask.request_id] = ask
-            actions.append(ask)
-        for worker, watch in self._owing():
-            if now_s >= watch.heard_s + self.patience.silent_s:
-                if watch.probed_s >= watch.heard_s:
-                    actions += self.gone(worker, now_s)
-                else:  # this process was busy and nobody has listened: silence counts from now
-                    watch.heard_s = watch.probed_s = now_s
-                    actions.append(Probe(worker))
-            elif now_s >= max(watch.heard_s, watch.probed_s) + self.patience.probe_after_s:
-                watch.probed_s = now_s
-                actions.append(Probe(worker))
+        lost = [request for request in self._open.values() if self._is_lost(request, now_s)]
+        if lost:
+            for request in lost:
+                worker = request.ask.worker
+                if worker not in around.gone and worker not in self._given_up:
+                    count = request.attempt.debt.lost
+                    count[worker] = count.get(worker, 0) + 1
+                    if count[worker] == 2:
+                        count[worker] = 0
+                        actions.append(Reopen(worker))
+            actions += self._lose(lost, now_s)
+        if self._later:
+            due = [debt for at_s, debt in self._later if at_s <= now_s]
+            self._later = [(at_s, debt) for at_s, debt in self._later if at_s > now_s]
+            for debt in due:
+                actions += self._ask_again(debt, now_s)
+        for debt in {request.attempt.debt: None for request in list(self._open.values())}:
+            actions += self._ask_others(debt, now_s)
         return actions
 
     def wake_at_s(self) -> float:
-        """The latest time by which `tick` must be called again; infinity when nothing is owed."""
-        times = [at_s for at_s, _ in self._later]
-        for _, watch in self._owing():
-            times.append(watch.heard_s + self.patience.silent_s)
-            times.append(max(watch.heard_s, watch.probed_s) + self.patience.probe_after_s)
-        return min(times, default=float("inf"))
+        """The latest time by which `tick` must be called again; infinity when nothing is due."""
+        wake_s = math.inf
+        for at_s, _ in self._later:
+            wake_s = min(wake_s, at_s)
+        for request in self._open.values():
+            if request.late_s > self._ticked_s and not request.attempt.debt.is_late:
+                wake_s = min(wake_s, request.late_s)
+            if request.doubted_s < math.inf:
+                wake_s = min(wake_s, request.doubted_s + self._transfer_s(request.ask))
+        return wake_s
 
-    def _owing(self) -> list[tuple[int, _Watch]]:
-        owing = self.owing()
-        return [(worker, watch) for worker, watch in self._watched.items() if worker in owing]
+    def _is_lost(self, request: _Open, now_s: float) -> bool:
+        """Whether no answer will come to a request, as far as the worker's pulse tells."""
+        ask = request.ask
+        if ask.worker == self.local:
+            return False
+        if ask.worker in self.around.gone or ask.worker in self._given_up:
+            return True
+        pong = self.around.pongs.get(ask.worker)
+        if pong is None or pong.sent_s <= request.asked_s:
+            return False
+        if pong.computing_id == ask.request_id and pong.computing_s > self.patience.stuck_s(ask.pairs):
+            why = f"it has computed one request of layer {self.layer} for {pong.computing_s:.0f} s"
+            self._give_up(ask.worker, why)
+            return True
+        never_came = pong.received_id < ask.request_id
+        # A worker takes the requests of one head in turn.
+        was_answered = pong.open_ids == 0 or pong.computing_id > ask.request_id
+        does_nothing = pong.computing_s == 0.0
+        if not (never_came or was_answered or does_nothing):
+            request.doubted_s = math.inf
+            return False
+        if request.doubted_s == math.inf:
+            request.doubted_s = now_s
+        if now_s < request.doubted_s + self._transfer_s(ask):
+            return False
+        if not (never_came or was_answered):
+            self._last_reason = f"worker '{self.names[ask.worker]}' has a request and does not compute it"
+            refused = request.attempt.debt.refused
+            refused[ask.worker] = refused.get(ask.worker, 0) + 1
+        return True
+
+    def _transfer_s(self, ask: Ask) -> float:
+        return self.patience.transfer_s(4 * self.hidden_size * len(ask.rows))
+
+    def _give_up(self, worker: int, why: str) -> None:
+        self._given_up.add(worker)
+        self._last_reason = f"worker '{self.names[worker]}' is given up: {why}"
+        self._say(GaveUp(self.names[worker], why))
+
+    def _lose(self, requests: Sequence[_Open], now_s: float, pause_s: float = 0.0) -> list[Action]:
+        """Give up the attempts of some requests, and ask again for debts that have no other one."""
+        actions: list[Action] = []
+        for request in requests:
+            attempt = request.attempt
+            debt = attempt.debt
+            if attempt not in debt.attempts:
+                continue
+            for open_id in attempt.open_ids:
+                del self._open[open_id]
+            debt.attempts.remove(attempt)
+            if not debt.attempts:
+                actions += self._ask_again(debt, now_s, request, pause_s)
+        return actions
+
+    def _ask_again(
+        self, debt: _Debt, now_s: float, lost: _Open | None = None, pause_s: float = 0.0
+    ) -> list[Action]:
+        """A debt that nobody is asked for now: of others where they hold it all, else of the same again."""
+        gone = self._gone()
+        tried = frozenset(debt.refused) if lost is None else frozenset(debt.refused) | {lost.ask.worker}
+        chosen = self._choose(debt.expert_ids, gone, tried | self.around.suspects)
+        workers = _distinct(chosen, debt.expert_ids)
+        stubborn = [w for w in workers if debt.refused.get(w, 0) >= self.patience.refusals]
+        if stubborn:
+            self._give_up(stubborn[0], self._last_reason or "it refuses")
+            return self._ask_again(debt, now_s, lost, pause_s)
+        if workers and workers[0] < 0:
+            raise self._pass_lost(debt.expert_ids, chosen, gone)
+        if pause_s and tried.intersection(workers):
+            self._later.append((now_s + pause_s, debt))
+            return []
+        if lost is not None and not pause_s:
+            self._retried(lost.ask.worker, workers, gone)
+        return self._attempt(debt, chosen, workers, now_s)
+
+    def _ask_others(self, debt: _Debt, now_s: float) -> list[Action]:
+        """One attempt more, of others, if all that were asked are suspect or late."""
+        asked = set()
+        late = suspect = False
+        for attempt in debt.attempts:
+            waits = False
+            for open_id in attempt.open_ids:
+                request = self._open[open_id]
+                worker = request.ask.worker
+                asked.add(worker)
+                if worker == self.local:
+                    return []
+                if worker in self.around.suspects:
+                    suspect = waits = True
+                elif now_s >= request.late_s:
+                    late = waits = True
+            if not waits:
+                return []
+        if not suspect:
+            if debt.is_late or not late:
+                return []
+            # Once: who else is late is one of those that were asked in its place.
+            debt.is_late = True
+        gone = self._gone()
+        chosen = self.choose(debt.expert_ids, gone | asked | self.around.suspects | frozenset(debt.refused))
+        workers = _distinct(chosen, debt.expert_ids)
+        if not workers or workers[0] < 0:
+            return []
+        names = tuple(self.names[worker] for worker in workers)
+        slow = self.names[min(asked)]
+        if late:
+            self._say(Hedged(slow, self.layer, names))
+        else:
+            self._say(Retried(slow, self.layer, f"worker {slow} is silent", names))
+        return self._attempt(debt, chosen, workers, now_s)
+
+    def _retried(self, worker: int, workers: Sequence[int], gone: frozenset[int]) -> None:
+        name = self.names[worker]
+        why = f"worker {name} is lost" if worker in gone else f"a message to or from worker {name} was lost"
+        self._say(Retried(name, self.layer, why, tuple(self.names[index] for index in workers)))
+
+    def _say(self, event: Event) -> None:
+        if self.tell is not None:
+            self.tell(event)
+
+    def _gone(self) -> frozenset[int]:
+        return self.around.gone | self._given_up if self._given_up else self.around.gone
+
+    def _choose(self, expert_ids: Ints, gone: frozenset[int], shunned: frozenset[int]) -> NDArray[np.integer]:
+        """A holder of each, one of `shunned` only where no other is left."""
+        if not shunned <= gone:
+            chosen = self.choose(expert_ids, gone | shunned)
+            if not ((chosen < 0) & (expert_ids >= 0)).any():
+                return chosen
+            return np.where(chosen < 0, self.choose(expert_ids, gone), chosen)
+        return self.choose(expert_ids, gone)
+
+    def _pass_lost(self, expert_ids: Ints, chosen: NDArray[np.integer], gone: frozenset[int]) -> PassLost:
+        missing = int(expert_ids[(chosen < 0) & (expert_ids >= 0)][0])
+        if self._given_up:
+            return PassLost(self.layer, self._last_reason, refused=True)
+        names = ", ".join(f"'{self.names[index]}'" for index in sorted(gone))
+        held = f"lost worker {names} held it and no other worker does" if gone else "no worker holds it"
+        return PassLost(self.layer, f"layer {self.layer} expert {missing}: {held}")
+
+    def _share_out(self, rows: Rows, expert_ids: Ints, now_s: float) -> list[Action]:
+        """New debts, one a worker and message, each asked for once."""
+        around = self.around
+        gone = self._gone()
+        chosen = self._choose(expert_ids, gone, around.suspects)
+        # Plain numbers: for the few of a decode step a third of the time that arrays take.
+        ids = expert_ids.ravel().tolist()
+        picks = chosen.ravel().tolist()
+        workers = sorted({worker for expert, worker in zip(ids, picks, strict=True) if expert >= 0})
+        if len(workers) == 1 and workers[0] >= 0 and len(rows) <= self.max_rows and -1 not in ids:
+            return [self._owe(workers[0], rows, expert_ids, len(ids), now_s)]
+        if workers and workers[0] < 0:
+            raise self._pass_lost(expert_ids, chosen, gone)
+        wanted = expert_ids >= 0
+        actions: list[Action] = []
+        for worker in workers:
+            mine = wanted & (chosen == worker)
+            touched = np.flatnonzero(mine.any(axis=1))
+            for start in range(0, len(touched), self.max_rows):
+                part = touched[start : start + self.max_rows]
+                asked = mine[part]
+                asked_ids = np.where(asked, expert_ids[part], np.int32(-1))
+                actions.append(self._owe(worker, rows[part], asked_ids, int(np.count_nonzero(asked)), now_s))
+        return actions
+
+    def _owe(self, worker: int, rows: Rows, expert_ids: Ints, pairs: int, now_s: float) -> Ask:
+        """A new debt, asked of one worker."""
+        attempt = _Attempt(debt := _Debt(rows, expert_ids))
+        debt.attempts.append(attempt)
+        return self._send(attempt, worker, rows, expert_ids, pairs, now_s)
+
+    def _attempt(
+        self, debt: _Debt, chosen: NDArray[np.integer], workers: Sequence[int], now_s: float
+    ) -> list[Action]:
+        """One more attempt at a debt, in as many parts as workers were chosen."""
+        attempt = _Attempt(debt)
+        debt.attempts.append(attempt)
+        actions: list[Action] = []
+        for worker in workers:
+            mine = (debt.expert_ids >= 0) & (chosen == worker)
+            touched = np.flatnonzero(mine.any(axis=1))
+            asked_ids = np.where(mine[touched], debt.expert_ids[touched], np.int32(-1))
+            pairs = int(np.count_nonzero(mine))
+            actions.append(self._send(attempt, worker, debt.rows[touched], asked_ids, pairs, now_s))
+        return actions
+
+    def _send(
+        self, attempt: _Attempt, worker: int, rows: Rows, expert_ids: Ints, pairs: int, now_s: float
+    ) -> Ask:
+        whole = len(rows) == self._num_rows
+        exponents = self.scale_exponents if whole else self.scale_exponents[rows]
+        ask = Ask(worker, next(self.request_ids), rows, expert_ids, exponents, pairs)
+        late_s = math.inf if worker == self.local else now_s + self.pace.late_after_s(worker, pairs)
+        self._open[ask.request_id] = _Open(ask, attempt, now_s, late_s)
+        attempt.open_ids.append(ask.request_id)
+        return ask
 
     def _add(self, rows: Rows, values: Ints) -> None:
         whole = len(rows) == self._num_rows
@@ -237,45 +525,6 @@ class LayerSum:
             self._sum += values
         else:
             self._sum[rows] += values
-
-    def _ask(self, rows: Rows, expert_ids: Ints, now_s: float) -> list[Action]:
-        chosen = self.choose(expert_ids, frozenset(self.lost))
-        # Plain numbers: for the few of a decode step a third of the time that arrays take.
-        ids = expert_ids.ravel().tolist()
-        pairs = zip(ids, chosen.ravel().tolist(), strict=True)
-        workers = sorted({worker for expert, worker in pairs if expert >= 0})
-        if len(workers) == 1 and workers[0] >= 0 and len(rows) <= self.max_rows and -1 not in ids:
-            return [self._owe(workers[0], rows, expert_ids, now_s)]
-        wanted = expert_ids >= 0
-        actions: list[Action] = []
-        for worker in workers:
-            mine = wanted & (chosen == worker)
-            if worker < 0:
-                gone = ", ".join(f"'{self.names[index]}'" for index in sorted(self.lost))
-                missing = int(expert_ids[mine][0])
-                raise WorkerLost(
-                    f"layer {self.layer} expert {missing}: lost worker {gone} held it and no other worker "
-                    "does. Start that worker again, or plan with replicas."
-                )
-            touched = np.flatnonzero(mine.any(axis=1))
-            for start in range(0, len(touched), self.max_rows):
-                part = touched[start : start + self.max_rows]
-                asked_ids = np.where(mine[part], expert_ids[part], np.int32(-1))
-                actions.append(self._owe(worker, rows[part], asked_ids, now_s))
-        return actions
-
-    def _owe(self, worker: int, rows: Rows, expert_ids: Ints, now_s: float) -> Ask:
-        whole = len(rows) == self._num_rows
-        exponents = self.scale_exponents if whole else self.scale_exponents[rows]
-        self._watch(worker, now_s)
-        ask = Ask(worker, next(self.request_ids), rows, expert_ids, exponents)
-        self._owed[ask.request_id] = ask
-        return ask
-
-    def _watch(self, worker: int, now_s: float) -> None:
-        """Start the worker's clock with its first open ask: silence counts only while it owes an answer."""
-        if not any(ask.worker == worker for ask in self._owed.values()):
-            self._watched[worker] = _Watch(now_s)
 
     def _next_round(self, now_s: float) -> list[Action]:
         if self._saturated is None:
@@ -294,7 +543,7 @@ class LayerSum:
         self._saturated = None
         self.scale_exponents = self.scale_exponents.copy()
         self.scale_exponents[rows] = self.coarser(self.scale_exponents[rows])
-        return self._ask(rows, self.expert_ids[rows], now_s)
+        return self._share_out(rows, self.expert_ids[rows], now_s)
 
     def _clear(self, rows: Rows) -> None:
         if len(rows) == self._num_rows:
@@ -303,3 +552,26 @@ class LayerSum:
             self._sum = self._sum if self._sum_is_ours else self._sum.copy()
             self._sum_is_ours = True
             self._sum[rows] = 0
+
+
+def _distinct(chosen: NDArray[np.integer], expert_ids: Ints) -> list[int]:
+    """Workers that were chosen, ascending; -1 first if somebody is missing."""
+    return sorted(set(chosen[expert_ids >= 0].tolist()))
+
+
+def _add_part(attempt: _Attempt, ask: Ask, values: Ints, saturated: NDArray[np.bool_]) -> None:
+    """One of several workers' shares of a debt."""
+    debt = attempt.debt
+    if attempt.values is None or attempt.saturated is None:
+        attempt.values = np.zeros((len(debt.rows), values.shape[1]), np.int32)
+        attempt.saturated = np.zeros(len(debt.rows), np.bool_)
+    # Both ascend, and the part's rows are among the debt's.
+    places = np.searchsorted(debt.rows, ask.rows)
+    attempt.values[places] += values
+    attempt.saturated[places] |= saturated
+
+
+def _parts(attempt: _Attempt) -> tuple[Ints, NDArray[np.bool_]]:
+    if attempt.values is None or attempt.saturated is None:
+        raise ValueError("an attempt without parts")
+    return attempt.values, attempt.saturated

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator import kernels
+from orchestrator.dispatch.pass_lost import PassLost
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.timing import StepTimer
 from transport.expert_rows import ExpertRows
@@ -18,6 +19,10 @@ from workers.kernels import Matrices, Matrix
 
 class ExpertRunner(Protocol):
     """Runs a layer's routed experts, wherever they live: asked first, so that other work fits in between."""
+
+    def begin_pass(self, lost: PassLost | None = None) -> None:
+        """Settle who is asked in the pass that follows; `lost`: why the last one did not end."""
+        ...
 
     def ask(self, layer: int, rows: ExpertRows) -> Any:
         """Send off what other processes are to compute.
@@ -29,6 +34,9 @@ class ExpertRunner(Protocol):
 
         Returns:
             What `collect` takes, before any other layer is asked.
+
+        Raises:
+            PassLost: the pass cannot end as it was settled, and must begin again.
         """
         ...
 
@@ -41,6 +49,7 @@ class ExpertRunner(Protocol):
 
         Raises:
             NonFiniteError: an expert's output is not finite.
+            PassLost: as `ask`.
         """
         ...
 

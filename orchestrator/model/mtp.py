@@ -22,6 +22,7 @@ from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.finite import check_finite
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.layer import decoder_layer, ffn_of
+from orchestrator.model.passes import run_pass
 from orchestrator.model.step35 import Step35Model
 from orchestrator.sampling import Draft
 from placement.errors import InputError, NonFiniteError
@@ -184,7 +185,11 @@ class MtpDrafter:
         rope = model.rope_rows(batch, layer)
         for part in batch:
             part.cache.begin(part.num_tokens)
-        outputs = decoder_layer(weights.layer, hidden_states, rope, batch, 0, model.experts, model.timer)
+        # Nothing is committed and no draft chosen before the layer's pass has ended.
+        outputs = run_pass(
+            model.experts,
+            lambda: decoder_layer(weights.layer, hidden_states, rope, batch, 0, model.experts, model.timer),
+        )
         check_finite(outputs, ffn_of(layer))
         return outputs
 

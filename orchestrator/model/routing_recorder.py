@@ -21,6 +21,12 @@ class RoutingRecorder:
         """Note int32 [num_tokens, top_k] of absolute layer `layer`."""
         self._chosen[self._row_of[layer]].append(expert_ids.astype(np.uint16))
 
+    def drop_unfinished(self) -> None:
+        """Forget what was noted of a pass that did not reach the last layer."""
+        finished = min((len(chosen) for chosen in self._chosen), default=0)
+        for chosen in self._chosen:
+            del chosen[finished:]
+
     def counts(self) -> NDArray[np.uint64]:
         """Times each expert was chosen, uint64 [moe_layers, num_experts]."""
         counts = np.zeros((len(self._chosen), self._num_experts), np.uint64)

@@ -15,6 +15,7 @@ from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.layer import decoder_layer, ffn_of
 from orchestrator.model.moe import ExpertRunner
+from orchestrator.model.passes import run_pass
 from orchestrator.model.rope import RopeRows, RopeTable, rope_key
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.weights import HeadWeights, load_head_weights
@@ -104,6 +105,9 @@ class Step35Model:
     def forward(self, token_ids: Tensor, batch: Sequence[SequenceSlice]) -> Tensor:
         """Run the new tokens of several sequences through all layers and add them to the caches.
 
+        If the cluster loses experts on the way, all layers run again once it has them. The caches count only
+        what a whole pass wrote.
+
         Args:
             token_ids: int64 [num_tokens], the slices one after another.
             batch: each slice's cache and number of tokens; a cache may occur once.
@@ -115,18 +119,23 @@ class Step35Model:
         ropes = {key: table.rows_of(spans) for key, table in self._tables.items()}
         for part in batch:
             part.cache.begin(part.num_tokens)
-        hidden_states = self.embed(token_ids)
-        for place, layer in enumerate(self.weights.layers):
-            hidden_states = decoder_layer(
-                layer,
-                hidden_states,
-                ropes[self._rope_keys[place]],
-                batch,
-                place,
-                self.experts,
-                self.timer,
-                self.recorder,
-            )
+
+        def layers() -> Tensor:
+            hidden_states = self.embed(token_ids)
+            for place, layer in enumerate(self.weights.layers):
+                hidden_states = decoder_layer(
+                    layer,
+                    hidden_states,
+                    ropes[self._rope_keys[place]],
+                    batch,
+                    place,
+                    self.experts,
+                    self.timer,
+                    self.recorder,
+                )
+            return hidden_states
+
+        hidden_states = run_pass(self.experts, layers, self.recorder)
         for part in batch:
             part.cache.commit(part.num_tokens)
         return hidden_states

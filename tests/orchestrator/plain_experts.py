@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orchestrator.dispatch.pass_lost import PassLost
 from orchestrator.model.step35 import Step35Model
 from transport.expert_rows import ExpertRows
 from workers import fixed_point
@@ -21,6 +22,9 @@ class PlainExperts:
 
     def __init__(self, store: ExpertStore) -> None:
         self._store = store
+
+    def begin_pass(self, lost: PassLost | None = None) -> None:
+        """One process never loses an expert."""
 
     def ask(self, layer: int, rows: ExpertRows) -> tuple[int, ExpertRows]:
         return layer, rows

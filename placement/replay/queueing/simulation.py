@@ -218,7 +218,7 @@ class _Run:
             if done_s <= dead_s:
                 self.loop.at(done_s, self._answered, request)
                 return
-        gives_up_at_s = self.patience.gives_up_at_s(request.sent_s, dead_s, 2 * self.half_trip_s[box])
+        gives_up_at_s = self.patience.gives_up_at_s(now_s, dead_s)
         self.loop.at(gives_up_at_s, self._gave_up, request)
 
     def _answered(self, request: _Request) -> None:

@@ -15,8 +15,10 @@ import zmq
 from safetensors.torch import load_file, save_file
 
 from orchestrator.dispatch.dispatcher import Dispatcher
+from orchestrator.dispatch.view import ClusterView, WorkerAddress
 from orchestrator.generate import GenerationParams
 from orchestrator.in_process import dispatcher_with_threads
+from orchestrator.membership.standing import Standing
 from orchestrator.model.step35 import Step35Model
 from placement.errors import NonFiniteError, PlanError, WorkerLost
 from placement.holders import HolderTable
@@ -145,12 +147,23 @@ def deaf_box(plan: Plan, model_dir: Path, patience: Patience) -> Iterator[Dispat
         deaf.bind("inproc://w0")
         service = ExpertService("w1", experts, limits, "inproc://w1", dtype="float32", context=context)
         stack.enter_context(service)
-        clients = {
-            name: WorkerClient(context, f"inproc://{name}", limits, name=name) for name in ("w0", "w1")
-        }
-        for client in clients.values():
-            stack.callback(client.close)
-        yield Dispatcher(plan, None, clients, max_rows=2048, patience=patience)
+
+        def connect(name: str, address: WorkerAddress) -> WorkerClient:
+            return WorkerClient(context, address.endpoint, limits, name=name)
+
+        view = ClusterView(
+            plan, addresses={i: WorkerAddress(f"inproc://w{i}", "", None, 0) for i in range(2)}
+        )
+        asked: list[float] = []
+
+        def standing() -> Standing:
+            """The deaf worker dies a moment after the first look: as soon as something is asked of it."""
+            asked.append(0.0)
+            return Standing(view, dead=frozenset({0}) if len(asked) > 3 else frozenset())
+
+        dispatcher = Dispatcher(standing, connect, local=None, max_rows=2048, patience=patience)
+        stack.callback(dispatcher.close)
+        yield dispatcher
 
 
 def test_a_box_lost_within_a_layer_takes_both_its_devices_along(model_dir: Path) -> None:
@@ -164,9 +177,8 @@ def test_a_box_lost_within_a_layer_takes_both_its_devices_along(model_dir: Path)
     )
     plan = replace(plan, tiers=tiers, holder_table=HolderTable.from_masks(masks))
     _, expected = generate_with_hidden(model, PROMPT, GenerationParams(max_tokens=3))
-    with deaf_box(plan, model_dir, Patience(probe_after_s=0.02, silent_s=0.1)) as dispatcher:
+    with deaf_box(plan, model_dir, Patience()) as dispatcher:
         _, hidden = generate_with_hidden(over(model, dispatcher), PROMPT, GenerationParams(max_tokens=3))
-        assert dispatcher.lost == {0}
         usage = dispatcher.usage
     assert torch.equal(hidden, expected)
     layer_passes = 3 * 4
@@ -179,7 +191,7 @@ def test_a_lost_box_whose_experts_nobody_else_holds_is_named(model_dir: Path) ->
     model = plain_model(model_dir)
     plan = random_plan(model.config.shape("tiny"), 2, seed=1, head_holds=False, devices=2)
     with (
-        deaf_box(plan, model_dir, Patience(probe_after_s=0.02, silent_s=0.1)) as dispatcher,
+        deaf_box(plan, model_dir, Patience(view_wait_s=0.05)) as dispatcher,
         pytest.raises(WorkerLost, match=r"layer 2 expert \d+: lost worker 'w0' held it"),
     ):
         generate_with_hidden(over(model, dispatcher), PROMPT, GenerationParams(max_tokens=3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
@@ -13,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from orchestrator.dispatch.layer_sum import Action, Ask, LayerSum, Probe
+from orchestrator.dispatch.layer_sum import Action, Around, Ask, LayerSum
+from orchestrator.dispatch.pace import Pace
+from orchestrator.dispatch.pass_lost import PassLost
 from placement.assign.one_step import assign_experts
-from placement.errors import InputError, WorkerLost
+from placement.errors import InputError
 from placement.given.problem import PlanningDevice
 from placement.message_size import MAX_MESSAGE_ROWS
 from placement.patience import Patience
@@ -30,6 +33,9 @@ from tests.examples import examples
 from tests.placement.boxes import device
 from tests.placement.runs import DEVICES, SHAPE, SIZE, random_plan, random_trace, system_of
 
+# Answers are never late: the simulator knows no hedging.
+PATIENT = Patience(hedge_floor_s=math.inf, slow_factor=math.inf)
+
 
 @dataclass
 class Run:
@@ -41,7 +47,6 @@ class Run:
     system: System
     deaths: dict[int, float] = field(default_factory=dict)
     now_s: float = 0.0
-    lost: set[int] = field(default_factory=set)
     activations: list[int] = field(default_factory=list)
     experts_read: list[int] = field(default_factory=list)
     messages: int = 0
@@ -49,7 +54,7 @@ class Run:
     received_bytes: int = 0
     remote_layers: int = 0
     num_passes: int = 0
-    lost_at_s: dict[int, float] = field(default_factory=dict)
+    noticed_s: dict[int, float] = field(default_factory=dict)
     tier_of: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -85,44 +90,40 @@ class Run:
             coarser=lambda exponents: exponents,
             max_coarsenings=0,
             max_rows=MAX_MESSAGE_ROWS,
-            patience=Patience(),
-            lost=self.lost,
+            patience=PATIENT,
+            pace=Pace([(1.0, 1.0)] * len(self.plan.workers), PATIENT),
+            around=self.around(),
+            local=self.local,
         )
-        inbox: list[tuple[float, int, Ask | Probe]] = []
+        inbox: list[tuple[float, int, Ask]] = []
         order = count()
         head_free_s = self.now_s + float(self.system.rates.busy_s[self.system.head])
 
         def send(actions: list[Action]) -> None:
             nonlocal head_free_s
             for action in actions:
+                assert isinstance(action, Ask)
                 here = action.worker == self.local
-                trip_s = float(self.system.rates.round_trip_s[self.first_tier[action.worker]])
-                if isinstance(action, Ask):
-                    self.count(action, here)
-                    if here:
-                        work_s = self.work_s(action)
-                        head_free_s = max(head_free_s, self.now_s) + work_s.pop(self.system.local, 0.0)
-                        done_s = max(head_free_s, *(self.now_s + s for s in work_s.values()), 0.0)
-                        heapq.heappush(inbox, (done_s, next(order), action))
-                        continue
-                    reached_s = self.now_s + self.answer_s(action)
-                else:
-                    reached_s = self.now_s + trip_s / 2
+                self.count(action, here)
+                if here:
+                    work_s = self.work_s(action)
+                    head_free_s = max(head_free_s, self.now_s) + work_s.pop(self.system.local, 0.0)
+                    done_s = max(head_free_s, *(self.now_s + s for s in work_s.values()), 0.0)
+                    heapq.heappush(inbox, (done_s, next(order), action))
+                    continue
                 death_s = self.deaths.get(action.worker, np.inf)
-                alive = (reached_s if isinstance(action, Probe) else self.done_s(action)) < death_s
-                if alive:
-                    arrives_s = self.now_s + trip_s if isinstance(action, Probe) else reached_s
-                    heapq.heappush(inbox, (arrives_s, next(order), action))
+                reached_s = self.reached_s(action)
+                if reached_s + max(self.work_s(action).values()) <= death_s:
+                    heapq.heappush(inbox, (self.now_s + self.answer_s(action), next(order), action))
+                else:
+                    self.noticed_s[action.worker] = PATIENT.gives_up_at_s(reached_s, death_s)
 
         send(work.begin(self.now_s))
         self.remote_layers += any(worker != self.local for worker in work.owing())
         while not work.finished:
-            wake_s = work.wake_at_s()
+            wake_s = min((s for s in self.noticed_s.values() if s > self.now_s), default=np.inf)
             if inbox and inbox[0][0] <= wake_s:
                 self.now_s, _, action = heapq.heappop(inbox)
-                if isinstance(action, Probe):
-                    work.heard(action.worker, self.now_s)
-                    continue
                 if action.worker != self.local:
                     self.received_bytes += len(action.rows) * SHAPE.hidden_size * 4
                 values = np.zeros((len(action.rows), 1), np.int32)
@@ -133,10 +134,12 @@ class Run:
                 )
             else:
                 self.now_s = wake_s
-                before = set(self.lost)
-                send(work.tick(self.now_s))
-                self.lost_at_s.update(dict.fromkeys(self.lost - before, self.now_s))
+                send(work.tick(self.now_s, self.around()))
         self.now_s = max(self.now_s, head_free_s)
+
+    def around(self) -> Around:
+        """Dead workers that were asked, once their silence is noticed."""
+        return Around(frozenset(w for w, at_s in self.noticed_s.items() if at_s <= self.now_s))
 
     def choose(self, row: int, expert_ids: NDArray[np.int32], lost: frozenset[int]) -> NDArray[np.integer]:
         """Workers, as `Dispatcher` chooses them; which of its tiers computes an expert is kept beside."""
@@ -168,13 +171,13 @@ class Run:
             found[tier] = float(max(len(set(mine)) * rates.read_s[tier], len(mine) * rates.compute_s[tier]))
         return found
 
-    def done_s(self, ask: Ask) -> float:
-        """When its worker has finished; the way back is left."""
+    def reached_s(self, ask: Ask) -> float:
+        """When the request is at its worker."""
         tier = self.first_tier[ask.worker]
         link_bytes_per_s = self.system.problem.devices[tier].link_bytes_per_s
         request_s = len(ask.rows) * self.system.message.request_bytes_per_row / link_bytes_per_s
         half_trip_s = float(self.system.rates.round_trip_s[tier]) / 2
-        return self.now_s + request_s + half_trip_s + max(self.work_s(ask).values())
+        return self.now_s + request_s + half_trip_s
 
 
 def in_box(name: str, worker: str, node: str, *args: Any, **kwargs: Any) -> PlanningDevice:
@@ -245,7 +248,7 @@ def test_a_loss_is_noticed_and_mended_when_and_as_the_dispatcher_does(
     stopped = False
     try:
         run.all_passes([trace])
-    except WorkerLost:
+    except PassLost:
         stopped = True
     events = [WorkerLoss(worker, death_s)]
     if stopped and not run.num_passes:
@@ -257,5 +260,5 @@ def test_a_loss_is_noticed_and_mended_when_and_as_the_dispatcher_does(
     assert report.duration_s == pytest.approx(run.now_s, rel=1e-9)
     if not stopped:
         assert_equal_counts(run, report.counts)
-    for lost_at_s in run.lost_at_s.values():
+    for lost_at_s in run.noticed_s.values():
         assert f"{lost_at_s:.3f} s: worker '{worker}' taken for lost" in report.notes
