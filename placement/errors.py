@@ -76,10 +76,6 @@ class KeysRequired(PotluckError):
     """An endpoint that other machines can reach was asked for without keys."""
 
 
-class KeyFileError(PotluckError):
-    """A file of keys is missing, damaged, or open to others."""
-
-
 class NonFiniteError(PotluckError):
     """A layer produced a number that is not finite: broken weights, not a user's typing mistake."""
 

@@ -1,4 +1,4 @@
-"""CURVE keys: every process makes its own pair in memory; only public keys travel, none is written down."""
+"""CURVE keys: who a process is, whom it lets in, and which endpoints need them."""
 
 from __future__ import annotations
 
