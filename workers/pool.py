@@ -36,7 +36,24 @@ def load_tiers(
     *,
     on_progress: OnProgress | None = None,
 ) -> ExpertTier:
-    """Load a box's tiers, at least one; a single one is called directly.
+    """Load a box's tiers, at least one, as one: see `load_each`."""
+    return side_by_side(load_each(specs, checkpoint, config, dtype, on_progress=on_progress))
+
+
+def side_by_side(tiers: Sequence[ExpertTier]) -> ExpertTier:
+    """Tiers as one; a single one is called directly."""
+    return tiers[0] if len(tiers) == 1 else TieredExperts(tiers)
+
+
+def load_each(
+    specs: Sequence[TierSpec],
+    checkpoint: Checkpoint,
+    config: Step35Config,
+    dtype: str,
+    *,
+    on_progress: OnProgress | None = None,
+) -> list[ExpertTier]:
+    """Load a box's tiers.
 
     Args:
         dtype: the form of experts whose tier does not name theirs.
@@ -60,7 +77,7 @@ def load_tiers(
                 f"{_which(spec, specs)}cannot hold its experts: {first_line(error)}: "
                 "plan for a memory that this machine has"
             ) from error
-    return tiers[0] if len(tiers) == 1 else TieredExperts(tiers)
+    return tiers
 
 
 def tier_needs(

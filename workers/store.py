@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,16 +71,12 @@ class ExpertStore:
         held = {layer: tuple(ids) for layer, ids in experts.items() if len(ids) > 0}
         check_experts(config, held)
         layers: dict[int, ExpertWeights] = {}
-        mapped: list[Range] = []
         for layer, ids in held.items():
             parts = [checkpoint.expert(layer, expert, config) for expert in ids]
             kept = kept_format(parts, formats[layer], checkpoint.path)
-            layers[layer] = weights = _weights(config, layer, ids, kept, parts)
-            for matrices in (weights.gate, weights.up, weights.down):
-                if not isinstance(matrices.data, Tensor):
-                    mapped += [Range(data.data_ptr(), data.nbytes) for data in matrices.data]
+            layers[layer] = _weights(config, layer, ids, kept, parts)
         checkpoint.release()
-        ranges = joined(mapped)
+        ranges = _mapped_ranges(layers.values())
         bring_in(ranges, on_progress)
         return cls(
             held,
@@ -105,6 +102,56 @@ class ExpertStore:
             self._file_check()
         return partial_sum(self._layers.get(layer, self._no_experts), layer, rows)
 
+    def fits_beside(self, other: ExpertStore) -> bool:
+        """Whether `joined` can make one of the two: a layer of both has its matrices in one form in each."""
+        shared = self._layers.keys() & other._layers.keys()
+        return all(
+            (mine.form, isinstance(mine.data, Tensor)) == (others.form, isinstance(others.data, Tensor))
+            for layer in shared
+            for mine, others in zip(
+                _matrices_of(self._layers[layer]), _matrices_of(other._layers[layer]), strict=True
+            )
+        )
+
+    def joined(self, other: ExpertStore) -> ExpertStore:
+        """The experts of both, of one model, none of them in both; nothing mapped is copied.
+
+        Copies of a layer that both have are copied once more.
+        """
+        layers = {**self._layers, **other._layers}
+        experts = {**self.experts, **other.experts}
+        for layer in self._layers.keys() & other._layers.keys():
+            mine, others = self._layers[layer], other._layers[layer]
+            experts[layer] = ids = self.experts[layer] + other.experts[layer]
+            pairs = zip(_matrices_of(mine), _matrices_of(others), strict=True)
+            layers[layer] = _same_layer(mine, ids, [_side_by_side(*pair) for pair in pairs])
+        return self._of(experts, layers)
+
+    def without(self, experts: Mapping[int, Collection[int]]) -> ExpertStore:
+        """What is left when some experts go; what this store does not hold is passed over.
+
+        Mapped pages that were theirs leave this process's memory, copies when this store does.
+        """
+        held, layers = dict(self.experts), dict(self._layers)
+        for layer in held.keys() & experts.keys():
+            ids = held.pop(layer)
+            weights = layers.pop(layer)
+            gone = set(experts[layer])
+            slots = [slot for slot, expert in enumerate(ids) if expert not in gone]
+            for matrices in _matrices_of(weights):
+                if not isinstance(matrices.data, Tensor):
+                    for slot in set(range(len(ids))).difference(slots):
+                        let_go(matrices.data[slot].data_ptr(), matrices.data[slot].nbytes)
+            if slots:
+                held[layer] = left = tuple(ids[slot] for slot in slots)
+                kept = [_some(matrices, slots) for matrices in _matrices_of(weights)]
+                layers[layer] = _same_layer(weights, left, kept)
+        return self._of(held, layers)
+
+    def _of(self, experts: Mapping[int, tuple[int, ...]], layers: Mapping[int, ExpertWeights]) -> ExpertStore:
+        watch = MappedWatch(_mapped_ranges(layers.values()))
+        return dataclasses.replace(self, experts=experts, _layers=layers, watch=watch)
+
     @property
     def num_experts(self) -> int:
         """Experts of all layers together."""
@@ -125,6 +172,55 @@ def in_one_form(layers: Iterable[int], dtype: torch.dtype) -> dict[int, ExpertFo
     """All three matrices of all these layers in float32, bfloat16 or float16."""
     form = next(form for form, known in TORCH_DTYPES.items() if known is dtype)
     return dict.fromkeys(layers, ExpertFormat.of(form))
+
+
+def _matrices_of(weights: ExpertWeights) -> tuple[ExpertMatrices, ExpertMatrices, ExpertMatrices]:
+    return weights.gate, weights.up, weights.down
+
+
+def _mapped_ranges(layers: Iterable[ExpertWeights]) -> tuple[Range, ...]:
+    """Of those that are views of mapped files."""
+    return joined(
+        Range(data.data_ptr(), data.nbytes)
+        for weights in layers
+        for matrices in _matrices_of(weights)
+        if not isinstance(matrices.data, Tensor)
+        for data in matrices.data
+    )
+
+
+def _side_by_side(first: ExpertMatrices, second: ExpertMatrices) -> ExpertMatrices:
+    """Slots of the first, then those of the second, both in one form."""
+    data: Tensor | list[Tensor]
+    if isinstance(first.data, Tensor) and isinstance(second.data, Tensor):
+        data = torch.cat((first.data, second.data))
+    else:
+        data = [*first.data, *second.data]
+    scales = None
+    if first.scales is not None and second.scales is not None:
+        scales = [*first.scales, *second.scales]
+    return ExpertMatrices(first.form, first.rows, first.columns, data, scales)
+
+
+def _some(matrices: ExpertMatrices, slots: Sequence[int]) -> ExpertMatrices:
+    """Only these slots, in this order; copies are copied, so that the others' memory can be freed."""
+    data: Tensor | list[Tensor]
+    if isinstance(matrices.data, Tensor):
+        data = matrices.data[torch.tensor(slots)]
+    else:
+        data = [matrices.data[slot] for slot in slots]
+    scales = None if matrices.scales is None else [matrices.scales[slot] for slot in slots]
+    return ExpertMatrices(matrices.form, matrices.rows, matrices.columns, data, scales)
+
+
+def _same_layer(
+    weights: ExpertWeights, ids: Sequence[int], matrices: Sequence[ExpertMatrices]
+) -> ExpertWeights:
+    """The layer of `weights` with other experts: `ids` in slots of that order."""
+    slots = torch.full_like(weights.slots, -1)
+    slots[list(ids)] = torch.arange(len(ids), dtype=slots.dtype)
+    gate, up, down = matrices
+    return ExpertWeights(slots, gate, up, down, weights.limit, weights.top_k)
 
 
 def _weights(

@@ -17,7 +17,7 @@ from transport.expert_rows import ExpertRows
 if TYPE_CHECKING:
     from workers.fixed_point import PartialSum
 
-_LEAST_CACHED_EXPERTS = 16
+LEAST_CACHED_EXPERTS = 16
 """Those of two layers of a token."""
 
 
@@ -27,7 +27,7 @@ class StillLoading(PotluckError):
 
 def least_cache_bytes(num_experts: int, largest_bytes: int) -> int:
     """Of a disk with so many experts, in memory even where a plan leaves none free."""
-    return min(_LEAST_CACHED_EXPERTS, num_experts) * largest_bytes
+    return min(LEAST_CACHED_EXPERTS, num_experts) * largest_bytes
 
 
 class ExpertTier(Protocol):

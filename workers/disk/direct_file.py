@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from pathlib import Path
 
 from placement.errors import CheckpointError, ModelFilesFailed
@@ -25,6 +26,7 @@ class DirectFile:
             self._descriptor, self.is_direct = _open(path)
         except OSError as error:
             raise CheckpointError(f"{path}: {error.strerror}; expected a file of the model") from None
+        self._closed = weakref.finalize(self, os.close, self._descriptor)
 
     @property
     def num_bytes(self) -> int:
@@ -58,7 +60,8 @@ class DirectFile:
         return done
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        """Also done when the object is let go."""
+        self._closed()
 
 
 def _open(path: Path) -> tuple[int, bool]:

@@ -91,12 +91,12 @@ class MappedWatch:
 
     def __init__(self, ranges: Sequence[Range]) -> None:
         """`ranges`: as `joined` gives them."""
-        self._ranges = ranges
+        self.ranges = tuple(ranges)
         self._faults = _major_faults()
 
     @property
     def num_bytes(self) -> int:
-        return sum(part.num_bytes for part in self._ranges)
+        return sum(part.num_bytes for part in self.ranges)
 
     def reread_bytes(self) -> int:
         """Read again since the start, by this process's page faults: at least these, one page each."""
@@ -105,7 +105,7 @@ class MappedWatch:
 
     def missing_bytes(self) -> int:
         """Not in memory now. It looks at every page: 10 ms for a gigabyte."""
-        missing = sum(int((~in_memory(part.address, part.num_bytes)).sum()) for part in self._ranges)
+        missing = sum(int((~in_memory(part.address, part.num_bytes)).sum()) for part in self.ranges)
         return missing * PAGE_BYTES
 
     def notice(self) -> str | None:
