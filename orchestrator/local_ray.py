@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 import socket
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,15 +14,13 @@ from pathlib import Path
 import psutil
 import ray
 
-from orchestrator.run_folder import run_folder
+from orchestrator.run_folder import run_folder, short_temp_dir
 from orchestrator.stopping import held_back, stopping_by_exception, uninterrupted
 from placement.errors import WorkerStartError
 from placement.files.quote import first_line
 
 # No tensor goes through Ray's object store.
 OBJECT_STORE_BYTES = 200 * 1024 * 1024
-# Ray's sockets lie below its directory, in a path of about 70 characters, and may have 107.
-MAX_TEMP_DIR_CHARS = 32
 CONNECT_TIMEOUT_S = 5.0
 # Ray's processes are to end within this, before they are killed.
 END_TIMEOUT_S = 5.0
@@ -46,7 +43,7 @@ def local_ray() -> Iterator[Path]:
     Raises:
         WorkerStartError: Ray did not start.
     """
-    with stopping_by_exception(), run_folder(_short_temp_dir()) as directory:
+    with stopping_by_exception(), run_folder(short_temp_dir()) as directory:
         if ray.is_initialized():
             yield directory
             return
@@ -119,11 +116,6 @@ def _check_reachable(address: str) -> None:
     if host:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S):
             pass
-
-
-def _short_temp_dir() -> str:
-    default = tempfile.gettempdir()
-    return default if len(default) <= MAX_TEMP_DIR_CHARS else "/tmp"
 
 
 @functools.cache

@@ -15,6 +15,8 @@ from orchestrator.stopping import uninterrupted
 
 PREFIX = "potluck-"
 LOCK = "owner.lock"
+# Sockets lie below it, in paths of up to 70 characters for Ray's, and may have 107.
+MAX_TEMP_DIR_CHARS = 32
 
 
 @contextmanager
@@ -35,6 +37,12 @@ def run_folder(parent: str) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
             if lock is not None:
                 os.close(lock)
+
+
+def short_temp_dir() -> str:
+    """The user's folder for temporary files, or /tmp where sockets would not fit below that one."""
+    default = tempfile.gettempdir()
+    return default if len(default) <= MAX_TEMP_DIR_CHARS else "/tmp"
 
 
 def remove_abandoned(parent: str) -> None:

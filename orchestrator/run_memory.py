@@ -21,9 +21,6 @@ from workers.tiers import tiers_of
 if TYPE_CHECKING:
     from workers.formats.checkpoint import Checkpoint
 
-RAY_BYTES = 350_000_000
-"""What Ray's own processes take on this machine when a run starts it (docs/memory.md)."""
-
 _ADVICE = (
     "plan more experts on other boxes or on a disk, take a smaller context or a file in fewer bits, or end "
     "other programs"
@@ -111,7 +108,7 @@ def check_run(
         here += [worker.name for worker in plan.asked_workers]
         count = len(plan.asked_workers)
         processes = "one worker process" if count == 1 else f"{count} worker processes"
-        needs.append(Need(f"{processes} and Ray", count * PROCESS_BYTES + RAY_BYTES))
+        needs.append(Need(processes, count * PROCESS_BYTES))
     for name in here:
         needs += tier_needs(tiers_of(plan, name), checkpoint, config, plan.dtype)
     check_memory(needs, free, where="this machine", advice=_ADVICE)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
+import zmq
 
 from orchestrator.dispatch.dispatcher import Dispatcher, unwatched
 from orchestrator.dispatch.usage import Usage
 from orchestrator.generate import GenerationParams, GenerationResult, OnTokens, generate
+from orchestrator.launch.local import local_workers
+from orchestrator.launch.workers import Workers
 from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.weights import load_head_weights
@@ -26,6 +28,9 @@ from placement.plan import Plan
 from placement.weight_format import ExpertFormat
 from placement.workload import DEFAULT_CONTEXT
 from transport.client import WorkerClient
+from transport.keys import HeadKeys
+from transport.messages import WireLimits, WorkerState
+from transport.sockets import Context
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.open_model import OpenModel, held_expert_bytes
 from workers.memory.free import free_memory
@@ -34,8 +39,7 @@ from workers.memory.mapped import OnProgress, Range, bring_in, joined
 from workers.pool import load_head_tiers
 from workers.tiers import ExpertTier
 
-if TYPE_CHECKING:
-    from orchestrator.launch.ray_workers import RunningWorkers
+HELLO_TIMEOUT_S = 10.0
 
 
 @dataclass(slots=True)
@@ -48,7 +52,7 @@ class Session:
     local: ExpertTier | None
     checkpoint: Checkpoint
     expert_bytes: Mapping[int, int]
-    workers: RunningWorkers | None = None
+    clients: Mapping[str, WorkerClient] = field(default_factory=dict)
     _results: list[GenerationResult] = field(default_factory=list)
     _decode: list[Usage] = field(default_factory=list)
 
@@ -77,9 +81,10 @@ class Session:
     def notices(self) -> list[str]:
         """What the user should know of the experts' memory, here and on workers; see `ExpertTier.notices`."""
         found = list(self.local.notices()) if self.local is not None else []
-        for name, health in (self.workers.health() if self.workers is not None else {}).items():
-            if health is not None:
-                found += [f"worker {name}: {notice}" for notice in health.notices]
+        for name, client in self.clients.items():
+            reply = client.hello(HELLO_TIMEOUT_S)
+            if reply.state == WorkerState.READY and reply.text:
+                found.append(f"worker {name}: {reply.text}")
         return found
 
     def report(self) -> RunReport:
@@ -92,19 +97,19 @@ def open_session(
     model: OpenModel,
     plan: Plan,
     *,
-    ray_address: str | None = None,
+    workers: AbstractContextManager[Workers] | None = None,
     num_drafts: int = 0,
     positions: int | None = None,
     kv_form: KvForm | None = None,
     on_progress: OnProgress | None = None,
 ) -> Iterator[Session]:
-    """Start the plan's workers and load the head meanwhile; stop them on the way out, whatever happens.
+    """Start the plan's workers and load the head meanwhile; let go of them on the way out, whatever happens.
 
     The head's weights are kept in the plan's dtype too.
 
     Args:
-        ray_address: of a running Ray cluster; None starts Ray, and all of the plan's workers, on this machine
-            for as long as the session.
+        workers: gives the plan's workers, wherever they run; None starts them all on this machine, for as
+            long as the session.
         num_drafts: that a step will ask for at most.
         positions: of the longest text; memory for so many must be free. A usual context where left out.
         kv_form: of keys and values; as the plan assumes where left out, else in its dtype.
@@ -130,22 +135,48 @@ def open_session(
         kv_form = plan.workload.kv_form
     demand = Demand(positions, num_drafts=num_drafts, kv_form=kv_form)
     head = head_needs(model.contents, shape, plan.dtype, demand)
-    check_run(plan, head, checkpoint, config, free_memory(), workers_here=ray_address is None)
-    num_workers = len(plan.asked_workers)
-    if not num_workers:
+    check_run(plan, head, checkpoint, config, free_memory(), workers_here=workers is None)
+    if not plan.asked_workers:
         yield _load(model, plan, demand, on_progress=on_progress)
         return
-    # Ray takes seconds to import.
-    from orchestrator.launch.ray_workers import RayCluster
-
     with ExitStack() as stack:
-        cluster = stack.enter_context(RayCluster(ray_address))
-        if ray_address is None:
-            stack.enter_context(_share_of_cores(1 + num_workers))
-        running = cluster.start_workers(plan, shape, model.path)
-        session = _load(model, plan, demand, running.connect, on_progress=on_progress)
-        session.workers = running
-        yield session
+        if workers is None:
+            workers = local_workers(plan, shape, model.path)
+            stack.enter_context(_share_of_cores(1 + len(plan.asked_workers)))
+        running = stack.enter_context(workers)
+        context = stack.enter_context(_context())
+
+        def connect() -> Mapping[str, WorkerClient]:
+            return _clients(running, context, WireLimits.for_shape(shape), plan.dtype)
+
+        yield _load(model, plan, demand, connect, on_progress=on_progress)
+
+
+@contextmanager
+def _context() -> Iterator[Context]:
+    context: Context = zmq.Context()
+    try:
+        yield context
+    finally:
+        context.destroy(linger=0)
+
+
+def _clients(running: Workers, context: Context, limits: WireLimits, dtype: str) -> dict[str, WorkerClient]:
+    """Wait until all workers are ready, connect, and check that each is who it should be.
+
+    Raises:
+        WorkerStartError: a worker did not start, cannot be reached, or is another one.
+    """
+    addresses = running.wait_ready()
+    clients = {}
+    for name, address in addresses.items():
+        keys = None
+        if running.keys is not None and address.public_key is not None:
+            keys = HeadKeys(running.keys, address.public_key)
+        clients[name] = WorkerClient(context, address.endpoint, limits, name=name, keys=keys)
+    for client in clients.values():
+        client.hello(HELLO_TIMEOUT_S, dtype=dtype)
+    return clients
 
 
 def load_local(model: OpenModel, dtype: torch.dtype, kv_form: KvForm | None = None) -> Step35Model:
@@ -181,14 +212,15 @@ def _load(
     # Before the first token, and in the order of the file, not of the first pass's page faults.
     read = weights.trunk_matrices + (weights.mtp_matrices if demand.num_drafts else ())
     bring_in(joined(Range(matrix.data.data_ptr(), matrix.data.nbytes) for matrix in read), on_progress)
-    dispatcher = Dispatcher(*unwatched(plan, connect()), local=local, max_rows=MAX_MESSAGE_ROWS, timer=timer)
+    clients = connect()
+    dispatcher = Dispatcher(*unwatched(plan, clients), local=local, max_rows=MAX_MESSAGE_ROWS, timer=timer)
     kv_form = demand.kv_form or KvForm.of(plan.dtype)
     # What was asked for was found to fit before anything was read.
     sequence = SequenceSize.of(model.shape, kv_form, demand.num_drafts)
     asked_bytes = sequence.num_bytes(demand.positions, demand.pass_rows)
     pool = KvPool(max(asked_bytes, free_memory().usable_bytes))
     head = Step35Model(config, weights, dtype, dispatcher, timer, kv_form, pool)
-    return Session(head, dispatcher, plan, local, checkpoint, expert_bytes)
+    return Session(head, dispatcher, plan, local, checkpoint, expert_bytes, clients)
 
 
 @contextmanager

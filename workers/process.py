@@ -1,147 +1,263 @@
-"""One worker process, which owns a box: load its tiers' experts, serve them. Ray runs it, or anything else.
+"""One worker, which owns a box: it answers from the first moment on, loads its tiers' experts, serves them.
 
-Importing this module loads neither torch nor ray: a spec can be made anywhere.
+Importing this module loads no torch.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from placement.errors import WorkerStartError
-from placement.message_size import MAX_MESSAGE_ROWS
-from transport.keys import KeyPair, WorkerKeys
-from transport.messages import WireLimits
+from placement.errors import CheckpointError, PotluckError, WorkerStartError
+from placement.files.quote import first_line
+from placement.units import size
+from placement.weight_format import ExpertFormat
+from transport.keys import KeyPair, WorkerKeys, is_private
+from transport.messages import (
+    MAX_TEXT_CHARS,
+    Drop,
+    Held,
+    Hello,
+    HelloReply,
+    Hold,
+    WorkerState,
+    random_id,
+)
 from workers.memory.budget import Need, check_memory
 from workers.memory.free import free_memory
 from workers.memory.lost_pages import end_lost_pages_in_one_line
-from workers.tiers import TierSpec
+from workers.spec import WorkerInfo, WorkerSpec
 
 if TYPE_CHECKING:
-    from workers.service import ExpertService, ServiceHealth
+    from workers.formats.open_model import FoundModel
+    from workers.holdings import Holdings, OrderState
+    from workers.pulse import PulseServer
+    from workers.service import ExpertService
 
 # A request's row of hidden states, its sums, and what lies between in the kernels: some float32 each.
 REQUEST_BYTES_A_VALUE = 32
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """What a worker is to be.
-
-    Attributes:
-        model, fingerprint, epoch: of the plan; the checkpoint must have this fingerprint.
-        model_dir: the checkpoint, a directory or a GGUF file, as the worker's own machine sees it.
-        tiers: its devices and what each is to hold, at least one; they work side by side.
-        dtype: what rows come in, "float32" or "bfloat16".
-        endpoint: what to bind, such as "tcp://127.0.0.1:*".
-        head_public: the one key that may connect; None only where no other machine can.
-        num_threads: of each tier's kernels.
-    """
-
-    name: str
-    model: str
-    fingerprint: str
-    epoch: int
-    model_dir: str
-    tiers: tuple[TierSpec, ...]
-    dtype: str
-    endpoint: str
-    head_public: bytes | None = None
-    num_threads: int = 1
-    max_rows: int = MAX_MESSAGE_ROWS
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerInfo:
-    """Where a started worker is, what its tiers hold together, the key it proves itself with, if any."""
-
-    name: str
-    endpoint: str
-    pid: int
-    host: str
-    num_experts: int
-    held_bytes: int
-    public_key: bytes | None
-
-
 class WorkerProcess:
-    """The worker of this process. Its methods are what Ray calls."""
+    """The worker of this process: `bind`, then `load`. It is its sockets' `PulseHandler`."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
+        self._keys = spec.keys
+        if self._keys is None and spec.allowed:
+            self._keys = KeyPair.make()
+        self._holdings: Holdings | None = None
         self._service: ExpertService | None = None
+        self._pulse: PulseServer | None = None
+        self._identity = ""
+        self.instance = random_id()
+        self.state = WorkerState.LOADING
+        self.text = "starting"
+        self.times_heard = 0
+        """How often a head has said something."""
+        self.told_to_end = threading.Event()
+        """Set when a head says so."""
 
-    def start(self) -> WorkerInfo:
-        """Load the experts and serve them.
+    def bind(self) -> WorkerInfo:
+        """Answer from now on, in the state "loading": who asks for experts is told to ask again.
 
         Raises:
-            CheckpointError: the checkpoint is missing, damaged or of another architecture.
-            PlanError: the plan is for another model, or takes more memory than this machine has free.
-            KeysRequired, WorkerStartError: the endpoint cannot be bound, or a tier cannot be held.
+            KeysRequired, WorkerStartError: an endpoint cannot be bound.
         """
-        from workers.formats.open_model import find_model
+        # Loading torch takes seconds: `python -m workers.serve` reads its spec before.
+        from workers.holdings import Holdings
+        from workers.paced import PacedExperts
+        from workers.pulse import PulseServer
+        from workers.service import ExpertService
+        from workers.sessions import Sessions
 
         spec = self._spec
-        # Made here, so that no secret travels.
-        keys = None if spec.head_public is None else WorkerKeys(KeyPair.make(), frozenset([spec.head_public]))
-        model_dir = Path(spec.model_dir)
-        found = find_model(model_dir)
-        config = found.config
-        shape = config.shape(spec.model)
-        if shape.fingerprint != spec.fingerprint:
-            raise WorkerStartError(
-                f"{model_dir}: has fingerprint {shape.fingerprint}, the plan is for {spec.fingerprint}: "
-                "give this machine the same checkpoint, or make a plan for this one"
-            )
-        # Loading torch takes seconds: what can be refused without it is refused above.
+        keys = None if self._keys is None else WorkerKeys(self._keys, frozenset(spec.allowed))
+        sessions = Sessions()
+        self._holdings = holdings = Holdings()
+        experts = holdings if not spec.pace_bytes_per_s else PacedExperts(holdings, spec.pace_bytes_per_s)
+        self._service = ExpertService(
+            spec.name,
+            experts,
+            spec.limits,
+            spec.endpoint,
+            dtype=spec.dtype,
+            keys=keys,
+            handler=self,
+            sessions=sessions,
+        )
+        self._pulse = PulseServer(spec.name, self, sessions, spec.limits, spec.pulse_endpoint, keys=keys)
+        try:
+            self._pulse.start()
+            self._service.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self.info()
+
+    def load(self) -> WorkerInfo:
+        """Bring the experts into memory and serve them, in the state "ready".
+
+        Raises:
+            CheckpointError: the checkpoint is missing, damaged, another one or of another architecture.
+            PlanError: the plan is for another model, or takes more memory than this machine has free.
+            WorkerStartError: a tier cannot be held.
+        """
+        spec = self._spec
+        assert self._holdings is not None
+        try:
+            self._load(spec, self._holdings)
+        except BaseException as error:
+            self.text = first_line(error) if isinstance(error, PotluckError) else type(error).__name__
+            self.state = WorkerState.FAILED
+            raise
+        self.text = ""
+        self.state = WorkerState.READY
+        return self.info()
+
+    def _load(self, spec: WorkerSpec, holdings: Holdings) -> None:
         import torch
 
-        from workers.pool import load_tiers, tier_needs
-        from workers.service import ExpertService
+        from workers.pool import load_each, tier_needs
 
+        found = self._found()
         end_lost_pages_in_one_line()
         torch.set_num_threads(spec.num_threads)
-        checkpoint = found.open().checkpoint
+        model = found.open()
+        config, checkpoint = model
+        formats = {
+            layer: ExpertFormat.of_name(spec.forms.get(layer, spec.dtype)) for layer in config.moe_layers
+        }
         check_memory(
             [
                 *tier_needs(spec.tiers, checkpoint, config, spec.dtype),
-                Need("requests and answers", spec.max_rows * shape.hidden_size * REQUEST_BYTES_A_VALUE),
+                Need(
+                    "requests and answers",
+                    spec.limits.max_rows * spec.limits.hidden_size * REQUEST_BYTES_A_VALUE,
+                ),
             ],
             free_memory(),
             where=f"worker {spec.name}",
             advice="plan fewer experts for this box, or put some on a disk of it (potluck plan)",
         )
-        experts = load_tiers(spec.tiers, checkpoint, config, spec.dtype)
-        self._service = ExpertService(
-            spec.name,
-            experts,
-            WireLimits.for_shape(shape, spec.max_rows),
-            spec.endpoint,
-            dtype=spec.dtype,
-            keys=keys,
+        tiers = load_each(spec.tiers, checkpoint, config, spec.dtype, on_progress=self._progress)
+        holdings.begin(tiers, model, formats, lambda: free_memory().usable_bytes)
+
+    def _found(self) -> FoundModel:
+        """The model's files, where they are those of the plan."""
+        from workers.formats.identity import model_identity
+        from workers.formats.open_model import find_model
+
+        spec = self._spec
+        path = Path(spec.model_dir)
+        try:
+            found = find_model(path)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{self._here()}: {first_line(error)}{how_to_copy(spec.model_dir, spec.endpoint)}"
+            ) from error
+        shape = found.config.shape(spec.model)
+        if shape.fingerprint != spec.limits.fingerprint:
+            raise WorkerStartError(
+                f"{self._here()}: {path} has fingerprint {shape.fingerprint}, expected "
+                f"{spec.limits.fingerprint}, that of the plan{how_to_copy(spec.model_dir, spec.endpoint)}"
+            )
+        self._identity = model_identity(path).hex
+        if spec.identity not in ("", self._identity):
+            raise WorkerStartError(
+                f"{self._here()}: {path} are other files (identity {self._identity[:12]}), expected "
+                f"{spec.identity[:12]}, those of the plan{how_to_copy(spec.model_dir, spec.endpoint)}"
+            )
+        return found
+
+    def _here(self) -> str:
+        return f"worker {self._spec.name} on {platform.node()}"
+
+    def _progress(self, done: int, total: int) -> None:
+        self.text = f"{size(done)} of {size(total)} in memory"
+
+    @property
+    def changes(self) -> int:
+        """See `PulseHandler`."""
+        return 0 if self._holdings is None else self._holdings.changes
+
+    def heard(self) -> None:
+        """See `PulseHandler`."""
+        self.times_heard += 1
+
+    def greet(self, hello: Hello) -> HelloReply:
+        """See `PulseHandler`; a ready worker's text is its notices."""
+        holdings = self._holdings
+        return HelloReply(
+            request_id=hello.request_id,
+            name=self._spec.name,
+            instance=self.instance,
+            state=self.state,
+            fingerprint=self._spec.limits.fingerprint,
+            identity=self._identity,
+            dtype=self._spec.dtype,
+            num_experts=0 if holdings is None else holdings.num_experts,
+            text=self.text[:MAX_TEXT_CHARS],
         )
-        self._service.start()
+
+    def hold(self, order: Hold) -> Held:
+        """See `PulseHandler`."""
+        assert self._holdings is not None
+        return held(order.request_id, self._holdings.hold(order.order, order.experts, order.rate_bytes_per_s))
+
+    def drop(self, order: Drop) -> Held:
+        """See `PulseHandler`."""
+        assert self._holdings is not None
+        return held(order.request_id, self._holdings.drop(order.order, order.experts))
+
+    def shut_down(self) -> None:
+        """See `PulseHandler`."""
+        self.told_to_end.set()
+
+    def look_at_memory(self) -> None:
+        """Note what the tiers have to say of their memory; it looks at every page, 10 ms for a gigabyte."""
+        if self._holdings is not None and self.state == WorkerState.READY:
+            self.text = "; ".join(self._holdings.notices())
+
+    def info(self) -> WorkerInfo:
+        """As things are now."""
+        assert self._service is not None
+        assert self._pulse is not None
+        assert self._holdings is not None
         return WorkerInfo(
-            name=spec.name,
+            name=self._spec.name,
             endpoint=self._service.endpoint,
+            pulse_endpoint=self._pulse.endpoint,
             pid=os.getpid(),
             host=platform.node(),
-            num_experts=experts.num_experts,
-            held_bytes=experts.held_bytes,
-            public_key=None if keys is None else keys.own.public,
+            instance=self.instance,
+            num_experts=self._holdings.num_experts,
+            held_bytes=self._holdings.held_bytes,
+            public_key=None if self._keys is None else self._keys.public,
         )
 
-    def health(self) -> ServiceHealth:
-        """Raises WorkerStartError before `start` and after `stop`."""
-        if self._service is None:
-            raise WorkerStartError(f"worker {self._spec.name}: not started")
-        return self._service.health()
-
     def stop(self) -> None:
-        """Stop serving and let go of the experts."""
-        if self._service is not None:
-            self._service.stop()
-            self._service = None
+        """Stop serving, after the request that is being computed. Harmless when stopped."""
+        for part in (self._pulse, self._service):
+            if part is not None:
+                part.stop()
+        if self._holdings is not None:
+            self._holdings.close()
+
+
+def held(request_id: int, state: OrderState) -> Held:
+    """The answer to an order."""
+    text = state.text[:MAX_TEXT_CHARS]
+    return Held(request_id, state.order, state.done, state.missing_bytes, text)
+
+
+def how_to_copy(model_dir: str, endpoint: str) -> str:
+    """How to get the model's files to the box of an endpoint; nothing where that is the head's own."""
+    address = endpoint.partition("://")[2].rpartition(":")[0]
+    if is_private(endpoint):
+        return ""
+    folder = os.path.dirname(model_dir)
+    return f": copy them there, on a box that has them: rsync -aP {model_dir} {address}:{folder}/"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,14 +12,13 @@ import zmq
 
 from benchmarks.fidelity.layouts import Setup
 from benchmarks.fidelity.links import limited_namespace, relay
-from benchmarks.fidelity.worker import info_from_json, spec_to_json
+from orchestrator.launch.spawn import spawn, wait_ready
 from placement.model_shape import ModelShape
 from placement.plan import Plan
 from transport.client import WorkerClient
 from transport.keys import HeadKeys, KeyPair
 from transport.messages import WireLimits
-from workers.process import WorkerSpec
-from workers.tiers import tiers_of
+from workers.spec import WorkerSpec
 
 HELLO_TIMEOUT_S = 60.0
 LIMITED_MBITS_PER_S = 200
@@ -63,32 +61,28 @@ def running_workers(
                     prefix, endpoint = ["ip", "netns", "exec", space], f"tcp://{address}:*"
                 else:
                     print(f"{setup.name}: no network namespace, a relay limits the link", file=sys.stderr)
-            spec = WorkerSpec(
-                name=name,
-                model=plan.model,
-                fingerprint=plan.fingerprint,
-                epoch=plan.epoch,
+            spec = WorkerSpec.of_plan(
+                plan,
+                name,
+                limits,
                 model_dir=str(model_dir),
-                tiers=tiers_of(plan, name),
-                dtype=plan.dtype,
                 endpoint=endpoint,
-                head_public=keys.public if address is not None else None,
+                pulse_endpoint=endpoint.replace(".sock", ".pulse"),
+                allowed=(keys.public,) if address is not None else (),
                 num_threads=num_threads,
+                lifeline=True,
+                linger_s=3600.0,
             )
-            command = [*prefix, sys.executable, "-m", "benchmarks.fidelity.worker"]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            process = spawn(spec, prefix=prefix)
             stack.callback(process.wait)
             stack.callback(process.kill)
-            assert process.stdin is not None
-            process.stdin.write(spec_to_json(spec) + "\n")
-            process.stdin.flush()
-            started.append((process, link, address))
+            started.append((spec, process, link, address))
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         stack.callback(context.destroy, 0)
         running = []
-        for name, (process, link, address) in zip(names, started, strict=True):
+        for spec, process, link, address in started:
             assert process.stdout is not None
-            info = info_from_json(process.stdout.readline())
+            info = wait_ready(spec, process.stdout)
             endpoint = info.endpoint
             port = int(endpoint.rpartition(":")[2]) if link != "local" else 0
             if link == "delayed":
@@ -97,7 +91,7 @@ def running_workers(
                 way = stack.enter_context(relay(port, mbits_per_s=LIMITED_MBITS_PER_S))
                 endpoint = f"tcp://127.0.0.1:{way}"
             head_keys = None if info.public_key is None else HeadKeys(keys, info.public_key)
-            client = WorkerClient(context, endpoint, limits, name=name, keys=head_keys)
+            client = WorkerClient(context, endpoint, limits, name=spec.name, keys=head_keys)
             client.hello(HELLO_TIMEOUT_S, dtype=plan.dtype)
-            running.append(RunningWorker(name, info.pid, client, link == "local"))
+            running.append(RunningWorker(spec.name, info.pid, client, link == "local"))
         yield running

@@ -33,7 +33,7 @@ SHORT = 16
 CHUNK = 512
 MOST_ROWS = 4
 """Of one text: its newest token and three drafts, as many as its caches take back."""
-WORKER = "WorkerProcess"
+WORKER = "workers.serve"
 
 
 def measure(

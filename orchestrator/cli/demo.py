@@ -61,7 +61,7 @@ def demo(
     problem, plan = plan_demo(mtp)
     if not json:
         console.print(*description(problem, plan), sep="\n")
-    print_note(f"starting Ray and {len(plan.asked_workers)} workers …")
+    print_note(f"starting {len(plan.asked_workers)} workers …")
     tokenizer = Tokenizer.load(MODEL)
     prompts: dict[str, str] = json_module.loads((MODEL / "prompts.json").read_text())
     params = GenerationParams(max_tokens, temperature, ignore_eos=True, mtp=mtp)
@@ -79,7 +79,7 @@ def demo(
         print_json({"texts": texts} | report_document(report))
     else:
         console.print("", *run_tables(report), sep="\n")
-        print_note("stopped all workers and Ray")
+        print_note("stopped all workers")
 
 
 def plan_demo(mtp: int) -> tuple[PlanningProblem, Plan]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from orchestrator.cli.progress import shown_progress
 from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.generate import GenerationParams, GenerationResult, check_length
 from orchestrator.gguf_tokenizer import UnknownTokenizer
+from orchestrator.launch.workers import Workers
 from orchestrator.one_box import plan_here
 from orchestrator.report import RunReport
 from orchestrator.run_memory import Demand
@@ -112,7 +113,7 @@ def generate(
                 open_session(
                     opened,
                     made,
-                    ray_address=ray_address,
+                    workers=_workers(made, opened, ray_address),
                     num_drafts=mtp,
                     positions=positions,
                     kv_form=kv,
@@ -138,6 +139,16 @@ def generate(
         print_json(document(result, report, text))
     else:
         errors.print(*run_tables(report), sep="\n")
+
+
+def _workers(plan: Plan, model: OpenModel, ray_address: str | None) -> AbstractContextManager[Workers] | None:
+    """Whom the plan's experts are asked of; None for workers that are started on this machine."""
+    if ray_address is None or not plan.asked_workers:
+        return None
+    # Ray takes seconds to import.
+    from orchestrator.launch.ray_workers import ray_workers
+
+    return ray_workers(plan, model.shape, model.path, ray_address)
 
 
 def _plan_without_file(

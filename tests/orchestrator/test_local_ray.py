@@ -13,12 +13,11 @@ import psutil
 import pytest
 import ray
 
-from orchestrator.local_ray import MAX_TEMP_DIR_CHARS, joined_ray, local_ray
-from orchestrator.run_folder import remove_abandoned
+from orchestrator.local_ray import joined_ray, local_ray
+from orchestrator.run_folder import MAX_TEMP_DIR_CHARS, remove_abandoned
 from orchestrator.stopping import STOP_SIGNALS
 from placement.errors import WorkerStartError
-from tests.orchestrator.processes import DEADLINE_S, is_running, run, wait_until
-from tests.tiny_checkpoint import write_random_checkpoint
+from tests.orchestrator.processes import DEADLINE_S, run, wait_until
 
 # In one process of several: Rays that start at once take each other's time.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
@@ -112,36 +111,15 @@ def test_a_signal_while_ray_starts_ends_it_and_leaves_nothing(
     assert uses(short_tmp) == []
 
 
-WITH_A_WORKER = """
-    import signal, sys
-    from pathlib import Path
-    from orchestrator.launch.ray_workers import RayCluster
-    from tests.orchestrator.random_plan import random_plan
-    from workers.model_config import Step35Config
-    model_dir = Path(sys.argv[1])
-    shape = Step35Config.load(model_dir).shape("tiny")
-    with RayCluster() as cluster:
-        workers = cluster.start_workers(random_plan(shape, 1, seed=4), shape, model_dir)
-        workers.wait_ready()
-        print(workers.infos["w0"].pid, flush=True)
-        signal.pause()
-"""
-
-
-def test_what_a_killed_head_leaves_ends_and_its_folder_goes_with_the_next_start(
-    short_tmp: Path, tmp_path: Path
-) -> None:
+def test_what_a_killed_head_leaves_ends_and_its_folder_goes_with_the_next_start(short_tmp: Path) -> None:
     """Folders of heads that run stay, as tests/orchestrator/test_run_folder.py says."""
-    model_dir = write_random_checkpoint(tmp_path / "model", seed=3)
     # Ray's agents end when they have looked for their head as long as this, a minute if nothing is said.
     environment = {"TMPDIR": str(short_tmp), "RAY_gcs_rpc_server_reconnect_timeout_s": "2"}
-    with run(WITH_A_WORKER, model_dir, environment=environment) as process:
+    with run(IDLE, environment=environment) as process:
         assert process.stdout is not None
-        worker = int(process.stdout.readline())
-        assert is_running(worker)
+        assert process.stdout.readline() == "started\n"
         process.kill()
         process.wait(DEADLINE_S)
-    wait_until(lambda: not is_running(worker))
     assert len(list(short_tmp.iterdir())) == 1
     wait_until(lambda: not uses(short_tmp))
     remove_abandoned(str(short_tmp))

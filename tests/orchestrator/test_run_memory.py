@@ -26,10 +26,12 @@ from placement.units import size
 from placement.workload import Workload
 from tests.orchestrator.command_line import Potluck
 from tests.tiny_checkpoint import write_random_checkpoint
+from transport.messages import WireLimits
 from workers.formats.contents import model_contents
 from workers.formats.open_model import kept_forms, open_model
 from workers.memory.free import LEAST_MARGIN_BYTES, FreeMemory
-from workers.process import WorkerProcess, WorkerSpec
+from workers.process import WorkerProcess
+from workers.spec import WorkerSpec
 from workers.tiers import TierSpec
 
 IDS = ("--token-ids", "5,6,7", "--max-tokens", "4")
@@ -233,26 +235,32 @@ def test_a_plan_that_takes_more_than_is_free_is_refused_before_anything_starts(
     assert "on a disk" in str(caught.value)
     forms = kept_forms(checkpoint, config, "bfloat16")
     workers = even_plan(config.shape("random"), 2, "bfloat16", forms=forms)
-    with pytest.raises(PlanDoesNotFit, match="for 2 worker processes and Ray"), open_session(model, workers):
+    with pytest.raises(PlanDoesNotFit, match="for 2 worker processes"), open_session(model, workers):
         pass
 
 
 def test_a_worker_refuses_what_its_own_machine_cannot_hold(
     bfloat16_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    anywhere = "tcp://127.0.0.1:*"
     spec = WorkerSpec(
         name="den",
         model="tiny",
-        fingerprint=open_model(bfloat16_dir)[0].shape("tiny").fingerprint,
-        epoch=0,
-        model_dir=str(bfloat16_dir),
+        limits=WireLimits.for_shape(open_model(bfloat16_dir)[0].shape("tiny")),
         tiers=(TierSpec("den-ram", "ram", "cpu", {2: tuple(range(16))}),),
+        forms={},
         dtype="bfloat16",
-        endpoint="tcp://127.0.0.1:*",
+        model_dir=str(bfloat16_dir),
+        endpoint=anywhere,
+        pulse_endpoint=anywhere,
     )
     set_free(monkeypatch, 100_000)
-    with pytest.raises(PlanDoesNotFit, match=r"^worker den: .* missing.*for 16 experts on 'den-ram'.*disk"):
-        WorkerProcess(spec).start()
+    worker = WorkerProcess(spec)
+    worker.bind()
+    expected = r"^worker den: .* missing.*for 16 experts on 'den-ram'.*disk"
+    with pytest.raises(PlanDoesNotFit, match=expected):
+        worker.load()
+    worker.stop()
 
 
 def test_a_runs_figures_count_the_bytes_that_are_held(

@@ -10,7 +10,7 @@ from placement.units import size
 from workers.memory.free import FreeMemory
 
 PROCESS_BYTES = 210_000_000
-"""What a worker's process takes before its first expert: Python, torch, Ray (docs/memory.md)."""
+"""What a worker's process takes before its first expert: Python and torch (docs/memory.md)."""
 
 
 @dataclass(frozen=True, slots=True)

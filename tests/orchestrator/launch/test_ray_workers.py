@@ -1,0 +1,149 @@
+"""Workers under a real Ray: they serve, they fail with a reason, and nothing of them is left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import ray
+import zmq
+
+from orchestrator.launch import ray_workers as ray_workers_module
+from orchestrator.launch.ray_workers import RunningWorkers, ray_workers
+from orchestrator.local_ray import local_ray
+from placement.errors import PlanError, WorkerStartError
+from placement.model_shape import ModelShape
+from placement.plan import Plan
+from tests.orchestrator.processes import DEADLINE_S, MARK, marked, wait_until
+from tests.orchestrator.random_plan import random_plan
+from tests.tiny_checkpoint import write_random_checkpoint
+from transport.client import WorkerClient
+from transport.expert_rows import ExpertRows
+from transport.keys import HeadKeys
+from transport.messages import ForwardReply, WireLimits
+from workers.model_config import Step35Config
+
+# In one process of several: Rays that start at once take each other's time.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+
+PATIENCE_S = 600.0
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("model"), seed=3, tokenizer=True)
+
+
+@pytest.fixture(scope="module")
+def shape(model_dir: Path) -> ModelShape:
+    return Step35Config.load(model_dir).shape("tiny")
+
+
+@pytest.fixture
+def plan(shape: ModelShape) -> Plan:
+    return random_plan(shape, 2, seed=4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No process started by these tests outlives them, and no ~/.ray is made; a busy machine has its time."""
+    home, name = tmp_path_factory.mktemp("home"), "test_ray_workers"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_workers_module, "START_TIMEOUT_S", PATIENCE_S)
+        patch.setenv("HOME", str(home))
+        patch.setenv(MARK, f"{name}-{os.getpid()}")
+        yield
+        wait_until(lambda: not marked(f"{name}-{os.getpid()}"))
+    assert not (home / ".ray").exists()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray() -> Iterator[None]:
+    """One Ray for all tests below, in this process."""
+    with local_ray():
+        yield
+
+
+def check_answers(workers: RunningWorkers, plan: Plan, shape: ModelShape) -> None:
+    """Each worker holds what the plan says and answers for it."""
+    addresses = workers.wait_ready()
+    assert sorted(addresses) == [worker.name for worker in plan.asked_workers]
+    for name, address in addresses.items():
+        layer, ids = next(iter(plan.experts_of(name).items()))
+        expert_ids = np.full((1, shape.top_k), -1, np.int32)
+        expert_ids[0, 0] = ids[0]
+        hidden = np.ones((1, shape.hidden_size), np.float32)
+        weights = np.ones((1, shape.top_k), np.float32)
+        rows = ExpertRows(hidden, expert_ids, weights, np.array([-18], np.int32))
+        assert address.public_key is not None
+        keys = HeadKeys(workers.keys, address.public_key)
+        with zmq.Context() as context:
+            limits = WireLimits.for_shape(shape)
+            client = WorkerClient(context, address.endpoint, limits, name=name, keys=keys)
+            try:
+                assert client.hello(DEADLINE_S).instance == address.instance
+                client.send_forward(1, 0, layer, rows)
+                reply = client.wait(DEADLINE_S)
+            finally:
+                client.close()
+        assert isinstance(reply, ForwardReply), reply
+        assert np.any(reply.values)
+
+
+def test_a_joined_ray_is_served_encrypted_on_the_nodes_address(
+    plan: Plan, shape: ModelShape, model_dir: Path
+) -> None:
+    """As in a cluster of several machines; the Ray that was joined goes on, as the tests below need."""
+    with ray_workers(plan, shape, model_dir, "auto") as workers:
+        check_answers(workers, plan, shape)
+        assert not any("127.0.0.1" in info.endpoint for info in workers.infos.values())
+    assert ray.is_initialized()
+    wait_until(lambda: not worker_processes())
+
+
+def test_a_device_that_this_release_cannot_use_is_told_and_the_others_are_stopped(
+    plan: Plan, shape: ModelShape, model_dir: Path
+) -> None:
+    tiers = tuple(replace(tier, device="cuda:7") if tier.name == "w1" else tier for tier in plan.tiers)
+    with (
+        ray_workers(replace(plan, tiers=tiers), shape, model_dir, "auto") as workers,
+        pytest.raises(WorkerStartError, match=r"worker w1: .*cuda:7.* plan with devices of kind ram"),
+    ):
+        workers.wait_ready()
+    wait_until(lambda: not worker_processes())
+
+
+def test_a_plan_for_another_model_is_refused_before_anything_starts(
+    plan: Plan, shape: ModelShape, model_dir: Path
+) -> None:
+    with pytest.raises(PlanError), ray_workers(replace(plan, fingerprint="0" * 16), shape, model_dir, "auto"):
+        pass
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_named_and_the_rest_stopped(
+    plan: Plan, shape: ModelShape, model_dir: Path
+) -> None:
+    wait_until(lambda: not worker_processes())
+    with ray_workers(plan, shape, model_dir, "auto") as workers:
+        wait_until(lambda: bool(worker_processes()))
+        worker_processes()[0].kill()
+        with pytest.raises(WorkerStartError, match=r"worker w\d: its process died"):
+            workers.wait_ready()
+    wait_until(lambda: not worker_processes())
+
+
+def worker_processes() -> list[psutil.Process]:
+    """Workers that this process has started, whatever they are doing."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        try:
+            if child.name().startswith("ray::_Actor") and child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
