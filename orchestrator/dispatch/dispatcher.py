@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 
@@ -14,16 +14,17 @@ import zmq
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orchestrator.dispatch.layer_sum import ALL_WELL, Action, Around, Ask, LayerSum
+from orchestrator.dispatch.layer_sum import ALL_WELL, Action, Around, Ask, Choose, LayerSum
 from orchestrator.dispatch.pace import Pace
 from orchestrator.dispatch.pass_lost import PassLost
+from orchestrator.dispatch.spot_check import Answer, SpotCheck, differing_row, wrong_answers
 from orchestrator.dispatch.usage import Usage
 from orchestrator.dispatch.view import NOBODY, ClusterView, WorkerAddress
-from orchestrator.membership.events import PassRepeated, Slowed, Tell
+from orchestrator.membership.events import Liar, PassRepeated, Slowed, Tell
 from orchestrator.membership.standing import Stand, Standing
 from orchestrator.timing import StepTimer
 from placement.assign.one_step import ReplicaCosts, assign_experts
-from placement.errors import WorkerLost, WorkerRefused
+from placement.errors import ModelFilesFailed, NonFiniteError, WorkerLost, WorkerRefused
 from placement.holders import LayerHolders
 from placement.patience import Patience
 from placement.plan import Plan
@@ -52,7 +53,8 @@ _VIEW_POLL_S = 0.005
 class Asked:
     """One layer on its way: what `Dispatcher.ask` has begun and `collect` ends.
 
-    `here` is what is left to this process. `wire` are the rows as they travel, made when first sent.
+    `here` is what is left to this process. `wire` are the rows as they travel, made when first sent. `noted`
+    are the answers that are to be checked; where `note_all`, all of them.
     """
 
     layer: int
@@ -60,6 +62,8 @@ class Asked:
     work: LayerSum
     here: list[Ask] = field(default_factory=list)
     wire: Hidden | None = None
+    noted: list[Answer] = field(default_factory=list)
+    note_all: bool = False
 
 
 class Dispatcher:
@@ -74,6 +78,7 @@ class Dispatcher:
         local: the experts of worker "head", None when it has none.
         timer: shared with the model.
         tell: takes what happens.
+        spot_check: which requests others are to compute as well; None for none.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class Dispatcher:
         timer: StepTimer | None = None,
         patience: Patience | None = None,
         tell: Tell | None = None,
+        spot_check: SpotCheck | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.timer = timer if timer is not None else StepTimer()
@@ -96,6 +102,7 @@ class Dispatcher:
         self._max_rows = max_rows
         self._patience = patience if patience is not None else Patience()
         self._tell = tell
+        self._spot_check = spot_check
         self._clock = clock
         self._request_ids = count(1)
         self._clients: dict[int, tuple[WorkerAddress, WorkerClient]] = {}
@@ -143,28 +150,9 @@ class Dispatcher:
             PassLost: an expert has no holder left.
         """
         with self.timer.part("dispatch"):
-            now_s = self._clock()
-            work = LayerSum(
-                layer=layer,
-                expert_ids=rows.expert_ids,
-                scale_exponents=rows.scale_exponents,
-                hidden_size=rows.hidden.shape[1],
-                names=self._view.names,
-                choose=self._choose[layer],
-                request_ids=self._request_ids,
-                coarser=fixed_point.coarser,
-                max_coarsenings=fixed_point.MAX_COARSENINGS,
-                max_rows=self._max_rows,
-                patience=self._patience,
-                pace=self._pace,
-                around=self._look(),
-                local=self._view.local_worker,
-                tell=self._tell,
-            )
-            asked = Asked(layer, rows, work)
+            asked = Asked(layer, rows, self._layer_sum(layer, rows, self._choose[layer]))
             before = self.usage.messages
-            self._look_by_s = now_s + _LOOK_ANYWAY_S
-            self._send(work.begin(now_s), asked)
+            self._begin(asked)
             self.usage.remote_layers += self.usage.messages > before
         return asked
 
@@ -172,17 +160,19 @@ class Dispatcher:
         """See `ExpertRunner.collect`: this process's own experts first, then what the others answer.
 
         Raises:
-            PassLost: an expert has no holder left.
+            PassLost: an expert has no holder left, or a worker was found to compute wrong numbers.
             NonFiniteError: an expert's output is not finite.
+            ModelFilesFailed: this process computes something else than its model's files say.
         """
         work = asked.work
         with self.timer.part("dispatch"):
-            while True:
-                while asked.here:
-                    self._compute(asked.here.pop(), asked)
-                if work.finished:
-                    break
-                self._wait(asked)
+            try:
+                self._finish(asked)
+            except NonFiniteError:
+                # That a row fits no grid may be what somebody wrongly says.
+                self._check_noted(asked)
+                raise
+            self._check_noted(asked)
             self.usage.coarsened_rows += work.coarsened_rows
             return fixed_point.to_float32(*work.result())
 
@@ -262,6 +252,91 @@ class Dispatcher:
             self._around = Around(gone, standing.suspects, standing.pongs)
         return self._around
 
+    def _layer_sum(self, layer: int, rows: ExpertRows, choose: Choose) -> LayerSum:
+        return LayerSum(
+            layer=layer,
+            expert_ids=rows.expert_ids,
+            scale_exponents=rows.scale_exponents,
+            hidden_size=rows.hidden.shape[1],
+            names=self._view.names,
+            choose=choose,
+            request_ids=self._request_ids,
+            coarser=fixed_point.coarser,
+            max_coarsenings=fixed_point.MAX_COARSENINGS,
+            max_rows=self._max_rows,
+            patience=self._patience,
+            pace=self._pace,
+            around=self._look(),
+            local=self._view.local_worker,
+            tell=self._tell,
+        )
+
+    def _begin(self, asked: Asked) -> None:
+        now_s = self._clock()
+        self._look_by_s = now_s + _LOOK_ANYWAY_S
+        self._send(asked.work.begin(now_s), asked)
+
+    def _finish(self, asked: Asked) -> None:
+        """Compute what is this process's own, and wait for the rest."""
+        while True:
+            while asked.here:
+                self._compute(asked.here.pop(), asked)
+            if asked.work.finished:
+                return
+            self._wait(asked)
+
+    def _check_noted(self, asked: Asked) -> None:
+        for answer in asked.noted:
+            self._check(answer, asked)
+
+    def _check(self, answer: Answer, asked: Asked) -> None:
+        """Have others compute what a worker has answered; where nobody else holds its experts, let it be.
+
+        Raises:
+            PassLost: somebody was wrong; it is told who.
+            ModelFilesFailed: this process was.
+        """
+        rows = _rows_of(answer, asked.rows, asked.rows.hidden)
+        others = partial(self._choose_without, asked.layer, frozenset({answer.worker}))
+        again = Asked(asked.layer, rows, self._layer_sum(asked.layer, rows, others), note_all=True)
+        try:
+            self._begin(again)
+            self._finish(again)
+            place = differing_row(answer, *again.work.result())
+        except PassLost:
+            return
+        except NonFiniteError:
+            # One of them said of a row that it is too large for any grid.
+            place = next(
+                int(found.rows[found.saturated][0]) for found in again.noted if found.saturated.any()
+            )
+        self.usage.checked += 1
+        if place is None or self._spot_check is None:
+            return
+        # From here on a row is one of the checked request, also in the answer that began it.
+        first = replace(answer, rows=np.arange(len(answer.rows)))
+        arbiter = self._spot_check.arbiter
+        wrong = wrong_answers(arbiter, asked.layer, rows, place, [first, *again.noted])
+        # By worker, the first of its wrong answers: it may have flagged the row on one grid after another.
+        liars = {found.worker: found.request_id for found in reversed(wrong)}
+        if self._view.local_worker in liars:
+            raise ModelFilesFailed(
+                f"layer {asked.layer}: this process computes something else than its model's files say; "
+                "expected the same: check its memory, and the files by `potluck verify`"
+            )
+        names = [self._view.names[worker] for worker in sorted(liars)]
+        if self._tell is not None:
+            for worker, name in zip(sorted(liars), names, strict=True):
+                self._tell(Liar(name, liars[worker], f"layer {asked.layer}"))
+        if names:
+            why = f"layer {asked.layer}: wrong numbers from {', '.join(names)}"
+            raise PassLost(asked.layer, why, refused=True)
+
+    def _choose_without(
+        self, layer: int, never: frozenset[int], expert_ids: NDArray[np.int32], left_out: frozenset[int]
+    ) -> NDArray[np.integer]:
+        return self._choose[layer](expert_ids, left_out | never)
+
     def _choose_in(
         self, row: int, expert_ids: NDArray[np.int32], left_out: frozenset[int]
     ) -> NDArray[np.integer]:
@@ -304,6 +379,8 @@ class Dispatcher:
             raise WorkerRefused("the plan puts experts on the head, but the head was started without any")
         with self.timer.part("local_experts"):
             part = self._local.forward(asked.layer, _rows_of(ask, asked.rows, asked.rows.hidden))
+        if asked.note_all:
+            asked.noted.append(_answer(ask, part.values, part.saturated))
         actions = asked.work.partial(ask.worker, ask.request_id, part.values, part.saturated, self._clock())
         self._send(actions, asked)
 
@@ -315,14 +392,15 @@ class Dispatcher:
             events = self._poller.poll(math.ceil(wait_s * 1000))
         now_s = self._clock()
         for socket, _ in events:
-            self._send(self._receive(self._by_socket[socket], work, now_s), asked)
+            self._send(self._receive(self._by_socket[socket], asked, now_s), asked)
         if events and now_s < self._look_by_s:
             return
         self._look_by_s = now_s + _LOOK_ANYWAY_S
         self._send(work.tick(now_s, self._look()), asked)
 
-    def _receive(self, worker: int, work: LayerSum, now_s: float) -> list[Action]:
+    def _receive(self, worker: int, asked: Asked, now_s: float) -> list[Action]:
         """Handle the next message of `worker`. If it has sent more, the poller reports the socket again."""
+        work = asked.work
         try:
             with self.timer.part("wire"):
                 reply = self._clients[worker][1].receive()
@@ -331,12 +409,22 @@ class Dispatcher:
             return work.refused(worker, error.request_id, f"it sent what is no answer: {error}", now_s)
         if isinstance(reply, ForwardReply):
             self.usage.received_bytes += reply.values.nbytes
+            if self._spot_check is not None:
+                self._note(worker, reply, asked)
             return work.partial(worker, reply.request_id, reply.values, reply.saturated, now_s)
         if isinstance(reply, ErrorReply):
             if reply.code == ErrorCode.BUSY:
                 return work.busy(worker, reply.request_id, now_s)
             return work.refused(worker, reply.request_id, f"{reply.message} ({reply.code})", now_s)
         return []
+
+    def _note(self, worker: int, reply: ForwardReply, asked: Asked) -> None:
+        """Keep an answer that is to be checked, or that checks another."""
+        if self._spot_check is None or not (asked.note_all or self._spot_check.chooses(reply.request_id)):
+            return
+        ask = asked.work.asked(worker, reply.request_id)
+        if ask is not None and reply.values.shape == (len(ask.rows), asked.work.hidden_size):
+            asked.noted.append(_answer(ask, reply.values, reply.saturated))
 
     def _reach(self, worker: int, address: WorkerAddress) -> None:
         client = self._connect(self._view.names[worker], address)
@@ -399,7 +487,12 @@ def _as_sent(hidden: Hidden, form: WireForm) -> Hidden:
     return round_rows(hidden.view(np.float32), form.blocks)
 
 
-def _rows_of(ask: Ask, rows: ExpertRows, hidden: Hidden) -> ExpertRows:
+def _answer(ask: Ask, values: NDArray[np.int32], saturated: NDArray[np.bool_]) -> Answer:
+    ids, exponents = ask.expert_ids, ask.scale_exponents
+    return Answer(ask.worker, ask.request_id, ask.rows, ids, exponents, values, saturated)
+
+
+def _rows_of(ask: Ask | Answer, rows: ExpertRows, hidden: Hidden) -> ExpertRows:
     """The rows of an ask, without copies where those are all."""
     weights = rows.weights
     if len(ask.rows) != len(hidden):

@@ -177,6 +177,11 @@ class LayerSum:
         """Workers that owe an answer."""
         return {request.ask.worker for request in self._open.values()}
 
+    def asked(self, worker: int, request_id: int) -> Ask | None:
+        """What was asked of `worker` by this number, None where no answer to it is awaited."""
+        request = self._open.get(request_id)
+        return request.ask if request is not None and request.ask.worker == worker else None
+
     def result(self) -> tuple[Ints, Ints]:
         """The exact int32 sums [num_tokens, hidden_size] and the scale exponents [num_tokens] they are on."""
         if self._sum is None:  # no row chose any expert

@@ -34,7 +34,7 @@ class Answer:
     """What one worker answered.
 
     Attributes:
-        places: [n] which rows of the checked request it was asked for.
+        rows: [n] which rows it was asked for, ascending.
         expert_ids: [n, top_k] as asked, -1 for what was others' to compute.
         scale_exponents: [n] as asked.
         values, saturated: [n, hidden_size] and [n], as answered.
@@ -42,7 +42,7 @@ class Answer:
 
     worker: int
     request_id: int
-    places: NDArray[np.intp]
+    rows: NDArray[np.intp]
     expert_ids: NDArray[np.int32]
     scale_exponents: NDArray[np.int32]
     values: NDArray[np.int32]
@@ -101,7 +101,7 @@ def wrong_answers(
     """Those of `answers` that are wrong about one row.
 
     Args:
-        rows: of the checked request.
+        rows: that the answers' rows are numbers of.
         place: of the row among them.
     """
     return [answer for answer in answers if _is_wrong(arbiter, layer, rows, place, answer)]
@@ -117,7 +117,7 @@ def replicated_share(plan: Plan) -> float:
 
 
 def _is_wrong(arbiter: Arbiter, layer: int, rows: ExpertRows, place: int, answer: Answer) -> bool:
-    found = np.flatnonzero(answer.places == place)
+    found = np.flatnonzero(answer.rows == place)
     if not len(found):
         return False
     at = int(found[0])

@@ -15,6 +15,7 @@ class Usage:
         messages: requests sent, probes left out.
         sent_bytes, received_bytes: tensors of requests and answers, headers left out.
         coarsened_rows: rows that had to be asked again on a coarser grid.
+        checked: requests that others computed too, to compare.
     """
 
     activations: list[int]
@@ -23,6 +24,7 @@ class Usage:
     sent_bytes: int = 0
     received_bytes: int = 0
     coarsened_rows: int = 0
+    checked: int = 0
 
     def since(self, earlier: Usage) -> Usage:
         """What was added after `earlier`, a copy made of these counts."""

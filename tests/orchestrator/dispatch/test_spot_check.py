@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.cli.even_plan import even_plan
+from orchestrator.dispatch.dispatcher import Dispatcher
 from orchestrator.dispatch.spot_check import (
     Answer,
     Arbiter,
@@ -19,12 +23,25 @@ from orchestrator.dispatch.spot_check import (
     replicated_share,
     wrong_answers,
 )
-from placement.errors import InputError
+from orchestrator.dispatch.view import ClusterView, WorkerAddress
+from orchestrator.generate import GenerationParams, OnTokens, generate
+from orchestrator.membership.events import Event, Liar, PassRepeated
+from orchestrator.membership.standing import Standing
+from orchestrator.model.step35 import Step35Model
+from placement.errors import InputError, WorkerRefused
 from placement.holders import HolderTable
+from placement.patience import Patience
+from tests.orchestrator.plain_experts import plain_model
+from tests.orchestrator.random_plan import random_plan
 from tests.tiny_checkpoint import write_random_checkpoint
+from transport.client import WorkerClient
 from transport.expert_rows import ExpertRows
+from transport.messages import WireLimits
 from workers.fixed_point import PartialSum
 from workers.formats.open_model import OpenModel, open_model
+from workers.pool import load_tiers
+from workers.service import ExpertService
+from workers.tiers import ExpertTier, tiers_of
 
 LAYER, NUM_ROWS, TOP_K = 2, 5, 4
 
@@ -141,3 +158,163 @@ def test_only_experts_on_two_workers_can_be_checked(model: OpenModel) -> None:
     masks = np.stack([(plan.holder_table.table == tier).any(axis=2) for tier in (0, 1)])
     masks[:, 0] = True
     assert replicated_share(replace(plan, holder_table=HolderTable.from_masks(masks))) == pytest.approx(0.5)
+
+
+class Lying:
+    """Experts that are right until told to lie, and then wrong in one bit of every answer."""
+
+    def __init__(self, experts: ExpertTier) -> None:
+        self._experts = experts
+        self.experts = experts.experts
+        self.num_experts, self.held_bytes = experts.num_experts, experts.held_bytes
+        self.lie: Callable[[PartialSum], PartialSum] | None = None
+
+    def notices(self) -> tuple[str, ...]:
+        return ()
+
+    def forward(self, layer: int, rows: ExpertRows) -> PartialSum:
+        found = self._experts.forward(layer, rows)
+        return found if self.lie is None else self.lie(found)
+
+
+def one_bit(found: PartialSum) -> PartialSum:
+    values = found.values.copy()
+    values[-1, 3] ^= 1
+    return PartialSum(values, found.saturated)
+
+
+def another_bit(found: PartialSum) -> PartialSum:
+    values = found.values.copy()
+    values[-1, 4] ^= 1
+    return PartialSum(values, found.saturated)
+
+
+def never_fits(found: PartialSum) -> PartialSum:
+    return PartialSum(found.values, np.ones_like(found.saturated))
+
+
+@contextmanager
+def three_boxes(
+    model: OpenModel, share: float, *, holders: tuple[int, ...] = (0, 1, 2)
+) -> Iterator[tuple[Dispatcher, list[Lying], list[Event]]]:
+    """A dispatcher, the experts of boxes "w0" to "w2", and what is told; `holders` have all experts.
+
+    A liar is asked no more from the next view on, as the watch over the workers does it.
+    """
+    limits = WireLimits.for_shape(model.shape)
+    plan = random_plan(model.shape, 3, seed=1, head_holds=False)
+    masks = np.zeros((3, 2, 8), np.bool_)
+    masks[list(holders)] = True
+    plan = replace(plan, holder_table=HolderTable.from_masks(masks))
+    told: list[Event] = []
+    with ExitStack() as stack:
+        context = stack.enter_context(zmq.Context())
+        boxes = []
+        for worker in plan.workers:
+            held = load_tiers(tiers_of(plan, worker.name), model.checkpoint, model.config, "float32")
+            boxes.append(Lying(held))
+            where = f"inproc://{worker.name}"
+            service = ExpertService(worker.name, boxes[-1], limits, where, dtype="float32", context=context)
+            stack.enter_context(service)
+
+        def connect(name: str, address: WorkerAddress) -> WorkerClient:
+            return WorkerClient(context, address.endpoint, limits, name=name)
+
+        addresses = {i: WorkerAddress(f"inproc://{w.name}", "", None, 0) for i, w in enumerate(plan.workers)}
+        names = [worker.name for worker in plan.workers]
+
+        def standing() -> Standing:
+            liars = frozenset(names.index(event.worker) for event in told if isinstance(event, Liar))
+            if not liars:
+                return first
+            return Standing(ClusterView(replace(plan, epoch=plan.epoch + len(liars)), liars, addresses))
+
+        first = Standing(ClusterView(plan, addresses=addresses))
+        dispatcher = Dispatcher(
+            standing,
+            connect,
+            local=None,
+            max_rows=2048,
+            patience=Patience(view_wait_s=0.05),
+            tell=told.append,
+            spot_check=SpotCheck(share, arbiter_of(model.checkpoint, model.config, plan)),
+        )
+        stack.callback(dispatcher.close)
+        yield dispatcher, boxes, told
+
+
+def said(head: Step35Model, dispatcher: Dispatcher, on_tokens: OnTokens | None = None) -> tuple[int, ...]:
+    over = Step35Model(head.config, head.weights, head.dtype, dispatcher, dispatcher.timer)
+    params = GenerationParams(max_tokens=12, temperature=0.9, seed=5, ignore_eos=True)
+    return generate(over, [5, 17, 300, 42], params, on_tokens).token_ids
+
+
+def about_lies(told: list[Event]) -> list[type]:
+    """What was told, but for what a busy machine makes of times."""
+    return [type(event) for event in told if isinstance(event, Liar | PassRepeated)]
+
+
+def test_boxes_that_are_right_are_checked_and_nothing_is_told(model: OpenModel) -> None:
+    head = plain_model(model.path)
+    with three_boxes(model, 1.0) as (dispatcher, _, told):
+        expected = said(head, dispatcher)
+        # At least one request a layer and step, each asked of others once more.
+        assert 12 * 2 <= dispatcher.usage.checked <= dispatcher.usage.messages // 2
+    assert about_lies(told) == []
+    with three_boxes(model, 0.0) as (dispatcher, _, _told):
+        assert said(head, dispatcher) == expected
+        assert dispatcher.usage.checked == 0
+
+
+@pytest.mark.parametrize("lie", [one_bit, never_fits])
+def test_a_liar_is_named_and_asked_no_more_and_the_pass_runs_again(
+    model: OpenModel, lie: Callable[[PartialSum], PartialSum]
+) -> None:
+    head = plain_model(model.path)
+    with three_boxes(model, 1.0) as (dispatcher, _, _told):
+        expected = said(head, dispatcher)
+    with three_boxes(model, 1.0) as (dispatcher, boxes, told):
+        steps = 0
+
+        def begin_to_lie(token_ids: list[int]) -> None:
+            nonlocal steps
+            steps += 1
+            if steps == 5:
+                boxes[0].lie = lie
+
+        assert said(head, dispatcher, begin_to_lie) == expected
+        before = dispatcher.usage.activations[0]
+        assert said(head, dispatcher) == expected
+        assert dispatcher.usage.activations[0] == before
+    assert [event.worker for event in told if isinstance(event, Liar)] == ["w0"]
+    assert about_lies(told) == [Liar, PassRepeated]
+    assert steps == 12
+
+
+def test_where_those_who_check_lie_they_are_named(model: OpenModel) -> None:
+    head = plain_model(model.path)
+    with three_boxes(model, 1.0) as (dispatcher, boxes, told):
+        expected = said(head, dispatcher)
+        asked = int(np.argmax(dispatcher.usage.activations))
+        for place, box in enumerate(boxes):
+            box.lie = one_bit if place == 2 else None
+        assert said(head, dispatcher) == expected
+        assert asked != 2
+    assert {event.worker for event in told if isinstance(event, Liar)} <= {"w2"}
+
+
+def test_what_nobody_else_holds_is_not_checked(model: OpenModel) -> None:
+    head = plain_model(model.path)
+    with three_boxes(model, 1.0, holders=(1,)) as (dispatcher, _, told):
+        said(head, dispatcher)
+        assert dispatcher.usage.checked == 0
+    assert about_lies(told) == []
+
+
+def test_a_liar_that_nobody_can_stand_in_for_ends_the_run(model: OpenModel) -> None:
+    head = plain_model(model.path)
+    with three_boxes(model, 1.0, holders=(0, 1)) as (dispatcher, boxes, told):
+        boxes[0].lie, boxes[1].lie = one_bit, another_bit
+        with pytest.raises(WorkerRefused, match="wrong numbers from w0, w1; no other worker holds"):
+            said(head, dispatcher)
+    assert {event.worker for event in told if isinstance(event, Liar)} == {"w0", "w1"}
