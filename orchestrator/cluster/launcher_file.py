@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from placement.errors import ClusterFileError
 from placement.files.quote import quote
-from placement.given.cluster_file import cluster_of
+from placement.given.cluster_file import MOST_NAME, NAME_PATTERN, USER_PATTERN, cluster_of
 from placement.given.cluster_spec import ClusterSpec, NetworkKind, NodeSpec
 from placement.given.yaml_file import read_mapping, validate_fields
 
@@ -171,13 +171,13 @@ class _ProviderModel(_Lenient):
 
 
 class _AuthModel(_Lenient):
-    ssh_user: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=64)]
+    ssh_user: Annotated[str, StringConstraints(pattern=USER_PATTERN, max_length=MOST_NAME)]
     ssh_private_key: Annotated[str, Field(min_length=1)] | None = None
 
 
 class _RayModel(_Lenient):
     # It names folders, here and on the boxes.
-    cluster_name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+    cluster_name: Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=MOST_NAME)]
     provider: _ProviderModel
     auth: _AuthModel
     head_start_ray_commands: list[str] = []

@@ -36,6 +36,12 @@ from placement.given.yaml_file import read_mapping, validate_fields
 from placement.units import size
 from placement.weight_format import planned_format
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""Of nodes, devices and clusters: they become names of files, resources and workers."""
+# As ssh takes it: never the beginning of an option.
+USER_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+MOST_NAME = 64
+
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 # Beyond it, and below its inverse, nothing is for sale, and times would overflow.
@@ -99,6 +105,20 @@ def parse_size(value: object) -> int:
     if num_bytes > _MOST:
         raise ValueError(f"expected a size of memory that exists, found {quote(value)}")
     return round(num_bytes)
+
+
+def parse_address(value: object) -> str:
+    """The IPv4 address of one box; raises ValueError for anything else."""
+    text = str(value).strip()
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError(f"expected an IPv4 address such as 192.168.1.11, found {quote(value)}") from None
+    if address.version != 4:
+        raise ValueError(f"expected an IPv4 address such as 192.168.1.11, found IPv6: {quote(value)}")
+    if address.is_unspecified or address.is_multicast or text == "255.255.255.255":
+        raise ValueError(f"expected the address of one box, found {quote(value)}")
+    return text
 
 
 def _memory(value: object) -> int:
@@ -175,19 +195,6 @@ def _rows(value: object) -> int:
     return value
 
 
-def _address(value: object) -> str:
-    text = str(value).strip()
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        raise ValueError(f"expected an IPv4 address such as 192.168.1.11, found {quote(value)}") from None
-    if address.version != 4:
-        raise ValueError(f"expected an IPv4 address such as 192.168.1.11, found IPv6: {quote(value)}")
-    if address.is_unspecified or address.is_multicast or text == "255.255.255.255":
-        raise ValueError(f"expected the address of one box, found {quote(value)}")
-    return text
-
-
 def _remote_path(value: object) -> str:
     if not isinstance(value, str) or not value.startswith(("/", "~/")) or not value.isprintable():
         raise ValueError(f"expected a path that begins with / or ~/, found {quote(value)}")
@@ -202,7 +209,7 @@ def _port(value: object) -> int:
     return value
 
 
-_Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+_Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=MOST_NAME)]
 _Memory = Annotated[int, BeforeValidator(_memory)]
 _RoundTrip = Annotated[float, BeforeValidator(_round_trip)]
 _GbytesPerS = Annotated[float, _at_most(_MOST_GBYTES_PER_S, "GB/s", "MB/s")]
@@ -212,11 +219,10 @@ _Positive = Annotated[float, BeforeValidator(_positive)]
 _NotNegative = Annotated[float, BeforeValidator(_not_negative)]
 _Rows = Annotated[int, BeforeValidator(_rows)]
 _Number = Annotated[float, BeforeValidator(_number)]
-_Address = Annotated[str, BeforeValidator(_address)]
+_Address = Annotated[str, BeforeValidator(parse_address)]
 _RemotePath = Annotated[str, BeforeValidator(_remote_path)]
 _Port = Annotated[int, BeforeValidator(_port)]
-# As ssh takes it: never the beginning of an option.
-_User = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=64)]
+_User = Annotated[str, StringConstraints(pattern=USER_PATTERN, max_length=MOST_NAME)]
 
 
 class _Strict(BaseModel):
