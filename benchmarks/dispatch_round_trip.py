@@ -12,6 +12,8 @@ each variant once, in turns, so all of them see the same machine in the same hou
   intermediate size 1, so that what is left of computing is the call itself. The worker times it, from numpy
   arrays to numpy arrays, and it is also shown apart
 - dispatch, poller: the same, waiting in a `zmq.Poller` as for several workers
+- dispatch, keys: the same as dispatch, encrypted
+- moments noted: the time at several places of a dispatch and an echo, which a second table shows
 - Ray actor call: a method that takes the same arrays and returns as many zeros
 
 The bare ROUTERs share both processes with the service; Ray's actor is a third process.
@@ -29,7 +31,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, ClassVar
 
@@ -37,14 +39,27 @@ import numpy as np
 import torch
 import zmq
 
+import workers.service
+from benchmarks.dispatch_stages import (
+    StageTable,
+    StampedExperts,
+    StampedServer,
+    asked,
+    asked_bare,
+    bare_stages,
+    now,
+    stages,
+)
 from orchestrator.local_ray import local_ray
 from transport.client import WorkerClient
 from transport.expert_rows import ExpertRows
+from transport.keys import HeadKeys, KeyPair, WorkerKeys
 from transport.messages import ForwardReply, ForwardRequest, WireLimits
 from transport.wire import encode
 from workers.fixed_point import PartialSum
 from workers.kernels import ExpertMatrices, ExpertWeights, moe_partial_sum
 from workers.service import ExpertService
+from workers.tiers import ExpertTier
 
 HIDDEN_SIZE, NUM_EXPERTS, TOP_K, LAYER = 4096, 288, 8, 20
 SESSION, EPOCH = 2**63, 1
@@ -83,36 +98,52 @@ def make_request(dtype: str) -> ForwardRequest:
     return ForwardRequest(1, SESSION, EPOCH, LAYER, rows)
 
 
-def answer_bare(socket: zmq.Socket[bytes], frames: list[bytes]) -> None:
+def answer_bare(
+    socket: zmq.Socket[bytes], frames: list[bytes], moments: list[tuple[int, int]] | None = None
+) -> None:
     """A bare ROUTER: takes a message of as many frames as `frames`, sends `frames` back."""
     *first, last = frames
     while True:
         peer = socket.recv()
+        received = now()
         for _ in frames:
             socket.recv()
         socket.send(peer, zmq.SNDMORE)
         for frame in first:
             socket.send(frame, zmq.SNDMORE)
         socket.send(last)
+        if moments is not None:
+            moments.append((received, now()))
 
 
-def work(pipe: Connection, wire: str, directory: str, answers: list[list[bytes]]) -> None:
-    """The other process: the service, and a thread for each bare ROUTER."""
+def work(pipe: Connection, wire: str, directory: str, answers: list[list[bytes]], keys: WorkerKeys) -> None:
+    """The other process: services, and a thread for each bare ROUTER; the last one's moments are noted."""
     torch.set_num_threads(1)
+    moments: list[tuple[int, int]] = []
 
     def endpoint(name: str) -> str:
         return f"ipc://{directory}/{name}" if wire == "ipc" else "tcp://127.0.0.1:*"
 
-    service = ExpertService("worker", OneTinyExpert(), LIMITS, endpoint("service"), dtype="float32")
-    service.start()
+    def service(name: str, experts: ExpertTier, keys: WorkerKeys | None = None) -> str:
+        serving = ExpertService("worker", experts, LIMITS, endpoint(name), dtype="float32", keys=keys)
+        serving.start()
+        services.append(serving)
+        return serving.endpoint
+
+    services: list[ExpertService] = []
+    endpoints = [service("plain", OneTinyExpert()), service("keys", OneTinyExpert(), keys)]
+    setattr(workers.service, "Server", StampedServer)  # noqa: B010
+    endpoints.append(service("stamped", StampedExperts(OneTinyExpert())))
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    endpoints = [service.endpoint]
     for number, frames in enumerate(answers):
         socket = context.socket(zmq.ROUTER)
         socket.bind(endpoint(str(number)))
         endpoints.append(socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"))
-        threading.Thread(target=answer_bare, args=(socket, frames), daemon=True).start()
+        noted = moments if number == len(answers) - 1 else None
+        threading.Thread(target=answer_bare, args=(socket, frames, noted), daemon=True).start()
     pipe.send(endpoints)
+    pipe.recv()
+    pipe.send((StampedServer.moments.rows, moments))
     pipe.recv()
     os._exit(0)
 
@@ -133,6 +164,33 @@ def bare_exchange(
         return 0.0
 
     return exchange
+
+
+@dataclass(slots=True)
+class Stamped:
+    """Exchanges whose moments are noted, each an exchange as `measure` wants it."""
+
+    client: WorkerClient
+    request: ForwardRequest
+    socket: zmq.Socket[bytes]
+    frames: list[bytes]
+    dispatched: list[tuple[int, int, int, int]] = field(default_factory=list)
+    echoed: list[tuple[int, int, int, int]] = field(default_factory=list)
+
+    def dispatch(self) -> float:
+        self.dispatched.append(asked(self.client, self.request))
+        return 0.0
+
+    def echo(self) -> float:
+        self.echoed.append(asked_bare(self.socket, self.frames, 2))
+        return 0.0
+
+    def table(self, worker: list[tuple[int, int, int, int, int]], echo: list[tuple[int, int]]) -> StageTable:
+        """Of the rounds that count."""
+        skip = WARM_UP_ROUNDS
+        return StageTable(
+            stages(self.dispatched[skip:], worker[skip:]), bare_stages(self.echoed[skip:], echo[skip:])
+        )
 
 
 def dispatch_waiting(client: WorkerClient, request: ForwardRequest) -> Callable[[], float]:
@@ -224,7 +282,7 @@ class Timing:
         )
 
 
-def run(dtype: str, wire: str, rounds: int, with_ray: bool) -> dict[str, Timing]:
+def run(dtype: str, wire: str, rounds: int, with_ray: bool) -> tuple[dict[str, Timing], StageTable]:
     request = make_request(dtype)
     answer = ForwardReply(1, np.zeros((1, HIDDEN_SIZE), np.int32), np.zeros(1, np.bool_), 1e-5)
     up, down = ([bytes(frame) for frame in encode(message)] for message in (request, answer))
@@ -232,28 +290,39 @@ def run(dtype: str, wire: str, rounds: int, with_ray: bool) -> dict[str, Timing]
         spawn = multiprocessing.get_context("spawn")
         here, there = spawn.Pipe()
         directory = stack.enter_context(tempfile.TemporaryDirectory())
-        arguments = (there, wire, directory, [[b"".join(down)], down])
+        head, own = KeyPair.make(), KeyPair.make()
+        keys = WorkerKeys(own, frozenset([head.public]))
+        arguments = (there, wire, directory, [[b"".join(down)], down, down], keys)
         process = spawn.Process(target=work, args=arguments, daemon=True)
         process.start()
         stack.callback(process.join)
         stack.callback(here.send, "end")
-        service, *bare = here.recv()
+        plain, secured, stamped, *bare = here.recv()
 
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         stack.callback(context.destroy, 0)
-        clients = [WorkerClient(context, service, LIMITS, name="worker") for _ in range(2)]
+        clients = [WorkerClient(context, where, LIMITS, name="worker") for where in (plain, plain, stamped)]
+        clients.append(WorkerClient(context, secured, LIMITS, name="worker", keys=HeadKeys(head, own.public)))
         for client in clients:
             client.hello(30.0)
+        echo = context.socket(zmq.DEALER)
+        echo.connect(bare[2])
+        noted = Stamped(clients[2], request, echo, up)
         variants = {
             "bare": bare_exchange(context, bare[0], [b"".join(up)], 1),
             "bare, two frames": bare_exchange(context, bare[1], up, 2),
             "dispatch": dispatch_waiting(clients[0], request),
             "dispatch, poller": dispatch_polling(clients[1], request),
+            "dispatch, keys": dispatch_waiting(clients[3], request),
+            "dispatch, moments noted": noted.dispatch,
+            "bare, moments noted": noted.echo,
         }
         if with_ray:
             stack.enter_context(local_ray())
             variants["Ray actor call"] = ray_call(request)
-        return measure(variants, rounds)
+        timings = measure(variants, rounds)
+        here.send("tell")
+        return timings, noted.table(*here.recv())
 
 
 def main() -> None:
@@ -264,15 +333,17 @@ def main() -> None:
     parser.add_argument("--no-ray", action="store_true", help="leave the Ray actor out")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     args = parser.parse_args()
-    timings = run(args.hidden_dtype, args.wire, args.rounds, not args.no_ray)
+    timings, where = run(args.hidden_dtype, args.wire, args.rounds, not args.no_ray)
     if args.json:
-        print(json.dumps({name: asdict(timing) for name, timing in timings.items()}))
+        document: dict[str, Any] = {name: asdict(timing) for name, timing in timings.items()}
+        print(json.dumps(document | {"stages_us": asdict(where)}))
         return
     print(f"1 token, hidden {HIDDEN_SIZE} in {args.hidden_dtype}, {args.wire}, {args.rounds} rounds, medians")
-    print(f"{'':20}{'µs':>8}{'p10':>8}{'p90':>8}{'x bare':>8}  {'experts µs':>10}  {'x bare without':>14}")
+    print(f"{'':24}{'µs':>8}{'p10':>8}{'p90':>8}{'x bare':>8}  {'experts µs':>10}  {'x bare without':>14}")
     for name, t in timings.items():
-        line = f"{name:20}{t.median_us:8.1f}{t.p10_us:8.1f}{t.p90_us:8.1f}{t.ratio:8.2f}"
+        line = f"{name:24}{t.median_us:8.1f}{t.p10_us:8.1f}{t.p90_us:8.1f}{t.ratio:8.2f}"
         print(line + (f"  {t.compute_us:10.1f}  {t.ratio_without_compute:14.2f}" if t.compute_us else ""))
+    print("\n" + "\n".join(where.lines()))
 
 
 if __name__ == "__main__":

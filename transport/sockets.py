@@ -26,6 +26,8 @@ _OPTIONS = {
     zmq.SNDHWM: 64,
     zmq.RCVHWM: 64,
 }
+# pyzmq's own method asks for options that we never use, which takes as long as the sending of a small frame.
+_send = zmq.backend.Socket.send
 _NOBLOCK = int(zmq.NOBLOCK)
 _NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
@@ -50,12 +52,12 @@ def send_message(socket: Socket, frames: Sequence[Any], peer: bytes | None = Non
         zmq.ZMQError: EAGAIN, the peer takes no more; EHOSTUNREACH, a ROUTER's peer is gone.
     """
     if peer is not None:
-        socket.send(peer, _NOBLOCK_MORE)
+        _send(socket, peer, _NOBLOCK_MORE)
     if len(frames) == 1:
-        socket.send(frames[0], _NOBLOCK)
+        _send(socket, frames[0], _NOBLOCK)
     else:
-        socket.send(frames[0], _NOBLOCK_MORE)
-        socket.send(frames[1], _NOBLOCK, copy=False)
+        _send(socket, frames[0], _NOBLOCK_MORE)
+        _send(socket, frames[1], _NOBLOCK, copy=memoryview(frames[1]).nbytes < COPY_THRESHOLD_BYTES)
 
 
 def receive_message(socket: Socket, flags: int = 0) -> list[zmq.Frame]:

@@ -242,9 +242,9 @@ class ExpertService:
         request_id, session, epoch, _, _ = request
         sessions = self._sessions
         self._handler.heard()
-        sessions.received(session, request_id)
-        if epoch < sessions.oldest_epoch(session):
-            message = f"plan epoch {epoch} is over, this head is at {sessions.oldest_epoch(session)} or later"
+        oldest_epoch = sessions.received(session, request_id)
+        if epoch < oldest_epoch:
+            message = f"plan epoch {epoch} is over, this head is at {oldest_epoch} or later"
             refused = refusal(request_id, ErrorCode.WRONG_EPOCH, message)
         elif self._waiting.add(peer, request):
             return

@@ -48,17 +48,18 @@ class Sessions:
         of = self._session(session)
         of.oldest_epoch = max(of.oldest_epoch, oldest_epoch)
 
-    def oldest_epoch(self, session: int) -> int:
-        """The oldest plan whose requests are taken from this head, 0 before any ping."""
-        of = self._of.get(session)
-        return 0 if of is None else of.oldest_epoch
+    def received(self, session: int, request_id: int) -> int:
+        """A forward request came; every one is `closed` once.
 
-    def received(self, session: int, request_id: int) -> None:
-        """A forward request came; every one is `closed` once."""
+        Returns:
+            The oldest plan whose requests are taken from this head, 0 before any ping.
+        """
         of = self._of.get(session) or self._session(session)
-        of.received_id = max(of.received_id, request_id)
+        if request_id > of.received_id:
+            of.received_id = request_id
         of.open_ids += 1
         self._open += 1
+        return of.oldest_epoch
 
     def computing(self, session: int, request_id: int) -> None:
         """Its computation begins."""

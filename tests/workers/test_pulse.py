@@ -216,5 +216,5 @@ def test_a_worker_remembers_a_bounded_number_of_heads_and_keeps_those_it_owes() 
     for session in range(2, 3 * MAX_SESSIONS):
         sessions.pinged(session, 1)
     assert sessions.seen(1).open_ids == 1
-    assert sessions.oldest_epoch(2) == 0
-    assert sessions.oldest_epoch(3 * MAX_SESSIONS - 1) == 1
+    assert sessions.received(2, 1) == 0
+    assert sessions.received(3 * MAX_SESSIONS - 1, 1) == 1
