@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 import zmq
 
+from orchestrator.dispatch.connections import Connections
 from orchestrator.dispatch.dispatcher import Dispatcher, fixed
 from orchestrator.dispatch.view import ClusterView, WorkerAddress
 from orchestrator.timing import StepTimer
@@ -71,6 +72,8 @@ def dispatcher_with_threads(
             return client
 
         view = ClusterView(plan, addresses=addresses)
-        dispatcher = Dispatcher(fixed(view), connect, local=local, max_rows=max_rows, timer=timer)
+        dispatcher = Dispatcher(
+            fixed(view), Connections(connect), local=local, max_rows=max_rows, timer=timer
+        )
         stack.callback(dispatcher.close)
         yield dispatcher

@@ -10,10 +10,10 @@ from functools import partial
 from itertools import count
 
 import numpy as np
-import zmq
 from numpy.typing import NDArray
 from torch import Tensor
 
+from orchestrator.dispatch.connections import Connections, Network
 from orchestrator.dispatch.layer_sum import ALL_WELL, Action, Around, Ask, Choose, LayerSum
 from orchestrator.dispatch.pace import Pace
 from orchestrator.dispatch.pass_lost import PassLost
@@ -36,9 +36,6 @@ from transport.rounded_hidden import RoundedHidden
 from workers import fixed_point
 from workers.kernels import round_rows
 from workers.tiers import ExpertTier
-
-Connect = Callable[[str, WorkerAddress], WorkerClient]
-"""(worker name, where it is reached) -> a client for the calling thread, which closes it."""
 
 # How often the news of the workers are looked at while an answer is awaited, and at the latest where answers
 # keep coming.
@@ -69,12 +66,11 @@ class Asked:
 class Dispatcher:
     """The head's `ExpertRunner`: its own experts here, the others over ZeroMQ, all at the same time.
 
-    A pass keeps the view that it began with. Connections follow the view, and belong to the thread that runs
-    the passes.
+    A pass keeps the view that it began with. Connections follow the view.
 
     Args:
         standing: the newest view, and the news of its workers.
-        connect: reaches a worker.
+        network: reaches the workers.
         local: the experts of worker "head", None when it has none.
         timer: shared with the model.
         tell: takes what happens.
@@ -84,7 +80,7 @@ class Dispatcher:
     def __init__(
         self,
         standing: Stand,
-        connect: Connect,
+        network: Network,
         *,
         local: ExpertTier | None,
         max_rows: int,
@@ -98,16 +94,13 @@ class Dispatcher:
         self.usage = Usage([])
         self._standing = standing
         self._local = local
-        self._connect = connect
+        self._network = network
         self._max_rows = max_rows
         self._patience = patience if patience is not None else Patience()
         self._tell = tell
         self._spot_check = spot_check
         self._clock = clock
         self._request_ids = count(1)
-        self._clients: dict[int, tuple[WorkerAddress, WorkerClient]] = {}
-        self._by_socket: dict[object, int] = {}
-        self._poller = zmq.Poller()
         self._pace = Pace((), self._patience)
         self._factors: dict[int, float] = {}
         self._pace_due_s = -math.inf
@@ -178,8 +171,7 @@ class Dispatcher:
 
     def close(self) -> None:
         """Drop all connections, and what is on its way."""
-        for worker in list(self._clients):
-            self._disconnect(worker)
+        self._network.close()
 
     def _next_view(self, lost: PassLost | None) -> Standing:
         """Wait until every expert has a holder again."""
@@ -194,7 +186,7 @@ class Dispatcher:
                 return standing
             if waited_s >= self._patience.view_wait_s:
                 break
-            time.sleep(_VIEW_POLL_S)
+            self._network.pause(_VIEW_POLL_S)
         if lost is not None and lost.refused:
             raise WorkerRefused(f"{lost.why}; no other worker holds its experts")
         found = lost.why if lost is not None else "experts that no worker holds"
@@ -218,15 +210,9 @@ class Dispatcher:
             [(float(costs.ask_s[w.tiers[0]]), float(costs.expert_s[w.tiers[0]])) for w in plan.workers]
         )
         self.usage.activations += [0] * (len(view.names) - len(self.usage.activations))
-        wanted = {w: address for w, address in view.addresses.items() if w not in view.absent}
-        for worker, (address, _) in list(self._clients.items()):
-            if wanted.get(worker) != address:
-                self._disconnect(worker)
-        for worker, address in wanted.items():
-            if worker not in self._clients:
-                self._reach(worker, address)
+        self._network.match(view)
         present = set(range(len(view.names))) - view.absent - {view.local_worker}
-        self._unreachable = frozenset(present - set(wanted))
+        self._unreachable = frozenset(present - set(view.addresses))
 
     def _reprice(self, now_s: float) -> None:
         """Let workers that have become slow cost more, where others hold the same."""
@@ -352,7 +338,7 @@ class Dispatcher:
         while todo:
             action = todo.pop(0)
             if not isinstance(action, Ask):
-                self._reopen(action.worker)
+                self._network.reopen(action.worker)
                 continue
             self._count(action)
             if action.worker == self._view.local_worker:
@@ -365,10 +351,9 @@ class Dispatcher:
                 self.usage.messages += 1
                 self.usage.sent_bytes += rows.hidden.nbytes
                 try:
-                    client = self._clients[action.worker][1]
-                    client.send_forward(action.request_id, self._view.epoch, asked.layer, rows)
+                    self._network.send(action.worker, action.request_id, self._view.epoch, asked.layer, rows)
                 except WorkerLost:  # its queue is full of what was asked before and is not waited for
-                    self._reopen(action.worker)
+                    self._network.reopen(action.worker)
                     todo += asked.work.busy(action.worker, action.request_id, self._clock())
 
     def _count(self, ask: Ask) -> None:
@@ -389,23 +374,23 @@ class Dispatcher:
         work = asked.work
         with self.timer.part("remote_wait"):
             wait_s = min(max(0.0, work.wake_at_s() - self._clock()), LOOK_S)
-            events = self._poller.poll(math.ceil(wait_s * 1000))
+            workers = self._network.wait(wait_s)
         now_s = self._clock()
-        for socket, _ in events:
-            self._send(self._receive(self._by_socket[socket], asked, now_s), asked)
-        if events and now_s < self._look_by_s:
+        for worker in workers:
+            self._send(self._receive(worker, asked, now_s), asked)
+        if workers and now_s < self._look_by_s:
             return
         self._look_by_s = now_s + _LOOK_ANYWAY_S
         self._send(work.tick(now_s, self._look()), asked)
 
     def _receive(self, worker: int, asked: Asked, now_s: float) -> list[Action]:
-        """Handle the next message of `worker`. If it has sent more, the poller reports the socket again."""
+        """Handle the next message of `worker`. If it has sent more, the next wait says so again."""
         work = asked.work
         try:
             with self.timer.part("wire"):
-                reply = self._clients[worker][1].receive()
+                reply = self._network.receive(worker)
         except WireError as error:
-            self._reopen(worker)
+            self._network.reopen(worker)
             return work.refused(worker, error.request_id, f"it sent what is no answer: {error}", now_s)
         if isinstance(reply, ForwardReply):
             self.usage.received_bytes += reply.values.nbytes
@@ -426,31 +411,6 @@ class Dispatcher:
         if ask is not None and reply.values.shape == (len(ask.rows), asked.work.hidden_size):
             asked.noted.append(_answer(ask, reply.values, reply.saturated))
 
-    def _reach(self, worker: int, address: WorkerAddress) -> None:
-        client = self._connect(self._view.names[worker], address)
-        self._clients[worker] = address, client
-        self._await(worker, client)
-
-    def _disconnect(self, worker: int) -> None:
-        _, client = self._clients.pop(worker)
-        self._forget(client)
-        client.close()
-
-    def _reopen(self, worker: int) -> None:
-        if worker in self._clients:
-            client = self._clients[worker][1]
-            self._forget(client)
-            client.reopen()
-            self._await(worker, client)
-
-    def _await(self, worker: int, client: WorkerClient) -> None:
-        self._by_socket[client.socket] = worker
-        self._poller.register(client.socket, zmq.POLLIN)
-
-    def _forget(self, client: WorkerClient) -> None:
-        del self._by_socket[client.socket]
-        self._poller.unregister(client.socket)
-
 
 def fixed(view: ClusterView) -> Stand:
     """The standing of workers that nobody watches."""
@@ -458,16 +418,11 @@ def fixed(view: ClusterView) -> Stand:
     return lambda: standing
 
 
-def unwatched(plan: Plan, clients: Mapping[str, WorkerClient]) -> tuple[Stand, Connect]:
+def unwatched(plan: Plan, clients: Mapping[str, WorkerClient]) -> tuple[Stand, Connections]:
     """What a dispatcher needs of workers that nobody watches, each reached already."""
     indices = {worker.name: index for index, worker in enumerate(plan.workers)}
     addresses = {indices[name]: WorkerAddress(c.endpoint, "", None, 0) for name, c in clients.items()}
-    return fixed(ClusterView(plan, addresses=addresses)), lambda name, _: clients[name]
-
-
-def nobody_to_reach(name: str, address: WorkerAddress) -> WorkerClient:
-    """The `Connect` of a plan whose experts are all in this process."""
-    raise WorkerLost(f"worker {name} at {address.endpoint}: this process was started without a network")
+    return fixed(ClusterView(plan, addresses=addresses)), Connections(lambda name, _: clients[name])
 
 
 def _scaled(view: ClusterView, factors: dict[int, float]) -> ReplicaCosts:

@@ -14,6 +14,7 @@ import torch
 import zmq
 from safetensors.torch import load_file, save_file
 
+from orchestrator.dispatch.connections import Connections
 from orchestrator.dispatch.dispatcher import Dispatcher
 from orchestrator.dispatch.view import ClusterView, WorkerAddress
 from orchestrator.generate import GenerationParams
@@ -161,7 +162,7 @@ def deaf_box(plan: Plan, model_dir: Path, patience: Patience) -> Iterator[Dispat
             asked.append(0.0)
             return Standing(view, dead=frozenset({0}) if len(asked) > 3 else frozenset())
 
-        dispatcher = Dispatcher(standing, connect, local=None, max_rows=2048, patience=patience)
+        dispatcher = Dispatcher(standing, Connections(connect), local=None, max_rows=2048, patience=patience)
         stack.callback(dispatcher.close)
         yield dispatcher
 

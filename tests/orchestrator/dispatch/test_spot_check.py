@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.cli.even_plan import even_plan
+from orchestrator.dispatch.connections import Connections
 from orchestrator.dispatch.dispatcher import Dispatcher
 from orchestrator.dispatch.spot_check import (
     Answer,
@@ -232,7 +233,7 @@ def three_boxes(
         first = Standing(ClusterView(plan, addresses=addresses))
         dispatcher = Dispatcher(
             standing,
-            connect,
+            Connections(connect),
             local=None,
             max_rows=2048,
             patience=Patience(view_wait_s=0.05),

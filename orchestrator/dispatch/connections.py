@@ -1,0 +1,106 @@
+"""The dispatcher's sockets: one to each worker of its view, in one poller, all of one thread."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import zmq
+
+from orchestrator.dispatch.view import ClusterView, WorkerAddress
+from transport.client import WorkerClient
+from transport.expert_rows import ExpertRows
+from transport.messages import Reply
+
+Connect = Callable[[str, WorkerAddress], WorkerClient]
+"""(worker name, where it is reached) -> a client for the calling thread."""
+
+
+class Network(Protocol):
+    """What a dispatcher sends by and waits with; tests put a virtual one in its place."""
+
+    def match(self, view: ClusterView) -> None:
+        """Reach the workers of this view and no others."""
+        ...
+
+    def send(self, worker: int, request_id: int, epoch: int, layer: int, rows: ExpertRows) -> None:
+        """Send rows, which must not change until they are answered; raises WorkerLost if no more fit."""
+        ...
+
+    def receive(self, worker: int) -> Reply | None:
+        """The next answer of a worker, None if there is none; raises WireError for what is none."""
+        ...
+
+    def wait(self, wait_s: float) -> Sequence[int]:
+        """Workers of whom something has come, or none after `wait_s`."""
+        ...
+
+    def pause(self, pause_s: float) -> None:
+        """Let time pass."""
+        ...
+
+    def reopen(self, worker: int) -> None:
+        """Reach a worker over a new connection; what is on its way is lost."""
+        ...
+
+    def close(self) -> None:
+        """Drop all connections, and what is on its way."""
+        ...
+
+
+class Connections:
+    """A `Network` of ZeroMQ sockets, for the thread that runs the passes."""
+
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
+        self._clients: dict[int, tuple[WorkerAddress, WorkerClient]] = {}
+        self._worker_of: dict[object, int] = {}
+        self._poller = zmq.Poller()
+
+    def match(self, view: ClusterView) -> None:
+        wanted = {w: address for w, address in view.addresses.items() if w not in view.absent}
+        for worker, (address, client) in list(self._clients.items()):
+            if wanted.get(worker) != address:
+                del self._clients[worker]
+                self._forget(client)
+                client.close()
+        for worker, address in wanted.items():
+            if worker not in self._clients:
+                client = self._connect(view.names[worker], address)
+                self._clients[worker] = address, client
+                self._await(worker, client)
+
+    def send(self, worker: int, request_id: int, epoch: int, layer: int, rows: ExpertRows) -> None:
+        self._clients[worker][1].send_forward(request_id, epoch, layer, rows)
+
+    def receive(self, worker: int) -> Reply | None:
+        return self._clients[worker][1].receive()
+
+    def wait(self, wait_s: float) -> list[int]:
+        return [self._worker_of[socket] for socket, _ in self._poller.poll(math.ceil(wait_s * 1000))]
+
+    def pause(self, pause_s: float) -> None:
+        time.sleep(pause_s)
+
+    def reopen(self, worker: int) -> None:
+        if worker in self._clients:
+            client = self._clients[worker][1]
+            self._forget(client)
+            client.reopen()
+            self._await(worker, client)
+
+    def close(self) -> None:
+        for _, client in self._clients.values():
+            self._forget(client)
+            client.close()
+        self._clients.clear()
+
+    def _await(self, worker: int, client: WorkerClient) -> None:
+        self._worker_of[client.socket] = worker
+        self._poller.register(client.socket, zmq.POLLIN)
+
+    def _forget(self, client: WorkerClient) -> None:
+        del self._worker_of[client.socket]
+        self._poller.unregister(client.socket)

@@ -1,0 +1,94 @@
+"""Orders to hold or drop experts: sent until they are taken, looked after until they are done."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from transport.messages import Drop, Experts, Held, Hold, random_id
+
+# Between two sendings of the same order: until it is taken, and until it is done.
+_UNTIL_TAKEN_S = 0.2
+_UNTIL_DONE_S = 1.0
+
+
+@dataclass(slots=True)
+class Order:
+    """One order to one worker. `taken`: the worker serves what it is to hold, if only from its disk."""
+
+    number: int
+    worker: int
+    experts: Experts
+    rate_bytes_per_s: int
+    is_drop: bool
+    taken: bool = False
+    done: bool = False
+    answer: Held | None = None
+    refusal: str = ""
+    _sent_s: float = -math.inf
+
+    def message(self, request_id: int) -> Hold | Drop:
+        if self.is_drop:
+            return Drop(request_id, self.number, self.experts)
+        return Hold(request_id, self.number, self.experts, self.rate_bytes_per_s)
+
+    def is_due(self, now_s: float) -> bool:
+        if self.done or self.refusal:
+            return False
+        return now_s >= self._sent_s + (_UNTIL_DONE_S if self.taken else _UNTIL_TAKEN_S)
+
+    def sent(self, now_s: float) -> None:
+        self._sent_s = now_s
+
+
+class Orders:
+    """All orders of a run, by number."""
+
+    def __init__(self) -> None:
+        self._orders: dict[int, Order] = {}
+        self._asked: dict[int, int] = {}
+
+    def give(
+        self, worker: int, experts: Experts, *, rate_bytes_per_s: int = 0, is_drop: bool = False
+    ) -> Order:
+        order = Order(random_id(), worker, experts, rate_bytes_per_s, is_drop)
+        self._orders[order.number] = order
+        return order
+
+    def due(self, now_s: float) -> list[Order]:
+        """Those to be sent now."""
+        return [order for order in self._orders.values() if order.is_due(now_s)]
+
+    def send(self, order: Order, request_id: int, now_s: float) -> Hold | Drop:
+        """The message of an order, as it leaves now."""
+        order.sent(now_s)
+        self._asked[request_id] = order.number
+        return order.message(request_id)
+
+    def answered(self, answer: Held) -> Order | None:
+        """The order that this answers, if it is one of ours."""
+        self._asked.pop(answer.request_id, None)
+        order = self._orders.get(answer.order)
+        if order is not None:
+            order.taken, order.done, order.answer = True, answer.done, answer
+        return order
+
+    def refused(self, request_id: int, why: str) -> Order | None:
+        """The order that was refused, if the request was one."""
+        order = self._orders.get(self._asked.pop(request_id, 0))
+        if order is not None:
+            order.refusal = why
+        return order
+
+    def forget(self, worker: int) -> None:
+        """A worker that is gone, or started anew, knows of no order."""
+        self._orders = {n: order for n, order in self._orders.items() if order.worker != worker}
+
+    def cancel_drops(self, worker: int) -> None:
+        """A worker is to hold again what it was perhaps told to drop."""
+        for order in self._orders.values():
+            if order.worker == worker and order.is_drop:
+                order.done = True
+
+    def get(self, number: int) -> Order | None:
+        return self._orders.get(number)

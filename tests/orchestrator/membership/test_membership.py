@@ -1,0 +1,259 @@
+"""The state machine of the workers, message by message and tick by tick."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from orchestrator.dispatch.view import WorkerAddress
+from orchestrator.membership.events import Event
+from orchestrator.membership.membership import Expected, Here, Membership, Send
+from orchestrator.membership.rescue import BoxRoom
+from placement.holders import HolderTable
+from placement.plan import Plan, PlannedTier, like_layers
+from transport.messages import Drop, Held, Hello, HelloReply, Hold, Ping, Pong, WorkerState
+
+
+def make_plan(*, replicas: bool) -> Plan:
+    """One layer of four experts on "a" and "b", all on both with `replicas`."""
+    masks = np.array([[[1, 1, 0, 0]], [[0, 0, 1, 1]]], np.bool_) | replicas
+    return Plan(
+        model="m",
+        fingerprint="f",
+        layers=like_layers((3,), "float32", 1000),
+        dtype="float32",
+        tiers=tuple(PlannedTier(name, name, "cpu", "ram", 10**6) for name in "ab"),
+        holder_table=HolderTable.from_masks(masks),
+        policy="by hand",
+        epoch=5,
+    )
+
+
+class Watched:
+    """A membership of "a" (worker 0) and "b" (worker 1), ticked every 0.05 s; the silent answer nothing."""
+
+    def __init__(self, *, replicas: bool = True, room: dict[str, BoxRoom] | None = None) -> None:
+        self.events: list[Event] = []
+        self.now_s = 0.0
+        self.silent: set[int] = set()
+        self.instance = {0: 10, 1: 20}
+        self.state = {0: WorkerState.READY, 1: WorkerState.READY}
+        self.identity = "same"
+        self.orders: list[tuple[int, Hold | Drop]] = []
+        self.oldest_epoch: int | None = None
+        self.of = Membership(
+            make_plan(replicas=replicas),
+            {name: WorkerAddress(f"data-{name}", f"pulse-{name}", None, 0) for name in "ab"},
+            Expected("f", "float32", "same"),
+            session=1,
+            tell=self.events.append,
+            now_s=0.0,
+            room=room,
+        )
+
+    def kinds(self) -> list[str]:
+        return [type(event).__name__ for event in self.events]
+
+    def run(self, for_s: float) -> None:
+        for _ in range(round(for_s / 0.05)):
+            self.now_s += 0.05
+            self.do(self.of.tick(self.now_s, self.oldest_epoch))
+
+    def do(self, actions: list[Send | Here]) -> None:
+        for action in actions:
+            message = action.message if isinstance(action, Send) else action.order
+            if isinstance(message, Hold | Drop):
+                self.orders.append((action.worker, message))
+            if action.worker in self.silent:
+                continue
+            name, instance = "ab?"[action.worker], self.instance.get(action.worker, 0)
+            state = self.state.get(action.worker, WorkerState.READY)
+            reply: Pong | HelloReply | Held
+            if isinstance(message, Ping):
+                reply = Pong(message.request_id, instance, state, 0, 0, 0, 0, 0.0, 0)
+            elif isinstance(message, Hello):
+                reply = HelloReply(
+                    message.request_id, name, instance, state, "f", self.identity, "float32", 2, "half"
+                )
+            else:
+                reply = Held(message.request_id, message.order, True, 0, "")
+            self.do(self.of.received(action.worker, reply, self.now_s))
+
+
+def test_workers_are_taken_in_when_they_are_greeted_and_ready() -> None:
+    cluster = Watched(replicas=False)
+    cluster.state[1] = WorkerState.LOADING
+    cluster.run(0.5)
+    standing = cluster.of.standing
+    assert not standing.view.is_complete
+    assert (standing.dead, standing.missing) == (frozenset({1}), "waiting for b")
+    assert cluster.of.progress == {"b": "half"}
+    cluster.state[1] = WorkerState.READY
+    cluster.run(0.3)
+    standing = cluster.of.standing
+    assert standing.view.is_complete
+    assert (standing.dead, standing.missing) == (frozenset(), "")
+    assert {w: address.instance for w, address in standing.view.addresses.items()} == {0: 10, 1: 20}
+    assert standing.view.epoch > 5
+    assert cluster.events == []
+
+
+def test_silence_makes_a_suspect_and_an_answer_clears_it() -> None:
+    cluster = Watched()
+    cluster.run(0.5)
+    view = cluster.of.standing.view
+    cluster.silent = {0}
+    cluster.run(0.2)
+    assert cluster.of.standing.suspects == frozenset()
+    cluster.run(0.1)
+    assert cluster.of.standing.suspects == {0}
+    assert cluster.of.standing.dead == frozenset()
+    cluster.silent = set()
+    cluster.run(0.1)
+    assert cluster.of.standing.suspects == frozenset()
+    assert cluster.of.standing.view is view
+    assert cluster.kinds() == ["Suspected", "Cleared"]
+
+
+def test_long_silence_is_death_and_an_answer_a_return() -> None:
+    cluster = Watched()
+    cluster.run(0.5)
+    before = cluster.of.standing.view
+    cluster.silent = {0}
+    cluster.run(3.1)
+    standing = cluster.of.standing
+    assert standing.dead == {0}
+    assert standing.view.absent == {0}
+    assert standing.view.epoch > before.epoch
+    assert standing.view.is_complete
+    cluster.silent = set()
+    cluster.run(0.3)
+    assert cluster.of.standing.view.absent == frozenset()
+    assert cluster.kinds() == ["Suspected", "Died", "Returned"]
+    assert cluster.events[-1].line == "worker a is back and takes part again"
+
+
+def test_a_closed_connection_is_death_unless_it_comes_back_at_once() -> None:
+    cluster = Watched()
+    cluster.run(0.5)
+    cluster.of.closed(0, cluster.now_s)
+    assert cluster.of.standing.suspects == {0}
+    cluster.do(cluster.of.connected(0, cluster.now_s))
+    cluster.run(0.5)
+    assert cluster.kinds() == ["Suspected", "Cleared"]
+    cluster.of.closed(0, cluster.now_s)
+    cluster.silent = {0}
+    cluster.run(0.3)
+    assert cluster.of.standing.dead == {0}
+    assert cluster.events[-1].line == "worker a is lost: its connection was closed"
+
+
+def test_nobody_is_suspect_because_the_watch_itself_was_late() -> None:
+    cluster = Watched()
+    cluster.run(0.5)
+    cluster.now_s += 5.0
+    cluster.run(0.5)
+    assert cluster.events == []
+
+
+def test_a_worker_that_was_started_again_is_another_instance() -> None:
+    cluster = Watched()
+    cluster.run(0.5)
+    cluster.instance[0] = 11
+    cluster.run(0.5)
+    assert cluster.kinds() == ["Died", "Returned"]
+    assert cluster.events[-1].line == "worker a was started again and takes part again"
+    assert cluster.of.standing.view.addresses[0].instance == 11
+
+
+def test_a_worker_with_other_files_is_not_taken_in_and_said_once() -> None:
+    cluster = Watched()
+    cluster.identity = "other"
+    cluster.run(2.0)
+    assert cluster.of.standing.dead == {0, 1}
+    assert cluster.kinds() == ["Refused", "Refused"]
+    assert "serves model files other, expected same" in cluster.events[0].line
+
+
+def test_a_ghost_is_gone_after_ten_seconds_and_may_still_return() -> None:
+    cluster = Watched()
+    cluster.run(0.5)
+    cluster.silent = {0}
+    cluster.run(14.0)
+    assert cluster.kinds() == ["Suspected", "Died", "Gone"]
+    cluster.silent = set()
+    cluster.run(1.5)
+    assert cluster.kinds()[-1] == "Returned"
+
+
+def test_orphans_are_served_by_others_from_their_files_and_dropped_after_the_return() -> None:
+    cluster = Watched(replicas=False, room={"b": BoxRoom(1e9)})
+    cluster.run(0.5)
+    cluster.silent = {0}
+    cluster.run(3.1)
+    standing = cluster.of.standing
+    assert standing.view.is_complete
+    assert [(worker, dict(order.experts)) for worker, order in cluster.orders] == [(1, {3: (0, 1)})]
+    assert standing.view.plan.experts_of("b") == {3: (0, 1, 2, 3)}
+    assert "2 experts of lost workers are served by b" in cluster.events[-1].line
+    cluster.silent = set()
+    cluster.oldest_epoch = standing.view.epoch
+    cluster.run(0.5)
+    assert cluster.of.standing.view.plan.experts_of("b") == {3: (2, 3)}
+    # Passes in flight may still ask for them.
+    assert len(cluster.orders) == 1
+    cluster.oldest_epoch = cluster.of.standing.view.epoch
+    cluster.run(0.5)
+    worker, drop = cluster.orders[-1]
+    assert (worker, type(drop), dict(drop.experts)) == (1, Drop, {3: (0, 1)})
+
+
+def test_what_nobody_can_serve_is_named_with_its_bytes() -> None:
+    cluster = Watched(replicas=False)
+    cluster.run(0.5)
+    cluster.silent = {0}
+    cluster.run(3.1)
+    standing = cluster.of.standing
+    assert standing.hopeless
+    assert standing.missing.startswith("2.0 kB of experts are missing: 2 experts")
+    cluster.silent = set()
+    cluster.run(0.5)
+    assert cluster.of.standing.missing == ""
+
+
+def test_a_rescuer_that_is_started_again_is_told_again_what_it_holds_before_it_is_asked() -> None:
+    cluster = Watched(replicas=False, room={"b": BoxRoom(1e9)})
+    cluster.run(0.5)
+    cluster.silent = {0}
+    cluster.run(3.1)
+    cluster.instance[1] = 21
+    cluster.run(1.0)
+    assert [(worker, dict(order.experts)) for worker, order in cluster.orders] == [(1, {3: (0, 1)})] * 2
+    assert cluster.of.standing.view.is_complete
+
+
+def test_an_accused_worker_is_left_alone_for_a_while_and_a_liar_for_ever() -> None:
+    cluster = Watched()
+    cluster.run(0.5)
+    cluster.of.accused("a", "it hangs", cluster.now_s, for_good=False)
+    assert cluster.of.standing.dead == {0}
+    cluster.run(9.0)
+    assert cluster.of.standing.dead == {0}
+    cluster.run(2.5)
+    assert cluster.of.standing.dead == frozenset()
+    cluster.of.accused("a", "it lies", cluster.now_s, for_good=True)
+    cluster.run(100.0)
+    assert cluster.of.standing.dead == {0}
+
+
+def test_another_plan_is_used_from_the_next_view_on() -> None:
+    cluster = Watched()
+    cluster.run(0.5)
+    before = cluster.of.standing.view
+    moved = replace(make_plan(replicas=False), epoch=6)
+    cluster.of.change(moved, {}, cluster.now_s)
+    after = cluster.of.standing.view
+    assert after.epoch > before.epoch
+    assert after.holders == moved.holder_table
+    assert after.addresses == before.addresses

@@ -1,0 +1,208 @@
+"""The watch over real sockets: workers come, stop and come back, and a text goes on as if nothing were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+
+from orchestrator.dispatch.connections import Connections
+from orchestrator.dispatch.dispatcher import Dispatcher
+from orchestrator.dispatch.view import WorkerAddress
+from orchestrator.generate import GenerationParams, generate
+from orchestrator.membership.membership import Expected
+from orchestrator.membership.rescue import BoxRoom
+from orchestrator.membership.watch import ClusterWatch
+from orchestrator.model.step35 import Step35Model
+from placement.errors import WorkerLost
+from placement.holders import HolderTable
+from placement.patience import Patience
+from placement.plan import Plan
+from tests.orchestrator.plain_experts import plain_model
+from tests.orchestrator.random_plan import random_plan
+from tests.tiny_checkpoint import write_random_checkpoint
+from tests.workers.serving import DEADLINE_S, wait_until
+from transport.client import WorkerClient
+from transport.messages import WireLimits, random_id
+from workers.formats.safetensors import SafetensorsCheckpoint
+from workers.holdings import OrderState
+from workers.model_config import Step35Config
+from workers.pool import load_tiers
+from workers.pulse import FixedExperts, PulseServer
+from workers.service import ExpertService
+from workers.sessions import Sessions
+from workers.store import ExpertStore, in_one_form
+from workers.tiers import ExpertTier, tiers_of
+
+PROMPT = [5, 17, 300, 42, 9]
+PARAMS = GenerationParams(max_tokens=10, temperature=0.8, seed=3, ignore_eos=True, mtp=3, chunk_size=3)
+
+
+class Box:
+    """A worker in threads of this process, on ports that it keeps."""
+
+    def __init__(self, name: str, experts: ExpertTier, limits: WireLimits) -> None:
+        self._name, self._experts, self._limits = name, experts, limits
+        self._endpoints = ("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
+        self.start()
+
+    def start(self) -> None:
+        handler = FixedExperts(self._name, self._limits, "float32", 1)
+        sessions = Sessions()
+        data, pulse = self._endpoints
+        self._service = ExpertService(
+            self._name, self._experts, self._limits, data, dtype="float32", handler=handler, sessions=sessions
+        )
+        self._pulse = PulseServer(self._name, handler, sessions, self._limits, pulse)
+        self._service.start()
+        self._pulse.start()
+        self._endpoints = self._service.endpoint, self._pulse.endpoint
+
+    def stop(self) -> None:
+        self._pulse.stop()
+        self._service.stop()
+
+    @property
+    def address(self) -> WorkerAddress:
+        return WorkerAddress(*self._endpoints, None, 0)
+
+
+class Own:
+    """The head's own process, which serves whatever it is told to: it has the whole file."""
+
+    def __init__(self, store: ExpertStore) -> None:
+        self.forward = store.forward
+        self.orders: list[int] = []
+
+    def hold(self, order: int, experts: object, rate_bytes_per_s: int = 0) -> OrderState:
+        self.orders.append(order)
+        return OrderState(order, True, 0)
+
+    def drop(self, order: int, experts: object) -> OrderState:
+        return OrderState(order, True, 0)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("model"), seed=3)
+
+
+class Running:
+    """A head over two boxes that are watched."""
+
+    def __init__(self, head: Step35Model, boxes: list[Box], watch: ClusterWatch, own: Own) -> None:
+        self.head, self.boxes, self.watch, self.own = head, boxes, watch, own
+
+    def counts(self, *kinds: str) -> list[int]:
+        counts = self.watch.log.counts()
+        return [counts[kind] for kind in kinds]
+
+
+@contextmanager
+def two_boxes(
+    model_dir: Path, *, replicas: bool, head_can: bool = False, wait_s: float = 20.0
+) -> Iterator[Running]:
+    plain = plain_model(model_dir)
+    config, checkpoint = Step35Config.load(model_dir), SafetensorsCheckpoint.open(model_dir)
+    shape = config.shape("tiny")
+    plan: Plan = random_plan(shape, 2, seed=1, head_holds=False)
+    if replicas:
+        masks = np.ones((2, len(plan.layers), plan.num_experts), np.bool_)
+        plan = replace(plan, holder_table=HolderTable.from_masks(masks))
+    limits = WireLimits.for_shape(shape)
+    session = random_id()
+    everything = {layer: range(config.moe_num_experts) for layer in config.moe_layers}
+    own = Own(ExpertStore.load(checkpoint, config, everything, formats=in_one_form(everything, plain.dtype)))
+    with ExitStack() as stack:
+        boxes = []
+        for worker in plan.workers:
+            experts = load_tiers(tiers_of(plan, worker.name), checkpoint, config, "float32")
+            boxes.append(Box(worker.name, experts, limits))
+            stack.callback(boxes[-1].stop)
+        context = stack.enter_context(zmq.Context())
+        watch = stack.enter_context(
+            ClusterWatch(
+                plan,
+                {worker.name: box.address for worker, box in zip(plan.workers, boxes, strict=True)},
+                Expected(shape.fingerprint, "float32"),
+                limits,
+                session=session,
+                here=own if head_can else None,
+                room={"head": BoxRoom(1e9)} if head_can else None,
+            )
+        )
+        assert watch.wait_complete(DEADLINE_S)
+
+        def connect(name: str, address: WorkerAddress) -> WorkerClient:
+            return WorkerClient(context, address.endpoint, limits, name=name, session=session)
+
+        dispatcher = Dispatcher(
+            watch.standing,
+            Connections(connect),
+            local=own,  # type: ignore[arg-type]
+            max_rows=2048,
+            patience=Patience(view_wait_s=wait_s),
+            tell=watch.tell,
+        )
+        stack.callback(dispatcher.close)
+        watch.follow(lambda: dispatcher.epoch)
+        head = Step35Model(plain.config, plain.weights, plain.dtype, dispatcher, dispatcher.timer)
+        yield Running(head, boxes, watch, own)
+
+
+def test_a_text_goes_on_where_another_box_holds_the_same(model_dir: Path) -> None:
+    expected = generate(plain_model(model_dir), PROMPT, PARAMS).token_ids
+    with two_boxes(model_dir, replicas=True) as running:
+        seen: list[int] = []
+
+        def stop_one(tokens: list[int]) -> None:
+            seen.extend(tokens)
+            if len(seen) >= 3 and running.counts("died") == [0]:
+                running.boxes[0].stop()
+                wait_until(lambda: running.counts("died") == [1])
+
+        assert generate(running.head, PROMPT, PARAMS, stop_one).token_ids == expected
+        assert running.watch.standing().dead == {0}
+        running.boxes[0].start()
+        wait_until(lambda: not running.watch.standing().dead)
+        assert running.counts("died", "returned") == [1, 1]
+        assert generate(running.head, PROMPT, PARAMS).token_ids == expected
+
+
+def test_a_pass_waits_for_the_only_holder_to_come_back(model_dir: Path) -> None:
+    expected = generate(plain_model(model_dir), PROMPT, PARAMS).token_ids
+    with two_boxes(model_dir, replicas=False) as running:
+        running.boxes[1].stop()
+        wait_until(lambda: running.counts("died") == [1])
+        running.boxes[1].start()
+        assert generate(running.head, PROMPT, PARAMS).token_ids == expected
+        assert running.counts("died", "returned") == [1, 1]
+
+
+def test_the_head_takes_on_the_experts_of_a_box_that_stays_away(model_dir: Path) -> None:
+    expected = generate(plain_model(model_dir), PROMPT, PARAMS).token_ids
+    with two_boxes(model_dir, replicas=False, head_can=True) as running:
+        seen: list[int] = []
+
+        def stop_one(tokens: list[int]) -> None:
+            seen.extend(tokens)
+            if len(seen) >= 3 and running.counts("suspected") == [0]:
+                running.boxes[0].stop()
+                wait_until(lambda: running.counts("suspected") != [0])
+
+        assert generate(running.head, PROMPT, PARAMS, stop_one).token_ids == expected
+        assert running.counts("died", "rescued", "pass_repeated") == [1, 1, 1]
+        assert running.own.orders
+
+
+def test_where_nobody_can_the_bytes_are_named(model_dir: Path) -> None:
+    with two_boxes(model_dir, replicas=False, wait_s=0.3) as running:
+        running.boxes[1].stop()
+        wait_until(lambda: running.counts("died") == [1])
+        with pytest.raises(WorkerLost, match=r"of experts are missing: \d+ experts.* held by 'w1'"):
+            generate(running.head, PROMPT, PARAMS)

@@ -1,0 +1,161 @@
+"""One seed: a cluster, a plan, a workload and faults, all drawn; and what must hold whatever was drawn.
+
+Invariants:
+
+- every sum is exact: each (token, expert) pair counts once, however often it was asked for;
+- no pass is lost, repeated or left out: they end in order, each once;
+- passes go on: once the faults are over, all that are left end within a bound;
+- nothing is asked of a worker that a view leaves out, nor of the head what it does not hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from orchestrator.membership.events import Event
+from orchestrator.membership.rescue import BoxRoom
+from placement.holders import HolderTable
+from placement.patience import Patience
+from placement.plan import LOCAL_WORKER, Plan, PlannedTier, like_layers
+from tests.simulation.cluster import VirtualCluster
+from tests.simulation.nodes import DTYPE, FINGERPRINT, Node
+from tests.simulation.world import Faults, World
+
+LAYERS, EXPERTS, TOP_K = (3, 4), 12, 3
+FAULTS_S = 4.0
+"""Faults begin within so much time, and last up to as long again."""
+BOUND_S = 30.0
+"""After the last fault has ended: for all passes that are left."""
+KINDS = (
+    "kill",
+    "kill for good",
+    "pause",
+    "cut link",
+    "cut connections",
+    "slow",
+    "refuse",
+    "hang",
+    "hold up watch",
+)
+
+
+def draw_plan(rng: np.random.Generator, survive: bool) -> Plan:
+    """Two to four boxes and perhaps the head; with `survive` every expert on two boxes or the head."""
+    names = [f"w{i}" for i in range(rng.integers(2, 5))]
+    if rng.random() < 0.5:
+        names.insert(0, LOCAL_WORKER)
+    owners = rng.integers(len(names), size=(len(LAYERS), EXPERTS))
+    masks = np.zeros((len(names), len(LAYERS), EXPERTS), np.bool_)
+    for worker in range(len(names)):
+        masks[worker] = owners == worker
+        if survive:
+            masks[(worker + 1) % len(names)] |= owners == worker
+    return Plan(
+        model="made-up",
+        fingerprint=FINGERPRINT,
+        layers=like_layers(LAYERS, "float32", 1000),
+        dtype=DTYPE,
+        tiers=tuple(PlannedTier(name, name, "cpu", "ram", 10**6) for name in names),
+        holder_table=HolderTable.from_masks(masks),
+        policy="drawn",
+        survive=1 if survive else 0,
+    )
+
+
+class Scenario:
+    """What one seed gives."""
+
+    def __init__(self, seed: int, num_passes: int = 25) -> None:
+        rng = self.rng = np.random.default_rng(seed)
+        self.num_passes = num_passes
+        faults = Faults(
+            lost=float(rng.choice([0.0, 0.0, 0.02, 0.1])),
+            doubled=float(rng.choice([0.0, 0.1])),
+            delay_s=float(rng.choice([0.0005, 0.005, 0.03])),
+        )
+        self.world = World(rng, faults=faults)
+        survive = bool(rng.random() < 0.6)
+        self.plan = draw_plan(rng, survive)
+        # Where no other box holds it, somebody can read it from a file; the head always can.
+        room = {LOCAL_WORKER: BoxRoom(1e9)}
+        for worker in self.plan.asked_workers:
+            if rng.random() < 0.5:
+                room[worker.name] = BoxRoom(float(rng.choice([1e8, 1e9])), int(rng.choice([0, 10**6])))
+        patience = Patience(stuck_after_s=1.0, view_wait_s=BOUND_S)
+        self.cluster = VirtualCluster(self.world, self.plan, room, patience)
+        self.over_s = 0.0
+        self.log: list[str] = []
+        for _ in range(rng.integers(0, 4)):
+            self._plan_fault()
+
+    @property
+    def events(self) -> list[Event]:
+        return self.cluster.events
+
+    def run(self) -> None:
+        """All passes; raises AssertionError where an invariant breaks."""
+        for number in range(self.num_passes):
+            num_tokens = int(self.rng.choice([1, 1, 1, 2, 9]))
+            ids = np.argsort(self.rng.random((len(LAYERS), num_tokens, EXPERTS)), axis=2)[:, :, :TOP_K]
+            began_s = self.world.now_s
+            self.cluster.run_pass(LAYERS, ids.astype(np.int32))
+            late_s = self.world.now_s - max(began_s, self.over_s)
+            assert late_s < BOUND_S, f"pass {number} took {late_s:.1f} s after all faults were over"
+            # The head's own work.
+            self.cluster.pause(float(self.rng.uniform(0, 0.25)))
+
+    def _plan_fault(self) -> None:
+        rng, world, cluster = self.rng, self.world, self.cluster
+        kind = str(rng.choice(KINDS))
+        node = cluster.nodes[int(rng.choice(list(cluster.nodes)))]
+        start_s = float(rng.uniform(0, FAULTS_S))
+        stop_s = start_s + float(rng.choice([0.1, 0.5, FAULTS_S]))
+        self.over_s = max(self.over_s, stop_s)
+        self.log.append(f"{start_s:.2f} to {stop_s:.2f} s: {kind} {node.name}")
+        world.at(start_s, lambda: self._begin(kind, node, stop_s - start_s))
+        world.at(stop_s, lambda: self._end(kind, node))
+
+    def _begin(self, kind: str, node: Node, for_s: float) -> None:
+        cluster = self.cluster
+        if kind.startswith("kill"):
+            cluster.kill(node)
+        elif kind == "pause":
+            node.is_paused = True
+        elif kind == "cut link":
+            node.is_cut = True
+        elif kind == "cut connections":
+            cluster.cut_connections(node)
+        elif kind == "slow":
+            node.slow = 20.0
+        elif kind == "refuse":
+            node.refuses = True
+        elif kind == "hang":
+            node.hangs = True
+        else:
+            cluster.hold_up_watch(min(for_s, 1.0))
+
+    def _end(self, kind: str, node: Node) -> None:
+        cluster = self.cluster
+        if kind == "kill":
+            cluster.start(node)
+        elif kind == "pause":
+            node.resume()
+        elif kind == "cut link":
+            node.is_cut = False
+        elif kind == "slow":
+            node.slow = 1.0
+        elif kind == "refuse":
+            node.refuses = False
+        elif kind == "hang" and node.hangs and node.is_up:
+            # Somebody ends the process that hangs, and starts it again.
+            cluster.kill(node)
+            cluster.start(node)
+
+
+def without_faults(seed: int) -> Scenario:
+    """The same cluster and workload on a perfect network."""
+    scenario = Scenario(seed)
+    scenario.world.faults = replace(scenario.world.faults, lost=0.0, doubled=0.0, delay_s=0.0005)
+    return scenario
