@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from orchestrator.dispatch.usage import Usage
 from orchestrator.generate import GenerationResult
@@ -29,6 +29,8 @@ class RunReport:
         remote_layers_per_step, remote_layers_per_token: how many layers of a decode step asked another
             process; and that number for each token which the step gave.
         time_s: decode seconds by part.
+        events: how often each kind of event of the cluster happened (`membership.events`); empty where
+            nobody watches.
     """
 
     num_tokens: int
@@ -43,6 +45,7 @@ class RunReport:
     coarsened_rows: int
     time_s: dict[str, float]
     workers: tuple[WorkerReport, ...]
+    events: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def accepted_drafts_per_step(self) -> float:
@@ -55,6 +58,7 @@ def make_report(
     whole: Usage,
     decode: Sequence[Usage],
     expert_bytes: Mapping[int, int],
+    events: Mapping[str, int] | None = None,
 ) -> RunReport:
     """What a run was like.
 
@@ -62,6 +66,7 @@ def make_report(
         whole: counts of the run with its prefills.
         decode: of the decode steps of each result.
         expert_bytes: absolute layer index -> what one of its experts takes, as it is kept.
+        events: of the watch over the workers.
     """
     decode_s = sum(result.decode_s for result in results)
     decoded = sum(len(result.token_ids) - 1 for result in results)
@@ -95,8 +100,10 @@ def make_report(
                 ),
                 count / max(activations, 1),
             )
-            for worker, count in zip(plan.workers, whole.activations, strict=True)
+            # The last view may have workers that this plan has not.
+            for worker, count in zip(plan.workers, whole.activations, strict=False)
         ),
+        events=dict(events or {}),
     )
 
 

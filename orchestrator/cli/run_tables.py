@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Group
 
 from orchestrator.cli.output import share, table
+from orchestrator.membership.events import KINDS
 from orchestrator.report import RunReport
 from placement.units import size
 
@@ -20,6 +21,24 @@ _PART_NAMES = {
     "mtp": "MTP layers",
     "lm_head": "output head",
 }
+
+_EVENT_NAMES = {
+    "suspected": "silent for a moment",
+    "died": "lost",
+    "gone": "not come back",
+    "returned": "came back",
+    "joined": "joined",
+    "refused": "refused",
+    "retried": "requests asked again",
+    "slowed": "slower than they should be",
+    "gave_up": "given up",
+    "pass_repeated": "steps that ran again",
+    "liar": "gave wrong numbers",
+    "rescued": "took on experts of lost ones",
+    "migrated": "moves of experts",
+}
+# What a healthy run has too.
+_EVERYDAY = ("cleared", "hedged")
 
 
 def report_document(report: RunReport) -> dict[str, Any]:
@@ -45,6 +64,7 @@ def report_document(report: RunReport) -> dict[str, Any]:
             }
             for worker in report.workers
         ],
+        "events": {kind: report.events.get(kind, 0) for kind in KINDS},
     }
 
 
@@ -81,8 +101,14 @@ def run_tables(report: RunReport) -> list[Group]:
         )
         for worker in report.workers
     ]
+    happened = [
+        (_EVENT_NAMES.get(kind, kind), str(times))
+        for kind, times in report.events.items()
+        if times and kind not in _EVERYDAY
+    ]
     return [
         table("Speed", ("", ""), speed),
         table("Where a decode step's time went", ("part", "ms a step", "share"), time if total_s else []),
+        *([table("What happened to workers", ("", ""), happened)] if happened else []),
         table("Who computed", ("worker", "experts", "bytes", *(["of choices"] if counted else [])), work),
     ]
