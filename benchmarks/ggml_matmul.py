@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.llamacpp import VARIABLE
-from benchmarks.random_blocks import ggml_type
+from workers.probe.random_blocks import ggml_type
 
 BASE, CPU = "libggml-base.so", "libggml-cpu.so"
 Product = Callable[[], NDArray[np.float32]]

@@ -40,10 +40,10 @@ from torch import Tensor
 from benchmarks.ggml_matmul import BASE, CPU, Ggml
 from benchmarks.llamacpp import VARIABLE
 from benchmarks.port_bound import least_s, multiply_rates
-from benchmarks.random_blocks import random_blocks
 from benchmarks.timing import FAR_BYTES, best_s, cache_s_per_row, read_rate
 from placement.weight_format import FORMATS, WeightFormat
 from workers.kernels import Matrices, Matrix, instruction_set, use_instruction_set
+from workers.probe.random_blocks import random_blocks
 
 ROWS = (1, 2, 4, 8)
 FAST = ("q4_k", "q5_k", "q6_k", "q8_0", "q3_k", "iq4_xs")

@@ -29,7 +29,6 @@ from rich.table import Table
 
 from benchmarks.llamacpp import LlamaCpp
 from benchmarks.plain_forward import PlainModel
-from benchmarks.random_blocks import TYPES
 from benchmarks.random_gguf import SMALL, FileTypes, write_random_gguf
 from models.tiny.evaluate import windows
 from models.tiny.gguf_file import write_gguf
@@ -39,6 +38,7 @@ from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
 from placement.weight_format import FORMATS
 from workers.formats.open_model import open_model
+from workers.probe.random_blocks import TYPES
 
 TINY_TYPES = ("bf16", "q8_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0", "mxfp4")
 """The first is what the others are compared with."""

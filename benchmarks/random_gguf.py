@@ -19,10 +19,10 @@ import gguf
 import numpy as np
 import typer
 
-from benchmarks.random_blocks import TYPES, BlockPool, ggml_type
 from models.tiny.gguf_file import rope_divisors, writing
 from workers.config.fields import Fields
 from workers.model_config import LayerConfig, Step35Config
+from workers.probe.random_blocks import TYPES, BlockPool, ggml_type
 
 _POOL_BYTES = 16 << 20
 

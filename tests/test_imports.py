@@ -23,7 +23,13 @@ FORBIDDEN = {
 # What a running model may use of placement/: its root, careful file access, the choice among holders. All
 # else there answers questions before or beside a run, and belongs to commands.
 GROUND_FLOOR = ("placement.files", "placement.assign")
-OF_COMMANDS = ("orchestrator.cli", "orchestrator.cluster", "orchestrator.study_report")
+OF_COMMANDS = (
+    "orchestrator.cli",
+    "orchestrator.cluster",
+    "orchestrator.probe",
+    "orchestrator.study_report",
+    "workers.probe",
+)
 
 # The rooms of placement/ and what each stands on; "" is its root. Bounds and policies do not know each other,
 # and other engines' files know neither costs nor plans of ours.

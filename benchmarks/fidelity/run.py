@@ -22,7 +22,6 @@ from benchmarks.fidelity.bench import Bench, UncountedExperts
 from benchmarks.fidelity.counting import CountingDispatcher
 from benchmarks.fidelity.figures import Probes
 from benchmarks.fidelity.layouts import Setup, make_plan
-from benchmarks.fidelity.others import OthersShare
 from benchmarks.fidelity.predict import cluster_of, predict
 from benchmarks.fidelity.probes import probe
 from benchmarks.fidelity.processes import running_workers
@@ -42,6 +41,7 @@ from workers.formats.checkpoint import Checkpoint
 from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.model_config import Step35Config
 from workers.pool import load_head_tiers
+from workers.probe.others import OthersShare
 from workers.store import ExpertStore, in_one_form
 from workers.tiers import ExpertTier
 

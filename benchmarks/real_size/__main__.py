@@ -25,7 +25,6 @@ import typer
 from rich.console import Console
 
 from benchmarks.llamacpp import PASS_ROWS, VARIABLE, LlamaCpp
-from benchmarks.random_blocks import TYPES
 from benchmarks.random_gguf import SMALL, FileShape, FileTypes, expert_types, write_random_gguf
 from benchmarks.real_size.machine import Machine, probe
 from benchmarks.real_size.measured import LayoutRun
@@ -43,6 +42,7 @@ from benchmarks.timing import best_s
 from orchestrator.sampling import Sampler
 from placement.weight_format import WeightFormat
 from workers.formats.open_model import load_config, model_name
+from workers.probe.random_blocks import TYPES
 
 WORKERS = 2
 """Of the second layout."""

@@ -25,12 +25,12 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks.random_blocks import random_blocks
 from benchmarks.timing import FAR_BYTES, best_s, cache_s_per_row, read_rate
 from placement.given.kernel_rates import KernelRates
 from placement.weight_format import FORMATS, WeightFormat
 from workers.kernels import instruction_set
 from workers.kernels.matrix import TORCH_DTYPES, Matrices, Matrix
+from workers.probe.random_blocks import random_blocks
 
 ROWS = (1, 2, 3, 4, 8, 16, 64, 512)
 WIDTH = 4096

@@ -22,6 +22,7 @@ COMMANDS = {
     "generate": "Continue a prompt.",
     "inspect": "Say what is in a model's files, what it needs and whether that fits here.",
     "init": "Write a cluster file, from options or from questions.",
+    "probe": "Measure what boxes and links can do; plans use the figures from then on.",
     "plan": "Decide which box and memory holds each expert, and predict the speed.",
     "stats": "Write which experts a model's tokens use: of text, or as another engine recorded it.",
     "stats compare": "Say how alike two routing files are, layer by layer.",

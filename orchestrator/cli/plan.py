@@ -100,7 +100,7 @@ def plan(
     check_targets(written, inputs=files_read(cluster, model, stats, current))
     if picture is not None:
         picture_suffix(picture)
-    boxes = load_known_cluster(cluster)
+    boxes = load_known_cluster(cluster, print_note)
     routing = read_routing(stats, shape) if stats is not None else None
     in_use = None if current is None else load_plan(current, shape)
     kept = planned_form(given, quant, in_use)

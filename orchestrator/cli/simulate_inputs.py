@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.cli.inputs import load_plan, load_shape, name_in_errors
+from orchestrator.cli.output import print_note
 from placement.errors import InputError, PlanDoesNotFit, PlanError, RoutingFileError
 from placement.given.cluster_file import load_known_cluster
 from placement.given.head_memory import head_memory_bytes
@@ -42,9 +44,20 @@ class Boxes:
     workload: Workload
 
     @classmethod
-    def load(cls, path: Path, shape: ModelShape, workload: Workload, context: int) -> Boxes:
-        """Raises PlanDoesNotFit, which names the file, where the head's own device is too small for it."""
-        cluster = load_known_cluster(path)
+    def load(
+        cls,
+        path: Path,
+        shape: ModelShape,
+        workload: Workload,
+        context: int,
+        say: Callable[[str], None] | None = None,
+    ) -> Boxes:
+        """`say` is told which figures are probed.
+
+        Raises:
+            PlanDoesNotFit: the head's own device is too small for it; names the file.
+        """
+        cluster = load_known_cluster(path, say)
         head_bytes = head_memory_bytes(shape, replace(workload, context=context))
         with name_in_errors(path, PlanDoesNotFit):
             devices = planning_devices(cluster, head_bytes)
@@ -89,7 +102,7 @@ def load_system(
         PlanError: as `Boxes.system`.
     """
     try:
-        boxes = Boxes.load(cluster, shape, workload, workload.context)
+        boxes = Boxes.load(cluster, shape, workload, workload.context, print_note)
         return boxes, boxes.system(plan, path), []
     except PlanDoesNotFit as error:
         if not is_assumed:

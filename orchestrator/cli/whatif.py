@@ -73,7 +73,7 @@ def whatif(
         kept.form,
         head=kept.head,
     )
-    boxes = load_known_cluster(cluster)
+    boxes = load_known_cluster(cluster, print_note)
     source: RoutingSource = SyntheticSource("general", GENERAL, GENERAL, 3072, 0)
     if stats is not None:
         source = FileSource(stats.name, stats, None)

@@ -12,6 +12,7 @@ import ipaddress
 import os
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
@@ -32,6 +33,7 @@ from placement.given.cluster_spec import (
     capped,
 )
 from placement.given.kernel_rates import ATTENTION, KernelRates
+from placement.given.probe import with_probe
 from placement.given.yaml_file import read_mapping, validate_fields
 from placement.units import size
 from placement.weight_format import planned_format
@@ -73,13 +75,20 @@ def cluster_of(document: dict[object, object], path: str | os.PathLike[str]) -> 
     return _cluster(file, f"{path}: {prefix}")
 
 
-def load_known_cluster(path: str | os.PathLike[str]) -> ClusterSpec:
+def load_known_cluster(path: str | os.PathLike[str], say: Callable[[str], None] | None = None) -> ClusterSpec:
     """A cluster file of which every device and link is known, for commands that plan.
 
+    What nobody typed is taken from the probe that lies beside the file, if there is one.
+
+    Args:
+        say: told in one line which figures are probed.
+
     Raises:
-        ClusterFileError: as `load_cluster`, and where figures are missing.
+        ClusterFileError: as `load_cluster` and `read_probe`, and where figures are missing.
     """
-    cluster = load_cluster(path)
+    cluster, note = with_probe(load_cluster(path), path)
+    if note and say is not None:
+        say(note)
     check_figures(cluster, path)
     return cluster
 

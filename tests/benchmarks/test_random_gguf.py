@@ -13,7 +13,6 @@ import typer
 
 from benchmarks.plain_forward import PlainModel
 from benchmarks.quality import Difference, logits_of
-from benchmarks.random_blocks import TYPES, ggml_type, random_blocks, scale_places
 from benchmarks.random_gguf import (
     SMALL,
     FileTypes,
@@ -27,6 +26,7 @@ from orchestrator.model.rope import inverse_frequencies
 from orchestrator.session import load_local
 from placement.weight_format import FORMATS
 from workers.formats.open_model import load_config, open_model
+from workers.probe.random_blocks import TYPES, ggml_type, random_blocks, scale_places
 
 ONE_MOE_LAYER = replace(SMALL, moe_layers=1)
 MIXED = FileTypes(

@@ -10,8 +10,8 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from benchmarks.random_blocks import random_blocks, scale_places
 from placement.weight_format import WeightFormat
+from workers.probe.random_blocks import random_blocks, scale_places
 
 
 def any_blocks(

@@ -63,6 +63,16 @@ def cgroup_limits(root: Path) -> list[FreeMemory]:
     return found
 
 
+def cgroup_total(root: Path) -> int:
+    """The least limit of those cgroups, whatever is used of it; 2^63 without any."""
+    limits = [
+        _text(directory / _NAMES[mount.version][0]).strip()
+        for mount in _mounts(root)
+        for directory in mount.directories()
+    ]
+    return min((int(limit) for limit in limits if limit.isdigit()), default=2**63)
+
+
 @dataclass(frozen=True, slots=True)
 class _Mount:
     """A hierarchy that limits memory: where it is mounted, and this process's directory in it."""

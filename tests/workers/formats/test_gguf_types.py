@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.random_blocks import TYPES
 from benchmarks.random_gguf import SMALL, FileTypes, write_random_gguf
 from placement.errors import CheckpointError
 from placement.weight_format import FORMATS, ExpertFormat
@@ -20,6 +19,7 @@ from workers.formats.gguf.names import published_name
 from workers.formats.gguf.types import NUMBERS, READABLE
 from workers.formats.open_model import open_model
 from workers.kernels.matrix import TORCH_DTYPES
+from workers.probe.random_blocks import TYPES
 
 SHAPE = replace(SMALL, moe_layers=7, experts=3, top_k=2, mtp_layers=1)
 # Seven layers of three: each type once in an expert, none beside itself.

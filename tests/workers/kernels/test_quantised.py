@@ -12,12 +12,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.random_blocks import scale_places
 from orchestrator.kernels import linear
 from placement.weight_format import FORMATS, Q4_K, Q8_0, WeightFormat
 from tests.workers.quantised import any_blocks, dequantised, fma32, rounded, sized_blocks
 from transport.expert_rows import ExpertRows
 from workers.kernels import ExpertMatrices, ExpertWeights, Matrices, Matrix, moe_partial_sum, round_rows
+from workers.probe.random_blocks import scale_places
 
 SameBits = Callable[[Callable[[], tuple[Any, ...]]], None]
 QUANTISED = [form for form in FORMATS.values() if form.rounding_block]

@@ -1,4 +1,4 @@
-"""How much of the processors other programs take, so that what is timed meanwhile can be left out."""
+"""How much of the cores' time other programs take while something is measured."""
 
 from __future__ import annotations
 
@@ -10,23 +10,27 @@ import psutil
 
 
 class OthersShare:
-    """The share of the processors' time that other programs (and the host) take from now on.
+    """The share of the time of this process's cores that other programs (and the host) take from now on.
 
     This process and all that it started do not count, nor do interrupts, which its own messages cause.
     """
 
     def __init__(self) -> None:
-        self._wall_s, self._others_s = time.monotonic(), _busy_s() - _own_s()
+        self._cores = sorted(os.sched_getaffinity(0))
+        self._wall_s, self._others_s = time.monotonic(), self._busy_s() - _own_s()
 
     def share(self) -> float:
         """0 to 1; the clocks behind it tick a hundred times a second."""
-        wall_s = (time.monotonic() - self._wall_s) * (os.cpu_count() or 1)
-        return max(0.0, _busy_s() - _own_s() - self._others_s) / wall_s
+        wall_s = (time.monotonic() - self._wall_s) * len(self._cores)
+        return min(1.0, max(0.0, self._busy_s() - _own_s() - self._others_s) / wall_s)
 
-
-def _busy_s() -> float:
-    times = psutil.cpu_times()
-    return float(times.user + times.nice + times.system + getattr(times, "steal", 0.0))
+    def _busy_s(self) -> float:
+        times = psutil.cpu_times(percpu=True)
+        return sum(
+            float(t.user + t.nice + t.system + getattr(t, "steal", 0.0))
+            for core, t in enumerate(times)
+            if core in self._cores
+        )
 
 
 def _own_s() -> float:

@@ -1,0 +1,173 @@
+"""`potluck probe`: measure what boxes and links can do, for plans and predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.options import Json
+from orchestrator.cli.output import console, errors, print_error, print_json, print_note, table
+from orchestrator.cluster.launcher_file import load_launcher
+from orchestrator.cluster.ssh import Ssh
+from orchestrator.probe.boxes import HERE, ProbedBox, boxes_of, this_machine
+from orchestrator.probe.cluster import fingerprints, probe_cluster
+from orchestrator.probe.findings import findings
+from placement.errors import InputError
+from placement.given.probe import FILE_NAME, STATE_FOLDER, probe_path, read_probe, write_probe
+from placement.given.probe_figures import Node, Probe
+from placement.units import size
+from placement.weight_format import FORMATS
+
+
+def probe(
+    cluster: Annotated[
+        Path | None,
+        typer.Argument(help="Cluster file; left out, this machine alone is measured.", metavar="[CLUSTER]"),
+    ] = None,
+    forms: Annotated[
+        str, typer.Option(help="Of weights, with commas; default bfloat16 and the usual ones of GGUF files.")
+    ] = "",
+    folder: Annotated[
+        Path | None, typer.Option(help="Of a model, whose disk is read; without a cluster file.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Measure although nothing has changed.")] = False,
+    json: Json = False,
+) -> None:
+    """Measure memory, kernels, disks and links of all boxes at once; plans use the figures from then on."""
+    names = [name for name in forms.split(",") if name]
+    for name in names:
+        if name not in FORMATS:
+            raise InputError(f"--forms {name!r}: expected some of {', '.join(FORMATS)}")
+    if cluster is not None and folder is not None:
+        raise InputError("--folder: in a cluster the file says where each box has the model; leave it out")
+    if folder is not None and not folder.exists():
+        raise InputError(f"--folder {folder}: no such folder or file")
+    with ExitStack() as stack:
+        if cluster is None:
+            boxes: Sequence[ProbedBox] = (this_machine(folder),)
+            head, where = HERE, Path(STATE_FOLDER) / HERE / FILE_NAME
+        else:
+            launcher = load_launcher(cluster)
+            boxes, head = boxes_of(launcher, stack.enter_context(Ssh())), launcher.spec.head
+            where = probe_path(cluster)
+        before = read_probe(where) if where.exists() and not again else None
+        reason = "" if before is None else why_again(before, boxes, head, names)
+        failed: dict[str, str] = {}
+        if before is not None and not reason:
+            found = before
+        else:
+            if reason:
+                print_note(f"measuring again: {reason}")
+            with _shown([box.name for box in boxes]) as tell:
+                probed = probe_cluster(boxes, head, names, tell)
+            found, failed = probed.probe, dict(probed.failed)
+            write_probe(found, where)
+    if json:
+        print_json({"file": str(where), "failed": failed, "findings": findings(found)} | found.model_dump())
+    else:
+        _print(found)
+    for line in failed.values():
+        print_error(line)
+    if found is before:
+        print_note(f"as probed on {found.date[:10]}; nothing has changed (--again measures anew)")
+    else:
+        print_note(f"wrote {where}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def why_again(before: Probe, boxes: Sequence[ProbedBox], head: str, forms: Sequence[str]) -> str:
+    """Why a probe no longer holds; "" where it does. A box that does not answer is no reason."""
+    if before.head != head:
+        return f"the head was {before.head}"
+    for box in boxes:
+        if box.name not in before.nodes:
+            return f"{box.name} was not measured"
+        if missing := set(forms) - {rate.form for rate in before.nodes[box.name].kernels}:
+            return f"{min(missing)} was not measured"
+        if box.name != head and box.name not in before.links:
+            return f"the link to {box.name} was not measured"
+    now, _ = fingerprints(boxes)
+    for name, fingerprint in now.items():
+        if fingerprint != before.nodes[name].hardware.fingerprint:
+            return f"hardware or versions of {name} have changed"
+    return ""
+
+
+@contextmanager
+def _shown(names: Sequence[str]) -> Iterator[Callable[[str, str], None]]:
+    """What every box measures now, on standard error, where somebody watches."""
+    doing = dict.fromkeys(names, "starting")
+    if not errors.is_interactive:
+        yield doing.__setitem__
+        return
+    with errors.status("measuring") as status:
+
+        def tell(name: str, what: str) -> None:
+            doing[name] = what
+            status.update("; ".join(f"{box}: {text}" for box, text in doing.items()))
+
+        yield tell
+
+
+def _print(found: Probe) -> None:
+    nodes = found.nodes
+    rows = [
+        _row("cores", nodes, lambda n: f"{n.hardware.cores} {n.instruction_set}"),
+        _row("memory free", nodes, lambda n: size(n.condition.free_bytes)),
+        _row("of", nodes, lambda n: size(n.hardware.memory_bytes)),
+    ]
+    for threads in sorted({rate.threads for node in nodes.values() for rate in node.reads}):
+        rows.append(_row(f"reads, {threads} threads, GB/s", nodes, partial(_read, threads=threads)))
+    for form in dict.fromkeys(rate.form for node in nodes.values() for rate in node.kernels):
+        for many, what in ((False, "one row"), (True, "prompt")):
+            label = f"{form}, {what}, GFLOP/s"
+            rows.append(_row(label, nodes, partial(_rate, form=form, last=many)))
+    rows.append(_row("disk, GB/s", nodes, lambda n: f"{n.disk.bytes_per_s / 1e9:.2f}" if n.disk else "-"))
+    if any(node.gpus for node in nodes.values()):
+        rows.append(_row("GPU, GB/s", nodes, _gpus))
+    rows.append(_row("encryption, µs a message", nodes, _encryption))
+    console.print(table(f"probed {found.date[:16]}", ("", *nodes), rows))
+    if found.links:
+        lines = [
+            (
+                name,
+                f"{link.p50_s * 1e3:.2f}",
+                f"{link.p99_s * 1e3:.2f}",
+                f"{link.there_bytes_per_s * 8e-9:.2f}",
+                f"{link.back_bytes_per_s * 8e-9:.2f}",
+            )
+            for name, link in found.links.items()
+        ]
+        heading = (f"link from {found.head}", "round trip ms", "p99 ms", "there Gbit/s", "back Gbit/s")
+        console.print(table("links, encrypted", heading, lines))
+    if any(node.gpus for node in nodes.values()):
+        print_note("GPUs are measured but in no plan: a run of this release computes on CPUs")
+    for sentence in findings(found):
+        print_note(sentence)
+
+
+def _row(label: str, nodes: dict[str, Node], cell: Callable[[Node], str]) -> tuple[str, ...]:
+    return label, *(cell(node) for node in nodes.values())
+
+
+def _read(node: Node, *, threads: int) -> str:
+    return next((f"{rate.bytes_per_s / 1e9:.1f}" for rate in node.reads if rate.threads == threads), "-")
+
+
+def _rate(node: Node, *, form: str, last: bool) -> str:
+    rates = next((rate.flops_per_s for rate in node.kernels if rate.form == form), None)
+    return "-" if rates is None else f"{rates[-1 if last else 0] / 1e9:.1f}"
+
+
+def _gpus(node: Node) -> str:
+    return ", ".join(f"{gpu.bandwidth_bytes_per_s / 1e9:.0f}" for gpu in node.gpus) or "-"
+
+
+def _encryption(node: Node) -> str:
+    return f"{max(0.0, node.encrypted.round_trip_s - node.plain.round_trip_s) * 1e6:.0f}"

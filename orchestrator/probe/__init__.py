@@ -1,0 +1,1 @@
+"""`potluck probe`: all boxes and their links measured from the head."""

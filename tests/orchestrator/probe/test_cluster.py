@@ -1,0 +1,77 @@
+"""Two boxes that are this machine: measured, linked, and measured again when they change."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.cli.probe import why_again
+from orchestrator.probe.boxes import ProbedBox
+from orchestrator.probe.child import running
+from orchestrator.probe.cluster import fingerprints, measure_links, measure_node, measure_software
+from placement.errors import BoxUnreachable
+from tests.placement.given.probes import node, probe
+
+
+def here(arguments: Sequence[str]) -> list[str]:
+    return [sys.executable, *arguments]
+
+
+DESK, ATTIC = ProbedBox("desk", "127.0.0.1", here), ProbedBox("attic", "127.0.0.1", here)
+BROKEN = ProbedBox(
+    "cellar", "127.0.0.1", lambda _: [sys.executable, "-c", "import sys; sys.exit('no Potluck')"]
+)
+
+
+def ignore(name: str, what: str) -> None:
+    """Progress that nobody watches."""
+
+
+def test_a_link_is_measured_over_encrypted_sockets_and_a_broken_box_is_named() -> None:
+    links, failed = measure_links(DESK, [ATTIC, BROKEN], ignore)
+    assert list(links) == ["attic"]
+    link = links["attic"]
+    assert 0 < link.p50_s <= link.p99_s < 10
+    assert link.there_bytes_per_s > 1e6
+    assert failed["cellar"] == "cellar: its probe ended: no Potluck"
+
+
+def test_the_heads_software_is_measured() -> None:
+    found = measure_software(DESK, node(), ignore, 0.2)
+    assert 0 < found.message_s < 0.1
+    assert 0 < found.moe_layer_s < 0.1
+    assert found.attention.rows[0] == 1
+
+
+def test_a_box_that_answers_nonsense_is_named() -> None:
+    wrong = ProbedBox("attic", "127.0.0.1", lambda _: [sys.executable, "-c", "print('{\"versions\": 1}')"])
+    with pytest.raises(BoxUnreachable, match=r"attic: its probe answered versions.*the same there\?"):
+        measure_node(wrong, (), ignore)
+    missing = ProbedBox("attic", "127.0.0.1", lambda _: ["/nowhere/python"])
+    with pytest.raises(BoxUnreachable, match="attic: cannot start /nowhere/python"):
+        measure_node(missing, (), ignore)
+
+
+def test_a_probe_holds_until_something_changes() -> None:
+    now, failed = fingerprints([DESK, BROKEN])
+    assert list(failed) == ["cellar"]
+    box = node()
+    same = box.model_copy(update={"hardware": box.hardware.model_copy(update={"fingerprint": now["desk"]})})
+    before = probe(nodes={"desk": same, "attic": same})
+    boxes = [DESK, ATTIC]
+    assert why_again(before, boxes, "desk", ["q8_0"]) == ""
+    assert why_again(before, boxes, "attic", []) == "the head was desk"
+    assert why_again(before, boxes, "desk", ["q4_k"]) == "q4_k was not measured"
+    assert why_again(before, [*boxes, replace(BROKEN, name="new")], "desk", []) == "new was not measured"
+    other = before.model_copy(update={"nodes": {"desk": box, "attic": same}})
+    assert why_again(other, boxes, "desk", []) == "hardware or versions of desk have changed"
+
+
+def test_a_child_ends_with_its_block() -> None:
+    with running("desk", here(["-c", "import sys; print('1', flush=True); sys.stdin.read()"])) as child:
+        assert child.receive() == 1
+    with pytest.raises(ValueError, match="closed file"):
+        child.line()

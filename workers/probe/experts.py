@@ -1,0 +1,105 @@
+"""What our kernels reach with experts in some form of weights, by rows of an expert."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from placement.errors import InputError
+from placement.given.probe_figures import FormRate
+from placement.weight_format import FORMATS, WeightFormat
+from transport.expert_rows import ExpertRows
+from workers.kernels import ExpertMatrices, ExpertWeights, moe_partial_sum
+from workers.kernels.matrix import TORCH_DTYPES
+from workers.probe.clocks import usual_s
+from workers.probe.memory import far_bytes
+from workers.probe.random_blocks import TYPES, random_blocks
+
+HIDDEN, WIDTH, TOP_K = 4096, 1280, 8
+"""Of Step-3.5-Flash's experts; rates by weight are much the same for others."""
+ROWS = (1, 2, 4, 16, 64)
+DEFAULT_FORMS = ("bfloat16", "q4_k", "q6_k", "q8_0")
+_FLOPS_A_ROW = 2 * 3 * HIDDEN * WIDTH
+_EXPONENT = -24
+_FEW_FLOPS = 6e8
+"""Arithmetic bounds several rows: so many tell its rate, where one row needs more bytes than caches hold."""
+_SAMPLE_BLOCKS = 16_384
+
+
+def form_named(name: str) -> WeightFormat:
+    """Raises InputError for a form that cannot be measured here."""
+    if name not in TYPES or name not in FORMATS:
+        known = ", ".join(form for form in TYPES if form in FORMATS)
+        raise InputError(f"form {name!r}: expected one of {known}")
+    return FORMATS[name]
+
+
+@dataclass(frozen=True, slots=True)
+class SomeExperts:
+    """Random experts in one form, more bytes than caches hold, at least TOP_K of them."""
+
+    form: WeightFormat
+    weights: ExpertWeights
+    num_experts: int
+
+    @classmethod
+    def make(cls, form: WeightFormat, num_bytes: int | None = None) -> SomeExperts:
+        """`num_bytes`: of all together, about; None for more than caches hold."""
+        each = 3 * WIDTH * form.row_bytes(HIDDEN)
+        count = max(2, -(-(far_bytes() if num_bytes is None else num_bytes) // each))
+        rng = np.random.default_rng(0)
+        sample = random_blocks(form.name, _SAMPLE_BLOCKS, 0.02, rng).reshape(-1)
+        gate, up, down = (_matrices(form, count, *shape, sample) for shape in _SHAPES)
+        slots = torch.arange(count, dtype=torch.int32)
+        weights = ExpertWeights(slots, gate, up, down, limit=0.0, top_k=TOP_K)
+        return cls(form, weights, count)
+
+    def rows(self, rows_an_expert: int, experts: int) -> ExpertRows:
+        """`rows_an_expert` rows for each of the first `experts`, one expert a row."""
+        ids = np.full((rows_an_expert * experts, TOP_K), -1, np.int32)
+        ids[:, 0] = np.repeat(np.arange(experts, dtype=np.int32), rows_an_expert)
+        return probe_rows(ids)
+
+
+_SHAPES = ((WIDTH, HIDDEN), (WIDTH, HIDDEN), (HIDDEN, WIDTH))
+
+
+def probe_rows(ids: NDArray[np.int32], hidden_size: int = HIDDEN) -> ExpertRows:
+    """Rows that choose `ids` [rows, top_k], -1 for none."""
+    hidden = np.random.default_rng(1).standard_normal((len(ids), hidden_size), np.float32)
+    weights = np.full(ids.shape, 0.125, np.float32)
+    return ExpertRows(hidden, ids, weights, np.full(len(ids), _EXPONENT, np.int32))
+
+
+def form_rate(form: WeightFormat, seconds: float) -> FormRate:
+    """Measured with the threads in use, for about so long."""
+    some = SomeExperts.make(form)
+    flops_per_s = []
+    for number in ROWS:
+        experts = some.num_experts
+        if number > 1:
+            experts = max(2, min(experts, round(_FEW_FLOPS / number / _FLOPS_A_ROW)))
+        call = partial(moe_partial_sum, some.weights, some.rows(number, experts))
+        spent_s = usual_s(call, seconds / len(ROWS), least_turns=2)
+        flops_per_s.append(number * experts * _FLOPS_A_ROW / spent_s)
+    return FormRate(form=form.name, rows=ROWS, flops_per_s=tuple(flops_per_s))
+
+
+def request_s() -> float:
+    """A kernel call that finds no expert to compute."""
+    some = SomeExperts.make(FORMATS["float32"], 1)
+    rows = probe_rows(np.full((1, TOP_K), -1, np.int32))
+    return usual_s(partial(moe_partial_sum, some.weights, rows), 0.05)
+
+
+def _matrices(
+    form: WeightFormat, count: int, rows: int, columns: int, sample: NDArray[np.uint8]
+) -> ExpertMatrices:
+    data = np.resize(sample, (count, rows, form.row_bytes(columns)))
+    dtype = TORCH_DTYPES.get(form)
+    tensor = torch.from_numpy(data)
+    return ExpertMatrices(form, rows, columns, tensor if dtype is None else tensor.view(dtype))
