@@ -37,6 +37,7 @@ from placement.answers.planner import DEFAULT_POLICY, as_plan
 from placement.answers.prediction import by_context, predict
 from placement.answers.replan import Replan, replan
 from placement.answers.summary import summarise
+from placement.answers.survival import losses_to_survive, prediction_without, survival
 from placement.cost.head import head_seconds
 from placement.errors import InputError, PlanDoesNotFit, PlanError
 from placement.files.atomic import check_targets
@@ -47,7 +48,8 @@ from placement.interop.export import ExportInputs
 from placement.interop.read import read_routing
 from placement.plan import Plan, PlannedLayer
 from placement.plan_file import write_plan
-from placement.policies.registry import POLICIES, find_policy
+from placement.policies.cover import Boxes
+from placement.policies.registry import POLICIES, find_policy, place
 from placement.routing.planning_text import planning_text
 
 # Contexts people ask about, up to the model's own length; those without room on the head are said not to fit.
@@ -77,6 +79,14 @@ def plan(
     ] = None,
     move_bytes: Annotated[str | None, typer.Option(help="What may be moved, such as 20GB.")] = None,
     move_seconds: Annotated[float | None, typer.Option(min=0, help="How long moving may take.")] = None,
+    survive: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Boxes that may be lost without reading from disks: each expert is held by one box more "
+            "than that, or by the head's. 1 where two or more boxes have the memory.",
+        ),
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Write a heatmap, layer x expert, here: .png or .svg.")
     ] = None,
@@ -119,8 +129,9 @@ def plan(
             expert_form=kept.expert_form,
             layer_wires=kept.wires,
         )
+        problem = replace(problem, survive=_losses(problem, survive, in_use))
         if in_use is None:
-            made = as_plan(problem, find_policy(policy)(problem), policy, form, layers=layers)
+            made = as_plan(problem, place(problem, policy), policy, form, layers=layers)
         else:
             with name_in_errors(f"--current: {current}", PlanError):
                 _check_same_boxes(problem, in_use, form, layers)
@@ -150,6 +161,17 @@ def plan(
         check_runnable(made)
     except PlanError as error:
         print_note(f"for planning and simulation only: {error}")
+
+
+def _losses(problem: PlanningProblem, asked: int | None, in_use: Plan | None) -> int:
+    """How many losses every expert should survive: as asked, as in the plan in use, or the default."""
+    if asked is None:
+        return losses_to_survive(problem) if in_use is None else in_use.survive
+    most = Boxes.of(problem).number - 1
+    if asked > most:
+        boxes = "1 box" if most == 0 else f"{most + 1} boxes"
+        raise InputError(f"--survive {asked}: expected at most {most}, since the cluster has {boxes}")
+    return asked
 
 
 def _check_same_boxes(
@@ -184,15 +206,18 @@ def _replan(
 def _describe(problem: PlanningProblem, boxes: ClusterSpec, made: Plan, moved: Replan | None) -> Planned:
     summary = summarise(made, problem.stats)
     text = planning_text(problem)
-    sentences = advice(problem, made.holder_table, text)
+    sentences = advice(replace(problem, survive=0), made.holder_table, text)
+    survived = survival(problem, made)
     if problem.head is None:
         sentences.append(
             "the head's node has no device in the cluster file, so a step's time is not known: give it one "
             "(its memory_bytes may equal its reserved_bytes)"
         )
-        return Planned(made, summary, None, [], sentences, moved)
+        return Planned(made, summary, None, [], sentences, moved, survived)
     prediction = predict(problem, made, text)
+    if problem.survive and moved is None:
+        survived = replace(survived, without=prediction_without(problem, made, text))
     longest = problem.shape.max_positions
     asked = {*(c for c in _CONTEXTS if c < longest), min(longest, _CONTEXTS[-1]), problem.workload.context}
     contexts = by_context(problem, boxes, made, prediction, sorted(asked))
-    return Planned(made, summary, prediction, contexts, sentences, moved)
+    return Planned(made, summary, prediction, contexts, sentences, moved, survived)

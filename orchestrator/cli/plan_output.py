@@ -13,6 +13,7 @@ from orchestrator.cli.plan_export import export_document
 from placement.answers.prediction import AtContext, Prediction
 from placement.answers.replan import Replan
 from placement.answers.summary import PlanSummary
+from placement.answers.survival import Survival
 from placement.interop.export import Exported
 from placement.plan import Plan
 from placement.units import size
@@ -49,6 +50,7 @@ class Planned:
     contexts: list[AtContext]
     advice: list[str]
     replan: Replan | None
+    survival: Survival
     exports: Sequence[Exported] = ()
 
 
@@ -70,6 +72,7 @@ def plan_document(planned: Planned) -> dict[str, Any]:
         "by_context": [{"context": c.context, "tokens_per_s": c.tokens_per_s} for c in planned.contexts],
         "replicas": summary.replicas,
         "copies": None if prediction is None or prediction.copies is None else asdict(prediction.copies),
+        "survive": _survival_document(planned),
         "advice": planned.advice,
         "replan": None if moved is None else _replan_document(moved),
         "exports": [export_document(exported) for exported in planned.exports],
@@ -85,6 +88,20 @@ def plan_document(planned: Planned) -> dict[str, Any]:
             }
             for worker in summary.workers
         ],
+    }
+
+
+def _survival_document(planned: Planned) -> dict[str, Any]:
+    survival, without = planned.survival, planned.survival.without
+    return {
+        "losses": planned.plan.survive,
+        "second_holders": survival.second_holders,
+        "asked_losses": survival.losses,
+        "short_experts": survival.short_experts,
+        "single_experts": survival.single_experts,
+        "missing_bytes": survival.missing_bytes,
+        "tokens_per_s_without": None if without is None else without.tokens_per_s,
+        "prefill_tokens_per_s_without": None if without is None else without.prefill_tokens_per_s,
     }
 
 
@@ -156,11 +173,55 @@ def plan_parts(planned: Planned) -> list[Group | str]:
                 f"Copies: {copies.num_copies:,} experts, decode {gain_of(copies.decode_gain)}, "
                 f"prompts {gain_of(copies.prompt_gain)}."
             )
+    parts += _survival_lines(planned)
     if (workload := planned.plan.workload) is not None:
         parts.append(f"Assumed: {describe(workload)}.")
     if (moved := planned.replan) is not None:
         parts.append(_move_line(moved))
     return [*parts, *(f"{sentence[0].upper()}{sentence[1:]}." for sentence in planned.advice)]
+
+
+def _survival_lines(planned: Planned) -> list[str]:
+    """What may be lost, what that costs, and what there is no memory for."""
+    survival, losses = planned.survival, planned.plan.survive
+    boxes = "any one box" if survival.losses == 1 else f"any {survival.losses} boxes"
+    lines = []
+    if losses:
+        lines.append(
+            f"Survives the loss of {boxes}, the head's apart"
+            + (":" if not survival.short_experts else f", but for {survival.short_experts:,} experts:")
+            + f" experts have {survival.second_holders:,} more holders on other boxes."
+        )
+        if (without := survival.without) is not None and planned.prediction is not None:
+            decode = _change(planned.prediction.tokens_per_s, without.tokens_per_s)
+            prompts = _change(planned.prediction.prefill_tokens_per_s, without.prefill_tokens_per_s)
+            lines.append(
+                f"A plan without them: {without.tokens_per_s:.2f} tokens/s, prompts about "
+                f"{without.prefill_tokens_per_s:.0f} tokens/s. So they make decoding {decode} and prompts "
+                f"{prompts}."
+            )
+    if survival.short_experts and len(planned.plan.workers) > 1:
+        number = (
+            f"{survival.single_experts:,} experts have one holder only, and come from disks after its loss"
+        )
+        if losses:
+            lines.append(f"{number}: memory for {size(survival.missing_bytes)} of holders is missing.")
+        elif survival.missing_bytes:
+            lines.append(
+                f"{number}. Memory for second holders is short by {size(survival.missing_bytes)}: --survive "
+                f"{survival.losses} makes as many as there is room for."
+            )
+        else:
+            lines.append(f"{number}. There is memory for second holders: --survive {survival.losses}.")
+    return lines
+
+
+def _change(now: float, without: float) -> str:
+    """How much faster or slower, in tenths of a per cent."""
+    change = round(now / without - 1, 3)
+    if not change:
+        return "as fast"
+    return f"{abs(change):.1%} {'faster' if change > 0 else 'slower'}"
 
 
 def _remote(layers: float, of_layers: int) -> str:
@@ -181,8 +242,14 @@ def _no_room(contexts: Sequence[AtContext]) -> list[str]:
 
 
 def _move_line(moved: Replan) -> str:
-    if moved.payback_s is None:
+    if not moved.moved_experts:
         return "No move within the budget gains anything."
+    if moved.payback_s is None:
+        return (
+            f"Moving {moved.moved_experts} experts ({size(moved.moved_bytes)}, {_seconds(moved.transfer_s)}) "
+            f"lets more of them survive a loss. MoE layers go from {_ms(moved.before_s)} to "
+            f"{_ms(moved.after_s)} a step{_prompt_move(moved)}."
+        )
     return (
         f"Moving {moved.moved_experts} experts ({size(moved.moved_bytes)}, {_seconds(moved.transfer_s)}) "
         f"takes MoE layers from {_ms(moved.before_s)} to {_ms(moved.after_s)} a step{_prompt_move(moved)}: "

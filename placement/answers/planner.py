@@ -11,11 +11,11 @@ from placement.given.stats import RoutingStats
 from placement.holders import HolderTable
 from placement.model_shape import ModelShape
 from placement.plan import Plan, PlannedLayer, like_layers
-from placement.policies.registry import find_policy
+from placement.policies.registry import LEAST_TIME, find_policy, place
 from placement.weight_format import run_dtype_of
 from placement.workload import SINGLE_TOKEN, Workload
 
-DEFAULT_POLICY = "least-time"
+DEFAULT_POLICY = LEAST_TIME
 
 
 def make_plan(
@@ -43,11 +43,11 @@ def make_plan(
         RoutingFileError: statistics of another model.
         InputError: an unknown policy, or one that needs statistics without any.
     """
-    place = find_policy(policy)
+    find_policy(policy)
     if stats is not None:
         stats.check(shape)
     problem = problem_for(shape, devices, expert_bytes, stats, workload, expert_form=dtype)
-    return as_plan(problem, place(problem), policy, dtype, epoch)
+    return as_plan(problem, place(problem, policy), policy, dtype, epoch)
 
 
 def as_plan(
@@ -77,6 +77,7 @@ def as_plan(
         policy=policy,
         epoch=epoch,
         workload=problem.workload,
+        survive=problem.survive,
     )
     plan.check_fits()
     return plan

@@ -15,9 +15,8 @@ from placement.errors import PlanDoesNotFit
 from placement.given.cluster_spec import ClusterSpec
 from placement.given.head_memory import head_memory_bytes
 from placement.given.problem import PlanningProblem, planning_devices
-from placement.holders import NO_WORKER, HolderTable
 from placement.plan import LOCAL_WORKER, Plan
-from placement.policies.baselines.fixed import by_speed
+from placement.policies.least_time.copies import without_copies
 from placement.policies.least_time.objective import prefill_load, prefill_pass_s
 from placement.replay.evaluate import evaluate
 from placement.replay.simulate import simulate_alone
@@ -114,15 +113,6 @@ def predict(problem: PlanningProblem, plan: Plan, text: PlanningText) -> Predict
         causes=_shares(CAUSES, report.bound_by_cause),
         copies=copies,
     )
-
-
-def without_copies(problem: PlanningProblem, table: HolderTable) -> HolderTable:
-    """Each expert only where it is computed soonest: at home before other boxes, on a disk last."""
-    rank = np.empty(len(problem.devices) + 1, dtype=np.int64)
-    rank[by_speed(problem)] = np.arange(len(problem.devices))
-    rank[NO_WORKER] = len(problem.devices)
-    first = rank[table.table].argmin(axis=2)
-    return HolderTable.from_single(np.take_along_axis(table.table, first[:, :, None], axis=2)[:, :, 0])
 
 
 def by_context(

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from placement.errors import PlanDoesNotFit
 from placement.given.problem import PlanningProblem
 from placement.holders import HolderTable
+from placement.policies.cover import Boxes
 from placement.policies.least_time.copies import add_copies
 from placement.policies.least_time.objective import Speed, objective_s, speed
 from placement.policies.least_time.policy import least_time, search_sample
 from placement.policies.least_time.refine import refine
+from placement.policies.least_time.second_holders import second_holders
 from placement.policies.least_time.tiers import faster_beside, useless_on_disk
 from placement.routing.planning_text import FEWEST_STEPS, planning_text, spread_steps, stats_of
 from placement.units import size
@@ -60,7 +62,7 @@ def replan(
 
     Searched from `current` by as many moves as the budget allows, and, where that is near enough, the plan
     that would be made from nothing. What does not gain on the last third of the text when made from the
-    rest is left as it is.
+    rest is left as it is. What lets more experts survive `problem.survive` losses counts before speed.
 
     Args:
         budget_bytes: that may be sent to devices.
@@ -91,14 +93,16 @@ def replan(
     tables = [current]
     # A few tokens are no reason to move anything, whatever text drawn from them says.
     is_known = stats.num_tokens >= FEWEST_STEPS * problem.workload.tokens_per_step
-    if is_known and moves and objective_s(early, trial, check) < objective_s(early, current, check):
+    short = [_short(problem, table) for table in (current, trial, target)]
+    gains = objective_s(early, trial, check) < objective_s(early, current, check) and short[1] <= short[0]
+    if moves and ((is_known and gains) or short[2] < short[0]):
         tables.append(target)
         fresh = least_time(problem)
         if _arrivals(current, fresh) <= most and transfer_seconds(problem, current, fresh) <= budget_s:
             tables.append(fresh)
     steps = spread_steps(trace, problem.workload.tokens_per_step, _MOST_CHECK_STEPS)
     speeds = [speed(known, table, steps) for table in tables]
-    best = int(np.argmin([of_table.total_s for of_table in speeds]))
+    best = min(range(len(tables)), key=lambda i: (_short(problem, tables[i]), speeds[i].total_s))
     return _report(problem, current, tables[best], speeds[0], speeds[best], head_s)
 
 
@@ -125,7 +129,27 @@ def _within(
     return table, least
 
 
+def _short(problem: PlanningProblem, table: HolderTable) -> int:
+    """Holders that experts lack to survive `problem.survive` losses."""
+    return int(Boxes.of(problem).short(table.masks(len(problem.devices)), problem.survive).sum())
+
+
 def _reached(
+    problem: PlanningProblem, current: HolderTable, text: NDArray[np.integer], most_moves: int
+) -> HolderTable:
+    """What a search from `current` finds whose second holders can be paid for too; `current` if nothing."""
+    searched = most_moves
+    for _ in range(_HALVINGS):
+        table = _searched(problem, current, text, searched)
+        if problem.survive:
+            table = second_holders(problem, table, search_sample(problem, text))
+        if _arrivals(current, table) <= most_moves:
+            return table
+        searched //= 2
+    return current
+
+
+def _searched(
     problem: PlanningProblem, current: HolderTable, text: NDArray[np.integer], most_moves: int
 ) -> HolderTable:
     """A search from `current`; copies that are there stay where they fit, others come if moves are left."""

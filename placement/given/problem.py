@@ -82,6 +82,7 @@ class PlanningProblem:
     `workload` is the step whose expected time a policy may minimise. `expert_form` names what experts are
     kept in (`ExpertFormat.name`); devices may state rates by form, and rows travel as it wants them. None:
     nobody says. `layer_wires`: what rows travel in to a worker, of each MoE layer, where layers differ.
+    `survive`: losses of boxes that every expert should survive (placement/policies/cover.py).
     """
 
     shape: ModelShape
@@ -91,6 +92,7 @@ class PlanningProblem:
     workload: Workload = SINGLE_TOKEN
     expert_form: str | None = None
     layer_wires: tuple[WireForm, ...] = ()
+    survive: int = 0
 
     @property
     def wires(self) -> tuple[WireForm, ...]:

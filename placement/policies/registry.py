@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Protocol
 
@@ -13,8 +14,10 @@ from placement.holders import HolderTable
 from placement.policies.baselines import cached_experts, fixed
 from placement.policies.baselines.pipeline import pipeline
 from placement.policies.baselines.prompt_hottest import prompt_hottest
-from placement.policies.least_time.policy import least_time
+from placement.policies.least_time.policy import least_time, search_sample
+from placement.policies.least_time.second_holders import second_holders
 from placement.replay.evaluate import Evaluation
+from placement.routing.planning_text import planning_text
 from placement.routing.text import Text
 
 
@@ -61,7 +64,8 @@ RUN_POLICIES: Mapping[str, RunPolicy] = MappingProxyType(
     }
 )
 
-POLICIES: Mapping[str, Policy] = MappingProxyType({**BASELINES, "least-time": least_time})
+LEAST_TIME = "least-time"
+POLICIES: Mapping[str, Policy] = MappingProxyType({**BASELINES, LEAST_TIME: least_time})
 
 
 def find_policy(name: str) -> Policy:
@@ -74,6 +78,19 @@ def find_policy(name: str) -> Policy:
     if name not in POLICIES:
         raise InputError(f"policy {quote(name)}: expected {', '.join(POLICIES)}")
     return POLICIES[name]
+
+
+def place(problem: PlanningProblem, name: str) -> HolderTable:
+    """A policy's placement; where experts should survive losses, with the second holders that this takes.
+
+    Raises as `find_policy` and the policy itself.
+    """
+    table = find_policy(name)(problem)
+    if not problem.survive or name == LEAST_TIME:
+        return table
+    text = planning_text(problem)
+    known = replace(problem, stats=text.stats)
+    return second_holders(known, table, search_sample(known, text.trace))
 
 
 def check_policy(name: str) -> None:

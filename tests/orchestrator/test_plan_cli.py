@@ -303,3 +303,45 @@ def test_a_plan_says_which_files_it_is_for_and_runs_with_no_others(
     assert says(
         err, "plan.json: made for other files than those of … two/m: model.safetensors is another file"
     )
+
+
+THREE_BOXES = CLUSTER.replace(
+    "links:",
+    """  - name: den
+    devices:
+      - {name: ram, kind: ram, memory_bytes: 64GB, bandwidth_gbytes_per_s: 50, ffn_gflops: 500}
+links:
+  - {node: den, round_trip_s: 0.0003, bandwidth_gbits_per_s: 2.5}""",
+)
+
+
+def test_a_plan_survives_a_loss_where_there_is_memory_and_says_what_that_costs(
+    potluck: Potluck, tmp_path: Path
+) -> None:
+    cluster, out = tmp_path / "cluster.yaml", tmp_path / "plan.json"
+    cluster.write_text(THREE_BOXES)
+    given = ("plan", cluster, "--model", "step-3.5-flash", "--quant", "q4", "--policy", "uniform")
+    made = document(potluck(*given, "--out", out, "--json"))
+    survive = made["survive"]
+    assert survive["losses"] == survive["asked_losses"] == 1
+    assert survive["short_experts"] == survive["single_experts"] == survive["missing_bytes"] == 0
+    assert survive["second_holders"] > 0
+    assert survive["tokens_per_s_without"] > 0
+    plan = read_plan(out)
+    assert plan.survive == 1
+    for lost in range(1, 3):
+        assert (plan.without([lost]).table[:, :, 0] >= 0).all()
+    plain = document(potluck(*given, "--survive", "0", "--json"))
+    assert plain["survive"]["losses"] == plain["survive"]["second_holders"] == 0
+    assert plain["survive"]["single_experts"] > 0
+    assert plain["tokens_per_s"] == survive["tokens_per_s_without"]
+
+
+def test_what_cannot_survive_for_want_of_memory_is_told(potluck: Potluck, files: Path) -> None:
+    given = arguments(files, "--policy", "uniform")
+    made = document(potluck(*given, "--json"))["survive"]
+    assert (made["losses"], made["second_holders"], made["tokens_per_s_without"]) == (0, 0, None)
+    assert made["missing_bytes"] > 0
+    code, _, err = potluck(*given, "--survive", "2")
+    assert code == 2
+    assert says(err, "--survive 2: expected at most 1, since the cluster has 2 boxes")

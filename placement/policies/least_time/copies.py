@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from placement.assign.many_steps import assign_layers
 from placement.cost.replica_costs import replica_costs
 from placement.given.problem import PlanningProblem
-from placement.holders import HolderTable
+from placement.holders import NO_WORKER, HolderTable
+from placement.policies.baselines.fixed import by_speed
 from placement.policies.least_time.layer_search import LayerSample, Loads, layer_searches
 from placement.policies.least_time.tiers import faster_beside, useless_on_disk
 
@@ -34,7 +35,7 @@ def add_copies(
         layers: a sample of steps, see `sample_layers`.
         most_copies: at most so many; None for as many as there is room for.
     """
-    search = _CopySearch(problem, layers)
+    search = CopySearch(problem, layers)
     masks = table.masks(len(problem.devices))
     free = problem.capacities() - masks.sum(axis=(1, 2))
     left = int(free.sum()) if most_copies is None else most_copies
@@ -60,12 +61,21 @@ def add_copies(
     return HolderTable.from_masks(masks)
 
 
+def without_copies(problem: PlanningProblem, table: HolderTable) -> HolderTable:
+    """Each expert only where it is computed soonest: at home before other boxes, on a disk last."""
+    rank = np.empty(len(problem.devices) + 1, dtype=np.int64)
+    rank[by_speed(problem)] = np.arange(len(problem.devices))
+    rank[NO_WORKER] = len(problem.devices)
+    first = rank[table.table].argmin(axis=2)
+    return HolderTable.from_single(np.take_along_axis(table.table, first[:, :, None], axis=2)[:, :, 0])
+
+
 _Cells = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]
 """Indices (device, layer row, expert)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Assigned:
+class Assigned:
     """A set of holders, bool [num_devices, num_layers, num_experts], and what the dispatcher makes of it.
 
     `loads`: for each layer what devices have to do. `first`: a holder of every expert, [num_layers,
@@ -78,7 +88,7 @@ class _Assigned:
     seconds: float
 
 
-class _CopySearch:
+class CopySearch:
     """What copies are worth on a sample of steps."""
 
     def __init__(self, problem: PlanningProblem, layers: Sequence[LayerSample]) -> None:
@@ -90,7 +100,7 @@ class _CopySearch:
         # A choice for each read: all of a step that name the same expert go to the same device.
         self._choices = [_choice_of_read(layer) for layer in layers]
 
-    def assign(self, masks: NDArray[np.bool_]) -> _Assigned:
+    def assign(self, masks: NDArray[np.bool_]) -> Assigned:
         table = HolderTable.from_masks(masks)
         first = table.table[:, :, 0].astype(np.intp)
         chosen = assign_layers(self._chosen, table.layers, self._costs)
@@ -102,11 +112,11 @@ class _CopySearch:
             search.held_seconds(of_layer, masks[:, row])
             for row, (search, of_layer) in enumerate(zip(self._searches, loads, strict=True))
         )
-        return _Assigned(masks, loads, first, seconds)
+        return Assigned(masks, loads, first, seconds)
 
-    def best_copies(self, state: _Assigned, room: NDArray[np.int64], most: int) -> _Cells:
-        """At most one new copy an expert, the most useful ones, where there is room."""
-        gains = np.stack(
+    def changes(self, state: Assigned) -> NDArray[np.float64]:
+        """What one more copy changes of `state.seconds`: [num_layers, num_experts, num_devices]."""
+        return np.stack(
             [
                 search.copies(loads, first, state.masks[:, row])
                 for row, (search, loads, first) in enumerate(
@@ -114,6 +124,10 @@ class _CopySearch:
                 )
             ]
         )
+
+    def best_copies(self, state: Assigned, room: NDArray[np.int64], most: int) -> _Cells:
+        """At most one new copy an expert, the most useful ones, where there is room."""
+        gains = self.changes(state)
         useless = useless_on_disk(self._problem, self._faster, state.masks)
         gains[(state.masks | useless).transpose(1, 2, 0)] = 0.0
         flat = gains.reshape(-1, len(room))

@@ -18,6 +18,7 @@ from placement.policies.least_time.kicks import kick, num_kicks
 from placement.policies.least_time.layer_search import LayerSample, sample_layers
 from placement.policies.least_time.objective import objective_s
 from placement.policies.least_time.refine import refine
+from placement.policies.least_time.second_holders import survivable
 from placement.policies.least_time.tiers import fill_fast_memory
 from placement.routing.planning_text import (
     PlanningText,
@@ -37,6 +38,9 @@ _MOST_READS_TIMES_DEVICES = 500_000
 _NEAR = 1.2
 # So many placements are gone on with; what is slower than this has little hope to catch up.
 _MOST_GONE_ON, _IN_REACH = 2, 1.15
+
+# Of the finished placements the fastest so many get second holders: each takes about a second.
+_MOST_SURVIVABLE = 3
 
 Baseline = Callable[[PlanningProblem], HolderTable]
 
@@ -73,8 +77,8 @@ def least_time(problem: PlanningProblem) -> HolderTable:
 
     The best of `candidates`, and the best one from another start, are searched further on all the text. If a
     baseline is faster there, it is the answer. No expert stays in slower memory while its box has room for it
-    in faster
-    (`fill_fast_memory`).
+    in faster (`fill_fast_memory`). Where experts should survive losses, each placement gets the holders that
+    this takes before they are compared (`survivable`).
     """
     text = planning_text(problem)
     known = replace(problem, stats=text.stats)
@@ -89,6 +93,9 @@ def least_time(problem: PlanningProblem) -> HolderTable:
         fill_fast_memory(known, table) for c in gone_on for table in (c.table, *c.finish(known, layers))
     ]
     check = spread_steps(text.trace, problem.workload.tokens_per_step, _MOST_CHECK_STEPS)
+    if problem.survive:
+        tables = sorted(tables, key=lambda table: objective_s(known, table, check))[:_MOST_SURVIVABLE]
+        tables = [survivable(known, table, layers) for table in tables]
     return min(tables, key=lambda table: objective_s(known, table, check))
 
 
@@ -121,7 +128,8 @@ def candidates(problem: PlanningProblem, text: PlanningText) -> list[Candidate]:
     begin = _fastest([c for c in found if c.table.table.shape[2] == 1])
     starts.append((begin.name, begin.table.table[:, :, 0]))
     layers = search_sample(known, fit, _TRIAL_READS)
-    has_room = problem.capacities().sum() > problem.shape.num_routed_experts
+    # Where second holders are needed anyway, copies come after them.
+    has_room = problem.capacities().sum() > problem.shape.num_routed_experts and not problem.survive
     searched = []
     for name, start in starts:
         refined = refine(known, start, layers, most_rounds=_TRIAL_ROUNDS)

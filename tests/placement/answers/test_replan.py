@@ -16,6 +16,7 @@ from placement.given.stats import RoutingStats
 from placement.given.traces import CODING, GENERAL, Domain, SyntheticRouter
 from placement.holders import HolderTable
 from placement.policies.baselines.fixed import balanced_replicas, hottest_per_layer, uniform
+from placement.policies.cover import Boxes
 from placement.policies.least_time.policy import least_time
 from placement.replay.evaluate import evaluate
 from placement.units import size
@@ -162,3 +163,34 @@ def test_a_move_that_pays_by_prompts_alone_is_one() -> None:
     assert found.after_s + found.prompt_after_s < found.before_s + found.prompt_before_s
     plain = replan(problem(), uniform(given))
     assert plain.prompt_before_s == plain.prompt_after_s == 0
+
+
+def three_boxes(domain: Domain) -> PlanningProblem:
+    devices = [
+        device(name, room, SIZE, gbytes_per_s=rate * READ_GBYTES_PER_S, round_trip_s=1e-4)
+        for name, room, rate in (("head", 20, 4), ("den", 60, 2), ("attic", 60, 1))
+    ]
+    return replace(problem(domain), devices=tuple(devices), survive=1)
+
+
+def short_of(given: PlanningProblem, table: HolderTable) -> int:
+    return int(Boxes.of(given).short(table.masks(3), given.survive).sum())
+
+
+@pytest.mark.parametrize("budget", [5, 30, 10_000])
+def test_a_plan_that_survives_losses_still_does_after_a_move(budget: int) -> None:
+    current = least_time(three_boxes(GENERAL))
+    given = three_boxes(CODING)
+    assert short_of(given, current) == 0
+    found = replan(given, current, budget_bytes=budget * SIZE)
+    assert short_of(given, found.table) == 0
+    assert found.moved_experts <= budget
+    assert found.after_s <= found.before_s
+
+
+def test_second_holders_are_worth_a_move_that_gains_no_speed() -> None:
+    given = three_boxes(CODING)
+    current = least_time(replace(given, survive=0))
+    current = HolderTable.from_single(current.table[:, :, 0])
+    assert short_of(given, current) > 0
+    assert short_of(given, replan(given, current).table) == 0
