@@ -7,8 +7,8 @@ A worker process serves a few small experts on both of its endpoints. Messages o
 again; some bytes are thrown at its ports below ZeroMQ. Meanwhile a head asks and compares each answer with
 what it computes itself. With keys, mutated messages come from an allowed peer, thrown bytes from strangers.
 
-It fails (exit code 1) if the worker ends, leaves a message without an answer, gives the head a wrong answer,
-keeps it waiting for `MOST_WAIT_S`, or if its memory or descriptors have grown.
+It fails (exit code 1) if the worker ends, leaves a message without an answer, has an error of its own, gives
+the head a wrong answer, keeps it waiting for `MOST_WAIT_S`, or if its memory or descriptors have grown.
 """
 
 from __future__ import annotations
@@ -310,6 +310,8 @@ class Attacker:
             reply = decode_reply(dealer.recv_multipart(), LIMITS)
             name = reply.code.value if isinstance(reply, ErrorReply) else type(reply).__name__
             outcome.answers[name] += 1
+            if name == ErrorCode.INTERNAL:
+                outcome.failures.append(f"the worker could not handle a message: {reply}")
         if self._rng.random() < THROWN_A_BATCH:
             self._throw(outcome)
 

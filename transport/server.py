@@ -107,9 +107,9 @@ class Server:
             return peer, error
         except MemoryError:
             return peer, WireError(ErrorCode.NO_MEMORY, "no memory for this message")
-        except Exception:
+        except Exception as error:
             # An error of ours, which must not take the loop along. What sent it is told nothing of it.
-            log.exception("a message could not be read")
+            log.error("a message could not be read: %s: %s", type(error).__name__, error)
             return peer, WireError(ErrorCode.INTERNAL, "this message could not be read: see the worker's log")
 
     def pending(self) -> bool:
@@ -134,7 +134,10 @@ class Server:
         if len(self._connections) >= MAX_CONNECTIONS:
             # Most of them are gone: ROUTER gives each connection a name of its own.
             self._connections.clear()
-        connection = self._guard.of(int(frame.get(zmq.SRCFD)))
+        try:
+            connection = self._guard.of(int(frame.get(zmq.SRCFD)))
+        except zmq.ZMQError:  # libzmq does not say it of every frame, such as an empty one
+            return None
         if connection is not None:
             self._connections[peer] = connection
         return connection
