@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from placement.errors import WorkerStartError
@@ -18,6 +18,15 @@ class Node:
     address: str
     num_cpus: int
     names: frozenset[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"names": sorted(self.names)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Node:
+        """Of what `to_dict` gave."""
+        return cls(**{**fields, "names": frozenset(fields["names"])})
 
     @classmethod
     def from_ray(cls, entry: Mapping[str, Any]) -> Node:

@@ -95,17 +95,21 @@ def _end_with_starter() -> None:
 
 def _serve(worker: WorkerProcess, spec: WorkerSpec, ending: threading.Event) -> None:
     """Until told to end, or until no head has spoken for `linger_s`."""
+    why = "told to end"
     silence = Silence(worker.times_heard)
     look_s = time.monotonic()
     while not ending.wait(TICK_S) and not worker.told_to_end.is_set():
         now_s = time.monotonic()
         if silence.lasts_s(worker.times_heard, now_s) >= spec.linger_s:
-            log.info("worker %s: no head has spoken for %g s: it ends", spec.name, spec.linger_s)
+            why = f"no head has spoken for {spec.linger_s:g} s: it ends"
             break
         if now_s >= look_s:
             worker.look_at_memory()
             took_s = time.monotonic() - now_s
             look_s = now_s + max(LOOK_S, took_s / LOOK_SHARE)
+    log.info("worker %s: %s", spec.name, why)
+    # Whoever keeps this worker would start one that died again.
+    _tell({"event": "ended", "message": why})
     # Whoever waits for the end does not wait for a request of minutes.
     threading.Timer(STOP_TIMEOUT_S, os._exit, [0]).start()
     worker.stop()

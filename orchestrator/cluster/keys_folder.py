@@ -112,6 +112,19 @@ def read_box_keys(folder: Path, node: str) -> BoxKeys:
     return BoxKeys(own, frozenset(keys))
 
 
+def read_pair(folder: Path, node: str) -> KeyPair:
+    """The pair of a node, from the state folder of the machine that starts the cluster.
+
+    Raises:
+        KeyFilesError: it is missing, damaged, or open to other users.
+    """
+    path = folder / KEYS / f"{node}.key"
+    content = read_private(path)
+    if content is None:
+        raise KeyFilesError(f"{path}: expected the pair of node {node!r}, found none: run `potluck up`")
+    return _pair(content, path)
+
+
 def remove_keys(folder: Path) -> None:
     """Remove a cluster's keys, token and certificates from this machine; what else lies there stays."""
     if not folder.is_dir():

@@ -1,0 +1,291 @@
+"""A box's worker process: started, found again where it runs already, started again when it dies.
+
+All that is known of it lies in a folder, so that whoever keeps it may die too. Files there:
+
+    order.json    what it is to be, and the pair it proves itself with; there as long as it is wanted
+    process.json  the process that was started last, and from which order
+    events        what that process says of itself, a line of JSON each
+    worker.log    its messages
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from orchestrator.launch.detached import start_detached
+from placement.errors import PotluckError
+from transport.keys import KeyPair
+from workers.spec import WorkerInfo, WorkerSpec
+
+ORDER, PROCESS, EVENTS, LOG = "order.json", "process.json", "events", "worker.log"
+TICK_S = 0.2
+# One that dies is started again after a pause, which doubles each time, until it has lived for a while.
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 30.0
+STEADY_S = 60.0
+END_TIMEOUT_S = 5.0
+_MOST_LINES = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class KeptState:
+    """How a kept worker is.
+
+    Attributes:
+        state: "starting", "ready", "failed" (it told why), "ended" (it will not be started again) or "none".
+        since: when that began, in seconds since 1970.
+        starts: of processes, since whoever keeps it began to.
+        message: why it failed, or its last word.
+    """
+
+    state: str = "none"
+    since: float = 0.0
+    pid: int = 0
+    starts: int = 0
+    message: str = ""
+    info: Mapping[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class KeptWorker:
+    """The worker of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take on what the folder says is wanted, if anything."""
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._ending = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._starts = 0
+        self._state = KeptState()
+        order = _read(folder / ORDER)
+        if order is not None:
+            self._begin(WorkerSpec.from_json(json.dumps(order["spec"])))
+
+    def keep(self, spec: WorkerSpec) -> None:
+        """Have this worker run from now on; one that serves by the same order goes on as it is.
+
+        A pair of keys is made where others are let in and the spec has none. Ports are chosen once.
+        """
+        with self._lock:
+            wanted = _digest(spec)
+            before = _read(self._folder / ORDER)
+            is_same = before is not None and before.get("wanted") == wanted and self._thread is not None
+            # What kept it from loading may be mended.
+            if is_same and self._state.state != "failed":
+                return
+        self.stop()
+        if spec.keys is None and spec.allowed:
+            spec = replace(spec, keys=KeyPair.make())
+        with self._lock:
+            spec = replace(spec, log_path=str(self._folder / LOG))
+            self._note_order(spec, wanted)
+            self._ending.clear()
+        self._begin(spec)
+
+    def state(self) -> KeptState:
+        return self._state
+
+    def stop(self) -> None:
+        """End it, and do not start it again. Harmless where there is none."""
+        (self._folder / ORDER).unlink(missing_ok=True)
+        self._ending.set()
+        process = running_process(self._folder)
+        if process is not None:
+            end_process(process)
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        (self._folder / PROCESS).unlink(missing_ok=True)
+        self._state = KeptState()
+
+    def _begin(self, spec: WorkerSpec) -> None:
+        self._state = KeptState("starting", time.time())
+        self._thread = threading.Thread(
+            target=self._watch, args=(spec,), name=f"keeps-{spec.name}", daemon=True
+        )
+        self._thread.start()
+
+    def _watch(self, spec: WorkerSpec) -> None:
+        pause_s = FIRST_PAUSE_S
+        # Who ends a cluster takes the order away first.
+        while not self._ending.is_set() and (self._folder / ORDER).exists():
+            began_s = time.monotonic()
+            try:
+                process = running_process(self._folder) or self._start(spec)
+                spec = self._listen(spec, process)
+            except PotluckError as error:
+                self._tell("failed", message=str(error))
+            if self._ending.is_set():
+                return
+            if self._state.state == "ended":
+                return
+            if time.monotonic() - began_s >= STEADY_S:
+                pause_s = FIRST_PAUSE_S
+            if self._ending.wait(pause_s):
+                return
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _start(self, spec: WorkerSpec) -> psutil.Process:
+        self._starts += 1
+        pid = start_detached(
+            ["-m", "workers.serve"],
+            given=spec.to_json() + "\n",
+            output=self._folder / EVENTS,
+            log=self._folder / LOG,
+        )
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            _write(self._folder / PROCESS, {"pid": pid, "began": process.create_time()})
+            return process
+        raise PotluckError(_died(spec, self._folder))
+
+    def _listen(self, spec: WorkerSpec, process: psutil.Process) -> WorkerSpec:
+        """Until the process is gone; the spec with the ports that it chose."""
+        while True:
+            is_running = _is_running(process)
+            for event in events(self._folder):
+                if event["event"] == "ready":
+                    info = WorkerInfo.from_dict(event["info"])
+                    spec = self._note_ports(spec, info)
+                    self._tell("ready", pid=process.pid, info=event["info"])
+                elif event["event"] == "failed":
+                    self._tell("failed", pid=process.pid, message=event["message"])
+                elif event["event"] == "ended":
+                    # Nobody spoke to it for long, or somebody told it to end: it is not wanted any more.
+                    (self._folder / ORDER).unlink(missing_ok=True)
+                    self._tell("ended", message=event["message"])
+                    return spec
+                elif self._state.state not in ("ready", "failed"):
+                    self._tell("starting", pid=process.pid)
+            if not is_running:
+                break
+            if self._ending.wait(TICK_S):
+                return spec
+        if self._state.state != "failed":
+            self._tell("failed", message=_died(spec, self._folder))
+        return spec
+
+    def _note_ports(self, spec: WorkerSpec, info: WorkerInfo) -> WorkerSpec:
+        """The next process is to be found where this one is."""
+        found = replace(spec, endpoint=info.endpoint, pulse_endpoint=info.pulse_endpoint)
+        if found != spec:
+            with self._lock:
+                order = _read(self._folder / ORDER)
+                if order is not None:
+                    self._note_order(found, order["wanted"])
+        return found
+
+    def _note_order(self, spec: WorkerSpec, wanted: str) -> None:
+        _write(self._folder / ORDER, {"wanted": wanted, "spec": json.loads(spec.to_json())})
+
+    def _tell(
+        self, state: str, *, pid: int = 0, message: str = "", info: Mapping[str, Any] | None = None
+    ) -> None:
+        before = self._state
+        same = before.state == state and before.pid == pid
+        self._state = KeptState(
+            state, before.since if same else time.time(), pid, self._starts, message, info
+        )
+
+
+def running_process(folder: Path) -> psutil.Process | None:
+    """The worker process that was started last in a folder, None where it has ended."""
+    noted = _read(folder / PROCESS)
+    if noted is None:
+        return None
+    try:
+        process = psutil.Process(noted["pid"])
+        # Pids are used again.
+        is_it = abs(process.create_time() - noted["began"]) < 1.0
+        return process if is_it and _is_running(process) else None
+    except (psutil.NoSuchProcess, KeyError):
+        return None
+
+
+def end_process(process: psutil.Process) -> None:
+    """Ask it to end, then make it."""
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(signal.SIGTERM)
+        # One that sleeps would not hear it.
+        process.send_signal(signal.SIGCONT)
+        _, alive = psutil.wait_procs([process], timeout=END_TIMEOUT_S)
+        for each in alive:
+            each.kill()
+        psutil.wait_procs(alive, timeout=END_TIMEOUT_S)
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    """What the process of a folder has said of itself so far."""
+    try:
+        lines = (folder / EVENTS).read_text(encoding="utf-8").splitlines()[:_MOST_LINES]
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        # The last one may be half written.
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
+def last_line(path: Path) -> str:
+    """Of a log; nothing where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return lines[-1].strip() if lines else ""
+
+
+def _is_running(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _died(spec: WorkerSpec, folder: Path) -> str:
+    num_experts = sum(tier.num_experts for tier in spec.tiers)
+    return f"worker {spec.name}: its process with {num_experts} experts died: " + (
+        last_line(folder / LOG) or "killed, or out of memory: give it a smaller budget in the plan"
+    )
+
+
+def _digest(spec: WorkerSpec) -> str:
+    """Of what is asked for."""
+    return hashlib.sha256(spec.to_json().encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    """Whole or not at all, for this user alone."""
+    temporary = path.with_suffix(".new")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(document, file)
+    os.replace(temporary, path)
