@@ -34,6 +34,10 @@ COMMANDS = {
     "whatif": "Rank single changes to a cluster by tokens per second.",
     "study": "Plan and judge every cell of a grid; an interrupted study goes on where it stopped.",
     "verify": "Note digests of all of a model's bytes, or find what has changed since they were noted.",
+    "up": "Start a cluster: Ray, keys and the workers of a plan, on all boxes that are there.",
+    "status": "Show each box of a running cluster: what it holds, since when, its last word.",
+    "logs": "Print the log of a box's worker process.",
+    "down": "End a cluster on all its boxes: processes, sockets, shared memory and keys.",
     "demo": "Plan, start and run the shipped model on three worker processes of this machine.",
 }
 """Name -> first line of its help: the function of that name in the module of that name.

@@ -25,7 +25,7 @@ class RunStateError(PotluckError):
 
 @dataclass(frozen=True, slots=True)
 class RunningWorker:
-    """A worker that served when this was written.
+    """A worker that served.
 
     Attributes:
         name, node: as the plan calls them.
@@ -61,8 +61,8 @@ class RunState:
         head: the node it was started on, which all commands run on.
         ray_address: of Ray's GCS.
         started: seconds since 1970.
-        workers: those that serve, in the plan's order.
-        missing: node -> why its worker does not serve, in one line.
+        workers: where each served last, in the plan's order.
+        missing: node -> why its worker does not serve now, in one line.
     """
 
     cluster: str

@@ -1,0 +1,38 @@
+"""`potluck logs`: what a box's worker says, or the head's keeper."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.options import Json
+from orchestrator.cli.output import print_json
+from orchestrator.cluster.keeper import KEEPER_LOG
+from orchestrator.cluster.launcher_file import load_launcher
+from orchestrator.cluster.ssh import Ssh, python_of
+
+
+def logs(
+    cluster: Annotated[Path, typer.Argument(help="Cluster file.", metavar="CLUSTER")],
+    node: Annotated[str, typer.Argument(help="Which box; the head's has the keeper's log.", metavar="NODE")],
+    lines: Annotated[int, typer.Option(min=1, help="The last so many.")] = 100,
+    json: Json = False,
+) -> None:
+    """Print the log of a box's worker process."""
+    launcher = load_launcher(cluster)
+    box = launcher.box(node)
+    if node == launcher.spec.head:
+        path = launcher.state_folder / KEEPER_LOG
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    else:
+        with Ssh() as ssh:
+            command = f"{python_of(box)} -m orchestrator.cluster.here log {launcher.name}"
+            text = ssh.check(box, command).decode(errors="replace")
+    found = text.splitlines()[-lines:]
+    if json:
+        print_json({"node": node, "lines": found})
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in found)

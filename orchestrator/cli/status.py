@@ -1,0 +1,82 @@
+"""`potluck status`: how a cluster's boxes are."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.options import Json
+from orchestrator.cli.output import console, print_json, print_note, table
+from orchestrator.cluster.launcher_file import load_launcher
+from orchestrator.cluster.status import BoxStatus, ClusterStatus, cluster_status
+from placement.units import size
+from workers.spec import LINGER_S
+
+
+def status(
+    cluster: Annotated[Path, typer.Argument(help="Cluster file.", metavar="CLUSTER")],
+    json: Json = False,
+) -> None:
+    """Show each box of a running cluster: what it holds, since when, its last word."""
+    launcher = load_launcher(cluster)
+    found = cluster_status(launcher)
+    if json:
+        print_json(document(found))
+        return
+    rows = [_row(box, time.time()) for box in found.boxes]
+    columns = ("box", "state", "experts", "memory", "since", "round trip")
+    console.print(table(f"{found.state.cluster}: {found.state.model_path}", columns, rows))
+    for line in words(found):
+        print_note(line)
+
+
+def words(found: ClusterStatus) -> list[str]:
+    """What the table does not say."""
+    lines = [f"{box.node}: {box.word}" for box in found.boxes if box.word]
+    if found.lost_experts:
+        lines.append(f"{found.lost_experts:,} experts are in no box's memory")
+    if found.keeper is None:
+        lines.append(
+            "the keeper does not run: nothing is taken in, and workers that no run speaks to end after "
+            f"{LINGER_S:g} s; run `potluck up` again"
+        )
+    elif found.keeper_word:
+        lines.append(f"keeper: {found.keeper_word}")
+    return lines
+
+
+def document(found: ClusterStatus) -> dict[str, object]:
+    """The JSON that scripts rely on (docs/json.md)."""
+    return {
+        "cluster": found.state.cluster,
+        "head": found.state.head,
+        "model": found.state.model_path,
+        "plan": found.state.plan,
+        "started": found.state.started,
+        "lost_experts": found.lost_experts,
+        "keeper": {"pid": found.keeper, "last_word": found.keeper_word},
+        "linger_s": LINGER_S,
+        "boxes": [asdict(box) for box in found.boxes],
+    }
+
+
+def _row(box: BoxStatus, now: float) -> tuple[str, ...]:
+    serves = box.state in ("ready", "up", "loading")
+    return (
+        box.node if box.role != "head" else f"{box.node} (head)",
+        box.state,
+        f"{box.num_experts:,}" if serves else "",
+        size(box.held_bytes) if serves else "",
+        _ago(now - box.since) if box.since else "",
+        f"{1e3 * box.round_trip_s:.1f} ms" if box.round_trip_s is not None else "",
+    )
+
+
+def _ago(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"

@@ -1,0 +1,72 @@
+"""`potluck up`: bring a cluster's boxes up and start the workers of a plan on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.inputs import model_folder
+from orchestrator.cli.options import Json
+from orchestrator.cli.output import print_error, print_json, print_note
+from orchestrator.cluster.launcher_file import load_launcher
+from orchestrator.cluster.ssh import Ssh
+from orchestrator.cluster.up import Raised, raise_cluster
+
+
+def up(
+    cluster: Annotated[Path, typer.Argument(help="Cluster file.", metavar="CLUSTER")],
+    model: Annotated[Path, typer.Option(help="Model directory or GGUF file, on every box.")],
+    plan: Annotated[Path | None, typer.Option(help="Plan for these boxes; made where left out.")] = None,
+    survive: Annotated[
+        int | None, typer.Option(min=0, help="Plan anew, to survive the loss of so many boxes.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Start a cluster: Ray, keys and the workers of a plan, on all boxes that are there."""
+    launcher = load_launcher(cluster)
+
+    def tell(line: str) -> None:
+        if not json:
+            print_note(line)
+
+    for note in launcher.notes:
+        print_note(note)
+    with Ssh() as ssh:
+        raised = raise_cluster(launcher, model_folder(model), plan, survive, ssh, tell)
+    for why in raised.state.missing.values():
+        print_note(f"missing: {why}")
+    if json:
+        print_json(document(raised))
+    elif not raised.lost_experts:
+        print_note(
+            f"up: `potluck generate --cluster {cluster} …` uses it, `potluck status {cluster}` shows it"
+        )
+    if raised.lost_experts:
+        print_error(
+            f"{raised.lost_experts:,} experts are on no box that is up: the keeper takes in what misses when "
+            f"it comes, `potluck status {cluster}` tells; or plan without these boxes"
+        )
+        raise typer.Exit(2)
+
+
+def document(raised: Raised) -> dict[str, object]:
+    """The JSON that scripts rely on (docs/json.md)."""
+    state = raised.state
+    return {
+        "cluster": state.cluster,
+        "head": state.head,
+        "ray_address": state.ray_address,
+        "model": state.model_path,
+        "plan": state.plan,
+        "usable": not raised.lost_experts,
+        "lost_experts": raised.lost_experts,
+        "keeper": raised.keeper,
+        "workers": [
+            {"name": worker.name, "node": worker.node, "pid": worker.pid, "num_experts": worker.num_experts}
+            for worker in state.workers
+        ],
+        "missing": dict(state.missing),
+        "seconds": {name: round(seconds, 3) for name, seconds in raised.seconds.items()},
+    }

@@ -1,0 +1,66 @@
+"""The end of a cluster on all of its boxes: no process, socket, shared memory or key of it is left."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from orchestrator.cluster.here import Ended
+from orchestrator.cluster.keeper import KEEPER_LOG, LOCK, end_keeper, only_one
+from orchestrator.cluster.keys_folder import remove_keys
+from orchestrator.cluster.launcher_file import Box, Launcher
+from orchestrator.cluster.ray_start import ray_address
+from orchestrator.cluster.run_state import RUN
+from orchestrator.cluster.ssh import Ssh, each_box, python_of
+from placement.errors import BoxUnreachable, PotluckError
+
+END_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class BoxEnd:
+    """What happened on a box: what was ended there, or why nobody knows."""
+
+    ended: Ended | None
+    error: str = ""
+
+    @property
+    def is_clean(self) -> bool:
+        return self.ended is not None and not self.ended.left
+
+
+def bring_down(launcher: Launcher, ssh: Ssh) -> dict[str, BoxEnd]:
+    """End the cluster on every box of the file that is reached; by node.
+
+    Keys go from this box in any case: a box that was not reached keeps its own until `down` runs again.
+    """
+    folder = launcher.state_folder
+    if folder.is_dir():
+        # First what would start again what is ended here.
+        end_keeper(folder)
+        with only_one(folder):
+            done = _on_boxes(launcher, ssh)
+            for name in (RUN, KEEPER_LOG):
+                (folder / name).unlink(missing_ok=True)
+            remove_keys(folder)
+        (folder / LOCK).unlink(missing_ok=True)
+        return done
+    return _on_boxes(launcher, ssh)
+
+
+def _on_boxes(launcher: Launcher, ssh: Ssh) -> dict[str, BoxEnd]:
+    def end(box: Box) -> Ended:
+        command = f"{python_of(box)} -m orchestrator.cluster.here end {launcher.name} {ray_address(launcher)}"
+        printed = ssh.check(box, command, timeout_s=END_TIMEOUT_S)
+        try:
+            fields = json.loads(printed)
+            return Ended(tuple(fields["processes"]), tuple(fields["left"]))
+        except (ValueError, KeyError, TypeError):
+            raise BoxUnreachable(f"{box.at}: expected what was ended there, found {printed[:80]!r}") from None
+
+    # Workers before the head: their Rays would try to reach it.
+    results = {**each_box(launcher.others, end), **each_box((launcher.head,), end)}
+    return {
+        name: BoxEnd(None, str(result)) if isinstance(result, PotluckError) else BoxEnd(result)
+        for name, result in results.items()
+    }

@@ -1,0 +1,43 @@
+"""The workers of a cluster that runs already, as a session takes them: none is started, none is ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.cluster.keys_folder import read_pair
+from orchestrator.cluster.run_state import RunState, read_run_state
+from orchestrator.dispatch.view import WorkerAddress
+from transport.keys import KeyPair
+
+
+@dataclass(frozen=True, slots=True)
+class RunningCluster:
+    """Addresses of its workers, and the pair of keys that they let in."""
+
+    keys: KeyPair
+    state: RunState
+
+    def wait_ready(self) -> Mapping[str, WorkerAddress]:
+        """By worker name, of those that served when this was noted last; they are ready."""
+        return {
+            worker.name: WorkerAddress(
+                worker.endpoint, worker.pulse_endpoint, worker.public_key.encode(), worker.instance
+            )
+            for worker in self.state.workers
+            if worker.node not in self.state.missing
+        }
+
+
+@contextmanager
+def running_cluster(folder: Path) -> Iterator[RunningCluster]:
+    """The cluster of a state folder.
+
+    Raises:
+        RunStateError: none runs.
+        KeyFilesError: this user may not read its keys.
+    """
+    state = read_run_state(folder)
+    yield RunningCluster(read_pair(folder, state.head), state)
