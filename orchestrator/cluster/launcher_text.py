@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,10 +50,14 @@ def launcher_text(draft: Draft, file_name: str = "cluster.yaml") -> str:
         f"    --object-store-memory=200000000 --temp-dir=$HOME/{folder[2:]}/ray"
     )
     # Each box finds its own address and name among these, so both commands do on any box.
-    find = (
-        f"for OWN in {' '.join(f'{address}={name}' for name, address in draft.nodes.items())} none;\n"
-        "    do ip -4 -o addr | grep -qwF ${OWN%=*} && break; done;"
+    own = textwrap.fill(
+        f"for OWN in {' '.join(f'{address}={name}' for name, address in draft.nodes.items())} none;",
+        width=100,
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
     )
+    find = own + "\n    do ip -4 -o addr | grep -qwF ${OWN%=*} && break; done;"
     environment = "\n    ".join(f"{name}={value}" for name, value in ray_environment(folder).items())
     before = f"source {USUAL_VENV}/bin/activate &&\n    {find}\n    {environment}"
     nodes = "\n".join(
