@@ -1,0 +1,1 @@
+"""Experts follow the traffic while a run goes on: what is asked for lately, whether to move, and the move."""

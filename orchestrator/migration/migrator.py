@@ -1,0 +1,132 @@
+"""The thread around `Migration`: the clock, the watch over the workers, and the planner."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from types import TracebackType
+from typing import Protocol, Self
+
+from orchestrator.membership.events import Migrated, Tell
+from orchestrator.membership.rescue import Experts
+from orchestrator.membership.standing import Standing
+from orchestrator.migration.migration import (
+    Give,
+    Migration,
+    MigrationAction,
+    MigrationState,
+    Proposal,
+    Propose,
+    Use,
+)
+from orchestrator.migration.online_routing import OnlineRouting
+from placement.plan import Plan
+from transport.messages import Held
+
+_TICK_S = 0.1
+
+
+class Watch(Protocol):
+    """What of `ClusterWatch` a migration uses."""
+
+    def standing(self) -> Standing: ...
+
+    def order(
+        self, name: str, experts: Experts, *, rate_bytes_per_s: int = 0, is_drop: bool = False
+    ) -> int: ...
+
+    def ordered(self, number: int) -> Held | None: ...
+
+    def change(self, plan: Plan) -> None: ...
+
+
+class Migrator:
+    """Moves experts after the traffic while the context lasts.
+
+    Args:
+        oldest_epoch: of the views that passes in flight have (`Dispatcher.epoch`).
+        routing: the run's recorder.
+        propose: the planner; it runs in `apart`, so that tokens do not wait for it.
+        note: told of every new decision.
+    """
+
+    def __init__(
+        self,
+        migration: Migration,
+        watch: Watch,
+        oldest_epoch: Callable[[], int],
+        routing: OnlineRouting,
+        propose: Callable[[Propose], Proposal],
+        apart: Executor,
+        *,
+        tell: Tell,
+        note: Callable[[MigrationState], None],
+    ) -> None:
+        self._migration = migration
+        self._watch = watch
+        self._oldest_epoch = oldest_epoch
+        self._routing = routing
+        self._propose = propose
+        self._apart = apart
+        self._tell = tell
+        self._note = note
+        self._noted: MigrationState | None = None
+        self._asked: Future[Proposal] | None = None
+        self._orders: dict[int, int] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="migration", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(_TICK_S):
+            self.step(time.monotonic())
+
+    def step(self, now_s: float) -> None:
+        """Take in what has come, and do what is due."""
+        standing = self._watch.standing()
+        plan = standing.view.plan
+        is_whole = not (standing.view.absent or standing.dead or standing.suspects)
+        for number, theirs in list(self._orders.items()):
+            held = self._watch.ordered(theirs)
+            if held is not None and held.done:
+                del self._orders[number]
+                self._act(
+                    self._migration.ordered(number, missing_bytes=held.missing_bytes, refusal="", now_s=now_s)
+                )
+        if self._asked is not None and self._asked.done():
+            proposal, self._asked = self._asked.result(), None
+            self._act(self._migration.proposed(proposal, plan, now_s))
+        self._act(
+            self._migration.tick(now_s, plan, self._oldest_epoch(), self._routing.lately, is_whole=is_whole)
+        )
+        if self._migration.state is not self._noted:
+            self._noted = self._migration.state
+            self._note(self._noted)
+
+    def _act(self, actions: list[MigrationAction]) -> None:
+        for action in actions:
+            if isinstance(action, Propose):
+                self._asked = self._apart.submit(self._propose, action)
+            elif isinstance(action, Give):
+                self._orders[action.number] = self._watch.order(
+                    action.worker,
+                    action.experts,
+                    rate_bytes_per_s=action.rate_bytes_per_s,
+                    is_drop=action.is_drop,
+                )
+            elif isinstance(action, Use):
+                self._watch.change(action.plan)
+            else:
+                self._routing.planned()
+                self._tell(Migrated(action.num_experts, action.num_bytes, action.reason))
