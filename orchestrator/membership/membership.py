@@ -185,6 +185,7 @@ class Membership:
         self._not_loaded: dict[int, Order] = {}
         self._behind_at_s = math.inf
         self._missing = ""
+        self._is_stale = True
         self._wake_s = now_s
         self._oldest_epoch: int | None = None
         self._has_begun = False
@@ -278,7 +279,7 @@ class Membership:
         if member.takes_part:
             member.closed_s = min(member.closed_s, now_s)
             if member.condition is Condition.ALIVE:
-                member.condition = Condition.SUSPECT
+                self._turn(member, Condition.SUSPECT)
                 self._tell(Suspected(member.name, 0.0))
             self._publish(now_s)
 
@@ -344,7 +345,7 @@ class Membership:
             self._die(worker, member, f"no sign of life for {silent_s:.1f} s", now_s)
             return True
         if member.condition is Condition.ALIVE and silent_s >= self._patience.suspect_after_s:
-            member.condition = Condition.SUSPECT
+            self._turn(member, Condition.SUSPECT)
             self._tell(Suspected(member.name, silent_s))
         return False
 
@@ -383,7 +384,7 @@ class Membership:
         silent_s = now_s - member.heard_s
         member.heard_s = now_s
         if member.condition is Condition.SUSPECT and member.closed_s == math.inf:
-            member.condition = Condition.ALIVE
+            self._turn(member, Condition.ALIVE)
             self._tell(Cleared(member.name, silent_s))
         if member.pong is None or sent_s > member.pong.sent_s:
             member.pong = PongSeen(
@@ -431,7 +432,7 @@ class Membership:
         assert member.address is not None
         member.address = replace(member.address, instance=member.instance)
         member.last_instance = member.instance
-        member.condition = Condition.ALIVE
+        self._turn(member, Condition.ALIVE)
         member.heard_s = now_s
         member.closed_s = math.inf
         member.is_gone = False
@@ -441,7 +442,7 @@ class Membership:
         self._reconsider(now_s)
 
     def _die(self, worker: int, member: _Member, why: str, now_s: float) -> None:
-        member.condition = Condition.DEAD
+        self._turn(member, Condition.DEAD)
         member.died_s = now_s
         member.closed_s = math.inf
         member.greeted_s = now_s
@@ -450,6 +451,10 @@ class Membership:
         # What it was told to hold is asked for again when it comes back.
         member.instance = 0
         self._tell(Died(member.name, why))
+
+    def _turn(self, member: _Member, condition: Condition) -> None:
+        member.condition = condition
+        self._is_stale = True
 
     def _wrong(self, member: _Member, reply: HelloReply) -> str:
         """How a worker differs from what the plan expects; empty if it does not."""
@@ -487,6 +492,7 @@ class Membership:
         if order.done and order.worker in self._not_loaded and self._not_loaded[order.worker] is order:
             del self._not_loaded[order.worker]
             self._plan = loaded(self._plan, [order.worker])
+            self._is_stale = True
         self._advance(now_s)
 
     def _order_refused(self, worker: int, reply: ErrorReply, now_s: float) -> None:
@@ -523,6 +529,7 @@ class Membership:
             return
         self._change = None
         self._plan = change.rescue.plan
+        self._is_stale = True
         for order in change.orders:
             if not change.is_behind:
                 self._not_loaded[order.worker] = order
@@ -538,6 +545,7 @@ class Membership:
         """After a loss or a return: who must take experts on, and who may let go of them."""
         if not self._has_begun:
             return
+        self._is_stale = True
         lost = self._lost()
         rescue = next_plan(self._plan, lost, self._rooms())
         self._change = None
@@ -591,6 +599,11 @@ class Membership:
     def _publish(self, now_s: float, *, must: bool = False) -> None:
         """The standing that follows; a new view where it differs from the last one."""
         members = self._members
+        pongs = {worker: member.pong for worker, member in members.items() if member.pong is not None}
+        if not (self._is_stale or must):
+            self._standing = replace(self._standing, pongs=pongs)
+            return
+        self._is_stale = False
         absent = frozenset(worker for worker, member in members.items() if not member.takes_part)
         addresses = {
             worker: member.address
@@ -605,17 +618,17 @@ class Membership:
             self._plan = plan
             if view.is_complete and not self._has_begun:
                 self._has_begun = True
-        missing = hopeless = ""
+        missing, hopeless = "", False
         if not view.is_complete:
-            hopeless = self._missing if self._change is None else ""
+            hopeless = bool(self._missing) and self._change is None
             missing = self._missing or self._waiting()
         self._standing = Standing(
             view,
             frozenset(worker for worker, member in members.items() if member.condition is Condition.SUSPECT),
             absent,
-            {worker: member.pong for worker, member in members.items() if member.pong is not None},
+            pongs,
             missing,
-            bool(hopeless),
+            hopeless,
         )
 
     def _waiting(self) -> str:

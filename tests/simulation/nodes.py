@@ -163,16 +163,19 @@ class Node:
         self.to_pulse(self, reply)
 
     def _data(self, request_id: int, epoch: int, layer: int, rows: ExpertRows) -> None:
-        if epoch < self.sessions.oldest_epoch(SESSION):
-            self.to_data(self, ErrorReply(request_id, ErrorCode.WRONG_EPOCH, "an old epoch"))
+        if epoch < self.sessions.received(SESSION, request_id):
+            self._refuse(request_id, ErrorCode.WRONG_EPOCH)
         elif self.refuses:
-            self.to_data(self, ErrorReply(request_id, ErrorCode.INTERNAL, "out of memory"))
+            self._refuse(request_id, ErrorCode.INTERNAL)
         elif self.held.lacks(layer, rows.expert_ids):
-            self.to_data(self, ErrorReply(request_id, ErrorCode.EXPERT_NOT_HELD, "not held"))
+            self._refuse(request_id, ErrorCode.EXPERT_NOT_HELD)
         else:
-            self.sessions.received(SESSION, request_id)
             self._waiting.append((request_id, layer, rows))
             self._work()
+
+    def _refuse(self, request_id: int, code: ErrorCode) -> None:
+        self.sessions.closed(SESSION)
+        self.to_data(self, ErrorReply(request_id, code, "no"))
 
     def _work(self) -> None:
         if self._is_busy or self.is_paused or not self.is_up or not self._waiting:
