@@ -45,8 +45,7 @@ from placement.units import size
 from placement.workload import DEFAULT_CONTEXT, Workload
 from workers.disk.tier import DiskTier
 from workers.formats.open_model import kept_forms, open_model
-from workers.pool import TieredExperts
-from workers.tiers import ExpertTier
+from workers.holdings import Holdings
 
 PROBE_BYTES = 2 * 10**9
 """Of the disk, read before the run and after it."""
@@ -105,9 +104,8 @@ def run(model: Path, plan: Plan, rows: Sequence[int], turns: int) -> Iterator[Me
             yield Measured(passes, read, (counts.hits - before.hits) / max(1, asked))
 
 
-def disk_tiers(local: ExpertTier | None) -> list[DiskTier]:
-    tiers = local.tiers if isinstance(local, TieredExperts) else (local,)
-    return [tier for tier in tiers if isinstance(tier, DiskTier)]
+def disk_tiers(local: Holdings) -> list[DiskTier]:
+    return [tier for tier in local.tiers if isinstance(tier, DiskTier)]
 
 
 def main(

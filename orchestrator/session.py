@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -16,28 +16,30 @@ from orchestrator.launch.local import local_workers
 from orchestrator.launch.workers import Workers
 from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.step35 import Step35Model
-from orchestrator.model.weights import load_head_weights
+from orchestrator.model.weights import HeadWeights, load_head_weights
 from orchestrator.one_box import plan_here
 from orchestrator.report import RunReport, make_report
-from orchestrator.run_memory import Demand, check_run, head_needs
+from orchestrator.run_memory import Demand, head_needs, mapped_parts, reserve_run
 from orchestrator.runnable import check_forms, check_runnable
 from orchestrator.timing import StepTimer
 from placement.kv_size import KvForm, SequenceSize
 from placement.message_size import MAX_MESSAGE_ROWS
-from placement.plan import Plan
+from placement.plan import LOCAL_WORKER, Plan
 from placement.weight_format import ExpertFormat
 from placement.workload import DEFAULT_CONTEXT
 from transport.client import WorkerClient
 from transport.keys import HeadKeys
-from transport.messages import WireLimits, WorkerState
+from transport.messages import Experts, WireLimits, WorkerState
 from transport.sockets import Context
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.open_model import OpenModel, held_expert_bytes
-from workers.memory.free import free_memory
+from workers.holdings import Holdings
+from workers.memory.budget import Need
 from workers.memory.lost_pages import end_lost_pages_in_one_line
 from workers.memory.mapped import OnProgress, Range, bring_in, joined
-from workers.pool import load_head_tiers
-from workers.tiers import ExpertTier
+from workers.memory.reservations import Reservation, free_memory
+from workers.pool import load_each, need_of
+from workers.tiers import tiers_of
 
 HELLO_TIMEOUT_S = 10.0
 
@@ -49,7 +51,7 @@ class Session:
     head: Step35Model
     dispatcher: Dispatcher
     plan: Plan
-    local: ExpertTier | None
+    local: Holdings
     checkpoint: Checkpoint
     expert_bytes: Mapping[int, int]
     clients: Mapping[str, WorkerClient] = field(default_factory=dict)
@@ -80,7 +82,7 @@ class Session:
 
     def notices(self) -> list[str]:
         """What the user should know of the experts' memory, here and on workers; see `ExpertTier.notices`."""
-        found = list(self.local.notices()) if self.local is not None else []
+        found = list(self.local.notices())
         for name, client in self.clients.items():
             reply = client.hello(HELLO_TIMEOUT_S)
             if reply.state == WorkerState.READY and reply.text:
@@ -134,22 +136,24 @@ def open_session(
     if kv_form is None and plan.workload is not None:
         kv_form = plan.workload.kv_form
     demand = Demand(positions, num_drafts=num_drafts, kv_form=kv_form)
-    head = head_needs(model.contents, shape, plan.dtype, demand)
-    check_run(plan, head, checkpoint, config, free_memory(), workers_here=workers is None)
-    if not plan.asked_workers:
-        yield _load(model, plan, demand, on_progress=on_progress)
-        return
+    head = head_needs(model.contents, shape, plan.dtype, demand, model.path)
     with ExitStack() as stack:
+        reservation, own = reserve_run(plan, head, model, workers_here=workers is None)
+        stack.callback(reservation.close)
+        if not plan.asked_workers:
+            yield _session(model, plan, demand, _load(model, plan, demand, own, reservation, on_progress))
+            return
         if workers is None:
-            workers = local_workers(plan, shape, model.path)
+            workers = local_workers(plan, shape, model.path, reservation=reservation.name)
             stack.enter_context(_share_of_cores(1 + len(plan.asked_workers)))
         running = stack.enter_context(workers)
+        # While the workers load theirs.
+        loaded = _load(model, plan, demand, own, reservation, on_progress)
         context = stack.enter_context(_context())
-
-        def connect() -> Mapping[str, WorkerClient]:
-            return _clients(running, context, WireLimits.for_shape(shape), plan.dtype)
-
-        yield _load(model, plan, demand, connect, on_progress=on_progress)
+        clients = _clients(running, context, WireLimits.for_shape(shape), plan.dtype)
+        # From here on the workers' own reservations count.
+        reservation.narrow(own)
+        yield _session(model, plan, demand, loaded, clients)
 
 
 @contextmanager
@@ -186,41 +190,86 @@ def load_local(model: OpenModel, dtype: torch.dtype, kv_form: KvForm | None = No
         PlanDoesNotFit: not even the head fits.
         CheckpointError: the model's files are damaged.
     """
+    name = str(dtype).removeprefix("torch.")
     demand = Demand(min(DEFAULT_CONTEXT, model.shape.max_positions), kv_form=kv_form)
-    plan = plan_here(model, str(dtype).removeprefix("torch."), demand, free_memory()).plan
-    return _load(model, plan, demand).head
+    plan = plan_here(model, name, demand, free_memory(mapped_parts(model, name))).plan
+    return _session(model, plan, demand, _load(model, plan, demand)).head
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """The head's weights, and what this process holds of the experts; `pool_bytes` for keys and values."""
+
+    weights: HeadWeights
+    local: Holdings
+    pool_bytes: int
 
 
 def _load(
     model: OpenModel,
     plan: Plan,
     demand: Demand,
-    connect: Callable[[], Mapping[str, WorkerClient]] = dict,
-    *,
+    own: Sequence[Need] = (),
+    reservation: Reservation | None = None,
     on_progress: OnProgress | None = None,
-) -> Session:
-    """The head and its own experts, while the workers load theirs; then `connect` waits for those."""
+) -> _Loaded:
+    """`own`: what of `reservation` is this process's."""
     end_lost_pages_in_one_line()
     config, checkpoint = model
     dtype: torch.dtype = getattr(torch, plan.dtype)
-    timer = StepTimer()
     forms = {layer.index: ExpertFormat.of_name(layer.form) for layer in plan.layers}
-    expert_bytes = held_expert_bytes(model.contents.expert_formats, forms, config)
     # First what reads next to nothing: norms that are not finite are told before the experts are read.
     weights = load_head_weights(checkpoint, config, dtype, forms=forms, need_mtp=demand.num_drafts > 0)
-    local = load_head_tiers(plan, checkpoint, config, on_progress)
+    specs = tiers_of(plan, LOCAL_WORKER) if plan.local_worker is not None else ()
+    tiers = load_each(specs, checkpoint, config, plan.dtype, on_progress=on_progress)
     # Before the first token, and in the order of the file, not of the first pass's page faults.
     read = weights.trunk_matrices + (weights.mtp_matrices if demand.num_drafts else ())
     bring_in(joined(Range(matrix.data.data_ptr(), matrix.data.nbytes) for matrix in read), on_progress)
-    clients = connect()
-    dispatcher = Dispatcher(*unwatched(plan, clients), local=local, max_rows=MAX_MESSAGE_ROWS, timer=timer)
-    kv_form = demand.kv_form or KvForm.of(plan.dtype)
-    # What was asked for was found to fit before anything was read.
-    sequence = SequenceSize.of(model.shape, kv_form, demand.num_drafts)
+    # What was asked for was found to fit before anything was read; texts may grow into what else is free.
+    sequence = SequenceSize.of(model.shape, _kv_form(plan, demand), demand.num_drafts)
     asked_bytes = sequence.num_bytes(demand.positions, demand.pass_rows)
-    pool = KvPool(max(asked_bytes, free_memory().usable_bytes))
-    head = Step35Model(config, weights, dtype, dispatcher, timer, kv_form, pool)
-    return Session(head, dispatcher, plan, local, checkpoint, expert_bytes, clients)
+    local = Holdings()
+    if reservation is None:
+        local.begin(tiers, model, forms, lambda: free_memory().usable_bytes)
+        return _Loaded(weights, local, max(asked_bytes, free_memory().usable_bytes))
+    room_bytes = reservation.room_bytes
+
+    def note(experts: Experts) -> None:
+        """Orders have brought experts into this process's memory, or out of it."""
+        added = {layer: set(ids).difference(at_first.get(layer, ())) for layer, ids in experts.items()}
+        reservation.narrow([*own, need_of(added, "experts taken on", checkpoint, config, forms)])
+
+    at_first: dict[int, set[int]] = {}
+    for tier in tiers:
+        for layer, ids in tier.experts.items():
+            at_first.setdefault(layer, set()).update(ids)
+    local.begin(tiers, model, forms, room_bytes, note)
+    return _Loaded(weights, local, asked_bytes + room_bytes())
+
+
+def _kv_form(plan: Plan, demand: Demand) -> KvForm:
+    return demand.kv_form or KvForm.of(plan.dtype)
+
+
+def _session(
+    model: OpenModel,
+    plan: Plan,
+    demand: Demand,
+    loaded: _Loaded,
+    clients: Mapping[str, WorkerClient] | None = None,
+) -> Session:
+    config, checkpoint = model
+    timer = StepTimer()
+    forms = {layer.index: ExpertFormat.of_name(layer.form) for layer in plan.layers}
+    expert_bytes = held_expert_bytes(model.contents.expert_formats, forms, config)
+    clients = clients or {}
+    dispatcher = Dispatcher(
+        *unwatched(plan, clients), local=loaded.local, max_rows=MAX_MESSAGE_ROWS, timer=timer
+    )
+    dtype: torch.dtype = getattr(torch, plan.dtype)
+    pool = KvPool(loaded.pool_bytes)
+    head = Step35Model(config, loaded.weights, dtype, dispatcher, timer, _kv_form(plan, demand), pool)
+    return Session(head, dispatcher, plan, loaded.local, checkpoint, expert_bytes, clients)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from hypothesis import settings
 
 from tests.brief import search_briefly
 from tests.examples import DAILY
+from workers.memory import reservations
 
 # Of any time, since other work may take the processors.
 settings.register_profile("daily", max_examples=DAILY, deadline=None)
@@ -32,6 +33,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return nodeid.partition("::")[0] if scope == nodeid else scope
 
     return ByFile(config, log)
+
+
+@pytest.fixture(autouse=True)
+def own_reservations(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other commands of this user have set aside of the memory does not change what tests see."""
+    folder = tmp_path_factory.getbasetemp() / "reservations"
+    monkeypatch.setattr(reservations, "default_folder", lambda: folder)
 
 
 @pytest.fixture(autouse=True)

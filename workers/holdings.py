@@ -14,6 +14,7 @@ from placement.files.quote import first_line
 from placement.units import size
 from placement.weight_format import ExpertFormat
 from transport.expert_rows import ExpertRows
+from transport.messages import MAX_TEXT_CHARS, Drop, Experts, Held, Hold
 from workers.disk.direct_file import ALIGNMENT
 from workers.disk.tier import DiskTier
 from workers.fixed_point import PartialSum
@@ -25,9 +26,6 @@ from workers.store import ExpertStore
 from workers.tiers import LEAST_CACHED_EXPERTS, ExpertTier, StillLoading, least_cache_bytes
 
 log = logging.getLogger(__name__)
-
-Experts = Mapping[int, tuple[int, ...]]
-"""Absolute layer index -> ids."""
 
 # A request for experts whose order has just come waits so long for them to be looked up in the files.
 LOOK_UP_TIMEOUT_S = 10.0
@@ -103,6 +101,7 @@ class Holdings:
         self._formats: Mapping[int, ExpertFormat] = {}
         self._bytes: Mapping[int, int] = {}
         self._room_bytes: Callable[[], int] = _no_room
+        self._on_change: Callable[[Experts], None] | None = None
         self._lock = threading.Condition()
         self._orders: dict[int, OrderState] = {}
         self._looked_up = 0
@@ -118,6 +117,7 @@ class Holdings:
         model: OpenModel,
         formats: Mapping[int, ExpertFormat],
         room_bytes: Callable[[], int],
+        on_change: Callable[[Experts], None] | None = None,
     ) -> None:
         """Serve these tiers, and take orders.
 
@@ -125,13 +125,20 @@ class Holdings:
             tiers: the plan's, none where it put nothing here.
             formats: what each layer's experts are kept in, of all the model's MoE layers.
             room_bytes: memory that experts may still take, asked before each layer that is loaded.
+            on_change: told which experts are in memory, when an order has changed that.
         """
         config, checkpoint = model
         stored = {layer: checkpoint.expert_format(layer, config) for layer in formats}
         self._bytes = held_expert_bytes(stored, formats, config)
-        self._model, self._formats, self._room_bytes = model, dict(formats), room_bytes
+        self._model, self._formats = model, dict(formats)
+        self._room_bytes, self._on_change = room_bytes, on_change
         nothing = ExpertStore.load(checkpoint, config, {}, formats={})
         self._set = _Set(tuple(tiers) or (nothing,))
+
+    @property
+    def tiers(self) -> tuple[ExpertTier, ...]:
+        """Held now: those of the plan first, in its order."""
+        return () if self._set is None else (*self._set.tiers, *self._set.disks.values())
 
     @property
     def changes(self) -> int:
@@ -347,6 +354,8 @@ class Holdings:
 
     def _serve(self, new: _Set) -> None:
         self._set = new
+        if self._on_change is not None:
+            self._on_change({layer: tuple(sorted(ids)) for layer, ids in new.in_memory().items()})
 
     def _note(self, state: OrderState) -> None:
         with self._lock:
@@ -368,6 +377,26 @@ class Holdings:
         return sum(
             len(ids) * self._bytes.get(layer, 0) for layer, ids in self._not_in_memory(experts).items()
         )
+
+
+class OrderTaker:
+    """Holdings as orders on the wire reach them."""
+
+    def __init__(self, holdings: Holdings) -> None:
+        self._holdings = holdings
+
+    def hold(self, order: Hold) -> Held:
+        """Errors as `Holdings.hold`."""
+        return self._held(order, self._holdings.hold(order.order, order.experts, order.rate_bytes_per_s))
+
+    def drop(self, order: Drop) -> Held:
+        """Errors as `Holdings.drop`."""
+        return self._held(order, self._holdings.drop(order.order, order.experts))
+
+    @staticmethod
+    def _held(order: Hold | Drop, state: OrderState) -> Held:
+        text = state.text[:MAX_TEXT_CHARS]
+        return Held(order.request_id, state.order, state.done, state.missing_bytes, text)
 
 
 def _minus(experts: Experts, gone: Mapping[int, Collection[int]]) -> dict[int, tuple[int, ...]]:

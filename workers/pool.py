@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
@@ -21,7 +21,7 @@ from workers.fixed_point import PartialSum
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.open_model import held_expert_bytes
 from workers.held_experts import check_experts
-from workers.memory.budget import Need
+from workers.memory.budget import Need, SharedPart, file_key
 from workers.memory.mapped import OnProgress
 from workers.model_config import Step35Config
 from workers.store import ExpertStore
@@ -93,15 +93,42 @@ def tier_needs(
     for spec in specs:
         check_experts(config, spec.experts)
         forms = {layer: ExpertFormat.of_name(spec.forms.get(layer, dtype)) for layer in spec.experts}
-        stored = {layer: checkpoint.expert_format(layer, config) for layer in forms}
-        each = held_expert_bytes(stored, forms, config)
-        held_bytes = sum(len(ids) * each[layer] for layer, ids in spec.experts.items())
+        what = f"{spec.num_experts:,} experts on {quote(spec.name)}"
+        need = need_of(spec.experts, what, checkpoint, config, forms)
         if spec.kind == "disk":
-            what = f"the cache of the {spec.num_experts:,} experts on {quote(spec.name)}"
-            needs.append(Need(what, min(spec.cache_bytes, held_bytes)))
-        else:
-            needs.append(Need(f"{spec.num_experts:,} experts on {quote(spec.name)}", held_bytes))
+            need = Need(f"the cache of the {what}", min(spec.cache_bytes, need.num_bytes))
+        needs.append(need)
     return needs
+
+
+def need_of(
+    experts: Mapping[int, Collection[int]],
+    what: str,
+    checkpoint: Checkpoint,
+    config: Step35Config,
+    formats: Mapping[int, ExpertFormat],
+) -> Need:
+    """What experts take in memory, and how much of that is views of the model's files.
+
+    Args:
+        experts: layer -> ids.
+        what: for people.
+        formats: what each of these layers' experts are to be kept in.
+
+    Raises:
+        CheckpointError: a layer's experts are missing.
+    """
+    stored = {layer: checkpoint.expert_format(layer, config) for layer in experts}
+    wanted = {layer: formats[layer] for layer in experts}
+    each = held_expert_bytes(stored, wanted, config)
+    file = file_key(checkpoint.path)
+    shared = tuple(
+        SharedPart(f"{file} layer {layer}", each[layer], sum(1 << expert for expert in ids))
+        for layer, ids in experts.items()
+        # What is kept otherwise than it is stored is a copy.
+        if ids and stored[layer].kept_as(wanted[layer]) == stored[layer]
+    )
+    return Need(what, sum(len(ids) * each[layer] for layer, ids in experts.items()), shared)
 
 
 def _load(

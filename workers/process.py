@@ -19,6 +19,7 @@ from transport.keys import KeyPair, WorkerKeys, is_private
 from transport.messages import (
     MAX_TEXT_CHARS,
     Drop,
+    Experts,
     Held,
     Hello,
     HelloReply,
@@ -26,14 +27,14 @@ from transport.messages import (
     WorkerState,
     random_id,
 )
-from workers.memory.budget import Need, check_memory
-from workers.memory.free import free_memory
+from workers.memory.budget import Need
 from workers.memory.lost_pages import end_lost_pages_in_one_line
+from workers.memory.reservations import Reservation, reserve
 from workers.spec import WorkerInfo, WorkerSpec
 
 if TYPE_CHECKING:
     from workers.formats.open_model import FoundModel
-    from workers.holdings import Holdings, OrderState
+    from workers.holdings import Holdings, OrderTaker
     from workers.pulse import PulseServer
     from workers.service import ExpertService
 
@@ -50,6 +51,8 @@ class WorkerProcess:
         if self._keys is None and spec.allowed:
             self._keys = KeyPair.make()
         self._holdings: Holdings | None = None
+        self._orders: OrderTaker | None = None
+        self._reservation: Reservation | None = None
         self._service: ExpertService | None = None
         self._pulse: PulseServer | None = None
         self._identity = ""
@@ -68,7 +71,7 @@ class WorkerProcess:
             KeysRequired, WorkerStartError: an endpoint cannot be bound.
         """
         # Loading torch takes seconds: `python -m workers.serve` reads its spec before.
-        from workers.holdings import Holdings
+        from workers.holdings import Holdings, OrderTaker
         from workers.paced import PacedExperts
         from workers.pulse import PulseServer
         from workers.service import ExpertService
@@ -78,6 +81,7 @@ class WorkerProcess:
         keys = None if self._keys is None else WorkerKeys(self._keys, frozenset(spec.allowed))
         sessions = Sessions()
         self._holdings = holdings = Holdings()
+        self._orders = OrderTaker(holdings)
         experts = holdings if not spec.pace_bytes_per_s else PacedExperts(holdings, spec.pace_bytes_per_s)
         self._service = ExpertService(
             spec.name,
@@ -121,7 +125,7 @@ class WorkerProcess:
     def _load(self, spec: WorkerSpec, holdings: Holdings) -> None:
         import torch
 
-        from workers.pool import load_each, tier_needs
+        from workers.pool import load_each, need_of, tier_needs
 
         found = self._found()
         end_lost_pages_in_one_line()
@@ -131,20 +135,24 @@ class WorkerProcess:
         formats = {
             layer: ExpertFormat.of_name(spec.forms.get(layer, spec.dtype)) for layer in config.moe_layers
         }
-        check_memory(
-            [
-                *tier_needs(spec.tiers, checkpoint, config, spec.dtype),
-                Need(
-                    "requests and answers",
-                    spec.limits.max_rows * spec.limits.hidden_size * REQUEST_BYTES_A_VALUE,
-                ),
-            ],
-            free_memory(),
+        row_bytes = spec.limits.hidden_size * REQUEST_BYTES_A_VALUE
+        own = Need("requests and answers", spec.limits.max_rows * row_bytes)
+        self._reservation = reservation = reserve(
+            [*tier_needs(spec.tiers, checkpoint, config, spec.dtype), own],
+            what=f"worker {spec.name} of {spec.model}",
             where=f"worker {spec.name}",
             advice="plan fewer experts for this box, or put some on a disk of it (potluck plan)",
+            part_of=spec.reservation,
         )
+        disks = tier_needs(
+            [tier for tier in spec.tiers if tier.kind == "disk"], checkpoint, config, spec.dtype
+        )
+
+        def note(experts: Experts) -> None:
+            reservation.narrow([own, *disks, need_of(experts, "experts", checkpoint, config, formats)])
+
         tiers = load_each(spec.tiers, checkpoint, config, spec.dtype, on_progress=self._progress)
-        holdings.begin(tiers, model, formats, lambda: free_memory().usable_bytes)
+        holdings.begin(tiers, model, formats, reservation.room_bytes, note)
 
     def _found(self) -> FoundModel:
         """The model's files, where they are those of the plan."""
@@ -205,13 +213,13 @@ class WorkerProcess:
 
     def hold(self, order: Hold) -> Held:
         """See `PulseHandler`."""
-        assert self._holdings is not None
-        return held(order.request_id, self._holdings.hold(order.order, order.experts, order.rate_bytes_per_s))
+        assert self._orders is not None
+        return self._orders.hold(order)
 
     def drop(self, order: Drop) -> Held:
         """See `PulseHandler`."""
-        assert self._holdings is not None
-        return held(order.request_id, self._holdings.drop(order.order, order.experts))
+        assert self._orders is not None
+        return self._orders.drop(order)
 
     def shut_down(self) -> None:
         """See `PulseHandler`."""
@@ -246,12 +254,8 @@ class WorkerProcess:
                 part.stop()
         if self._holdings is not None:
             self._holdings.close()
-
-
-def held(request_id: int, state: OrderState) -> Held:
-    """The answer to an order."""
-    text = state.text[:MAX_TEXT_CHARS]
-    return Held(request_id, state.order, state.done, state.missing_bytes, text)
+        if self._reservation is not None:
+            self._reservation.close()
 
 
 def how_to_copy(model_dir: str, endpoint: str) -> str:

@@ -21,7 +21,7 @@ from orchestrator.gguf_tokenizer import UnknownTokenizer
 from orchestrator.launch.workers import Workers
 from orchestrator.one_box import plan_here
 from orchestrator.report import RunReport
-from orchestrator.run_memory import Demand
+from orchestrator.run_memory import Demand, mapped_parts
 from orchestrator.runnable import DEFAULT_DTYPE, DtypeName, check_runnable
 from orchestrator.session import open_session
 from orchestrator.tokenizer import StreamDecoder, Tokenizer
@@ -35,7 +35,7 @@ from placement.weight_format import FLOAT32
 from workers.formats.contents import ModelContents, Part
 from workers.formats.identity import check_made_for
 from workers.formats.open_model import OpenModel, kept_forms, open_model
-from workers.memory.free import free_memory
+from workers.memory.reservations import free_memory
 from workers.tiers import tiers_of
 
 # Far more text than any model's positions hold.
@@ -165,7 +165,7 @@ def _plan_without_file(
         from orchestrator.cli.even_plan import even_plan
 
         return even_plan(model.shape, num_workers, name, forms=kept_forms(checkpoint, config, name))
-    box = plan_here(model, name, demand, free_memory())
+    box = plan_here(model, name, demand, free_memory(mapped_parts(model, name)))
     if not silent:
         print_note(box.reason)
     return box.plan

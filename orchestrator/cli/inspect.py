@@ -23,7 +23,8 @@ from placement.workload import DEFAULT_CONTEXT
 from workers.formats.contents import ModelContents, Part, TypeRun, model_contents, type_runs
 from workers.formats.open_model import model_name
 from workers.memory.budget import PROCESS_BYTES, Need, missing_bytes
-from workers.memory.free import FreeMemory, free_memory
+from workers.memory.free import FreeMemory
+from workers.memory.reservations import free_memory
 from workers.tiers import least_cache_bytes
 
 _APART = (Part.EXPERTS, Part.MTP)

@@ -26,7 +26,7 @@ import psutil
 from placement.errors import PotluckError
 from workers.formats.digests import current_digests
 from workers.formats.identity import model_identity
-from workers.memory.free import free_memory
+from workers.memory.reservations import free_memory
 
 PACKAGES = ("orchestrator", "placement", "transport", "workers")
 _SYS = Path("/sys")

@@ -41,6 +41,7 @@ def local_workers(
     *,
     num_threads: int | None = None,
     max_rows: int = MAX_MESSAGE_ROWS,
+    reservation: str = "",
 ) -> Iterator[LocalWorkers]:
     """Begin to start the workers of the plan that hold experts, all here, whatever its nodes are called.
 
@@ -53,6 +54,7 @@ def local_workers(
     Args:
         num_threads: of each worker's tiers; None for an equal share of the cores.
         max_rows: tokens in one message.
+        reservation: of this process, if it covers the workers' memory.
 
     Raises:
         PlanError: the plan is for another model.
@@ -75,6 +77,7 @@ def local_workers(
                 num_threads=num_threads or max(1, cores // len(workers) // len(worker.tiers)),
                 lifeline=True,
                 log_path=str(folder / f"{number}.log"),
+                reservation=reservation,
             )
             for number, worker in enumerate(workers)
         ]

@@ -24,7 +24,7 @@ from placement.kv_size import KvForm, SequenceSize
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.dequantise import float32_rows
 from workers.formats.safetensors import SafetensorsCheckpoint
-from workers.memory.free import free_memory
+from workers.memory.reservations import free_memory
 from workers.model_config import Step35Config
 
 

@@ -20,11 +20,12 @@ from placement.weight_format import ExpertFormat
 from tests.orchestrator.processes import wait_until
 from tests.tiny_checkpoint import write_random_checkpoint
 from transport.expert_rows import ExpertRows
+from transport.messages import Experts
 from workers import fixed_point
 from workers.disk.direct_file import ALIGNMENT
 from workers.disk.tier import DiskTier
 from workers.formats.open_model import OpenModel, kept_forms, open_model
-from workers.holdings import Experts, Holdings
+from workers.holdings import Holdings
 from workers.kernels import ExpertNotHeld
 from workers.store import ExpertStore
 from workers.tiers import StillLoading

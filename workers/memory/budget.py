@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from placement.errors import PlanDoesNotFit
 from placement.units import size
@@ -14,11 +16,40 @@ PROCESS_BYTES = 210_000_000
 
 
 @dataclass(frozen=True, slots=True)
+class SharedPart:
+    """Equal pieces of a mapped file, which all processes that map them share.
+
+    Attributes:
+        file: names the file, and the row of pieces in it.
+        each_bytes: of a piece.
+        mask: bit i: piece i.
+    """
+
+    file: str
+    each_bytes: int
+    mask: int = 1
+
+    @property
+    def num_bytes(self) -> int:
+        return self.each_bytes * self.mask.bit_count()
+
+
+def file_key(path: Path) -> str:
+    """The same for all that map a model's file or folder, whatever they call it."""
+    facts = os.stat(path)
+    return f"{facts.st_dev}:{facts.st_ino}"
+
+
+@dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes that something takes; `what` is for people, such as "the KV cache of 4,096 positions"."""
+    """Bytes that something takes; `what` is for people, such as "the KV cache of 4,096 positions".
+
+    `shared`: of these bytes, those that are mapped.
+    """
 
     what: str
     num_bytes: int
+    shared: tuple[SharedPart, ...] = ()
 
 
 def missing_bytes(needs: Sequence[Need], free: FreeMemory) -> int:

@@ -39,10 +39,11 @@ class FreeMemory:
         return f"{self.told_by} leaves {size(self.num_bytes)}, of which {margin} stay free"
 
 
-def free_memory() -> FreeMemory:
+def machine_memory() -> FreeMemory:
     """The smaller of what the machine has available and what the process's cgroups leave.
 
-    Swap does not count. The page cache does: pages of files can be given up.
+    Swap does not count. The page cache does: pages of files can be given up. What others have set aside is
+    not taken off (`workers.memory.reservations.free_memory`).
     """
     machine = FreeMemory(psutil.virtual_memory().available, "this machine")
     return min([machine, *cgroup_limits(_SYSTEM)], key=lambda free: free.num_bytes)

@@ -9,7 +9,7 @@ import pytest
 
 from placement.errors import PlanDoesNotFit
 from workers.memory.budget import Need, check_memory, missing_bytes
-from workers.memory.free import LEAST_MARGIN_BYTES, FreeMemory, cgroup_limits, free_memory
+from workers.memory.free import LEAST_MARGIN_BYTES, FreeMemory, cgroup_limits, machine_memory
 
 GB = 10**9
 
@@ -113,7 +113,7 @@ def test_the_smaller_of_machine_and_cgroup_counts(tmp_path: Path, monkeypatch: p
     for available, expected in ((7 * GB, limit), (3 * GB, FreeMemory(3 * GB, "this machine"))):
         memory = psutil.virtual_memory()._replace(available=available)
         monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
-        assert free_memory() == expected
+        assert machine_memory() == expected
 
 
 def test_a_margin_stays_free() -> None:
