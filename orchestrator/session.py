@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
-import zmq
 
 from orchestrator.dispatch.dispatcher import Dispatcher, unwatched
+from orchestrator.dispatch.spot_check import DEFAULT_SHARE, SpotCheck, arbiter_of
 from orchestrator.dispatch.usage import Usage
 from orchestrator.generate import GenerationParams, GenerationResult, OnTokens, generate
 from orchestrator.launch.local import local_workers
+from orchestrator.launch.watched import Watched, room_elsewhere, room_here, watched
 from orchestrator.launch.workers import Workers
+from orchestrator.membership.membership import Expected
+from orchestrator.membership.standing import Standing
 from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.weights import HeadWeights, load_head_weights
@@ -27,11 +30,9 @@ from placement.message_size import MAX_MESSAGE_ROWS
 from placement.plan import LOCAL_WORKER, Plan
 from placement.weight_format import ExpertFormat
 from placement.workload import DEFAULT_CONTEXT
-from transport.client import WorkerClient
-from transport.keys import HeadKeys
-from transport.messages import Experts, WireLimits, WorkerState
-from transport.sockets import Context
+from transport.messages import Experts, WireLimits
 from workers.formats.checkpoint import Checkpoint
+from workers.formats.identity import IDENTITY
 from workers.formats.open_model import OpenModel, held_expert_bytes
 from workers.holdings import Holdings
 from workers.memory.budget import Need
@@ -40,8 +41,6 @@ from workers.memory.mapped import OnProgress, Range, bring_in, joined
 from workers.memory.reservations import Reservation, free_memory
 from workers.pool import load_each, need_of
 from workers.tiers import tiers_of
-
-HELLO_TIMEOUT_S = 10.0
 
 
 @dataclass(slots=True)
@@ -54,7 +53,7 @@ class Session:
     local: Holdings
     checkpoint: Checkpoint
     expert_bytes: Mapping[int, int]
-    clients: Mapping[str, WorkerClient] = field(default_factory=dict)
+    watched: Watched | None = None
     _results: list[GenerationResult] = field(default_factory=list)
     _decode: list[Usage] = field(default_factory=list)
 
@@ -83,15 +82,22 @@ class Session:
     def notices(self) -> list[str]:
         """What the user should know of the experts' memory, here and on workers; see `ExpertTier.notices`."""
         found = list(self.local.notices())
-        for name, client in self.clients.items():
-            reply = client.hello(HELLO_TIMEOUT_S)
-            if reply.state == WorkerState.READY and reply.text:
-                found.append(f"worker {name}: {reply.text}")
+        if self.watched is not None:
+            found += self.watched.notices()
         return found
+
+    def standing(self) -> Standing:
+        """What is known of the workers now."""
+        if self.watched is None:
+            return Standing(self.dispatcher.view)
+        return self.watched.watch.standing()
 
     def report(self) -> RunReport:
         """Figures of all generations so far."""
-        return make_report(self._results, self.plan, self.dispatcher.usage, self._decode, self.expert_bytes)
+        events = None if self.watched is None else self.watched.watch.log.counts()
+        return make_report(
+            self._results, self.plan, self.dispatcher.usage, self._decode, self.expert_bytes, events
+        )
 
 
 @contextmanager
@@ -104,6 +110,8 @@ def open_session(
     positions: int | None = None,
     kv_form: KvForm | None = None,
     on_progress: OnProgress | None = None,
+    say: Callable[[str], None] | None = None,
+    spot_check: float | None = None,
 ) -> Iterator[Session]:
     """Start the plan's workers and load the head meanwhile; let go of them on the way out, whatever happens.
 
@@ -117,6 +125,9 @@ def open_session(
         kv_form: of keys and values; as the plan assumes where left out, else in its dtype.
         on_progress: told how much of the files is in this process's memory: the head's experts, tier after
             tier, then the rest of the head.
+        say: told what happens to workers, a line each.
+        spot_check: share of the requests that another holder computes as well; None for a small one where
+            experts have several holders.
 
     Raises:
         PlanError: the plan is for another model, or says what this release cannot run.
@@ -143,44 +154,34 @@ def open_session(
         if not plan.asked_workers:
             yield _session(model, plan, demand, _load(model, plan, demand, own, reservation, on_progress))
             return
+        room_of = room_elsewhere
         if workers is None:
+            room_of = room_here
             workers = local_workers(plan, shape, model.path, reservation=reservation.name)
             stack.enter_context(_share_of_cores(1 + len(plan.asked_workers)))
         running = stack.enter_context(workers)
         # While the workers load theirs.
         loaded = _load(model, plan, demand, own, reservation, on_progress)
-        context = stack.enter_context(_context())
-        clients = _clients(running, context, WireLimits.for_shape(shape), plan.dtype)
+        cluster = stack.enter_context(
+            watched(
+                running,
+                plan,
+                Expected(shape.fingerprint, plan.dtype, plan.digests.get(IDENTITY, "")),
+                WireLimits.for_shape(shape),
+                here=loaded.local,
+                room=room_of(plan, reservation.room_bytes()),
+                say=say,
+            )
+        )
         # From here on the workers' own reservations count.
         reservation.narrow(own)
-        yield _session(model, plan, demand, loaded, clients)
+        yield _session(model, plan, demand, loaded, cluster, _check_of(spot_check, plan, model))
 
 
-@contextmanager
-def _context() -> Iterator[Context]:
-    context: Context = zmq.Context()
-    try:
-        yield context
-    finally:
-        context.destroy(linger=0)
-
-
-def _clients(running: Workers, context: Context, limits: WireLimits, dtype: str) -> dict[str, WorkerClient]:
-    """Wait until all workers are ready, connect, and check that each is who it should be.
-
-    Raises:
-        WorkerStartError: a worker did not start, cannot be reached, or is another one.
-    """
-    addresses = running.wait_ready()
-    clients = {}
-    for name, address in addresses.items():
-        keys = None
-        if running.keys is not None and address.public_key is not None:
-            keys = HeadKeys(running.keys, address.public_key)
-        clients[name] = WorkerClient(context, address.endpoint, limits, name=name, keys=keys)
-    for client in clients.values():
-        client.hello(HELLO_TIMEOUT_S, dtype=dtype)
-    return clients
+def _check_of(share: float | None, plan: Plan, model: OpenModel) -> SpotCheck | None:
+    if share is None:
+        share = DEFAULT_SHARE if plan.holder_table.has_replicas else 0.0
+    return SpotCheck(share, arbiter_of(model.checkpoint, model.config, plan)) if share else None
 
 
 def load_local(model: OpenModel, dtype: torch.dtype, kv_form: KvForm | None = None) -> Step35Model:
@@ -256,20 +257,31 @@ def _session(
     plan: Plan,
     demand: Demand,
     loaded: _Loaded,
-    clients: Mapping[str, WorkerClient] | None = None,
+    cluster: Watched | None = None,
+    spot_check: SpotCheck | None = None,
 ) -> Session:
     config, checkpoint = model
     timer = StepTimer()
     forms = {layer.index: ExpertFormat.of_name(layer.form) for layer in plan.layers}
     expert_bytes = held_expert_bytes(model.contents.expert_formats, forms, config)
-    clients = clients or {}
+    standing, network = unwatched(plan, {})
+    if cluster is not None:
+        standing, network = cluster.watch.standing, cluster.network
     dispatcher = Dispatcher(
-        *unwatched(plan, clients), local=loaded.local, max_rows=MAX_MESSAGE_ROWS, timer=timer
+        standing,
+        network,
+        local=loaded.local,
+        max_rows=MAX_MESSAGE_ROWS,
+        timer=timer,
+        tell=None if cluster is None else cluster.watch.tell,
+        spot_check=spot_check,
     )
+    if cluster is not None:
+        cluster.watch.follow(lambda: dispatcher.epoch)
     dtype: torch.dtype = getattr(torch, plan.dtype)
     pool = KvPool(loaded.pool_bytes)
     head = Step35Model(config, loaded.weights, dtype, dispatcher, timer, _kv_form(plan, demand), pool)
-    return Session(head, dispatcher, plan, loaded.local, checkpoint, expert_bytes, clients)
+    return Session(head, dispatcher, plan, loaded.local, checkpoint, expert_bytes, cluster)
 
 
 @contextmanager

@@ -66,11 +66,23 @@ def generate(
     workers: Annotated[
         int | None, typer.Option(min=0, max=64, help="Equal workers on this machine; 0: all in this process.")
     ] = None,
+    survive: Annotated[
+        int, typer.Option(min=0, help="With --workers: how many may be lost without reading from disks.")
+    ] = 0,
     plan: Annotated[
         Path | None, typer.Option(help="Plan made by `potluck plan`, instead of --workers.")
     ] = None,
     ray_address: Annotated[
         str | None, typer.Option(help="A running Ray cluster for --plan, such as auto or 10.0.0.1:6379.")
+    ] = None,
+    spot_check: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of requests computed twice and compared; 0.001 where two can.",
+            metavar="SHARE",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="For temperatures above 0.")] = 0,
     json: Json = False,
@@ -90,7 +102,7 @@ def generate(
     positions = len(prompt_ids) + max_tokens
     demand = Demand(positions, num_drafts=mtp, kv_form=kv)
     if plan is None:
-        made = _plan_without_file(opened, dtype, workers or 0, demand, silent=json)
+        made = _plan_without_file(opened, dtype, workers or 0, survive, demand, silent=json)
     else:
         made = load_plan(plan, opened.shape)
         with name_in_errors(plan, PlanError):
@@ -118,6 +130,8 @@ def generate(
                     positions=positions,
                     kv_form=kv,
                     on_progress=on_progress,
+                    say=print_note,
+                    spot_check=spot_check,
                 )
             )
         for note in opened.checkpoint.notes:
@@ -152,7 +166,7 @@ def _workers(plan: Plan, model: OpenModel, ray_address: str | None) -> AbstractC
 
 
 def _plan_without_file(
-    model: OpenModel, dtype: DtypeName | None, num_workers: int, demand: Demand, *, silent: bool
+    model: OpenModel, dtype: DtypeName | None, num_workers: int, survive: int, demand: Demand, *, silent: bool
 ) -> Plan:
     """All in this process, with a line that says what goes where; or over equal workers."""
     config, checkpoint = model
@@ -164,7 +178,10 @@ def _plan_without_file(
         # The planner takes a while to load, and a run in one process does without.
         from orchestrator.cli.even_plan import even_plan
 
-        return even_plan(model.shape, num_workers, name, forms=kept_forms(checkpoint, config, name))
+        forms = kept_forms(checkpoint, config, name)
+        return even_plan(model.shape, num_workers, name, forms=forms, survive=survive)
+    if survive:
+        raise InputError(f"--survive {survive}: expected with --workers N, of which as many may be lost")
     box = plan_here(model, name, demand, free_memory(mapped_parts(model, name)))
     if not silent:
         print_note(box.reason)

@@ -57,7 +57,7 @@ class Connections:
         self._connect = connect
         self._clients: dict[int, tuple[WorkerAddress, WorkerClient]] = {}
         self._worker_of: dict[object, int] = {}
-        self._poller = zmq.Poller()
+        self._poller: zmq.Poller | None = None
 
     def match(self, view: ClusterView) -> None:
         wanted = {w: address for w, address in view.addresses.items() if w not in view.absent}
@@ -79,6 +79,7 @@ class Connections:
         return self._clients[worker][1].receive()
 
     def wait(self, wait_s: float) -> list[int]:
+        assert self._poller is not None
         return [self._worker_of[socket] for socket, _ in self._poller.poll(math.ceil(wait_s * 1000))]
 
     def pause(self, pause_s: float) -> None:
@@ -98,9 +99,12 @@ class Connections:
         self._clients.clear()
 
     def _await(self, worker: int, client: WorkerClient) -> None:
+        # A head without workers needs none.
+        self._poller = self._poller or zmq.Poller()
         self._worker_of[client.socket] = worker
         self._poller.register(client.socket, zmq.POLLIN)
 
     def _forget(self, client: WorkerClient) -> None:
+        assert self._poller is not None
         del self._worker_of[client.socket]
         self._poller.unregister(client.socket)
