@@ -95,8 +95,10 @@ class Session:
     def report(self) -> RunReport:
         """Figures of all generations so far."""
         events = None if self.watched is None else self.watched.watch.log.counts()
+        # Of the newest plan: others, or this process, may have taken experts on.
+        plan = self.dispatcher.view.plan
         return make_report(
-            self._results, self.plan, self.dispatcher.usage, self._decode, self.expert_bytes, events
+            self._results, plan, self.dispatcher.usage, self._decode, self.expert_bytes, events
         )
 
 

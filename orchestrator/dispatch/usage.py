@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from itertools import zip_longest
 
 
 @dataclass(slots=True)
@@ -27,9 +28,10 @@ class Usage:
     checked: int = 0
 
     def since(self, earlier: Usage) -> Usage:
-        """What was added after `earlier`, a copy made of these counts."""
+        """What was added after `earlier`, a copy made of these counts; workers may have joined since."""
         counts = {f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)[1:]}
-        activations = [now - then for now, then in zip(self.activations, earlier.activations, strict=True)]
+        pairs = zip_longest(self.activations, earlier.activations, fillvalue=0)
+        activations = [now - then for now, then in pairs]
         return Usage(activations, **counts)
 
     def copy(self) -> Usage:

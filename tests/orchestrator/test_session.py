@@ -69,10 +69,10 @@ def test_a_session_sets_its_memory_aside_and_its_workers_theirs(
     with open_session(model, even_plan(model.shape, 0, "bfloat16")):
         assert len(list(folder.glob("*.json"))) == 1
     assert list(folder.glob("*.json")) == []
-    too_much = free_memory().num_bytes - 300_000_000
-    held = reserve([Need("all", too_much)], what="another run", where="here", advice="wait")
+    nearly_all = free_memory().usable_bytes - 300_000_000
+    held = reserve([Need("all", nearly_all)], what="another run", where="here", advice="wait")
     with (
-        pytest.raises(PlanDoesNotFit, match=r"^this machine: "),
+        pytest.raises(PlanDoesNotFit, match=r"^this machine: .* for process \d+ \(another run\)"),
         open_session(model, even_plan(model.shape, 4, "bfloat16"), positions=model.shape.max_positions),
     ):
         pass

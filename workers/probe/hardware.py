@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 
 from placement.given.probe_figures import Condition, Hardware, Versions
-from workers.memory.free import cgroup_total, free_memory
+from workers.memory.free import cgroup_total
+from workers.memory.reservations import free_memory
 
 _SYSTEM = Path("/")
 _CPU = Path("sys/devices/system/cpu")
