@@ -143,13 +143,13 @@ def test_mapped_parts_that_both_have_count_once(folder: Path, other: Other) -> N
     mine = (SharedPart("m layer 3", GB, 0b00111100), SharedPart("m head", 2 * GB))
     # The other's own memory grows a little by itself.
     assert free_memory(folder=folder).num_bytes == pytest.approx(FREE - 6 * GB - 2 * GB, rel=0.01)
-    assert free_memory(mine, folder=folder).num_bytes == pytest.approx(FREE - 2 * GB, rel=0.01)
-    # 16 GB that share 4 with the other's 6: 2 of its own, and 2 more that the other has beside them.
-    need = Need("experts", 17 * GB, mine)
+    # Half of what the other maps of the layer, and the head, are mapped here too: 4 GB.
+    assert free_memory(mine, folder=folder).num_bytes == pytest.approx(FREE - 4 * GB, rel=0.01)
     words = {"what": "a run", "where": "this machine", "advice": "wait"}
-    reserve([need], **words, folder=folder).close()
+    # 8 + 15 - 4 GB of 20.
+    reserve([Need("experts", 15 * GB, mine)], **words, folder=folder).close()
     with pytest.raises(PlanDoesNotFit):
-        reserve([Need("experts", 17 * GB)], **words, folder=folder)
+        reserve([Need("experts", 15 * GB)], **words, folder=folder)
 
 
 def test_a_process_does_not_stand_in_its_own_way(folder: Path) -> None:
