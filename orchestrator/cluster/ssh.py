@@ -15,9 +15,9 @@ import shutil
 import socket
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from typing import BinaryIO, Self, TypeVar
 
 from orchestrator.cluster.keys_folder import KEYS, TLS, TOKEN
 from orchestrator.cluster.launcher_file import STATE_FOLDER, Box, remote_folder
+from orchestrator.run_folder import run_folder
 from placement.errors import BoxUnreachable, PotluckError
 from placement.files.quote import one_line
 
@@ -63,8 +64,9 @@ class Ssh:
         if shutil.which("ssh") is None:
             raise BoxUnreachable("this machine has no ssh: install it (apt-get install openssh-client)")
         self._connect_timeout_s = connect_timeout_s
+        self._stack = ExitStack()
         # A name of a socket may have a hundred characters, so it lies in no folder of the user's.
-        self._folder = tempfile.TemporaryDirectory(prefix="potluck-ssh-", dir="/tmp")
+        self._folder = self._stack.enter_context(run_folder("/tmp"))
 
     def __enter__(self) -> Self:
         return self
@@ -76,9 +78,7 @@ class Ssh:
 
     def close(self) -> None:
         """End the connections."""
-        if not os.path.isdir(self._folder.name):
-            return
-        for control in Path(self._folder.name).iterdir():
+        for control in self._folder.glob("box-*") if self._folder.is_dir() else ():
             # A connection knows its own box; the name is needed for the command line alone.
             subprocess.run(
                 ["ssh", "-o", f"ControlPath={control}", "-O", "exit", "box"],
@@ -88,7 +88,7 @@ class Ssh:
                 timeout=10,
                 check=False,
             )
-        self._folder.cleanup()
+        self._stack.close()
 
     def command(self, box: Box, command: str) -> list[str]:
         """What runs a line of bash on a box; on this machine, where the box is this one."""
@@ -100,7 +100,7 @@ class Ssh:
             "ServerAliveInterval": "5",
             "ServerAliveCountMax": "3",
             "ControlMaster": "auto",
-            "ControlPath": f"{self._folder.name}/%C",
+            "ControlPath": f"{self._folder}/box-%C",
             "ControlPersist": "60",
             "LogLevel": "ERROR",
         }

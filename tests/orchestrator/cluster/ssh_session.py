@@ -34,6 +34,9 @@ def main(here: str, there: str, third: str) -> None:
     with Ssh(connect_timeout_s=2) as ssh:
         answer = ssh.run(other, "hostname; cat; echo oh >&2; exit 3", stdin=b"given \xff\n")
         found["answer"] = [answer.code, answer.stdout.decode("latin-1"), answer.reason]
+        control = next(word for word in ssh.command(other, "true") if word.startswith("ControlPath="))
+        sockets = Path(control.partition("=")[2]).parent
+        found["sockets"] = len(list(sockets.glob("box-*")))
         before = time.monotonic()
         ssh.check(other, "true")
         found["second_s"] = time.monotonic() - before
@@ -84,6 +87,7 @@ def main(here: str, there: str, third: str) -> None:
         wrong = next(line for line in lines if line.startswith(there)).replace(there, third)
         known.write_text(f"{wrong}\n")
         found["changed"] = said(lambda: ssh.run(box("third", third), "true"))
+    found["sockets_left"] = sockets.exists()
     json.dump(found, sys.stdout)
 
 

@@ -39,6 +39,8 @@ def test_a_command_is_run_with_its_input_and_its_code_comes_back(seen: dict[str,
 def test_one_connection_serves_all_commands_and_none_is_left(seen: dict[str, Any]) -> None:
     assert seen["second_s"] < 0.5
     assert seen["left"] == []
+    assert seen["sockets"] > 0
+    assert not seen["sockets_left"]
 
 
 def test_a_command_on_this_box_needs_no_ssh(seen: dict[str, Any]) -> None:
