@@ -36,10 +36,12 @@ SWEEP_S = 0.1
 # What a connection may take in besides its messages: handshakes, and then heartbeats.
 SLACK_BYTES = 1 << 20
 HEARTBEAT_BYTES_PER_S = 4096
-# On a local socket nobody counts bytes. One that is never empty in so many sweeps, while it delivers nothing
-# and this process's memory grows by so much, has a message without an end.
-LOCAL_SWEEPS = 5
+# On a local socket nobody counts bytes. One that more than so many sweeps find not empty, while it delivers
+# nothing and this process's memory grows by so much, has a message without an end. Gigabytes a second may
+# come there, so sweeps are closer together while one is not empty.
+LOCAL_SWEEPS, LOCAL_SWEEP_S = 3, 0.02
 LOCAL_GROWTH_BYTES = 64 << 20
+TELL_EVERY_S = 10.0
 
 T = TypeVar("T")
 
@@ -56,8 +58,10 @@ class Connection:
         delivered: whether it has delivered a message since the last sweep; the receiving thread sets it.
         greeted: whether it has ever delivered one.
         base_bytes: what it had taken in when it last delivered one, and what was forgiven since.
-        over, busy: sweeps in a row that found too many bytes, or a local socket that is not empty.
-        base_memory: of this process when `busy` began.
+        over: sweeps in a row that found too many bytes.
+        unread: whether the last sweep found a local socket that was not empty.
+        busy: sweeps since the last message that did.
+        base_memory: of this process at the first of those.
     """
 
     fd: int
@@ -68,6 +72,7 @@ class Connection:
     greeted: bool = False
     base_bytes: float = 0.0
     over: int = 0
+    unread: bool = False
     busy: int = 0
     base_memory: int = 0
 
@@ -82,6 +87,7 @@ class Guard:
         self._limit_bytes = 2 * max_message_bytes + SLACK_BYTES
         self._connections: dict[int, Connection] = {}
         self._swept_s = time.monotonic()
+        self._cuts, self._tell_from_s = 0, self._swept_s
         address = f"inproc://guard-{os.urandom(8).hex()}"
         self._monitor: Socket = guarded.get_monitor_socket(_EVENTS, address)
         self._thread = threading.Thread(target=self._watch, name=f"{name}-guard", daemon=True)
@@ -102,13 +108,13 @@ class Guard:
     def _watch(self) -> None:
         try:
             while True:
-                timeout_ms = int(SWEEP_S * 1000) if self._connections else -1
-                if self._monitor.poll(timeout_ms):
+                pause_s = LOCAL_SWEEP_S if any(c.unread for c in self._connections.values()) else SWEEP_S
+                if self._monitor.poll(int(pause_s * 1000) if self._connections else -1):
                     event = parse_monitor_message(self._monitor.recv_multipart())
                     if event["event"] == zmq.EVENT_MONITOR_STOPPED:
                         return
                     self._accepted(int(event["value"]))
-                if time.monotonic() >= self._swept_s + SWEEP_S:
+                if time.monotonic() >= self._swept_s + pause_s:
                     self._sweep()
         except zmq.ContextTerminated:
             return
@@ -151,14 +157,17 @@ class Guard:
         return connection.over >= 2
 
     def _local_is_endless(self, connection: Connection, delivered: bool, _: float) -> bool:
-        if delivered or not _look(connection, _unread_bytes):
+        connection.unread = bool(_look(connection, _unread_bytes))
+        if delivered:
             connection.busy = 0
+        elif connection.unread:
+            if connection.busy == 0:
+                connection.base_memory = _own_memory_bytes()
+            connection.busy += 1
+        if connection.busy <= LOCAL_SWEEPS:
             return False
-        if connection.busy == 0:
-            connection.base_memory = _own_memory_bytes()
-        connection.busy += 1
         grown_bytes = _own_memory_bytes() - connection.base_memory
-        return connection.busy > LOCAL_SWEEPS and grown_bytes > self._limit_bytes + LOCAL_GROWTH_BYTES
+        return grown_bytes > self._limit_bytes + LOCAL_GROWTH_BYTES
 
     def _forget_closed(self) -> None:
         for connection in list(self._connections.values()):
@@ -167,9 +176,13 @@ class Guard:
 
     def _cut(self, connection: Connection, why: str) -> None:
         """Break it off; libzmq finds out, closes it and frees what it had collected."""
-        log.warning(
-            "%s: cut off a connection of %s: %s", self._name, connection.address or "this machine", why
-        )
+        self._cuts += 1
+        now_s = time.monotonic()
+        if now_s >= self._tell_from_s:
+            # Strangers can come often: a line for each would fill the disk.
+            whose = connection.address or "this machine"
+            log.warning("%s: cut off %d connections, now one of %s: %s", self._name, self._cuts, whose, why)
+            self._cuts, self._tell_from_s = 0, now_s + TELL_EVERY_S
         _look(connection, _break_off)
         self._connections.pop(connection.fd, None)
 

@@ -77,7 +77,8 @@ class Server:
             if keys is not None:
                 self._authenticator = secure_server(self._socket, keys)
             if not endpoint.startswith("inproc://"):
-                self._guard = Guard(self._socket, 2 * max_frame_bytes, f"worker {name}")
+                message_bytes = max_frame_bytes + min(max_frame_bytes, limits.max_header_bytes)
+                self._guard = Guard(self._socket, message_bytes, f"worker {name}")
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
             self._close_socket()
