@@ -98,9 +98,9 @@ def check_figures(cluster: ClusterSpec, path: str | os.PathLike[str]) -> None:
     if unknown := cluster.unknown_nodes:
         node = next(node for node in cluster.nodes if node.name == unknown[0])
         what = "device" if not node.devices else "link to the head"
-        more = f" (nor {len(unknown) - 1} other nodes)" if len(unknown) > 1 else ""
+        more = ", nor have others" if len(unknown) > 1 else ""
         raise ClusterFileError(
-            f"{path}: node {node.name!r}{more} has no {what} typed or measured: run `potluck probe {path}`, "
+            f"{path}: node {node.name!r} has no {what} typed or measured{more}: run `potluck probe {path}`, "
             f"or type {'devices' if not node.devices else 'links'} into the file"
         )
 

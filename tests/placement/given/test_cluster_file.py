@@ -108,7 +108,7 @@ def test_a_node_needs_a_name_and_an_address_only(tmp_path: Path) -> None:
         ({"nodes": [{"name": "study"}]}, r"boxes.yaml: node 'study' has no device .*`potluck probe"),
         (
             {"nodes": [GPU_BOX, {"name": "attic"}, {"name": "den"}]},
-            r"node 'attic' \(nor 1 other nodes\) has no device typed or measured: run `potluck probe ",
+            r"node 'attic' has no device typed or measured, nor have others: run `potluck probe ",
         ),
         ({"nodes": [GPU_BOX, CPU_BOX]}, "node 'attic' has no link to the head typed .* or type links"),
     ],
