@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
+from typing import cast
 
 MOST_BYTES = 1_000_000
 
@@ -13,10 +15,10 @@ MOST_BYTES = 1_000_000
 class _LogFile(RotatingFileHandler):
     """Standard error goes where the messages go, also what libraries and the interpreter write there."""
 
-    def _open(self):  # type: ignore[no-untyped-def]
-        stream = super()._open()
-        os.dup2(stream.fileno(), 2)
-        return stream
+    def _open(self) -> TextIOWrapper:
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(descriptor, 2)
+        return cast(TextIOWrapper, open(descriptor, self.mode, encoding=self.encoding))
 
 
 def log_to(path: str) -> None:
@@ -25,14 +27,11 @@ def log_to(path: str) -> None:
     When it has a megabyte, it becomes `path`.1 and a new one begins. Where it cannot be written, standard
     error stays as it is.
     """
-    before = os.umask(0o077)
     try:
         handler: logging.Handler = _LogFile(path, maxBytes=MOST_BYTES, backupCount=1, encoding="utf-8")
     except OSError as error:
         print(f"{path}: {error.strerror}: messages go to standard error", file=sys.stderr)
         handler = logging.StreamHandler()
-    finally:
-        os.umask(before)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

@@ -108,8 +108,8 @@ def generate(
         with name_in_errors(plan, PlanError):
             check_runnable(made)
             check_made_for(made, opened.path)
-        if workers is not None or dtype not in (None, made.dtype):
-            given = "--workers" if workers is not None else "--dtype"
+        if workers is not None or survive or dtype not in (None, made.dtype):
+            given = "--workers" if workers is not None else "--survive" if survive else "--dtype"
             raise InputError(
                 f"{given} with --plan: {plan} already says where experts live, and that the run is in "
                 f"{made.dtype}; leave out {given}"
