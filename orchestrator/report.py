@@ -31,6 +31,8 @@ class RunReport:
         time_s: decode seconds by part.
         events: how often each kind of event of the cluster happened (`membership.events`); empty where
             nobody watches.
+        spot_checks: requests that other holders computed as well.
+        liars: workers whose numbers were found to be wrong.
     """
 
     num_tokens: int
@@ -46,6 +48,8 @@ class RunReport:
     time_s: dict[str, float]
     workers: tuple[WorkerReport, ...]
     events: Mapping[str, int] = field(default_factory=dict)
+    spot_checks: int = 0
+    liars: tuple[str, ...] = ()
 
     @property
     def accepted_drafts_per_step(self) -> float:
@@ -59,6 +63,7 @@ def make_report(
     decode: Sequence[Usage],
     expert_bytes: Mapping[int, int],
     events: Mapping[str, int] | None = None,
+    liars: Sequence[str] = (),
 ) -> RunReport:
     """What a run was like.
 
@@ -66,7 +71,7 @@ def make_report(
         whole: counts of the run with its prefills.
         decode: of the decode steps of each result.
         expert_bytes: absolute layer index -> what one of its experts takes, as it is kept.
-        events: of the watch over the workers.
+        events, liars: of the watch over the workers.
     """
     decode_s = sum(result.decode_s for result in results)
     decoded = sum(len(result.token_ids) - 1 for result in results)
@@ -104,6 +109,8 @@ def make_report(
             for worker, count in zip(plan.workers, whole.activations, strict=False)
         ),
         events=dict(events or {}),
+        spot_checks=whole.checked,
+        liars=tuple(liars),
     )
 
 

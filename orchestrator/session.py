@@ -94,11 +94,16 @@ class Session:
 
     def report(self) -> RunReport:
         """Figures of all generations so far."""
-        events = None if self.watched is None else self.watched.watch.log.counts()
-        # Of the newest plan: others, or this process, may have taken experts on.
-        plan = self.dispatcher.view.plan
+        log = None if self.watched is None else self.watched.watch.log
         return make_report(
-            self._results, plan, self.dispatcher.usage, self._decode, self.expert_bytes, events
+            self._results,
+            # The newest: others, or this process, may have taken experts on.
+            self.dispatcher.view.plan,
+            self.dispatcher.usage,
+            self._decode,
+            self.expert_bytes,
+            None if log is None else log.counts(),
+            () if log is None else log.liars(),
         )
 
 

@@ -65,6 +65,8 @@ def report_document(report: RunReport) -> dict[str, Any]:
             for worker in report.workers
         ],
         "events": {kind: report.events.get(kind, 0) for kind in KINDS},
+        "spot_checks": report.spot_checks,
+        "liars": list(report.liars),
     }
 
 

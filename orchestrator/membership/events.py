@@ -256,11 +256,14 @@ class EventLog:
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self._say = say
         self._counts: Counter[str] = Counter()
+        self._liars: list[str] = []
         self._lock = threading.Lock()
 
     def tell(self, event: Event) -> None:
         with self._lock:
             self._counts[kind_of(type(event))] += 1
+            if isinstance(event, Liar) and event.worker not in self._liars:
+                self._liars.append(event.worker)
             if self._say is not None and not event.quiet:
                 self._say(event.line)
 
@@ -268,3 +271,8 @@ class EventLog:
         """How often each kind happened, all kinds named."""
         with self._lock:
             return {kind: self._counts[kind] for kind in KINDS}
+
+    def liars(self) -> tuple[str, ...]:
+        """Workers that gave wrong numbers, in the order in which they were found."""
+        with self._lock:
+            return tuple(self._liars)
