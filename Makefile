@@ -9,7 +9,7 @@ INSTALL = [ -t 1 ] || quiet=--quiet; $(BIN)/pip install $$quiet --constraint con
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 NATIVE := $(wildcard workers/kernels/*.cpp workers/kernels/*.h workers/memory/*.c)
 
-.PHONY: demo test test-long fidelity check neon avx512 wheel clean
+.PHONY: demo test test-long soak fidelity check neon avx512 wheel clean
 
 demo: $(READY)
 	$(BIN)/potluck demo
@@ -20,6 +20,10 @@ test: $(READY)
 # More examples and larger ones, for a night.
 test-long: $(READY)
 	$(PYTEST) -m "long or hypothesis" --hypothesis-profile long
+
+# Half an hour of random failures; the text must stay right, memory and descriptors flat.
+soak: $(READY)
+	$(BIN)/python -m benchmarks.soak
 
 # Predictions beside the runtime's times; on a busy machine it ends after five minutes and judges nothing.
 fidelity: $(READY)
