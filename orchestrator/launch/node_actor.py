@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,17 +60,21 @@ class NodeActor:
         }
 
     def stop(self) -> dict[str, Any]:
-        """End the worker."""
+        """End the worker, and remove what is known of it."""
         try:
             self._kept.stop()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            # What of the cluster lies there besides, stays.
+            for folder in (self._folder.parent, self._folder.parent.parent):
+                with suppress(OSError):
+                    folder.rmdir()
         except OSError as error:
             return {"error": str(error)}
         return self.state()
 
 
 def _with_keys(spec: WorkerSpec, folder: Path, node: str) -> WorkerSpec:
-    from dataclasses import replace
-
+    # The libraries behind it are only needed where a cluster has keys.
     from orchestrator.cluster.keys_folder import read_box_keys
 
     keys = read_box_keys(folder, node)

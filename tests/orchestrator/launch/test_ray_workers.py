@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +13,9 @@ import pytest
 import ray
 import zmq
 
+from orchestrator.dispatch.view import WorkerAddress
 from orchestrator.launch import ray_workers as ray_workers_module
-from orchestrator.launch.ray_workers import RunningWorkers, ray_workers
+from orchestrator.launch.ray_workers import RayWorkers, ray_workers
 from orchestrator.local_ray import local_ray
 from placement.errors import PlanError, WorkerStartError
 from placement.model_shape import ModelShape
@@ -63,13 +64,15 @@ def nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_ray() -> Iterator[None]:
-    """One Ray for all tests below, in this process."""
-    with local_ray():
-        yield
+def one_ray() -> Iterator[str]:
+    """One Ray for all tests below, started by this process; its address."""
+    with local_ray(), pytest.MonkeyPatch.context() as patch:
+        # The process that speaks with Ray is told what this one chose by itself.
+        patch.setenv("RAY_AUTH_MODE", "token")
+        yield ray.get_runtime_context().gcs_address
 
 
-def check_answers(workers: RunningWorkers, plan: Plan, shape: ModelShape) -> None:
+def check_answers(workers: RayWorkers, plan: Plan, shape: ModelShape) -> None:
     """Each worker holds what the plan says and answers for it."""
     addresses = workers.wait_ready()
     assert sorted(addresses) == [worker.name for worker in plan.asked_workers]
@@ -96,22 +99,23 @@ def check_answers(workers: RunningWorkers, plan: Plan, shape: ModelShape) -> Non
 
 
 def test_a_joined_ray_is_served_encrypted_on_the_nodes_address(
-    plan: Plan, shape: ModelShape, model_dir: Path
+    plan: Plan, shape: ModelShape, model_dir: Path, one_ray: str
 ) -> None:
     """As in a cluster of several machines; the Ray that was joined goes on, as the tests below need."""
-    with ray_workers(plan, shape, model_dir, "auto") as workers:
+    with ray_workers(plan, shape, model_dir, one_ray) as workers:
         check_answers(workers, plan, shape)
         assert not any("127.0.0.1" in info.endpoint for info in workers.infos.values())
     assert ray.is_initialized()
+    assert not list(Path.home().glob(".potluck/run-*"))
     wait_until(lambda: not worker_processes())
 
 
 def test_a_device_that_this_release_cannot_use_is_told_and_the_others_are_stopped(
-    plan: Plan, shape: ModelShape, model_dir: Path
+    plan: Plan, shape: ModelShape, model_dir: Path, one_ray: str
 ) -> None:
     tiers = tuple(replace(tier, device="cuda:7") if tier.name == "w1" else tier for tier in plan.tiers)
     with (
-        ray_workers(replace(plan, tiers=tiers), shape, model_dir, "auto") as workers,
+        ray_workers(replace(plan, tiers=tiers), shape, model_dir, one_ray) as workers,
         pytest.raises(WorkerStartError, match=r"worker w1: .*cuda:7.* plan with devices of kind ram"),
     ):
         workers.wait_ready()
@@ -119,31 +123,50 @@ def test_a_device_that_this_release_cannot_use_is_told_and_the_others_are_stoppe
 
 
 def test_a_plan_for_another_model_is_refused_before_anything_starts(
-    plan: Plan, shape: ModelShape, model_dir: Path
+    plan: Plan, shape: ModelShape, model_dir: Path, one_ray: str
 ) -> None:
-    with pytest.raises(PlanError), ray_workers(replace(plan, fingerprint="0" * 16), shape, model_dir, "auto"):
+    with (
+        pytest.raises(PlanError),
+        ray_workers(replace(plan, fingerprint="0" * 16), shape, model_dir, one_ray),
+    ):
         pass
 
 
-def test_a_worker_that_is_killed_while_it_starts_is_named_and_the_rest_stopped(
-    plan: Plan, shape: ModelShape, model_dir: Path
+def test_one_that_is_killed_is_started_again_where_it_was(
+    plan: Plan, shape: ModelShape, model_dir: Path, one_ray: str
 ) -> None:
+    with ray_workers(plan, shape, model_dir, one_ray) as workers:
+        before = workers.wait_ready()
+        for process in worker_processes():
+            process.kill()
+        wait_until(lambda: len(worker_processes()) == len(before))
+        check_answers_after_restart(workers, before, shape)
     wait_until(lambda: not worker_processes())
-    with ray_workers(plan, shape, model_dir, "auto") as workers:
-        wait_until(lambda: bool(worker_processes()))
-        worker_processes()[0].kill()
-        with pytest.raises(WorkerStartError, match=r"worker w\d: its process died"):
-            workers.wait_ready()
-    wait_until(lambda: not worker_processes())
+
+
+def check_answers_after_restart(
+    workers: RayWorkers, before: Mapping[str, WorkerAddress], shape: ModelShape
+) -> None:
+    for name, address in before.items():
+        assert address.public_key is not None
+        with zmq.Context() as context:
+            keys = HeadKeys(workers.keys, address.public_key)
+            limits = WireLimits.for_shape(shape)
+            client = WorkerClient(context, address.endpoint, limits, name=name, keys=keys)
+            try:
+                assert client.hello(DEADLINE_S).instance != address.instance
+            finally:
+                client.close()
 
 
 def worker_processes() -> list[psutil.Process]:
-    """Workers that this process has started, whatever they are doing."""
+    """Workers that these tests have started, whatever they are doing."""
     found = []
-    for child in psutil.Process().children(recursive=True):
+    for pid in marked(f"test_ray_workers-{os.getpid()}"):
         try:
-            if child.name().startswith("ray::_Actor") and child.status() != psutil.STATUS_ZOMBIE:
-                found.append(child)
+            process = psutil.Process(pid)
+            if "workers.serve" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
         except psutil.NoSuchProcess:
             continue
     return found
