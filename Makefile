@@ -9,7 +9,7 @@ INSTALL = [ -t 1 ] || quiet=--quiet; $(BIN)/pip install $$quiet --constraint con
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 NATIVE := $(wildcard workers/kernels/*.cpp workers/kernels/*.h workers/memory/*.c)
 
-.PHONY: demo test test-long soak fidelity check neon avx512 wheel clean
+.PHONY: demo test test-long launcher soak fidelity check neon avx512 wheel clean
 
 demo: $(READY)
 	$(BIN)/potluck demo
@@ -24,6 +24,10 @@ test-long: $(READY)
 # Half an hour of random failures; the text must stay right, memory and descriptors flat.
 soak: $(READY)
 	$(BIN)/python -m benchmarks.soak
+
+# Clusters of hosts on this machine, in network namespaces: Ray's launcher, ours, and what others hear of it.
+launcher: $(READY)
+	$(BIN)/python -m pytest --numprocesses 0 tests/launcher
 
 # Predictions beside the runtime's times; on a busy machine it ends after five minutes and judges nothing.
 fidelity: $(READY)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.namespaces import Host
-from orchestrator.launch.ray_env import ray_environment
+from orchestrator.cluster.launcher_file import STATE_FOLDER
+from orchestrator.launch.ray_env import AUTHORITY, CERTIFICATE, KEY, TLS_FOLDER, TOKEN, ray_environment
 
 _HEAD_MEMORY, _WORKER_MEMORY = "13MB", "20MB"
 
@@ -15,6 +16,8 @@ def write_cluster_file(
     folder: Path, hosts: Sequence[Host], *, name: str = "trial", port: int = 23456, head: int = 0
 ) -> Path:
     """Write `NAME.yaml`, in which each host has little memory, so that the shipped model needs several.
+
+    For `ray up` the cluster's keys must be made first (`ensure_keys`): it brings them to the hosts.
 
     Args:
         port: of Ray; clusters on the same hosts need ports of their own.
@@ -31,12 +34,16 @@ def write_cluster_file(
     settings = " ".join(f"{variable}={value}" for variable, value in ray_environment(state).items())
     common = f"--num-cpus=2 --object-store-memory=100000000 --temp-dir={state}/ray"
     own = '--resources="{\\"$(hostname)\\":1}" --node-ip-address=$(hostname -I | cut -d" " -f1)'
+    kept = folder / STATE_FOLDER / name
+    brought = (TOKEN, *(f"{TLS_FOLDER}/{file}" for file in (CERTIFICATE, KEY, AUTHORITY)))
+    mounts = ", ".join(f"~/{STATE_FOLDER}/{name}/{file}: {kept}/{file}" for file in brought)
     path = folder / f"{name}.yaml"
     path.write_text(
         f"""cluster_name: {name}
 max_workers: {len(hosts) - 1}
 provider: {{type: local, head_ip: {hosts[head].address}, worker_ips: [{others}]}}
 auth: {{ssh_user: root, ssh_private_key: ~/.ssh/id_ed25519}}
+file_mounts: {{{mounts}}}
 head_start_ray_commands:
   - source ~/potluck/.venv/bin/activate && ray stop --force
   - >-

@@ -37,6 +37,7 @@ COMMANDS = {
     "up": "Start a cluster: Ray, keys and the workers of a plan, on all boxes that are there.",
     "status": "Show each box of a running cluster: what it holds, since when, its last word.",
     "logs": "Print the log of a box's worker process.",
+    "update": "Install a wheel on the boxes of a running cluster, one after another.",
     "down": "End a cluster on all its boxes: processes, sockets, shared memory and keys.",
     "demo": "Plan, start and run the shipped model on three worker processes of this machine.",
 }

@@ -43,7 +43,10 @@ MOST_PROMPT_BYTES = 16_000_000
 
 
 def generate(
-    model: Annotated[Path, typer.Option(help="Model directory (config.json, safetensors) or GGUF file.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Model directory (config.json, safetensors) or GGUF file; a cluster's by default."),
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Text to continue; - reads it from standard input.")
     ] = None,
@@ -84,12 +87,22 @@ def generate(
             metavar="SHARE",
         ),
     ] = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="Cluster file, of a cluster that `potluck up` started.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="For temperatures above 0.")] = 0,
     json: Json = False,
 ) -> None:
     """Continue a prompt."""
     if ray_address is not None and plan is None:
         raise InputError("--ray-address: expected with --plan PLAN.json, which says whom to ask there")
+    folder = None
+    if cluster is not None:
+        if (plan, workers, ray_address) != (None, None, None):
+            raise InputError("--cluster: runs its own plan; leave out --plan, --workers and --ray-address")
+        folder, model, plan = _of_cluster(cluster, model)
+    if model is None:
+        raise InputError("expected --model DIR, or --cluster CLUSTER.yaml of a cluster that runs")
     _check_prompt_options(prompt, token_ids, chat=chat, system=system)
     said_ids = None if token_ids is None else _numbers(token_ids)
     opened = open_model(model_folder(model))
@@ -117,7 +130,7 @@ def generate(
         if not json:
             for note in (*_on_disk(made), *_unlike(made, plan, kv, mtp)):
                 print_note(note)
-    if made.asked_workers and ray_address is None and not json:
+    if made.asked_workers and ray_address is None and folder is None and not json:
         print_note(_starting(made, planned=plan is not None))
     with ExitStack() as stack:
         with shown_progress("loading", silent=json) as on_progress:
@@ -125,7 +138,7 @@ def generate(
                 open_session(
                     opened,
                     made,
-                    workers=_workers(made, opened, ray_address),
+                    workers=_workers(made, opened, ray_address, folder),
                     num_drafts=mtp,
                     positions=positions,
                     kv_form=kv,
@@ -155,8 +168,29 @@ def generate(
         errors.print(*run_tables(report), sep="\n")
 
 
-def _workers(plan: Plan, model: OpenModel, ray_address: str | None) -> AbstractContextManager[Workers] | None:
-    """Whom the plan's experts are asked of; None for workers that are started on this machine."""
+def _of_cluster(cluster: Path, model: Path | None) -> tuple[Path, Path, Path]:
+    """A running cluster's state folder, its model, unless another path was given for it, and its plan."""
+    # What reads cluster files takes a while to load, and other runs do without.
+    from orchestrator.cluster.launcher_file import load_launcher
+    from orchestrator.cluster.run_state import read_run_state
+
+    folder = load_launcher(cluster).state_folder
+    state = read_run_state(folder)
+    return folder, model or Path(state.model_path), Path(state.plan)
+
+
+def _workers(
+    plan: Plan, model: OpenModel, ray_address: str | None, folder: Path | None
+) -> AbstractContextManager[Workers] | None:
+    """Whom the plan's experts are asked of; None for workers that are started on this machine.
+
+    Args:
+        folder: the state folder of a cluster that runs.
+    """
+    if folder is not None and plan.asked_workers:
+        from orchestrator.cluster.running import running_cluster
+
+        return running_cluster(folder)
     if ray_address is None or not plan.asked_workers:
         return None
     # Ray takes seconds to import.

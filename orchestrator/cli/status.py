@@ -39,6 +39,8 @@ def words(found: ClusterStatus) -> list[str]:
     lines = [f"{box.node}: {box.word}" for box in found.boxes if box.word]
     if found.lost_experts:
         lines.append(f"{found.lost_experts:,} experts are in no box's memory")
+    if found.migration is not None:
+        lines.append(f"moving experts: {found.migration.phase.value}: {found.migration.reason}")
     if found.keeper is None:
         lines.append(
             "the keeper does not run: nothing is taken in, and workers that no run speaks to end after "
@@ -60,6 +62,7 @@ def document(found: ClusterStatus) -> dict[str, object]:
         "lost_experts": found.lost_experts,
         "keeper": {"pid": found.keeper, "last_word": found.keeper_word},
         "linger_s": LINGER_S,
+        "migration": None if found.migration is None else asdict(found.migration),
         "boxes": [asdict(box) for box in found.boxes],
     }
 

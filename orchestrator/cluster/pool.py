@@ -23,7 +23,7 @@ from placement.plan import Plan, PlannedWorker
 from transport.messages import WireLimits
 from workers.spec import WorkerInfo, WorkerSpec
 
-RAY_START_TIMEOUT_S = 90.0
+RAY_START_TIMEOUT_S = 240.0
 JOIN_TIMEOUT_S = 30.0
 TICK_S = 0.25
 # A worker must be ready within this time, plus the time to read its experts from a slow disk.

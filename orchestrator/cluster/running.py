@@ -21,13 +21,12 @@ class RunningCluster:
     state: RunState
 
     def wait_ready(self) -> Mapping[str, WorkerAddress]:
-        """By worker name, of those that served when this was noted last; they are ready."""
+        """Where each worker served last, by name; one that is away now may come back there."""
         return {
             worker.name: WorkerAddress(
                 worker.endpoint, worker.pulse_endpoint, worker.public_key.encode(), worker.instance
             )
             for worker in self.state.workers
-            if worker.node not in self.state.missing
         }
 
 

@@ -11,6 +11,8 @@ from orchestrator.cluster.launcher_file import Launcher
 from orchestrator.cluster.pool import Wanted
 from orchestrator.cluster.run_state import RunningWorker, RunState, read_run_state
 from orchestrator.dispatch.view import ClusterView
+from orchestrator.migration.decision_file import read_decision
+from orchestrator.migration.migration import MigrationState
 from transport.messages import WireLimits
 
 
@@ -40,13 +42,18 @@ class BoxStatus:
 
 @dataclass(frozen=True, slots=True)
 class ClusterStatus:
-    """A cluster. `lost_experts`: which no box holds in memory now. `keeper`: pid, None where none runs."""
+    """A cluster.
+
+    `lost_experts`: which no box holds in memory now. `keeper`: pid, None where none runs. `migration`: what
+    a run decided last about moving experts.
+    """
 
     state: RunState
     boxes: tuple[BoxStatus, ...]
     keeper: int | None
     keeper_word: str
     lost_experts: int
+    migration: MigrationState | None = None
 
 
 def cluster_status(launcher: Launcher) -> ClusterStatus:
@@ -85,6 +92,7 @@ def cluster_status(launcher: Launcher) -> ClusterStatus:
         None if keeper is None else keeper.pid,
         "" if keeping is None else keeping.last_word,
         lost_experts(wanted, serving),
+        read_decision(folder),
     )
 
 

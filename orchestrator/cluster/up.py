@@ -18,6 +18,8 @@ from orchestrator.cluster.ssh import Ssh, is_here
 from orchestrator.cluster.status import lost_experts
 from orchestrator.launch.detached import ROOT
 from placement.errors import ClusterFileError, PotluckError
+from placement.given.cluster_file import check_figures
+from placement.given.probe import probe_path
 from placement.plan_file import read_plan
 from workers.formats.identity import check_made_for
 from workers.formats.open_model import find_model, model_name
@@ -92,6 +94,7 @@ def _wanted(launcher: Launcher, model: Path, given: Path | None, survive: int | 
         path.write_bytes(content)
     else:
         if survive is not None or not _is_for(path, model, launcher):
+            _probe_if_needed(launcher, tell)
             tell("planning")
             extra = () if survive is None else ("--survive", str(survive))
             _potluck("plan", str(launcher.path), "--model", str(model), "--out", str(path), *extra)
@@ -106,6 +109,16 @@ def _wanted(launcher: Launcher, model: Path, given: Path | None, survive: int | 
             "again with this file"
         )
     return Wanted(launcher, plan, path, shape, model.resolve())
+
+
+def _probe_if_needed(launcher: Launcher, tell: Tell) -> None:
+    """Measure the boxes where the file has no figures of them, unless that was done."""
+    try:
+        check_figures(launcher.spec, launcher.path)
+    except ClusterFileError:
+        if not probe_path(launcher.path).exists():
+            tell("measuring the boxes and their links, at most 20 s")
+            _potluck("probe", str(launcher.path))
 
 
 def _is_for(path: Path, model: Path, launcher: Launcher) -> bool:

@@ -1,0 +1,40 @@
+"""`generate --cluster`: what keeps a run on a cluster from beginning, in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.orchestrator.cluster.launcher_document import write_launcher
+from tests.orchestrator.command_line import Potluck, says
+
+ASKED = ("--token-ids", "5,6")
+
+
+def test_a_cluster_that_does_not_run_is_told_of(potluck: Potluck, tmp_path: Path) -> None:
+    file = write_launcher(tmp_path)
+    code, out, err = potluck("generate", "--cluster", file, *ASKED)
+    assert (code, out) == (2, "")
+    assert says(err, "run.json: expected a running cluster, found none: run `potluck up` first")
+
+
+def test_it_runs_its_own_plan(potluck: Potluck, tmp_path: Path) -> None:
+    file = write_launcher(tmp_path)
+    code, _, err = potluck("generate", "--cluster", file, "--workers", 2, *ASKED)
+    assert code == 2
+    assert says(err, "--cluster: runs its own plan; leave out --plan, --workers and --ray-address")
+
+
+def test_without_a_cluster_a_model_is_asked_for(potluck: Potluck) -> None:
+    code, _, err = potluck("generate", *ASKED)
+    assert code == 2
+    assert says(err, "expected --model DIR, or --cluster CLUSTER.yaml of a cluster that runs")
+
+
+def test_up_and_status_where_this_is_not_the_head(potluck: Potluck, tmp_path: Path) -> None:
+    file = write_launcher(tmp_path)
+    code, _, err = potluck("up", file, "--model", tmp_path)
+    assert code == 2
+    assert says(err, "head: study is at 192.168.1.10, which is not this box")
+    code, _, err = potluck("status", file)
+    assert code == 2
+    assert says(err, "expected a running cluster, found none")
