@@ -27,6 +27,7 @@ from transport.client import WorkerClient
 from transport.expert_rows import ExpertRows
 from transport.messages import ForwardReply, HelloReply, WireLimits
 from workers.model_config import Step35Config
+from workers.spec import WorkerSpec
 
 pytestmark = pytest.mark.slow
 
@@ -221,3 +222,25 @@ def test_nothing_is_left_however_the_head_ends(
         assert len(list(temporary.iterdir())) == 1
         remove_abandoned(str(temporary))
     assert list(temporary.iterdir()) == []
+
+
+def test_a_worker_that_ended_for_want_of_a_head_is_there_again_when_the_head_goes_on(
+    plan: Plan, shape: ModelShape, model_dir: Path, temporary: Path
+) -> None:
+    """As for a head that was stopped: its workers let go of their memory meanwhile."""
+    spec = WorkerSpec.of_plan(
+        plan,
+        "w0",
+        WireLimits.for_shape(shape),
+        model_dir=str(model_dir),
+        endpoint=f"ipc://{temporary}/0.data",
+        pulse_endpoint=f"ipc://{temporary}/0.pulse",
+        lifeline=True,
+        linger_s=1.0,
+    )
+    workers = LocalWorkers([spec], DEADLINE_S)
+    try:
+        first = workers.wait_ready()["w0"].instance
+        wait_until(lambda: workers.infos["w0"].instance != first)
+    finally:
+        workers.stop()
