@@ -42,7 +42,7 @@ def record_trace(
     if not windows:
         raise InputError("the texts are empty; expected at least one token")
     config = head.config
-    head.recorder = RoutingRecorder(config.moe_layers, config.moe_num_experts, config.moe_top_k)
+    recorder = head.recorder = RoutingRecorder(config.moe_layers, config.moe_num_experts, config.moe_top_k)
     for token_ids in windows:
         head.check_token_ids(token_ids)
         cache = head.new_cache()
@@ -51,4 +51,4 @@ def record_trace(
             head.forward(chunk, [SequenceSlice(cache, len(chunk))])
             if advance is not None:
                 advance(len(chunk))
-    return head.recorder.trace()
+    return recorder.trace()

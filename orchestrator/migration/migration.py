@@ -164,7 +164,7 @@ class Migration:
             plan: in use now.
             oldest_epoch: of the plans in flight.
             look: at the traffic; called where it is time for that.
-            is_whole: no worker is lost or suspected. Else nothing begins, and what had begun is given up.
+            is_whole: no worker is lost. Else nothing begins, and what had begun is given up.
         """
         self._plan = plan
         move = self._move
@@ -195,8 +195,9 @@ class Migration:
             return []
         batch = next_batch(plan, proposal.target, self._room)
         if batch is None:
-            reason = f"{proposal.reason}; no box has memory for a single expert on its way"
-            self._decide(now_s, MigrationPhase.WATCHING, reason, proposal)
+            is_there = proposal.target == plan.holder_table
+            why = "all are there already" if is_there else "no box has memory for a single expert on its way"
+            self._decide(now_s, MigrationPhase.WATCHING, f"{proposal.reason}; {why}", proposal)
             return []
         self._move = _Move(proposal, proposal.target, batch, 0.0)
         return self._load(self._move, now_s)

@@ -96,7 +96,8 @@ class Migrator:
         """Take in what has come, and do what is due."""
         standing = self._watch.standing()
         plan = standing.view.plan
-        is_whole = not (standing.view.absent or standing.dead or standing.suspects)
+        # A suspicion may be false, and is no reason to give up what was loaded.
+        is_whole = not (standing.view.absent or standing.dead)
         for number, theirs in list(self._orders.items()):
             held = self._watch.ordered(theirs)
             if held is not None and held.done:

@@ -13,7 +13,7 @@ from orchestrator.model.attention import AttentionWeights, SequenceSlice, attent
 from orchestrator.model.finite import broken, may_be_broken
 from orchestrator.model.moe import ExpertRunner, FfnWeights, MoeWeights, moe
 from orchestrator.model.rope import RopeRows
-from orchestrator.model.routing_recorder import RoutingRecorder
+from orchestrator.model.routing_recorder import Recorder
 from orchestrator.timing import StepTimer
 from placement.errors import NonFiniteError
 from workers import fixed_point
@@ -51,7 +51,7 @@ def decoder_layer(
     cache_layer: int,
     experts: ExpertRunner,
     timer: StepTimer,
-    recorder: RoutingRecorder | None = None,
+    recorder: Recorder | None = None,
 ) -> Tensor:
     """float32 [num_tokens, hidden] -> the same shape; `cache_layer` is this layer's place in the caches.
 

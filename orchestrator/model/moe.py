@@ -11,7 +11,7 @@ from torch import Tensor
 
 from orchestrator import kernels
 from orchestrator.dispatch.pass_lost import PassLost
-from orchestrator.model.routing_recorder import RoutingRecorder
+from orchestrator.model.routing_recorder import Recorder
 from orchestrator.timing import StepTimer
 from transport.expert_rows import ExpertRows
 from workers.kernels import Matrices, Matrix
@@ -96,7 +96,7 @@ def moe(
     layer: int,
     experts: ExpertRunner,
     timer: StepTimer,
-    recorder: RoutingRecorder | None,
+    recorder: Recorder | None,
 ) -> Tensor:
     """Add the MoE block's output of normed rows `x` to `residual`; both float32 [num_tokens, hidden].
 

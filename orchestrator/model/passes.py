@@ -8,12 +8,10 @@ from torch import Tensor
 
 from orchestrator.dispatch.pass_lost import PassLost
 from orchestrator.model.moe import ExpertRunner
-from orchestrator.model.routing_recorder import RoutingRecorder
+from orchestrator.model.routing_recorder import Recorder
 
 
-def run_pass(
-    experts: ExpertRunner, layers: Callable[[], Tensor], recorder: RoutingRecorder | None = None
-) -> Tensor:
+def run_pass(experts: ExpertRunner, layers: Callable[[], Tensor], recorder: Recorder | None = None) -> Tensor:
     """What `layers` gives under one view of the cluster.
 
     `layers` must leave nothing behind that a second call would not write again: it may write rows behind a

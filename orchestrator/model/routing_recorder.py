@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Recorder(Protocol):
+    """Is told which experts tokens choose, layer after layer of each pass."""
+
+    def record(self, layer: int, expert_ids: NDArray[np.int32]) -> None:
+        """Note int32 [num_tokens, top_k] of absolute layer `layer`."""
+        ...
+
+    def drop_unfinished(self) -> None:
+        """Forget what was noted of a pass that did not reach the last layer."""
+        ...
 
 
 class RoutingRecorder:

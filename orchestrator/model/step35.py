@@ -17,7 +17,7 @@ from orchestrator.model.layer import decoder_layer, ffn_of
 from orchestrator.model.moe import ExpertRunner
 from orchestrator.model.passes import run_pass
 from orchestrator.model.rope import RopeRows, RopeTable, rope_key
-from orchestrator.model.routing_recorder import RoutingRecorder
+from orchestrator.model.routing_recorder import Recorder
 from orchestrator.model.weights import HeadWeights, load_head_weights
 from orchestrator.timing import StepTimer
 from placement.kv_size import KvForm, SequenceSize
@@ -55,7 +55,7 @@ class Step35Model:
         self.timer = timer if timer is not None else StepTimer()
         self.kv_form = kv_form or KvForm.of(str(dtype).removeprefix("torch."))
         self.kv_pool = kv_pool if kv_pool is not None else KvPool(free_memory().usable_bytes)
-        self.recorder: RoutingRecorder | None = None
+        self.recorder: Recorder | None = None
         self._tables = {rope_key(layer): RopeTable(layer) for layer in config.layers}
         self._rope_keys = tuple(rope_key(layer) for layer in config.layers)
 

@@ -241,6 +241,19 @@ def test_what_does_not_pay_in_time_is_left_and_the_reason_is_told(proposal: Prop
     assert len(migration.tick(12.1, plan, 0, lambda: TEXT, is_whole=True)) == 1
 
 
+def test_a_move_without_memory_on_its_way_or_without_a_step_is_none() -> None:
+    plan, _ = plans(0)
+    single = HolderTable.from_single(plan.holder_table.table[:, :, 0])
+    plan = replace(plan, holder_table=single)
+    other = HolderTable.from_single((single.table[:, :, 0] + 1) % 3)
+    for wanted, why in ((other, "no box has memory for a single expert"), (single, "all are there already")):
+        migration = Migration(LIMITS, {}, 0.0)
+        migration.tick(6.0, plan, 0, lambda: TEXT, is_whole=True)
+        assert migration.proposed(Proposal("changed", wanted, 0.001, 10.0), plan, 7.0) == []
+        assert migration.state.phase is MigrationPhase.WATCHING
+        assert why in migration.state.reason
+
+
 def test_nothing_begins_while_a_worker_is_lost_or_before_there_is_text() -> None:
     plan, _ = plans(0)
     migration = Migration(LIMITS, {}, 0.0)

@@ -1,0 +1,66 @@
+"""A run whose experts follow its traffic: the migration with its planner, which is a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+
+from orchestrator.cli.migration_planner import propose
+from orchestrator.dispatch.dispatcher import Dispatcher
+from orchestrator.membership.watch import ClusterWatch
+from orchestrator.migration.migration import Migration, MigrationLimits, MigrationState
+from orchestrator.migration.migrator import Migrator
+from orchestrator.migration.online_routing import OnlineRouting
+from orchestrator.model.step35 import Step35Model
+from placement.model_shape import ModelShape
+
+# Planning waits for whatever else the head's box has to do.
+_NICENESS = 19
+
+
+@contextmanager
+def migrating(
+    head: Step35Model,
+    dispatcher: Dispatcher,
+    watch: ClusterWatch,
+    shape: ModelShape,
+    *,
+    limits: MigrationLimits,
+    room: Mapping[str, int],
+    note: Callable[[MigrationState], None],
+    routing: OnlineRouting | None = None,
+) -> Iterator[OnlineRouting]:
+    """Let experts follow what `head` is asked, for as long as the block lasts.
+
+    Args:
+        room: bytes that a worker may hold for a while beyond what the plan says, by name.
+        note: told of every new decision, in another thread.
+        routing: what is known of the traffic; new where left out. `head` records into it, in place of any
+            recorder that it had.
+    """
+    routing = routing or OnlineRouting(shape.moe_layers, shape.num_experts)
+    before, head.recorder = head.recorder, routing
+    apart = ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), initializer=os.nice, initargs=(_NICENESS,)
+    )
+    migrator = Migrator(
+        Migration(limits, room, time.monotonic()),
+        watch,
+        lambda: dispatcher.epoch,
+        routing,
+        partial(propose, shape=shape, limits=limits),
+        apart,
+        tell=watch.tell,
+        note=note,
+    )
+    try:
+        with migrator:
+            yield routing
+    finally:
+        head.recorder = before
+        apart.shutdown(wait=False, cancel_futures=True)
