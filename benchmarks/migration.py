@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,6 +46,8 @@ _ROOM = 0.6
 """Share of all experts that each box has memory for."""
 _PROMPT_TOKENS, _NEW_TOKENS, _WINDOW = 16, 48, 512
 _PHASE_S = 15.0
+# For the planner, which has the lowest priority, and for the move.
+_LONGEST_S = 240.0
 
 
 @contextmanager
@@ -115,11 +117,18 @@ class Meter:
         return float(np.median(some)) * 1e3 if some else float("nan")
 
 
-def read(session: Session, tokens: list[int], seconds: float, meter: Meter, seed: int) -> None:
-    """Prompts cut from a text, each continued by some tokens."""
+def read(
+    session: Session,
+    tokens: list[int],
+    seconds: float,
+    meter: Meter,
+    seed: int,
+    is_over: Callable[[], bool] = lambda: False,
+) -> None:
+    """Prompts cut from a text, each continued by some tokens, until something is over or time is."""
     draws = np.random.default_rng(seed)
     until_s = time.monotonic() + seconds
-    while time.monotonic() < until_s:
+    while time.monotonic() < until_s and not is_over():
         start = int(draws.integers(0, len(tokens) - _PROMPT_TOKENS))
         last_s: list[float] = []
 
@@ -171,7 +180,8 @@ def main() -> None:
         read(session, texts["python"], _PHASE_S, meter, 1)
         print(f"first domain, plan for it: {meter.median_ms(0):.2f} ms a token", flush=True)
         mark = len(meter.steps)
-        read(session, texts["prose"], 3 * _PHASE_S, meter, 2)
+        events = session.watched.watch.log
+        read(session, texts["prose"], _LONGEST_S, meter, 2, lambda: events.counts()["migrated"] > 0)
         print(
             "second domain, until the change was seen: "
             f"{meter.median_ms(mark, {MigrationPhase.WATCHING}):.2f} ms a token"
