@@ -269,6 +269,8 @@ class Dispatcher:
                 self._compute(asked.here.pop(), asked)
             if asked.work.finished:
                 return
+            if asked.note_all and asked.work.owing() & self._look().suspects:
+                raise PassLost(asked.layer, "a check is not worth waiting for a silent worker")
             self._wait(asked)
 
     def _check_noted(self, asked: Asked) -> None:

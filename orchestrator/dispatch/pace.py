@@ -86,7 +86,8 @@ class Pace:
     def factors(self, now_s: float) -> dict[int, float]:
         """Workers that take too long (`Patience.slow_factor`), and how many times as long as they should.
 
-        A worker is compared with the best that it, or any other, has been beside what is expected of them.
+        A worker is compared with the best of all now, beside what is expected of each; one whose answers
+        alone are known, with the best that any has been.
         """
         means: dict[int, float] = {}
         for worker, ratios in self._ratios.items():
@@ -95,7 +96,8 @@ class Pace:
             if len(ratios) >= _ENOUGH:
                 means[worker] = sum(ratio for _, ratio in ratios) / len(ratios)
                 self._best[worker] = min(means[worker], self._best.get(worker, math.inf))
-        best = min(self._best.values(), default=math.inf)
+        # A busy machine slows all of them down: then nobody is worse than others.
+        best = min((means if len(means) > 1 else self._best).values(), default=math.inf)
         found = {}
         for worker, mean in means.items():
             factor = mean / best

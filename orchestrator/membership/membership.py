@@ -261,8 +261,11 @@ class Membership:
         return actions
 
     def broken(self, worker: int, why: str, now_s: float) -> None:
-        """A worker sent what is no answer."""
-        self._say_once(self._members[worker], why)
+        """A worker sent what is no answer, or does not let this head in."""
+        member = self._members[worker]
+        # One that took part before knows the key: it hangs, or the connection does.
+        if member.takes_part or not member.last_instance:
+            self._say_once(member, why)
 
     def connected(self, worker: int, now_s: float) -> list[Action]:
         """A connection has come about."""
