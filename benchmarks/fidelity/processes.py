@@ -11,7 +11,8 @@ from pathlib import Path
 import zmq
 
 from benchmarks.fidelity.layouts import Setup
-from benchmarks.fidelity.links import limited_namespace, relay
+from benchmarks.fidelity.links import limited_namespace
+from benchmarks.relay import relay
 from orchestrator.launch.spawn import spawn, wait_ready
 from placement.model_shape import ModelShape
 from placement.plan import Plan

@@ -215,12 +215,14 @@ def run_setup(
             repeats=repeats,
         )
 
-        recorded = {drafts: _record(model, plan, local, clients, drafts, tokens) for drafts in setup.drafts}
+        recorded = {drafts: record(model, plan, local, clients, drafts, tokens) for drafts in setup.drafts}
 
         def probed() -> Probed:
             probes = probe(bench)
             cluster = cluster_of(setup, [probes], model.shape, plan)
-            return Probed(probes, {d: _predicted(model, plan, cluster, d, r) for d, r in recorded.items()})
+            return Probed(
+                probes, {d: predicted_times(model, plan, cluster, d, r) for d, r in recorded.items()}
+            )
 
         def one_round(before: Probed) -> Round:
             others = OthersShare()
@@ -253,7 +255,7 @@ def run_setup(
     return SetupResult(kept, len(found) - len(kept), cluster, layouts)
 
 
-def _predicted(model: Model, plan: Plan, cluster: ClusterSpec, drafts: int, record: Recorded) -> Times:
+def predicted_times(model: Model, plan: Plan, cluster: ClusterSpec, drafts: int, record: Recorded) -> Times:
     """What the simulator says of the recorded passes.
 
     Raises:
@@ -291,7 +293,7 @@ def _params(drafts: int, tokens: int) -> GenerationParams:
     )
 
 
-def _record(
+def record(
     model: Model,
     plan: Plan,
     local: ExpertTier | None,
@@ -325,6 +327,28 @@ def _record(
         decode_counts=_counts(dispatcher.usage.since(prefill_usage), decode_read),
         token_ids=result.token_ids,
     )
+
+
+def timed_run(
+    model: Model,
+    plan: Plan,
+    local: ExpertTier | None,
+    clients: Mapping[str, WorkerClient],
+    drafts: int,
+    tokens: int,
+    recorded: Recorded,
+) -> Times:
+    """One run of the runtime's own dispatcher.
+
+    Raises:
+        RuntimeError: it gives other tokens than the recorded one.
+    """
+    dispatcher = Dispatcher(*unwatched(plan, clients), local=local, max_rows=MAX_MESSAGE_ROWS)
+    head = Step35Model(model.config, model.weights, torch.float32, dispatcher, dispatcher.timer)
+    result = generate(head, prompt_ids(), _params(drafts, tokens))
+    if result.token_ids != recorded.token_ids:
+        raise RuntimeError(f"{plan.policy}: two runs gave different tokens")
+    return Times(result.decode_s / len(recorded.decode), result.prefill_s)
 
 
 def _counts(usage: Usage, experts_read: Sequence[int]) -> DispatchCounts:

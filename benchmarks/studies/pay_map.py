@@ -107,13 +107,16 @@ def judge(place: Place) -> dict[str, object]:
     }
 
 
-def family_of(table: HolderTable) -> str:
+def family_of(table: HolderTable, home: int = HOME, attic: int = ATTIC) -> str:
     """What kind of plan it is; most plans the planner finds between the two are told by their majority.
 
     Nothing in the other box; at least half of the layers that ask it without any expert in this box's RAM; or
     layers divided. Copies count: the other box computes those that it would have done first.
+
+    Args:
+        home, attic: devices, this box's RAM and the other's.
     """
-    in_attic, at_home = ((table.table == device).any(axis=2) for device in (ATTIC, HOME))
+    in_attic, at_home = ((table.table == device).any(axis=2) for device in (attic, home))
     asking = in_attic.any(axis=1)
     if not asking.any():
         return "one box"

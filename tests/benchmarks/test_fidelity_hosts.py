@@ -1,0 +1,95 @@
+"""What cluster layouts are made of; the runs themselves need root and a quiet machine."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from benchmarks.fidelity.border import CELLS, CellResult, problem_of
+from benchmarks.fidelity.boxes import BoxSetup, Figures, cluster_of, name_of
+from benchmarks.fidelity.hosts import SETUPS, HostsSetup, plan_of
+from benchmarks.relay import relay
+from placement.given.problem import planning_devices
+from placement.given.stats import RoutingStats
+from placement.replay.system import System
+from placement.workload import Workload
+from tests.placement.given.probes import link, node, probe
+from tests.placement.shapes import small_shape
+
+SHAPE = small_shape()
+
+
+def figures(boxes: int) -> Figures:
+    return Figures(node(), probe().software, node(), {name_of(i): link() for i in range(boxes)})
+
+
+@pytest.mark.parametrize("setup", SETUPS, ids=lambda setup: setup.name)
+def test_every_layouts_plan_runs_on_the_cluster_that_probes_give(setup: HostsSetup) -> None:
+    plan = plan_of(SHAPE, setup)
+    assert {worker.name for worker in plan.asked_workers} == {name_of(i) for i in range(len(setup.boxes))}
+    assert (plan.local_worker is not None) == (setup.head_share > 0)
+    System.build(plan, cluster_of(figures(len(setup.boxes)), setup.boxes), SHAPE, Workload())
+
+
+def test_both_kinds_of_boxes_are_among_the_layouts() -> None:
+    assert {setup.is_played for setup in SETUPS} == {True, False}
+    for setup in SETUPS:
+        assert sum(box.share for box in setup.boxes) + setup.head_share == pytest.approx(1)
+        # One core serves one real box.
+        assert setup.is_played or len(setup.boxes) == 1
+
+
+def test_a_played_box_has_the_memory_it_plays_and_no_faster_one() -> None:
+    boxes = (BoxSetup(0.5), BoxSetup(0.25, pace_bytes_per_s=1e9), BoxSetup(0.25, pace_bytes_per_s=1e15))
+    rates = [d.bandwidth_bytes_per_s for d in planning_devices(cluster_of(figures(3), boxes))[1:]]
+    assert rates == [20e9, 1e9, 20e9]
+
+
+def test_the_winner_is_the_family_with_the_least_seconds() -> None:
+    result = CellResult(
+        CELLS[0],
+        {"experts": 0.2, "whole layers": 0.1, "one box": 0.3},
+        {"experts": 0.2, "whole layers": 0.25, "one box": 0.5},
+    )
+    assert (result.predicted, result.measured) == ("whole layers", "experts")
+    assert result.margin == pytest.approx(0.25)
+
+
+def test_a_cells_home_holds_its_share_and_its_disk_all() -> None:
+    class OfShape:
+        shape = SHAPE
+
+    counts = np.full((SHAPE.num_moe_layers, SHAPE.num_experts), SHAPE.top_k)
+    stats = RoutingStats.from_counts(SHAPE, counts, SHAPE.num_experts, "even")
+    problem = problem_of(OfShape(), CELLS[0], figures(1), stats)  # type: ignore[arg-type]
+    cpu, ram, ssd, attic = problem.capacities().tolist()
+    everything = SHAPE.num_routed_experts
+    assert (cpu, ram, ssd) == (0, int(CELLS[0].home_share * everything), everything)
+    assert ram + attic >= everything
+    assert problem.devices[2].bandwidth_bytes_per_s == CELLS[0].ssd * 1e9
+
+
+def test_a_relay_holds_bytes_back_each_way() -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def echo() -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(connection.recv(100))
+
+    thread = threading.Thread(target=echo)
+    thread.start()
+    with (
+        relay(server.getsockname()[1], delay_s=0.05) as port,
+        socket.create_connection(("127.0.0.1", port)) as client,
+    ):
+        started = time.monotonic()
+        client.sendall(b"there and back")
+        assert client.recv(100) == b"there and back"
+        assert time.monotonic() - started >= 0.1
+    thread.join()
+    server.close()
