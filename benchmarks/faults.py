@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.session import open_session
-from tests.faults.run import MODEL, PROMPT, Trial, params, plan_of, trial
+from tests.faults.run import MODEL, PROMPT, WORKERS, Trial, params, plan_of, trial
 from workers.formats.open_model import open_model
 
 TOKENS, AT = 48, 16
@@ -35,12 +36,19 @@ _BUSY = "while True: pass"
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A failure: what harms, what undoes it after the text, and whether it can be had without a replica."""
+    """A failure.
+
+    Attributes:
+        harm, undo: what does it to a worker, and what undoes it after the text.
+        alone: whether to have it without a replica too.
+        is_left_out: the worker is given up, and asked nothing for longer each time: each run begins anew.
+    """
 
     name: str
     harm: Callable[[Trial, str], None]
     undo: Callable[[Trial, str], None]
     alone: bool = True
+    is_left_out: bool = False
 
 
 def nothing(made: Trial, name: str) -> None:
@@ -53,8 +61,13 @@ KINDS = (
     Kind("suspended box", lambda made, name: made.pause(name), lambda m, n: m.resume(n)),
     Kind("closed by the head's kernel", lambda m, name: m.cables[name].close_head_side(), nothing),
     Kind("closed by the worker's kernel", lambda m, name: m.cables[name].close_worker_side(), nothing),
-    Kind("hangs in its computation", lambda m, n: m.misbehave(n, "hang"), lambda m, n: m.behave(n)),
-    Kind("refuses", lambda m, n: m.misbehave(n, "refuse"), lambda m, n: m.behave(n)),
+    Kind(
+        "hangs in its computation",
+        lambda m, n: m.misbehave(n, "hang"),
+        lambda m, n: m.behave(n),
+        is_left_out=True,
+    ),
+    Kind("refuses", lambda m, n: m.misbehave(n, "refuse"), lambda m, n: m.behave(n), is_left_out=True),
     Kind("10 x slower", lambda m, n: m.misbehave(n, "slow 10"), lambda m, n: m.behave(n), alone=False),
 )
 
@@ -71,19 +84,32 @@ class Figures:
         return f"{median:.3f}", f"{worst:.3f}", str(self.wrong_tokens)
 
 
-def measure(made: Trial, kind: Kind, expected: Sequence[int], runs: int) -> Figures:
+def measure(kind: Kind, copies: int, expected: Sequence[int], runs: int) -> Figures:
     """Do one kind of harm so many times, to one worker after another."""
-    longer, wrong = [], 0
-    names = list(made.workers.pids)
-    for run in range(runs):
-        made.wait_all_well()
-        name = names[run % len(names)]
-        found = made.generate(params(TOKENS), {AT: lambda name=name: kind.harm(made, name)})  # type: ignore[misc]
-        kind.undo(made, name)
-        longer.append(found.longest_s - statistics.median(found.steps_s))
-        wrong += sum(a != b for a, b in zip(found.token_ids, expected, strict=False))
-        wrong += abs(len(found.token_ids) - len(expected))
+    longer: list[float] = []
+    wrong = 0
+    at_once = 1 if kind.is_left_out else runs
+    for first in range(0, runs, at_once):
+        with opened(copies) as made:
+            for run in range(first, first + at_once):
+                made.wait_all_well()
+                name = WORKERS[run % len(WORKERS)]
+                found = made.generate(params(TOKENS), {AT: partial(kind.harm, made, name)})
+                kind.undo(made, name)
+                longer.append(found.longest_s - statistics.median(found.steps_s))
+                wrong += sum(a != b for a, b in zip(found.token_ids, expected, strict=False))
+                wrong += abs(len(found.token_ids) - len(expected))
     return Figures(longer, wrong)
+
+
+@contextmanager
+def opened(copies: int) -> Iterator[Trial]:
+    """A session that can be hurt, every expert on so many of its workers."""
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as folder,
+        trial(plan_of(open_model(MODEL), copies), Path(folder), with_cables=True) as made,
+    ):
+        yield made
 
 
 @contextmanager
@@ -98,11 +124,11 @@ def busy_cores(count: int) -> Iterator[None]:
             program.wait()
 
 
-def false_suspicions(minutes: float, folder: Path) -> tuple[int, int, int]:
+def false_suspicions(minutes: float) -> tuple[int, int, int]:
     """Suspicions, deaths and wrong tokens while nothing fails and the cores are busy."""
     expected = whole(TOKENS)
     wrong = 0
-    with trial(plan_of(open_model(MODEL), 2), folder) as made, busy_cores(2):
+    with opened(2) as made, busy_cores(2):
         before = dict(made.events())
         until = time.monotonic() + 60 * minutes
         while time.monotonic() < until:
@@ -129,22 +155,18 @@ def main(
         f"{which}: {what}" for which in (with_replica, without) for what in ("median s", "worst s", "wrong")
     )
     table = Table("failure", *columns)
+    errors = Console(stderr=True)
     found: dict[tuple[str, int], Figures] = {}
-    for copies in (2, 1):
-        with (
-            tempfile.TemporaryDirectory(dir="/tmp") as folder,
-            trial(plan_of(open_model(MODEL), copies), Path(folder), with_cables=True) as made,
-        ):
-            for kind in KINDS:
-                if copies == 2 or kind.alone:
-                    found[kind.name, copies] = measure(made, kind, expected, runs)
+    for copies, kind in ((copies, kind) for copies in (2, 1) for kind in KINDS):
+        if copies == 2 or kind.alone:
+            found[kind.name, copies] = figures = measure(kind, copies, expected, runs)
+            errors.print(f"{kind.name}, {copies} holders: {', '.join(figures.cells())}")
     for kind in KINDS:
         alone = found[kind.name, 1].cells() if kind.alone else ("", "", "")
         table.add_row(kind.name, *found[kind.name, 2].cells(), *alone)
     Console().print(table)
     if load_minutes:
-        with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-            suspected, died, wrong = false_suspicions(load_minutes, Path(folder))
+        suspected, died, wrong = false_suspicions(load_minutes)
         Console().print(
             f"{load_minutes:g} minutes with busy cores: {suspected} false suspicions, {died} false deaths, "
             f"{wrong} wrong texts"
