@@ -38,7 +38,7 @@ def probe(
     again: Annotated[bool, typer.Option("--again", help="Measure although nothing has changed.")] = False,
     json: Json = False,
 ) -> None:
-    """Measure memory, kernels, disks and links of all boxes at once; plans use the figures from then on."""
+    """Measure what boxes and links can do; plans use the figures from then on."""
     names = [name for name in forms.split(",") if name]
     for name in names:
         if name not in FORMATS:
