@@ -168,7 +168,8 @@ class Trial:
 
     def events(self) -> Mapping[str, int]:
         """How often each kind has happened so far."""
-        return self.session.report().events
+        assert self.session.watched is not None
+        return self.session.watched.watch.log.counts()
 
     def wait_all_well(self, timeout_s: float = 60.0) -> None:
         """Until every worker takes part again."""
