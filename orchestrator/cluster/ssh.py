@@ -23,7 +23,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self, TypeVar
 
-from orchestrator.cluster.keys_folder import KEYS, TLS, TOKEN
 from orchestrator.cluster.launcher_file import STATE_FOLDER, Box, remote_folder
 from orchestrator.run_folder import run_folder
 from placement.errors import BoxUnreachable, PotluckError
@@ -230,18 +229,6 @@ def push_files(ssh: Ssh, box: Box, cluster: str, files: Mapping[str, bytes]) -> 
         f"&& tar -x -f - --no-same-owner --preserve-permissions -C {folder}",
         stdin=packed.getvalue(),
     )
-
-
-def remove_files(ssh: Ssh, box: Box, cluster: str) -> None:
-    """Remove a cluster's secrets from a box, and its folder there where nothing else is in it.
-
-    Raises:
-        BoxUnreachable: the box is not reached, or they cannot be removed.
-    """
-    folder = quoted_path(remote_folder(cluster))
-    secret = " ".join(f"{folder}/{name}" for name in (KEYS, TLS, TOKEN))
-    above = quoted_path(f"~/{STATE_FOLDER}")
-    ssh.check(box, f"rm -rf {secret} && {{ rmdir {folder} {above} 2>/dev/null || true; }}")
 
 
 def quoted_path(path: str) -> str:

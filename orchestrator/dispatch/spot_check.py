@@ -107,15 +107,6 @@ def wrong_answers(
     return [answer for answer in answers if _is_wrong(arbiter, layer, rows, place, answer)]
 
 
-def replicated_share(plan: Plan) -> float:
-    """Of the plan's experts, the share that workers on two places or more hold: only these can be checked."""
-    table = plan.holder_table.table
-    workers = np.where(table >= 0, np.append(plan.worker_of_tier, -1)[table], -1)
-    first = workers[:, :, :1]
-    others = ((workers != first) & (workers >= 0)).any(axis=2)
-    return float(others.mean()) if others.size else 0.0
-
-
 def _is_wrong(arbiter: Arbiter, layer: int, rows: ExpertRows, place: int, answer: Answer) -> bool:
     found = np.flatnonzero(answer.rows == place)
     if not len(found):

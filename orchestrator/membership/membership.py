@@ -392,15 +392,10 @@ class Membership:
         if member.pong is None or sent_s > member.pong.sent_s:
             member.pong = PongSeen(
                 sent_s=sent_s,
-                at_s=now_s,
-                instance=pong.instance,
-                state=pong.state,
-                queue_depth=pong.queue_depth,
                 received_id=pong.received_id,
                 open_ids=pong.open_ids,
                 computing_id=pong.computing_id,
                 computing_s=pong.computing_s,
-                changes=pong.changes,
             )
 
     def _greeted(self, worker: int, member: _Member, reply: HelloReply, now_s: float) -> None:
@@ -621,17 +616,13 @@ class Membership:
             self._plan = plan
             if view.is_complete and not self._has_begun:
                 self._has_begun = True
-        missing, hopeless = "", False
-        if not view.is_complete:
-            hopeless = bool(self._missing) and self._change is None
-            missing = self._missing or self._waiting()
+        missing = "" if view.is_complete else self._missing or self._waiting()
         self._standing = Standing(
             view,
             frozenset(worker for worker, member in members.items() if member.condition is Condition.SUSPECT),
             absent,
             pongs,
             missing,
-            hopeless,
         )
 
     def _waiting(self) -> str:

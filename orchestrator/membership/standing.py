@@ -13,27 +13,18 @@ class PongSeen:
     """A worker's newest sign of life.
 
     Attributes:
-        sent_s, at_s: when its ping left and when it came, on the head's monotonic clock.
-        instance: of the process that answered.
-        state: "loading", "ready" or "failed".
-        queue_depth: requests accepted and not yet answered, of all heads.
+        sent_s: when its ping left, on the head's monotonic clock.
         received_id: the highest forward request of this head that had come.
         open_ids: how many requests of this head it had not answered.
         computing_id: this head's request that it was computing, 0 for none.
         computing_s: for how long it had been computing whatever it computed.
-        changes: orders to hold or drop experts that it has finished.
     """
 
     sent_s: float
-    at_s: float
-    instance: int
-    state: str
-    queue_depth: int
     received_id: int
     open_ids: int
     computing_id: int
     computing_s: float
-    changes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +37,6 @@ class Standing:
         dead: workers that are gone: what they owe is asked of others at once.
         pongs: by worker index.
         missing: why the view is not complete, for people; empty where it is.
-        hopeless: nothing is on its way that would make it complete but a worker's return.
     """
 
     view: ClusterView
@@ -54,7 +44,6 @@ class Standing:
     dead: frozenset[int] = NOBODY
     pongs: Mapping[int, PongSeen] = field(default_factory=dict)
     missing: str = ""
-    hopeless: bool = False
 
 
 Stand = Callable[[], Standing]

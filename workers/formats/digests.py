@@ -133,18 +133,6 @@ def current_digests(model: str | Path) -> Digests | None:
     return known[1] if [replace(file, ranges=()) for file in known[1].files] == _found(model) else None
 
 
-def where_they_differ(ours: Digests, theirs: Digests) -> str | None:
-    """The first file of both whose bytes differ; None where all agree. Files that one lacks do not count."""
-    if ours.range_bytes != theirs.range_bytes:
-        return None
-    others = theirs.by_name
-    for file in ours.files:
-        other = others.get(file.name)
-        if other is not None and (file.num_bytes, file.ranges) != (other.num_bytes, other.ranges):
-            return file.name
-    return None
-
-
 def read_digests(path: str | Path) -> Digests:
     """Read a file of digests.
 

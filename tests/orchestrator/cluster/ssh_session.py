@@ -11,7 +11,7 @@ from pathlib import Path
 
 from orchestrator.cluster.keys_folder import ensure_keys, read_box_keys
 from orchestrator.cluster.launcher_file import Box
-from orchestrator.cluster.ssh import Ssh, each_box, push_files, remove_files
+from orchestrator.cluster.ssh import Ssh, each_box, push_files
 from placement.errors import PotluckError
 
 
@@ -58,12 +58,6 @@ def main(here: str, there: str, third: str) -> None:
         found["pushed"] = ssh.check(other, modes).decode().splitlines()
         push_files(ssh, own, "there", keys.files_of("study", {"study"}))
         found["own_keys"] = read_box_keys(home / ".potluck" / "there", "study").own == keys.pairs["study"]
-        ssh.check(other, "touch ~/.potluck/home/probe.json")
-        remove_files(ssh, other, "home")
-        found["removed"] = ssh.check(other, modes).decode().splitlines()
-        ssh.check(other, "rm ~/.potluck/home/probe.json")
-        remove_files(ssh, other, "home")
-        found["gone"] = ssh.check(other, "ls -d ~/.potluck 2>&1 || true").decode().strip()
 
         refused = replace(other, name="refused", port=23)
         silent = replace(other, name="silent", address=there.rpartition(".")[0] + ".77")

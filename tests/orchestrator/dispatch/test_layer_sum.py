@@ -123,15 +123,10 @@ def pong(sent_s: float, **changes: Any) -> PongSeen:
     """Of a worker that has everything up to request 1000 and works on request 1."""
     seen = PongSeen(
         sent_s=sent_s,
-        at_s=sent_s,
-        instance=1,
-        state="ready",
-        queue_depth=1,
         received_id=1000,
         open_ids=1,
         computing_id=1,
         computing_s=0.5,
-        changes=0,
     )
     return replace(seen, **changes)
 

@@ -21,7 +21,6 @@ from orchestrator.dispatch.spot_check import (
     SpotCheck,
     arbiter_of,
     differing_row,
-    replicated_share,
     wrong_answers,
 )
 from orchestrator.dispatch.view import ClusterView, WorkerAddress
@@ -151,14 +150,6 @@ def test_a_row_called_too_large_or_not_against_the_truth_is_a_wrong_answer(
     lie = replace(honest, saturated=np.zeros(NUM_ROWS, np.bool_))
     assert differing_row(lie, truth.values, rows.scale_exponents) == 0
     assert wrong_answers(arbiter, LAYER, fine, 0, [lie]) == [lie]
-
-
-def test_only_experts_on_two_workers_can_be_checked(model: OpenModel) -> None:
-    plan = even_plan(model.shape, 2, "float32")
-    assert replicated_share(plan) == 0
-    masks = np.stack([(plan.holder_table.table == tier).any(axis=2) for tier in (0, 1)])
-    masks[:, 0] = True
-    assert replicated_share(replace(plan, holder_table=HolderTable.from_masks(masks))) == pytest.approx(0.5)
 
 
 class Lying:

@@ -23,7 +23,6 @@ from workers.formats.digests import (
     make_digests,
     places,
     read_digests,
-    where_they_differ,
     write_digests,
 )
 
@@ -144,7 +143,7 @@ def test_what_was_read_of_a_file_that_was_written_to_since_is_read_again(model: 
     flip(model / "tokenizer.json", 5000)
     os.utime(model / "tokenizer.json", ns=(1, 1))
     again = make_digests(model, half, no_saving)
-    assert where_they_differ(again, half) == "tokenizer.json"
+    assert again.by_name["tokenizer.json"].ranges != half.by_name["tokenizer.json"].ranges
     assert again == make_digests(model, begun(), no_saving)
 
 
@@ -172,9 +171,6 @@ def test_of_a_split_gguf_model_with_mtp_layers_every_file_is_read(source: Path, 
 def test_files_that_only_one_of_two_boxes_has_do_not_count(model: Path) -> None:
     whole = make_digests(model, begun(), no_saving)
     (model / "tokenizer.json").unlink()
-    without = make_digests(model, begun(), no_saving)
-    assert where_they_differ(whole, without) is None
-    assert where_they_differ(without, whole) is None
     assert list(compare(model, whole)) == []
 
 
