@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Timer
 from unittest import mock
@@ -252,11 +252,12 @@ def memory_group(pid: int, more_bytes: int) -> Iterator[None]:
     group = Path(f"/sys/fs/cgroup/memory/potluck-test-{pid}")
     try:
         group.mkdir()
-        (group / "memory.move_charge_at_immigrate").write_text("3")
         (group / "cgroup.procs").write_text(str(pid))
         used = int((group / "memory.usage_in_bytes").read_text())
         (group / "memory.limit_in_bytes").write_text(str(used + more_bytes))
     except OSError as error:
+        with suppress(OSError):
+            group.rmdir()
         pytest.skip(f"no memory groups of the first version here: {error}")
     try:
         yield
