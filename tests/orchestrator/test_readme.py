@@ -67,7 +67,7 @@ def test_the_commands_of_several_boxes_are_understood(
     clone: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All but the first end in one line that says so: there are no such boxes here (tests/launcher has some)."""
+    """All but the first end in one line: there are no such boxes here (tests/launcher has some)."""
     (clone / "DIR").symlink_to(ROOT / "models" / "potluck-tiny")
     (clone / "cluster.yaml").unlink()
     key = clone / "key"
