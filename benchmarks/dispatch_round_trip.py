@@ -50,7 +50,7 @@ from benchmarks.dispatch_stages import (
     now,
     stages,
 )
-from orchestrator.local_ray import local_ray
+from benchmarks.local_ray import local_ray
 from transport.client import WorkerClient
 from transport.expert_rows import ExpertRows
 from transport.keys import HeadKeys, KeyPair, WorkerKeys

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: what they do while loading, at work, while Ray starts, and while cleaning up.
+"""Ctrl-C, SIGTERM and SIGHUP: what they do while loading, at work, and while cleaning up.
 
 It imports next to nothing, because it has to be in force before anything slow is loaded.
 """
@@ -46,49 +46,6 @@ def stopping_by_exception() -> Iterator[None]:
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """Hold a stop signal back until the block ends; a second one interrupts the block.
-
-    It is for the start of Ray, which an exception would leave half done. Two details follow from what Ray
-    does. Ray installs signal handlers that end the process with 1 or 15, so the block keeps anybody from
-    changing the handlers. And Ray ends this process at once if its servers die. A closing terminal sends
-    SIGHUP to every process, so those started in the block do not receive it.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = _handlers()
-    noted: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        noted.append(number)
-        if len(noted) > 1:
-            _call(before[noted[0]], noted[0])
-
-    set_handler = signal.signal
-
-    def keep_stop_signals(number: int, handler: Any) -> Any:
-        return signal.getsignal(number) if number in before else set_handler(number, handler)
-
-    _set(dict.fromkeys(before, note))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    # Ray does the same to defer Ctrl-C.
-    signal.signal = keep_stop_signals  # type: ignore[assignment]
-    try:
-        yield
-    except Exception:
-        # Where the whole group was told to stop, the start fails for that reason.
-        if not noted:
-            raise
-    finally:
-        signal.signal = set_handler
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        _set(before)
-    if noted:
-        _call(before[noted[0]], noted[0])
-
-
-@contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ignore stop signals for a few seconds of cleaning up."""
     before = _handlers()
@@ -115,13 +72,6 @@ def _handlers() -> dict[int, Any]:
 def _set(handlers: Mapping[int, Any]) -> None:
     for number, handler in handlers.items():
         signal.signal(number, handler)
-
-
-def _call(handler: Any, number: int) -> None:
-    if callable(handler):
-        handler(number, None)
-    else:
-        os.kill(os.getpid(), number)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

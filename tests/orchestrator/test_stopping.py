@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 
 import pytest
 
-from orchestrator.stopping import STOP_SIGNALS, held_back, stopping_by_exception, uninterrupted
+from orchestrator.stopping import STOP_SIGNALS, stopping_by_exception, uninterrupted
 from tests.orchestrator.processes import DEADLINE_S, run, start
 
 
@@ -76,52 +74,11 @@ def test_a_signal_that_would_end_the_process_becomes_an_exception(number: signal
     assert signal.getsignal(number) == signal.SIG_DFL
 
 
-def test_an_error_that_a_signal_held_back_has_caused_is_not_told() -> None:
-    def stop() -> None:
-        with stopping_by_exception(), held_back():
-            os.kill(os.getpid(), signal.SIGTERM)
-            raise RuntimeError("the servers are gone")
-
-    with pytest.raises(SystemExit) as stopped:
-        stop()
-    assert stopped.value.code == 128 + signal.SIGTERM
-
-
-def test_a_hangup_does_not_reach_what_was_started_while_signals_were_held_back() -> None:
-    with held_back():
-        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    child.send_signal(signal.SIGHUP)
-    child.communicate(b"end\n", timeout=DEADLINE_S)
-    assert child.returncode == 0
-
-
-def test_a_signal_held_back_counts_when_the_block_ends_and_the_second_at_once() -> None:
-    number = signal.SIGTERM
-    reached: list[str] = []
-
-    def stop(times: int) -> None:
-        with stopping_by_exception(), held_back():
-            # As Ray does: its handler would end the process with a code of its own.
-            signal.signal(number, lambda *_: os._exit(1))
-            for _ in range(times):
-                reached.append("before")
-                os.kill(os.getpid(), number)
-            reached.append("end")
-
-    for times, expected in ((1, ["before", "end"]), (2, ["before", "before"])):
-        reached.clear()
-        with pytest.raises(SystemExit) as stopped:
-            stop(times)
-        assert stopped.value.code == 128 + number
-        assert reached == expected
-    assert signal.getsignal(number) == signal.SIG_DFL
-
-
 def test_other_threads_change_no_handler() -> None:
     before = [signal.getsignal(number) for number in STOP_SIGNALS]
 
     def work() -> None:
-        with stopping_by_exception(), held_back(), uninterrupted():
+        with stopping_by_exception(), uninterrupted():
             seen.append([signal.getsignal(number) for number in STOP_SIGNALS])
 
     seen: list[object] = []

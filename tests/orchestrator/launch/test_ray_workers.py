@@ -13,10 +13,10 @@ import pytest
 import ray
 import zmq
 
+from benchmarks.local_ray import local_ray
 from orchestrator.dispatch.view import WorkerAddress
 from orchestrator.launch import ray_workers as ray_workers_module
 from orchestrator.launch.ray_workers import RayWorkers, ray_workers
-from orchestrator.local_ray import local_ray
 from placement.errors import PlanError, WorkerStartError
 from placement.model_shape import ModelShape
 from placement.plan import Plan
@@ -66,10 +66,8 @@ def nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def one_ray() -> Iterator[str]:
     """One Ray for all tests below, started by this process; its address."""
-    with local_ray(), pytest.MonkeyPatch.context() as patch:
-        # The process that speaks with Ray is told what this one chose by itself.
-        patch.setenv("RAY_AUTH_MODE", "token")
-        yield ray.get_runtime_context().gcs_address
+    with local_ray() as address:
+        yield address
 
 
 def check_answers(workers: RayWorkers, plan: Plan, shape: ModelShape) -> None:
