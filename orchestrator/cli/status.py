@@ -36,11 +36,16 @@ def status(
 
 def words(found: ClusterStatus) -> list[str]:
     """What the table does not say."""
-    lines = [f"{box.node}: {box.word}" for box in found.boxes if box.word]
+    lines = [
+        # Why a box is missing names it already.
+        box.word if box.word.startswith(box.node) else f"{box.node}: {box.word}"
+        for box in found.boxes
+        if box.word
+    ]
     if found.lost_experts:
         lines.append(f"{found.lost_experts:,} experts are in no box's memory")
     if found.migration is not None:
-        lines.append(f"moving experts: {found.migration.phase.value}: {found.migration.reason}")
+        lines.append(f"moving experts: {found.migration.phase}: {found.migration.reason}")
     if found.keeper is None:
         lines.append(
             "the keeper does not run: nothing is taken in, and workers that no run speaks to end after "

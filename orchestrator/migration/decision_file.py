@@ -26,7 +26,7 @@ def write_decision(state: MigrationState, folder: Path, decided_at: float) -> No
     Args:
         decided_at: seconds since 1970, in place of the state's own clock.
     """
-    fields = asdict(state) | {"phase": state.phase.value, "decided_s": decided_at}
+    fields = asdict(state) | {"decided_s": decided_at}
     with replacing(folder / DECISION) as file:
         file.write(json.dumps(fields, indent=1).encode())
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 from orchestrator.membership.rescue import Experts
 from orchestrator.migration.batches import Batch, next_batch
@@ -89,7 +89,7 @@ class Moved:
 MigrationAction = Propose | Give | Use | Moved
 
 
-class MigrationPhase(Enum):
+class MigrationPhase(StrEnum):
     """What is going on; the values are for people."""
 
     WATCHING = "watching"

@@ -1,0 +1,38 @@
+"""What `potluck status` says of a cluster, as a table's lines and as JSON."""
+
+from __future__ import annotations
+
+import json
+
+from orchestrator.cli.status import document, words
+from orchestrator.cluster.run_state import RunState
+from orchestrator.cluster.status import BoxStatus, ClusterStatus
+from orchestrator.migration.migration import MigrationPhase, MigrationState
+
+STATE = RunState(
+    "home", "/m", "", "/p.json", "h1", "10.0.0.1:6379", 1.0, (), {"h2": "h2 (10.0.0.2): unreachable"}
+)
+LOST = BoxStatus("h2", "10.0.0.2", "worker", "missing", None, 0, 0, None, None, "h2 (10.0.0.2): unreachable")
+MOVING = MigrationState(MigrationPhase.LOADING, "the traffic has changed", 5.0, p_value=0.001)
+
+
+def test_json_is_whole_also_where_experts_move() -> None:
+    found = json.loads(json.dumps(document(ClusterStatus(STATE, (LOST,), 7, "", 3, MOVING))))
+    assert found["keeper"] == {"pid": 7, "last_word": ""}
+    assert found["boxes"][0]["word"] == "h2 (10.0.0.2): unreachable"
+    assert found["migration"] | {"decided_s": 0} == {
+        "phase": "loading",
+        "reason": "the traffic has changed",
+        "decided_s": 0,
+        "p_value": 0.001,
+        "payback_s": None,
+        "moved_experts": 0,
+        "moved_bytes": 0,
+    }
+
+
+def test_lines_name_what_misses_and_what_to_do_without_a_keeper() -> None:
+    lines = words(ClusterStatus(STATE, (LOST,), None, "", 3, None))
+    assert lines[0] == "h2 (10.0.0.2): unreachable"
+    assert "3 experts" in lines[1]
+    assert "`potluck up`" in lines[2]
