@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from orchestrator.dispatch.debts import Ask
 from orchestrator.dispatch.dispatcher import Dispatcher, unwatched
-from orchestrator.dispatch.layer_sum import Ask
 from placement.patience import Patience
 from placement.plan import Plan
 from transport.client import WorkerClient

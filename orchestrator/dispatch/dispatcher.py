@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator.dispatch.connections import Connections, Network
-from orchestrator.dispatch.layer_sum import ALL_WELL, Action, Around, Ask, Choose, LayerSum
+from orchestrator.dispatch.debts import Ask
+from orchestrator.dispatch.layer_sum import ALL_WELL, Action, Around, Choose, LayerSum
 from orchestrator.dispatch.pace import Pace
 from orchestrator.dispatch.pass_lost import PassLost
 from orchestrator.dispatch.spot_check import Answer, SpotCheck, differing_row, wrong_answers

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.dispatch.debts import Ask, Attempt, Debt, Ints, OpenRequest, Rows
 from orchestrator.dispatch.pace import Pace
 from orchestrator.dispatch.pass_lost import PassLost
 from orchestrator.dispatch.view import NOBODY
@@ -23,24 +24,8 @@ from orchestrator.membership.standing import PongSeen
 from placement.errors import NonFiniteError
 from placement.patience import Patience
 
-Ints = NDArray[np.int32]
-Rows = NDArray[np.intp]
 Choose = Callable[[Ints, frozenset[int]], NDArray[np.integer]]
 """(expert_ids [n, top_k], workers not to ask) -> worker index [n, top_k], -1 where nobody is left."""
-
-
-class Ask(NamedTuple):
-    """Ask `worker` for the partial sum of `rows`: expert_ids [n, top_k], -1 where not its to compute.
-
-    `pairs` counts the (row, expert) pairs that are its to compute.
-    """
-
-    worker: int
-    request_id: int
-    rows: Rows
-    expert_ids: Ints
-    scale_exponents: Ints
-    pairs: int
 
 
 class Reopen(NamedTuple):
@@ -68,45 +53,6 @@ class Around:
 
 
 ALL_WELL = Around()
-
-
-class _Debt:
-    """Rows and experts whose sum is owed; the first attempt that is complete pays it, once."""
-
-    __slots__ = ("attempts", "expert_ids", "is_late", "lost", "refused", "rows")
-
-    def __init__(self, rows: Rows, expert_ids: Ints) -> None:
-        self.rows = rows
-        self.expert_ids = expert_ids
-        self.attempts: list[_Attempt] = []
-        self.is_late = False
-        self.refused: dict[int, int] = {}
-        self.lost: dict[int, int] = {}
-
-
-class _Attempt:
-    """A debt asked of one worker, or of several whose parts make it up."""
-
-    __slots__ = ("debt", "open_ids", "saturated", "values")
-
-    def __init__(self, debt: _Debt) -> None:
-        self.debt = debt
-        self.open_ids: list[int] = []
-        self.values: Ints | None = None
-        self.saturated: NDArray[np.bool_] | None = None
-
-
-class _Open:
-    """A request on its way. `doubted_s`: since when the pulse says that it, or its answer, is lost."""
-
-    __slots__ = ("ask", "asked_s", "attempt", "doubted_s", "late_s")
-
-    def __init__(self, ask: Ask, attempt: _Attempt, asked_s: float, late_s: float) -> None:
-        self.ask = ask
-        self.attempt = attempt
-        self.asked_s = asked_s
-        self.late_s = late_s
-        self.doubted_s = math.inf
 
 
 @dataclass(slots=True)
@@ -158,8 +104,8 @@ class LayerSum:
     _num_rows: int = field(init=False)
     _sum: Ints | None = field(init=False, default=None)
     _sum_is_ours: bool = field(init=False, default=False)
-    _open: dict[int, _Open] = field(init=False, default_factory=dict)
-    _later: list[tuple[float, _Debt]] = field(init=False, default_factory=list)
+    _open: dict[int, OpenRequest] = field(init=False, default_factory=dict)
+    _later: list[tuple[float, Debt]] = field(init=False, default_factory=list)
     _given_up: set[int] = field(init=False, default_factory=set)
     _saturated: NDArray[np.bool_] | None = field(init=False, default=None)
     _round: int = field(init=False, default=0)
@@ -225,10 +171,10 @@ class LayerSum:
         attempt.open_ids.remove(request_id)
         debt = attempt.debt
         if attempt.open_ids or attempt.values is not None:
-            _add_part(attempt, ask, values, saturated)
+            attempt.add_part(ask, values, saturated)
             if attempt.open_ids:
                 return []
-            values, saturated = _parts(attempt)
+            values, saturated = attempt.parts()
         for other in debt.attempts:
             for open_id in other.open_ids:
                 del self._open[open_id]
@@ -318,7 +264,7 @@ class LayerSum:
                 wake_s = min(wake_s, request.doubted_s + self._transfer_s(request.ask))
         return wake_s
 
-    def _is_lost(self, request: _Open, now_s: float) -> bool:
+    def _is_lost(self, request: OpenRequest, now_s: float) -> bool:
         """Whether no answer will come to a request, as far as the worker's pulse tells."""
         ask = request.ask
         if ask.worker == self.local:
@@ -357,7 +303,7 @@ class LayerSum:
         self._last_reason = f"worker '{self.names[worker]}' is given up: {why}"
         self._say(GaveUp(self.names[worker], why))
 
-    def _lose(self, requests: Sequence[_Open], now_s: float, pause_s: float = 0.0) -> list[Action]:
+    def _lose(self, requests: Sequence[OpenRequest], now_s: float, pause_s: float = 0.0) -> list[Action]:
         """Give up the attempts of some requests, and ask again for debts that have no other one."""
         actions: list[Action] = []
         for request in requests:
@@ -373,7 +319,7 @@ class LayerSum:
         return actions
 
     def _ask_again(
-        self, debt: _Debt, now_s: float, lost: _Open | None = None, pause_s: float = 0.0
+        self, debt: Debt, now_s: float, lost: OpenRequest | None = None, pause_s: float = 0.0
     ) -> list[Action]:
         """A debt that nobody is asked for now: of others where they hold it all, else of the same again."""
         gone = self._gone()
@@ -393,7 +339,7 @@ class LayerSum:
             self._retried(lost.ask.worker, workers, gone)
         return self._attempt(debt, chosen, workers, now_s)
 
-    def _ask_others(self, debt: _Debt, now_s: float) -> list[Action]:
+    def _ask_others(self, debt: Debt, now_s: float) -> list[Action]:
         """One attempt more, of others, if all that were asked are suspect or late."""
         asked = set()
         late = suspect = False
@@ -485,15 +431,15 @@ class LayerSum:
 
     def _owe(self, worker: int, rows: Rows, expert_ids: Ints, pairs: int, now_s: float) -> Ask:
         """A new debt, asked of one worker."""
-        attempt = _Attempt(debt := _Debt(rows, expert_ids))
+        attempt = Attempt(debt := Debt(rows, expert_ids))
         debt.attempts.append(attempt)
         return self._send(attempt, worker, rows, expert_ids, pairs, now_s)
 
     def _attempt(
-        self, debt: _Debt, chosen: NDArray[np.integer], workers: Sequence[int], now_s: float
+        self, debt: Debt, chosen: NDArray[np.integer], workers: Sequence[int], now_s: float
     ) -> list[Action]:
         """One more attempt at a debt, in as many parts as workers were chosen."""
-        attempt = _Attempt(debt)
+        attempt = Attempt(debt)
         debt.attempts.append(attempt)
         actions: list[Action] = []
         for worker in workers:
@@ -505,13 +451,13 @@ class LayerSum:
         return actions
 
     def _send(
-        self, attempt: _Attempt, worker: int, rows: Rows, expert_ids: Ints, pairs: int, now_s: float
+        self, attempt: Attempt, worker: int, rows: Rows, expert_ids: Ints, pairs: int, now_s: float
     ) -> Ask:
         whole = len(rows) == self._num_rows
         exponents = self.scale_exponents if whole else self.scale_exponents[rows]
         ask = Ask(worker, next(self.request_ids), rows, expert_ids, exponents, pairs)
         late_s = math.inf if worker == self.local else now_s + self.pace.late_after_s(worker, pairs)
-        self._open[ask.request_id] = _Open(ask, attempt, now_s, late_s)
+        self._open[ask.request_id] = OpenRequest(ask, attempt, now_s, late_s)
         attempt.open_ids.append(ask.request_id)
         return ask
 
@@ -562,21 +508,3 @@ class LayerSum:
 def _distinct(chosen: NDArray[np.integer], expert_ids: Ints) -> list[int]:
     """Workers that were chosen, ascending; -1 first if somebody is missing."""
     return sorted(set(chosen[expert_ids >= 0].tolist()))
-
-
-def _add_part(attempt: _Attempt, ask: Ask, values: Ints, saturated: NDArray[np.bool_]) -> None:
-    """One of several workers' shares of a debt."""
-    debt = attempt.debt
-    if attempt.values is None or attempt.saturated is None:
-        attempt.values = np.zeros((len(debt.rows), values.shape[1]), np.int32)
-        attempt.saturated = np.zeros(len(debt.rows), np.bool_)
-    # Both ascend, and the part's rows are among the debt's.
-    places = np.searchsorted(debt.rows, ask.rows)
-    attempt.values[places] += values
-    attempt.saturated[places] |= saturated
-
-
-def _parts(attempt: _Attempt) -> tuple[Ints, NDArray[np.bool_]]:
-    if attempt.values is None or attempt.saturated is None:
-        raise ValueError("an attempt without parts")
-    return attempt.values, attempt.saturated

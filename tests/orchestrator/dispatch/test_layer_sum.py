@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from orchestrator.dispatch.layer_sum import ALL_WELL, Action, Around, Ask, LayerSum, Reopen
+from orchestrator.dispatch.debts import Ask
+from orchestrator.dispatch.layer_sum import ALL_WELL, Action, Around, LayerSum, Reopen
 from orchestrator.dispatch.pace import Pace
 from orchestrator.dispatch.pass_lost import PassLost
 from orchestrator.membership.events import Event, GaveUp, Hedged, Refused, Retried

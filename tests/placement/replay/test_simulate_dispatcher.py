@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from orchestrator.dispatch.layer_sum import Action, Around, Ask, LayerSum
+from orchestrator.dispatch.debts import Ask
+from orchestrator.dispatch.layer_sum import Action, Around, LayerSum
 from orchestrator.dispatch.pace import Pace
 from orchestrator.dispatch.pass_lost import PassLost
 from placement.assign.one_step import assign_experts
