@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.namespaces import Host
+from orchestrator.cluster.keys_folder import CA, NODE, NODE_KEY, TLS, TOKEN
 from orchestrator.cluster.launcher_file import STATE_FOLDER
-from orchestrator.launch.ray_env import AUTHORITY, CERTIFICATE, KEY, TLS_FOLDER, TOKEN, ray_environment
+from orchestrator.cluster.ray_env import ray_environment
 
 _HEAD_MEMORY, _WORKER_MEMORY = "13MB", "20MB"
 
@@ -35,7 +36,7 @@ def write_cluster_file(
     common = f"--num-cpus=2 --object-store-memory=100000000 --temp-dir={state}/ray"
     own = '--resources="{\\"$(hostname)\\":1}" --node-ip-address=$(hostname -I | cut -d" " -f1)'
     kept = folder / STATE_FOLDER / name
-    brought = (TOKEN, *(f"{TLS_FOLDER}/{file}" for file in (CERTIFICATE, KEY, AUTHORITY)))
+    brought = (TOKEN, *(f"{TLS}/{file}" for file in (NODE, NODE_KEY, CA)))
     mounts = ", ".join(f"~/{STATE_FOLDER}/{name}/{file}: {kept}/{file}" for file in brought)
     path = folder / f"{name}.yaml"
     path.write_text(

@@ -30,7 +30,7 @@ from orchestrator.cluster.private_files import read_private, write_private
 from orchestrator.cluster.run_state import RunState, read_run_state, write_run_state
 from orchestrator.cluster.ssh import Ssh
 from orchestrator.launch.detached import start_detached
-from orchestrator.launch.kept_worker import end_process
+from orchestrator.launch.processes import end_process, find_process
 from placement.errors import PotluckError
 from placement.plan_file import read_plan
 from transport.messages import WireLimits
@@ -93,13 +93,7 @@ def start_keeper(launcher: Launcher) -> int:
 def find_keeper(folder: Path) -> psutil.Process | None:
     """A cluster's keeper on this box, None where none runs."""
     keeping = read_keeping(folder)
-    if keeping is None:
-        return None
-    try:
-        process = psutil.Process(keeping.pid)
-        return process if abs(process.create_time() - keeping.began) < 1.0 and process.is_running() else None
-    except psutil.NoSuchProcess:
-        return None
+    return None if keeping is None else find_process(keeping.pid, keeping.began)
 
 
 def read_keeping(folder: Path) -> Keeping | None:

@@ -12,7 +12,7 @@ import yaml
 
 from orchestrator.cluster.keys_folder import CA, NODE, NODE_KEY, TLS, TOKEN
 from orchestrator.cluster.launcher_file import STATE_FOLDER, remote_folder
-from orchestrator.launch.ray_env import ray_environment
+from orchestrator.cluster.ray_env import ray_environment
 from placement.given.cluster_spec import USUAL_VENV
 
 MOST_NAME_OF_CLUSTER = 16

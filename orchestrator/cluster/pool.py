@@ -11,11 +11,12 @@ from typing import TypeVar
 from orchestrator.cluster.examine import examine
 from orchestrator.cluster.keys_folder import ClusterKeys
 from orchestrator.cluster.launcher_file import Box, Launcher
+from orchestrator.cluster.ray_env import ray_environment
 from orchestrator.cluster.ray_start import last_word, ray_address, start_script
 from orchestrator.cluster.run_state import RunningWorker, RunState
 from orchestrator.cluster.ssh import Ssh, each_box, push_files
 from orchestrator.launch.ray_client import RayClient
-from orchestrator.launch.ray_env import ray_environment
+from orchestrator.launch.workers import start_timeout_s
 from orchestrator.nodes import Node
 from placement.errors import BoxUnreachable, PotluckError, WorkerStartError
 from placement.model_shape import ModelShape
@@ -26,9 +27,6 @@ from workers.spec import WorkerInfo, WorkerSpec
 RAY_START_TIMEOUT_S = 240.0
 JOIN_TIMEOUT_S = 30.0
 TICK_S = 0.25
-# A worker must be ready within this time, plus the time to read its experts from a slow disk.
-START_TIMEOUT_S = 120.0
-SLOW_DISK_BYTES_PER_S = 20e6
 
 T = TypeVar("T")
 
@@ -209,7 +207,7 @@ class Pool:
             except WorkerStartError as error:
                 self._miss(name, str(error))
                 del starting[name]
-        until_s = time.monotonic() + START_TIMEOUT_S + self._most_bytes(starting) / SLOW_DISK_BYTES_PER_S
+        until_s = time.monotonic() + start_timeout_s(self.wanted.plan, starting)
         while starting:
             for name, node in list(starting.items()):
                 try:
@@ -270,11 +268,6 @@ class Pool:
 
     def _node_of(self, worker: str) -> str:
         return self.wanted.plan.worker(worker).node
-
-    def _most_bytes(self, workers: Mapping[str, object]) -> int:
-        held = self.wanted.plan.bytes_per_tier()
-        plan = self.wanted.plan
-        return max((int(held[list(plan.worker(name).tiers)].sum()) for name in workers), default=0)
 
     def _connected(self) -> RayClient:
         launcher = self.wanted.launcher

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from orchestrator.cluster.launcher_file import Box, Launcher
+from orchestrator.cluster.ray_env import ray_environment
 from orchestrator.cluster.ssh import python_of, quoted_path
-from orchestrator.launch.ray_env import ray_environment
 from placement.errors import ClusterFileError
 
 # Ray's own launcher brings this file along, which we do not.

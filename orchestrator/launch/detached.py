@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from orchestrator.launch.python import ROOT as ROOT
+from orchestrator.launch.python import python_command, python_environment
 from placement.errors import WorkerStartError
 from placement.files.quote import first_line
 
-ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 30.0
 # What Ray sets for its own processes, and thread counts that a worker decides itself.
 _NOT_HANDED_ON = ("RAY_", "OMP_NUM_THREADS", "PYTHONBREAKPOINT")
@@ -38,13 +39,11 @@ def start_detached(arguments: Sequence[str], *, given: str, output: Path, log: P
         WorkerStartError: the system starts no process.
     """
     order = {"arguments": list(arguments), "given": given, "output": str(output), "log": str(log)}
-    # Not from the current folder, where a module may be called as one of ours.
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
     environment = {n: v for n, v in os.environ.items() if not n.startswith(_NOT_HANDED_ON)}
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "orchestrator.launch.detached"],
-            env=environment | {"PYTHONPATH": path},
+            python_command("orchestrator.launch.detached"),
+            env=python_environment(environment),
             input=json.dumps(order),
             capture_output=True,
             text=True,

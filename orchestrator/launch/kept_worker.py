@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import threading
 import time
 from collections.abc import Mapping
@@ -25,6 +24,9 @@ from typing import Any
 import psutil
 
 from orchestrator.launch.detached import start_detached
+from orchestrator.launch.processes import end_process as end_process
+from orchestrator.launch.processes import find_process, is_running
+from orchestrator.launch.spawn import why_died
 from placement.errors import PotluckError
 from transport.keys import KeyPair
 from workers.spec import WorkerInfo, WorkerSpec
@@ -35,7 +37,6 @@ TICK_S = 0.2
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 30.0
 STEADY_S = 60.0
-END_TIMEOUT_S = 5.0
 _MOST_LINES = 1_000
 
 
@@ -153,12 +154,12 @@ class KeptWorker:
             process = psutil.Process(pid)
             _write(self._folder / PROCESS, {"pid": pid, "began": process.create_time()})
             return process
-        raise PotluckError(_died(spec, self._folder))
+        raise PotluckError(why_died(spec))
 
     def _listen(self, spec: WorkerSpec, process: psutil.Process) -> WorkerSpec:
         """Until the process is gone; the spec with the ports that it chose."""
         while True:
-            is_running = _is_running(process)
+            still_runs = is_running(process)
             for event in events(self._folder):
                 if event["event"] == "ready":
                     info = WorkerInfo.from_dict(event["info"])
@@ -173,12 +174,12 @@ class KeptWorker:
                     return spec
                 elif self._state.state not in ("ready", "failed"):
                     self._tell("starting", pid=process.pid)
-            if not is_running:
+            if not still_runs:
                 break
             if self._ending.wait(TICK_S):
                 return spec
         if self._state.state != "failed":
-            self._tell("failed", message=_died(spec, self._folder))
+            self._tell("failed", message=why_died(spec))
         return spec
 
     def _note_ports(self, spec: WorkerSpec, info: WorkerInfo) -> WorkerSpec:
@@ -209,25 +210,7 @@ def running_process(folder: Path) -> psutil.Process | None:
     noted = _read(folder / PROCESS)
     if noted is None:
         return None
-    try:
-        process = psutil.Process(noted["pid"])
-        # Pids are used again.
-        is_it = abs(process.create_time() - noted["began"]) < 1.0
-        return process if is_it and _is_running(process) else None
-    except (psutil.NoSuchProcess, KeyError):
-        return None
-
-
-def end_process(process: psutil.Process) -> None:
-    """Ask it to end, then make it."""
-    with suppress(psutil.NoSuchProcess):
-        process.send_signal(signal.SIGTERM)
-        # One that sleeps would not hear it.
-        process.send_signal(signal.SIGCONT)
-        _, alive = psutil.wait_procs([process], timeout=END_TIMEOUT_S)
-        for each in alive:
-            each.kill()
-        psutil.wait_procs(alive, timeout=END_TIMEOUT_S)
+    return find_process(noted["pid"], noted["began"])
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
@@ -242,31 +225,6 @@ def events(folder: Path) -> list[dict[str, Any]]:
         with suppress(ValueError):
             found.append(json.loads(line))
     return found
-
-
-def last_line(path: Path) -> str:
-    """Of a log; nothing where there is none."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    return lines[-1].strip() if lines else ""
-
-
-def _is_running(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _died(spec: WorkerSpec, folder: Path) -> str:
-    num_experts = sum(tier.num_experts for tier in spec.tiers)
-    return f"worker {spec.name}: its process with {num_experts} experts died: " + (
-        last_line(folder / LOG) or "killed, or out of memory: give it a smaller budget in the plan"
-    )
 
 
 def _digest(spec: WorkerSpec) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from orchestrator.dispatch.view import WorkerAddress
 from orchestrator.launch.spawn import spawn, wait_ready
-from orchestrator.launch.workers import address_of
+from orchestrator.launch.workers import address_of, start_timeout_s
 from orchestrator.run_folder import run_folder, short_temp_dir
 from orchestrator.stopping import stopping_by_exception, uninterrupted
 from placement.errors import WorkerStartError
@@ -24,9 +24,6 @@ from transport.keys import KeyPair
 from transport.messages import WireLimits
 from workers.spec import WorkerInfo, WorkerSpec
 
-# A worker must be ready within this time, plus the time to read its experts from a slow disk.
-START_TIMEOUT_S = 120.0
-SLOW_DISK_BYTES_PER_S = 20e6
 # One that dies is started again after a pause, which doubles each time, until it has lived for a while.
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 30.0
@@ -63,8 +60,6 @@ def local_workers(
     workers = plan.asked_workers
     limits = WireLimits.for_shape(shape, max_rows)
     cores = len(os.sched_getaffinity(0))
-    held = plan.bytes_per_tier()
-    most_bytes = max((int(held[list(worker.tiers)].sum()) for worker in workers), default=0)
     with stopping_by_exception(), run_folder(short_temp_dir()) as folder:
         specs = [
             WorkerSpec.of_plan(
@@ -81,7 +76,7 @@ def local_workers(
             )
             for number, worker in enumerate(workers)
         ]
-        running = LocalWorkers(specs, START_TIMEOUT_S + most_bytes / SLOW_DISK_BYTES_PER_S)
+        running = LocalWorkers(specs, start_timeout_s(plan, (worker.name for worker in workers)))
         try:
             yield running
         finally:

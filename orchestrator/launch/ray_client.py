@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -16,11 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from orchestrator.launch.detached import ROOT
-from orchestrator.launch.kept_worker import last_line
+from orchestrator.launch.python import python_command, python_environment
 from orchestrator.nodes import Node
 from orchestrator.stopping import uninterrupted
 from placement.errors import WorkerStartError
+from workers.log_file import last_line
 
 CONNECT_TIMEOUT_S = 60.0
 CALL_TIMEOUT_S = 45.0
@@ -37,7 +36,7 @@ class RayClient:
         """
         Args:
             address: of Ray, such as 10.0.0.1:6379, or "auto".
-            environment: for Ray, see `ray_env`; on top of this process's.
+            environment: for Ray, see `orchestrator.cluster.ray_env`; on top of this process's.
             log: where Ray's messages go; nowhere by default.
         """
         self._address = address
@@ -53,7 +52,6 @@ class RayClient:
         Raises:
             WorkerStartError: Ray cannot be reached, or refuses the token or the certificate.
         """
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
         log = (
             subprocess.DEVNULL
             if self._log is None
@@ -61,8 +59,8 @@ class RayClient:
         )
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "orchestrator.launch.ray_agent"],
-                env=os.environ | dict(self._environment) | {"PYTHONPATH": path},
+                python_command("orchestrator.launch.ray_agent"),
+                env=python_environment() | dict(self._environment),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

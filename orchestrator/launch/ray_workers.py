@@ -12,7 +12,8 @@ from pathlib import Path
 
 from orchestrator.dispatch.view import WorkerAddress
 from orchestrator.launch.ray_client import RayClient
-from orchestrator.launch.workers import address_of
+from orchestrator.launch.spawn import named
+from orchestrator.launch.workers import address_of, start_timeout_s
 from orchestrator.nodes import Node, place
 from orchestrator.stopping import stopping_by_exception
 from placement.errors import WorkerStartError
@@ -22,9 +23,6 @@ from transport.keys import KeyPair
 from transport.messages import WireLimits
 from workers.spec import WorkerInfo, WorkerSpec
 
-# A worker must be ready within this time, plus the time to read its experts from a slow disk.
-START_TIMEOUT_S = 120.0
-SLOW_DISK_BYTES_PER_S = 20e6
 TICK_S = 0.1
 
 
@@ -49,11 +47,8 @@ def ray_workers(plan: Plan, shape: ModelShape, model_path: Path, address: str) -
         nodes = place(workers, client.nodes())
         on_node = Counter(node.id for node in nodes.values())
         keys = KeyPair.make()
-        held = plan.bytes_per_tier()
-        most_bytes = max((int(held[list(worker.tiers)].sum()) for worker in workers), default=0)
-        running = RayWorkers(
-            client, keys, time.monotonic() + START_TIMEOUT_S + most_bytes / SLOW_DISK_BYTES_PER_S
-        )
+        until_s = time.monotonic() + start_timeout_s(plan, (worker.name for worker in workers))
+        running = RayWorkers(client, keys, until_s)
         run = f"run-{secrets.token_hex(6)}"
         for worker in workers:
             node = nodes[worker.name]
@@ -88,7 +83,7 @@ class RayWorkers:
         try:
             self.client.keep(node.id, folder, spec.to_json(), outlives=False)
         except WorkerStartError as error:
-            raise WorkerStartError(_named(spec.name, str(error))) from error
+            raise WorkerStartError(named(spec.name, str(error))) from error
         self._starting[spec.name] = (node, folder)
 
     def wait_ready(self) -> Mapping[str, WorkerAddress]:
@@ -100,7 +95,7 @@ class RayWorkers:
                     self.infos[name] = WorkerInfo.from_dict(state["info"])
                     del self._starting[name]
                 elif state["state"] in ("failed", "ended"):
-                    raise WorkerStartError(_named(name, state["message"]))
+                    raise WorkerStartError(named(name, state["message"]))
             if self._starting and time.monotonic() > self.until_s:
                 names = ", ".join(self._starting)
                 raise WorkerStartError(f"workers that took too long to start and were stopped: {names}")
@@ -122,8 +117,3 @@ def _joined(address: str) -> Iterator[RayClient]:
         yield client
     finally:
         client.close()
-
-
-def _named(worker: str, message: str) -> str:
-    prefix = f"worker {worker}"
-    return message if message.startswith(prefix) else f"{prefix}: {message}"

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import IO
 
+from orchestrator.launch.python import python_command, python_environment
 from placement.errors import WorkerStartError
+from workers.log_file import last_line
 from workers.spec import WorkerInfo, WorkerSpec
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def spawn(spec: WorkerSpec, *, prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
@@ -29,12 +26,10 @@ def spawn(spec: WorkerSpec, *, prefix: Sequence[str] = ()) -> subprocess.Popen[s
     Raises:
         WorkerStartError: the system starts no process.
     """
-    # Not from the current folder, where a module may be called as one of ours.
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
     try:
         process = subprocess.Popen(
-            [*prefix, sys.executable, "-P", "-m", "workers.serve"],
-            env=os.environ | {"PYTHONPATH": path},
+            [*prefix, *python_command("workers.serve")],
+            env=python_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -65,20 +60,19 @@ def wait_ready(spec: WorkerSpec, said: IO[str]) -> WorkerInfo:
         if event["event"] == "ready":
             return WorkerInfo.from_dict(event["info"])
         if event["event"] == "failed":
-            prefix = f"worker {spec.name}"
-            message = event["message"]
-            raise WorkerStartError(message if message.startswith(prefix) else f"{prefix}: {message}")
+            raise WorkerStartError(named(spec.name, event["message"]))
+    raise WorkerStartError(why_died(spec))
+
+
+def why_died(spec: WorkerSpec) -> str:
+    """One line about a worker whose process ended by itself: the last of its log, where it says anything."""
     num_experts = sum(tier.num_experts for tier in spec.tiers)
-    raise WorkerStartError(
-        f"worker {spec.name}: its process died before it was ready to serve {num_experts} experts: "
-        + (_last_line(spec.log_path) or "killed, or out of memory: give it a smaller budget in the plan")
+    return f"worker {spec.name}: its process with {num_experts} experts died: " + (
+        last_line(spec.log_path) or "killed, or out of memory: give it a smaller budget in the plan"
     )
 
 
-def _last_line(log_path: str) -> str:
-    """Of a log, for the reason why a process died; nothing where there is none."""
-    try:
-        text = Path(log_path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    return text.splitlines()[-1].strip() if text else ""
+def named(worker: str, message: str) -> str:
+    """A message about a worker, which may begin with its name already."""
+    prefix = f"worker {worker}"
+    return message if message.startswith(prefix) else f"{prefix}: {message}"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from orchestrator.dispatch.view import WorkerAddress
+from placement.plan import Plan
 from transport.keys import KeyPair
 from workers.spec import WorkerInfo
+
+# A worker must be ready within this time, plus the time to read its experts from a slow disk.
+START_TIMEOUT_S = 120.0
+SLOW_DISK_BYTES_PER_S = 20e6
 
 
 class Workers(Protocol):
@@ -33,3 +38,10 @@ class Workers(Protocol):
 def address_of(info: WorkerInfo) -> WorkerAddress:
     """Where a worker says that it is."""
     return WorkerAddress(info.endpoint, info.pulse_endpoint, info.public_key, info.instance)
+
+
+def start_timeout_s(plan: Plan, workers: Iterable[str]) -> float:
+    """Within which all of these workers of a plan are to be ready, each reading from its own disk."""
+    held = plan.bytes_per_tier()
+    most_bytes = max((int(held[list(plan.worker(name).tiers)].sum()) for name in workers), default=0)
+    return START_TIMEOUT_S + most_bytes / SLOW_DISK_BYTES_PER_S

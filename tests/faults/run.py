@@ -22,7 +22,8 @@ from orchestrator.cli.even_plan import even_plan
 from orchestrator.dispatch.view import WorkerAddress
 from orchestrator.generate import GenerationParams
 from orchestrator.launch.local import LocalWorkers, local_workers
-from orchestrator.launch.spawn import ROOT, spawn
+from orchestrator.launch.python import ROOT
+from orchestrator.launch.spawn import spawn
 from orchestrator.session import Session, open_session
 from orchestrator.tokenizer import Tokenizer
 from placement.holders import HolderTable

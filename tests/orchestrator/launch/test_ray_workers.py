@@ -15,7 +15,7 @@ import zmq
 
 from benchmarks.local_ray import local_ray
 from orchestrator.dispatch.view import WorkerAddress
-from orchestrator.launch import ray_workers as ray_workers_module
+from orchestrator.launch import workers as workers_module
 from orchestrator.launch.ray_workers import RayWorkers, ray_workers
 from placement.errors import PlanError, WorkerStartError
 from placement.model_shape import ModelShape
@@ -55,7 +55,7 @@ def nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No process started by these tests outlives them, and no ~/.ray is made; a busy machine has its time."""
     home, name = tmp_path_factory.mktemp("home"), "test_ray_workers"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_workers_module, "START_TIMEOUT_S", PATIENCE_S)
+        patch.setattr(workers_module, "START_TIMEOUT_S", PATIENCE_S)
         patch.setenv("HOME", str(home))
         patch.setenv(MARK, f"{name}-{os.getpid()}")
         yield

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-TOKEN = "token"
-TLS_FOLDER = "tls"
-CERTIFICATE, KEY, AUTHORITY = "node.crt", "node.key", "ca.crt"
+from orchestrator.cluster.keys_folder import CA, NODE, NODE_KEY, TLS, TOKEN
 
 
 def ray_environment(folder: str | Path) -> Mapping[str, str]:
@@ -22,9 +20,9 @@ def ray_environment(folder: str | Path) -> Mapping[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": f"{folder}/{TOKEN}",
         "RAY_USE_TLS": "1",
-        "RAY_TLS_SERVER_CERT": f"{folder}/{TLS_FOLDER}/{CERTIFICATE}",
-        "RAY_TLS_SERVER_KEY": f"{folder}/{TLS_FOLDER}/{KEY}",
-        "RAY_TLS_CA_CERT": f"{folder}/{TLS_FOLDER}/{AUTHORITY}",
+        "RAY_TLS_SERVER_CERT": f"{folder}/{TLS}/{NODE}",
+        "RAY_TLS_SERVER_KEY": f"{folder}/{TLS}/{NODE_KEY}",
+        "RAY_TLS_CA_CERT": f"{folder}/{TLS}/{CA}",
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray keeps idle Python processes ready for tasks. We start next to none.
         "RAY_prestart_worker_first_driver": "0",
