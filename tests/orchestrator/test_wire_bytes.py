@@ -55,7 +55,7 @@ def test_a_plan_for_a_file_counts_the_bytes_that_its_run_sends(
     path = write_random_gguf(tmp_path / "random.gguf", SHAPE, types)
     cluster, plan_path = tmp_path / "cluster.yaml", tmp_path / "plan.json"
     cluster.write_text(CLUSTER)
-    planning = ("plan", cluster, "--model", path, "--policy", "uniform", "--context", 128)
+    planning = ("plan", cluster, "--model", path, "--policy", "uniform", "--context", 128, "--survive", 0)
     document(potluck(*planning, "--out", plan_path, "--json"))
     plan = read_plan(plan_path)
     assert plan.workload is not None
