@@ -15,14 +15,14 @@ from orchestrator.dispatch.dispatcher import Dispatcher, fixed
 from orchestrator.dispatch.view import ClusterView, WorkerAddress
 from orchestrator.timing import StepTimer
 from placement.message_size import MAX_MESSAGE_ROWS
-from placement.plan import LOCAL_WORKER, Plan, planned_layers
+from placement.plan import Plan, planned_layers
 from transport.client import WorkerClient
 from transport.messages import WireLimits, random_id
 from transport.sockets import Context
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.open_model import kept_forms
 from workers.model_config import Step35Config
-from workers.pool import load_tiers
+from workers.pool import load_head_tiers, load_tiers
 from workers.service import ExpertService
 from workers.tiers import tiers_of
 
@@ -54,8 +54,7 @@ def dispatcher_with_threads(
     plan = replace(plan, layers=layers, dtype=name)
     with ExitStack() as stack:
         context: Context = stack.enter_context(zmq.Context())
-        own = tiers_of(plan, LOCAL_WORKER) if plan.local_worker is not None else ()
-        local = load_tiers(own, checkpoint, config, name) if own else None
+        local = load_head_tiers(plan, checkpoint, config)
         addresses = {}
         indices = {worker.name: index for index, worker in enumerate(plan.workers)}
         for worker in plan.asked_workers:
