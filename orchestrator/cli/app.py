@@ -48,6 +48,7 @@ what it always did.
 """
 
 _NOT_MAPPED = "failed to map segment"  # what the loader says of a library for which there is no room
+_TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -111,14 +112,34 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         # `potluck … | head`: nobody reads on; the code is what typer gives where it notices itself.
         sys.stdout = io.StringIO()
         return 1
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
+    except Exception as error:
+        if _number_of(error) in _TOO_MANY_FILES:
+            print_error(_more_files())
+            return 2
+        if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
             raise
         what = error.filename or "the result"
         print_error(f"cannot write {what}: {error.strerror}; make room and try again")
         # What did not go out would fail again when the interpreter empties its buffers.
         sys.stdout = io.StringIO()
     return 2
+
+
+def _number_of(error: BaseException) -> int | None:
+    """The system's, of an error or what caused it; ZeroMQ's errors have it too and are no OSError."""
+    found = getattr(error, "errno", None)
+    if isinstance(found, int) or error.__cause__ is None:
+        return found
+    return _number_of(error.__cause__)
+
+
+def _more_files() -> str:
+    """What to do where no more files and sockets may be open."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (
+        f"too many open files: this process may have {limit} (ulimit -n {limit}): raise that limit, or use "
+        "fewer workers"
+    )
 
 
 def out_of_memory(error: Exception) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+import zmq
 
 from orchestrator.cli.app import COMMANDS, command
 from orchestrator.cli.app import run as execute
@@ -100,3 +102,24 @@ def test_libraries_that_find_no_room_are_told_in_one_line() -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert says(done.stderr, "error: out of memory: … limited to 307.2 MB (ulimit -v 300000)"), done.stderr
+
+
+@pytest.mark.parametrize("is_cause", [False, True])
+@pytest.mark.parametrize("kind", [OSError, zmq.ZMQError])
+def test_too_many_open_files_are_one_line(
+    kind: type[Exception], is_cause: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def busy() -> None:
+        error = kind(errno.EMFILE, "Too many open files")
+        if is_cause:
+            raise RuntimeError("the watch over the workers has failed") from error
+        raise error
+
+    assert execute(app, ["--"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert says(err, f"error: too many open files: … {limit} (ulimit -n {limit})"), err

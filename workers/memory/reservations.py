@@ -235,7 +235,23 @@ def _alive(folder: Path) -> list[Reserved]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time looks and writes."""
+    """One process at a time looks and writes.
+
+    Raises:
+        PlanDoesNotFit: nothing can be noted there; says why.
+    """
+    try:
+        with _lock_of(folder):
+            yield
+    except OSError as error:
+        raise PlanDoesNotFit(
+            f"{folder}: cannot note what memory is set aside: {error.strerror}; expected a place where this "
+            "user may write, with room for some small files"
+        ) from error
+
+
+@contextmanager
+def _lock_of(folder: Path) -> Iterator[None]:
     folder.mkdir(mode=0o700, exist_ok=True)
     facts = folder.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():

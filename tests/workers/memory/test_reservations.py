@@ -208,3 +208,17 @@ def test_shared_bytes_are_those_of_a_set(first: list[SharedPart], second: list[S
 
     left = pieces(first) - pieces(second)
     assert shared_bytes(first, second) == sum(each_bytes for _, each_bytes, _ in left)
+
+
+def test_a_place_where_nothing_can_be_noted_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "potluck"
+    for call in (
+        lambda: reserve([Need("something", 1)], what="a run", where="here", advice="go", folder=folder),
+        lambda: free_memory(folder=folder),
+    ):
+        with pytest.raises(PlanDoesNotFit) as caught:
+            call()
+        line = str(caught.value)
+        assert line.startswith(f"{folder}: cannot note what memory is set aside: Not a directory")
+        assert "\n" not in line
