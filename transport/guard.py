@@ -1,4 +1,4 @@
-"""Watches a bound socket's connections: not too many of them, and none whose message never ends.
+"""Watches a socket's connections: not too many of them, and none whose message never ends.
 
 libzmq collects all frames of a message before it delivers any, whatever its high-water marks say. So a peer
 that never ends a message would fill this machine's memory unseen. The kernel counts what comes in on each
@@ -84,7 +84,7 @@ class Guard:
         """Before the socket is bound; `max_message_bytes` is of all frames of a message together."""
         self._guarded = guarded
         self._name = name
-        self._limit_bytes = 2 * max_message_bytes + SLACK_BYTES
+        self._limit_bytes = _limit_bytes(max_message_bytes)
         self._connections: dict[int, Connection] = {}
         self._swept_s = time.monotonic()
         self._cuts, self._tell_from_s = 0, self._swept_s
@@ -142,21 +142,14 @@ class Guard:
         for connection in list(self._connections.values()):
             delivered, connection.delivered = connection.delivered, False
             connection.greeted |= delivered
-            endless = self._tcp_is_endless if connection.is_tcp else self._local_is_endless
-            if endless(connection, delivered, forgiven_bytes):
+            if connection.is_tcp:
+                endless = _tcp_is_endless(connection, delivered, forgiven_bytes, self._limit_bytes)
+            else:
+                endless = self._local_is_endless(connection, delivered)
+            if endless:
                 self._cut(connection, "a message without an end")
 
-    def _tcp_is_endless(self, connection: Connection, delivered: bool, forgiven_bytes: float) -> bool:
-        taken_bytes = _look(connection, _taken_bytes)
-        if taken_bytes is None:
-            return False
-        connection.base_bytes = taken_bytes if delivered else connection.base_bytes + forgiven_bytes
-        over = taken_bytes - connection.base_bytes > self._limit_bytes
-        # Twice in a row: between two looks a message that is whole has been delivered.
-        connection.over = connection.over + 1 if over else 0
-        return connection.over >= 2
-
-    def _local_is_endless(self, connection: Connection, delivered: bool, _: float) -> bool:
+    def _local_is_endless(self, connection: Connection, delivered: bool) -> bool:
         connection.unread = bool(_look(connection, _unread_bytes))
         if delivered:
             connection.busy = 0
@@ -185,6 +178,61 @@ class Guard:
             self._cuts, self._tell_from_s = 0, now_s + TELL_EVERY_S
         _look(connection, _break_off)
         self._connections.pop(connection.fd, None)
+
+
+class ClientGuard:
+    """Guards a connecting socket's one TCP connection. Its owner's thread calls all methods.
+
+    Local sockets are left alone: at their other end is a process that this one started.
+    """
+
+    def __init__(self, guarded: Socket, max_message_bytes: int) -> None:
+        self._guarded = guarded
+        self._limit_bytes = _limit_bytes(max_message_bytes)
+        self._connection: Connection | None = None
+        self._looked_s = time.monotonic()
+
+    def connected(self, fd: int) -> None:
+        """The connection has come about, as the socket's monitor says."""
+        found = _connection(fd)
+        self._connection = found if found is not None and found.is_tcp else None
+
+    def delivered(self) -> None:
+        """A message has come."""
+        if self._connection is not None:
+            self._connection.delivered = True
+
+    def look(self) -> None:
+        """Reset the connection if its message has no end; call it ten times a second or more often."""
+        now_s = time.monotonic()
+        connection = self._connection
+        if connection is None or now_s < self._looked_s + SWEEP_S:
+            return
+        forgiven_bytes = (now_s - self._looked_s) * HEARTBEAT_BYTES_PER_S
+        self._looked_s = now_s
+        # One that is whole and not fetched yet counts as delivered.
+        whole = connection.delivered or bool(self._guarded.poll(0))
+        connection.delivered = False
+        if _tcp_is_endless(connection, whole, forgiven_bytes, self._limit_bytes):
+            _look(connection, _break_off)
+            self._connection = None
+
+
+def _limit_bytes(max_message_bytes: int) -> int:
+    """That a connection may take in and deliver nothing."""
+    return 2 * max_message_bytes + SLACK_BYTES
+
+
+def _tcp_is_endless(connection: Connection, delivered: bool, forgiven_bytes: float, limit_bytes: int) -> bool:
+    """What a sweep finds of a TCP connection."""
+    taken_bytes = _look(connection, _taken_bytes)
+    if taken_bytes is None:
+        return False
+    connection.base_bytes = taken_bytes if delivered else connection.base_bytes + forgiven_bytes
+    over = taken_bytes - connection.base_bytes > limit_bytes
+    # Twice in a row: between two looks a message that is whole has been delivered.
+    connection.over = connection.over + 1 if over else 0
+    return connection.over >= 2
 
 
 def _least_known(connections: Iterable[Connection]) -> Connection:

@@ -7,6 +7,7 @@ from enum import Enum, auto
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from transport.guard import ClientGuard
 from transport.keys import HeadKeys, secure_client
 from transport.messages import Hello, Ping, Reply, Request, WireError, WireLimits, random_id
 from transport.sockets import Context, Socket, open_socket, receive_message, send_message
@@ -40,7 +41,8 @@ _LINKS: dict[int, Link] = {
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: Link.REFUSED,
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: Link.REFUSED,
 }
-_EVENTS = sum(map(int, _LINKS))
+_CONNECTED = int(zmq.EVENT_CONNECTED)
+_EVENTS = sum(map(int, _LINKS)) + _CONNECTED
 
 
 class PulseClient:
@@ -69,6 +71,7 @@ class PulseClient:
             self.socket.setsockopt(option, value)
         if keys is not None:
             secure_client(self.socket, keys)
+        self._guard = ClientGuard(self.socket, 2 * limits.max_plain_bytes)
         self.monitor: Socket = self.socket.get_monitor_socket(_EVENTS, f"inproc://pulse-{random_id()}")
         """For a `zmq.Poller`; readable when `links` has something."""
         self.socket.connect(endpoint)
@@ -82,7 +85,11 @@ class PulseClient:
         return self.send(Ping(request_id, self.session, oldest_epoch))
 
     def send(self, request: Request) -> bool:
-        """Hand a request to libzmq; False where there is no connection, or the worker takes no more."""
+        """Hand a request to libzmq; False where there is no connection, or the worker takes no more.
+
+        Whoever is pinged is looked at too: a connection whose message never ends is reset.
+        """
+        self._guard.look()
         try:
             send_message(self.socket, encode(request))
         except zmq.Again:
@@ -96,9 +103,12 @@ class PulseClient:
             WireError: not an answer in this protocol.
         """
         try:
-            return decode_reply(receive_message(self.socket, _NOBLOCK), self._limits)
+            frames = receive_message(self.socket, _NOBLOCK)
         except zmq.Again:
             return None
+        self._guard.delivered()
+        try:
+            return decode_reply(frames, self._limits)
         except WireError as error:
             message = f"worker {self.name} at {self.endpoint}: {error}"
             raise WireError(error.code, message, error.request_id) from None
@@ -108,11 +118,14 @@ class PulseClient:
         found: list[Link] = []
         while True:
             try:
-                event = parse_monitor_message(self.monitor.recv_multipart(_NOBLOCK))["event"]
+                message = parse_monitor_message(self.monitor.recv_multipart(_NOBLOCK))
             except zmq.Again:
                 return found
+            event = message["event"]
             if event in _LINKS:
                 found.append(_LINKS[event])
+            elif event == _CONNECTED:
+                self._guard.connected(int(message["value"]))
 
     def close(self) -> None:
         """Drop the connection and what is queued on it."""

@@ -12,6 +12,7 @@ import zmq
 from orchestrator.dispatch.view import ClusterView, WorkerAddress
 from transport.client import WorkerClient
 from transport.expert_rows import ExpertRows
+from transport.guard import SWEEP_S
 from transport.messages import Reply
 
 Connect = Callable[[str, WorkerAddress], WorkerClient]
@@ -58,6 +59,7 @@ class Connections:
         self._clients: dict[int, tuple[WorkerAddress, WorkerClient]] = {}
         self._worker_of: dict[object, int] = {}
         self._poller: zmq.Poller | None = None
+        self._look_due_s = -math.inf
 
     def match(self, view: ClusterView) -> None:
         wanted = {w: address for w, address in view.addresses.items() if w not in view.absent}
@@ -80,7 +82,13 @@ class Connections:
 
     def wait(self, wait_s: float) -> list[int]:
         assert self._poller is not None
-        return [self._worker_of[socket] for socket, _ in self._poller.poll(math.ceil(wait_s * 1000))]
+        found = [self._worker_of[socket] for socket, _ in self._poller.poll(math.ceil(wait_s * 1000))]
+        now_s = time.monotonic()
+        if now_s >= self._look_due_s:
+            self._look_due_s = now_s + SWEEP_S
+            for _, client in self._clients.values():
+                client.look()
+        return found
 
     def pause(self, pause_s: float) -> None:
         time.sleep(pause_s)
