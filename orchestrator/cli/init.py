@@ -36,7 +36,7 @@ def init(
     ),
     head: Annotated[
         str | None,
-        typer.Option(help="The box that you will run `potluck` on: NAME=ADDRESS.", metavar="NAME=ADDRESS"),
+        typer.Option(help="The box that you will run `potluck` on.", metavar="NAME=ADDRESS"),
     ] = None,
     node: Annotated[
         list[str] | None, typer.Option(help="Another box; once for each.", metavar="NAME=ADDRESS")
@@ -45,7 +45,7 @@ def init(
     key: Annotated[
         Path | None, typer.Option(help="Private key that the boxes accept; default your first in ~/.ssh.")
     ] = None,
-    name: Annotated[str, typer.Option(help="Of the cluster.")] = "home",
+    name: Annotated[str, typer.Option(help="What the cluster is called.")] = "home",
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     json: Json = False,
 ) -> None:

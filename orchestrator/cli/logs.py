@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.options import Json
-from orchestrator.cli.output import print_json
+from orchestrator.cli.output import print_json, print_note
 from orchestrator.cluster.keeper import KEEPER_LOG
 from orchestrator.cluster.launcher_file import load_launcher
 from orchestrator.cluster.ssh import Ssh, python_of
@@ -17,8 +17,14 @@ from orchestrator.cluster.ssh import Ssh, python_of
 
 def logs(
     cluster: Annotated[Path, typer.Argument(help="Cluster file.", metavar="CLUSTER")],
-    node: Annotated[str, typer.Argument(help="Which box; the head's has the keeper's log.", metavar="NODE")],
-    lines: Annotated[int, typer.Option(min=1, help="The last so many.")] = 100,
+    node: Annotated[
+        str,
+        typer.Argument(
+            help="Name of a box. The head's gives the log of the keeper, which watches the workers.",
+            metavar="NODE",
+        ),
+    ],
+    lines: Annotated[int, typer.Option(min=1, help="How many of the last lines.")] = 100,
     json: Json = False,
 ) -> None:
     """Print the log of a box's worker process."""
@@ -34,5 +40,7 @@ def logs(
     found = text.splitlines()[-lines:]
     if json:
         print_json({"node": node, "lines": found})
-    else:
-        sys.stdout.writelines(f"{line}\n" for line in found)
+        return
+    sys.stdout.writelines(f"{line}\n" for line in found)
+    if not found:
+        print_note(f"{node}: no log there: `potluck status {cluster}` says what runs")

@@ -186,7 +186,9 @@ def _survival_lines(planned: Planned) -> list[str]:
     survival, losses = planned.survival, planned.plan.survive
     boxes = "any one box" if survival.losses == 1 else f"any {survival.losses} boxes"
     lines = []
-    if losses:
+    if losses and not survival.second_holders and not survival.short_experts:
+        lines.append(f"Survives the loss of {boxes}, the head's apart: no other box holds experts alone.")
+    elif losses:
         lines.append(
             f"Survives the loss of {boxes}, the head's apart"
             + (":" if not survival.short_experts else f", but for {survival.short_experts:,} experts:")

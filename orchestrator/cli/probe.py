@@ -30,10 +30,13 @@ def probe(
         typer.Argument(help="Cluster file; left out, this machine alone is measured.", metavar="[CLUSTER]"),
     ] = None,
     forms: Annotated[
-        str, typer.Option(help="Of weights, with commas; default bfloat16 and the usual ones of GGUF files.")
+        str,
+        typer.Option(
+            help="Forms of weights to time, with commas; default bfloat16 and the usual of GGUF files."
+        ),
     ] = "",
     folder: Annotated[
-        Path | None, typer.Option(help="Of a model, whose disk is read; without a cluster file.")
+        Path | None, typer.Option(help="Without a cluster file: folder or file on the disk to measure.")
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Measure although nothing has changed.")] = False,
     json: Json = False,

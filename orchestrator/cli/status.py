@@ -42,14 +42,17 @@ def words(found: ClusterStatus) -> list[str]:
         for box in found.boxes
         if box.word
     ]
+    idle = [box.node for box in found.boxes if box.role == "spare"]
+    if idle:
+        lines.append(f"{', '.join(idle)}: idle, because the plan puts no experts there")
     if found.lost_experts:
         lines.append(f"{found.lost_experts:,} experts are in no box's memory")
     if found.migration is not None:
         lines.append(f"moving experts: {found.migration.phase}: {found.migration.reason}")
     if found.keeper is None:
         lines.append(
-            "the keeper does not run: nothing is taken in, and workers that no run speaks to end after "
-            f"{LINGER_S:g} s; run `potluck up` again"
+            "the keeper does not run: boxes that come back are not taken in, and workers end when no run has "
+            f"spoken to them for {LINGER_S:g} s; run `potluck up` again"
         )
     elif found.keeper_word:
         lines.append(f"keeper: {found.keeper_word}")

@@ -18,9 +18,11 @@ from orchestrator.cluster.up import Raised, raise_cluster
 def up(
     cluster: Annotated[Path, typer.Argument(help="Cluster file.", metavar="CLUSTER")],
     model: Annotated[Path, typer.Option(help="Model directory or GGUF file, on every box.")],
-    plan: Annotated[Path | None, typer.Option(help="Plan for these boxes; made where left out.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Plan of `potluck plan`. Left out: the last one, or a new one.")
+    ] = None,
     survive: Annotated[
-        int | None, typer.Option(min=0, help="Plan anew, to survive the loss of so many boxes.")
+        int | None, typer.Option(min=0, help="Plan anew, to lose so many boxes without reading disks.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -40,13 +42,18 @@ def up(
     if json:
         print_json(document(raised))
     elif not raised.lost_experts:
+        if not raised.state.workers and not raised.state.missing and launcher.others:
+            print_note(
+                f"all experts are on {raised.state.head}: by the plan the head's box alone is fastest. "
+                "`potluck plan` says by how much; its --policy uniform spreads them over all boxes"
+            )
         print_note(
             f"up: `potluck generate --cluster {cluster} …` uses it, `potluck status {cluster}` shows it"
         )
     if raised.lost_experts:
         print_error(
-            f"{raised.lost_experts:,} experts are on no box that is up: the keeper takes in what misses when "
-            f"it comes, `potluck status {cluster}` tells; or plan without these boxes"
+            f"{raised.lost_experts:,} experts are on no box that is up: mend what misses, and it is taken "
+            f"in (`potluck status {cluster}` shows it); or plan without these boxes"
         )
         raise typer.Exit(2)
 

@@ -24,6 +24,8 @@ def usage_message(error: Exception) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "potluck"
     text = text.replace("Value error, ", "").replace(". Did you", "; did you").rstrip(".?")
+    if "unexpected extra argument" in text:
+        text += ": text with spaces goes into quotes"
     if not isinstance(error, typer.BadParameter) or not text.startswith("Invalid value for "):
         return f"{command}: {text[:1].lower()}{text[1:]}; see `{command} --help`"
     name, _, reason = text.removeprefix("Invalid value for ").replace("'", "", 2).partition(": ")

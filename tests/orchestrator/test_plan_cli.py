@@ -16,6 +16,7 @@ from placement.model_shape import STEP_3_5_FLASH
 from placement.plan_file import read_plan
 from placement.workload import Workload
 from tests.orchestrator.command_line import Potluck, document, says
+from tests.orchestrator.processes import ROOT
 from tests.tiny_checkpoint import write_random_checkpoint
 from workers.formats.identity import model_identity
 from workers.model_config import Step35Config
@@ -335,6 +336,14 @@ def test_a_plan_survives_a_loss_where_there_is_memory_and_says_what_that_costs(
     assert plain["survive"]["losses"] == plain["survive"]["second_holders"] == 0
     assert plain["survive"]["single_experts"] > 0
     assert plain["tokens_per_s"] == survive["tokens_per_s_without"]
+
+
+def test_a_plan_that_no_loss_can_hurt_says_why(potluck: Potluck, tmp_path: Path) -> None:
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text(THREE_BOXES)
+    code, out, err = potluck("plan", cluster, "--model", ROOT / "models" / "potluck-tiny", "--survive", "1")
+    assert code == 0, err
+    assert "the head's apart: no other box holds experts alone." in " ".join(out.split())
 
 
 def test_what_cannot_survive_for_want_of_memory_is_told(potluck: Potluck, files: Path) -> None:

@@ -36,3 +36,9 @@ def test_lines_name_what_misses_and_what_to_do_without_a_keeper() -> None:
     assert lines[0] == "h2 (10.0.0.2): unreachable"
     assert "3 experts" in lines[1]
     assert "`potluck up`" in lines[2]
+
+
+def test_a_box_without_experts_is_said_to_be_idle_and_why() -> None:
+    spare = BoxStatus("h3", "10.0.0.3", "spare", "idle", None, 0, 0, None, None, "")
+    lines = words(ClusterStatus(STATE, (spare,), 7, "", 0, None))
+    assert lines == ["h3: idle, because the plan puts no experts there"]

@@ -24,6 +24,7 @@ PLAN = ("plan", "cluster.yaml", "--model", "step-3.5-flash")
         ((*PLAN, "--head-bits", "many"), "--head-bits: … 'many'"),
         ((*PLAN, "--polcy", "uniform"), "potluck plan: … --polcy … --policy"),
         ((*PLAN, "other.yaml"), "unexpected extra argument"),
+        (("generate", "--prompt", "Dear", "all,"), "(all,): text with spaces goes into quotes; see `potluck"),
         ((*PLAN, "--quant"), "--quant … requires an argument … `potluck"),
         (("plan",), "potluck plan: … missing … CLUSTER … `potluck plan --help`"),
         (("simulate", "plan.json"), "missing … --cluster"),
