@@ -164,6 +164,7 @@ def main() -> None:
             open_session(model, plan, workers=paced_workers(plan, model.shape, TINY), positions=256)
         )
         assert session.watched is not None
+        change = session.watched.watch.change
         read(session, texts["python"], 3.0, Meter(), 0)
         stack.enter_context(
             migrating(
@@ -173,6 +174,7 @@ def main() -> None:
                 model.shape,
                 limits=limits,
                 room=room,
+                use=lambda moved: "" if change(moved) else "a worker was lost",
                 note=meter.note,
                 routing=routing,
             )

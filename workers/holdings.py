@@ -263,10 +263,11 @@ class Holdings:
                 self._count_looked_up(before + 1)
 
     def _hold(self, asked: _Hold) -> None:
-        served, new = self._set, self._not_in_memory(asked.experts)
+        served, new = self._set, self._to_load(asked.experts)
         assert served is not None
-        if new:
-            self._serve(_Set(served.tiers, {**served.disks, asked.order: self._disk(new)}))
+        unserved = _minus(new, served.whole.experts)
+        if unserved:
+            self._serve(_Set(served.tiers, {**served.disks, asked.order: self._disk(unserved)}))
         self._count_looked_up(self._looked_up + 1)
         missing, text = self._missing_bytes(asked.experts), ""
         started = time.monotonic()
@@ -289,7 +290,8 @@ class Holdings:
         if new and not missing:
             served = self._set
             assert served is not None
-            disks = {order: disk for order, disk in served.disks.items() if order != asked.order}
+            in_memory = served.in_memory()
+            disks = {order: disk for order, disk in served.disks.items() if _minus(disk.experts, in_memory)}
             self._serve(_Set(served.tiers, disks))
         self._note(OrderState(asked.order, True, missing, text))
 
@@ -326,7 +328,10 @@ class Holdings:
         served = self._set
         assert served is not None
         tiers = [
-            tier.without(asked.experts) if isinstance(tier, ExpertStore) else tier for tier in served.tiers
+            tier.without(asked.experts)
+            if isinstance(tier, ExpertStore) and _minus(tier.experts, asked.experts) != tier.experts
+            else tier
+            for tier in served.tiers
         ]
         disks = {}
         for order, disk in served.disks.items():
@@ -367,16 +372,18 @@ class Holdings:
             self._looked_up = count
             self._lock.notify_all()
 
-    def _not_in_memory(self, experts: Experts) -> dict[int, tuple[int, ...]]:
+    def _to_load(self, experts: Experts) -> dict[int, tuple[int, ...]]:
+        """Those that are not where they should be: in memory, or on a disk where the plan has them."""
         assert self._set is not None
-        return _minus(experts, self._set.in_memory())
+        left = _minus(experts, self._set.in_memory())
+        for tier in self._set.tiers:
+            left = _minus(left, tier.experts)
+        return left
 
     def _missing_bytes(self, experts: Experts) -> int:
         if self._set is None:
             return 0
-        return sum(
-            len(ids) * self._bytes.get(layer, 0) for layer, ids in self._not_in_memory(experts).items()
-        )
+        return sum(len(ids) * self._bytes.get(layer, 0) for layer, ids in self._to_load(experts).items())
 
 
 class OrderTaker:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,12 +20,15 @@ from orchestrator.cli.progress import shown_progress
 from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.generate import GenerationParams, GenerationResult, check_length
 from orchestrator.gguf_tokenizer import UnknownTokenizer
+from orchestrator.launch.watched import room_elsewhere
 from orchestrator.launch.workers import Workers
+from orchestrator.membership.watch import ClusterWatch
+from orchestrator.migration.migration import MigrationLimits
 from orchestrator.one_box import plan_here
 from orchestrator.report import RunReport
 from orchestrator.run_memory import Demand, mapped_parts
 from orchestrator.runnable import DEFAULT_DTYPE, DtypeName, check_runnable
-from orchestrator.session import open_session
+from orchestrator.session import Session, open_session
 from orchestrator.tokenizer import StreamDecoder, Tokenizer
 from placement.errors import InputError, NonFiniteError, PlanError
 from placement.files.input_file import decode_text
@@ -37,6 +42,9 @@ from workers.formats.identity import check_made_for
 from workers.formats.open_model import OpenModel, kept_forms, open_model
 from workers.memory.reservations import free_memory
 from workers.tiers import tiers_of
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.heads import Heads
 
 # Far more text than any model's positions hold.
 MOST_PROMPT_BYTES = 16_000_000
@@ -96,11 +104,11 @@ def generate(
     """Continue a prompt."""
     if ray_address is not None and plan is None:
         raise InputError("--ray-address: expected with --plan PLAN.json, which says whom to ask there")
-    folder = None
+    running: Running | None = None
     if cluster is not None:
         if (plan, workers, ray_address) != (None, None, None):
             raise InputError("--cluster: runs its own plan; leave out --plan, --workers and --ray-address")
-        folder, model, plan = _of_cluster(cluster, model)
+        running, model, plan = _of_cluster(cluster, model)
     if model is None:
         raise InputError("expected --model DIR, or --cluster CLUSTER.yaml of a cluster that runs")
     _check_prompt_options(prompt, token_ids, chat=chat, system=system)
@@ -130,15 +138,17 @@ def generate(
         if not json:
             for note in (*_on_disk(made), *_unlike(made, plan, kv, mtp)):
                 print_note(note)
-    if made.asked_workers and ray_address is None and folder is None and not json:
+    if made.asked_workers and ray_address is None and running is None and not json:
         print_note(_starting(made, planned=plan is not None))
     with ExitStack() as stack:
+        if running is not None:
+            stack.enter_context(running.heads)
         with shown_progress("loading", silent=json) as on_progress:
             session = stack.enter_context(
                 open_session(
                     opened,
                     made,
-                    workers=_workers(made, opened, ray_address, folder),
+                    workers=_workers(made, opened, ray_address, running),
                     num_drafts=mtp,
                     positions=positions,
                     kv_form=kv,
@@ -154,6 +164,8 @@ def generate(
                 f"{plan} was made for texts of {made.workload.context:,} positions, and this one may take "
                 f"{positions:,}: there is memory for it, but its steps take longer than predicted"
             )
+        if running is not None and session.watched is not None:
+            stack.enter_context(_moving(session, session.watched.watch, opened, running))
         stream = Stream(tokenizer, silent=json)
         with name_in_errors(model, NonFiniteError):
             result = session.generate(prompt_ids, params, stream.push)
@@ -168,29 +180,64 @@ def generate(
         errors.print(*run_tables(report), sep="\n")
 
 
-def _of_cluster(cluster: Path, model: Path | None) -> tuple[Path, Path, Path]:
-    """A running cluster's state folder, its model, unless another path was given for it, and its plan."""
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A cluster that runs: its state folder, this run's share of it, and where the plan in use lies."""
+
+    folder: Path
+    heads: Heads
+    plan: Path
+
+
+def _of_cluster(cluster: Path, model: Path | None) -> tuple[Running, Path, Path]:
+    """A running cluster, its model, unless another path was given for it, and its plan."""
     # What reads cluster files takes a while to load, and other runs do without.
+    from orchestrator.cluster.heads import Heads
     from orchestrator.cluster.launcher_file import load_launcher
     from orchestrator.cluster.run_state import read_run_state
 
     folder = load_launcher(cluster).state_folder
     state = read_run_state(folder)
-    return folder, model or Path(state.model_path), Path(state.plan)
+    # Before the plan is read: nobody moves experts away from what it says then.
+    running = Running(folder, Heads(folder), Path(state.plan))
+    return running, model or Path(state.model_path), running.plan
+
+
+def _moving(
+    session: Session, watch: ClusterWatch, model: OpenModel, running: Running
+) -> AbstractContextManager[object]:
+    """Experts follow the traffic meanwhile, and the cluster's plan with them."""
+    # The planner takes a while to load, and other runs do without.
+    from orchestrator.cli.migrating import migrating
+    from orchestrator.cluster.moved_plan import use_plan
+    from orchestrator.migration.decision_file import write_decision
+
+    plan = watch.standing().view.plan
+    room = room_elsewhere(plan, free_memory().usable_bytes)
+    return migrating(
+        session.head,
+        session.dispatcher,
+        watch,
+        model.shape,
+        limits=MigrationLimits(),
+        room={name: box.free_bytes for name, box in room.items()},
+        use=partial(use_plan, path=running.plan, heads=running.heads, watch=watch),
+        note=lambda state: write_decision(state, running.folder, time.time()),
+    )
 
 
 def _workers(
-    plan: Plan, model: OpenModel, ray_address: str | None, folder: Path | None
+    plan: Plan, model: OpenModel, ray_address: str | None, running: Running | None
 ) -> AbstractContextManager[Workers] | None:
     """Whom the plan's experts are asked of; None for workers that are started on this machine.
 
     Args:
-        folder: the state folder of a cluster that runs.
+        running: a cluster that runs.
     """
-    if folder is not None and plan.asked_workers:
+    if running is not None and plan.asked_workers:
         from orchestrator.cluster.running import running_cluster
 
-        return running_cluster(folder)
+        return running_cluster(running.folder, running.heads)
     if ray_address is None or not plan.asked_workers:
         return None
     # Ray takes seconds to import.

@@ -18,6 +18,7 @@ from orchestrator.migration.migrator import Migrator
 from orchestrator.migration.online_routing import OnlineRouting
 from orchestrator.model.step35 import Step35Model
 from placement.model_shape import ModelShape
+from placement.plan import Plan
 
 # Planning waits for whatever else the head's box has to do.
 _NICENESS = 19
@@ -32,6 +33,7 @@ def migrating(
     *,
     limits: MigrationLimits,
     room: Mapping[str, int],
+    use: Callable[[Plan], str],
     note: Callable[[MigrationState], None],
     routing: OnlineRouting | None = None,
 ) -> Iterator[OnlineRouting]:
@@ -39,6 +41,7 @@ def migrating(
 
     Args:
         room: bytes that a worker may hold for a while beyond what the plan says, by name.
+        use: has passes run under another plan; gives why not, where they do not. In another thread.
         note: told of every new decision, in another thread.
         routing: what is known of the traffic; new where left out. `head` records into it, in place of any
             recorder that it had.
@@ -55,6 +58,7 @@ def migrating(
         routing,
         partial(propose, shape=shape, limits=limits),
         apart,
+        use=use,
         tell=watch.tell,
         note=note,
     )

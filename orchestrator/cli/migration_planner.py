@@ -27,11 +27,10 @@ _SLOWER = 0.1
 _UNKNOWN_READ_S, _UNKNOWN_ASK_S = 1e-4, 3e-4
 
 
-def propose(asked: Propose, shape: ModelShape, limits: MigrationLimits, step_s: float = 0.0) -> Proposal:
+def propose(asked: Propose, shape: ModelShape, limits: MigrationLimits) -> Proposal:
     """Look at the traffic: test for a change, plan again from the plan in use, reckon when that pays.
 
-    Args:
-        step_s: of a decode step lately; what the experts do not account for is the head's own. 0 if unknown.
+    What of a step the experts do not account for is the head's own time, which no move makes shorter.
     """
     lately, plan = asked.lately, asked.plan
     try:
@@ -50,7 +49,7 @@ def propose(asked: Propose, shape: ModelShape, limits: MigrationLimits, step_s: 
     changed = f"the traffic has changed (p = {drift.p_value:.2g})"
     if not found.moved_experts or found.after_s >= found.before_s:
         return Proposal(f"{changed}, but no move gains anything", p_value=drift.p_value)
-    head_s = max(step_s - found.before_s, 0.0)
+    head_s = max(lately.step_s - found.before_s, 0.0)
     gain = (found.before_s + head_s) / (found.after_s + head_s) - 1
     return Proposal(
         f"{changed}: moving {found.moved_experts} experts makes decoding {gain:.1%} faster",

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.cluster.heads import Heads
 from orchestrator.cluster.keys_folder import read_pair
 from orchestrator.cluster.run_state import RunState, read_run_state
 from orchestrator.dispatch.view import WorkerAddress
@@ -15,10 +16,15 @@ from transport.keys import KeyPair
 
 @dataclass(frozen=True, slots=True)
 class RunningCluster:
-    """Addresses of its workers, and the pair of keys that they let in."""
+    """Addresses of its workers, the pair of keys that they let in, and this run's share of it."""
 
     keys: KeyPair
     state: RunState
+    heads: Heads
+
+    def alone(self) -> bool:
+        """See `Workers.alone`."""
+        return self.heads.alone()
 
     def wait_ready(self) -> Mapping[str, WorkerAddress]:
         """Where each worker served last, by name; one that is away now may come back there."""
@@ -31,7 +37,7 @@ class RunningCluster:
 
 
 @contextmanager
-def running_cluster(folder: Path) -> Iterator[RunningCluster]:
+def running_cluster(folder: Path, heads: Heads) -> Iterator[RunningCluster]:
     """The cluster of a state folder.
 
     Raises:
@@ -39,4 +45,4 @@ def running_cluster(folder: Path) -> Iterator[RunningCluster]:
         KeyFilesError: this user may not read its keys.
     """
     state = read_run_state(folder)
-    yield RunningCluster(read_pair(folder, state.head), state)
+    yield RunningCluster(read_pair(folder, state.head), state, heads)

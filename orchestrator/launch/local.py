@@ -97,6 +97,10 @@ class LocalWorkers:
         for kept in self._kept.values():
             kept.thread.start()
 
+    def alone(self) -> bool:
+        """They are this process's own."""
+        return True
+
     def wait_ready(self) -> dict[str, WorkerAddress]:
         """Until every worker holds its experts and serves them; if one fails, all are stopped.
 

@@ -86,6 +86,10 @@ class RayWorkers:
             raise WorkerStartError(named(spec.name, str(error))) from error
         self._starting[spec.name] = (node, folder)
 
+    def alone(self) -> bool:
+        """They were started for this run."""
+        return True
+
     def wait_ready(self) -> Mapping[str, WorkerAddress]:
         """See `Workers`."""
         while self._starting:

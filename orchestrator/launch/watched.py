@@ -96,6 +96,7 @@ def watched(
             room=room,
             say=say,
             join_s=JOIN_S,
+            alone=running.alone,
         ) as watch:
             if not watch.wait_complete(GREET_TIMEOUT_S):
                 said = "; ".join(f"{name}: {text}" for name, text in sorted(watch.progress.items()) if text)

@@ -23,6 +23,10 @@ class Workers(Protocol):
         """The head's own pair, which they let in; None where nothing is encrypted."""
         ...
 
+    def alone(self) -> bool:
+        """Whether no other head asks them now."""
+        ...
+
     def wait_ready(self) -> Mapping[str, WorkerAddress]:
         """Until every worker holds its experts and serves them.
 

@@ -11,7 +11,7 @@ takes part from the next view on. docs/membership.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from itertools import count
@@ -131,6 +131,19 @@ class _Member:
 
 
 @dataclass(slots=True)
+class _Later:
+    """Experts to let go of, once no view before the one of `epoch` is in flight.
+
+    `of_orders`: also what was ordered since, for something that no plan says yet, is to be let go of.
+    """
+
+    epoch: int
+    worker: int
+    experts: Experts
+    of_orders: bool = True
+
+
+@dataclass(slots=True)
 class _Change:
     """A plan that is used once its orders are taken, or done if nothing waits for it."""
 
@@ -156,6 +169,8 @@ class Membership:
             out by greeting.
         room: what each box can take on, by worker name, "head" for this process.
         join_s: how long workers that were never seen are waited for before others take on their experts.
+        alone: whether no other head asks these workers now: only then those that come are told to let go
+            of what the plan does not give them.
     """
 
     def __init__(
@@ -170,8 +185,10 @@ class Membership:
         room: Mapping[str, BoxRoom] | None = None,
         patience: Patience | None = None,
         join_s: float = math.inf,
+        alone: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._base = self._plan = plan
+        self._plan = plan
+        self._alone = alone
         self._expected = expected
         self._session = session
         self._tell = tell
@@ -181,7 +198,7 @@ class Membership:
         self._request_ids = count(1)
         self._orders = Orders()
         self._change: _Change | None = None
-        self._drops: list[tuple[int, int, Experts]] = []
+        self._drops: list[_Later] = []
         self._not_loaded: dict[int, Order] = {}
         self._behind_at_s = math.inf
         self._missing = ""
@@ -309,16 +326,19 @@ class Membership:
                 return worker
         raise ValueError(f"no worker of the plan is named {name!r}")
 
-    def change(self, plan: Plan, addresses: Mapping[str, WorkerAddress], now_s: float) -> None:
+    def change(self, plan: Plan, addresses: Mapping[str, WorkerAddress], now_s: float) -> bool:
         """Use another plan from the next view on; its workers hold what it says already.
 
-        Known workers keep their indices, new ones come last.
+        Known workers keep their indices, new ones come last. Its epoch must be the one after that of the view
+        in use: else that plan was made from another, or a rescue is on its way, and nothing changes.
         """
+        if plan.epoch != self._view.epoch + 1 or self._change is not None or self._is_stale:
+            return False
         self._plan = plan
         self._add_members(addresses)
-        self._change = None
         self._reconsider(now_s)
         self._publish(now_s, must=True)
+        return True
 
     def order(self, name: str, experts: Experts, *, rate_bytes_per_s: int = 0, is_drop: bool = False) -> int:
         """Let a worker, or "head", hold or drop experts; the number is for `ordered`."""
@@ -330,6 +350,11 @@ class Membership:
         """How far an order is, as its worker said last."""
         order = self._orders.get(number)
         return order.answer if order is not None else None
+
+    def refusal(self, number: int) -> str:
+        """Why a worker refused an order for good; empty where it did not."""
+        order = self._orders.get(number)
+        return order.refusal if order is not None else ""
 
     # One worker.
 
@@ -414,12 +439,14 @@ class Membership:
         if member.instance != reply.instance:
             member.instance = reply.instance
             self._orders.forget(worker)
-            member.catching_up = None
-            more = self._more_than_planned(worker)
-            if more:
-                member.catching_up = self._orders.give(worker, more)
+            # It may have been started from an older plan. What it has already, it need not load.
+            wanted = self._plan.experts_of(member.name)
+            member.catching_up = self._orders.give(worker, wanted)
         member.heard_s = now_s
-        if member.catching_up is None or member.catching_up.taken:
+        order = member.catching_up
+        if order is not None and order.refusal:
+            member.catching_up, member.instance = None, 0
+        elif order is None or order.taken:
             self._take_in(worker, member, now_s)
 
     def _take_in(self, worker: int, member: _Member, now_s: float) -> None:
@@ -437,6 +464,9 @@ class Membership:
         member.pong = None
         member.told = member.text = ""
         member.catching_up = None
+        if self._alone():
+            beyond = _beyond(self._plan, member.name)
+            self._drops.append(_Later(self._view.epoch + 1, worker, beyond, of_orders=False))
         self._reconsider(now_s)
 
     def _die(self, worker: int, member: _Member, why: str, now_s: float) -> None:
@@ -473,14 +503,6 @@ class Membership:
             member.told = reason
             self._tell(Refused(member.name, reason))
 
-    def _more_than_planned(self, worker: int) -> Experts:
-        """What the present plan wants of a worker beyond what it was started with."""
-        name = self._members[worker].name
-        started = self._base.experts_of(name) if name in _names(self._base) else {}
-        now = self._plan.experts_of(name)
-        more = {layer: tuple(sorted(set(ids) - set(started.get(layer, ())))) for layer, ids in now.items()}
-        return {layer: ids for layer, ids in more.items() if ids}
-
     # All of them: orders, losses, views.
 
     def _held(self, reply: Held, now_s: float) -> None:
@@ -491,6 +513,9 @@ class Membership:
             del self._not_loaded[order.worker]
             self._plan = loaded(self._plan, [order.worker])
             self._is_stale = True
+        member = self._members.get(order.worker)
+        if member is not None and member.catching_up is order and not member.takes_part:
+            self._take_in(order.worker, member, now_s)
         self._advance(now_s)
 
     def _order_refused(self, worker: int, reply: ErrorReply, now_s: float) -> None:
@@ -575,24 +600,24 @@ class Membership:
     def _later_drop(self, rescue: Rescue) -> None:
         """Once no pass uses a view before the next one."""
         epoch = self._view.epoch + 1
-        self._drops += [(epoch, worker, experts) for worker, experts in rescue.drops.items()]
+        self._drops += [_Later(epoch, worker, experts) for worker, experts in rescue.drops.items()]
 
     def _drop_unused(self) -> None:
         oldest_epoch = self._view.epoch if self._oldest_epoch is None else self._oldest_epoch
-        due = [drop for drop in self._drops if drop[0] <= oldest_epoch]
-        self._drops = [drop for drop in self._drops if drop[0] > oldest_epoch]
+        due = [drop for drop in self._drops if drop.epoch <= oldest_epoch]
+        self._drops = [drop for drop in self._drops if drop.epoch > oldest_epoch]
         plans = [self._plan, *([self._change.rescue.plan] if self._change is not None else [])]
-        for _, worker, experts in due:
+        for drop in due:
             # What was let go of may have been taken on again since.
-            name = self.name_of(worker)
+            name = self.name_of(drop.worker)
             wanted = [plan.experts_of(name) for plan in plans if name in _names(plan)]
-            left = {
-                layer: tuple(i for i in ids if not any(i in each.get(layer, ()) for each in wanted))
-                for layer, ids in experts.items()
-            }
+            if not drop.of_orders:
+                wanted += self._orders.holds(drop.worker)
+            used = {layer: {i for each in wanted for i in each.get(layer, ())} for layer in drop.experts}
+            left = {layer: tuple(sorted(set(ids) - used[layer])) for layer, ids in drop.experts.items()}
             unused = {layer: ids for layer, ids in left.items() if ids}
             if unused:
-                self._orders.give(worker, unused, is_drop=True)
+                self._orders.give(drop.worker, unused, is_drop=True)
 
     def _publish(self, now_s: float, *, must: bool = False) -> None:
         """The standing that follows; a new view where it differs from the last one."""
@@ -642,6 +667,14 @@ class Membership:
         for worker, planned in enumerate(self._plan.workers):
             if planned.name in asked and worker not in self._members:
                 self._members[worker] = _Member(planned.name, addresses.get(planned.name))
+
+
+def _beyond(plan: Plan, name: str) -> Experts:
+    """All experts that a plan does not give a worker."""
+    given = plan.experts_of(name)
+    every = range(plan.num_experts)
+    left = {layer: set(every).difference(given.get(layer, ())) for layer in plan.moe_layers}
+    return {layer: tuple(sorted(ids)) for layer, ids in left.items() if ids}
 
 
 def _names(plan: Plan) -> Sequence[str]:

@@ -90,5 +90,13 @@ class Orders:
             if order.worker == worker and order.is_drop:
                 order.done = True
 
+    def holds(self, worker: int) -> list[Experts]:
+        """What a worker was told to hold since it was greeted, and did not refuse."""
+        return [
+            order.experts
+            for order in self._orders.values()
+            if order.worker == worker and not order.is_drop and not order.refusal
+        ]
+
     def get(self, number: int) -> Order | None:
         return self._orders.get(number)

@@ -138,6 +138,15 @@ def loaded(plan: Plan, workers: Collection[int]) -> Plan:
     return replace(plan, tiers=tuple(tiers))
 
 
+def as_planned(plan: Plan) -> Plan:
+    """`plan` without the tiers of rescues that are over: as it was made, and as it may be kept."""
+    count = len(plan.tiers)
+    in_use = plan.experts_per_tier().tolist()
+    while count and _is_rescue(plan.tiers[count - 1]) and not in_use[count - 1]:
+        count -= 1
+    return replace(plan, tiers=plan.tiers[:count])
+
+
 class _Boxes:
     """Who holds what, box by box: all bool [num_workers, num_layers, num_experts], the head's last if new.
 

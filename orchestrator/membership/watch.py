@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 import zmq
 
@@ -34,6 +34,8 @@ from transport.messages import (
 )
 from transport.pulse_client import Link, PulseClient
 from workers.holdings import OrderState
+
+T = TypeVar("T")
 
 
 class Holder(Protocol):
@@ -64,6 +66,7 @@ class ClusterWatch:
         room: what each box can take on, by worker name, "head" for this process.
         say: takes one line on each event that people should see.
         join_s: how long workers that were never seen are waited for before others take on their experts.
+        alone: whether no other head asks these workers now; called in the watch's thread.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class ClusterWatch:
         say: Callable[[str], None] | None = None,
         patience: Patience | None = None,
         join_s: float = math.inf,
+        alone: Callable[[], bool] = lambda: True,
     ) -> None:
         self.log = EventLog(say)
         self._limits = limits
@@ -96,6 +100,7 @@ class ClusterWatch:
             room=room,
             patience=patience,
             join_s=join_s,
+            alone=alone,
         )
         self._names = {name: index for index, name in enumerate(w.name for w in plan.workers)}
         self._addresses = {self._names[name]: address for name, address in addresses.items()}
@@ -142,15 +147,25 @@ class ClusterWatch:
 
         self._calls.put(call)
 
-    def change(self, plan: Plan, addresses: Mapping[str, WorkerAddress] | None = None) -> None:
-        """Use another plan, which the workers hold already, from the next pass on."""
+    def change(self, plan: Plan, addresses: Mapping[str, WorkerAddress] | None = None) -> bool:
+        """Use another plan, which the workers hold already, from the next pass on.
 
-        def call(now_s: float) -> None:
-            self._membership.change(plan, addresses or {}, now_s)
+        Returns:
+            Whether it is used: not where its epoch is not the next one, or a rescue is on its way.
+
+        Raises:
+            TimeoutError: the watch does not run.
+        """
+
+        def call(now_s: float) -> bool:
+            if not self._membership.change(plan, addresses or {}, now_s):
+                return False
+            self._standing = self._membership.standing
             indices = {worker.name: index for index, worker in enumerate(plan.workers)}
             self._addresses |= {indices[name]: address for name, address in (addresses or {}).items()}
+            return True
 
-        self._calls.put(call)
+        return self._called(call)
 
     def order(self, name: str, experts: Experts, *, rate_bytes_per_s: int = 0, is_drop: bool = False) -> int:
         """Let a worker, or "head", hold or drop experts. The number is for `ordered`.
@@ -158,20 +173,28 @@ class ClusterWatch:
         Raises:
             TimeoutError: the watch does not run.
         """
-        given: SimpleQueue[int] = SimpleQueue()
-        self._calls.put(
-            lambda _: given.put(
-                self._membership.order(name, experts, rate_bytes_per_s=rate_bytes_per_s, is_drop=is_drop)
+        return self._called(
+            lambda _: self._membership.order(
+                name, experts, rate_bytes_per_s=rate_bytes_per_s, is_drop=is_drop
             )
         )
-        try:
-            return given.get(timeout=5.0)
-        except Empty:
-            raise TimeoutError("the watch over the workers does not run") from None
 
     def ordered(self, number: int) -> Held | None:
         """How far an order is, as its worker said last."""
         return self._membership.ordered(number)
+
+    def refusal(self, number: int) -> str:
+        """Why a worker refused an order for good; empty where it did not."""
+        return self._membership.refusal(number)
+
+    def _called(self, call: Callable[[float], T]) -> T:
+        """What `call` gives in the watch's thread."""
+        given: SimpleQueue[T] = SimpleQueue()
+        self._calls.put(lambda now_s: given.put(call(now_s)))
+        try:
+            return given.get(timeout=5.0)
+        except Empty:
+            raise TimeoutError("the watch over the workers does not run") from None
 
     def wait_complete(self, timeout_s: float) -> bool:
         """Until every expert has a holder."""

@@ -215,6 +215,15 @@ class Migration:
             return self._give_up(move, now_s, why)
         return []
 
+    def not_used(self, why: str, now_s: float) -> list[MigrationAction]:
+        """The plan of the last `Use` is not used after all."""
+        move = self._move
+        if move is None or self.state.phase is not MigrationPhase.LETTING_GO:
+            return []
+        move.num_experts -= move.batch.num_experts
+        move.num_bytes -= move.batch.num_bytes
+        return self._give_up(move, now_s, why)
+
     def _go_on(
         self, move: _Move, now_s: float, plan: Plan, oldest_epoch: int, *, is_whole: bool
     ) -> list[MigrationAction]:

@@ -39,7 +39,7 @@ class Watch(Protocol):
 
     def ordered(self, number: int) -> Held | None: ...
 
-    def change(self, plan: Plan) -> None: ...
+    def refusal(self, number: int) -> str: ...
 
 
 class Migrator:
@@ -49,6 +49,7 @@ class Migrator:
         oldest_epoch: of the views that passes in flight have (`Dispatcher.epoch`).
         routing: the run's recorder.
         propose: the planner; it runs in `apart`, so that tokens do not wait for it.
+        use: has passes run under another plan; gives why not, where they do not.
         note: told of every new decision.
     """
 
@@ -61,6 +62,7 @@ class Migrator:
         propose: Callable[[Propose], Proposal],
         apart: Executor,
         *,
+        use: Callable[[Plan], str],
         tell: Tell,
         note: Callable[[MigrationState], None],
     ) -> None:
@@ -70,6 +72,7 @@ class Migrator:
         self._routing = routing
         self._propose = propose
         self._apart = apart
+        self._use = use
         self._tell = tell
         self._note = note
         self._noted: MigrationState | None = None
@@ -99,23 +102,28 @@ class Migrator:
         # A suspicion may be false, and is no reason to give up what was loaded.
         is_whole = not (standing.view.absent or standing.dead)
         for number, theirs in list(self._orders.items()):
-            held = self._watch.ordered(theirs)
-            if held is not None and held.done:
+            held, refusal = self._watch.ordered(theirs), self._watch.refusal(theirs)
+            if refusal or (held is not None and held.done):
                 del self._orders[number]
+                missing_bytes = 0 if held is None else held.missing_bytes
                 self._act(
-                    self._migration.ordered(number, missing_bytes=held.missing_bytes, refusal="", now_s=now_s)
+                    self._migration.ordered(
+                        number, missing_bytes=missing_bytes, refusal=refusal, now_s=now_s
+                    ),
+                    now_s,
                 )
         if self._asked is not None and self._asked.done():
             proposal, self._asked = self._asked.result(), None
-            self._act(self._migration.proposed(proposal, plan, now_s))
+            self._act(self._migration.proposed(proposal, plan, now_s), now_s)
         self._act(
-            self._migration.tick(now_s, plan, self._oldest_epoch(), self._routing.lately, is_whole=is_whole)
+            self._migration.tick(now_s, plan, self._oldest_epoch(), self._routing.lately, is_whole=is_whole),
+            now_s,
         )
         if self._migration.state is not self._noted:
             self._noted = self._migration.state
             self._note(self._noted)
 
-    def _act(self, actions: list[MigrationAction]) -> None:
+    def _act(self, actions: list[MigrationAction], now_s: float) -> None:
         for action in actions:
             if isinstance(action, Propose):
                 self._asked = self._apart.submit(self._propose, action)
@@ -127,7 +135,9 @@ class Migrator:
                     is_drop=action.is_drop,
                 )
             elif isinstance(action, Use):
-                self._watch.change(action.plan)
+                why_not = self._use(action.plan)
+                if why_not:
+                    self._act(self._migration.not_used(why_not, now_s), now_s)
             else:
                 self._routing.planned()
                 self._tell(Migrated(action.num_experts, action.num_bytes, action.reason))

@@ -33,7 +33,9 @@ def make_plan(*, replicas: bool) -> Plan:
 class Watched:
     """A membership of "a" (worker 0) and "b" (worker 1), ticked every 0.05 s; the silent answer nothing."""
 
-    def __init__(self, *, replicas: bool = True, room: dict[str, BoxRoom] | None = None) -> None:
+    def __init__(
+        self, *, replicas: bool = True, room: dict[str, BoxRoom] | None = None, alone: bool = True
+    ) -> None:
         self.events: list[Event] = []
         self.now_s = 0.0
         self.silent: set[int] = set()
@@ -50,6 +52,7 @@ class Watched:
             tell=self.events.append,
             now_s=0.0,
             room=room,
+            alone=lambda: alone,
         )
 
     def kinds(self) -> list[str]:
@@ -190,6 +193,7 @@ def test_a_ghost_is_gone_after_ten_seconds_and_may_still_return() -> None:
 def test_orphans_are_served_by_others_from_their_files_and_dropped_after_the_return() -> None:
     cluster = Watched(replicas=False, room={"b": BoxRoom(1e9)})
     cluster.run(0.5)
+    cluster.orders.clear()
     cluster.silent = {0}
     cluster.run(3.1)
     standing = cluster.of.standing
@@ -202,11 +206,11 @@ def test_orphans_are_served_by_others_from_their_files_and_dropped_after_the_ret
     cluster.run(0.5)
     assert cluster.of.standing.view.plan.experts_of("b") == {3: (2, 3)}
     # Passes in flight may still ask for them.
-    assert len(cluster.orders) == 1
+    assert [worker for worker, _ in cluster.orders] == [1, 0]
     cluster.oldest_epoch = cluster.of.standing.view.epoch
     cluster.run(0.5)
-    worker, drop = cluster.orders[-1]
-    assert (worker, type(drop), dict(drop.experts)) == (1, Drop, {3: (0, 1)})
+    drops = [(worker, dict(order.experts)) for worker, order in cluster.orders if isinstance(order, Drop)]
+    assert sorted(drops) == [(0, {3: (2, 3)}), (1, {3: (0, 1)})]
 
 
 def test_what_nobody_can_serve_is_named_with_its_bytes() -> None:
@@ -225,9 +229,12 @@ def test_a_rescuer_that_is_started_again_is_told_again_what_it_holds_before_it_i
     cluster.run(0.5)
     cluster.silent = {0}
     cluster.run(3.1)
+    cluster.orders.clear()
     cluster.instance[1] = 21
     cluster.run(1.0)
-    assert [(worker, dict(order.experts)) for worker, order in cluster.orders] == [(1, {3: (0, 1)})] * 2
+    worker, order = cluster.orders[0]
+    assert (worker, type(order), dict(order.experts)) == (1, Hold, {3: (0, 1, 2, 3)})
+    assert not any(isinstance(order, Drop) for _, order in cluster.orders)
     assert cluster.of.standing.view.is_complete
 
 
@@ -249,9 +256,53 @@ def test_another_plan_is_used_from_the_next_view_on() -> None:
     cluster = Watched()
     cluster.run(0.5)
     before = cluster.of.standing.view
-    moved = replace(make_plan(replicas=False), epoch=6)
-    cluster.of.change(moved, {}, cluster.now_s)
+    moved = replace(make_plan(replicas=False), epoch=before.epoch + 1)
+    assert cluster.of.change(moved, {}, cluster.now_s)
     after = cluster.of.standing.view
     assert after.epoch > before.epoch
     assert after.holders == moved.holder_table
     assert after.addresses == before.addresses
+    # Two plans never have one epoch: what was made from an older view is not used.
+    assert not cluster.of.change(moved, {}, cluster.now_s)
+    cluster.silent = {0}
+    cluster.run(3.1)
+    late = replace(make_plan(replicas=True), epoch=after.epoch + 1)
+    assert not cluster.of.change(late, {}, cluster.now_s)
+    assert cluster.of.standing.view.plan.holder_table == moved.holder_table
+
+
+def test_who_was_started_from_an_older_plan_is_told_what_the_plan_in_use_gives_it() -> None:
+    cluster = Watched(replicas=False)
+    cluster.run(0.5)
+    wanted = {0: {3: (0, 1)}, 1: {3: (2, 3)}}
+    beyond = {0: {3: (2, 3)}, 1: {3: (0, 1)}}
+    for kind, expected in ((Hold, wanted), (Drop, beyond)):
+        given = {w: dict(order.experts) for w, order in cluster.orders if isinstance(order, kind)}
+        assert given == expected
+    holds = [index for index, (_, order) in enumerate(cluster.orders) if isinstance(order, Hold)]
+    assert holds == [0, 1]
+    moved = replace(make_plan(replicas=True), epoch=cluster.of.standing.view.epoch + 1)
+    assert cluster.of.change(moved, {}, cluster.now_s)
+    cluster.orders.clear()
+    cluster.instance[0] = 11
+    cluster.run(1.0)
+    assert [(w, type(order), dict(order.experts)) for w, order in cluster.orders] == [
+        (0, Hold, {3: (0, 1, 2, 3)})
+    ]
+
+
+def test_beside_another_head_nobody_is_told_to_let_go() -> None:
+    cluster = Watched(replicas=False, alone=False)
+    cluster.run(0.5)
+    assert {type(order) for _, order in cluster.orders} == {Hold}
+
+
+def test_what_is_ordered_since_is_not_let_go_of() -> None:
+    cluster = Watched(replicas=False)
+    cluster.oldest_epoch = 0
+    cluster.run(0.5)
+    cluster.of.order("a", {3: (2,)})
+    cluster.oldest_epoch = cluster.of.standing.view.epoch
+    cluster.run(0.5)
+    drops = {w: dict(order.experts) for w, order in cluster.orders if isinstance(order, Drop)}
+    assert drops == {0: {3: (3,)}, 1: {3: (0, 1)}}

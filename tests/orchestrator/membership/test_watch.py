@@ -28,7 +28,7 @@ from tests.orchestrator.random_plan import random_plan
 from tests.tiny_checkpoint import write_random_checkpoint
 from tests.workers.serving import DEADLINE_S, wait_until
 from transport.client import WorkerClient
-from transport.messages import WireLimits, random_id
+from transport.messages import Drop, Held, Hold, WireLimits, random_id
 from workers.formats.safetensors import SafetensorsCheckpoint
 from workers.holdings import OrderState
 from workers.model_config import Step35Config
@@ -43,6 +43,16 @@ PROMPT = [5, 17, 300, 42, 9]
 PARAMS = GenerationParams(max_tokens=10, temperature=0.8, seed=3, ignore_eos=True, mtp=3, chunk_size=3)
 
 
+class Obeys(FixedExperts):
+    """Says of any order that it was done."""
+
+    def hold(self, order: Hold) -> Held:
+        return Held(order.request_id, order.order, True, 0, "")
+
+    def drop(self, order: Drop) -> Held:
+        return Held(order.request_id, order.order, True, 0, "")
+
+
 class Box:
     """A worker in threads of this process, on ports that it keeps."""
 
@@ -52,7 +62,7 @@ class Box:
         self.start()
 
     def start(self) -> None:
-        handler = FixedExperts(self._name, self._limits, "float32", 1)
+        handler = Obeys(self._name, self._limits, "float32", 1)
         sessions = Sessions()
         data, pulse = self._endpoints
         self._service = ExpertService(

@@ -53,6 +53,7 @@ def test_tokens_stay_the_same_while_all_experts_change_places(tmp_path: Path) ->
                 routing,
                 propose,
                 apart,
+                use=lambda moved: "" if watch.change(moved) else "not the next",
                 tell=told.append,
                 note=lambda _: None,
             ),
