@@ -218,7 +218,8 @@ class Dispatcher:
     def _reprice(self, now_s: float) -> None:
         """Let workers that have become slow cost more, where others hold the same."""
         self._pace_due_s = now_s + _PACE_S
-        factors = self._pace.factors(now_s)
+        slow = self._pace.factors(now_s)
+        factors = {worker: factor for worker, factor in slow.items() if worker in self._view.sharing}
         if factors == self._factors:
             return
         for worker, factor in factors.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from statistics import median
 
 from placement.patience import Patience
 
@@ -42,7 +43,7 @@ class Pace:
         self._late_s: dict[tuple[int, int], float] = {}
         self._expected_s = list(expected_s)
         self._ratios: dict[int, deque[tuple[float, float]]] = {}
-        self._best: dict[int, float] = {}
+        self._seen_slow: set[int] = set()
         self._factors: dict[int, float] = {}
 
     def expect(self, expected_s: Sequence[tuple[float, float]]) -> None:
@@ -86,8 +87,8 @@ class Pace:
     def factors(self, now_s: float) -> dict[int, float]:
         """Workers that take too long (`Patience.slow_factor`), and how many times as long as they should.
 
-        A worker is compared with the best of all now, beside what is expected of each; one whose answers
-        alone are known, with the best that any has been.
+        A worker is compared with the median of the others now, beside what is expected of each; one whose
+        answers alone are known, with nobody. It counts as slow if it was found so twice in a row.
         """
         means: dict[int, float] = {}
         for worker, ratios in self._ratios.items():
@@ -95,14 +96,19 @@ class Pace:
                 ratios.popleft()
             if len(ratios) >= _ENOUGH:
                 means[worker] = sum(ratio for _, ratio in ratios) / len(ratios)
-                self._best[worker] = min(means[worker], self._best.get(worker, math.inf))
-        # A busy machine slows all of them down: then nobody is worse than others.
-        best = min((means if len(means) > 1 else self._best).values(), default=math.inf)
-        found = {}
+        found, seen = {}, set()
         for worker, mean in means.items():
-            factor = mean / best
+            others = [each for other, each in means.items() if other != worker]
+            if not others:
+                break
+            # A busy machine slows all of them down: then nobody is worse than others.
+            factor = mean / median(others)
+            if factor >= self._patience.slow_factor:
+                seen.add(worker)
+                if worker not in self._seen_slow:
+                    continue
             if factor >= self._patience.slow_factor or (worker in self._factors and factor >= _WELL):
                 # In steps of two, so that the choice does not flutter.
                 found[worker] = 2.0 ** math.floor(math.log2(factor) + 0.5)
-        self._factors = found
+        self._factors, self._seen_slow = found, seen
         return dict(found)

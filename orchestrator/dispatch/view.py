@@ -71,6 +71,14 @@ class ClusterView:
         """Of each tier; one more at the end, NO_WORKER, for the tier -1 of an expert that nobody holds."""
         return np.append(self.plan.worker_of_tier, np.int16(NO_WORKER))
 
+    @cached_property
+    def sharing(self) -> frozenset[int]:
+        """Workers that hold an expert that others hold too."""
+        table = self.holders.table
+        shared = table[table[:, :, 1] != NO_WORKER] if table.shape[2] > 1 else table[:0]
+        workers = self.worker_of_tier.take(shared[shared != NO_WORKER])
+        return frozenset(workers.tolist())
+
     @property
     def holders(self) -> HolderTable:
         """Of every expert, tiers of absent workers left out."""
