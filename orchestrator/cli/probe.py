@@ -104,9 +104,10 @@ def why_again(before: Probe, boxes: Sequence[ProbedBox], head: str, forms: Seque
 
 @contextmanager
 def _shown(names: Sequence[str]) -> Iterator[Callable[[str, str], None]]:
-    """What every box measures now, on standard error, where somebody watches."""
+    """What every box measures now, on standard error; one line where nobody watches a terminal."""
     doing = dict.fromkeys(names, "starting")
     if not errors.is_interactive:
+        print_note(f"measuring {', '.join(names)}: some 20 s, more where other work runs")
         yield doing.__setitem__
         return
     with errors.status("measuring") as status:
@@ -126,7 +127,13 @@ def _print(found: Probe) -> None:
         _row("of", nodes, lambda n: size(n.hardware.memory_bytes)),
     ]
     for threads in sorted({rate.threads for node in nodes.values() for rate in node.reads}):
-        rows.append(_row(f"reads, {threads} threads, GB/s", nodes, partial(_read, threads=threads)))
+        rows.append(
+            _row(
+                f"reads, {threads} thread{'' if threads == 1 else 's'}, GB/s",
+                nodes,
+                partial(_read, threads=threads),
+            )
+        )
     for form in dict.fromkeys(rate.form for node in nodes.values() for rate in node.kernels):
         for many, what in ((False, "one row"), (True, "prompt")):
             label = f"{form}, {what}, GFLOP/s"

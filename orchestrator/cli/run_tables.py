@@ -25,7 +25,7 @@ _PART_NAMES = {
 _EVENT_NAMES = {
     "suspected": "silent for a moment",
     "died": "lost",
-    "gone": "not come back",
+    "gone": "away for long",
     "returned": "came back",
     "joined": "joined",
     "refused": "refused",
