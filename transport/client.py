@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
@@ -23,6 +25,8 @@ from transport.messages import (
 from transport.sockets import Context, Socket, open_socket, receive_message, send_message
 from transport.wire import decode_reply, encode
 
+# A first greeting is given this long, each further one twice as long as the one before.
+GREET_AGAIN_S = 3.0
 _NOBLOCK = int(zmq.NOBLOCK)
 _CONNECTED = int(zmq.EVENT_CONNECTED)
 
@@ -78,8 +82,7 @@ class WorkerClient:
         Raises:
             WorkerStartError: no answer in time, or one from another worker, model or dtype.
         """
-        self.send(Hello(0, self.session))
-        reply = self.wait(timeout_s)
+        reply = self._greeted(timeout_s)
         if reply is None:
             raise WorkerStartError(
                 f"worker {self.name} at {self.endpoint}: no answer in {timeout_s:g} s: it does not run, "
@@ -98,6 +101,22 @@ class WorkerClient:
                     "stop it and start all workers from one plan"
                 )
         return reply
+
+    def _greeted(self, timeout_s: float) -> Reply | None:
+        """The answer to a greeting, sent anew over a fresh connection where none comes.
+
+        A handshake that takes longer than libzmq allows, on a busy machine, loses what waits behind it.
+        """
+        until_s = time.monotonic() + timeout_s
+        patience_s = GREET_AGAIN_S
+        while True:
+            self.send(Hello(0, self.session))
+            left_s = until_s - time.monotonic()
+            reply = self.wait(max(0.0, min(patience_s, left_s)))
+            if reply is not None or left_s <= patience_s:
+                return reply
+            self.reopen()
+            patience_s *= 2
 
     def send_forward(self, request_id: int, epoch: int, layer: int, rows: ExpertRows) -> None:
         """Send one MoE layer's rows, whose `hidden` must not change until the reply.
