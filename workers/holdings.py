@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
+from typing import NoReturn
 
-from placement.errors import PotluckError
+from placement.errors import ModelFilesFailed, PotluckError
 from placement.files.quote import first_line
 from placement.units import size
 from placement.weight_format import ExpertFormat
@@ -107,6 +108,8 @@ class Holdings:
         self._looked_up = 0
         self._asked = 0
         self._changes = 0
+        # (layer, expert) -> why an order to hold it was not carried out.
+        self._failures: dict[tuple[int, int], str] = {}
         self._waiting: SimpleQueue[_Hold | _Drop | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
@@ -177,18 +180,30 @@ class Holdings:
 
         Raises:
             StillLoading: nothing is served yet.
+            ModelFilesFailed: an expert was to be held here and could not be; says why.
         """
         if self._set is None:
             raise StillLoading("experts are still being loaded: ask again")
         orders = self._asked
         try:
             return self._set.whole.forward(layer, rows)
-        except ExpertNotHeld:
+        except ExpertNotHeld as error:
             with self._lock:
                 if self._looked_up >= orders:
-                    raise
+                    self._explain(layer, rows, error)
                 self._lock.wait_for(lambda: self._looked_up >= orders, LOOK_UP_TIMEOUT_S)
+        try:
             return self._set.whole.forward(layer, rows)
+        except ExpertNotHeld as error:
+            self._explain(layer, rows, error)
+
+    def _explain(self, layer: int, rows: ExpertRows, error: ExpertNotHeld) -> NoReturn:
+        """Raise why an expert is not held, as far as that is known."""
+        for expert in rows.expert_ids.ravel().tolist():
+            why = self._failures.get((layer, expert))
+            if why is not None:
+                raise ModelFilesFailed(f"layer {layer}: expert {expert} cannot be served: {why}") from error
+        raise error
 
     def hold(self, order: int, experts: Experts, rate_bytes_per_s: int = 0) -> OrderState:
         """Hold these experts too. Returns at once; asked again, it tells how far the order is.
@@ -258,6 +273,7 @@ class Holdings:
                 if not isinstance(error, PotluckError):
                     log.exception("order %d failed", asked.order)
                 reason = first_line(error) if isinstance(error, PotluckError) else type(error).__name__
+                self._failures |= {(layer, i): reason for layer, ids in asked.experts.items() for i in ids}
                 self._note(OrderState(asked.order, True, self._missing_bytes(asked.experts), reason))
             finally:
                 self._count_looked_up(before + 1)

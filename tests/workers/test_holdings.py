@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.tiny.gguf_file import write_gguf
-from placement.errors import PlanError
+from placement.errors import ModelFilesFailed, PlanError
 from placement.weight_format import ExpertFormat
 from tests.orchestrator.processes import wait_until
 from tests.tiny_checkpoint import write_random_checkpoint
@@ -312,3 +312,19 @@ def num_open(path: Path) -> int:
         except OSError:
             continue
     return found
+
+
+def test_experts_that_cannot_be_looked_up_are_refused_with_the_reason(tmp_path: Path) -> None:
+    model = open_model(write_random_checkpoint(tmp_path / "m", seed=3))
+    formats = kept_forms(model.checkpoint, model.config, "float32")
+    with holding(model, formats, {2: (1,)}) as holdings:
+        for file in (tmp_path / "m").glob("*.safetensors"):
+            content = file.read_bytes()
+            file.unlink()
+            file.write_bytes(content)
+        holdings.hold(7, {3: (1, 2)})
+        wait_until(lambda: done(holdings, 7))
+        with pytest.raises(ModelFilesFailed, match=r"layer 3: expert 2 cannot be served: .*safetensors"):
+            holdings.forward(3, rows_of((2,)))
+        with pytest.raises(ExpertNotHeld):
+            holdings.forward(4, rows_of((2,)))
