@@ -96,6 +96,7 @@ class Node:
     sessions: Sessions = field(init=False)
     _waiting: deque[tuple[int, int, ExpertRows]] = field(init=False)
     _late: list[Callable[[], None]] = field(default_factory=list)
+    not_held: int = 0
     _is_busy: bool = False
 
     def __post_init__(self) -> None:
@@ -168,6 +169,7 @@ class Node:
         elif self.refuses:
             self._refuse(request_id, ErrorCode.INTERNAL)
         elif self.held.lacks(layer, rows.expert_ids):
+            self.not_held += 1
             self._refuse(request_id, ErrorCode.EXPERT_NOT_HELD)
         else:
             self._waiting.append((request_id, layer, rows))

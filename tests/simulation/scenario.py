@@ -5,7 +5,10 @@ Invariants:
 - every sum is exact: each (token, expert) pair counts once, however often it was asked for;
 - no pass is lost, repeated or left out: they end in order, each once;
 - passes go on: once the faults are over, all that are left end within a bound;
-- nothing is asked of a worker that a view leaves out, nor of the head what it does not hold.
+- after a single fault, a pass goes on within the time that suspicion, death and one rescue may take, whether
+  or not the fault is over;
+- nothing is asked of a worker that a view leaves out, nor of the head what it does not hold; nor, where every
+  message arrives once and in order, of a worker.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ FAULTS_S = 1.5
 """Faults begin within so much time."""
 BOUND_S = 30.0
 """After the last fault has ended: for all passes that are left."""
+RESCUED_S = 5.0
+"""From a single fault's beginning to the next pass's end: 3 s to death, and a rescue."""
 KINDS = (
     "kill",
     "kill for good",
@@ -85,7 +90,8 @@ class Scenario:
                 room[worker.name] = BoxRoom(float(rng.choice([1e8, 1e9])), int(rng.choice([0, 10**6])))
         patience = Patience(stuck_after_s=1.0, view_wait_s=BOUND_S)
         self.cluster = VirtualCluster(self.world, self.plan, room, patience)
-        self.over_s = 0.0
+        self.over_s = self.begun_s = 0.0
+        self.is_orderly = faults.lost == faults.doubled == 0.0 and faults.delay_s < 0.001
         self.log: list[str] = []
         for _ in range(rng.integers(0, 4)):
             self._plan_fault()
@@ -103,6 +109,12 @@ class Scenario:
             self.cluster.run_pass(LAYERS, ids.astype(np.int32))
             late_s = self.world.now_s - max(began_s, self.over_s)
             assert late_s < BOUND_S, f"pass {number} took {late_s:.1f} s after all faults were over"
+            if len(self.log) == 1:
+                late_s = self.world.now_s - max(began_s, self.begun_s)
+                assert late_s < RESCUED_S, f"pass {number} took {late_s:.1f} s after a single fault"
+            if self.is_orderly:
+                asked_in_vain = [node.name for node in self.cluster.nodes.values() if node.not_held]
+                assert not asked_in_vain, f"asked for what they do not hold: {asked_in_vain}"
             # The head's own work.
             self.cluster.pause(float(self.rng.uniform(0, 0.2)))
 
@@ -111,8 +123,8 @@ class Scenario:
         kind = str(rng.choice(KINDS))
         node = cluster.nodes[int(rng.choice(list(cluster.nodes)))]
         start_s = float(rng.uniform(0, FAULTS_S))
-        stop_s = start_s + float(rng.choice([0.1, 0.5, 4.0]))
-        self.over_s = max(self.over_s, stop_s)
+        stop_s = start_s + float(rng.choice([0.1, 0.5, 12.0]))
+        self.over_s, self.begun_s = max(self.over_s, stop_s), max(self.begun_s, start_s)
         self.log.append(f"{start_s:.2f} to {stop_s:.2f} s: {kind} {node.name}")
         world.at(start_s, lambda: self._begin(kind, node, stop_s - start_s))
         world.at(stop_s, lambda: self._end(kind, node))
