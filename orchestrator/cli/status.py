@@ -42,7 +42,7 @@ def words(found: ClusterStatus) -> list[str]:
         for box in found.boxes
         if box.word
     ]
-    idle = [box.node for box in found.boxes if box.role == "spare"]
+    idle = [box.node for box in found.boxes if box.state == "idle"]
     if idle:
         lines.append(f"{', '.join(idle)}: idle, because the plan puts no experts there")
     if found.lost_experts:

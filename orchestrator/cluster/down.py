@@ -11,10 +11,12 @@ from orchestrator.cluster.keys_folder import remove_keys
 from orchestrator.cluster.launcher_file import Box, Launcher
 from orchestrator.cluster.ray_start import ray_address
 from orchestrator.cluster.run_state import RUN
-from orchestrator.cluster.ssh import Ssh, each_box, python_of
+from orchestrator.cluster.ssh import Ssh, each_box, python_of, quoted_path
 from placement.errors import BoxUnreachable, PotluckError
 
 END_TIMEOUT_S = 60.0
+# What the shell returns on a box without this cluster's folder and without Potluck.
+_NEVER_HERE = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,18 @@ def bring_down(launcher: Launcher, ssh: Ssh) -> dict[str, BoxEnd]:
 
 def _on_boxes(launcher: Launcher, ssh: Ssh) -> dict[str, BoxEnd]:
     def end(box: Box) -> Ended:
-        command = f"{python_of(box)} -m orchestrator.cluster.here end {launcher.name} {ray_address(launcher)}"
-        printed = ssh.check(box, command, timeout_s=END_TIMEOUT_S)
+        python, folder = python_of(box), quoted_path(launcher.remote_folder)
+        answer = ssh.run(
+            box,
+            f"test -e {folder} || {python} -c 'import orchestrator.cluster.here' || exit {_NEVER_HERE}; "
+            f"exec {python} -m orchestrator.cluster.here end {launcher.name} {ray_address(launcher)}",
+            timeout_s=END_TIMEOUT_S,
+        )
+        if answer.code == _NEVER_HERE:
+            return Ended((), ())
+        if answer.code:
+            raise BoxUnreachable(f"{box.at}: cannot end what runs there: {answer.reason}")
+        printed = answer.stdout.decode(errors="replace")
         try:
             fields = json.loads(printed)
             return Ended(tuple(fields["processes"]), tuple(fields["left"]))

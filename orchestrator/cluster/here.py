@@ -20,8 +20,10 @@ import psutil
 
 from orchestrator.cluster.keys_folder import remove_keys
 from orchestrator.cluster.launcher_file import remote_folder
-from orchestrator.launch.kept_worker import LOG, ORDER, end_process, running_process
+from orchestrator.launch.kept_worker import LOG, ORDER, running_process
+from orchestrator.launch.left_runs import RUNS, remove_left_runs
 from orchestrator.launch.node_actor import WORKER
+from orchestrator.launch.processes import end_process
 
 RAY = "ray"
 """Ray's folder below the cluster's on a box."""
@@ -78,6 +80,17 @@ def end_ray(folder: Path, ray_address: str = "") -> Ended:
     return ended
 
 
+def end_processes(folder: Path, ray_address: str = "") -> Ended:
+    """End all of this cluster on this box; keys stay, and what its worker is to be, and at which ports."""
+    # First what would start the worker again.
+    ended = end_ray(folder, ray_address)
+    process = running_process(folder / WORKER)
+    if process is None:
+        return ended
+    end_process(process)
+    return Ended((*ended.processes, f"worker {process.pid}"), ended.left)
+
+
 def end_cluster(folder: Path, ray_address: str = "") -> Ended:
     """End all of this cluster on this box; remove its keys, sockets and files."""
     # First what would be started again.
@@ -91,6 +104,7 @@ def end_cluster(folder: Path, ray_address: str = "") -> Ended:
     for name in (RAY, WORKER):
         shutil.rmtree(folder / name, ignore_errors=True)
     remove_keys(folder)
+    remove_left_runs(Path(RUNS).expanduser())
     for empty in (folder, folder.parent):
         with suppress(OSError):
             empty.rmdir()
@@ -148,7 +162,7 @@ def _short_name(command: Sequence[str]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`end NAME [RAY_ADDRESS]`, `end-ray NAME [RAY_ADDRESS]`: JSON of what was ended; `log NAME`: the log."""
+    """`end NAME [RAY_ADDRESS]`, `end-ray …`, `end-processes …`: JSON of what was ended; `log NAME`."""
     what, cluster, *address = arguments
     folder = Path(remote_folder(cluster)).expanduser()
     if what == "log":
@@ -156,7 +170,8 @@ def main(arguments: Sequence[str]) -> int:
         if path.exists():
             sys.stdout.write(path.read_text(encoding="utf-8", errors="replace"))
         return 0
-    ended = {"end": end_cluster, "end-ray": end_ray}[what](folder, *address)
+    ends = {"end": end_cluster, "end-ray": end_ray, "end-processes": end_processes}
+    ended = ends[what](folder, *address)
     print(json.dumps(asdict(ended)))
     return 0
 

@@ -165,9 +165,20 @@ def keep(launcher: Launcher, ending: threading.Event) -> None:
         pool.missing = dict(state.missing)
         noted = pool.state()
         tell(f"takes care of {len(wanted.workers)} workers")
+
+        def note() -> None:
+            nonlocal noted
+            now = pool.state()
+            if now != noted:
+                _tell_changes(noted, now, tell)
+                noted = now
+                write_run_state(folder, noted)
+
         try:
             while True:
                 _note_silence(pool, greet(list(pool.running.values()), limits, own))
+                # What misses is known now; to bring it up may take long.
+                note()
                 due = pauses.due(pool.missing, time.monotonic())
                 if due:
                     with only_one(folder):
@@ -177,10 +188,7 @@ def keep(launcher: Launcher, ending: threading.Event) -> None:
                             tell(str(error))
                     # A long-lived connection would keep Ray's client here for nothing.
                     pool.close()
-                if pool.state() != noted:
-                    _tell_changes(noted, pool.state(), tell)
-                    noted = pool.state()
-                    write_run_state(folder, noted)
+                note()
                 if ending.wait(GREET_S):
                     return
         finally:

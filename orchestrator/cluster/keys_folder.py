@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import zmq
+
 from orchestrator.cluster.private_files import (
     check_private,
     locked,
@@ -150,12 +152,19 @@ def _pair_text(pair: KeyPair) -> bytes:
 
 def _pair(content: bytes, path: Path) -> KeyPair:
     halves = content.split()
-    if [len(half) for half in halves] != [_Z85_KEY] * 2:
+    if [len(half) for half in halves] != [_Z85_KEY] * 2 or not _is_pair(*halves):
         raise KeyFilesError(
             f"{path}: expected a CURVE pair, two lines of 40 characters: remove it, and `potluck up` makes "
             "another"
         )
     return KeyPair(*halves)
+
+
+def _is_pair(public: bytes, secret: bytes) -> bool:
+    try:
+        return zmq.curve_public(secret) == public
+    except (zmq.ZMQError, ValueError):
+        return False
 
 
 def _ensure_token(path: Path) -> str:

@@ -6,10 +6,15 @@ Public keys stand in it and no secret. It is written whole or not at all, so a r
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from dataclasses import fields as fields_of
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from zmq.utils import z85
 
 from orchestrator.cluster.private_files import write_private
 from placement.errors import PotluckError
@@ -17,6 +22,7 @@ from placement.files.json_file import expect_object, read_json
 
 RUN, PLAN = "run.json", "plan.json"
 _MOST_BYTES = 10_000_000
+_ENDPOINT = re.compile(r"tcp://[0-9.]+:[0-9]{1,5}")
 
 
 class RunStateError(PotluckError):
@@ -106,9 +112,39 @@ def read_run_state(folder: Path) -> RunState:
 
 def _from_fields(fields: dict[str, Any], path: Path) -> RunState:
     try:
-        workers = tuple(RunningWorker(**worker) for worker in fields.pop("workers"))
-        return RunState(**fields, workers=workers)
-    except (TypeError, KeyError, AttributeError):
+        workers = tuple(_checked(RunningWorker(**worker)) for worker in fields.pop("workers"))
+        state = _checked(RunState(**fields, workers=workers))
+        if not all(isinstance(text, str) for text in (*state.missing, *state.missing.values())):
+            raise TypeError("missing")
+        for worker in workers:
+            z85.decode(worker.public_key)
+            if not all(_ENDPOINT.fullmatch(each) for each in (worker.endpoint, worker.pulse_endpoint)):
+                raise ValueError(worker.name)
+        return state
+    except (TypeError, KeyError, AttributeError, ValueError):
         raise RunStateError(
-            f"{path}: written by another release of Potluck: run `potluck down` and `potluck up`"
+            f"{path}: damaged, or written by another release: run `potluck down` and `potluck up`"
         ) from None
+
+
+Record = TypeVar("Record", RunningWorker, RunState)
+
+
+def _checked(record: Record) -> Record:
+    """Raise TypeError or ValueError where a text or number is something else."""
+    for field in fields_of(record):
+        value = getattr(record, field.name)
+        if field.type == "str":
+            _check_text(value)
+        elif field.type in ("int", "float") and (
+            isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value)
+        ):
+            raise TypeError(field.name)
+    return record
+
+
+def _check_text(value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    if not value.isprintable():
+        raise ValueError(value)

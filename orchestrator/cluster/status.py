@@ -75,7 +75,9 @@ def cluster_status(launcher: Launcher) -> ClusterStatus:
         if box.name == state.head:
             boxes.append(_head(wanted, box.name, box.address, state))
         elif name is None:
-            boxes.append(BoxStatus(box.name, box.address, "spare", "idle", None, 0, 0, None, None, ""))
+            why = state.missing.get(box.name, "")
+            how = "missing" if why else "idle"
+            boxes.append(BoxStatus(box.name, box.address, "spare", how, None, 0, 0, None, None, why))
         elif worker is None:
             why = state.missing.get(box.name, "it never served")
             boxes.append(BoxStatus(box.name, box.address, "worker", "missing", None, 0, 0, None, None, why))

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from orchestrator.cluster.examine import examine
 from orchestrator.cluster.keeper import end_keeper, only_one, start_keeper
 from orchestrator.cluster.keys_folder import ClusterKeys, ensure_keys
 from orchestrator.cluster.launcher_file import Launcher
 from orchestrator.cluster.pool import Pool, Tell, Wanted
-from orchestrator.cluster.run_state import PLAN, RunState, write_run_state
+from orchestrator.cluster.private_files import write_private
+from orchestrator.cluster.run_state import PLAN, RUN, RunState, write_run_state
 from orchestrator.cluster.ssh import Ssh, is_here
 from orchestrator.cluster.status import lost_experts
-from orchestrator.launch.detached import ROOT
-from placement.errors import ClusterFileError, PotluckError
-from placement.given.cluster_file import check_figures
-from placement.given.probe import probe_path
+from orchestrator.launch.python import python_command, python_environment
+from placement.errors import BoxUnreachable, ClusterFileError, PotluckError
+from placement.given.cluster_file import load_known_cluster
+from placement.model_shape import ModelShape
+from placement.plan import Plan
 from placement.plan_file import read_plan
 from workers.formats.identity import check_made_for
 from workers.formats.open_model import find_model, model_name
@@ -62,17 +65,25 @@ def raise_cluster(
         )
     seconds: dict[str, float] = {}
     folder = launcher.state_folder
+    # What is wrong with these is told before anything takes long, and before anything changes.
+    shape = find_model(model).config.shape(model_name(model))
     keys = ensure_keys(folder, launcher.name, launcher.addresses)
+    began_s = time.monotonic()
+    chosen = _choose(launcher, model, shape, plan_path, survive, ssh, tell)
+    seconds["plan"] = time.monotonic() - began_s
+    wanted = Wanted(launcher, chosen.plan, folder / PLAN, shape, model.resolve())
     # The keeper would bring up what is brought up here.
     end_keeper(folder)
-    with only_one(folder):
-        began_s = time.monotonic()
-        wanted = _wanted(launcher, model, plan_path, survive, tell)
-        seconds["plan"] = time.monotonic() - began_s
-        pool = _raise(wanted, keys, ssh, tell)
-        seconds |= pool.seconds
-        write_run_state(folder, pool.state())
-    keeper = start_keeper(launcher)
+    try:
+        with only_one(folder):
+            if chosen.content is not None:
+                write_private(folder / PLAN, chosen.content)
+            pool = _raise(wanted, keys, ssh, tell)
+            seconds |= pool.seconds
+            write_run_state(folder, pool.state())
+    finally:
+        # Workers of before end after a while without one.
+        keeper = start_keeper(launcher) if (folder / RUN).exists() else 0
     serving = {worker.name for worker in pool.state().workers if worker.node not in pool.missing}
     return Raised(pool.state(), lost_experts(wanted, serving), keeper, seconds)
 
@@ -86,39 +97,84 @@ def _raise(wanted: Wanted, keys: ClusterKeys, ssh: Ssh, tell: Tell) -> Pool:
     return pool
 
 
-def _wanted(launcher: Launcher, model: Path, given: Path | None, survive: int | None, tell: Tell) -> Wanted:
-    path = launcher.state_folder / PLAN
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """A plan that fits, and its file's content; None where the cluster has it already."""
+
+    plan: Plan
+    content: bytes | None
+
+
+def _choose(
+    launcher: Launcher,
+    model: Path,
+    shape: ModelShape,
+    given: Path | None,
+    survive: int | None,
+    ssh: Ssh,
+    tell: Tell,
+) -> _Chosen:
+    """The plan that is given, the one in use, or a new one. Nothing is written."""
+    in_use = launcher.state_folder / PLAN
     if given is not None:
-        content = given.read_bytes() if given.is_file() else b""
-        plan = read_plan(given)
-        path.write_bytes(content)
-    else:
-        if survive is not None or not _is_for(path, model, launcher):
-            _probe_if_needed(launcher, tell)
-            tell("planning")
-            extra = () if survive is None else ("--survive", str(survive))
-            _potluck("plan", str(launcher.path), "--model", str(model), "--out", str(path), *extra)
-        plan = read_plan(path)
-    shape = find_model(model).config.shape(model_name(model))
+        return _checked(given, launcher, model, shape, is_new=True)
+    if survive is None and _is_for(in_use, model, launcher):
+        return _checked(in_use, launcher, model, shape, is_new=False)
+    _probe_if_needed(launcher, _look(launcher, model, ssh, tell), tell)
+    tell("planning")
+    with TemporaryDirectory() as folder:
+        made = Path(folder) / PLAN
+        extra = () if survive is None else ("--survive", str(survive))
+        _potluck("plan", str(launcher.path), "--model", str(model), "--out", str(made), *extra)
+        return _checked(made, launcher, model, shape, is_new=True)
+
+
+def _checked(path: Path, launcher: Launcher, model: Path, shape: ModelShape, *, is_new: bool) -> _Chosen:
+    plan = read_plan(path)
     plan.check(shape)
     check_made_for(plan, model)
     unknown = [worker.node for worker in plan.workers if worker.node not in launcher.addresses]
     if unknown:
         raise ClusterFileError(
-            f"{given or path}: a plan for node {unknown[0]!r}, which {launcher.path} does not have: plan "
-            "again with this file"
+            f"{path}: a plan for node {unknown[0]!r}, which {launcher.path} does not have: plan again with "
+            "this file"
         )
-    return Wanted(launcher, plan, path, shape, model.resolve())
+    return _Chosen(plan, path.read_bytes() if is_new else None)
 
 
-def _probe_if_needed(launcher: Launcher, tell: Tell) -> None:
-    """Measure the boxes where the file has no figures of them, unless that was done."""
+def _look(launcher: Launcher, model: Path, ssh: Ssh, tell: Tell) -> list[str]:
+    """What keeps boxes out, a line each, before anything takes long.
+
+    Raises:
+        BoxUnreachable: this box itself cannot be used.
+    """
+    lines = []
+    for examined in examine(launcher, ssh, model=str(model.resolve())):
+        errors = [finding.line for finding in examined.findings if finding.severity == "error"]
+        if errors and examined.box == launcher.head:
+            raise BoxUnreachable(errors[0])
+        lines += errors[:1]
+    for line in lines:
+        tell(f"missing: {line}")
+    return lines
+
+
+def _probe_if_needed(launcher: Launcher, unusable: Sequence[str], tell: Tell) -> None:
+    """Measure the boxes where neither the file nor an earlier probe has figures of them.
+
+    Raises:
+        BoxUnreachable: one of them cannot be used, so it cannot be measured.
+    """
     try:
-        check_figures(launcher.spec, launcher.path)
+        load_known_cluster(launcher.path)
     except ClusterFileError:
-        if not probe_path(launcher.path).exists():
-            tell("measuring the boxes and their links, at most 20 s")
-            _potluck("probe", str(launcher.path))
+        if unusable:
+            raise BoxUnreachable(
+                f"{unusable[0]}; not all boxes have been measured, and that needs each of them: mend it, or "
+                f"take it out of {launcher.path}"
+            ) from None
+        tell("measuring the boxes and their links")
+        _potluck("probe", str(launcher.path))
 
 
 def _is_for(path: Path, model: Path, launcher: Launcher) -> bool:
@@ -135,17 +191,13 @@ def _is_for(path: Path, model: Path, launcher: Launcher) -> bool:
 def _potluck(*arguments: str) -> None:
     """Run another command of this program, which says by itself what is wrong."""
     done = subprocess.run(
-        [sys.executable, "-P", "-c", _RUN, *arguments, "--json"],
-        cwd=Path.cwd(),
-        env=None,
+        python_command("orchestrator.cli.main", *arguments, "--json"),
+        env=python_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        lines: Sequence[str] = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise PotluckError(f"potluck {arguments[0]}: {lines[-1].removeprefix('error: ')}")
-
-
-_RUN = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from orchestrator.cli.main import main; main()"
+        lines: Sequence[str] = done.stderr.strip().splitlines() or [f"potluck {arguments[0]}: no word of why"]
+        raise PotluckError(lines[-1].removeprefix("error: "))

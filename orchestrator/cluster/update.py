@@ -91,8 +91,9 @@ def update_boxes(pool: Pool, wheel: Path, tell: Tell) -> Iterator[Updated]:
                 f"{box.at}: expected version {wanted} after installing, found {after or 'none'}"
             )
         if worker is not None:
-            end = f"{python_of(box)} -m orchestrator.cluster.here end {launcher.name} {ray_address(launcher)}"
-            pool.ssh.check(box, end)
+            # Its worker comes back at the same ports, where a run waits for it.
+            end = f"-m orchestrator.cluster.here end-processes {launcher.name} {ray_address(launcher)}"
+            pool.ssh.check(box, f"{python_of(box)} {end}")
             with only_one(folder):
                 pool.bring_up([box.name])
                 write_run_state(folder, pool.state())

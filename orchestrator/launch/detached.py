@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.launch.python import ROOT as ROOT
 from orchestrator.launch.python import python_command, python_environment
 from placement.errors import WorkerStartError
 from placement.files.quote import first_line

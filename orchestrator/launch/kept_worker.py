@@ -6,10 +6,12 @@ All that is known of it lies in a folder, so that whoever keeps it may die too. 
     process.json  the process that was started last, and from which order
     events        what that process says of itself, a line of JSON each
     worker.log    its messages
+    lock          held as long as somebody keeps it
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -24,14 +26,13 @@ from typing import Any
 import psutil
 
 from orchestrator.launch.detached import start_detached
-from orchestrator.launch.processes import end_process as end_process
-from orchestrator.launch.processes import find_process, is_running
+from orchestrator.launch.processes import end_process, find_process, is_running
 from orchestrator.launch.spawn import why_died
 from placement.errors import PotluckError
 from transport.keys import KeyPair
 from workers.spec import WorkerInfo, WorkerSpec
 
-ORDER, PROCESS, EVENTS, LOG = "order.json", "process.json", "events", "worker.log"
+ORDER, PROCESS, EVENTS, LOG, LOCK = "order.json", "process.json", "events", "worker.log", "lock"
 TICK_S = 0.2
 # One that dies is started again after a pause, which doubles each time, until it has lived for a while.
 FIRST_PAUSE_S = 0.2
@@ -69,6 +70,9 @@ class KeptWorker:
     def __init__(self, folder: Path) -> None:
         """Take on what the folder says is wanted, if anything."""
         self._folder = folder
+        # It goes with this process, however that ends.
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(handle, fcntl.LOCK_SH)
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
@@ -164,7 +168,9 @@ class KeptWorker:
                 if event["event"] == "ready":
                     info = WorkerInfo.from_dict(event["info"])
                     spec = self._note_ports(spec, info)
-                    self._tell("ready", pid=process.pid, info=event["info"])
+                    # Whoever keeps it now may have found it serving.
+                    since = (self._folder / EVENTS).stat().st_mtime
+                    self._tell("ready", pid=process.pid, info=event["info"], since=since)
                 elif event["event"] == "failed":
                     self._tell("failed", pid=process.pid, message=event["message"])
                 elif event["event"] == "ended":
@@ -196,12 +202,18 @@ class KeptWorker:
         _write(self._folder / ORDER, {"wanted": wanted, "spec": json.loads(spec.to_json())})
 
     def _tell(
-        self, state: str, *, pid: int = 0, message: str = "", info: Mapping[str, Any] | None = None
+        self,
+        state: str,
+        *,
+        pid: int = 0,
+        message: str = "",
+        info: Mapping[str, Any] | None = None,
+        since: float | None = None,
     ) -> None:
         before = self._state
         same = before.state == state and before.pid == pid
         self._state = KeptState(
-            state, before.since if same else time.time(), pid, self._starts, message, info
+            state, before.since if same else since or time.time(), pid, self._starts, message, info
         )
 
 

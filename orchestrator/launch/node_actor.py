@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.launch.kept_worker import KeptWorker
+from orchestrator.launch.left_runs import RUNS, remove_left_runs
 from placement.errors import PotluckError
 from workers.spec import WorkerSpec
 
@@ -31,6 +32,7 @@ class NodeActor:
         Args:
             folder: of the cluster on this box, "~" for the user's home.
         """
+        remove_left_runs(Path(RUNS).expanduser())
         self._folder = Path(folder).expanduser() / WORKER
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._kept = KeptWorker(self._folder)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.dispatch.view import WorkerAddress
+from orchestrator.launch.left_runs import RUNS
 from orchestrator.launch.ray_client import RayClient
 from orchestrator.launch.spawn import named
 from orchestrator.launch.workers import address_of, start_timeout_s
@@ -63,7 +64,7 @@ def ray_workers(plan: Plan, shape: ModelShape, model_path: Path, address: str) -
                 allowed=(keys.public,),
                 num_threads=max(1, node.num_cpus // on_node[node.id] // len(worker.tiers)),
             )
-            running.start(spec, node, f"~/.potluck/{run}/{worker.name}")
+            running.start(spec, node, f"{RUNS}/{run}/{worker.name}")
         # What was started ends with the client.
         yield running
 

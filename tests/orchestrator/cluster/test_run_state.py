@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -57,12 +58,27 @@ def test_where_nothing_runs_it_says_what_to_do(tmp_path: Path) -> None:
         read_run_state(tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"workers": 3}, {"surprise": 1}, {"workers": [{"name": "x"}]}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"workers": 3},
+        {"surprise": 1},
+        {"workers": [{"name": "x"}]},
+        {"plan": 5},
+        {"started": "x"},
+        {"head": "a\nb"},
+        {"missing": {"attic": 1}},
+        {"workers": [asdict(WORKER) | {"public_key": None}]},
+        {"workers": [asdict(WORKER) | {"public_key": "~" * 40}]},
+        {"workers": [asdict(WORKER) | {"pulse_endpoint": "x"}]},
+        {"workers": [asdict(WORKER) | {"since": True}]},
+    ],
+)
 def test_a_file_of_another_form_is_refused(change: dict[str, object], tmp_path: Path) -> None:
     write_run_state(tmp_path, STATE)
     path = tmp_path / RUN
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(RunStateError, match=r"run\.json: written by another release"):
+    with pytest.raises(RunStateError, match=r"run\.json: damaged, or written by another release"):
         read_run_state(tmp_path)
 
 
