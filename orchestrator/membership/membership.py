@@ -610,7 +610,9 @@ class Membership:
         for drop in due:
             # What was let go of may have been taken on again since.
             name = self.name_of(drop.worker)
-            wanted = [plan.experts_of(name) for plan in plans if name in _names(plan)]
+            wanted: list[Mapping[int, tuple[int, ...]]] = [
+                plan.experts_of(name) for plan in plans if name in _names(plan)
+            ]
             if not drop.of_orders:
                 wanted += self._orders.holds(drop.worker)
             used = {layer: {i for each in wanted for i in each.get(layer, ())} for layer in drop.experts}

@@ -233,6 +233,9 @@ class Wired:
             self.local = local
             yield self
 
+    def alone(self) -> bool:
+        return self.local.alone()
+
     def wait_ready(self) -> dict[str, WorkerAddress]:
         addresses = self.local.wait_ready()
         if self._folder is None:

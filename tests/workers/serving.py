@@ -45,15 +45,12 @@ class SmallStore:
         slots = torch.full((NUM_EXPERTS,), -1, dtype=torch.int32)
         slots[:HELD] = torch.arange(HELD, dtype=torch.int32)
         wide, tall = (HELD, INTERMEDIATE_SIZE, HIDDEN_SIZE), (HELD, HIDDEN_SIZE, INTERMEDIATE_SIZE)
-        self._layers = {
-            layer: ExpertWeights(
-                slots,
-                *(ExpertMatrices.of(torch.randn(shape, generator=generator)) for shape in (wide, wide, tall)),
-                limit=0.0,
-                top_k=TOP_K,
+        self._layers = {}
+        for layer in LAYERS:
+            gate, up, down = (
+                ExpertMatrices.of(torch.randn(shape, generator=generator)) for shape in (wide, wide, tall)
             )
-            for layer in LAYERS
-        }
+            self._layers[layer] = ExpertWeights(slots, gate, up, down, limit=0.0, top_k=TOP_K)
 
     def notices(self) -> tuple[str, ...]:
         return ()
