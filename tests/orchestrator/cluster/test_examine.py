@@ -37,8 +37,9 @@ def seen() -> dict[str, list[str]]:
             "add rule inet firewall in tcp flags & (syn|ack) == syn tcp dport != 22 drop",
         ):
             hosts[2].run(["nft", rule])
-        module = [sys.executable, "-m", "tests.orchestrator.cluster.examine_session"]
-        run = hosts[0].run([*module, *(host.address for host in hosts)], cwd=ROOT)
+        module = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m"]
+        session = "tests.orchestrator.cluster.examine_session"
+        run = hosts[0].run([*module, session, *(host.address for host in hosts)])
         found: dict[str, list[str]] = json.loads(run.stdout)
         return found
 
