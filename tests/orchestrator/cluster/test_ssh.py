@@ -25,10 +25,8 @@ def seen() -> dict[str, Any]:
     """What `ssh_session` found on the first of three hosts, and whether something of it still ran there."""
     with hosts_or_skip(3, "10.35.0.0/24") as hosts:
         addresses = [host.address for host in hosts]
-        module = [sys.executable, "-m", "tests.orchestrator.cluster.ssh_session"]
-        found: dict[str, Any] = json.loads(
-            hosts[0].run(["env", f"PYTHONPATH={ROOT}", *module, *addresses]).stdout
-        )
+        module = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "tests.orchestrator.cluster.ssh_session"]
+        found: dict[str, Any] = json.loads(hosts[0].run([*module, *addresses]).stdout)
         found["left"] = [line for line in hosts[0].pids().values() if "sshd" not in line]
         return found
 
