@@ -45,6 +45,9 @@ _LOOK_ANYWAY_S = 0.05
 # How often it is asked which workers are slow.
 _PACE_S = 0.5
 _VIEW_POLL_S = 0.005
+# What a check may keep a step waiting: this, and so much for each (row, expert) pair.
+_CHECK_S = 0.5
+_CHECK_PAIR_S = 0.005
 
 
 @dataclass(slots=True)
@@ -52,7 +55,7 @@ class Asked:
     """One layer on its way: what `Dispatcher.ask` has begun and `collect` ends.
 
     `here` is what is left to this process. `wire` are the rows as they travel, made when first sent. `noted`
-    are the answers that are to be checked; where `note_all`, all of them.
+    are the answers that are to be checked; where `note_all`, all of them. After `until_s` it is let be.
     """
 
     layer: int
@@ -62,6 +65,7 @@ class Asked:
     wire: Hidden | None = None
     noted: list[Answer] = field(default_factory=list)
     note_all: bool = False
+    until_s: float = math.inf
 
 
 class Dispatcher:
@@ -273,6 +277,8 @@ class Dispatcher:
                 return
             if asked.note_all and asked.work.owing() & self._look().suspects:
                 raise PassLost(asked.layer, "a check is not worth waiting for a silent worker")
+            if self._clock() >= asked.until_s:
+                raise PassLost(asked.layer, "a check is not worth waiting for a slow worker")
             self._wait(asked)
 
     def _check_noted(self, asked: Asked) -> None:
@@ -288,7 +294,14 @@ class Dispatcher:
         """
         rows = _rows_of(answer, asked.rows, asked.rows.hidden)
         others = partial(self._choose_without, asked.layer, frozenset({answer.worker}))
-        again = Asked(asked.layer, rows, self._layer_sum(asked.layer, rows, others), note_all=True)
+        pairs = int(np.count_nonzero(rows.expert_ids >= 0))
+        again = Asked(
+            asked.layer,
+            rows,
+            self._layer_sum(asked.layer, rows, others),
+            note_all=True,
+            until_s=self._clock() + _CHECK_S + pairs * _CHECK_PAIR_S,
+        )
         try:
             self._begin(again)
             self._finish(again)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -293,6 +294,31 @@ def test_where_those_who_check_lie_they_are_named(model: OpenModel) -> None:
         assert said(head, dispatcher) == expected
         assert asked != 2
     assert {event.worker for event in told if isinstance(event, Liar)} <= {"w2"}
+
+
+def test_a_worker_that_hangs_does_not_keep_a_check_waiting(model: OpenModel) -> None:
+    head = plain_model(model.path)
+    released = threading.Event()
+
+    def hang(found: PartialSum) -> PartialSum:
+        released.wait()
+        return found
+
+    with three_boxes(model, 1.0, holders=(0, 1)) as (dispatcher, boxes, _):
+        expected = said(head, dispatcher)
+    with three_boxes(model, 1.0, holders=(0, 1)) as (dispatcher, boxes, told):
+        tokens: list[int] = []
+
+        def note(token_ids: list[int]) -> None:
+            tokens.extend(token_ids)
+            if len(tokens) == 10:
+                boxes[1].lie = hang
+
+        try:
+            assert said(head, dispatcher, note) == expected
+        finally:
+            released.set()
+    assert about_lies(told) == []
 
 
 def test_what_nobody_else_holds_is_not_checked(model: OpenModel) -> None:
