@@ -42,12 +42,14 @@ class OrderState:
         done: nothing more happens to it.
         missing_bytes: of experts that are served from the disk, not from memory.
         text: why, where something is missing; one line.
+        failed: the experts are not served, from the disk either.
     """
 
     order: int
     done: bool
     missing_bytes: int
     text: str = ""
+    failed: bool = False
 
 
 @dataclass(slots=True)
@@ -216,6 +218,8 @@ class Holdings:
             rate_bytes_per_s: at most so fast into memory, 0 for as fast as the disk gives.
 
         Raises:
+            ModelFilesFailed: this order could not be carried out. It is forgotten: given again, it is tried
+                again.
             StillLoading: before `begin`.
             PlanError: an id that the model does not have.
         """
@@ -247,6 +251,9 @@ class Holdings:
         check_experts(self._model.config, {layer: ids for layer, ids in asked.experts.items() if ids})
         with self._lock:
             known = self._orders.get(asked.order)
+            if known is not None and known.failed:
+                del self._orders[asked.order]
+                raise ModelFilesFailed(known.text)
             if known is not None:
                 return known
             while len(self._orders) >= MOST_ORDERS:
@@ -274,7 +281,8 @@ class Holdings:
                     log.exception("order %d failed", asked.order)
                 reason = first_line(error) if isinstance(error, PotluckError) else type(error).__name__
                 self._failures |= {(layer, i): reason for layer, ids in asked.experts.items() for i in ids}
-                self._note(OrderState(asked.order, True, self._missing_bytes(asked.experts), reason))
+                missing_bytes = self._missing_bytes(asked.experts)
+                self._note(OrderState(asked.order, True, missing_bytes, reason, failed=True))
             finally:
                 self._count_looked_up(before + 1)
 

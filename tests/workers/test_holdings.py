@@ -319,12 +319,31 @@ def test_experts_that_cannot_be_looked_up_are_refused_with_the_reason(tmp_path: 
     formats = kept_forms(model.checkpoint, model.config, "float32")
     with holding(model, formats, {2: (1,)}) as holdings:
         for file in (tmp_path / "m").glob("*.safetensors"):
-            content = file.read_bytes()
-            file.unlink()
-            file.write_bytes(content)
+            moved = file.rename(f"{file}.moved")
+            file.write_bytes(moved.read_bytes())
         holdings.hold(7, {3: (1, 2)})
         wait_until(lambda: done(holdings, 7))
         with pytest.raises(ModelFilesFailed, match=r"layer 3: expert 2 cannot be served: .*safetensors"):
             holdings.forward(3, rows_of((2,)))
         with pytest.raises(ExpertNotHeld):
             holdings.forward(4, rows_of((2,)))
+
+
+def test_an_order_that_failed_is_refused_once_and_then_tried_again(tmp_path: Path) -> None:
+    model = open_model(write_random_checkpoint(tmp_path / "m", seed=3))
+    formats = kept_forms(model.checkpoint, model.config, "float32")
+    (file,) = (tmp_path / "m").glob("*.safetensors")
+    with holding(model, formats, {2: (1,)}) as holdings:
+        moved = file.rename(f"{file}.moved")
+        file.write_bytes(b"another file")
+        holdings.hold(7, {3: (1, 2)})
+        wait_until(lambda: done(holdings, 7))
+        moved.rename(file)
+        with pytest.raises(ModelFilesFailed, match="safetensors"):
+            holdings.hold(7, {3: (1, 2)})
+        assert not holdings.hold(7, {3: (1, 2)}).done
+        wait_until(lambda: done(holdings, 7))
+        state = holdings.state(7)
+        assert state is not None
+        assert (state.missing_bytes, state.failed) == (0, False)
+        holdings.forward(3, rows_of((2,)))
