@@ -15,14 +15,14 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import psutil
 
-from orchestrator.cluster.greet import greet
+from orchestrator.cluster.greet import Greeted, greet
 from orchestrator.cluster.keys_folder import ensure_keys
 from orchestrator.cluster.launcher_file import Launcher, load_launcher
 from orchestrator.cluster.pool import Pool, Wanted
@@ -33,7 +33,7 @@ from orchestrator.launch.detached import start_detached
 from orchestrator.launch.processes import end_process, find_process
 from placement.errors import PotluckError
 from placement.plan_file import read_plan
-from transport.messages import WireLimits
+from transport.messages import WireLimits, WorkerState
 from workers.formats.open_model import find_model
 
 KEEPER, KEEPER_LOG, LOCK = "keeper.json", "keeper.log", "up.lock"
@@ -127,7 +127,7 @@ def wanted_of(launcher: Launcher, state: RunState) -> Wanted:
 
 
 class Pauses:
-    """When each missing box is to be tried again."""
+    """When each missing box is to be tried: first after a pause, in which it may be back by itself."""
 
     def __init__(self) -> None:
         self._pauses_s: dict[str, float] = {}
@@ -137,10 +137,13 @@ class Pauses:
         """Those of the missing whose time has come; those that are back are forgotten."""
         for name in [name for name in self._pauses_s if name not in missing]:
             del self._pauses_s[name], self._next_s[name]
-        found = [name for name in missing if now_s >= self._next_s.get(name, 0.0)]
+        for name in missing:
+            if name not in self._pauses_s:
+                self._pauses_s[name], self._next_s[name] = FIRST_PAUSE_S, now_s + FIRST_PAUSE_S
+        found = [name for name in missing if now_s >= self._next_s[name]]
         for name in found:
-            pause_s = min(2 * self._pauses_s.get(name, FIRST_PAUSE_S / 2), LONGEST_PAUSE_S)
-            self._pauses_s[name], self._next_s[name] = pause_s, now_s + pause_s
+            self._pauses_s[name] = min(2 * self._pauses_s[name], LONGEST_PAUSE_S)
+            self._next_s[name] = now_s + self._pauses_s[name]
         return found
 
 
@@ -176,14 +179,16 @@ def keep(launcher: Launcher, ending: threading.Event) -> None:
 
         try:
             while True:
-                _note_silence(pool, greet(list(pool.running.values()), limits, own))
+                restarted = note_silence(pool, greet(list(pool.running.values()), limits, own))
                 # What misses is known now; to bring it up may take long.
                 note()
                 due = pauses.due(pool.missing, time.monotonic())
-                if due:
+                if due or restarted:
                     with only_one(folder):
                         try:
-                            pool.bring_up(due)
+                            pool.look_again(restarted)
+                            if due:
+                                pool.bring_up(due)
                         except PotluckError as error:
                             tell(str(error))
                     # A long-lived connection would keep Ray's client here for nothing.
@@ -195,17 +200,27 @@ def keep(launcher: Launcher, ending: threading.Event) -> None:
             pool.close()
 
 
-def _note_silence(pool: Pool, answers: Mapping[str, Any]) -> None:
-    """A worker that does not answer, or that is another process now, is to be looked for on its box."""
+def note_silence(pool: Pool, answers: Mapping[str, Greeted]) -> list[str]:
+    """Note what misses after workers were greeted; the nodes whose worker is ready as another process.
+
+    The actor on its box started that one again. It is no reason to bring the box up, unless it cannot load.
+    """
+    restarted = []
     for name, answer in answers.items():
         running = pool.running[name]
         reply = answer.reply
         if reply is None:
             pool.missing.setdefault(running.node, f"{running.node}: {answer.why}")
-        elif reply.instance != running.instance:
-            pool.missing.setdefault(running.node, f"{running.node}: its worker was started again")
+        elif reply.instance == running.instance:
+            pool.missing.pop(running.node, None)
+        elif reply.state is WorkerState.FAILED:
+            pool.missing[running.node] = f"{running.node}: {reply.text}"
         else:
             pool.missing.pop(running.node, None)
+            if reply.state is WorkerState.READY:
+                pool.running[name] = replace(running, instance=reply.instance)
+                restarted.append(running.node)
+    return restarted
 
 
 def _tell_changes(before: RunState, after: RunState, tell: Any) -> None:

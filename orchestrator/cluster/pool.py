@@ -106,6 +106,31 @@ class Pool:
         own = {head: self._node_at(launcher.head.address)} if head in reached else {}
         self._timed("workers", lambda: self._start_workers({**joined, **own}))
 
+    def look_again(self, nodes: Sequence[str]) -> None:
+        """Take in workers that were started again on their boxes, as far as they serve; nothing is started.
+
+        Raises:
+            PotluckError: as `bring_up`.
+        """
+        if not nodes:
+            return
+        self.ensure_head_ray()
+        known = self._nodes()
+        for worker in self.wanted.workers:
+            if worker.node not in nodes:
+                continue
+            node = known.get(self.wanted.launcher.box(worker.node).address)
+            # Without Ray there, it serves all the same.
+            if node is None:
+                continue
+            try:
+                state = self._ray().state(node.id, self.wanted.launcher.remote_folder)
+            except WorkerStartError as error:
+                self.tell(f"{worker.node}: {error}")
+                continue
+            if state["state"] == "ready":
+                self._take_in(worker.name, WorkerInfo.from_dict(state["info"]), state["since"])
+
     def check(self, nodes: Sequence[str]) -> list[str]:
         """Look at boxes; the names of those that can be used, and a line for what may surprise.
 
@@ -219,7 +244,7 @@ class Pool:
                 if state["state"] == "ready":
                     self._take_in(name, WorkerInfo.from_dict(state["info"]), state["since"])
                     del starting[name]
-                elif state["state"] in ("failed", "ended", "none"):
+                elif state["state"] in ("failed", "died", "ended", "none"):
                     self._miss(name, state["message"] or "its worker ended")
                     del starting[name]
             if starting and time.monotonic() > until_s:

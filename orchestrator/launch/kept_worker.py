@@ -26,6 +26,7 @@ from typing import Any
 import psutil
 
 from orchestrator.launch.detached import start_detached
+from orchestrator.launch.pause import RestartPause
 from orchestrator.launch.processes import end_process, find_process, is_running
 from orchestrator.launch.spawn import why_died
 from placement.errors import PotluckError
@@ -34,10 +35,6 @@ from workers.spec import WorkerInfo, WorkerSpec
 
 ORDER, PROCESS, EVENTS, LOG, LOCK = "order.json", "process.json", "events", "worker.log", "lock"
 TICK_S = 0.2
-# One that dies is started again after a pause, which doubles each time, until it has lived for a while.
-FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 30.0
-STEADY_S = 60.0
 _MOST_LINES = 1_000
 
 
@@ -46,7 +43,8 @@ class KeptState:
     """How a kept worker is.
 
     Attributes:
-        state: "starting", "ready", "failed" (it told why), "ended" (it will not be started again) or "none".
+        state: "starting", "ready", "failed" (it told why), "died" (without a word: it is started again),
+            "ended" (it will not be started again) or "none".
         since: when that began, in seconds since 1970.
         starts: of processes, since whoever keeps it began to.
         message: why it failed, or its last word.
@@ -75,6 +73,7 @@ class KeptWorker:
         fcntl.flock(handle, fcntl.LOCK_SH)
         self._lock = threading.Lock()
         self._ending = threading.Event()
+        self._awake = threading.Event()
         self._thread: threading.Thread | None = None
         self._starts = 0
         self._state = KeptState()
@@ -83,17 +82,24 @@ class KeptWorker:
             self._begin(WorkerSpec.from_json(json.dumps(order["spec"])))
 
     def keep(self, spec: WorkerSpec) -> None:
-        """Have this worker run from now on; one that serves by the same order goes on as it is.
+        """Have this worker run from now on; one that runs by the same order goes on as it is.
+
+        So does one that died and is about to be started again: that is done here and by nobody else. Only one
+        that told why it failed is ended and started anew, since what kept it from loading may be mended.
 
         A pair of keys is made where others are let in and the spec has none. Ports are chosen once.
         """
         with self._lock:
             wanted = _digest(spec)
             before = _read(self._folder / ORDER)
-            is_same = before is not None and before.get("wanted") == wanted and self._thread is not None
-            # What kept it from loading may be mended.
-            if is_same and self._state.state != "failed":
-                return
+            if before is not None and before.get("wanted") == wanted and self._thread is not None:
+                if self._state.state == "died":
+                    self._state = KeptState("starting", time.time(), starts=self._starts)
+                    self._awake.set()
+                if self._state.state != "failed":
+                    return
+                if any(event["event"] == "bound" for event in events(self._folder)):
+                    spec = WorkerSpec.from_json(json.dumps(before["spec"]))
         self.stop()
         if spec.keys is None and spec.allowed:
             spec = replace(spec, keys=KeyPair.make())
@@ -101,6 +107,7 @@ class KeptWorker:
             spec = replace(spec, log_path=str(self._folder / LOG))
             self._note_order(spec, wanted)
             self._ending.clear()
+            self._awake.clear()
         self._begin(spec)
 
     def state(self) -> KeptState:
@@ -110,6 +117,7 @@ class KeptWorker:
         """End it, and do not start it again. Harmless where there is none."""
         (self._folder / ORDER).unlink(missing_ok=True)
         self._ending.set()
+        self._awake.set()
         process = running_process(self._folder)
         if process is not None:
             end_process(process)
@@ -127,7 +135,7 @@ class KeptWorker:
         self._thread.start()
 
     def _watch(self, spec: WorkerSpec) -> None:
-        pause_s = FIRST_PAUSE_S
+        pause = RestartPause()
         # Who ends a cluster takes the order away first.
         while not self._ending.is_set() and (self._folder / ORDER).exists():
             began_s = time.monotonic()
@@ -140,11 +148,10 @@ class KeptWorker:
                 return
             if self._state.state == "ended":
                 return
-            if time.monotonic() - began_s >= STEADY_S:
-                pause_s = FIRST_PAUSE_S
-            if self._ending.wait(pause_s):
+            self._awake.wait(pause.after_s(time.monotonic() - began_s))
+            if self._ending.is_set():
                 return
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            self._awake.clear()
 
     def _start(self, spec: WorkerSpec) -> psutil.Process:
         self._starts += 1
@@ -164,28 +171,29 @@ class KeptWorker:
         """Until the process is gone; the spec with the ports that it chose."""
         while True:
             still_runs = is_running(process)
-            for event in events(self._folder):
-                if event["event"] == "ready":
-                    info = WorkerInfo.from_dict(event["info"])
-                    spec = self._note_ports(spec, info)
-                    # Whoever keeps it now may have found it serving.
-                    since = (self._folder / EVENTS).stat().st_mtime
-                    self._tell("ready", pid=process.pid, info=event["info"], since=since)
-                elif event["event"] == "failed":
-                    self._tell("failed", pid=process.pid, message=event["message"])
-                elif event["event"] == "ended":
-                    # Nobody spoke to it for long, or somebody told it to end: it is not wanted any more.
-                    (self._folder / ORDER).unlink(missing_ok=True)
-                    self._tell("ended", message=event["message"])
-                    return spec
-                elif self._state.state not in ("ready", "failed"):
-                    self._tell("starting", pid=process.pid)
+            # Until the first one, why the process before it is gone stays told.
+            last: dict[str, Any] = next(reversed(events(self._folder)), {"event": "none"})
+            if last["event"] == "bound":
+                self._tell("starting", pid=process.pid)
+            elif last["event"] == "ready":
+                info = WorkerInfo.from_dict(last["info"])
+                spec = self._note_ports(spec, info)
+                # Whoever keeps it now may have found it serving.
+                since = (self._folder / EVENTS).stat().st_mtime
+                self._tell("ready", pid=process.pid, info=last["info"], since=since)
+            elif last["event"] == "failed":
+                self._tell("failed", pid=process.pid, message=last["message"])
+            elif last["event"] == "ended":
+                # Nobody spoke to it for long, or somebody told it to end: it is not wanted any more.
+                (self._folder / ORDER).unlink(missing_ok=True)
+                self._tell("ended", message=last["message"])
+                return spec
             if not still_runs:
                 break
             if self._ending.wait(TICK_S):
                 return spec
-        if self._state.state != "failed":
-            self._tell("failed", message=why_died(spec))
+        if last["event"] != "failed":
+            self._tell("died", message=why_died(spec))
         return spec
 
     def _note_ports(self, spec: WorkerSpec, info: WorkerInfo) -> WorkerSpec:

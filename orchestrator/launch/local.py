@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.dispatch.view import WorkerAddress
+from orchestrator.launch.pause import RestartPause
 from orchestrator.launch.spawn import spawn, wait_ready
 from orchestrator.launch.workers import address_of, start_timeout_s
 from orchestrator.run_folder import run_folder, short_temp_dir
@@ -23,11 +24,6 @@ from placement.plan import Plan
 from transport.keys import KeyPair
 from transport.messages import WireLimits
 from workers.spec import WorkerInfo, WorkerSpec
-
-# One that dies is started again after a pause, which doubles each time, until it has lived for a while.
-FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 30.0
-STEADY_S = 60.0
 
 
 @contextmanager
@@ -175,7 +171,7 @@ class _Kept:
                 self.process.kill()
 
     def _keep(self) -> None:
-        pause_s = FIRST_PAUSE_S
+        pause = RestartPause()
         while True:
             started_s = time.monotonic()
             reason = self._run()
@@ -186,11 +182,8 @@ class _Kept:
                     self.failure = reason
                     self.changed.notify_all()
                 return
-            if time.monotonic() - started_s >= STEADY_S:
-                pause_s = FIRST_PAUSE_S
-            if self._stopping.wait(pause_s):
+            if self._stopping.wait(pause.after_s(time.monotonic() - started_s)):
                 return
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _run(self) -> str:
         """One process from its start to its end; why it did not become ready, "" where it did."""

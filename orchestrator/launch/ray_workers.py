@@ -99,7 +99,7 @@ class RayWorkers:
                 if state["state"] == "ready":
                     self.infos[name] = WorkerInfo.from_dict(state["info"])
                     del self._starting[name]
-                elif state["state"] in ("failed", "ended"):
+                elif state["state"] in ("failed", "died", "ended"):
                     raise WorkerStartError(named(name, state["message"]))
             if self._starting and time.monotonic() > self.until_s:
                 names = ", ".join(self._starting)

@@ -59,6 +59,48 @@ def test_it_is_started_again_at_the_same_endpoints_when_it_dies(kept: KeptWorker
     assert before["instance"] != after["instance"]
 
 
+def test_whoever_asks_again_while_it_is_dead_does_not_start_it_a_second_time(
+    kept: KeptWorker, spec: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.keep(spec)
+    first = wait_ready(kept)
+    before = kept.state().info
+    # So long that only being asked for it ends the pause.
+    monkeypatch.setattr("orchestrator.launch.pause.FIRST_S", 1000.0)
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: kept.state().state == "died")
+    kept.keep(spec)
+    assert kept.state().state == "starting"
+    kept.keep(spec)
+    assert wait_ready(kept) != first
+    after = kept.state().info
+    assert kept.state().starts == 2
+    assert before is not None
+    assert after is not None
+    assert (before["endpoint"], before["pulse_endpoint"]) == (after["endpoint"], after["pulse_endpoint"])
+
+
+def test_one_that_could_not_load_is_started_anew_where_it_was(
+    kept: KeptWorker, spec: WorkerSpec, tmp_path: Path
+) -> None:
+    model = Path(spec.model_dir)
+    moved, spec = tmp_path / "model", replace(spec, model_dir=str(tmp_path / "model"))
+    moved.symlink_to(model)
+    kept.keep(spec)
+    first = wait_ready(kept)
+    before = kept.state().info
+    moved.unlink()
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: kept.state().state == "failed")
+    moved.symlink_to(model)
+    kept.keep(spec)
+    wait_ready(kept)
+    after = kept.state().info
+    assert before is not None
+    assert after is not None
+    assert (before["endpoint"], before["pulse_endpoint"]) == (after["endpoint"], after["pulse_endpoint"])
+
+
 def test_it_is_no_child_and_another_keeper_finds_it_where_it_runs(
     kept: KeptWorker, spec: WorkerSpec, tmp_path: Path
 ) -> None:
@@ -108,6 +150,6 @@ def test_where_its_order_is_gone_it_is_not_started_again(
     pid = wait_ready(kept)
     (tmp_path / ORDER).unlink()
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: kept.state().state == "failed")
+    wait_until(lambda: kept.state().state == "died")
     kept.stop()
     assert running_process(tmp_path) is None
