@@ -83,4 +83,4 @@ $(READY): pyproject.toml constraints.txt $(NATIVE)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info workers/kernels/*.so workers/memory/*.so
+	rm -rf $(VENV) build *.egg-info workers/kernels/*.so workers/memory/*.so transport/*.so

@@ -84,3 +84,7 @@ class NonFiniteError(PotluckError):
         "expected finite ones: the model's files are damaged, compare their checksums with the published "
         "ones or download them again"
     )
+
+
+class NativeCodeNotBuilt(PotluckError, ImportError):
+    """The native code was not compiled for this Python."""

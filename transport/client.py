@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -153,10 +154,8 @@ class WorkerClient:
         Raises:
             WireError: not an answer in this protocol.
         """
-        try:
-            return self._decoded(receive_message(self.socket, _NOBLOCK))
-        except zmq.Again:
-            return None
+        frames = receive_message(self.socket, _NOBLOCK)
+        return None if frames is None else self._decoded(frames)
 
     def look(self) -> None:
         """Reset the connection if the worker sends a message without an end; cheap, ten times a second do."""
@@ -174,10 +173,8 @@ class WorkerClient:
         if timeout_s != self._timeout_s:
             self.socket.setsockopt(zmq.RCVTIMEO, max(0, round(timeout_s * 1000)))
             self._timeout_s = timeout_s
-        try:
-            return self._decoded(receive_message(self.socket))
-        except zmq.Again:
-            return None
+        frames = receive_message(self.socket)
+        return None if frames is None else self._decoded(frames)
 
     def close(self) -> None:
         """Drop the connection and what is queued on it."""
@@ -198,7 +195,7 @@ class WorkerClient:
         socket.connect(self.endpoint)
         return socket
 
-    def _decoded(self, frames: list[zmq.Frame]) -> Reply:
+    def _decoded(self, frames: list[Any]) -> Reply:
         if self._guard is not None:
             self._guard.delivered()
         try:

@@ -102,9 +102,8 @@ class PulseClient:
         Raises:
             WireError: not an answer in this protocol.
         """
-        try:
-            frames = receive_message(self.socket, _NOBLOCK)
-        except zmq.Again:
+        frames = receive_message(self.socket, _NOBLOCK)
+        if frames is None:
             return None
         self._guard.delivered()
         try:

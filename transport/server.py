@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from typing import Any
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
@@ -13,13 +14,10 @@ from transport.doorbell import Doorbell
 from transport.guard import MAX_CONNECTIONS, Connection, Guard
 from transport.keys import WorkerKeys, require_keys, secure_server
 from transport.messages import ErrorCode, Reply, Request, WireError, WireLimits
-from transport.sockets import Context, open_socket, receive_message, send_message
+from transport.sockets import Context, has_message, open_socket, receive_named, send_message
 from transport.wire import decode_request, encode
 
 log = logging.getLogger(__name__)
-
-# As plain integers: pyzmq's enums cost as much as the call.
-_EVENTS, _POLLIN, _NOBLOCK = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.NOBLOCK)
 
 _UNKNOWN = Connection(-1, -1, "", is_tcp=False)
 
@@ -93,12 +91,11 @@ class Server:
 
     def receive(self) -> tuple[bytes, Request | WireError] | None:
         """The next message and its peer, or None."""
-        try:
-            peer = self._socket.recv(_NOBLOCK)
-        except zmq.Again:
+        message = receive_named(self._socket)
+        if message is None:
             return None
+        peer, *frames = message
         try:
-            frames = receive_message(self._socket)
             if (connection := self._connections.get(peer, _UNKNOWN)) is _UNKNOWN:
                 connection = self._learn(peer, frames[0])
             if connection is not None:
@@ -115,8 +112,7 @@ class Server:
 
     def pending(self) -> bool:
         """Whether `receive` has something. Ask after each `receive` and `send`, as `wait` may stay silent."""
-        events: int = self._socket.getsockopt(_EVENTS)  # type: ignore[assignment]
-        return bool(events & _POLLIN)
+        return has_message(self._socket)
 
     def send(self, peer: bytes, reply: Reply) -> bool:
         """Answer a peer; False if its connection is gone or it has stopped reading."""
@@ -128,7 +124,7 @@ class Server:
             return False
         return True
 
-    def _learn(self, peer: bytes, frame: zmq.Frame) -> Connection | None:
+    def _learn(self, peer: bytes, frame: Any) -> Connection | None:
         """Which connection a peer's messages come on, for as long as it lasts."""
         if self._guard is None:
             return None

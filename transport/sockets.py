@@ -7,6 +7,13 @@ from typing import Any
 
 import zmq
 
+from placement.errors import NativeCodeNotBuilt
+
+try:
+    from transport import _frames
+except ImportError as error:
+    raise NativeCodeNotBuilt(f"transport: {error}: build it with `pip install -e .`") from error
+
 Context = zmq.Context[zmq.Socket[bytes]]
 Socket = zmq.Socket[bytes]
 
@@ -26,10 +33,10 @@ _OPTIONS = {
     zmq.SNDHWM: 64,
     zmq.RCVHWM: 64,
 }
-# pyzmq's own method asks for options that we never use, which takes as long as the sending of a small frame.
 _send = zmq.backend.Socket.send
 _NOBLOCK = int(zmq.NOBLOCK)
 _NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+_POLLIN = int(zmq.POLLIN)
 
 
 def open_socket(context: Context, kind: int, endpoint: str, max_frame_bytes: int) -> Socket:
@@ -51,33 +58,32 @@ def send_message(socket: Socket, frames: Sequence[Any], peer: bytes | None = Non
     Raises:
         zmq.ZMQError: EAGAIN, the peer takes no more; EHOSTUNREACH, a ROUTER's peer is gone.
     """
-    if peer is not None:
-        _send(socket, peer, _NOBLOCK_MORE)
-    if len(frames) == 1:
-        _send(socket, frames[0], _NOBLOCK)
+    if memoryview(frames[-1]).nbytes >= COPY_THRESHOLD_BYTES:
+        first = frames[:-1] if peer is None else (peer, *frames[:-1])
+        for frame in first:
+            _send(socket, frame, _NOBLOCK_MORE)
+        _send(socket, frames[-1], _NOBLOCK, copy=False)
+        return
+    if peer is None:
+        _frames.send(socket, *frames)
     else:
-        _send(socket, frames[0], _NOBLOCK_MORE)
-        _send(socket, frames[1], _NOBLOCK, copy=memoryview(frames[1]).nbytes < COPY_THRESHOLD_BYTES)
+        _frames.send(socket, peer, *frames)
 
 
-def receive_message(socket: Socket, flags: int = 0) -> list[zmq.Frame]:
-    """Take one message: its frames, as bytes-like objects over libzmq's memory.
+def receive_message(socket: Socket, flags: int = 0) -> list[_frames.Frame] | None:
+    """Take one message: its frames, as bytes-like objects over libzmq's memory; of too many the first four.
 
-    Raises:
-        zmq.Again: there is none now (NOBLOCK), or none came within the socket's RCVTIMEO.
+    Returns:
+        None if there is none now (NOBLOCK), or none came within the socket's RCVTIMEO.
     """
-    frame = socket.recv(flags, copy=False)
-    if not frame.more:
-        return [frame]
-    tensor = socket.recv(copy=False)
-    if not tensor.more:
-        return [frame, tensor]
-    return [frame, tensor, *_drop_further(socket)]
+    return _frames.receive(socket, flags)
 
 
-def _drop_further(socket: Socket) -> list[zmq.Frame]:
-    """A stranger's third frame, which makes the message malformed, and no memory for the rest."""
-    third = frame = socket.recv(copy=False)
-    while frame.more:
-        frame = socket.recv(copy=False)
-    return [third]
+def receive_named(socket: Socket) -> list[Any] | None:
+    """Take one message of a ROUTER without waiting: the peer's name as bytes, then as `receive_message`."""
+    return _frames.receive_named(socket, _NOBLOCK)
+
+
+def has_message(socket: Socket) -> bool:
+    """Whether one can be received."""
+    return bool(_frames.events(socket) & _POLLIN)

@@ -6,11 +6,7 @@ import ctypes
 import importlib.machinery
 from pathlib import Path
 
-from placement.errors import PotluckError
-
-
-class NativeCodeNotBuilt(PotluckError, ImportError):
-    """The native code was not compiled for this Python."""
+from placement.errors import NativeCodeNotBuilt
 
 
 def load_library(folder: Path, name: str) -> ctypes.CDLL:
