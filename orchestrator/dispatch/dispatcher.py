@@ -238,10 +238,12 @@ class Dispatcher:
         if standing is not self._seen:
             self._seen = standing
             gone = standing.dead | self._unreachable
+            is_mended = False
             if standing.view is not self._view:
+                is_mended = not standing.view.orphans(standing.suspects).any()
                 newer = standing.view.addresses
                 gone |= {w for w, address in self._view.addresses.items() if newer.get(w) != address}
-            self._around = Around(gone, standing.suspects, standing.pongs)
+            self._around = Around(gone, standing.suspects, standing.pongs, is_mended)
         return self._around
 
     def _layer_sum(self, layer: int, rows: ExpertRows, choose: Choose) -> LayerSum:

@@ -45,11 +45,13 @@ class Around:
         gone: not to be asked, and nothing that they owe will come.
         suspects: silent for a moment: others are asked too where they can.
         pongs: newest sign of life, by worker.
+        is_mended: the newest view is another one, and can do without the suspects.
     """
 
     gone: frozenset[int] = NOBODY
     suspects: frozenset[int] = NOBODY
     pongs: Mapping[int, PongSeen] = field(default_factory=dict)
+    is_mended: bool = False
 
 
 ALL_WELL = Around()
@@ -177,7 +179,10 @@ class LayerSum:
             values, saturated = attempt.parts()
         for other in debt.attempts:
             for open_id in other.open_ids:
-                del self._open[open_id]
+                overtaken = self._open.pop(open_id)
+                if now_s >= overtaken.late_s:
+                    late = overtaken.ask
+                    self.pace.overtaken(late.worker, late.pairs, now_s - overtaken.asked_s, now_s)
         if self._later:
             self._later = [(at_s, owed) for at_s, owed in self._later if owed is not debt]
         self._add(debt.rows, values)
@@ -227,7 +232,7 @@ class LayerSum:
         Call it when what has come was taken, for an answer that waits to be taken may look lost.
 
         Raises:
-            PassLost: an expert has no holder left.
+            PassLost: an expert has no holder left, or none but suspects while the newest view has others.
         """
         self.around = around
         self._ticked_s = now_s
@@ -274,9 +279,8 @@ class LayerSum:
         pong = self.around.pongs.get(ask.worker)
         if pong is None or pong.sent_s <= request.asked_s:
             return False
-        if pong.computing_id == ask.request_id and pong.computing_s > self.patience.stuck_s(ask.pairs):
-            why = f"it has computed one request of layer {self.layer} for {pong.computing_s:.0f} s"
-            self._give_up(ask.worker, why)
+        if pong.computing_id and pong.computing_s > self._stuck_s(ask, pong.computing_id):
+            self._give_up(ask.worker, f"it has computed one request for {pong.computing_s:.0f} s")
             return True
         never_came = pong.received_id < ask.request_id
         # A worker takes the requests of one head in turn.
@@ -294,6 +298,12 @@ class LayerSum:
             refused = request.attempt.debt.refused
             refused[ask.worker] = refused.get(ask.worker, 0) + 1
         return True
+
+    def _stuck_s(self, ask: Ask, computing_id: int) -> float:
+        """How long a worker may compute what it computes: this, or what others have answered meanwhile."""
+        if computing_id == ask.request_id:
+            return self.patience.stuck_s(ask.pairs, self.pace.known_late_s(ask.worker, ask.pairs))
+        return self.patience.stuck_s(self.pace.pairs_at_most(computing_id))
 
     def _transfer_s(self, ask: Ask) -> float:
         return self.patience.transfer_s(4 * self.hidden_size * len(ask.rows))
@@ -314,6 +324,8 @@ class LayerSum:
             for open_id in attempt.open_ids:
                 del self._open[open_id]
             debt.attempts.remove(attempt)
+            # What was asked in a late one's place is lost: others may be asked again.
+            debt.is_late = False
             if not debt.attempts:
                 actions += self._ask_again(debt, now_s, request, pause_s)
         return actions
@@ -366,6 +378,9 @@ class LayerSum:
         chosen = self.choose(debt.expert_ids, gone | asked | self.around.suspects | frozenset(debt.refused))
         workers = _distinct(chosen, debt.expert_ids)
         if not workers or workers[0] < 0:
+            if suspect and self.around.is_mended:
+                silent = ", ".join(f"'{self.names[worker]}'" for worker in sorted(asked))
+                raise PassLost(self.layer, f"worker {silent} is silent, and others hold its experts by now")
             return []
         names = tuple(self.names[worker] for worker in workers)
         slow = self.names[min(asked)]
@@ -457,6 +472,7 @@ class LayerSum:
         exponents = self.scale_exponents if whole else self.scale_exponents[rows]
         ask = Ask(worker, next(self.request_ids), rows, expert_ids, exponents, pairs)
         late_s = math.inf if worker == self.local else now_s + self.pace.late_after_s(worker, pairs)
+        self.pace.asks(ask.request_id, pairs)
         self._open[ask.request_id] = OpenRequest(ask, attempt, now_s, late_s)
         attempt.open_ids.append(ask.request_id)
         return ask

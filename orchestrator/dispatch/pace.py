@@ -19,6 +19,8 @@ _UNKNOWN_PAIR_S = 0.002
 _LATE = 2.0
 # Requests of decode steps tell how slow a worker is; those of prefill take turns with too much else.
 _MOST_PAIRS = 64
+# Larger requests whose size is remembered: more than workers may have open.
+_LARGE_REMEMBERED = 256
 # A worker that was passed over is asked as before once it is no slower than this. What is older than a while
 # counts no more, so that it is tried again.
 _WELL = 1.5
@@ -45,10 +47,22 @@ class Pace:
         self._ratios: dict[int, deque[tuple[float, float]]] = {}
         self._seen_slow: set[int] = set()
         self._factors: dict[int, float] = {}
+        self._large: dict[int, int] = {}
 
     def expect(self, expected_s: Sequence[tuple[float, float]]) -> None:
         """A new view: the same workers first, perhaps more behind."""
         self._expected_s = list(expected_s)
+
+    def asks(self, request_id: int, pairs: int) -> None:
+        """A request leaves."""
+        if pairs > _MOST_PAIRS:
+            self._large[request_id] = pairs
+            if len(self._large) > _LARGE_REMEMBERED:
+                del self._large[next(iter(self._large))]
+
+    def pairs_at_most(self, request_id: int) -> int:
+        """Of a request that was asked once, whoever waits for it now."""
+        return self._large.get(request_id, _MOST_PAIRS)
 
     def note(self, worker: int, pairs: int, elapsed_s: float, now_s: float) -> None:
         """`worker` has answered a request of `pairs` after `elapsed_s`."""
@@ -64,6 +78,13 @@ class Pace:
             tail = sorted(times)
             p99_s = tail[-2] if len(tail) == _REMEMBERED else tail[-1]
             self._late_s[key] = max(self._patience.hedge_floor_s, _LATE * p99_s)
+        self._note_ratio(worker, pairs, elapsed_s, now_s)
+
+    def overtaken(self, worker: int, pairs: int, elapsed_s: float, now_s: float) -> None:
+        """Others have answered in `worker`'s place, which has taken `elapsed_s` at least."""
+        self._note_ratio(worker, pairs, elapsed_s, now_s)
+
+    def _note_ratio(self, worker: int, pairs: int, elapsed_s: float, now_s: float) -> None:
         if pairs <= _MOST_PAIRS:
             ask_s, expert_s = self._expected_s[worker]
             ratio = min(elapsed_s, _MOST_S) / (ask_s + pairs * expert_s)
@@ -71,6 +92,10 @@ class Pace:
             if ratios is None:
                 ratios = self._ratios[worker] = deque(maxlen=2 * _ENOUGH)
             ratios.append((now_s, ratio))
+
+    def known_late_s(self, worker: int, pairs: int) -> float | None:
+        """`late_after_s` of a size that it has answered often enough, else None."""
+        return self._late_s.get((worker, pairs.bit_length()))
 
     def late_after_s(self, worker: int, pairs: int) -> float:
         """How long an answer of that size may take before others are asked too."""

@@ -192,7 +192,7 @@ class Liar:
 
 @dataclass(frozen=True, slots=True)
 class Rescued:
-    """`worker` serves `num_experts` experts of lost workers, `num_bytes` in all, from its own model file."""
+    """`worker` serves experts of silent or lost workers from its model file: how many, and their bytes."""
 
     worker: str
     num_experts: int
@@ -201,7 +201,9 @@ class Rescued:
 
     @property
     def line(self) -> str:
-        return f"{self.num_experts} experts of lost workers are served by {self.worker} from its model file"
+        return (
+            f"{self.worker} serves {self.num_experts} experts of silent or lost workers from its model file"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,6 +119,7 @@ class _Member:
     instance: int = 0
     last_instance: int = 0
     is_gone: bool = False
+    is_missed: bool = False
     pong: PongSeen | None = None
     pings: dict[int, float] = field(default_factory=dict)
     catching_up: Order | None = None
@@ -359,7 +360,7 @@ class Membership:
     # One worker.
 
     def _judge(self, worker: int, member: _Member, now_s: float) -> bool:
-        """Suspect or bury a silent worker; True if it died."""
+        """Suspect, miss or bury a silent worker; True if others are to take on what it holds alone."""
         if not member.takes_part:
             if member.condition is Condition.DEAD and not member.is_gone and now_s >= member.died_s + GONE_S:
                 member.is_gone = True
@@ -375,6 +376,9 @@ class Membership:
         if member.condition is Condition.ALIVE and silent_s >= self._patience.suspect_after_s:
             self._turn(member, Condition.SUSPECT)
             self._tell(Suspected(member.name, silent_s))
+        if silent_s >= self._patience.rescue_after_s and not member.is_missed:
+            member.is_missed = True
+            return True
         return False
 
     def _due(self, worker: int, member: _Member, now_s: float) -> Iterator[Action]:
@@ -414,6 +418,9 @@ class Membership:
         if member.condition is Condition.SUSPECT and member.closed_s == math.inf:
             self._turn(member, Condition.ALIVE)
             self._tell(Cleared(member.name, silent_s))
+            if member.is_missed:
+                member.is_missed = False
+                self._reconsider(now_s)
         if member.pong is None or sent_s > member.pong.sent_s:
             member.pong = PongSeen(
                 sent_s=sent_s,
@@ -471,6 +478,7 @@ class Membership:
 
     def _die(self, worker: int, member: _Member, why: str, now_s: float) -> None:
         self._turn(member, Condition.DEAD)
+        member.is_missed = False
         member.died_s = now_s
         member.closed_s = math.inf
         member.greeted_s = now_s
@@ -657,7 +665,10 @@ class Membership:
         return f"waiting for {names}"
 
     def _lost(self) -> frozenset[int]:
-        return frozenset(worker for worker, member in self._members.items() if not member.takes_part)
+        """Those that others are to stand in for, also while they are only missed."""
+        return frozenset(
+            worker for worker, member in self._members.items() if member.is_missed or not member.takes_part
+        )
 
     def _rooms(self) -> dict[int, BoxRoom]:
         indices = {member.name: worker for worker, member in self._members.items()}

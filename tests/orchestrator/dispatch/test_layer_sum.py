@@ -227,10 +227,47 @@ def test_a_worker_that_computes_for_ever_is_given_up() -> None:
     layer = make_layer(cluster, draw_ids(cluster.rng, 1), 1)
     layer.begin(0.0)
     stuck_s = Patience().stuck_s(TOP_K) + 0.1
-    with pytest.raises(PassLost, match="'w0' is given up: it has computed one request of layer 3") as lost:
+    with pytest.raises(PassLost, match="'w0' is given up: it has computed one request for") as lost:
         layer.tick(stuck_s, Around(pongs={0: pong(stuck_s, computing_s=stuck_s)}))
     assert lost.value.refused
     assert [type(event) for event in cluster.events] == [GaveUp]
+
+
+def test_it_is_given_up_sooner_where_it_is_known_how_long_such_requests_take() -> None:
+    cluster = VirtualCluster(np.random.default_rng(1), [[0] for _ in range(EXPERTS)])
+    layer = make_layer(cluster, draw_ids(cluster.rng, 1), 1)
+    for _ in range(16):
+        layer.pace.note(0, TOP_K, 0.001, 0.0)
+    layer.begin(0.0)
+    stuck_s = Patience().stuck_known_s
+    assert layer.tick(stuck_s, Around(pongs={0: pong(stuck_s, computing_s=stuck_s)})) == []
+    with pytest.raises(PassLost, match="it has computed one request for 2 s"):
+        layer.tick(stuck_s + 0.1, Around(pongs={0: pong(stuck_s, computing_s=stuck_s + 0.1)}))
+
+
+def test_a_worker_that_hangs_in_what_others_have_answered_is_given_up_too() -> None:
+    cluster = VirtualCluster(np.random.default_rng(1), [[0] for _ in range(EXPERTS)])
+    layer = make_layer(cluster, draw_ids(cluster.rng, 1), 1)
+    for _ in range(16):
+        layer.pace.note(0, TOP_K, 0.001, 0.0)
+    older, large = 1_000, 2_000
+    layer.pace.asks(large, 4096)
+    layer.begin(0.0)
+    stuck_s = Patience().stuck_s(64) + 0.1
+    busy = Around(pongs={0: pong(stuck_s, computing_id=large, computing_s=stuck_s)})
+    layer.tick(stuck_s, busy)
+    assert not any(isinstance(event, GaveUp) for event in cluster.events)
+    with pytest.raises(PassLost, match="'w0' is given up"):
+        layer.tick(stuck_s, Around(pongs={0: pong(stuck_s, computing_id=older, computing_s=stuck_s)}))
+
+
+def test_a_pass_ends_where_only_a_silent_worker_holds_what_others_hold_by_now() -> None:
+    cluster = VirtualCluster(np.random.default_rng(1), [[0] for _ in range(EXPERTS)])
+    layer = make_layer(cluster, draw_ids(cluster.rng, 1), 1)
+    layer.begin(0.0)
+    assert layer.tick(0.3, Around(suspects=frozenset({0}))) == []
+    with pytest.raises(PassLost, match="worker 'w0' is silent, and others hold its experts by now"):
+        layer.tick(1.3, Around(suspects=frozenset({0}), is_mended=True))
 
 
 @pytest.mark.parametrize(
@@ -306,6 +343,26 @@ def test_a_late_answer_is_asked_of_others_once_where_they_hold_it() -> None:
             assert isinstance(late, Ask)
             assert cluster.answer(layer, late) == []
         np.testing.assert_array_equal(layer.result()[0], expected_sum(ids, np.zeros(1, np.int32)))
+
+
+def test_what_was_asked_in_a_late_ones_place_and_is_lost_is_asked_once_more() -> None:
+    cluster = VirtualCluster(np.random.default_rng(1), [[0, 1] for _ in range(EXPERTS)])
+    layer = make_layer(cluster, draw_ids(cluster.rng, 1), 2)
+    cluster.holders = [[0] for _ in range(EXPERTS)]
+    first = only(layer.begin(0.0))
+    cluster.holders = [[0, 1] for _ in range(EXPERTS)]
+    late_s = layer.wake_at_s()
+    second = only(layer.tick(late_s, ALL_WELL))
+    assert (first.worker, second.worker) == (0, 1)
+    never_came = Around(pongs={1: pong(late_s + 0.1, received_id=0, open_ids=0, computing_id=0)})
+    assert layer.tick(late_s + 0.2, never_came) == []
+    third = only(layer.tick(late_s + 0.6, never_came))
+    assert (third.worker, third.request_id) == (1, 3)
+    # Who is overtaken counts as slow as far as it has come, though it never answers.
+    cluster.now_s = late_s + 0.7
+    cluster.answer(layer, third)
+    assert layer.finished
+    assert layer.pace.known_late_s(0, TOP_K) is None
 
 
 def test_a_refusal_is_asked_of_another_holder_at_once() -> None:

@@ -35,6 +35,19 @@ def test_one_that_is_slow_beside_the_others_is_called_so_the_second_time_and_unt
     assert noted(pace, slow, 1.5) == {}
 
 
+def test_one_that_others_overtake_is_slow_though_it_never_answers() -> None:
+    pace = Pace([(1.0, 1.0)] * 3, Patience())
+    well = {0: 0.001, 1: 0.001, 2: 0.001}
+    assert noted(pace, well, 0.0) == {}
+    late_s = pace.late_after_s(2, 4)
+    for step in range(32):
+        pace.overtaken(2, 4, 0.03, 1.0 + 0.03 * step)
+    del well[2]
+    noted(pace, well, 2.0)
+    assert noted(pace, well, 2.5)[2] >= 16.0
+    assert pace.late_after_s(2, 4) == late_s
+
+
 def test_one_worker_alone_is_compared_with_nobody() -> None:
     pace = Pace([(1.0, 1.0)], Patience())
     for now_s, each_s in enumerate((0.001, 0.02, 0.02)):
