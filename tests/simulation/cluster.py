@@ -11,14 +11,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator.dispatch.dispatcher import Dispatcher
+from orchestrator.dispatch.spot_check import SpotCheck
 from orchestrator.dispatch.view import ClusterView, WorkerAddress
-from orchestrator.membership.events import Event, GaveUp
+from orchestrator.membership.events import Event, GaveUp, Liar
 from orchestrator.membership.membership import Action, Expected, Here, Membership
 from orchestrator.membership.rescue import BoxRoom
 from orchestrator.model.passes import run_pass
 from placement.patience import Patience
 from placement.plan import LOCAL_WORKER, Plan
-from tests.simulation.nodes import DTYPE, FINGERPRINT, SESSION, Holdings, Node, contribution, nodes_of
+from tests.simulation.nodes import (
+    DTYPE,
+    FINGERPRINT,
+    SESSION,
+    Holdings,
+    Node,
+    contribution,
+    nodes_of,
+    partial_sum,
+)
 from tests.simulation.world import World
 from transport.expert_rows import ExpertRows
 from transport.messages import Hold, Reply
@@ -29,7 +39,15 @@ HIDDEN = 2
 class VirtualCluster:
     """Also the dispatcher's `Network`: while it waits, the world goes on."""
 
-    def __init__(self, world: World, plan: Plan, room: dict[str, BoxRoom], patience: Patience) -> None:
+    def __init__(
+        self,
+        world: World,
+        plan: Plan,
+        room: dict[str, BoxRoom],
+        patience: Patience,
+        *,
+        spot_check: float = 0.0,
+    ) -> None:
         self.world = world
         self.events: list[Event] = []
         self.local = Holdings(plan.experts_of(LOCAL_WORKER) if plan.local_worker is not None else {})
@@ -60,6 +78,7 @@ class VirtualCluster:
             max_rows=4,
             patience=patience,
             tell=self._tell,
+            spot_check=SpotCheck(spot_check, partial_sum) if spot_check else None,
             clock=lambda: world.now_s,
         )
 
@@ -90,8 +109,11 @@ class VirtualCluster:
 
     # Passes.
 
-    def run_pass(self, layers: Sequence[int], expert_ids: NDArray[np.int32]) -> None:
-        """One pass over `layers`: int32 [num_layers, num_tokens, top_k]; raises AssertionError if wrong."""
+    def run_pass(self, layers: Sequence[int], expert_ids: NDArray[np.int32], *, away_s: float = 0.0) -> None:
+        """One pass over `layers`: int32 [num_layers, num_tokens, top_k]; raises AssertionError if wrong.
+
+        `away_s`: what the head does for so long at most between asking and looking for answers.
+        """
         num_tokens = expert_ids.shape[1]
         hidden = np.repeat(np.arange(num_tokens, dtype=np.float32)[:, None], HIDDEN, axis=1)
         exponents = np.zeros(num_tokens, np.int32)
@@ -101,7 +123,10 @@ class VirtualCluster:
             sums = []
             for row, layer in enumerate(layers):
                 rows = ExpertRows(hidden, expert_ids[row], weights, exponents)
-                sums.append(self.dispatcher.collect(self.dispatcher.ask(layer, rows)))
+                asked = self.dispatcher.ask(layer, rows)
+                if away_s:
+                    self.pause(away_s * self.world.rng.random())
+                sums.append(self.dispatcher.collect(asked))
             return torch.stack(sums)
 
         got = run_pass(self.dispatcher, all_layers).numpy()
@@ -201,6 +226,6 @@ class VirtualCluster:
 
     def _tell(self, event: Event) -> None:
         self.events.append(event)
-        if isinstance(event, GaveUp):
+        if isinstance(event, GaveUp | Liar):
             now_s = self.world.now_s
-            self.membership.accused(event.worker, event.why, now_s, for_good=False)
+            self.membership.accused(event.worker, event.why, now_s, for_good=isinstance(event, Liar))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +30,7 @@ from transport.messages import (
     Request,
     WorkerState,
 )
-from workers.fixed_point import PartialSum
+from workers.fixed_point import COARSEN_STEP, PartialSum
 from workers.sessions import Sessions
 
 FINGERPRINT, DTYPE = "made-up", "float32"
@@ -36,17 +38,37 @@ SESSION = 77
 
 
 def contribution(layer: int, token: int, expert: int) -> int:
-    """A number that only this layer, token and expert give."""
-    return 1 + layer * 65_537 + token * 1_009 + expert * 31
+    """A number that only this layer, token and expert give, whole on the coarsest grid that any row needs."""
+    return (1 + _mixed(layer, token, expert) % 2**16) << 2 * COARSEN_STEP
+
+
+def needed_exponent(layer: int, token: int, expert: int) -> int:
+    """The finest grid on which an expert's contribution to a row fits: most fit the first one."""
+    drawn = _mixed(token, expert, layer) % 64
+    return 2 * COARSEN_STEP if drawn == 0 else COARSEN_STEP if drawn < 5 else 0
+
+
+def _mixed(*numbers: int) -> int:
+    return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "little")
+
+
+@cache
+def _pair(layer: int, token: int, expert: int) -> tuple[int, int]:
+    return contribution(layer, token, expert), needed_exponent(layer, token, expert)
 
 
 def partial_sum(layer: int, rows: ExpertRows) -> PartialSum:
     """Of made-up experts; a row's first element is its token."""
     tokens = np.asarray(rows.hidden)[:, 0].view(np.float32).astype(np.int64).tolist()
     values = np.zeros((len(tokens), rows.hidden.shape[1]), np.int32)
+    saturated = np.zeros(len(tokens), np.bool_)
+    exponents = rows.scale_exponents.tolist()
     for i, (token, experts) in enumerate(zip(tokens, rows.expert_ids.tolist(), strict=True)):
-        values[i] = sum(contribution(layer, token, expert) for expert in experts if expert >= 0)
-    return PartialSum(values, np.zeros(len(tokens), np.bool_))
+        pairs = [_pair(layer, token, expert) for expert in experts if expert >= 0]
+        saturated[i] = any(needed > exponents[i] for _, needed in pairs)
+        if not saturated[i]:
+            values[i] = sum(number for number, _ in pairs) >> exponents[i]
+    return PartialSum(values, saturated)
 
 
 class Holdings:
@@ -91,6 +113,8 @@ class Node:
     is_cut: bool = False
     refuses: bool = False
     hangs: bool = False
+    lies: bool = False
+    most_waiting: int = 1_000
     slow: float = 1.0
     held: Holdings = field(init=False)
     sessions: Sessions = field(init=False)
@@ -171,6 +195,8 @@ class Node:
         elif self.held.lacks(layer, rows.expert_ids):
             self.not_held += 1
             self._refuse(request_id, ErrorCode.EXPERT_NOT_HELD)
+        elif len(self._waiting) >= self.most_waiting:
+            self._refuse(request_id, ErrorCode.BUSY)
         else:
             self._waiting.append((request_id, layer, rows))
             self._work()
@@ -199,7 +225,8 @@ class Node:
             part = partial_sum(layer, rows)
             self.sessions.closed(SESSION)
             self._is_busy = False
-            self.to_data(self, ForwardReply(request_id, part.values, part.saturated, 0.0))
+            values = part.values + 1 if self.lies else part.values
+            self.to_data(self, ForwardReply(request_id, values, part.saturated, 0.0))
             self._work()
 
         self.world.at(self.world.now_s + self.compute_s * self.slow * (0.5 + self.world.rng.random()), done)

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from orchestrator.membership.events import Event
+from orchestrator.membership.events import Event, Liar
 from orchestrator.membership.rescue import BoxRoom
 from placement.holders import HolderTable
 from placement.patience import Patience
@@ -31,8 +31,8 @@ FAULTS_S = 1.5
 """Faults begin within so much time."""
 BOUND_S = 30.0
 """After the last fault has ended: for all passes that are left."""
-RESCUED_S = 6.5
-"""For each fault, to the next pass's end: 3 s to death, or 5 s if it never joined, and a rescue."""
+RESCUED_S, JOIN_S = 3.0, 5.0
+"""To the next pass: for each fault a second of silence and a rescue; and what never joined is waited for."""
 KINDS = (
     "kill",
     "kill for good",
@@ -54,7 +54,7 @@ def draw_plan(rng: np.random.Generator, survive: bool) -> Plan:
     owners = rng.integers(len(names), size=(len(LAYERS), EXPERTS))
     masks = np.zeros((len(names), len(LAYERS), EXPERTS), np.bool_)
     for worker in range(len(names)):
-        masks[worker] = owners == worker
+        masks[worker] |= owners == worker
         if survive:
             masks[(worker + 1) % len(names)] |= owners == worker
     return Plan(
@@ -89,7 +89,12 @@ class Scenario:
             if rng.random() < 0.5:
                 room[worker.name] = BoxRoom(float(rng.choice([1e8, 1e9])), int(rng.choice([0, 10**6])))
         patience = Patience(stuck_after_s=1.0, view_wait_s=BOUND_S)
-        self.cluster = VirtualCluster(self.world, self.plan, room, patience)
+        share = float(rng.choice([0.0, 0.0, 0.3]))
+        self.cluster = VirtualCluster(self.world, self.plan, room, patience, spot_check=share)
+        # The head computes attention and more between asking and looking.
+        self.away_s = float(rng.choice([0.0, 0.0, 0.01, 0.4]))
+        for node in self.cluster.nodes.values():
+            node.most_waiting = int(rng.choice([1, 2, 1_000]))
         # Some clusters' workers were started from an older plan: each as the next one is to be.
         if rng.random() < 0.3:
             nodes = list(self.cluster.nodes.values())
@@ -113,12 +118,12 @@ class Scenario:
             num_tokens = int(self.rng.choice([1, 1, 1, 2, 9]))
             ids = np.argsort(self.rng.random((len(LAYERS), num_tokens, EXPERTS)), axis=2)[:, :, :TOP_K]
             began_s = self.world.now_s
-            self.cluster.run_pass(LAYERS, ids.astype(np.int32))
+            self.cluster.run_pass(LAYERS, ids.astype(np.int32), away_s=self.away_s)
             late_s = self.world.now_s - max(began_s, self.over_s)
             assert late_s < BOUND_S, f"pass {number} took {late_s:.1f} s after all faults were over"
             if self.log:
                 late_s = self.world.now_s - max(began_s, self.begun_s)
-                assert late_s < RESCUED_S * len(self.log), (
+                assert late_s < JOIN_S + RESCUED_S * len(self.log), (
                     f"pass {number} took {late_s:.1f} s after the last fault began"
                 )
             if self.is_orderly:
@@ -173,6 +178,25 @@ class Scenario:
             # Somebody ends the process that hangs, and starts it again.
             cluster.kill(node)
             cluster.start(node)
+
+
+def run_with_a_liar(seed: int) -> None:
+    """One worker computes something else from some time on; every answer is checked, and others hold all."""
+    rng = np.random.default_rng(seed)
+    world = World(rng, faults=Faults(delay_s=float(rng.choice([0.0005, 0.005, 0.03]))))
+    plan = draw_plan(rng, survive=True)
+    cluster = VirtualCluster(world, plan, {LOCAL_WORKER: BoxRoom(1e9)}, Patience(), spot_check=1.0)
+    liar = cluster.nodes[int(rng.choice(list(cluster.nodes)))]
+    # A check needs the others: they join first.
+    cluster.pause(1.0)
+    world.at(1.0 + float(rng.uniform(0, 0.3)), lambda: setattr(liar, "lies", True))
+    for _ in range(12):
+        num_tokens = int(rng.choice([1, 1, 2, 9]))
+        ids = np.argsort(rng.random((len(LAYERS), num_tokens, EXPERTS)), axis=2)[:, :, :TOP_K]
+        cluster.run_pass(LAYERS, ids.astype(np.int32))
+    accused = {event.worker for event in cluster.events if isinstance(event, Liar)}
+    assert accused <= {liar.name}, f"{accused} accused, {liar.name} lied"
+    assert accused or not liar.lies, f"{liar.name} lied and was not found"
 
 
 def without_faults(seed: int) -> Scenario:

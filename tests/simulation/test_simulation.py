@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.simulation.scenario import Scenario
+from tests.simulation.scenario import Scenario, run_with_a_liar
 
 DAILY, LONG, A_BLOCK = 300, 10_000, 100
 
@@ -39,3 +39,8 @@ def test_a_seed_replays_to_the_same_end() -> None:
     once, again = run(seed), run(seed)
     assert once.world.now_s == again.world.now_s
     assert once.events == again.events
+
+
+def test_a_liar_changes_no_sum_and_is_named() -> None:
+    for seed in range(100):
+        run_with_a_liar(seed)
