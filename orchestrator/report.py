@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from orchestrator.dispatch.usage import Usage
 from orchestrator.generate import GenerationResult
@@ -115,4 +116,5 @@ def make_report(
 
 
 def _add(counts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    return tuple(map(sum, zip(*counts, strict=True)))
+    # Runs of one session may draft more or less.
+    return tuple(map(sum, zip_longest(*counts, fillvalue=0)))
