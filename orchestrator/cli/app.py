@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import resource
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -50,6 +54,7 @@ what it always did.
 _NOT_MAPPED = "failed to map segment"  # what the loader says of a library for which there is no room
 _TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_A_BLOCK_BYTES = 4096
 
 
 def load(arguments: Sequence[str]) -> typer.Typer:
@@ -92,6 +97,9 @@ def command(name: str) -> Callable[..., Any]:
 
 def run(app: typer.Typer, arguments: Sequence[str]) -> int:
     """Do what `arguments` say; a user's mistake is one line on standard error and exit code 2."""
+    if sys.stdout is None:
+        print_error("standard output is closed: expected a place for the result, such as `> FILE`")
+        return 2
     try:
         # Not standalone: typer would print a framed message of several lines for a mistake in an option.
         code = app(_join_name(arguments) or ["--help"], prog_name="potluck", standalone_mode=False)
@@ -118,11 +126,27 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
             return 2
         if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
             raise
-        what = error.filename or "the result"
+        what = error.filename or _full_or_result()
         print_error(f"cannot write {what}: {error.strerror}; make room and try again")
         # What did not go out would fail again when the interpreter empties its buffers.
         sys.stdout = io.StringIO()
     return 2
+
+
+def _full_or_result() -> str:
+    """Where there is no room, as far as that can be told; a run writes more than its result."""
+    temporary = os.environ.get("TMPDIR", "/tmp")
+    place = full_place((temporary, "/tmp", "/dev/shm", str(Path.home())))
+    return f"in {place}, which is full" if place else "the result"
+
+
+def full_place(places: Iterable[str]) -> str:
+    """The first of these folders whose disk has no room left, "" where all have some."""
+    for place in places:
+        with suppress(OSError):
+            if shutil.disk_usage(place).free < _A_BLOCK_BYTES:
+                return place
+    return ""
 
 
 def _number_of(error: BaseException) -> int | None:

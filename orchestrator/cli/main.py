@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from orchestrator.stopping import stop_at_once, stop_by_exception
@@ -10,6 +11,7 @@ from orchestrator.stopping import stop_at_once, stop_by_exception
 def main() -> None:
     """Run the command line; Ctrl-C, SIGTERM and SIGHUP end it silently with 128 + their number."""
     stop_at_once()
+    _keep_standard_numbers()
     # Loaded here, where an interruption no longer prints a traceback.
     from orchestrator.cli.app import load, out_of_memory, run
 
@@ -23,6 +25,17 @@ def main() -> None:
     finally:
         stop_at_once()
     sys.exit(code)
+
+
+def _keep_standard_numbers() -> None:
+    """Where a standard stream is closed, no file that is opened later may take its place."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 import typer
 import zmq
 
-from orchestrator.cli.app import COMMANDS, command
+from orchestrator.cli.app import COMMANDS, command, full_place
 from orchestrator.cli.app import run as execute
 from tests.orchestrator.command_line import Potluck, says
 from tests.orchestrator.processes import DEADLINE_S, run, start
@@ -123,3 +123,19 @@ def test_too_many_open_files_are_one_line(
     assert out == ""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert says(err, f"error: too many open files: … {limit} (ulimit -n {limit})"), err
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", ">&- <&-"])
+def test_a_closed_standard_output_is_one_line(closed: str, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m orchestrator.cli.main inspect models/potluck-tiny --json {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    expected = "" if "2>&-" in closed else "error: standard output is closed: expected a place for the result"
+    assert done.stderr.startswith(expected)
+    assert done.stderr.count("\n") == bool(expected)
+
+
+def test_a_folder_on_a_full_disk_is_named(tmp_path: Path) -> None:
+    # The kernel's own file system never has room.
+    assert full_place([str(tmp_path), "/nowhere", "/proc"]) == "/proc"
+    assert full_place([str(tmp_path)]) == ""
