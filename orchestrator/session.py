@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -16,6 +17,7 @@ from orchestrator.launch.local import local_workers
 from orchestrator.launch.watched import Watched, room_elsewhere, room_here, watched
 from orchestrator.launch.workers import Workers
 from orchestrator.membership.membership import Expected
+from orchestrator.membership.rescue import BoxRoom
 from orchestrator.membership.standing import Standing
 from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.step35 import Step35Model
@@ -119,6 +121,7 @@ def open_session(
     on_progress: OnProgress | None = None,
     say: Callable[[str], None] | None = None,
     spot_check: float | None = None,
+    disks_bytes_per_s: Mapping[str, float] | None = None,
 ) -> Iterator[Session]:
     """Start the plan's workers and load the head meanwhile; let go of them on the way out, whatever happens.
 
@@ -135,6 +138,7 @@ def open_session(
         say: told what happens to workers, a line each.
         spot_check: share of the requests that another holder computes as well; None for a small one where
             experts have several holders.
+        disks_bytes_per_s: of workers' boxes, by worker name, "head" for this one's, as far as measured.
 
     Raises:
         PlanError: the plan is for another model, or says what this release cannot run.
@@ -161,7 +165,9 @@ def open_session(
         if not plan.asked_workers:
             yield _session(model, plan, demand, _load(model, plan, demand, own, reservation, on_progress))
             return
-        room_of = room_elsewhere
+        room_of: Callable[[Plan, int], dict[str, BoxRoom]] = partial(
+            room_elsewhere, disks_bytes_per_s=disks_bytes_per_s
+        )
         if workers is None:
             room_of = room_here
             workers = local_workers(plan, shape, model.path, reservation=reservation.name)

@@ -34,7 +34,7 @@ from placement.errors import InputError, NonFiniteError, PlanError
 from placement.files.input_file import decode_text
 from placement.files.quote import quote
 from placement.kv_size import KvForm
-from placement.plan import Plan
+from placement.plan import LOCAL_WORKER, Plan
 from placement.units import size
 from placement.weight_format import FLOAT32
 from workers.formats.contents import ModelContents, Part
@@ -155,6 +155,7 @@ def generate(
                     on_progress=on_progress,
                     say=print_note,
                     spot_check=spot_check,
+                    disks_bytes_per_s={} if running is None else _disks(made, running),
                 )
             )
         for note in opened.checkpoint.notes:
@@ -182,11 +183,19 @@ def generate(
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A cluster that runs: its state folder, this run's share of it, and where the plan in use lies."""
+    """A cluster that runs.
+
+    Attributes:
+        folder: with its state.
+        heads: this run's share of it.
+        plan: path of the plan in use.
+        head: the node.
+    """
 
     folder: Path
     heads: Heads
     plan: Path
+    head: str
 
 
 def _of_cluster(cluster: Path, model: Path | None) -> tuple[Running, Path, Path]:
@@ -199,8 +208,22 @@ def _of_cluster(cluster: Path, model: Path | None) -> tuple[Running, Path, Path]
     folder = load_launcher(cluster).state_folder
     state = read_run_state(folder)
     # Before the plan is read: nobody moves experts away from what it says then.
-    running = Running(folder, Heads(folder), Path(state.plan))
+    running = Running(folder, Heads(folder), Path(state.plan), state.head)
     return running, model or Path(state.model_path), running.plan
+
+
+def _disks(plan: Plan, running: Running) -> dict[str, float]:
+    """Bytes a second of the boxes' disks, by worker name, as the cluster's probe found them."""
+    # What reads probes takes a while to load, and other runs do without.
+    from placement.given.probe import FILE_NAME, read_probe
+
+    path = running.folder / FILE_NAME
+    if not path.exists():
+        return {}
+    nodes = {LOCAL_WORKER: running.head} | {worker.name: worker.node for worker in plan.workers}
+    found = read_probe(path).nodes
+    disks = {name: found[node].disk for name, node in nodes.items() if node in found}
+    return {name: disk.bytes_per_s for name, disk in disks.items() if disk is not None}
 
 
 def _moving(
@@ -237,7 +260,7 @@ def _workers(
     if running is not None and plan.asked_workers:
         from orchestrator.cluster.running import running_cluster
 
-        return running_cluster(running.folder, running.heads)
+        return running_cluster(running.folder, running.heads, plan)
     if ray_address is None or not plan.asked_workers:
         return None
     # Ray takes seconds to import.

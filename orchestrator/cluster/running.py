@@ -9,8 +9,10 @@ from pathlib import Path
 
 from orchestrator.cluster.heads import Heads
 from orchestrator.cluster.keys_folder import read_pair
-from orchestrator.cluster.run_state import RunState, read_run_state
+from orchestrator.cluster.run_state import RUN, RunState, RunStateError, read_run_state
 from orchestrator.dispatch.view import WorkerAddress
+from placement.files.quote import quote
+from placement.plan import Plan
 from transport.keys import KeyPair
 
 
@@ -37,12 +39,23 @@ class RunningCluster:
 
 
 @contextmanager
-def running_cluster(folder: Path, heads: Heads) -> Iterator[RunningCluster]:
+def running_cluster(folder: Path, heads: Heads, plan: Plan) -> Iterator[RunningCluster]:
     """The cluster of a state folder.
 
+    Args:
+        plan: in use, as the run has read it.
+
     Raises:
-        RunStateError: none runs.
+        RunStateError: none runs, or other workers than the plan's.
         KeyFilesError: this user may not read its keys.
     """
     state = read_run_state(folder)
+    planned = {worker.name for worker in plan.workers}
+    unknown = next((worker.name for worker in state.workers if worker.name not in planned), None)
+    if unknown is not None:
+        # The plan is written first, and what runs by it once it runs.
+        raise RunStateError(
+            f"{folder / RUN}: of another plan than {state.plan}, which has no worker {quote(unknown)}; "
+            "if `potluck up` is at work, try again when it is done, else run `potluck up`"
+        )
     yield RunningCluster(read_pair(folder, state.head), state, heads)

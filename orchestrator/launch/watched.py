@@ -27,7 +27,7 @@ GREET_TIMEOUT_S = 30.0
 NOTICES_TIMEOUT_S = 2.0
 # Workers of a running cluster that nobody has seen are not waited for longer.
 JOIN_S = 3.0
-# Of a box whose disk nobody has measured: only the ratios between boxes count.
+# Of boxes whose disks nobody has measured.
 DISK_BYTES_PER_S = 1e9
 
 
@@ -119,19 +119,25 @@ def room_here(plan: Plan, free_bytes: int) -> dict[str, BoxRoom]:
     return dict.fromkeys(names, share)
 
 
-def room_elsewhere(plan: Plan, free_bytes: int) -> dict[str, BoxRoom]:
+def room_elsewhere(
+    plan: Plan, free_bytes: int, disks_bytes_per_s: Mapping[str, float] | None = None
+) -> dict[str, BoxRoom]:
     """Of workers on boxes of their own: what the plan leaves free of their memory.
 
     Args:
         free_bytes: of this machine.
+        disks_bytes_per_s: as they were measured, by worker name, "head" for this machine's.
     """
     held = plan.bytes_per_tier().tolist()
-    room = {LOCAL_WORKER: BoxRoom(DISK_BYTES_PER_S, free_bytes)}
+    measured = disks_bytes_per_s or {}
+    # Only ratios count: a disk that nobody measured is as fast as the slowest that somebody did.
+    usual = min(measured.values(), default=DISK_BYTES_PER_S)
+    room = {LOCAL_WORKER: BoxRoom(measured.get(LOCAL_WORKER, usual), free_bytes)}
     for worker in plan.workers:
         if worker.name != LOCAL_WORKER:
             tiers = [(plan.tiers[index], held[index]) for index in worker.tiers]
             left = sum(tier.budget_bytes - used for tier, used in tiers if tier.kind == "ram")
-            room[worker.name] = BoxRoom(DISK_BYTES_PER_S, max(0, left))
+            room[worker.name] = BoxRoom(measured.get(worker.name, usual), max(0, left))
     return room
 
 
