@@ -34,7 +34,8 @@ from placement.weight_format import ExpertFormat
 from placement.workload import DEFAULT_CONTEXT
 from transport.messages import Experts, WireLimits
 from workers.formats.checkpoint import Checkpoint
-from workers.formats.identity import IDENTITY
+from workers.formats.digests import trunk_digest
+from workers.formats.identity import IDENTITY, told
 from workers.formats.open_model import OpenModel, held_expert_bytes
 from workers.holdings import Holdings
 from workers.memory.budget import Need
@@ -179,7 +180,11 @@ def open_session(
             watched(
                 running,
                 plan,
-                Expected(shape.fingerprint, plan.dtype, plan.digests.get(IDENTITY, "")),
+                Expected(
+                    shape.fingerprint,
+                    plan.dtype,
+                    told(plan.digests.get(IDENTITY, ""), trunk_digest(model.path)),
+                ),
                 WireLimits.for_shape(shape),
                 here=loaded.local,
                 room=room_of(plan, reservation.room_bytes()),

@@ -56,6 +56,7 @@ class WorkerProcess:
         self._service: ExpertService | None = None
         self._pulse: PulseServer | None = None
         self._identity = ""
+        self._told_identity = ""
         self.instance = random_id()
         self.state = WorkerState.LOADING
         self.text = "starting"
@@ -156,7 +157,8 @@ class WorkerProcess:
 
     def _found(self) -> FoundModel:
         """The model's files, where they are those of the plan."""
-        from workers.formats.identity import model_identity
+        from workers.formats.digests import trunk_digest
+        from workers.formats.identity import model_identity, told
         from workers.formats.open_model import find_model
 
         spec = self._spec
@@ -179,6 +181,7 @@ class WorkerProcess:
                 f"{self._here()}: {path} are other files (identity {self._identity[:12]}), expected "
                 f"{spec.identity[:12]}, those of the plan{how_to_copy(spec.model_dir, spec.endpoint)}"
             )
+        self._told_identity = told(self._identity, trunk_digest(path))
         return found
 
     def _here(self) -> str:
@@ -205,7 +208,7 @@ class WorkerProcess:
             instance=self.instance,
             state=self.state,
             fingerprint=self._spec.limits.fingerprint,
-            identity=self._identity,
+            identity=self._told_identity,
             dtype=self._spec.dtype,
             num_experts=0 if holdings is None else holdings.num_experts,
             text=self.text[:MAX_TEXT_CHARS],

@@ -13,6 +13,8 @@ import signal
 import sys
 import threading
 import time
+from contextlib import nullcontext
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -64,7 +66,11 @@ def main() -> int:
     except Exception as error:
         # It stays, and holds nothing: heads that ask are told why.
         code = _failed(error)
-    _serve(worker, spec, ending)
+    # What knows files of models takes a while to load, and is loaded by now.
+    from workers.formats.digesting import DigestsBehind
+
+    with DigestsBehind(Path(spec.model_dir)) if code == 0 else nullcontext():
+        _serve(worker, spec, ending)
     return code
 
 

@@ -38,6 +38,7 @@ from placement.plan import LOCAL_WORKER, Plan
 from placement.units import size
 from placement.weight_format import FLOAT32
 from workers.formats.contents import ModelContents, Part
+from workers.formats.digesting import DigestsBehind
 from workers.formats.identity import check_made_for
 from workers.formats.open_model import OpenModel, kept_forms, open_model
 from workers.memory.reservations import free_memory
@@ -141,6 +142,7 @@ def generate(
     if made.asked_workers and ray_address is None and running is None and not json:
         print_note(_starting(made, planned=plan is not None))
     with ExitStack() as stack:
+        stack.enter_context(DigestsBehind(opened.path))
         if running is not None:
             stack.enter_context(running.heads)
         with shown_progress("loading", silent=json) as on_progress:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
-import psutil
 import typer
 
 from orchestrator.cli.inputs import model_folder
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import print_json, print_note
 from orchestrator.cli.progress import shown_progress
-from placement.errors import InputError, ModelFilesFailed
+from placement.errors import ModelFilesFailed
 from placement.units import size
+from workers.formats.digesting import give_way, own_digests
 from workers.formats.digests import (
     Changed,
     Digests,
     compare,
-    known_digests,
     make_digests,
-    places,
     read_digests,
     write_digests,
 )
@@ -42,11 +38,11 @@ def verify(
 ) -> None:
     """Note digests of all of a model's bytes, or find what has changed since they were noted."""
     folder = model_folder(model)
-    _give_way()
+    give_way()
     if against is not None:
         path, expected = against, read_digests(against)
     else:
-        path, known = _own(folder)
+        path, known = own_digests(folder)
         if known is None or not known.complete:
             with shown_progress("reading", silent=json) as on_progress:
                 made = make_digests(folder, known, lambda digests: write_digests(digests, path), on_progress)
@@ -58,32 +54,6 @@ def verify(
     if changed:
         raise ModelFilesFailed(_sentence(folder, changed, path))
     _tell(folder, path, expected, "same", json=json)
-
-
-def _give_way() -> None:
-    """To everything else on this machine: nobody waits for this."""
-    os.nice(19)
-    # Some kernels and containers have no such classes.
-    with suppress(psutil.Error, OSError, AttributeError):
-        psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
-
-
-def _own(model: Path) -> tuple[Path, Digests | None]:
-    """Where the model's own digests lie or will lie, and what there is of them."""
-    known = known_digests(model)
-    if known is not None:
-        return known
-    beside, cached = places(model)
-    if os.access(beside.parent, os.W_OK | os.X_OK):
-        return beside, None
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {beside}, and not {cached.parent} either: {error.strerror}; expected one of the "
-            "two to be writable"
-        ) from None
-    return cached, None
 
 
 def _sentence(model: Path, changed: list[Changed], path: Path) -> str:

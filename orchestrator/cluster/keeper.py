@@ -34,6 +34,7 @@ from orchestrator.launch.processes import end_process, find_process
 from placement.errors import PotluckError
 from placement.plan_file import read_plan
 from transport.messages import WireLimits, WorkerState
+from workers.formats.digesting import DigestsBehind
 from workers.formats.open_model import find_model
 
 KEEPER, KEEPER_LOG, LOCK = "keeper.json", "keeper.log", "up.lock"
@@ -157,7 +158,8 @@ def keep(launcher: Launcher, ending: threading.Event) -> None:
     own = keys.pairs[launcher.spec.head]
     limits = WireLimits.for_shape(wanted.shape)
     pauses = Pauses()
-    with Ssh() as ssh:
+    # Also where no worker of this box has the model.
+    with Ssh() as ssh, DigestsBehind(wanted.model_path):
 
         def tell(line: str) -> None:
             print(time.strftime("%Y-%m-%d %H:%M:%S"), line, flush=True)

@@ -53,6 +53,7 @@ from transport.messages import (
     Reply,
     WorkerState,
 )
+from workers.formats.identity import compared
 
 PULSE_S = 0.05
 """Between two pings of a worker that takes part."""
@@ -97,7 +98,10 @@ Action = Send | Here
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What every worker must say it serves; an identity that either end does not know is not compared."""
+    """What every worker must say it serves. What either end does not know of the files is not compared.
+
+    `identity`: as `workers.formats.identity.told` gives it.
+    """
 
     fingerprint: str
     dtype: str
@@ -499,8 +503,7 @@ class Membership:
             ("model fingerprint", self._expected.fingerprint, reply.fingerprint),
             ("dtype", self._expected.dtype, reply.dtype),
         ]
-        if self._expected.identity and reply.identity:
-            expected.append(("model files", self._expected.identity[:16], reply.identity[:16]))
+        expected += compared(self._expected.identity, reply.identity)
         for what, wanted, found in expected:
             if wanted != found:
                 return f"it serves {what} {found}, expected {wanted}: start it from this plan and these files"

@@ -15,8 +15,8 @@ from tests.tiny_checkpoint import write_random_checkpoint
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # The test's process goes on after it, and must not be the last to be served.
-    monkeypatch.setattr("orchestrator.cli.verify.os.nice", lambda increment: increment)
-    monkeypatch.setattr("orchestrator.cli.verify.psutil.Process", FirstProcess)
+    monkeypatch.setattr("workers.formats.digesting.os.nice", lambda increment: increment)
+    monkeypatch.setattr("workers.formats.digesting.psutil.Process", FirstProcess)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return write_random_checkpoint(tmp_path / "m", seed=1)
 
@@ -57,7 +57,7 @@ def test_where_the_model_is_read_only_they_lie_in_the_cache(
     def may_not_write(path: Path, mode: int, **how: bool) -> bool:
         return may(path, mode, **how) and not (Path(path) == model and mode & os.W_OK)
 
-    monkeypatch.setattr("orchestrator.cli.verify.os.access", may_not_write)
+    monkeypatch.setattr("workers.formats.digesting.os.access", may_not_write)
     made = document(potluck("verify", model, "--json"))
     assert Path(made["digests"]).parent == tmp_path / "cache" / "potluck" / "digests"
     assert not (model / "potluck-digests.json").exists()

@@ -133,6 +133,23 @@ def current_digests(model: str | Path) -> Digests | None:
     return known[1] if [replace(file, ranges=()) for file in known[1].files] == _found(model) else None
 
 
+def trunk_digest(model: str | Path) -> str:
+    """One digest of all bytes of a model's trunk, the same whatever its files are called.
+
+    "" where its digests are not complete, older than a file, of ranges of another size, or damaged. Nothing
+    large is read.
+    """
+    try:
+        known = current_digests(model)
+        names = [file.path.name for file in model_files(model)]
+    except (CheckpointError, OSError):
+        return ""
+    if known is None or known.range_bytes != RANGE_BYTES or not known.by_name.keys() >= set(names):
+        return ""
+    ranges = [digest for name in names for digest in known.by_name[name].ranges]
+    return hashlib.sha256("\n".join(ranges).encode()).hexdigest()
+
+
 def read_digests(path: str | Path) -> Digests:
     """Read a file of digests.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +103,19 @@ def model_identity(path: str | Path) -> ModelIdentity:
         CheckpointError: one is missing, damaged, or cannot be read; names it.
     """
     return ModelIdentity(tuple(map(_facts, model_files(path))))
+
+
+def told(identity: str, trunk_digest: str) -> str:
+    """What processes tell each other of a model's files: the identity, and a digest where there is one."""
+    return f"{identity}:{trunk_digest}" if identity and trunk_digest else identity
+
+
+def compared(ours: str, theirs: str) -> Iterator[tuple[str, str, str]]:
+    """What both know of what they `told`: its name, and the beginnings of ours and theirs."""
+    names = ("model files", "bytes of the model files")
+    for name, own, other in zip(names, ours.split(":"), theirs.split(":"), strict=False):
+        if own and other:
+            yield name, own[:16], other[:16]
 
 
 def check_made_for(plan: Plan, model: str | Path) -> None:

@@ -23,8 +23,10 @@ from workers.formats.digests import (
     make_digests,
     places,
     read_digests,
+    trunk_digest,
     write_digests,
 )
+from workers.formats.identity import compared, model_identity, told
 
 RANGE_BYTES = 4096
 NUM_TRUNK = 4
@@ -204,3 +206,19 @@ def test_digests_of_another_model_are_refused(model: Path) -> None:
     other = Digests(made.range_bytes, (FileDigests("x.gguf", 0, 0),))
     with pytest.raises(CheckpointError, match=r"it has none of the files x\.gguf"):
         list(compare(model, other))
+
+
+def test_what_two_boxes_tell_of_their_files_is_compared_as_far_as_both_know_it(model: Path) -> None:
+    identity = model_identity(model).hex
+    assert trunk_digest(model) == ""
+    before = told(identity, trunk_digest(model))
+    write_digests(make_digests(model, None, lambda _: None), places(model)[0])
+    after = told(identity, trunk_digest(model))
+    assert before == identity
+    assert [own == other for _, own, other in compared(before, after)] == [True]
+    assert [own == other for _, own, other in compared(after, after)] == [True, True]
+    other = told(identity, "0" * 64)
+    assert [name for name, own, other in compared(after, other) if own != other] == [
+        "bytes of the model files"
+    ]
+    assert list(compared("", after)) == []
