@@ -9,13 +9,12 @@ errs by about 0.3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from workers import kernels
+from workers.partial_sum import PartialSum
 
 __all__ = [
     "COARSEN_STEP",
@@ -40,19 +39,6 @@ MAX_COARSENINGS = 20
 MIN_EXPONENT, MAX_EXPONENT = -120, 100
 # The kernels multiply by 2^-e, which must stay a normal float32 number.
 COARSEST_EXPONENT = 126
-
-
-@dataclass(frozen=True, slots=True)
-class PartialSum:
-    """The sum of some of each row's experts.
-
-    Attributes:
-        values: int32 [T, H], in steps of each row's grid.
-        saturated: bool [T], rows that left the grid or were not finite; their values mean nothing.
-    """
-
-    values: NDArray[np.int32]
-    saturated: NDArray[np.bool_]
 
 
 def limit(top_k: int) -> int:

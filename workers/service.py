@@ -26,7 +26,7 @@ from transport.messages import (
 )
 from transport.server import Server
 from transport.sockets import Context
-from workers.kernels import ExpertNotHeld
+from workers.partial_sum import ExpertNotHeld
 from workers.pulse import FixedExperts, PulseHandler, answer, refusal
 from workers.sessions import Sessions
 from workers.tiers import ExpertTier, StillLoading

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from workers.kernels.expert_matrices import ExpertMatrices, ExpertWeights
 from workers.kernels.matrix import Matrices, Matrix
-from workers.kernels.moe import ExpertNotHeld, grid_to_float32, moe_partial_sum, round_rows, row_exponents
+from workers.kernels.moe import grid_to_float32, moe_partial_sum, round_rows, row_exponents
 from workers.kernels.native import instruction_set, use_instruction_set
+from workers.partial_sum import ExpertNotHeld
 
 __all__ = [
     "ExpertMatrices",

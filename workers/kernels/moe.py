@@ -7,7 +7,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from placement.errors import PotluckError
 from transport.expert_rows import ExpertRows, Hidden
 from transport.rounded_hidden import RoundedHidden, RoundedPart
 from workers.kernels import native
@@ -22,13 +21,10 @@ from workers.kernels.native import (
     num_threads,
     raise_if_failed,
 )
+from workers.partial_sum import ExpertNotHeld
 
 _FLOAT32, _INT32, _BOOL = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.bool_)
 _INT8 = np.dtype(np.int8)
-
-
-class ExpertNotHeld(PotluckError):
-    """A row asks for an expert that is not in this store."""
 
 
 def row_exponents(x: Tensor, *, offset: int = 0, low: int = -126, high: int = 128) -> NDArray[np.int32]:

@@ -19,7 +19,7 @@ from placement.errors import PotluckError
 from transport.expert_rows import ExpertRows
 from transport.keys import KeyPair, WorkerKeys
 from transport.messages import WireLimits
-from workers.fixed_point import PartialSum
+from workers.partial_sum import PartialSum
 from workers.service import ExpertService
 
 NAME, DTYPE = "echo", "float32"
