@@ -61,6 +61,7 @@ def probe(
         before = read_probe(where) if where.exists() and not again else None
         reason = "" if before is None else why_again(before, boxes, head, names)
         failed: dict[str, str] = {}
+        took: dict[str, float] = {}
         if before is not None and not reason:
             found = before
         else:
@@ -69,9 +70,12 @@ def probe(
             with _shown([box.name for box in boxes]) as tell:
                 probed = probe_cluster(boxes, head, names, tell)
             found, failed = probed.probe, dict(probed.failed)
+            took = {"start_seconds": probed.start_s, "seconds": probed.seconds}
             write_probe(found, where)
     if json:
-        print_json({"file": str(where), "failed": failed, "findings": findings(found)} | found.model_dump())
+        print_json(
+            {"file": str(where), "failed": failed, "findings": findings(found)} | took | found.model_dump()
+        )
     else:
         _print(found)
     for line in failed.values():
@@ -79,7 +83,10 @@ def probe(
     if found is before:
         print_note(f"as probed on {found.date[:10]}; nothing has changed (--again measures anew)")
     else:
-        print_note(f"wrote {where}")
+        print_note(
+            f"wrote {where}: measured in {took['seconds']:.1f} s, of which {took['start_seconds']:.1f} s "
+            "until Python had started everywhere"
+        )
     if failed:
         raise typer.Exit(1)
 

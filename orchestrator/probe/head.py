@@ -1,14 +1,16 @@
-"""What the head's software takes on the box this runs on: `python -m orchestrator.probe.head` prints JSON.
+"""What the head's software takes on the box this runs on: `python -m orchestrator.probe.head`.
 
-Passes of a narrow model, and the dispatcher's work for one echo of this box.
+Passes of a narrow model, and the dispatcher's work for one echo of this box. It writes "ready" when it has
+started, reads a line of JSON with `seconds` and `threads`, and answers with `HeadTimes`.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from statistics import median
@@ -23,7 +25,14 @@ from numpy.typing import NDArray
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
 from orchestrator.probe.dispatching import dispatching
-from orchestrator.probe.head_times import ATTENTION_ROWS, CHUNK_ROWS, CONTEXT, VERIFY_ROWS, HeadTimes
+from orchestrator.probe.head_times import (
+    ATTENTION_ROWS,
+    CHUNK_ROWS,
+    CONTEXT,
+    READY,
+    VERIFY_ROWS,
+    HeadTimes,
+)
 from orchestrator.probe.narrow_model import NoExperts, narrow_model
 from orchestrator.probe.narrow_shape import MTP_LAYERS, narrow_config
 from orchestrator.sampling import Sampler
@@ -31,6 +40,7 @@ from placement.errors import PotluckError
 from transport.expert_rows import ExpertRows
 from workers.probe.echo import TOP_K
 from workers.probe.experts import probe_rows
+from workers.probe.time_left import TimeLeft
 
 _ATTENTION_CONTEXT = 1024
 _SHORTEST_TURNS = 6
@@ -38,10 +48,18 @@ _ATTENTION_HEADS, _ATTENTION_KV_HEADS, _ATTENTION_HEAD_DIM = 64, 8, 128
 """Of Step-3.5-Flash's attention."""
 
 
-def head_times(seconds: float) -> HeadTimes:
-    """Measure now, with the threads in use, for about so long."""
-    token_s, verify_s, chunk_s, logits_s, drafts_s = _passes(0.5 * seconds)
-    nobody_s, nobody_rows_s, asked_s, asked_rows_s = _dispatch(0.3 * seconds)
+Dispatch = Callable[[ExpertRows], None]
+
+
+def head_times(seconds: float, dispatch: Dispatch) -> HeadTimes:
+    """Measure now, with the threads in use, for about so long.
+
+    Args:
+        dispatch: of `dispatching`.
+    """
+    left = TimeLeft(seconds, {"passes": 0.5, "dispatch": 0.3, "attention": 0.2})
+    token_s, verify_s, chunk_s, logits_s, drafts_s = _passes(left.next("passes"))
+    nobody_s, nobody_rows_s, asked_s, asked_rows_s = _dispatch(dispatch, left.next("dispatch"))
     dispatch_row_s = max(0.0, nobody_rows_s - nobody_s) / (CHUNK_ROWS - 1)
     more_s = (asked_rows_s - asked_s) / (CHUNK_ROWS - 1)
     return HeadTimes(
@@ -54,11 +72,12 @@ def head_times(seconds: float) -> HeadTimes:
         message_s=max(0.0, asked_s - nobody_s),
         dispatch_row_s=dispatch_row_s,
         message_row_s=max(0.0, more_s - dispatch_row_s),
-        attention_flops_per_s=_attention(0.2 * seconds),
+        attention_flops_per_s=_attention(left.next("attention")),
     )
 
 
 def _passes(seconds: float) -> tuple[float, float, float, float, float]:
+    until, turn = time.perf_counter() + seconds, 0
     experts = NoExperts()
     head = narrow_model(experts)
     cache = head.new_cache()
@@ -68,7 +87,6 @@ def _passes(seconds: float) -> tuple[float, float, float, float, float]:
     state, tokens, sampler = drafter.new_state(), [*prompt.tolist(), 1], Sampler(1.0, 0)
     drafter.draft([DraftRequest(state, hidden, tokens, MTP_LAYERS, sampler.draft)])
     token, verify, chunk, logits, drafts = [list[float]() for _ in range(5)]
-    until, turn = time.perf_counter() + seconds, 0
     while turn < _SHORTEST_TURNS or time.perf_counter() < until:
         turn += 1
         row = prompt[turn % CONTEXT].reshape(1)
@@ -88,18 +106,15 @@ def _passes(seconds: float) -> tuple[float, float, float, float, float]:
     return found[0], found[1], found[2], found[3], found[4]
 
 
-def _dispatch(seconds: float) -> tuple[float, float, float, float]:
+def _dispatch(run: Dispatch, seconds: float) -> tuple[float, float, float, float]:
     """CPU seconds of this thread in a layer: one row and many that ask nobody, and that ask a worker."""
     nobody = np.full((CHUNK_ROWS, TOP_K), -1, np.int32)
     somebody = np.tile(np.arange(TOP_K, dtype=np.int32), (CHUNK_ROWS, 1))
-    found: list[float] = []
-    with tempfile.TemporaryDirectory() as sockets, dispatching(f"ipc://{sockets}/echo.sock") as run:
-        for ids in (nobody[:1], nobody, somebody[:1], somebody):
-            found.append(_cpu_s(run, ids, seconds / 4))
+    found = [_cpu_s(run, ids, seconds / 4) for ids in (nobody[:1], nobody, somebody[:1], somebody)]
     return found[0], found[1], found[2], found[3]
 
 
-def _cpu_s(run: Callable[[ExpertRows], None], ids: NDArray[np.int32], seconds: float) -> float:
+def _cpu_s(run: Dispatch, ids: NDArray[np.int32], seconds: float) -> float:
     rows = probe_rows(ids)
     cold = torch.ones(4 << 20)
     times: list[float] = []
@@ -122,10 +137,16 @@ def _attention(seconds: float) -> tuple[float, ...]:
     return attention_flops_per_s(layer, ATTENTION_ROWS, _ATTENTION_CONTEXT, seconds)
 
 
-def main(arguments: Sequence[str]) -> int:
-    torch.set_num_threads(int(arguments[1]))
+def main() -> int:
     try:
-        found = head_times(float(arguments[0]))
+        with tempfile.TemporaryDirectory() as sockets, dispatching(f"ipc://{sockets}/echo.sock") as dispatch:
+            print(json.dumps(READY), flush=True)
+            line = sys.stdin.readline()
+            if not line:
+                return 0
+            asked = json.loads(line)
+            torch.set_num_threads(int(asked["threads"]))
+            found = head_times(float(asked["seconds"]), dispatch)
     except PotluckError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -134,4 +155,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

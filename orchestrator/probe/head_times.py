@@ -8,6 +8,7 @@ from pydantic import Field
 
 from placement.given.probe_figures import Figures
 
+READY = "ready"
 CONTEXT = 256
 VERIFY_ROWS = 4
 CHUNK_ROWS = 128

@@ -9,9 +9,9 @@ from statistics import fmean, median
 
 def usual_s(action: Callable[[], object], seconds: float, least_turns: int = 3) -> float:
     """The median of the turns that fit `seconds`, `least_turns` at least, after one that does not count."""
+    until = time.perf_counter() + seconds
     action()
     found: list[float] = []
-    until = time.perf_counter() + seconds
     while len(found) < least_turns or time.perf_counter() < until:
         started = time.perf_counter()
         action()

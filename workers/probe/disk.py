@@ -24,6 +24,7 @@ def disk(path: Path, seconds: float) -> Disk | None:
 
     Args:
         path: the model's file or folder, or any folder.
+        seconds: about how long reading may take; so may writing.
     """
     folder = path if path.is_dir() else path.parent
     files = [path] if path.is_file() else sorted(folder.glob("*"), key=_size)
@@ -32,7 +33,10 @@ def disk(path: Path, seconds: float) -> Disk | None:
     if shutil.disk_usage(folder).free < 4 * _FILE_BYTES or not os.access(folder, os.W_OK):
         return None
     with tempfile.NamedTemporaryFile(dir=folder) as file:
-        for _ in range(_FILE_BYTES // _READ_BYTES):
+        began = time.perf_counter()
+        for turn in range(_FILE_BYTES // _READ_BYTES):
+            if turn >= _READERS and time.perf_counter() - began > seconds:
+                break
             file.write(os.urandom(_READ_BYTES))
         file.flush()
         os.fsync(file.fileno())

@@ -18,6 +18,7 @@ from workers.kernels.matrix import TORCH_DTYPES
 from workers.probe.clocks import usual_s
 from workers.probe.memory import far_bytes
 from workers.probe.random_blocks import TYPES, random_blocks
+from workers.probe.time_left import TimeLeft
 
 HIDDEN, WIDTH, TOP_K = 4096, 1280, 8
 """Of Step-3.5-Flash's experts; rates by weight are much the same for others."""
@@ -76,7 +77,9 @@ def probe_rows(ids: NDArray[np.int32], hidden_size: int = HIDDEN) -> ExpertRows:
 
 
 def form_rate(form: WeightFormat, seconds: float) -> FormRate:
-    """Measured with the threads in use, for about so long."""
+    """Measured with the threads in use, for about so long; making the experts counts."""
+    left = TimeLeft(seconds, {"making": 0.1} | {str(number): 1.0 for number in ROWS})
+    left.next("making")
     some = SomeExperts.make(form)
     flops_per_s = []
     for number in ROWS:
@@ -84,7 +87,7 @@ def form_rate(form: WeightFormat, seconds: float) -> FormRate:
         if number > 1:
             experts = max(2, min(experts, round(_FEW_FLOPS / number / _FLOPS_A_ROW)))
         call = partial(moe_partial_sum, some.weights, some.rows(number, experts))
-        spent_s = usual_s(call, seconds / len(ROWS), least_turns=2)
+        spent_s = usual_s(call, left.next(str(number)), least_turns=1)
         flops_per_s.append(number * experts * _FLOPS_A_ROW / spent_s)
     return FormRate(form=form.name, rows=ROWS, flops_per_s=tuple(flops_per_s))
 

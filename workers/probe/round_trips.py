@@ -18,11 +18,12 @@ from transport.messages import ForwardReply, ForwardRequest
 from workers.probe.clocks import mean
 from workers.probe.echo import DTYPE, HIDDEN_SIZE, LAYER, LIMITS, NAME, TOP_K
 
-MANY_ROWS = 128
+MANY_ROWS, SOME_ROWS = 128, 16
+"""Of a request whose time tells what a row costs: on a link too slow for many, some."""
 _DEADLINE_S = 10.0
 _BETWEEN_BYTES = 8 << 20
 """What is read between two requests: as in a step, both ends fall asleep and caches turn cold."""
-_LEAST_TURNS = 8
+_LEAST_TURNS, _LEAST_MANY = 8, 4
 _EXPONENT = -24
 # Bytes of a row beside its numbers: ids, weights and an exponent there, a flag back.
 _ROUTING_BYTES, _FLAG_BYTES = 8 * TOP_K + 4, 1
@@ -89,7 +90,7 @@ def echo_client(endpoint: str, keys: HeadKeys | None) -> Iterator[WorkerClient]:
 
 
 def measure_trips(client: WorkerClient, seconds: float) -> Trips:
-    """For about so long; a slow link takes longer for its few turns.
+    """For about so long; on a slow link the few turns that there must be take longer.
 
     Raises:
         WorkerLost: an answer does not come.
@@ -109,11 +110,14 @@ def measure_trips(client: WorkerClient, seconds: float) -> Trips:
 
     began = time.perf_counter()
     one = waits(_rows(1, bfloat16=False), began + seconds / 2, _LEAST_TURNS)
+    some_s = waits(_rows(SOME_ROWS, bfloat16=False), began, 2)[0]
+    is_quick = some_s * MANY_ROWS / SOME_ROWS * _LEAST_MANY < seconds / 4
+    number = MANY_ROWS if is_quick else SOME_ROWS
     many = [
-        waits(_rows(MANY_ROWS, bfloat16=bfloat16), began + seconds * share, _LEAST_TURNS // 2)
+        waits(_rows(number, bfloat16=bfloat16), began + seconds * share, _LEAST_MANY)
         for bfloat16, share in ((False, 0.75), (True, 1.0))
     ]
-    float32_s, bfloat16_s = (max(1e-9, (mean(found) - mean(one)) / (MANY_ROWS - 1)) for found in many)
+    float32_s, bfloat16_s = (max(1e-9, (mean(found) - mean(one)) / (number - 1)) for found in many)
     return Trips(tuple(one), float32_s, min(bfloat16_s, float32_s))
 
 

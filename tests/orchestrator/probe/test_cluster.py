@@ -11,7 +11,13 @@ import pytest
 from orchestrator.cli.probe import why_again
 from orchestrator.probe.boxes import ProbedBox
 from orchestrator.probe.child import running
-from orchestrator.probe.cluster import fingerprints, measure_links, measure_node, measure_software
+from orchestrator.probe.cluster import (
+    fingerprints,
+    measure_links,
+    measure_node,
+    measure_software,
+    probe_cluster,
+)
 from placement.errors import BoxUnreachable
 from tests.placement.given.probes import node, probe
 
@@ -39,6 +45,18 @@ def test_a_link_is_measured_over_encrypted_sockets_and_a_broken_box_is_named() -
     assert failed["cellar"] == "cellar: its probe ended: no Potluck"
 
 
+def test_a_probe_measures_all_in_what_time_there_is_and_names_a_broken_box() -> None:
+    probed = probe_cluster([DESK, ATTIC, BROKEN], "desk", ["q8_0"], ignore, total_s=1.0)
+    found = probed.probe
+    assert (list(found.nodes), list(found.links)) == (["desk", "attic"], ["attic"])
+    assert [len(node.kernels[0].flops_per_s) for node in found.nodes.values()] == [5, 5]
+    assert found.software is not None
+    assert list(probed.failed) == ["cellar"]
+    assert 0 < probed.start_s < probed.seconds
+    with pytest.raises(BoxUnreachable, match="no Potluck"):
+        probe_cluster([BROKEN, DESK], "cellar", ["q8_0"], ignore, total_s=1.0)
+
+
 def test_the_heads_software_is_measured() -> None:
     found = measure_software(DESK, node(), ignore, 0.2)
     assert 0 < found.message_s < 0.1
@@ -47,9 +65,13 @@ def test_the_heads_software_is_measured() -> None:
 
 
 def test_a_box_that_answers_nonsense_is_named() -> None:
-    wrong = ProbedBox("attic", "127.0.0.1", lambda _: [sys.executable, "-c", "print('{\"versions\": 1}')"])
+    says = "print('\"ready\"', flush=True); input(); print('{\"versions\": 1}')"
+    wrong = ProbedBox("attic", "127.0.0.1", lambda _: [sys.executable, "-c", says])
     with pytest.raises(BoxUnreachable, match=r"attic: its probe answered versions.*the same there\?"):
         measure_node(wrong, (), ignore)
+    other = ProbedBox("attic", "127.0.0.1", lambda _: [sys.executable, "-c", "print(3)"])
+    with pytest.raises(BoxUnreachable, match="attic: expected its probe to be ready, found something else"):
+        measure_node(other, (), ignore)
     missing = ProbedBox("attic", "127.0.0.1", lambda _: ["/nowhere/python"])
     with pytest.raises(BoxUnreachable, match="attic: cannot start /nowhere/python"):
         measure_node(missing, (), ignore)
