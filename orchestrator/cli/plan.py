@@ -34,7 +34,8 @@ from orchestrator.cli.workload import (
 from orchestrator.runnable import check_runnable
 from placement.answers.advice import advice
 from placement.answers.planner import DEFAULT_POLICY, as_plan
-from placement.answers.prediction import by_context, predict
+from placement.answers.prediction import by_context
+from placement.answers.prediction import predict as predict_speed
 from placement.answers.replan import Replan, replan
 from placement.answers.summary import summarise
 from placement.answers.survival import losses_to_survive, prediction_without, survival
@@ -93,6 +94,9 @@ def plan(
     export: Export = None,
     buffer: Buffer = None,
     out: Annotated[Path | None, typer.Option(help="Write the plan here, as JSON.")] = None,
+    predict: Annotated[
+        bool, typer.Option(help="Also predict speeds, which takes longer than a small model's plan.")
+    ] = True,
     json: Json = False,
 ) -> None:
     """Decide which box and memory holds each expert, and predict the speed."""
@@ -140,7 +144,8 @@ def plan(
     made = replace(made, digests=digests_of(given))
     # Before the seconds that a prediction takes: another engine may not be able to do what is planned.
     exported = write_exports(exports, ExportInputs(made, shape, routing, exports.buffers))
-    planned = replace(_describe(problem, boxes, made, moved), exports=exported)
+    described = _describe(problem, boxes, made, moved) if predict else _stated(problem, made, moved)
+    planned = replace(described, exports=exported)
     if picture is not None:
         write_heatmap(made, picture, routing)
     if out is not None:
@@ -203,6 +208,11 @@ def _replan(
     )
 
 
+def _stated(problem: PlanningProblem, made: Plan, moved: Replan | None) -> Planned:
+    """What the plan says by itself."""
+    return Planned(made, summarise(made, problem.stats), None, [], [], moved, survival(problem, made))
+
+
 def _describe(problem: PlanningProblem, boxes: ClusterSpec, made: Plan, moved: Replan | None) -> Planned:
     summary = summarise(made, problem.stats)
     text = planning_text(problem)
@@ -214,7 +224,7 @@ def _describe(problem: PlanningProblem, boxes: ClusterSpec, made: Plan, moved: R
             "(its memory_bytes may equal its reserved_bytes)"
         )
         return Planned(made, summary, None, [], sentences, moved, survived)
-    prediction = predict(problem, made, text)
+    prediction = predict_speed(problem, made, text)
     if problem.survive and moved is None:
         survived = replace(survived, without=prediction_without(problem, made, text))
     longest = problem.shape.max_positions

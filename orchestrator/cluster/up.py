@@ -125,7 +125,9 @@ def _choose(
     with TemporaryDirectory() as folder:
         made = Path(folder) / PLAN
         extra = () if survive is None else ("--survive", str(survive))
-        _potluck("plan", str(launcher.path), "--model", str(model), "--out", str(made), *extra)
+        _potluck(
+            "plan", str(launcher.path), "--model", str(model), "--out", str(made), "--no-predict", *extra
+        )
         return _checked(made, launcher, model, shape, is_new=True)
 
 

@@ -338,6 +338,21 @@ def test_a_plan_survives_a_loss_where_there_is_memory_and_says_what_that_costs(
     assert plain["tokens_per_s"] == survive["tokens_per_s_without"]
 
 
+def test_a_plan_without_predictions_is_the_same_plan(potluck: Potluck, tmp_path: Path) -> None:
+    cluster, out, alone = tmp_path / "cluster.yaml", tmp_path / "plan.json", tmp_path / "alone.json"
+    cluster.write_text(THREE_BOXES)
+    given = ("plan", cluster, "--model", ROOT / "models" / "potluck-tiny", "--policy", "uniform")
+    made = document(potluck(*given, "--out", out, "--json"))
+    stated = document(potluck(*given, "--out", alone, "--no-predict", "--json"))
+    assert alone.read_bytes() == out.read_bytes()
+    assert made["step_time_s"] > 0
+    assert stated["step_time_s"] is None
+    assert stated["devices"] == made["devices"]
+    code, text, err = potluck(*given, "--no-predict")
+    assert code == 0, err
+    assert "tokens/s" not in text
+
+
 def test_a_plan_that_no_loss_can_hurt_says_why(potluck: Potluck, tmp_path: Path) -> None:
     cluster = tmp_path / "cluster.yaml"
     cluster.write_text(THREE_BOXES)

@@ -18,6 +18,8 @@ from placement.policies.least_time.refine import refine
 
 # A search takes about as long as (reads x devices); all of them together so long.
 _WORK, _MOST_KICKS, _FEWEST_KICKS = 5_000_000, 80, 10
+# After so many in a row that found nothing better, few of the rest would.
+_FRUITLESS = 20
 # Pairs of experts that change places, at most.
 _MOST_PAIRS = 12
 # Searches that end in many different places may each believe the sample more than a single one should.
@@ -34,7 +36,7 @@ def num_kicks(problem: PlanningProblem, layers: Sequence[LayerSample]) -> int:
 def kick(
     problem: PlanningProblem, holders: NDArray[np.integer], layers: Sequence[LayerSample]
 ) -> NDArray[np.int64]:
-    """The best of `num_kicks` searches, each from the best so far with some experts exchanged.
+    """The best of at most `num_kicks` searches, each from the best so far with some experts exchanged.
 
     Args:
         holders: int [num_layers, num_experts], where a search ended.
@@ -46,14 +48,17 @@ def kick(
 
     draws = np.random.default_rng(0)
     best = holders.astype(np.int64)
-    best_s = seconds(best)
+    best_s, fruitless = seconds(best), 0
     for number in range(num_kicks(problem, layers)):
         trial = best.copy()
         (_exchange_shares if number % 2 else _exchange_experts)(trial, draws)
         found = refine(problem, trial, layers, shrinkage=_SHRINKAGE)
         found_s = seconds(found)
+        fruitless = fruitless + 1 if found_s >= best_s else 0
         if found_s < best_s:
             best, best_s = found, found_s
+        if fruitless == _FRUITLESS:
+            break
     return best
 
 
