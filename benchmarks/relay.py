@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import queue
 import socket
 import subprocess
@@ -67,6 +68,12 @@ def _pass_on(source: socket.socket, sink: socket.socket, delay_s: float, bytes_p
             return
 
 
+def _end_with_input() -> None:
+    """Whoever started this has ended, however it did."""
+    sys.stdin.read()
+    os._exit(0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("host")
@@ -74,6 +81,7 @@ def main() -> None:
     parser.add_argument("delay_s", type=float)
     parser.add_argument("mbits_per_s", type=float)
     args = parser.parse_args()
+    threading.Thread(target=_end_with_input, daemon=True).start()
     server = socket.create_server(("127.0.0.1", 0))
     print(server.getsockname()[1], flush=True)
     while True:

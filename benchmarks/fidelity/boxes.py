@@ -69,7 +69,7 @@ class BoxSetup:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What probes of both cores and of each box's link found."""
+    """What probes of both cores and of each box's link, by its name, found."""
 
     head: Node
     software: HeadSoftware
@@ -154,25 +154,36 @@ def running_boxes(
         yield clients
 
 
-def probe_boxes(setups: Sequence[BoxSetup], hosts: Sequence[Host]) -> Figures:
-    """As `potluck probe` does it, each core by itself: they share the machine's memory."""
+def probe_boxes(host: Host) -> Figures:
+    """The head's core and a box's, as `potluck probe` does it, one after another: they share the memory.
+
+    Without links (`probe_links`): boxes are alike, and this takes longest.
+    """
     head = ProbedBox(HEAD, "127.0.0.1", lambda arguments: [*_pinned(HEAD_CORE), sys.executable, *arguments])
-    first = hosts[0]
     box = ProbedBox(
-        first.name,
-        first.address,
-        lambda arguments: first.command([*_pinned(BOX_CORE), sys.executable, *arguments]),
+        host.name,
+        host.address,
+        lambda arguments: host.command([*_pinned(BOX_CORE), sys.executable, *arguments]),
     )
     node = measure_node(head, FORMS, _no_word, _NODE_S)
     return Figures(
         head=node,
         software=measure_software(head, node, _no_word, _HEAD_S),
         box=measure_node(box, FORMS, _no_word, _NODE_S),
-        links={
-            name_of(number): _probe_link(setup, host)
-            for number, (setup, host) in enumerate(zip(setups, hosts, strict=False))
-        },
+        links={},
     )
+
+
+def probe_links(setups: Sequence[BoxSetup], hosts: Sequence[Host]) -> dict[str, Link]:
+    """Each box's, those of one kind measured once."""
+    by_kind: dict[tuple[str, float], Link] = {}
+    found = {}
+    for number, (setup, host) in enumerate(zip(setups, hosts, strict=False)):
+        kind = (setup.rate, setup.delay_s)
+        if kind not in by_kind:
+            by_kind[kind] = _probe_link(setup, host)
+        found[name_of(number)] = by_kind[kind]
+    return found
 
 
 def _probe_link(setup: BoxSetup, host: Host) -> Link:

@@ -1,23 +1,21 @@
-"""Predicted beside measured on clusters: `python -m benchmarks.fidelity.hosts [--rounds 3] [--only NAME]`.
+"""Predicted beside measured on clusters: `python -m benchmarks.fidelity.hosts [--only NUMBER] [--json FILE]`.
 
-Needs root, ip, tc and sshd (`benchmarks/namespaces.py`), and two cores.
+Needs root, ip, tc and sshd (`benchmarks/namespaces.py`), and two cores; ten minutes where nothing else runs.
+Every row is printed and kept as soon as it is measured.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.fidelity.boxes import HEAD as HEAD_NODE
 from benchmarks.fidelity.boxes import (
@@ -28,11 +26,14 @@ from benchmarks.fidelity.boxes import (
     name_of,
     on_the_heads_core,
     probe_boxes,
+    probe_links,
     running_boxes,
 )
+from benchmarks.fidelity.kept_rows import KeptRows, at_most, ended_tidily
 from benchmarks.fidelity.model import write_model
 from benchmarks.fidelity.run import Comparison, Model, Recorded, Times, predicted_times, record, timed_run
 from benchmarks.namespaces import Host, hosts
+from placement.errors import PotluckError
 from placement.holders import HolderTable
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan, PlannedTier, like_layers
@@ -41,6 +42,8 @@ from workers.probe.others import OthersShare
 from workers.tiers import ExpertTier
 
 NET = "10.36.0.0/24"
+SETUP_S = 600.0
+"""What takes longer is given up: on a machine where nothing else runs a setup takes about a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ SETUPS = (
 
 @dataclass(frozen=True, slots=True)
 class HostsLayout:
-    """One setup with a number of drafts. `others`: share of the cores that other programs took, at most."""
+    """One setup with a number of drafts. `others`: share of the cores that other programs took."""
 
     setup: str
     is_played: bool
@@ -120,36 +123,45 @@ def plan_of(shape: ModelShape, setup: HostsSetup) -> Plan:
 
 
 def run_setup(
-    model: Model, setup: HostsSetup, machines: Sequence[Host], rounds: int, tokens: int
-) -> list[HostsLayout]:
-    """Probe, run all drafts, probe, … : each run is predicted by the mean of the probes around it."""
+    model: Model, setup: HostsSetup, machines: Sequence[Host], before: Figures, rounds: int, tokens: int
+) -> tuple[list[HostsLayout], Figures]:
+    """Run every number of drafts `rounds` times, and probe the boxes again.
+
+    Its links are probed while its workers wait; each prediction is the mean of those from the probes around.
+
+    Args:
+        before: a probe of the boxes right before, its links left aside.
+
+    Returns:
+        The layouts, and the probe after.
+    """
     plan = plan_of(model.shape, setup)
     local = head_experts(plan, model, {})
     with running_boxes(plan, model, setup.boxes, machines) as clients:
+        links = probe_links(setup.boxes, machines)
         recorded = {drafts: record(model, plan, local, clients, drafts, tokens) for drafts in setup.drafts}
-        before = probe_boxes(setup.boxes, machines)
-        found: dict[int, list[tuple[Times, Times]]] = {drafts: [] for drafts in recorded}
-        others_at_most = 0.0
-        for _ in range(rounds):
-            others = OthersShare()
-            runs = _runs(model, plan, local, clients, recorded, tokens)
-            others_at_most = max(others_at_most, others.share())
-            after = probe_boxes(setup.boxes, machines)
-            for drafts, times in runs.items():
-                around = [_predict(model, plan, setup, f, recorded[drafts], drafts) for f in (before, after)]
-                found[drafts].append((_mean(around), times))
-            before = after
-    return [
-        HostsLayout(
-            setup.name,
-            setup.is_played,
-            drafts,
-            Comparison([p.decode_s for p, _ in pairs], [m.decode_s for _, m in pairs]),
-            Comparison([p.prefill_s for p, _ in pairs], [m.prefill_s for _, m in pairs]),
-            others_at_most,
+        others = OthersShare()
+        runs = [_runs(model, plan, local, clients, recorded, tokens) for _ in range(rounds)]
+        taken = others.share()
+    after = probe_boxes(machines[0])
+    layouts = []
+    for drafts, kept in recorded.items():
+        around = [
+            predicted_times(model, plan, cluster_of(replace(f, links=links), setup.boxes), drafts, kept)
+            for f in (before, after)
+        ]
+        predicted, times = _mean(around), [run[drafts] for run in runs]
+        layouts.append(
+            HostsLayout(
+                setup.name,
+                setup.is_played,
+                drafts,
+                Comparison([predicted.decode_s] * rounds, [run.decode_s for run in times]),
+                Comparison([predicted.prefill_s] * rounds, [run.prefill_s for run in times]),
+                taken,
+            )
         )
-        for drafts, pairs in found.items()
-    ]
+    return layouts, after
 
 
 def _runs(
@@ -166,12 +178,6 @@ def _runs(
     }
 
 
-def _predict(
-    model: Model, plan: Plan, setup: HostsSetup, figures: Figures, kept: Recorded, drafts: int
-) -> Times:
-    return predicted_times(model, plan, cluster_of(figures, setup.boxes), drafts, kept)
-
-
 def _mean(times: Sequence[Times]) -> Times:
     return Times(sum(t.decode_s for t in times) / len(times), sum(t.prefill_s for t in times) / len(times))
 
@@ -179,61 +185,78 @@ def _mean(times: Sequence[Times]) -> Times:
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Of each setup: runs between probes.")] = 3,
     tokens: Annotated[int, typer.Option(min=2, help="Generated in each run.")] = 17,
-    only: Annotated[list[str] | None, typer.Option(help="Names of setups; all when left out.")] = None,
+    only: Annotated[
+        list[int] | None, typer.Option(help="Setups by number, from 1; all when left out.")
+    ] = None,
     model: Annotated[Path | None, typer.Option(help="Folder to keep the model in.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the layouts here.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Keep rows here; those it has are in the summary too.")
+    ] = None,
 ) -> None:
-    """Run every layout and print its table, real and played apart."""
-    console = Console()
-    setups = [setup for setup in SETUPS if not only or setup.name in only]
-    layouts: list[HostsLayout] = []
+    """Run every setup, print each row as it is measured, and sum up, real and played apart."""
+    kept, failed = KeptRows(json_file), 0
     with ExitStack() as stack:
+        stack.enter_context(ended_tidily())
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(on_the_heads_core())
         loaded = Model.load(write_model(model or scratch))
-        machines = stack.enter_context(hosts(max(len(setup.boxes) for setup in setups), NET))
-        for setup in setups:
-            layouts += run_setup(loaded, setup, machines, rounds, tokens)
-            console.print(f"{setup.name}: others took at most {layouts[-1].others:.1%}")
-            if json_file is not None:
-                json_file.write_text(json.dumps([_document(layout) for layout in layouts], indent=1) + "\n")
-    for is_played, what in ((False, "real boxes"), (True, "played boxes")):
+        chosen = {n: setup for n, setup in enumerate(SETUPS, 1) if not only or n in only}
+        machines = stack.enter_context(hosts(max(len(setup.boxes) for setup in chosen.values()), NET))
+        before: Figures | None = None
+        print(HEADING, flush=True)
+        for number, setup in chosen.items():
+            try:
+                with at_most(SETUP_S):
+                    before = before or probe_boxes(machines[0])
+                    layouts, before = run_setup(loaded, setup, machines, before, rounds, tokens)
+            except (PotluckError, RuntimeError, OSError) as error:
+                print(f"{number}  {setup.name}: no figures: {error}", flush=True)
+                before, failed = None, failed + 1
+                continue
+            for layout in layouts:
+                print(line(number, layout), flush=True)
+                kept.keep(f"{number}, {layout.drafts} drafts", asdict(layout) | {"setup": setup.name})
+    for sentence in summary([of_document(row) for row in kept.rows.values()]):
+        print(sentence)
+    raise typer.Exit(1 if failed else 0)
+
+
+HEADING = (
+    f"{'':2} {'layout':40} drafts  {'step ms: predicted':>18} {'measured':>14} {'error':>7}"
+    f"  {'prompt ms: predicted':>20} {'measured':>14} {'error':>7}  others"
+)
+
+
+def line(number: int, layout: HostsLayout) -> str:
+    """A row; `others`: share of the cores that other programs took."""
+    decode, prefill = _cells(layout.decode, 18), _cells(layout.prefill, 20)
+    what = f"{layout.setup}{' (played)' if layout.is_played else ''}"
+    return f"{number:2} {what:40} {layout.drafts:6}  {decode}  {prefill}  {layout.others:6.1%}"
+
+
+def _cells(times: Comparison, width: int) -> str:
+    measured = f"{median(times.measured_s) * 1e3:.1f} ±{times.spread:.1%}"
+    return f"{median(times.predicted_s) * 1e3:{width}.1f} {measured:>14} {times.error:+7.1%}"
+
+
+def summary(layouts: Sequence[HostsLayout]) -> Iterator[str]:
+    """Errors of all layouts, real and played apart."""
+    for is_played, what in ((False, "real"), (True, "played")):
         same = [layout for layout in layouts if layout.is_played == is_played]
-        if same:
-            console.print(table(what, same))
-    for part in ("decode", "prefill"):
-        errors = [abs(getattr(layout, part).error) for layout in layouts]
-        console.print(f"{part}: median error {median(errors):.1%}, worst {max(errors):.1%}")
+        for part in ("decode", "prefill"):
+            errors = [abs(getattr(layout, part).error) for layout in same]
+            if errors:
+                yield (
+                    f"{what} boxes, {part}: median error {median(errors):.1%}, worst {max(errors):.1%}, of "
+                    f"{len(errors)} layouts"
+                )
 
 
-def table(title: str, layouts: Sequence[HostsLayout]) -> Table:
-    part = ("measured", "spread", "error")
-    found = Table("layout", "drafts", "step ms", *part, "prefill ms", *part, title=title)
-    for layout in layouts:
-        cells = []
-        for times in (layout.decode, layout.prefill):
-            cells += [
-                f"{median(times.predicted_s) * 1000:.1f}",
-                f"{median(times.measured_s) * 1000:.1f}",
-                f"±{times.spread:.1%}",
-                f"{times.error:+.1%}",
-            ]
-        found.add_row(layout.setup, str(layout.drafts), *cells)
-    return found
-
-
-def _document(layout: HostsLayout) -> dict[str, object]:
-    return {
-        "setup": layout.setup,
-        "played": layout.is_played,
-        "drafts": layout.drafts,
-        "others": layout.others,
-        **{
-            f"{part}_{field}": getattr(getattr(layout, part), field)
-            for part in ("decode", "prefill")
-            for field in ("predicted_s", "measured_s")
-        },
-    }
+def of_document(row: Mapping[str, Any]) -> HostsLayout:
+    """A layout as `asdict` wrote it."""
+    return HostsLayout(
+        **{**row, "decode": Comparison(**row["decode"]), "prefill": Comparison(**row["prefill"])}
+    )
 
 
 if __name__ == "__main__":

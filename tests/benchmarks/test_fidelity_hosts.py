@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.fidelity.border import CELLS, CellResult, problem_of
+from benchmarks.fidelity.border import CELLS, CellResult, problem_of, verdict
 from benchmarks.fidelity.boxes import BoxSetup, Figures, cluster_of, name_of
-from benchmarks.fidelity.hosts import SETUPS, HostsSetup, plan_of
+from benchmarks.fidelity.hosts import SETUPS, HostsLayout, HostsSetup, of_document, plan_of, summary
+from benchmarks.fidelity.kept_rows import KeptRows, at_most, ended_tidily
+from benchmarks.fidelity.run import Comparison
 from benchmarks.relay import relay
 from placement.given.problem import planning_devices
 from placement.given.stats import RoutingStats
 from placement.replay.system import System
 from placement.workload import Workload
+from tests.orchestrator.processes import DEADLINE_S
 from tests.placement.given.probes import link, node, probe
 from tests.placement.shapes import small_shape
 
@@ -56,7 +64,73 @@ def test_the_winner_is_the_family_with_the_least_seconds() -> None:
         {"experts": 0.2, "whole layers": 0.25, "one box": 0.5},
     )
     assert (result.predicted, result.measured) == ("whole layers", "experts")
+    assert result.predicted_margin == pytest.approx(1.0)
     assert result.margin == pytest.approx(0.25)
+    assert result.errors["whole layers"] == pytest.approx(-0.6)
+
+
+def test_a_cell_is_a_tie_where_predictions_differ_by_less_than_they_err() -> None:
+    def cell(predicted: tuple[float, float], measured: tuple[float, float]) -> CellResult:
+        families = ("experts", "one box")
+        return CellResult(
+            CELLS[0],
+            dict(zip(families, predicted, strict=True)),
+            dict(zip(families, measured, strict=True)),
+        )
+
+    right, wrong = cell((1.0, 1.3), (1.1, 1.3)), cell((1.0, 1.3), (1.4, 1.3))
+    near, near_wrong = cell((1.0, 1.05), (1.1, 1.3)), cell((1.0, 1.05), (1.15, 1.05))
+    found = verdict([right, wrong, near, near_wrong])
+    assert (found.right, found.wrong, found.ties) == (1, 1, 2)
+    assert found.median_error == pytest.approx(1 - 1 / 1.1)
+    assert found.worst_error == pytest.approx(1 - 1 / 1.4)
+
+
+def test_rows_that_a_file_has_stay_until_they_are_measured_again(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    KeptRows(file).keep("1", {"seconds": 1.0})
+    again = KeptRows(file)
+    again.keep("2", {"seconds": 2.0})
+    again.keep("1", {"seconds": 3.0})
+    assert KeptRows(file).rows == {"1": {"seconds": 3.0}, "2": {"seconds": 2.0}}
+    alone = KeptRows(None)
+    alone.keep("1", 1)
+    assert alone.rows == {"1": 1}
+
+
+def test_a_layout_is_read_as_it_was_kept(tmp_path: Path) -> None:
+    layout = HostsLayout(
+        "head and 1 box", False, 3, Comparison([1.0], [1.25]), Comparison([2.0], [1.6]), 0.01
+    )
+    KeptRows(tmp_path / "rows.json").keep("1", asdict(layout))
+    read = of_document(KeptRows(tmp_path / "rows.json").rows["1"])
+    assert read == layout
+    assert list(summary([read])) == [
+        "real boxes, decode: median error 20.0%, worst 20.0%, of 1 layouts",
+        "real boxes, prefill: median error 25.0%, worst 25.0%, of 1 layouts",
+    ]
+
+
+def test_a_block_ends_by_its_time_and_by_a_signal() -> None:
+    with pytest.raises(TimeoutError, match="not done"), at_most(0.05):
+        time.sleep(10)
+    with at_most(0.05):
+        pass
+    time.sleep(0.1)
+    with pytest.raises(SystemExit) as ended, ended_tidily():
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 128 + signal.SIGTERM
+
+
+def test_a_relay_ends_with_what_started_it() -> None:
+    command = [sys.executable, "-m", "benchmarks.relay", "127.0.0.1", "1", "0", "0"]
+    relaying = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert relaying.stdout is not None
+    assert relaying.stdin is not None
+    assert int(relaying.stdout.readline()) > 0
+    relaying.stdin.close()
+    assert relaying.wait(DEADLINE_S) == 0
+    relaying.stdout.close()
 
 
 def test_a_cells_home_holds_its_share_and_its_disk_all() -> None:
