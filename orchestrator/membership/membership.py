@@ -11,31 +11,27 @@ takes part from the next view on. docs/membership.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from itertools import count
 
 from orchestrator.dispatch.view import ClusterView, WorkerAddress
+from orchestrator.membership.changes import Loss, PlanChanges
 from orchestrator.membership.events import (
     Cleared,
     Died,
     Gone,
     Joined,
     Refused,
-    Rescued,
     Returned,
     Suspected,
     Tell,
 )
-from orchestrator.membership.orders import Order, Orders
+from orchestrator.membership.orders import Order
 from orchestrator.membership.rescue import (
     BoxRoom,
-    Rescue,
     head_worker,
-    loaded,
-    next_plan,
-    survive_again,
 )
 from orchestrator.membership.standing import PongSeen, Standing
 from placement.patience import Patience
@@ -65,8 +61,6 @@ CLOSED_S = 0.25
 """A connection that closed and has not come back by then: the worker is dead."""
 COOL_OFF_S = 10.0
 """A worker that was given up is left alone for so long, then for twice as long, and so on."""
-BEHIND_S = 1.0
-"""After a loss was mended, before further copies are loaded behind."""
 _PINGS_REMEMBERED = 64
 
 
@@ -135,36 +129,6 @@ class _Member:
         return self.condition in (Condition.ALIVE, Condition.SUSPECT)
 
 
-@dataclass(slots=True)
-class _Later:
-    """Experts to let go of, once no view before the one of `epoch` is in flight.
-
-    `of_orders`: also what was ordered since, for something that no plan says yet, is to be let go of.
-    """
-
-    epoch: int
-    worker: int
-    experts: Experts
-    of_orders: bool = True
-
-
-@dataclass(slots=True)
-class _Change:
-    """A plan that is used once its orders are taken, or done if nothing waits for it."""
-
-    rescue: Rescue
-    orders: list[Order]
-    is_behind: bool
-
-    @property
-    def is_ready(self) -> bool:
-        return all(order.done if self.is_behind else order.taken for order in self.orders)
-
-    @property
-    def refusal(self) -> Order | None:
-        return next((order for order in self.orders if order.refusal), None)
-
-
 class Membership:
     """The workers of one plan, as one head sees them.
 
@@ -192,21 +156,14 @@ class Membership:
         join_s: float = math.inf,
         alone: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._plan = plan
+        self._changes = PlanChanges(plan, room or {}, tell)
         self._alone = alone
         self._expected = expected
         self._session = session
         self._tell = tell
         self._patience = patience if patience is not None else Patience()
-        self._room = dict(room or {})
         self._join_by_s = now_s + join_s
         self._request_ids = count(1)
-        self._orders = Orders()
-        self._change: _Change | None = None
-        self._drops: list[_Later] = []
-        self._not_loaded: dict[int, Order] = {}
-        self._behind_at_s = math.inf
-        self._missing = ""
         self._is_stale = True
         self._wake_s = now_s
         self._oldest_epoch: int | None = None
@@ -255,13 +212,10 @@ class Membership:
         actions += self._orders_due(now_s)
         if now_s >= self._join_by_s and not self._has_begun:
             self._has_begun = changed = True
-        if self._drops:
-            self._drop_unused()
+        self._changes.drop_unused(self._view.epoch if oldest_epoch is None else oldest_epoch)
         if changed:
             self._reconsider(now_s)
-        if now_s >= self._behind_at_s and self._change is None:
-            self._behind_at_s = math.inf
-            self._begin(survive_again(self._plan, self._lost(), self._rooms()), now_s, is_behind=True)
+        self._changes.load_behind(self._loss(), now_s)
         self._publish(now_s)
         self._wake_s = now_s + PULSE_S
         return actions
@@ -271,7 +225,7 @@ class Membership:
         if isinstance(reply, Held):
             self._held(reply, now_s)
         elif isinstance(reply, ErrorReply):
-            self._order_refused(worker, reply, now_s)
+            self._changes.refused(worker, reply, self._loss(), now_s)
         elif worker in self._members:
             member = self._members[worker]
             if isinstance(reply, Pong):
@@ -337,9 +291,10 @@ class Membership:
         Known workers keep their indices, new ones come last. Its epoch must be the one after that of the view
         in use: else that plan was made from another, or a rescue is on its way, and nothing changes.
         """
-        if plan.epoch != self._view.epoch + 1 or self._change is not None or self._is_stale:
+        changes = self._changes
+        if plan.epoch != self._view.epoch + 1 or changes.is_under_way or self._is_stale:
             return False
-        self._plan = plan
+        changes.plan = plan
         self._add_members(addresses)
         self._reconsider(now_s)
         self._publish(now_s, must=True)
@@ -348,17 +303,18 @@ class Membership:
     def order(self, name: str, experts: Experts, *, rate_bytes_per_s: int = 0, is_drop: bool = False) -> int:
         """Let a worker, or "head", hold or drop experts; the number is for `ordered`."""
         workers = [worker for worker, member in self._members.items() if member.name == name]
-        worker = workers[0] if workers else head_worker(self._plan)
-        return self._orders.give(worker, experts, rate_bytes_per_s=rate_bytes_per_s, is_drop=is_drop).number
+        worker = workers[0] if workers else head_worker(self._changes.plan)
+        orders = self._changes.orders
+        return orders.give(worker, experts, rate_bytes_per_s=rate_bytes_per_s, is_drop=is_drop).number
 
     def ordered(self, number: int) -> Held | None:
         """How far an order is, as its worker said last."""
-        order = self._orders.get(number)
+        order = self._changes.orders.get(number)
         return order.answer if order is not None else None
 
     def refusal(self, number: int) -> str:
         """Why a worker refused an order for good; empty where it did not."""
-        order = self._orders.get(number)
+        order = self._changes.orders.get(number)
         return order.refusal if order is not None else ""
 
     # One worker.
@@ -449,10 +405,10 @@ class Membership:
             return
         if member.instance != reply.instance:
             member.instance = reply.instance
-            self._orders.forget(worker)
+            self._changes.orders.forget(worker)
             # It may have been started from an older plan. What it has already, it need not load.
-            wanted = self._plan.experts_of(member.name)
-            member.catching_up = self._orders.give(worker, wanted)
+            wanted = self._changes.plan.experts_of(member.name)
+            member.catching_up = self._changes.orders.give(worker, wanted)
         member.heard_s = now_s
         order = member.catching_up
         if order is not None and order.refusal:
@@ -476,8 +432,7 @@ class Membership:
         member.told = member.text = ""
         member.catching_up = None
         if self._alone():
-            beyond = _beyond(self._plan, member.name)
-            self._drops.append(_Later(self._view.epoch + 1, worker, beyond, of_orders=False))
+            self._changes.drop_beyond_plan(worker, self._loss())
         self._reconsider(now_s)
 
     def _die(self, worker: int, member: _Member, why: str, now_s: float) -> None:
@@ -517,126 +472,33 @@ class Membership:
     # All of them: orders, losses, views.
 
     def _held(self, reply: Held, now_s: float) -> None:
-        order = self._orders.answered(reply)
-        if order is None:
-            return
-        if order.done and order.worker in self._not_loaded and self._not_loaded[order.worker] is order:
-            del self._not_loaded[order.worker]
-            self._plan = loaded(self._plan, [order.worker])
-            self._is_stale = True
-        member = self._members.get(order.worker)
-        if member is not None and member.catching_up is order and not member.takes_part:
+        order = self._changes.held(reply, self._loss(), now_s)
+        member = self._members.get(order.worker) if order is not None else None
+        if order is not None and member is not None and member.catching_up is order and not member.takes_part:
             self._take_in(order.worker, member, now_s)
-        self._advance(now_s)
-
-    def _order_refused(self, worker: int, reply: ErrorReply, now_s: float) -> None:
-        order = self._orders.refused(reply.request_id, reply.message)
-        if order is None:
-            return
-        name = self.name_of(worker)
-        self._tell(Refused(name, f"an order: {reply.message}"))
-        if not order.is_drop:
-            # It takes nothing on; others may.
-            self._room.pop(name, None)
-        self._advance(now_s)
-
-    def _orders_due(self, now_s: float) -> list[Action]:
-        actions: list[Action] = []
-        for order in self._orders.due(now_s):
-            member = self._members.get(order.worker)
-            if member is not None and (member.instance == 0 or member.address is None):
-                continue
-            message = self._orders.send(order, next(self._request_ids), now_s)
-            actions.append(Here(order.worker, message) if member is None else Send(order.worker, message))
-        return actions
-
-    def _advance(self, now_s: float) -> None:
-        """Use the plan that was prepared, once its orders are far enough."""
-        change = self._change
-        if change is None:
-            return
-        if change.refusal is not None:
-            self._change = None
-            self._reconsider(now_s)
-            return
-        if not change.is_ready:
-            return
-        self._change = None
-        self._plan = change.rescue.plan
-        self._is_stale = True
-        for order in change.orders:
-            if not change.is_behind:
-                self._not_loaded[order.worker] = order
-                sizes = {layer.index: layer.expert_bytes for layer in self._plan.layers}
-                number = sum(len(ids) for ids in order.experts.values())
-                num_bytes = sum(sizes[layer] * len(ids) for layer, ids in order.experts.items())
-                self._tell(Rescued(self.name_of(order.worker), number, num_bytes))
-        self._later_drop(change.rescue)
-        if not change.is_behind:
-            self._load_behind(now_s)
 
     def _reconsider(self, now_s: float) -> None:
         """After a loss or a return: who must take experts on, and who may let go of them."""
-        if not self._has_begun:
-            return
         self._is_stale = True
-        lost = self._lost()
-        rescue = next_plan(self._plan, lost, self._rooms())
-        self._change = None
-        if rescue.missing:
-            self._missing = rescue.lacks()
-            return
-        self._missing = ""
-        if rescue.plan is not self._plan:
-            self._begin(rescue, now_s, is_behind=False)
-        else:
-            self._load_behind(now_s)
+        if self._has_begun:
+            self._changes.reconsider(self._loss(), now_s)
 
-    def _begin(self, rescue: Rescue, now_s: float, *, is_behind: bool) -> None:
-        if rescue.plan is self._plan:
-            return
-        for worker in rescue.holds:
-            self._orders.cancel_drops(worker)
-        orders = [self._orders.give(worker, experts) for worker, experts in rescue.holds.items()]
-        self._change = _Change(rescue, orders, is_behind)
-        if not orders:
-            self._advance(now_s)
-
-    def _load_behind(self, now_s: float) -> None:
-        """More copies of what a further loss would take, soon, and unless somebody is still on the way."""
-        conditions = [member.condition for member in self._members.values()]
-        if Condition.DEAD in conditions and Condition.JOINING not in conditions:
-            self._behind_at_s = now_s + BEHIND_S
-
-    def _later_drop(self, rescue: Rescue) -> None:
-        """Once no pass uses a view before the next one."""
-        epoch = self._view.epoch + 1
-        self._drops += [_Later(epoch, worker, experts) for worker, experts in rescue.drops.items()]
-
-    def _drop_unused(self) -> None:
-        oldest_epoch = self._view.epoch if self._oldest_epoch is None else self._oldest_epoch
-        due = [drop for drop in self._drops if drop.epoch <= oldest_epoch]
-        self._drops = [drop for drop in self._drops if drop.epoch > oldest_epoch]
-        plans = [self._plan, *([self._change.rescue.plan] if self._change is not None else [])]
-        for drop in due:
-            # What was let go of may have been taken on again since.
-            name = self.name_of(drop.worker)
-            wanted: list[Mapping[int, tuple[int, ...]]] = [
-                plan.experts_of(name) for plan in plans if name in _names(plan)
-            ]
-            if not drop.of_orders:
-                wanted += self._orders.holds(drop.worker)
-            used = {layer: {i for each in wanted for i in each.get(layer, ())} for layer in drop.experts}
-            left = {layer: tuple(sorted(set(ids) - used[layer])) for layer, ids in drop.experts.items()}
-            unused = {layer: ids for layer, ids in left.items() if ids}
-            if unused:
-                self._orders.give(drop.worker, unused, is_drop=True)
+    def _orders_due(self, now_s: float) -> list[Action]:
+        actions: list[Action] = []
+        for order in self._changes.orders.due(now_s):
+            member = self._members.get(order.worker)
+            if member is not None and (member.instance == 0 or member.address is None):
+                continue
+            message = self._changes.orders.send(order, next(self._request_ids), now_s)
+            actions.append(Here(order.worker, message) if member is None else Send(order.worker, message))
+        return actions
 
     def _publish(self, now_s: float, *, must: bool = False) -> None:
         """The standing that follows; a new view where it differs from the last one."""
         members = self._members
         pongs = {worker: member.pong for worker, member in members.items() if member.pong is not None}
-        if not (self._is_stale or must):
+        old, plan = self._view.plan, self._changes.plan
+        if not (self._is_stale or must or plan is not old):
             self._standing = replace(self._standing, pongs=pongs)
             return
         self._is_stale = False
@@ -647,14 +509,13 @@ class Membership:
             if member.takes_part and member.address is not None
         }
         view = self._view
-        old = view.plan
-        if must or absent != view.absent or addresses != view.addresses or not _same(self._plan, old):
-            plan = replace(self._plan, epoch=max(self._plan.epoch, view.epoch + 1))
+        if must or absent != view.absent or addresses != view.addresses or not _same(plan, old):
+            plan = replace(plan, epoch=max(plan.epoch, view.epoch + 1))
             view = self._view = ClusterView(plan, absent, addresses)
-            self._plan = plan
             if view.is_complete and not self._has_begun:
                 self._has_begun = True
-        missing = "" if view.is_complete else self._missing or self._waiting()
+        self._changes.plan = view.plan
+        missing = "" if view.is_complete else self._changes.missing or self._waiting()
         self._standing = Standing(
             view,
             frozenset(worker for worker, member in members.items() if member.condition is Condition.SUSPECT),
@@ -667,34 +528,21 @@ class Membership:
         names = ", ".join(member.name for member in self._members.values() if not member.takes_part)
         return f"waiting for {names}"
 
-    def _lost(self) -> frozenset[int]:
+    def _loss(self) -> Loss:
         """Those that others are to stand in for, also while they are only missed."""
-        return frozenset(
-            worker for worker, member in self._members.items() if member.is_missed or not member.takes_part
+        members = self._members
+        conditions = {member.condition for member in members.values()}
+        return Loss(
+            frozenset(w for w, member in members.items() if member.is_missed or not member.takes_part),
+            Condition.DEAD in conditions and Condition.JOINING not in conditions,
+            self._view.epoch,
         )
 
-    def _rooms(self) -> dict[int, BoxRoom]:
-        indices = {member.name: worker for worker, member in self._members.items()}
-        indices[LOCAL_WORKER] = head_worker(self._plan)
-        return {indices[name]: room for name, room in self._room.items() if name in indices}
-
     def _add_members(self, addresses: Mapping[str, WorkerAddress]) -> None:
-        asked = {worker.name for worker in self._plan.asked_workers}
-        for worker, planned in enumerate(self._plan.workers):
+        asked = {worker.name for worker in self._changes.plan.asked_workers}
+        for worker, planned in enumerate(self._changes.plan.workers):
             if planned.name in asked and worker not in self._members:
                 self._members[worker] = _Member(planned.name, addresses.get(planned.name))
-
-
-def _beyond(plan: Plan, name: str) -> Experts:
-    """All experts that a plan does not give a worker."""
-    given = plan.experts_of(name)
-    every = range(plan.num_experts)
-    left = {layer: set(every).difference(given.get(layer, ())) for layer in plan.moe_layers}
-    return {layer: tuple(sorted(ids)) for layer, ids in left.items() if ids}
-
-
-def _names(plan: Plan) -> Sequence[str]:
-    return [worker.name for worker in plan.workers]
 
 
 def _same(plan: Plan, other: Plan) -> bool:

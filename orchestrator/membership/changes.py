@@ -1,0 +1,228 @@
+"""The plan in use, and how it becomes another: rescues, the orders they need, what is let go of afterwards.
+
+No sockets and no clock, like `membership.py`, which says who is lost and sends the orders. docs/survival.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from orchestrator.membership.events import Refused, Rescued, Tell
+from orchestrator.membership.orders import Order, Orders
+from orchestrator.membership.rescue import (
+    BoxRoom,
+    Rescue,
+    head_worker,
+    loaded,
+    next_plan,
+    survive_again,
+)
+from placement.plan import LOCAL_WORKER, Plan
+from transport.messages import ErrorReply, Experts, Held
+
+BEHIND_S = 1.0
+"""After a loss was mended, before further copies are loaded behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Who is lost now.
+
+    Attributes:
+        workers: others are to stand in for them.
+        is_settled: somebody is dead, and nobody is still on the way.
+        epoch: of the newest view.
+    """
+
+    workers: frozenset[int]
+    is_settled: bool
+    epoch: int
+
+
+@dataclass(slots=True)
+class _Later:
+    """Experts to let go of, once no view before the one of `epoch` is in flight.
+
+    `of_orders`: also what was ordered since, for something that no plan says yet, is to be let go of.
+    """
+
+    epoch: int
+    worker: int
+    experts: Experts
+    of_orders: bool = True
+
+
+@dataclass(slots=True)
+class _Change:
+    """A plan that is used once its orders are taken, or done if nothing waits for it."""
+
+    rescue: Rescue
+    orders: list[Order]
+    is_behind: bool
+
+    @property
+    def is_ready(self) -> bool:
+        return all(order.done if self.is_behind else order.taken for order in self.orders)
+
+    @property
+    def refusal(self) -> Order | None:
+        return next((order for order in self.orders if order.refusal), None)
+
+
+class PlanChanges:
+    """One plan at a time, and at most one on the way.
+
+    Args:
+        plan: what each worker was started with.
+        room: what each box can take on, by worker name, "head" for this process.
+
+    Attributes:
+        plan: to be used from the next view on.
+        orders: all that were given.
+        missing: why nobody can serve some experts, for people; empty where all have a holder.
+    """
+
+    def __init__(self, plan: Plan, room: Mapping[str, BoxRoom], tell: Tell) -> None:
+        self.plan = plan
+        self.orders = Orders()
+        self.missing = ""
+        self._room = dict(room)
+        self._tell = tell
+        self._change: _Change | None = None
+        self._drops: list[_Later] = []
+        self._not_loaded: dict[int, Order] = {}
+        self._behind_at_s = math.inf
+
+    @property
+    def is_under_way(self) -> bool:
+        return self._change is not None
+
+    def name_of(self, worker: int) -> str:
+        """By index; "head" where no other process has it."""
+        workers = self.plan.workers
+        return workers[worker].name if worker < len(workers) else LOCAL_WORKER
+
+    def reconsider(self, loss: Loss, now_s: float) -> None:
+        """After a loss or a return: who must take experts on, and who may let go of them."""
+        rescue = next_plan(self.plan, loss.workers, self._rooms())
+        self._change = None
+        if rescue.missing:
+            self.missing = rescue.lacks()
+            return
+        self.missing = ""
+        if rescue.plan is not self.plan:
+            self._begin(rescue, loss, now_s, is_behind=False)
+        else:
+            self._load_behind(loss, now_s)
+
+    def load_behind(self, loss: Loss, now_s: float) -> None:
+        """Begin with further copies if it is time."""
+        if now_s >= self._behind_at_s and self._change is None:
+            self._behind_at_s = math.inf
+            rescue = survive_again(self.plan, loss.workers, self._rooms())
+            if rescue.plan is not self.plan:
+                self._begin(rescue, loss, now_s, is_behind=True)
+
+    def held(self, reply: Held, loss: Loss, now_s: float) -> Order | None:
+        """An order was answered; which, if it is one of ours."""
+        order = self.orders.answered(reply)
+        if order is None:
+            return None
+        if order.done and self._not_loaded.get(order.worker) is order:
+            del self._not_loaded[order.worker]
+            self.plan = loaded(self.plan, [order.worker])
+        self._advance(loss, now_s)
+        return order
+
+    def refused(self, worker: int, reply: ErrorReply, loss: Loss, now_s: float) -> None:
+        """What was refused may have been an order."""
+        order = self.orders.refused(reply.request_id, reply.message)
+        if order is None:
+            return
+        name = self.name_of(worker)
+        self._tell(Refused(name, f"an order: {reply.message}"))
+        if not order.is_drop:
+            # It takes nothing on; others may.
+            self._room.pop(name, None)
+        self._advance(loss, now_s)
+
+    def drop_beyond_plan(self, worker: int, loss: Loss) -> None:
+        """Let a worker drop, once no older view is in flight, all that the plan does not give it.
+
+        What it was ordered to hold meanwhile it keeps.
+        """
+        beyond = _beyond(self.plan, self.name_of(worker))
+        self._drops.append(_Later(loss.epoch + 1, worker, beyond, of_orders=False))
+
+    def drop_unused(self, oldest_epoch: int) -> None:
+        """Give the orders to drop that are due. `oldest_epoch`: of the views in flight."""
+        if not self._drops:
+            return
+        due = [drop for drop in self._drops if drop.epoch <= oldest_epoch]
+        self._drops = [drop for drop in self._drops if drop.epoch > oldest_epoch]
+        plans = [self.plan, *([self._change.rescue.plan] if self._change is not None else [])]
+        for drop in due:
+            # What was let go of may have been taken on again since.
+            name = self.name_of(drop.worker)
+            wanted: list[Mapping[int, tuple[int, ...]]] = [
+                plan.experts_of(name) for plan in plans if name in {worker.name for worker in plan.workers}
+            ]
+            if not drop.of_orders:
+                wanted += self.orders.holds(drop.worker)
+            used = {layer: {i for each in wanted for i in each.get(layer, ())} for layer in drop.experts}
+            left = {layer: tuple(sorted(set(ids) - used[layer])) for layer, ids in drop.experts.items()}
+            unused = {layer: ids for layer, ids in left.items() if ids}
+            if unused:
+                self.orders.give(drop.worker, unused, is_drop=True)
+
+    def _begin(self, rescue: Rescue, loss: Loss, now_s: float, *, is_behind: bool) -> None:
+        for worker in rescue.holds:
+            self.orders.cancel_drops(worker)
+        orders = [self.orders.give(worker, experts) for worker, experts in rescue.holds.items()]
+        self._change = _Change(rescue, orders, is_behind)
+        if not orders:
+            self._advance(loss, now_s)
+
+    def _advance(self, loss: Loss, now_s: float) -> None:
+        """Use the plan that was prepared, once its orders are far enough."""
+        change = self._change
+        if change is None:
+            return
+        if change.refusal is not None:
+            self.reconsider(loss, now_s)
+            return
+        if not change.is_ready:
+            return
+        self._change = None
+        self.plan = change.rescue.plan
+        # Once no pass uses a view before the next one.
+        self._drops += [_Later(loss.epoch + 1, *drop) for drop in change.rescue.drops.items()]
+        if change.is_behind:
+            return
+        for order in change.orders:
+            self._not_loaded[order.worker] = order
+            sizes = {layer.index: layer.expert_bytes for layer in self.plan.layers}
+            number = sum(len(ids) for ids in order.experts.values())
+            num_bytes = sum(sizes[layer] * len(ids) for layer, ids in order.experts.items())
+            self._tell(Rescued(self.name_of(order.worker), number, num_bytes))
+        self._load_behind(loss, now_s)
+
+    def _load_behind(self, loss: Loss, now_s: float) -> None:
+        """More copies of what a further loss would take, soon."""
+        if loss.is_settled:
+            self._behind_at_s = now_s + BEHIND_S
+
+    def _rooms(self) -> dict[int, BoxRoom]:
+        indices = {worker.name: index for index, worker in enumerate(self.plan.workers)}
+        indices[LOCAL_WORKER] = head_worker(self.plan)
+        return {indices[name]: room for name, room in self._room.items() if name in indices}
+
+
+def _beyond(plan: Plan, name: str) -> Experts:
+    """All experts that a plan does not give a worker."""
+    given = plan.experts_of(name)
+    every = range(plan.num_experts)
+    left = {layer: set(every).difference(given.get(layer, ())) for layer in plan.moe_layers}
+    return {layer: tuple(sorted(ids)) for layer, ids in left.items() if ids}
