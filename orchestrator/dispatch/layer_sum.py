@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from orchestrator.dispatch.debts import Ask, Attempt, Debt, Ints, OpenRequest, Rows
 from orchestrator.dispatch.pace import Pace
 from orchestrator.dispatch.pass_lost import PassLost
+from orchestrator.dispatch.running_sum import RunningSum
 from orchestrator.dispatch.view import NOBODY
 from orchestrator.membership.events import Event, GaveUp, Hedged, Refused, Retried, Tell
 from orchestrator.membership.standing import PongSeen
@@ -104,18 +105,17 @@ class LayerSum:
     tell: Tell | None = None
     coarsened_rows: int = field(init=False, default=0)
     _num_rows: int = field(init=False)
-    _sum: Ints | None = field(init=False, default=None)
-    _sum_is_ours: bool = field(init=False, default=False)
+    _sum: RunningSum = field(init=False)
     _open: dict[int, OpenRequest] = field(init=False, default_factory=dict)
     _later: list[tuple[float, Debt]] = field(init=False, default_factory=list)
     _given_up: set[int] = field(init=False, default_factory=set)
-    _saturated: NDArray[np.bool_] | None = field(init=False, default=None)
     _round: int = field(init=False, default=0)
     _last_reason: str = field(init=False, default="")
     _ticked_s: float = field(init=False, default=-math.inf)
 
     def __post_init__(self) -> None:
         self._num_rows = len(self.expert_ids)
+        self._sum = RunningSum(self._num_rows, self.hidden_size)
 
     @property
     def finished(self) -> bool:
@@ -132,9 +132,7 @@ class LayerSum:
 
     def result(self) -> tuple[Ints, Ints]:
         """The exact int32 sums [num_tokens, hidden_size] and the scale exponents [num_tokens] they are on."""
-        if self._sum is None:  # no row chose any expert
-            self._sum = np.zeros((self._num_rows, self.hidden_size), np.int32)
-        return self._sum, self.scale_exponents
+        return self._sum.values(), self.scale_exponents
 
     def begin(self, now_s: float) -> list[Action]:
         """The first requests.
@@ -185,11 +183,7 @@ class LayerSum:
                     self.pace.overtaken(late.worker, late.pairs, now_s - overtaken.asked_s, now_s)
         if self._later:
             self._later = [(at_s, owed) for at_s, owed in self._later if owed is not debt]
-        self._add(debt.rows, values)
-        if 1 in saturated.tobytes():  # several times as fast as any() for the few rows of a decode step
-            if self._saturated is None:
-                self._saturated = np.zeros(self._num_rows, np.bool_)
-            self._saturated[debt.rows] |= saturated
+        self._sum.add(debt.rows, values, saturated)
         return [] if self._open or self._later else self._next_round(now_s)
 
     def busy(self, worker: int, request_id: int, now_s: float) -> list[Action]:
@@ -477,27 +471,11 @@ class LayerSum:
         attempt.open_ids.append(ask.request_id)
         return ask
 
-    def _add(self, rows: Rows, values: Ints) -> None:
-        whole = len(rows) == self._num_rows
-        if self._sum is None and whole:
-            # Often the only answer. It may lie in a frame that came: it is read and not written to.
-            self._sum = values
-            return
-        if self._sum is None:
-            self._sum = np.zeros((self._num_rows, self.hidden_size), np.int32)
-        elif not self._sum_is_ours:
-            self._sum = self._sum.copy()
-        self._sum_is_ours = True
-        if whole:
-            self._sum += values
-        else:
-            self._sum[rows] += values
-
     def _next_round(self, now_s: float) -> list[Action]:
-        if self._saturated is None:
+        rows = self._sum.take_saturated()
+        if rows is None:
             return []
         self._round += 1
-        rows = np.flatnonzero(self._saturated)
         if self._round > self.max_coarsenings:
             chosen = sorted(self.expert_ids[rows[0]].tolist())
             ids = ", ".join(str(expert) for expert in chosen if expert >= 0)
@@ -506,19 +484,9 @@ class LayerSum:
                 f"{NonFiniteError.REMEDY}"
             )
         self.coarsened_rows += len(rows)
-        self._clear(rows)
-        self._saturated = None
         self.scale_exponents = self.scale_exponents.copy()
         self.scale_exponents[rows] = self.coarser(self.scale_exponents[rows])
         return self._share_out(rows, self.expert_ids[rows], now_s)
-
-    def _clear(self, rows: Rows) -> None:
-        if len(rows) == self._num_rows:
-            self._sum, self._sum_is_ours = None, False
-        elif self._sum is not None:
-            self._sum = self._sum if self._sum_is_ours else self._sum.copy()
-            self._sum_is_ours = True
-            self._sum[rows] = 0
 
 
 def _distinct(chosen: NDArray[np.integer], expert_ids: Ints) -> list[int]:
