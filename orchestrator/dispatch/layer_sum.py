@@ -19,6 +19,7 @@ from orchestrator.dispatch.debts import Ask, Attempt, Debt, Ints, OpenRequest, R
 from orchestrator.dispatch.pace import Pace
 from orchestrator.dispatch.pass_lost import PassLost
 from orchestrator.dispatch.running_sum import RunningSum
+from orchestrator.dispatch.signs import Sign, sign_of
 from orchestrator.dispatch.view import NOBODY
 from orchestrator.membership.events import Event, GaveUp, Hedged, Refused, Retried, Tell
 from orchestrator.membership.standing import PongSeen
@@ -273,21 +274,18 @@ class LayerSum:
         pong = self.around.pongs.get(ask.worker)
         if pong is None or pong.sent_s <= request.asked_s:
             return False
-        if pong.computing_id and pong.computing_s > self._stuck_s(ask, pong.computing_id):
+        sign = sign_of(ask.request_id, pong, self._stuck_s(ask, pong.computing_id))
+        if sign is Sign.STUCK:
             self._give_up(ask.worker, f"it has computed one request for {pong.computing_s:.0f} s")
             return True
-        never_came = pong.received_id < ask.request_id
-        # A worker takes the requests of one head in turn.
-        was_answered = pong.open_ids == 0 or pong.computing_id > ask.request_id
-        does_nothing = pong.computing_s == 0.0
-        if not (never_came or was_answered or does_nothing):
+        if sign is Sign.WELL:
             request.doubted_s = math.inf
             return False
         if request.doubted_s == math.inf:
             request.doubted_s = now_s
         if now_s < request.doubted_s + self._transfer_s(ask):
             return False
-        if not (never_came or was_answered):
+        if sign is Sign.IDLE:
             self._last_reason = f"worker '{self.names[ask.worker]}' has a request and does not compute it"
             refused = request.attempt.debt.refused
             refused[ask.worker] = refused.get(ask.worker, 0) + 1
