@@ -9,7 +9,7 @@ INSTALL = [ -t 1 ] || quiet=--quiet; $(BIN)/pip install $$quiet --constraint con
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 NATIVE := $(wildcard workers/kernels/*.cpp workers/kernels/*.h workers/memory/*.c)
 
-.PHONY: demo test test-long launcher soak fidelity check neon avx512 wheel clean
+.PHONY: demo test test-long launcher launcher-short soak fidelity check neon avx512 wheel clean
 
 demo: $(READY)
 	$(BIN)/potluck demo
@@ -28,6 +28,10 @@ soak: $(READY)
 # Clusters of hosts on this machine, in network namespaces: Ray's launcher, ours, and what others hear of it.
 launcher: $(READY)
 	$(BIN)/python -m pytest --numprocesses 0 tests/launcher tests/security tests/faults/test_hosts.py
+
+# Of these: up by Ray's launcher, a generation and down; the same by ours, overheard, its ports counted.
+launcher-short: $(READY)
+	$(BIN)/python -m pytest --numprocesses 0 tests/launcher/test_rays_launcher.py tests/security/test_running_cluster.py
 
 # Predictions beside the runtime's times; on a busy machine it ends after five minutes and judges nothing.
 fidelity: $(READY)
