@@ -1,14 +1,18 @@
-"""How much is tried in tests, and which of them go to one process of several."""
+"""How much is tried in tests, in which order, and which of them go to one process of several."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import settings
 
 from tests.brief import search_briefly
 from tests.examples import DAILY
+from tests.orchestrator import forked_workers
+from tests.orchestrator.forked_workers import Forks
 from workers.memory import reservations
 
 # Of any time, since other work may take the processors.
@@ -17,11 +21,33 @@ settings.register_profile("long", max_examples=1000, deadline=None)
 settings.load_profile("daily")
 
 
+# Begun last, one of these would keep one process busy after the others have ended.
+LONGEST_FIRST = (
+    "tests/simulation/",
+    "tests/orchestrator/launch/",
+    "tests/faults/",
+    "tests/orchestrator/cluster/",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, the longest files come first."""
+    if not config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+
+    def place(item: pytest.Item) -> int:
+        found = (index for index, start in enumerate(LONGEST_FIRST) if item.nodeid.startswith(start))
+        return next(found, len(LONGEST_FIRST))
+
+    items.sort(key=place)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With `--dist loadgroup` a file's tests go to one process, which makes what they share once.
 
-    Files that name a group go together.
+    Files that name a group go together. A simulation shares nothing.
     """
     if config.getoption("dist") != "loadgroup":
         return None
@@ -30,9 +56,27 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadGroupScheduling):
         def _split_scope(self, nodeid: str) -> str:
             scope = super()._split_scope(nodeid)
-            return nodeid.partition("::")[0] if scope == nodeid else scope
+            shares_nothing = nodeid.startswith("tests/simulation/")
+            return nodeid.partition("::")[0] if scope == nodeid and not shares_nothing else scope
 
     return ByFile(config, log)
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """What workers are forked from."""
+    with forked_workers.forks() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def quick_workers(forks: Forks) -> Iterator[None]:
+    """Workers of this machine start without loading torch each time."""
+    with (
+        mock.patch("orchestrator.launch.local.spawn", forks.spawn),
+        mock.patch("orchestrator.launch.kept_worker.start_detached", forks.start_detached),
+    ):
+        yield
 
 
 @pytest.fixture(autouse=True)

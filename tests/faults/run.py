@@ -30,6 +30,7 @@ from placement.holders import HolderTable
 from placement.plan import Plan
 from tests.faults.bad_worker import FOLDER_VARIABLE
 from tests.faults.cable import Cable
+from tests.orchestrator.forked_workers import Forks, Spawn
 from tests.orchestrator.processes import wait_until
 from workers.formats.open_model import OpenModel, open_model
 
@@ -191,14 +192,37 @@ class Trial:
         return sorted(set(self.workers.pids) & set(view.names) - troubled)
 
 
+def started(faults: Path) -> Spawn:
+    """As the program starts its workers."""
+    prefix = ["env", f"{FOLDER_VARIABLE}={faults}", sys.executable, "-m", "tests.faults.bad_worker"]
+    return partial(spawn, prefix=prefix)
+
+
+def forked(forks: Forks) -> Callable[[Path], Spawn]:
+    """Within a tenth of the time."""
+
+    def start(faults: Path) -> Spawn:
+        environment = {FOLDER_VARIABLE: str(faults)}
+        return partial(forks.spawn, module="tests.faults.bad_worker", environment=environment)
+
+    return start
+
+
 @contextmanager
 def trial(
-    plan: Plan, folder: Path, *, model_path: Path = MODEL, with_cables: bool = False, **more: Any
+    plan: Plan,
+    folder: Path,
+    *,
+    model_path: Path = MODEL,
+    with_cables: bool = False,
+    start: Callable[[Path], Spawn] = started,
+    **more: Any,
 ) -> Iterator[Trial]:
     """A session over worker processes of this machine that can be made to misbehave.
 
     Args:
         folder: for what it needs; ends with the caller.
+        start: what starts a worker process, with the folder of faults.
         more: for `open_session`.
     """
     model = open_model(model_path)
@@ -206,9 +230,7 @@ def trial(
     faults.mkdir()
     told: list[str] = []
     with ExitStack() as stack:
-        prefix = ["env", f"{FOLDER_VARIABLE}={faults}", sys.executable, "-m", "tests.faults.bad_worker"]
-        bad = partial(spawn, prefix=prefix)
-        stack.enter_context(mock.patch("orchestrator.launch.local.spawn", bad))
+        stack.enter_context(mock.patch("orchestrator.launch.local.spawn", start(faults)))
         workers = Wired(plan, model, folder if with_cables else None)
         session = stack.enter_context(
             open_session(model, plan, workers=workers.running(), say=told.append, **more)

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from threading import Timer
 from unittest import mock
@@ -20,35 +21,40 @@ import pytest
 
 from orchestrator.generate import GenerationParams
 from orchestrator.session import open_session
-from tests.faults.run import MODEL, PROMPT, WORKERS, Outcome, Trial, params, plan_of, trial
+from tests.faults.run import MODEL, PROMPT, WORKERS, Outcome, Trial, forked, params, plan_of, trial
+from tests.orchestrator.forked_workers import Forks
 from tests.orchestrator.processes import is_running, start, wait_until
 from workers.formats.open_model import open_model
 
 TOKENS, AT = 32, 8
 GREEDY, SEEDED, DRAFTED = params(TOKENS), params(TOKENS, seeded=True), params(TOKENS, mtp=3)
-# Machines that run tests are busy with others. How long a step really takes is for `benchmarks.faults`.
-LONGEST_S = 15.0
-
+# Of a step: on an idle machine it is some seconds at most, and `benchmarks.faults` measures it.
+PATIENCE_S = 60.0
 
 Expected = Callable[[GenerationParams], tuple[int, ...]]
 
 
 @pytest.fixture(scope="module")
-def expected() -> Expected:
+def expected() -> Iterator[Expected]:
     """What one process gives without any worker."""
     model = open_model(MODEL)
     with open_session(model, plan_of(model, 1, 0), num_drafts=3) as session:
-        found = {each: session.generate(PROMPT, each).token_ids for each in (GREEDY, SEEDED, DRAFTED)}
-    # A text of few different tokens would hide what goes wrong.
-    assert len(set(found[SEEDED])) > TOKENS // 2
-    return found.__getitem__
+
+        @cache
+        def found(wanted: GenerationParams) -> tuple[int, ...]:
+            return session.generate(PROMPT, wanted).token_ids
+
+        # A text of few different tokens would hide what goes wrong.
+        assert len(set(found(SEEDED))) > TOKENS // 2
+        yield found
 
 
 @pytest.fixture(scope="module")
-def replicated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
+def replicated(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[Trial]:
     """Three workers, every expert on two of them."""
     plan = plan_of(open_model(MODEL), 2)
-    with trial(plan, tmp_path_factory.mktemp("two"), with_cables=True, num_drafts=3) as made:
+    folder = tmp_path_factory.mktemp("two")
+    with trial(plan, folder, with_cables=True, start=forked(forks), num_drafts=3) as made:
         yield made
 
 
@@ -63,9 +69,9 @@ def well(replicated: Trial) -> Iterator[Trial]:
         cable.plug_in()
 
 
-def check(found: Outcome, expected: tuple[int, ...], longest_s: float = LONGEST_S) -> None:
+def check(found: Outcome, expected: tuple[int, ...]) -> None:
     assert found.token_ids == expected
-    assert found.longest_s < longest_s
+    assert max(found.prefill_s, found.longest_s) < PATIENCE_S
 
 
 def test_paused_for_a_moment(well: Trial, expected: Expected) -> None:
@@ -104,14 +110,15 @@ def test_killed_while_it_reads_the_prompt_and_again_while_it_loads(well: Trial, 
 
     found = well.generate(SEEDED, {AT: kill_the_next}, in_prefill=lambda: well.kill(victim))
     check(found, expected(SEEDED))
-    assert found.prefill_s < LONGEST_S
     assert any(f"{victim} is lost" in line for line in well.lines)
 
 
-def test_without_a_replica_a_text_goes_on_from_a_disk(expected: Expected, tmp_path: Path) -> None:
-    with trial(plan_of(open_model(MODEL), 1), tmp_path) as made:
-        found = made.generate(SEEDED, {AT: lambda: made.kill("worker-0")})
-        check(found, expected(SEEDED), 15.0)
+def test_without_a_replica_a_text_goes_on_from_a_disk(
+    expected: Expected, tmp_path: Path, forks: Forks
+) -> None:
+    with trial(plan_of(open_model(MODEL), 1), tmp_path, start=forked(forks)) as made:
+        found = made.generate(SEEDED, {TOKENS - 8: lambda: made.kill("worker-0")})
+        check(found, expected(SEEDED))
         assert made.events()["rescued"] > 0
 
 
@@ -134,7 +141,7 @@ def test_two_killed_at_once(well: Trial, expected: Expected) -> None:
     """A third of the experts then has no worker, until one is back or another reads them from its disk."""
     well.wait_all_well()
     found = well.generate(SEEDED, {AT: lambda: well.kill("worker-0", "worker-1")})
-    check(found, expected(SEEDED), 30.0)
+    check(found, expected(SEEDED))
 
 
 @pytest.mark.long
@@ -215,9 +222,9 @@ def test_without_replicas_one_after_another_and_while_its_experts_move(
     """The second is killed while it takes on what the first held."""
     with trial(plan_of(open_model(MODEL), 1), tmp_path) as made:
         moments = {AT: lambda: made.kill("worker-0"), AT + 1: lambda: made.kill("worker-1")}
-        check(made.generate(SEEDED, moments), expected(SEEDED), 30.0)
+        check(made.generate(SEEDED, moments), expected(SEEDED))
         made.wait_all_well(60)
-        check(made.generate(SEEDED, {AT: lambda: made.kill("worker-2")}), expected(SEEDED), 15.0)
+        check(made.generate(SEEDED, {AT: lambda: made.kill("worker-2")}), expected(SEEDED))
 
 
 @pytest.mark.long

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 from placement.plan_file import write_plan
 from tests.orchestrator.command_line import Potluck, document
-from tests.orchestrator.processes import DEADLINE_S, MARK, marked, start, wait_until
+from tests.orchestrator.forked_workers import Forks
+from tests.orchestrator.processes import DEADLINE_S, MARK, is_running, marked, start, wait_until
 from tests.orchestrator.random_plan import random_plan
 from tests.tiny_checkpoint import write_random_checkpoint
 from workers.model_config import Step35Config
@@ -68,20 +68,26 @@ def test_an_interrupted_generation_leaves_no_process_behind(
     assert "was made for texts of" not in err
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_the_command_gives_the_ids_that_one_process_gives_and_leaves_no_worker(
-    model_dir: Path, potluck: Potluck
+    model_dir: Path, potluck: Potluck, forks: Forks
 ) -> None:
+    before = len(forks.pids)
     arguments = ("generate", "--model", model_dir, "--token-ids", "5,6,7", "--max-tokens", 20)
     arguments += ("--ignore-eos", "--json")
     spread = document(potluck(*arguments, "--workers", 2, "--mtp", 3))
-    assert not worker_processes()
+    assert len(forks.pids) == before + 2
+    assert not any(map(is_running, forks.pids))
     assert spread["token_ids"] == document(potluck(*arguments, "--workers", 0))["token_ids"]
     assert spread["remote_layers_per_token"] > 0
     assert [worker["name"] for worker in spread["workers"]] == ["worker-0", "worker-1"]
     assert sum(worker["share_of_activations"] for worker in spread["workers"]) == pytest.approx(1.0)
 
 
-def test_a_plan_for_several_boxes_runs_on_this_one(model_dir: Path, potluck: Potluck, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("quick_workers")
+def test_a_plan_for_several_boxes_runs_on_this_one(
+    model_dir: Path, potluck: Potluck, tmp_path: Path, forks: Forks
+) -> None:
     """Without --ray-address no machine needs to bear the plan's names."""
     plan = random_plan(Step35Config.load(model_dir).shape("tiny"), 2, seed=4)
     apart = replace(plan, tiers=tuple(replace(tier, node=f"box-{tier.name}") for tier in plan.tiers))
@@ -92,9 +98,4 @@ def test_a_plan_for_several_boxes_runs_on_this_one(model_dir: Path, potluck: Pot
     count = len(plan.asked_workers)
     assert f"starting {count} workers on this machine; --ray-address starts them on the plan's boxes" in err
     assert out == potluck(*arguments, "--dtype", "float32")[1]
-    assert not worker_processes()
-
-
-def worker_processes() -> list[psutil.Process]:
-    """Workers that this process has started."""
-    return [child for child in psutil.Process().children() if "workers.serve" in child.cmdline()]
+    assert not any(map(is_running, forks.pids))

@@ -21,7 +21,7 @@ from workers.memory import reservations
 from workers.memory.budget import Need
 from workers.memory.reservations import free_memory, reserve
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_workers")]
 
 PARAMS = GenerationParams(max_tokens=24, temperature=0.8, seed=3, ignore_eos=True, mtp=2)
 PROMPT = [5, 6, 7]
@@ -58,6 +58,7 @@ def test_tokens_go_on_when_a_worker_is_killed(survive: int, model: OpenModel, ri
             wait_until(lambda: session.report().events["returned"] == 1)
             assert list(session.generate(PROMPT, PARAMS).token_ids) == right
             assert session.report().events["died"] == 1
+            assert session.standing().dead == frozenset()
             assert any("worker-0" in line for line in said)
 
 

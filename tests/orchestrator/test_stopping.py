@@ -17,7 +17,7 @@ from tests.orchestrator.processes import DEADLINE_S, run, start
     [
         (signal.SIGINT, "typer"),
         (signal.SIGINT, "torch._C"),
-        (signal.SIGINT, "torch"),
+        pytest.param(signal.SIGINT, "torch", marks=pytest.mark.long),
         (signal.SIGTERM, "numpy"),
         (signal.SIGHUP, "typer"),
     ],

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from orchestrator.cli.even_plan import even_plan
 from orchestrator.cluster.heads import Heads
@@ -48,6 +49,7 @@ def test_a_run_knows_whether_it_is_alone(tmp_path: Path) -> None:
     first.close()
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_a_moved_plan_is_used_and_written_or_neither(tmp_path: Path) -> None:
     write_random_checkpoint(tmp_path / "model", seed=3)
     model = open_model(tmp_path / "model")

@@ -37,9 +37,8 @@ def test_a_command_is_run_with_its_input_and_its_code_comes_back(seen: dict[str,
 
 
 def test_one_connection_serves_all_commands_and_none_is_left(seen: dict[str, Any]) -> None:
-    assert seen["second_s"] < 0.5
     assert seen["left"] == []
-    assert seen["sockets"] > 0
+    assert seen["sockets"] == 1
     assert not seen["sockets_left"]
 
 
@@ -80,8 +79,6 @@ def test_all_boxes_are_tried_at_once_and_each_says_what_it_lacks(seen: dict[str,
     assert seen["each"]["den"] == "h2"
     assert seen["each"]["refused"].startswith("refused (10.35.0.2): ssh refused on port 23: start sshd there")
     assert seen["each"]["silent"].startswith("silent (10.35.0.77): unreachable: is it on")
-    # ssh's own limit is 2 s here.
-    assert seen["parallel_s"] < 6
 
 
 @pytest.mark.parametrize(

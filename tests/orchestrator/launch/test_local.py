@@ -15,7 +15,9 @@ import pytest
 import zmq
 
 from orchestrator.dispatch.view import WorkerAddress
+from orchestrator.launch import local
 from orchestrator.launch.local import LocalWorkers, local_workers
+from orchestrator.launch.spawn import spawn
 from orchestrator.run_folder import remove_abandoned
 from placement.errors import PlanError, WorkerStartError
 from placement.model_shape import ModelShape
@@ -29,7 +31,8 @@ from transport.messages import ForwardReply, HelloReply, WireLimits
 from workers.model_config import Step35Config
 from workers.spec import WorkerSpec
 
-pytestmark = pytest.mark.slow
+# But for tests of how processes start.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_workers")]
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,20 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setattr(tempfile, "tempdir", name)
         monkeypatch.setenv("TMPDIR", name)
         yield Path(name)
+
+
+@pytest.fixture
+def as_the_program_starts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not quickly."""
+    monkeypatch.setattr(local, "spawn", spawn)
+
+
+@pytest.fixture(scope="module")
+def running(shape: ModelShape, model_dir: Path, quick_workers: None) -> Iterator[LocalWorkers]:
+    """Two workers, of a command that goes on beside those of the tests."""
+    with local_workers(random_plan(shape, 2, seed=4), shape, model_dir) as workers:
+        workers.wait_ready()
+        yield workers
 
 
 @contextmanager
@@ -87,8 +104,9 @@ def check_answers(workers: LocalWorkers, plan: Plan, shape: ModelShape) -> None:
         assert np.any(reply.values)
 
 
-def test_workers_start_serve_and_stop(
-    plan: Plan, shape: ModelShape, model_dir: Path, temporary: Path
+@pytest.mark.usefixtures("as_the_program_starts_them")
+def test_workers_start_serve_and_stop_and_those_of_another_command_do_not_see_it(
+    plan: Plan, shape: ModelShape, model_dir: Path, temporary: Path, running: LocalWorkers
 ) -> None:
     with local_workers(plan, shape, model_dir) as workers:
         check_answers(workers, plan, shape)
@@ -99,8 +117,11 @@ def test_workers_start_serve_and_stop(
         assert all(str(folder) in info.endpoint + info.pulse_endpoint for info in workers.infos.values())
         # In sessions of their own, so that Ctrl-C is not theirs.
         assert all(os.getsid(pid) == pid for pid in pids)
+        ours = {info.endpoint for info in workers.infos.values()}
+        assert ours.isdisjoint(info.endpoint for info in running.infos.values())
     assert not any(map(is_running, pids))
     assert list(temporary.iterdir()) == []
+    check_answers(running, plan, shape)
 
 
 def test_a_box_of_two_devices_is_one_process(shape: ModelShape, model_dir: Path) -> None:
@@ -110,21 +131,18 @@ def test_a_box_of_two_devices_is_one_process(shape: ModelShape, model_dir: Path)
         assert len(workers.infos) == 1
 
 
-def test_a_worker_that_dies_is_started_again_where_it_was(
-    plan: Plan, shape: ModelShape, model_dir: Path
-) -> None:
-    with local_workers(plan, shape, model_dir) as workers:
-        before = workers.wait_ready()
-        name, pid = next(iter(workers.pids.items()))
-        os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: workers.infos[name].instance != before[name].instance)
-        assert workers.infos[name].pid != pid
-        assert workers.infos[name].endpoint == before[name].endpoint
-        with client_of(before[name], name, shape) as (_, hello):
-            assert hello.instance == workers.infos[name].instance
-        assert {other: info.instance for other, info in workers.infos.items() if other != name} == {
-            other: address.instance for other, address in before.items() if other != name
-        }
+def test_a_worker_that_dies_is_started_again_where_it_was(shape: ModelShape, running: LocalWorkers) -> None:
+    before = running.wait_ready()
+    name, pid = next(iter(running.pids.items()))
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: running.infos[name].instance != before[name].instance)
+    assert running.infos[name].pid != pid
+    assert running.infos[name].endpoint == before[name].endpoint
+    with client_of(before[name], name, shape) as (_, hello):
+        assert hello.instance == running.infos[name].instance
+    assert {other: info.instance for other, info in running.infos.items() if other != name} == {
+        other: address.instance for other, address in before.items() if other != name
+    }
 
 
 def test_a_device_that_this_release_cannot_use_is_told_and_the_others_are_stopped(
@@ -146,6 +164,7 @@ def test_a_plan_for_another_model_is_refused_before_anything_starts(
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.usefixtures("as_the_program_starts_them")
 def test_a_worker_that_is_killed_while_it_starts_is_named_and_the_rest_stopped(
     plan: Plan, shape: ModelShape, model_dir: Path
 ) -> None:
@@ -156,15 +175,6 @@ def test_a_worker_that_is_killed_while_it_starts_is_named_and_the_rest_stopped(
         with pytest.raises(WorkerStartError, match=r"^worker w\d: its process with \d+ experts died"):
             workers.wait_ready()
         assert not any(map(is_running, pids))
-
-
-def test_two_commands_at_once_do_not_see_each_other(plan: Plan, shape: ModelShape, model_dir: Path) -> None:
-    with local_workers(plan, shape, model_dir) as first:
-        with local_workers(plan, shape, model_dir) as second:
-            check_answers(second, plan, shape)
-            ours = {info.endpoint for info in first.infos.values()}
-            assert ours.isdisjoint(info.endpoint for info in second.infos.values())
-        check_answers(first, plan, shape)
 
 
 HEAD = """
@@ -191,11 +201,11 @@ HEAD = """
     ("when", "number"),
     [
         ("starting", signal.SIGINT),
-        ("starting", signal.SIGKILL),
         ("ready", signal.SIGKILL),
         *(
             pytest.param(when, number, marks=pytest.mark.long)
             for when, number in (
+                ("starting", signal.SIGKILL),
                 ("starting", signal.SIGTERM),
                 ("starting", signal.SIGHUP),
                 ("ready", signal.SIGINT),

@@ -96,13 +96,18 @@ def check_answers(workers: RayWorkers, plan: Plan, shape: ModelShape) -> None:
         assert np.any(reply.values)
 
 
-def test_a_joined_ray_is_served_encrypted_on_the_nodes_address(
+def test_workers_serve_encrypted_on_the_nodes_address_and_start_again_where_they_were(
     plan: Plan, shape: ModelShape, model_dir: Path, one_ray: str
 ) -> None:
     """As in a cluster of several machines; the Ray that was joined goes on, as the tests below need."""
     with ray_workers(plan, shape, model_dir, one_ray) as workers:
         check_answers(workers, plan, shape)
         assert not any("127.0.0.1" in info.endpoint for info in workers.infos.values())
+        before = workers.wait_ready()
+        for process in worker_processes():
+            process.kill()
+        wait_until(lambda: len(worker_processes()) == len(before))
+        check_answers_after_restart(workers, before, shape)
     assert ray.is_initialized()
     assert not list(Path.home().glob(".potluck/run-*"))
     wait_until(lambda: not worker_processes())
@@ -128,18 +133,6 @@ def test_a_plan_for_another_model_is_refused_before_anything_starts(
         ray_workers(replace(plan, fingerprint="0" * 16), shape, model_dir, one_ray),
     ):
         pass
-
-
-def test_one_that_is_killed_is_started_again_where_it_was(
-    plan: Plan, shape: ModelShape, model_dir: Path, one_ray: str
-) -> None:
-    with ray_workers(plan, shape, model_dir, one_ray) as workers:
-        before = workers.wait_ready()
-        for process in worker_processes():
-            process.kill()
-        wait_until(lambda: len(worker_processes()) == len(before))
-        check_answers_after_restart(workers, before, shape)
-    wait_until(lambda: not worker_processes())
 
 
 def check_answers_after_restart(

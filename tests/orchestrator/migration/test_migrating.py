@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from orchestrator.cli.even_plan import even_plan
 from orchestrator.generate import GenerationParams
@@ -23,6 +24,7 @@ PARAMS = GenerationParams(max_tokens=24, ignore_eos=True)
 PROMPT = list(range(5, 25))
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_tokens_stay_the_same_while_all_experts_change_places(tmp_path: Path) -> None:
     write_random_checkpoint(tmp_path, seed=3)
     model = open_model(tmp_path)
