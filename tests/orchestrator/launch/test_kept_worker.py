@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from orchestrator.launch import kept_worker
+from orchestrator.launch.detached import start_detached
 from orchestrator.launch.kept_worker import ORDER, KeptWorker, running_process
 from tests.orchestrator.processes import wait_until
 from tests.orchestrator.random_plan import random_plan
@@ -18,6 +20,8 @@ from tests.tiny_checkpoint import write_random_checkpoint
 from transport.messages import WireLimits
 from workers.model_config import Step35Config
 from workers.spec import WorkerSpec
+
+pytestmark = pytest.mark.usefixtures("quick_workers")
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +106,9 @@ def test_one_that_could_not_load_is_started_anew_where_it_was(
 
 
 def test_it_is_no_child_and_another_keeper_finds_it_where_it_runs(
-    kept: KeptWorker, spec: WorkerSpec, tmp_path: Path
+    kept: KeptWorker, spec: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(kept_worker, "start_detached", start_detached)
     kept.keep(spec)
     pid = wait_ready(kept)
     assert pid not in {child.pid for child in psutil.Process().children(recursive=True)}
