@@ -18,6 +18,8 @@ from tests.tiny_checkpoint import write_random_checkpoint
 from workers.formats.open_model import open_model
 from workers.model_config import Step35Config
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
