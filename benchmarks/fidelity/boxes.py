@@ -23,8 +23,8 @@ from benchmarks.relay import relay
 from orchestrator.launch.spawn import spawn, wait_ready
 from orchestrator.probe.boxes import ProbedBox
 from orchestrator.probe.child import Child, running
-from orchestrator.probe.cluster import measure_node, measure_software
-from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
+from orchestrator.probe.cluster import measure_node, measure_nodes, measure_software
+from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, MachineSpec, NodeSpec
 from placement.given.probe import ram_device
 from placement.given.probe_figures import HeadSoftware, Link, Node
 from placement.plan import LOCAL_WORKER, Plan
@@ -46,7 +46,7 @@ HEAD = "desk"
 HEAD_CORE, BOX_CORE = 0, 1
 FORMS = ("float32",)
 _HELLO_S = 60.0
-_NODE_S, _HEAD_S, _LINK_S = 4.0, 3.0, 1.5
+_NODE_S, _TOGETHER_S, _HEAD_S, _LINK_S = 4.0, 3.0, 3.0, 1.5
 _ROOM_BYTES = 10**12
 
 
@@ -69,11 +69,15 @@ class BoxSetup:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What probes of both cores and of each box's link, by its name, found."""
+    """What probes of both cores and of each box's link, by its name, found.
+
+    `together_bytes_per_s`: what both cores read when they read at once, of the one memory they have.
+    """
 
     head: Node
     software: HeadSoftware
     box: Node
+    together_bytes_per_s: float
     links: Mapping[str, Link]
 
 
@@ -155,7 +159,7 @@ def running_boxes(
 
 
 def probe_boxes(host: Host) -> Figures:
-    """The head's core and a box's, as `potluck probe` does it, one after another: they share the memory.
+    """The head's core and a box's, as `potluck probe` does it: each alone, then side by side.
 
     Without links (`probe_links`): boxes are alike, and this takes longest.
     """
@@ -166,10 +170,12 @@ def probe_boxes(host: Host) -> Figures:
         lambda arguments: host.command([*_pinned(BOX_CORE), sys.executable, *arguments]),
     )
     node = measure_node(head, FORMS, _no_word, _NODE_S)
+    together = measure_nodes((head, box), FORMS, _no_word, _TOGETHER_S)
     return Figures(
         head=node,
         software=measure_software(head, node, _no_word, _HEAD_S),
         box=measure_node(box, FORMS, _no_word, _NODE_S),
+        together_bytes_per_s=sum(ram_device(n, None, None).bandwidth_bytes_per_s for n in together),
         links={},
     )
 
@@ -212,7 +218,10 @@ def box_device(figures: Figures, setup: BoxSetup) -> DeviceSpec:
 
 
 def cluster_of(figures: Figures, setups: Sequence[BoxSetup]) -> ClusterSpec:
-    """The cluster file that the probes fill."""
+    """The cluster file that the probes fill.
+
+    A real box says that it and the head are one machine; a played one waits rather than reads.
+    """
     own = ram_device(figures.head, figures.software, figures.software.attention)
     own = replace(own, memory_bytes=_ROOM_BYTES, reserved_bytes=0)
     nodes = [NodeSpec(HEAD, None, (own,), None)]
@@ -226,7 +235,11 @@ def cluster_of(figures: Figures, setups: Sequence[BoxSetup]) -> ClusterSpec:
                 LinkSpec(link.round_trip_s, link.bytes_per_s),
             )
         )
-    return ClusterSpec(HEAD, tuple(nodes))
+    real = [name_of(number) for number, setup in enumerate(setups) if not setup.pace_bytes_per_s]
+    # Probed at other moments, one core alone may have read more than both.
+    rates = (figures.together_bytes_per_s, *(node.devices[0].bandwidth_bytes_per_s for node in nodes))
+    machine = MachineSpec("one", (HEAD, *real), 2.0, max(rates))
+    return ClusterSpec(HEAD, tuple(nodes), (machine,) if real else ())
 
 
 class _OfOneSize:

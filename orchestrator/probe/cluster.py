@@ -121,6 +121,25 @@ def measure_node(box: ProbedBox, forms: Sequence[str], tell: Tell, seconds: floa
         return _node(box, child, seconds)
 
 
+def measure_nodes(boxes: Sequence[ProbedBox], forms: Sequence[str], tell: Tell, seconds: float) -> list[Node]:
+    """Boxes side by side, all from the same moment on.
+
+    Raises:
+        BoxUnreachable: as `measure_node`, of any.
+    """
+    with ExitStack() as stack:
+        asked, failed = _opened(stack, boxes, lambda box: _node_command(box, forms), tell)
+        for box in boxes:
+            if box.name in asked:
+                _ready(box, asked[box.name])
+        nodes, bad = _each(
+            [box for box in boxes if box.name in asked], lambda box: _node(box, asked[box.name], seconds)
+        )
+    for why in (failed | bad).values():
+        raise BoxUnreachable(why)
+    return [nodes[box.name] for box in boxes]
+
+
 def measure_software(box: ProbedBox, node: Node, tell: Tell, seconds: float = HEAD_S) -> HeadSoftware:
     """The head's software on its box.
 

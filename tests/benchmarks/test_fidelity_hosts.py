@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks.fidelity.border import CELLS, CellResult, problem_of, verdict
-from benchmarks.fidelity.boxes import BoxSetup, Figures, cluster_of, name_of
+from benchmarks.fidelity.boxes import HEAD, BoxSetup, Figures, cluster_of, name_of
 from benchmarks.fidelity.hosts import SETUPS, HostsLayout, HostsSetup, of_document, plan_of, summary
 from benchmarks.fidelity.kept_rows import KeptRows, at_most, ended_tidily
 from benchmarks.fidelity.run import Comparison
@@ -32,7 +32,7 @@ SHAPE = small_shape()
 
 
 def figures(boxes: int) -> Figures:
-    return Figures(node(), probe().software, node(), {name_of(i): link() for i in range(boxes)})
+    return Figures(node(), probe().software, node(), 30e9, {name_of(i): link() for i in range(boxes)})
 
 
 @pytest.mark.parametrize("setup", SETUPS, ids=lambda setup: setup.name)
@@ -55,6 +55,12 @@ def test_a_played_box_has_the_memory_it_plays_and_no_faster_one() -> None:
     boxes = (BoxSetup(0.5), BoxSetup(0.25, pace_bytes_per_s=1e9), BoxSetup(0.25, pace_bytes_per_s=1e15))
     rates = [d.bandwidth_bytes_per_s for d in planning_devices(cluster_of(figures(3), boxes))[1:]]
     assert rates == [20e9, 1e9, 20e9]
+
+
+def test_a_real_box_shares_the_heads_memory_and_a_played_one_does_not() -> None:
+    (machine,) = cluster_of(figures(1), (BoxSetup(1.0),)).machines
+    assert (machine.nodes, machine.bandwidth_bytes_per_s) == ((HEAD, "box1"), 30e9)
+    assert cluster_of(figures(1), (BoxSetup(1.0, pace_bytes_per_s=1e9),)).machines == ()
 
 
 def test_the_winner_is_the_family_with_the_least_seconds() -> None:
