@@ -10,6 +10,8 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import cast
 
+from placement.files.quote import last_line
+
 MOST_BYTES = 1_000_000
 
 
@@ -39,12 +41,11 @@ def log_to(path: str) -> None:
     root.setLevel(logging.INFO)
 
 
-def last_line(path: str | Path) -> str:
+def last_of_log(path: str | Path) -> str:
     """The end of a log, which often says why its process died; nothing where there is none."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-            lines = file.read().decode(errors="replace").splitlines()
+            return last_line(file.read().decode(errors="replace"))
     except OSError:
         return ""
-    return lines[-1].strip() if lines else ""

@@ -11,7 +11,8 @@ from orchestrator.cluster.checks import Expected, Finding, findings
 from orchestrator.cluster.facts import BoxFacts, Question, gather
 from orchestrator.cluster.launcher_file import Box, Launcher
 from orchestrator.cluster.reach import Reach, try_reach
-from orchestrator.cluster.ssh import Ssh, each_box, is_here, python_of
+from orchestrator.cluster.ssh import Ssh, is_here, python_of
+from orchestrator.each_box import each_box
 from placement.errors import BoxUnreachable, ClusterFileError, PotluckError
 
 FACTS_TIMEOUT_S = 60.0
@@ -87,7 +88,8 @@ def examine(
         facts = ask_facts(ssh, box, question(box))
         return _Told(facts, asked_s, time.time(), try_reach(ssh, box, head.address))
 
-    told = each_box(asked, ask)
+    done, failed = each_box(asked, ask)
+    told: dict[str, _Told | PotluckError] = {**done, **failed}
     return tuple(_examined(box, told[box.name], head, ours, needed_bytes.get(box.name, 0)) for box in asked)
 
 

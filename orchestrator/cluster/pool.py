@@ -14,11 +14,12 @@ from orchestrator.cluster.launcher_file import Box, Launcher
 from orchestrator.cluster.ray_env import ray_environment
 from orchestrator.cluster.ray_start import last_word, ray_address, start_script
 from orchestrator.cluster.run_state import RunningWorker, RunState
-from orchestrator.cluster.ssh import Ssh, each_box, push_files
+from orchestrator.cluster.ssh import Ssh, push_files
+from orchestrator.each_box import each_box
 from orchestrator.launch.ray_client import RayClient
 from orchestrator.launch.workers import start_timeout_s
 from orchestrator.nodes import Node
-from placement.errors import BoxUnreachable, PotluckError, WorkerStartError
+from placement.errors import BoxUnreachable, WorkerStartError
 from placement.model_shape import ModelShape
 from placement.plan import Plan, PlannedWorker
 from transport.messages import WireLimits
@@ -325,11 +326,9 @@ class Pool:
 
     def _each(self, nodes: Sequence[str], function: Callable[[Box], None]) -> list[str]:
         """Do it on all of them; those where it went well. The others are missing."""
-        done = each_box(self.wanted.boxes(nodes), function)
-        for name, result in done.items():
-            if isinstance(result, PotluckError):
-                self.missing[name] = str(result)
-        return [name for name, result in done.items() if not isinstance(result, PotluckError)]
+        done, failed = each_box(self.wanted.boxes(nodes), function)
+        self.missing |= {name: str(error) for name, error in failed.items()}
+        return list(done)
 
     def _timed(self, stage: str, function: Callable[[], T]) -> T:
         began_s = time.monotonic()

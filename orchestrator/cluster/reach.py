@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from orchestrator.cluster.launcher_file import Box
 from orchestrator.cluster.ssh import Ssh, python_of
 from placement.errors import BoxUnreachable
+from placement.files.quote import last_line
 
 CONNECT_TIMEOUT_S = 3.0
 _WAIT_S = 15.0
@@ -76,8 +77,7 @@ def connect(address: str, port: int) -> str:
 
 def _last(process: subprocess.Popen[str]) -> str:
     _, complaints = process.communicate(timeout=_WAIT_S)
-    lines = complaints.strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+    return last_line(complaints) or "it said nothing"
 
 
 def main() -> None:

@@ -15,26 +15,22 @@ import shutil
 import socket
 import subprocess
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self, TypeVar
+from typing import BinaryIO, Self
 
 from orchestrator.cluster.launcher_file import STATE_FOLDER, Box, remote_folder
 from orchestrator.run_folder import run_folder
-from placement.errors import BoxUnreachable, PotluckError
-from placement.files.quote import one_line
-
-Result = TypeVar("Result")
+from placement.errors import BoxUnreachable
+from placement.files.quote import last_line, one_line
 
 CONNECT_TIMEOUT_S = 5
 COMMAND_TIMEOUT_S = 120.0
 # What ssh itself returns where it cannot connect; a command may return it too.
 _SSH_FAILED = 255
-_MOST_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +44,7 @@ class Answer:
     @property
     def reason(self) -> str:
         """The last line that it complained with, for a message."""
-        lines = [line for line in self.stderr.splitlines() if line.strip()]
-        return one_line(lines[-1]) if lines else f"exit code {self.code}"
+        return one_line(last_line(self.stderr)) or f"exit code {self.code}"
 
 
 class Ssh:
@@ -190,19 +185,6 @@ class Ssh:
             raise BoxUnreachable(f"cannot read {local}: {error.strerror}") from error
 
 
-def each_box(boxes: Sequence[Box], function: Callable[[Box], Result]) -> dict[str, Result | PotluckError]:
-    """Do something on all boxes at once: name -> what it gave, or the error that a user should see."""
-
-    def attempt(box: Box) -> Result | PotluckError:
-        try:
-            return function(box)
-        except PotluckError as error:
-            return error
-
-    with ThreadPoolExecutor(max_workers=max(1, min(len(boxes), _MOST_AT_ONCE))) as pool:
-        return dict(zip((box.name for box in boxes), pool.map(attempt, boxes), strict=True))
-
-
 def push_files(ssh: Ssh, box: Box, cluster: str, files: Mapping[str, bytes]) -> None:
     """Put a cluster's secrets into its folder on a box, for ssh's user there alone.
 
@@ -282,8 +264,7 @@ def why_unreachable(box: Box, stderr: str) -> str:
                 user=box.user or "you",
             )
             return f"{box.at}: {said}"
-    lines = [line for line in stderr.splitlines() if line.strip()]
-    return f"{box.at}: ssh failed: {one_line(lines[-1]) if lines else 'it said nothing'}"
+    return f"{box.at}: ssh failed: {one_line(last_line(stderr)) or 'it said nothing'}"
 
 
 _REASONS = (

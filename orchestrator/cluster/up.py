@@ -20,6 +20,7 @@ from orchestrator.cluster.ssh import Ssh, is_here
 from orchestrator.cluster.status import lost_experts
 from orchestrator.launch.python import python_command, python_environment
 from placement.errors import BoxUnreachable, ClusterFileError, PotluckError
+from placement.files.quote import last_line
 from placement.given.cluster_file import load_known_cluster
 from placement.model_shape import ModelShape
 from placement.plan import Plan
@@ -201,5 +202,5 @@ def _potluck(*arguments: str) -> None:
         check=False,
     )
     if done.returncode:
-        lines: Sequence[str] = done.stderr.strip().splitlines() or [f"potluck {arguments[0]}: no word of why"]
-        raise PotluckError(lines[-1].removeprefix("error: "))
+        said = last_line(done.stderr).removeprefix("error: ")
+        raise PotluckError(said or f"potluck {arguments[0]}: no word of why")

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.cluster.down import end_on_box
 from orchestrator.cluster.keeper import only_one
 from orchestrator.cluster.launcher_file import Box, Launcher
 from orchestrator.cluster.pool import Pool, Tell
-from orchestrator.cluster.ray_start import ray_address
 from orchestrator.cluster.run_state import write_run_state
 from orchestrator.cluster.ssh import Ssh, python_of, quoted_path
 from orchestrator.cluster.status import lost_experts
@@ -92,8 +92,7 @@ def update_boxes(pool: Pool, wheel: Path, tell: Tell) -> Iterator[Updated]:
             )
         if worker is not None:
             # Its worker comes back at the same ports, where a run waits for it.
-            end = f"-m orchestrator.cluster.here end-processes {launcher.name} {ray_address(launcher)}"
-            pool.ssh.check(box, f"{python_of(box)} {end}")
+            end_on_box(launcher, pool.ssh, box, "end-processes")
             with only_one(folder):
                 pool.bring_up([box.name])
                 write_run_state(folder, pool.state())

@@ -19,7 +19,7 @@ from orchestrator.launch.python import python_command, python_environment
 from orchestrator.nodes import Node
 from orchestrator.stopping import uninterrupted
 from placement.errors import WorkerStartError
-from workers.log_file import last_line
+from workers.log_file import last_of_log
 
 CONNECT_TIMEOUT_S = 60.0
 CALL_TIMEOUT_S = 45.0
@@ -164,5 +164,5 @@ class RayClient:
                 waiting.set_exception(self._gone())
 
     def _gone(self) -> WorkerStartError:
-        said = "" if self._log is None else last_line(self._log)
+        said = "" if self._log is None else last_of_log(self._log)
         return WorkerStartError(f"Ray at {self._address}: the process that speaks with it ended: {said}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,11 +11,12 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from orchestrator.each_box import each_box
 from orchestrator.probe.boxes import ProbedBox
 from orchestrator.probe.child import Child, running
 from orchestrator.probe.head_times import READY, HeadTimes
 from orchestrator.probe.software import head_software
-from placement.errors import BoxUnreachable, PotluckError
+from placement.errors import BoxUnreachable
 from placement.given.probe_figures import HeadSoftware, Link, Node, Probe
 from workers.probe.time_left import TimeLeft
 
@@ -276,19 +276,8 @@ def _each(
     boxes: Sequence[ProbedBox], function: Callable[[ProbedBox], Found], *, at_once: int | None = None
 ) -> tuple[dict[str, Found], dict[str, str]]:
     """What `function` gives of each box, by name, and why it failed on others."""
-    found: dict[str, Found] = {}
-    failed: dict[str, str] = {}
-
-    def attempt(box: ProbedBox) -> None:
-        try:
-            found[box.name] = function(box)
-        except PotluckError as error:
-            failed[box.name] = str(error)
-
-    with ThreadPoolExecutor(max(1, at_once or len(boxes))) as pool:
-        list(pool.map(attempt, boxes))
-    # In the boxes' order, whoever was first.
-    return {box.name: found[box.name] for box in boxes if box.name in found}, failed
+    found, failed = each_box(boxes, function, at_once or len(boxes))
+    return found, {name: str(error) for name, error in failed.items()}
 
 
 def _field(name: str, document: object, field: str) -> object:

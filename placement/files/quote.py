@@ -13,6 +13,11 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
+def last_line(text: str) -> str:
+    """What a program complained of last, "" where it said nothing."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
 def quote(value: object) -> str:
     """`value` as Python writes it, the start of it where that is long."""
     # A long text is cut before it is quoted: quoting a hundred megabytes takes as much again.

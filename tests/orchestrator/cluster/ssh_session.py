@@ -11,7 +11,8 @@ from pathlib import Path
 
 from orchestrator.cluster.keys_folder import ensure_keys, read_box_keys
 from orchestrator.cluster.launcher_file import Box
-from orchestrator.cluster.ssh import Ssh, each_box, push_files
+from orchestrator.cluster.ssh import Ssh, push_files
+from orchestrator.each_box import each_box
 from placement.errors import PotluckError
 
 
@@ -65,8 +66,8 @@ def main(here: str, there: str, third: str) -> None:
             at_once.wait()
             return ssh.check(box, "hostname").decode().strip()
 
-        results = each_box([other, refused, silent], name_of)
-        found["each"] = {name: str(result) for name, result in results.items()}
+        done, failed = each_box([other, refused, silent], name_of)
+        found["each"] = {name: str(result) for name, result in {**done, **failed}.items()}
         found["no_key"] = said(lambda: ssh.run(replace(other, user="nobody"), "true"))
         found["missing_key"] = said(lambda: ssh.run(replace(other, key_path=home / "none"), "true"))
         open_key = home / "open_key"
