@@ -8,17 +8,31 @@ measured.
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import re
 from collections import Counter
 from collections.abc import Callable
-from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict
 
 from placement.errors import ClusterFileError, InputError
 from placement.files.quote import quote
+from placement.given.cluster_fields import (
+    Address,
+    GbitsPerS,
+    GbytesPerS,
+    Gflops,
+    Memory,
+    Name,
+    NotNegative,
+    Number,
+    Port,
+    Positive,
+    RemotePath,
+    RoundTrip,
+    Rows,
+    Text,
+    User,
+)
 from placement.given.cluster_spec import (
     USUAL_VENV,
     ClusterSpec,
@@ -38,25 +52,7 @@ from placement.given.yaml_file import read_mapping, validate_fields
 from placement.units import size
 from placement.weight_format import planned_format
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-"""Of nodes, devices and clusters: they become names of files, resources and workers."""
-# As ssh takes it: never the beginning of an option.
-USER_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
-MOST_NAME = 64
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-# Beyond it, and below its inverse, nothing is for sale, and times would overflow.
-_MOST = 1e18
-# Less memory without a unit, slower links and faster devices than these are figures in another unit.
-_LEAST_BYTES = 10**6
-_MOST_ROUND_TRIP_S = 0.2
-_MOST_GBYTES_PER_S = 20_000
-_MOST_GBITS_PER_S = 10_000
-_MOST_GFLOPS = 10_000_000
 _MOST_NAMES = 12
-_MOST_ROWS = 65_536
-_MOST_PATH = 4096
 
 
 def load_cluster(path: str | os.PathLike[str]) -> ClusterSpec:
@@ -105,150 +101,21 @@ def check_figures(cluster: ClusterSpec, path: str | os.PathLike[str]) -> None:
         )
 
 
-def parse_size(value: object) -> int:
-    """Bytes from a number or text such as 24GB or 64GiB; raises ValueError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?", str(value).strip(), re.IGNORECASE)
-    if isinstance(value, bool) or match is None:
-        raise ValueError(f"expected bytes or a size such as 24GB or 64GiB, found {quote(value)}")
-    num_bytes = float(match[1]) * _UNITS[(match[2] or "").upper()]
-    if num_bytes > _MOST:
-        raise ValueError(f"expected a size of memory that exists, found {quote(value)}")
-    return round(num_bytes)
-
-
-def parse_address(value: object) -> str:
-    """The IPv4 address of one box; raises ValueError for anything else."""
-    text = str(value).strip()
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        raise ValueError(f"expected an IPv4 address such as 192.168.1.11, found {quote(value)}") from None
-    if address.version != 4:
-        raise ValueError(f"expected an IPv4 address such as 192.168.1.11, found IPv6: {quote(value)}")
-    if address.is_unspecified or address.is_multicast or text == "255.255.255.255":
-        raise ValueError(f"expected the address of one box, found {quote(value)}")
-    return text
-
-
-def _memory(value: object) -> int:
-    """Like `parse_size`, and no figure whose unit was left out: 128 for 128GB."""
-    num_bytes = parse_size(value)
-    text = str(value).strip()
-    if not text[-1].isalpha() and 0 < float(text) < _LEAST_BYTES:
-        unit = "GB" if num_bytes < 1000 else "MB"
-        raise ValueError(
-            f"expected a size such as 24GB or 64GiB, found {quote(value)}, which is {size(num_bytes)}: is "
-            f"{text}{unit} meant?"
-        )
-    return num_bytes
-
-
-def _round_trip(value: object) -> float:
-    seconds = _not_negative(value)
-    if seconds > _MOST_ROUND_TRIP_S:
-        raise ValueError(
-            f"expected seconds, at most {_MOST_ROUND_TRIP_S}, found {quote(value)}: are {seconds:g} ms "
-            f"meant? Then write {seconds / 1000:g}"
-        )
-    return seconds
-
-
-def _at_most(most: float, unit: str, smaller: str) -> BeforeValidator:
-    """A positive number in `unit` that something can have."""
-
-    def check(value: object) -> float:
-        number = _positive(value)
-        if number > most:
-            raise ValueError(
-                f"expected {unit}, at most {most:,}, found {quote(value)}: is it in {smaller}? "
-                f"Then write {number / 1000:g}"
-            )
-        return number
-
-    return BeforeValidator(check)
-
-
-def _positive(value: object) -> float:
-    number = _number(value)
-    if number <= 0:
-        raise ValueError(f"expected a number above 0, found {quote(value)}")
-    if number < 1 / _MOST:
-        raise ValueError(f"expected a number of at least {1 / _MOST:g}, found {quote(value)}")
-    return number
-
-
-def _not_negative(value: object) -> float:
-    number = _number(value)
-    if number < 0:
-        raise ValueError(f"expected a number of at least 0, found {quote(value)}")
-    return number
-
-
-def _number(value: object) -> float:
-    # YAML 1.1 reads 3e-4 (without a dot) as text; a reader of the file sees a number.
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            raise ValueError(f"expected a number, found {quote(value)}") from None
-    if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
-        raise ValueError(f"expected a number, found {quote(value)}")
-    if abs(value) > _MOST:
-        raise ValueError(f"expected a number of at most {_MOST:g}, found {quote(value)}")
-    return float(value)
-
-
-def _rows(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_ROWS:
-        raise ValueError(f"expected a number of rows, 1 to {_MOST_ROWS:,}, found {quote(value)}")
-    return value
-
-
-def _remote_path(value: object) -> str:
-    if not isinstance(value, str) or not value.startswith(("/", "~/")) or not value.isprintable():
-        raise ValueError(f"expected a path that begins with / or ~/, found {quote(value)}")
-    if len(value) > _MOST_PATH:
-        raise ValueError(f"expected a path of at most {_MOST_PATH} characters, found {quote(value)}")
-    return value
-
-
-def _port(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65_535:
-        raise ValueError(f"expected a port, 1 to 65535, found {quote(value)}")
-    return value
-
-
-_Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=MOST_NAME)]
-_Memory = Annotated[int, BeforeValidator(_memory)]
-_RoundTrip = Annotated[float, BeforeValidator(_round_trip)]
-_GbytesPerS = Annotated[float, _at_most(_MOST_GBYTES_PER_S, "GB/s", "MB/s")]
-_GbitsPerS = Annotated[float, _at_most(_MOST_GBITS_PER_S, "Gbit/s", "Mbit/s")]
-_Gflops = Annotated[float, _at_most(_MOST_GFLOPS, "GFLOP/s", "MFLOP/s")]
-_Positive = Annotated[float, BeforeValidator(_positive)]
-_NotNegative = Annotated[float, BeforeValidator(_not_negative)]
-_Rows = Annotated[int, BeforeValidator(_rows)]
-_Number = Annotated[float, BeforeValidator(_number)]
-_Address = Annotated[str, BeforeValidator(parse_address)]
-_RemotePath = Annotated[str, BeforeValidator(_remote_path)]
-_Port = Annotated[int, BeforeValidator(_port)]
-_User = Annotated[str, StringConstraints(pattern=USER_PATTERN, max_length=MOST_NAME)]
-
-
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class _OverheadsModel(_Strict):
-    request_s: _NotNegative = 0.0
-    expert_s: _NotNegative = 0.0
-    message_s: _NotNegative = 0.0
-    message_row_s: _NotNegative = 0.0
-    layer_s: _NotNegative = 0.0
-    moe_layer_s: _NotNegative = 0.0
-    batch_s: _Number = 0.0
-    row_s: _NotNegative = 0.0
-    pass_s: _NotNegative = 0.0
-    draft_s: _NotNegative = 0.0
+    request_s: NotNegative = 0.0
+    expert_s: NotNegative = 0.0
+    message_s: NotNegative = 0.0
+    message_row_s: NotNegative = 0.0
+    layer_s: NotNegative = 0.0
+    moe_layer_s: NotNegative = 0.0
+    batch_s: Number = 0.0
+    row_s: NotNegative = 0.0
+    pass_s: NotNegative = 0.0
+    draft_s: NotNegative = 0.0
 
 
 # What counts on the head's own device alone, and what also counts where the policy `pipeline` runs layers.
@@ -257,53 +124,53 @@ _LAYER_OVERHEADS = {"layer_s", "moe_layer_s", "batch_s", "row_s"}
 
 
 class _MachineModel(_Strict):
-    name: _Name
+    name: Name
     nodes: list[str]
-    cores: _Positive
-    bandwidth_gbytes_per_s: _GbytesPerS
+    cores: Positive
+    bandwidth_gbytes_per_s: GbytesPerS
 
 
 class _DeviceModel(_Strict):
-    name: _Name
+    name: Name
     kind: DeviceKind
-    memory_bytes: _Memory
-    bandwidth_gbytes_per_s: _GbytesPerS
-    ffn_gflops: _Gflops
-    reserved_bytes: _Memory = 0
+    memory_bytes: Memory
+    bandwidth_gbytes_per_s: GbytesPerS
+    ffn_gflops: Gflops
+    reserved_bytes: Memory = 0
     torch_device: str | None = None
-    price_per_gbyte: _NotNegative | None = None
+    price_per_gbyte: NotNegative | None = None
     overheads: _OverheadsModel = _OverheadsModel()
-    cores: _Positive = 1.0
-    host_link_gbytes_per_s: _GbytesPerS | None = None
-    attention_gflops: _Gflops | None = None
-    kernels: dict[str, dict[_Rows, _Gflops]] = {}
+    cores: Positive = 1.0
+    host_link_gbytes_per_s: GbytesPerS | None = None
+    attention_gflops: Gflops | None = None
+    kernels: dict[str, dict[Rows, Gflops]] = {}
 
 
 class _NodeModel(_Strict):
-    name: _Name
-    address: _Address | None = None
+    name: Name
+    address: Address | None = None
     devices: list[_DeviceModel] = []
-    price: _NotNegative | None = None
-    ssh_user: _User | None = None
-    ssh_port: _Port = 22
-    model: _RemotePath | None = None
-    venv: _RemotePath = USUAL_VENV
-    memory: _Memory | None = None
+    price: NotNegative | None = None
+    ssh_user: User | None = None
+    ssh_port: Port = 22
+    model: RemotePath | None = None
+    venv: RemotePath = USUAL_VENV
+    memory: Memory | None = None
     network: NetworkKind | None = None
 
 
 class _LinkModel(_Strict):
     node: str
-    round_trip_s: _RoundTrip
-    bandwidth_gbits_per_s: _GbitsPerS
+    round_trip_s: RoundTrip
+    bandwidth_gbits_per_s: GbitsPerS
 
 
 class _LinkUpgradeModel(_Strict):
-    name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    name: Text
     nodes: list[str]
-    round_trip_s: _RoundTrip | None = None
-    bandwidth_gbits_per_s: _GbitsPerS | None = None
-    price: _NotNegative | None = None
+    round_trip_s: RoundTrip | None = None
+    bandwidth_gbits_per_s: GbitsPerS | None = None
+    price: NotNegative | None = None
 
 
 class _ClusterModel(_Strict):
