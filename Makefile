@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 INSTALL = [ -t 1 ] || quiet=--quiet; $(BIN)/pip install $$quiet --constraint constraints.txt
 # One thread each: two processes share two cores, and their models are tiny.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
-NATIVE := $(wildcard workers/kernels/*.cpp workers/kernels/*.h workers/memory/*.c)
+NATIVE := $(wildcard workers/kernels/*.cpp workers/kernels/*.h workers/memory/*.c transport/*.c)
 
 .PHONY: demo test test-long launcher launcher-short soak fidelity check neon avx512 wheel clean
 
@@ -77,6 +77,8 @@ $(READY): pyproject.toml constraints.txt $(NATIVE)
 	  { echo "potluck needs Python 3.11 or newer; '$(PYTHON)' is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@command -v $${CXX:-c++} >/dev/null || \
 	  { echo "potluck builds its kernels with a C++ compiler; none found. Install g++ or set CXX." >&2; exit 2; }
+	@$(PYTHON) -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null || \
+	  { echo "potluck builds with Python's headers; '$(PYTHON)' has none. Install python3-dev." >&2; exit 2; }
 	@echo "Setting up $(VENV), once: 1 of 3, an empty environment (seconds)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "Setting up $(VENV): 2 of 3, what builds the kernels (seconds)"
