@@ -1,4 +1,4 @@
-"""From bare boxes to the first token, by stage: `potluck up` and a run on three hosts of this machine.
+"""From bare boxes to the first token, and to the next one after a head was killed, on three hosts here.
 
     sudo python -m benchmarks.launcher
 
@@ -8,6 +8,9 @@ It needs root, for network namespaces (`benchmarks.namespaces`). All hosts share
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -32,6 +35,27 @@ def potluck(host: Host, *arguments: object) -> tuple[dict[str, Any], float]:
     return printed, time.monotonic() - began_s
 
 
+def kill_a_run(head: Host, arguments: tuple[object, ...]) -> None:
+    """Start a long run on the head's box and end it by kill -9 once it has printed some text."""
+    words = " ".join(f"'{word}'" for word in arguments)
+    program = f"{sys.executable} -u -c 'from orchestrator.cli.main import main; main()'"
+    before = set(head.pids())
+    command = f"cd / && PYTHONPATH={ROOT} {program} generate {words} 2000"
+    with head.popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:
+        assert run.stdout is not None
+        if not run.stdout.read(20):
+            raise RuntimeError("the run that was to be killed printed nothing")
+        for pid, line in head.pids().items():
+            if pid not in before and " generate " in line:
+                os.kill(pid, signal.SIGKILL)
+
+
+def worker_pids(head: Host, file: Path) -> dict[str, int]:
+    """By name of the box."""
+    status, _ = potluck(head, "status", file)
+    return {box["node"]: box["pid"] for box in status["boxes"]}
+
+
 def main() -> None:
     """Print a table of seconds."""
     reason = why_no_hosts()
@@ -48,6 +72,12 @@ def main() -> None:
         arguments = ("--cluster", file, "--prompt", "The following options", "--ignore-eos", "--max-tokens")
         _, first_s = potluck(head, "generate", *arguments, 1)
         rows.append(("generate --cluster, to its one token and its end", first_s))
+        pids = worker_pids(head, file)
+        kill_a_run(head, arguments)
+        _, next_s = potluck(head, "generate", *arguments, 1)
+        rows.append(("the same after a head was killed in a run", next_s))
+        if worker_pids(head, file) != pids:
+            raise RuntimeError("the next head did not adopt the workers: they were started again")
         _, down_s = potluck(head, "down", file)
         rows.append(("down", down_s))
     for stage, seconds in rows:
