@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -87,7 +87,13 @@ SETUPS = (
 
 @dataclass(frozen=True, slots=True)
 class HostsLayout:
-    """One setup with a number of drafts. `others`: share of the cores that other programs took."""
+    """One setup with a number of drafts.
+
+    Attributes:
+        others: share of the cores that other programs took.
+        parts_s: seconds of a step and of the prompt by part, of the prediction (the head alone) and of the
+            last run: they tell which term is wrong where the error is large.
+    """
 
     setup: str
     is_played: bool
@@ -95,6 +101,7 @@ class HostsLayout:
     decode: Comparison
     prefill: Comparison
     others: float
+    parts_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def plan_of(shape: ModelShape, setup: HostsSetup) -> Plan:
@@ -159,6 +166,12 @@ def run_setup(
                 Comparison([predicted.decode_s] * rounds, [run.decode_s for run in times]),
                 Comparison([predicted.prefill_s] * rounds, [run.prefill_s for run in times]),
                 taken,
+                {
+                    "predicted, a step": around[-1].decode_parts_s,
+                    "measured, a step": times[-1].decode_parts_s,
+                    "predicted, the prompt": around[-1].prefill_parts_s,
+                    "measured, the prompt": times[-1].prefill_parts_s,
+                },
             )
         )
     return layouts, after

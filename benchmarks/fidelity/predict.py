@@ -171,10 +171,15 @@ def _head_overheads(
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Reports of the same passes as the run's."""
+    """Reports of the same passes as the run's.
+
+    `..._head_s`: the head's own part, shared experts left out: of a step, and of the prompt.
+    """
 
     decode: SimulationReport
     prefill: SimulationReport
+    decode_head_s: float
+    prefill_head_s: float
 
 
 def predict(
@@ -200,7 +205,17 @@ def predict(
         context=num_prompt + num_tokens // 2,
     )
     system = System.build(plan, cluster, shape, workload)
-    return Prediction(replay_decode(system, decode, num_tokens), replay_prefill(system, prefill))
+    prefill_head_s, context = 0.0, 0
+    for number, chunk in enumerate(prefill, 1):
+        problem = replace(system.problem, workload=replace(workload, context=context))
+        prefill_head_s += prefill_head_seconds(problem, len(chunk), is_last=number == len(prefill))
+        context += len(chunk)
+    return Prediction(
+        replay_decode(system, decode, num_tokens),
+        replay_prefill(system, prefill),
+        system.head_s,
+        prefill_head_s,
+    )
 
 
 def prefill_flops(width: int, context: int, rows: int) -> float:

@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -120,10 +120,12 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds of a decode step, and of the prompt."""
+    """Seconds of a decode step, and of the prompt; `..._parts_s`: by part of it, where they are known."""
 
     decode_s: float
     prefill_s: float
+    decode_parts_s: Mapping[str, float] = field(default_factory=dict)
+    prefill_parts_s: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +275,12 @@ def predicted_times(model: Model, plan: Plan, cluster: ClusterSpec, drafts: int,
     )
     check_counts(f"decode with {drafts} drafts", predicted.decode.counts, record.decode_counts)
     check_counts(f"prefill with {drafts} drafts", predicted.prefill.counts, record.prefill_counts)
-    return Times(predicted.decode.duration_s / len(record.decode), predicted.prefill.duration_s)
+    return Times(
+        predicted.decode.duration_s / len(record.decode),
+        predicted.prefill.duration_s,
+        {"head": predicted.decode_head_s},
+        {"head": predicted.prefill_head_s},
+    )
 
 
 def check_counts(what: str, predicted: DispatchCounts, counted: DispatchCounts) -> None:
@@ -345,10 +352,18 @@ def timed_run(
     """
     dispatcher = Dispatcher(*unwatched(plan, clients), local=local, max_rows=MAX_MESSAGE_ROWS)
     head = Step35Model(model.config, model.weights, torch.float32, dispatcher, dispatcher.timer)
-    result = generate(head, prompt_ids(), _params(drafts, tokens))
+    prefill_parts_s: dict[str, float] = {}
+
+    def on_tokens(_: list[int]) -> None:
+        if not prefill_parts_s:
+            prefill_parts_s.update(dispatcher.timer.seconds())
+
+    result = generate(head, prompt_ids(), _params(drafts, tokens), on_tokens)
     if result.token_ids != recorded.token_ids:
         raise RuntimeError(f"{plan.policy}: two runs gave different tokens")
-    return Times(result.decode_s / len(recorded.decode), result.prefill_s)
+    steps = len(recorded.decode)
+    decode_parts_s = {part: seconds / steps for part, seconds in result.time_s.items()}
+    return Times(result.decode_s / steps, result.prefill_s, decode_parts_s, prefill_parts_s)
 
 
 def _counts(usage: Usage, experts_read: Sequence[int]) -> DispatchCounts:
