@@ -209,12 +209,24 @@ def _measure(echo: Child, setup: BoxSetup, host: Host, keys: KeyPair) -> Link:
         return measure_link(endpoint, HeadKeys(keys, info["public_key"].encode()), _LINK_S)
 
 
-def box_device(figures: Figures, setup: BoxSetup) -> DeviceSpec:
-    """What a probe says of a real box; a played one's memory has the rate it plays, where that is less."""
+def box_device(figures: Figures, setup: BoxSetup, number: int = 1) -> DeviceSpec:
+    """What a probe says of a real box; a played one's memory has the rate it plays, where that is less.
+
+    Args:
+        number: of boxes on BOX_CORE. They are asked at once, so each computes at its part of the core's rate.
+    """
     device = replace(ram_device(figures.box, None, None), memory_bytes=_ROOM_BYTES, reserved_bytes=0)
     if not setup.pace_bytes_per_s:
         return device
-    return replace(device, bandwidth_bytes_per_s=min(device.bandwidth_bytes_per_s, setup.pace_bytes_per_s))
+    return replace(
+        device,
+        bandwidth_bytes_per_s=min(device.bandwidth_bytes_per_s, setup.pace_bytes_per_s),
+        ffn_flops_per_s=device.ffn_flops_per_s / number,
+        kernels=tuple(
+            replace(kernel, flops_per_s=tuple(rate / number for rate in kernel.flops_per_s))
+            for kernel in device.kernels
+        ),
+    )
 
 
 def cluster_of(figures: Figures, setups: Sequence[BoxSetup]) -> ClusterSpec:
@@ -231,7 +243,7 @@ def cluster_of(figures: Figures, setups: Sequence[BoxSetup]) -> ClusterSpec:
             NodeSpec(
                 name_of(number),
                 None,
-                (box_device(figures, setup),),
+                (box_device(figures, setup, len(setups)),),
                 LinkSpec(link.round_trip_s, link.bytes_per_s),
             )
         )

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks.fidelity.border import CELLS, CellResult, problem_of, verdict
-from benchmarks.fidelity.boxes import HEAD, BoxSetup, Figures, cluster_of, name_of
+from benchmarks.fidelity.boxes import HEAD, BoxSetup, Figures, box_device, cluster_of, name_of
 from benchmarks.fidelity.hosts import SETUPS, HostsLayout, HostsSetup, of_document, plan_of, summary
 from benchmarks.fidelity.kept_rows import KeptRows, at_most, ended_tidily
 from benchmarks.fidelity.run import Comparison
@@ -55,6 +55,9 @@ def test_a_played_box_has_the_memory_it_plays_and_no_faster_one() -> None:
     boxes = (BoxSetup(0.5), BoxSetup(0.25, pace_bytes_per_s=1e9), BoxSetup(0.25, pace_bytes_per_s=1e15))
     rates = [d.bandwidth_bytes_per_s for d in planning_devices(cluster_of(figures(3), boxes))[1:]]
     assert rates == [20e9, 1e9, 20e9]
+    alone, of_three = (box_device(figures(1), boxes[1], number) for number in (1, 3))
+    assert of_three.ffn_flops_per_s == pytest.approx(alone.ffn_flops_per_s / 3)
+    assert of_three.kernels[0].flops_per_s == pytest.approx([r / 3 for r in alone.kernels[0].flops_per_s])
 
 
 def test_a_real_box_shares_the_heads_memory_and_a_played_one_does_not() -> None:
