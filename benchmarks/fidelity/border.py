@@ -298,7 +298,7 @@ def main(
         stats = statistics(loaded)
         (machine,) = stack.enter_context(hosts(1, NET))
         # The rates that decide are played, so one probe of the boxes serves all cells.
-        figures = probe_boxes(machine)
+        figures = probe_boxes(machine, loaded.directory)
         print(HEADING, flush=True)
         for number, cell in enumerate(CELLS, 1):
             if only and number not in only:

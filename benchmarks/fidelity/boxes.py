@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -158,16 +159,24 @@ def running_boxes(
         yield clients
 
 
-def probe_boxes(host: Host) -> Figures:
+def probe_boxes(host: Host, folder: Path) -> Figures:
     """The head's core and a box's, as `potluck probe` does it: each alone, then side by side.
+
+    `folder`: the model's.
 
     Without links (`probe_links`): boxes are alike, and this takes longest.
     """
-    head = ProbedBox(HEAD, "127.0.0.1", lambda arguments: [*_pinned(HEAD_CORE), sys.executable, *arguments])
+    head = ProbedBox(
+        HEAD,
+        "127.0.0.1",
+        lambda arguments: [*_pinned(HEAD_CORE), sys.executable, *arguments],
+        str(folder),
+    )
     box = ProbedBox(
         host.name,
         host.address,
         lambda arguments: host.command([*_pinned(BOX_CORE), sys.executable, *arguments]),
+        str(folder),
     )
     node = measure_node(head, FORMS, _no_word, _NODE_S)
     together = measure_nodes((head, box), FORMS, _no_word, _TOGETHER_S)

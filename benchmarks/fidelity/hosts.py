@@ -150,7 +150,7 @@ def run_setup(
         others = OthersShare()
         runs = [_runs(model, plan, local, clients, recorded, tokens) for _ in range(rounds)]
         taken = others.share()
-    after = probe_boxes(machines[0])
+    after = probe_boxes(machines[0], model.directory)
     layouts = []
     for drafts, kept in recorded.items():
         around = [
@@ -220,7 +220,7 @@ def main(
         for number, setup in chosen.items():
             try:
                 with at_most(SETUP_S):
-                    before = before or probe_boxes(machines[0])
+                    before = before or probe_boxes(machines[0], loaded.directory)
                     layouts, before = run_setup(loaded, setup, machines, before, rounds, tokens)
             except (PotluckError, RuntimeError, OSError) as error:
                 print(f"{number}  {setup.name}: no figures: {error}", flush=True)

@@ -113,7 +113,7 @@ def devices_of(node: Node, software: HeadSoftware | None) -> tuple[DeviceSpec, .
 
 
 def ram_device(node: Node, software: HeadSoftware | None, attention: FormRate | None) -> DeviceSpec:
-    """RAM and the CPU. What is not free counts as reserved."""
+    """RAM and the CPU. What is not free counts as reserved; memory is as fast as our kernels read it."""
     condition, hardware = node.condition, node.hardware
     kernels = (*node.kernels, *([attention] if attention is not None else []))
     one_row = [rate.flops_per_s[0] * _bits(rate.form) / 16 for rate in node.kernels]
@@ -124,7 +124,7 @@ def ram_device(node: Node, software: HeadSoftware | None, attention: FormRate | 
         "cpu",
         hardware.memory_bytes,
         hardware.memory_bytes - min(hardware.memory_bytes, condition.free_bytes),
-        bandwidth_bytes_per_s=max(node.read_bytes_per_s, *one_row),
+        bandwidth_bytes_per_s=max(one_row),
         ffn_flops_per_s=node.flops_per_s,
         overheads=Overheads(request_s=node.request_s, **own),
         cores=float(node.threads),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
+from mmap import mmap
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from placement.errors import InputError
+from placement.errors import InputError, PotluckError
 from placement.given.probe_figures import FormRate
 from placement.weight_format import FORMATS, WeightFormat
 from transport.expert_rows import ExpertRows
+from workers.formats.open_model import open_model
 from workers.kernels import ExpertMatrices, ExpertWeights, moe_partial_sum
 from workers.kernels.matrix import TORCH_DTYPES
 from workers.probe.clocks import usual_s
@@ -20,11 +24,9 @@ from workers.probe.memory import far_bytes
 from workers.probe.random_blocks import TYPES, random_blocks
 from workers.probe.time_left import TimeLeft
 
-HIDDEN, WIDTH, TOP_K = 4096, 1280, 8
-"""Of Step-3.5-Flash's experts; rates by weight are much the same for others."""
+HIDDEN, TOP_K = 4096, 8
 ROWS = (1, 2, 4, 16, 64)
 DEFAULT_FORMS = ("bfloat16", "q4_k", "q6_k", "q8_0")
-_FLOPS_A_ROW = 2 * 3 * HIDDEN * WIDTH
 _EXPONENT = -24
 _FEW_FLOPS = 6e8
 """Arithmetic bounds several rows: so many tell its rate, where one row needs more bytes than caches hold."""
@@ -40,33 +42,61 @@ def form_named(name: str) -> WeightFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class Width:
+    """Of an expert: kernels read long rows faster than short ones."""
+
+    hidden: int = HIDDEN
+    inner: int = 1280
+
+    @property
+    def flops_a_row(self) -> int:
+        return 2 * 3 * self.hidden * self.inner
+
+    def suits(self, form: WeightFormat) -> bool:
+        """Whether the form has whole blocks in rows so long."""
+        return self.hidden % form.block_weights == self.inner % form.block_weights == 0
+
+
+def width_of(folder: Path) -> Width:
+    """Of the model in a folder or file, of Step-3.5-Flash where there is none that opens."""
+    try:
+        config = open_model(folder).config
+    except PotluckError:
+        return Width()
+    return Width(config.hidden_size, config.moe_intermediate_size)
+
+
+@dataclass(frozen=True, slots=True)
 class SomeExperts:
-    """Random experts in one form, more bytes than caches hold, at least TOP_K of them."""
+    """Random experts in one form, more bytes than caches hold, at least two of them."""
 
     form: WeightFormat
+    width: Width
     weights: ExpertWeights
     num_experts: int
 
     @classmethod
-    def make(cls, form: WeightFormat, num_bytes: int | None = None) -> SomeExperts:
+    def make(
+        cls, form: WeightFormat, num_bytes: int | None = None, width: Width | None = None
+    ) -> SomeExperts:
         """`num_bytes`: of all together, about; None for more than caches hold."""
-        each = 3 * WIDTH * form.row_bytes(HIDDEN)
+        if width is None or not width.suits(form):
+            width = Width()
+        each = 3 * width.inner * form.row_bytes(width.hidden)
         count = max(2, -(-(far_bytes() if num_bytes is None else num_bytes) // each))
         rng = np.random.default_rng(0)
         sample = random_blocks(form.name, _SAMPLE_BLOCKS, 0.02, rng).reshape(-1)
-        gate, up, down = (_matrices(form, count, *shape, sample) for shape in _SHAPES)
+        shapes = ((width.inner, width.hidden), (width.inner, width.hidden), (width.hidden, width.inner))
+        gate, up, down = (_matrices(form, count, *shape, sample) for shape in shapes)
         slots = torch.arange(count, dtype=torch.int32)
         weights = ExpertWeights(slots, gate, up, down, limit=0.0, top_k=TOP_K)
-        return cls(form, weights, count)
+        return cls(form, width, weights, count)
 
     def rows(self, rows_an_expert: int, experts: int) -> ExpertRows:
         """`rows_an_expert` rows for each of the first `experts`, one expert a row."""
         ids = np.full((rows_an_expert * experts, TOP_K), -1, np.int32)
         ids[:, 0] = np.repeat(np.arange(experts, dtype=np.int32), rows_an_expert)
-        return probe_rows(ids)
-
-
-_SHAPES = ((WIDTH, HIDDEN), (WIDTH, HIDDEN), (HIDDEN, WIDTH))
+        return probe_rows(ids, self.width.hidden)
 
 
 def probe_rows(ids: NDArray[np.int32], hidden_size: int = HIDDEN) -> ExpertRows:
@@ -76,19 +106,23 @@ def probe_rows(ids: NDArray[np.int32], hidden_size: int = HIDDEN) -> ExpertRows:
     return ExpertRows(hidden, ids, weights, np.full(len(ids), _EXPONENT, np.int32))
 
 
-def form_rate(form: WeightFormat, seconds: float) -> FormRate:
-    """Measured with the threads in use, for about so long; making the experts counts."""
+def form_rate(form: WeightFormat, seconds: float, width: Width | None = None) -> FormRate:
+    """Measured with the threads in use, for about so long; making the experts counts.
+
+    `width`: of the experts, where it suits the form.
+    """
     left = TimeLeft(seconds, {"making": 0.1} | {str(number): 1.0 for number in ROWS})
     left.next("making")
-    some = SomeExperts.make(form)
+    some = SomeExperts.make(form, width=width)
+    flops_a_row = some.width.flops_a_row
     flops_per_s = []
     for number in ROWS:
         experts = some.num_experts
         if number > 1:
-            experts = max(2, min(experts, round(_FEW_FLOPS / number / _FLOPS_A_ROW)))
+            experts = max(2, min(experts, round(_FEW_FLOPS / number / flops_a_row)))
         call = partial(moe_partial_sum, some.weights, some.rows(number, experts))
         spent_s = usual_s(call, left.next(str(number)), least_turns=1)
-        flops_per_s.append(number * experts * _FLOPS_A_ROW / spent_s)
+        flops_per_s.append(number * experts * flops_a_row / spent_s)
     return FormRate(form=form.name, rows=ROWS, flops_per_s=tuple(flops_per_s))
 
 
@@ -102,7 +136,13 @@ def request_s() -> float:
 def _matrices(
     form: WeightFormat, count: int, rows: int, columns: int, sample: NDArray[np.uint8]
 ) -> ExpertMatrices:
-    data = np.resize(sample, (count, rows, form.row_bytes(columns)))
+    shape = (count, rows, form.row_bytes(columns))
+    num_bytes = math.prod(shape)
+    # Mapped like a model's file, in small pages: numpy's own memory has large ones and is read faster.
+    data = np.frombuffer(mmap(-1, num_bytes), np.uint8)
+    for start in range(0, num_bytes, len(sample)):
+        part = data[start : start + len(sample)]
+        part[:] = sample[: len(part)]
     dtype = TORCH_DTYPES.get(form)
-    tensor = torch.from_numpy(data)
+    tensor = torch.from_numpy(data.reshape(shape))
     return ExpertMatrices(form, rows, columns, tensor if dtype is None else tensor.view(dtype))

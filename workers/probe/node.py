@@ -15,7 +15,7 @@ from transport.keys import HeadKeys, KeyPair
 from workers.kernels import instruction_set
 from workers.probe.disk import disk
 from workers.probe.echo import EchoInfo, EchoSpec
-from workers.probe.experts import form_named, form_rate, request_s
+from workers.probe.experts import form_named, form_rate, request_s, width_of
 from workers.probe.gpu import busy_share, gpus
 from workers.probe.hardware import condition, hardware, versions
 from workers.probe.memory import read_rates, threads
@@ -56,7 +56,7 @@ def measure_node(
 
     Args:
         forms: of weights.
-        folder: the model's, or its file: whose disk is read.
+        folder: the model's, or its file: whose disk is read, and whose experts' width is measured.
         seconds: about how long it may take; where that is too short, each thing is measured fewer times.
         echo: of `loopback`.
         tell: called with what is measured next.
@@ -67,7 +67,7 @@ def measure_node(
     """
     known = [form_named(name) for name in forms]
     began = time.perf_counter()
-    facts = hardware()
+    facts, width = hardware(), width_of(folder)
     gpu_share, others = busy_share(), OthersShare()
     gpus_share = _GPUS if torch.cuda.is_available() else 0.0
     each = (1 - _READS - _ECHOES - _DISK - gpus_share) / len(known)
@@ -81,7 +81,7 @@ def measure_node(
         kernels = []
         for form in known:
             tell(f"experts in {form.name}")
-            kernels.append(form_rate(form, left.next(form.name)))
+            kernels.append(form_rate(form, left.next(form.name), width))
         call_s = request_s()
     tell("disk")
     found_disk = disk(folder, left.next("disk"))

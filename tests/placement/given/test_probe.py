@@ -65,7 +65,7 @@ def test_devices_and_links_that_nobody_typed_are_the_probes(file: Path) -> None:
     assert said == ["figures of desk, attic as probed on 2026-11-28"]
     assert [device.kind for device in desk.devices] == ["ram", "disk"]
     assert desk.devices[0].budget_bytes == node().condition.free_bytes
-    assert desk.devices[0].bandwidth_bytes_per_s == 20e9
+    assert desk.devices[0].bandwidth_bytes_per_s == ram_device(node(), None, None).bandwidth_bytes_per_s
     assert desk.devices[0].overheads.layer_s == probe().software.layer_s
     assert attic.devices[0].overheads.layer_s == 0.0
     assert attic.devices[0].overheads.request_s == node().request_s
@@ -75,8 +75,9 @@ def test_devices_and_links_that_nobody_typed_are_the_probes(file: Path) -> None:
     assert attic.link.bandwidth_bytes_per_s == pytest.approx(60e6)
 
 
-def test_a_kernel_that_reads_faster_than_plain_sums_tells_the_rate() -> None:
-    quick = node(one_row_flops=60e9)
+@pytest.mark.parametrize("plain", [20e9, 90e9])
+def test_memory_is_as_fast_as_kernels_read_it_and_not_as_plain_sums_do(plain: float) -> None:
+    quick = node(one_row_flops=60e9, read_bytes_per_s=plain)
     found = ram_device(quick, None, None)
     # 60 GFLOP/s with one row of q8_0 (8.5 bits a weight) are 60e9 / 2 * 8.5 / 8 bytes a second.
     assert found.bandwidth_bytes_per_s == pytest.approx(60e9 / 2 * 8.5 / 8)

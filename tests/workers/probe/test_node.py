@@ -12,9 +12,11 @@ import pytest
 from placement.errors import InputError
 from placement.given.probe_figures import Node
 from workers.probe.echo import HIDDEN_SIZE
-from workers.probe.experts import ROWS, form_named, probe_rows
+from workers.probe.experts import ROWS, SomeExperts, Width, form_named, probe_rows, width_of
 from workers.probe.memory import thread_numbers
 from workers.probe.round_trips import Trips
+
+TINY = Path(__file__).parents[3] / "models" / "potluck-tiny"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -36,6 +38,16 @@ def test_a_box_measures_itself(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     assert "experts in q8_0" in done.stderr
     assert run("--fingerprint").stdout.strip() == node.hardware.fingerprint
+
+
+def test_experts_are_as_wide_as_the_models_where_the_form_allows() -> None:
+    assert width_of(TINY) == Width(128, 16)
+    assert width_of(Path("/no/model")) == Width(4096, 1280)
+    some = SomeExperts.make(form_named("bfloat16"), 1, Width(128, 16))
+    assert some.width == Width(128, 16)
+    assert some.rows(2, 2).hidden.shape == (4, 128)
+    # Blocks of 256.
+    assert SomeExperts.make(form_named("q4_k"), 1, Width(128, 16)).width == Width(4096, 1280)
 
 
 def test_an_unknown_form_is_one_line() -> None:
