@@ -156,7 +156,7 @@ def main() -> None:
     # As much as the larger part of the model: a move is one step then.
     room = dict.fromkeys(PACES, 2_000_000)
     routing = OnlineRouting(
-        model.shape.moe_layers, model.shape.num_experts, half_life_tokens=512, piece_tokens=64, num_pieces=6
+        model.shape.moe_layers, model.shape.num_experts, half_life_tokens=4096, piece_tokens=64, num_pieces=6
     )
     meter = Meter()
     with ExitStack() as stack:

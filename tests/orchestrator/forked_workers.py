@@ -60,7 +60,7 @@ class Forks:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                python_command(__name__), env=python_environment(), cwd=ROOT, stdin=theirs
+                python_command(__name__), env=python_environment(), cwd=ROOT, stdin=theirs.fileno()
             )
         self._control = ours
         self.pids: list[int] = []
