@@ -498,7 +498,9 @@ def test_a_flood_by_one_peer_never_makes_another_busy(context: zmq.Context[Any])
         connected(service, context) as flood,
         connected(service, context) as client,
     ):
-        for number in range(3 * MAX_WAITING):
+        flood.send(request(0))
+        assert store.begun.acquire(timeout=DEADLINE_S)
+        for number in range(1, 3 * MAX_WAITING):
             flood.send(request(number))
         wait_until(lambda: service.health().refused > 0)
         client.send(request(1000))
