@@ -11,7 +11,8 @@ _NotNegative = Annotated[float, Field(ge=0, lt=1e18)]
 _Bytes = Annotated[int, Field(ge=0, lt=2**63)]
 _Count = Annotated[int, Field(ge=1, lt=2**31)]
 _Share = Annotated[float, Field(ge=0, le=1)]
-_Text = Annotated[str, Field(max_length=512)]
+MOST_TEXT = 512
+_Text = Annotated[str, Field(max_length=MOST_TEXT)]
 
 
 class Figures(BaseModel):

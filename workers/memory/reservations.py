@@ -26,6 +26,7 @@ from workers.memory.free import FreeMemory, machine_memory
 LOCK = "lock"
 # Whoever holds the lock does so for milliseconds; one that was stopped meanwhile must not stop others.
 LOCK_TIMEOUT_S = 2.0
+_MOST_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,11 @@ def _less(free: FreeMemory, others: Sequence[Reserved], sharing: Sequence[Shared
     if not taken:
         return free
     each = [(other, private[other.name] + shared_bytes(other.shared, sharing)) for other in others]
-    who = "; ".join(f"{size(own)} for process {other.pid} ({other.what})" for other, own in each if own)
+    most = sorted(((other, own) for other, own in each if own), key=lambda pair: pair[1], reverse=True)
+    named, rest = most[:_MOST_NAMED], most[_MOST_NAMED:]
+    who = "; ".join(f"{size(own)} for process {other.pid} ({other.what})" for other, own in named)
+    if rest:
+        who = f"{who}; {size(sum(own for _, own in rest))} for {len(rest)} more"
     told_by = f"{free.told_by}, less what other commands have set aside ({who}),"
     return FreeMemory(max(0, free.num_bytes - taken), told_by)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from placement.given.probe_figures import Condition, Hardware, Versions
+from placement.given.probe_figures import MOST_TEXT, Condition, Hardware, Versions
 from workers.memory.free import cgroup_total
 from workers.memory.reservations import free_memory
 
@@ -46,7 +46,7 @@ def condition(others_share: float, gpu_busy_share: float | None, root: Path = _S
     free, swap = free_memory(), psutil.swap_memory()
     return Condition(
         free_bytes=free.usable_bytes,
-        free_told_by=free.told_by,
+        free_told_by=free.told_by[:MOST_TEXT],
         swap_bytes=swap.total,
         swap_used_bytes=swap.used,
         governor=_text(root / _CPU / "cpu0/cpufreq/scaling_governor"),

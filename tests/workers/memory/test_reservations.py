@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -84,11 +84,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "reservations"
 
 
+@contextmanager
+def another(folder: Path) -> Iterator[Other]:
+    process = Other(folder)
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
 @pytest.fixture
 def other(folder: Path) -> Iterator[Other]:
-    process = Other(folder)
-    yield process
-    process.kill()
+    with another(folder) as process:
+        yield process
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +135,18 @@ def test_what_another_process_reserved_is_not_free_and_it_is_named(folder: Path,
     other.kill()
     assert free_memory(folder=folder).num_bytes == FREE
     assert list(folder.glob("*.json")) == []
+
+
+def test_of_many_processes_the_largest_are_named(folder: Path) -> None:
+    with ExitStack() as stack:
+        others = [stack.enter_context(another(folder)) for _ in range(5)]
+        for gigabytes, process in enumerate(others, start=1):
+            process.reserve(gigabytes * GB)
+        told_by = free_memory(folder=folder).told_by
+    largest = "; ".join(
+        f"{gigabytes}.0 GB for process {others[gigabytes - 1].pid} (another run)" for gigabytes in (5, 4, 3)
+    )
+    assert told_by.endswith(f"({largest}; 3.0 GB for 2 more),"), told_by
 
 
 def test_memory_that_was_taken_counts_no_more_since_the_machine_has_it_no_more(
