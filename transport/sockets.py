@@ -12,7 +12,8 @@ from placement.errors import NativeCodeNotBuilt
 try:
     from transport import _frames
 except ImportError as error:
-    raise NativeCodeNotBuilt(f"transport: {error}: build it with `pip install -e .`") from error
+    advice = "run `make demo` or `pip install -e .` in the clone"
+    raise NativeCodeNotBuilt(f"transport: {error}: {advice}") from error
 
 Context = zmq.Context[zmq.Socket[bytes]]
 Socket = zmq.Socket[bytes]

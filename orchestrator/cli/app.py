@@ -64,6 +64,7 @@ def load(arguments: Sequence[str]) -> typer.Typer:
 
     Raises:
         MemoryError: there is no room for the libraries of a command.
+        NativeCodeNotBuilt: it was not compiled.
     """
     app = typer.Typer(
         name="potluck",

@@ -14,11 +14,17 @@ def main() -> None:
     _keep_standard_numbers()
     # Loaded here, where an interruption no longer prints a traceback.
     from orchestrator.cli.app import load, out_of_memory, run
+    from orchestrator.cli.output import print_error
+    from placement.errors import PotluckError
 
     try:
         app = load(sys.argv[1:])
     except MemoryError as error:
         sys.exit(out_of_memory(error))
+    except PotluckError as error:
+        # Code that was not compiled, as after an update of a clone.
+        print_error(str(error))
+        sys.exit(error.exit_code)
     stop_by_exception()
     try:
         code = run(app, sys.argv[1:])

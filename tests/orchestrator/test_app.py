@@ -104,6 +104,21 @@ def test_libraries_that_find_no_room_are_told_in_one_line() -> None:
     assert says(done.stderr, "error: out of memory: … limited to 307.2 MB (ulimit -v 300000)"), done.stderr
 
 
+@pytest.mark.parametrize("name", ["demo", "generate", "up"])
+def test_code_that_was_not_compiled_is_one_line(name: str) -> None:
+    """A clone that was updated and not installed again."""
+    program = """
+        import sys
+        sys.modules["transport._frames"] = None
+        from orchestrator.cli.main import main
+        main()
+    """
+    with run(program, name) as process:
+        out, err = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, out) == (2, "")
+    assert says(err, "error: transport: … run `make demo` or `pip install -e .` in the clone"), err
+
+
 @pytest.mark.parametrize("is_cause", [False, True])
 @pytest.mark.parametrize("kind", [OSError, zmq.ZMQError])
 def test_too_many_open_files_are_one_line(
