@@ -116,7 +116,8 @@ def load_launcher(path: str | os.PathLike[str]) -> Launcher:
     Raises:
         ClusterFileError: names file, field, what was expected and what was found.
     """
-    document = read_mapping(path, ClusterFileError, "cluster_name, provider, auth and metadata.potluck")
+    keys = "cluster_name, provider, auth and metadata.potluck, as `potluck init` writes it"
+    document = read_mapping(path, ClusterFileError, keys)
     spec = cluster_of(document, path)
     if "provider" not in document:
         raise ClusterFileError(
