@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 
@@ -13,29 +12,28 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from orchestrator.dispatch.asked import Asked, as_sent, rows_of
+from orchestrator.dispatch.checks import Checks, give_up_waiting
 from orchestrator.dispatch.connections import Connections, Network
-from orchestrator.dispatch.debts import Ask
+from orchestrator.dispatch.debts import Ask, Ints
 from orchestrator.dispatch.layer_sum import ALL_WELL, Action, Around, Choose, LayerSum
 from orchestrator.dispatch.pace import Pace
 from orchestrator.dispatch.pass_lost import PassLost
-from orchestrator.dispatch.spot_check import Answer, SpotCheck, differing_row, wrong_answers
+from orchestrator.dispatch.spot_check import Answer, SpotCheck
 from orchestrator.dispatch.usage import Usage
 from orchestrator.dispatch.view import NOBODY, ClusterView, WorkerAddress
-from orchestrator.membership.events import Liar, PassRepeated, Slowed, Tell
+from orchestrator.membership.events import PassRepeated, Slowed, Tell
 from orchestrator.membership.standing import Stand, Standing
 from orchestrator.timing import StepTimer
 from placement.assign.one_step import ReplicaCosts, assign_experts
-from placement.errors import ModelFilesFailed, NonFiniteError, WorkerLost, WorkerRefused
+from placement.errors import NonFiniteError, WorkerLost, WorkerRefused
 from placement.holders import LayerHolders
 from placement.patience import Patience
 from placement.plan import Plan
-from placement.wire_form import BFLOAT16_ROWS, FLOAT32_ROWS, WireForm
 from transport.client import WorkerClient
-from transport.expert_rows import ExpertRows, Hidden
+from transport.expert_rows import ExpertRows
 from transport.messages import ErrorCode, ErrorReply, ForwardReply, WireError
-from transport.rounded_hidden import RoundedHidden
 from workers import fixed_point
-from workers.kernels import round_rows
 from workers.tiers import ExpertTier
 
 # How often the news of the workers are looked at while an answer is awaited, and at the latest where answers
@@ -45,27 +43,6 @@ _LOOK_ANYWAY_S = 0.05
 # How often it is asked which workers are slow.
 _PACE_S = 0.5
 _VIEW_POLL_S = 0.005
-# What a check may keep a step waiting: this, and so much for each (row, expert) pair.
-_CHECK_S = 0.5
-_CHECK_PAIR_S = 0.005
-
-
-@dataclass(slots=True)
-class Asked:
-    """One layer on its way: what `Dispatcher.ask` has begun and `collect` ends.
-
-    `here` is what is left to this process. `wire` are the rows as they travel, made when first sent. `noted`
-    are the answers that are to be checked; where `note_all`, all of them. After `until_s` it is let be.
-    """
-
-    layer: int
-    rows: ExpertRows
-    work: LayerSum
-    here: list[Ask] = field(default_factory=list)
-    wire: Hidden | None = None
-    noted: list[Answer] = field(default_factory=list)
-    note_all: bool = False
-    until_s: float = math.inf
 
 
 class Dispatcher:
@@ -103,8 +80,10 @@ class Dispatcher:
         self._max_rows = max_rows
         self._patience = patience if patience is not None else Patience()
         self._tell = tell
-        self._spot_check = spot_check
         self._clock = clock
+        self._checks = (
+            None if spot_check is None else Checks(spot_check, self._sum_by_others, self.usage, tell, clock)
+        )
         self._request_ids = count(1)
         self._pace = Pace((), self._patience)
         self._factors: dict[int, float] = {}
@@ -277,74 +256,28 @@ class Dispatcher:
                 self._compute(asked.here.pop(), asked)
             if asked.work.finished:
                 return
-            if asked.note_all and asked.work.owing() & self._look().suspects:
-                raise PassLost(asked.layer, "a check is not worth waiting for a silent worker")
-            if self._clock() >= asked.until_s:
-                raise PassLost(asked.layer, "a check is not worth waiting for a slow worker")
+            if asked.until_s is not None:
+                give_up_waiting(asked, self._look().suspects, self._clock())
             self._wait(asked)
 
     def _check_noted(self, asked: Asked) -> None:
-        for answer in asked.noted:
-            self._check(answer, asked)
+        if self._checks is not None:
+            self._checks.check(asked, self._view)
 
-    def _check(self, answer: Answer, asked: Asked) -> None:
-        """Have others compute what a worker has answered; where nobody else holds its experts, let it be.
+    def _sum_by_others(
+        self, layer: int, rows: ExpertRows, never: int, noted: list[Answer], until_s: float
+    ) -> tuple[Ints, Ints]:
+        """See `checks.SumByOthers`."""
 
-        Raises:
-            PassLost: somebody was wrong; it is told who.
-            ModelFilesFailed: this process was.
-        """
-        rows = _rows_of(answer, asked.rows, asked.rows.hidden)
-        others = partial(self._choose_without, asked.layer, frozenset({answer.worker}))
-        pairs = int(np.count_nonzero(rows.expert_ids >= 0))
-        again = Asked(
-            asked.layer,
-            rows,
-            self._layer_sum(asked.layer, rows, others),
-            note_all=True,
-            until_s=self._clock() + _CHECK_S + pairs * _CHECK_PAIR_S,
-        )
-        try:
-            self._begin(again)
-            self._finish(again)
-            place = differing_row(answer, *again.work.result())
-        except PassLost:
-            return
-        except NonFiniteError:
-            # One of them said of a row that it is too large for any grid.
-            place = next(
-                int(found.rows[found.saturated][0]) for found in again.noted if found.saturated.any()
-            )
-        self.usage.checked += 1
-        if place is None or self._spot_check is None:
-            return
-        # From here on a row is one of the checked request, also in the answer that began it.
-        first = replace(answer, rows=np.arange(len(answer.rows)))
-        arbiter = self._spot_check.arbiter
-        wrong = wrong_answers(arbiter, asked.layer, rows, place, [first, *again.noted])
-        # By worker, the first of its wrong answers: it may have flagged the row on one grid after another.
-        liars = {found.worker: found.request_id for found in reversed(wrong)}
-        if self._view.local_worker in liars:
-            raise ModelFilesFailed(
-                f"layer {asked.layer}: this process computes something else than its model's files say; "
-                "expected the same: check its memory, and the files by `potluck verify`"
-            )
-        names = [self._view.names[worker] for worker in sorted(liars)]
-        if self._tell is not None:
-            for worker, name in zip(sorted(liars), names, strict=True):
-                self._tell(Liar(name, liars[worker], f"layer {asked.layer}"))
-        if names:
-            why = f"layer {asked.layer}: wrong numbers from {', '.join(names)}"
-            raise PassLost(asked.layer, why, refused=True)
+        def choose(expert_ids: Ints, left_out: frozenset[int]) -> NDArray[np.integer]:
+            return self._choose[layer](expert_ids, left_out | {never})
 
-    def _choose_without(
-        self, layer: int, never: frozenset[int], expert_ids: NDArray[np.int32], left_out: frozenset[int]
-    ) -> NDArray[np.integer]:
-        return self._choose[layer](expert_ids, left_out | never)
+        check = Asked(layer, rows, self._layer_sum(layer, rows, choose), noted=noted, until_s=until_s)
+        self._begin(check)
+        self._finish(check)
+        return check.work.result()
 
-    def _choose_in(
-        self, row: int, expert_ids: NDArray[np.int32], left_out: frozenset[int]
-    ) -> NDArray[np.integer]:
+    def _choose_in(self, row: int, expert_ids: Ints, left_out: frozenset[int]) -> NDArray[np.integer]:
         """The worker of each expert of a layer, by the layer's row in the plan."""
         if left_out != self._left_out:
             self._holders = self._view.without(left_out).layers
@@ -359,14 +292,14 @@ class Dispatcher:
             if not isinstance(action, Ask):
                 self._network.reopen(action.worker)
                 continue
-            self._count(action)
+            self.usage.activations[action.worker] += action.pairs
             if action.worker == self._view.local_worker:
                 asked.here.append(action)
                 continue
             with self.timer.part("wire"):
                 if asked.wire is None:
-                    asked.wire = _as_sent(asked.rows.hidden, self._wire_forms[asked.layer])
-                rows = _rows_of(action, asked.rows, asked.wire)
+                    asked.wire = as_sent(asked.rows.hidden, self._wire_forms[asked.layer])
+                rows = rows_of(action, asked.rows, asked.wire)
                 self.usage.messages += 1
                 self.usage.sent_bytes += rows.hidden.nbytes
                 try:
@@ -375,16 +308,13 @@ class Dispatcher:
                     self._network.reopen(action.worker)
                     todo += asked.work.busy(action.worker, action.request_id, self._clock())
 
-    def _count(self, ask: Ask) -> None:
-        self.usage.activations[ask.worker] += ask.pairs
-
     def _compute(self, ask: Ask, asked: Asked) -> None:
         if self._local is None:
             raise WorkerRefused("the plan puts experts on the head, but the head was started without any")
         with self.timer.part("local_experts"):
-            part = self._local.forward(asked.layer, _rows_of(ask, asked.rows, asked.rows.hidden))
-        if asked.note_all:
-            asked.noted.append(_answer(ask, part.values, part.saturated))
+            part = self._local.forward(asked.layer, rows_of(ask, asked.rows, asked.rows.hidden))
+        if asked.until_s is not None:
+            asked.noted.append(Answer(ask, part.values, part.saturated))
         actions = asked.work.partial(ask.worker, ask.request_id, part.values, part.saturated, self._clock())
         self._send(actions, asked)
 
@@ -413,22 +343,14 @@ class Dispatcher:
             return work.refused(worker, error.request_id, f"it sent what is no answer: {error}", now_s)
         if isinstance(reply, ForwardReply):
             self.usage.received_bytes += reply.values.nbytes
-            if self._spot_check is not None:
-                self._note(worker, reply, asked)
+            if self._checks is not None:
+                self._checks.note(asked, worker, reply)
             return work.partial(worker, reply.request_id, reply.values, reply.saturated, now_s)
         if isinstance(reply, ErrorReply):
             if reply.code == ErrorCode.BUSY:
                 return work.busy(worker, reply.request_id, now_s)
             return work.refused(worker, reply.request_id, f"{reply.message} ({reply.code})", now_s)
         return []
-
-    def _note(self, worker: int, reply: ForwardReply, asked: Asked) -> None:
-        """Keep an answer that is to be checked, or that checks another."""
-        if self._spot_check is None or not (asked.note_all or self._spot_check.chooses(reply.request_id)):
-            return
-        ask = asked.work.asked(worker, reply.request_id)
-        if ask is not None and reply.values.shape == (len(ask.rows), asked.work.hidden_size):
-            asked.noted.append(_answer(ask, reply.values, reply.saturated))
 
 
 def fixed(view: ClusterView) -> Stand:
@@ -450,25 +372,3 @@ def _scaled(view: ClusterView, factors: dict[int, float]) -> ReplicaCosts:
         return view.costs
     scale = np.array([factors.get(worker, 1.0) for worker in view.worker_of_tier[:-1].tolist()])
     return ReplicaCosts(view.costs.ask_s * scale, view.costs.expert_s * scale)
-
-
-def _as_sent(hidden: Hidden, form: WireForm) -> Hidden:
-    """Float32 rows as they travel; those that go in bfloat16 are rounded to it already."""
-    if isinstance(hidden, RoundedHidden) or form == FLOAT32_ROWS:
-        return hidden
-    if form == BFLOAT16_ROWS:
-        return (hidden.view(np.uint32) >> 16).astype(np.uint16)
-    return round_rows(hidden.view(np.float32), form.blocks)
-
-
-def _answer(ask: Ask, values: NDArray[np.int32], saturated: NDArray[np.bool_]) -> Answer:
-    ids, exponents = ask.expert_ids, ask.scale_exponents
-    return Answer(ask.worker, ask.request_id, ask.rows, ids, exponents, values, saturated)
-
-
-def _rows_of(ask: Ask | Answer, rows: ExpertRows, hidden: Hidden) -> ExpertRows:
-    """The rows of an ask, without copies where those are all."""
-    weights = rows.weights
-    if len(ask.rows) != len(hidden):
-        hidden, weights = hidden[ask.rows], weights[ask.rows]
-    return ExpertRows(hidden, ask.expert_ids, weights, ask.scale_exponents)

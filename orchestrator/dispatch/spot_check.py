@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.dispatch.debts import Ask
 from placement.errors import InputError
 from placement.plan import Plan
 from placement.weight_format import ExpertFormat
@@ -31,20 +32,9 @@ _U64 = 2**64
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one worker answered.
+    """What one worker answered to an ask of n rows: values [n, hidden_size] and saturated [n]."""
 
-    Attributes:
-        rows: [n] which rows it was asked for, ascending.
-        expert_ids: [n, top_k] as asked, -1 for what was others' to compute.
-        scale_exponents: [n] as asked.
-        values, saturated: [n, hidden_size] and [n], as answered.
-    """
-
-    worker: int
-    request_id: int
-    rows: NDArray[np.intp]
-    expert_ids: NDArray[np.int32]
-    scale_exponents: NDArray[np.int32]
+    ask: Ask
     values: NDArray[np.int32]
     saturated: NDArray[np.bool_]
 
@@ -89,7 +79,7 @@ def differing_row(answer: Answer, sums: NDArray[np.int32], scale_exponents: NDAr
         sums: [n, hidden_size] of the others.
         scale_exponents: [n] what those are on: where a row was too large for its grid, on a coarser one.
     """
-    too_large = scale_exponents != answer.scale_exponents
+    too_large = scale_exponents != answer.ask.scale_exponents
     differ = too_large != answer.saturated
     differ |= ~too_large & (sums != answer.values).any(axis=1)
     return int(differ.argmax()) if differ.any() else None
@@ -108,13 +98,13 @@ def wrong_answers(
 
 
 def _is_wrong(arbiter: Arbiter, layer: int, rows: ExpertRows, place: int, answer: Answer) -> bool:
-    found = np.flatnonzero(answer.rows == place)
+    found = np.flatnonzero(answer.ask.rows == place)
     if not len(found):
         return False
     at = int(found[0])
     part = slice(at, at + 1)
     asked = rows.at(np.array([place]))._replace(
-        expert_ids=answer.expert_ids[part], scale_exponents=answer.scale_exponents[part]
+        expert_ids=answer.ask.expert_ids[part], scale_exponents=answer.ask.scale_exponents[part]
     )
     truth = arbiter(layer, asked)
     if bool(truth.saturated[0]) != bool(answer.saturated[at]):

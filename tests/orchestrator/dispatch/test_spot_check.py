@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from orchestrator.cli.even_plan import even_plan
 from orchestrator.dispatch.connections import Connections
+from orchestrator.dispatch.debts import Ask
 from orchestrator.dispatch.dispatcher import Dispatcher
 from orchestrator.dispatch.spot_check import (
     Answer,
@@ -74,8 +75,11 @@ def rows(model: OpenModel) -> ExpertRows:
 def answer_of(worker: int, rows: ExpertRows, computed: PartialSum) -> Answer:
     """An answer to all rows."""
     values, saturated = computed.values.copy(), computed.saturated.copy()
+    pairs = int(np.count_nonzero(rows.expert_ids >= 0))
     places = np.arange(rows.num_rows)
-    return Answer(worker, worker, places, rows.expert_ids, rows.scale_exponents, values, saturated)
+    return Answer(
+        Ask(worker, worker, places, rows.expert_ids, rows.scale_exponents, pairs), values, saturated
+    )
 
 
 def no_arbiter(layer: int, rows: ExpertRows) -> PartialSum:
