@@ -205,8 +205,10 @@ class Membership:
         changed = False
         for worker, member in self._members.items():
             if late_s > PULSE_S:
-                member.heard_s += late_s
-                member.closed_s += late_s
+                # What was taken in just now is not of that time.
+                member.heard_s = min(member.heard_s + late_s, now_s)
+                if member.closed_s < math.inf:
+                    member.closed_s = min(member.closed_s + late_s, now_s)
             changed |= self._judge(worker, member, now_s)
             actions += self._due(worker, member, now_s)
         actions += self._orders_due(now_s)

@@ -160,6 +160,27 @@ def test_nobody_is_suspect_because_the_watch_itself_was_late() -> None:
     assert cluster.events == []
 
 
+def test_who_falls_silent_while_the_watch_is_late_is_noticed_as_soon_as_ever() -> None:
+    cluster = Watched()
+    cluster.run(0.5)
+    cluster.now_s += 20.0
+    # Its last answer had come, and waited to be taken in.
+    cluster.do(cluster.of.connected(0, cluster.now_s))
+    cluster.silent = {0}
+    cluster.run(3.2)
+    assert cluster.of.standing.dead == {0}
+
+
+def test_a_connection_that_closes_while_the_watch_is_late_is_death_as_soon_as_ever() -> None:
+    cluster = Watched()
+    cluster.run(0.5)
+    cluster.silent = {0}
+    cluster.now_s += 20.0
+    cluster.of.closed(0, cluster.now_s)
+    cluster.run(0.4)
+    assert cluster.of.standing.dead == {0}
+
+
 def test_a_worker_that_was_started_again_is_another_instance() -> None:
     cluster = Watched()
     cluster.run(0.5)
