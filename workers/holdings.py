@@ -189,10 +189,9 @@ class Holdings:
         orders = self._asked
         try:
             return self._set.whole.forward(layer, rows)
-        except ExpertNotHeld as error:
+        except ExpertNotHeld:
+            # By now they may have been looked up, though not when this request was begun: it is tried again.
             with self._lock:
-                if self._looked_up >= orders:
-                    self._explain(layer, rows, error)
                 self._lock.wait_for(lambda: self._looked_up >= orders, LOOK_UP_TIMEOUT_S)
         try:
             return self._set.whole.forward(layer, rows)

@@ -347,3 +347,21 @@ def test_an_order_that_failed_is_refused_once_and_then_tried_again(tmp_path: Pat
         assert state is not None
         assert (state.missing_bytes, state.failed) == (0, False)
         holdings.forward(3, rows_of((2,)))
+
+
+def test_a_request_whose_experts_are_looked_up_while_it_fails_is_tried_again(
+    model: OpenModel, formats: dict[int, ExpertFormat], whole: ExpertStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with holding(model, formats, {2: (0,)}) as holdings:
+        forward = ExpertStore.forward
+
+        def overtaken(store: ExpertStore, layer: int, rows: ExpertRows) -> fixed_point.PartialSum:
+            try:
+                return forward(store, layer, rows)
+            except ExpertNotHeld:
+                holdings.hold(1, {2: (5,)})
+                wait_until(lambda: done(holdings, 1))
+                raise
+
+        monkeypatch.setattr(ExpertStore, "forward", overtaken)
+        check(holdings, whole, {2: (5,)})
