@@ -292,7 +292,7 @@ class Dispatcher:
             if not isinstance(action, Ask):
                 self._network.reopen(action.worker)
                 continue
-            self.usage.activations[action.worker] += action.pairs
+            self._count(action)
             if action.worker == self._view.local_worker:
                 asked.here.append(action)
                 continue
@@ -307,6 +307,9 @@ class Dispatcher:
                 except WorkerLost:  # its queue is full of what was asked before and is not waited for
                     self._network.reopen(action.worker)
                     todo += asked.work.busy(action.worker, action.request_id, self._clock())
+
+    def _count(self, ask: Ask) -> None:
+        self.usage.activations[ask.worker] += ask.pairs
 
     def _compute(self, ask: Ask, asked: Asked) -> None:
         if self._local is None:
