@@ -297,6 +297,12 @@ class LayerSum:
             return self.patience.stuck_s(ask.pairs, self.pace.known_late_s(ask.worker, ask.pairs))
         return self.patience.stuck_s(self.pace.pairs_at_most(computing_id))
 
+    def _hangs(self, worker: int) -> bool:
+        pong = self.around.pongs.get(worker)
+        if pong is None or not pong.computing_id:
+            return False
+        return pong.computing_s > self.patience.stuck_s(self.pace.pairs_at_most(pong.computing_id))
+
     def _transfer_s(self, ask: Ask) -> float:
         return self.patience.transfer_s(4 * self.hidden_size * len(ask.rows))
 
@@ -333,6 +339,11 @@ class LayerSum:
         stubborn = [w for w in workers if debt.refused.get(w, 0) >= self.patience.refusals]
         if stubborn:
             self._give_up(stubborn[0], self._last_reason or "it refuses")
+            return self._ask_again(debt, now_s, lost, pause_s)
+        # One whose queue is full answers at once that it is, also when it hangs.
+        hanging = [w for w in workers if self._hangs(w)]
+        if hanging:
+            self._give_up(hanging[0], "its queue is full behind a request that it has computed for too long")
             return self._ask_again(debt, now_s, lost, pause_s)
         if workers and workers[0] < 0:
             raise self._pass_lost(debt.expert_ids, chosen, gone)

@@ -121,6 +121,7 @@ class Node:
     _waiting: deque[tuple[int, int, ExpertRows]] = field(init=False)
     _late: list[Callable[[], None]] = field(default_factory=list)
     not_held: int = 0
+    is_greeted: bool = False
     _is_busy: bool = False
 
     def __post_init__(self) -> None:
@@ -134,6 +135,7 @@ class Node:
         self._waiting = deque()
         self._late = []
         self._is_busy = False
+        self.is_greeted = False
 
     def kill(self) -> None:
         self.is_up = False
@@ -177,6 +179,7 @@ class Node:
                 0,
             )
         elif isinstance(request, Hello):
+            self.is_greeted = True
             reply = HelloReply(
                 request.request_id, self.name, self.instance, WorkerState.READY, FINGERPRINT, "", DTYPE, 0, ""
             )
@@ -193,7 +196,8 @@ class Node:
         elif self.refuses:
             self._refuse(request_id, ErrorCode.INTERNAL)
         elif self.held.lacks(layer, rows.expert_ids):
-            self.not_held += 1
+            # Of a process that nobody greeted yet, the head cannot know.
+            self.not_held += self.is_greeted
             self._refuse(request_id, ErrorCode.EXPERT_NOT_HELD)
         elif len(self._waiting) >= self.most_waiting:
             self._refuse(request_id, ErrorCode.BUSY)

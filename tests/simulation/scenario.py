@@ -8,7 +8,7 @@ Invariants:
 - after the last fault began, a pass goes on within what suspicion, death and rescue may take, whether
   or not the fault is over;
 - nothing is asked of a worker that a view leaves out, nor of the head what it does not hold; nor, where every
-  message arrives once and in order, of a worker.
+  message arrives once and in order, of a worker that was greeted.
 """
 
 from __future__ import annotations

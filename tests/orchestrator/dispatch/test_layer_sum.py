@@ -261,6 +261,26 @@ def test_a_worker_that_hangs_in_what_others_have_answered_is_given_up_too() -> N
         layer.tick(stuck_s, Around(pongs={0: pong(stuck_s, computing_id=older, computing_s=stuck_s)}))
 
 
+def test_a_worker_that_hangs_with_a_full_queue_is_given_up() -> None:
+    cluster = VirtualCluster(np.random.default_rng(1), [[0] for _ in range(EXPERTS)])
+    layer = make_layer(cluster, draw_ids(cluster.rng, 1), 1)
+    ask = only(layer.begin(0.0))
+    now_s = 0.0
+
+    def refuse_and_ask_again() -> None:
+        nonlocal ask
+        layer.busy(0, ask.request_id, now_s)
+        hanging = Around(pongs={0: pong(now_s, computing_id=1_000, computing_s=now_s)})
+        ask = only(layer.tick(now_s + 0.011, hanging))
+
+    stuck_s = Patience().stuck_s(64)
+    while now_s < stuck_s:
+        refuse_and_ask_again()
+        now_s += 0.1
+    with pytest.raises(PassLost, match="'w0' is given up: its queue is full behind a request"):
+        refuse_and_ask_again()
+
+
 def test_a_pass_ends_where_only_a_silent_worker_holds_what_others_hold_by_now() -> None:
     cluster = VirtualCluster(np.random.default_rng(1), [[0] for _ in range(EXPERTS)])
     layer = make_layer(cluster, draw_ids(cluster.rng, 1), 1)
