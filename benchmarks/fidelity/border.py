@@ -92,18 +92,17 @@ class Cell:
 
 
 CELLS = (
-    # Experts should win.
+    # Experts win, less and less clearly.
     Cell(0.5, 1.6, 0.2, 2.0),
     Cell(0.7, 1.6, 0.2, 8.0),
     Cell(0.7, 1.6, 0.2, 20.0),
     Cell(0.5, 1.6, 0.2, 20.0),
-    # Between experts and whole layers: a tie.
     Cell(0.5, 1.6, 0.2, 40.0),
-    # Whole layers.
+    # One box wins, by little where whole layers come near.
     Cell(0.7, 1.6, 0.2, 60.0),
     Cell(0.5, 1.6, 0.2, 80.0),
     Cell(0.4, 1.6, 0.2, 120.0),
-    # One box.
+    # One box, clearly.
     Cell(0.5, 1.6, 0.2, 160.0),
     Cell(0.7, 1.6, 0.2, 120.0),
     Cell(0.9, 1.6, 0.2, 60.0),

@@ -274,10 +274,10 @@ class LayerSum:
         pong = self.around.pongs.get(ask.worker)
         if pong is None or pong.sent_s <= request.asked_s:
             return False
-        sign = sign_of(ask.request_id, pong, self._stuck_s(ask, pong.computing_id))
-        if sign is Sign.STUCK:
+        if self._hangs(pong, ask):
             self._give_up(ask.worker, f"it has computed one request for {pong.computing_s:.0f} s")
             return True
+        sign = sign_of(ask.request_id, pong)
         if sign is Sign.WELL:
             request.doubted_s = math.inf
             return False
@@ -291,17 +291,15 @@ class LayerSum:
             refused[ask.worker] = refused.get(ask.worker, 0) + 1
         return True
 
-    def _stuck_s(self, ask: Ask, computing_id: int) -> float:
-        """How long a worker may compute what it computes: this, or what others have answered meanwhile."""
-        if computing_id == ask.request_id:
-            return self.patience.stuck_s(ask.pairs, self.pace.known_late_s(ask.worker, ask.pairs))
-        return self.patience.stuck_s(self.pace.pairs_at_most(computing_id))
-
-    def _hangs(self, worker: int) -> bool:
-        pong = self.around.pongs.get(worker)
-        if pong is None or not pong.computing_id:
+    def _hangs(self, pong: PongSeen, ask: Ask | None = None) -> bool:
+        """Whether a worker has computed one request for too long: `ask`, or what others have answered."""
+        if not pong.computing_id:
             return False
-        return pong.computing_s > self.patience.stuck_s(self.pace.pairs_at_most(pong.computing_id))
+        if ask is not None and pong.computing_id == ask.request_id:
+            stuck_s = self.patience.stuck_s(ask.pairs, self.pace.known_late_s(ask.worker, ask.pairs))
+        else:
+            stuck_s = self.patience.stuck_s(self.pace.pairs_at_most(pong.computing_id))
+        return pong.computing_s > stuck_s
 
     def _transfer_s(self, ask: Ask) -> float:
         return self.patience.transfer_s(4 * self.hidden_size * len(ask.rows))
@@ -341,7 +339,8 @@ class LayerSum:
             self._give_up(stubborn[0], self._last_reason or "it refuses")
             return self._ask_again(debt, now_s, lost, pause_s)
         # One whose queue is full answers at once that it is, also when it hangs.
-        hanging = [w for w in workers if self._hangs(w)]
+        pongs = self.around.pongs
+        hanging = [worker for worker in workers if worker in pongs and self._hangs(pongs[worker])]
         if hanging:
             self._give_up(hanging[0], "its queue is full behind a request that it has computed for too long")
             return self._ask_again(debt, now_s, lost, pause_s)

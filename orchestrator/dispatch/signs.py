@@ -13,22 +13,15 @@ class Sign(Enum):
     WELL: it waits or is computed.
     LOST: it never came, or its answer has left.
     IDLE: it came, and the worker computes nothing.
-    STUCK: the worker has computed one request for too long.
     """
 
     WELL = auto()
     LOST = auto()
     IDLE = auto()
-    STUCK = auto()
 
 
-def sign_of(request_id: int, pong: PongSeen, stuck_s: float) -> Sign:
-    """What a pong says of a request that was asked before its ping left.
-
-    `stuck_s`: how long the worker may compute what it computes.
-    """
-    if pong.computing_id and pong.computing_s > stuck_s:
-        return Sign.STUCK
+def sign_of(request_id: int, pong: PongSeen) -> Sign:
+    """What a pong says of a request that was asked before its ping left."""
     never_came = pong.received_id < request_id
     # A worker takes the requests of one head in turn.
     was_answered = pong.open_ids == 0 or pong.computing_id > request_id
