@@ -46,12 +46,14 @@ class _Later:
     """Experts to let go of, once no view before the one of `epoch` is in flight.
 
     `of_orders`: also what was ordered since, for something that no plan says yet, is to be let go of.
+    `is_left_off`: taken for a change that is left off. The next one may want just that.
     """
 
     epoch: int
     worker: int
     experts: Experts
     of_orders: bool = True
+    is_left_off: bool = False
 
 
 @dataclass(slots=True)
@@ -107,7 +109,7 @@ class PlanChanges:
     def reconsider(self, loss: Loss, now_s: float) -> None:
         """After a loss or a return: who must take experts on, and who may let go of them."""
         rescue = next_plan(self.plan, loss.workers, self._rooms())
-        self._change = None
+        self._withdraw(loss)
         if rescue.missing:
             self.missing = rescue.lacks()
             return
@@ -160,8 +162,10 @@ class PlanChanges:
         """Give the orders to drop that are due. `oldest_epoch`: of the views in flight."""
         if not self._drops:
             return
-        due = [drop for drop in self._drops if drop.epoch <= oldest_epoch]
-        self._drops = [drop for drop in self._drops if drop.epoch > oldest_epoch]
+        is_rescuing = self._change is not None and not self._change.is_behind
+        more_follows = is_rescuing or self._behind_at_s < math.inf
+        due = [d for d in self._drops if d.epoch <= oldest_epoch and not (d.is_left_off and more_follows)]
+        self._drops = [drop for drop in self._drops if drop not in due]
         plans = [self.plan, *([self._change.rescue.plan] if self._change is not None else [])]
         for drop in due:
             # What was let go of may have been taken on again since.
@@ -184,6 +188,16 @@ class PlanChanges:
         self._change = _Change(rescue, orders, is_behind)
         if not orders:
             self._advance(loss, now_s)
+
+    def _withdraw(self, loss: Loss) -> None:
+        """Leave off what was on the way. No view has it, so what was taken for it may go at once."""
+        if self._change is not None:
+            for order in self._change.orders:
+                self.orders.withdraw(order)
+                if not order.refusal:
+                    left_off = _Later(loss.epoch, order.worker, order.experts, is_left_off=True)
+                    self._drops.append(left_off)
+            self._change = None
 
     def _advance(self, loss: Loss, now_s: float) -> None:
         """Use the plan that was prepared, once its orders are far enough."""

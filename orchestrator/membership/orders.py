@@ -80,6 +80,10 @@ class Orders:
             order.refusal = why
         return order
 
+    def withdraw(self, order: Order) -> None:
+        """Send it no more, and wait for no answer; who has it already is not told."""
+        self._orders.pop(order.number, None)
+
     def forget(self, worker: int) -> None:
         """A worker that is gone, or started anew, knows of no order."""
         self._orders = {n: order for n, order in self._orders.items() if order.worker != worker}

@@ -260,6 +260,23 @@ def test_others_take_on_what_a_silent_worker_holds_alone_before_it_counts_as_dea
     assert "Died" not in cluster.kinds()
 
 
+def test_what_was_taken_for_a_rescue_that_was_left_off_is_let_go_of() -> None:
+    cluster = Watched(replicas=False, room={"b": BoxRoom(1e9), "head": BoxRoom(1e9)})
+    cluster.run(0.5)
+    cluster.oldest_epoch = cluster.of.standing.view.epoch
+    cluster.run(0.2)
+    cluster.orders.clear()
+    # The head does not get to its half before "a" is back.
+    cluster.silent = {0, 2}
+    cluster.run(1.3)
+    cluster.silent = set()
+    cluster.run(0.5)
+    told = [(dict(order.experts), type(order)) for worker, order in cluster.orders if worker == 1]
+    assert told == [({3: (0,)}, Hold), ({3: (0,)}, Drop)]
+    assert not any(isinstance(order, Hold) for _, order in cluster.orders[-2:])
+    assert cluster.of.standing.view.plan.experts_of("b") == {3: (2, 3)}
+
+
 def test_where_nobody_can_take_it_on_a_silent_worker_is_waited_for() -> None:
     cluster = Watched(replicas=False)
     cluster.run(0.5)
