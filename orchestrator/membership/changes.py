@@ -24,6 +24,8 @@ from transport.messages import ErrorReply, Experts, Held
 
 BEHIND_S = 1.0
 """After a loss was mended, before further copies are loaded behind."""
+KEEP_S = 30.0
+"""A worker is back for so long before others let go of what they took on for it: it may come and go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class _Change:
     """A plan that is used once its orders are taken, or done if nothing waits for it."""
 
     rescue: Rescue
+    lost: frozenset[int]
     orders: list[Order]
     is_behind: bool
 
@@ -96,6 +99,8 @@ class PlanChanges:
         self._drops: list[_Later] = []
         self._not_loaded: dict[int, Order] = {}
         self._behind_at_s = math.inf
+        self._lost: frozenset[int] = frozenset()
+        self._steady_at_s: dict[int, float] = {}
 
     @property
     def is_under_way(self) -> bool:
@@ -108,7 +113,16 @@ class PlanChanges:
 
     def reconsider(self, loss: Loss, now_s: float) -> None:
         """After a loss or a return: who must take experts on, and who may let go of them."""
-        rescue = next_plan(self.plan, loss.workers, self._rooms())
+        for worker in self._lost - loss.workers:
+            self._steady_at_s[worker] = now_s + KEEP_S
+        self._lost = loss.workers
+        for worker in loss.workers:
+            self._steady_at_s.pop(worker, None)
+        change = self._change
+        if change is not None and not change.is_behind and not change.refusal and loss.workers <= change.lost:
+            # It is as far as that. Who is back so soon may be gone again before another one is.
+            return
+        rescue = next_plan(self.plan, loss.workers, self._rooms(), self._steady_at_s)
         self._withdraw(loss)
         if rescue.missing:
             self.missing = rescue.lacks()
@@ -119,8 +133,13 @@ class PlanChanges:
         else:
             self._load_behind(loss, now_s)
 
-    def load_behind(self, loss: Loss, now_s: float) -> None:
-        """Begin with further copies if it is time."""
+    def tick(self, loss: Loss, now_s: float) -> None:
+        """Let go of what was taken on for workers that are back for long; begin with further copies."""
+        steady = [worker for worker, at_s in self._steady_at_s.items() if now_s >= at_s]
+        if steady and self._change is None:
+            for worker in steady:
+                del self._steady_at_s[worker]
+            self.reconsider(loss, now_s)
         if now_s >= self._behind_at_s and self._change is None:
             self._behind_at_s = math.inf
             rescue = survive_again(self.plan, loss.workers, self._rooms())
@@ -185,7 +204,7 @@ class PlanChanges:
         for worker in rescue.holds:
             self.orders.cancel_drops(worker)
         orders = [self.orders.give(worker, experts) for worker, experts in rescue.holds.items()]
-        self._change = _Change(rescue, orders, is_behind)
+        self._change = _Change(rescue, loss.workers, orders, is_behind)
         if not orders:
             self._advance(loss, now_s)
 

@@ -217,7 +217,7 @@ class Membership:
         self._changes.drop_unused(self._view.epoch if oldest_epoch is None else oldest_epoch)
         if changed:
             self._reconsider(now_s)
-        self._changes.load_behind(self._loss(), now_s)
+        self._changes.tick(self._loss(), now_s)
         self._publish(now_s)
         self._wake_s = now_s + PULSE_S
         return actions

@@ -77,7 +77,9 @@ def head_worker(plan: Plan) -> int:
     return len(plan.workers) if plan.local_worker is None else plan.local_worker
 
 
-def next_plan(plan: Plan, lost: Collection[int], room: Mapping[int, BoxRoom]) -> Rescue:
+def next_plan(
+    plan: Plan, lost: Collection[int], room: Mapping[int, BoxRoom], lately: Collection[int] = ()
+) -> Rescue:
     """What to do when the lost workers are others than before, more of them or fewer.
 
     An expert that only lost workers hold goes to the box that would soonest have read its layer's share; one
@@ -89,10 +91,13 @@ def next_plan(plan: Plan, lost: Collection[int], room: Mapping[int, BoxRoom]) ->
         lost: indices into `plan.workers` of all workers that are lost now.
         room: of the workers that may take experts on, by index; `head_worker(plan)` for the head's process.
             Those that are lost, or without a disk rate, get nothing.
+        lately: workers that were lost until lately: what was taken on for them is kept.
     """
     boxes = _Boxes(plan, lost)
     left = boxes.planned & boxes.alive
-    is_enough = (left.sum(axis=0) >= boxes.wanted) | left[boxes.head]
+    steady = left.copy()
+    steady[list(lately)] = False
+    is_enough = (steady.sum(axis=0) >= boxes.wanted) | left[boxes.head]
     kept = boxes.taken & boxes.alive & ~is_enough
     orphans = ~(left | kept).any(axis=0)
     added, missing = _spread(orphans, boxes.held & boxes.alive, plan.expert_bytes, boxes.able(room))
@@ -136,6 +141,12 @@ def loaded(plan: Plan, workers: Collection[int]) -> Plan:
             if own:
                 tiers[index] = replace(tier, ask_s=own[0].ask_s, expert_s=own[0].expert_s)
     return replace(plan, tiers=tuple(tiers))
+
+
+def takes_on(plan: Plan) -> bool:
+    """Whether some box serves what the planner did not ask of it."""
+    in_use = plan.experts_per_tier().tolist()
+    return any(_is_rescue(tier) and number for tier, number in zip(plan.tiers, in_use, strict=True))
 
 
 def as_planned(plan: Plan) -> Plan:

@@ -13,8 +13,6 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from orchestrator.membership.events import Event, Liar
@@ -46,10 +44,12 @@ KINDS = (
 )
 
 
-def draw_plan(rng: np.random.Generator, survive: bool) -> Plan:
+def draw_plan(
+    rng: np.random.Generator, survive: bool, num_boxes: int | None = None, *, head_holds: bool | None = None
+) -> Plan:
     """Two to four boxes and perhaps the head; with `survive` every expert on two boxes or the head."""
-    names = [f"w{i}" for i in range(rng.integers(2, 5))]
-    if rng.random() < 0.5:
+    names = [f"w{i}" for i in range(num_boxes or rng.integers(2, 5))]
+    if head_holds if head_holds is not None else rng.random() < 0.5:
         names.insert(0, LOCAL_WORKER)
     owners = rng.integers(len(names), size=(len(LAYERS), EXPERTS))
     masks = np.zeros((len(names), len(LAYERS), EXPERTS), np.bool_)
@@ -199,8 +199,26 @@ def run_with_a_liar(seed: int) -> None:
     assert accused or not liar.lies, f"{liar.name} lied and was not found"
 
 
-def without_faults(seed: int) -> Scenario:
-    """The same cluster and workload on a perfect network."""
-    scenario = Scenario(seed)
-    scenario.world.faults = replace(scenario.world.faults, lost=0.0, doubled=0.0, delay_s=0.0005)
-    return scenario
+def passes_within(for_s: float, seed: int, *, comes_and_goes: bool) -> int:
+    """How many passes end in time where one of three workers without replicas rests 1.5 s of every 2."""
+    rng = np.random.default_rng(seed)
+    world = World(rng, faults=Faults(delay_s=0.001))
+    plan = draw_plan(rng, survive=False, num_boxes=3, head_holds=False)
+    room = {name: BoxRoom(1e9, 10**6) for name in ("w0", "w1", "w2")}
+    cluster = VirtualCluster(world, plan, room, Patience())
+    cluster.pause(1.0)
+    node = cluster.nodes[0]
+
+    def pause() -> None:
+        node.is_paused = True
+        world.at(world.now_s + 1.5, node.resume)
+        world.at(world.now_s + 2.0, pause)
+
+    if comes_and_goes:
+        pause()
+    until_s, passes = world.now_s + for_s, 0
+    while world.now_s < until_s:
+        ids = np.argsort(rng.random((len(LAYERS), 1, EXPERTS)), axis=2)[:, :, :TOP_K]
+        cluster.run_pass(LAYERS, ids.astype(np.int32))
+        passes += 1
+    return passes

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.simulation.scenario import Scenario, run_with_a_liar
+from tests.simulation.scenario import Scenario, passes_within, run_with_a_liar
 
 DAILY, LONG, A_BLOCK = 300, 10_000, 100
 
@@ -44,3 +44,9 @@ def test_a_seed_replays_to_the_same_end() -> None:
 def test_a_liar_changes_no_sum_and_is_named() -> None:
     for seed in range(100):
         run_with_a_liar(seed)
+
+
+def test_who_comes_and_goes_delays_the_passes_by_its_suspicion_alone() -> None:
+    undisturbed = passes_within(10.0, 1, comes_and_goes=False)
+    # 1 s of silence before the first rescue, then 0.25 s of every 2 s until others are asked.
+    assert passes_within(10.0, 1, comes_and_goes=True) > 0.75 * undisturbed

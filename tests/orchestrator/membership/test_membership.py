@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from orchestrator.dispatch.view import WorkerAddress
+from orchestrator.membership.changes import KEEP_S
 from orchestrator.membership.events import Event
 from orchestrator.membership.membership import Expected, Here, Membership, Send
 from orchestrator.membership.rescue import BoxRoom
@@ -27,6 +28,7 @@ def make_plan(*, replicas: bool) -> Plan:
         holder_table=HolderTable.from_masks(masks),
         policy="by hand",
         epoch=5,
+        survive=int(replicas),
     )
 
 
@@ -224,6 +226,10 @@ def test_orphans_are_served_by_others_from_their_files_and_dropped_after_the_ret
     assert cluster.kinds()[-2:] == ["Rescued", "Died"]
     cluster.silent = set()
     cluster.oldest_epoch = standing.view.epoch
+    cluster.run(KEEP_S)
+    # It may be gone again soon.
+    assert cluster.kinds()[-1] == "Returned"
+    assert cluster.of.standing.view.plan.experts_of("b") == {3: (0, 1, 2, 3)}
     cluster.run(0.5)
     assert cluster.of.standing.view.plan.experts_of("b") == {3: (2, 3)}
     # Passes in flight may still ask for them.
@@ -248,11 +254,15 @@ def test_others_take_on_what_a_silent_worker_holds_alone_before_it_counts_as_dea
     assert [(worker, dict(order.experts)) for worker, order in cluster.orders] == [(1, {3: (0, 1)})]
     assert not standing.view.orphans(standing.suspects).any()
     assert set(standing.view.addresses) == {0, 1}
-    # It was a false alarm: they let go again.
+    # It was a false alarm: they let go again, after a while.
     cluster.silent = set()
     cluster.run(0.2)
+    mended = standing.view
     standing = cluster.of.standing
     assert (standing.suspects, standing.dead) == (frozenset(), frozenset())
+    assert standing.view is mended
+    cluster.run(KEEP_S)
+    standing = cluster.of.standing
     assert standing.view.plan.experts_of("b") == {3: (2, 3)}
     cluster.oldest_epoch = standing.view.epoch
     cluster.run(0.2)
@@ -260,21 +270,52 @@ def test_others_take_on_what_a_silent_worker_holds_alone_before_it_counts_as_dea
     assert "Died" not in cluster.kinds()
 
 
-def test_what_was_taken_for_a_rescue_that_was_left_off_is_let_go_of() -> None:
+def test_who_comes_and_goes_costs_one_rescue() -> None:
+    cluster = Watched(replicas=False, room={"b": BoxRoom(1e9)})
+    cluster.run(0.5)
+    cluster.orders.clear()
+    for _ in range(20):
+        cluster.silent = {0}
+        cluster.run(1.5)
+        cluster.oldest_epoch = cluster.of.standing.view.epoch
+        cluster.silent = set()
+        cluster.run(0.5)
+    assert cluster.kinds() == ["Suspected", "Rescued", "Cleared"] + 19 * ["Suspected", "Cleared"]
+    assert [(worker, type(order)) for worker, order in cluster.orders] == [(1, Hold)]
+
+
+def test_a_rescue_goes_on_when_its_worker_is_back_before_it_is_done() -> None:
     cluster = Watched(replicas=False, room={"b": BoxRoom(1e9), "head": BoxRoom(1e9)})
     cluster.run(0.5)
-    cluster.oldest_epoch = cluster.of.standing.view.epoch
-    cluster.run(0.2)
     cluster.orders.clear()
     # The head does not get to its half before "a" is back.
     cluster.silent = {0, 2}
     cluster.run(1.3)
+    cluster.silent = {2}
+    cluster.run(0.5)
+    assert "Rescued" not in cluster.kinds()
     cluster.silent = set()
     cluster.run(0.5)
-    told = [(dict(order.experts), type(order)) for worker, order in cluster.orders if worker == 1]
-    assert told == [({3: (0,)}, Hold), ({3: (0,)}, Drop)]
-    assert not any(isinstance(order, Hold) for _, order in cluster.orders[-2:])
-    assert cluster.of.standing.view.plan.experts_of("b") == {3: (2, 3)}
+    assert cluster.kinds() == ["Suspected", "Cleared", "Rescued", "Rescued"]
+    assert not any(isinstance(order, Drop) for _, order in cluster.orders)
+
+
+def test_copies_that_were_loaded_behind_when_the_worker_came_back_are_let_go_of() -> None:
+    cluster = Watched(replicas=True, room={"head": BoxRoom(1e9, 10**6)})
+    cluster.run(0.5)
+    cluster.orders.clear()
+    cluster.silent = {0, 2}
+    cluster.run(5.0)
+    assert {(worker, type(order)) for worker, order in cluster.orders} == {(2, Hold)}
+    cluster.silent = set()
+    cluster.run(0.3)
+    cluster.oldest_epoch = cluster.of.standing.view.epoch
+    cluster.run(0.5)
+    everything = {3: (0, 1, 2, 3)}
+    told = [(dict(order.experts), type(order)) for worker, order in cluster.orders if worker == 2]
+    assert told[-1] == (everything, Drop)
+    assert told[:-1] == [(everything, Hold)] * len(told[:-1])
+    assert "head" not in {worker.name for worker in cluster.of.standing.view.plan.workers}
 
 
 def test_where_nobody_can_take_it_on_a_silent_worker_is_waited_for() -> None:
