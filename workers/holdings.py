@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from queue import SimpleQueue
-from typing import NoReturn
+from queue import Empty, SimpleQueue
+from typing import NoReturn, TypeVar
 
 from placement.errors import ModelFilesFailed, PotluckError
 from placement.files.quote import first_line
@@ -21,10 +22,12 @@ from workers.disk.tier import DiskTier
 from workers.fixed_point import PartialSum
 from workers.formats.open_model import OpenModel, held_expert_bytes
 from workers.held_experts import check_experts
+from workers.held_set import HeldSet, minus
 from workers.kernels import ExpertNotHeld
-from workers.pool import side_by_side
 from workers.store import ExpertStore
 from workers.tiers import LEAST_CACHED_EXPERTS, ExpertTier, StillLoading, least_cache_bytes
+
+T = TypeVar("T", "_Hold", "_Drop")
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +57,14 @@ class OrderState:
 
 @dataclass(slots=True)
 class _Hold:
+    """`left`: what is to be loaded still. `begun_s`: when loading began, `loaded_bytes` since then."""
+
     order: int
     experts: Experts
     rate_bytes_per_s: int
+    left: Experts = field(default_factory=dict)
+    begun_s: float = 0.0
+    loaded_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -65,41 +73,18 @@ class _Drop:
     experts: Experts
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Set:
-    """What is held at one moment, never changed: tiers of the plan and memory, and disks of orders.
-
-    An expert that both hold is computed from memory.
-    """
-
-    tiers: tuple[ExpertTier, ...]
-    disks: Mapping[int, DiskTier] = field(default_factory=dict)
-    whole: ExpertTier = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "whole", side_by_side((*self.tiers, *self.disks.values())))
-
-    def in_memory(self) -> dict[int, set[int]]:
-        found: dict[int, set[int]] = {}
-        for tier in self.tiers:
-            if isinstance(tier, ExpertStore):
-                for layer, ids in tier.experts.items():
-                    found.setdefault(layer, set()).update(ids)
-        return found
-
-
 class Holdings:
     """An `ExpertTier` whose experts come and go while it serves.
 
-    A set of tiers is swapped for another between two requests, never changed. Orders are carried out one
-    after another by a thread of its own, behind what is served: first the experts are looked up in the
-    model's files, and from then on they are served from there; then they are brought into memory, layer by
-    layer. One thread at a time calls `forward`, any thread everything else.
+    A set of tiers is swapped for another between two requests, never changed. Orders are carried out by a
+    thread of its own, behind what is served. As they come, their experts are looked up in the model's files,
+    and from then on they are served from there, or they are let go of. Whenever no order waits for that, the
+    next layer is brought into memory. One thread at a time calls `forward`, any thread everything else.
     """
 
     def __init__(self) -> None:
         """Holds nothing, and asks whoever wants something to wait, until `begin`."""
-        self._set: _Set | None = None
+        self._set: HeldSet | None = None
         self._model: OpenModel | None = None
         self._formats: Mapping[int, ExpertFormat] = {}
         self._bytes: Mapping[int, int] = {}
@@ -113,6 +98,7 @@ class Holdings:
         # (layer, expert) -> why an order to hold it was not carried out.
         self._failures: dict[tuple[int, int], str] = {}
         self._waiting: SimpleQueue[_Hold | _Drop | None] = SimpleQueue()
+        self._loading: deque[_Hold] = deque()
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
 
@@ -138,7 +124,7 @@ class Holdings:
         self._model, self._formats = model, dict(formats)
         self._room_bytes, self._on_change = room_bytes, on_change
         nothing = ExpertStore.load(checkpoint, config, {}, formats={})
-        self._set = _Set(tuple(tiers) or (nothing,))
+        self._set = HeldSet(tuple(tiers) or (nothing,))
 
     @property
     def tiers(self) -> tuple[ExpertTier, ...]:
@@ -266,104 +252,95 @@ class Holdings:
         return state
 
     def _work(self) -> None:
-        while (asked := self._waiting.get()) is not None and not self._closing.is_set():
-            before = self._looked_up
-            try:
-                if isinstance(asked, _Hold):
-                    self._hold(asked)
-                else:
-                    self._drop(asked)
-                    self._note(OrderState(asked.order, True, 0))
-            except Exception as error:
-                # The head is told, and may ask another box; what was served before still is.
-                if not isinstance(error, PotluckError):
-                    log.exception("order %d failed", asked.order)
-                reason = first_line(error) if isinstance(error, PotluckError) else type(error).__name__
-                self._failures |= {(layer, i): reason for layer, ids in asked.experts.items() for i in ids}
-                missing_bytes = self._missing_bytes(asked.experts)
-                self._note(OrderState(asked.order, True, missing_bytes, reason, failed=True))
-            finally:
-                self._count_looked_up(before + 1)
+        while not self._closing.is_set():
+            if self._loading and self._waiting.empty():
+                self._try(self._load_next, self._loading[0])
+            else:
+                self._take_up(self._waiting.get())
 
-    def _hold(self, asked: _Hold) -> None:
-        served, new = self._set, self._to_load(asked.experts)
-        assert served is not None
-        unserved = _minus(new, served.whole.experts)
+    def _take_up(self, asked: _Hold | _Drop | None) -> None:
+        """What of an order is done as it comes."""
+        if isinstance(asked, _Hold):
+            self._try(self._look_up, asked)
+        elif isinstance(asked, _Drop):
+            self._try(self._drop, asked)
+        with self._lock:
+            self._looked_up += 1
+            self._lock.notify_all()
+
+    def _try(self, step: Callable[[T], None], asked: T) -> None:
+        try:
+            step(asked)
+        except Exception as error:
+            # The head is told, and may ask another box; what was served before still is.
+            if not isinstance(error, PotluckError):
+                log.exception("order %d failed", asked.order)
+            reason = first_line(error) if isinstance(error, PotluckError) else type(error).__name__
+            self._failures |= {(layer, i): reason for layer, ids in asked.experts.items() for i in ids}
+            missing_bytes = self._missing_bytes(asked.experts)
+            self._loading = deque(hold for hold in self._loading if hold is not asked)
+            self._note(OrderState(asked.order, True, missing_bytes, reason, failed=True))
+
+    def _look_up(self, asked: _Hold) -> None:
+        served = self._held
+        unserved = minus(served.to_load(asked.experts), served.whole.experts)
         if unserved:
-            self._serve(_Set(served.tiers, {**served.disks, asked.order: self._disk(unserved)}))
-        self._count_looked_up(self._looked_up + 1)
-        missing, text = self._missing_bytes(asked.experts), ""
-        started = time.monotonic()
-        loaded_bytes = 0
-        for layer, ids in new.items():
-            needed = len(ids) * self._bytes[layer]
-            room = self._room_bytes()
-            if needed > room:
-                text = (
-                    f"{size(missing)} of experts that were added stay on disk: expected {size(needed)} of "
-                    f"memory for those of a layer, found {size(room)} free"
-                )
-                break
-            self._load(layer, ids, asked.rate_bytes_per_s, started, loaded_bytes)
-            if self._closing.is_set():
-                return
-            loaded_bytes += needed
-            missing = self._missing_bytes(asked.experts)
-            self._note(OrderState(asked.order, False, missing))
-        if new and not missing:
-            served = self._set
-            assert served is not None
-            in_memory = served.in_memory()
-            disks = {order: disk for order, disk in served.disks.items() if _minus(disk.experts, in_memory)}
-            self._serve(_Set(served.tiers, disks))
-        self._note(OrderState(asked.order, True, missing, text))
+            self._serve(served.with_disk(asked.order, self._disk(unserved)))
+        asked.left, asked.begun_s = asked.experts, time.monotonic()
+        self._loading.append(asked)
 
-    def _load(
-        self, layer: int, ids: tuple[int, ...], rate_bytes_per_s: int, started: float, before_bytes: int
-    ) -> None:
-        """Bring a layer's experts into memory, not sooner than the rate allows, and serve them from there."""
+    def _drop(self, asked: _Drop) -> None:
+        for hold in self._loading:
+            hold.left = minus(hold.left, asked.experts)
+        self._serve(self._held.without(asked.experts, self._disk))
+        self._note(OrderState(asked.order, True, 0))
+
+    def _load_next(self, asked: _Hold) -> None:
+        """Bring a layer of the order into memory; it ends with the last one, or where there is no room."""
+        left = self._held.to_load(asked.left)
+        text = ""
+        if left:
+            layer, ids = next(iter(left.items()))
+            needed, room = len(ids) * self._bytes[layer], self._room_bytes()
+            if needed <= room:
+                self._load(asked, layer, ids)
+                self._note(OrderState(asked.order, False, self._missing_bytes(asked.left)))
+                return
+            text = (
+                f"{size(self._missing_bytes(asked.left))} of experts that were added stay on disk: expected "
+                f"{size(needed)} of memory for those of a layer, found {size(room)} free"
+            )
+        elif asked.loaded_bytes:
+            self._serve(self._held.without_idle_disks())
+        self._loading.popleft()
+        self._note(OrderState(asked.order, True, self._missing_bytes(asked.left), text))
+
+    def _load(self, asked: _Hold, layer: int, ids: tuple[int, ...]) -> None:
+        """Bring experts into memory, not sooner than the order's rate allows, and serve them from there."""
         assert self._model is not None
         config, checkpoint = self._model
-        each = [(expert,) for expert in ids] if rate_bytes_per_s else [ids]
+        rate = asked.rate_bytes_per_s
+        each = [(expert,) for expert in ids] if rate else [ids]
         added: ExpertStore | None = None
         for some in each:
             store = ExpertStore.load(checkpoint, config, {layer: some}, formats=self._formats)
             added = store if added is None else added.joined(store)
-            before_bytes += len(some) * self._bytes[layer]
-            if rate_bytes_per_s:
-                due = started + before_bytes / rate_bytes_per_s
-                if self._closing.wait(max(0.0, due - time.monotonic())):
-                    return
+            asked.loaded_bytes += len(some) * self._bytes[layer]
+            if rate:
+                self._take_orders_until(asked.begun_s + asked.loaded_bytes / rate)
+            if self._closing.is_set():
+                return
         assert added is not None
-        served = self._set
-        assert served is not None
-        tiers = list(served.tiers)
-        for place, tier in enumerate(tiers):
-            # One call of the kernels for all experts of a layer is faster than one a store.
-            if isinstance(tier, ExpertStore) and tier.fits_beside(added):
-                tiers[place] = tier.joined(added)
-                break
-        else:
-            tiers.append(added)
-        self._serve(_Set(tuple(tiers), served.disks))
+        # Some may have been dropped while they were loaded.
+        dropped = minus(added.experts, asked.left)
+        self._serve(self._held.with_loaded(added.without(dropped) if dropped else added))
 
-    def _drop(self, asked: _Drop) -> None:
-        served = self._set
-        assert served is not None
-        tiers = [
-            tier.without(asked.experts)
-            if isinstance(tier, ExpertStore) and _minus(tier.experts, asked.experts) != tier.experts
-            else tier
-            for tier in served.tiers
-        ]
-        disks = {}
-        for order, disk in served.disks.items():
-            left = _minus(disk.experts, asked.experts)
-            if left == disk.experts:
-                disks[order] = disk
-            elif left:
-                disks[order] = self._disk(left)
-        self._serve(_Set(tuple(tiers), disks))
+    def _take_orders_until(self, time_s: float) -> None:
+        while not self._closing.is_set():
+            try:
+                self._take_up(self._waiting.get(timeout=max(0.0, time_s - time.monotonic())))
+            except Empty:
+                return
 
     def _disk(self, experts: Experts) -> DiskTier:
         """These experts where they lie in the files, with as much of a cache as memory allows."""
@@ -380,7 +357,12 @@ class Holdings:
         cache += min(count, LEAST_CACHED_EXPERTS) * 3 * 2 * ALIGNMENT
         return DiskTier(checkpoint, config, experts, formats=self._formats, cache_bytes=cache)
 
-    def _serve(self, new: _Set) -> None:
+    @property
+    def _held(self) -> HeldSet:
+        assert self._set is not None
+        return self._set
+
+    def _serve(self, new: HeldSet) -> None:
         self._set = new
         if self._on_change is not None:
             self._on_change({layer: tuple(sorted(ids)) for layer, ids in new.in_memory().items()})
@@ -390,23 +372,10 @@ class Holdings:
             self._orders[state.order] = state
             self._changes += state.done
 
-    def _count_looked_up(self, count: int) -> None:
-        with self._lock:
-            self._looked_up = count
-            self._lock.notify_all()
-
-    def _to_load(self, experts: Experts) -> dict[int, tuple[int, ...]]:
-        """Those that are not where they should be: in memory, or on a disk where the plan has them."""
-        assert self._set is not None
-        left = _minus(experts, self._set.in_memory())
-        for tier in self._set.tiers:
-            left = _minus(left, tier.experts)
-        return left
-
     def _missing_bytes(self, experts: Experts) -> int:
         if self._set is None:
             return 0
-        return sum(len(ids) * self._bytes.get(layer, 0) for layer, ids in self._to_load(experts).items())
+        return sum(len(ids) * self._bytes.get(layer, 0) for layer, ids in self._set.to_load(experts).items())
 
 
 class OrderTaker:
@@ -427,15 +396,6 @@ class OrderTaker:
     def _held(order: Hold | Drop, state: OrderState) -> Held:
         text = state.text[:MAX_TEXT_CHARS]
         return Held(order.request_id, state.order, state.done, state.missing_bytes, text)
-
-
-def _minus(experts: Experts, gone: Mapping[int, Collection[int]]) -> dict[int, tuple[int, ...]]:
-    left = {}
-    for layer, ids in experts.items():
-        kept = tuple(sorted(set(ids).difference(gone.get(layer, ()))))
-        if kept:
-            left[layer] = kept
-    return left
 
 
 def _no_room() -> int:

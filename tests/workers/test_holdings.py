@@ -25,7 +25,7 @@ from workers import fixed_point
 from workers.disk.direct_file import ALIGNMENT
 from workers.disk.tier import DiskTier
 from workers.formats.open_model import OpenModel, kept_forms, open_model
-from workers.holdings import Holdings
+from workers.holdings import LOOK_UP_TIMEOUT_S, Holdings
 from workers.kernels import ExpertNotHeld
 from workers.store import ExpertStore
 from workers.tiers import StillLoading
@@ -221,6 +221,36 @@ def test_closing_does_not_wait_for_a_slow_order(model: OpenModel, formats: dict[
     assert time.monotonic() - started < 60.0
 
 
+def test_orders_are_served_and_let_go_of_while_an_earlier_one_is_loaded(
+    model: OpenModel, formats: dict[int, ExpertFormat], whole: ExpertStore
+) -> None:
+    with holding(model, formats, {2: (0,)}) as holdings:
+        holdings.hold(1, {2: (1, 2), 4: (1,)}, 1)
+        holdings.hold(2, {3: (4,)})
+        started = time.monotonic()
+        check(holdings, whole, {2: (1, 2), 3: (4,), 4: (1,)})
+        assert time.monotonic() - started < LOOK_UP_TIMEOUT_S
+        holdings.drop(3, {2: (1,)})
+        wait_until(lambda: done(holdings, 3))
+        check_without(holdings, {2: (1,)})
+        check(holdings, whole, {2: (2,), 3: (4,)})
+        assert not done(holdings, 1)
+
+
+def test_what_is_dropped_while_it_is_loaded_is_not_held(
+    model: OpenModel, formats: dict[int, ExpertFormat], whole: ExpertStore
+) -> None:
+    with holding(model, formats, {}) as holdings:
+        # The first is in memory at once, and is waited for until the second may be.
+        holdings.hold(1, {2: (1, 2), 3: (5,)}, 4 * holdings.expert_bytes(2))
+        holdings.drop(2, {2: (1,), 3: (5,)})
+        wait_until(lambda: done(holdings, 1))
+        assert dict(holdings.experts) == {2: (2,)}
+        assert holdings.held_bytes == holdings.expert_bytes(2)
+        check(holdings, whole, {2: (2,)})
+        check_without(holdings, {2: (1,), 3: (5,)})
+
+
 def test_sums_are_right_while_orders_are_carried_out(
     model: OpenModel, formats: dict[int, ExpertFormat], whole: ExpertStore
 ) -> None:
@@ -241,11 +271,10 @@ def test_sums_are_right_while_orders_are_carried_out(
         for order in range(1, 20, 2):
             holdings.hold(order, {2: (4, 5, 6), 5: (order % 16,)})
             holdings.drop(order + 1, {2: (4, 6), 5: (order % 16,)})
-        wait_until(lambda: done(holdings, 20))
+        wait_until(lambda: holdings.changes == 20)
         ended.set()
         thread.join()
         assert not failures
-        assert holdings.changes == 20
 
 
 experts_drawn = st.dictionaries(
