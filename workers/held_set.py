@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from transport.messages import Experts
+from placement.experts import Experts, minus
 from workers.disk.tier import DiskTier
 from workers.pool import side_by_side
 from workers.store import ExpertStore
@@ -85,13 +85,3 @@ class HeldSet:
             elif left:
                 disks[order] = disk_of(left)
         return HeldSet(tuple(tiers), disks)
-
-
-def minus(experts: Experts, gone: Mapping[int, Collection[int]]) -> dict[int, tuple[int, ...]]:
-    """Those of `experts` that are not among `gone`."""
-    left = {}
-    for layer, ids in experts.items():
-        kept = tuple(sorted(set(ids).difference(gone.get(layer, ()))))
-        if kept:
-            left[layer] = kept
-    return left

@@ -12,17 +12,18 @@ from queue import Empty, SimpleQueue
 from typing import NoReturn, TypeVar
 
 from placement.errors import ModelFilesFailed, PotluckError
+from placement.experts import Experts, minus
 from placement.files.quote import first_line
 from placement.units import size
 from placement.weight_format import ExpertFormat
 from transport.expert_rows import ExpertRows
-from transport.messages import MAX_TEXT_CHARS, Drop, Experts, Held, Hold
+from transport.messages import MAX_TEXT_CHARS, Drop, Held, Hold
 from workers.disk.direct_file import ALIGNMENT
 from workers.disk.tier import DiskTier
 from workers.fixed_point import PartialSum
 from workers.formats.open_model import OpenModel, held_expert_bytes
 from workers.held_experts import check_experts
-from workers.held_set import HeldSet, minus
+from workers.held_set import HeldSet
 from workers.kernels import ExpertNotHeld
 from workers.store import ExpertStore
 from workers.tiers import LEAST_CACHED_EXPERTS, ExpertTier, StillLoading, least_cache_bytes

@@ -19,8 +19,9 @@ from orchestrator.membership.rescue import (
     next_plan,
     survive_again,
 )
+from placement.experts import Experts, minus
 from placement.plan import LOCAL_WORKER, Plan
-from transport.messages import ErrorReply, Experts, Held
+from transport.messages import ErrorReply, Held
 
 BEHIND_S = 1.0
 """After a loss was mended, before further copies are loaded behind."""
@@ -151,9 +152,8 @@ class PlanChanges:
         order = self.orders.answered(reply)
         if order is None:
             return None
-        if order.done and self._not_loaded.get(order.worker) is order:
-            del self._not_loaded[order.worker]
-            self.plan = loaded(self.plan, [order.worker])
+        if self._not_loaded.get(order.worker) is order:
+            self._see_loaded(order)
         self._advance(loss, now_s)
         return order
 
@@ -194,15 +194,15 @@ class PlanChanges:
             ]
             if not drop.of_orders:
                 wanted += self.orders.holds(drop.worker)
-            used = {layer: {i for each in wanted for i in each.get(layer, ())} for layer in drop.experts}
-            left = {layer: tuple(sorted(set(ids) - used[layer])) for layer, ids in drop.experts.items()}
-            unused = {layer: ids for layer, ids in left.items() if ids}
+            unused: Experts = drop.experts
+            for each in wanted:
+                unused = minus(unused, each)
             if unused:
                 self.orders.give(drop.worker, unused, is_drop=True)
 
     def _begin(self, rescue: Rescue, loss: Loss, now_s: float, *, is_behind: bool) -> None:
-        for worker in rescue.holds:
-            self.orders.cancel_drops(worker)
+        for worker, experts in rescue.holds.items():
+            self.orders.cancel_drops(worker, experts)
         orders = [self.orders.give(worker, experts) for worker, experts in rescue.holds.items()]
         self._change = _Change(rescue, loss.workers, orders, is_behind)
         if not orders:
@@ -232,15 +232,24 @@ class PlanChanges:
         self.plan = change.rescue.plan
         # Once no pass uses a view before the next one.
         self._drops += [_Later(loss.epoch + 1, *drop) for drop in change.rescue.drops.items()]
+        for order in change.orders:
+            self._see_loaded(order)
         if change.is_behind:
             return
         for order in change.orders:
-            self._not_loaded[order.worker] = order
             sizes = {layer.index: layer.expert_bytes for layer in self.plan.layers}
             number = sum(len(ids) for ids in order.experts.values())
             num_bytes = sum(sizes[layer] * len(ids) for layer, ids in order.experts.items())
             self._tell(Rescued(self.name_of(order.worker), number, num_bytes))
         self._load_behind(loss, now_s)
+
+    def _see_loaded(self, order: Order) -> None:
+        """Whether what a worker has taken on last costs what its memory does, of an order in the plan."""
+        self._not_loaded[order.worker] = order
+        if order.done:
+            del self._not_loaded[order.worker]
+            if order.answer is not None and not order.answer.missing_bytes:
+                self.plan = loaded(self.plan, [order.worker])
 
     def _load_behind(self, loss: Loss, now_s: float) -> None:
         """More copies of what a further loss would take, soon."""

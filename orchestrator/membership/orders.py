@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from transport.messages import Drop, Experts, Held, Hold, random_id
+from placement.experts import Experts, minus
+from transport.messages import Drop, Held, Hold, random_id
 
 # Between two sendings of the same order: until it is taken, and until it is done.
 _UNTIL_TAKEN_S = 0.2
 _UNTIL_DONE_S = 1.0
+# Orders that nothing more happens to, and requests that nobody answered: the newest are remembered.
+_ENDED_REMEMBERED = 256
+_ASKED_REMEMBERED = 1024
 
 
 @dataclass(slots=True)
@@ -32,8 +36,12 @@ class Order:
             return Drop(request_id, self.number, self.experts)
         return Hold(request_id, self.number, self.experts, self.rate_bytes_per_s)
 
+    @property
+    def is_ended(self) -> bool:
+        return self.done or bool(self.refusal)
+
     def is_due(self, now_s: float) -> bool:
-        if self.done or self.refusal:
+        if self.is_ended:
             return False
         return now_s >= self._sent_s + (_UNTIL_DONE_S if self.taken else _UNTIL_TAKEN_S)
 
@@ -42,15 +50,22 @@ class Order:
 
 
 class Orders:
-    """All orders of a run, by number."""
+    """The orders of a run, by number: all that are under way, and the last that are not."""
 
     def __init__(self) -> None:
         self._orders: dict[int, Order] = {}
         self._asked: dict[int, int] = {}
 
+    def __len__(self) -> int:
+        return len(self._orders)
+
     def give(
         self, worker: int, experts: Experts, *, rate_bytes_per_s: int = 0, is_drop: bool = False
     ) -> Order:
+        if len(self._orders) >= _ENDED_REMEMBERED:
+            ended = [number for number, order in self._orders.items() if order.is_ended]
+            for number in ended[: max(0, len(ended) + 1 - _ENDED_REMEMBERED)]:
+                del self._orders[number]
         order = Order(random_id(), worker, experts, rate_bytes_per_s, is_drop)
         self._orders[order.number] = order
         return order
@@ -63,6 +78,8 @@ class Orders:
         """The message of an order, as it leaves now."""
         order.sent(now_s)
         self._asked[request_id] = order.number
+        if len(self._asked) > _ASKED_REMEMBERED:
+            del self._asked[next(iter(self._asked))]
         return order.message(request_id)
 
     def answered(self, answer: Held) -> Order | None:
@@ -88,11 +105,12 @@ class Orders:
         """A worker that is gone, or started anew, knows of no order."""
         self._orders = {n: order for n, order in self._orders.items() if order.worker != worker}
 
-    def cancel_drops(self, worker: int) -> None:
+    def cancel_drops(self, worker: int, experts: Experts) -> None:
         """A worker is to hold again what it was perhaps told to drop."""
         for order in self._orders.values():
-            if order.worker == worker and order.is_drop:
-                order.done = True
+            if order.worker == worker and order.is_drop and not order.is_ended:
+                order.experts = minus(order.experts, experts)
+                order.done = not order.experts
 
     def holds(self, worker: int) -> list[Experts]:
         """What a worker was told to hold since it was greeted, and did not refuse."""

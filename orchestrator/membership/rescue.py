@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.experts import Experts
 from placement.files.quote import quote
 from placement.holders import HolderTable
 from placement.plan import LOCAL_WORKER, Plan, PlannedTier
@@ -22,9 +23,6 @@ RESCUE_SUFFIX = "-rescue"
 
 # What finds no room in memory is read again for every token that needs it; what does, once.
 _READ_AGAIN = 4.0
-
-Experts = Mapping[int, tuple[int, ...]]
-"""Absolute layer index -> experts, ascending, as `Plan.experts_of` has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +210,9 @@ class _Boxes:
                 masks.append(mask)
             index = at[names[worker]]
             masks[index] = mask
+            if added[worker].any():
+                # Read from the disk until it is loaded, though what was taken on before is.
+                tiers[index] = self._new_tier(names[worker], room[worker])
             num_bytes = int((mask.sum(axis=1) * plan.expert_bytes).sum())
             tiers[index] = replace(tiers[index], budget_bytes=num_bytes)
         table = HolderTable.from_masks(np.stack(masks))

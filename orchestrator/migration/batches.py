@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.membership.rescue import Experts
+from placement.experts import Experts
 from placement.holders import HolderTable
 from placement.plan import Plan
 

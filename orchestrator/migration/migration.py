@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from orchestrator.membership.rescue import Experts
 from orchestrator.migration.batches import Batch, next_batch
 from orchestrator.migration.online_routing import Lately
+from placement.experts import Experts
 from placement.holders import HolderTable
 from placement.plan import Plan
 from placement.units import size

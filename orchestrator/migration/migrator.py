@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from orchestrator.membership.events import Migrated, Tell
-from orchestrator.membership.rescue import Experts, takes_on
+from orchestrator.membership.rescue import takes_on
 from orchestrator.membership.standing import Standing
 from orchestrator.migration.migration import (
     Give,
@@ -22,6 +22,7 @@ from orchestrator.migration.migration import (
     Use,
 )
 from orchestrator.migration.online_routing import OnlineRouting
+from placement.experts import Experts
 from placement.plan import Plan
 from transport.messages import Held
 

@@ -24,7 +24,7 @@ def make_plan(*, replicas: bool) -> Plan:
         fingerprint="f",
         layers=like_layers((3,), "float32", 1000),
         dtype="float32",
-        tiers=tuple(PlannedTier(name, name, "cpu", "ram", 10**6) for name in "ab"),
+        tiers=tuple(PlannedTier(name, name, "cpu", "ram", 10**6, ask_s=0.1, expert_s=1e-5) for name in "ab"),
         holder_table=HolderTable.from_masks(masks),
         policy="by hand",
         epoch=5,
@@ -45,6 +45,7 @@ class Watched:
         self.state = {0: WorkerState.READY, 1: WorkerState.READY}
         self.identity = "same"
         self.orders: list[tuple[int, Hold | Drop]] = []
+        self.missing_bytes = 0
         self.oldest_epoch: int | None = None
         self.of = Membership(
             make_plan(replicas=replicas),
@@ -82,7 +83,7 @@ class Watched:
                     message.request_id, name, instance, state, "f", self.identity, "float32", 2, "half"
                 )
             else:
-                reply = Held(message.request_id, message.order, True, 0, "")
+                reply = Held(message.request_id, message.order, True, self.missing_bytes, "")
             self.do(self.of.received(action.worker, reply, self.now_s))
 
 
@@ -282,6 +283,19 @@ def test_who_comes_and_goes_costs_one_rescue() -> None:
         cluster.run(0.5)
     assert cluster.kinds() == ["Suspected", "Rescued", "Cleared"] + 19 * ["Suspected", "Cleared"]
     assert [(worker, type(order)) for worker, order in cluster.orders] == [(1, Hold)]
+
+
+def test_what_stays_on_a_disk_costs_what_a_disk_costs() -> None:
+    for missing_bytes, expert_s in ((0, 1e-5), (1000, 1e-3)):
+        cluster = Watched(replicas=False, room={"b": BoxRoom(1e6)})
+        cluster.run(0.5)
+        cluster.missing_bytes = missing_bytes
+        cluster.silent = {0}
+        cluster.run(1.5)
+        assert cluster.of.standing.view.plan.experts_of("b") == {3: (0, 1, 2, 3)}
+        cluster.run(1.0)
+        tier = cluster.of.standing.view.plan.tiers[-1]
+        assert (tier.name, tier.expert_s) == ("b-rescue", expert_s)
 
 
 def test_a_rescue_goes_on_when_its_worker_is_back_before_it_is_done() -> None:

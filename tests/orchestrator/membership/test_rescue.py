@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from orchestrator.membership.rescue import (
     BoxRoom,
-    Experts,
     Rescue,
     head_worker,
     loaded,
     next_plan,
     survive_again,
 )
+from placement.experts import Experts
 from placement.holders import HolderTable
 from placement.plan import LOCAL_WORKER, Plan
 from tests.orchestrator.random_plan import random_plan
@@ -231,6 +231,21 @@ def test_what_is_loaded_is_asked_for_as_the_boxs_own_memory_is() -> None:
     done = loaded(rescue.plan, {1})
     assert done.tiers[2].expert_s == 1e-4
     assert done.holder_table == rescue.plan.holder_table
+
+
+def test_what_is_taken_on_later_is_not_loaded_yet() -> None:
+    plan = one_each(3)
+    tiers = tuple(replace(tier, ask_s=1e-3, expert_s=1e-4) for tier in plan.tiers)
+    room = {1: BoxRoom(1e6)}
+    first = next_plan(replace(plan, tiers=tiers), {0}, room).plan
+    done = loaded(first, {1})
+    more = next_plan(done, {0, 2}, room)
+    assert more.holds
+    assert more.plan.tiers[3].expert_s == pytest.approx(EXPERT_BYTES / 1e6)
+    # Letting go loads nothing, and leaves the price as it is.
+    less = next_plan(loaded(more.plan, {1}), {0}, room)
+    assert less.drops
+    assert less.plan.tiers[3].expert_s == 1e-4
 
 
 def test_thousands_of_orphans_are_placed_within_a_moment() -> None:

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from orchestrator.membership.rescue import BoxRoom, Experts, Rescue, next_plan
+from orchestrator.membership.rescue import BoxRoom, Rescue, next_plan
 from orchestrator.migration.batches import next_batch
 from orchestrator.migration.migration import (
     Give,
@@ -23,6 +23,7 @@ from orchestrator.migration.migration import (
     Use,
 )
 from orchestrator.migration.online_routing import Lately
+from placement.experts import Experts
 from placement.holders import HolderTable
 from placement.plan import Plan
 from tests.orchestrator.random_plan import random_plan
