@@ -342,7 +342,8 @@ class LayerSum:
         pongs = self.around.pongs
         hanging = [worker for worker in workers if worker in pongs and self._hangs(pongs[worker])]
         if hanging:
-            self._give_up(hanging[0], "its queue is full behind a request that it has computed for too long")
+            since_s = pongs[hanging[0]].computing_s
+            self._give_up(hanging[0], f"it has computed what was asked before for {since_s:.0f} s")
             return self._ask_again(debt, now_s, lost, pause_s)
         if workers and workers[0] < 0:
             raise self._pass_lost(debt.expert_ids, chosen, gone)

@@ -15,6 +15,9 @@ _ENOUGH = 16
 # Where nothing is known yet, a request may take this long, and its pairs this much longer each.
 _UNKNOWN_S = 1.0
 _UNKNOWN_PAIR_S = 0.002
+# Where too few answers are known, so many times as long as the slowest of them, and this long at least.
+_FEW = 8.0
+_FEW_S = 0.25
 # An answer is late after so many times the 99th percentile.
 _LATE = 2.0
 # Requests of decode steps tell how slow a worker is; those of prefill take turns with too much else.
@@ -107,7 +110,9 @@ class Pace:
             known = self._late_s.get((worker, smaller))
             if known is not None:
                 return known * 2.0 ** (size - smaller)
-        return _UNKNOWN_S + pairs * _UNKNOWN_PAIR_S
+        unknown_s = _UNKNOWN_S + pairs * _UNKNOWN_PAIR_S
+        few = self._times.get((worker, size))
+        return min(unknown_s, max(_FEW_S, _FEW * max(few))) if few else unknown_s
 
     def factors(self, now_s: float) -> dict[int, float]:
         """Workers that take too long (`Patience.slow_factor`), and how many times as long as they should.

@@ -277,7 +277,7 @@ def test_a_worker_that_hangs_with_a_full_queue_is_given_up() -> None:
     while now_s < stuck_s:
         refuse_and_ask_again()
         now_s += 0.1
-    with pytest.raises(PassLost, match="'w0' is given up: its queue is full behind a request"):
+    with pytest.raises(PassLost, match="'w0' is given up: it has computed what was asked before for"):
         refuse_and_ask_again()
 
 

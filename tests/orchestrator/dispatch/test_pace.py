@@ -48,6 +48,20 @@ def test_one_that_others_overtake_is_slow_though_it_never_answers() -> None:
     assert pace.late_after_s(2, 4) == late_s
 
 
+def test_a_first_answer_bounds_how_long_the_next_is_waited_for() -> None:
+    pace = Pace([(1.0, 1.0)] * 2, Patience())
+    assert pace.late_after_s(0, 4) > 1.0
+    pace.note(0, 4, 0.01, 0.0)
+    assert pace.late_after_s(0, 4) == 0.25
+    pace.note(0, 4, 0.05, 0.1)
+    assert pace.late_after_s(0, 4) == 0.4
+    # A long one says nothing of how long the next may take.
+    pace.note(0, 4, 5.0, 1.0)
+    assert pace.late_after_s(0, 4) == pace.late_after_s(1, 4)
+    # Nor do a few say what is too long.
+    assert pace.known_late_s(0, 4) is None
+
+
 def test_one_worker_alone_is_compared_with_nobody() -> None:
     pace = Pace([(1.0, 1.0)], Patience())
     for now_s, each_s in enumerate((0.001, 0.02, 0.02)):
