@@ -29,8 +29,11 @@ def up(
     """Start a cluster: Ray, keys and the workers of a plan, on all boxes that are there."""
     launcher = load_launcher(cluster)
 
+    told: set[str] = set()
+
     def tell(line: str) -> None:
-        if not json:
+        if not json and line not in told:
+            told.add(line)
             print_note(line)
 
     for note in launcher.notes:
@@ -38,7 +41,8 @@ def up(
     with Ssh() as ssh:
         raised = raise_cluster(launcher, model_folder(model), plan, survive, ssh, tell)
     for why in raised.state.missing.values():
-        print_note(f"missing: {why}")
+        if f"missing: {why}" not in told:
+            print_note(f"missing: {why}")
     if json:
         print_json(document(raised))
     elif not raised.lost_experts:

@@ -21,6 +21,14 @@ from placement.given.yaml_file import read_mapping, validate_fields
 STATE_FOLDER = ".potluck"
 """Beside a cluster file, and in a user's home on its boxes: a folder for each cluster lies in it."""
 _RAY_PORT = 6379
+# What lies in a cluster's folder, and where its path stands.
+_FOLDER = re.compile(rf"{re.escape(STATE_FOLDER)}/([^/\s]+)/(?:token|tls|ray)\b")
+_WITH_FOLDERS = (
+    "file_mounts",
+    "initialization_commands",
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +133,7 @@ def load_launcher(path: str | os.PathLike[str]) -> Launcher:
             "alone: `potluck init` writes one that can be started"
         )
     part = validate_fields(document, _RayModel, path, ClusterFileError)
+    _check_folders(document, part.cluster_name, path)
     boxes = tuple(_box(node, index, part.auth, path) for index, node in enumerate(spec.nodes))
     addresses = {box.address: box.name for box in boxes}
     head_ip = part.provider.head_ip
@@ -184,6 +193,18 @@ class _RayModel(_Lenient):
     auth: _AuthModel
     head_start_ray_commands: list[str] = []
     worker_start_ray_commands: list[str] = []
+
+
+def _check_folders(document: Mapping[object, object], name: str, path: object) -> None:
+    """Ray's part names the cluster's folder in many places, each with `cluster_name` in it."""
+    for field in _WITH_FOLDERS:
+        for found in _FOLDER.findall(str(document.get(field, ""))):
+            if found != name:
+                raise ClusterFileError(
+                    f"{path}: {field}: expected {STATE_FOLDER}/{name}, the folder of cluster_name, found "
+                    f"{quote(f'{STATE_FOLDER}/{found}')}: use one name in the whole file, or write it anew "
+                    "with `potluck init`"
+                )
 
 
 def _box(node: NodeSpec, index: int, auth: _AuthModel, path: object) -> Box:

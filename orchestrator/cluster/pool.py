@@ -11,6 +11,7 @@ from typing import TypeVar
 from orchestrator.cluster.examine import examine
 from orchestrator.cluster.keys_folder import ClusterKeys
 from orchestrator.cluster.launcher_file import Box, Launcher
+from orchestrator.cluster.meanwhile import told_meanwhile
 from orchestrator.cluster.ray_env import ray_environment
 from orchestrator.cluster.ray_start import last_word, ray_address, start_script
 from orchestrator.cluster.run_state import RunningWorker, RunState
@@ -333,6 +334,7 @@ class Pool:
     def _timed(self, stage: str, function: Callable[[], T]) -> T:
         began_s = time.monotonic()
         try:
-            return function()
+            with told_meanwhile(stage, self.tell):
+                return function()
         finally:
             self.seconds[stage] = time.monotonic() - began_s

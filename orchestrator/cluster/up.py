@@ -13,6 +13,7 @@ from orchestrator.cluster.examine import examine
 from orchestrator.cluster.keeper import end_keeper, only_one, start_keeper
 from orchestrator.cluster.keys_folder import ClusterKeys, ensure_keys
 from orchestrator.cluster.launcher_file import Launcher
+from orchestrator.cluster.meanwhile import told_meanwhile
 from orchestrator.cluster.pool import Pool, Tell, Wanted
 from orchestrator.cluster.private_files import write_private
 from orchestrator.cluster.run_state import PLAN, RUN, RunState, write_run_state
@@ -121,7 +122,10 @@ def _choose(
         return _checked(given, launcher, model, shape, is_new=True)
     if survive is None and _is_for(in_use, model, launcher):
         return _checked(in_use, launcher, model, shape, is_new=False)
-    _probe_if_needed(launcher, _look(launcher, model, ssh, tell), tell)
+    unusable = _look(launcher, model, ssh)
+    _probe_if_needed(launcher, unusable, tell)
+    for line in unusable:
+        tell(f"missing: {line}")
     tell("planning")
     with TemporaryDirectory() as folder:
         made = Path(folder) / PLAN
@@ -145,7 +149,7 @@ def _checked(path: Path, launcher: Launcher, model: Path, shape: ModelShape, *, 
     return _Chosen(plan, path.read_bytes() if is_new else None)
 
 
-def _look(launcher: Launcher, model: Path, ssh: Ssh, tell: Tell) -> list[str]:
+def _look(launcher: Launcher, model: Path, ssh: Ssh) -> list[str]:
     """What keeps boxes out, a line each, before anything takes long.
 
     Raises:
@@ -157,8 +161,6 @@ def _look(launcher: Launcher, model: Path, ssh: Ssh, tell: Tell) -> list[str]:
         if errors and examined.box == launcher.head:
             raise BoxUnreachable(errors[0])
         lines += errors[:1]
-    for line in lines:
-        tell(f"missing: {line}")
     return lines
 
 
@@ -177,7 +179,8 @@ def _probe_if_needed(launcher: Launcher, unusable: Sequence[str], tell: Tell) ->
                 f"take it out of {launcher.path}"
             ) from None
         tell("measuring the boxes and their links")
-        _potluck("probe", str(launcher.path))
+        with told_meanwhile("measuring", tell):
+            _potluck("probe", str(launcher.path))
 
 
 def _is_for(path: Path, model: Path, launcher: Launcher) -> bool:

@@ -112,6 +112,15 @@ class PlanChanges:
         workers = self.plan.workers
         return workers[worker].name if worker < len(workers) else LOCAL_WORKER
 
+    def outlook(self, lost: frozenset[int]) -> str:
+        """What becomes of a text when these are lost, for people."""
+        rescue = next_plan(self.plan, lost, self._rooms(), self._steady_at_s)
+        if rescue.missing:
+            return "the text waits, since no other box can serve its experts"
+        if rescue.holds:
+            return "the text goes on, others read its experts from their model files"
+        return "the text goes on, others hold its experts too"
+
     def reconsider(self, loss: Loss, now_s: float) -> None:
         """After a loss or a return: who must take experts on, and who may let go of them."""
         for worker in self._lost - loss.workers:

@@ -40,15 +40,16 @@ class Cleared:
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """A worker is gone: its connection was closed, or it was silent for too long."""
+    """A worker is gone: its connection was closed, or it was silent for too long. `then`: what follows."""
 
     worker: str
     why: str
+    then: str
     quiet: ClassVar[bool] = False
 
     @property
     def line(self) -> str:
-        return f"worker {self.worker} is lost: {self.why}"
+        return f"worker {self.worker} is lost: {self.why}; {self.then}"
 
 
 @dataclass(frozen=True, slots=True)

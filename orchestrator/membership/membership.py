@@ -447,7 +447,8 @@ class Membership:
         member.pings.clear()
         # What it was told to hold is asked for again when it comes back.
         member.instance = 0
-        self._tell(Died(member.name, why))
+        then = self._changes.outlook(self._loss().workers) if self._has_begun else "it is waited for"
+        self._tell(Died(member.name, why, then))
 
     def _turn(self, member: _Member, condition: Condition) -> None:
         member.condition = condition

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import PurePath
 from typing import Any
 
 from placement.errors import BoxUnreachable
@@ -14,6 +16,7 @@ from placement.files.json_file import parse_json
 from placement.files.quote import one_line
 
 _MOST_TEXT = 400
+_LINES_REMEMBERED = 100
 
 
 class Child:
@@ -22,7 +25,7 @@ class Child:
     def __init__(self, name: str, process: subprocess.Popen[str], tell: Callable[[str], None]) -> None:
         self._name = name
         self._process = process
-        self._said = ""
+        self._said: deque[str] = deque(maxlen=_LINES_REMEMBERED)
         self._tell = tell
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
@@ -61,13 +64,28 @@ class Child:
         assert self._process.stderr is not None
         with suppress(ValueError, OSError):
             for line in self._process.stderr:
-                self._said = one_line(line.strip())[:_MOST_TEXT]
-                self._tell(self._said)
+                self._said.append(line.rstrip())
+                self._tell(one_line(line.strip())[:_MOST_TEXT])
 
     def _ended(self) -> BoxUnreachable:
         self._process.wait()
         self._listener.join(1.0)
-        return BoxUnreachable(f"{self._name}: its probe ended: {self._said or 'it said nothing'}")
+        return BoxUnreachable(f"{self._name}: its probe ended: {last_words(list(self._said))}")
+
+
+def last_words(lines: Sequence[str]) -> str:
+    """What a Python process said at its end, in one line: an exception whole, and where it was raised."""
+    lines = [line for line in lines if line.strip()]
+    if not lines:
+        return "it said nothing"
+    # Everything behind a traceback's last indented line is the exception: its type, and all that it says.
+    places = [number for number, line in enumerate(lines) if line.startswith('  File "')]
+    if not places:
+        return one_line(lines[-1])
+    said = next((n for n in range(places[-1], len(lines)) if not lines[n].startswith(" ")), len(lines) - 1)
+    file, line_number = lines[places[-1]].split('"')[1], lines[places[-1]].split("line ")[-1]
+    where = f"{PurePath(file).name}:{line_number.partition(',')[0]}"
+    return f"{one_line(' '.join(lines[said:]))} ({where})"
 
 
 def _no_word(said: str) -> None:

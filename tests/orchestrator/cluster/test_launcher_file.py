@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from orchestrator.cluster.launcher_file import load_launcher
+from orchestrator.cluster.launcher_text import Draft, launcher_text
 from placement.errors import ClusterFileError
 from tests.orchestrator.cluster.launcher_document import launcher_document, write_launcher
 
@@ -81,3 +83,28 @@ def test_an_unknown_box_is_named(tmp_path: Path) -> None:
     launcher = load_launcher(write_launcher(tmp_path))
     with pytest.raises(ClusterFileError, match=r"expected one of the nodes \(study, attic\), found 'den'"):
         launcher.box("den")
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["file_mounts", "initialization_commands", "head_start_ray_commands", "worker_start_ray_commands"],
+)
+def test_a_clusters_name_is_the_same_in_all_paths(tmp_path: Path, field: str) -> None:
+    path = tmp_path / "cluster.yaml"
+    nodes = {"study": "192.168.1.10", "attic": "192.168.1.11"}
+    path.write_text(launcher_text(Draft("home", "study", nodes, "potluck", "~/.ssh/id")))
+    assert load_launcher(path).name == "home"
+    document = yaml.safe_load(path.read_text())
+    renamed = yaml.safe_load(path.read_text().replace(".potluck/home", ".potluck/away"))
+    document[field] = renamed[field]
+    path.write_text(yaml.safe_dump(document))
+    with pytest.raises(
+        ClusterFileError, match=rf"{field}: expected \.potluck/home, .*found '\.potluck/away'"
+    ):
+        load_launcher(path)
+
+
+def test_what_else_lies_beside_a_clusters_folder_is_nobodys_name(tmp_path: Path) -> None:
+    document = launcher_document()
+    document["head_start_ray_commands"][0] = "source ~/.potluck/venv/bin/activate && ray stop --force"
+    assert load_launcher(write_launcher(tmp_path, document)).name == "home"

@@ -14,12 +14,12 @@ from orchestrator.membership.events import (
 def test_events_are_counted_by_kind_and_said_unless_quiet() -> None:
     said: list[str] = []
     log = EventLog(said.append)
-    log.tell(Died("den", "its connection was closed"))
+    log.tell(Died("den", "its connection was closed", "the text goes on"))
     log.tell(Hedged("den", 3, ("attic",)))
     log.tell(Hedged("den", 4, ("attic",)))
     log.tell(PassRepeated(7, 4, 0.25))
     assert said == [
-        "worker den is lost: its connection was closed",
+        "worker den is lost: its connection was closed; the text goes on",
         "the step lost experts of layer 7 and runs again (waited 0.25 s)",
     ]
     counts = log.counts()

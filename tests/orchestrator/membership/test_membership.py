@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from orchestrator.dispatch.view import WorkerAddress
 from orchestrator.membership.changes import KEEP_S
@@ -140,6 +141,21 @@ def test_long_silence_is_death_and_an_answer_a_return() -> None:
     assert cluster.events[-1].line == "worker a is back and takes part again"
 
 
+@pytest.mark.parametrize(
+    ("replicas", "room", "then"),
+    [
+        (True, {}, "the text goes on, others hold its experts too"),
+        (False, {"b": BoxRoom(1e9)}, "the text goes on, others read its experts from their model files"),
+        (False, {}, "the text waits, since no other box can serve its experts"),
+    ],
+)
+def test_a_loss_says_what_becomes_of_the_text(replicas: bool, room: dict[str, BoxRoom], then: str) -> None:
+    cluster = Watched(replicas=replicas, room=room)
+    cluster.run(0.5)
+    cluster.of.accused("a", "it hangs", cluster.now_s, for_good=False)
+    assert cluster.events[0].line == f"worker a is lost: it hangs; {then}"
+
+
 def test_a_closed_connection_is_death_unless_it_comes_back_at_once() -> None:
     cluster = Watched()
     cluster.run(0.5)
@@ -152,7 +168,9 @@ def test_a_closed_connection_is_death_unless_it_comes_back_at_once() -> None:
     cluster.silent = {0}
     cluster.run(0.3)
     assert cluster.of.standing.dead == {0}
-    assert cluster.events[-1].line == "worker a is lost: its connection was closed"
+    assert cluster.events[-1].line == (
+        "worker a is lost: its connection was closed; the text goes on, others hold its experts too"
+    )
 
 
 def test_nobody_is_suspect_because_the_watch_itself_was_late() -> None:
