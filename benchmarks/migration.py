@@ -3,15 +3,15 @@
 python -m benchmarks.migration
 
 Two workers of this machine hold the tiny model; they are *played*: each waits until its memory's rate would
-have let it read what it computed. The plan is made for one domain, then the text changes to another. Without
-a move the same text is run once more, for comparison.
+have let it read what it computed. The plan is made for one domain, then the text changes to another. Then the
+same prompts are run once more without a move: for comparison, and to see that every token is the same.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,6 @@ from orchestrator.cli.migrating import migrating
 from orchestrator.generate import GenerationParams
 from orchestrator.launch.local import LocalWorkers
 from orchestrator.migration.migration import MigrationLimits, MigrationPhase, MigrationState
-from orchestrator.migration.online_routing import OnlineRouting
 from orchestrator.routing_trace import record_trace
 from orchestrator.run_folder import run_folder, short_temp_dir
 from orchestrator.session import Session, load_local, open_session
@@ -44,10 +43,13 @@ PACES = {"fast": 80e6, "slow": 12e6}
 """Bytes a second at which the played boxes read experts."""
 _ROOM = 0.6
 """Share of all experts that each box has memory for."""
-_PROMPT_TOKENS, _NEW_TOKENS, _WINDOW = 16, 48, 512
-_PHASE_S = 15.0
-# For the planner, which has the lowest priority, and for the move.
+_PROMPT_TOKENS, _NEW_TOKENS, _WINDOW = 64, 32, 512
+_PLANNED_TOKENS = 3000
+# Of the first domain there is more than the test of a change compares with, 4,096 tokens.
+_FIRST_TEXTS, _TEXTS, _MOST_TEXTS = 50, 25, 1000
+# For the planner, which computes only while a core is idle, and for the move.
 _LONGEST_S = 240.0
+_LOAD_BYTES_PER_S = 400_000
 
 
 @contextmanager
@@ -100,49 +102,58 @@ def plan_for(model: OpenModel, tokens: list[int]) -> Plan:
 
 @dataclass(slots=True)
 class Meter:
-    """Seconds of decode steps, each with the phase that a migration was in."""
+    """Seconds of decode steps, each with a migration's phase, and texts by where their prompts start."""
 
     phase: MigrationPhase = MigrationPhase.WATCHING
-    moved: int = 0
-    steps: list[tuple[MigrationPhase, int, float]] = field(default_factory=list)
-    decisions: list[MigrationState] = field(default_factory=list)
+    steps: list[tuple[MigrationPhase, float]] = field(default_factory=list)
+    texts: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def note(self, state: MigrationState) -> None:
-        self.phase, self.moved = state.phase, state.moved_experts
-        self.decisions.append(state)
+        self.phase = state.phase
         print(f"  {state.phase.value}: {state.reason}", file=sys.stderr, flush=True)
 
-    def median_ms(self, first: int, phases: set[MigrationPhase] | None = None) -> float:
-        some = [s for phase, _, s in self.steps[first:] if phases is None or phase in phases]
-        return float(np.median(some)) * 1e3 if some else float("nan")
+    def tell(self, what: str, phases: Iterable[MigrationPhase] = tuple(MigrationPhase)) -> None:
+        """Print a phase's step and how many there were."""
+        some = [seconds * 1e3 for phase, seconds in self.steps if phase in phases]
+        if some:
+            lower, middle, upper = np.percentile(some, [25, 50, 75])
+            print(
+                f"{what}: {middle:.2f} ms a token ({lower:.2f} to {upper:.2f}, {len(some):,} steps)",
+                flush=True,
+            )
 
 
 def read(
     session: Session,
     tokens: list[int],
-    seconds: float,
+    starts: Iterable[int],
     meter: Meter,
-    seed: int,
     is_over: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Prompts cut from a text, each continued by some tokens, until something is over or time is."""
-    draws = np.random.default_rng(seed)
-    until_s = time.monotonic() + seconds
-    while time.monotonic() < until_s and not is_over():
-        start = int(draws.integers(0, len(tokens) - _PROMPT_TOKENS))
+    """Prompts cut from a text, each continued by some tokens, until something is over."""
+    for start in starts:
+        if is_over():
+            return
         last_s: list[float] = []
 
         def note(_: list[int], last_s: list[float] = last_s) -> None:
             now_s = time.perf_counter()
             if last_s:
-                meter.steps.append((meter.phase, meter.moved, now_s - last_s[0]))
+                meter.steps.append((meter.phase, now_s - last_s[0]))
             last_s[:] = [now_s]
 
-        session.generate(
+        meter.texts[start] = session.generate(
             tokens[start : start + _PROMPT_TOKENS],
             GenerationParams(max_tokens=_NEW_TOKENS, ignore_eos=True),
             note,
-        )
+        ).token_ids
+
+
+def starts(tokens: list[int], seed: int, num: int) -> list[int]:
+    """Of prompts, none in the text that the plan is made for."""
+    draws = np.random.default_rng(seed)
+    found: list[int] = draws.integers(_PLANNED_TOKENS, len(tokens) - _PROMPT_TOKENS, num).tolist()
+    return found
 
 
 def main() -> None:
@@ -151,54 +162,61 @@ def main() -> None:
     texts = {
         name: tokenizer.encode((TINY / "heldout" / f"{name}.txt").read_text()) for name in ("python", "prose")
     }
-    plan = plan_for(model, texts["python"][:3000])
-    limits = MigrationLimits(check_s=5.0, payback_s=600.0, rate_bytes_per_s=400_000)
-    # As much as the larger part of the model: a move is one step then.
+    plan = plan_for(model, texts["python"][:_PLANNED_TOKENS])
+    limits = MigrationLimits(check_s=5.0, payback_s=600.0, rate_bytes_per_s=_LOAD_BYTES_PER_S)
+    # Less than a move takes: it goes in steps.
     room = dict.fromkeys(PACES, 2_000_000)
-    routing = OnlineRouting(
-        model.shape.moe_layers, model.shape.num_experts, half_life_tokens=4096, piece_tokens=64, num_pieces=6
-    )
-    meter = Meter()
+    python, prose = texts["python"], texts["prose"]
+    first, changed, after = Meter(), Meter(), Meter()
+
+    def note(state: MigrationState) -> None:
+        for meter in (first, changed):
+            meter.phase = state.phase
+        changed.note(state)
+
     with ExitStack() as stack:
         session = stack.enter_context(
             open_session(model, plan, workers=paced_workers(plan, model.shape, TINY), positions=256)
         )
         assert session.watched is not None
-        change = session.watched.watch.change
-        read(session, texts["python"], 3.0, Meter(), 0)
+        watch = session.watched.watch
         stack.enter_context(
             migrating(
                 session.head,
                 session.dispatcher,
-                session.watched.watch,
+                watch,
                 model.shape,
                 limits=limits,
                 room=room,
-                use=lambda moved: "" if change(moved) else "a worker was lost",
-                note=meter.note,
-                routing=routing,
+                use=lambda moved: "" if watch.change(moved) else "a worker was lost",
+                note=note,
             )
         )
-        read(session, texts["python"], _PHASE_S, meter, 1)
-        print(f"first domain, plan for it: {meter.median_ms(0):.2f} ms a token", flush=True)
-        mark = len(meter.steps)
-        events = session.watched.watch.log
-        read(session, texts["prose"], _LONGEST_S, meter, 2, lambda: events.counts()["migrated"] > 0)
-        print(
-            "second domain, until the change was seen: "
-            f"{meter.median_ms(mark, {MigrationPhase.WATCHING}):.2f} ms a token"
-        )
-        moving = {MigrationPhase.LOADING, MigrationPhase.LETTING_GO}
-        print(f"while experts load: {meter.median_ms(mark, moving):.2f} ms a token")
-        mark = len(meter.steps)
-        read(session, texts["prose"], _PHASE_S, meter, 3)
-        print(f"second domain, after the move: {meter.median_ms(mark):.2f} ms a token")
+        read(session, python, starts(python, 1, _FIRST_TEXTS), first)
+        first.tell("first domain, plan for it")
+
+        until_s = time.monotonic() + _LONGEST_S
+
+        def is_over() -> bool:
+            return watch.log.counts()["migrated"] > 0 or time.monotonic() > until_s
+
+        read(session, prose, starts(prose, 2, _MOST_TEXTS), changed, is_over)
+        changed.tell("second domain, until the change was seen", [MigrationPhase.WATCHING])
+        changed.tell("while the planner works", [MigrationPhase.PLANNING])
+        changed.tell("while experts load", [MigrationPhase.LOADING, MigrationPhase.LETTING_GO])
+        read(session, prose, starts(prose, 3, _TEXTS), after)
+        after.tell("second domain, after the move")
         print(f"events: {session.report().events}")
     again = Meter()
     with open_session(model, plan, workers=paced_workers(plan, model.shape, TINY), positions=256) as session:
-        read(session, texts["prose"], 3.0, Meter(), 0)
-        read(session, texts["prose"], _PHASE_S, again, 3)
-    print(f"second domain, no move: {again.median_ms(0):.2f} ms a token")
+        read(session, prose, starts(prose, 3, _TEXTS), again)
+        again.tell("second domain, no move")
+        # The last ones were read while experts moved.
+        read(session, prose, list(changed.texts)[-_TEXTS:], again)
+    known = changed.texts | after.texts
+    both = again.texts.keys() & known.keys()
+    same = sum(again.texts[start] == known[start] for start in both)
+    print(f"texts with and without a move: {same} of {len(both)} the same")
 
 
 if __name__ == "__main__":

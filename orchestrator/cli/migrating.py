@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 
-from orchestrator.cli.migration_planner import propose
+from orchestrator.cli.migration_planner import give_way, propose
 from orchestrator.dispatch.dispatcher import Dispatcher
 from orchestrator.membership.watch import ClusterWatch
 from orchestrator.migration.migration import Migration, MigrationLimits, MigrationState
@@ -19,9 +18,6 @@ from orchestrator.migration.online_routing import OnlineRouting
 from orchestrator.model.step35 import Step35Model
 from placement.model_shape import ModelShape
 from placement.plan import Plan
-
-# Planning waits for whatever else the head's box has to do.
-_NICENESS = 19
 
 
 @contextmanager
@@ -46,11 +42,9 @@ def migrating(
         routing: what is known of the traffic; new where left out. `head` records into it, in place of any
             recorder that it had.
     """
-    routing = routing or OnlineRouting(shape.moe_layers, shape.num_experts)
+    routing = routing or OnlineRouting(shape.moe_layers)
     before, head.recorder = head.recorder, routing
-    apart = ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), initializer=os.nice, initargs=(_NICENESS,)
-    )
+    apart = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=give_way)
     migrator = Migrator(
         Migration(limits, room, time.monotonic()),
         watch,

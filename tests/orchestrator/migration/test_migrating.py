@@ -32,7 +32,7 @@ def test_tokens_stay_the_same_while_all_experts_change_places(tmp_path: Path) ->
     plan = even_plan(shape, 2, "float32")
     table = np.array(plan.holder_table.table[:, :, 0])
     target = HolderTable.from_single(1 - table)
-    routing = OnlineRouting(shape.moe_layers, shape.num_experts, piece_tokens=4)
+    routing = OnlineRouting(shape.moe_layers, piece_tokens=4)
     told: list[Event] = []
     with open_session(model, plan, positions=64) as session:
         expected = session.generate(PROMPT, PARAMS).token_ids

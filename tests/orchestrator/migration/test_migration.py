@@ -33,8 +33,8 @@ SHAPE = small_shape(num_moe_layers=3, num_experts=12)
 SIZE = SHAPE.expert_bytes(32)
 LIMITS = MigrationLimits(check_s=5.0, payback_s=100.0, rate_bytes_per_s=20 * SIZE, patience_s=20.0)
 STEP_S = 0.05
-PIECES = np.ones((3, 3, 12), dtype=np.uint32)
-TEXT = Lately(np.ones((3, 12)), 100.0, PIECES, PIECES)
+PIECES = (np.zeros((4, 3, 2), dtype=np.uint16),)
+TEXT = Lately(PIECES, PIECES)
 
 Cells = set[tuple[int, int]]
 
