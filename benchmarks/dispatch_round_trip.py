@@ -11,7 +11,7 @@ each variant once, in turns, so all of them see the same machine in the same hou
 - dispatch: `WorkerClient` and `ExpertService`: encoding, checks, ZeroMQ, decoding, and an expert of
   intermediate size 1, so that what is left of computing is the call itself. The worker times it, from numpy
   arrays to numpy arrays, and it is also shown apart
-- dispatch, poller: the same, waiting in a `zmq.Poller` as for several workers
+- dispatch, several: the same, waited for as the head waits for several workers
 - dispatch, keys: the same as dispatch, encrypted
 - moments noted: the time at several places of a dispatch and an echo, which a second table shows
 - Ray actor call: a method that takes the same arrays and returns as many zeros
@@ -55,6 +55,7 @@ from transport.client import WorkerClient
 from transport.expert_rows import ExpertRows
 from transport.keys import HeadKeys, KeyPair, WorkerKeys
 from transport.messages import ForwardReply, ForwardRequest, WireLimits
+from transport.sockets import wait_any
 from transport.wire import encode
 from workers.fixed_point import PartialSum
 from workers.kernels import ExpertMatrices, ExpertWeights, moe_partial_sum
@@ -197,7 +198,7 @@ class Stamped:
 
 def dispatch_waiting(client: WorkerClient, request: ForwardRequest) -> Callable[[], float]:
     def exchange() -> float:
-        client.send(request)
+        client.send_forward(request.request_id, request.epoch, request.layer, request.rows)
         reply = client.wait(10.0)
         if not isinstance(reply, ForwardReply):
             raise RuntimeError(f"no answer but {reply}")
@@ -206,13 +207,12 @@ def dispatch_waiting(client: WorkerClient, request: ForwardRequest) -> Callable[
     return exchange
 
 
-def dispatch_polling(client: WorkerClient, request: ForwardRequest) -> Callable[[], float]:
-    poller = zmq.Poller()
-    poller.register(client.socket, zmq.POLLIN)
+def dispatch_among_several(client: WorkerClient, request: ForwardRequest) -> Callable[[], float]:
+    sockets = (client.socket,)
 
     def exchange() -> float:
-        client.send(request)
-        poller.poll(10_000)
+        client.send_forward(request.request_id, request.epoch, request.layer, request.rows)
+        wait_any(sockets, 10_000)
         reply = client.receive()
         if not isinstance(reply, ForwardReply):
             raise RuntimeError(f"no answer but {reply}")
@@ -319,7 +319,7 @@ def run(dtype: str, wire: str, rounds: int, with_ray: bool) -> tuple[dict[str, T
             "bare": bare_exchange(context, bare[0], [b"".join(up)], 1),
             "bare, two frames": bare_exchange(context, bare[1], up, 2),
             "dispatch": dispatch_waiting(clients[0], request),
-            "dispatch, poller": dispatch_polling(clients[1], request),
+            "dispatch, several": dispatch_among_several(clients[1], request),
             "dispatch, keys": dispatch_waiting(clients[3], request),
             "dispatch, moments noted": noted.dispatch,
             "bare, moments noted": noted.echo,

@@ -88,7 +88,7 @@ class StampedExperts:
 def asked(client: WorkerClient, request: ForwardRequest) -> tuple[int, int, int, int]:
     """One exchange with a `StampedServer`: begun, handed over, woken, decoded."""
     begun = now()
-    client.send(request)
+    client.send_forward(request.request_id, request.epoch, request.layer, request.rows)
     handed = now()
     client.socket.poll()
     woken = now()

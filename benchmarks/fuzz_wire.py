@@ -23,38 +23,27 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
 import zmq
 
-from tests.workers.serving import LIMITS, NUM_EXPERTS, SESSION, SmallStore, expected, request
+from benchmarks.mutations import Mutations
+from tests.workers.serving import LIMITS, SESSION, SmallStore, expected, request
 from transport.client import WorkerClient
 from transport.keys import HeadKeys, KeyPair, WorkerKeys, secure_client
 from transport.messages import (
-    Drop,
     ErrorCode,
     ErrorReply,
     ForwardReply,
-    Held,
-    Hello,
-    HelloReply,
-    Hold,
-    Ping,
-    Pong,
-    Reply,
-    Request,
-    Shutdown,
     WireError,
-    WorkerState,
 )
-from transport.wire import decode_reply, encode
+from transport.wire import decode_reply
 from workers.pulse import FixedExperts, PulseServer
 from workers.service import ExpertService
 from workers.sessions import Sessions
@@ -68,134 +57,6 @@ MOST_WAIT_S = 5.0
 MOST_GROWTH_BYTES = 24 << 20
 WARM_UP = 0.1
 """Of the frames: what the worker then has of memory and descriptors is what it may have at the end."""
-
-_NUMBERS = (0, 1, -1, 2, 8, 127, 128, 255, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1, -(2**63))
-_VALUES: tuple[Any, ...] = (
-    *_NUMBERS,
-    *(float(number) for number in _NUMBERS),
-    float("nan"),
-    float("inf"),
-    None,
-    True,
-    False,
-    "",
-    "f32",
-    "x" * 3000,
-    b"",
-    b"\0" * 68,
-    [],
-    [1] * 20,
-    {},
-    {"a": 1},
-    msgpack.ExtType(5, b"x"),
-)
-
-Frames = list[bytes]
-
-
-def seeds() -> list[Frames]:
-    """One message of every kind, as frames; forwards of several sizes and forms."""
-    plain: list[Request | Reply] = [
-        Hello(1, 2),
-        Ping(3, 4, 5),
-        Hold(6, 7, {2: (0, 3), 3: (1,)}, 8),
-        Drop(9, 10, {3: tuple(range(NUM_EXPERTS))}),
-        Shutdown(11),
-        HelloReply(12, "w", 13, WorkerState.READY, "fingerprint", "", "float32", 14, ""),
-        Pong(15, 16, WorkerState.LOADING, 17, 18, 19, 20, 0.5, 21),
-        Held(22, 23, False, 24, "text"),
-        ErrorReply(25, ErrorCode.BUSY, "message"),
-        ForwardReply(26, np.zeros((1, LIMITS.hidden_size), np.int32), np.zeros(1, np.bool_), 0.5),
-    ]
-    forwards = [request(number, rows, bfloat16=bool(number % 2)) for number, rows in enumerate((1, 1, 3, 64))]
-    # Another session than the ping's, or most would soon be of an epoch that is over.
-    asked = [message._replace(session=6) for message in forwards]
-    return [[bytes(frame) for frame in encode(message)] for message in (*plain, *asked, *asked, *asked)]
-
-
-class Mutations:
-    """Frames from seeds, each changed in one to three places; the same for the same random numbers."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-        self._seeds = seeds()
-        self._headers = [msgpack.unpackb(frames[0]) for frames in self._seeds]
-        self._kinds: tuple[Callable[[Frames, list[Any]], Frames], ...] = (
-            self._field,
-            self._field,
-            self._field,
-            self._fewer_fields,
-            self._bytes_of_a_frame,
-            self._bytes_of_a_frame,
-            self._length,
-            self._frames,
-            self._noise,
-        )
-
-    def next(self) -> Frames:
-        number = self._rng.randrange(len(self._seeds))
-        frames = list(self._seeds[number])
-        header = list(self._headers[number])
-        for _ in range(self._rng.choice((1, 1, 1, 2, 3))):
-            frames = self._rng.choice(self._kinds)(frames, header)
-        return frames
-
-    def _field(self, frames: Frames, header: list[Any]) -> Frames:
-        value = self._rng.choice(_VALUES)
-        if header:
-            header[self._rng.randrange(len(header))] = value
-        return [_packed(header), *frames[1:]]
-
-    def _fewer_fields(self, frames: Frames, header: list[Any]) -> Frames:
-        if self._rng.random() < 0.5 or not header:
-            header.append(self._rng.choice(_VALUES))
-        else:
-            del header[self._rng.randrange(len(header))]
-        return [_packed(header), *frames[1:]]
-
-    def _bytes_of_a_frame(self, frames: Frames, _: list[Any]) -> Frames:
-        place = self._rng.randrange(len(frames))
-        changed = bytearray(frames[place])
-        for _number in range(self._rng.randint(1, 4)):
-            if changed:
-                changed[self._rng.randrange(len(changed))] = self._rng.randrange(256)
-        return [*frames[:place], bytes(changed), *frames[place + 1 :]]
-
-    def _length(self, frames: Frames, _: list[Any]) -> Frames:
-        place = self._rng.randrange(len(frames))
-        frame = frames[place]
-        cut = self._rng.randrange(len(frame) + 1)
-        changed = (
-            frame[:cut]
-            if self._rng.random() < 0.5
-            else frame[:cut] + self._rng.randbytes(cut % 99) + frame[cut:]
-        )
-        return [*frames[:place], changed[: LIMITS.max_frame_bytes], *frames[place + 1 :]]
-
-    def _frames(self, frames: Frames, _: list[Any]) -> Frames:
-        return self._rng.choice(
-            (
-                frames[::-1],
-                frames[:1],
-                [*frames, b""],
-                frames * 3,
-                [b"", *frames],
-                [b""] * 50,
-                frames[1:] or [b""],
-            )
-        )
-
-    def _noise(self, _frames: Frames, _: list[Any]) -> Frames:
-        return [
-            self._rng.randbytes(self._rng.choice((0, 1, 5, 40, 300))) for _ in range(self._rng.randint(1, 3))
-        ]
-
-
-def _packed(header: list[Any]) -> bytes:
-    try:
-        return bytes(msgpack.packb(header))
-    except (OverflowError, ValueError, TypeError):
-        return b"\xc1"
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import zmq
@@ -10,10 +11,10 @@ from zmq.utils.monitor import parse_monitor_message
 
 from placement.errors import WorkerLost, WorkerStartError
 from transport.expert_rows import ExpertRows
+from transport.forward import Frame, encode_request
 from transport.guard import ClientGuard
 from transport.keys import HeadKeys, secure_client
 from transport.messages import (
-    ForwardRequest,
     Hello,
     HelloReply,
     Ping,
@@ -81,27 +82,36 @@ class WorkerClient:
             dtype: what rows it must take ("float32", "bfloat16"), None for any.
 
         Raises:
-            WorkerStartError: no answer in time, or one from another worker, model or dtype.
+            WorkerStartError: no answer in time, or one from another worker, model or dtype. The client is
+                closed then: libzmq's thread would wait for ever to tell its monitor that it has connected
+                again, once nobody reads that.
         """
         reply = self._greeted(timeout_s)
+        why = self._why_not(reply, timeout_s, dtype)
+        if why or not isinstance(reply, HelloReply):
+            self.close()
+            raise WorkerStartError(f"worker {self.name} at {self.endpoint}: {why}")
+        return reply
+
+    def _why_not(self, reply: Reply | None, timeout_s: float, dtype: str | None) -> str:
+        """Why an answer to a greeting is not the one of this worker; "" if it is."""
         if reply is None:
-            raise WorkerStartError(
-                f"worker {self.name} at {self.endpoint}: no answer in {timeout_s:g} s: it does not run, "
-                "cannot be reached, or was started with other keys"
+            return (
+                f"no answer in {timeout_s:g} s: it does not run, cannot be reached, or was started with "
+                "other keys"
             )
         if not isinstance(reply, HelloReply):
-            raise WorkerStartError(f"worker {self.name} at {self.endpoint}: answered a greeting with {reply}")
+            return f"answered a greeting with {reply}"
         expected = {"name": self.name, "fingerprint": self._limits.fingerprint}
         if dtype is not None:
             expected["dtype"] = dtype
         for field, value in expected.items():
             found = getattr(reply, field)
             if found != value:
-                raise WorkerStartError(
-                    f"worker {self.name} at {self.endpoint}: serves {field} {found}, expected {value}: "
-                    "stop it and start all workers from one plan"
+                return (
+                    f"serves {field} {found}, expected {value}: stop it and start all workers from one plan"
                 )
-        return reply
+        return ""
 
     def _greeted(self, timeout_s: float) -> Reply | None:
         """The answer to a greeting, sent anew over a fresh connection where none comes.
@@ -125,7 +135,7 @@ class WorkerClient:
         Raises:
             WorkerLost: the worker has stopped taking requests.
         """
-        self.send(ForwardRequest(request_id, self.session, epoch, layer, rows))
+        self._send(encode_request(request_id, self.session, epoch, layer, rows))
 
     def ping(self, request_id: int, oldest_epoch: int = 0) -> None:
         """Ask for a sign of life, which a worker gives while it computes; the answer is a `Pong`."""
@@ -137,8 +147,11 @@ class WorkerClient:
         Raises:
             WorkerLost: as many requests as may queue are still unsent.
         """
+        self._send(encode(request))
+
+    def _send(self, frames: Sequence[Frame]) -> None:
         try:
-            send_message(self.socket, encode(request))
+            send_message(self.socket, frames)
         except zmq.Again:
             raise WorkerLost(
                 f"worker {self.name} at {self.endpoint}: takes no more requests: "
@@ -197,7 +210,7 @@ class WorkerClient:
 
     def _decoded(self, frames: list[Any]) -> Reply:
         if self._guard is not None:
-            self._guard.delivered()
+            self._guard.delivered = True
         try:
             return decode_reply(frames, self._limits)
         except WireError as error:

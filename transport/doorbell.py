@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import select
 
+from transport.native import frames
+
+wait_epoll = frames.wait_epoll
+
 
 class Doorbell:
     """Wakes one of the waiting threads when a socket has news, and all of them once it is shut.
@@ -19,13 +23,14 @@ class Doorbell:
         self._shut = False
         self._shut_reader, self._shut_writer = os.pipe()
         self._epoll = select.epoll()
+        self._fd = self._epoll.fileno()
         self._epoll.register(socket_fd, select.EPOLLIN | select.EPOLLET)
         self._epoll.register(self._shut_reader, select.EPOLLIN)
 
     def wait(self) -> bool:
         """Sleep until there may be news; False once the bell is shut."""
         if not self._shut:
-            self._epoll.poll(-1, 1)
+            wait_epoll(self._fd)
         return not self._shut
 
     def shut(self) -> None:

@@ -184,6 +184,9 @@ class ClientGuard:
     """Guards a connecting socket's one TCP connection. Its owner's thread calls all methods.
 
     Local sockets are left alone: at their other end is a process that this one started.
+
+    Attributes:
+        delivered: a message has come; its owner sets it.
     """
 
     def __init__(self, guarded: Socket, max_message_bytes: int) -> None:
@@ -191,16 +194,12 @@ class ClientGuard:
         self._limit_bytes = _limit_bytes(max_message_bytes)
         self._connection: Connection | None = None
         self._looked_s = time.monotonic()
+        self.delivered = False
 
     def connected(self, fd: int) -> None:
         """The connection has come about, as the socket's monitor says."""
         found = _connection(fd)
         self._connection = found if found is not None and found.is_tcp else None
-
-    def delivered(self) -> None:
-        """A message has come."""
-        if self._connection is not None:
-            self._connection.delivered = True
 
     def look(self) -> None:
         """Reset the connection if its message has no end; call it ten times a second or more often."""
@@ -211,8 +210,8 @@ class ClientGuard:
         forgiven_bytes = (now_s - self._looked_s) * HEARTBEAT_BYTES_PER_S
         self._looked_s = now_s
         # One that is whole and not fetched yet counts as delivered.
-        whole = connection.delivered or bool(self._guarded.poll(0))
-        connection.delivered = False
+        whole = self.delivered or bool(self._guarded.poll(0))
+        self.delivered = False
         if _tcp_is_endless(connection, whole, forgiven_bytes, self._limit_bytes):
             _look(connection, _break_off)
             self._connection = None

@@ -7,9 +7,8 @@ from typing import Any
 
 from msgpack import UnpackException, unpackb
 
-from transport.messages import MAX_TEXT_CHARS, ErrorCode, WireError, WireLimits
+from transport.messages import MAX_TEXT_CHARS, WIRE_VERSION, ErrorCode, WireError, WireLimits
 
-VERSION = 2
 MAX_U64 = 2**64 - 1
 MAX_FIELDS = 16
 
@@ -45,8 +44,8 @@ def unpack_header(frames: Sequence[Any], limits: WireLimits) -> tuple[Any, ...]:
     version, kind, request_id = header[:3]
     if not is_unsigned(request_id):
         raise WireError(ErrorCode.MALFORMED, "the request id is not an unsigned 64-bit number")
-    if type(version) is not int or version != VERSION:
-        message = f"wire version {quote(version)} is not {VERSION}: run one Potluck release on both ends"
+    if type(version) is not int or version != WIRE_VERSION:
+        message = f"wire version {quote(version)} is not {WIRE_VERSION}: run one Potluck release on both ends"
         raise WireError(ErrorCode.BAD_VERSION, message, request_id)
     if type(kind) is not int:
         raise WireError(ErrorCode.MALFORMED, "the message type is not a number", request_id)

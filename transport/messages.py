@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from placement.errors import PotluckError
 from placement.message_size import MAX_MESSAGE_ROWS
 from placement.model_shape import ModelShape
+from placement.wire_form import WIRE_FORMS
 from transport.expert_rows import ExpertRows
 
+WIRE_VERSION = 3
 MAX_TEXT_CHARS = 512
 
 
@@ -95,6 +97,19 @@ class WireLimits:
         return 8 * self.top_k + 4
 
     @cached_property
+    def of_forward(self) -> tuple[int, int, int, int, int]:
+        """As the compiled checks of forward messages take them."""
+        return WIRE_VERSION, self.hidden_size, self.top_k, self.num_experts, self.max_rows
+
+    @cached_property
+    def row_bytes(self) -> tuple[int, ...]:
+        """Of a row in each of `WIRE_FORMS`, 0 where such rows cannot have it."""
+        width = self.hidden_size
+        return tuple(
+            0 if any(width % block for block in form.blocks) else form.row_bytes(width) for form in WIRE_FORMS
+        )
+
+    @cached_property
     def max_plain_bytes(self) -> int:
         """The largest message without a tensor: all experts of a model, or the longest texts."""
         experts_bytes = len(self.moe_layers) * (8 + 4 * self.num_experts)
@@ -132,7 +147,8 @@ class HelloReply:
 
     Attributes:
         instance: a random number of this worker process: another one means that it was started again.
-        fingerprint, identity: of the model; "" for an identity that is not known yet.
+        fingerprint, identity: of the model; "" for an identity that is not known yet. After a colon it has a
+            hash of the whole files, where that is known.
         dtype: of rows, "float32" or "bfloat16".
         num_experts: that it serves now.
         text: how far loading is, or why it failed; "" when there is nothing to say.

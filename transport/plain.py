@@ -9,9 +9,10 @@ from typing import Any
 from msgpack import packb
 
 from transport.expert_block import pack_experts, unpack_experts
-from transport.header import VERSION, is_unsigned
+from transport.header import is_unsigned
 from transport.messages import (
     MAX_TEXT_CHARS,
+    WIRE_VERSION,
     Drop,
     ErrorCode,
     ErrorReply,
@@ -41,7 +42,7 @@ def encode_plain(message: Request | Reply) -> bytes:
     fields = [getattr(message, name) for name in names]
     if isinstance(message, (Hold, Drop)):
         fields[2] = pack_experts(message.experts)
-    return bytes(packb((VERSION, kind, *fields)))
+    return bytes(packb((WIRE_VERSION, kind, *fields)))
 
 
 def decode_plain_request(header: tuple[Any, ...], frames: Sequence[Any], limits: WireLimits) -> Request:

@@ -105,7 +105,7 @@ class PulseClient:
         frames = receive_message(self.socket, _NOBLOCK)
         if frames is None:
             return None
-        self._guard.delivered()
+        self._guard.delivered = True
         try:
             return decode_reply(frames, self._limits)
         except WireError as error:

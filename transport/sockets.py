@@ -1,4 +1,4 @@
-"""What both ends share: socket options, and one message's frames in and out of a socket."""
+"""What both ends share: socket options, one message's frames in and out of a socket, waiting for several."""
 
 from __future__ import annotations
 
@@ -6,14 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import zmq
+from numpy import ndarray
 
-from placement.errors import NativeCodeNotBuilt
-
-try:
-    from transport import _frames
-except ImportError as error:
-    advice = "run `make demo` or `pip install -e .` in the clone"
-    raise NativeCodeNotBuilt(f"transport: {error}: {advice}") from error
+from transport.native import frames
 
 Context = zmq.Context[zmq.Socket[bytes]]
 Socket = zmq.Socket[bytes]
@@ -51,7 +46,7 @@ def open_socket(context: Context, kind: int, endpoint: str, max_frame_bytes: int
     return socket
 
 
-def send_message(socket: Socket, frames: Sequence[Any], peer: bytes | None = None) -> None:
+def send_message(socket: Socket, message: Sequence[Any], peer: bytes | None = None) -> None:
     """Send one message, of one frame or two, without waiting; `peer` is the name a ROUTER sends to.
 
     A large tensor is not copied: it must not change until it is sent.
@@ -59,32 +54,38 @@ def send_message(socket: Socket, frames: Sequence[Any], peer: bytes | None = Non
     Raises:
         zmq.ZMQError: EAGAIN, the peer takes no more; EHOSTUNREACH, a ROUTER's peer is gone.
     """
-    if memoryview(frames[-1]).nbytes >= COPY_THRESHOLD_BYTES:
-        first = frames[:-1] if peer is None else (peer, *frames[:-1])
+    last = message[-1]
+    if (last.nbytes if isinstance(last, ndarray) else len(last)) >= COPY_THRESHOLD_BYTES:
+        first = message[:-1] if peer is None else (peer, *message[:-1])
         for frame in first:
             _send(socket, frame, _NOBLOCK_MORE)
-        _send(socket, frames[-1], _NOBLOCK, copy=False)
+        _send(socket, last, _NOBLOCK, copy=False)
         return
     if peer is None:
-        _frames.send(socket, *frames)
+        frames.send(socket, *message)
     else:
-        _frames.send(socket, peer, *frames)
+        frames.send(socket, peer, *message)
 
 
-def receive_message(socket: Socket, flags: int = 0) -> list[_frames.Frame] | None:
+def receive_message(socket: Socket, flags: int = 0) -> list[frames.Frame] | None:
     """Take one message: its frames, as bytes-like objects over libzmq's memory; of too many the first four.
 
     Returns:
         None if there is none now (NOBLOCK), or none came within the socket's RCVTIMEO.
     """
-    return _frames.receive(socket, flags)
+    return frames.receive(socket, flags)
 
 
 def receive_named(socket: Socket) -> list[Any] | None:
     """Take one message of a ROUTER without waiting: the peer's name as bytes, then as `receive_message`."""
-    return _frames.receive_named(socket, _NOBLOCK)
+    return frames.receive_named(socket, _NOBLOCK)
 
 
 def has_message(socket: Socket) -> bool:
     """Whether one can be received."""
-    return bool(_frames.events(socket) & _POLLIN)
+    return bool(frames.events(socket) & _POLLIN)
+
+
+def wait_any(sockets: tuple[Socket, ...], timeout_ms: int) -> list[int]:
+    """Sleep until some sockets have a message: their places, or none after the time."""
+    return frames.wait_any(sockets, timeout_ms)

@@ -197,8 +197,7 @@ class ExpertService:
                 with self._lock:
                     self._answer(server, peer, reply)
                     # Before what has come is answered: a Pong does not count a request that is done.
-                    self._sessions.computed()
-                    self._sessions.closed(request.session)
+                    self._sessions.computed(request.session)
                     self._computing = False
                     more = server.pending() and self._receive(server)
                     job = self._next()
@@ -221,9 +220,8 @@ class ExpertService:
     def _accept(self, server: Server, peer: bytes, request: ForwardRequest) -> None:
         """Queue a request, or refuse it."""
         request_id, session, epoch, _, _ = request
-        sessions = self._sessions
         self._handler.heard()
-        oldest_epoch = sessions.received(session, request_id)
+        oldest_epoch = self._sessions.received(session, request_id)
         if epoch < oldest_epoch:
             message = f"plan epoch {epoch} is over, this head is at {oldest_epoch} or later"
             refused = refusal(request_id, ErrorCode.WRONG_EPOCH, message)
@@ -232,16 +230,17 @@ class ExpertService:
         else:
             message = f"{len(self._waiting)} requests wait here already: ask again"
             refused = refusal(request_id, ErrorCode.BUSY, message)
-        sessions.closed(session)
+        self._sessions.closed(session)
         self._answer(server, peer, refused)
 
     def _next(self) -> tuple[bytes, ForwardRequest] | None:
         """The request to compute now, if there is one and nobody computes."""
-        if self._computing or self._stopping or not self._waiting:
+        if self._computing or self._stopping:
             return None
-        self._computing = True
         job = self._waiting.next()
-        self._sessions.computing(job[1].session, job[1].request_id)
+        if job is not None:
+            self._computing = True
+            self._sessions.computing(job[1].session, job[1].request_id)
         return job
 
     def _reply(self, message: Request | WireError) -> Reply:

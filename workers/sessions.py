@@ -65,9 +65,10 @@ class Sessions:
         """Its computation begins."""
         self._computing = session, request_id, self._clock()
 
-    def computed(self) -> None:
-        """The computation that had begun has ended."""
+    def computed(self, session: int) -> None:
+        """The computation that had begun, of a request of this session, has ended and was answered."""
         self._computing = None
+        self.closed(session)
 
     def closed(self, session: int) -> None:
         """A request of this session was answered, or will never be."""

@@ -1,4 +1,4 @@
-"""The dispatcher's sockets: one to each worker of its view, in one poller, all of one thread."""
+"""The dispatcher's sockets: one to each worker of its view, waited for together, all of one thread."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import zmq
-
 from orchestrator.dispatch.view import ClusterView, WorkerAddress
 from transport.client import WorkerClient
 from transport.expert_rows import ExpertRows
 from transport.guard import SWEEP_S
 from transport.messages import Reply
+from transport.sockets import Socket, wait_any
 
 Connect = Callable[[str, WorkerAddress], WorkerClient]
 """(worker name, where it is reached) -> a client for the calling thread."""
@@ -57,8 +56,9 @@ class Connections:
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
         self._clients: dict[int, tuple[WorkerAddress, WorkerClient]] = {}
-        self._worker_of: dict[object, int] = {}
-        self._poller: zmq.Poller | None = None
+        # The workers that are waited for and their sockets, in one order.
+        self._workers: tuple[int, ...] = ()
+        self._sockets: tuple[Socket, ...] = ()
         self._look_due_s = -math.inf
 
     def match(self, view: ClusterView) -> None:
@@ -66,13 +66,12 @@ class Connections:
         for worker, (address, client) in list(self._clients.items()):
             if wanted.get(worker) != address:
                 del self._clients[worker]
-                self._forget(client)
                 client.close()
         for worker, address in wanted.items():
             if worker not in self._clients:
                 client = self._connect(view.names[worker], address)
                 self._clients[worker] = address, client
-                self._await(worker, client)
+        self._await()
 
     def send(self, worker: int, request_id: int, epoch: int, layer: int, rows: ExpertRows) -> None:
         self._clients[worker][1].send_forward(request_id, epoch, layer, rows)
@@ -81,8 +80,7 @@ class Connections:
         return self._clients[worker][1].receive()
 
     def wait(self, wait_s: float) -> list[int]:
-        assert self._poller is not None
-        found = [self._worker_of[socket] for socket, _ in self._poller.poll(math.ceil(wait_s * 1000))]
+        found = [self._workers[place] for place in wait_any(self._sockets, math.ceil(wait_s * 1000))]
         now_s = time.monotonic()
         if now_s >= self._look_due_s:
             self._look_due_s = now_s + SWEEP_S
@@ -95,24 +93,16 @@ class Connections:
 
     def reopen(self, worker: int) -> None:
         if worker in self._clients:
-            client = self._clients[worker][1]
-            self._forget(client)
-            client.reopen()
-            self._await(worker, client)
+            self._clients[worker][1].reopen()
+            self._await()
 
     def close(self) -> None:
         for _, client in self._clients.values():
-            self._forget(client)
             client.close()
         self._clients.clear()
+        self._await()
 
-    def _await(self, worker: int, client: WorkerClient) -> None:
-        # A head without workers needs none.
-        self._poller = self._poller or zmq.Poller()
-        self._worker_of[client.socket] = worker
-        self._poller.register(client.socket, zmq.POLLIN)
-
-    def _forget(self, client: WorkerClient) -> None:
-        assert self._poller is not None
-        del self._worker_of[client.socket]
-        self._poller.unregister(client.socket)
+    def _await(self) -> None:
+        """Wait for the clients that there are now."""
+        self._workers = tuple(self._clients)
+        self._sockets = tuple(client.socket for _, client in self._clients.values())

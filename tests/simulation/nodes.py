@@ -225,9 +225,8 @@ class Node:
             if self.is_paused:
                 self._late.append(done)
                 return
-            self.sessions.computed()
             part = partial_sum(layer, rows)
-            self.sessions.closed(SESSION)
+            self.sessions.computed(SESSION)
             self._is_busy = False
             values = part.values + 1 if self.lies else part.values
             self.to_data(self, ForwardReply(request_id, values, part.saturated, 0.0))

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from benchmarks.fuzz_wire import Mutations, run
+from benchmarks.fuzz_wire import run
+from benchmarks.mutations import Mutations
 
 
 @pytest.mark.parametrize(("keys", "wire"), [(False, "tcp"), (True, "tcp"), (False, "ipc")])

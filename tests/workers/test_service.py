@@ -301,33 +301,29 @@ def test_a_request_outside_the_plan_is_refused_by_its_own_name(
         assert_serves(service, store, context)
 
 
-@pytest.mark.parametrize("place_and_value", [(0, 1), (9, "f64")])
-def test_another_version_or_dtype_is_refused_by_name(
-    place_and_value: tuple[int, Any], context: zmq.Context[Any]
+def changed_header(place: int, value: bytes, request_id: int = 8) -> list[bytes]:
+    """A request of one row whose header (`transport.forward`) says something else from byte `place` on."""
+    header, tensor = (bytes(frame) for frame in encode(request(request_id)))
+    return [header[:place] + value + header[place + len(value) :], tensor]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "code", "answered_id"),
+    [
+        (1, b"\2", ErrorCode.BAD_VERSION, 0),
+        (3, b"\x7f", ErrorCode.BAD_DTYPE, 8),
+        (4, (LIMITS.max_rows + 1).to_bytes(4, "little"), ErrorCode.TOO_LARGE, 8),
+    ],
+)
+def test_another_version_form_or_size_is_refused_by_name(
+    place: int, value: bytes, code: ErrorCode, answered_id: int, context: zmq.Context[Any]
 ) -> None:
-    store = SmallStore()
-    with serving(store) as service:
-        dealer = stranger(context, service)
-        header, tensor = (bytes(frame) for frame in encode(request(8)))
-        unpacked = msgpack.unpackb(header)
-        unpacked[place_and_value[0]] = place_and_value[1]
-        dealer.send_multipart([msgpack.packb(unpacked), tensor])
-        reply = decode_reply(dealer.recv_multipart(), LIMITS)
-        assert isinstance(reply, ErrorReply)
-        assert reply.request_id == 8
-        assert reply.code in (ErrorCode.BAD_VERSION, ErrorCode.BAD_DTYPE)
-
-
-def test_more_rows_than_the_limit_are_refused(context: zmq.Context[Any]) -> None:
     with serving(SmallStore()) as service:
         dealer = stranger(context, service)
-        header, _ = (bytes(frame) for frame in encode(request(8)))
-        unpacked = msgpack.unpackb(header)
-        unpacked[6] = LIMITS.max_rows + 1
-        dealer.send_multipart([msgpack.packb(unpacked)])
+        dealer.send_multipart(changed_header(place, value))
         reply = decode_reply(dealer.recv_multipart(), LIMITS)
         assert isinstance(reply, ErrorReply)
-        assert reply.code == ErrorCode.TOO_LARGE
+        assert (reply.request_id, reply.code) == (answered_id, code)
 
 
 def test_a_frame_larger_than_any_message_drops_its_sender_before_it_arrives(
