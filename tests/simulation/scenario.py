@@ -35,6 +35,7 @@ KINDS = (
     "kill",
     "kill for good",
     "pause",
+    "pause two",
     "cut link",
     "cut connections",
     "slow",
@@ -149,6 +150,9 @@ class Scenario:
             cluster.kill(node)
         elif kind == "pause":
             node.is_paused = True
+        elif kind == "pause two":
+            for each in self._with_replica(node):
+                each.is_paused = True
         elif kind == "cut link":
             node.is_cut = True
         elif kind == "cut connections":
@@ -168,6 +172,9 @@ class Scenario:
             cluster.start(node)
         elif kind == "pause":
             node.resume()
+        elif kind == "pause two":
+            for each in self._with_replica(node):
+                each.resume()
         elif kind == "cut link":
             node.is_cut = False
         elif kind == "slow":
@@ -178,6 +185,11 @@ class Scenario:
             # Somebody ends the process that hangs, and starts it again.
             cluster.kill(node)
             cluster.start(node)
+
+    def _with_replica(self, node: Node) -> tuple[Node, ...]:
+        """A box and the one that holds the same experts, where two do (`draw_plan`)."""
+        nodes = list(self.cluster.nodes.values())
+        return node, nodes[(nodes.index(node) + 1) % len(nodes)]
 
 
 def run_with_a_liar(seed: int) -> None:
