@@ -32,6 +32,7 @@ from orchestrator.cluster.ssh import Ssh
 from orchestrator.launch.detached import start_detached
 from orchestrator.launch.processes import end_process, find_process
 from placement.errors import PotluckError
+from placement.files.json_file import parse_json
 from placement.plan_file import read_plan
 from transport.messages import WireLimits, WorkerState
 from workers.formats.digesting import DigestsBehind
@@ -98,12 +99,15 @@ def find_keeper(folder: Path) -> psutil.Process | None:
 
 
 def read_keeping(folder: Path) -> Keeping | None:
-    """What the keeper noted of itself last."""
+    """What the keeper noted of itself last; None where nothing is, or it is damaged."""
     content = read_private(folder / KEEPER)
-    try:
-        return None if content is None else Keeping(**json.loads(content))
-    except (ValueError, TypeError):
+    if content is None:
         return None
+    try:
+        keeping = Keeping(**parse_json(content.decode(), PotluckError, KEEPER, "what a keeper notes"))
+    except (PotluckError, UnicodeDecodeError, TypeError):
+        return None
+    return keeping if isinstance(keeping.last_word, str) else None
 
 
 def end_keeper(folder: Path) -> None:

@@ -29,13 +29,15 @@ from orchestrator.launch.detached import start_detached
 from orchestrator.launch.pause import RestartPause
 from orchestrator.launch.processes import end_process, find_process, is_running
 from orchestrator.launch.spawn import why_died
-from placement.errors import PotluckError
+from placement.errors import PotluckError, WorkerStartError
+from placement.files.json_file import parse_json, read_json
 from transport.keys import KeyPair
 from workers.spec import WorkerInfo, WorkerSpec
 
 ORDER, PROCESS, EVENTS, LOG, LOCK = "order.json", "process.json", "events", "worker.log", "lock"
 TICK_S = 0.2
 _MOST_LINES = 1_000
+_MOST_BYTES = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +79,9 @@ class KeptWorker:
         self._thread: threading.Thread | None = None
         self._starts = 0
         self._state = KeptState()
-        order = _read(folder / ORDER)
+        order = _order(folder)
         if order is not None:
-            self._begin(WorkerSpec.from_json(json.dumps(order["spec"])))
+            self._begin(order.spec)
 
     def keep(self, spec: WorkerSpec) -> None:
         """Have this worker run from now on; one that runs by the same order goes on as it is.
@@ -91,15 +93,15 @@ class KeptWorker:
         """
         with self._lock:
             wanted = _digest(spec)
-            before = _read(self._folder / ORDER)
-            if before is not None and before.get("wanted") == wanted and self._thread is not None:
+            before = _order(self._folder)
+            if before is not None and before.wanted == wanted and self._thread is not None:
                 if self._state.state == "died":
                     self._state = KeptState("starting", time.time(), starts=self._starts)
                     self._awake.set()
                 if self._state.state != "failed":
                     return
                 if any(event["event"] == "bound" for event in events(self._folder)):
-                    spec = WorkerSpec.from_json(json.dumps(before["spec"]))
+                    spec = before.spec
         self.stop()
         if spec.keys is None and spec.allowed:
             spec = replace(spec, keys=KeyPair.make())
@@ -201,9 +203,9 @@ class KeptWorker:
         found = replace(spec, endpoint=info.endpoint, pulse_endpoint=info.pulse_endpoint)
         if found != spec:
             with self._lock:
-                order = _read(self._folder / ORDER)
+                order = _order(self._folder)
                 if order is not None:
-                    self._note_order(found, order["wanted"])
+                    self._note_order(found, order.wanted)
         return found
 
     def _note_order(self, spec: WorkerSpec, wanted: str) -> None:
@@ -227,24 +229,50 @@ class KeptWorker:
 
 def running_process(folder: Path) -> psutil.Process | None:
     """The worker process that was started last in a folder, None where it has ended."""
-    noted = _read(folder / PROCESS)
-    if noted is None:
-        return None
-    return find_process(noted["pid"], noted["began"])
+    noted = _read(folder / PROCESS) or {}
+    return find_process(noted.get("pid"), noted.get("began"))
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
     """What the process of a folder has said of itself so far."""
     try:
-        lines = (folder / EVENTS).read_text(encoding="utf-8").splitlines()[:_MOST_LINES]
+        with (folder / EVENTS).open("rb") as file:
+            lines = file.read(_MOST_BYTES).splitlines()[:_MOST_LINES]
     except OSError:
         return []
     found = []
     for line in lines:
         # The last one may be half written.
-        with suppress(ValueError):
-            found.append(json.loads(line))
+        with suppress(PotluckError):
+            event = parse_json(line.decode(errors="replace"), PotluckError, EVENTS, "an event")
+            if isinstance(event, dict) and _is_whole(event):
+                found.append(event)
     return found
+
+
+def _is_whole(event: Mapping[str, Any]) -> bool:
+    """Whether an event has what those of its kind have."""
+    kind = event.get("event")
+    if kind in ("failed", "ended"):
+        return isinstance(event.get("message"), str)
+    return isinstance(kind, str) and (kind != "ready" or isinstance(event.get("info"), dict))
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What a worker is to be, and the digest of what was asked for."""
+
+    wanted: str
+    spec: WorkerSpec
+
+
+def _order(folder: Path) -> _Order | None:
+    """None where no worker is wanted, or what is noted is damaged or of another release."""
+    noted = _read(folder / ORDER) or {}
+    try:
+        return _Order(str(noted.get("wanted")), WorkerSpec.from_json(json.dumps(noted.get("spec"))))
+    except WorkerStartError:
+        return None
 
 
 def _digest(spec: WorkerSpec) -> str:
@@ -254,8 +282,8 @@ def _digest(spec: WorkerSpec) -> str:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(path, PotluckError, "what was noted of a worker", most_bytes=_MOST_BYTES)
+    except PotluckError:
         return None
     return found if isinstance(found, dict) else None
 

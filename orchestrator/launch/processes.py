@@ -10,13 +10,18 @@ import psutil
 END_TIMEOUT_S = 5.0
 
 
-def find_process(pid: int, began: float) -> psutil.Process | None:
-    """The process of this pid, if it began then (in seconds since 1970) and runs."""
+def find_process(pid: object, began: object) -> psutil.Process | None:
+    """The process of this pid, if it began then (in seconds since 1970) and runs.
+
+    Both are as a file has them: None where they are no numbers of a process.
+    """
+    if not isinstance(pid, int) or not isinstance(began, int | float):
+        return None
     try:
         process = psutil.Process(pid)
         # Pids are used again.
         is_it = abs(process.create_time() - began) < 1.0
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError, OverflowError):
         return None
     return process if is_it and is_running(process) else None
 

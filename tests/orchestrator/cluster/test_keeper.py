@@ -27,6 +27,7 @@ from orchestrator.cluster.keeper import (
 from orchestrator.cluster.pool import Pool
 from orchestrator.cluster.private_files import write_private
 from orchestrator.cluster.run_state import RunningWorker
+from tests.orchestrator.damaged import DAMAGED
 from transport.messages import HelloReply, WorkerState
 
 
@@ -108,3 +109,11 @@ def test_two_commands_do_not_change_a_cluster_at_once(tmp_path: Path) -> None:
         pass
     with only_one(tmp_path, waits=False):
         pass
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_what_a_keeper_noted_may_be_damaged(tmp_path: Path, content: bytes) -> None:
+    write_private(tmp_path / KEEPER, content)
+    assert find_keeper(tmp_path) is None
+    end_keeper(tmp_path)
+    assert not (tmp_path / KEEPER).exists()

@@ -13,7 +13,8 @@ import pytest
 
 from orchestrator.launch import kept_worker
 from orchestrator.launch.detached import start_detached
-from orchestrator.launch.kept_worker import ORDER, KeptWorker, running_process
+from orchestrator.launch.kept_worker import EVENTS, ORDER, PROCESS, KeptWorker, events, running_process
+from tests.orchestrator.damaged import DAMAGED
 from tests.orchestrator.processes import wait_until
 from tests.orchestrator.random_plan import random_plan
 from tests.tiny_checkpoint import write_random_checkpoint
@@ -158,3 +159,15 @@ def test_where_its_order_is_gone_it_is_not_started_again(
     wait_until(lambda: kept.state().state == "died")
     kept.stop()
     assert running_process(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_what_was_noted_of_a_worker_may_be_damaged(tmp_path: Path, content: bytes) -> None:
+    for name in (ORDER, PROCESS, EVENTS):
+        (tmp_path / name).write_bytes(content)
+    assert running_process(tmp_path) is None
+    assert events(tmp_path) == []
+    kept = KeptWorker(tmp_path)
+    assert kept.state().state == "none"
+    kept.stop()
+    assert not (tmp_path / ORDER).exists()
