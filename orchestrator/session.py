@@ -16,7 +16,7 @@ from orchestrator.generate import GenerationParams, GenerationResult, OnTokens, 
 from orchestrator.launch.local import local_workers
 from orchestrator.launch.watched import Watched, room_elsewhere, room_here, watched
 from orchestrator.launch.workers import Workers
-from orchestrator.membership.membership import Expected
+from orchestrator.membership.member import Expected
 from orchestrator.membership.rescue import BoxRoom
 from orchestrator.membership.standing import Standing
 from orchestrator.model.kv_pool import KvPool

@@ -11,7 +11,7 @@ import zmq
 from orchestrator.dispatch.connections import Connections
 from orchestrator.dispatch.view import WorkerAddress
 from orchestrator.launch.workers import Workers
-from orchestrator.membership.membership import Expected
+from orchestrator.membership.member import Expected
 from orchestrator.membership.rescue import BoxRoom
 from orchestrator.membership.watch import ClusterWatch
 from placement.errors import WorkerStartError

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from enum import Enum, auto
+from dataclasses import dataclass, replace
 from itertools import count
 
 from orchestrator.dispatch.view import ClusterView, WorkerAddress
@@ -28,12 +27,12 @@ from orchestrator.membership.events import (
     Suspected,
     Tell,
 )
-from orchestrator.membership.orders import Order
+from orchestrator.membership.member import CLOSED_S, GONE_S, PULSE_S, Condition, Expected, Member
 from orchestrator.membership.rescue import (
     BoxRoom,
     head_worker,
 )
-from orchestrator.membership.standing import PongSeen, Standing
+from orchestrator.membership.standing import Standing
 from placement.patience import Patience
 from placement.plan import LOCAL_WORKER, Plan
 from transport.messages import (
@@ -49,26 +48,6 @@ from transport.messages import (
     Reply,
     WorkerState,
 )
-from workers.formats.identity import compared
-
-PULSE_S = 0.05
-"""Between two pings of a worker that takes part."""
-GREET_S, GREET_GONE_S = 0.2, 1.0
-"""Between two greetings of a worker that does not; and of one that has been away for long."""
-GONE_S = 10.0
-"""After which nobody waits for a dead worker."""
-CLOSED_S = 0.25
-"""A connection that closed and has not come back by then: the worker is dead."""
-COOL_OFF_S = 10.0
-"""A worker that was given up is left alone for so long, then for twice as long, and so on."""
-_PINGS_REMEMBERED = 64
-
-
-class Condition(Enum):
-    JOINING = auto()
-    ALIVE = auto()
-    SUSPECT = auto()
-    DEAD = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,45 +67,6 @@ class Here:
 
 
 Action = Send | Here
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """What every worker must say it serves. What either end does not know of the files is not compared.
-
-    `identity`: as `workers.formats.identity.told` gives it.
-    """
-
-    fingerprint: str
-    dtype: str
-    identity: str = ""
-
-
-@dataclass(slots=True)
-class _Member:
-    name: str
-    address: WorkerAddress | None = None
-    condition: Condition = Condition.JOINING
-    heard_s: float = -math.inf
-    pinged_s: float = -math.inf
-    greeted_s: float = -math.inf
-    died_s: float = -math.inf
-    closed_s: float = math.inf
-    not_before_s: float = -math.inf
-    cool_off_s: float = COOL_OFF_S
-    instance: int = 0
-    last_instance: int = 0
-    is_gone: bool = False
-    is_missed: bool = False
-    pong: PongSeen | None = None
-    pings: dict[int, float] = field(default_factory=dict)
-    catching_up: Order | None = None
-    text: str = ""
-    told: str = ""
-
-    @property
-    def takes_part(self) -> bool:
-        return self.condition in (Condition.ALIVE, Condition.SUSPECT)
 
 
 class Membership:
@@ -168,7 +108,7 @@ class Membership:
         self._wake_s = now_s
         self._oldest_epoch: int | None = None
         self._has_begun = False
-        self._members: dict[int, _Member] = {}
+        self._members: dict[int, Member] = {}
         self._add_members(addresses)
         self._view = ClusterView(plan, frozenset(self._members), {})
         self._standing = Standing(self._view, dead=frozenset(self._members), missing=self._waiting())
@@ -205,10 +145,7 @@ class Membership:
         changed = False
         for worker, member in self._members.items():
             if late_s > PULSE_S:
-                # What was taken in just now is not of that time.
-                member.heard_s = min(member.heard_s + late_s, now_s)
-                if member.closed_s < math.inf:
-                    member.closed_s = min(member.closed_s + late_s, now_s)
+                member.excuse(late_s, now_s)
             changed |= self._judge(worker, member, now_s)
             actions += self._due(worker, member, now_s)
         actions += self._orders_due(now_s)
@@ -268,11 +205,7 @@ class Membership:
         """Whoever asks it experts says that a worker does not get on, or lies."""
         for worker, member in self._members.items():
             if member.name == name:
-                if for_good:
-                    member.not_before_s = math.inf
-                elif member.takes_part:
-                    member.not_before_s = now_s + member.cool_off_s
-                    member.cool_off_s *= 2
+                member.leave_alone(now_s, for_good=for_good)
                 if member.takes_part:
                     self._die(worker, member, why, now_s)
                     self._reconsider(now_s)
@@ -321,7 +254,7 @@ class Membership:
 
     # One worker.
 
-    def _judge(self, worker: int, member: _Member, now_s: float) -> bool:
+    def _judge(self, worker: int, member: Member, now_s: float) -> bool:
         """Suspect, miss or bury a silent worker; True if others are to take on what it holds alone."""
         if not member.takes_part:
             if member.condition is Condition.DEAD and not member.is_gone and now_s >= member.died_s + GONE_S:
@@ -343,28 +276,23 @@ class Membership:
             return True
         return False
 
-    def _due(self, worker: int, member: _Member, now_s: float) -> Iterator[Action]:
+    def _due(self, worker: int, member: Member, now_s: float) -> Iterator[Action]:
         """Pings of those that take part, greetings of the others."""
         if member.address is None:
             return
-        if member.takes_part:
-            # A little early rather than a tick late.
-            if now_s >= member.pinged_s + 0.8 * PULSE_S:
-                yield self._ping(worker, member, now_s)
-        elif now_s >= member.greeted_s + (GREET_GONE_S if member.is_gone else GREET_S):
+        if member.is_ping_due(now_s):
+            yield self._ping(worker, member, now_s)
+        elif member.is_greeting_due(now_s):
             member.greeted_s = now_s
             yield Send(worker, Hello(next(self._request_ids), self._session))
 
-    def _ping(self, worker: int, member: _Member, now_s: float) -> Send:
-        member.pinged_s = now_s
+    def _ping(self, worker: int, member: Member, now_s: float) -> Send:
         request_id = next(self._request_ids)
-        member.pings[request_id] = now_s
-        if len(member.pings) > _PINGS_REMEMBERED:
-            del member.pings[next(iter(member.pings))]
+        member.pinged(request_id, now_s)
         return Send(worker, Ping(request_id, self._session, self._oldest_epoch or 0))
 
-    def _pong(self, worker: int, member: _Member, pong: Pong, now_s: float) -> None:
-        sent_s = member.pings.pop(pong.request_id, None)
+    def _pong(self, worker: int, member: Member, pong: Pong, now_s: float) -> None:
+        sent_s = member.asked_at_s(pong)
         if sent_s is None or not member.takes_part:
             return
         if pong.instance != member.instance:
@@ -376,28 +304,20 @@ class Membership:
             self._reconsider(now_s)
             return
         silent_s = now_s - member.heard_s
-        member.heard_s = now_s
+        member.heard(pong, sent_s, now_s)
         if member.condition is Condition.SUSPECT and member.closed_s == math.inf:
             self._turn(member, Condition.ALIVE)
             self._tell(Cleared(member.name, silent_s))
             if member.is_missed:
                 member.is_missed = False
                 self._reconsider(now_s)
-        if member.pong is None or sent_s > member.pong.sent_s:
-            member.pong = PongSeen(
-                sent_s=sent_s,
-                received_id=pong.received_id,
-                open_ids=pong.open_ids,
-                computing_id=pong.computing_id,
-                computing_s=pong.computing_s,
-            )
 
-    def _greeted(self, worker: int, member: _Member, reply: HelloReply, now_s: float) -> None:
+    def _greeted(self, worker: int, member: Member, reply: HelloReply, now_s: float) -> None:
         """It is taken in if it is who it should be, is ready, and has what the present plan wants of it."""
         if member.takes_part or now_s < member.not_before_s or member.address is None:
             return
         member.text = reply.text
-        wrong = self._wrong(member, reply)
+        wrong = self._expected.difference(member.name, reply)
         if wrong:
             self._say_once(member, wrong)
             return
@@ -418,56 +338,28 @@ class Membership:
         elif order is None or order.taken:
             self._take_in(worker, member, now_s)
 
-    def _take_in(self, worker: int, member: _Member, now_s: float) -> None:
+    def _take_in(self, worker: int, member: Member, now_s: float) -> None:
         if member.last_instance:
             self._tell(Returned(member.name, member.last_instance != member.instance))
         elif self._oldest_epoch is not None:
             self._tell(Joined(member.name))
-        assert member.address is not None
-        member.address = replace(member.address, instance=member.instance)
-        member.last_instance = member.instance
-        self._turn(member, Condition.ALIVE)
-        member.heard_s = now_s
-        member.closed_s = math.inf
-        member.is_gone = False
-        member.pong = None
-        member.told = member.text = ""
-        member.catching_up = None
+        member.take_in(now_s)
+        self._is_stale = True
         if self._alone():
             self._changes.drop_beyond_plan(worker, self._loss())
         self._reconsider(now_s)
 
-    def _die(self, worker: int, member: _Member, why: str, now_s: float) -> None:
-        self._turn(member, Condition.DEAD)
-        member.is_missed = False
-        member.died_s = now_s
-        member.closed_s = math.inf
-        member.greeted_s = now_s
-        member.pong = None
-        member.pings.clear()
-        # What it was told to hold is asked for again when it comes back.
-        member.instance = 0
+    def _die(self, worker: int, member: Member, why: str, now_s: float) -> None:
+        member.die(now_s)
+        self._is_stale = True
         then = self._changes.outlook(self._loss().workers) if self._has_begun else "it is waited for"
         self._tell(Died(member.name, why, then))
 
-    def _turn(self, member: _Member, condition: Condition) -> None:
+    def _turn(self, member: Member, condition: Condition) -> None:
         member.condition = condition
         self._is_stale = True
 
-    def _wrong(self, member: _Member, reply: HelloReply) -> str:
-        """How a worker differs from what the plan expects; empty if it does not."""
-        expected = [
-            ("name", member.name, reply.name),
-            ("model fingerprint", self._expected.fingerprint, reply.fingerprint),
-            ("dtype", self._expected.dtype, reply.dtype),
-        ]
-        expected += compared(self._expected.identity, reply.identity)
-        for what, wanted, found in expected:
-            if wanted != found:
-                return f"it serves {what} {found}, expected {wanted}: start it from this plan and these files"
-        return ""
-
-    def _say_once(self, member: _Member, reason: str) -> None:
+    def _say_once(self, member: Member, reason: str) -> None:
         if member.told != reason:
             member.told = reason
             self._tell(Refused(member.name, reason))
@@ -545,7 +437,7 @@ class Membership:
         asked = {worker.name for worker in self._changes.plan.asked_workers}
         for worker, planned in enumerate(self._changes.plan.workers):
             if planned.name in asked and worker not in self._members:
-                self._members[worker] = _Member(planned.name, addresses.get(planned.name))
+                self._members[worker] = Member(planned.name, addresses.get(planned.name))
 
 
 def _same(plan: Plan, other: Plan) -> bool:

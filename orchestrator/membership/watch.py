@@ -14,7 +14,8 @@ import zmq
 
 from orchestrator.dispatch.view import WorkerAddress
 from orchestrator.membership.events import Event, EventLog, GaveUp, Liar
-from orchestrator.membership.membership import Action, Expected, Here, Membership
+from orchestrator.membership.member import Expected
+from orchestrator.membership.membership import Action, Here, Membership
 from orchestrator.membership.rescue import BoxRoom
 from orchestrator.membership.standing import Standing
 from placement.errors import PotluckError

@@ -14,7 +14,8 @@ from orchestrator.dispatch.dispatcher import Dispatcher
 from orchestrator.dispatch.spot_check import SpotCheck
 from orchestrator.dispatch.view import ClusterView, WorkerAddress
 from orchestrator.membership.events import Event, GaveUp, Liar
-from orchestrator.membership.membership import Action, Expected, Here, Membership
+from orchestrator.membership.member import Expected
+from orchestrator.membership.membership import Action, Here, Membership
 from orchestrator.membership.rescue import BoxRoom
 from orchestrator.model.passes import run_pass
 from placement.patience import Patience

@@ -10,7 +10,8 @@ import pytest
 from orchestrator.dispatch.view import WorkerAddress
 from orchestrator.membership.changes import KEEP_S
 from orchestrator.membership.events import Event
-from orchestrator.membership.membership import Expected, Here, Membership, Send
+from orchestrator.membership.member import Expected
+from orchestrator.membership.membership import Here, Membership, Send
 from orchestrator.membership.rescue import BoxRoom
 from placement.holders import HolderTable
 from placement.plan import Plan, PlannedTier, like_layers

@@ -15,7 +15,7 @@ from orchestrator.dispatch.connections import Connections
 from orchestrator.dispatch.dispatcher import Dispatcher
 from orchestrator.dispatch.view import WorkerAddress
 from orchestrator.generate import GenerationParams, generate
-from orchestrator.membership.membership import Expected
+from orchestrator.membership.member import Expected
 from orchestrator.membership.rescue import BoxRoom
 from orchestrator.membership.watch import ClusterWatch
 from orchestrator.model.step35 import Step35Model
