@@ -6,11 +6,13 @@ What is not marked long is the short form, which every run of the tests does.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from threading import Timer
@@ -22,9 +24,12 @@ import pytest
 from orchestrator.generate import GenerationParams
 from orchestrator.session import open_session
 from tests.faults.run import MODEL, PROMPT, WORKERS, Outcome, Trial, forked, params, plan_of, trial
-from tests.orchestrator.forked_workers import Forks
+from tests.orchestrator.forked_workers import Forked, Forks, Spawn
 from tests.orchestrator.processes import is_running, start, wait_until
+from workers.formats.digests import RANGE_BYTES, Digests, make_digests, places, write_digests
+from workers.formats.identity import model_identity, sample_offsets
 from workers.formats.open_model import open_model
+from workers.spec import WorkerSpec
 
 TOKENS, AT = 32, 8
 GREEDY, SEEDED, DRAFTED = params(TOKENS), params(TOKENS, seeded=True), params(TOKENS, mtp=3)
@@ -120,6 +125,41 @@ def test_without_a_replica_a_text_goes_on_from_a_disk(
         found = made.generate(SEEDED, {TOKENS - 8: lambda: made.kill("worker-0")})
         check(found, expected(SEEDED))
         assert made.events()["rescued"] > 0
+
+
+def test_a_box_whose_files_differ_in_a_byte_is_named_and_left_out(
+    expected: Expected, tmp_path: Path, forks: Forks
+) -> None:
+    """Samples do not show it. Both boxes have digests of all they have, and their two differ."""
+    for name in ("here", "there"):
+        shutil.copytree(MODEL, tmp_path / name, ignore=shutil.ignore_patterns("*digests*"))
+    weights = tmp_path / "there" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    place = (sample_offsets(len(content))[7] + sample_offsets(len(content))[8]) // 2
+    content[place] ^= 1
+    weights.write_bytes(content)
+    for name in ("here", "there"):
+        model = tmp_path / name
+        write_digests(make_digests(model, Digests(RANGE_BYTES, ()), lambda _: None), places(model)[0])
+    here = model_identity(tmp_path / "here")
+    assert here.hex == model_identity(tmp_path / "there").hex
+
+    def start_there(faults: Path) -> Spawn:
+        start = forked(forks)(faults)
+
+        def spawn(spec: WorkerSpec) -> Forked:
+            folder = "there" if spec.name == "worker-1" else "here"
+            return start(replace(spec, model_dir=str(tmp_path / folder)))
+
+        return spawn
+
+    plan = replace(plan_of(open_model(tmp_path / "here"), 2), digests=here.digests)
+    with trial(plan, tmp_path, model_path=tmp_path / "here", start=start_there) as made:
+        assert made.generate(SEEDED).token_ids == expected(SEEDED)
+        (line,) = (line for line in made.lines if "refused" in line)
+        assert line.startswith("worker worker-1 refused: it serves bytes of the model files ")
+        standing = made.session.standing()
+        assert {standing.view.names[worker] for worker in standing.dead} == {"worker-1"}
 
 
 @pytest.mark.long
