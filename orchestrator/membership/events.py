@@ -149,11 +149,11 @@ class Slowed:
 
 @dataclass(frozen=True, slots=True)
 class GaveUp:
-    """A worker lives but does not get on with a request: it is treated as lost. `worker` is its name."""
+    """A worker lives but does not get on with a request: it is treated as lost, which is told then."""
 
     worker: str
     why: str
-    quiet: ClassVar[bool] = False
+    quiet: ClassVar[bool] = True
 
     @property
     def line(self) -> str:
@@ -253,13 +253,14 @@ class EventLog:
     """Counts events and passes on those that are not quiet, from any thread.
 
     Args:
-        say: takes the line of each event that people should see as it happens.
+        say: takes the line of each event that people should see as it happens, not twice in a row.
     """
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self._say = say
         self._counts: Counter[str] = Counter()
         self._liars: list[str] = []
+        self._said_last = ""
         self._lock = threading.Lock()
 
     def tell(self, event: Event) -> None:
@@ -267,7 +268,9 @@ class EventLog:
             self._counts[kind_of(type(event))] += 1
             if isinstance(event, Liar) and event.worker not in self._liars:
                 self._liars.append(event.worker)
-            if self._say is not None and not event.quiet:
+            # One that refuses is asked again, and says the same.
+            if self._say is not None and not event.quiet and event.line != self._said_last:
+                self._said_last = event.line
                 self._say(event.line)
 
     def counts(self) -> dict[str, int]:

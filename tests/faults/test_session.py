@@ -127,6 +127,42 @@ def test_without_a_replica_a_text_goes_on_from_a_disk(
         assert made.events()["rescued"] > 0
 
 
+def apart(forks: Forks, folder: Path) -> Callable[[Path], Spawn]:
+    """Workers that read `folder`/here, but worker-1, a box of its own: that reads `folder`/there."""
+
+    def start(faults: Path) -> Spawn:
+        spawn_here = forked(forks)(faults)
+
+        def spawn(spec: WorkerSpec) -> Forked:
+            model = folder / ("there" if spec.name == "worker-1" else "here")
+            return spawn_here(replace(spec, model_dir=str(model)))
+
+        return spawn
+
+    return start
+
+
+def test_a_box_whose_files_are_replaced_is_lost_and_the_text_goes_on(
+    expected: Expected, tmp_path: Path, forks: Forks
+) -> None:
+    for name in ("here", "there"):
+        shutil.copytree(MODEL, tmp_path / name)
+    weights = tmp_path / "there" / "model.safetensors"
+    other = tmp_path / "other"
+    other.write_bytes(bytes(weights.stat().st_size))
+
+    def put_another_there() -> None:
+        other.rename(weights)
+
+    plan = plan_of(open_model(tmp_path / "here"), 1)
+    with trial(plan, tmp_path, model_path=tmp_path / "here", start=apart(forks, tmp_path)) as made:
+        check(made.generate(SEEDED, {AT: put_another_there}), expected(SEEDED))
+        lost = [line for line in made.lines if line.startswith("worker worker-1 is lost: it refused layer ")]
+        assert len(lost) == 1
+        assert "another file took its place" in lost[0]
+        assert lost[0].endswith("; the text goes on, others read its experts from their model files")
+
+
 def test_a_box_whose_files_differ_in_a_byte_is_named_and_left_out(
     expected: Expected, tmp_path: Path, forks: Forks
 ) -> None:
@@ -144,17 +180,8 @@ def test_a_box_whose_files_differ_in_a_byte_is_named_and_left_out(
     here = model_identity(tmp_path / "here")
     assert here.hex == model_identity(tmp_path / "there").hex
 
-    def start_there(faults: Path) -> Spawn:
-        start = forked(forks)(faults)
-
-        def spawn(spec: WorkerSpec) -> Forked:
-            folder = "there" if spec.name == "worker-1" else "here"
-            return start(replace(spec, model_dir=str(tmp_path / folder)))
-
-        return spawn
-
     plan = replace(plan_of(open_model(tmp_path / "here"), 2), digests=here.digests)
-    with trial(plan, tmp_path, model_path=tmp_path / "here", start=start_there) as made:
+    with trial(plan, tmp_path, model_path=tmp_path / "here", start=apart(forks, tmp_path)) as made:
         assert made.generate(SEEDED).token_ids == expected(SEEDED)
         (line,) = (line for line in made.lines if "refused" in line)
         assert line.startswith("worker worker-1 refused: it serves bytes of the model files ")

@@ -8,6 +8,7 @@ from orchestrator.membership.events import (
     EventLog,
     Hedged,
     PassRepeated,
+    Refused,
 )
 
 
@@ -29,3 +30,12 @@ def test_events_are_counted_by_kind_and_said_unless_quiet() -> None:
         "hedged": 2,
         "pass_repeated": 1,
     }
+
+
+def test_what_is_the_same_is_not_said_twice_in_a_row() -> None:
+    said: list[str] = []
+    log = EventLog(said.append)
+    for worker in ("den", "den", "den", "attic", "den"):
+        log.tell(Refused(worker, "no"))
+    assert said == [f"worker {worker} refused: no" for worker in ("den", "attic", "den")]
+    assert log.counts()["refused"] == 5
