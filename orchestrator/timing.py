@@ -59,17 +59,10 @@ class StepTimer:
             name: self._seconds[name] for name in sorted(self._seconds, key=_order) if self._seconds[name]
         }
 
-    def _switch(self, part: _Part | None) -> _Part | None:
-        now = self._clock()
-        previous = self._current
-        if previous is not None:
-            self._seconds[previous.name] += now - self._mark
-        self._current = part
-        self._mark = now
-        return previous
-
 
 class _Part:
+    """A decode step enters and leaves several hundred of them, so each is one call."""
+
     __slots__ = ("_outer", "_timer", "name", "owns_inner")
 
     def __init__(self, timer: StepTimer, name: str, owns_inner: bool) -> None:
@@ -79,18 +72,30 @@ class _Part:
         self._outer: list[_Part | None] = []
 
     def __enter__(self) -> None:
-        current = self._timer._current
-        if current is not None and current.owns_inner:
-            self._outer.append(current)
+        timer = self._timer
+        outer = timer._current
+        self._outer.append(outer)
+        if outer is None:
+            timer._mark = timer._clock()
+        elif outer.owns_inner:
+            return
         else:
-            self._outer.append(self._timer._switch(self))
+            now = timer._clock()
+            timer._seconds[outer.name] += now - timer._mark
+            timer._mark = now
+        timer._current = self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        timer = self._timer
         outer = self._outer.pop()
-        if outer is not self._timer._current:
-            self._timer._switch(outer)
+        if outer is timer._current:
+            return
+        now = timer._clock()
+        timer._seconds[self.name] += now - timer._mark
+        timer._mark = now
+        timer._current = outer
 
 
 def _order(name: str) -> tuple[int, str]:

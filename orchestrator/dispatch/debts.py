@@ -42,6 +42,12 @@ class Debt:
         self.refused: dict[int, int] = {}
         self.lost: dict[int, int] = {}
 
+    def begin(self) -> Attempt:
+        """One more attempt to have it paid."""
+        attempt = Attempt(self)
+        self.attempts.append(attempt)
+        return attempt
+
 
 class Attempt:
     """A debt asked of one worker, or of several whose parts make it up."""

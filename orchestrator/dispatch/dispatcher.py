@@ -16,7 +16,7 @@ from orchestrator.dispatch.asked import Asked, as_sent, rows_of
 from orchestrator.dispatch.checks import Checks, give_up_waiting
 from orchestrator.dispatch.connections import Connections, Network
 from orchestrator.dispatch.debts import Ask, Ints
-from orchestrator.dispatch.layer_sum import ALL_WELL, Action, Around, Choose, LayerSum
+from orchestrator.dispatch.layer_sum import ALL_WELL, Action, Around, Choose, LayerSum, Terms
 from orchestrator.dispatch.pace import Pace
 from orchestrator.dispatch.pass_lost import PassLost
 from orchestrator.dispatch.spot_check import Answer, SpotCheck
@@ -73,6 +73,9 @@ class Dispatcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.timer = timer if timer is not None else StepTimer()
+        self._dispatch_part, self._wire_part = self.timer.part("dispatch"), self.timer.part("wire")
+        self._local_experts_part = self.timer.part("local_experts")
+        self._remote_wait_part = self.timer.part("remote_wait")
         self.usage = Usage([])
         self._standing = standing
         self._local = local
@@ -126,7 +129,7 @@ class Dispatcher:
         Raises:
             PassLost: an expert has no holder left.
         """
-        with self.timer.part("dispatch"):
+        with self._dispatch_part:
             asked = Asked(layer, rows, self._layer_sum(layer, rows, self._choose[layer]))
             before = self.usage.messages
             self._begin(asked)
@@ -142,7 +145,7 @@ class Dispatcher:
             ModelFilesFailed: this process computes something else than its model's files say.
         """
         work = asked.work
-        with self.timer.part("dispatch"):
+        with self._dispatch_part:
             try:
                 self._finish(asked)
             except NonFiniteError:
@@ -194,6 +197,17 @@ class Dispatcher:
             [(float(costs.ask_s[w.tiers[0]]), float(costs.expert_s[w.tiers[0]])) for w in plan.workers]
         )
         self.usage.activations += [0] * (len(view.names) - len(self.usage.activations))
+        self._terms = Terms(
+            view.names,
+            self._request_ids,
+            fixed_point.coarser,
+            fixed_point.MAX_COARSENINGS,
+            self._max_rows,
+            self._patience,
+            self._pace,
+            view.local_worker,
+            self._tell,
+        )
         self._network.match(view)
         present = set(range(len(view.names))) - view.absent - {view.local_worker}
         self._unreachable = frozenset(present - set(view.addresses))
@@ -226,23 +240,8 @@ class Dispatcher:
         return self._around
 
     def _layer_sum(self, layer: int, rows: ExpertRows, choose: Choose) -> LayerSum:
-        return LayerSum(
-            layer=layer,
-            expert_ids=rows.expert_ids,
-            scale_exponents=rows.scale_exponents,
-            hidden_size=rows.hidden.shape[1],
-            names=self._view.names,
-            choose=choose,
-            request_ids=self._request_ids,
-            coarser=fixed_point.coarser,
-            max_coarsenings=fixed_point.MAX_COARSENINGS,
-            max_rows=self._max_rows,
-            patience=self._patience,
-            pace=self._pace,
-            around=self._look(),
-            local=self._view.local_worker,
-            tell=self._tell,
-        )
+        hidden, expert_ids, _, exponents = rows
+        return LayerSum(layer, expert_ids, exponents, hidden.shape[1], choose, self._terms, self._look())
 
     def _begin(self, asked: Asked) -> None:
         now_s = self._clock()
@@ -286,9 +285,7 @@ class Dispatcher:
 
     def _send(self, actions: Sequence[Action], asked: Asked) -> None:
         """Send what is for other workers, and note what is for this process."""
-        todo = list(actions)
-        while todo:
-            action = todo.pop(0)
+        for action in actions:
             if not isinstance(action, Ask):
                 self._network.reopen(action.worker)
                 continue
@@ -296,7 +293,7 @@ class Dispatcher:
             if action.worker == self._view.local_worker:
                 asked.here.append(action)
                 continue
-            with self.timer.part("wire"):
+            with self._wire_part:
                 if asked.wire is None:
                     asked.wire = as_sent(asked.rows.hidden, self._wire_forms[asked.layer])
                 rows = rows_of(action, asked.rows, asked.wire)
@@ -304,9 +301,10 @@ class Dispatcher:
                 self.usage.sent_bytes += rows.hidden.nbytes
                 try:
                     self._network.send(action.worker, action.request_id, self._view.epoch, asked.layer, rows)
+                    continue
                 except WorkerLost:  # its queue is full of what was asked before and is not waited for
                     self._network.reopen(action.worker)
-                    todo += asked.work.busy(action.worker, action.request_id, self._clock())
+            self._send(asked.work.busy(action.worker, action.request_id, self._clock()), asked)
 
     def _count(self, ask: Ask) -> None:
         self.usage.activations[ask.worker] += ask.pairs
@@ -314,7 +312,7 @@ class Dispatcher:
     def _compute(self, ask: Ask, asked: Asked) -> None:
         if self._local is None:
             raise WorkerRefused("the plan puts experts on the head, but the head was started without any")
-        with self.timer.part("local_experts"):
+        with self._local_experts_part:
             part = self._local.forward(asked.layer, rows_of(ask, asked.rows, asked.rows.hidden))
         if asked.until_s is not None:
             asked.noted.append(Answer(ask, part.values, part.saturated))
@@ -324,7 +322,7 @@ class Dispatcher:
     def _wait(self, asked: Asked) -> None:
         """Until something arrives or is due, but no longer than news may wait."""
         work = asked.work
-        with self.timer.part("remote_wait"):
+        with self._remote_wait_part:
             wait_s = min(max(0.0, work.wake_at_s() - self._clock()), LOOK_S)
             workers = self._network.wait(wait_s)
         now_s = self._clock()
@@ -339,7 +337,7 @@ class Dispatcher:
         """Handle the next message of `worker`. If it has sent more, the next wait says so again."""
         work = asked.work
         try:
-            with self.timer.part("wire"):
+            with self._wire_part:
                 reply = self._network.receive(worker)
         except WireError as error:
             self._network.reopen(worker)

@@ -19,6 +19,7 @@ from orchestrator.dispatch.debts import Ask, Attempt, Debt, Ints, OpenRequest, R
 from orchestrator.dispatch.pace import Pace
 from orchestrator.dispatch.pass_lost import PassLost
 from orchestrator.dispatch.running_sum import RunningSum
+from orchestrator.dispatch.sharing import Share, chosen_workers, shares
 from orchestrator.dispatch.signs import Sign, sign_of
 from orchestrator.dispatch.view import NOBODY
 from orchestrator.membership.events import Event, GaveUp, Hedged, Refused, Retried, Tell
@@ -59,7 +60,32 @@ class Around:
 ALL_WELL = Around()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What all layers of a pass have in common.
+
+    Attributes:
+        names: worker names by index.
+        request_ids: fresh request numbers, ascending.
+        coarser: scale exponents of the next round, from those that saturated.
+        max_coarsenings: rounds after the first, before a row counts as not finite.
+        max_rows: of one message; more rows go in several.
+        pace: remembers how long answers take.
+        local: the worker of this process, which needs no watching.
+        tell: takes what happens.
+    """
+
+    names: Sequence[str]
+    request_ids: Iterator[int]
+    coarser: Callable[[Ints], Ints]
+    max_coarsenings: int
+    max_rows: int
+    patience: Patience
+    pace: Pace
+    local: int | None = None
+    tell: Tell | None = None
+
+
 class LayerSum:
     """The sum of one MoE layer's routed experts, collected from the workers that hold them.
 
@@ -77,46 +103,53 @@ class LayerSum:
         expert_ids: [num_tokens, top_k].
         scale_exponents: [num_tokens], grid unit 2^e of each token.
         hidden_size: elements of a row.
-        names: worker names by index.
         choose: picks a worker for every (token, expert), some workers left out.
-        request_ids: fresh request numbers, ascending.
-        coarser: scale exponents of the next round, from those that saturated.
-        max_coarsenings: rounds after the first, before a row counts as not finite.
-        max_rows: of one message; more rows go in several.
         around: what is known of the workers at the beginning.
-        local: the worker of this process, which needs no watching.
-        pace: remembers how long answers take.
-        tell: takes what happens.
     """
 
-    layer: int
-    expert_ids: Ints
-    scale_exponents: Ints
-    hidden_size: int
-    names: Sequence[str]
-    choose: Choose
-    request_ids: Iterator[int]
-    coarser: Callable[[Ints], Ints]
-    max_coarsenings: int
-    max_rows: int
-    patience: Patience
-    pace: Pace
-    around: Around = ALL_WELL
-    local: int | None = None
-    tell: Tell | None = None
-    coarsened_rows: int = field(init=False, default=0)
-    _num_rows: int = field(init=False)
-    _sum: RunningSum = field(init=False)
-    _open: dict[int, OpenRequest] = field(init=False, default_factory=dict)
-    _later: list[tuple[float, Debt]] = field(init=False, default_factory=list)
-    _given_up: set[int] = field(init=False, default_factory=set)
-    _round: int = field(init=False, default=0)
-    _last_reason: str = field(init=False, default="")
-    _ticked_s: float = field(init=False, default=-math.inf)
+    __slots__ = (
+        "_expert_ids",
+        "_given_up",
+        "_last_reason",
+        "_later",
+        "_open",
+        "_round",
+        "_sum",
+        "_ticked_s",
+        "around",
+        "choose",
+        "coarsened_rows",
+        "hidden_size",
+        "layer",
+        "scale_exponents",
+        "terms",
+    )
 
-    def __post_init__(self) -> None:
-        self._num_rows = len(self.expert_ids)
-        self._sum = RunningSum(self._num_rows, self.hidden_size)
+    def __init__(
+        self,
+        layer: int,
+        expert_ids: Ints,
+        scale_exponents: Ints,
+        hidden_size: int,
+        choose: Choose,
+        terms: Terms,
+        around: Around = ALL_WELL,
+    ) -> None:
+        self.layer = layer
+        self.scale_exponents = scale_exponents
+        self.hidden_size = hidden_size
+        self.choose = choose
+        self.terms = terms
+        self.around = around
+        self.coarsened_rows = 0
+        self._expert_ids = expert_ids
+        self._sum = RunningSum(len(expert_ids), hidden_size)
+        self._open: dict[int, OpenRequest] = {}
+        self._later: list[tuple[float, Debt]] = []
+        self._given_up: set[int] = set()
+        self._round = 0
+        self._last_reason = ""
+        self._ticked_s = -math.inf
 
     @property
     def finished(self) -> bool:
@@ -141,7 +174,7 @@ class LayerSum:
         Raises:
             PassLost: an expert has no holder.
         """
-        return self._share_out(np.arange(self._num_rows), self.expert_ids, now_s)
+        return self._share_out(np.arange(len(self._expert_ids)), self._expert_ids, now_s)
 
     def partial(
         self, worker: int, request_id: int, values: Ints, saturated: NDArray[np.bool_], now_s: float
@@ -166,8 +199,8 @@ class LayerSum:
                 "is it of the same version?"
             )
             return self.refused(worker, request_id, reason, now_s)
-        if worker != self.local:
-            self.pace.note(worker, ask.pairs, now_s - request.asked_s, now_s)
+        if worker != self.terms.local:
+            self.terms.pace.note(worker, ask.pairs, now_s - request.asked_s, now_s)
         del self._open[request_id]
         attempt.open_ids.remove(request_id)
         debt = attempt.debt
@@ -181,7 +214,7 @@ class LayerSum:
                 overtaken = self._open.pop(open_id)
                 if now_s >= overtaken.late_s:
                     late = overtaken.ask
-                    self.pace.overtaken(late.worker, late.pairs, now_s - overtaken.asked_s, now_s)
+                    self.terms.pace.overtaken(late.worker, late.pairs, now_s - overtaken.asked_s, now_s)
         if self._later:
             self._later = [(at_s, owed) for at_s, owed in self._later if owed is not debt]
         self._sum.add(debt.rows, values, saturated)
@@ -196,7 +229,7 @@ class LayerSum:
         request = self._open.get(request_id)
         if request is None or request.ask.worker != worker:
             return []
-        return self._lose([request], now_s, pause_s=self.patience.busy_retry_s)
+        return self._lose([request], now_s, pause_s=self.terms.patience.busy_retry_s)
 
     def refused(self, worker: int, request_id: int, reason: str, now_s: float) -> list[Action]:
         """`worker` will not or cannot compute a request, or its answer is broken.
@@ -214,12 +247,12 @@ class LayerSum:
         ]
         if not owed:
             return []
-        self._last_reason = f"worker '{self.names[worker]}' refused layer {self.layer}: {reason}"
-        self._say(Refused(self.names[worker], f"layer {self.layer}: {reason}"))
+        self._last_reason = f"worker '{self.terms.names[worker]}' refused layer {self.layer}: {reason}"
+        self._say(Refused(self.terms.names[worker], f"layer {self.layer}: {reason}"))
         for request in owed:
             refused = request.attempt.debt.refused
             refused[worker] = refused.get(worker, 0) + 1
-        return self._lose(owed, now_s, pause_s=self.patience.busy_retry_s)
+        return self._lose(owed, now_s, pause_s=self.terms.patience.busy_retry_s)
 
     def tick(self, now_s: float, around: Around) -> list[Action]:
         """What is due at `now_s`, and what follows from the news of the workers.
@@ -267,7 +300,7 @@ class LayerSum:
     def _is_lost(self, request: OpenRequest, now_s: float) -> bool:
         """Whether no answer will come to a request, as far as the worker's pulse tells."""
         ask = request.ask
-        if ask.worker == self.local:
+        if ask.worker == self.terms.local:
             return False
         if ask.worker in self.around.gone or ask.worker in self._given_up:
             return True
@@ -286,7 +319,9 @@ class LayerSum:
         if now_s < request.doubted_s + self._transfer_s(ask):
             return False
         if sign is Sign.IDLE:
-            self._last_reason = f"worker '{self.names[ask.worker]}' has a request and does not compute it"
+            self._last_reason = (
+                f"worker '{self.terms.names[ask.worker]}' has a request and does not compute it"
+            )
             refused = request.attempt.debt.refused
             refused[ask.worker] = refused.get(ask.worker, 0) + 1
         return True
@@ -295,19 +330,20 @@ class LayerSum:
         """Whether a worker has computed one request for too long: `ask`, or what others have answered."""
         if not pong.computing_id:
             return False
+        patience, pace = self.terms.patience, self.terms.pace
         if ask is not None and pong.computing_id == ask.request_id:
-            stuck_s = self.patience.stuck_s(ask.pairs, self.pace.known_late_s(ask.worker, ask.pairs))
+            stuck_s = patience.stuck_s(ask.pairs, pace.known_late_s(ask.worker, ask.pairs))
         else:
-            stuck_s = self.patience.stuck_s(self.pace.pairs_at_most(pong.computing_id))
+            stuck_s = patience.stuck_s(pace.pairs_at_most(pong.computing_id))
         return pong.computing_s > stuck_s
 
     def _transfer_s(self, ask: Ask) -> float:
-        return self.patience.transfer_s(4 * self.hidden_size * len(ask.rows))
+        return self.terms.patience.transfer_s(4 * self.hidden_size * len(ask.rows))
 
     def _give_up(self, worker: int, why: str) -> None:
         self._given_up.add(worker)
-        self._last_reason = f"worker '{self.names[worker]}' is given up: {why}"
-        self._say(GaveUp(self.names[worker], why))
+        self._last_reason = f"worker '{self.terms.names[worker]}' is given up: {why}"
+        self._say(GaveUp(self.terms.names[worker], why))
 
     def _lose(self, requests: Sequence[OpenRequest], now_s: float, pause_s: float = 0.0) -> list[Action]:
         """Give up the attempts of some requests, and ask again for debts that have no other one."""
@@ -333,8 +369,8 @@ class LayerSum:
         gone = self._gone()
         tried = frozenset(debt.refused) if lost is None else frozenset(debt.refused) | {lost.ask.worker}
         chosen = self._choose(debt.expert_ids, gone, tried | self.around.suspects)
-        workers = _distinct(chosen, debt.expert_ids)
-        stubborn = [w for w in workers if debt.refused.get(w, 0) >= self.patience.refusals]
+        workers = chosen_workers(chosen, debt.expert_ids)
+        stubborn = [w for w in workers if debt.refused.get(w, 0) >= self.terms.patience.refusals]
         if stubborn:
             begins, who, why = self._last_reason.partition(f"worker '{self.names[stubborn[0]]}' ")
             self._give_up(stubborn[0], f"it {why}" if who and not begins else "it refuses")
@@ -365,7 +401,7 @@ class LayerSum:
                 request = self._open[open_id]
                 worker = request.ask.worker
                 asked.add(worker)
-                if worker == self.local:
+                if worker == self.terms.local:
                     return []
                 if worker in self.around.suspects:
                     suspect = waits = True
@@ -380,14 +416,14 @@ class LayerSum:
             debt.is_late = True
         gone = self._gone()
         chosen = self.choose(debt.expert_ids, gone | asked | self.around.suspects | frozenset(debt.refused))
-        workers = _distinct(chosen, debt.expert_ids)
+        workers = chosen_workers(chosen, debt.expert_ids)
         if not workers or workers[0] < 0:
             if suspect and self.around.is_mended:
-                silent = ", ".join(f"'{self.names[worker]}'" for worker in sorted(asked))
+                silent = ", ".join(f"'{self.terms.names[worker]}'" for worker in sorted(asked))
                 raise PassLost(self.layer, f"worker {silent} is silent, and others hold its experts by now")
             return []
-        names = tuple(self.names[worker] for worker in workers)
-        slow = self.names[min(asked)]
+        names = tuple(self.terms.names[worker] for worker in workers)
+        slow = self.terms.names[min(asked)]
         if late:
             self._say(Hedged(slow, self.layer, names))
         else:
@@ -395,13 +431,13 @@ class LayerSum:
         return self._attempt(debt, chosen, workers, now_s)
 
     def _retried(self, worker: int, workers: Sequence[int], gone: frozenset[int]) -> None:
-        name = self.names[worker]
+        name = self.terms.names[worker]
         why = f"worker {name} is lost" if worker in gone else f"a message to or from worker {name} was lost"
-        self._say(Retried(name, self.layer, why, tuple(self.names[index] for index in workers)))
+        self._say(Retried(name, self.layer, why, tuple(self.terms.names[index] for index in workers)))
 
     def _say(self, event: Event) -> None:
-        if self.tell is not None:
-            self.tell(event)
+        if self.terms.tell is not None:
+            self.terms.tell(event)
 
     def _gone(self) -> frozenset[int]:
         return self.around.gone | self._given_up if self._given_up else self.around.gone
@@ -419,64 +455,39 @@ class LayerSum:
         missing = int(expert_ids[(chosen < 0) & (expert_ids >= 0)][0])
         if self._given_up:
             return PassLost(self.layer, self._last_reason, refused=True)
-        names = ", ".join(f"'{self.names[index]}'" for index in sorted(gone))
+        names = ", ".join(f"'{self.terms.names[index]}'" for index in sorted(gone))
         held = f"lost worker {names} held it and no other worker does" if gone else "no worker holds it"
         return PassLost(self.layer, f"layer {self.layer} expert {missing}: {held}")
 
     def _share_out(self, rows: Rows, expert_ids: Ints, now_s: float) -> list[Action]:
         """New debts, one a worker and message, each asked for once."""
-        around = self.around
         gone = self._gone()
-        chosen = self._choose(expert_ids, gone, around.suspects)
-        # Plain numbers: for the few of a decode step a third of the time that arrays take.
-        ids = expert_ids.ravel().tolist()
-        picks = chosen.ravel().tolist()
-        workers = sorted({worker for expert, worker in zip(ids, picks, strict=True) if expert >= 0})
-        if len(workers) == 1 and workers[0] >= 0 and len(rows) <= self.max_rows and -1 not in ids:
-            return [self._owe(workers[0], rows, expert_ids, len(ids), now_s)]
+        chosen = self._choose(expert_ids, gone, self.around.suspects)
+        workers = chosen_workers(chosen, expert_ids)
         if workers and workers[0] < 0:
             raise self._pass_lost(expert_ids, chosen, gone)
-        wanted = expert_ids >= 0
-        actions: list[Action] = []
-        for worker in workers:
-            mine = wanted & (chosen == worker)
-            touched = np.flatnonzero(mine.any(axis=1))
-            for start in range(0, len(touched), self.max_rows):
-                part = touched[start : start + self.max_rows]
-                asked = mine[part]
-                asked_ids = np.where(asked, expert_ids[part], np.int32(-1))
-                actions.append(self._owe(worker, rows[part], asked_ids, int(np.count_nonzero(asked)), now_s))
-        return actions
-
-    def _owe(self, worker: int, rows: Rows, expert_ids: Ints, pairs: int, now_s: float) -> Ask:
-        """A new debt, asked of one worker."""
-        attempt = Attempt(debt := Debt(rows, expert_ids))
-        debt.attempts.append(attempt)
-        return self._send(attempt, worker, rows, expert_ids, pairs, now_s)
+        return [
+            self._send(Debt(share.rows, share.expert_ids).begin(), share, now_s)
+            for share in shares(rows, expert_ids, chosen, workers, self.terms.max_rows)
+        ]
 
     def _attempt(
         self, debt: Debt, chosen: NDArray[np.integer], workers: Sequence[int], now_s: float
     ) -> list[Action]:
         """One more attempt at a debt, in as many parts as workers were chosen."""
-        attempt = Attempt(debt)
-        debt.attempts.append(attempt)
-        actions: list[Action] = []
-        for worker in workers:
-            mine = (debt.expert_ids >= 0) & (chosen == worker)
-            touched = np.flatnonzero(mine.any(axis=1))
-            asked_ids = np.where(mine[touched], debt.expert_ids[touched], np.int32(-1))
-            pairs = int(np.count_nonzero(mine))
-            actions.append(self._send(attempt, worker, debt.rows[touched], asked_ids, pairs, now_s))
-        return actions
+        attempt = debt.begin()
+        parts = shares(debt.rows, debt.expert_ids, chosen, workers, self.terms.max_rows)
+        return [self._send(attempt, share, now_s) for share in parts]
 
-    def _send(
-        self, attempt: Attempt, worker: int, rows: Rows, expert_ids: Ints, pairs: int, now_s: float
-    ) -> Ask:
-        whole = len(rows) == self._num_rows
-        exponents = self.scale_exponents if whole else self.scale_exponents[rows]
-        ask = Ask(worker, next(self.request_ids), rows, expert_ids, exponents, pairs)
-        late_s = math.inf if worker == self.local else now_s + self.pace.late_after_s(worker, pairs)
-        self.pace.asks(ask.request_id, pairs)
+    def _send(self, attempt: Attempt, share: Share, now_s: float) -> Ask:
+        worker, rows, expert_ids, pairs = share
+        exponents = self.scale_exponents
+        if len(rows) != len(exponents):
+            exponents = exponents[rows]
+        terms = self.terms
+        ask = Ask(worker, next(terms.request_ids), rows, expert_ids, exponents, pairs)
+        late_s = math.inf if worker == terms.local else now_s + terms.pace.late_after_s(worker, pairs)
+        terms.pace.asks(ask.request_id, pairs)
         self._open[ask.request_id] = OpenRequest(ask, attempt, now_s, late_s)
         attempt.open_ids.append(ask.request_id)
         return ask
@@ -486,8 +497,8 @@ class LayerSum:
         if rows is None:
             return []
         self._round += 1
-        if self._round > self.max_coarsenings:
-            chosen = sorted(self.expert_ids[rows[0]].tolist())
+        if self._round > self.terms.max_coarsenings:
+            chosen = sorted(self._expert_ids[rows[0]].tolist())
             ids = ", ".join(str(expert) for expert in chosen if expert >= 0)
             raise NonFiniteError(
                 f"layer {self.layer}: one of its routed experts {ids} gives numbers that are not finite; "
@@ -495,10 +506,5 @@ class LayerSum:
             )
         self.coarsened_rows += len(rows)
         self.scale_exponents = self.scale_exponents.copy()
-        self.scale_exponents[rows] = self.coarser(self.scale_exponents[rows])
-        return self._share_out(rows, self.expert_ids[rows], now_s)
-
-
-def _distinct(chosen: NDArray[np.integer], expert_ids: Ints) -> list[int]:
-    """Workers that were chosen, ascending; -1 first if somebody is missing."""
-    return sorted(set(chosen[expert_ids >= 0].tolist()))
+        self.scale_exponents[rows] = self.terms.coarser(self.scale_exponents[rows])
+        return self._share_out(rows, self._expert_ids[rows], now_s)

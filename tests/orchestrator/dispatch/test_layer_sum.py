@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from orchestrator.dispatch.debts import Ask
-from orchestrator.dispatch.layer_sum import ALL_WELL, Action, Around, LayerSum, Reopen
+from orchestrator.dispatch.layer_sum import ALL_WELL, Action, Around, LayerSum, Reopen, Terms
 from orchestrator.dispatch.pace import Pace
 from orchestrator.dispatch.pass_lost import PassLost
 from orchestrator.membership.events import Event, GaveUp, Hedged, Refused, Retried
@@ -103,13 +103,8 @@ def make_layer(
     patience: Patience | None = None,
 ) -> LayerSum:
     patience = patience or Patience()
-    return LayerSum(
-        layer=3,
-        expert_ids=ids,
-        scale_exponents=np.zeros(len(ids), np.int32),
-        hidden_size=HIDDEN,
+    terms = Terms(
         names=[f"w{i}" for i in range(num_workers)],
-        choose=cluster.choose,
         request_ids=count(1),
         coarser=lambda exponents: exponents + STEP,
         max_coarsenings=MAX_STEPS,
@@ -117,6 +112,14 @@ def make_layer(
         patience=patience,
         pace=Pace([(1.0, 1.0)] * num_workers, patience),
         tell=cluster.events.append,
+    )
+    return LayerSum(
+        layer=3,
+        expert_ids=ids,
+        scale_exponents=np.zeros(len(ids), np.int32),
+        hidden_size=HIDDEN,
+        choose=cluster.choose,
+        terms=terms,
     )
 
 
@@ -237,7 +240,7 @@ def test_it_is_given_up_sooner_where_it_is_known_how_long_such_requests_take() -
     cluster = VirtualCluster(np.random.default_rng(1), [[0] for _ in range(EXPERTS)])
     layer = make_layer(cluster, draw_ids(cluster.rng, 1), 1)
     for _ in range(16):
-        layer.pace.note(0, TOP_K, 0.001, 0.0)
+        layer.terms.pace.note(0, TOP_K, 0.001, 0.0)
     layer.begin(0.0)
     stuck_s = Patience().stuck_known_s
     assert layer.tick(stuck_s, Around(pongs={0: pong(stuck_s, computing_s=stuck_s)})) == []
@@ -249,9 +252,9 @@ def test_a_worker_that_hangs_in_what_others_have_answered_is_given_up_too() -> N
     cluster = VirtualCluster(np.random.default_rng(1), [[0] for _ in range(EXPERTS)])
     layer = make_layer(cluster, draw_ids(cluster.rng, 1), 1)
     for _ in range(16):
-        layer.pace.note(0, TOP_K, 0.001, 0.0)
+        layer.terms.pace.note(0, TOP_K, 0.001, 0.0)
     older, large = 1_000, 2_000
-    layer.pace.asks(large, 4096)
+    layer.terms.pace.asks(large, 4096)
     layer.begin(0.0)
     stuck_s = Patience().stuck_s(64) + 0.1
     busy = Around(pongs={0: pong(stuck_s, computing_id=large, computing_s=stuck_s)})
@@ -349,7 +352,7 @@ def test_a_late_answer_is_asked_of_others_once_where_they_hold_it() -> None:
             ids.shape, next((w for w in hold if w not in left_out), -1)
         )
         for _ in range(20):
-            layer.pace.note(0, TOP_K, 0.05, 0.0)
+            layer.terms.pace.note(0, TOP_K, 0.05, 0.0)
         ask = only(layer.begin(0.0))
         assert layer.wake_at_s() == pytest.approx(0.1)
         assert layer.tick(0.09, ALL_WELL) == []
@@ -382,7 +385,7 @@ def test_what_was_asked_in_a_late_ones_place_and_is_lost_is_asked_once_more() ->
     cluster.now_s = late_s + 0.7
     cluster.answer(layer, third)
     assert layer.finished
-    assert layer.pace.known_late_s(0, TOP_K) is None
+    assert layer.terms.pace.known_late_s(0, TOP_K) is None
 
 
 def test_a_refusal_is_asked_of_another_holder_at_once() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from orchestrator.dispatch.debts import Ask
-from orchestrator.dispatch.layer_sum import Action, Around, LayerSum
+from orchestrator.dispatch.layer_sum import Action, Around, LayerSum, Terms
 from orchestrator.dispatch.pace import Pace
 from orchestrator.dispatch.pass_lost import PassLost
 from placement.assign.one_step import assign_experts
@@ -80,21 +80,24 @@ class Run:
                 self.num_passes += 1
 
     def layer(self, row: int, expert_ids: NDArray[np.int32]) -> None:
-        work = LayerSum(
-            layer=SHAPE.moe_layers[row],
-            expert_ids=expert_ids,
-            scale_exponents=np.zeros(len(expert_ids), np.int32),
-            hidden_size=1,
+        terms = Terms(
             names=[worker.name for worker in self.plan.workers],
-            choose=lambda ids, lost: self.choose(row, ids, lost),
             request_ids=count(1),
             coarser=lambda exponents: exponents,
             max_coarsenings=0,
             max_rows=MAX_MESSAGE_ROWS,
             patience=PATIENT,
             pace=Pace([(1.0, 1.0)] * len(self.plan.workers), PATIENT),
-            around=self.around(),
             local=self.local,
+        )
+        work = LayerSum(
+            layer=SHAPE.moe_layers[row],
+            expert_ids=expert_ids,
+            scale_exponents=np.zeros(len(expert_ids), np.int32),
+            hidden_size=1,
+            choose=lambda ids, lost: self.choose(row, ids, lost),
+            terms=terms,
+            around=self.around(),
         )
         inbox: list[tuple[float, int, Ask]] = []
         order = count()
