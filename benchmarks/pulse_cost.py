@@ -16,7 +16,7 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from orchestrator.launch.local import local_workers
-from orchestrator.membership.membership import PULSE_S
+from orchestrator.membership.member import PULSE_S
 from orchestrator.session import open_session
 from tests.faults.run import MODEL, plan_of
 from workers.formats.open_model import open_model
