@@ -24,7 +24,7 @@ from transport.messages import (
     WireLimits,
     random_id,
 )
-from transport.sockets import Context, Socket, open_socket, receive_message, send_message
+from transport.sockets import Context, Socket, monitored, open_socket, receive_message, send_message
 from transport.wire import decode_reply, encode
 
 # A first greeting is given this long, each further one twice as long as the one before.
@@ -204,7 +204,7 @@ class WorkerClient:
         if self.endpoint.startswith("tcp://"):
             message_bytes = self._limits.max_frame_bytes + self._limits.max_header_bytes
             self._guard = ClientGuard(socket, message_bytes)
-            self._monitor = socket.get_monitor_socket(_CONNECTED, f"inproc://client-{random_id()}")
+            self._monitor = monitored(socket, _CONNECTED)
         socket.connect(self.endpoint)
         return socket
 

@@ -25,7 +25,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from transport.loops import end_process
-from transport.sockets import Socket
+from transport.sockets import Socket, monitored
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +88,7 @@ class Guard:
         self._connections: dict[int, Connection] = {}
         self._swept_s = time.monotonic()
         self._cuts, self._tell_from_s = 0, self._swept_s
-        address = f"inproc://guard-{os.urandom(8).hex()}"
-        self._monitor: Socket = guarded.get_monitor_socket(_EVENTS, address)
+        self._monitor: Socket = monitored(guarded, _EVENTS)
         self._thread = threading.Thread(target=self._watch, name=f"{name}-guard", daemon=True)
         self._thread.start()
 

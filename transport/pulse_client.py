@@ -9,8 +9,8 @@ from zmq.utils.monitor import parse_monitor_message
 
 from transport.guard import ClientGuard
 from transport.keys import HeadKeys, secure_client
-from transport.messages import Hello, Ping, Reply, Request, WireError, WireLimits, random_id
-from transport.sockets import Context, Socket, open_socket, receive_message, send_message
+from transport.messages import Hello, Ping, Reply, Request, WireError, WireLimits
+from transport.sockets import Context, Socket, monitored, open_socket, receive_message, send_message
 from transport.wire import decode_reply, encode
 
 _NOBLOCK = int(zmq.NOBLOCK)
@@ -72,7 +72,7 @@ class PulseClient:
         if keys is not None:
             secure_client(self.socket, keys)
         self._guard = ClientGuard(self.socket, 2 * limits.max_plain_bytes)
-        self.monitor: Socket = self.socket.get_monitor_socket(_EVENTS, f"inproc://pulse-{random_id()}")
+        self.monitor: Socket = monitored(self.socket, _EVENTS)
         """For a `zmq.Poller`; readable when `links` has something."""
         self.socket.connect(endpoint)
 

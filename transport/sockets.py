@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,6 +45,20 @@ def open_socket(context: Context, kind: int, endpoint: str, max_frame_bytes: int
     socket.setsockopt(zmq.IPV6, int("[" in endpoint))
     socket.copy_threshold = COPY_THRESHOLD_BYTES
     return socket
+
+
+def monitored(socket: Socket, events: int) -> Socket:
+    """A socket that tells `events` of another one, until that is called `disable_monitor`.
+
+    It has no limit: libzmq's thread, which serves all sockets of the context, waits until an event is taken.
+    Read it or close it, after `disable_monitor`.
+    """
+    address = f"inproc://monitor-{os.urandom(8).hex()}"
+    socket.monitor(address, events)
+    monitor = socket.context.socket(zmq.PAIR)
+    monitor.setsockopt(zmq.RCVHWM, 0)
+    monitor.connect(address)
+    return monitor
 
 
 def send_message(socket: Socket, message: Sequence[Any], peer: bytes | None = None) -> None:
