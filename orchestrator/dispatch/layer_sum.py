@@ -247,8 +247,10 @@ class LayerSum:
         ]
         if not owed:
             return []
-        self._last_reason = f"worker '{self.terms.names[worker]}' refused layer {self.layer}: {reason}"
-        self._say(Refused(self.terms.names[worker], f"layer {self.layer}: {reason}"))
+        where = f"layer {self.layer}: "
+        reason = where + reason.removeprefix(where)
+        self._last_reason = f"worker '{self.terms.names[worker]}' refused {reason}"
+        self._say(Refused(self.terms.names[worker], reason))
         for request in owed:
             refused = request.attempt.debt.refused
             refused[worker] = refused.get(worker, 0) + 1

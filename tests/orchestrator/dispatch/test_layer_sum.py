@@ -413,8 +413,8 @@ def test_a_refusal_of_the_only_holder_is_asked_again_and_then_the_worker_is_give
         assert layer.refused(0, ask.request_id, "too hot", now_s) == []
         now_s = layer.wake_at_s()
         ask = only(layer.tick(now_s, ALL_WELL))
-    with pytest.raises(PassLost, match="'w0' refused layer 3: too hot") as lost:
-        layer.refused(0, ask.request_id, "too hot", now_s)
+    with pytest.raises(PassLost, match="'w0' is given up: it refused layer 3: too hot") as lost:
+        layer.refused(0, ask.request_id, "layer 3: too hot", now_s)
     assert lost.value.refused
     assert [type(event) for event in cluster.events] == [Refused, Refused, Refused, GaveUp]
 
@@ -429,7 +429,7 @@ def test_a_worker_that_has_a_request_and_computes_nothing_is_given_up() -> None:
             around = Around(pongs={0: pong(tenths / 10, computing_id=0, computing_s=0.0)})
             layer.tick(tenths / 10, around)
 
-    with pytest.raises(PassLost, match="'w0' has a request and does not compute it"):
+    with pytest.raises(PassLost, match="'w0' is given up: it has a request and does not compute it"):
         tick_until(1.5)
 
 
