@@ -374,7 +374,7 @@ class LayerSum:
         workers = chosen_workers(chosen, debt.expert_ids)
         stubborn = [w for w in workers if debt.refused.get(w, 0) >= self.terms.patience.refusals]
         if stubborn:
-            begins, who, why = self._last_reason.partition(f"worker '{self.names[stubborn[0]]}' ")
+            begins, who, why = self._last_reason.partition(f"worker '{self.terms.names[stubborn[0]]}' ")
             self._give_up(stubborn[0], f"it {why}" if who and not begins else "it refuses")
             return self._ask_again(debt, now_s, lost, pause_s)
         # One whose queue is full answers at once that it is, also when it hangs.
