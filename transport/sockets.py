@@ -55,7 +55,7 @@ def monitored(socket: Socket, events: int) -> Socket:
     """
     address = f"inproc://monitor-{os.urandom(8).hex()}"
     socket.monitor(address, events)
-    monitor = socket.context.socket(zmq.PAIR)
+    monitor: Socket = socket.context.socket(zmq.PAIR)
     monitor.setsockopt(zmq.RCVHWM, 0)
     monitor.connect(address)
     return monitor
