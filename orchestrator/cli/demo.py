@@ -11,11 +11,11 @@ import typer
 from rich.console import Group
 from rich.markup import escape
 
-from orchestrator.cli.generate import Stream
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, print_json, print_note
 from orchestrator.cli.plan_output import plan_table
 from orchestrator.cli.run_tables import report_document, run_tables
+from orchestrator.cli.stream import Stream
 from orchestrator.generate import GenerationParams
 from orchestrator.runnable import DEFAULT_DTYPE
 from orchestrator.session import open_session

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,24 +13,19 @@ from orchestrator.cli.inputs import load_plan, model_folder, name_in_errors
 from orchestrator.cli.options import Json, Kv
 from orchestrator.cli.output import errors, print_json, print_note
 from orchestrator.cli.progress import shown_progress
+from orchestrator.cli.prompt import check_prompt_options, encoded, ids_of, load_tokenizer
 from orchestrator.cli.run_tables import report_document, run_tables
+from orchestrator.cli.running import Running, disks, moving, of_cluster, workers_of
+from orchestrator.cli.stream import Stream
 from orchestrator.generate import GenerationParams, GenerationResult, check_length
-from orchestrator.gguf_tokenizer import UnknownTokenizer
-from orchestrator.launch.watched import room_elsewhere
-from orchestrator.launch.workers import Workers
-from orchestrator.membership.watch import ClusterWatch
-from orchestrator.migration.migration import MigrationLimits
 from orchestrator.one_box import plan_here
 from orchestrator.report import RunReport
 from orchestrator.run_memory import Demand, mapped_parts
 from orchestrator.runnable import DEFAULT_DTYPE, DtypeName, check_runnable
-from orchestrator.session import Session, open_session
-from orchestrator.tokenizer import StreamDecoder, Tokenizer
+from orchestrator.session import open_session
 from placement.errors import InputError, NonFiniteError, PlanError
-from placement.files.input_file import decode_text
-from placement.files.quote import quote
 from placement.kv_size import KvForm
-from placement.plan import LOCAL_WORKER, Plan
+from placement.plan import Plan
 from placement.units import size
 from placement.weight_format import FLOAT32
 from workers.formats.contents import ModelContents, Part
@@ -45,10 +36,7 @@ from workers.memory.reservations import free_memory
 from workers.tiers import tiers_of
 
 if TYPE_CHECKING:
-    from orchestrator.cluster.heads import Heads
-
-# Far more text than any model's positions hold.
-MOST_PROMPT_BYTES = 16_000_000
+    pass
 
 
 def generate(
@@ -109,15 +97,15 @@ def generate(
     if cluster is not None:
         if (plan, workers, ray_address) != (None, None, None):
             raise InputError("--cluster: runs its own plan; leave out --plan, --workers and --ray-address")
-        running, model, plan = _of_cluster(cluster, model)
+        running, model, plan = of_cluster(cluster, model)
     if model is None:
         raise InputError("expected --model DIR, or --cluster CLUSTER.yaml of a cluster that runs")
-    _check_prompt_options(prompt, token_ids, chat=chat, system=system)
-    said_ids = None if token_ids is None else _numbers(token_ids)
+    check_prompt_options(prompt, token_ids, chat=chat, system=system)
+    said_ids = None if token_ids is None else ids_of(token_ids)
     opened = open_model(model_folder(model))
     config = opened.config
-    tokenizer = _load_tokenizer(opened, needed=prompt is not None)
-    prompt_ids = said_ids if said_ids is not None else _encoded(prompt, tokenizer, chat=chat, system=system)
+    tokenizer = load_tokenizer(opened, needed=prompt is not None)
+    prompt_ids = said_ids if said_ids is not None else encoded(prompt, tokenizer, chat=chat, system=system)
     params = GenerationParams(max_tokens, temperature, seed, ignore_eos, mtp)
     config.check_token_ids(prompt_ids)
     check_length(len(prompt_ids), max_tokens, config.max_position_embeddings)
@@ -150,14 +138,14 @@ def generate(
                 open_session(
                     opened,
                     made,
-                    workers=_workers(made, opened, ray_address, running),
+                    workers=workers_of(made, opened, ray_address, running),
                     num_drafts=mtp,
                     positions=positions,
                     kv_form=kv,
                     on_progress=on_progress,
                     say=print_note,
                     spot_check=spot_check,
-                    disks_bytes_per_s={} if running is None else _disks(made, running),
+                    disks_bytes_per_s={} if running is None else disks(made, running),
                 )
             )
         for note in opened.checkpoint.notes:
@@ -168,7 +156,7 @@ def generate(
                 f"{positions:,}: there is memory for it, but its steps take longer than predicted"
             )
         if running is not None and session.watched is not None:
-            stack.enter_context(_moving(session, session.watched.watch, opened, running))
+            stack.enter_context(moving(session, session.watched.watch, opened, running))
         stream = Stream(tokenizer, silent=json)
         with name_in_errors(model, NonFiniteError):
             result = session.generate(prompt_ids, params, stream.push)
@@ -181,94 +169,6 @@ def generate(
         print_json(document(result, report, text))
     else:
         errors.print(*run_tables(report), sep="\n")
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A cluster that runs.
-
-    Attributes:
-        folder: with its state.
-        heads: this run's share of it.
-        plan: path of the plan in use.
-        head: the node.
-    """
-
-    folder: Path
-    heads: Heads
-    plan: Path
-    head: str
-
-
-def _of_cluster(cluster: Path, model: Path | None) -> tuple[Running, Path, Path]:
-    """A running cluster, its model, unless another path was given for it, and its plan."""
-    # What reads cluster files takes a while to load, and other runs do without.
-    from orchestrator.cluster.heads import Heads
-    from orchestrator.cluster.launcher_file import load_launcher
-    from orchestrator.cluster.run_state import read_run_state
-
-    folder = load_launcher(cluster).state_folder
-    state = read_run_state(folder)
-    # Before the plan is read: nobody moves experts away from what it says then.
-    running = Running(folder, Heads(folder), Path(state.plan), state.head)
-    return running, model or Path(state.model_path), running.plan
-
-
-def _disks(plan: Plan, running: Running) -> dict[str, float]:
-    """Bytes a second of the boxes' disks, by worker name, as the cluster's probe found them."""
-    # What reads probes takes a while to load, and other runs do without.
-    from placement.given.probe import FILE_NAME, read_probe
-
-    path = running.folder / FILE_NAME
-    if not path.exists():
-        return {}
-    nodes = {LOCAL_WORKER: running.head} | {worker.name: worker.node for worker in plan.workers}
-    found = read_probe(path).nodes
-    disks = {name: found[node].disk for name, node in nodes.items() if node in found}
-    return {name: disk.bytes_per_s for name, disk in disks.items() if disk is not None}
-
-
-def _moving(
-    session: Session, watch: ClusterWatch, model: OpenModel, running: Running
-) -> AbstractContextManager[object]:
-    """Experts follow the traffic meanwhile, and the cluster's plan with them."""
-    # The planner takes a while to load, and other runs do without.
-    from orchestrator.cli.migrating import migrating
-    from orchestrator.cluster.moved_plan import use_plan
-    from orchestrator.migration.decision_file import write_decision
-
-    plan = watch.standing().view.plan
-    room = room_elsewhere(plan, free_memory().usable_bytes)
-    return migrating(
-        session.head,
-        session.dispatcher,
-        watch,
-        model.shape,
-        limits=MigrationLimits(),
-        room={name: box.free_bytes for name, box in room.items()},
-        use=partial(use_plan, path=running.plan, heads=running.heads, watch=watch),
-        note=lambda state: write_decision(state, running.folder, time.time()),
-    )
-
-
-def _workers(
-    plan: Plan, model: OpenModel, ray_address: str | None, running: Running | None
-) -> AbstractContextManager[Workers] | None:
-    """Whom the plan's experts are asked of; None for workers that are started on this machine.
-
-    Args:
-        running: a cluster that runs.
-    """
-    if running is not None and plan.asked_workers:
-        from orchestrator.cluster.running import running_cluster
-
-        return running_cluster(running.folder, running.heads, plan)
-    if ray_address is None or not plan.asked_workers:
-        return None
-    # Ray takes seconds to import.
-    from orchestrator.launch.ray_workers import ray_workers
-
-    return ray_workers(plan, model.shape, model.path, ray_address)
 
 
 def _plan_without_file(
@@ -333,41 +233,6 @@ def _starting(plan: Plan, *, planned: bool) -> str:
     return f"starting {'one worker' if count == 1 else f'{count} workers'} on this machine{advice}"
 
 
-@dataclass(slots=True)
-class Stream:
-    """Prints text while it is generated: words with a tokenizer, ids without."""
-
-    tokenizer: Tokenizer | None
-    silent: bool = False
-    _text: str = ""
-    _decoder: StreamDecoder | None = None
-
-    def __post_init__(self) -> None:
-        if self.tokenizer is not None:
-            self._decoder = StreamDecoder(self.tokenizer)
-
-    def push(self, token_ids: list[int]) -> None:
-        if self._decoder is not None:
-            self._show(self._decoder.push(token_ids))
-        elif not self.silent:
-            sys.stdout.write("".join(f"{token_id} " for token_id in token_ids))
-            sys.stdout.flush()
-
-    def finish(self) -> str:
-        """The whole text, "" without a tokenizer."""
-        if self._decoder is not None:
-            self._show(self._decoder.finish())
-        if not self.silent:
-            sys.stdout.write("\n")
-        return self._text
-
-    def _show(self, text: str) -> None:
-        self._text += text
-        if not self.silent:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-
-
 def document(result: GenerationResult, report: RunReport, text: str) -> dict[str, Any]:
     """The JSON that scripts rely on (docs/json.md)."""
     return {
@@ -375,54 +240,3 @@ def document(result: GenerationResult, report: RunReport, text: str) -> dict[str
         "text": text,
         "finish_reason": result.finish_reason,
     } | report_document(report)
-
-
-def _load_tokenizer(model: OpenModel, *, needed: bool) -> Tokenizer | None:
-    """A checkpoint without a tokenizer that is known still takes and gives ids: None, if not `needed`."""
-    try:
-        return Tokenizer.load(model.path, model.checkpoint.metadata)
-    except UnknownTokenizer:
-        if needed:
-            raise
-        return None
-
-
-def _check_prompt_options(
-    prompt: str | None, token_ids: str | None, *, chat: bool, system: str | None
-) -> None:
-    if (prompt is None) == (token_ids is None):
-        raise InputError("expected either --prompt TEXT or --token-ids 1,2,3")
-    if chat and prompt is None:
-        raise InputError("--chat asks a text; expected it with --prompt TEXT, not with --token-ids")
-    if system is not None and not chat:
-        raise InputError("--system stands before a user's turn; expected it with --chat")
-
-
-def _numbers(token_ids: str) -> list[int]:
-    try:
-        return [int(part) for part in token_ids.split(",")]
-    except ValueError:
-        raise InputError(
-            f"--token-ids {quote(token_ids)}: expected whole numbers with commas, 1,2,3"
-        ) from None
-
-
-def _encoded(prompt: str | None, tokenizer: Tokenizer | None, *, chat: bool, system: str | None) -> list[int]:
-    assert prompt is not None
-    assert tokenizer is not None
-    text = _standard_input() if prompt == "-" else prompt
-    if not text:
-        raise InputError("--prompt: expected some text, found none")
-    return tokenizer.encode_chat(text, system) if chat else tokenizer.encode_prompt(text)
-
-
-def _standard_input() -> str:
-    if sys.stdin is None:
-        raise InputError("--prompt -: standard input is closed; expected text")
-    try:
-        content = sys.stdin.buffer.read(MOST_PROMPT_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"--prompt -: {error.strerror}; expected text on standard input") from error
-    if len(content) > MOST_PROMPT_BYTES:
-        raise InputError(f"--prompt -: more than {size(MOST_PROMPT_BYTES)}; expected a prompt")
-    return decode_text(content, InputError, "--prompt -", "a prompt")
