@@ -17,7 +17,6 @@ from placement.files.quote import first_line
 from placement.units import size
 from placement.weight_format import ExpertFormat
 from transport.expert_rows import ExpertRows
-from transport.messages import MAX_TEXT_CHARS, Drop, Held, Hold
 from workers.disk.direct_file import ALIGNMENT
 from workers.disk.tier import DiskTier
 from workers.fixed_point import PartialSum
@@ -377,26 +376,6 @@ class Holdings:
         if self._set is None:
             return 0
         return sum(len(ids) * self._bytes.get(layer, 0) for layer, ids in self._set.to_load(experts).items())
-
-
-class OrderTaker:
-    """Holdings as orders on the wire reach them."""
-
-    def __init__(self, holdings: Holdings) -> None:
-        self._holdings = holdings
-
-    def hold(self, order: Hold) -> Held:
-        """Errors as `Holdings.hold`."""
-        return self._held(order, self._holdings.hold(order.order, order.experts, order.rate_bytes_per_s))
-
-    def drop(self, order: Drop) -> Held:
-        """Errors as `Holdings.drop`."""
-        return self._held(order, self._holdings.drop(order.order, order.experts))
-
-    @staticmethod
-    def _held(order: Hold | Drop, state: OrderState) -> Held:
-        text = state.text[:MAX_TEXT_CHARS]
-        return Held(order.request_id, state.order, state.done, state.missing_bytes, text)
 
 
 def _no_room() -> int:

@@ -34,7 +34,8 @@ from workers.spec import WorkerInfo, WorkerSpec
 
 if TYPE_CHECKING:
     from workers.formats.open_model import FoundModel
-    from workers.holdings import Holdings, OrderTaker
+    from workers.holdings import Holdings
+    from workers.order_taker import OrderTaker
     from workers.pulse import PulseServer
     from workers.service import ExpertService
 
@@ -72,7 +73,8 @@ class WorkerProcess:
             KeysRequired, WorkerStartError: an endpoint cannot be bound.
         """
         # Loading torch takes seconds: `python -m workers.serve` reads its spec before.
-        from workers.holdings import Holdings, OrderTaker
+        from workers.holdings import Holdings
+        from workers.order_taker import OrderTaker
         from workers.paced import PacedExperts
         from workers.pulse import PulseServer
         from workers.service import ExpertService
