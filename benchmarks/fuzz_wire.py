@@ -215,11 +215,13 @@ def run(frames: int, *, keys: bool, wire: str = "tcp", seed: int = 0) -> Outcome
     head_keys = HeadKeys(head, own.public) if keys else None
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        spawn = multiprocessing.get_context("spawn")
-        here, there = spawn.Pipe()
+        # Forked from one that has loaded it all, and no thread of this one.
+        processes = multiprocessing.get_context("forkserver")
+        processes.set_forkserver_preload(["benchmarks.fuzz_wire"])
+        here, there = processes.Pipe()
         name = f"ipc://{folder}/" if wire == "ipc" else "tcp://127.0.0.1:*"
         bind_to = (name + "data", name + "pulse") if wire == "ipc" else (name, name)
-        process = spawn.Process(target=work, args=(there, bind_to, allowed), daemon=True)
+        process = processes.Process(target=work, args=(there, bind_to, allowed), daemon=True)
         process.start()
         stack.callback(process.join)
         stack.callback(process.kill)

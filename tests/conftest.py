@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -9,10 +10,8 @@ from unittest import mock
 import pytest
 from hypothesis import settings
 
-from tests.brief import search_briefly
 from tests.examples import DAILY
-from tests.orchestrator import forked_workers
-from tests.orchestrator.forked_workers import Forks
+from tests.forks.forks import SOCKET_VARIABLE, Forks, server
 from workers.memory import reservations
 
 # Of any time, since other work may take the processors.
@@ -28,6 +27,14 @@ LONGEST_FIRST = (
     "tests/faults/",
     "tests/orchestrator/cluster/",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where several processes share the tests, they share the one that is forked."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        made = server()
+        os.environ[SOCKET_VARIABLE] = made.__enter__()
+        config.add_cleanup(lambda: made.__exit__(None, None, None))
 
 
 @pytest.hookimpl(trylast=True)
@@ -64,9 +71,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
-    """What workers are forked from."""
-    with forked_workers.forks() as made:
-        yield made
+    """What workers and other processes are forked from."""
+    if where := os.environ.get(SOCKET_VARIABLE):
+        yield Forks(where)
+    else:
+        with server() as where:
+            yield Forks(where)
 
 
 @pytest.fixture(scope="module")
@@ -93,4 +103,6 @@ def brief_search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     Long tests and those that ask how good plans are (`whole_search`) have the planner's whole search.
     """
     if not any(request.node.get_closest_marker(name) for name in ("long", "whole_search")):
+        from tests.brief import search_briefly
+
         search_briefly(monkeypatch)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.forks.forks import Forks
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,13 +58,20 @@ def modules(package: str) -> Iterator[tuple[Path, str]]:
         yield path, ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@cache
+def imports_of(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """All that a file has, inside functions too."""
+    tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return [node for node in tree if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def imported_packages(path: Path) -> set[str]:
-    """Top-level packages imported anywhere in a file, inside functions too."""
+    """Top-level packages imported anywhere in a file."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in imports_of(path):
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert node.level == 0, f"{path}: a relative import"
             found.add(str(node.module).split(".")[0])
     return found
@@ -72,13 +82,25 @@ def loaded_after(names: list[str]) -> set[str]:
     return {name.split(".")[0] for name in loaded_modules_after(names)}
 
 
-def loaded_modules_after(names: list[str]) -> set[str]:
-    """All modules in memory once a fresh interpreter has imported `names`."""
-    program = (
-        f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)\nprint(*sys.modules)"
-    )
+def loaded_modules_after(
+    names: list[str],
+    command: Callable[[Sequence[str]], list[str]] = lambda arguments: [sys.executable, *arguments],
+) -> set[str]:
+    """All modules in memory once an interpreter without ours has imported `names`.
+
+    Args:
+        command: that runs Python with these arguments; a fresh one unless given.
+    """
+    program = f"""
+import importlib, sys
+for name in [name for name in sys.modules if name.split(".")[0] in {sorted(FORBIDDEN)!r}]:
+    del sys.modules[name]
+for name in {names!r}:
+    importlib.import_module(name)
+print(*sys.modules)
+"""
     run = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        command(["-c", program]), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert run.returncode == 0, run.stderr
     return set(run.stdout.split())
@@ -97,8 +119,7 @@ def is_above(module: str) -> bool:
 
 def imported_modules(path: Path) -> set[str]:
     """Modules imported anywhere in a file by `from MODULE import`."""
-    tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    return {str(node.module) for node in tree if isinstance(node, ast.ImportFrom)}
+    return {str(node.module) for node in imports_of(path) if isinstance(node, ast.ImportFrom)}
 
 
 @pytest.mark.parametrize("package", ["orchestrator", "workers", "transport"])
@@ -124,9 +145,11 @@ def test_the_ground_floor_stands_on_itself_and_is_light() -> None:
     assert not {name.split(".")[0] for name in loaded} & {"scipy", "pydantic", "yaml", "matplotlib", "typer"}
 
 
-def test_a_session_loads_no_room_of_the_planner() -> None:
+def test_a_session_loads_no_room_of_the_planner(forks: Forks) -> None:
     loaded = {
-        name for name in loaded_modules_after(["orchestrator.session"]) if name.startswith("placement.")
+        name
+        for name in loaded_modules_after(["orchestrator.session"], forks.command)
+        if name.startswith("placement.")
     }
     assert "placement.plan" in loaded
     assert {name for name in loaded if not is_ground_floor(name)} == set()

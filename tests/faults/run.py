@@ -30,7 +30,7 @@ from placement.holders import HolderTable
 from placement.plan import Plan
 from tests.faults.bad_worker import FOLDER_VARIABLE
 from tests.faults.cable import Cable
-from tests.orchestrator.forked_workers import Forks, Spawn
+from tests.forks.forks import Forks, Spawn
 from tests.orchestrator.processes import wait_until
 from workers.formats.open_model import OpenModel, open_model
 

@@ -24,7 +24,7 @@ import pytest
 from orchestrator.generate import GenerationParams
 from orchestrator.session import open_session
 from tests.faults.run import MODEL, PROMPT, WORKERS, Outcome, Trial, forked, params, plan_of, trial
-from tests.orchestrator.forked_workers import Forked, Forks, Spawn
+from tests.forks.forks import Forked, Forks, Spawn
 from tests.orchestrator.processes import is_running, start, wait_until
 from workers.formats.digests import RANGE_BYTES, Digests, make_digests, places, write_digests
 from workers.formats.identity import model_identity, sample_offsets

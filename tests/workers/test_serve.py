@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import pytest
 import zmq
 
 from orchestrator.launch.spawn import spawn
+from tests.forks.forks import Forks, Spawn
 from tests.tiny_checkpoint import write_random_checkpoint
 from transport.client import WorkerClient
 from transport.keys import HeadKeys, KeyPair
@@ -52,7 +52,7 @@ def spec(model_dir: Path, tmp_path: Path) -> WorkerSpec:
 
 
 @contextmanager
-def running(spec: WorkerSpec) -> Iterator[subprocess.Popen[str]]:
+def running(spec: WorkerSpec, spawn: Spawn) -> Iterator[Any]:
     with spawn(spec) as process:
         try:
             yield process
@@ -60,7 +60,7 @@ def running(spec: WorkerSpec) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def says(process: subprocess.Popen[str]) -> dict[str, Any]:
+def says(process: Any) -> dict[str, Any]:
     """The next event."""
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -69,7 +69,7 @@ def says(process: subprocess.Popen[str]) -> dict[str, Any]:
     return event
 
 
-def begun(process: subprocess.Popen[str]) -> WorkerInfo:
+def begun(process: Any) -> WorkerInfo:
     """Bound, then ready, at the same place."""
     bound, ready = says(process), says(process)
     assert (bound.pop("event"), ready.pop("event")) == ("bound", "ready")
@@ -95,10 +95,10 @@ def head(
 def test_a_worker_without_a_starter_goes_on_and_takes_any_head_with_a_key_it_knows(
     spec: WorkerSpec, tmp_path: Path
 ) -> None:
-    """Nothing is loaded again; it ends when it is told to."""
+    """Nothing is loaded again; it ends when it is told to. Started as the program does, not forked."""
     first, second, own = KeyPair.make(), KeyPair.make(), KeyPair.make()
     spec = replace(spec, keys=own, allowed=(first.public, second.public))
-    with running(spec) as process:
+    with running(spec, spawn) as process:
         info = begun(process)
         assert info.public_key == own.public
         assert process.stdin is not None
@@ -120,23 +120,23 @@ def test_a_worker_without_a_starter_goes_on_and_takes_any_head_with_a_key_it_kno
     assert (tmp_path / "w.log").stat().st_mode & 0o077 == 0
 
 
-def test_a_worker_with_a_lifeline_ends_with_its_starter(spec: WorkerSpec) -> None:
-    with running(replace(spec, lifeline=True)) as process:
+def test_a_worker_with_a_lifeline_ends_with_its_starter(spec: WorkerSpec, forks: Forks) -> None:
+    with running(replace(spec, lifeline=True), forks.spawn) as process:
         begun(process)
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(DEADLINE_S) == 0
 
 
-def test_a_lifeline_counts_while_a_worker_starts(spec: WorkerSpec) -> None:
-    with running(replace(spec, lifeline=True)) as process:
+def test_a_lifeline_counts_while_a_worker_starts(spec: WorkerSpec, forks: Forks) -> None:
+    with running(replace(spec, lifeline=True), forks.spawn) as process:
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(DEADLINE_S) == 0
 
 
-def test_a_worker_that_no_head_speaks_to_ends_by_itself(spec: WorkerSpec) -> None:
-    with running(replace(spec, linger_s=2.0)) as process:
+def test_a_worker_that_no_head_speaks_to_ends_by_itself(spec: WorkerSpec, forks: Forks) -> None:
+    with running(replace(spec, linger_s=2.0), forks.spawn) as process:
         info = begun(process)
         # As long as it is spoken to, it stays.
         with head(info.pulse_endpoint, spec) as (client, _):
@@ -159,9 +159,9 @@ def test_silence_does_not_count_while_the_worker_itself_was_stopped() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_sigterm_ends_a_worker_and_a_terminals_signals_do_not(
-    number: signal.Signals, spec: WorkerSpec
+    number: signal.Signals, spec: WorkerSpec, forks: Forks
 ) -> None:
-    with running(spec) as process:
+    with running(spec, forks.spawn) as process:
         begun(process)
         process.send_signal(number)
         if number != signal.SIGTERM:
@@ -171,8 +171,10 @@ def test_sigterm_ends_a_worker_and_a_terminals_signals_do_not(
         assert process.wait(DEADLINE_S) == 0
 
 
-def test_a_worker_that_cannot_load_says_why_to_its_starter_and_to_heads(spec: WorkerSpec) -> None:
-    with running(replace(spec, model_dir="/no/such/model", linger_s=2.0)) as process:
+def test_a_worker_that_cannot_load_says_why_to_its_starter_and_to_heads(
+    spec: WorkerSpec, forks: Forks
+) -> None:
+    with running(replace(spec, model_dir="/no/such/model", linger_s=2.0), forks.spawn) as process:
         bound, failed = says(process), says(process)
         assert failed["event"] == "failed"
         assert "/no/such/model: no such file" in failed["message"]
@@ -181,10 +183,10 @@ def test_a_worker_that_cannot_load_says_why_to_its_starter_and_to_heads(spec: Wo
         assert process.wait(DEADLINE_S) == 2
 
 
-def test_a_socket_that_is_taken_is_named(spec: WorkerSpec) -> None:
-    with running(spec) as process:
+def test_a_socket_that_is_taken_is_named(spec: WorkerSpec, forks: Forks) -> None:
+    with running(spec, forks.spawn) as process:
         info = begun(process)
-        with running(replace(spec, endpoint=info.endpoint)) as second:
+        with running(replace(spec, endpoint=info.endpoint), forks.spawn) as second:
             failed = says(second)
             assert (failed["event"], second.wait(DEADLINE_S)) == ("failed", 2)
             assert "in use by another process" in failed["message"]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from placement.errors import CheckpointError, PlanError
 from placement.weight_format import BFLOAT16, FLOAT16, FLOAT32, Q8_0, ExpertFormat, WeightFormat
+from tests.forks.forks import Forks
 from tests.tiny_checkpoint import write_random_checkpoint
 from transport.expert_rows import ExpertRows
 from workers import fixed_point
@@ -285,7 +286,7 @@ print(store.held_bytes, status("VmHWM") - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_loading_needs_no_more_memory_than_its_experts_and_one(tmp_path: Path) -> None:
+def test_loading_needs_no_more_memory_than_its_experts_and_one(tmp_path: Path, forks: Forks) -> None:
     """The peak of resident memory, mapped pages of the files included; experts stacked and one by one."""
     names: tuple[Literal["stacked", "numbered"], ...] = ("stacked", "numbered")
     models = [
@@ -303,13 +304,11 @@ def test_loading_needs_no_more_memory_than_its_experts_and_one(tmp_path: Path) -
         )
         for expert_names in names
     ]
-    root = str(Path(__file__).parents[2])
     process = subprocess.run(
-        [sys.executable, "-c", MEASURE, *map(str, models)],
+        forks.command(["-c", MEASURE, *map(str, models)]),
         capture_output=True,
         text=True,
         check=True,
-        env={"PYTHONPATH": root, "PATH": ""},
     )
     lines = process.stdout.splitlines()
     assert len(lines) == len(models), process.stderr

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from orchestrator.cli.probe import why_again
+from orchestrator.probe import cluster
 from orchestrator.probe.boxes import ProbedBox
 from orchestrator.probe.child import running
 from orchestrator.probe.cluster import (
@@ -19,25 +19,32 @@ from orchestrator.probe.cluster import (
     probe_cluster,
 )
 from placement.errors import BoxUnreachable
+from tests.forks.forks import Forks
 from tests.placement.given.probes import node, probe
 
-
-def here(arguments: Sequence[str]) -> list[str]:
-    return [sys.executable, *arguments]
-
-
-DESK, ATTIC = ProbedBox("desk", "127.0.0.1", here), ProbedBox("attic", "127.0.0.1", here)
 BROKEN = ProbedBox(
     "cellar", "127.0.0.1", lambda _: [sys.executable, "-c", "import sys; sys.exit('no Potluck')"]
 )
+
+
+@pytest.fixture
+def desk(forks: Forks) -> ProbedBox:
+    return ProbedBox("desk", "127.0.0.1", forks.command)
+
+
+@pytest.fixture
+def attic(forks: Forks) -> ProbedBox:
+    return ProbedBox("attic", "127.0.0.1", forks.command)
 
 
 def ignore(name: str, what: str) -> None:
     """Progress that nobody watches."""
 
 
-def test_a_link_is_measured_over_encrypted_sockets_and_a_broken_box_is_named() -> None:
-    links, failed = measure_links(DESK, [ATTIC, BROKEN], ignore)
+def test_a_link_is_measured_over_encrypted_sockets_and_a_broken_box_is_named(
+    desk: ProbedBox, attic: ProbedBox
+) -> None:
+    links, failed = measure_links(desk, [attic, BROKEN], ignore)
     assert list(links) == ["attic"]
     link = links["attic"]
     assert 0 < link.p50_s <= link.p99_s
@@ -45,8 +52,11 @@ def test_a_link_is_measured_over_encrypted_sockets_and_a_broken_box_is_named() -
     assert failed["cellar"] == "cellar: its probe ended: no Potluck"
 
 
-def test_a_probe_measures_all_in_what_time_there_is_and_names_a_broken_box() -> None:
-    probed = probe_cluster([DESK, ATTIC, BROKEN], "desk", ["q8_0"], ignore, total_s=1.0)
+def test_a_probe_measures_all_in_what_time_there_is_and_names_a_broken_box(
+    desk: ProbedBox, attic: ProbedBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_LEAST_S", 0.5)
+    probed = probe_cluster([desk, attic, BROKEN], "desk", ["q8_0"], ignore, total_s=1.0)
     found = probed.probe
     assert (list(found.nodes), list(found.links)) == (["desk", "attic"], ["attic"])
     assert [len(node.kernels[0].flops_per_s) for node in found.nodes.values()] == [5, 5]
@@ -54,11 +64,11 @@ def test_a_probe_measures_all_in_what_time_there_is_and_names_a_broken_box() -> 
     assert list(probed.failed) == ["cellar"]
     assert 0 < probed.start_s < probed.seconds
     with pytest.raises(BoxUnreachable, match="no Potluck"):
-        probe_cluster([BROKEN, DESK], "cellar", ["q8_0"], ignore, total_s=1.0)
+        probe_cluster([BROKEN, desk], "cellar", ["q8_0"], ignore, total_s=1.0)
 
 
-def test_the_heads_software_is_measured() -> None:
-    found = measure_software(DESK, node(), ignore, 0.2)
+def test_the_heads_software_is_measured(desk: ProbedBox) -> None:
+    found = measure_software(desk, node(), ignore, 0.2)
     assert found.message_s > 0
     assert found.moe_layer_s > 0
     assert found.attention.rows[0] == 1
@@ -77,13 +87,13 @@ def test_a_box_that_answers_nonsense_is_named() -> None:
         measure_node(missing, (), ignore)
 
 
-def test_a_probe_holds_until_something_changes() -> None:
-    now, failed = fingerprints([DESK, BROKEN])
+def test_a_probe_holds_until_something_changes(desk: ProbedBox, attic: ProbedBox) -> None:
+    now, failed = fingerprints([desk, BROKEN])
     assert list(failed) == ["cellar"]
     box = node()
     same = box.model_copy(update={"hardware": box.hardware.model_copy(update={"fingerprint": now["desk"]})})
     before = probe(nodes={"desk": same, "attic": same})
-    boxes = [DESK, ATTIC]
+    boxes = [desk, attic]
     assert why_again(before, boxes, "desk", ["q8_0"]) == ""
     assert why_again(before, boxes, "attic", []) == "the head was desk"
     assert why_again(before, boxes, "desk", ["q4_k"]) == "q4_k was not measured"
@@ -93,7 +103,7 @@ def test_a_probe_holds_until_something_changes() -> None:
 
 
 def test_a_child_ends_with_its_block() -> None:
-    with running("desk", here(["-c", "import sys; print('1', flush=True); sys.stdin.read()"])) as child:
+    with running("desk", [sys.executable, "-c", "print('1', flush=True); input()"]) as child:
         assert child.receive() == 1
     with pytest.raises(ValueError, match="closed file"):
         child.line()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.forks.forks import Forks
+
 ROOT = Path(__file__).parents[3]
 PAGES = 64
 
@@ -62,7 +64,7 @@ def test_a_file_that_is_gone_as_well_is_named(tmp_path: Path) -> None:
     assert f"{path} (deleted): its disk does not give byte 12288, or the file was cut short" in ended.stderr
 
 
-def test_kernels_in_threads_of_their_own_end_so_too(tmp_path: Path) -> None:
+def test_kernels_in_threads_of_their_own_end_so_too(tmp_path: Path, forks: Forks) -> None:
     """One matrix larger than the processor's caches, rows shared out among the pool's threads."""
     path = tmp_path / "model.bin"
     path.write_bytes(bytes(4 * 4096 * 256))
@@ -84,7 +86,8 @@ kernels.linear(x, weights)
 """
     for _ in range(3):
         path.write_bytes(bytes(4 * 4096 * 256))
-        ended = run(program, path)
+        command = forks.command(["-c", program, str(path)])
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
         assert ended.returncode == 1, ended.stderr
         assert [line for line in ended.stderr.splitlines() if "Warning" not in line] == [
             f"error: {path}: it was cut to 0 bytes while it was in use; expected that nobody changes a model "

@@ -1,4 +1,4 @@
-"""A box measures itself, in a process as a probe starts it."""
+"""A box measures itself, in a process of its own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from placement.errors import InputError
 from placement.given.probe_figures import Node
+from tests.forks.forks import Forks
 from workers.probe.echo import HIDDEN_SIZE
 from workers.probe.experts import ROWS, SomeExperts, Width, form_named, probe_rows, width_of
 from workers.probe.memory import thread_numbers
@@ -19,13 +20,13 @@ from workers.probe.round_trips import Trips
 TINY = Path(__file__).parents[3] / "models" / "potluck-tiny"
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "workers.probe", *arguments]
+def run(forks: Forks, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = forks.command(["-m", "workers.probe", *arguments])
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_a_box_measures_itself(tmp_path: Path) -> None:
-    done = run("--forms", "q8_0", "--seconds", "0.5", "--folder", str(tmp_path))
+def test_a_box_measures_itself(tmp_path: Path, forks: Forks) -> None:
+    done = run(forks, "--forms", "q8_0", "--seconds", "0.5", "--folder", str(tmp_path))
     assert done.returncode == 0, done.stderr
     node = Node.model_validate_json(done.stdout)
     assert [rate.form for rate in node.kernels] == ["q8_0"]
@@ -37,7 +38,9 @@ def test_a_box_measures_itself(tmp_path: Path) -> None:
     assert node.disk.folder == str(tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert "experts in q8_0" in done.stderr
-    assert run("--fingerprint").stdout.strip() == node.hardware.fingerprint
+    # As a probe starts it.
+    command = [sys.executable, "-m", "workers.probe", "--fingerprint"]
+    assert subprocess.check_output(command, text=True).strip() == node.hardware.fingerprint
 
 
 def test_experts_are_as_wide_as_the_models_where_the_form_allows() -> None:
@@ -50,8 +53,8 @@ def test_experts_are_as_wide_as_the_models_where_the_form_allows() -> None:
     assert SomeExperts.make(form_named("q4_k"), 1, Width(128, 16)).width == Width(4096, 1280)
 
 
-def test_an_unknown_form_is_one_line() -> None:
-    done = run("--forms", "q9_k", "--seconds", "0.5")
+def test_an_unknown_form_is_one_line(forks: Forks) -> None:
+    done = run(forks, "--forms", "q9_k", "--seconds", "0.5")
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("form 'q9_k': expected one of")
     with pytest.raises(InputError):
