@@ -93,6 +93,7 @@ def test_the_commands_without_hardware_run(
         if not whole:
             line = line.replace("--tokens 4096", "--tokens 200")
         if line.startswith("potluck study"):
+            line += " --processes 1"
             _shorten_study(clone)
         elif not whole and line.startswith(("potluck plan", "potluck whatif")):
             line += " --policy uniform"

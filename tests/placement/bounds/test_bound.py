@@ -245,6 +245,7 @@ def test_nor_with_three_devices(seed: int) -> None:
     assert lower_bound_s(problem, trace) <= best_of_all_placements_s(problem, trace) * (1 + 1e-9)
 
 
+@pytest.mark.whole_search
 @pytest.mark.parametrize("drafts", [0, 1])
 def test_it_is_near_where_a_slow_link_rules(drafts: int) -> None:
     gbytes_per_s = SIZE / 1e-4 / 1e9

@@ -46,6 +46,7 @@ def test_boxstep_finds_the_top_of_a_concave_function(seed: int) -> None:
     assert value_of(found)[0] == pytest.approx(-top.fun, rel=2e-3)
 
 
+@pytest.mark.whole_search
 def test_prices_know_what_mean_loads_know() -> None:
     """A box that answers last, yet must hold the hottest experts that the head has no room for."""
     layers = 24
