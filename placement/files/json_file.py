@@ -50,7 +50,7 @@ def parse_json(
     # text with a million of them is not what is expected either.
     if sum(map(text.count, ",:[{")) > most_values:
         raise error(f"{where}: more than {most_values:,} values; expected {expected}")
-    if _depth(text) > MOST_DEPTH:
+    if text.count("[") + text.count("{") > MOST_DEPTH and _depth(text) > MOST_DEPTH:
         raise error(f"{where}: nested more than {MOST_DEPTH} deep; expected {expected}")
     try:
         return json.loads(text, object_pairs_hook=_object)
