@@ -104,7 +104,7 @@ def test_libraries_that_find_no_room_are_told_in_one_line() -> None:
     assert says(done.stderr, "error: out of memory: … limited to 307.2 MB (ulimit -v 300000)"), done.stderr
 
 
-@pytest.mark.parametrize("name", ["demo", "generate", "up"])
+@pytest.mark.parametrize("name", [pytest.param("demo", marks=pytest.mark.long), "generate", "up"])
 def test_code_that_was_not_compiled_is_one_line(name: str) -> None:
     """A clone that was updated and not installed again."""
     program = """

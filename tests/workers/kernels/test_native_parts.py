@@ -32,7 +32,14 @@ def test_the_pool_runs_each_item_once_in_busy_and_forked_processes(tmp_path: Pat
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
-@pytest.mark.parametrize("with_vnni", [False, True], ids=["avx2", "vnni spelled out"])
+@pytest.mark.parametrize(
+    "with_vnni",
+    [
+        pytest.param(False, id="avx2"),
+        # As `make avx512` does too.
+        pytest.param(True, id="vnni spelled out", marks=pytest.mark.long),
+    ],
+)
 def test_any_bits_multiply_as_the_definition_says(tmp_path: Path, with_vnni: bool) -> None:
     if not kernels.use_instruction_set("avx2"):
         pytest.skip("this processor has no AVX2")
