@@ -16,10 +16,11 @@ from orchestrator.dispatch.asked import Asked, as_sent, rows_of
 from orchestrator.dispatch.checks import Checks, give_up_waiting
 from orchestrator.dispatch.connections import Connections, Network
 from orchestrator.dispatch.debts import Ask, Ints
-from orchestrator.dispatch.layer_sum import ALL_WELL, Action, Around, Choose, LayerSum, Terms
+from orchestrator.dispatch.layer_sum import Action, LayerSum
 from orchestrator.dispatch.pace import Pace
 from orchestrator.dispatch.pass_lost import PassLost
 from orchestrator.dispatch.spot_check import Answer, SpotCheck
+from orchestrator.dispatch.terms import ALL_WELL, Around, Choose, Terms
 from orchestrator.dispatch.usage import Usage
 from orchestrator.dispatch.view import NOBODY, ClusterView, WorkerAddress
 from orchestrator.membership.events import PassRepeated, Slowed, Tell

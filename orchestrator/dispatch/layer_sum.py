@@ -8,27 +8,21 @@ only one where nothing lives elsewhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.dispatch.debts import Ask, Attempt, Debt, Ints, OpenRequest, Rows
-from orchestrator.dispatch.pace import Pace
 from orchestrator.dispatch.pass_lost import PassLost
 from orchestrator.dispatch.running_sum import RunningSum
 from orchestrator.dispatch.sharing import Share, chosen_workers, shares
 from orchestrator.dispatch.signs import Sign, sign_of
-from orchestrator.dispatch.view import NOBODY
-from orchestrator.membership.events import Event, GaveUp, Hedged, Refused, Retried, Tell
+from orchestrator.dispatch.terms import ALL_WELL, Around, Choose, Terms
+from orchestrator.membership.events import Event, GaveUp, Hedged, Refused, Retried
 from orchestrator.membership.standing import PongSeen
 from placement.errors import NonFiniteError
-from placement.patience import Patience
-
-Choose = Callable[[Ints, frozenset[int]], NDArray[np.integer]]
-"""(expert_ids [n, top_k], workers not to ask) -> worker index [n, top_k], -1 where nobody is left."""
 
 
 class Reopen(NamedTuple):
@@ -38,52 +32,6 @@ class Reopen(NamedTuple):
 
 
 Action = Ask | Reopen
-
-
-@dataclass(frozen=True, slots=True)
-class Around:
-    """What is known of the workers now.
-
-    Attributes:
-        gone: not to be asked, and nothing that they owe will come.
-        suspects: silent for a moment: others are asked too where they can.
-        pongs: newest sign of life, by worker.
-        is_mended: the newest view is another one, and can do without the suspects.
-    """
-
-    gone: frozenset[int] = NOBODY
-    suspects: frozenset[int] = NOBODY
-    pongs: Mapping[int, PongSeen] = field(default_factory=dict)
-    is_mended: bool = False
-
-
-ALL_WELL = Around()
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What all layers of a pass have in common.
-
-    Attributes:
-        names: worker names by index.
-        request_ids: fresh request numbers, ascending.
-        coarser: scale exponents of the next round, from those that saturated.
-        max_coarsenings: rounds after the first, before a row counts as not finite.
-        max_rows: of one message; more rows go in several.
-        pace: remembers how long answers take.
-        local: the worker of this process, which needs no watching.
-        tell: takes what happens.
-    """
-
-    names: Sequence[str]
-    request_ids: Iterator[int]
-    coarser: Callable[[Ints], Ints]
-    max_coarsenings: int
-    max_rows: int
-    patience: Patience
-    pace: Pace
-    local: int | None = None
-    tell: Tell | None = None
 
 
 class LayerSum:

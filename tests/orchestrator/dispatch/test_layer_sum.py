@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from orchestrator.dispatch.debts import Ask
-from orchestrator.dispatch.layer_sum import ALL_WELL, Action, Around, LayerSum, Reopen, Terms
+from orchestrator.dispatch.layer_sum import Action, LayerSum, Reopen
 from orchestrator.dispatch.pace import Pace
 from orchestrator.dispatch.pass_lost import PassLost
+from orchestrator.dispatch.terms import ALL_WELL, Around, Terms
 from orchestrator.membership.events import Event, GaveUp, Hedged, Refused, Retried
 from orchestrator.membership.standing import PongSeen
 from placement.errors import NonFiniteError

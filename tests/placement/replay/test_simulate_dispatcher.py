@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from orchestrator.dispatch.debts import Ask
-from orchestrator.dispatch.layer_sum import Action, Around, LayerSum, Terms
+from orchestrator.dispatch.layer_sum import Action, LayerSum
 from orchestrator.dispatch.pace import Pace
 from orchestrator.dispatch.pass_lost import PassLost
+from orchestrator.dispatch.terms import Around, Terms
 from placement.assign.one_step import assign_experts
 from placement.errors import InputError
 from placement.given.problem import PlanningDevice
