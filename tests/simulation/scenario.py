@@ -13,6 +13,8 @@ Invariants:
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from orchestrator.membership.events import Event, Liar
@@ -36,6 +38,7 @@ KINDS = (
     "kill for good",
     "pause",
     "pause two",
+    "come and go",
     "cut link",
     "cut connections",
     "slow",
@@ -153,6 +156,8 @@ class Scenario:
         elif kind == "pause two":
             for each in self._with_replica(node):
                 each.is_paused = True
+        elif kind == "come and go":
+            come_and_go(self.world, node, self.world.now_s + for_s)
         elif kind == "cut link":
             node.is_cut = True
         elif kind == "cut connections":
@@ -211,6 +216,14 @@ def run_with_a_liar(seed: int) -> None:
     assert accused or not liar.lies, f"{liar.name} lied and was not found"
 
 
+def come_and_go(world: World, node: Node, until_s: float) -> None:
+    """Paused 1.5 s of every 2 s."""
+    node.is_paused = True
+    world.at(world.now_s + 1.5, node.resume)
+    if world.now_s + 2.0 < until_s:
+        world.at(world.now_s + 2.0, lambda: come_and_go(world, node, until_s))
+
+
 def passes_within(for_s: float, seed: int, *, comes_and_goes: bool) -> int:
     """How many passes end in time where one of three workers without replicas rests 1.5 s of every 2."""
     rng = np.random.default_rng(seed)
@@ -219,15 +232,8 @@ def passes_within(for_s: float, seed: int, *, comes_and_goes: bool) -> int:
     room = {name: BoxRoom(1e9, 10**6) for name in ("w0", "w1", "w2")}
     cluster = VirtualCluster(world, plan, room, Patience())
     cluster.pause(1.0)
-    node = cluster.nodes[0]
-
-    def pause() -> None:
-        node.is_paused = True
-        world.at(world.now_s + 1.5, node.resume)
-        world.at(world.now_s + 2.0, pause)
-
     if comes_and_goes:
-        pause()
+        come_and_go(world, cluster.nodes[0], math.inf)
     until_s, passes = world.now_s + for_s, 0
     while world.now_s < until_s:
         ids = np.argsort(rng.random((len(LAYERS), 1, EXPERTS)), axis=2)[:, :, :TOP_K]
