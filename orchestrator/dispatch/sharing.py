@@ -50,6 +50,9 @@ def shares(
     ids = np.where(mine, expert_ids, np.int32(-1))
     found = []
     for worker, its_ids, its_rows in zip(workers, ids, mine.any(axis=2), strict=True):
+        if its_rows.all() and len(rows) <= max_rows:
+            found.append(Share(worker, rows, its_ids, int(np.count_nonzero(its_ids >= 0))))
+            continue
         places = its_rows.nonzero()[0]
         for start in range(0, len(places), max_rows):
             part = places[start : start + max_rows]
