@@ -266,7 +266,8 @@ class Plan:
         expert_s = np.array([tier.expert_s for tier in self.tiers])
         if ask_s.any() or expert_s.any():
             return ReplicaCosts(ask_s, expert_s)
-        return ReplicaCosts.unknown(len(self.tiers), self.local_tiers)
+        disks = [index for index, tier in enumerate(self.tiers) if tier.kind == "disk"]
+        return ReplicaCosts.unknown(len(self.tiers), self.local_tiers, disks)
 
     def tiers_at_home(self) -> NDArray[np.bool_]:
         """bool [num_tiers]: those on the node of the worker "head"; none without such a worker."""

@@ -17,6 +17,8 @@ from placement.holders import LayerHolders
 
 # Where nobody says what asking costs: as much as the work on so many experts.
 _UNKNOWN_ASK_EXPERTS = 64.0
+# And for an expert that is read from a disk first: more than to ask somebody who has it in memory.
+_UNKNOWN_READ_EXPERTS = 128.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +35,15 @@ class ReplicaCosts:
     expert_s: NDArray[np.float64]
 
     @classmethod
-    def unknown(cls, num_workers: int, local_workers: Collection[int] = ()) -> ReplicaCosts:
-        """Equal workers, and a message that costs far more than an expert."""
+    def unknown(
+        cls, num_workers: int, local_workers: Collection[int] = (), disks: Collection[int] = ()
+    ) -> ReplicaCosts:
+        """Equal workers but for `disks`, and a message that costs far more than an expert in memory."""
         ask_s = np.full(num_workers, _UNKNOWN_ASK_EXPERTS)
         ask_s[list(local_workers)] = 0.0
-        return cls(ask_s, np.ones(num_workers))
+        expert_s = np.ones(num_workers)
+        expert_s[list(disks)] = _UNKNOWN_READ_EXPERTS
+        return cls(ask_s, expert_s)
 
     @property
     def num_workers(self) -> int:

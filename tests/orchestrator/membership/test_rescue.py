@@ -19,6 +19,7 @@ from orchestrator.membership.rescue import (
     next_plan,
     survive_again,
 )
+from placement.assign.one_step import assign_experts
 from placement.experts import Experts
 from placement.holders import HolderTable
 from placement.plan import LOCAL_WORKER, Plan
@@ -231,6 +232,18 @@ def test_what_is_loaded_is_asked_for_as_the_boxs_own_memory_is() -> None:
     done = loaded(rescue.plan, {1})
     assert done.tiers[2].expert_s == 1e-4
     assert done.holder_table == rescue.plan.holder_table
+
+
+def test_what_is_kept_on_a_disk_is_asked_for_only_where_nobody_has_it_in_memory() -> None:
+    plan = one_each(2)
+    room = {head_worker(plan): BoxRoom(1e9)}
+    kept = next_plan(next_plan(plan, {0}, room).plan, frozenset(), room, {0}).plan
+    assert len(kept.experts_of(LOCAL_WORKER)[1]) == 5
+    costs, holders = kept.replica_costs, kept.holder_table.layers[0]
+    ids = np.array([[0, 2, 1, 3]], np.int32)
+    assert assign_experts(ids, holders, costs).tolist() == [[0, 0, 1, 1]]
+    without = kept.without({0}).layers[0]
+    assert assign_experts(ids, without, costs).tolist() == [[2, 2, 1, 1]]
 
 
 def test_what_is_taken_on_later_is_not_loaded_yet() -> None:
