@@ -102,19 +102,31 @@ def plan_for(model: OpenModel, tokens: list[int]) -> Plan:
 
 @dataclass(slots=True)
 class Meter:
-    """Seconds of decode steps, each with a migration's phase, and texts by where their prompts start."""
+    """What was read.
+
+    Attributes:
+        phase, moved: of a migration: what goes on, and experts that have moved.
+        steps: these two and seconds of decode steps.
+        texts: by where their prompts start.
+    """
 
     phase: MigrationPhase = MigrationPhase.WATCHING
-    steps: list[tuple[MigrationPhase, float]] = field(default_factory=list)
+    moved: int = 0
+    steps: list[tuple[MigrationPhase, int, float]] = field(default_factory=list)
     texts: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def note(self, state: MigrationState) -> None:
-        self.phase = state.phase
+        self.phase, self.moved = state.phase, state.moved_experts
         print(f"  {state.phase.value}: {state.reason}", file=sys.stderr, flush=True)
 
-    def tell(self, what: str, phases: Iterable[MigrationPhase] = tuple(MigrationPhase)) -> None:
-        """Print a phase's step and how many there were."""
-        some = [seconds * 1e3 for phase, seconds in self.steps if phase in phases]
+    def tell(
+        self,
+        what: str,
+        phases: Iterable[MigrationPhase] = tuple(MigrationPhase),
+        has_moved: Iterable[bool] = (False, True),
+    ) -> None:
+        """Print some phases' step and how many there were."""
+        some = [s * 1e3 for phase, moved, s in self.steps if phase in phases and (moved > 0) in has_moved]
         if some:
             lower, middle, upper = np.percentile(some, [25, 50, 75])
             print(
@@ -139,7 +151,7 @@ def read(
         def note(_: list[int], last_s: list[float] = last_s) -> None:
             now_s = time.perf_counter()
             if last_s:
-                meter.steps.append((meter.phase, now_s - last_s[0]))
+                meter.steps.append((meter.phase, meter.moved, now_s - last_s[0]))
             last_s[:] = [now_s]
 
         meter.texts[start] = session.generate(
@@ -170,8 +182,6 @@ def main() -> None:
     first, changed, after = Meter(), Meter(), Meter()
 
     def note(state: MigrationState) -> None:
-        for meter in (first, changed):
-            meter.phase = state.phase
         changed.note(state)
 
     with ExitStack() as stack:
@@ -203,7 +213,9 @@ def main() -> None:
         read(session, prose, starts(prose, 2, _MOST_TEXTS), changed, is_over)
         changed.tell("second domain, until the change was seen", [MigrationPhase.WATCHING])
         changed.tell("while the planner works", [MigrationPhase.PLANNING])
-        changed.tell("while experts load", [MigrationPhase.LOADING, MigrationPhase.LETTING_GO])
+        moving = [MigrationPhase.LOADING, MigrationPhase.LETTING_GO]
+        changed.tell("while the first of them load", moving, [False])
+        changed.tell("while more load", moving, [True])
         read(session, prose, starts(prose, 3, _TEXTS), after)
         after.tell("second domain, after the move")
         print(f"events: {session.report().events}")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.cli.output import print_note
 from orchestrator.launch.watched import room_elsewhere
 from orchestrator.launch.workers import Workers
 from orchestrator.membership.watch import ClusterWatch
-from orchestrator.migration.migration import MigrationLimits
+from orchestrator.migration.migration import MigrationLimits, MigrationState
 from orchestrator.session import Session
+from placement.errors import PotluckError
 from placement.plan import LOCAL_WORKER, Plan
 from workers.formats.open_model import OpenModel
 from workers.memory.reservations import free_memory
@@ -67,27 +70,36 @@ def disks(plan: Plan, running: Running) -> dict[str, float]:
     return {name: disk.bytes_per_s for name, disk in known.items() if disk is not None}
 
 
-def moving(
-    session: Session, watch: ClusterWatch, model: OpenModel, running: Running
-) -> AbstractContextManager[object]:
+@contextmanager
+def moving(session: Session, watch: ClusterWatch, model: OpenModel, running: Running) -> Iterator[None]:
     """Experts follow the traffic meanwhile, and the cluster's plan with them."""
     # The planner takes a while to load, and other runs do without.
-    from orchestrator.cli.migrating import migrating
+    from orchestrator.cli.migrating import kept_traffic, migrating
     from orchestrator.cluster.moved_plan import use_plan
     from orchestrator.migration.decision_file import write_decision
 
+    def note(state: MigrationState) -> None:
+        # Where it cannot be kept, `status` shows an older one, and the run goes on.
+        with suppress(PotluckError, OSError):
+            write_decision(state, running.folder, time.time())
+
     plan = watch.standing().view.plan
     room = room_elsewhere(plan, free_memory().usable_bytes)
-    return migrating(
-        session.head,
-        session.dispatcher,
-        watch,
-        model.shape,
-        limits=MigrationLimits(),
-        room={name: box.free_bytes for name, box in room.items()},
-        use=partial(use_plan, path=running.plan, heads=running.heads, watch=watch),
-        note=lambda state: write_decision(state, running.folder, time.time()),
-    )
+    with (
+        kept_traffic(running.folder, model.shape, watch, print_note) as routing,
+        migrating(
+            session.head,
+            session.dispatcher,
+            watch,
+            model.shape,
+            limits=MigrationLimits(),
+            room={name: box.free_bytes for name, box in room.items()},
+            use=partial(use_plan, path=running.plan, heads=running.heads, watch=watch),
+            note=note,
+            routing=routing,
+        ),
+    ):
+        yield
 
 
 def workers_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, print_json, print_note, table
 from orchestrator.cluster.launcher_file import load_launcher
 from orchestrator.cluster.status import BoxStatus, ClusterStatus, cluster_status
+from orchestrator.migration.migration import MigrationState
 from placement.units import size
 from workers.spec import LINGER_S
 
@@ -48,7 +50,7 @@ def words(found: ClusterStatus) -> list[str]:
     if found.lost_experts:
         lines.append(f"{found.lost_experts:,} experts are in no box's memory")
     if found.migration is not None:
-        lines.append(f"moving experts: {found.migration.phase}: {found.migration.reason}")
+        lines.append(_moving(found.migration, time.time()))
     if found.keeper is None:
         lines.append(
             "the keeper does not run: boxes that come back are not taken in, and workers end when no run has "
@@ -73,6 +75,16 @@ def document(found: ClusterStatus) -> dict[str, object]:
         "migration": None if found.migration is None else asdict(found.migration),
         "boxes": [asdict(box) for box in found.boxes],
     }
+
+
+def _moving(last: MigrationState, now: float) -> str:
+    """What a run decided last about moving experts."""
+    line = f"moving experts, {_ago(now - last.decided_s)} ago: {last.phase}: {last.reason}"
+    if last.payback_s is not None:
+        line += f"; pays within {math.ceil(last.payback_s)} s"
+    if last.moved_experts:
+        line += f"; {last.moved_experts:,} experts ({size(last.moved_bytes)}) have moved"
+    return line
 
 
 def _row(box: BoxStatus, now: float) -> tuple[str, ...]:

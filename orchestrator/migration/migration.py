@@ -224,6 +224,16 @@ class Migration:
         move.num_bytes -= move.batch.num_bytes
         return self._give_up(move, now_s, why)
 
+    def end(self, now_s: float) -> None:
+        """The run ends. What was loaded for a step that is not used, the next run has dropped."""
+        move = self._move
+        if move is not None:
+            reason = f"{move.proposal.reason}; the run ended on the way"
+            self._decide(now_s, MigrationPhase.WATCHING, reason, move.proposal, move)
+            self._move = None
+        elif self.state.phase is MigrationPhase.PLANNING:
+            self._decide(now_s, MigrationPhase.WATCHING, "the run ended before the planner had an answer")
+
     def _go_on(
         self, move: _Move, now_s: float, plan: Plan, oldest_epoch: int, *, is_whole: bool
     ) -> list[MigrationAction]:

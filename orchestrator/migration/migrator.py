@@ -91,6 +91,8 @@ class Migrator:
     ) -> None:
         self._stopping.set()
         self._thread.join()
+        self._migration.end(time.monotonic())
+        self._tell_state()
 
     def _run(self) -> None:
         while not self._stopping.wait(_TICK_S):
@@ -120,6 +122,9 @@ class Migrator:
             self._migration.tick(now_s, plan, self._oldest_epoch(), self._routing.lately, is_whole=is_whole),
             now_s,
         )
+        self._tell_state()
+
+    def _tell_state(self) -> None:
         if self._migration.state is not self._noted:
             self._noted = self._migration.state
             self._note(self._noted)

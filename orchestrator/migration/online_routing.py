@@ -27,12 +27,17 @@ class Lately:
     Attributes:
         before: pieces of the text that the plan is for.
         since: of the newest text, oldest first.
+        rest: of the text after that, none where it is empty: a piece to be.
         step_s: of a decode step, the head's own work and all; 0 where none is known.
     """
 
-    before: tuple[NDArray[np.uint16], ...]
-    since: tuple[NDArray[np.uint16], ...]
+    before: tuple[NDArray[np.uint16], ...] = ()
+    since: tuple[NDArray[np.uint16], ...] = ()
+    rest: tuple[NDArray[np.uint16], ...] = ()
     step_s: float = 0.0
+
+
+NOTHING = Lately()
 
 
 class OnlineRouting:
@@ -45,6 +50,7 @@ class OnlineRouting:
     Args:
         piece_tokens: of a piece; longer than a topic lasts, or the test sees changes where there are none.
         num_pieces: kept of the newest text, and of the text that the plan is for.
+        known: what is known already, of runs before this one.
     """
 
     def __init__(
@@ -53,15 +59,16 @@ class OnlineRouting:
         *,
         piece_tokens: int = 512,
         num_pieces: int = 8,
+        known: Lately = NOTHING,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._last_layer = moe_layers[-1]
         self._piece_tokens = piece_tokens
         self._unfinished: list[NDArray[np.uint16]] = []
-        self._piece: list[NDArray[np.uint16]] = []
-        self._in_piece = 0
-        self._before: list[NDArray[np.uint16]] = []
-        self._since: deque[NDArray[np.uint16]] = deque(maxlen=num_pieces)
+        self._piece: list[NDArray[np.uint16]] = list(known.rest)
+        self._in_piece = sum(map(len, known.rest))
+        self._before: list[NDArray[np.uint16]] = list(known.before[:num_pieces])
+        self._since: deque[NDArray[np.uint16]] = deque(known.since, maxlen=num_pieces)
         self._num_pieces = num_pieces
         self._clock = clock
         self._steps_s: deque[float] = deque(maxlen=_STEPS)
@@ -82,7 +89,7 @@ class OnlineRouting:
         """What is known now; pieces are never changed."""
         with self._lock:
             step_s = median(self._steps_s) if self._steps_s else 0.0
-            return Lately(tuple(self._before), tuple(self._since), step_s)
+            return Lately(tuple(self._before), tuple(self._since), tuple(self._piece), step_s)
 
     def planned(self) -> None:
         """The plan in use is for the newest text now: what comes is compared with that."""

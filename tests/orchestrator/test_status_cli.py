@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import replace
 
 from orchestrator.cli.status import document, words
 from orchestrator.cluster.run_state import RunState
@@ -42,3 +44,17 @@ def test_a_box_without_experts_is_said_to_be_idle_and_why() -> None:
     spare = BoxStatus("h3", "10.0.0.3", "spare", "idle", None, 0, 0, None, None, "")
     lines = words(ClusterStatus(STATE, (spare,), 7, "", 0, None))
     assert lines == ["h3: idle, because the plan puts no experts there"]
+
+
+def test_the_last_decision_about_moving_is_one_line_with_its_figures() -> None:
+    moved = replace(
+        MOVING, decided_s=time.time() - 60, payback_s=12.3, moved_experts=1200, moved_bytes=14_745_600
+    )
+    line = words(ClusterStatus(STATE, (), 7, "", 0, moved))[0]
+    assert line == (
+        "moving experts, 60 s ago: loading: the traffic has changed; pays within 13 s; 1,200 experts "
+        "(14.7 MB) have moved"
+    )
+    first = MigrationState(MigrationPhase.WATCHING, "nothing was looked at yet", time.time() - 3)
+    line = words(ClusterStatus(STATE, (), 7, "", 0, first))[0]
+    assert line == "moving experts, 3 s ago: watching: nothing was looked at yet"

@@ -282,3 +282,18 @@ def test_a_step_that_does_not_come_about_is_undone(how: str) -> None:
     }
     assert migration.state.phase is MigrationPhase.WATCHING
     assert "given up: " in migration.state.reason
+
+
+def test_a_run_that_ends_on_the_way_says_so() -> None:
+    migration, plan, target = one_move()
+    migration.end(6.5)
+    assert migration.state.phase is MigrationPhase.WATCHING
+    assert migration.state.reason == "the run ended before the planner had an answer"
+    migration, plan, target = one_move()
+    migration.proposed(Proposal("changed", target, 0.001, 10.0), plan, 7.0)
+    migration.end(7.5)
+    assert migration.state.phase is MigrationPhase.WATCHING
+    assert migration.state.reason == "changed; the run ended on the way"
+    before = migration.state
+    migration.end(8.0)
+    assert migration.state is before

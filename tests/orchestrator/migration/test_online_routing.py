@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from orchestrator.migration.online_routing import OnlineRouting
+from orchestrator.migration.online_routing import Lately, OnlineRouting
 
 
 def record(routing: OnlineRouting, experts: list[list[int]], layers: tuple[int, ...] = (3, 4)) -> None:
@@ -79,3 +79,22 @@ def test_a_step_is_timed_from_the_last_one_and_prompts_are_no_steps() -> None:
         now_s += seconds
         record(routing, [[0, 1]] * length)
     assert routing.lately().step_s == pytest.approx(0.5)
+
+
+def test_a_run_goes_on_where_the_one_before_it_ended() -> None:
+    whole, first = (OnlineRouting((3, 4), piece_tokens=4, num_pieces=2) for _ in range(2))
+    tokens = [[token % 50, 60] for token in range(22)]
+    for token in tokens:
+        record(whole, [token])
+    for token in tokens[:11]:
+        record(first, [token])
+    then = OnlineRouting((3, 4), piece_tokens=4, num_pieces=2, known=first.lately())
+    for token in tokens[11:]:
+        record(then, [token])
+    for one, other in zip(groups(whole.lately()), groups(then.lately()), strict=True):
+        assert one == other
+
+
+def groups(lately: Lately) -> tuple[list[object], list[object], list[object]]:
+    before, since = ([piece.tolist() for piece in some] for some in (lately.before, lately.since))
+    return before, since, np.concatenate(lately.rest).tolist()

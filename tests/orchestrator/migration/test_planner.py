@@ -55,7 +55,7 @@ def pieces(
 
 
 def lately(first: Domain, then: Domain, step_s: float = 0.0) -> Lately:
-    return Lately(pieces(first), pieces(then, seed=2), step_s)
+    return Lately(pieces(first), pieces(then, seed=2), step_s=step_s)
 
 
 def test_traffic_as_before_moves_nothing(plan: Plan) -> None:
@@ -114,7 +114,9 @@ def test_noise_moves_nothing(domain: Domain) -> None:
     before = pieces(GENERAL if domain is CODING else CODING)
     every = pieces(domain, 25 * 8, seed=5)
     for first in range(0, len(every), 8):
-        proposal = propose(Propose(made, Lately(before, every[first : first + 8], 1e-3)), SHAPE, LIMITS)
+        proposal = propose(
+            Propose(made, Lately(before, every[first : first + 8], step_s=1e-3)), SHAPE, LIMITS
+        )
         assert proposal.reason.startswith("the traffic has changed"), first
         assert proposal.target is None, (first, proposal.reason)
 
