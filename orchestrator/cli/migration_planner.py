@@ -30,7 +30,7 @@ _FEWEST_PIECES = 3
 # Of the text since the change; the rest of it judges the plan.
 _PLANNED_FOR = 2 / 3
 # That rest is cut into parts. The gain must be so much, and so many times its standard error over them.
-_PARTS, _LEAST_GAIN, _ERRORS = 8, 0.01, 2.0
+_PARTS, _LEAST_GAIN, _ERRORS = 8, 0.02, 3.0
 # Where a plan says nothing of its devices' speed, all read alike.
 _UNKNOWN_READ_S, _UNKNOWN_ASK_S = 1e-4, 3e-4
 
