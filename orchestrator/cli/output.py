@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -24,6 +24,18 @@ def print_error(message: str) -> None:
 def print_note(message: str) -> None:
     """Progress or advice; never mixed into results."""
     errors.print(f"[dim]{_plain(message)}[/]")
+
+
+def once(say: Callable[[str], None]) -> Callable[[str], None]:
+    """`say`, but for what it has said already."""
+    said: set[str] = set()
+
+    def say_once(message: str) -> None:
+        if message not in said:
+            said.add(message)
+            say(message)
+
+    return say_once
 
 
 def print_json(document: Mapping[str, Any]) -> None:

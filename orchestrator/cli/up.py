@@ -9,7 +9,7 @@ import typer
 
 from orchestrator.cli.inputs import model_folder
 from orchestrator.cli.options import Json
-from orchestrator.cli.output import print_error, print_json, print_note
+from orchestrator.cli.output import once, print_error, print_json, print_note
 from orchestrator.cluster.launcher_file import load_launcher
 from orchestrator.cluster.ssh import Ssh
 from orchestrator.cluster.up import Raised, raise_cluster
@@ -28,21 +28,19 @@ def up(
 ) -> None:
     """Start a cluster: Ray, keys and the workers of a plan, on all boxes that are there."""
     launcher = load_launcher(cluster)
-
-    told: set[str] = set()
+    note = once(print_note)
 
     def tell(line: str) -> None:
-        if not json and line not in told:
-            told.add(line)
-            print_note(line)
+        if not json:
+            note(line)
 
-    for note in launcher.notes:
-        print_note(note)
+    for line in launcher.notes:
+        note(line)
     with Ssh() as ssh:
         raised = raise_cluster(launcher, model_folder(model), plan, survive, ssh, tell)
+    # Those that were seen to be missing before anything began were named then.
     for why in raised.state.missing.values():
-        if f"missing: {why}" not in told:
-            print_note(f"missing: {why}")
+        note(f"missing: {why}")
     if json:
         print_json(document(raised))
     elif not raised.lost_experts:
