@@ -157,7 +157,15 @@ def test_a_box_whose_files_are_replaced_is_lost_and_the_text_goes_on(
     plan = plan_of(open_model(tmp_path / "here"), 1)
     with trial(plan, tmp_path, model_path=tmp_path / "here", start=apart(forks, tmp_path)) as made:
         check(made.generate(SEEDED, {AT: put_another_there}), expected(SEEDED))
-        lost = [line for line in made.lines if line.startswith("worker worker-1 is lost: it refused layer ")]
+        lost: list[str] = []
+
+        def is_seen() -> bool:
+            """Files are looked at once a second, while they are read."""
+            check(made.generate(SEEDED), expected(SEEDED))
+            lost[:] = [line for line in made.lines if line.startswith("worker worker-1 is lost: it refused")]
+            return bool(lost)
+
+        wait_until(is_seen)
         assert len(lost) == 1
         assert "another file took its place" in lost[0]
         assert lost[0].endswith("; the text goes on, others read its experts from their model files")
