@@ -19,7 +19,8 @@ from placement.replay.recorded_run import replay_decode, replay_prefill
 from placement.replay.system import System
 from tests.orchestrator.command_line import Potluck, document
 from transport.client import WorkerClient
-from transport.messages import ForwardRequest, Request
+from transport.expert_rows import ExpertRows
+from transport.messages import ForwardRequest
 from transport.wire import encode
 from workers.formats.open_model import model_name, open_model
 
@@ -60,14 +61,14 @@ def test_a_plan_for_a_file_counts_the_bytes_that_its_run_sends(
     plan = read_plan(plan_path)
     assert plan.workload is not None
     assert [wire.row_bytes(256) for wire in plan.wires] == [bytes_a_row]
-    sent_bytes, send = [], WorkerClient.send
+    sent_bytes, send = [], WorkerClient.send_forward
 
-    def counted(client: WorkerClient, request: Request) -> None:
-        if isinstance(request, ForwardRequest):
-            sent_bytes.append(sum(memoryview(frame).nbytes for frame in encode(request)))
-        send(client, request)
+    def counted(client: WorkerClient, request_id: int, epoch: int, layer: int, rows: ExpertRows) -> None:
+        frames = encode(ForwardRequest(request_id, client.session, epoch, layer, rows))
+        sent_bytes.append(sum(memoryview(frame).nbytes for frame in frames))
+        send(client, request_id, epoch, layer, rows)
 
-    monkeypatch.setattr(WorkerClient, "send", counted)
+    monkeypatch.setattr(WorkerClient, "send_forward", counted)
     config, checkpoint = open_model(path)
     dtype = getattr(torch, plan.dtype)
     with dispatcher_with_threads(plan, checkpoint, config, dtype, wire="tcp") as dispatcher:
