@@ -21,7 +21,8 @@ def pair() -> Iterator[tuple[Host, ...]]:
     assert not folder.exists()
     assert not any(os.path.exists(f"/proc/{init}") for init in inits)
     assert not Path("/etc/netns", made[0].namespace).exists()
-    assert not Path("/sys/class/net", made[0].cable).exists()
+    # The kernel takes a namespace apart in its own time.
+    wait_until(lambda: not Path("/sys/class/net", made[0].cable).exists())
 
 
 def test_each_has_a_name_a_home_and_processes_of_its_own(pair: tuple[Host, ...]) -> None:
