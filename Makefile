@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # pip shows its progress to a terminal; in a log it is silent unless it fails.
 INSTALL = [ -t 1 ] || quiet=--quiet; $(BIN)/pip install $$quiet --constraint constraints.txt
-# One thread each: two processes share two cores, and their models are tiny. What Python compiles it keeps: a hundred
-# processes import the same modules.
-PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+# One thread each, since their models are tiny; one process more than two cores have, since some tests wait. What
+# Python compiles it keeps: a hundred processes import the same modules.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 NATIVE := $(wildcard workers/kernels/*.cpp workers/kernels/*.h workers/memory/*.c transport/*.c)
 
 .PHONY: demo test test-long launcher launcher-short soak fidelity check neon avx512 wheel clean

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import yaml
-from ray.autoscaler._private.util import prepare_config, validate_config
 
 from orchestrator.cluster.launcher_file import Launcher, load_launcher
 from orchestrator.cluster.launcher_text import Draft, launcher_text, ray_port_of
@@ -38,6 +37,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def check_by_ray(path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What Ray's launcher makes of a file, once it has found nothing wrong with it."""
+    # Here, since every process of pytest collects all tests.
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
     monkeypatch.chdir(path.parent)
     prepared: dict[str, Any] = prepare_config(yaml.safe_load(path.read_text()))
     validate_config(prepared)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from orchestrator.launch.ray_agent import serve
 from orchestrator.launch.ray_client import RayClient
 from orchestrator.nodes import Node
 from placement.errors import WorkerStartError
@@ -37,6 +36,9 @@ class Answers:
 
 
 def replies(*requests: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    # Here, since every process of pytest collects all tests, and this loads Ray.
+    from orchestrator.launch.ray_agent import serve
+
     out = io.StringIO()
     serve(Answers(), io.StringIO("".join(json.dumps(request) + "\n" for request in requests)), out)
     return {reply["id"]: reply for reply in map(json.loads, out.getvalue().splitlines())}

@@ -10,10 +10,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import ray
 import zmq
 
-from benchmarks.local_ray import local_ray
 from orchestrator.dispatch.view import WorkerAddress
 from orchestrator.launch import workers as workers_module
 from orchestrator.launch.ray_workers import RayWorkers, ray_workers
@@ -66,6 +64,9 @@ def nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def one_ray() -> Iterator[str]:
     """One Ray for all tests below, started by this process; its address."""
+    # Here, since every process of pytest collects all tests, and this loads Ray.
+    from benchmarks.local_ray import local_ray
+
     with local_ray() as address:
         yield address
 
@@ -108,6 +109,8 @@ def test_workers_serve_encrypted_on_the_nodes_address_and_start_again_where_they
         killed.kill()
         wait_until(lambda: len(worker_processes()) == len(before))
         check_the_one_that_was_killed_was_started_again(workers, before, shape, killed.pid)
+    import ray
+
     assert ray.is_initialized()
     assert not list(Path.home().glob(".potluck/run-*"))
     wait_until(lambda: not worker_processes())
