@@ -42,7 +42,8 @@ class PlainModel:
 
     def _weights(self, name: str) -> Array:
         tensor = self._tensors[name]
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        # Not as a numpy.memmap, each slice of which takes long to make.
+        values = gguf.quants.dequantize(np.asarray(tensor.data), tensor.tensor_type)
         return np.asarray(values, np.float64).reshape(tuple(reversed(tensor.shape.tolist())))
 
     def _norm(self, x: Array, name: str) -> Array:

@@ -54,7 +54,7 @@ def test_a_batch_of_sequences_of_different_lengths(model: Step35Model) -> None:
         assert torch.equal(torch.cat(own), hidden_states(model, sequence))
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_drafts_change_neither_tokens_nor_hidden_states(model: Step35Model, threads: int) -> None:
     torch.set_num_threads(threads)
     try:

@@ -21,8 +21,16 @@ def tiny_vocab_checkpoint(directory: Path, seed: int = 11) -> Path:
     return write_random_checkpoint(directory, seed=seed, vocab_size=6, swiglu_limits_shared={6: 0.2, 8: 0.1})
 
 
-@pytest.mark.parametrize("num_layers", [1, 2, 3])
-@pytest.mark.parametrize("chunk_size", [1, 5, 64])
+@pytest.mark.parametrize(
+    ("num_layers", "chunk_size"),
+    [
+        (1, 5),
+        (2, 64),
+        (3, 1),
+        (3, 5),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in ((1, 1), (1, 64), (2, 1), (2, 5), (3, 64))),
+    ],
+)
 def test_every_draft_is_the_plain_implementations(num_layers: int, chunk_size: int, tmp_path: Path) -> None:
     model_dir = tiny_vocab_checkpoint(tmp_path)
     model, plain = load_model(model_dir), PlainMtp(model_dir)

@@ -116,8 +116,10 @@ def test_a_longer_context_and_drafts_take_more(gguf: Path) -> None:
 
 
 @pytest.mark.parametrize("kv", KvForm)
-@pytest.mark.parametrize("drafts", [0, 2])
-@pytest.mark.parametrize("prompt", [200, 1500])
+@pytest.mark.parametrize(
+    ("prompt", "drafts"),
+    [(200, 0), (200, 2), pytest.param(1500, 0, marks=pytest.mark.long), (1500, 2)],
+)
 def test_the_kv_cache_that_is_counted_is_what_a_run_takes(
     gguf: Path, kv: KvForm, drafts: int, prompt: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,7 +61,7 @@ def test_verified_drafts_follow_the_verifiers_distribution(drafter_scale: float)
     sampler = Sampler(temperature, 3)
     joint = Counter()
     accepted = 0
-    rounds = 4_000
+    rounds = 2_000
     for _ in range(rounds):
         drafts = [sampler.draft(drafter[0]), sampler.draft(drafter[1])]
         rows = torch.stack([first, second[drafts[0].token_id], third[drafts[1].token_id]])

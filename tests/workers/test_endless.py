@@ -30,6 +30,9 @@ def memory_bytes() -> int:
     return (resident - shared) * 4096
 
 
+STORE = SmallStore()
+
+
 @contextmanager
 def worker(wire: str, folder: Path, *, keys: bool) -> Iterator[tuple[ExpertService, HeadKeys | None]]:
     allowed = WorkerKeys(OWN, frozenset([HEAD.public])) if keys else None
@@ -54,7 +57,7 @@ def assert_served(client: WorkerClient, number: int) -> None:
     reply = answer(client)
     assert isinstance(reply, ForwardReply)
     assert reply.request_id == number
-    assert (reply.values == expected(SmallStore(), asked).values).all()
+    assert (reply.values == expected(STORE, asked).values).all()
 
 
 @pytest.mark.parametrize(("wire", "keys"), [("tcp", False), ("tcp", True), ("ipc", False)])

@@ -69,8 +69,17 @@ def threads_of(plan: Plan, model_dir: Path, max_rows: int = 2048) -> AbstractCon
     return dispatcher_with_threads(plan, checkpoint, config, torch.float32, max_rows=max_rows)
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 2, 3, 7])
-@pytest.mark.parametrize("mtp", [0, 3])
+@pytest.mark.parametrize(
+    ("num_workers", "mtp"),
+    [
+        (0, 3),
+        (1, 0),
+        (2, 3),
+        (3, 0),
+        (7, 3),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in ((0, 0), (1, 3), (2, 0), (3, 3), (7, 0))),
+    ],
+)
 def test_ids_and_hidden_states_are_the_same_bits_for_any_placement(
     model_dir: Path, reference: tuple[Step35Model, str], num_workers: int, mtp: int
 ) -> None:

@@ -33,6 +33,7 @@ from orchestrator.model.step35 import Step35Model
 from placement.errors import InputError, WorkerRefused
 from placement.holders import HolderTable
 from placement.patience import Patience
+from tests.examples import examples
 from tests.orchestrator.plain_experts import plain_model
 from tests.orchestrator.random_plan import random_plan
 from tests.tiny_checkpoint import write_random_checkpoint
@@ -87,6 +88,7 @@ def no_arbiter(layer: int, rows: ExpertRows) -> PartialSum:
 
 
 @given(seed=st.integers(0, 2**32), share=st.sampled_from([0.001, 0.02, 0.5]))
+@examples(10)
 def test_the_share_of_requests_is_checked_and_always_the_same_ones(seed: int, share: float) -> None:
     checks = [SpotCheck(share, no_arbiter, seed=seed) for _ in range(2)]
     chosen = [[check.chooses(number) for number in range(1, 20_001)] for check in checks]
