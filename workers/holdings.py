@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -321,16 +322,18 @@ class Holdings:
         config, checkpoint = self._model
         rate = asked.rate_bytes_per_s
         each = [(expert,) for expert in ids] if rate else [ids]
-        added: ExpertStore | None = None
+        parts: list[ExpertStore] = []
         for some in each:
-            store = ExpertStore.load(checkpoint, config, {layer: some}, formats=self._formats)
-            added = store if added is None else added.joined(store)
+            parts.append(ExpertStore.load(checkpoint, config, {layer: some}, formats=self._formats))
+            # Copies are copied once more when they are joined: with equals only, so that none is too often.
+            while len(parts) > 1 and parts[-2].num_experts <= parts[-1].num_experts:
+                parts[-2:] = [parts[-2].joined(parts[-1])]
             asked.loaded_bytes += len(some) * self._bytes[layer]
             if rate:
                 self._take_orders_until(asked.begun_s + asked.loaded_bytes / rate)
             if self._closing.is_set():
                 return
-        assert added is not None
+        added = functools.reduce(lambda last, part: part.joined(last), reversed(parts))
         # Some may have been dropped while they were loaded.
         dropped = minus(added.experts, asked.left)
         self._serve(self._held.with_loaded(added.without(dropped) if dropped else added))

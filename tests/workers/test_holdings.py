@@ -214,6 +214,24 @@ def test_loading_takes_the_time_that_its_rate_gives(
         assert time.monotonic() - started >= 1.0
 
 
+def test_no_expert_is_copied_for_each_that_comes_after_it(
+    model: OpenModel, formats: dict[int, ExpertFormat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[int] = []
+    joined = ExpertStore.joined
+
+    def counted(mine: ExpertStore, others: ExpertStore) -> ExpertStore:
+        copied.append(mine.num_experts + others.num_experts)
+        return joined(mine, others)
+
+    monkeypatch.setattr(ExpertStore, "joined", counted)
+    with holding(model, formats, {}) as holdings:
+        holdings.hold(1, {3: tuple(range(NUM_EXPERTS))}, rate_bytes_per_s=PLENTY)
+        wait_until(lambda: done(holdings, 1))
+    # By twos, fours, eights, all 16, and once more beside what is held; one by one that were 151.
+    assert sum(copied) == 5 * NUM_EXPERTS
+
+
 def test_closing_does_not_wait_for_a_slow_order(model: OpenModel, formats: dict[int, ExpertFormat]) -> None:
     with holding(model, formats, {}) as holdings:
         holdings.hold(1, {2: (1, 2)}, 1)
