@@ -27,12 +27,13 @@ from orchestrator.report import RunReport, make_report
 from orchestrator.run_memory import Demand, head_needs, mapped_parts, reserve_run
 from orchestrator.runnable import check_forms, check_runnable
 from orchestrator.timing import StepTimer
+from placement.experts import Experts
 from placement.kv_size import KvForm, SequenceSize
 from placement.message_size import MAX_MESSAGE_ROWS
 from placement.plan import LOCAL_WORKER, Plan
 from placement.weight_format import ExpertFormat
 from placement.workload import DEFAULT_CONTEXT
-from transport.messages import Experts, WireLimits
+from transport.messages import WireLimits
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.digests import trunk_digest
 from workers.formats.identity import IDENTITY, told

@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from transport.messages import ErrorCode, Experts, WireError, WireLimits
+from placement.experts import Experts
+from transport.messages import ErrorCode, WireError, WireLimits
 
 _UINT32 = np.dtype("<u4")
 

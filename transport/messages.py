@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import PotluckError
+from placement.experts import Experts
 from placement.message_size import MAX_MESSAGE_ROWS
 from placement.model_shape import ModelShape
 from placement.wire_form import WIRE_FORMS
@@ -124,10 +124,6 @@ class WireLimits:
     def max_frame_bytes(self) -> int:
         """The largest frame either end may send; libzmq drops a peer that announces more."""
         return max(self.max_rows * self.hidden_size * 4, self.max_header_bytes)
-
-
-Experts = Mapping[int, tuple[int, ...]]
-"""Absolute layer index -> ids, ascending."""
 
 
 @dataclass(frozen=True, slots=True)

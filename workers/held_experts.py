@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from placement.errors import CheckpointError, PlanError
+from placement.experts import Experts
 from placement.weight_format import BFLOAT16, ExpertFormat, WeightFormat
 from transport.expert_rows import ExpertRows
 from workers.fixed_point import PartialSum
@@ -17,7 +18,7 @@ from workers.kernels import ExpertNotHeld, ExpertWeights, moe_partial_sum
 from workers.model_config import Step35Config
 
 
-def check_experts(config: Step35Config, experts: Mapping[int, tuple[int, ...]]) -> None:
+def check_experts(config: Step35Config, experts: Experts) -> None:
     """Raises PlanError for a layer without routed experts, an id out of range or given twice."""
     for layer, ids in experts.items():
         if layer not in config.moe_layers:

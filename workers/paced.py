@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
+from placement.experts import Experts
 from transport.expert_rows import ExpertRows
 from workers.fixed_point import PartialSum
 from workers.holdings import Holdings
@@ -32,7 +33,7 @@ class PacedExperts:
         self._wait = wait
 
     @property
-    def experts(self) -> Mapping[int, tuple[int, ...]]:
+    def experts(self) -> Experts:
         """See `ExpertTier`, as all below."""
         return self._experts.experts
 

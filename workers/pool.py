@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import WorkerStartError
+from placement.experts import Experts
 from placement.files.quote import first_line, quote
 from placement.plan import LOCAL_WORKER, Plan
 from placement.weight_format import ExpertFormat
@@ -183,7 +184,7 @@ class TieredExperts:
         return self._tiers
 
     @property
-    def experts(self) -> Mapping[int, tuple[int, ...]]:
+    def experts(self) -> Experts:
         return self._experts
 
     @property

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from placement.errors import CheckpointError, PotluckError, WorkerStartError
+from placement.experts import Experts
 from placement.files.quote import first_line
 from placement.units import size
 from placement.weight_format import ExpertFormat
@@ -19,7 +20,6 @@ from transport.keys import KeyPair, WorkerKeys, is_private
 from transport.messages import (
     MAX_TEXT_CHARS,
     Drop,
-    Experts,
     Held,
     Hello,
     HelloReply,

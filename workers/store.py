@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from placement.experts import Experts
 from placement.weight_format import FLOAT32, ExpertFormat, WeightFormat
 from transport.expert_rows import ExpertRows
 from workers.fixed_point import PartialSum
@@ -36,7 +37,7 @@ class ExpertStore:
         watch: of those that are views of mapped files.
     """
 
-    experts: Mapping[int, tuple[int, ...]]
+    experts: Experts
     top_k: int
     hidden_size: int
     watch: MappedWatch
@@ -148,7 +149,7 @@ class ExpertStore:
                 layers[layer] = _same_layer(weights, left, kept)
         return self._of(held, layers)
 
-    def _of(self, experts: Mapping[int, tuple[int, ...]], layers: Mapping[int, ExpertWeights]) -> ExpertStore:
+    def _of(self, experts: Experts, layers: Mapping[int, ExpertWeights]) -> ExpertStore:
         watch = MappedWatch(_mapped_ranges(layers.values()))
         return dataclasses.replace(self, experts=experts, _layers=layers, watch=watch)
 

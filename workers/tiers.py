@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from placement.errors import PotluckError
+from placement.experts import Experts
 from placement.files.quote import quote
 from placement.plan import Plan
 from transport.expert_rows import ExpertRows
@@ -34,7 +35,7 @@ class ExpertTier(Protocol):
     """Experts on one device; several of them on the devices of a box (`TieredExperts`) are one too."""
 
     @property
-    def experts(self) -> Mapping[int, tuple[int, ...]]:
+    def experts(self) -> Experts:
         """Absolute layer index -> the ids held."""
         ...
 
@@ -80,7 +81,7 @@ class TierSpec:
     name: str
     kind: str
     device: str
-    experts: Mapping[int, tuple[int, ...]]
+    experts: Experts
     forms: Mapping[int, str] = field(default_factory=dict)
     cache_bytes: int = 0
 

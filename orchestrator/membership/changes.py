@@ -198,7 +198,7 @@ class PlanChanges:
         for drop in due:
             # What was let go of may have been taken on again since.
             name = self.name_of(drop.worker)
-            wanted: list[Mapping[int, tuple[int, ...]]] = [
+            wanted: list[Experts] = [
                 plan.experts_of(name) for plan in plans if name in {worker.name for worker in plan.workers}
             ]
             if not drop.of_orders:

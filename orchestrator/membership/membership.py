@@ -33,12 +33,12 @@ from orchestrator.membership.rescue import (
     head_worker,
 )
 from orchestrator.membership.standing import Standing
+from placement.experts import Experts
 from placement.patience import Patience
 from placement.plan import LOCAL_WORKER, Plan
 from transport.messages import (
     Drop,
     ErrorReply,
-    Experts,
     Held,
     Hello,
     HelloReply,

@@ -19,6 +19,7 @@ from orchestrator.membership.membership import Action, Here, Membership
 from orchestrator.membership.rescue import BoxRoom
 from orchestrator.membership.standing import Standing
 from placement.errors import PotluckError
+from placement.experts import Experts
 from placement.patience import Patience
 from placement.plan import Plan
 from transport.keys import HeadKeys, KeyPair
@@ -26,7 +27,6 @@ from transport.messages import (
     MAX_TEXT_CHARS,
     ErrorCode,
     ErrorReply,
-    Experts,
     Held,
     Hold,
     Request,

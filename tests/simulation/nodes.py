@@ -11,6 +11,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.experts import Experts
 from placement.plan import Plan
 from tests.simulation.world import World
 from transport.expert_rows import ExpertRows
@@ -18,7 +19,6 @@ from transport.messages import (
     Drop,
     ErrorCode,
     ErrorReply,
-    Experts,
     ForwardReply,
     Held,
     Hello,

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from models.tiny.gguf_file import write_gguf
 from placement.errors import ModelFilesFailed, PlanError
+from placement.experts import Experts
 from placement.weight_format import ExpertFormat
 from tests.orchestrator.processes import wait_until
 from tests.tiny_checkpoint import write_random_checkpoint
 from transport.expert_rows import ExpertRows
-from transport.messages import Experts
 from workers import fixed_point
 from workers.disk.direct_file import ALIGNMENT
 from workers.disk.tier import DiskTier

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.errors import PlanDoesNotFit, PotluckError
+from placement.experts import Experts
 from placement.units import size
 from placement.weight_format import ExpertFormat
 from transport.expert_rows import ExpertRows
@@ -102,7 +103,7 @@ class DiskTier:
         return Slots(num_slots, largest)
 
     @property
-    def experts(self) -> Mapping[int, tuple[int, ...]]:
+    def experts(self) -> Experts:
         """Absolute layer index -> the ids held."""
         return {index: tuple(layer.windows) for index, layer in self._layers.items()}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -16,6 +15,7 @@ from types import MappingProxyType
 import numpy as np
 
 from placement.errors import PotluckError
+from placement.experts import Experts
 from transport.expert_rows import ExpertRows
 from transport.keys import KeyPair, WorkerKeys
 from transport.messages import WireLimits
@@ -48,7 +48,7 @@ class EchoInfo:
 class NoExperts:
     """An `ExpertTier` that holds all experts and computes none."""
 
-    experts: Mapping[int, tuple[int, ...]] = MappingProxyType({LAYER: tuple(range(NUM_EXPERTS))})
+    experts: Experts = MappingProxyType({LAYER: tuple(range(NUM_EXPERTS))})
     num_experts = NUM_EXPERTS
     held_bytes = 0
 
