@@ -180,10 +180,6 @@ def main() -> None:
     room = dict.fromkeys(PACES, 2_000_000)
     python, prose = texts["python"], texts["prose"]
     first, changed, after = Meter(), Meter(), Meter()
-
-    def note(state: MigrationState) -> None:
-        changed.note(state)
-
     with ExitStack() as stack:
         session = stack.enter_context(
             open_session(model, plan, workers=paced_workers(plan, model.shape, TINY), positions=256)
@@ -199,7 +195,7 @@ def main() -> None:
                 limits=limits,
                 room=room,
                 use=lambda moved: "" if watch.change(moved) else "a worker was lost",
-                note=note,
+                note=changed.note,
             )
         )
         read(session, python, starts(python, 1, _FIRST_TEXTS), first)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -34,9 +34,6 @@ from workers.formats.identity import check_made_for
 from workers.formats.open_model import OpenModel, kept_forms, open_model
 from workers.memory.reservations import free_memory
 from workers.tiers import tiers_of
-
-if TYPE_CHECKING:
-    pass
 
 
 def generate(

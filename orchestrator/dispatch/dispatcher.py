@@ -199,15 +199,15 @@ class Dispatcher:
         )
         self.usage.activations += [0] * (len(view.names) - len(self.usage.activations))
         self._terms = Terms(
-            view.names,
-            self._request_ids,
-            fixed_point.coarser,
-            fixed_point.MAX_COARSENINGS,
-            self._max_rows,
-            self._patience,
-            self._pace,
-            view.local_worker,
-            self._tell,
+            names=view.names,
+            request_ids=self._request_ids,
+            coarser=fixed_point.coarser,
+            max_coarsenings=fixed_point.MAX_COARSENINGS,
+            max_rows=self._max_rows,
+            patience=self._patience,
+            pace=self._pace,
+            local=view.local_worker,
+            tell=self._tell,
         )
         self._network.match(view)
         present = set(range(len(view.names))) - view.absent - {view.local_worker}

@@ -52,6 +52,7 @@ class LayerSum:
         scale_exponents: [num_tokens], grid unit 2^e of each token.
         hidden_size: elements of a row.
         choose: picks a worker for every (token, expert), some workers left out.
+        terms: what all layers of a pass share.
         around: what is known of the workers at the beginning.
     """
 

@@ -28,14 +28,11 @@ from orchestrator.membership.events import (
     Tell,
 )
 from orchestrator.membership.member import CLOSED_S, GONE_S, PULSE_S, Condition, Expected, Member
-from orchestrator.membership.rescue import (
-    BoxRoom,
-    head_worker,
-)
+from orchestrator.membership.rescue import BoxRoom, head_worker
 from orchestrator.membership.standing import Standing
 from placement.experts import Experts
 from placement.patience import Patience
-from placement.plan import LOCAL_WORKER, Plan
+from placement.plan import Plan
 from transport.messages import (
     Drop,
     ErrorReply,
@@ -124,8 +121,7 @@ class Membership:
 
     def name_of(self, worker: int) -> str:
         """By index; "head" where no other process has it."""
-        member = self._members.get(worker)
-        return member.name if member is not None else LOCAL_WORKER
+        return self._changes.name_of(worker)
 
     def wake_at_s(self) -> float:
         """When `tick` must be called again at the latest."""

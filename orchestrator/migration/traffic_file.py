@@ -74,9 +74,10 @@ def _pieces(
     expected = (sum(lengths), shape.num_moe_layers, shape.top_k)
     if min(lengths) < 1 or chosen.shape != expected or chosen.dtype != np.uint16:
         raise TrafficError(f"{where}: expected uint16 {list(expected)}, found {chosen.dtype} {chosen.shape}")
-    if chosen.astype(np.uint16).max() >= shape.num_experts:
+    ids = chosen.astype(np.uint16, copy=False)
+    if ids.max() >= shape.num_experts:
         raise TrafficError(f"{where}: expected experts up to {shape.num_experts - 1}")
-    return tuple(np.split(chosen.astype(np.uint16), np.cumsum(lengths)[:-1]))
+    return tuple(np.split(ids, np.cumsum(lengths)[:-1]))
 
 
 def _name_of(plan: Plan) -> str:
