@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # pip shows its progress to a terminal; in a log it is silent unless it fails.
 INSTALL = [ -t 1 ] || quiet=--quiet; $(BIN)/pip install $$quiet --constraint constraints.txt
-# One thread each, since their models are tiny; one process more than two cores have, since some tests wait. What
-# Python compiles it keeps: a hundred processes import the same modules.
+# One thread each, since their models are tiny. Three processes keep two cores busy, since some tests wait. Python
+# keeps what it compiles, since a hundred processes import the same modules.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 NATIVE := $(wildcard workers/kernels/*.cpp workers/kernels/*.h workers/memory/*.c transport/*.c)
 
