@@ -7,8 +7,6 @@ import select
 
 from transport.native import frames
 
-wait_epoll = frames.wait_epoll
-
 
 class Doorbell:
     """Wakes one of the waiting threads when a socket has news, and all of them once it is shut.
@@ -30,7 +28,7 @@ class Doorbell:
     def wait(self) -> bool:
         """Sleep until there may be news; False once the bell is shut."""
         if not self._shut:
-            wait_epoll(self._fd)
+            frames.wait_epoll(self._fd)
         return not self._shut
 
     def shut(self) -> None:

@@ -26,8 +26,8 @@ MARK = 0xC1
 FORWARD, FORWARD_REPLY = 3, 4
 
 # Mark, version, type, form; rows, hidden size, experts a token, layer; request id, session, epoch. Then int32
-# expert ids, float32 weights, int32 scale exponents, within -126 to 126: both
-# 2^e and 2^-e are normal float32 numbers then.
+# expert ids, float32 weights, int32 scale exponents. These are within -126 to 126, so both 2^e and 2^-e are
+# normal float32 numbers.
 _REQUEST = Struct("<4B4I3Q")
 # Mark, version, type, 0; rows, hidden size; request id, seconds computed. Then a byte for each row's flag.
 _REPLY = Struct("<4B2IQd")
@@ -37,13 +37,13 @@ _INT32 = np.dtype("<i4")
 _FLOAT32 = np.dtype("<f4")
 _BOOL = np.dtype(np.bool_)
 _BFLOAT16_BITS = np.dtype("<u2")
-# A form's number is its place here.
-_FORMS = WIRE_FORMS
+# A form's number is its place in `WIRE_FORMS`. The first have no blocks, but these dtypes.
 _DTYPES = (_FLOAT32, _BFLOAT16_BITS)
+_PLAIN = {dtype: number for number, dtype in enumerate(_DTYPES)}
+_ROUNDED = {form.blocks: number for number, form in enumerate(WIRE_FORMS) if form.blocks}
+
 _request_header, _reply_header = native.request_header, native.reply_header
 _read_request, _read_reply = native.read_request, native.read_reply
-_ROUNDED = {form.blocks: number for number, form in enumerate(_FORMS) if form.blocks}
-_PLAIN = {dtype: number for number, dtype in enumerate(_DTYPES)}
 
 Frame = bytes | memoryview | NDArray[Any]
 Frames = tuple[bytes, Frame]
@@ -107,7 +107,7 @@ def decode_request(frames: list[Any], limits: WireLimits) -> ForwardRequest | No
         if not hidden.flags.aligned:
             hidden = hidden.copy()
     else:
-        hidden = _rounded(tensor, _FORMS[form].blocks, num_rows, limits.hidden_size, request_id)
+        hidden = _rounded(tensor, WIRE_FORMS[form].blocks, num_rows, limits.hidden_size, request_id)
     top_k = limits.top_k
     ids_bytes = 4 * num_rows * top_k
     shape = num_rows, top_k
@@ -173,11 +173,10 @@ def _refusal(fault: int, frames: list[Any], limits: WireLimits) -> WireError:
         top_k=top_k,
         layer=layer,
     )
-    # Where a message that is no such one has its request's number is not known.
+    # Of a message of another kind nobody knows where its request's number is.
     return WireError(code, message, request_id if fault > _OTHER_TYPE else 0)
 
 
-_OTHER_TYPE = 4
 # By the number that `frames.c` gives what is wrong.
 _FAULTS: tuple[tuple[ErrorCode, str], ...] = (
     (ErrorCode.INTERNAL, "nothing is wrong"),
@@ -205,4 +204,4 @@ _FAULTS: tuple[tuple[ErrorCode, str], ...] = (
     (ErrorCode.MALFORMED, "the compute time is not a number of seconds"),
     (ErrorCode.BAD_SHAPE, "the saturation flags are not {num_rows} zeros and ones"),
 )
-_UNKNOWN_LAYER = 5
+_OTHER_TYPE, _UNKNOWN_LAYER = 4, 5
