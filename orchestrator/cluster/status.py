@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.cluster.greet import Greeted, greet
 from orchestrator.cluster.keeper import find_keeper, read_keeping, wanted_of
@@ -11,7 +12,7 @@ from orchestrator.cluster.launcher_file import Launcher
 from orchestrator.cluster.pool import Wanted
 from orchestrator.cluster.run_state import RunningWorker, RunState, read_run_state
 from orchestrator.dispatch.view import ClusterView
-from orchestrator.migration.decision_file import read_decision
+from orchestrator.migration.decision_file import DecisionError, read_decision
 from orchestrator.migration.migration import MigrationState
 from transport.messages import WireLimits
 
@@ -94,8 +95,16 @@ def cluster_status(launcher: Launcher) -> ClusterStatus:
         None if keeper is None else keeper.pid,
         "" if keeping is None else keeping.last_word,
         lost_experts(wanted, serving),
-        read_decision(folder),
+        _last_decision(folder),
     )
+
+
+def _last_decision(folder: Path) -> MigrationState | None:
+    """About moving experts; none where it is damaged, since boxes are shown nevertheless."""
+    try:
+        return read_decision(folder)
+    except DecisionError:
+        return None
 
 
 def lost_experts(wanted: Wanted, serving: set[str]) -> int:

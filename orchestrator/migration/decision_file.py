@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -50,6 +51,11 @@ def read_decision(folder: Path) -> MigrationState | None:
         raise DecisionError(f"{path}: reason: expected text")
     for name in _NUMBERS:
         may_lack = name in ("p_value", "payback_s") and fields[name] is None
-        if not may_lack and (not isinstance(fields[name], int | float) or isinstance(fields[name], bool)):
+        if not may_lack and not _is_number(fields[name]):
             raise DecisionError(f"{path}: {name}: expected a number")
     return MigrationState(**{**fields, "phase": phases[fields["phase"]]})
+
+
+def _is_number(value: object) -> bool:
+    """One that can be reckoned with: Python reads `Infinity` and whole numbers beyond any float as well."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -23,6 +23,7 @@ from orchestrator.migration.migration import (
 )
 from orchestrator.migration.online_routing import OnlineRouting
 from placement.experts import Experts
+from placement.files.quote import one_line
 from placement.plan import Plan
 from transport.messages import Held
 
@@ -116,13 +117,22 @@ class Migrator:
                     now_s,
                 )
         if self._asked is not None and self._asked.done():
-            proposal, self._asked = self._asked.result(), None
-            self._act(self._migration.proposed(proposal, plan, now_s), now_s)
+            asked, self._asked = self._asked, None
+            self._act(self._migration.proposed(_answer(asked), plan, now_s), now_s)
         self._act(
             self._migration.tick(now_s, plan, self._oldest_epoch(), self._routing.lately, is_whole=is_whole),
             now_s,
         )
         self._tell_state()
+
+    def _ask(self, action: Propose) -> Future[Proposal]:
+        """Have the planner look. Where its process has ended, experts stay where they are."""
+        try:
+            return self._apart.submit(self._propose, action)
+        except BrokenExecutor as error:
+            failed: Future[Proposal] = Future()
+            failed.set_exception(error)
+            return failed
 
     def _tell_state(self) -> None:
         if self._migration.state is not self._noted:
@@ -132,7 +142,7 @@ class Migrator:
     def _act(self, actions: list[MigrationAction], now_s: float) -> None:
         for action in actions:
             if isinstance(action, Propose):
-                self._asked = self._apart.submit(self._propose, action)
+                self._asked = self._ask(action)
             elif isinstance(action, Give):
                 self._orders[action.number] = self._watch.order(
                     action.worker,
@@ -147,3 +157,11 @@ class Migrator:
             else:
                 self._routing.planned()
                 self._tell(Migrated(action.num_experts, action.num_bytes, action.reason))
+
+
+def _answer(asked: Future[Proposal]) -> Proposal:
+    """The planner's. That it fails, or is killed for memory, is a reason to stay and none to end."""
+    try:
+        return asked.result()
+    except Exception as error:
+        return Proposal(f"nobody knows where to move experts: the planner failed: {one_line(str(error))}")

@@ -37,6 +37,14 @@ def test_a_decision_is_read_as_it_was_written(tmp_path: Path) -> None:
             ' "moved_experts": 0, "moved_bytes": 0}',
             "decided_s: expected a number",
         ),
+        *(
+            (
+                '{"phase": "watching", "reason": "", "decided_s": 1, "p_value": null,'
+                f' "payback_s": {number}, "moved_experts": 0, "moved_bytes": 0}}',
+                "payback_s: expected a number",
+            )
+            for number in ("Infinity", "-1e999", "NaN", "9" * 400)
+        ),
     ],
 )
 def test_what_is_no_decision_is_refused(tmp_path: Path, text: str, what: str) -> None:
