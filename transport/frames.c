@@ -40,14 +40,15 @@ static struct {
 // The exception that pyzmq would raise.
 static PyObject *error_class, *again_class, *ended_class;
 
-static PyObject* fail(void) {
-  const int code = zmq.error();
+static PyObject* fail_with(int code) {
   PyObject* type = code == EAGAIN ? again_class : code == ZMQ_ETERM ? ended_class : error_class;
   PyObject* raised = PyObject_CallFunction(type, "i", code);
   if (raised != NULL) PyErr_SetObject(type, raised);
   Py_XDECREF(raised);
   return NULL;
 }
+
+static PyObject* fail(void) { return fail_with(zmq.error()); }
 
 // ---- A frame that came: libzmq's memory, or an aligned copy of it. -------------------------------------------------
 
@@ -230,8 +231,14 @@ static PyObject* wait_any(PyObject* module, PyObject* const* args, Py_ssize_t co
   if (items == NULL) return PyErr_NoMemory();
   PyObject* found = NULL;
   int handles = 0, ready = -1;
-  while (handles < size && handle_of(PyTuple_GET_ITEM(args[0], handles), &items[handles].socket) == 0)
+  while (handles < size && handle_of(PyTuple_GET_ITEM(args[0], handles), &items[handles].socket) == 0) {
+    // libzmq would wait for a file in place of a socket that is closed: for file 0.
+    if (items[handles].socket == NULL) {
+      fail_with(ENOTSOCK);
+      break;
+    }
     items[handles++].events = ZMQ_POLLIN;
+  }
   if (handles == size) {
     Py_BEGIN_ALLOW_THREADS
     ready = zmq.poll(items, size, timeout_ms);

@@ -18,6 +18,7 @@ from transport.sockets import (
     receive_message,
     receive_named,
     send_message,
+    wait_any,
 )
 
 NOBLOCK = int(zmq.NOBLOCK)
@@ -100,7 +101,7 @@ def test_errors_are_those_of_pyzmq(ends: tuple[Socket, Socket]) -> None:
     with pytest.raises(zmq.Again):
         send_message(dealer, [b"head", b"body"])
     dealer.close(0)
-    for use in (has_message, receive_named, receive_message):
+    for use in (has_message, receive_named, receive_message, lambda closed: wait_any((router, closed), 0)):
         with pytest.raises(zmq.ZMQError) as closed:
             use(dealer)
         assert closed.value.errno == zmq.ENOTSOCK
