@@ -71,8 +71,8 @@ class _Forked:
             self._poll.register(file, select.POLLIN)
         # By connection: the connection, the handle of its process, and whether that ends with it.
         self._asked: dict[int, tuple[socket.socket, int, bool]] = {}
-        # By handle: the pid, and its connection.
-        self._ends: dict[int, tuple[int, int]] = {}
+        # By handle: the pid, and its connection. Not its number, which another has once this one is closed.
+        self._ends: dict[int, tuple[int, socket.socket]] = {}
 
     def run(self) -> None:
         while True:
@@ -99,18 +99,18 @@ class _Forked:
             os.close(file)
         handle = os.pidfd_open(pid)
         self._asked[connection.fileno()] = (connection, handle, asked["ends_with_asker"])
-        self._ends[handle] = (pid, connection.fileno())
+        self._ends[handle] = (pid, connection)
         for file in (handle, connection.fileno()):
             self._poll.register(file, select.POLLIN)
         _say(connection, {"pid": pid})
 
     def _end(self, handle: int) -> None:
-        pid, of = self._ends.pop(handle)
+        pid, connection = self._ends.pop(handle)
         _, status = os.waitpid(pid, 0)
         self._poll.unregister(handle)
         os.close(handle)
-        if of in self._asked:
-            connection, _, _ = self._asked.pop(of)
+        of = connection.fileno()
+        if self._asked.pop(of, None) is not None:
             self._poll.unregister(of)
             _say(connection, {"status": os.waitstatus_to_exitcode(status)})
             connection.close()
