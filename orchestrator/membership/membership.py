@@ -171,12 +171,16 @@ class Membership:
         self._publish(now_s)
         return actions
 
-    def broken(self, worker: int, why: str, now_s: float) -> None:
-        """A worker sent what is no answer, or does not let this head in."""
+    def broken(self, worker: int, why: str) -> None:
+        """A worker sent what is no answer."""
+        self._say_once(self._members[worker], why)
+
+    def turned_away(self, worker: int) -> None:
+        """A worker did not let this head in."""
         member = self._members[worker]
-        # One that took part before knows the key: it hangs, or the connection does.
-        if member.takes_part or not member.last_instance:
-            self._say_once(member, why)
+        # One that took part before knows the key: it hangs or ends, or the connection does.
+        if not member.last_instance:
+            self._say_once(member, "it does not know this head's key, or speaks otherwise")
 
     def connected(self, worker: int, now_s: float) -> list[Action]:
         """A connection has come about."""

@@ -256,12 +256,12 @@ class ClusterWatch:
             elif link is Link.DOWN:
                 membership.closed(worker, now_s)
             else:
-                membership.broken(worker, "it does not know this head's key, or speaks otherwise", now_s)
+                membership.turned_away(worker)
         while True:
             try:
                 reply = client.receive()
             except WireError as error:
-                membership.broken(worker, f"it sent what is no answer: {error}", time.monotonic())
+                membership.broken(worker, f"it sent what is no answer: {error}")
                 continue
             if reply is None:
                 return

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.dispatch.view import WorkerAddress
 from orchestrator.membership.changes import KEEP_S
-from orchestrator.membership.events import Event
+from orchestrator.membership.events import Event, Refused
 from orchestrator.membership.member import Expected
 from orchestrator.membership.membership import Here, Membership, Send
 from orchestrator.membership.rescue import BoxRoom
@@ -172,6 +172,19 @@ def test_a_closed_connection_is_death_unless_it_comes_back_at_once() -> None:
     assert cluster.events[-1].line == (
         "worker a is lost: its connection was closed; the text goes on, others hold its experts too"
     )
+
+
+def test_only_of_who_never_took_part_is_it_said_that_it_does_not_let_this_head_in() -> None:
+    watched = Watched()
+    watched.silent = {1}
+    watched.run(0.5)
+    watched.events.clear()
+    for worker in (0, 1, 1):
+        watched.of.closed(worker, watched.now_s)
+        watched.of.turned_away(worker)
+    assert [event.line for event in watched.events if isinstance(event, Refused)] == [
+        "worker b refused: it does not know this head's key, or speaks otherwise"
+    ]
 
 
 def test_nobody_is_suspect_because_the_watch_itself_was_late() -> None:
