@@ -144,7 +144,8 @@ class KeptWorker:
             try:
                 process = running_process(self._folder) or self._start(spec)
                 spec = self._listen(spec, process)
-            except PotluckError as error:
+            except (PotluckError, OSError) as error:
+                # A full disk passes: it is tried again.
                 self._tell("failed", message=str(error))
             if self._ending.is_set():
                 return
@@ -165,7 +166,12 @@ class KeptWorker:
         )
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid)
-            _write(self._folder / PROCESS, {"pid": pid, "began": process.create_time()})
+            try:
+                _write(self._folder / PROCESS, {"pid": pid, "began": process.create_time()})
+            except OSError:
+                # Nobody would find it again.
+                end_process(process)
+                raise
             return process
         raise PotluckError(why_died(spec))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -15,7 +17,7 @@ from orchestrator.launch import kept_worker
 from orchestrator.launch.detached import start_detached
 from orchestrator.launch.kept_worker import EVENTS, ORDER, PROCESS, KeptWorker, events, running_process
 from tests.orchestrator.damaged import DAMAGED
-from tests.orchestrator.processes import wait_until
+from tests.orchestrator.processes import is_running, wait_until
 from tests.orchestrator.random_plan import random_plan
 from tests.tiny_checkpoint import write_random_checkpoint
 from transport.messages import WireLimits
@@ -104,6 +106,26 @@ def test_one_that_could_not_load_is_started_anew_where_it_was(
     assert before is not None
     assert after is not None
     assert (before["endpoint"], before["pulse_endpoint"]) == (after["endpoint"], after["pulse_endpoint"])
+
+
+def test_a_full_disk_leaves_no_process_that_nobody_knows_and_is_no_end(
+    kept: KeptWorker, spec: WorkerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    write = kept_worker._write
+
+    def full_at_first(path: Path, document: Mapping[str, Any]) -> None:
+        if path.name == PROCESS:
+            started.append(int(document["pid"]))
+            if len(started) == 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, document)
+
+    monkeypatch.setattr(kept_worker, "_write", full_at_first)
+    kept.keep(spec)
+    wait_until(lambda: kept.state().state == "ready")
+    assert started[1:] == [kept.state().pid]
+    assert not is_running(started[0])
 
 
 def test_it_is_no_child_and_another_keeper_finds_it_where_it_runs(
