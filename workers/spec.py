@@ -136,7 +136,7 @@ class WorkerInfo:
         try:
             key = fields["public_key"]
             return cls(**{**fields, "public_key": None if key is None else key.encode()})
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, UnicodeEncodeError) as error:
             raise WorkerStartError(
                 f"a worker's word about itself: {type(error).__name__}; run one release on all boxes"
             ) from None

@@ -121,7 +121,7 @@ def _from_fields(fields: dict[str, Any], path: Path) -> RunState:
             if not all(_ENDPOINT.fullmatch(each) for each in (worker.endpoint, worker.pulse_endpoint)):
                 raise ValueError(worker.name)
         return state
-    except (TypeError, KeyError, AttributeError, ValueError):
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError):
         raise RunStateError(
             f"{path}: damaged, or written by another release: run `potluck down` and `potluck up`"
         ) from None

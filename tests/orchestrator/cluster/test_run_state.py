@@ -66,6 +66,7 @@ def test_where_nothing_runs_it_says_what_to_do(tmp_path: Path) -> None:
         {"workers": [{"name": "x"}]},
         {"plan": 5},
         {"started": "x"},
+        {"started": 10**400},
         {"head": "a\nb"},
         {"missing": {"attic": 1}},
         {"workers": [asdict(WORKER) | {"public_key": None}]},
