@@ -143,8 +143,8 @@ class HelloReply:
 
     Attributes:
         instance: a random number of this worker process: another one means that it was started again.
-        fingerprint, identity: of the model; "" for an identity that is not known yet. After a colon it has a
-            hash of the whole files, where that is known.
+        fingerprint, identity: of the model; "" for an identity that is not known yet. A hash of the whole
+            files follows it after a colon, where that is known.
         dtype: of rows, "float32" or "bfloat16".
         num_experts: that it serves now.
         text: how far loading is, or why it failed; "" when there is nothing to say.

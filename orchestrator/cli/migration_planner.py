@@ -165,8 +165,8 @@ def _counts(pieces: Sequence[NDArray[np.uint16]], shape: ModelShape) -> NDArray[
 
 
 def give_way() -> None:
-    """This process computes only while no other wants its core: the nicest would still get a share of it.
+    """Let this process compute only while no other wants its core; the lowest priority still gets a share.
 
-    It is here because loading this module takes little, unlike that of the run.
+    It is here because a new process loads this module for it, and the run's own would take longer.
     """
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -48,8 +48,9 @@ class Loss:
 class _Later:
     """Experts to let go of, once no view before the one of `epoch` is in flight.
 
-    `of_orders`: also what was ordered since, for something that no plan says yet, is to be let go of.
-    `is_left_off`: taken for a change that is left off. The next one may want just that.
+    `of_orders`: let go also of what an order has given it since and no plan says yet.
+    `is_left_off`: it was taken for a change that is left off. It is kept while another change follows, which
+    may want just that.
     """
 
     epoch: int

@@ -27,7 +27,7 @@ class Lately:
     Attributes:
         before: pieces of the text that the plan is for.
         since: of the newest text, oldest first.
-        rest: of the text after that, none where it is empty: a piece to be.
+        rest: of the text after that, pass by pass: too little for a piece yet.
         step_s: of a decode step, the head's own work and all; 0 where none is known.
     """
 
@@ -76,7 +76,7 @@ class OnlineRouting:
         self._lock = threading.Lock()
 
     def record(self, layer: int, expert_ids: NDArray[np.int32]) -> None:
-        """Note int32 [num_tokens, top_k] of absolute layer `layer`: one by one, and the last ends a pass."""
+        """Note int32 [num_tokens, top_k] of layer `layer`. Layers come in order, and the last ends a pass."""
         self._unfinished.append(expert_ids.astype(np.uint16))
         if layer == self._last_layer:
             self._finish()
