@@ -30,12 +30,12 @@ from transport.messages import (
 from workers.memory.budget import Need
 from workers.memory.lost_pages import end_lost_pages_in_one_line
 from workers.memory.reservations import Reservation, reserve
+from workers.obey import obey
 from workers.spec import WorkerInfo, WorkerSpec
 
 if TYPE_CHECKING:
     from workers.formats.open_model import FoundModel
     from workers.holdings import Holdings
-    from workers.order_taker import OrderTaker
     from workers.pulse import PulseServer
     from workers.service import ExpertService
 
@@ -52,7 +52,6 @@ class WorkerProcess:
         if self._keys is None and spec.allowed:
             self._keys = KeyPair.make()
         self._holdings: Holdings | None = None
-        self._orders: OrderTaker | None = None
         self._reservation: Reservation | None = None
         self._service: ExpertService | None = None
         self._pulse: PulseServer | None = None
@@ -74,7 +73,6 @@ class WorkerProcess:
         """
         # Loading torch takes seconds: `python -m workers.serve` reads its spec before.
         from workers.holdings import Holdings
-        from workers.order_taker import OrderTaker
         from workers.paced import PacedExperts
         from workers.pulse import PulseServer
         from workers.service import ExpertService
@@ -84,7 +82,6 @@ class WorkerProcess:
         keys = None if self._keys is None else WorkerKeys(self._keys, frozenset(spec.allowed))
         sessions = Sessions()
         self._holdings = holdings = Holdings()
-        self._orders = OrderTaker(holdings)
         experts = holdings if not spec.pace_bytes_per_s else PacedExperts(holdings, spec.pace_bytes_per_s)
         self._service = ExpertService(
             spec.name,
@@ -216,15 +213,10 @@ class WorkerProcess:
             text=self.text[:MAX_TEXT_CHARS],
         )
 
-    def hold(self, order: Hold) -> Held:
+    def obey(self, order: Hold | Drop) -> Held:
         """See `PulseHandler`."""
-        assert self._orders is not None
-        return self._orders.hold(order)
-
-    def drop(self, order: Drop) -> Held:
-        """See `PulseHandler`."""
-        assert self._orders is not None
-        return self._orders.drop(order)
+        assert self._holdings is not None
+        return obey(order, self._holdings)
 
     def shut_down(self) -> None:
         """See `PulseHandler`."""

@@ -60,12 +60,8 @@ class PulseHandler(Protocol):
 
     def greet(self, hello: Hello) -> HelloReply: ...
 
-    def hold(self, order: Hold) -> Held:
-        """Begin to hold experts, or say how far it is; raises PotluckError to refuse."""
-        ...
-
-    def drop(self, order: Drop) -> Held:
-        """Let go of experts; raises PotluckError to refuse."""
+    def obey(self, order: Hold | Drop) -> Held:
+        """Begin with an order, or say how far it is; raises PotluckError to refuse."""
         ...
 
     def shut_down(self) -> None:
@@ -102,10 +98,7 @@ class FixedExperts:
             "",
         )
 
-    def hold(self, order: Hold) -> Held:
-        raise PotluckError(f"worker {self._name} takes no orders")
-
-    def drop(self, order: Drop) -> Held:
+    def obey(self, order: Hold | Drop) -> Held:
         raise PotluckError(f"worker {self._name} takes no orders")
 
     def shut_down(self) -> None:
@@ -138,7 +131,7 @@ def answer(message: Request | WireError, handler: PulseHandler, sessions: Sessio
     if isinstance(message, Shutdown):
         return Held(message.request_id, 0, True, 0, "")
     try:
-        return handler.hold(message) if isinstance(message, Hold) else handler.drop(message)
+        return handler.obey(message)
     except PotluckError as error:
         return refusal(message.request_id, ErrorCode.REFUSED, str(error))
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Self, TypeVar
 
 import zmq
 
@@ -28,27 +28,14 @@ from transport.messages import (
     ErrorCode,
     ErrorReply,
     Held,
-    Hold,
     Request,
     WireError,
     WireLimits,
 )
 from transport.pulse_client import Link, PulseClient
-from workers.holdings import OrderState
+from workers.obey import Holder, obey
 
 T = TypeVar("T")
-
-
-class Holder(Protocol):
-    """This process's own experts, as far as orders concern them (`Holdings`); nothing here may wait."""
-
-    def hold(self, order: int, experts: Experts, rate_bytes_per_s: int = 0) -> OrderState:
-        """Begin to hold experts, or say how far it is; raises PotluckError to refuse."""
-        ...
-
-    def drop(self, order: int, experts: Experts) -> OrderState:
-        """Let go of experts; raises PotluckError to refuse."""
-        ...
 
 
 class ClusterWatch:
@@ -282,11 +269,7 @@ class ClusterWatch:
         try:
             if self._here is None:
                 raise PotluckError("this process cannot take on experts")
-            if isinstance(order, Hold):
-                state = self._here.hold(order.order, order.experts, order.rate_bytes_per_s)
-            else:
-                state = self._here.drop(order.order, order.experts)
-            reply = Held(order.request_id, order.order, state.done, state.missing_bytes, state.text)
+            reply = obey(order, self._here)
         except PotluckError as error:
             reply = ErrorReply(order.request_id, ErrorCode.REFUSED, str(error)[:MAX_TEXT_CHARS])
         return self._membership.received(action.worker, reply, time.monotonic())

@@ -227,7 +227,7 @@ def test_a_worker_answers_before_it_has_loaded(spec: WorkerSpec) -> None:
         assert isinstance(reply, ErrorReply)
         assert reply.code == ErrorCode.LOADING
         with pytest.raises(StillLoading):
-            worker.hold(Hold(1, 1, {2: (1,)}, 0))
+            worker.obey(Hold(1, 1, {2: (1,)}, 0))
         loaded = worker.load()
         assert (loaded.instance, loaded.endpoint) == (info.instance, info.endpoint)
         assert isinstance(asks(info, spec), ForwardReply)
@@ -237,12 +237,12 @@ def test_a_worker_answers_before_it_has_loaded(spec: WorkerSpec) -> None:
 
 def test_orders_reach_what_is_held(spec: WorkerSpec) -> None:
     with started(spec) as (worker, _):
-        assert not worker.hold(Hold(1, 7, {2: (5,)}, 0)).done
+        assert not worker.obey(Hold(1, 7, {2: (5,)}, 0)).done
         wait_until(lambda: worker.changes == 1)
-        again = worker.hold(Hold(2, 7, {2: (5,)}, 0))
+        again = worker.obey(Hold(2, 7, {2: (5,)}, 0))
         assert (again.request_id, again.order, again.done, again.missing_bytes) == (2, 7, True, 0)
         assert worker.info().num_experts == 5
-        worker.drop(Drop(3, 8, {2: (5, 3)}))
+        worker.obey(Drop(3, 8, {2: (5, 3)}))
         wait_until(lambda: worker.changes == 2)
         assert worker.info().num_experts == 3
 

@@ -49,14 +49,13 @@ class Orders(FixedExperts):
         super().__init__("w", LIMITS, "float32", 3)
         self.ended = threading.Event()
 
-    def hold(self, order: Hold) -> Held:
+    def obey(self, order: Hold | Drop) -> Held:
+        if isinstance(order, Drop):
+            raise RuntimeError("a bug")
         if 2 not in order.experts:
             raise PotluckError("no such layer here")
         self.changes += 1
         return Held(order.request_id, order.order, False, 5, "loading")
-
-    def drop(self, order: Drop) -> Held:
-        raise RuntimeError("a bug")
 
     def shut_down(self) -> None:
         self.ended.set()

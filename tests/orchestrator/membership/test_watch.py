@@ -46,10 +46,7 @@ PARAMS = GenerationParams(max_tokens=10, temperature=0.8, seed=3, ignore_eos=Tru
 class Obeys(FixedExperts):
     """Says of any order that it was done."""
 
-    def hold(self, order: Hold) -> Held:
-        return Held(order.request_id, order.order, True, 0, "")
-
-    def drop(self, order: Drop) -> Held:
+    def obey(self, order: Hold | Drop) -> Held:
         return Held(order.request_id, order.order, True, 0, "")
 
 
