@@ -2,8 +2,8 @@
 // calls take longer than all that Potluck does with a message: after a sleep the processor's caches have lost them.
 //
 // libzmq is the one that pyzmq has loaded; its functions are looked up when the module is first used. Frames' sizes
-// are bounded by the socket's MAXMSGSIZE. Into them nothing looks but the checks of the two forward
-// messages, whose Python took longer than the rest of their way.
+// are bounded by the socket's MAXMSGSIZE. Only the checks of the two forward messages look into them: in Python these
+// took longer than all else that is done with such a message.
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -298,8 +298,9 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "headers are little-en
 
 // What is wrong with a message, by its place in forward.py's list.
 typedef enum {
-  FITS, OTHER_FRAMES, TOO_SHORT, OTHER_VERSION, OTHER_TYPE, UNKNOWN_LAYER, OTHER_TOP_K, OTHER_HIDDEN_SIZE, NO_ROWS, TOO_MANY_ROWS, OTHER_ROUTING_BYTES,
-  OTHER_FORM, UNFIT_FORM, OTHER_TENSOR_BYTES, BAD_EXPERT_ID, BAD_EXPONENT, BAD_SECONDS, BAD_FLAGS,
+  FITS, OTHER_FRAMES, TOO_SHORT, OTHER_VERSION, OTHER_TYPE, UNKNOWN_LAYER, OTHER_TOP_K, OTHER_HIDDEN_SIZE, NO_ROWS,
+  TOO_MANY_ROWS, OTHER_ROUTING_BYTES, OTHER_FORM, UNFIT_FORM, OTHER_TENSOR_BYTES, BAD_EXPERT_ID, BAD_EXPONENT,
+  BAD_SECONDS, BAD_FLAGS,
 } Fault;
 
 // What a message may be: the numbers of WireLimits, in the order in which forward.py gives them.
@@ -326,7 +327,8 @@ static Fault fault_of_request(const RequestHeader* header, const Py_buffer* firs
   const Fault rows = fault_of_rows(header->num_rows, header->hidden_size, limits);
   if (rows != FITS) return rows;
   const Py_ssize_t pairs = (Py_ssize_t)header->num_rows * header->top_k;
-  if (first->len != (Py_ssize_t)sizeof *header + 8 * pairs + 4 * (Py_ssize_t)header->num_rows) return OTHER_ROUTING_BYTES;
+  const Py_ssize_t routing = 8 * pairs + 4 * (Py_ssize_t)header->num_rows;
+  if (first->len != (Py_ssize_t)sizeof *header + routing) return OTHER_ROUTING_BYTES;
   if (header->form >= PyTuple_GET_SIZE(row_bytes)) return OTHER_FORM;
   const Py_ssize_t bytes = PyLong_AsSsize_t(PyTuple_GET_ITEM(row_bytes, header->form));
   if (bytes <= 0) return UNFIT_FORM;
@@ -398,7 +400,8 @@ static PyObject* read_header(PyObject* const* args, Py_ssize_t count, int is_req
   } else if (num_frames != 2) {
     found = PyLong_FromLong(OTHER_FRAMES);
   } else if (PyObject_GetBuffer(PyList_GET_ITEM(args[0], 1), &second, PyBUF_CONTIG_RO) == 0) {
-    found = is_request ? read_request_header(&first, &second, &limits, args[2]) : read_reply_header(&first, &second, &limits);
+    found = is_request ? read_request_header(&first, &second, &limits, args[2])
+                       : read_reply_header(&first, &second, &limits);
     PyBuffer_Release(&second);
   }
   PyBuffer_Release(&first);
