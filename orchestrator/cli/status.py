@@ -29,15 +29,16 @@ def status(
     if json:
         print_json(document(found))
         return
-    rows = [_row(box, time.time()) for box in found.boxes]
+    now = time.time()
+    rows = [_row(box, now) for box in found.boxes]
     columns = ("box", "state", "experts", "memory", "since", "round trip")
     console.print(table(f"{found.state.cluster}: {found.state.model_path}", columns, rows))
-    for line in words(found):
+    for line in words(found, now):
         print_note(line)
 
 
-def words(found: ClusterStatus) -> list[str]:
-    """What the table does not say."""
+def words(found: ClusterStatus, now: float) -> list[str]:
+    """What the table does not say. `now`: seconds since 1970."""
     lines = [
         # Why a box is missing names it already.
         box.word if box.word.startswith(box.node) else f"{box.node}: {box.word}"
@@ -50,7 +51,7 @@ def words(found: ClusterStatus) -> list[str]:
     if found.lost_experts:
         lines.append(f"{found.lost_experts:,} experts are in no box's memory")
     if found.migration is not None:
-        lines.append(_moving(found.migration, time.time()))
+        lines.append(_moving(found.migration, now))
     if found.keeper is None:
         lines.append(
             "the keeper does not run: boxes that come back are not taken in, and workers end when no run has "
