@@ -50,8 +50,8 @@ from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model
 from placement.answers.planner import as_plan
 from placement.errors import PotluckError
-from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
-from placement.given.probe import ram_device
+from placement.given.cluster_spec import ClusterSpec, DeviceSpec, NodeSpec
+from placement.given.probe import link_spec, ram_device
 from placement.given.problem import PlanningProblem, planning_devices
 from placement.given.stats import RoutingStats
 from placement.kv_size import KvForm
@@ -200,7 +200,7 @@ def problem_of(model: Model, cell: Cell, figures: Figures, stats: RoutingStats) 
         HEAD,
         (
             NodeSpec(HEAD, None, home, None),
-            NodeSpec(name_of(0), None, (attic,), LinkSpec(link.round_trip_s, link.bytes_per_s)),
+            NodeSpec(name_of(0), None, (attic,), link_spec(link, figures.software, figures.head)),
         ),
     )
     return PlanningProblem(

@@ -25,8 +25,8 @@ from orchestrator.launch.spawn import spawn, wait_ready
 from orchestrator.probe.boxes import ProbedBox
 from orchestrator.probe.child import Child, running
 from orchestrator.probe.cluster import measure_node, measure_nodes, measure_software
-from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, MachineSpec, NodeSpec
-from placement.given.probe import ram_device
+from placement.given.cluster_spec import ClusterSpec, DeviceSpec, MachineSpec, NodeSpec
+from placement.given.probe import link_spec, ram_device
 from placement.given.probe_figures import HeadSoftware, Link, Node
 from placement.plan import LOCAL_WORKER, Plan
 from placement.weight_format import ExpertFormat
@@ -248,12 +248,14 @@ def cluster_of(figures: Figures, setups: Sequence[BoxSetup]) -> ClusterSpec:
     nodes = [NodeSpec(HEAD, None, (own,), None)]
     for number, setup in enumerate(setups):
         link = figures.links[name_of(number)]
+        # A played box wakes within the time that it waits anyway.
+        box = None if setup.pace_bytes_per_s else figures.box
         nodes.append(
             NodeSpec(
                 name_of(number),
                 None,
                 (box_device(figures, setup, len(setups)),),
-                LinkSpec(link.round_trip_s, link.bytes_per_s),
+                link_spec(link, figures.software, figures.head, box),
             )
         )
     real = [name_of(number) for number, setup in enumerate(setups) if not setup.pace_bytes_per_s]

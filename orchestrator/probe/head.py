@@ -38,6 +38,7 @@ from orchestrator.probe.narrow_shape import MTP_LAYERS, narrow_config
 from orchestrator.sampling import Sampler
 from placement.errors import PotluckError
 from transport.expert_rows import ExpertRows
+from workers.probe.clocks import ASLEEP_S
 from workers.probe.echo import TOP_K
 from workers.probe.experts import probe_rows
 from workers.probe.time_left import TimeLeft
@@ -58,7 +59,7 @@ def head_times(seconds: float, dispatch: Dispatch) -> HeadTimes:
         dispatch: of `dispatching`.
     """
     left = TimeLeft(seconds, {"passes": 0.5, "dispatch": 0.3, "attention": 0.2})
-    token_s, verify_s, chunk_s, logits_s, drafts_s = _passes(left.next("passes"))
+    token_s, woken_token_s, verify_s, chunk_s, logits_s, drafts_s = _passes(left.next("passes"))
     nobody_s, nobody_rows_s, asked_s, asked_rows_s = _dispatch(dispatch, left.next("dispatch"))
     dispatch_row_s = max(0.0, nobody_rows_s - nobody_s) / (CHUNK_ROWS - 1)
     more_s = (asked_rows_s - asked_s) / (CHUNK_ROWS - 1)
@@ -66,6 +67,7 @@ def head_times(seconds: float, dispatch: Dispatch) -> HeadTimes:
         token_s=token_s,
         verify_s=verify_s,
         chunk_s=chunk_s,
+        woken_token_s=woken_token_s,
         logits_s=logits_s,
         drafts_s=drafts_s,
         dispatch_s=nobody_s,
@@ -76,7 +78,7 @@ def head_times(seconds: float, dispatch: Dispatch) -> HeadTimes:
     )
 
 
-def _passes(seconds: float) -> tuple[float, float, float, float, float]:
+def _passes(seconds: float) -> tuple[float, ...]:
     until, turn = time.perf_counter() + seconds, 0
     experts = NoExperts()
     head = narrow_model(experts)
@@ -86,12 +88,14 @@ def _passes(seconds: float) -> tuple[float, float, float, float, float]:
     drafter = MtpDrafter(head, MTP_LAYERS)
     state, tokens, sampler = drafter.new_state(), [*prompt.tolist(), 1], Sampler(1.0, 0)
     drafter.draft([DraftRequest(state, hidden, tokens, MTP_LAYERS, sampler.draft)])
-    token, verify, chunk, logits, drafts = [list[float]() for _ in range(5)]
+    token, woken, verify, chunk, logits, drafts = [list[float]() for _ in range(6)]
     while turn < _SHORTEST_TURNS or time.perf_counter() < until:
         turn += 1
         row = prompt[turn % CONTEXT].reshape(1)
-        token.append(experts.timed(partial(head.forward, row, [SequenceSlice(cache, 1)])))
-        cache.rollback(CONTEXT)
+        for found, experts.asleep_s in ((token, 0.0), (woken, ASLEEP_S)):
+            found.append(experts.timed(partial(head.forward, row, [SequenceSlice(cache, 1)])))
+            cache.rollback(CONTEXT)
+        experts.asleep_s = 0.0
         rows = [SequenceSlice(cache, VERIFY_ROWS)]
         verify.append(experts.timed(partial(head.forward, prompt[:VERIFY_ROWS], rows)))
         cache.rollback(CONTEXT)
@@ -102,25 +106,26 @@ def _passes(seconds: float) -> tuple[float, float, float, float, float]:
         if turn % 2:
             fresh = [SequenceSlice(head.new_cache(), CHUNK_ROWS)]
             chunk.append(experts.timed(partial(head.forward, prompt[:CHUNK_ROWS], fresh)))
-    found = [median(times) for times in (token, verify, chunk, logits, drafts)]
-    return found[0], found[1], found[2], found[3], found[4]
+    return tuple(median(times) for times in (token, woken, verify, chunk, logits, drafts))
 
 
 def _dispatch(run: Dispatch, seconds: float) -> tuple[float, float, float, float]:
     """CPU seconds of this thread in a layer: one row and many that ask nobody, and that ask a worker."""
     nobody = np.full((CHUNK_ROWS, TOP_K), -1, np.int32)
     somebody = np.tile(np.arange(TOP_K, dtype=np.int32), (CHUNK_ROWS, 1))
-    found = [_cpu_s(run, ids, seconds / 4) for ids in (nobody[:1], nobody, somebody[:1], somebody)]
-    return found[0], found[1], found[2], found[3]
+    alone_s, rows_s = (_cpu_s(run, ids, seconds / 4, 0.0) for ids in (nobody[:1], nobody))
+    asked_s, asked_rows_s = (_cpu_s(run, ids, seconds / 4, ASLEEP_S) for ids in (somebody[:1], somebody))
+    return alone_s, rows_s, asked_s, asked_rows_s
 
 
-def _cpu_s(run: Dispatch, ids: NDArray[np.int32], seconds: float) -> float:
+def _cpu_s(run: Dispatch, ids: NDArray[np.int32], seconds: float, asleep_s: float) -> float:
     rows = probe_rows(ids)
     cold = torch.ones(4 << 20)
     times: list[float] = []
     until = time.perf_counter() + seconds
     while len(times) < _SHORTEST_TURNS or time.perf_counter() < until:
         cold.sum()
+        time.sleep(asleep_s)
         started = time.thread_time()
         run(rows)
         times.append(time.thread_time() - started)

@@ -23,6 +23,7 @@ class HeadTimes(Figures):
     Attributes:
         token_s, verify_s, chunk_s: passes of one row and of VERIFY_ROWS behind CONTEXT others, and of
             CHUNK_ROWS behind none.
+        woken_token_s: a pass of one row with a pause in each MoE layer, the pauses left out.
         logits_s: norm, lm_head and sampling of one row.
         drafts_s: all MTP layers behind one new row.
         dispatch_s, message_s: the dispatcher's CPU time in a layer that asks nobody, and for each worker.
@@ -33,6 +34,7 @@ class HeadTimes(Figures):
     token_s: _Seconds
     verify_s: _Seconds
     chunk_s: _Seconds
+    woken_token_s: _Seconds
     logits_s: _Seconds
     drafts_s: _Seconds
     dispatch_s: _Seconds

@@ -44,9 +44,13 @@ _BETWEEN_BYTES = 4 << 20
 
 @dataclass(slots=True)
 class NoExperts:
-    """An `ExpertRunner` whose sums are zero and whose time is left out."""
+    """An `ExpertRunner` whose sums are zero and whose time is left out.
+
+    `asleep_s`: how long it then waits in each layer, as for other boxes.
+    """
 
     other: Tensor = field(default_factory=lambda: torch.ones(16, _BETWEEN_BYTES // 4))
+    asleep_s: float = 0.0
     turn: int = 0
     spent_s: float = 0.0
 
@@ -57,6 +61,8 @@ class NoExperts:
         started = time.perf_counter()
         self.turn += 1
         self.other[self.turn % len(self.other)].sum()
+        if self.asleep_s:
+            time.sleep(self.asleep_s)
         self.spent_s += time.perf_counter() - started
         return torch.zeros(rows.num_rows, HIDDEN)
 

@@ -52,5 +52,6 @@ def head_software(times: HeadTimes, node: Node) -> HeadSoftware:
         row_s=rows_s / CHUNK_ROWS / layers + times.dispatch_row_s * moe_layers / layers,
         pass_s=max(0.0, times.logits_s - head_seconds(problem).lm_head_s),
         draft_s=max(0.0, draft_s),
+        wake_s=max(0.0, times.woken_token_s - times.token_s) / moe_layers,
         attention=attention,
     )

@@ -18,7 +18,7 @@ from placement.given.cluster_spec import (
     capped,
 )
 from placement.given.kernel_rates import KernelRates
-from placement.given.probe_figures import Disk, FormRate, HeadSoftware, Node, Probe
+from placement.given.probe_figures import Disk, FormRate, HeadSoftware, Link, Node, Probe
 from placement.given.yaml_file import read_mapping, validate_fields
 from placement.weight_format import FORMATS
 
@@ -97,9 +97,15 @@ def fill(cluster: ClusterSpec, probe: Probe) -> ClusterSpec:
             filled = replace(node, devices=capped(devices_of(found, software), node.memory_cap_bytes))
         # Links are seen from the head: after a move to another box they are not these.
         if link is not None and node.link is None and probe.head == cluster.head != node.name:
-            filled = replace(filled, link=LinkSpec(link.round_trip_s, link.bytes_per_s))
+            filled = replace(filled, link=link_spec(link, probe.software, probe.nodes.get(probe.head), found))
         nodes.append(filled)
     return replace(cluster, nodes=tuple(nodes))
+
+
+def link_spec(link: Link, software: HeadSoftware, *ends: Node | None) -> LinkSpec:
+    """A link as the cost model has it. Who has waited for the other works more slowly for a moment."""
+    wakes_s = (software.wake_s, *(end.wake_s for end in ends if end is not None))
+    return LinkSpec(link.round_trip_s + sum(wakes_s), link.bytes_per_s)
 
 
 def devices_of(node: Node, software: HeadSoftware | None) -> tuple[DeviceSpec, ...]:
@@ -117,7 +123,7 @@ def ram_device(node: Node, software: HeadSoftware | None, attention: FormRate | 
     condition, hardware = node.condition, node.hardware
     kernels = (*node.kernels, *([attention] if attention is not None else []))
     one_row = [rate.flops_per_s[0] * _bits(rate.form) / 16 for rate in node.kernels]
-    own = {} if software is None else software.model_dump(exclude={"attention"})
+    own = {} if software is None else software.model_dump(exclude={"attention", "wake_s"})
     return DeviceSpec(
         "ram",
         "ram",

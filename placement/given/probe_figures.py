@@ -125,6 +125,7 @@ class Node(Figures):
     Attributes:
         threads: with which the kernels were measured: those that read most.
         request_s: a request's software beside its experts: one kernel call of a row that finds no expert.
+        wake_s: how much longer a request takes after a pause, as in a step that others take part in.
         plain, encrypted: the same messages without CURVE and with it.
     """
 
@@ -136,6 +137,7 @@ class Node(Figures):
     instruction_set: _Text
     kernels: Annotated[tuple[FormRate, ...], Field(min_length=1)]
     request_s: _NotNegative
+    wake_s: _NotNegative = 0.0
     plain: Echo
     encrypted: Echo
     gpus: tuple[Gpu, ...]
@@ -177,7 +179,8 @@ class Link(Figures):
 class HeadSoftware(Figures):
     """Seconds of the head's software, as `placement.given.cluster_spec.Overheads` names them.
 
-    `attention`: what its kernel reaches, by rows.
+    `attention`: what its kernel reaches, by rows. `wake_s`: what the software of a layer takes more after a
+    pause.
     """
 
     message_s: _NotNegative
@@ -188,6 +191,7 @@ class HeadSoftware(Figures):
     row_s: _NotNegative
     pass_s: _NotNegative
     draft_s: _NotNegative
+    wake_s: _NotNegative = 0.0
     attention: FormRate
 
 

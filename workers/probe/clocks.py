@@ -19,6 +19,31 @@ def usual_s(action: Callable[[], object], seconds: float, least_turns: int = 3) 
     return median(found)
 
 
+ASLEEP_S = 0.005
+"""About what others take in a layer of a step. A core that slept wakes slowly, and its caches are cold."""
+
+
+def woken_s(
+    action: Callable[[], object],
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
+) -> float:
+    """How much longer an action takes after ASLEEP_S: of the medians, in turns, for about so long."""
+    asleep: list[float] = []
+    awake: list[float] = []
+    until = clock() + seconds
+    action()
+    while len(asleep) < 3 or clock() < until:
+        for found in (asleep, awake):
+            if found is asleep:
+                sleep(ASLEEP_S)
+            started = clock()
+            action()
+            found.append(clock() - started)
+    return max(0.0, median(asleep) - median(awake))
+
+
 def mean(seconds: Sequence[float]) -> float:
     """Without the tenth at either end, which other programs make."""
     left_out = len(seconds) // 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from functools import partial
 from mmap import mmap
@@ -19,7 +20,7 @@ from transport.expert_rows import ExpertRows
 from workers.formats.open_model import open_model
 from workers.kernels import ExpertMatrices, ExpertWeights, moe_partial_sum
 from workers.kernels.matrix import TORCH_DTYPES
-from workers.probe.clocks import usual_s
+from workers.probe.clocks import usual_s, woken_s
 from workers.probe.memory import far_bytes
 from workers.probe.random_blocks import TYPES, random_blocks
 from workers.probe.time_left import TimeLeft
@@ -30,6 +31,8 @@ DEFAULT_FORMS = ("bfloat16", "q4_k", "q6_k", "q8_0")
 _EXPONENT = -24
 _FEW_FLOPS = 6e8
 """Arithmetic bounds several rows: so many tell its rate, where one row needs more bytes than caches hold."""
+_FEW_BYTES = 32 << 20
+"""More than most caches hold, and what a request of a decode step reads."""
 _SAMPLE_BLOCKS = 16_384
 
 
@@ -124,6 +127,14 @@ def form_rate(form: WeightFormat, seconds: float, width: Width | None = None) ->
         spent_s = usual_s(call, left.next(str(number)), least_turns=1)
         flops_per_s.append(number * experts * flops_a_row / spent_s)
     return FormRate(form=form.name, rows=ROWS, flops_per_s=tuple(flops_per_s))
+
+
+def wake_s(form: WeightFormat, seconds: float, width: Width | None = None) -> float:
+    """How much longer a request of one row for a few experts takes after a pause; making them counts."""
+    until = time.perf_counter() + seconds
+    some = SomeExperts.make(form, _FEW_BYTES, width)
+    call = partial(moe_partial_sum, some.weights, some.rows(1, some.num_experts))
+    return woken_s(call, max(0.0, until - time.perf_counter()))
 
 
 def request_s() -> float:

@@ -15,7 +15,7 @@ from transport.keys import HeadKeys, KeyPair
 from workers.kernels import instruction_set
 from workers.probe.disk import disk
 from workers.probe.echo import EchoInfo, EchoSpec
-from workers.probe.experts import form_named, form_rate, request_s, width_of
+from workers.probe.experts import form_named, form_rate, request_s, wake_s, width_of
 from workers.probe.gpu import busy_share, gpus
 from workers.probe.hardware import condition, hardware, versions
 from workers.probe.memory import read_rates, threads
@@ -25,7 +25,7 @@ from workers.probe.running_echo import running_echo
 from workers.probe.time_left import TimeLeft
 
 # Of the seconds there are: the forms share most.
-_READS, _ECHOES, _DISK, _GPUS = 0.12, 0.12, 0.08, 0.1
+_READS, _ECHOES, _DISK, _WAKE, _GPUS = 0.12, 0.12, 0.08, 0.06, 0.1
 _LOOPBACK = "tcp://127.0.0.1:*"
 
 
@@ -70,8 +70,9 @@ def measure_node(
     facts, width = hardware(), width_of(folder)
     gpu_share, others = busy_share(), OthersShare()
     gpus_share = _GPUS if torch.cuda.is_available() else 0.0
-    each = (1 - _READS - _ECHOES - _DISK - gpus_share) / len(known)
-    fixed = {"messages": _ECHOES, "memory": _READS, "disk": _DISK, "graphics cards": gpus_share}
+    each = (1 - _READS - _ECHOES - _DISK - _WAKE - gpus_share) / len(known)
+    fixed = {"messages": _ECHOES, "memory": _READS, "a pause": _WAKE, "disk": _DISK}
+    fixed["graphics cards"] = gpus_share
     left = TimeLeft(seconds, fixed | {form.name: each for form in known})
     with threads(facts.cores):
         tell("messages")
@@ -82,6 +83,8 @@ def measure_node(
         for form in known:
             tell(f"experts in {form.name}")
             kernels.append(form_rate(form, left.next(form.name), width))
+        tell("a pause")
+        wake = wake_s(known[0], left.next("a pause"), width)
         call_s = request_s()
     tell("disk")
     found_disk = disk(folder, left.next("disk"))
@@ -96,6 +99,7 @@ def measure_node(
         instruction_set=instruction_set(),
         kernels=tuple(kernels),
         request_s=call_s,
+        wake_s=wake,
         plain=plain,
         encrypted=encrypted,
         gpus=cards,

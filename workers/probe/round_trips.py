@@ -15,14 +15,14 @@ from transport.client import WorkerClient
 from transport.expert_rows import ExpertRows
 from transport.keys import HeadKeys
 from transport.messages import ForwardReply, ForwardRequest
-from workers.probe.clocks import mean
+from workers.probe.clocks import ASLEEP_S, mean
 from workers.probe.echo import DTYPE, HIDDEN_SIZE, LAYER, LIMITS, NAME, TOP_K
 
 MANY_ROWS, SOME_ROWS = 128, 16
 """Of a request whose time tells what a row costs: on a link too slow for many, some."""
 _DEADLINE_S = 10.0
 _BETWEEN_BYTES = 8 << 20
-"""What is read between two requests: as in a step, both ends fall asleep and caches turn cold."""
+"""What is read between two requests: as in a step, caches turn cold. Then both ends fall asleep."""
 _LEAST_TURNS, _LEAST_MANY = 8, 4
 _EXPONENT = -24
 # Bytes of a row beside its numbers: ids, weights and an exponent there, a flag back.
@@ -105,6 +105,7 @@ def measure_trips(client: WorkerClient, seconds: float) -> Trips:
             turn += 1
             part = len(between) // 4 * (turn % 4)
             between[part : part + len(between) // 4].sum()
+            time.sleep(ASLEEP_S)
             found.append(_wait_s(client, turn, rows))
         return found[1:]
 

@@ -16,6 +16,9 @@ from placement.given.probe_figures import (
     Versions,
 )
 
+WAKES_S = 3e-4 + 2 * 1e-4
+"""What the head's software and both ends' first request take more after a pause, below."""
+
 
 def node(
     *,
@@ -53,6 +56,7 @@ def node(
         instruction_set="avx2",
         kernels=(FormRate(form="q8_0", rows=(1, 64), flops_per_s=(one_row_flops, 50e9)),),
         request_s=2e-5,
+        wake_s=1e-4,
         plain=Echo(round_trip_s=1e-4, bytes_per_s=1e9),
         encrypted=Echo(round_trip_s=2e-4, bytes_per_s=5e8),
         gpus=(),
@@ -75,6 +79,7 @@ def probe(head: str = "desk", nodes: dict[str, Node] | None = None, of_link: Lin
         row_s=1e-6,
         pass_s=1e-4,
         draft_s=1e-4,
+        wake_s=3e-4,
         attention=FormRate(form="attention", rows=(1, 64), flops_per_s=(1e10, 2e10)),
     )
     return Probe(

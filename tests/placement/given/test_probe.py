@@ -12,7 +12,7 @@ from placement.errors import ClusterFileError
 from placement.given.cluster_file import load_cluster, load_known_cluster
 from placement.given.probe import fill, probe_path, ram_device, read_probe, write_probe
 from placement.given.probe_figures import Probe
-from tests.placement.given.probes import link, node, probe
+from tests.placement.given.probes import WAKES_S, link, node, probe
 
 FILE = """
 cluster_name: home
@@ -70,7 +70,7 @@ def test_devices_and_links_that_nobody_typed_are_the_probes(file: Path) -> None:
     assert attic.devices[0].overheads.layer_s == 0.0
     assert attic.devices[0].overheads.request_s == node().request_s
     assert attic.link is not None
-    assert attic.link.round_trip_s == link().round_trip_s
+    assert attic.link.round_trip_s == link().round_trip_s + WAKES_S
     # A third of the bytes at 100 MB/s, two thirds at 50.
     assert attic.link.bandwidth_bytes_per_s == pytest.approx(60e6)
 
