@@ -34,7 +34,7 @@ import numpy as np
 import zmq
 
 from benchmarks.mutations import Mutations
-from tests.workers.serving import LIMITS, SESSION, SmallStore, expected, request
+from tests.workers.serving import LIMITS, SmallStore, expected, request
 from transport.client import WorkerClient
 from transport.keys import HeadKeys, KeyPair, WorkerKeys, secure_client
 from transport.messages import (
@@ -55,6 +55,8 @@ THROWN_A_BATCH = 0.05
 """How often bytes are thrown at a port below ZeroMQ: mostly a new connection."""
 MOST_WAIT_S = 5.0
 MOST_GROWTH_BYTES = 24 << 20
+HEAD_SESSION = 0x5EED_0000_1234_ABCD
+"""As hard to hit upon as a real head's, which is random: a ping in its name may end its plan's epoch."""
 WARM_UP = 0.1
 """Of the frames: what the worker then has of memory and descriptors is what it may have at the end."""
 
@@ -107,7 +109,7 @@ class Honest:
         self._outcome = outcome
         self._ended = threading.Event()
         self._store = SmallStore()
-        self._client = WorkerClient(context, endpoint, LIMITS, name="w", keys=keys, session=SESSION)
+        self._client = WorkerClient(context, endpoint, LIMITS, name="w", keys=keys, session=HEAD_SESSION)
         self._client.hello(10.0)
         self._thread = threading.Thread(target=self._ask)
         self._thread.start()
@@ -121,7 +123,7 @@ class Honest:
         number = 0
         while not self._ended.wait(0.002):
             number += 1
-            asked = request(number, 1 + number % 3)
+            asked = request(number, 1 + number % 3)._replace(session=HEAD_SESSION)
             started = time.perf_counter()
             self._client.send(asked)
             try:
