@@ -86,8 +86,17 @@ class Cable:
                 continue
             with self._lock:
                 self._pairs.append((head, worker))
-            for source, target in ((head, worker), (worker, head)):
-                threading.Thread(target=self._pass_on, args=(source, target), daemon=True).start()
+            threading.Thread(target=self._pass_both, args=(head, worker), daemon=True).start()
+
+    def _pass_both(self, head: socket.socket, worker: socket.socket) -> None:
+        back = threading.Thread(target=self._pass_on, args=(worker, head), daemon=True)
+        back.start()
+        self._pass_on(head, worker)
+        back.join()
+        with self._lock:
+            self._pairs = [pair for pair in self._pairs if pair[0] is not head]
+        head.close()
+        worker.close()
 
     def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
         try:
