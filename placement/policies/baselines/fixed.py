@@ -34,7 +34,10 @@ def one_box(problem: PlanningProblem) -> HolderTable:
 
 
 def uniform(problem: PlanningProblem) -> HolderTable:
-    """Every layer's experts over all devices in proportion to their capacity, whatever the routing."""
+    """Every layer's experts over all devices in proportion to their capacity, whatever the routing.
+
+    Disks, which are large and slow, get none where memory holds all.
+    """
     return HolderTable.from_single(_even_mix(problem).reshape(-1, problem.shape.num_experts))
 
 
@@ -147,7 +150,10 @@ def fill(problem: PlanningProblem, devices: Sequence[int], experts: NDArray[np.i
 
 def _even_mix(problem: PlanningProblem) -> NDArray[np.int16]:
     """A device for each flat expert index, in proportion to capacity at every stretch of the sequence."""
-    quotas = proportional(problem.capacities(), problem.shape.num_routed_experts)
+    total = problem.shape.num_routed_experts
+    capacities = problem.capacities()
+    memory = np.where([device.tier.kind == "disk" for device in problem.devices], 0, capacities)
+    quotas = proportional(memory if memory.sum() >= total else capacities, total)
     # Device d takes its j-th expert at time (j + 1/2) / quota.
     times = np.concatenate([(np.arange(quota) + 0.5) / quota for quota in quotas.tolist()])
     devices = np.repeat(np.arange(len(quotas), dtype=np.int16), quotas)

@@ -89,6 +89,19 @@ def test_uniform_spreads_every_layer_in_proportion() -> None:
     assert ((in_layers >= 6) & (in_layers <= 7)).all()
 
 
+@pytest.mark.parametrize("policy", ["uniform", "random"])
+def test_disks_share_evenly_only_where_memory_does_not_hold_all(policy: str) -> None:
+    """A probe finds a disk a hundred times as large as the memory on every box."""
+
+    def experts(memory: int) -> list[int]:
+        devices = [device("a", memory), device("b", memory), device("ssd", 3000, tier="disk")]
+        plan = make_plan(SHAPE, devices, policy=policy, dtype="float32", expert_bytes=EXPERT_BYTES)
+        return plan.experts_per_tier().tolist()
+
+    assert experts(15) == [15, 15, 0]
+    assert experts(14)[2] > 14
+
+
 def test_experts_that_do_not_fit_are_refused_with_the_missing_bytes_and_a_way_out() -> None:
     devices = [device("a", 10), device("b", 10)]
     with pytest.raises(
