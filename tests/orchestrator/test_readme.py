@@ -69,7 +69,6 @@ def test_the_commands_of_several_boxes_are_understood(
 ) -> None:
     """All but the first end in one line: there are no such boxes here (tests/launcher has some)."""
     (clone / "DIR").symlink_to(ROOT / "models" / "potluck-tiny")
-    (clone / "cluster.yaml").unlink()
     key = clone / "key"
     key.write_text("-----BEGIN OPENSSH PRIVATE KEY-----\n")
     first, *others = commands("Several boxes")
