@@ -92,8 +92,10 @@ def generate(
         raise InputError("--ray-address: expected with --plan PLAN.json, which says whom to ask there")
     running: Running | None = None
     if cluster is not None:
-        if (plan, workers, ray_address) != (None, None, None):
-            raise InputError("--cluster: runs its own plan; leave out --plan, --workers and --ray-address")
+        if (plan, workers, ray_address) != (None, None, None) or survive:
+            raise InputError(
+                "--cluster: runs its own plan; leave out --plan, --workers, --survive and --ray-address"
+            )
         running, model, plan = of_cluster(cluster, model)
     if model is None:
         raise InputError("expected --model DIR, or --cluster CLUSTER.yaml of a cluster that runs")
@@ -117,8 +119,9 @@ def generate(
             check_made_for(made, opened.path)
         if workers is not None or survive or dtype not in (None, made.dtype):
             given = "--workers" if workers is not None else "--survive" if survive else "--dtype"
+            by = "--plan" if running is None else "--cluster"
             raise InputError(
-                f"{given} with --plan: {plan} already says where experts live, and that the run is in "
+                f"{given} with {by}: {plan} already says where experts live, and that the run is in "
                 f"{made.dtype}; leave out {given}"
             )
         if not json:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.orchestrator.cluster.launcher_document import write_launcher
 from tests.orchestrator.command_line import Potluck, says
 
@@ -17,11 +19,12 @@ def test_a_cluster_that_does_not_run_is_told_of(potluck: Potluck, tmp_path: Path
     assert says(err, "run.json: expected a running cluster, found none: run `potluck up` first")
 
 
-def test_it_runs_its_own_plan(potluck: Potluck, tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--workers", "--survive"])
+def test_it_runs_its_own_plan(option: str, potluck: Potluck, tmp_path: Path) -> None:
     file = write_launcher(tmp_path)
-    code, _, err = potluck("generate", "--cluster", file, "--workers", 2, *ASKED)
+    code, _, err = potluck("generate", "--cluster", file, option, 2, *ASKED)
     assert code == 2
-    assert says(err, "--cluster: runs its own plan; leave out --plan, --workers and --ray-address")
+    assert says(err, "--cluster: runs its own plan; leave out --plan, --workers, --survive and --ray-address")
 
 
 def test_without_a_cluster_a_model_is_asked_for(potluck: Potluck) -> None:
