@@ -71,7 +71,7 @@ def plan_here(model: OpenModel, dtype: str, demand: Demand, free: FreeMemory) ->
     head_part = f"the head (weights, KV cache and activations: {size(head_bytes)})"
     room = free.usable_bytes - head_bytes
     if all_bytes <= room:
-        reason = f"{shape.name} is mapped into this process: {head_part} and {experts} fit, {free.told}"
+        reason = f"{shape.name} is mapped into this process: {head_part} and {experts} fit: {free.told}"
         return OneBox(one_box_plan(model, dtype), reason)
     least = least_cache_bytes(shape.num_routed_experts, max(of_layer.values(), default=0))
     check_memory(
@@ -82,7 +82,7 @@ def plan_here(model: OpenModel, dtype: str, demand: Demand, free: FreeMemory) ->
         "(potluck plan)",
     )
     reason = (
-        f"{shape.name} does not fit, {free.told}: {head_part} is in memory, {experts} stay on disk, and a "
+        f"{shape.name} does not fit: {free.told}; {head_part} is in memory, {experts} stay on disk, and a "
         f"cache in memory holds {size(room)} of them, {100 * room / all_bytes:.0f}%"
     )
     return OneBox(one_box_plan(model, dtype, cache_bytes=room), reason)

@@ -82,7 +82,7 @@ def test_what_fits_to_the_byte_is_in_memory_and_else_on_disk(
     head, experts = needed(path, dtype)
     fits = box(path, head + experts, dtype)
     assert [tier.name for tier in fits.plan.tiers] == ["head"]
-    assert "fit, this machine leaves" in fits.reason
+    assert "fit: this machine leaves" in fits.reason
     tight = box(path, head + experts - 1, dtype)
     assert [(tier.name, tier.kind) for tier in tight.plan.tiers] == [("head", "ram"), (DISK, "disk")]
     assert tight.plan.tiers[0].budget_bytes == experts - 1
@@ -190,7 +190,7 @@ def test_generate_says_where_things_went_and_writes_the_same_either_way(
     set_free(monkeypatch, head + 2 * experts // 3)
     code, from_disk, err = potluck(*command)
     assert code == 0
-    assert "random does not fit, this machine leaves" in err
+    assert "random does not fit: this machine leaves" in err
     assert from_disk == out
     set_free(monkeypatch, 1_000_000)
     code, out, err = potluck(*command)
