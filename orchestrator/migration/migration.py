@@ -147,7 +147,7 @@ class Migration:
         self._move: _Move | None = None
         self._next_number = 1
         self._plan: Plan | None = None
-        self.state = MigrationState(MigrationPhase.WATCHING, "nothing was looked at yet", now_s)
+        self.state = MigrationState(MigrationPhase.WATCHING, "too early to see a change", now_s)
 
     def tick(
         self,

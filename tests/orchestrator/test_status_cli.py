@@ -53,6 +53,6 @@ def test_the_last_decision_about_moving_is_one_line_with_its_figures() -> None:
         "moving experts, 60 s ago: loading: the traffic has changed; pays within 13 s; 1,200 experts "
         "(14.7 MB) have moved"
     )
-    first = MigrationState(MigrationPhase.WATCHING, "nothing was looked at yet", NOW - 3)
+    first = MigrationState(MigrationPhase.WATCHING, "too early to see a change", NOW - 3)
     line = words(ClusterStatus(STATE, (), 7, "", 0, first), NOW)[0]
-    assert line == "moving experts, 3 s ago: watching: nothing was looked at yet"
+    assert line == "moving experts, 3 s ago: watching: too early to see a change"

@@ -17,7 +17,7 @@ def test_a_decision_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_decision(tmp_path) is None
     write_decision(STATE, tmp_path, 1.7e9)
     assert read_decision(tmp_path) == replace(STATE, decided_s=1.7e9)
-    plain = MigrationState(MigrationPhase.WATCHING, "nothing was looked at yet", 0.0)
+    plain = MigrationState(MigrationPhase.WATCHING, "too early to see a change", 0.0)
     write_decision(plain, tmp_path, 1.7e9)
     assert read_decision(tmp_path) == replace(plain, decided_s=1.7e9)
 
