@@ -49,7 +49,7 @@ _PLANNED_TOKENS = 3000
 _FIRST_TEXTS, _TEXTS, _MOST_TEXTS = 50, 25, 1000
 # For the planner, which computes only while a core is idle, and for the move.
 _LONGEST_S = 240.0
-_LOAD_BYTES_PER_S = 400_000
+_LOAD_BYTES_PER_S = 200_000
 
 
 @contextmanager
