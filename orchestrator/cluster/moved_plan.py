@@ -32,5 +32,8 @@ def use_plan(plan: Plan, *, path: Path, heads: Heads, watch: ClusterWatch) -> st
             return f"{path} cannot be written: {error}"
         if watch.change(plan):
             return ""
-        write_plan(as_planned(before), path)
+        try:
+            write_plan(as_planned(before), path)
+        except (PotluckError, OSError) as error:
+            return f"{ANOTHER_VIEW}, and {path} cannot be written back: {error}"
         return ANOTHER_VIEW

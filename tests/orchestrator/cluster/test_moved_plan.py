@@ -7,11 +7,13 @@ import signal
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from orchestrator.cli.even_plan import even_plan
+from orchestrator.cluster import moved_plan
 from orchestrator.cluster.heads import Heads
 from orchestrator.cluster.moved_plan import ANOTHER_RUN, ANOTHER_VIEW, use_plan
 from orchestrator.generate import GenerationParams
@@ -50,7 +52,7 @@ def test_a_run_knows_whether_it_is_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick_workers")
-def test_a_moved_plan_is_used_and_written_or_neither(tmp_path: Path) -> None:
+def test_a_moved_plan_is_used_and_written_or_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_random_checkpoint(tmp_path / "model", seed=3)
     model = open_model(tmp_path / "model")
     plan, path = even_plan(model.shape, 2, "float32"), tmp_path / "plan.json"
@@ -69,6 +71,11 @@ def test_a_moved_plan_is_used_and_written_or_neither(tmp_path: Path) -> None:
             stale = replace(swapped(now), epoch=now.epoch)
             assert use_plan(stale, path=path, heads=heads, watch=watch) == ANOTHER_VIEW
             assert read_plan(path).holder_table == plan.holder_table
+            with monkeypatch.context() as full_disk:
+                written = Mock(side_effect=[None, OSError("no space left")])
+                full_disk.setattr(moved_plan, "write_plan", written)
+                why = use_plan(stale, path=path, heads=heads, watch=watch)
+                assert why == f"{ANOTHER_VIEW}, and {path} cannot be written back: no space left"
             assert use_plan(swapped(now), path=path, heads=heads, watch=watch) == ""
             moved = read_plan(path)
             assert (moved.epoch, moved.holder_table) == (now.epoch + 1, swapped(now).holder_table)
