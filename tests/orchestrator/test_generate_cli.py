@@ -141,7 +141,7 @@ head: here
 nodes:
   - name: here
     devices:
-      - {name: ram, kind: ram, memory_bytes: 3MB, bandwidth_gbytes_per_s: 20, ffn_gflops: 100}
+      - {name: ram, kind: ram, memory_bytes: 2.4MB, bandwidth_gbytes_per_s: 20, ffn_gflops: 100}
       - {name: ssd, kind: disk, memory_bytes: 1GB, bandwidth_gbytes_per_s: 2, ffn_gflops: 100}
 """
 
