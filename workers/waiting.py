@@ -19,19 +19,12 @@ class Waiting:
         self._max_bytes = MAX_WAITING_MESSAGES_BYTES * limits.max_frame_bytes
         self._of: dict[bytes, deque[ForwardRequest]] = {}
         self._num_requests = 0
-        # Where one waits alone, as in decode steps. It needs no line.
-        self._only: tuple[bytes, ForwardRequest] | None = None
 
     def __len__(self) -> int:
         return self._num_requests
 
     def add(self, peer: bytes, request: ForwardRequest) -> bool:
         """False where the peer has as many requests or bytes waiting as it may."""
-        if self._num_requests == 0:
-            self._only = peer, request
-            self._num_requests = 1
-            return True
-        self._line_up()
         queue = self._of.get(peer)
         if queue is None:
             self._of[peer] = deque((request,))
@@ -46,30 +39,19 @@ class Waiting:
 
     def next(self) -> tuple[bytes, ForwardRequest] | None:
         """The oldest request of the peer whose turn it is, who then goes to the end of the line; or None."""
-        if self._num_requests == 0:
+        if not self._of:
             return None
-        self._num_requests -= 1
-        if self._only is not None:
-            job, self._only = self._only, None
-            return job
         peer, queue = next(iter(self._of.items()))
         request = queue.popleft()
         del self._of[peer]
         if queue:
             self._of[peer] = queue
+        self._num_requests -= 1
         return peer, request
 
     def clear(self) -> list[ForwardRequest]:
         """Let go of all; gives what waited."""
-        self._line_up()
         waited = [request for queue in self._of.values() for request in queue]
         self._of.clear()
         self._num_requests = 0
         return waited
-
-    def _line_up(self) -> None:
-        """Give the one that waited alone its place in the line."""
-        if self._only is not None:
-            peer, request = self._only
-            self._of[peer] = deque((request,))
-            self._only = None
