@@ -26,7 +26,7 @@ from placement.plan import Plan
 from tests.orchestrator.plain_experts import plain_model
 from tests.orchestrator.random_plan import random_plan
 from tests.tiny_checkpoint import write_random_checkpoint
-from tests.workers.serving import DEADLINE_S, wait_until
+from tests.workers.serving import wait_until
 from transport.client import WorkerClient
 from transport.messages import Drop, Held, Hold, WireLimits, random_id
 from workers.formats.safetensors import SafetensorsCheckpoint
@@ -143,7 +143,8 @@ def two_boxes(
                 room={"head": BoxRoom(1e9)} if head_can else None,
             )
         )
-        assert watch.wait_complete(DEADLINE_S)
+        # With replicas every expert has a holder before both boxes take part.
+        wait_until(lambda: not watch.standing().dead)
 
         def connect(name: str, address: WorkerAddress) -> WorkerClient:
             return WorkerClient(context, address.endpoint, limits, name=name, session=session)
