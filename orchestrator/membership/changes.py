@@ -27,6 +27,8 @@ BEHIND_S = 1.0
 """After a loss was mended, before further copies are loaded behind."""
 KEEP_S = 30.0
 """A worker is back for so long before others let go of what they took on for it: it may come and go."""
+REFUSED_S = 60.0
+"""A worker that refused an order is given no other for so long: what it lacked may be free again then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ class PlanChanges:
         self.orders = Orders()
         self.missing = ""
         self._room = dict(room)
+        self._refused_until_s: dict[str, float] = {}
         self._tell = tell
         self._change: _Change | None = None
         self._drops: list[_Later] = []
@@ -145,7 +148,16 @@ class PlanChanges:
             self._load_behind(loss, now_s)
 
     def tick(self, loss: Loss, now_s: float) -> None:
-        """Let go of what was taken on for workers that are back for long; begin with further copies."""
+        """Let go of what was taken on for workers that are back for long; begin with further copies.
+
+        Who refused an order is asked again after a while.
+        """
+        if self._change is None:
+            able = [name for name, until_s in self._refused_until_s.items() if now_s >= until_s]
+            for name in able:
+                del self._refused_until_s[name]
+            if able:
+                self.reconsider(loss, now_s)
         steady = [worker for worker, at_s in self._steady_at_s.items() if now_s >= at_s]
         if steady and self._change is None:
             for worker in steady:
@@ -175,8 +187,8 @@ class PlanChanges:
         name = self.name_of(worker)
         self._tell(Refused(name, f"an order: {reply.message}"))
         if not order.is_drop:
-            # It takes nothing on; others may.
-            self._room.pop(name, None)
+            # It takes nothing on for now; others may.
+            self._refused_until_s[name] = now_s + REFUSED_S
         self._advance(loss, now_s)
 
     def drop_beyond_plan(self, worker: int, loss: Loss) -> None:
@@ -269,7 +281,8 @@ class PlanChanges:
     def _rooms(self) -> dict[int, BoxRoom]:
         indices = {worker.name: index for index, worker in enumerate(self.plan.workers)}
         indices[LOCAL_WORKER] = head_worker(self.plan)
-        return {indices[name]: room for name, room in self._room.items() if name in indices}
+        able = {name: room for name, room in self._room.items() if name not in self._refused_until_s}
+        return {indices[name]: room for name, room in able.items() if name in indices}
 
 
 def _beyond(plan: Plan, name: str) -> Experts:

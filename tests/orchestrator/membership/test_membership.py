@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from orchestrator.dispatch.view import WorkerAddress
-from orchestrator.membership.changes import KEEP_S
+from orchestrator.membership.changes import KEEP_S, REFUSED_S
 from orchestrator.membership.events import Event, Refused
 from orchestrator.membership.member import Expected
 from orchestrator.membership.membership import Here, Membership, Send
 from orchestrator.membership.rescue import BoxRoom
 from placement.holders import HolderTable
 from placement.plan import Plan, PlannedTier, like_layers
-from transport.messages import Drop, Held, Hello, HelloReply, Hold, Ping, Pong, WorkerState
+from transport.messages import Drop, ErrorCode, ErrorReply, Held, Hello, HelloReply, Hold, Ping, Pong, WorkerState
 
 
 def make_plan(*, replicas: bool) -> Plan:
@@ -48,6 +48,7 @@ class Watched:
         self.identity = "same"
         self.orders: list[tuple[int, Hold | Drop]] = []
         self.missing_bytes = 0
+        self.refusing: set[int] = set()
         self.oldest_epoch: int | None = None
         self.of = Membership(
             make_plan(replicas=replicas),
@@ -77,13 +78,15 @@ class Watched:
                 continue
             name, instance = "ab?"[action.worker], self.instance.get(action.worker, 0)
             state = self.state.get(action.worker, WorkerState.READY)
-            reply: Pong | HelloReply | Held
+            reply: Pong | HelloReply | Held | ErrorReply
             if isinstance(message, Ping):
                 reply = Pong(message.request_id, instance, state, 0, 0, 0, 0, 0.0, 0)
             elif isinstance(message, Hello):
                 reply = HelloReply(
                     message.request_id, name, instance, state, "f", self.identity, "float32", 2, "half"
                 )
+            elif action.worker in self.refusing:
+                reply = ErrorReply(message.request_id, ErrorCode.INTERNAL, "no memory")
             else:
                 reply = Held(message.request_id, message.order, True, self.missing_bytes, "")
             self.do(self.of.received(action.worker, reply, self.now_s))
@@ -385,6 +388,23 @@ def test_what_nobody_can_serve_is_named_with_its_bytes() -> None:
     cluster.silent = set()
     cluster.run(0.5)
     assert cluster.of.standing.missing == ""
+
+
+def test_who_refused_an_order_is_asked_again_after_a_while() -> None:
+    cluster = Watched(replicas=False, room={"a": BoxRoom(1e9, 10**6)})
+    cluster.run(0.5)
+    cluster.refusing, cluster.silent = {0}, {1}
+    cluster.run(4.0)
+    assert not cluster.of.standing.view.is_complete
+    assert "no box left" in cluster.of.standing.missing
+    asked = len(cluster.orders)
+    cluster.refusing = set()
+    cluster.run(REFUSED_S - 5.0)
+    assert len(cluster.orders) == asked
+    cluster.run(6.0)
+    assert cluster.of.standing.view.is_complete
+    assert cluster.of.standing.missing == ""
+    assert dict(cluster.orders[-1][1].experts) == {3: (2, 3)}
 
 
 def test_a_rescuer_that_is_started_again_is_told_again_what_it_holds_before_it_is_asked() -> None:
