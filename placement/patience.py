@@ -18,7 +18,7 @@ class Patience:
         dead_after_s: of silence on the pulse, then the worker is lost.
         busy_retry_s: after which a worker that had no room, or no other holder, is asked again.
         lost_after_s: how long what a pulse shows to be lost may still be on its way, transfer not counted.
-        least_bytes_per_s: the slowest that a link is taken to be.
+        least_bytes_per_s: the slowest that a link is taken to be, where nobody sees whether bytes still move.
         hedge_floor_s: an answer that takes no longer is never asked of others; infinity: no answer is.
         slow_factor: of the time that it should take, then a worker's replicas are preferred.
         stuck_after_s: how long a worker may compute one request, for each of its pairs `stuck_pair_s` longer.

@@ -172,10 +172,24 @@ class WorkerClient:
 
     def look(self) -> None:
         """Reset the connection if the worker sends a message without an end; cheap, ten times a second do."""
-        if self._guard is not None and self._monitor is not None:
-            while self._monitor.poll(0):
-                self._guard.connected(int(parse_monitor_message(self._monitor.recv_multipart())["value"]))
-            self._guard.look()
+        if (guard := self._told_guard()) is not None:
+            guard.look()
+
+    def has_moved(self) -> bool:
+        """Whether bytes went either way since it last said so: what is on its way still comes.
+
+        False where that cannot be told: of local sockets.
+        """
+        guard = self._told_guard()
+        return guard is not None and guard.has_moved()
+
+    def _told_guard(self) -> ClientGuard | None:
+        """The guard, told of connections that have come about."""
+        if self._guard is None or self._monitor is None:
+            return None
+        while self._monitor.poll(0):
+            self._guard.connected(int(parse_monitor_message(self._monitor.recv_multipart())["value"]))
+        return self._guard
 
     def wait(self, timeout_s: float) -> Reply | None:
         """The next answer, or None after `timeout_s`.

@@ -42,6 +42,8 @@ HEARTBEAT_BYTES_PER_S = 4096
 LOCAL_SWEEPS, LOCAL_SWEEP_S = 3, 0.02
 LOCAL_GROWTH_BYTES = 64 << 20
 TELL_EVERY_S = 10.0
+MOVED_BYTES = 1024
+"""A connection that only heartbeats use carries fewer in any moment that somebody waits for an answer."""
 
 T = TypeVar("T")
 
@@ -192,6 +194,7 @@ class ClientGuard:
         self._guarded = guarded
         self._limit_bytes = _limit_bytes(max_message_bytes)
         self._connection: Connection | None = None
+        self._moved_bytes = 0
         self._looked_s = time.monotonic()
         self.delivered = False
 
@@ -199,6 +202,15 @@ class ClientGuard:
         """The connection has come about, as the socket's monitor says."""
         found = _connection(fd)
         self._connection = found if found is not None and found.is_tcp else None
+        self._moved_bytes = 0
+
+    def has_moved(self) -> bool:
+        """Whether bytes went either way since it last said so; False where nobody can tell."""
+        total_bytes = 0 if self._connection is None else _look(self._connection, _moved_bytes) or 0
+        if total_bytes < self._moved_bytes + MOVED_BYTES:
+            return False
+        self._moved_bytes = total_bytes
+        return True
 
     def look(self) -> None:
         """Reset the connection if its message has no end; call it ten times a second or more often."""
@@ -282,9 +294,21 @@ def _look(connection: Connection, at: Callable[[socket.socket], T]) -> T | None:
 
 def _taken_bytes(peer: socket.socket) -> int:
     """Bytes that ever came in, as the kernel counts them."""
+    return _counted_bytes(peer)[1]
+
+
+def _moved_bytes(peer: socket.socket) -> int:
+    """Bytes that ever came in or have reached the other machine."""
+    return sum(_counted_bytes(peer))
+
+
+def _counted_bytes(peer: socket.socket) -> tuple[int, int]:
+    """Bytes that the other machine has acknowledged, and that came in; of old kernels none."""
     info = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    (received,) = struct.unpack_from("=Q", info, 128) if len(info) == _TCP_INFO_BYTES else (0,)
-    return int(received)
+    if len(info) < _TCP_INFO_BYTES:
+        return 0, 0
+    acknowledged, received = struct.unpack_from("=QQ", info, 120)
+    return int(acknowledged), int(received)
 
 
 def _break_off(peer: socket.socket) -> None:

@@ -45,6 +45,10 @@ class Network(Protocol):
         """Reach a worker over a new connection; what is on its way is lost."""
         ...
 
+    def has_moved(self, worker: int) -> bool:
+        """Whether bytes went to or came from a worker since this was last said."""
+        ...
+
     def close(self) -> None:
         """Drop all connections, and what is on its way."""
         ...
@@ -95,6 +99,9 @@ class Connections:
         if worker in self._clients:
             self._clients[worker][1].reopen()
             self._await()
+
+    def has_moved(self, worker: int) -> bool:
+        return worker in self._clients and self._clients[worker][1].has_moved()
 
     def close(self) -> None:
         for _, client in self._clients.values():

@@ -332,6 +332,9 @@ class Dispatcher:
         if workers and now_s < self._look_by_s:
             return
         self._look_by_s = now_s + _LOOK_ANYWAY_S
+        for worker in work.doubted():
+            if self._network.has_moved(worker):
+                work.moved(worker, now_s)
         self._send(work.tick(now_s, self._look()), asked)
 
     def _receive(self, worker: int, asked: Asked, now_s: float) -> list[Action]:

@@ -236,6 +236,16 @@ class LayerSum:
             actions += self._ask_others(debt, now_s)
         return actions
 
+    def doubted(self) -> set[int]:
+        """Workers to or from whom something may be lost, or still on its way."""
+        return {request.ask.worker for request in self._open.values() if request.doubted_s < math.inf}
+
+    def moved(self, worker: int, now_s: float) -> None:
+        """The connection to `worker` carries bytes: what is in doubt is on its way, over a slow link."""
+        for request in self._open.values():
+            if request.ask.worker == worker and request.doubted_s < math.inf:
+                request.doubted_s = now_s
+
     def wake_at_s(self) -> float:
         """The latest time by which `tick` must be called again; infinity when nothing is due."""
         wake_s = math.inf

@@ -166,6 +166,9 @@ class VirtualCluster:
     def reopen(self, worker: int) -> None:
         self._lose_connection(worker)
 
+    def has_moved(self, worker: int) -> bool:
+        return False
+
     def close(self) -> None:
         """Nothing stays open."""
 

@@ -16,6 +16,7 @@ import pytest
 import zmq
 
 from transport.client import WorkerClient
+from transport.expert_rows import ExpertRows
 from transport.messages import ForwardReply, Hello, HelloReply, WireLimits, WorkerState
 from transport.pulse_client import Link, PulseClient
 from transport.sockets import send_message
@@ -113,6 +114,39 @@ def test_a_pulse_without_an_end_is_cut_off_while_it_is_pinged() -> None:
         until(lambda: worker.cuts >= 2, ping)
         assert Link.DOWN in seen
         client.close()
+
+
+def test_a_connection_has_moved_while_bytes_go_either_way() -> None:
+    values = np.zeros((LIMITS.max_rows, LIMITS.hidden_size), np.int32)
+    with zmq.Context() as context:
+        server = context.socket(zmq.ROUTER)
+        port = server.bind_to_random_port("tcp://127.0.0.1")
+        client = WorkerClient(context, f"tcp://127.0.0.1:{port}", LIMITS, name="w")
+        client.send(Hello(1, 2))
+        peer = server.recv_multipart()[0]
+        until(lambda: not client.has_moved(), lambda: None)
+        # Too small to be more than a heartbeat.
+        send_message(
+            server, encode(HelloReply(9, "w", 1, WorkerState.READY, "f", "", "float32", 1, "")), peer
+        )
+        assert isinstance(client.wait(DEADLINE_S), HelloReply)
+        assert not client.has_moved()
+        send_message(server, encode(ForwardReply(1, values, np.zeros(LIMITS.max_rows, np.bool_), 0.0)), peer)
+        until(client.has_moved, lambda: None)
+        assert isinstance(client.wait(DEADLINE_S), ForwardReply)
+        until(lambda: not client.has_moved(), lambda: None)
+        rows = ExpertRows(
+            np.ones((256, LIMITS.hidden_size), np.float32),
+            np.zeros((256, LIMITS.top_k), np.int32),
+            np.ones((256, LIMITS.top_k), np.float32),
+            np.zeros(256, np.int32),
+        )
+        client.send_forward(2, 0, 0, rows)
+        until(client.has_moved, lambda: None)
+        client.reopen()
+        assert not client.has_moved()
+        client.close()
+        server.close(0)
 
 
 @pytest.mark.parametrize("fetch", [True, False])

@@ -332,6 +332,20 @@ def test_a_doubt_that_the_next_pong_clears_asks_nothing() -> None:
         assert layer.tick(now_s, Around(pongs={0: pong(now_s, received_id=received)})) == []
 
 
+def test_what_is_still_on_its_way_over_a_slow_link_is_not_asked_again() -> None:
+    cluster = VirtualCluster(np.random.default_rng(1), [[0] for _ in range(EXPERTS)])
+    layer = make_layer(cluster, draw_ids(cluster.rng, 1), 1)
+    only(layer.begin(0.0))
+    for tenths in range(1, 50):
+        now_s = tenths / 10
+        layer.moved(0, now_s)
+        never_came = Around(pongs={0: pong(now_s, received_id=0, open_ids=0, computing_id=0)})
+        assert layer.tick(now_s, never_came) == []
+        assert layer.doubted() == {0}
+    later = Around(pongs={0: pong(5.2, received_id=0, open_ids=0, computing_id=0)})
+    only(layer.tick(5.2, later))
+
+
 def test_messages_that_are_lost_again_and_again_go_over_a_new_connection() -> None:
     cluster = VirtualCluster(np.random.default_rng(1), [[0] for _ in range(EXPERTS)])
     layer = make_layer(cluster, draw_ids(cluster.rng, 1), 1)

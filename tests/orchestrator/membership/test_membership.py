@@ -15,7 +15,18 @@ from orchestrator.membership.membership import Here, Membership, Send
 from orchestrator.membership.rescue import BoxRoom
 from placement.holders import HolderTable
 from placement.plan import Plan, PlannedTier, like_layers
-from transport.messages import Drop, ErrorCode, ErrorReply, Held, Hello, HelloReply, Hold, Ping, Pong, WorkerState
+from transport.messages import (
+    Drop,
+    ErrorCode,
+    ErrorReply,
+    Held,
+    Hello,
+    HelloReply,
+    Hold,
+    Ping,
+    Pong,
+    WorkerState,
+)
 
 
 def make_plan(*, replicas: bool) -> Plan:

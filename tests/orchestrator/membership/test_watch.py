@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import socket
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,6 +83,40 @@ class Box:
         return WorkerAddress(*self._endpoints, None, 0)
 
 
+class SlowLink:
+    """Passes on what comes for `endpoint`, so many bytes a second, and all answers at once."""
+
+    def __init__(self, endpoint: str, bytes_per_s: float) -> None:
+        self._to = "127.0.0.1", int(endpoint.rpartition(":")[2])
+        self._bytes_per_s = bytes_per_s
+        self._listener = socket.socket()
+        # Or the kernel would take in all that is sent, however slowly it is read.
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen()
+        self.endpoint = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(self._to)
+                for source, target, rate in ((near, far, self._bytes_per_s), (far, near, math.inf)):
+                    threading.Thread(target=self._pass_on, args=(source, target, rate), daemon=True).start()
+
+    @staticmethod
+    def _pass_on(source: socket.socket, target: socket.socket, bytes_per_s: float) -> None:
+        with suppress(OSError), source, target:
+            while part := source.recv(4096):
+                time.sleep(len(part) / bytes_per_s)
+                target.sendall(part)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
 class Own:
     """The head's own process, which serves whatever it is told to: it has the whole file."""
 
@@ -112,7 +150,12 @@ class Running:
 
 @contextmanager
 def two_boxes(
-    model_dir: Path, *, replicas: bool, head_can: bool = False, wait_s: float = 20.0
+    model_dir: Path,
+    *,
+    replicas: bool,
+    head_can: bool = False,
+    wait_s: float = 20.0,
+    link_bytes_per_s: float = math.inf,
 ) -> Iterator[Running]:
     plain = plain_model(model_dir)
     config, checkpoint = Step35Config.load(model_dir), SafetensorsCheckpoint.open(model_dir)
@@ -131,11 +174,17 @@ def two_boxes(
             experts = load_tiers(tiers_of(plan, worker.name), checkpoint, config, "float32")
             boxes.append(Box(worker.name, experts, limits))
             stack.callback(boxes[-1].stop)
+        addresses = {worker.name: box.address for worker, box in zip(plan.workers, boxes, strict=True)}
+        if link_bytes_per_s < math.inf:
+            for name, address in addresses.items():
+                link = SlowLink(address.endpoint, link_bytes_per_s)
+                stack.callback(link.close)
+                addresses[name] = replace(address, endpoint=link.endpoint)
         context = stack.enter_context(zmq.Context())
         watch = stack.enter_context(
             ClusterWatch(
                 plan,
-                {worker.name: box.address for worker, box in zip(plan.workers, boxes, strict=True)},
+                addresses,
                 Expected(shape.fingerprint, "float32"),
                 limits,
                 session=session,
@@ -206,6 +255,15 @@ def test_the_head_takes_on_the_experts_of_a_box_that_stays_away(model_dir: Path)
         assert generate(running.head, PROMPT, PARAMS, stop_one).token_ids == expected
         assert running.counts("died", "rescued", "pass_repeated") == [1, 1, 1]
         assert running.own.orders
+
+
+def test_what_takes_long_over_a_slow_link_is_sent_once(model_dir: Path) -> None:
+    prompt, params = [*range(5, 105)], replace(PARAMS, max_tokens=1, mtp=0, chunk_size=128)
+    expected = generate(plain_model(model_dir), prompt, params).token_ids
+    # A layer's rows take a third of a second. A lost message would be asked again after half of that.
+    with two_boxes(model_dir, replicas=False, link_bytes_per_s=40_000) as running:
+        assert generate(running.head, prompt, params).token_ids == expected
+        assert running.counts("retried", "hedged") == [0, 0]
 
 
 def test_where_nobody_can_the_bytes_are_named(model_dir: Path) -> None:
