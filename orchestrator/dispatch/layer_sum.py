@@ -18,10 +18,9 @@ from orchestrator.dispatch.debts import Ask, Attempt, Debt, Ints, OpenRequest, R
 from orchestrator.dispatch.pass_lost import PassLost
 from orchestrator.dispatch.running_sum import RunningSum
 from orchestrator.dispatch.sharing import Share, chosen_workers, shares
-from orchestrator.dispatch.signs import Sign, sign_of
+from orchestrator.dispatch.signs import Sign, hangs, read_sign
 from orchestrator.dispatch.terms import ALL_WELL, Around, Choose, Terms
 from orchestrator.membership.events import Event, GaveUp, Hedged, Refused, Retried
-from orchestrator.membership.standing import PongSeen
 from placement.errors import NonFiniteError
 
 
@@ -260,43 +259,20 @@ class LayerSum:
 
     def _is_lost(self, request: OpenRequest, now_s: float) -> bool:
         """Whether no answer will come to a request, as far as the worker's pulse tells."""
-        ask = request.ask
-        if ask.worker == self.terms.local:
+        worker = request.ask.worker
+        if worker == self.terms.local:
             return False
-        if ask.worker in self.around.gone or ask.worker in self._given_up:
+        if worker in self.around.gone or worker in self._given_up:
             return True
-        pong = self.around.pongs.get(ask.worker)
-        if pong is None or pong.sent_s <= request.asked_s:
-            return False
-        if self._hangs(pong, ask):
-            self._give_up(ask.worker, f"it has computed one request for {pong.computing_s:.0f} s")
-            return True
-        sign = sign_of(ask.request_id, pong)
-        if sign is Sign.WELL:
-            request.doubted_s = math.inf
-            return False
-        if request.doubted_s == math.inf:
-            request.doubted_s = now_s
-        if now_s < request.doubted_s + self._transfer_s(ask):
-            return False
-        if sign is Sign.IDLE:
-            self._last_reason = (
-                f"worker '{self.terms.names[ask.worker]}' has a request and does not compute it"
-            )
+        pong = self.around.pongs.get(worker)
+        sign = read_sign(request, pong, self.terms, self._transfer_s(request.ask), now_s)
+        if sign is Sign.HANGS and pong is not None:
+            self._give_up(worker, f"it has computed one request for {pong.computing_s:.0f} s")
+        elif sign is Sign.IDLE:
+            self._last_reason = f"worker '{self.terms.names[worker]}' has a request and does not compute it"
             refused = request.attempt.debt.refused
-            refused[ask.worker] = refused.get(ask.worker, 0) + 1
-        return True
-
-    def _hangs(self, pong: PongSeen, ask: Ask | None = None) -> bool:
-        """Whether a worker has computed one request for too long: `ask`, or what others have answered."""
-        if not pong.computing_id:
-            return False
-        patience, pace = self.terms.patience, self.terms.pace
-        if ask is not None and pong.computing_id == ask.request_id:
-            stuck_s = patience.stuck_s(ask.pairs, pace.known_late_s(ask.worker, ask.pairs))
-        else:
-            stuck_s = patience.stuck_s(pace.pairs_at_most(pong.computing_id))
-        return pong.computing_s > stuck_s
+            refused[worker] = refused.get(worker, 0) + 1
+        return sign is not Sign.WELL
 
     def _transfer_s(self, ask: Ask) -> float:
         return self.terms.patience.transfer_s(4 * self.hidden_size * len(ask.rows))
@@ -338,7 +314,7 @@ class LayerSum:
             return self._ask_again(debt, now_s, lost, pause_s)
         # One whose queue is full answers at once that it is, also when it hangs.
         pongs = self.around.pongs
-        hanging = [worker for worker in workers if worker in pongs and self._hangs(pongs[worker])]
+        hanging = [worker for worker in workers if worker in pongs and hangs(pongs[worker], self.terms)]
         if hanging:
             since_s = pongs[hanging[0]].computing_s
             self._give_up(hanging[0], f"it has computed what was asked before for {since_s:.0f} s")
