@@ -11,6 +11,7 @@ from orchestrator.cluster.heads import Heads
 from orchestrator.cluster.keys_folder import read_pair
 from orchestrator.cluster.run_state import RUN, RunState, RunStateError, read_run_state
 from orchestrator.dispatch.view import WorkerAddress
+from placement.errors import PotluckError
 from placement.files.quote import quote
 from placement.plan import Plan
 from transport.keys import KeyPair
@@ -20,6 +21,7 @@ from transport.keys import KeyPair
 class RunningCluster:
     """Addresses of its workers, the pair of keys that they let in, and this run's share of it."""
 
+    folder: Path
     keys: KeyPair
     state: RunState
     heads: Heads
@@ -30,12 +32,14 @@ class RunningCluster:
 
     def wait_ready(self) -> Mapping[str, WorkerAddress]:
         """Where each worker served last, by name; one that is away now may come back there."""
-        return {
-            worker.name: WorkerAddress(
-                worker.endpoint, worker.pulse_endpoint, worker.public_key.encode(), worker.instance
-            )
-            for worker in self.state.workers
-        }
+        return _addresses(self.state)
+
+    def now_at(self) -> Mapping[str, WorkerAddress]:
+        """Where the cluster's keeper has noted each since; nowhere else while nothing can be read."""
+        try:
+            return _addresses(read_run_state(self.folder))
+        except PotluckError:
+            return {}
 
 
 @contextmanager
@@ -58,4 +62,13 @@ def running_cluster(folder: Path, heads: Heads, plan: Plan) -> Iterator[RunningC
             f"{folder / RUN}: of another plan than {state.plan}, which has no worker {quote(unknown)}; "
             "if `potluck up` is at work, try again when it is done, else run `potluck up`"
         )
-    yield RunningCluster(read_pair(folder, state.head), state, heads)
+    yield RunningCluster(folder, read_pair(folder, state.head), state, heads)
+
+
+def _addresses(state: RunState) -> dict[str, WorkerAddress]:
+    return {
+        worker.name: WorkerAddress(
+            worker.endpoint, worker.pulse_endpoint, worker.public_key.encode(), worker.instance
+        )
+        for worker in state.workers
+    }

@@ -108,6 +108,10 @@ class RayWorkers:
                 time.sleep(TICK_S)
         return {name: address_of(info) for name, info in self.infos.items()}
 
+    def now_at(self) -> Mapping[str, WorkerAddress]:
+        """Nowhere else: one that is started again is found where it was."""
+        return {}
+
 
 @contextmanager
 def _joined(address: str) -> Iterator[RayClient]:

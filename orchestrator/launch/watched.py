@@ -97,6 +97,7 @@ def watched(
             say=say,
             join_s=JOIN_S,
             alone=running.alone,
+            now_at=running.now_at,
         ) as watch:
             if not watch.wait_complete(GREET_TIMEOUT_S):
                 said = "; ".join(f"{name}: {text}" for name, text in sorted(watch.progress.items()) if text)

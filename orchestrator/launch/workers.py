@@ -38,6 +38,10 @@ class Workers(Protocol):
         """
         ...
 
+    def now_at(self) -> Mapping[str, WorkerAddress]:
+        """Where workers serve that came, or moved, after `wait_ready`; asked again and again, so cheap."""
+        ...
+
 
 def address_of(info: WorkerInfo) -> WorkerAddress:
     """Where a worker says that it is."""

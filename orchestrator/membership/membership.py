@@ -211,16 +211,13 @@ class Membership:
                     self._reconsider(now_s)
         self._publish(now_s)
 
-    def reach(self, name: str, address: WorkerAddress) -> int:
-        """A worker is reached there from now on; returns its index. It is greeted like any other."""
-        for worker, member in self._members.items():
-            if member.name == name:
-                member.address = address
-                member.greeted_s = -math.inf
-                return worker
-        raise ValueError(f"no worker of the plan is named {name!r}")
+    def reach(self, worker: int, address: WorkerAddress) -> None:
+        """A worker is reached there from now on, and greeted like any other."""
+        if (member := self._members.get(worker)) is not None:
+            member.address = address
+            member.greeted_s = -math.inf
 
-    def change(self, plan: Plan, addresses: Mapping[str, WorkerAddress], now_s: float) -> bool:
+    def change(self, plan: Plan, now_s: float) -> bool:
         """Use another plan from the next view on; its workers hold what it says already.
 
         Known workers keep their indices, new ones come last. Its epoch must be the one after that of the view
@@ -230,7 +227,7 @@ class Membership:
         if plan.epoch != self._view.epoch + 1 or changes.is_under_way or self._is_stale:
             return False
         changes.plan = plan
-        self._add_members(addresses)
+        self._add_members({})
         self._reconsider(now_s)
         self._publish(now_s, must=True)
         return True

@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self, TypeVar
@@ -37,6 +38,9 @@ from workers.obey import Holder, obey
 
 T = TypeVar("T")
 
+FIND_S = 1.0
+"""How often it is asked where workers are."""
+
 
 class ClusterWatch:
     """Greets the plan's workers, watches their pulses, and publishes what a dispatcher must know.
@@ -45,7 +49,7 @@ class ClusterWatch:
 
     Args:
         plan: what each worker was started with.
-        addresses: by worker name, as far as they are known; more may follow.
+        addresses: by worker name, as far as they are known.
         expected: what each worker must serve.
         limits: of the messages.
         session: number of this head process.
@@ -55,6 +59,7 @@ class ClusterWatch:
         say: takes one line on each event that people should see.
         join_s: how long workers that were never seen are waited for before others take on their experts.
         alone: whether no other head asks these workers now; called in the watch's thread.
+        now_at: where workers serve that came or moved since; called likewise, every second.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class ClusterWatch:
         patience: Patience | None = None,
         join_s: float = math.inf,
         alone: Callable[[], bool] = lambda: True,
+        now_at: Callable[[], Mapping[str, WorkerAddress]] = dict,
     ) -> None:
         self.log = EventLog(say)
         self._limits = limits
@@ -90,10 +96,11 @@ class ClusterWatch:
             join_s=join_s,
             alone=alone,
         )
-        self._names = {name: index for index, name in enumerate(w.name for w in plan.workers)}
+        self._names = _indices(plan)
         self._addresses = {self._names[name]: address for name, address in addresses.items()}
         self._standing = self._membership.standing
         self._oldest_epoch: Callable[[], int | None] = lambda: None
+        self._now_at, self._find_at_s = now_at, time.monotonic() + FIND_S
         self._calls: SimpleQueue[Callable[[float], object]] = SimpleQueue()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -127,15 +134,7 @@ class ClusterWatch:
                 lambda now_s: self._membership.accused(event.worker, event.why, now_s, for_good=for_good)
             )
 
-    def reach(self, name: str, address: WorkerAddress) -> None:
-        """A worker of the plan is reached there from now on."""
-
-        def call(_: float) -> None:
-            self._addresses[self._membership.reach(name, address)] = address
-
-        self._calls.put(call)
-
-    def change(self, plan: Plan, addresses: Mapping[str, WorkerAddress] | None = None) -> bool:
+    def change(self, plan: Plan) -> bool:
         """Use another plan, which the workers hold already, from the next pass on.
 
         Returns:
@@ -146,11 +145,10 @@ class ClusterWatch:
         """
 
         def call(now_s: float) -> bool:
-            if not self._membership.change(plan, addresses or {}, now_s):
+            if not self._membership.change(plan, now_s):
                 return False
             self._standing = self._membership.standing
-            indices = {worker.name: index for index, worker in enumerate(plan.workers)}
-            self._addresses |= {indices[name]: address for name, address in (addresses or {}).items()}
+            self._names = _indices(plan)
             return True
 
         return self._called(call)
@@ -221,6 +219,7 @@ class ClusterWatch:
     def _watch(self, sockets: _Sockets) -> None:
         membership = self._membership
         while not self._stopping:
+            self._find(time.monotonic())
             sockets.match(self._addresses, membership.name_of)
             wait_s = max(0.0, membership.wake_at_s() - time.monotonic())
             for worker in sockets.wait(wait_s):
@@ -232,6 +231,17 @@ class ClusterWatch:
                     break
             self._do(membership.tick(time.monotonic(), self._oldest_epoch()), sockets)
             self._standing = membership.standing
+
+    def _find(self, now_s: float) -> None:
+        """Reach workers of the plan that came or moved."""
+        if now_s < self._find_at_s:
+            return
+        self._find_at_s = now_s + FIND_S
+        for name, address in self._now_at().items():
+            worker = self._names.get(name)
+            if worker is not None and not _is_there(self._addresses.get(worker), address):
+                self._addresses[worker] = address
+                self._membership.reach(worker, address)
 
     def _take(self, worker: int, sockets: _Sockets) -> None:
         """All that has come from one worker, and what follows."""
@@ -273,6 +283,16 @@ class ClusterWatch:
         except PotluckError as error:
             reply = ErrorReply(order.request_id, ErrorCode.REFUSED, str(error)[:MAX_TEXT_CHARS])
         return self._membership.received(action.worker, reply, time.monotonic())
+
+
+def _indices(plan: Plan) -> dict[str, int]:
+    """Of the plan's workers, by name."""
+    return {worker.name: index for index, worker in enumerate(plan.workers)}
+
+
+def _is_there(known: WorkerAddress | None, address: WorkerAddress) -> bool:
+    """Whether a worker is reached there already, whichever process it is."""
+    return known is not None and replace(known, instance=address.instance) == address
 
 
 class _Sockets:

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.cluster.heads import Heads
 from orchestrator.cluster.keys_folder import ensure_keys
-from orchestrator.cluster.run_state import RunStateError, write_run_state
+from orchestrator.cluster.run_state import RUN, RunStateError, write_run_state
 from orchestrator.cluster.running import running_cluster
 from tests.orchestrator.cluster.test_run_state import STATE, WORKER
 from tests.orchestrator.command_line import says
@@ -33,3 +33,8 @@ def test_what_runs_by_another_plan_is_told_with_both_files(tmp_path: Path) -> No
         write_run_state(tmp_path, replace(STATE, workers=(replace(WORKER, name=name),)))
         with running_cluster(tmp_path, heads, plan) as running:
             assert set(running.wait_ready()) == {name}
+            moved = replace(WORKER, name=name, endpoint="tcp://10.0.0.2:4001")
+            write_run_state(tmp_path, replace(STATE, workers=(moved,)))
+            assert running.now_at()[name].endpoint == "tcp://10.0.0.2:4001"
+            (tmp_path / RUN).write_text("half", encoding="utf-8")
+            assert running.now_at() == {}

@@ -451,17 +451,17 @@ def test_another_plan_is_used_from_the_next_view_on() -> None:
     cluster.run(0.5)
     before = cluster.of.standing.view
     moved = replace(make_plan(replicas=False), epoch=before.epoch + 1)
-    assert cluster.of.change(moved, {}, cluster.now_s)
+    assert cluster.of.change(moved, cluster.now_s)
     after = cluster.of.standing.view
     assert after.epoch > before.epoch
     assert after.holders == moved.holder_table
     assert after.addresses == before.addresses
     # Two plans never have one epoch: what was made from an older view is not used.
-    assert not cluster.of.change(moved, {}, cluster.now_s)
+    assert not cluster.of.change(moved, cluster.now_s)
     cluster.silent = {0}
     cluster.run(3.1)
     late = replace(make_plan(replicas=True), epoch=after.epoch + 1)
-    assert not cluster.of.change(late, {}, cluster.now_s)
+    assert not cluster.of.change(late, cluster.now_s)
     assert cluster.of.standing.view.plan.holder_table == moved.holder_table
 
 
@@ -476,7 +476,7 @@ def test_who_was_started_from_an_older_plan_is_told_what_the_plan_in_use_gives_i
     holds = [index for index, (_, order) in enumerate(cluster.orders) if isinstance(order, Hold)]
     assert holds == [0, 1]
     moved = replace(make_plan(replicas=True), epoch=cluster.of.standing.view.epoch + 1)
-    assert cluster.of.change(moved, {}, cluster.now_s)
+    assert cluster.of.change(moved, cluster.now_s)
     cluster.orders.clear()
     cluster.instance[0] = 11
     cluster.run(1.0)

@@ -59,8 +59,12 @@ class Box:
 
     def __init__(self, name: str, experts: ExpertTier, limits: WireLimits) -> None:
         self._name, self._experts, self._limits = name, experts, limits
-        self._endpoints = ("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
+        self.move()
         self.start()
+
+    def move(self) -> None:
+        """Where the next start finds free ports."""
+        self._endpoints = ("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
 
     def start(self) -> None:
         handler = Obeys(self._name, self._limits, "float32", 1)
@@ -140,8 +144,15 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Running:
     """A head over two boxes that are watched."""
 
-    def __init__(self, head: Step35Model, boxes: list[Box], watch: ClusterWatch, own: Own) -> None:
-        self.head, self.boxes, self.watch, self.own = head, boxes, watch, own
+    def __init__(
+        self,
+        head: Step35Model,
+        boxes: list[Box],
+        watch: ClusterWatch,
+        own: Own,
+        found: dict[str, WorkerAddress],
+    ) -> None:
+        self.head, self.boxes, self.watch, self.own, self.found = head, boxes, watch, own, found
 
     def counts(self, *kinds: str) -> list[int]:
         counts = self.watch.log.counts()
@@ -156,6 +167,7 @@ def two_boxes(
     head_can: bool = False,
     wait_s: float = 20.0,
     link_bytes_per_s: float = math.inf,
+    known: int = 2,
 ) -> Iterator[Running]:
     plain = plain_model(model_dir)
     config, checkpoint = Step35Config.load(model_dir), SafetensorsCheckpoint.open(model_dir)
@@ -180,20 +192,22 @@ def two_boxes(
                 link = SlowLink(address.endpoint, link_bytes_per_s)
                 stack.callback(link.close)
                 addresses[name] = replace(address, endpoint=link.endpoint)
+        found: dict[str, WorkerAddress] = {}
         context = stack.enter_context(zmq.Context())
         watch = stack.enter_context(
             ClusterWatch(
                 plan,
-                addresses,
+                dict([*addresses.items()][:known]),
                 Expected(shape.fingerprint, "float32"),
                 limits,
                 session=session,
                 here=own if head_can else None,
                 room={"head": BoxRoom(1e9)} if head_can else None,
+                now_at=lambda: found,
             )
         )
         # With replicas every expert has a holder before both boxes take part.
-        wait_until(lambda: not watch.standing().dead)
+        wait_until(lambda: len(watch.standing().dead) == 2 - known)
 
         def connect(name: str, address: WorkerAddress) -> WorkerClient:
             return WorkerClient(context, address.endpoint, limits, name=name, session=session)
@@ -209,7 +223,7 @@ def two_boxes(
         stack.callback(dispatcher.close)
         watch.follow(lambda: dispatcher.epoch)
         head = Step35Model(plain.config, plain.weights, plain.dtype, dispatcher, dispatcher.timer)
-        yield Running(head, boxes, watch, own)
+        yield Running(head, boxes, watch, own, found)
 
 
 def test_a_text_goes_on_where_another_box_holds_the_same(model_dir: Path) -> None:
@@ -255,6 +269,26 @@ def test_the_head_takes_on_the_experts_of_a_box_that_stays_away(model_dir: Path)
         assert generate(running.head, PROMPT, PARAMS, stop_one).token_ids == expected
         assert running.counts("died", "rescued", "pass_repeated") == [1, 1, 1]
         assert running.own.orders
+
+
+def test_a_box_that_comes_later_or_moves_is_taken_into_a_run(model_dir: Path) -> None:
+    expected = generate(plain_model(model_dir), PROMPT, PARAMS).token_ids
+    with two_boxes(model_dir, replicas=True, known=1) as running:
+        assert generate(running.head, PROMPT, PARAMS).token_ids == expected
+        assert running.watch.standing().dead == {1}
+        running.found["w1"] = running.boxes[1].address
+        running.found["no such worker"] = running.boxes[1].address
+        wait_until(lambda: not running.watch.standing().dead)
+        running.boxes[1].stop()
+        wait_until(lambda: running.watch.standing().dead == {1})
+        running.boxes[1].move()
+        running.boxes[1].start()
+        running.found["w1"] = running.boxes[1].address
+        wait_until(lambda: not running.watch.standing().dead)
+        # Only the one that came serves.
+        running.boxes[0].stop()
+        wait_until(lambda: running.watch.standing().dead == {0})
+        assert generate(running.head, PROMPT, PARAMS).token_ids == expected
 
 
 def test_what_takes_long_over_a_slow_link_is_sent_once(model_dir: Path) -> None:
