@@ -149,12 +149,10 @@ def _which(spec: TierSpec, specs: Sequence[TierSpec]) -> str:
     return f"device {quote(spec.name)}: " if len(specs) > 1 else ""
 
 
-def load_head_tiers(
-    plan: Plan, checkpoint: Checkpoint, config: Step35Config, on_progress: OnProgress | None = None
-) -> ExpertTier | None:
+def load_head_tiers(plan: Plan, checkpoint: Checkpoint, config: Step35Config) -> ExpertTier | None:
     """The experts in the head's own process, None where the plan has none there; errors as `load_tiers`."""
     specs = tiers_of(plan, LOCAL_WORKER) if plan.local_worker is not None else ()
-    return load_tiers(specs, checkpoint, config, plan.dtype, on_progress=on_progress) if specs else None
+    return load_tiers(specs, checkpoint, config, plan.dtype) if specs else None
 
 
 class TieredExperts:

@@ -171,7 +171,7 @@ def own_addresses() -> list[str]:
     return [e.address for e in entries if e.family == socket.AF_INET and not e.address.startswith("127.")]
 
 
-def route_to(peer: str, sys_folder: Path = _SYS) -> RouteFacts | None:
+def route_to(peer: str) -> RouteFacts | None:
     """The interface that this machine reaches an IPv4 address by; None where no way leads there."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
@@ -182,7 +182,7 @@ def route_to(peer: str, sys_folder: Path = _SYS) -> RouteFacts | None:
         own = probe.getsockname()[0]
     for name, entries in psutil.net_if_addrs().items():
         if any(entry.family == socket.AF_INET and entry.address == own for entry in entries):
-            return interface_facts(name, sys_folder)
+            return interface_facts(name, _SYS)
     return None
 
 

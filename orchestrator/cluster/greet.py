@@ -25,9 +25,7 @@ class Greeted:
     why: str = ""
 
 
-def greet(
-    workers: Sequence[RunningWorker], limits: WireLimits, own: KeyPair, timeout_s: float = TIMEOUT_S
-) -> dict[str, Greeted]:
+def greet(workers: Sequence[RunningWorker], limits: WireLimits, own: KeyPair) -> dict[str, Greeted]:
     """Greet workers over their pulse sockets.
 
     Args:
@@ -51,7 +49,7 @@ def greet(
             poller.register(client.socket, zmq.POLLIN)
             poller.register(client.monitor, zmq.POLLIN)
         began_s = time.monotonic()
-        while (left_s := began_s + timeout_s - time.monotonic()) > 0 and len(found) < len(clients):
+        while (left_s := began_s + TIMEOUT_S - time.monotonic()) > 0 and len(found) < len(clients):
             poller.poll(round(1000 * left_s))
             for name, client in clients.items():
                 seconds = time.monotonic() - began_s
@@ -71,5 +69,5 @@ def greet(
         for client in clients.values():
             client.close()
         context.destroy(linger=0)
-    silent = Greeted(None, timeout_s, f"no answer within {timeout_s:g} s")
+    silent = Greeted(None, TIMEOUT_S, f"no answer within {TIMEOUT_S:g} s")
     return {worker.name: found.get(worker.name, silent) for worker in workers}

@@ -18,7 +18,6 @@ from orchestrator.launch.workers import address_of, start_timeout_s
 from orchestrator.run_folder import run_folder, short_temp_dir
 from orchestrator.stopping import stopping_by_exception, uninterrupted
 from placement.errors import WorkerStartError
-from placement.message_size import MAX_MESSAGE_ROWS
 from placement.model_shape import ModelShape
 from placement.plan import Plan
 from transport.keys import KeyPair
@@ -33,7 +32,6 @@ def local_workers(
     model_path: Path,
     *,
     num_threads: int | None = None,
-    max_rows: int = MAX_MESSAGE_ROWS,
     reservation: str = "",
 ) -> Iterator[LocalWorkers]:
     """Begin to start the workers of the plan that hold experts, all here, whatever its nodes are called.
@@ -46,7 +44,6 @@ def local_workers(
 
     Args:
         num_threads: of each worker's tiers; None for an equal share of the cores.
-        max_rows: tokens in one message.
         reservation: of this process, if it covers the workers' memory.
 
     Raises:
@@ -54,7 +51,7 @@ def local_workers(
     """
     plan.check(shape)
     workers = plan.asked_workers
-    limits = WireLimits.for_shape(shape, max_rows)
+    limits = WireLimits.for_shape(shape)
     cores = len(os.sched_getaffinity(0))
     with stopping_by_exception(), run_folder(short_temp_dir()) as folder:
         specs = [

@@ -108,7 +108,7 @@ class Membership:
         self._members: dict[int, Member] = {}
         self._add_members(addresses)
         self._view = ClusterView(plan, frozenset(self._members), {})
-        self._standing = Standing(self._view, dead=frozenset(self._members), missing=self._waiting())
+        self._standing = Standing(self._view, missing=self._waiting())
 
     @property
     def standing(self) -> Standing:
@@ -411,7 +411,6 @@ class Membership:
         self._standing = Standing(
             view,
             frozenset(worker for worker, member in members.items() if member.condition is Condition.SUSPECT),
-            absent,
             pongs,
             missing,
         )

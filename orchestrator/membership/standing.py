@@ -34,16 +34,19 @@ class Standing:
     Attributes:
         view: the next pass runs on it if it is complete.
         suspects: workers that have been silent for a moment: others are asked too where they can.
-        dead: workers that are gone: what they owe is asked of others at once.
         pongs: by worker index.
         missing: why the view is not complete, for people; empty where it is.
     """
 
     view: ClusterView
     suspects: frozenset[int] = NOBODY
-    dead: frozenset[int] = NOBODY
     pongs: Mapping[int, PongSeen] = field(default_factory=dict)
     missing: str = ""
+
+    @property
+    def dead(self) -> frozenset[int]:
+        """Workers that do not take part: what they owe is asked of others at once."""
+        return self.view.absent
 
 
 Stand = Callable[[], Standing]

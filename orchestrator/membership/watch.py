@@ -21,7 +21,6 @@ from orchestrator.membership.rescue import BoxRoom
 from orchestrator.membership.standing import Standing
 from placement.errors import PotluckError
 from placement.experts import Experts
-from placement.patience import Patience
 from placement.plan import Plan
 from transport.keys import HeadKeys, KeyPair
 from transport.messages import (
@@ -74,7 +73,6 @@ class ClusterWatch:
         here: Holder | None = None,
         room: Mapping[str, BoxRoom] | None = None,
         say: Callable[[str], None] | None = None,
-        patience: Patience | None = None,
         join_s: float = math.inf,
         alone: Callable[[], bool] = lambda: True,
         now_at: Callable[[], Mapping[str, WorkerAddress]] = dict,
@@ -92,7 +90,6 @@ class ClusterWatch:
             tell=self.log.tell,
             now_s=time.monotonic(),
             room=room,
-            patience=patience,
             join_s=join_s,
             alone=alone,
         )

@@ -104,7 +104,7 @@ class Migrator:
         standing = self._watch.standing()
         plan = standing.view.plan
         # A suspicion may be false, and is no reason to give up what was loaded.
-        is_whole = not (standing.view.absent or standing.dead or takes_on(plan))
+        is_whole = not (standing.dead or takes_on(plan))
         for number, theirs in list(self._orders.items()):
             held, refusal = self._watch.ordered(theirs), self._watch.refusal(theirs)
             if refusal or (held is not None and held.done):

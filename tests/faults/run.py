@@ -188,7 +188,7 @@ class Trial:
         view = standing.view
         if not view.is_complete:
             return []
-        troubled = {view.names[index] for index in view.absent | standing.dead | standing.suspects}
+        troubled = {view.names[index] for index in standing.dead | standing.suspects}
         return sorted(set(self.workers.pids) & set(view.names) - troubled)
 
 

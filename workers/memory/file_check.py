@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from workers.formats.checkpoint import Checkpoint
 
@@ -16,13 +15,12 @@ class FileCheck:
     Reading a page that a file lost ends the process. Seen in time, a cut file ends one request only.
     """
 
-    def __init__(self, checkpoint: Checkpoint, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._clock = clock
-        self._next_s = clock() + CHECK_FILES_S
+        self._next_s = time.monotonic() + CHECK_FILES_S
 
     def __call__(self) -> None:
         """Look, unless that was done a moment ago; raises ModelFilesFailed for a changed file."""
-        if self._clock() >= self._next_s:
+        if time.monotonic() >= self._next_s:
             self._checkpoint.check_unchanged()
-            self._next_s = self._clock() + CHECK_FILES_S
+            self._next_s = time.monotonic() + CHECK_FILES_S

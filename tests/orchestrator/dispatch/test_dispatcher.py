@@ -169,7 +169,7 @@ def deaf_box(plan: Plan, model_dir: Path, patience: Patience) -> Iterator[Dispat
         def standing() -> Standing:
             """The deaf worker dies a moment after the first look: as soon as something is asked of it."""
             asked.append(0.0)
-            return Standing(view, dead=frozenset({0}) if len(asked) > 3 else frozenset())
+            return Standing(view if len(asked) <= 3 else replace(view, absent=frozenset({0})))
 
         dispatcher = Dispatcher(standing, Connections(connect), local=None, max_rows=2048, patience=patience)
         stack.callback(dispatcher.close)
