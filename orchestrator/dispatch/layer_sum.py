@@ -56,14 +56,15 @@ class LayerSum:
     """
 
     __slots__ = (
+        "_complaints",
         "_expert_ids",
         "_given_up",
-        "_last_reason",
         "_later",
         "_open",
         "_round",
         "_sum",
         "_ticked_s",
+        "_why_lost",
         "around",
         "choose",
         "coarsened_rows",
@@ -96,7 +97,8 @@ class LayerSum:
         self._later: list[tuple[float, Debt]] = []
         self._given_up: set[int] = set()
         self._round = 0
-        self._last_reason = ""
+        self._complaints: dict[int, str] = {}
+        self._why_lost = ""
         self._ticked_s = -math.inf
 
     @property
@@ -197,7 +199,7 @@ class LayerSum:
             return []
         where = f"layer {self.layer}: "
         reason = where + reason.removeprefix(where)
-        self._last_reason = f"worker '{self.terms.names[worker]}' refused {reason}"
+        self._complaints[worker] = f"refused {reason}"
         self._say(Refused(self.terms.names[worker], reason))
         for request in owed:
             refused = request.attempt.debt.refused
@@ -269,7 +271,7 @@ class LayerSum:
         if sign is Sign.HANGS and pong is not None:
             self._give_up(worker, f"it has computed one request for {pong.computing_s:.0f} s")
         elif sign is Sign.IDLE:
-            self._last_reason = f"worker '{self.terms.names[worker]}' has a request and does not compute it"
+            self._complaints[worker] = "has a request and does not compute it"
             refused = request.attempt.debt.refused
             refused[worker] = refused.get(worker, 0) + 1
         return sign is not Sign.WELL
@@ -279,7 +281,7 @@ class LayerSum:
 
     def _give_up(self, worker: int, why: str) -> None:
         self._given_up.add(worker)
-        self._last_reason = f"worker '{self.terms.names[worker]}' is given up: {why}"
+        self._why_lost = f"worker '{self.terms.names[worker]}' is given up: {why}"
         self._say(GaveUp(self.terms.names[worker], why))
 
     def _lose(self, requests: Sequence[OpenRequest], now_s: float, pause_s: float = 0.0) -> list[Action]:
@@ -307,18 +309,10 @@ class LayerSum:
         tried = frozenset(debt.refused) if lost is None else frozenset(debt.refused) | {lost.ask.worker}
         chosen = self._choose(debt.expert_ids, gone, tried | self.around.suspects)
         workers = chosen_workers(chosen, debt.expert_ids)
-        stubborn = [w for w in workers if debt.refused.get(w, 0) >= self.terms.patience.refusals]
-        if stubborn:
-            begins, who, why = self._last_reason.partition(f"worker '{self.terms.names[stubborn[0]]}' ")
-            self._give_up(stubborn[0], f"it {why}" if who and not begins else "it refuses")
-            return self._ask_again(debt, now_s, lost, pause_s)
-        # One whose queue is full answers at once that it is, also when it hangs.
-        pongs = self.around.pongs
-        hanging = [worker for worker in workers if worker in pongs and hangs(pongs[worker], self.terms)]
-        if hanging:
-            since_s = pongs[hanging[0]].computing_s
-            self._give_up(hanging[0], f"it has computed what was asked before for {since_s:.0f} s")
-            return self._ask_again(debt, now_s, lost, pause_s)
+        for worker in workers:
+            if why := self._why_hopeless(debt, worker):
+                self._give_up(worker, why)
+                return self._ask_again(debt, now_s, lost, pause_s)
         if workers and workers[0] < 0:
             raise self._pass_lost(debt.expert_ids, chosen, gone)
         if pause_s and tried.intersection(workers):
@@ -327,6 +321,16 @@ class LayerSum:
         if lost is not None and not pause_s:
             self._retried(lost.ask.worker, workers, gone)
         return self._attempt(debt, chosen, workers, now_s)
+
+    def _why_hopeless(self, debt: Debt, worker: int) -> str:
+        """Why it is no use to ask a worker for a debt again; empty where it may be."""
+        if debt.refused.get(worker, 0) >= self.terms.patience.refusals:
+            return f"it {self._complaints.get(worker, 'refuses')}"
+        pong = self.around.pongs.get(worker)
+        if pong is not None and hangs(pong, self.terms):
+            # One whose queue is full answers at once that it is, also when it hangs.
+            return f"it has computed what was asked before for {pong.computing_s:.0f} s"
+        return ""
 
     def _ask_others(self, debt: Debt, now_s: float) -> list[Action]:
         """One attempt more, of others, if all that were asked are suspect or late."""
@@ -391,7 +395,7 @@ class LayerSum:
     def _pass_lost(self, expert_ids: Ints, chosen: NDArray[np.integer], gone: frozenset[int]) -> PassLost:
         missing = int(expert_ids[(chosen < 0) & (expert_ids >= 0)][0])
         if self._given_up:
-            return PassLost(self.layer, self._last_reason, refused=True)
+            return PassLost(self.layer, self._why_lost, refused=True)
         names = ", ".join(f"'{self.terms.names[index]}'" for index in sorted(gone))
         held = f"lost worker {names} held it and no other worker does" if gone else "no worker holds it"
         return PassLost(self.layer, f"layer {self.layer} expert {missing}: {held}")
