@@ -17,6 +17,7 @@ from orchestrator.cluster.ray_start import last_word, ray_address, start_script
 from orchestrator.cluster.run_state import RunningWorker, RunState
 from orchestrator.cluster.ssh import Ssh, push_files
 from orchestrator.each_box import each_box
+from orchestrator.launch.kept_worker import OVER
 from orchestrator.launch.ray_client import RayClient
 from orchestrator.launch.workers import start_timeout_s
 from orchestrator.nodes import Node
@@ -246,7 +247,7 @@ class Pool:
                 if state["state"] == "ready":
                     self._take_in(name, WorkerInfo.from_dict(state["info"]), state["since"])
                     del starting[name]
-                elif state["state"] in ("failed", "died", "ended", "none"):
+                elif state["state"] in OVER:
                     self._miss(name, state["message"] or "its worker ended")
                     del starting[name]
             if starting and time.monotonic() > until_s:

@@ -40,6 +40,10 @@ _MOST_LINES = 1_000
 _MOST_BYTES = 10_000_000
 
 
+OVER = frozenset({"failed", "died", "ended", "none"})
+"""States of a worker that is being started, after which it does not become ready."""
+
+
 @dataclass(frozen=True, slots=True)
 class KeptState:
     """How a kept worker is.

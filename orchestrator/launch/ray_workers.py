@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.dispatch.view import WorkerAddress
+from orchestrator.launch.kept_worker import OVER
 from orchestrator.launch.left_runs import RUNS
 from orchestrator.launch.ray_client import RayClient
 from orchestrator.launch.spawn import named
@@ -99,8 +100,8 @@ class RayWorkers:
                 if state["state"] == "ready":
                     self.infos[name] = WorkerInfo.from_dict(state["info"])
                     del self._starting[name]
-                elif state["state"] in ("failed", "died", "ended"):
-                    raise WorkerStartError(named(name, state["message"]))
+                elif state["state"] in OVER:
+                    raise WorkerStartError(named(name, state["message"] or "its worker ended"))
             if self._starting and time.monotonic() > self.until_s:
                 names = ", ".join(self._starting)
                 raise WorkerStartError(f"workers that took too long to start and were stopped: {names}")

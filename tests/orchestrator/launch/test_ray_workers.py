@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -23,7 +27,7 @@ from tests.orchestrator.random_plan import random_plan
 from tests.tiny_checkpoint import write_random_checkpoint
 from transport.client import WorkerClient
 from transport.expert_rows import ExpertRows
-from transport.keys import HeadKeys
+from transport.keys import HeadKeys, KeyPair
 from transport.messages import ForwardReply, WireLimits
 from workers.model_config import Step35Config
 
@@ -166,3 +170,17 @@ def worker_processes() -> list[psutil.Process]:
         except psutil.NoSuchProcess:
             continue
     return found
+
+
+def test_a_worker_that_its_actor_knows_nothing_of_is_not_waited_for() -> None:
+    """The actor was started again after the worker had ended."""
+    running = RayWorkers(
+        Mock(**{"state.return_value": {"state": "none", "message": ""}}),
+        KeyPair.make(),
+        time.monotonic() + DEADLINE_S,
+    )
+    spec: Any = SimpleNamespace(name="w0", to_json=lambda: "")
+    node: Any = SimpleNamespace(id="n")
+    running.start(spec, node, "runs/1/w0")
+    with pytest.raises(WorkerStartError, match="w0: its worker ended"):
+        running.wait_ready()
