@@ -1,14 +1,17 @@
-"""`potluck up`: what it says of where the plan's experts are."""
+"""`potluck up`: a file that it refuses, and what it says of where the plan's experts are."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from orchestrator.cli.up import placed
+from orchestrator.cluster.launcher_text import Draft, launcher_text
 from placement.holders import HolderTable
 from placement.plan import LOCAL_WORKER, Plan, PlannedTier
+from tests.orchestrator.command_line import Potluck, says
 from tests.orchestrator.random_plan import random_plan
 from tests.placement.shapes import small_shape
 
@@ -46,3 +49,15 @@ def test_every_box_with_experts_on_disk_is_named_and_what_is_in_its_memory_too_i
 def test_nothing_is_said_of_experts_in_memory() -> None:
     plan = plan_of((RAM, slice(0, 2)), (DISK, slice(0)), (OTHER, slice(2, None)))
     assert list(placed(plan, None)) == []
+
+
+def test_a_node_that_was_renamed_in_one_part_of_the_file_is_one_line(
+    potluck: Potluck, tmp_path: Path
+) -> None:
+    nodes = {"study": "192.168.1.10", "attic": "192.168.1.11"}
+    text = launcher_text(Draft("home", "study", nodes, "anna", "~/.ssh/id"))
+    file = tmp_path / "home.yaml"
+    file.write_text(text.replace("- name: attic", "- name: loft"))
+    code, out, err = potluck("up", file, "--model", tmp_path)
+    assert (code, out) == (2, "")
+    assert says(err, "home.yaml: head_start_ray_commands: expected 192.168.1.11=loft … found … attic")
