@@ -57,9 +57,3 @@ def test_up_and_status_where_this_is_not_the_head(potluck: Potluck, tmp_path: Pa
     code, _, err = potluck("status", file)
     assert code == 2
     assert says(err, "expected a running cluster, found none")
-
-
-def test_a_box_without_a_log_is_told_of(potluck: Potluck, tmp_path: Path) -> None:
-    code, out, err = potluck("logs", write_launcher(tmp_path), "study")
-    assert (code, out) == (0, "")
-    assert says(err, "study: no log there")
