@@ -35,6 +35,17 @@ def stop_by_exception() -> None:
 
 
 @contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """End so for a block that loads libraries, where `stop_by_exception` is in force."""
+    before = _handlers()
+    _set({number: _end for number, handler in before.items() if handler is _raise})
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+@contextmanager
 def stopping_by_exception() -> Iterator[None]:
     """The same for a block, and only for signals that would end the process with no cleaning up at all."""
     before = _handlers()

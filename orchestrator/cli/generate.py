@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,15 +14,12 @@ from orchestrator.cli.options import Json, Kv
 from orchestrator.cli.output import errors, print_json, print_note
 from orchestrator.cli.progress import shown_progress
 from orchestrator.cli.prompt import check_prompt_options, encoded, ids_of, load_tokenizer
-from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.cli.running import Running, disks, moving, of_cluster, workers_of
 from orchestrator.cli.stream import Stream
-from orchestrator.generate import GenerationParams, GenerationResult, check_length
 from orchestrator.one_box import plan_here
-from orchestrator.report import RunReport
 from orchestrator.run_memory import Demand, mapped_parts
 from orchestrator.runnable import DEFAULT_DTYPE, DtypeName, check_runnable
-from orchestrator.session import open_session
+from orchestrator.stopping import stopping_at_once
 from placement.errors import InputError, NonFiniteError, PlanError
 from placement.kv_size import KvForm
 from placement.plan import Plan
@@ -34,6 +31,10 @@ from workers.formats.identity import check_made_for
 from workers.formats.open_model import OpenModel, kept_forms, open_model
 from workers.memory.reservations import free_memory
 from workers.tiers import tiers_of
+
+if TYPE_CHECKING:
+    from orchestrator.generate import GenerationResult
+    from orchestrator.report import RunReport
 
 
 def generate(
@@ -99,6 +100,11 @@ def generate(
         running, model, plan = of_cluster(cluster, model)
     if model is None:
         raise InputError("expected --model DIR, or --cluster CLUSTER.yaml of a cluster that runs")
+    with stopping_at_once():
+        # Torch takes seconds to load, which nobody should wait for whose cluster is not up.
+        from orchestrator.cli.run_tables import run_tables
+        from orchestrator.generate import GenerationParams, check_length
+        from orchestrator.session import open_session
     check_prompt_options(prompt, token_ids, chat=chat, system=system)
     said_ids = None if token_ids is None else ids_of(token_ids)
     opened = open_model(model_folder(model))
@@ -235,6 +241,8 @@ def _starting(plan: Plan, *, planned: bool) -> str:
 
 def document(result: GenerationResult, report: RunReport, text: str) -> dict[str, Any]:
     """The JSON that scripts rely on (docs/json.md)."""
+    from orchestrator.cli.run_tables import report_document
+
     return {
         "token_ids": list(result.token_ids),
         "text": text,

@@ -11,7 +11,8 @@ import typer
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import print_json, print_note
 from orchestrator.cluster.keeper import KEEPER_LOG
-from orchestrator.cluster.launcher_file import load_launcher
+from orchestrator.cluster.launcher_file import Launcher, load_launcher
+from orchestrator.cluster.run_state import RUN, read_run_state
 from orchestrator.cluster.ssh import Ssh, python_of
 
 
@@ -43,4 +44,14 @@ def logs(
         return
     sys.stdout.writelines(f"{line}\n" for line in found)
     if not found:
-        print_note(f"{node}: no log there: `potluck status {cluster}` says what runs")
+        print_note(f"{node}: {_why_none(launcher, node)}")
+
+
+def _why_none(launcher: Launcher, node: str) -> str:
+    """Why a box has no log."""
+    if not (launcher.state_folder / RUN).exists():
+        return f"no log, because the cluster is not up: `potluck up {launcher.path}` starts it"
+    state = read_run_state(launcher.state_folder)
+    if node in {state.head, *state.missing, *(worker.node for worker in state.workers)}:
+        return f"nothing is logged there so far: `potluck status {launcher.path}` says what runs"
+    return "no log, because it is idle: the plan puts no experts there"

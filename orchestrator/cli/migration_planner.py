@@ -19,6 +19,7 @@ from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan
 from placement.policies.least_time.objective import speed
 from placement.routing.drift import drift_test
+from placement.units import compared
 from placement.workload import SINGLE_TOKEN
 
 # A change is called where there is none at most this often.
@@ -64,11 +65,11 @@ def propose(asked: Propose, shape: ModelShape, limits: MigrationLimits) -> Propo
     now_s, then_s = float(now.mean()), float(then.mean())
     error_s = float((now - then).std(ddof=1)) / math.sqrt(_PARTS)
     if now_s - then_s < max(_LEAST_GAIN * now_s, _ERRORS * error_s):
-        why = f"the best move for it is no sure gain: {now_s / then_s - 1:.1%} on the newest of it"
+        why = f"the best move for it is no sure gain: {compared(now_s / then_s)} on the newest of it"
         return Proposal(f"{changed}, but {why}", p_value=drift.p_value)
     return Proposal(
-        f"{changed}: moving {_arriving(plan, target).sum()} experts makes decoding {now_s / then_s - 1:.1%} "
-        "faster",
+        f"{changed}: moving {_arriving(plan, target).sum()} experts makes decoding "
+        f"{compared(now_s / then_s)}",
         target,
         drift.p_value,
         payback_s(plan, target, limits.rate_bytes_per_s, now_s, then_s),

@@ -16,7 +16,7 @@ from placement.answers.summary import PlanSummary
 from placement.answers.survival import Survival
 from placement.interop.export import Exported
 from placement.plan import Plan
-from placement.units import size
+from placement.units import compared, size
 from placement.workload import describe
 from placement.workload_fields import workload_fields
 
@@ -170,8 +170,8 @@ def plan_parts(planned: Planned) -> list[Group | str]:
         ]
         if (copies := prediction.copies) is not None:
             parts.append(
-                f"Copies: {copies.num_copies:,} experts, decode {gain_of(copies.decode_gain)}, "
-                f"prompts {gain_of(copies.prompt_gain)}."
+                f"Copies: {copies.num_copies:,} experts, decode {compared(1 + copies.decode_gain)}, "
+                f"prompts {compared(1 + copies.prompt_gain)}."
             )
     parts += _survival_lines(planned)
     if (workload := planned.plan.workload) is not None:
@@ -195,8 +195,8 @@ def _survival_lines(planned: Planned) -> list[str]:
             + f" experts have {survival.second_holders:,} more holders on other boxes."
         )
         if (without := survival.without) is not None and planned.prediction is not None:
-            decode = _change(planned.prediction.tokens_per_s, without.tokens_per_s)
-            prompts = _change(planned.prediction.prefill_tokens_per_s, without.prefill_tokens_per_s)
+            decode = compared(planned.prediction.tokens_per_s / without.tokens_per_s)
+            prompts = compared(planned.prediction.prefill_tokens_per_s / without.prefill_tokens_per_s)
             lines.append(
                 f"A plan without them: {without.tokens_per_s:.2f} tokens/s, prompts about "
                 f"{without.prefill_tokens_per_s:.0f} tokens/s. So they make decoding {decode} and prompts "
@@ -218,22 +218,8 @@ def _survival_lines(planned: Planned) -> list[str]:
     return lines
 
 
-def _change(now: float, without: float) -> str:
-    """How much faster or slower, in tenths of a per cent."""
-    change = round(now / without - 1, 3)
-    if not change:
-        return "as fast"
-    return f"{abs(change):.1%} {'faster' if change > 0 else 'slower'}"
-
-
 def _remote(layers: float, of_layers: int) -> str:
     return f"None of the {of_layers}" if layers < 0.05 else f"{layers:.1f} of {of_layers}"
-
-
-def gain_of(gain: float) -> str:
-    """A share more, or less, in tenths of a per cent."""
-    # A sum with 0 has no sign of its own where nothing is left of it.
-    return f"{round(gain, 3) + 0.0:+.1%}"
 
 
 def _no_room(contexts: Sequence[AtContext]) -> list[str]:

@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.output import print_note
-from orchestrator.launch.watched import room_elsewhere
-from orchestrator.launch.workers import Workers
-from orchestrator.membership.watch import ClusterWatch
-from orchestrator.migration.migration import MigrationLimits, MigrationState
-from orchestrator.session import Session
 from placement.errors import PotluckError
 from placement.plan import LOCAL_WORKER, Plan
-from workers.formats.open_model import OpenModel
 from workers.memory.reservations import free_memory
 
 if TYPE_CHECKING:
     from orchestrator.cluster.heads import Heads
+    from orchestrator.launch.workers import Workers
+    from orchestrator.membership.watch import ClusterWatch
+    from orchestrator.migration.migration import MigrationState
+    from orchestrator.session import Session
+    from workers.formats.open_model import OpenModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,9 @@ def moving(session: Session, watch: ClusterWatch, model: OpenModel, running: Run
     # The planner takes a while to load, and other runs do without.
     from orchestrator.cli.migrating import kept_traffic, migrating
     from orchestrator.cluster.moved_plan import use_plan
+    from orchestrator.launch.watched import room_elsewhere
     from orchestrator.migration.decision_file import write_decision
+    from orchestrator.migration.migration import MigrationLimits
 
     def note(state: MigrationState) -> None:
         # Where it cannot be kept, `status` shows an older one, and the run goes on.

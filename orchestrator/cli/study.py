@@ -22,6 +22,7 @@ from placement.answers.study.inputs import check_inputs
 from placement.answers.study.results import ResultsFolder
 from placement.answers.study.runner import run_cells
 from placement.files.atomic import check_targets
+from placement.units import gain_of
 
 _PAGE = "report.html"
 
@@ -78,7 +79,7 @@ def study(
             f"{1000 * (comparison.ours.step_s or 0):.2f}",
             comparison.best_baseline.policy,
             f"{1000 * (comparison.best_baseline.step_s or 0):.2f}",
-            f"{100 * comparison.gain:+.1f}%",
+            gain_of(comparison.gain),
         )
         for setting, comparison in zip(
             setting_labels([comparison.ours for comparison in comparisons]), comparisons, strict=True

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from orchestrator.cli.inputs import model_folder
@@ -13,6 +15,7 @@ from orchestrator.cli.output import once, print_error, print_json, print_note
 from orchestrator.cluster.launcher_file import load_launcher
 from orchestrator.cluster.ssh import Ssh
 from orchestrator.cluster.up import Raised, raise_cluster
+from placement.plan import Plan
 
 
 def up(
@@ -44,11 +47,9 @@ def up(
     if json:
         print_json(document(raised))
     elif not raised.lost_experts:
-        if not raised.state.workers and not raised.state.missing and launcher.others:
-            print_note(
-                f"all experts are on {raised.state.head}: by the plan the head's box alone is fastest. "
-                "`potluck plan` says by how much; its --policy uniform spreads them over all boxes"
-            )
+        is_alone = not raised.state.workers and not raised.state.missing and bool(launcher.others)
+        for line in placed(raised.plan, raised.state.head if is_alone else None):
+            print_note(line)
         print_note(
             f"up: `potluck generate --cluster {cluster} …` uses it, `potluck status {cluster}` shows it"
         )
@@ -58,6 +59,27 @@ def up(
             f"in (`potluck status {cluster}` shows it); or plan without these boxes"
         )
         raise typer.Exit(2)
+
+
+def placed(plan: Plan, alone: str | None) -> Iterator[str]:
+    """How many experts come from disks, box by box, and why boxes stay idle.
+
+    Args:
+        alone: the head's node where the plan leaves all others idle.
+    """
+    masks = plan.holder_table.masks(len(plan.tiers))
+    is_disk = np.array([tier.kind == "disk" for tier in plan.tiers])
+    for worker in plan.workers:
+        tiers = list(worker.tiers)
+        held = masks[tiers].any(axis=0)
+        on_disk = held & ~masks[tiers][~is_disk[tiers]].any(axis=0)
+        if on_disk.any():
+            yield f"{worker.node}: {on_disk.sum():,} of its {held.sum():,} experts are on its disk"
+    if alone is not None:
+        yield (
+            f"all experts are on {alone}: by the plan the head's box alone is fastest. `potluck plan` says "
+            "why; its --policy uniform spreads them over all boxes"
+        )
 
 
 def document(raised: Raised) -> dict[str, object]:

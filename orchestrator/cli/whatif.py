@@ -29,6 +29,7 @@ from placement.given.cluster_file import load_known_cluster
 from placement.given.cluster_spec import LinkSpec
 from placement.given.traces import GENERAL
 from placement.policies.registry import POLICIES, RUN_POLICIES
+from placement.units import gain_of
 from placement.workload import describe
 from placement.workload_fields import workload_fields
 
@@ -134,7 +135,7 @@ def _line(result: WhatIf, outcome: Outcome) -> tuple[str, ...]:
     return (
         outcome.what,
         f"{outcome.tokens_per_s:.2f}",
-        "now fits" if gain is None else f"{100 * gain:+.1f}%",
+        "now fits" if gain is None else gain_of(gain),
         f"{outcome.remote_layers_per_token:.1f}",
         _price(outcome.price),
         "" if gain is None or not outcome.price else f"{100 * gain / outcome.price * 100:+.1f}%",

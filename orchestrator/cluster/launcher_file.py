@@ -29,6 +29,8 @@ _WITH_FOLDERS = (
     "head_start_ray_commands",
     "worker_start_ray_commands",
 )
+# By which a start command tells its box, as `potluck init` writes it: `for OWN in ADDRESS=NAME … none;`.
+_OWN = re.compile(r"\bfor OWN in ([^;]*);")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,7 @@ def load_launcher(path: str | os.PathLike[str]) -> Launcher:
         raise ClusterFileError(
             f"{path}: provider.worker_ips: expected the address of node {missing[0]!r} too, found it nowhere"
         )
+    _check_start(part, addresses, path)
     notes = []
     if addresses[head_ip] != spec.head:
         notes.append(
@@ -205,6 +208,28 @@ def _check_folders(document: Mapping[object, object], name: str, path: object) -
                     f"{quote(f'{STATE_FOLDER}/{found}')}: use one name in the whole file, or write it anew "
                     "with `potluck init`"
                 )
+
+
+def _check_start(part: _RayModel, names: Mapping[str, str], path: object) -> None:
+    """Commands that tell their box by its address, and name it to Ray, know each box by the file's name.
+
+    Args:
+        names: by address.
+    """
+    for field, commands in (
+        ("head_start_ray_commands", part.head_start_ray_commands),
+        ("worker_start_ray_commands", part.worker_start_ray_commands),
+    ):
+        for listed in _OWN.findall(" ".join(commands)):
+            found = dict(word.split("=", 1) for word in listed.split() if "=" in word)
+            for address, name in names.items():
+                if found.get(address) != name:
+                    there = quote(f"{address}={found[address]}") if address in found else "nothing of it"
+                    raise ClusterFileError(
+                        f"{path}: {field}: expected {address}={name} after `for OWN in`, as the node is "
+                        f"called under metadata.potluck, found {there}: use one name and address in the "
+                        "whole file, or write it anew with `potluck init`"
+                    )
 
 
 def _box(node: NodeSpec, index: int, auth: _AuthModel, path: object) -> Box:

@@ -40,6 +40,7 @@ class Raised:
     """
 
     state: RunState
+    plan: Plan
     lost_experts: int
     keeper: int
     seconds: dict[str, float] = field(default_factory=dict)
@@ -87,7 +88,7 @@ def raise_cluster(
         # Workers of before end after a while without one.
         keeper = start_keeper(launcher) if (folder / RUN).exists() else 0
     serving = {worker.name for worker in pool.state().workers if worker.node not in pool.missing}
-    return Raised(pool.state(), lost_experts(wanted, serving), keeper, seconds)
+    return Raised(pool.state(), wanted.plan, lost_experts(wanted, serving), keeper, seconds)
 
 
 def _raise(wanted: Wanted, keys: ClusterKeys, ssh: Ssh, tell: Tell) -> Pool:

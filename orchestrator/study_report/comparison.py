@@ -8,6 +8,7 @@ from statistics import median
 
 from placement.answers.study.config import Batch
 from placement.answers.study.results import Row
+from placement.units import compared
 
 # The planner's own policies; all others are what people do today.
 OURS = ("least-time",)
@@ -49,12 +50,14 @@ def summary(comparisons: Sequence[Comparison]) -> str | None:
     """One sentence; None where there is nothing to compare."""
     if not comparisons:
         return None
-    gains = [f"{100 * gain:+.1f}%" for gain in sorted(comparison.gain for comparison in comparisons)]
-    middle = f"{100 * median(comparison.gain for comparison in comparisons):+.1f}%"
-    start = f"The best other policy's step is longer than the planner's by {middle}"
+    gains = sorted(comparison.gain for comparison in comparisons)
+    least, middle, most = (
+        compared(1 + gain, "longer", "shorter", "as long") for gain in (gains[0], median(gains), gains[-1])
+    )
+    start = f"Beside the planner's step, the best other policy's is {middle}"
     if len(gains) == 1:
         return f"{start}."
-    return f"{start} at the median of {len(gains)} settings (from {gains[0]} to {gains[-1]})."
+    return f"{start} at the median of {len(gains)} settings (from {least} to {most})."
 
 
 def batch_label(row: Row) -> str:

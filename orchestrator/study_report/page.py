@@ -15,6 +15,7 @@ from placement.answers.study.fit import not_fitting
 from placement.answers.study.results import Row
 from placement.files.atomic import replacing
 from placement.policies.registry import RUN_POLICIES
+from placement.units import gain_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ def write_page(study: Study, rows: Sequence[Row], path: Path) -> None:
         summary=summary(comparisons),
         not_fitting=not_fitting(rows),
         batch_label=batch_label,
+        gain_of=gain_of,
         run_policies=RUN_POLICIES,
         has_hits=any(row.hit_share is not None for row in rows),
     )

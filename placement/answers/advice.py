@@ -18,6 +18,7 @@ from placement.policies.least_time.policy import search_sample
 from placement.policies.least_time.refine import refine
 from placement.replay.evaluate import evaluate
 from placement.routing.planning_text import PlanningText, spread_steps
+from placement.units import compared
 
 _MOST_STEPS = 1000
 # Experts of a box count as whole layers where so many of its experts are in layers that it holds entirely.
@@ -66,8 +67,8 @@ def _alone(
     if times_as_long < 1 - _SAME:
         counted = " and prompts together" if problem.workload.prefill_passes_per_step else ""
         return [
-            f"the head's box alone would be {1 / times_as_long:.2f} times faster in MoE layers{counted}: use "
-            "it, or leave the policy to the planner"
+            f"the head's box alone would be {compared(1 / times_as_long)} in MoE layers{counted}: use it, or "
+            "leave the policy to the planner"
         ]
     if times_as_long > 1 + _SAME:
         longer = alone.decode_s / ours.decode_s
@@ -197,7 +198,7 @@ def _worth_of_statistics(problem: PlanningProblem, steps: NDArray[np.integer], o
     counts = np.sort(problem.stats.counts.astype(np.float64), axis=1)[:, ::-1]
     tenth = max(counts.shape[1] // 10, 1)
     hottest = float((counts[:, :tenth].sum(axis=1) / counts.sum(axis=1)).mean())
-    worth = f"against plans that ignore frequencies this one gains {max(gain, 0.0):.0%}"
+    worth = f"beside plans that ignore frequencies this one is {compared(1 + max(gain, 0.0))}"
     if problem.workload.prefill_passes_per_step:
         worth += ", prompts counted"
     if hottest < _EVEN_HOTTEST_TENTH:

@@ -18,6 +18,8 @@ from orchestrator.cli.app import run as execute
 from tests.orchestrator.command_line import Potluck, says
 from tests.orchestrator.processes import DEADLINE_S, run, start
 
+GENERATE = ["generate", "--model", "nowhere"]
+
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_is_listed_with_the_first_line_of_its_help(name: str, potluck: Potluck) -> None:
@@ -36,7 +38,14 @@ def test_help_of_stats_points_to_its_relatives(potluck: Potluck) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"), [(["--help"], 0), ([], 0), (["nonsense"], 2), (["plan", "--nonsense"], 2)]
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        ([], 0),
+        (["nonsense"], 2),
+        (["plan", "--nonsense"], 2),
+        (["generate", "--non"], 2),
+    ],
 )
 def test_help_and_mistakes_wait_for_neither_torch_nor_ray(arguments: list[str], code: int) -> None:
     program = """
@@ -95,7 +104,7 @@ def test_a_limit_on_addresses_is_named_where_memory_ran_out(
 def test_libraries_that_find_no_room_are_told_in_one_line() -> None:
     limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (300_000 << 10,) * 2); "
     done = subprocess.run(
-        [sys.executable, "-c", limited + "from orchestrator.cli.main import main; main()", "generate"],
+        [sys.executable, "-c", limited + "from orchestrator.cli.main import main; main()", *GENERATE],
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
@@ -104,8 +113,8 @@ def test_libraries_that_find_no_room_are_told_in_one_line() -> None:
     assert says(done.stderr, "error: out of memory: … limited to 307.2 MB (ulimit -v 300000)"), done.stderr
 
 
-@pytest.mark.parametrize("name", [pytest.param("demo", marks=pytest.mark.long), "generate", "up"])
-def test_code_that_was_not_compiled_is_one_line(name: str) -> None:
+@pytest.mark.parametrize("words", [pytest.param(["demo"], marks=pytest.mark.long), GENERATE, ["up"]])
+def test_code_that_was_not_compiled_is_one_line(words: list[str]) -> None:
     """A clone that was updated and not installed again."""
     program = """
         import sys
@@ -113,7 +122,7 @@ def test_code_that_was_not_compiled_is_one_line(name: str) -> None:
         from orchestrator.cli.main import main
         main()
     """
-    with run(program, name) as process:
+    with run(program, *words) as process:
         out, err = process.communicate(timeout=DEADLINE_S)
     assert (process.returncode, out) == (2, "")
     assert says(err, "error: transport: … run `make demo` or `pip install -e .` in the clone"), err

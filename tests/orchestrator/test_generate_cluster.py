@@ -8,6 +8,7 @@ import pytest
 
 from tests.orchestrator.cluster.launcher_document import write_launcher
 from tests.orchestrator.command_line import Potluck, says
+from tests.orchestrator.processes import DEADLINE_S, run
 
 ASKED = ("--token-ids", "5,6")
 
@@ -17,6 +18,21 @@ def test_a_cluster_that_does_not_run_is_told_of(potluck: Potluck, tmp_path: Path
     code, out, err = potluck("generate", "--cluster", file, *ASKED)
     assert (code, out) == (2, "")
     assert says(err, "run.json: expected a running cluster, found none: run `potluck up` first")
+
+
+def test_nobody_whose_cluster_does_not_run_waits_for_torch(tmp_path: Path) -> None:
+    program = """
+        import sys
+        from orchestrator.cli.main import main
+        try:
+            main()
+        finally:
+            assert not {"torch", "ray"} & set(sys.modules)
+    """
+    with run(program, "generate", "--cluster", write_launcher(tmp_path), *ASKED) as process:
+        _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 2
+    assert says(err, "expected a running cluster, found none")
 
 
 @pytest.mark.parametrize("option", ["--workers", "--survive"])
@@ -41,9 +57,3 @@ def test_up_and_status_where_this_is_not_the_head(potluck: Potluck, tmp_path: Pa
     code, _, err = potluck("status", file)
     assert code == 2
     assert says(err, "expected a running cluster, found none")
-
-
-def test_a_box_without_a_log_is_told_of(potluck: Potluck, tmp_path: Path) -> None:
-    code, out, err = potluck("logs", write_launcher(tmp_path), "study")
-    assert (code, out) == (0, "")
-    assert says(err, "study: no log there")

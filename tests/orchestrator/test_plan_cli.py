@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from orchestrator.cli import output
-from orchestrator.cli.plan_output import gain_of
 from placement.given.stats import RoutingStats
 from placement.given.traces import CODING, GENERAL, SyntheticRouter
 from placement.model_shape import STEP_3_5_FLASH
@@ -178,15 +177,6 @@ def test_one_box_with_a_disk_is_said_to_read_it_and_to_ask_nobody(potluck: Potlu
     words = " ".join(out.split())
     assert "Layers wait mostly for reading the disk." in words
     assert "None of the 5 MoE layers a token ask another box." in words
-
-
-def test_a_gain_of_nothing_has_no_sign_of_its_own() -> None:
-    assert [gain_of(gain) for gain in (-0.0004, 0.0004, -0.0006, 0.1)] == [
-        "+0.0%",
-        "+0.0%",
-        "-0.1%",
-        "+10.0%",
-    ]
 
 
 def test_speeds_stop_at_the_models_own_length(potluck: Potluck, files: Path, tmp_path: Path) -> None:

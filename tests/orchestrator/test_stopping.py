@@ -36,6 +36,29 @@ def test_a_command_is_stopped_silently_while_modules_load(number: signal.Signals
     assert [line for line in rest.splitlines() if not line.startswith("import time:")] == []
 
 
+def test_a_library_that_catches_exceptions_while_it_loads_delays_no_stop() -> None:
+    program = """
+        import os, signal
+        from orchestrator.stopping import stop_by_exception, stopping_at_once
+
+        def caught():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except SystemExit:
+                print("caught", flush=True)
+
+        stop_by_exception()
+        with stopping_at_once():
+            pass
+        caught()
+        with stopping_at_once():
+            caught()
+    """
+    with run(program) as process:
+        assert process.communicate(timeout=DEADLINE_S) == ("caught\n", "")
+    assert process.returncode == 128 + signal.SIGTERM
+
+
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
     """`nohup potluck …` goes on when the terminal is closed."""
     program = """

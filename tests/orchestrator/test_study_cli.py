@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.study import study
-from orchestrator.cli.whatif import whatif
+from orchestrator.cli.whatif import _line, whatif
 from orchestrator.study_report.comparison import Comparison, compare, setting_labels, summary
 from orchestrator.study_report.page import write_page
 from placement.answers.study.config import Study
@@ -18,6 +18,7 @@ from placement.answers.study.fit import NotFitting, not_fitting
 from placement.answers.study.grid import cells
 from placement.answers.study.results import Row
 from placement.answers.study.runner import run_cells
+from placement.answers.whatif import Outcome, WhatIf
 from placement.errors import ClusterFileError, InputError, StudyFileError
 from tests.orchestrator.command_line import Potluck, document
 from tests.placement.answers.study.test_study import SHAPE, STUDY, written
@@ -60,10 +61,10 @@ def test_the_summary_gives_the_median_and_both_ends() -> None:
     def row(policy: str, step_s: float) -> Row:
         return Row("k", "pair", "general", "q4", 1, 0, 0.0, 0, policy, step_s=step_s)
 
-    found = [Comparison(row("least-time", 1.0), row("uniform", step_s)) for step_s in (1.5, 0.99, 1.1)]
+    found = [Comparison(row("least-time", 1.0), row("uniform", step_s)) for step_s in (3.0, 0.99, 1.1)]
     assert summary(found) == (
-        "The best other policy's step is longer than the planner's by +10.0% at the median of 3 settings "
-        "(from -1.0% to +50.0%)."
+        "Beside the planner's step, the best other policy's is 10.0% longer at the median of 3 settings "
+        "(from 1.0% shorter to 3.0 times as long)."
     )
     assert summary([]) is None
 
@@ -189,6 +190,11 @@ def test_what_one_change_buys_is_ranked_as_json(capsys: pytest.CaptureFixture[st
         "RAM of study-ram",
         "one more box like study",
     }
+
+
+def test_a_change_that_makes_it_twice_as_fast_or_more_is_a_factor() -> None:
+    now, change = Outcome("as it is", None, 2.0, 3.0), Outcome("one more box", None, 30.69, 1.0)
+    assert _line(WhatIf(now, (change,)), change)[:3] == ("one more box", "30.69", "15 times")
 
 
 def test_a_results_folder_of_an_impossible_name_is_refused_in_one_line(tmp_path: Path) -> None:

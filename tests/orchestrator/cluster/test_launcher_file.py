@@ -108,3 +108,30 @@ def test_what_else_lies_beside_a_clusters_folder_is_nobodys_name(tmp_path: Path)
     document = launcher_document()
     document["head_start_ray_commands"][0] = "source ~/.potluck/venv/bin/activate && ray stop --force"
     assert load_launcher(write_launcher(tmp_path, document)).name == "home"
+
+
+@pytest.mark.parametrize("field", ["head_start_ray_commands", "worker_start_ray_commands"])
+@pytest.mark.parametrize(
+    ("before", "after", "found"),
+    [
+        ("192.168.1.11=attic", "192.168.1.11=loft", "found '192.168.1.11=loft'"),
+        ("192.168.1.11=attic", "192.168.1.12=attic", "found nothing of it"),
+    ],
+)
+def test_the_commands_that_start_ray_know_each_box_by_its_name(
+    tmp_path: Path, field: str, before: str, after: str, found: str
+) -> None:
+    path = tmp_path / "cluster.yaml"
+    nodes = {"study": "192.168.1.10", "attic": "192.168.1.11"}
+    path.write_text(launcher_text(Draft("home", "study", nodes, "potluck", "~/.ssh/id")))
+    document = yaml.safe_load(path.read_text())
+    document[field] = [command.replace(before, after) for command in document[field]]
+    path.write_text(yaml.safe_dump(document))
+    with pytest.raises(ClusterFileError, match=rf"{field}: expected 192.168.1.11=attic .*{found}: .*init`"):
+        load_launcher(path)
+
+
+def test_commands_that_name_no_box_are_held_against_nothing(tmp_path: Path) -> None:
+    document = launcher_document()
+    document["head_start_ray_commands"][1] += ' --resources="{\\"$(hostname)\\":1}"'
+    assert load_launcher(write_launcher(tmp_path, document)).head.name == "study"
