@@ -25,6 +25,7 @@ class Patience:
         stuck_known_s: how long at least, where it is known how long such requests take; then it may take
             `stuck_factor` times as long as an answer that is late, and no longer than one of unknown size.
         refusals: of one request by a worker that nobody can stand in for, before that worker is given up.
+        losses: of it likewise, of messages. Each is waited for twice as long as the one before.
         view_wait_s: how long a pass waits for a view in which every expert has a holder.
     """
 
@@ -41,6 +42,7 @@ class Patience:
     stuck_known_s: float = 2.0
     stuck_factor: float = 20.0
     refusals: int = 3
+    losses: int = 4
     view_wait_s: float = 30.0
 
     def gives_up_at_s(self, reached_s: float, dead_s: float) -> float:

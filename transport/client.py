@@ -175,13 +175,13 @@ class WorkerClient:
         if (guard := self._told_guard()) is not None:
             guard.look()
 
-    def has_moved(self) -> bool:
-        """Whether bytes went either way since it last said so: what is on its way still comes.
+    def carried_bytes(self) -> int:
+        """Bytes that have reached the worker or come from it over the present connection.
 
-        False where that cannot be told: of local sockets.
+        0 where that cannot be told: of local sockets.
         """
         guard = self._told_guard()
-        return guard is not None and guard.has_moved()
+        return 0 if guard is None else guard.carried_bytes()
 
     def _told_guard(self) -> ClientGuard | None:
         """The guard, told of connections that have come about."""

@@ -42,8 +42,6 @@ HEARTBEAT_BYTES_PER_S = 4096
 LOCAL_SWEEPS, LOCAL_SWEEP_S = 3, 0.02
 LOCAL_GROWTH_BYTES = 64 << 20
 TELL_EVERY_S = 10.0
-MOVED_BYTES = 1024
-"""A connection that only heartbeats use carries fewer in any moment that somebody waits for an answer."""
 
 T = TypeVar("T")
 
@@ -194,7 +192,6 @@ class ClientGuard:
         self._guarded = guarded
         self._limit_bytes = _limit_bytes(max_message_bytes)
         self._connection: Connection | None = None
-        self._moved_bytes = 0
         self._looked_s = time.monotonic()
         self.delivered = False
 
@@ -202,15 +199,10 @@ class ClientGuard:
         """The connection has come about, as the socket's monitor says."""
         found = _connection(fd)
         self._connection = found if found is not None and found.is_tcp else None
-        self._moved_bytes = 0
 
-    def has_moved(self) -> bool:
-        """Whether bytes went either way since it last said so; False where nobody can tell."""
-        total_bytes = 0 if self._connection is None else _look(self._connection, _moved_bytes) or 0
-        if total_bytes < self._moved_bytes + MOVED_BYTES:
-            return False
-        self._moved_bytes = total_bytes
-        return True
+    def carried_bytes(self) -> int:
+        """By the connection so far, both ways; 0 where there is none."""
+        return 0 if self._connection is None else _look(self._connection, _carried_bytes) or 0
 
     def look(self) -> None:
         """Reset the connection if its message has no end; call it ten times a second or more often."""
@@ -297,7 +289,7 @@ def _taken_bytes(peer: socket.socket) -> int:
     return _counted_bytes(peer)[1]
 
 
-def _moved_bytes(peer: socket.socket) -> int:
+def _carried_bytes(peer: socket.socket) -> int:
     """Bytes that ever came in or have reached the other machine."""
     return sum(_counted_bytes(peer))
 

@@ -45,8 +45,8 @@ class Network(Protocol):
         """Reach a worker over a new connection; what is on its way is lost."""
         ...
 
-    def has_moved(self, worker: int) -> bool:
-        """Whether bytes went to or came from a worker since this was last said."""
+    def carried_bytes(self, worker: int) -> int:
+        """Bytes that have reached a worker or come from it over its present connection; 0 if unknown."""
         ...
 
     def close(self) -> None:
@@ -100,8 +100,8 @@ class Connections:
             self._clients[worker][1].reopen()
             self._await()
 
-    def has_moved(self, worker: int) -> bool:
-        return worker in self._clients and self._clients[worker][1].has_moved()
+    def carried_bytes(self, worker: int) -> int:
+        return self._clients[worker][1].carried_bytes() if worker in self._clients else 0
 
     def close(self) -> None:
         for _, client in self._clients.values():

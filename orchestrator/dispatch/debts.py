@@ -79,9 +79,16 @@ class Attempt:
 
 
 class OpenRequest:
-    """A request on its way. `doubted_s`: since when the pulse says that it, or its answer, is lost."""
+    """A request on its way.
 
-    __slots__ = ("ask", "asked_s", "attempt", "doubted_s", "late_s")
+    Attributes:
+        late_s: when its answer is late.
+        doubted_s: since when the pulse says that it, or its answer, is lost, and no bytes move.
+        doubted_bytes: what its connection had carried when the doubt began; None where there is none.
+        moved_bytes: what it had carried when it moved last.
+    """
+
+    __slots__ = ("ask", "asked_s", "attempt", "doubted_bytes", "doubted_s", "late_s", "moved_bytes")
 
     def __init__(self, ask: Ask, attempt: Attempt, asked_s: float, late_s: float) -> None:
         self.ask = ask
@@ -89,3 +96,5 @@ class OpenRequest:
         self.asked_s = asked_s
         self.late_s = late_s
         self.doubted_s = math.inf
+        self.doubted_bytes: int | None = None
+        self.moved_bytes = 0

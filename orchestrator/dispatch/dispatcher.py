@@ -333,8 +333,7 @@ class Dispatcher:
             return
         self._look_by_s = now_s + _LOOK_ANYWAY_S
         for worker in work.doubted():
-            if self._network.has_moved(worker):
-                work.moved(worker, now_s)
+            work.carried(worker, self._network.carried_bytes(worker), now_s)
         self._send(work.tick(now_s, self._look()), asked)
 
     def _receive(self, worker: int, asked: Asked, now_s: float) -> list[Action]:

@@ -18,10 +18,12 @@ from orchestrator.dispatch.debts import Ask, Attempt, Debt, Ints, OpenRequest, R
 from orchestrator.dispatch.pass_lost import PassLost
 from orchestrator.dispatch.running_sum import RunningSum
 from orchestrator.dispatch.sharing import Share, chosen_workers, shares
-from orchestrator.dispatch.signs import Sign, hangs, read_sign
+from orchestrator.dispatch.signs import Sign, hangs, note_carried, read_sign
 from orchestrator.dispatch.terms import ALL_WELL, Around, Choose, Terms
 from orchestrator.membership.events import Event, GaveUp, Hedged, Refused, Retried
 from placement.errors import NonFiniteError
+
+_LEAST_CARRIED_BYTES = 16384
 
 
 class Reopen(NamedTuple):
@@ -222,10 +224,11 @@ class LayerSum:
             for request in lost:
                 worker = request.ask.worker
                 if worker not in around.gone and worker not in self._given_up:
+                    # Who loses much is slow: others are preferred.
+                    self.terms.pace.overtaken(worker, request.ask.pairs, now_s - request.asked_s, now_s)
                     count = request.attempt.debt.lost
                     count[worker] = count.get(worker, 0) + 1
                     if count[worker] == 2:
-                        count[worker] = 0
                         actions.append(Reopen(worker))
             actions += self._lose(lost, now_s)
         if self._later:
@@ -241,11 +244,16 @@ class LayerSum:
         """Workers to or from whom something may be lost, or still on its way."""
         return {request.ask.worker for request in self._open.values() if request.doubted_s < math.inf}
 
-    def moved(self, worker: int, now_s: float) -> None:
-        """The connection to `worker` carries bytes: what is in doubt is on its way, over a slow link."""
-        for request in self._open.values():
-            if request.ask.worker == worker and request.doubted_s < math.inf:
-                request.doubted_s = now_s
+    def carried(self, worker: int, num_bytes: int, now_s: float) -> None:
+        """What the connection to `worker` has carried so far: what is in doubt may come over a slow link."""
+        open_there = [request for request in self._open.values() if request.ask.worker == worker]
+        # Twice their float32 rows and int32 answers: what was asked before may be on its way too.
+        most_bytes = _LEAST_CARRIED_BYTES + sum(
+            2 * (4 + 4) * self.hidden_size * len(request.ask.rows) for request in open_there
+        )
+        for request in open_there:
+            if request.doubted_s < math.inf:
+                note_carried(request, num_bytes, most_bytes, self._way_s(request), now_s)
 
     def wake_at_s(self) -> float:
         """The latest time by which `tick` must be called again; infinity when nothing is due."""
@@ -256,7 +264,7 @@ class LayerSum:
             if request.late_s > self._ticked_s and not request.attempt.debt.is_late:
                 wake_s = min(wake_s, request.late_s)
             if request.doubted_s < math.inf:
-                wake_s = min(wake_s, request.doubted_s + self._transfer_s(request.ask))
+                wake_s = min(wake_s, request.doubted_s + self._way_s(request))
         return wake_s
 
     def _is_lost(self, request: OpenRequest, now_s: float) -> bool:
@@ -267,7 +275,7 @@ class LayerSum:
         if worker in self.around.gone or worker in self._given_up:
             return True
         pong = self.around.pongs.get(worker)
-        sign = read_sign(request, pong, self.terms, self._transfer_s(request.ask), now_s)
+        sign = read_sign(request, pong, self.terms, self._way_s(request), now_s)
         if sign is Sign.HANGS and pong is not None:
             self._give_up(worker, f"it has computed one request for {pong.computing_s:.0f} s")
         elif sign is Sign.IDLE:
@@ -276,8 +284,11 @@ class LayerSum:
             refused[worker] = refused.get(worker, 0) + 1
         return sign is not Sign.WELL
 
-    def _transfer_s(self, ask: Ask) -> float:
-        return self.terms.patience.transfer_s(4 * self.hidden_size * len(ask.rows))
+    def _way_s(self, request: OpenRequest) -> float:
+        """How long what is in doubt may still be on its way; twice as long after each loss."""
+        ask = request.ask
+        losses = request.attempt.debt.lost.get(ask.worker, 0)
+        return self.terms.patience.transfer_s(4 * self.hidden_size * len(ask.rows)) * 2.0**losses
 
     def _give_up(self, worker: int, why: str) -> None:
         self._given_up.add(worker)
@@ -326,6 +337,8 @@ class LayerSum:
         """Why it is no use to ask a worker for a debt again; empty where it may be."""
         if debt.refused.get(worker, 0) >= self.terms.patience.refusals:
             return f"it {self._complaints.get(worker, 'refuses')}"
+        if debt.lost.get(worker, 0) >= self.terms.patience.losses:
+            return "requests to it or its answers are lost again and again"
         pong = self.around.pongs.get(worker)
         if pong is not None and hangs(pong, self.terms):
             # One whose queue is full answers at once that it is, also when it hangs.

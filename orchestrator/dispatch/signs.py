@@ -9,6 +9,9 @@ from orchestrator.dispatch.debts import Ask, OpenRequest
 from orchestrator.dispatch.terms import Terms
 from orchestrator.membership.standing import PongSeen
 
+MOVED_BYTES = 1024
+"""A connection that carries fewer in a moment carries heartbeats only."""
+
 
 class Sign(Enum):
     """Of what will come of a request.
@@ -37,11 +40,28 @@ def read_sign(request: OpenRequest, pong: PongSeen | None, terms: Terms, way_s: 
         return Sign.HANGS
     sign = _of_pong(request.ask.request_id, pong)
     if sign is Sign.WELL:
-        request.doubted_s = math.inf
+        request.doubted_s, request.doubted_bytes = math.inf, None
         return sign
     if request.doubted_s == math.inf:
         request.doubted_s = now_s
     return sign if now_s >= request.doubted_s + way_s else Sign.WELL
+
+
+def note_carried(
+    request: OpenRequest, carried_bytes: int, most_bytes: int, way_s: float, now_s: float
+) -> None:
+    """A request in doubt is on its way while its connection carries bytes, up to `most_bytes` of them.
+
+    Args:
+        carried_bytes: by the connection so far, both ways.
+        way_s: as of `read_sign`. After that its answer is late, though it may still come.
+    """
+    began_bytes = request.doubted_bytes
+    if began_bytes is None or carried_bytes < request.moved_bytes:
+        request.doubted_bytes = request.moved_bytes = carried_bytes
+    elif request.moved_bytes + MOVED_BYTES <= carried_bytes <= began_bytes + most_bytes:
+        request.late_s = min(request.late_s, request.doubted_s + way_s)
+        request.doubted_s, request.moved_bytes = now_s, carried_bytes
 
 
 def hangs(pong: PongSeen, terms: Terms, ask: Ask | None = None) -> bool:

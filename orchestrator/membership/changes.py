@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.membership.events import Refused, Rescued, Tell
-from orchestrator.membership.orders import Order, Orders
+from orchestrator.membership.orders import REFUSED_MOST_S, REFUSED_S, Order, Orders
 from orchestrator.membership.rescue import (
     BoxRoom,
     Rescue,
@@ -27,8 +27,6 @@ BEHIND_S = 1.0
 """After a loss was mended, before further copies are loaded behind."""
 KEEP_S = 30.0
 """A worker is back for so long before others let go of what they took on for it: it may come and go."""
-REFUSED_S = 60.0
-"""A worker that refused an order is given no other for so long: what it lacked may be free again then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +97,7 @@ class PlanChanges:
         self.missing = ""
         self._room = dict(room)
         self._refused_until_s: dict[str, float] = {}
+        self._refused_for_s: dict[str, float] = {}
         self._tell = tell
         self._change: _Change | None = None
         self._drops: list[_Later] = []
@@ -188,7 +187,9 @@ class PlanChanges:
         self._tell(Refused(name, f"an order: {reply.message}"))
         if not order.is_drop:
             # It takes nothing on for now; others may.
-            self._refused_until_s[name] = now_s + REFUSED_S
+            for_s = self._refused_for_s.get(name, REFUSED_S)
+            self._refused_until_s[name] = now_s + for_s
+            self._refused_for_s[name] = min(2 * for_s, REFUSED_MOST_S)
         self._advance(loss, now_s)
 
     def drop_beyond_plan(self, worker: int, loss: Loss) -> None:
@@ -255,6 +256,7 @@ class PlanChanges:
         # Once no pass uses a view before the next one.
         self._drops += [_Later(loss.epoch + 1, *drop) for drop in change.rescue.drops.items()]
         for order in change.orders:
+            self._refused_for_s.pop(self.name_of(order.worker), None)
             self._see_loaded(order)
         if change.is_behind:
             return

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from orchestrator.dispatch.view import WorkerAddress
-from orchestrator.membership.orders import Order
+from orchestrator.membership.orders import REFUSED_MOST_S, REFUSED_S, Order
 from orchestrator.membership.standing import PongSeen
 from transport.messages import HelloReply, Pong
 from workers.formats.identity import compared
@@ -92,6 +92,7 @@ class Member:
     text: str = ""
     told: str = ""
     _cool_off_s: float = COOL_OFF_S
+    _refused_for_s: float = REFUSED_S
     _pings: dict[int, float] = field(default_factory=dict)
 
     @property
@@ -144,8 +145,15 @@ class Member:
             self.not_before_s = now_s + self._cool_off_s
             self._cool_off_s *= 2
 
+    def refuses(self, now_s: float) -> None:
+        """It did not take the order to catch up: it is given another one later, later still each time."""
+        self.catching_up, self.instance = None, 0
+        self.not_before_s = now_s + self._refused_for_s
+        self._refused_for_s = min(2 * self._refused_for_s, REFUSED_MOST_S)
+
     def take_in(self, now_s: float) -> None:
         """It takes part from now on."""
+        self._refused_for_s = REFUSED_S
         assert self.address is not None
         self.address = replace(self.address, instance=self.instance)
         self.last_instance = self.instance

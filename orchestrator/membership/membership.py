@@ -331,7 +331,7 @@ class Membership:
         member.heard_s = now_s
         order = member.catching_up
         if order is not None and order.refusal:
-            member.catching_up, member.instance = None, 0
+            member.refuses(now_s)
         elif order is None or order.taken:
             self._take_in(worker, member, now_s)
 
@@ -391,7 +391,7 @@ class Membership:
         pongs = {worker: member.pong for worker, member in members.items() if member.pong is not None}
         old, plan = self._view.plan, self._changes.plan
         if not (self._is_stale or must or plan is not old):
-            self._standing = replace(self._standing, pongs=pongs)
+            self._standing = replace(self._standing, pongs=pongs, missing=self._missing(self._view))
             return
         self._is_stale = False
         absent = frozenset(worker for worker, member in members.items() if not member.takes_part)
@@ -407,13 +407,15 @@ class Membership:
             if view.is_complete and not self._has_begun:
                 self._has_begun = True
         self._changes.plan = view.plan
-        missing = "" if view.is_complete else self._changes.missing or self._waiting()
         self._standing = Standing(
             view,
             frozenset(worker for worker, member in members.items() if member.condition is Condition.SUSPECT),
             pongs,
-            missing,
+            self._missing(view),
         )
+
+    def _missing(self, view: ClusterView) -> str:
+        return "" if view.is_complete else self._changes.missing or self._waiting()
 
     def _waiting(self) -> str:
         names = ", ".join(member.name for member in self._members.values() if not member.takes_part)

@@ -15,6 +15,9 @@ _UNTIL_DONE_S = 1.0
 _ENDED_REMEMBERED = 256
 _ASKED_REMEMBERED = 1024
 
+REFUSED_S, REFUSED_MOST_S = 2.0, 60.0
+"""Who refuses an order is given no other for the first, then twice as long each time, up to the second."""
+
 
 @dataclass(slots=True)
 class Order:

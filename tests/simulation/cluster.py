@@ -166,8 +166,8 @@ class VirtualCluster:
     def reopen(self, worker: int) -> None:
         self._lose_connection(worker)
 
-    def has_moved(self, worker: int) -> bool:
-        return False
+    def carried_bytes(self, worker: int) -> int:
+        return 0
 
     def close(self) -> None:
         """Nothing stays open."""

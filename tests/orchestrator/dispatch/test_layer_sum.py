@@ -336,14 +336,49 @@ def test_what_is_still_on_its_way_over_a_slow_link_is_not_asked_again() -> None:
     cluster = VirtualCluster(np.random.default_rng(1), [[0] for _ in range(EXPERTS)])
     layer = make_layer(cluster, draw_ids(cluster.rng, 1), 1)
     only(layer.begin(0.0))
-    for tenths in range(1, 50):
+    for tenths in range(1, 14):
         now_s = tenths / 10
-        layer.moved(0, now_s)
+        # What was carried before the doubt says nothing of it.
+        layer.carried(0, 10**9 + 1100 * tenths, now_s)
         never_came = Around(pongs={0: pong(now_s, received_id=0, open_ids=0, computing_id=0)})
         assert layer.tick(now_s, never_came) == []
         assert layer.doubted() == {0}
-    later = Around(pongs={0: pong(5.2, received_id=0, open_ids=0, computing_id=0)})
-    only(layer.tick(5.2, later))
+    later = Around(pongs={0: pong(1.5, received_id=0, open_ids=0, computing_id=0)})
+    only(layer.tick(1.5, later))
+
+
+def test_bytes_that_are_more_than_what_was_asked_do_not_keep_it_waiting() -> None:
+    cluster = VirtualCluster(np.random.default_rng(1), [[0] for _ in range(EXPERTS)])
+    layer = make_layer(cluster, draw_ids(cluster.rng, 1), 1)
+    only(layer.begin(0.0))
+    for tenths in range(1, 50):
+        now_s = tenths / 10
+        layer.carried(0, 4000 * tenths, now_s)
+        around = Around(pongs={0: pong(now_s, received_id=0, open_ids=0, computing_id=0)})
+        if layer.tick(now_s, around):
+            break
+    assert 0.5 < now_s < 1.5
+
+
+def test_what_comes_slowly_is_asked_of_others_too_where_they_hold_it() -> None:
+    cluster = VirtualCluster(np.random.default_rng(1), [[0, 1] for _ in range(EXPERTS)])
+    layer = make_layer(cluster, draw_ids(cluster.rng, 1), 2)
+    layer.choose = lambda ids, left_out: np.full(ids.shape, 1 if 0 in left_out else 0)
+    first = only(layer.begin(0.0))
+    second: Ask | None = None
+    for hundredths in range(10, 50, 5):
+        now_s = hundredths / 100
+        layer.carried(0, 1100 * hundredths // 5, now_s)
+        actions = layer.tick(now_s, Around(pongs={0: pong(now_s, received_id=0, open_ids=0)}))
+        if actions:
+            second = only(actions)
+            break
+    assert second is not None
+    assert second.worker == 1
+    assert now_s < 0.4
+    # Its own answer still counts.
+    cluster.answer(layer, first)
+    assert layer.finished
 
 
 def test_messages_that_are_lost_again_and_again_go_over_a_new_connection() -> None:
@@ -351,11 +386,23 @@ def test_messages_that_are_lost_again_and_again_go_over_a_new_connection() -> No
     layer = make_layer(cluster, draw_ids(cluster.rng, 1), 1)
     layer.begin(0.0)
     actions: list[Action] = []
-    for tenths in range(1, 9):
-        now_s = tenths / 10
+    lost_s: list[float] = []
+
+    def tick(now_s: float) -> None:
         around = Around(pongs={0: pong(now_s, received_id=0, open_ids=0, computing_id=0)})
-        actions += layer.tick(now_s, around)
-    assert [type(action) for action in actions] == [Ask, Reopen, Ask]
+        found = layer.tick(now_s, around)
+        actions.extend(found)
+        lost_s.extend([now_s] if found else [])
+
+    for tenths in range(1, 20):
+        tick(tenths / 10)
+    assert [type(action) for action in actions] == [Ask, Reopen, Ask, Ask]
+    # 0.15 s, then 0.3 and 0.6, each from the next tick on.
+    assert lost_s == pytest.approx([0.3, 0.8, 1.6])
+    tick(2.8)
+    with pytest.raises(PassLost, match="'w0' is given up: requests to it or its answers are lost again"):
+        tick(3.0)
+    assert type(cluster.events[-1]) is GaveUp
 
 
 def test_a_late_answer_is_asked_of_others_once_where_they_hold_it() -> None:
@@ -445,7 +492,7 @@ def test_a_worker_that_has_a_request_and_computes_nothing_is_given_up() -> None:
             layer.tick(tenths / 10, around)
 
     with pytest.raises(PassLost, match="'w0' is given up: it has a request and does not compute it"):
-        tick_until(1.5)
+        tick_until(2.0)
 
 
 def test_answers_nobody_waits_for_are_dropped() -> None:

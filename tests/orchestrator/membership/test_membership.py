@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from orchestrator.dispatch.view import WorkerAddress
-from orchestrator.membership.changes import KEEP_S, REFUSED_S
+from orchestrator.membership.changes import KEEP_S
 from orchestrator.membership.events import Event, Refused
 from orchestrator.membership.member import Expected
 from orchestrator.membership.membership import Here, Membership, Send
@@ -408,14 +408,27 @@ def test_who_refused_an_order_is_asked_again_after_a_while() -> None:
     cluster.run(4.0)
     assert not cluster.of.standing.view.is_complete
     assert "no box left" in cluster.of.standing.missing
-    asked = len(cluster.orders)
+    cluster.run(56.0)
+    # 2 s after the first time, then 4, 8, 16 and 32 s.
+    of_a = [order.experts for worker, order in cluster.orders if worker == 0 and isinstance(order, Hold)]
+    assert of_a.count({3: (2, 3)}) == 5
+    assert not cluster.of.standing.view.is_complete
     cluster.refusing = set()
-    cluster.run(REFUSED_S - 5.0)
-    assert len(cluster.orders) == asked
-    cluster.run(6.0)
+    cluster.run(5.0)
     assert cluster.of.standing.view.is_complete
     assert cluster.of.standing.missing == ""
     assert dict(cluster.orders[-1][1].experts) == {3: (2, 3)}
+
+
+def test_who_refuses_to_catch_up_is_told_again_more_and_more_seldom() -> None:
+    cluster = Watched(replicas=False)
+    cluster.refusing = {0}
+    cluster.run(60.0)
+    assert not cluster.of.standing.view.is_complete
+    assert sum(worker == 0 for worker, _ in cluster.orders) == 5
+    cluster.refusing = set()
+    cluster.run(5.0)
+    assert cluster.of.standing.view.is_complete
 
 
 def test_a_rescuer_that_is_started_again_is_told_again_what_it_holds_before_it_is_asked() -> None:
