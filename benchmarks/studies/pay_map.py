@@ -12,11 +12,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.patches import Rectangle
 
-from benchmarks.studies.figures import save
 from placement.answers.study.measure import planning_problem
 from placement.answers.study.routing_source import Routing
 from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
@@ -161,6 +158,12 @@ def text(documents: int) -> Routing:
 
 def draw(rows: list[dict[str, object]]) -> None:
     """A map for each number of drafts and share at home; colour: who wins, figure: by what factor."""
+    # Here, since who asks for a family draws nothing.
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
+
+    from benchmarks.studies.figures import save
+
     by_place = {
         (row["drafts"], row["home_share"], row["memory_gbytes_per_s"], row["round_trip_ms"]): row
         for row in rows

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
-
-from benchmarks.studies import figures, redraw
 
 ROWS = [
     {"policy": "lru", "share": 0.1, "moe_ms": 37.123456789, "copies": 0},
@@ -15,13 +12,22 @@ ROWS = [
 ]
 
 
+# All processes collect these tests. matplotlib is loaded by the one that runs them.
+
+
 def save(rows: list[dict[str, object]], name: str) -> None:
+    import matplotlib.pyplot as plt
+
+    from benchmarks.studies import figures
+
     figure, panel = plt.subplots(figsize=(3, 2))
     panel.plot([row["share"] for row in rows], [row["moe_ms"] for row in rows])
     figures.save(figure, rows, name)
 
 
 def test_rows_read_back_give_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.studies import figures
+
     monkeypatch.setattr(figures, "GALLERY", tmp_path)
     save(ROWS, "first")
     rows = figures.read_rows("first")
@@ -33,5 +39,7 @@ def test_rows_read_back_give_the_same_files(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_every_figure_of_the_gallery_can_be_redrawn() -> None:
+    from benchmarks.studies import figures, redraw
+
     assert set(redraw.FIGURES) == {path.stem for path in figures.GALLERY.glob("*.png")}
     assert set(redraw.FIGURES) == {path.stem for path in figures.GALLERY.glob("*.csv")}
