@@ -15,6 +15,7 @@ import torch
 
 from models.tiny.gguf_file import write_gguf
 from orchestrator.tokenizer import Tokenizer
+from tests.forks.forks import Forks
 from tests.orchestrator.command_line import Potluck, document
 from tests.tiny_checkpoint import write_random_checkpoint
 
@@ -168,7 +169,7 @@ def test_a_run_says_that_it_rounds_float32_weights(potluck: Potluck, tmp_path: P
 
 
 def test_a_run_in_one_process_opens_its_file_once_and_loads_no_planner(
-    model_dir: Path, tmp_path: Path
+    model_dir: Path, tmp_path: Path, forks: Forks
 ) -> None:
     path = tmp_path / "tiny.gguf"
     write_gguf(model_dir, path)
@@ -182,8 +183,9 @@ assert run(load(arguments), arguments) == 0
 loaded = {{name.split(".")[0] for name in sys.modules}} | {{*sys.modules}}
 print(json.dumps([opened.count({str(path)!r}), sorted(loaded)]))
 """
+    # What it is forked from has loaded none of these.
     run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+        forks.command(["-c", program]), capture_output=True, text=True, timeout=120, check=True
     )
     count, loaded = json.loads(run.stdout.splitlines()[-1])
     # Its header, the divisors of the frequencies that the configuration needs, and the mapping.
