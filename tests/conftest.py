@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import suppress
 from typing import Any
 from unittest import mock
 
@@ -35,6 +38,38 @@ def pytest_configure(config: pytest.Config) -> None:
         made = server()
         os.environ[SOCKET_VARIABLE] = made.__enter__()
         config.add_cleanup(lambda: made.__exit__(None, None, None))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, Any, Any]:
+    """What is collected stays to the end: nothing of it is looked at as garbage, now or later."""
+    gc.disable()
+    try:
+        _load_others_first(session.config)
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _load_others_first(config: pytest.Config) -> None:
+    """Where several processes collect all tests, each begins with other files.
+
+    In the same order, each would compile every file of a new clone, and read its constants for Hypothesis.
+    """
+    if not hasattr(config, "workerinput") or config.args != config.getini("testpaths"):
+        return
+    number, count = int(config.workerinput["workerid"].removeprefix("gw")), config.workerinput["workercount"]
+    names = [
+        ".".join(path.relative_to(config.rootpath).with_suffix("").parts)
+        for folder in config.args
+        for path in sorted((config.rootpath / folder).rglob("test_*.py"))
+    ]
+    first = len(names) * number // count
+    for name in names[first:] + names[:first]:
+        # Collection comes to it again, and says what is wrong.
+        with suppress(Exception, pytest.skip.Exception):
+            importlib.import_module(name)
 
 
 @pytest.hookimpl(trylast=True)
