@@ -60,9 +60,9 @@ class Run:
             is_loading = self.migration is not None and self.migration.state.phase is MigrationPhase.LOADING
             self.now_s += step_s * (1.1 if is_loading else 1.0)
             self.ends_s.append(self.now_s)
-            for row, layer in enumerate(SHAPE.moe_layers):
-                self.routing.record(layer, token[None, row])
             if self.migration is not None:
+                for row, layer in enumerate(SHAPE.moe_layers):
+                    self.routing.record(layer, token[None, row])
                 self.tick(self.migration)
 
     def tick(self, migration: Migration) -> None:
