@@ -77,8 +77,8 @@ def placed(plan: Plan, alone: str | None) -> Iterator[str]:
             yield f"{worker.node}: {on_disk.sum():,} of its {held.sum():,} experts are on its disk"
     if alone is not None:
         yield (
-            f"all experts are on {alone}: by the plan the head's box alone is fastest. `potluck plan` says "
-            "why; its --policy uniform spreads them over all boxes"
+            f"all experts are on {alone}: the plan leaves the other boxes idle. `potluck plan` says why; its "
+            "--policy uniform --survive 0 spreads them over all boxes"
         )
 
 

@@ -13,7 +13,7 @@ from orchestrator.cluster.keys_folder import ClusterKeys
 from orchestrator.cluster.launcher_file import Box, Launcher
 from orchestrator.cluster.meanwhile import told_meanwhile
 from orchestrator.cluster.ray_env import ray_environment
-from orchestrator.cluster.ray_start import last_word, ray_address, start_script
+from orchestrator.cluster.ray_start import check_port, last_word, ray_address, start_script
 from orchestrator.cluster.run_state import RunningWorker, RunState
 from orchestrator.cluster.ssh import Ssh, push_files
 from orchestrator.each_box import each_box
@@ -177,7 +177,7 @@ class Pool:
 
         Raises:
             WorkerStartError: it neither runs nor starts.
-            BoxUnreachable: its start did not end.
+            BoxUnreachable: its start did not end, or its port is another program's.
         """
         if self._client is not None:
             try:
@@ -185,6 +185,8 @@ class Pool:
                 return
             except WorkerStartError:
                 self.close()
+        # What is no Ray would be waited for until Ray gives up, and named by nobody.
+        check_port(self.wanted.launcher)
         try:
             self._client = self._connected()
             return

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+
+import psutil
 
 from orchestrator.cluster.launcher_file import Box, Launcher
 from orchestrator.cluster.ray_env import ray_environment
 from orchestrator.cluster.ssh import python_of, quoted_path
-from placement.errors import ClusterFileError
+from placement.errors import BoxUnreachable, ClusterFileError
+from placement.files.quote import quote
 
+_GCS = "gcs_server"
 # Ray's own launcher brings this file along, which we do not.
 _AUTOSCALING = re.compile(r"\s+--autoscaling-config[= ]\S+")
 # It would end every Ray of the box, whatever cluster it belongs to.
@@ -48,6 +53,26 @@ def start_script(launcher: Launcher, box: Box) -> str:
 def ray_address(launcher: Launcher) -> str:
     """Where the cluster's GCS listens."""
     return f"{launcher.head.address}:{launcher.ray_port}"
+
+
+def check_port(launcher: Launcher) -> None:
+    """Raise BoxUnreachable where another program of this box listens at the GCS's port.
+
+    Whose program it is cannot be told where it is another user's.
+    """
+    address, port = launcher.head.address, launcher.ray_port
+    for found in psutil.net_connections("tcp4"):
+        if found.status != psutil.CONN_LISTEN or found.laddr.port != port or not found.pid:
+            continue
+        if found.laddr.ip not in (address, "0.0.0.0"):
+            continue
+        with suppress(psutil.Error):
+            name = psutil.Process(found.pid).name()
+            if name != _GCS:
+                raise BoxUnreachable(
+                    f"{launcher.head.at}: port {port} is taken by {quote(name)} (process {found.pid}): end "
+                    f"it, or give the `ray start` commands of {launcher.path} another port"
+                )
 
 
 def last_word(text: str) -> str:

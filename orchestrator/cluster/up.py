@@ -176,8 +176,8 @@ def _probe_if_needed(launcher: Launcher, unusable: Sequence[str], tell: Tell) ->
     except ClusterFileError:
         if unusable:
             raise BoxUnreachable(
-                f"{unusable[0]}; not all boxes have been measured, and that needs each of them: mend it, or "
-                f"take it out of {launcher.path}"
+                f"{'; '.join(unusable)}; not all boxes of {launcher.path} have been measured, and that "
+                "needs each of them: mend what is wrong, or take boxes out"
             ) from None
         tell("measuring the boxes and their links")
         with told_meanwhile("measuring", tell):

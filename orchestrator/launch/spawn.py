@@ -68,7 +68,7 @@ def why_died(spec: WorkerSpec) -> str:
     """One line about a worker whose process ended by itself: the last of its log, where it says anything."""
     num_experts = sum(tier.num_experts for tier in spec.tiers)
     return f"worker {spec.name}: its process with {num_experts} experts died: " + (
-        last_of_log(spec.log_path) or "killed, or out of memory: give it a smaller budget in the plan"
+        last_of_log(spec.log_path) or "it was killed, or there was no memory for it"
     )
 
 

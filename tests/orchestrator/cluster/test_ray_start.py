@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.cluster.launcher_file import load_launcher
-from orchestrator.cluster.ray_start import last_word, ray_address, start_script
-from placement.errors import ClusterFileError
+from orchestrator.cluster.ray_start import check_port, last_word, ray_address, start_script
+from placement.errors import BoxUnreachable, ClusterFileError
 from tests.orchestrator.cluster.launcher_document import launcher_document, write_launcher
 
 
@@ -53,3 +56,15 @@ def test_a_file_that_starts_no_ray_is_refused(tmp_path: Path) -> None:
 )
 def test_rays_complaint_is_found_among_its_words(text: str, word: str) -> None:
     assert last_word(text) == word
+
+
+def test_a_program_that_has_rays_port_is_named(tmp_path: Path) -> None:
+    launcher = load_launcher(write_launcher(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        here = replace(launcher, ray_port=port, boxes=(replace(launcher.head, address="127.0.0.1"),))
+        with pytest.raises(BoxUnreachable, match=f"port {port} is taken by '.+' \\(process {os.getpid()}\\)"):
+            check_port(here)
+        # One of another address is no hindrance.
+        check_port(replace(here, boxes=launcher.boxes))
+    check_port(here)
