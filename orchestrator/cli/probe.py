@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from orchestrator.cluster.ssh import Ssh
 from orchestrator.probe.boxes import HERE, ProbedBox, boxes_of, this_machine
 from orchestrator.probe.cluster import fingerprints, probe_cluster
 from orchestrator.probe.findings import findings
-from placement.errors import InputError
+from placement.errors import InputError, PotluckError
 from placement.given.probe import FILE_NAME, STATE_FOLDER, probe_path, read_probe, write_probe
 from placement.given.probe_figures import Node, Probe
 from placement.units import size
@@ -58,7 +58,8 @@ def probe(
             launcher = load_launcher(cluster)
             boxes, head = boxes_of(launcher, stack.enter_context(Ssh())), launcher.spec.head
             where = probe_path(cluster)
-        before = read_probe(where) if where.exists() and not again else None
+        earlier = _earlier(where, again=again)
+        before = None if again else earlier
         reason = "" if before is None else why_again(before, boxes, head, names)
         failed: dict[str, str] = {}
         took: dict[str, float] = {}
@@ -69,7 +70,7 @@ def probe(
                 print_note(f"measuring again: {reason}")
             with _shown([box.name for box in boxes]) as tell:
                 probed = probe_cluster(boxes, head, names, tell)
-            found, failed = probed.probe, dict(probed.failed)
+            found, failed = with_earlier(probed.probe, earlier, probed.failed), dict(probed.failed)
             took = {"start_seconds": probed.start_s, "seconds": probed.seconds}
             write_probe(found, where)
     if json:
@@ -89,6 +90,25 @@ def probe(
         )
     if failed:
         raise typer.Exit(1)
+
+
+def _earlier(where: Path, *, again: bool) -> Probe | None:
+    """What was probed before; with `again`, a file that cannot be read is as none."""
+    try:
+        return read_probe(where) if where.exists() else None
+    except PotluckError:
+        if not again:
+            raise
+        return None
+
+
+def with_earlier(found: Probe, earlier: Probe | None, failed: Collection[str]) -> Probe:
+    """`found`, and of boxes that `failed` now what an earlier probe of the same head knew of them."""
+    if earlier is None or earlier.head != found.head:
+        return found
+    nodes = {name: node for name, node in earlier.nodes.items() if name in failed}
+    links = {name: link for name, link in earlier.links.items() if name in failed}
+    return found.model_copy(update={"nodes": nodes | found.nodes, "links": links | found.links})
 
 
 def why_again(before: Probe, boxes: Sequence[ProbedBox], head: str, forms: Sequence[str]) -> str:

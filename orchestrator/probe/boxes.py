@@ -6,10 +6,11 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from orchestrator.cluster.launcher_file import Box, Launcher
-from orchestrator.cluster.ssh import Ssh, check_key, is_here, quoted_path
+from orchestrator.cluster.ssh import Ssh, check_key, is_here, quoted_path, why_unreachable
 
 HERE = "this-machine"
 
@@ -22,12 +23,14 @@ class ProbedBox:
         address: that the others reach it at.
         python: the command that runs Potluck's Python there with these arguments.
         folder: the model's, or its file, whose disk is read; "" for the user's home.
+        why_unreachable: as `running` takes it.
     """
 
     name: str
     address: str
     python: Callable[[Sequence[str]], list[str]]
     folder: str = ""
+    why_unreachable: Callable[[str], str] | None = None
 
 
 def this_machine(folder: Path | None = None) -> ProbedBox:
@@ -44,7 +47,10 @@ def boxes_of(launcher: Launcher, ssh: Ssh) -> tuple[ProbedBox, ...]:
         if not is_here(box.address):
             check_key(box)
     boxes = launcher.boxes
-    return tuple(ProbedBox(box.name, box.address, _python_on(box, ssh), box.model or "") for box in boxes)
+    return tuple(
+        ProbedBox(box.name, box.address, _python_on(box, ssh), box.model or "", partial(why_unreachable, box))
+        for box in boxes
+    )
 
 
 def _python_on(box: Box, ssh: Ssh) -> Callable[[Sequence[str]], list[str]]:

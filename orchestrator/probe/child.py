@@ -17,16 +17,25 @@ from placement.files.quote import one_line
 
 _MOST_TEXT = 400
 _LINES_REMEMBERED = 100
+_SSH_FAILED = 255
+"""What ssh ends with where it cannot reach a box; all other codes are those of the command there."""
 
 
 class Child:
     """A running one; `name` of its box is for messages. Reading ends with the process."""
 
-    def __init__(self, name: str, process: subprocess.Popen[str], tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        process: subprocess.Popen[str],
+        tell: Callable[[str], None],
+        why_unreachable: Callable[[str], str] | None,
+    ) -> None:
         self._name = name
         self._process = process
         self._said: deque[str] = deque(maxlen=_LINES_REMEMBERED)
         self._tell = tell
+        self._why_unreachable = why_unreachable
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
@@ -70,6 +79,8 @@ class Child:
     def _ended(self) -> BoxUnreachable:
         self._process.wait()
         self._listener.join(1.0)
+        if self._process.returncode == _SSH_FAILED and self._why_unreachable is not None:
+            return BoxUnreachable(self._why_unreachable("\n".join(self._said)))
         return BoxUnreachable(f"{self._name}: its probe ended: {last_words(list(self._said))}")
 
 
@@ -93,11 +104,17 @@ def _no_word(said: str) -> None:
 
 
 @contextmanager
-def running(name: str, command: Sequence[str], tell: Callable[[str], None] = _no_word) -> Iterator[Child]:
+def running(
+    name: str,
+    command: Sequence[str],
+    tell: Callable[[str], None] = _no_word,
+    why_unreachable: Callable[[str], str] | None = None,
+) -> Iterator[Child]:
     """Start `command`, and end it with the block.
 
     Args:
         tell: called with each line of its standard error, from a thread of its own.
+        why_unreachable: what to say where ssh cannot reach the box, from what ssh said; None without ssh.
 
     Raises:
         BoxUnreachable: it cannot be started.
@@ -108,7 +125,7 @@ def running(name: str, command: Sequence[str], tell: Callable[[str], None] = _no
     except OSError as error:
         raise BoxUnreachable(f"{name}: cannot start {command[0]}: {error.strerror}") from error
     try:
-        yield Child(name, process, tell)
+        yield Child(name, process, tell, why_unreachable)
     finally:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -104,7 +104,8 @@ def fingerprints(boxes: Sequence[ProbedBox]) -> tuple[dict[str, str], dict[str, 
     """What each box is now, by name, and why some could not be asked: nothing is measured."""
 
     def ask(box: ProbedBox) -> str:
-        with running(box.name, box.python(["-m", "workers.probe", "--fingerprint"])) as child:
+        command = box.python(["-m", "workers.probe", "--fingerprint"])
+        with running(box.name, command, why_unreachable=box.why_unreachable) as child:
             return child.line()
 
     return _each(boxes, ask)
@@ -225,9 +226,11 @@ def _opened(
     """A process on each box, until `stack` ends; and why some did not start."""
 
     def start(box: ProbedBox) -> Child:
-        if tell is None:
-            return stack.enter_context(running(box.name, command(box)))
-        return stack.enter_context(running(box.name, command(box), lambda said: tell(box.name, said)))
+        def told(said: str) -> None:
+            if tell is not None:
+                tell(box.name, said)
+
+        return stack.enter_context(running(box.name, command(box), told, box.why_unreachable))
 
     return _each(boxes, start, at_once=1)
 

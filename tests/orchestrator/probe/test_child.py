@@ -32,6 +32,21 @@ def test_an_exception_is_told_whole_and_with_its_place() -> None:
 
 
 @pytest.mark.parametrize(
+    ("code", "told"), [(255, "^attic: do this: no route"), (1, "its probe ended: no route")]
+)
+def test_what_ssh_says_of_a_box_is_told_with_a_remedy(code: int, told: str) -> None:
+    with (
+        pytest.raises(BoxUnreachable, match=told),
+        running(
+            "attic",
+            ["sh", "-c", f"echo no route >&2; exit {code}"],
+            why_unreachable=lambda said: f"attic: do this: {said}",
+        ) as child,
+    ):
+        child.line()
+
+
+@pytest.mark.parametrize(
     ("lines", "told"),
     [
         ([], "it said nothing"),

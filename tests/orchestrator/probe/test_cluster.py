@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.cli.probe import why_again
+from orchestrator.cli.probe import why_again, with_earlier
 from orchestrator.probe import cluster
 from orchestrator.probe.boxes import ProbedBox
 from orchestrator.probe.child import running
@@ -100,6 +100,17 @@ def test_a_probe_holds_until_something_changes(desk: ProbedBox, attic: ProbedBox
     assert why_again(before, [*boxes, replace(BROKEN, name="new")], "desk", []) == "new was not measured"
     other = before.model_copy(update={"nodes": {"desk": box, "attic": same}})
     assert why_again(other, boxes, "desk", []) == "hardware or versions of desk have changed"
+
+
+def test_what_an_earlier_probe_knew_of_a_box_that_failed_is_kept() -> None:
+    earlier = probe()
+    found = earlier.model_copy(update={"nodes": {"desk": node()}, "links": {}})
+    kept = with_earlier(found, earlier, {"attic": "it is off"})
+    assert kept.nodes == {"attic": earlier.nodes["attic"], "desk": found.nodes["desk"]}
+    assert kept.links == earlier.links
+    assert with_earlier(found, earlier, {}) == found
+    assert with_earlier(found, None, {"attic": ""}) == found
+    assert with_earlier(found, earlier.model_copy(update={"head": "attic"}), {"attic": ""}) == found
 
 
 def test_a_child_ends_with_its_block() -> None:
