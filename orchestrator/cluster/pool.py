@@ -326,7 +326,10 @@ class Pool:
         answer = self.ssh.run(box, start_script(self.wanted.launcher, box), timeout_s=RAY_START_TIMEOUT_S)
         if answer.code:
             said = answer.stderr + answer.stdout.decode(errors="replace")
-            raise BoxUnreachable(f"{box.at}: Ray does not start: {last_word(said)}")
+            raise BoxUnreachable(
+                f"{box.at}: Ray does not start: {last_word(said)}; if the box was only busy, run "
+                "`potluck up` again"
+            )
 
     def _each(self, nodes: Sequence[str], function: Callable[[Box], None]) -> list[str]:
         """Do it on all of them; those where it went well. The others are missing."""

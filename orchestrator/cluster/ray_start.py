@@ -62,9 +62,9 @@ def check_port(launcher: Launcher) -> None:
     """
     address, port = launcher.head.address, launcher.ray_port
     for found in psutil.net_connections("tcp4"):
-        if found.status != psutil.CONN_LISTEN or found.laddr.port != port or not found.pid:
+        if found.status != psutil.CONN_LISTEN or not found.laddr or not found.pid:
             continue
-        if found.laddr.ip not in (address, "0.0.0.0"):
+        if found.laddr.port != port or found.laddr.ip not in (address, "0.0.0.0"):
             continue
         with suppress(psutil.Error):
             name = psutil.Process(found.pid).name()
