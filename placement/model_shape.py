@@ -217,5 +217,6 @@ def published_shape(name: str) -> ModelShape:
     except KeyError:
         known = ", ".join(sorted(PUBLISHED_SHAPES))
         raise InputError(
-            f"model {quote(name)} is not built in: expected {known}, or a model directory"
+            f"model {quote(name)} is not built in, and no file of that name is here: expected {known}, a "
+            "model directory, or a GGUF file"
         ) from None
