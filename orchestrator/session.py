@@ -177,6 +177,8 @@ def open_session(
         running = stack.enter_context(workers)
         # While the workers load theirs.
         loaded = _load(model, plan, demand, own, reservation, on_progress)
+        # Python's end kills a thread that loads experts, and torch's code in it takes the process along.
+        stack.callback(loaded.local.close)
         cluster = stack.enter_context(
             watched(
                 running,
