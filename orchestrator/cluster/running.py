@@ -38,7 +38,7 @@ class RunningCluster:
         """Where the cluster's keeper has noted each since; nowhere else while nothing can be read."""
         try:
             return _addresses(read_run_state(self.folder))
-        except PotluckError:
+        except (PotluckError, OSError):
             return {}
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from orchestrator.cluster import running as running_module
 from orchestrator.cluster.heads import Heads
 from orchestrator.cluster.keys_folder import ensure_keys
 from orchestrator.cluster.run_state import RUN, RunStateError, write_run_state
@@ -18,7 +20,9 @@ from tests.tiny_checkpoint import write_random_checkpoint
 from workers.model_config import Step35Config
 
 
-def test_what_runs_by_another_plan_is_told_with_both_files(tmp_path: Path) -> None:
+def test_what_runs_by_another_plan_is_told_with_both_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shape = Step35Config.load(write_random_checkpoint(tmp_path / "m", seed=3)).shape("tiny")
     plan = random_plan(shape, 1, seed=4)
     ensure_keys(tmp_path, "home", {"study": "10.0.0.1", "den": "10.0.0.2"})
@@ -38,3 +42,6 @@ def test_what_runs_by_another_plan_is_told_with_both_files(tmp_path: Path) -> No
             assert running.now_at()[name].endpoint == "tcp://10.0.0.2:4001"
             (tmp_path / RUN).write_text("half", encoding="utf-8")
             assert running.now_at() == {}
+            with monkeypatch.context() as patch:
+                patch.setattr(running_module, "read_run_state", Mock(side_effect=PermissionError))
+                assert running.now_at() == {}
