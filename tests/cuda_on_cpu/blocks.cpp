@@ -1,0 +1,117 @@
+// Runs a block's threads as fibers.
+
+#include "blocks.h"
+
+#include <cstdio>
+
+#include "cuda_on_cpu.h"
+#include "fibers.h"
+
+Dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace {
+
+constexpr int MOST_THREADS = 1024;
+
+struct Thread {
+  void* stack;
+  int waits_for;    // ON_CPU_..., 0 while it can run
+  bool whole_block; // whether it waits for the block, not for its warp
+  bool done;
+  unsigned waits;   // how often it has waited for its warp: which of the two shown values is the newest
+  on_cpu::Shown shown[2];
+};
+
+Thread threads[MOST_THREADS];
+char* stacks = nullptr;
+int current = 0;
+void* scheduler = nullptr;
+Body body = nullptr;
+const void* arguments = nullptr;
+
+[[noreturn]] void undefined(const char* what) {
+  std::fprintf(stderr, "cuda_on_cpu: %s, in block (%u, %u, %u)\n", what, blockIdx.x, blockIdx.y, blockIdx.z);
+  std::abort();
+}
+
+void run_thread() {
+  body(arguments);
+  threads[current].done = true;
+  cuda_on_cpu_switch(&threads[current].stack, scheduler);
+  std::abort();
+}
+
+void wait(int what, bool whole_block) {
+  Thread& thread = threads[current];
+  thread.waits_for = what;
+  thread.whole_block = whole_block;
+  cuda_on_cpu_switch(&thread.stack, scheduler);
+}
+
+void resume(int index, unsigned width) {
+  current = index;
+  threadIdx = {index % width, index / width, 0};
+  threads[index].waits_for = 0;
+  cuda_on_cpu_switch(&scheduler, threads[index].stack);
+}
+
+// Lets the warp of threads first to stop - 1 run until each has ended or waits for the block.
+void run_warp(int first, int stop, unsigned width) {
+  for (;;) {
+    for (int i = first; i < stop; ++i) {
+      if (!threads[i].done) resume(i, width);
+    }
+    const Thread& one = threads[first];
+    for (int i = first; i < stop; ++i) {
+      if (threads[i].done != one.done) undefined("a lane ended while others of its warp wait");
+      if (one.done) continue;
+      if (threads[i].waits_for != one.waits_for || threads[i].whole_block != one.whole_block) {
+        undefined("lanes of a warp wait for different things");
+      }
+    }
+    if (one.done || one.whole_block) return;
+  }
+}
+
+}  // namespace
+
+namespace on_cpu {
+
+int lane() { return current % 32; }
+Shown& mine() { return threads[current].shown[(threads[current].waits + 1) % 2]; }
+const Shown& of_lane(int lane) { return threads[current / 32 * 32 + lane].shown[threads[current].waits % 2]; }
+
+void wait_for_warp(int what) {
+  wait(what, false);
+  ++threads[current].waits;
+}
+void wait_for_block(int what) { wait(what, true); }
+
+}  // namespace on_cpu
+
+void run_blocks(Body kernel, const void* kernel_arguments, const unsigned* grid, const unsigned* block) {
+  const int count = (int)(block[0] * block[1] * block[2]);
+  if (count < 1 || count > MOST_THREADS || count % 32 != 0 || block[2] != 1) undefined("a block of an unexpected shape");
+  if (stacks == nullptr) stacks = new_stacks(MOST_THREADS);
+  body = kernel;
+  arguments = kernel_arguments;
+  blockDim = {block[0], block[1], block[2]};
+  gridDim = {grid[0], grid[1], grid[2]};
+  for (unsigned z = 0; z < grid[2]; ++z) {
+    for (unsigned y = 0; y < grid[1]; ++y) {
+      for (unsigned x = 0; x < grid[0]; ++x) {
+        blockIdx = {x, y, z};
+        for (int i = 0; i < count; ++i) {
+          threads[i] = Thread{fiber_stack(stacks + i * STACK_BYTES, run_thread), 0, false, false, 0, {}};
+        }
+        for (bool ended = false; !ended;) {
+          for (int first = 0; first < count; first += 32) run_warp(first, first + 32, block[0]);
+          for (int i = 0; i < count; ++i) {
+            if (threads[i].done != threads[0].done) undefined("a thread ended before a barrier");
+          }
+          ended = threads[0].done;
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,56 @@
+"""The card that this machine's CPU plays, in this process."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from functools import cache
+
+from tests.cuda_on_cpu.build import build
+from workers.gpu.device import Device, open_device
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Changes what the card is and what goes wrong with it; see `Card` in driver.cpp."""
+
+    library: ctypes.CDLL
+
+    def set(self, name: str, value: int) -> None:
+        self.library.cuda_on_cpu_set(name.encode(), ctypes.c_long(value))
+
+    def count(self, name: str) -> int:
+        """Of launches, graphs, waits, bytes copied or used, so far."""
+        self.library.cuda_on_cpu_get.restype = ctypes.c_long
+        found: int = self.library.cuda_on_cpu_get(name.encode())
+        return found
+
+    def reset(self) -> None:
+        """As at the start."""
+        for name, value in (
+            ("count", 1),
+            ("memory", 1 << 30),
+            ("capability", 86),
+            ("version", 13000),
+            ("others", 0),
+            ("fail_after", -1),
+            ("init", 0),
+        ):
+            self.set(name, value)
+
+    def device(self, name: str = "cuda") -> Device:
+        return open_device(name)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    # Loaded under the driver's name before the bindings look for it, so that they find it loaded.
+    return ctypes.CDLL(str(build() / "libcuda.so.1"), mode=os.RTLD_NOW)
+
+
+def the_card() -> Card:
+    """Loads the driver where it is not yet; the card is as at first."""
+    card = Card(_library())
+    card.reset()
+    return card

@@ -1,0 +1,112 @@
+// The part of CUDA C++ that our kernels use, on a CPU: every thread of a block is a fiber, and a fiber that waits for others
+// lets the next one run. So kernels run here line for line as a card runs them: barriers, shuffles, the tensor cores'
+// fragments. What a card leaves undefined ends the process with a line on standard error: a warp whose lanes wait for
+// different things, or a thread that ended before a barrier.
+//
+// One launch at a time; blocks one after another.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+struct Dim3 {
+  unsigned x, y, z;
+};
+
+extern Dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+#define KERNEL static void
+#define DEVICE static inline __attribute__((always_inline))
+#define UNROLL
+#define __shared__ static
+#define __restrict__
+#define __launch_bounds__(...)
+
+namespace on_cpu {
+// Lets the others of the warp, or of the block, come to the same place. `what` is compared between them.
+void wait_for_warp(int what);
+void wait_for_block(int what);
+// Sixteen bytes that a lane shows the others of its warp at the next wait, and what lane `lane` showed.
+struct alignas(16) Shown {
+  uint32_t words[8];
+};
+Shown& mine();
+const Shown& of_lane(int lane);
+int lane();
+}  // namespace on_cpu
+
+enum { ON_CPU_SYNC = 1, ON_CPU_SHUFFLE, ON_CPU_BALLOT, ON_CPU_MMA, ON_CPU_WARP };
+
+inline void __syncthreads() { on_cpu::wait_for_block(ON_CPU_SYNC); }
+inline void __syncwarp(uint32_t = 0xffffffffu) { on_cpu::wait_for_warp(ON_CPU_WARP); }
+
+template <class T>
+inline T shuffled(T value, int from) {
+  static_assert(sizeof(T) <= 8, "shuffles move 4 or 8 bytes");
+  std::memcpy(on_cpu::mine().words, &value, sizeof(T));
+  on_cpu::wait_for_warp(ON_CPU_SHUFFLE);
+  T found;
+  std::memcpy(&found, on_cpu::of_lane(from).words, sizeof(T));
+  return found;
+}
+
+template <class T>
+inline T __shfl_sync(uint32_t, T value, int from) { return shuffled(value, from & 31); }
+template <class T>
+inline T __shfl_xor_sync(uint32_t, T value, int mask) { return shuffled(value, on_cpu::lane() ^ mask); }
+template <class T>
+inline T __shfl_down_sync(uint32_t, T value, int by) {
+  const int from = on_cpu::lane() + by;
+  return shuffled(value, from > 31 ? on_cpu::lane() : from);
+}
+
+inline uint32_t __ballot_sync(uint32_t, bool mine) {
+  on_cpu::mine().words[0] = mine;
+  on_cpu::wait_for_warp(ON_CPU_BALLOT);
+  uint32_t found = 0;
+  for (int lane = 0; lane < 32; ++lane) found |= on_cpu::of_lane(lane).words[0] << lane;
+  return found;
+}
+inline bool __any_sync(uint32_t mask, bool mine) { return __ballot_sync(mask, mine) != 0; }
+
+// Four products of signed bytes, and c.
+inline int __dp4a(int a, int b, int c) {
+  for (int i = 0; i < 4; ++i) c += (int)(int8_t)(a >> 8 * i) * (int8_t)(b >> 8 * i);
+  return c;
+}
+
+template <class T>
+inline T atomicAdd(T* at, T value) {
+  const T before = *at;
+  *at = before + value;
+  return before;
+}
+template <class T>
+inline T atomicOr(T* at, T value) {
+  const T before = *at;
+  *at = before | value;
+  return before;
+}
+
+// Products of 8-bit integers on the tensor cores, with PTX's fragments (PTX ISA, 'Matrix Fragments for mma.m16n8k32' and
+// 'mma.m16n8k16'): group = lane / 4, place = lane % 4. Row r of A, column n of B, row r and column n of D:
+//   A register i, byte j: r = group + 8 (i % 2), k = 4 place + j + 16 (i / 2)
+//   B register i, byte j: n = group, k = 4 place + j + 16 i
+//   D register i: r = group + 8 (i / 2), n = 2 place + i % 2
+template <int K>
+inline void mma_on_cpu(int* d, const uint32_t* a, const uint32_t* b) {
+  constexpr int A = K / 8, B = K / 16;
+  std::memcpy(on_cpu::mine().words, a, A * sizeof(uint32_t));
+  std::memcpy(on_cpu::mine().words + A, b, B * sizeof(uint32_t));
+  on_cpu::wait_for_warp(ON_CPU_MMA);
+  const int group = on_cpu::lane() / 4, place = on_cpu::lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int row = group + 8 * (i / 2), column = 2 * place + i % 2;
+    for (int k = 0; k < K; ++k) {
+      const uint32_t* of_a = on_cpu::of_lane(row % 8 * 4 + k % 16 / 4).words;
+      const uint32_t* of_b = on_cpu::of_lane(column * 4 + k % 16 / 4).words + A;
+      d[i] += (int)(int8_t)(of_a[row / 8 + 2 * (k / 16)] >> 8 * (k % 4)) * (int8_t)(of_b[k / 16] >> 8 * (k % 4));
+    }
+  }
+}
