@@ -68,15 +68,12 @@ def head_seconds(problem: PlanningProblem) -> HeadSeconds:
     """
     shape, workload, device = problem.shape, problem.workload, head_device(problem)
     rows = workload.tokens_per_step
-    trunk, drafts = shape.attention[: shape.num_hidden_layers], shape.attention[shape.num_hidden_layers :]
+    trunk = shape.attention[: shape.num_hidden_layers]
     overheads = device.overheads
     mtp_s = 0.0
     for i in range(min(workload.drafts, shape.num_mtp_layers)):
-        slots = workload.num_sequences * (1 + workload.accepted_drafts + i)
-        mtp_s += mtp_weights_s(shape, i, slots, workload, device)
-        mtp_s += weights_s("output", shape.lm_head_parameters, workload.num_sequences, workload, device)
-        mtp_s += _kv_cache_s(drafts[i], workload, device, rows=slots)
-        mtp_s += overheads.draft_s + slots * overheads.row_s
+        for part_s in _mtp_head_parts_s(shape, i, workload, device):
+            mtp_s += part_s
     return HeadSeconds(
         attention_s=sum(
             weights_s("attention", a.parameters(shape.hidden_size), rows, workload, device) for a in trunk
@@ -100,19 +97,41 @@ def head_layer_seconds(problem: PlanningProblem) -> NDArray[np.float64]:
     software of a pass they add up to `head_seconds`.
     """
     shape, workload, device = problem.shape, problem.workload, head_device(problem)
-    rows = workload.tokens_per_step
-    router_s = weights_s("router", shape.router_parameters, rows, workload, device)
-    dense_ffn_s = weights_s("ffn", shape.dense_ffn_parameters, rows, workload, device)
-    overheads = device.overheads
-    software_s = layer_software_s(overheads, rows)
     return np.array(
-        [
-            weights_s("attention", attention.parameters(shape.hidden_size), rows, workload, device)
-            + _kv_cache_s(attention, workload, device, rows=rows)
-            + (router_s + overheads.moe_layer_s if layer in shape.moe_layers else dense_ffn_s)
-            + software_s
-            for layer, attention in enumerate(shape.attention[: shape.num_hidden_layers])
-        ]
+        [decoder_layer_s(shape, layer, workload, device) for layer in range(shape.num_hidden_layers)]
+    )
+
+
+def decoder_layer_s(shape: ModelShape, layer: int, workload: Workload, device: PlanningDevice) -> float:
+    """One decoder layer of the head on a device in a decode step, without the shared expert."""
+    rows, attention, overheads = workload.tokens_per_step, shape.attention[layer], device.overheads
+    if layer in shape.moe_layers:
+        ffn_s = weights_s("router", shape.router_parameters, rows, workload, device) + overheads.moe_layer_s
+    else:
+        ffn_s = weights_s("ffn", shape.dense_ffn_parameters, rows, workload, device)
+    return (
+        weights_s("attention", attention.parameters(shape.hidden_size), rows, workload, device)
+        + _kv_cache_s(attention, workload, device, rows=rows)
+        + ffn_s
+        + layer_software_s(overheads, rows)
+    )
+
+
+def mtp_head_s(shape: ModelShape, index: int, workload: Workload, device: PlanningDevice) -> float:
+    """MTP layer `index` (0 first) with its own head, on a device in a decode step."""
+    return sum(_mtp_head_parts_s(shape, index, workload, device))
+
+
+def _mtp_head_parts_s(
+    shape: ModelShape, index: int, workload: Workload, device: PlanningDevice
+) -> tuple[float, ...]:
+    slots = workload.num_sequences * (1 + workload.accepted_drafts + index)
+    attention = shape.attention[shape.num_hidden_layers + index]
+    return (
+        mtp_weights_s(shape, index, slots, workload, device),
+        weights_s("output", shape.lm_head_parameters, workload.num_sequences, workload, device),
+        _kv_cache_s(attention, workload, device, rows=slots),
+        device.overheads.draft_s + slots * device.overheads.row_s,
     )
 
 
