@@ -16,6 +16,7 @@ from placement.policies.baselines.pipeline import pipeline
 from placement.policies.baselines.prompt_hottest import prompt_hottest
 from placement.policies.least_time.policy import least_time, search_sample
 from placement.policies.least_time.second_holders import second_holders
+from placement.policies.vram_residency import background_lfu, background_lru
 from placement.replay.evaluate import Evaluation
 from placement.routing.planning_text import planning_text
 from placement.routing.text import Text
@@ -61,6 +62,8 @@ RUN_POLICIES: Mapping[str, RunPolicy] = MappingProxyType(
         "lru": cached_experts.lru,
         "lfu": cached_experts.lfu,
         "opt": cached_experts.opt,
+        "background-lru": background_lru,
+        "background-lfu": background_lfu,
     }
 )
 

@@ -156,7 +156,7 @@ def test_policies_that_are_run_are_cells_like_others(tmp_path: Path) -> None:
     rows = list(run_cells(SHAPE, cells(study), processes=1))
     assert {row.policy for row in rows if row.step_s} == {"pipeline", "prompt-hottest"}
     for row in rows:
-        if row.policy in ("lru", "lfu", "opt"):
+        if row.policy in ("lru", "lfu", "opt", "background-lru", "background-lfu"):
             assert row.note.startswith("a cache on 'head': ")
         elif row.step_s is not None:
             assert (row.hit_share is None) == (row.policy == "pipeline")
