@@ -142,6 +142,7 @@ class _DeviceModel(_Strict):
     overheads: _OverheadsModel = _OverheadsModel()
     cores: Positive = 1.0
     host_link_gbytes_per_s: GbytesPerS | None = None
+    host_link_round_trip_s: RoundTrip = 0.0
     attention_gflops: Gflops | None = None
     kernels: dict[str, dict[Rows, Gflops]] = {}
 
@@ -287,10 +288,13 @@ def _link_upgrades(file: _ClusterModel, linked: set[str], where: str) -> tuple[L
 def _check_no_head_software(node: _NodeModel, device: _DeviceModel, where: str) -> None:
     """On a device that is not the head's own, some measured seconds would count nowhere."""
     without_effect = _HEAD_OVERHEADS | (_LAYER_OVERHEADS if device.kind == "disk" else set())
-    for name, seconds in device.overheads.model_dump().items():
-        if seconds and name in without_effect:
+    figures = {f"overheads.{name}": device.overheads.model_dump()[name] for name in sorted(without_effect)}
+    if device.kind == "vram":
+        figures["host_link_round_trip_s"] = device.host_link_round_trip_s
+    for name, seconds in figures.items():
+        if seconds:
             raise ClusterFileError(
-                f"{where}.overheads.{name}: expected on the first device of the head's node, found on device "
+                f"{where}.{name}: expected on the first device of the head's node, found on device "
                 f"{device.name!r} of node {node.name!r}, where it has no effect: leave it out"
             )
 
@@ -301,9 +305,11 @@ def _device(device: _DeviceModel, where: str) -> DeviceSpec:
             f"{where}.reserved_bytes: expected at most memory_bytes ({size(device.memory_bytes)}), "
             f"found {size(device.reserved_bytes)}"
         )
-    if device.host_link_gbytes_per_s is not None and device.kind != "vram":
+    for field in ("host_link_gbytes_per_s", "host_link_round_trip_s"):
+        if not getattr(device, field) or device.kind == "vram":
+            continue
         raise ClusterFileError(
-            f"{where}.host_link_gbytes_per_s: expected on devices of kind 'vram' only, found on "
+            f"{where}.{field}: expected on devices of kind 'vram' only, found on "
             f"{device.kind!r}: leave it out"
         )
     if device.overheads.batch_s < -device.overheads.layer_s:
@@ -323,6 +329,7 @@ def _device(device: _DeviceModel, where: str) -> DeviceSpec:
         overheads=Overheads(**device.overheads.model_dump()),
         cores=device.cores,
         host_link_bytes_per_s=_scaled(device.host_link_gbytes_per_s, 1e9),
+        host_link_round_trip_s=device.host_link_round_trip_s,
         attention_flops_per_s=_scaled(device.attention_gflops, 1e9),
         kernels=tuple(_kernel_rates(form, rates, where) for form, rates in device.kernels.items()),
     )

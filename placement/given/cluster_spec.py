@@ -66,10 +66,11 @@ class DeviceSpec:
     """Memory that can hold experts, and what computes on it. `torch_device` is such as "cuda:0" or "cpu".
 
     `price_per_gbyte`: of more memory of this kind here, None where the file gives none. `cores`: of its
-    machine that it uses while it computes. `host_link_bytes_per_s`: from the box's RAM into this VRAM, None
-    where experts are not streamed into it. `attention_flops_per_s`: what attention reaches, None for
-    `ffn_flops_per_s`. `kernels`: what it reaches with weights of some forms, in place of
-    `ffn_flops_per_s` and `overheads.expert_s`.
+    machine that it uses while it computes. `host_link_bytes_per_s`: between the box's RAM and this VRAM, None
+    where experts are not streamed into it. `host_link_round_trip_s`: of the head's own VRAM, from a MoE
+    layer's rows there until the sums from RAM are back, without their bytes and what is computed.
+    `attention_flops_per_s`: what attention reaches, None for `ffn_flops_per_s`. `kernels`: what it reaches
+    with weights of some forms, in place of `ffn_flops_per_s` and `overheads.expert_s`.
     """
 
     name: str
@@ -83,6 +84,7 @@ class DeviceSpec:
     overheads: Overheads = NO_OVERHEADS
     cores: float = 1.0
     host_link_bytes_per_s: float | None = None
+    host_link_round_trip_s: float = 0.0
     attention_flops_per_s: float | None = None
     kernels: tuple[KernelRates, ...] = ()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from placement.given.cluster_spec import (
     NO_OVERHEADS,
     ClusterSpec,
     DeviceSpec,
+    LinkSpec,
     MachineSpec,
     NodeSpec,
     Overheads,
@@ -34,9 +35,9 @@ class PlanningDevice:
     """A device that can hold experts, as seen from the head.
 
     `is_home`: on the head's own node, so that no network lies between. `round_trip_s` and
-    `link_bytes_per_s` are those of a message from the head's process: 0 and infinity inside it. `machine`:
-    the one whose cores and memory it shares with others, None where it has its own. The rest as in
-    `DeviceSpec`.
+    `link_bytes_per_s` are those of a message from the head's process: 0 and infinity inside it, unless the
+    head computes in VRAM and rows leave it over the host link. `machine`: the one whose cores and
+    memory it shares with others, None where it has its own. The rest as in `DeviceSpec`.
     """
 
     tier: PlannedTier
@@ -164,13 +165,14 @@ def planning_devices(cluster: ClusterSpec, head_bytes: int = 0) -> tuple[Plannin
         PlanDoesNotFit: its device has less.
     """
     devices = []
+    below_head = host_link(cluster)
     for node in cluster.nodes:
         worker = _worker_name(node, cluster)
         for index, device in enumerate(node.devices):
             is_home = node.name == cluster.head
             in_head_process = is_home and index == 0
             name = LOCAL_WORKER if in_head_process else f"{node.name}-{device.name}"
-            link = None if in_head_process else node.link
+            link = None if in_head_process else _link(node, below_head, is_home=is_home)
             devices.append(
                 PlanningDevice(
                     tier=_planned_tier(name, worker, node, device, head_bytes if in_head_process else 0),
@@ -199,6 +201,27 @@ def _planned_tier(name: str, worker: str, node: NodeSpec, device: DeviceSpec, he
         )
     budget = min(device.budget_bytes, device.memory_bytes - head_bytes)
     return PlannedTier(name, node.name, device.torch_device, device.kind, budget, worker=worker)
+
+
+def host_link(cluster: ClusterSpec) -> LinkSpec | None:
+    """What rows cross on their way from a head in VRAM to its box's RAM, and sums on their way back.
+
+    None where that costs nothing: the head computes in RAM, or nobody measured.
+    """
+    devices = next(node.devices for node in cluster.nodes if node.name == cluster.head)
+    if not devices or devices[0].kind != "vram":
+        return None
+    round_trip_s, bytes_per_s = devices[0].host_link_round_trip_s, devices[0].host_link_bytes_per_s
+    return LinkSpec(round_trip_s, bytes_per_s or math.inf) if round_trip_s or bytes_per_s else None
+
+
+def _link(node: NodeSpec, below_head: LinkSpec | None, *, is_home: bool) -> LinkSpec | None:
+    """From the head's device to a node's others, over the host link first where there is one."""
+    if below_head is None or node.link is None:
+        return node.link or (below_head if is_home else None)
+    if is_home:
+        return node.link
+    return replace(node.link, round_trip_s=node.link.round_trip_s + below_head.round_trip_s)
 
 
 def _worker_name(node: NodeSpec, cluster: ClusterSpec) -> str:

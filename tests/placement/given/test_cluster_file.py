@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -355,6 +356,27 @@ def test_measured_software_and_shared_machines_reach_the_planner(tmp_path: Path)
     assert home.machine.bandwidth_bytes_per_s == 80e9
 
 
+def test_rows_of_a_gpu_head_cross_the_host_link_to_the_other_devices_of_its_box(tmp_path: Path) -> None:
+    document = good()
+    gpu, _ = document["nodes"][0]["devices"]
+
+    def reached() -> dict[str, tuple[float, float]]:
+        devices = planning_devices(load(tmp_path, document))
+        return {device.tier.name: (device.round_trip_s, device.link_bytes_per_s) for device in devices}
+
+    without = reached()
+    assert without["head"] == without["study-ram"] == (0.0, math.inf)
+    attic_s, attic_bytes_per_s = without["attic-ram"]
+    gpu |= {"host_link_round_trip_s": 2e-5}
+    without["attic-ram"] = attic_s + 2e-5, attic_bytes_per_s
+    assert reached() == without | {"study-ram": (2e-5, math.inf)}
+    gpu |= {"host_link_gbytes_per_s": 25}
+    assert reached() == without | {"study-ram": (2e-5, 25e9)}
+    # What was measured between processes of the box counts in its place.
+    document["links"].append({"node": "study", "round_trip_s": 1e-4, "bandwidth_gbits_per_s": 8})
+    assert reached() == without | {"study-ram": (1e-4, 1e9)}
+
+
 @pytest.mark.parametrize(
     ("machines", "message"),
     [
@@ -384,6 +406,14 @@ def test_a_machine_of_unknown_or_shared_nodes_is_refused(
         ),
         ({"kernels": {"q4": {0: 50}}}, r"kernels.q4.0.*expected a number of rows, 1 to 65,536, found 0"),
         ({"host_link_gbytes_per_s": 25}, r"devices\[1\].host_link_gbytes_per_s: expected on devices of kind"),
+        (
+            {"host_link_round_trip_s": 1e-5},
+            r"devices\[1\].host_link_round_trip_s: expected on devices of kind",
+        ),
+        (
+            {"kind": "vram", "host_link_round_trip_s": 1e-5},
+            r"devices\[1\].host_link_round_trip_s: expected on the first device of the head's node",
+        ),
         (
             {"overheads": {"request_ms": 1}},
             r"overheads.request_ms: unknown key",
