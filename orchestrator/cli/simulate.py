@@ -30,6 +30,7 @@ from orchestrator.cli.workload import (
     acceptance_of,
     workload_of,
 )
+from placement.answers.vram_cache import VramCache, vram_cache
 from placement.model_shape import ModelShape
 from placement.plan_file import read_plan
 from placement.replay.queueing.scenario import Event
@@ -59,6 +60,9 @@ def simulate(
     model: Annotated[
         str | None, typer.Option(help="Built-in name or model directory; default the plan's model.")
     ] = None,
+    caches: Annotated[
+        bool, typer.Option("--vram-cache", help="Also compare fixed experts in VRAM with caches there.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Replay a trace through a plan: step times, tokens/s, what is busy and what bounds each layer."""
@@ -74,11 +78,14 @@ def simulate(
     events: list[Event] = [loss_of(text, loaded) for text in lose or ()]
     events += [new_plan_of(text, loaded, plan, boxes) for text in new_plan or ()]
     report = run(system, streams_of(tokens, in_flight, workload, acceptance), events)
+    cache = vram_cache(system.problem, tokens) if caches else None
     if json:
-        print_json(document(report, shape, workload, notes))
+        print_json(document(report, shape, workload, notes) | {"vram_cache": cache_fields(cache)})
         return
     for part in tables(report, shape):
         console.print(part)
+    if cache is not None:
+        console.print(cache_table(cache))
     console.print(f"Assumed: {describe(workload)}.")
     for note in (*notes, *report.notes):
         print_note(note)
@@ -111,6 +118,37 @@ def document(
         "notes": [*notes, *report.notes],
         "stopped": report.stopped,
     }
+
+
+def cache_fields(cache: VramCache | None) -> dict[str, Any] | None:
+    """The rules of `--vram-cache` in the `--json` document."""
+    if cache is None:
+        return None
+    rules = [
+        {
+            "rule": result.rule.value,
+            "hit_share": result.hit_share,
+            "moe_s_per_token": result.moe_s_per_token,
+            "copied_bytes_per_step": result.copied_bytes / result.num_steps,
+        }
+        for result in cache.results
+    ]
+    return {"chosen": cache.chosen.value, "rules": rules}
+
+
+def cache_table(cache: VramCache) -> Group:
+    """The same for people."""
+    rows = [
+        (
+            result.rule.value,
+            share(result.hit_share),
+            f"{1000 * result.moe_s_per_token:.2f}",
+            size(result.copied_bytes / result.num_steps),
+        )
+        for result in cache.results
+    ]
+    title = f"VRAM on the text's second half: {cache.chosen.value} is chosen"
+    return table(title, ("experts", "hits", "MoE ms a token", "copied a step"), rows)
 
 
 def tables(report: SimulationReport, shape: ModelShape) -> list[Group | str]:

@@ -200,3 +200,55 @@ def test_a_trace_of_another_model_and_one_without_tokens_are_refused(
     code, _, err = potluck(*simulating, "--trace", COUNTS)
     assert code == 2
     assert "expected a trace, found counts only" in err
+
+
+WORKSTATION = """
+head: study
+nodes:
+  - name: study
+    devices:
+      - {name: gpu, kind: vram, memory_bytes: 16MB, bandwidth_gbytes_per_s: 400, ffn_gflops: 9000,
+         host_link_gbytes_per_s: 12, host_link_round_trip_s: 0.00002}
+      - {name: ram, kind: ram, memory_bytes: 1GB, bandwidth_gbytes_per_s: 20, ffn_gflops: 100}
+"""
+
+
+@pytest.fixture(scope="module")
+def workstation(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
+    """The command line for a box with a GPU."""
+    cluster = tmp_path_factory.mktemp("workstation") / "cluster.yaml"
+    cluster.write_text(WORKSTATION)
+    shape = Step35Config.load(MODEL).shape("potluck-tiny")
+    plan = make_plan(
+        shape,
+        load_cluster(cluster),
+        RoutingStats.load(COUNTS, shape),
+        "hottest-first",
+        dtype="bfloat16",
+        expert_bytes=shape.expert_bytes(16),
+        workload=Workload(context=128),
+    )
+    write_plan(plan, cluster.with_name("plan.json"))
+    return "simulate", cluster.with_name("plan.json"), "--cluster", cluster, "--model", MODEL
+
+
+def test_rules_of_vram_stand_side_by_side(
+    potluck: Potluck, workstation: tuple[object, ...], trace: Path
+) -> None:
+    given = (*workstation, "--trace", trace, "--vram-cache")
+    found = document(potluck(*given, "--json"))["vram_cache"]
+    assert [rule["rule"] for rule in found["rules"]] == ["fixed", "lru", "lfu"]
+    assert all(0 < rule["hit_share"] < 1 and rule["moe_s_per_token"] > 0 for rule in found["rules"])
+    assert [rule["copied_bytes_per_step"] > 0 for rule in found["rules"]] == [False, True, True]
+    code, out, err = potluck(*given)
+    assert code == 0, err
+    assert f"second half: {found['chosen']} is chosen" in " ".join(out.split())
+    assert document(potluck(*workstation, "--trace", trace, "--json"))["vram_cache"] is None
+
+
+def test_a_cluster_without_a_gpu_has_no_vram_to_compare(
+    potluck: Potluck, simulating: tuple[object, ...], trace: Path
+) -> None:
+    code, out, err = potluck(*simulating, "--trace", trace, "--vram-cache")
+    assert (code, out) == (2, "")
+    assert says(err, "a cache on 'head': it is no VRAM")
