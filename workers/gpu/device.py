@@ -358,8 +358,8 @@ def load_driver() -> tuple[Any, int]:
     ours = version()
     if told // 1000 < ours[0]:
         raise DeviceUnavailable(
-            f"the NVIDIA driver is for CUDA {told // 1000}.{told % 1000 // 10}, and the installed NVRTC makes "
-            f"code for CUDA {ours[0]}: update it, or pip install 'cuda-bindings<{told // 1000 + 1}' and "
+            f"the NVIDIA driver is for CUDA {told // 1000}.{told % 1000 // 10}, and the installed NVRTC "
+            f"makes code for CUDA {ours[0]}: update it, or install 'cuda-bindings<{told // 1000 + 1}' and "
             f"nvidia-cuda-nvrtc-cu{told // 1000} in place of nvidia-cuda-nvrtc"
         )
     count = 0 if int(status) == _NO_DEVICE else int(driver.cuDeviceGetCount()[1])
