@@ -14,10 +14,17 @@ struct Dim3 {
   unsigned x, y, z;
 };
 
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
 extern Dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 #define KERNEL static void
-#define DEVICE static inline __attribute__((always_inline))
+#define DEVICE inline __attribute__((always_inline))
 #define UNROLL
 #define __shared__ static
 #define __restrict__
@@ -75,6 +82,27 @@ inline int __dp4a(int a, int b, int c) {
   for (int i = 0; i < 4; ++i) c += (int)(int8_t)(a >> 8 * i) * (int8_t)(b >> 8 * i);
   return c;
 }
+
+// Two products of 16-bit integers in `a` with the lower, or upper, two signed bytes of `b`, and c.
+inline int __dp2a_lo(int a, int b, int c) {
+  return c + (int)(int16_t)a * (int8_t)b + (int)(int16_t)(a >> 16) * (int8_t)(b >> 8);
+}
+inline int __dp2a_hi(int a, int b, int c) { return __dp2a_lo(a, b >> 16, c); }
+
+// The low word of (high, low) shifted right by `by` mod 32.
+inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t by) {
+  return (uint32_t)(((uint64_t)high << 32 | low) >> (by & 31));
+}
+
+// Four of the eight bytes of (b, a), chosen by the last three bits of the nibbles of `which`.
+inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t which) {
+  const uint64_t both = (uint64_t)b << 32 | a;
+  uint32_t found = 0;
+  for (int i = 0; i < 4; ++i) found |= (uint32_t)(both >> 8 * (which >> 4 * i & 7) & 255) << 8 * i;
+  return found;
+}
+
+inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 
 template <class T>
 inline T atomicAdd(T* at, T value) {

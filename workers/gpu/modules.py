@@ -24,9 +24,45 @@ class Module:
         return "\n".join((f'#include "{self.header}"', *self.lines, ""))
 
 
+_LINEAR_TEMPLATES = {
+    "linear_floats": {
+        "float32": "Float32",
+        "bfloat16": "Bfloat16",
+        "float16": "Float16",
+        "fp8_e4m3": "Fp8E4m3",
+    },
+    "linear_32": {
+        "q8_0": "Q8_0",
+        "q5_1": "Q5_1",
+        "q5_0": "Q5_0",
+        "q4_1": "Q4_1",
+        "q4_0": "Q4_0",
+        "iq4_nl": "IQ4_NL",
+        "mxfp4": "MXFP4",
+    },
+}
+_HEADERS = {"linear_floats": "dot_floats.h", "linear_32": "dot_32.h"}
+
+LINEAR_FORMS = tuple(form for forms in _LINEAR_TEMPLATES.values() for form in forms)
+"""Names of weight formats that there are kernels for."""
+
+
 def every_module() -> Iterator[Module]:
     """All that there are."""
     yield Module("rounding", "rounding.h", ("round_rows_256", "round_rows_32"))
+    for template, forms in _LINEAR_TEMPLATES.items():
+        for form, type_name in forms.items():
+            yield _linear_module(form, template, type_name)
+
+
+def _linear_module(form: str, template: str, type_name: str) -> Module:
+    """A form's two kernels: for groups of any size, and for groups of one entry."""
+    kernels = {f"linear_{form}": 8, f"linear_{form}_1": 1}
+    lines = tuple(
+        f"KERNEL {kernel}(const LinearArgs a) {{ {template}<{type_name}, {most}>(a); }}"
+        for kernel, most in kernels.items()
+    )
+    return Module(f"linear_{form}", _HEADERS[template], tuple(kernels), lines)
 
 
 @cache

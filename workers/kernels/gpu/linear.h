@@ -7,6 +7,8 @@
 // Groups of rows, each with a matrix of its own in one form: an expert's rows and its gate, say; a linear layer is a
 // single group. Entries stand group by group. What is computed for an entry depends on its row and matrix alone.
 //   out[entry, n] = dot(row entry_rows[entry], row n of the group's matrix)
+// Kernels count activations in 32 bits: rows * columns stays below 2^31. They read the weights in pieces of 16 bytes, so
+// the memory of a matrix begins and ends at multiples of 16 (what `Device.allocate` gives does).
 struct LinearArgs {
   const float* x;                     // [rows, columns]: what forms take that do not round, else null
   const int8_t* q;                    // [rows, columns], and below: what RoundRowsArgs has, for forms that round
@@ -18,6 +20,30 @@ struct LinearArgs {
   const int32_t* group_slots;         // [num_groups]: which of the matrices
   const uint8_t* const* matrices;     // by slot: addresses of [rows_out, row_bytes]
   const float* const* square_scales;  // by slot: of fp8_e4m3, one for each square of 128 x 128; else null
+  const uint8_t* grid;                // of IQ2 and IQ3 types: their table of magnitudes; else null
   float* out;                         // [entries, out_stride]
   int64_t out_stride, columns, rows_out, row_bytes;
+  int64_t entries;                    // where num_groups is null: of the single group, whose matrix is of slot 0
 };
+
+// One group's entries and matrix. `stop` is `first` where there is nothing to do.
+struct Group {
+  int first, stop, slot;
+};
+
+DEVICE Group group_of(const LinearArgs& a, int group) {
+  if (a.num_groups == nullptr) return {0, (int)a.entries, 0};
+  if (group >= *a.num_groups) return {0, 0, 0};
+  return {a.group_starts[group], a.group_starts[group + 1], a.group_slots[group]};
+}
+
+DEVICE int row_of_entry(const LinearArgs& a, int entry) {
+  return a.entry_rows == nullptr ? entry : a.entry_rows[entry];
+}
+
+// Warps of a thread block. Each takes rows of weights of its own and waits for no other.
+constexpr int LINEAR_WARPS = 4;
+
+// Rows of weights that a warp takes at a time, by how many entries pass over them together. What is read of several
+// entries' activations from the first-level cache is then used twice, or it would be the bottleneck.
+DEVICE constexpr int rows_at_once(int entries) { return entries > 1 ? 2 : 1; }

@@ -22,8 +22,13 @@ DEVICE int32_t sum_of(int32_t x) {
   return x;
 }
 
-// The tree over sixteen lanes of docs/arithmetic.md, in the first of each sixteen: l + 8, l + 4, l + 2, l + 1.
-DEVICE float tree_of_sixteen(float x) {
-  UNROLL for (int by = 8; by > 0; by /= 2) x = x + __shfl_xor_sync(ALL_LANES, x, by);
+// The tree of docs/arithmetic.md over lanes that lie apart by powers of two, from FROM to TO: lane l and l + FROM, and so
+// on down to l + TO; in each of them.
+template <int FROM, int TO = 1>
+DEVICE float tree_of(float x) {
+  UNROLL for (int by = FROM; by >= TO; by /= 2) x = x + __shfl_xor_sync(ALL_LANES, x, by);
   return x;
 }
+
+// Over sixteen lanes: l + 8, l + 4, l + 2, l + 1.
+DEVICE float tree_of_sixteen(float x) { return tree_of<8>(x); }
