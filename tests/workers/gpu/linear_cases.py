@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from orchestrator.kernels import linear as on_cpu
 from placement.weight_format import FORMATS, WeightFormat
 from workers.gpu.device import Device, Memory, Stream
+from workers.gpu.grids import Grids
 from workers.gpu.linear import GpuGroups, GpuMatrix, GpuRows, linear
 from workers.kernels import Matrices, round_rows
 from workers.kernels.matrix import TORCH_DTYPES, Matrix
@@ -39,6 +40,9 @@ HALVES = {
 
 _ODD_HALVES = np.array([0, 0x8000, 1, 0x8001, 0x3FF, 0x400, 0x7BFF, 0xFBFF, 0x3C00, 0x0200], np.uint16)
 _NOT_FINITE = np.array([0x7C00, 0xFC00, 0x7E01], np.uint16)
+
+
+_Upload = Callable[[NDArray[np.generic]], int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,7 +98,7 @@ def random_rows(num_rows: int, columns: int, rng: np.random.Generator) -> NDArra
 def random_matrix(
     form: WeightFormat, rows: int, columns: int, rng: np.random.Generator, *, odd: bool = False
 ) -> Matrix:
-    """Any bytes, with scales of a sensible size. `odd`: some scales zero, subnormal, infinite or not a number."""
+    """Any bytes, with sensible scales. `odd`: some are zero, subnormal, infinite or not a number."""
     row_bytes = form.row_bytes(columns)
     data = rng.integers(256, size=(rows, row_bytes), dtype=np.uint8)
     if form.block_weights > 1:
@@ -133,7 +137,7 @@ def expected(case: Case) -> NDArray[np.float32]:
     )
 
 
-def computed(case: Case, device: Device) -> NDArray[np.float32]:
+def computed(case: Case, device: Device, grids: Grids) -> NDArray[np.float32]:
     """[entries, rows_out] on the card."""
     stream = device.stream()
     held: list[Memory] = []
@@ -153,6 +157,7 @@ def computed(case: Case, device: Device) -> NDArray[np.float32]:
         case.matrices[0].columns,
         table=up(np.array(addresses, np.uint64)),
         scale_table=up(np.array(scales, np.uint64)) if scales else 0,
+        grid=grids.address(form.name),
     )
     groups = GpuGroups(
         most=len(case.slots) + 2,
@@ -177,7 +182,7 @@ def same_bits(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> bool:
     return bool(np.all((found.view(np.uint32) == wanted.view(np.uint32)) | neither))
 
 
-def _rows_on_card(x: NDArray[np.float32], form: WeightFormat, up: Callable[[NDArray[np.generic]], int]) -> GpuRows:
+def _rows_on_card(x: NDArray[np.float32], form: WeightFormat, up: _Upload) -> GpuRows:
     if not form.rounding_block:
         return GpuRows(x=up(x))
     (part,) = round_rows(x, (form.rounding_block,)).parts
