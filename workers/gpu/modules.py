@@ -25,13 +25,13 @@ class Module:
 
 
 _LINEAR_TEMPLATES = {
-    "linear_floats": {
+    "DotFloats": {
         "float32": "Float32",
         "bfloat16": "Bfloat16",
         "float16": "Float16",
         "fp8_e4m3": "Fp8E4m3",
     },
-    "linear_256": {
+    "Dot256": {
         "q6_k": "Q6_K",
         "q5_k": "Q5_K",
         "q4_k": "Q4_K",
@@ -44,7 +44,7 @@ _LINEAR_TEMPLATES = {
         "iq2_xs": "IQ2_XS",
         "iq2_xxs": "IQ2_XXS",
     },
-    "linear_32": {
+    "Dot32": {
         "q8_0": "Q8_0",
         "q5_1": "Q5_1",
         "q5_0": "Q5_0",
@@ -54,7 +54,7 @@ _LINEAR_TEMPLATES = {
         "mxfp4": "MXFP4",
     },
 }
-_HEADERS = {"linear_floats": "dot_floats.h", "linear_256": "dot_256.h", "linear_32": "dot_32.h"}
+_HEADERS = {"DotFloats": "dot_floats.h", "Dot256": "dot_256.h", "Dot32": "dot_32.h"}
 
 LINEAR_FORMS = tuple(form for forms in _LINEAR_TEMPLATES.values() for form in forms)
 """Names of weight formats that there are kernels for."""
@@ -71,10 +71,10 @@ def every_module() -> Iterator[Module]:
 def _linear_module(form: str, template: str, type_name: str) -> Module:
     """A form's two kernels: for groups of any size, and for groups of one entry."""
     # Entries at once, and thread blocks of 128 that are to fit a multiprocessor, which bounds the registers.
-    kernels = {f"linear_{form}": (8, 4), f"linear_{form}_1": (1, 8)}
+    kernels = {f"linear_{form}": (8, 3), f"linear_{form}_1": (1, 6)}
     lines = tuple(
         f"KERNEL __launch_bounds__(128, {blocks}) {kernel}(const LinearArgs a) "
-        f"{{ {template}<{type_name}, {most}>(a); }}"
+        f"{{ linear_group<{template}<{type_name}>, {most}>(a); }}"
         for kernel, (most, blocks) in kernels.items()
     )
     return Module(f"linear_{form}", _HEADERS[template], tuple(kernels), lines)

@@ -29,7 +29,7 @@ struct Sixes {
     scales[1] = low_nibbles(p[2]) | (p[0] >> 2 & 0x30303030u);
   }
   // Of sixteen l + 4 c, so thirty-two 2 c + l / 2.
-  DEVICE int32_t scale_of(int c, int l) const { return (int32_t)(scales[c / 2] >> (c % 2 * 16 + l / 2 * 8) & 63); }
+  DEVICE int32_t scale_of(int c, int l) const { return (int32_t)((c < 2 ? scales[0] : scales[1]) >> (c % 2 * 16 + l / 2 * 8) & 63); }
   static DEVICE float d(const Bytes& block) { return block.number(0); }
   static DEVICE float minimum(const Bytes& block) { return -block.number(2); }
   static DEVICE void minimums(const Bytes& block, uint32_t* t) {

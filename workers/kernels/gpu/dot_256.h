@@ -34,10 +34,12 @@ using Stretch256 = Stretch<BLOCKS_256 * Type::BLOCK_BYTES, Type::ALIGNMENT>;
 
 // R entries (1, 2, 4 or 8), of which `count` count, times N rows of weights from `row` on. `memory`: shared, N stretches.
 template <class Type, int R, int N>
-DEVICE void dot_256(const LinearArgs& a, const Group& group, int first, int count, int64_t row, uint4* memory) {
+DEVICE void dot_256(const LinearArgs& a, const Group& group, int first, int count, int row, uint4* memory) {
   constexpr int BYTES = Type::BLOCK_BYTES, OWN = R > 4 ? R / 4 : 1;
+  constexpr bool EARLY = fetches_early(R);
   const int lane = lane_of_warp(), chain = lane / 4, l = lane % 4;
   const int blocks = (int)(a.columns / 256);
+  const int rows_out = (int)a.rows_out;
   const uint8_t* matrix = a.matrices[group.slot];
   uint32_t q_at[R];
   UNROLL for (int r = 0; r < R; ++r) {
@@ -51,7 +53,7 @@ DEVICE void dot_256(const LinearArgs& a, const Group& group, int first, int coun
   const uint8_t* weights[N];
   float acc[N][OWN];
   UNROLL for (int n = 0; n < N; ++n) {
-    weights[n] = matrix + (row + n < a.rows_out ? row + n : a.rows_out - 1) * a.row_bytes;
+    weights[n] = matrix + (row + n < rows_out ? row + n : rows_out - 1) * a.row_bytes;
     UNROLL for (int o = 0; o < OWN; ++o) acc[n][o] = 0.0f;
   }
   Stretch256<Type> stretch[N];
@@ -61,8 +63,9 @@ DEVICE void dot_256(const LinearArgs& a, const Group& group, int first, int coun
       stretch[n].fetch(weights[n] + block * BYTES, (left < BLOCKS_256 ? left : BLOCKS_256) * BYTES);
     }
   };
-  fetch(0);
+  if (EARLY) fetch(0);
   for (int b0 = 0; b0 < blocks; b0 += BLOCKS_256) {
+    if (!EARLY) fetch(b0);
     Bytes held[N];
     __syncwarp();
     // Four lanes beyond the row's end compute its last block, which nobody adds.
@@ -74,13 +77,15 @@ DEVICE void dot_256(const LinearArgs& a, const Group& group, int first, int coun
       held[n] = {to, Stretch256<Type>::offset(weights[n] + b0 * BYTES) + (b - b0) * BYTES};
     }
     __syncwarp();
-    if (b0 + BLOCKS_256 < blocks) fetch(b0 + BLOCKS_256);
+    if (EARLY && b0 + BLOCKS_256 < blocks) fetch(b0 + BLOCKS_256);
 
     int32_t products[N][R];
     UNROLL for (int n = 0; n < N; ++n) {
       UNROLL for (int r = 0; r < R; ++r) products[n][r] = 0;
     }
-    UNROLL for (int c = 0; c < 4; ++c) {
+    // For many entries one after another: unrolled, compilers ask for all activations at once and run out of registers.
+#pragma unroll(R > 2 ? 1 : 2)
+    for (int c = 0; c < 4; ++c) {
       uint32_t w[N][4];
       int32_t scale[N];
       UNROLL for (int n = 0; n < N; ++n) {
@@ -134,32 +139,16 @@ DEVICE void dot_256(const LinearArgs& a, const Group& group, int first, int coun
       const float sum = tree_of<16, 4>(acc[n][o]);
       const int r = l * R / 4 + o;
       const bool mine = chain == 0 && l * R % 4 == 0 && r < count;
-      if (mine && row + n < a.rows_out) a.out[(first + r) * a.out_stride + row + n] = sum;
+      if (mine && row + n < rows_out) a.out[(first + r) * a.out_stride + row + n] = sum;
     }
   }
 }
 
-// MOST: entries of a group that pass over the weights together, 1 or 8.
-template <class Type, int MOST>
-DEVICE void linear_256(const LinearArgs& a) {
-  constexpr int ROWS = rows_at_once(MOST);
-  __shared__ uint4 memory[LINEAR_WARPS][ROWS * Stretch256<Type>::PIECES];
-  const Group group = group_of(a, (int)blockIdx.y);
-  if (group.first == group.stop) return;
-  uint4* mine = memory[warp_of_block()];
-  const int64_t step = (int64_t)gridDim.x * LINEAR_WARPS * ROWS;
-  for (int64_t row = ((int64_t)blockIdx.x * LINEAR_WARPS + warp_of_block()) * ROWS; row < a.rows_out; row += step) {
-    for (int first = group.first; first < group.stop; first += MOST) {
-      const int count = group.stop - first;
-      if constexpr (MOST == 1) {
-        dot_256<Type, 1, 1>(a, group, first, 1, row, mine);
-      } else if (count > 4) {
-        dot_256<Type, 8, 2>(a, group, first, count, row, mine);
-      } else if (count > 2) {
-        dot_256<Type, 4, 2>(a, group, first, count, row, mine);
-      } else {
-        dot_256<Type, 2, 2>(a, group, first, count, row, mine);
-      }
-    }
+template <class Type>
+struct Dot256 {
+  static constexpr int ROWS = 1, LEAST = 2, PIECES = Stretch256<Type>::PIECES;
+  template <int R, int N>
+  static DEVICE void dot(const LinearArgs& a, const Group& group, int first, int count, int row, uint4* memory) {
+    dot_256<Type, R, N>(a, group, first, count, row, memory);
   }
-}
+};

@@ -127,10 +127,12 @@ using Stretch32 = Stretch<BLOCKS_32 * Type::BLOCK_BYTES, Type::ALIGNMENT>;
 
 // R entries (1, 4 or 8), of which `count` count, times N rows of weights from `row` on. `memory`: shared, N stretches.
 template <class Type, int R, int N>
-DEVICE void dot_32(const LinearArgs& a, const Group& group, int first, int count, int64_t row, uint4* memory) {
+DEVICE void dot_32(const LinearArgs& a, const Group& group, int first, int count, int row, uint4* memory) {
   constexpr int BYTES = Type::BLOCK_BYTES, OWN = R > 4 ? 2 : 1;
+  constexpr bool EARLY = fetches_early(R);
   const int lane = lane_of_warp(), chain = lane % 8, share = R == 1 ? 0 : lane / 8;
   const int blocks = (int)(a.columns / 32);
+  const int rows_out = (int)a.rows_out;
   const uint8_t* matrix = a.matrices[group.slot];
   uint32_t q_at[R];
   UNROLL for (int r = 0; r < R; ++r) {
@@ -144,7 +146,7 @@ DEVICE void dot_32(const LinearArgs& a, const Group& group, int first, int count
   const uint8_t* weights[N];
   float acc[N][OWN];
   UNROLL for (int n = 0; n < N; ++n) {
-    weights[n] = matrix + (row + n < a.rows_out ? row + n : a.rows_out - 1) * a.row_bytes;
+    weights[n] = matrix + (row + n < rows_out ? row + n : rows_out - 1) * a.row_bytes;
     UNROLL for (int o = 0; o < OWN; ++o) acc[n][o] = 0.0f;
   }
   Stretch32<Type> stretch[N];
@@ -154,8 +156,9 @@ DEVICE void dot_32(const LinearArgs& a, const Group& group, int first, int count
       stretch[n].fetch(weights[n] + block * BYTES, (left < BLOCKS_32 ? left : BLOCKS_32) * BYTES);
     }
   };
-  fetch(0);
+  if (EARLY) fetch(0);
   for (int b0 = 0; b0 < blocks; b0 += BLOCKS_32) {
+    if (!EARLY) fetch(b0);
     Bytes held[N];
     __syncwarp();
     UNROLL for (int n = 0; n < N; ++n) {
@@ -164,7 +167,7 @@ DEVICE void dot_32(const LinearArgs& a, const Group& group, int first, int count
       held[n] = {to, Stretch32<Type>::offset(weights[n] + b0 * BYTES)};
     }
     __syncwarp();
-    if (b0 + BLOCKS_32 < blocks) fetch(b0 + BLOCKS_32);
+    if (EARLY && b0 + BLOCKS_32 < blocks) fetch(b0 + BLOCKS_32);
 
     // A lane beyond the row's end computes its last block, which nobody adds.
     const int mine = b0 + lane < blocks ? lane : blocks - 1 - b0;
@@ -227,32 +230,18 @@ DEVICE void dot_32(const LinearArgs& a, const Group& group, int first, int count
     UNROLL for (int o = 0; o < OWN; ++o) {
       const float sum = tree_of<4>(acc[n][o]);
       const int r = share + 4 * o;
-      if (chain == 0 && r < count && r < R && (R > 1 || lane == 0) && row + n < a.rows_out) {
+      if (chain == 0 && r < count && r < R && (R > 1 || lane == 0) && row + n < rows_out) {
         a.out[(first + r) * a.out_stride + row + n] = sum;
       }
     }
   }
 }
 
-// MOST: entries of a group that pass over the weights together, 1 or 8.
-template <class Type, int MOST>
-DEVICE void linear_32(const LinearArgs& a) {
-  constexpr int ROWS = rows_at_once(MOST);
-  __shared__ uint4 memory[LINEAR_WARPS][ROWS * Stretch32<Type>::PIECES];
-  const Group group = group_of(a, (int)blockIdx.y);
-  if (group.first == group.stop) return;
-  uint4* mine = memory[warp_of_block()];
-  const int64_t step = (int64_t)gridDim.x * LINEAR_WARPS * ROWS;
-  for (int64_t row = ((int64_t)blockIdx.x * LINEAR_WARPS + warp_of_block()) * ROWS; row < a.rows_out; row += step) {
-    for (int first = group.first; first < group.stop; first += MOST) {
-      const int count = group.stop - first;
-      if constexpr (MOST == 1) {
-        dot_32<Type, 1, 1>(a, group, first, 1, row, mine);
-      } else if (count > 4) {
-        dot_32<Type, 8, 2>(a, group, first, count, row, mine);
-      } else {
-        dot_32<Type, 4, 2>(a, group, first, count, row, mine);
-      }
-    }
+template <class Type>
+struct Dot32 {
+  static constexpr int ROWS = 1, LEAST = 4, PIECES = Stretch32<Type>::PIECES;
+  template <int R, int N>
+  static DEVICE void dot(const LinearArgs& a, const Group& group, int first, int count, int row, uint4* memory) {
+    dot_32<Type, R, N>(a, group, first, count, row, memory);
   }
-}
+};

@@ -62,10 +62,11 @@ struct HalfStretch {
 
 // R entries, of which `count` count, times 2 N rows of weights from `row` on. `memory`: shared, PIECES for each row.
 template <class Type, int R, int N>
-DEVICE void dot_floats(const LinearArgs& a, const Group& group, int first, int count, int64_t row, uint4* memory) {
+DEVICE void dot_floats(const LinearArgs& a, const Group& group, int first, int count, int row, uint4* memory) {
   using Stored = typename Type::Stored;
   constexpr int SPAN = STRETCH_BYTES / (int)sizeof(Stored);
   constexpr int UNIT = SPAN < SQUARE ? SPAN : SQUARE;
+  constexpr bool EARLY = fetches_early(R);
   const int lane = lane_of_warp() % HALF_WARP, half = lane_of_warp() / HALF_WARP, columns = (int)a.columns;
   const uint8_t* matrix = a.matrices[group.slot];
   uint32_t x_at[R];
@@ -75,8 +76,8 @@ DEVICE void dot_floats(const LinearArgs& a, const Group& group, int first, int c
   const uint8_t* weights[N];
   const float* square_scales[N];
   UNROLL for (int n = 0; n < N; ++n) {
-    int64_t mine = row + 2 * n + half;
-    if (mine >= a.rows_out) mine = a.rows_out - 1;
+    int mine = row + 2 * n + half;
+    if (mine >= (int)a.rows_out) mine = (int)a.rows_out - 1;
     weights[n] = matrix + mine * a.row_bytes;
     square_scales[n] = nullptr;
     if (Type::HAS_SCALES) {
@@ -94,8 +95,9 @@ DEVICE void dot_floats(const LinearArgs& a, const Group& group, int first, int c
       stretch[n].fetch(weights[n] + k * (int64_t)sizeof(Stored), (left < SPAN ? left : SPAN) * (int)sizeof(Stored));
     }
   };
-  fetch(0);
+  if (EARLY) fetch(0);
   for (int k0 = 0; k0 < columns; k0 += SPAN) {
+    if (!EARLY) fetch(k0);
     const Stored* held[N];
     __syncwarp();
     UNROLL for (int n = 0; n < N; ++n) {
@@ -105,7 +107,7 @@ DEVICE void dot_floats(const LinearArgs& a, const Group& group, int first, int c
       held[n] = (const Stored*)((const uint8_t*)to + before) + lane;
     }
     __syncwarp();
-    if (k0 + SPAN < columns) fetch(k0 + SPAN);
+    if (EARLY && k0 + SPAN < columns) fetch(k0 + SPAN);
     for (int part = 0; part < SPAN && k0 + part < columns; part += UNIT) {
       float scale[N];
       UNROLL for (int n = 0; n < N; ++n) {
@@ -129,7 +131,7 @@ DEVICE void dot_floats(const LinearArgs& a, const Group& group, int first, int c
     }
   }
   UNROLL for (int n = 0; n < N; ++n) {
-    const int64_t mine = row + 2 * n + half;
+    const int mine = row + 2 * n + half;
     UNROLL for (int r = 0; r < R; ++r) {
       const float sum = tree_of_sixteen(acc[n][r]);
       if (lane == 0 && r < count && mine < a.rows_out) a.out[(first + r) * a.out_stride + mine] = sum;
@@ -137,27 +139,11 @@ DEVICE void dot_floats(const LinearArgs& a, const Group& group, int first, int c
   }
 }
 
-// MOST: entries of a group that pass over the weights together, 1 or 8.
-template <class Type, int MOST>
-DEVICE void linear_floats(const LinearArgs& a) {
-  constexpr int ROWS = 2 * rows_at_once(MOST);
-  __shared__ uint4 memory[LINEAR_WARPS][ROWS * HalfStretch::PIECES];
-  const Group group = group_of(a, (int)blockIdx.y);
-  if (group.first == group.stop) return;
-  uint4* mine = memory[warp_of_block()];
-  const int64_t step = (int64_t)gridDim.x * LINEAR_WARPS * ROWS;
-  for (int64_t row = ((int64_t)blockIdx.x * LINEAR_WARPS + warp_of_block()) * ROWS; row < a.rows_out; row += step) {
-    for (int first = group.first; first < group.stop; first += MOST) {
-      const int count = group.stop - first;
-      if constexpr (MOST == 1) {
-        dot_floats<Type, 1, 1>(a, group, first, 1, row, mine);
-      } else if (count > 4) {
-        dot_floats<Type, 8, 2>(a, group, first, count, row, mine);
-      } else if (count > 2) {
-        dot_floats<Type, 4, 2>(a, group, first, count, row, mine);
-      } else {
-        dot_floats<Type, 2, 2>(a, group, first, count, row, mine);
-      }
-    }
+template <class Type>
+struct DotFloats {
+  static constexpr int ROWS = 2, LEAST = 2, PIECES = 2 * HalfStretch::PIECES;
+  template <int R, int N>
+  static DEVICE void dot(const LinearArgs& a, const Group& group, int first, int count, int row, uint4* memory) {
+    dot_floats<Type, R, N>(a, group, first, count, row, memory);
   }
-}
+};
