@@ -63,6 +63,7 @@ LINEAR_FORMS = tuple(form for forms in _LINEAR_TEMPLATES.values() for form in fo
 def every_module() -> Iterator[Module]:
     """All that there are."""
     yield Module("rounding", "rounding.h", ("round_rows_256", "round_rows_32"))
+    yield Module("experts", "experts.h", ("swiglu_round_256", "swiglu_round_32", "plain_swiglu"))
     for template, forms in _LINEAR_TEMPLATES.items():
         for form, type_name in forms.items():
             yield _linear_module(form, template, type_name)

@@ -24,7 +24,12 @@ constexpr int WARP = 32;
 constexpr uint32_t ALL_LANES = 0xffffffffu;
 
 #ifdef __CUDACC_RTC__
-DEVICE float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+// In assembly, so that a test can tell it from one that the compiler made of a product and a sum.
+DEVICE float fma_rn(float a, float b, float c) {
+  float d;
+  asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(d) : "f"(a), "f"(b), "f"(c));
+  return d;
+}
 DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
 DEVICE float square_root(float a) { return __fsqrt_rn(a); }
 DEVICE float round_even(float a) { return rintf(a); }
