@@ -137,8 +137,8 @@ def expected(case: Case) -> NDArray[np.float32]:
     )
 
 
-def computed(case: Case, device: Device, grids: Grids) -> NDArray[np.float32]:
-    """[entries, rows_out] on the card."""
+def computed(case: Case, device: Device, grids: Grids, *, grouped: bool = True) -> NDArray[np.float32]:
+    """[entries, rows_out] on the card. `grouped`: otherwise as a linear layer, whose entries are all rows."""
     stream = device.stream()
     held: list[Memory] = []
 
@@ -169,7 +169,8 @@ def computed(case: Case, device: Device, grids: Grids) -> NDArray[np.float32]:
     stride = matrix.rows + 3
     out = device.allocate(4 * entries * stride)
     most = max(map(len, case.entry_rows))
-    linear(stream, matrix, rows, out.address, most, groups=groups, out_stride=stride)
+    which = groups if grouped else None
+    linear(stream, matrix, rows, out.address, most, groups=which, out_stride=stride)
     found = device.pinned(4 * entries * stride).view(np.float32).reshape(entries, stride)
     stream.download(found, out.address)
     stream.synchronize()

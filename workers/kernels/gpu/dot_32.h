@@ -72,7 +72,7 @@ struct Q5_1 {
   static DEVICE float scale(const Bytes& block) { return block.number(0); }
   static DEVICE float minimum(const Bytes& block) { return block.number(2); }
   static DEVICE void weights(const Bytes& block, uint32_t* w) {
-    nibbles<4>(block, 8, w);
+    nibbles<8>(block, 8, w);
     fifth_bits(block.word<4>(4), w);
   }
 };

@@ -80,6 +80,12 @@ struct Bytes {
         out[i + 2] = v.z;
         out[i + 3] = v.w;
       }
+    } else if constexpr (ALIGNMENT == 8 && N % 2 == 0) {
+      UNROLL for (int i = 0; i < N; i += 2) {
+        const uint2 v = ((const uint2*)memory)[(from >> 3) + i / 2];
+        out[i] = v.x;
+        out[i + 1] = v.y;
+      }
     } else if constexpr (ALIGNMENT >= 4) {
       const uint32_t* all = (const uint32_t*)memory + (from >> 2);
       UNROLL for (int i = 0; i < N; ++i) out[i] = all[i];

@@ -31,9 +31,9 @@ DEVICE void look_up(const Table& table, uint32_t nibbles, uint32_t* low, uint32_
   const uint32_t chosen = nibbles & 0x77777777u, upper = (nibbles & 0x88888888u) >> 1 | 0x32103210u;
   uint32_t found[2];
   UNROLL for (int i = 0; i < 2; ++i) {
-    const uint32_t first = __byte_perm(table.words[0], table.words[1], chosen >> 16 * i & 0xffff);
-    const uint32_t last = __byte_perm(table.words[2], table.words[3], chosen >> 16 * i & 0xffff);
-    found[i] = __byte_perm(first, last, upper >> 16 * i & 0xffff);
+    const uint32_t first = __byte_perm(table.words[0], table.words[1], chosen >> 16 * i);
+    const uint32_t last = __byte_perm(table.words[2], table.words[3], chosen >> 16 * i);
+    found[i] = __byte_perm(first, last, upper >> 16 * i);
   }
   *low = __byte_perm(found[0], found[1], 0x6420);
   *high = __byte_perm(found[0], found[1], 0x7531);
