@@ -86,8 +86,9 @@ struct Q6_K : NoMinimum {
     block.words<2, 4>(c / 2 * 64 + 16 * l, low);
     block.words<2, 4>(128 + c / 2 * 32 + l % 2 * 16, high);
     UNROLL for (int i = 0; i < 4; ++i) {
-      const uint32_t two = high[i] >> (c % 2 * 4 + l / 2 * 2) & 0x03030303u;
-      w[i] = minus_each(low_nibbles(low[i] >> c % 2 * 4) | two << 4, 0x20202020u);
+      // Minus 32, so without the sixth bit the byte's upper three are set.
+      const uint32_t upper = high[i] << (4 - c % 2 * 4) >> l / 2 * 2, absent = ~upper & 0x20202020u;
+      w[i] = low_nibbles(low[i] >> c % 2 * 4) | (absent * 7u + (upper & 0x10101010u));
     }
   }
 };
@@ -99,7 +100,7 @@ struct Q3_K : NoMinimum {
   uint32_t third[4];
   DEVICE Q3_K(const Bytes& block, int l, const uint8_t*) : block(block), l(l) {
     block.words<2, 4>(l % 2 * 16, third);
-    UNROLL for (int i = 0; i < 4; ++i) third[i] >>= l / 2;
+    UNROLL for (int i = 0; i < 4; ++i) third[i] = ~third[i] >> l / 2;
   }
   static DEVICE float d(const Bytes& block) { return block.number(108); }
   DEVICE int32_t scale(int c) const {
@@ -109,8 +110,9 @@ struct Q3_K : NoMinimum {
   DEVICE void weights(int c, uint32_t* w) const {
     block.words<2, 4>(32 + c / 2 * 32 + l % 2 * 16, w);
     UNROLL for (int i = 0; i < 4; ++i) {
-      const uint32_t two = w[i] >> (c % 2 * 4 + l / 2 * 2) & 0x03030303u;
-      w[i] = minus_each(two | (third[i] >> 2 * c & 0x01010101u) << 2, 0x04040404u);
+      // Minus 4, so without the third bit all above the second are set.
+      const uint32_t absent = third[i] >> 2 * c & 0x01010101u;
+      w[i] = (w[i] >> (c % 2 * 4 + l / 2 * 2) & 0x03030303u) | absent * 0xfcu;
     }
   }
 };

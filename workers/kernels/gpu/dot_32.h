@@ -61,8 +61,9 @@ struct Q5_0 {
   static DEVICE float minimum(const Bytes&) { return 0.0f; }
   static DEVICE void weights(const Bytes& block, uint32_t* w) {
     nibbles<2>(block, 6, w);
-    fifth_bits(block.word<2>(2), w);
-    UNROLL for (int i = 0; i < 8; ++i) w[i] = minus_each(w[i], 0x10101010u);
+    // Minus 16, so without the fifth bit all above the fourth are set.
+    const uint32_t absent = ~block.word<2>(2);
+    UNROLL for (int i = 0; i < 8; ++i) w[i] |= bit_each(absent >> 4 * i) * 0xf0u;
   }
 };
 
