@@ -200,4 +200,3 @@ def _uploaded(device: Device, stream: Stream, array: NDArray[np.generic], held: 
     held.append(memory)
     stream.upload(memory.address, array)
     return memory.address
-

@@ -22,7 +22,9 @@ def unasked(ptx: str) -> list[str]:
     without a written rounding is one that ptxas may fuse (PTX ISA, 'Floating Point Instructions: mul').
     """
     of_compiler = re.sub(r"// begin inline asm.*?// end inline asm", "", ptx, flags=re.DOTALL)
-    return re.findall(r"\b(?:(?:fma|mad)\.[\w.]*f(?:32|64)|(?:mul|add|sub)\.(?:ftz\.)?f(?:32|64))\b", of_compiler)
+    return re.findall(
+        r"\b(?:(?:fma|mad)\.[\w.]*f(?:32|64)|(?:mul|add|sub)\.(?:ftz\.)?f(?:32|64))\b", of_compiler
+    )
 
 
 def text(module: Module, capability: tuple[int, int]) -> str:
