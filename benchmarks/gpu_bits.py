@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu_bits [--cases 10000] [--first-seed 0] [--device cuda]
 
-Case after case: a form, shapes, groups of 1 to 20 rows, weights of any bytes with scales up to the extremes. Every
-bit must be equal. Where there is no card, this machine's CPU plays one and runs the kernels' same source
+Case after case: a form, shapes, groups of 1 to 20 rows, weights of any bytes with scales up to the extremes.
+Every bit must be equal. Where there is no card, this machine's CPU plays one and runs the same source
 (tests/cuda_on_cpu); the first line says which it was. Ends with exit code 1 at a difference.
 """
 

@@ -20,7 +20,8 @@ CAPABILITIES = ((7, 5), (8, 6), (8, 9), (9, 0), (12, 0))
 """A generation of cards each: Turing, Ampere, Ada, Hopper, Blackwell."""
 
 _KERNEL = re.compile(
-    r"entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)",
+    r"entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
+    r".*?Used (\d+) registers([^\n]*)",
     re.DOTALL,
 )
 _SHARED = re.compile(r"(\d+) bytes smem")

@@ -49,7 +49,7 @@ class Halves:
 
 
 def swiglu(stream: Stream, halves: Halves, limit: float, to: GpuRows, block: int = 0) -> None:
-    """act(gate) * up, as `orchestrator.kernels.swiglu` has it, and rounded as `workers.kernels.round_rows` does.
+    """act(gate) * up as `orchestrator.kernels.swiglu` has it, rounded as `workers.kernels.round_rows` does.
 
     Args:
         limit: the clamp, 0 for none.

@@ -15,7 +15,7 @@ _FORMS = ("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s")
 
 @dataclass(frozen=True, slots=True)
 class Grids:
-    """`addresses`: by the form's name; of other forms there is none. They hold as long as `memory` is kept."""
+    """`addresses`: by the form's name, of those forms alone; they hold as long as `memory` is kept."""
 
     memory: Memory
     addresses: Mapping[str, int]

@@ -39,6 +39,7 @@ HALVES = {
 """Where a block has float16 numbers (ggml-common.h)."""
 
 _ODD_HALVES = np.array([0, 0x8000, 1, 0x8001, 0x3FF, 0x400, 0x7BFF, 0xFBFF, 0x3C00, 0x0200], np.uint16)
+_ODD_FLOATS = np.array([np.inf, -np.inf, np.nan, 3.4e38], np.float32)
 _NOT_FINITE = np.array([0x7C00, 0xFC00, 0x7E01], np.uint16)
 
 
@@ -91,7 +92,7 @@ def random_rows(num_rows: int, columns: int, rng: np.random.Generator) -> NDArra
         elif kind == 2:
             x[row] *= np.float32(1e-38)
         elif kind == 3:
-            x[row, rng.integers(columns)] = [np.inf, -np.inf, np.nan, np.float32(3.4e38)][rng.integers(4)]
+            x[row, int(rng.integers(columns))] = rng.choice(_ODD_FLOATS)
     return x
 
 
