@@ -3,6 +3,7 @@
 #include "blocks.h"
 
 #include <cstdio>
+#include <vector>
 
 #include "cuda_on_cpu.h"
 #include "fibers.h"
@@ -13,6 +14,12 @@ namespace {
 
 constexpr int MOST_THREADS = 1024;
 
+struct Copy {
+  void* to;
+  const void* from;
+  int num_bytes;
+};
+
 struct Thread {
   void* stack;
   int waits_for;    // ON_CPU_..., 0 while it can run
@@ -20,6 +27,8 @@ struct Thread {
   bool done;
   unsigned waits;   // how often it has waited for its warp: which of the two shown values is the newest
   on_cpu::Shown shown[2];
+  unsigned copied;              // how many copies it began
+  std::vector<Copy> copies;     // those that have not happened
 };
 
 Thread threads[MOST_THREADS];
@@ -87,6 +96,20 @@ void wait_for_warp(int what) {
 }
 void wait_for_block(int what) { wait(what, true); }
 
+void copy(void* to, const void* from, int num_bytes) {
+  Thread& thread = threads[current];
+  if ((uintptr_t)to % num_bytes != 0 || (uintptr_t)from % num_bytes != 0) undefined("a copy ahead from or to an odd place");
+  if (thread.copied++ % 2 == 0) {
+    std::memcpy(to, from, num_bytes);
+  } else {
+    thread.copies.push_back({to, from, num_bytes});
+  }
+}
+void copies_done() {
+  for (const Copy& each : threads[current].copies) std::memcpy(each.to, each.from, each.num_bytes);
+  threads[current].copies.clear();
+}
+
 }  // namespace on_cpu
 
 void run_blocks(Body kernel, const void* kernel_arguments, const unsigned* grid, const unsigned* block) {
@@ -102,7 +125,7 @@ void run_blocks(Body kernel, const void* kernel_arguments, const unsigned* grid,
       for (unsigned x = 0; x < grid[0]; ++x) {
         blockIdx = {x, y, z};
         for (int i = 0; i < count; ++i) {
-          threads[i] = Thread{fiber_stack(stacks + i * STACK_BYTES, run_thread), 0, false, false, 0, {}};
+          threads[i] = Thread{fiber_stack(stacks + i * STACK_BYTES, run_thread), 0, false, false, 0, {}, 0, {}};
         }
         for (bool ended = false; !ended;) {
           for (int first = 0; first < count; first += 32) run_warp(first, first + 32, block[0]);

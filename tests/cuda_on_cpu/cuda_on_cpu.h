@@ -41,6 +41,9 @@ struct alignas(16) Shown {
 Shown& mine();
 const Shown& of_lane(int lane);
 int lane();
+// Begins a copy of this thread. Every other one happens at once and the rest when the thread waits, as on a card either may.
+void copy(void* to, const void* from, int num_bytes);
+void copies_done();
 }  // namespace on_cpu
 
 enum { ON_CPU_SYNC = 1, ON_CPU_SHUFFLE, ON_CPU_BALLOT, ON_CPU_MMA, ON_CPU_WARP };
@@ -104,6 +107,9 @@ inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t which) {
 
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 
+inline void copy_on_cpu(void* to, const void* from, int num_bytes) { on_cpu::copy(to, from, num_bytes); }
+inline void copies_done_on_cpu() { on_cpu::copies_done(); }
+
 template <class T>
 inline T atomicAdd(T* at, T value) {
   const T before = *at;
@@ -135,6 +141,24 @@ inline void mma_on_cpu(int* d, const uint32_t* a, const uint32_t* b) {
       const uint32_t* of_a = on_cpu::of_lane(row % 8 * 4 + k % 16 / 4).words;
       const uint32_t* of_b = on_cpu::of_lane(column * 4 + k % 16 / 4).words + A;
       d[i] += (int)(int8_t)(of_a[row / 8 + 2 * (k / 16)] >> 8 * (k % 4)) * (int8_t)(of_b[k / 16] >> 8 * (k % 4));
+    }
+  }
+}
+
+// mma.m8n8k16 (PTX ISA, 'Matrix Fragments for mma.m8n8k16'):
+//   A byte j: r = group, k = 4 place + j
+//   B byte j: n = group, k = 4 place + j
+//   D register i: r = group, n = 2 place + i
+inline void mma_eight_rows_on_cpu(int* d, uint32_t a, uint32_t b) {
+  on_cpu::mine().words[0] = a;
+  on_cpu::mine().words[1] = b;
+  on_cpu::wait_for_warp(ON_CPU_MMA);
+  const int group = on_cpu::lane() / 4, place = on_cpu::lane() % 4;
+  for (int i = 0; i < 2; ++i) {
+    for (int k = 0; k < 16; ++k) {
+      const uint32_t of_a = on_cpu::of_lane(group * 4 + k / 4).words[0];
+      const uint32_t of_b = on_cpu::of_lane((2 * place + i) * 4 + k / 4).words[1];
+      d[i] += (int)(int8_t)(of_a >> 8 * (k % 4)) * (int8_t)(of_b >> 8 * (k % 4));
     }
   }
 }

@@ -112,6 +112,23 @@ def linear(
         num_rows: rows at most that a group has; without groups, how many there are.
         out_stride: numbers between an entry's outputs and the next one's; the matrix's rows where left out.
     """
+    arguments = linear_arguments(matrix, rows, out, num_rows, groups, out_stride)
+    kernel = f"linear_{matrix.form.name}" + ("_1" if num_rows == 1 else "")
+    most = 1 if groups is None else groups.most
+    if num_rows > 0:
+        grid = _grid(matrix, num_rows, most, stream.device.facts.multiprocessors)
+        stream.launch(kernel, grid, 32 * WARPS, arguments)
+
+
+def linear_arguments(
+    matrix: GpuMatrix,
+    rows: GpuRows,
+    out: int,
+    num_rows: int,
+    groups: GpuGroups | None,
+    out_stride: int | None,
+) -> LinearArgs:
+    """What every kernel of products takes, from what `linear` takes."""
     arguments = LinearArgs(
         rows.x or None,
         rows.q or None,
@@ -132,11 +149,7 @@ def linear(
         arguments.num_groups = groups.count
         arguments.group_starts = groups.starts
         arguments.group_slots = groups.slots
-    kernel = f"linear_{matrix.form.name}" + ("_1" if num_rows == 1 else "")
-    most = 1 if groups is None else groups.most
-    if num_rows > 0:
-        grid = _grid(matrix, num_rows, most, stream.device.facts.multiprocessors)
-        stream.launch(kernel, grid, 32 * WARPS, arguments)
+    return arguments
 
 
 def _grid(matrix: GpuMatrix, num_rows: int, groups: int, multiprocessors: int) -> tuple[int, int, int]:

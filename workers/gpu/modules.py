@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from placement.weight_format import FORMATS
+
 SOURCES = Path(__file__).parents[1] / "kernels" / "gpu"
 
 
@@ -59,6 +61,9 @@ _HEADERS = {"DotFloats": "dot_floats.h", "Dot256": "dot_256.h", "Dot32": "dot_32
 LINEAR_FORMS = tuple(form for forms in _LINEAR_TEMPLATES.values() for form in forms)
 """Names of weight formats that there are kernels for."""
 
+TILE_FORMS = tuple(form.name for form in FORMATS.values() if form.rounding_block)
+"""Those whose products with many rows the tensor cores compute: activations are rounded to 8 bits."""
+
 
 def every_module() -> Iterator[Module]:
     """All that there are."""
@@ -67,6 +72,8 @@ def every_module() -> Iterator[Module]:
     for template, forms in _LINEAR_TEMPLATES.items():
         for form, type_name in forms.items():
             yield _linear_module(form, template, type_name)
+    for form in TILE_FORMS:
+        yield _tiles_module(form)
 
 
 def _linear_module(form: str, template: str, type_name: str) -> Module:
@@ -79,6 +86,14 @@ def _linear_module(form: str, template: str, type_name: str) -> Module:
         for kernel, (most, blocks) in kernels.items()
     )
     return Module(f"linear_{form}", _HEADERS[template], tuple(kernels), lines)
+
+
+def _tiles_module(form: str) -> Module:
+    """A form's kernel for many rows."""
+    kernel = f"tiles_{form}"
+    bounds = "__launch_bounds__(TILE_THREADS, TILE_BLOCKS)"
+    line = f"KERNEL {bounds} {kernel}(const LinearArgs a) {{ tiles<Tile{form.upper()}>(a); }}"
+    return Module(kernel, "tiles.h", (kernel,), (line,))
 
 
 @cache

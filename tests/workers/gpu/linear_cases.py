@@ -138,8 +138,22 @@ def expected(case: Case) -> NDArray[np.float32]:
     )
 
 
-def computed(case: Case, device: Device, grids: Grids, *, grouped: bool = True) -> NDArray[np.float32]:
-    """[entries, rows_out] on the card. `grouped`: otherwise as a linear layer, whose entries are all rows."""
+def computed(
+    case: Case,
+    device: Device,
+    grids: Grids,
+    *,
+    grouped: bool = True,
+    multiply: Callable[..., None] = linear,
+    most: int | None = None,
+) -> NDArray[np.float32]:
+    """[entries, rows_out] on the card.
+
+    Args:
+        grouped: otherwise as a linear layer, whose entries are all rows.
+        multiply: takes what `linear` takes.
+        most: the rows a group has that `multiply` is told, where not the most that there are.
+    """
     stream = device.stream()
     held: list[Memory] = []
 
@@ -169,9 +183,9 @@ def computed(case: Case, device: Device, grids: Grids, *, grouped: bool = True) 
     )
     stride = matrix.rows + 3
     out = device.allocate(4 * entries * stride)
-    most = max(map(len, case.entry_rows))
+    most = most or max(map(len, case.entry_rows))
     which = groups if grouped else None
-    linear(stream, matrix, rows, out.address, most, groups=which, out_stride=stride)
+    multiply(stream, matrix, rows, out.address, most, groups=which, out_stride=stride)
     found = device.pinned(4 * entries * stride).view(np.float32).reshape(entries, stride)
     stream.download(found, out.address)
     stream.synchronize()

@@ -157,9 +157,6 @@ struct IQ4_XS : NoMinimum {
   }
 };
 
-// Seven sign bits of the file and an eighth: their number is even.
-DEVICE uint32_t eight_signs(uint32_t seven) { return seven | (uint32_t)(__popc(seven) & 1) << 7; }
-
 // Eight weights of a grid's row.
 DEVICE void grid_of_eight(const uint8_t* grid, uint32_t row, uint32_t signs, uint32_t* w) {
   const uint2 magnitudes = kept((const uint2*)grid + row);

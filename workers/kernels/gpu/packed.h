@@ -20,6 +20,9 @@ DEVICE uint32_t signed_each(uint32_t magnitudes, uint32_t bits) {
   return (magnitudes ^ ones * 255u) + ones;
 }
 
+// Seven sign bits of the file and an eighth: their number is even.
+DEVICE uint32_t eight_signs(uint32_t seven) { return seven | (uint32_t)(__popc(seven) & 1) << 7; }
+
 // Sixteen signed bytes that nibbles stand for, in the order of the file's table.
 struct Table {
   uint32_t words[4];
