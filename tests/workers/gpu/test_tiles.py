@@ -68,7 +68,8 @@ def test_products_have_the_cpu_kernels_bits(card: Card, form: str) -> None:
         [([1, 16, 17, 2], 5, 3), ([33], TILE_ROWS + 1, 10), ([4], 1, 1)]
     ):
         case = tile_case(form, sizes, rows_out, num_blocks, seed)
-        assert same_bits(computed(case, device, grids, multiply=tiles), expected(case)), f"{form}, case {seed}"
+        found = computed(case, device, grids, multiply=tiles)
+        assert same_bits(found, expected(case)), f"{form}, case {seed}"
 
 
 @pytest.mark.long
@@ -78,7 +79,8 @@ def test_so_they_have_in_many_cases(card: Card, form: str) -> None:
     grids = Grids.upload(device)
     for seed in range(60):
         case = any_case(form, seed)
-        assert same_bits(computed(case, device, grids, multiply=tiles), expected(case)), f"{form}, case {seed}"
+        found = computed(case, device, grids, multiply=tiles)
+        assert same_bits(found, expected(case)), f"{form}, case {seed}"
 
 
 @pytest.mark.parametrize("form", ["q8_0", "q4_k"])
