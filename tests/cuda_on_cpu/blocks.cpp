@@ -9,6 +9,7 @@
 #include "fibers.h"
 
 Dim3 threadIdx, blockIdx, blockDim, gridDim;
+bool (*is_card_memory)(const void* at, size_t num_bytes) = nullptr;
 
 namespace {
 
@@ -98,7 +99,8 @@ void wait_for_block(int what) { wait(what, true); }
 
 void copy(void* to, const void* from, int num_bytes) {
   Thread& thread = threads[current];
-  if ((uintptr_t)to % num_bytes != 0 || (uintptr_t)from % num_bytes != 0) undefined("a copy ahead from or to an odd place");
+  if ((uintptr_t)to % num_bytes != 0 || (uintptr_t)from % num_bytes != 0) undefined("a copy from or to an odd place");
+  if (is_card_memory != nullptr && !is_card_memory(from, num_bytes)) undefined("a copy from outside the card's memory");
   if (thread.copied++ % 2 == 0) {
     std::memcpy(to, from, num_bytes);
   } else {

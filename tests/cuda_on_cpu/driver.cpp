@@ -99,6 +99,14 @@ bool inside(const std::map<uintptr_t, size_t>& memory, uintptr_t at, size_t num_
   return at + num_bytes <= after->first + after->second;
 }
 
+// Allocations are of whole 256 bytes.
+bool in_device_memory(const void* at, size_t num_bytes) {
+  auto after = device_memory.upper_bound((uintptr_t)at);
+  if (after == device_memory.begin()) return false;
+  --after;
+  return (uintptr_t)at + num_bytes <= after->first + (after->second + 255) / 256 * 256;
+}
+
 Stream& of(void* handle) { return **static_cast<StreamRef>(handle); }
 
 void set(const std::string& name, long value) {
@@ -354,6 +362,7 @@ API int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, un
       return;
     }
     const unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
+    is_card_memory = in_device_memory;
     run_blocks(kernel->body, arguments.data(), grid, block);
   });
   return SUCCESS;
