@@ -68,6 +68,9 @@ TILE_FORMS = tuple(form.name for form in FORMATS.values() if form.rounding_block
 def every_module() -> Iterator[Module]:
     """All that there are."""
     yield Module("rounding", "rounding.h", ("round_rows_256", "round_rows_32"))
+    yield Module("norms", "norms.h", ("norm_rows",))
+    yield Module("routing", "routing.h", ("route_top_k",))
+    yield Module("sampling", "sampling.h", ("argmax_parts", "argmax_join"))
     yield Module("experts", "experts.h", ("swiglu_round_256", "swiglu_round_32", "plain_swiglu"))
     for template, forms in _LINEAR_TEMPLATES.items():
         for form, type_name in forms.items():
