@@ -11,6 +11,11 @@ from placement.weight_format import FORMATS
 
 SOURCES = Path(__file__).parents[1] / "kernels" / "gpu"
 
+KV_WORDS = {"float32": "float", "bfloat16": "uint16_t", "int8": "int8_t"}
+"""Forms of keys and values, and what a number of each is in the kernels."""
+ATTENTION_TILES = ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 4))
+"""Query heads that a warp takes along, and groups of 128 dimensions: products up to 4 fit its registers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Module:
@@ -70,6 +75,8 @@ def every_module() -> Iterator[Module]:
     yield Module("rounding", "rounding.h", ("round_rows_256", "round_rows_32"))
     yield Module("norms", "norms.h", ("norm_rows",))
     yield Module("routing", "routing.h", ("route_top_k",))
+    yield Module("kv_rows", "kv_rows.h", tuple(f"kv_rows_{form}" for form in KV_WORDS))
+    yield from _attention()
     yield Module("sampling", "sampling.h", ("argmax_parts", "argmax_join"))
     yield Module("experts", "experts.h", ("swiglu_round_256", "swiglu_round_32", "plain_swiglu"))
     for template, forms in _LINEAR_TEMPLATES.items():
@@ -97,6 +104,19 @@ def _tiles_module(form: str) -> Module:
     bounds = "__launch_bounds__(TILE_THREADS, TILE_BLOCKS)"
     line = f"KERNEL {bounds} {kernel}(const LinearArgs a) {{ tiles<Tile{form.upper()}>(a); }}"
     return Module(kernel, "tiles.h", (kernel,), (line,))
+
+
+def _attention() -> Iterator[Module]:
+    yield Module("attention_join", "attention_join.h", ("attention_join",))
+    for form, word in KV_WORDS.items():
+        for heads, groups in ATTENTION_TILES:
+            name = f"{form}_{heads}_{groups}"
+            yield Module(
+                f"attention_{name}",
+                "attention.h",
+                (f"attention_parts_{name}", f"attention_whole_{name}"),
+                (f"ATTENTION_KERNELS({form}, {word}, {heads}, {groups})",),
+            )
 
 
 @cache
