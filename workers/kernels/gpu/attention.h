@@ -3,13 +3,16 @@
 // A warp has HEADS query rows of one KV head and goes through pages by itself: no barrier of the block. A lane has four keys
 // while scores are summed, and four dimensions while values are mixed, so that one load of 16 bytes serves 4 * HEADS
 // multiply-adds or more, and neighbours read whole sectors of 32 bytes. Eight loads are under way in each lane: 4 KB a warp,
-// 64 KB a multiprocessor, several times what memory needs (1 TB/s * 600 ns / 128 multiprocessors = 5 KB). Warps of a block
+// 48 KB a multiprocessor, several times what memory needs (1 TB/s * 600 ns / 128 multiprocessors = 5 KB). Warps of a block
 // share the KV head, and a page is in the first or second-level cache for all but the first of them. So a decode step's
 // floor is the KV bytes over the memory's bandwidth, and a prompt's the multiply-adds: 2 * rows * heads * positions *
 // head_dim of them, each a float32 operation, as their order is fixed.
 //
 // Few rows: `attention_parts` gives each page, or with more than MOST_PAGE_PARTS of them each span, to another block, and
 // `attention_join` joins them in order. Many rows: `attention_whole` does all of a row in one warp.
+//
+// Registers: 130 for parts, 180 for whole rows, so that 12 and 8 warps fit a multiprocessor. Bounded to fit 16 and 12, the
+// compiler spills, with half the loads under way too.
 
 #pragma once
 
