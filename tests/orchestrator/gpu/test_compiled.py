@@ -25,6 +25,15 @@ def check(name: str, capability: tuple[int, int]) -> None:
     assert not any(spills)
 
 
+@pytest.mark.parametrize("name", ["norms", "routing", "kv_rows", "attention_join", "attention_int8_1_2"])
+def test_no_product_is_contracted_or_approximated(name: str) -> None:
+    (module,) = (module for module in OF_THE_HEAD if module.name == name)
+    text = compile_module(module, (8, 6), as_text=True).image.decode()
+    # `mul.f32` may meet an `add.f32` in one rounding; `mul.rn.f32` may not.
+    found = re.findall(r"\b(?:fma|mad|mul|add|sub|div|rcp|sqrt)((?:\.[a-z]+)*)\.f(?:32|64)\b", text)
+    assert set(found) == {".rn"}
+
+
 # The ones with most registers; the others are in the long test.
 @pytest.mark.parametrize("capability", [(7, 5), (12, 0)])
 @pytest.mark.parametrize("name", ["norms", "routing", "kv_rows", "attention_join", "attention_bfloat16_4_1"])
