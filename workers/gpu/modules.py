@@ -79,6 +79,9 @@ def every_module() -> Iterator[Module]:
     yield from _attention()
     yield Module("sampling", "sampling.h", ("argmax_parts", "argmax_join"))
     yield Module("experts", "experts.h", ("swiglu_round_256", "swiglu_round_32", "plain_swiglu"))
+    yield Module("received", "received.h", ("widen_rows", "sum_sixteens"))
+    yield Module("grouping", "grouping.h", ("group_entries", "set_slots"))
+    yield Module("grid", "grid.h", ("add_on_grid",))
     for template, forms in _LINEAR_TEMPLATES.items():
         for form, type_name in forms.items():
             yield _linear_module(form, template, type_name)
