@@ -69,6 +69,42 @@ class ExpertStore:
             PlanError: a layer without routed experts, an id out of range or given twice.
             CheckpointError: a tensor is missing, of another shape or in another form, or a file was changed.
         """
+        store = cls._looked_up(checkpoint, config, experts, formats)
+        bring_in(store.watch.ranges, on_progress)
+        return store
+
+    @classmethod
+    def views(
+        cls,
+        checkpoint: Checkpoint,
+        config: Step35Config,
+        experts: Mapping[int, Sequence[int]],
+        *,
+        formats: Mapping[int, ExpertFormat],
+    ) -> ExpertStore | None:
+        """Experts of the mapped files of which nothing is read before it is used.
+
+        None where one would be a copy. Arguments and errors as `load`.
+        """
+        for layer, ids in experts.items():
+            for expert in ids:
+                for part, form in zip(
+                    checkpoint.expert(layer, expert, config),
+                    (formats[layer].gate, formats[layer].up, formats[layer].down),
+                    strict=True,
+                ):
+                    if part.form.kept_as(form) != part.form:
+                        return None
+        return cls._looked_up(checkpoint, config, experts, formats)
+
+    @classmethod
+    def _looked_up(
+        cls,
+        checkpoint: Checkpoint,
+        config: Step35Config,
+        experts: Mapping[int, Sequence[int]],
+        formats: Mapping[int, ExpertFormat],
+    ) -> ExpertStore:
         held = {layer: tuple(ids) for layer, ids in experts.items() if len(ids) > 0}
         check_experts(config, held)
         layers: dict[int, ExpertWeights] = {}
@@ -77,13 +113,11 @@ class ExpertStore:
             kept = kept_format(parts, formats[layer], checkpoint.path)
             layers[layer] = _weights(config, layer, ids, kept, parts)
         checkpoint.release()
-        ranges = _mapped_ranges(layers.values())
-        bring_in(ranges, on_progress)
         return cls(
             held,
             config.moe_top_k,
             config.hidden_size,
-            MappedWatch(ranges),
+            MappedWatch(_mapped_ranges(layers.values())),
             FileCheck(checkpoint),
             layers,
             _weights(config, 0, (), ExpertFormat.of(FLOAT32), ()),
@@ -152,6 +186,10 @@ class ExpertStore:
     def _of(self, experts: Experts, layers: Mapping[int, ExpertWeights]) -> ExpertStore:
         watch = MappedWatch(_mapped_ranges(layers.values()))
         return dataclasses.replace(self, experts=experts, _layers=layers, watch=watch)
+
+    def weights_of(self, layer: int) -> ExpertWeights | None:
+        """A layer's experts as the kernels read them; None where none of the layer is held."""
+        return self._layers.get(layer)
 
     @property
     def num_experts(self) -> int:

@@ -335,6 +335,8 @@ API int cuModuleLoadData(void** module, const void* image) {
   std::memcpy(&flags, (const char*)image + 48, 4);
   const long built_for = (flags >> 8 & 255) >= 70 ? flags >> 8 & 255 : flags & 255;
   if (built_for / 10 != card.capability / 10 || built_for > card.capability) return NO_BINARY_FOR_GPU;
+  // Code takes memory of the card, too; how much is not told, so only a full one refuses it.
+  if ((long)used >= card.memory - card.others) return OUT_OF_MEMORY;
   *module = (void*)1;
   return SUCCESS;
 }

@@ -19,3 +19,5 @@ class DeviceFull(PotluckError):
 
 class DeviceLost(PotluckError):
     """The card stopped working; nothing that it held can be had any more, and nothing more runs on it."""
+
+    exit_code = 1

@@ -1,0 +1,18 @@
+"""The cards that this process uses, each opened once: the head and all tiers on one share it."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from workers.gpu.device import Device, open_device
+
+
+def shared_device(name: str) -> Device:
+    """A card by name; arguments and errors as `open_device`.
+
+    A `Device` of its own each would work too, but each would compile and load the kernels again.
+    """
+    return _opened("cuda:0" if name == "cuda" else name)
+
+
+_opened = cache(open_device)

@@ -1,0 +1,239 @@
+"""Experts of RAM that lie on a card too, for as long as they are used much: loaded in the background.
+
+`placement/residency.py` decides which. Nobody waits for a load: until its copy is done, an expert is computed
+where it lies.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
+
+import numpy as np
+from numpy.typing import NDArray
+
+from placement.residency import Residency, ResidencyRule
+from workers.gpu.card_experts import CardExperts
+from workers.gpu.device import Device, Event, Memory, Stream
+from workers.gpu.errors import DeviceFull
+from workers.gpu.expert_layer import Slot
+from workers.gpu.loading import Uploader
+from workers.gpu.ram_copies import Copy, copies_of, sizes_of
+from workers.kernels import ExpertWeights
+
+MOST_LOADING = 4
+"""On their way at a time: enough to keep a link busy, few enough that what was wanted is still wanted."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Load:
+    """One expert on its way.
+
+    Attributes:
+        weights, memory: whose memory is read, and written to; they stay meanwhile.
+        after: when the place may be written to.
+    """
+
+    key: int
+    place: int
+    copies: Sequence[Copy]
+    weights: ExpertWeights
+    memory: Memory
+    after: Event
+
+
+class _Loader:
+    """A thread that copies experts to a card, one after another, on a stream of its own.
+
+    `arrived`: what is on the card, or why it is not.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._asked: SimpleQueue[_Load | None] = SimpleQueue()
+        self.arrived: SimpleQueue[_Load | BaseException] = SimpleQueue()
+        # The thread knows the queues and not this object, whose end is the thread's too.
+        Thread(
+            target=_work, args=(Uploader(device), self._asked, self.arrived), name="vram-loader", daemon=True
+        ).start()
+        weakref.finalize(self, self._asked.put, None)
+
+    def ask(self, load: _Load) -> None:
+        self._asked.put(load)
+
+
+def _work(
+    uploader: Uploader, asked: SimpleQueue[_Load | None], arrived: SimpleQueue[_Load | BaseException]
+) -> None:
+    while (load := asked.get()) is not None:
+        try:
+            uploader.stream.wait(load.after)
+            for copy in load.copies:
+                uploader.copy(copy.source, copy.to, copy.num_bytes)
+            uploader.stream.synchronize()
+            arrived.put(load)
+        except BaseException as error:
+            arrived.put(error)
+        del load
+
+
+class Residents:
+    """Places on a card, which of them has which expert, and what is on its way.
+
+    One thread at a time calls it, between requests; copying is another one's.
+
+    Attributes:
+        memory: of the places, all alike.
+    """
+
+    def __init__(
+        self,
+        on_card: CardExperts,
+        weights: Mapping[int, ExpertWeights],
+        memory: Sequence[Memory],
+        rule: ResidencyRule,
+    ) -> None:
+        """Begin with nothing in the places, which are the first of those that `on_card` was given.
+
+        Args:
+            weights: layer -> its experts in RAM, of those layers that `on_card` takes.
+        """
+        self.memory = list(memory)
+        self._on_card = on_card
+        self._weights = dict(weights)
+        self._sizes = {layer: sizes_of(of_layer) for layer, of_layer in weights.items()}
+        self._layers = sorted(weights)
+        self._row_of = {layer: row for row, layer in enumerate(self._layers)}
+        self._num_experts = on_card.shape.num_experts
+        loadable = np.zeros((len(weights), self._num_experts), np.bool_)
+        for layer, row in self._row_of.items():
+            fixed = on_card.resident(layer)
+            loadable[row] = (weights[layer].slots.numpy() >= 0) & ~fixed
+        self._residency = Residency(
+            rule, len(memory), len(weights), self._num_experts, loadable=loadable.reshape(-1)
+        )
+        self._free = list(range(len(memory)))
+        self._place_of: dict[int, int] = {}
+        self._loader = _Loader(on_card.device)
+        self._under_way = 0
+        self._row = -1
+        self._step_ended = False
+
+    @property
+    def rule(self) -> ResidencyRule:
+        """Which experts come; may be changed between requests."""
+        return self._residency.rule
+
+    @rule.setter
+    def rule(self, rule: ResidencyRule) -> None:
+        self._residency.rule = rule
+
+    def note(self, layer: int, expert_ids: NDArray[np.int32]) -> None:
+        """Count what a request asks for, wherever it is computed; -1 for none.
+
+        A layer before the last one begins a new step.
+        """
+        row = self._row_of.get(layer)
+        asked = expert_ids[(expert_ids >= 0) & (expert_ids < self._num_experts)]
+        if row is None or not len(asked):
+            return
+        self._step_ended |= row < self._row or len(self._layers) == 1
+        self._row = row
+        self._residency.note(row, asked)
+
+    def turn(self, stream: Stream) -> None:
+        """Take in what has arrived; after a step begin to load what it missed, in place of what is used less.
+
+        Args:
+            stream: where places change.
+        """
+        moves: dict[int, dict[int, int | None]] = {}
+        while not self._loader.arrived.empty():
+            load = self._next_arrival()
+            if self._residency.loaded(load.key):
+                self._place_of[load.key] = load.place
+                self._note_move(moves, load.key, load.place)
+            else:
+                self._free.append(load.place)
+        wanted: list[tuple[int, int]] = []
+        if self._step_ended:
+            self._step_ended = False
+            for swap in self._residency.end_step(MOST_LOADING - len(self._residency.loading)):
+                if swap.evict is None:
+                    place = self._free.pop()
+                else:
+                    place = self._place_of.pop(swap.evict)
+                    self._note_move(moves, swap.evict, None)
+                wanted.append((swap.load, place))
+        for layer, places in moves.items():
+            self._on_card.move(stream, layer, places)
+        if wanted:
+            after = stream.record()
+            for key, place in wanted:
+                self._load(key, place, after)
+
+    def give_back(self, stream: Stream) -> int:
+        """Let go of all places' memory; what was in them is computed in RAM. Waits for what is under way.
+
+        Returns:
+            Bytes of the card that are free again.
+        """
+        moves: dict[int, dict[int, int | None]] = {}
+        for key in self._residency.shrink(0):
+            if self._place_of.pop(key, None) is not None:
+                self._note_move(moves, key, None)
+        for layer, places in moves.items():
+            self._on_card.move(stream, layer, places)
+        stream.synchronize()
+        self.settle()
+        num_bytes = sum(memory.num_bytes for memory in self.memory)
+        self.memory.clear()
+        self._free.clear()
+        return num_bytes
+
+    def settle(self) -> None:
+        """Wait until nothing is being copied; raises DeviceLost."""
+        while self._under_way:
+            self._next_arrival()
+
+    def _load(self, key: int, place: int, after: Event) -> None:
+        row, expert = divmod(key, self._num_experts)
+        layer, memory = self._layers[row], self.memory[place]
+        weights = self._weights[layer]
+        copies = copies_of(weights, self._sizes[layer], expert, memory.address)
+        self._loader.ask(_Load(key, place, copies, weights, memory, after))
+        self._under_way += 1
+
+    def _next_arrival(self) -> _Load:
+        arrived = self._loader.arrived.get()
+        self._under_way -= 1
+        if isinstance(arrived, BaseException):
+            raise arrived
+        return arrived
+
+    def _note_move(self, moves: dict[int, dict[int, int | None]], key: int, place: int | None) -> None:
+        row, expert = divmod(key, self._num_experts)
+        moves.setdefault(self._layers[row], {})[expert] = place
+
+
+def places_for(device: Device, weights: Mapping[int, ExpertWeights], num_bytes: int) -> list[Memory]:
+    """Places for any of these layers' experts: as many as fit `num_bytes`, and the card now."""
+    each = largest_bytes(weights)
+    places: list[Memory] = []
+    try:
+        while each and len(places) < min(num_bytes // each, sum(map(_num_experts, weights.values()))):
+            places.append(device.allocate(each))
+    except DeviceFull:
+        pass
+    return places
+
+
+def largest_bytes(weights: Mapping[int, ExpertWeights]) -> int:
+    """What any of these layers' experts needs on a card; 0 without layers."""
+    return max((Slot.of(sizes_of(of_layer)).num_bytes for of_layer in weights.values()), default=0)
+
+
+def _num_experts(weights: ExpertWeights) -> int:
+    return int((weights.slots >= 0).sum())
