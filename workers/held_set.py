@@ -70,7 +70,10 @@ class HeldSet:
         return HeldSet(self.tiers, disks)
 
     def without(self, experts: Experts, disk_of: Callable[[Experts], DiskTier]) -> HeldSet:
-        """Less these, except on a disk of the plan: there they take nothing. `disk_of` serves the rest."""
+        """Less these, except on a disk of the plan, where they take nothing, and on a card of the plan.
+
+        A card's memory is the plan's, and none of it is anybody else's to use. `disk_of` serves the rest.
+        """
         tiers = [
             tier.without(experts)
             if isinstance(tier, ExpertStore) and minus(tier.experts, experts) != tier.experts

@@ -139,7 +139,7 @@ class Holdings:
 
     @property
     def experts(self) -> Experts:
-        """See `ExpertTier.experts`; experts that orders drop from a disk of the plan stay."""
+        """See `ExpertTier.experts`; experts that orders drop from a disk or a card of the plan stay."""
         return {} if self._set is None else self._set.whole.experts
 
     @property
@@ -214,7 +214,7 @@ class Holdings:
     def drop(self, order: int, experts: Experts) -> OrderState:
         """Let go of these experts' memory. Returns at once; arguments and errors as `hold`.
 
-        Experts on a disk of the plan take none of their own, and stay.
+        Experts on a disk of the plan take none of their own, and stay; so do those on a card.
         """
         return self._take(_Drop(order, experts), 0)
 

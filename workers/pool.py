@@ -21,6 +21,9 @@ from workers.disk.tier import DiskTier
 from workers.fixed_point import PartialSum
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.open_model import held_expert_bytes
+from workers.gpu.cards import shared_device
+from workers.gpu.errors import DeviceFull, DeviceLost, DeviceUnavailable
+from workers.gpu.tier import VramTier, host_bytes
 from workers.held_experts import check_experts
 from workers.memory.budget import Need, SharedPart, file_key
 from workers.memory.mapped import OnProgress
@@ -61,7 +64,8 @@ def load_each(
         on_progress: as of `ExpertStore.load`, tier after tier.
 
     Raises:
-        WorkerStartError: a kind of memory or a device that this release has no tier for, or no memory.
+        WorkerStartError: a kind of memory or a device that this release has no tier for, no such card, or no
+            memory.
         PlanError, CheckpointError: as `ExpertStore.load`.
     """
     for spec in specs:
@@ -73,6 +77,8 @@ def load_each(
         try:
             forms = {layer: ExpertFormat.of_name(spec.forms.get(layer, dtype)) for layer in spec.experts}
             tiers.append(_load(spec, checkpoint, config, forms, on_progress))
+        except (DeviceFull, DeviceLost, DeviceUnavailable) as error:
+            raise WorkerStartError(f"{_which(spec, specs)}cannot hold its experts: {error}") from error
         except (RuntimeError, MemoryError) as error:  # torch says of both that there is no memory
             raise WorkerStartError(
                 f"{_which(spec, specs)}cannot hold its experts: {first_line(error)}: "
@@ -84,7 +90,7 @@ def load_each(
 def tier_needs(
     specs: Sequence[TierSpec], checkpoint: Checkpoint, config: Step35Config, dtype: str
 ) -> list[Need]:
-    """What a box's tiers will take in memory; arguments as of `load_tiers`.
+    """What a box's tiers will take in RAM; arguments as of `load_tiers`.
 
     Raises:
         PlanError: experts that the model does not have.
@@ -98,6 +104,8 @@ def tier_needs(
         need = need_of(spec.experts, what, checkpoint, config, forms)
         if spec.kind == "disk":
             need = Need(f"the cache of the {what}", min(spec.cache_bytes, need.num_bytes))
+        elif spec.kind == "vram":
+            need = Need(f"buffers for the {what}", host_bytes(config))
         needs.append(need)
     return needs
 
@@ -141,6 +149,17 @@ def _load(
 ) -> ExpertTier:
     if spec.kind == "disk":
         return DiskTier(checkpoint, config, spec.experts, formats=forms, cache_bytes=spec.cache_bytes)
+    if spec.kind == "vram":
+        device = shared_device(spec.device)
+        return VramTier.load(
+            checkpoint,
+            config,
+            spec.experts,
+            formats=forms,
+            device=device,
+            cache_bytes=spec.cache_bytes,
+            on_progress=on_progress,
+        )
     return ExpertStore.load(checkpoint, config, spec.experts, formats=forms, on_progress=on_progress)
 
 
@@ -175,6 +194,12 @@ class TieredExperts:
         self._tier_of = {layer: _table(of_expert) for layer, of_expert in experts.items()}
         self._experts = {layer: tuple(sorted(of_expert)) for layer, of_expert in experts.items()}
         self._threads = [_TierThread(tier) for tier in self._tiers]
+        stores = [tier for tier in self._tiers if isinstance(tier, ExpertStore)]
+        self._cards = [
+            (number, tier) for number, tier in enumerate(self._tiers) if isinstance(tier, VramTier)
+        ]
+        for _, card in self._cards:
+            card.beside.pair(stores)
 
     @property
     def tiers(self) -> tuple[ExpertTier, ...]:
@@ -217,6 +242,10 @@ class TieredExperts:
         wanted = ids >= 0
         # What no tier holds, and rows that want nothing, are the first tier's to answer for.
         tier_of = self._tier_of.get(layer, _NOBODY).take(ids, mode="clip")
+        for number, card in self._cards:
+            claimed = card.claims(layer, ids)
+            if claimed is not None:
+                tier_of = np.where(claimed.take(ids, mode="clip"), number, tier_of)
         tiers = sorted(set(tier_of[wanted].tolist())) or [0]
         if len(tiers) == 1:
             return [_Part(tiers[0], None, rows)]

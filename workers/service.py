@@ -26,6 +26,7 @@ from transport.messages import (
 )
 from transport.server import Server
 from transport.sockets import Context
+from workers.gpu.errors import DeviceFull, DeviceLost
 from workers.partial_sum import ExpertNotHeld
 from workers.pulse import FixedExperts, PulseHandler, answer, refusal
 from workers.sessions import Sessions
@@ -274,6 +275,11 @@ class ExpertService:
             # Whoever asked is the model's user, and can do something about its files.
             self._counts.last_failure = f"layer {request.layer}: {error}"
             return refusal(request_id, ErrorCode.MODEL_FILES, str(error))
+        if isinstance(error, (DeviceFull, DeviceLost)):
+            log.error("worker %s: layer %d: %s", self.name, request.layer, error)
+            self._counts.last_failure = f"layer {request.layer}: {error}"
+            is_full = isinstance(error, DeviceFull)
+            return refusal(request_id, ErrorCode.NO_MEMORY if is_full else ErrorCode.INTERNAL, str(error))
         if isinstance(error, MemoryError) or "can't allocate memory" in str(
             error
         ):  # torch raises RuntimeError

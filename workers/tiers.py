@@ -5,6 +5,7 @@ Importing this module loads no torch: a spec can be made anywhere.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from placement.errors import PotluckError
 from placement.experts import Experts
 from placement.files.quote import quote
-from placement.plan import Plan
+from placement.plan import Plan, PlannedTier
 from transport.expert_rows import ExpertRows
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class TierSpec:
     """What a tier is to be: `kind` and `device` as in a plan, `experts` absolute layer index -> ids.
 
     `forms`: layer -> the name of the `ExpertFormat` its experts are kept in, that of the rows where left out.
-    `cache_bytes`: memory for experts of a disk.
+    `cache_bytes`: memory for experts of a disk; of a card, for those of RAM that it keeps beside its own.
     """
 
     name: str
@@ -93,17 +94,25 @@ class TierSpec:
 def tiers_of(plan: Plan, worker: str) -> tuple[TierSpec, ...]:
     """A worker's tiers in the plan's order, without those that hold nothing.
 
-    Disks share what the plan leaves free of the worker's memory for experts, as a cache.
+    Disks share what the plan leaves free of the worker's memory for experts, as a cache. What it leaves free
+    of a card's is one for the experts of the worker's RAM.
 
     Raises:
         PlanError: the plan has no such worker.
     """
     forms = {layer.index: layer.form for layer in plan.layers}
-    held_bytes = plan.bytes_per_tier().tolist()
+    held_bytes: list[int] = plan.bytes_per_tier().tolist()
     tiers = [(plan.tiers[i], plan.experts_of_tier(i), held_bytes[i]) for i in plan.worker(worker).tiers]
     disks = sum(1 for tier, experts, _ in tiers if tier.kind == "disk" and experts)
     unused = sum(tier.budget_bytes - held for tier, _, held in tiers if tier.kind == "ram")
+    has_ram = any(tier.kind == "ram" and experts for tier, experts, _ in tiers)
     largest = int(plan.expert_bytes.max(initial=0))
+
+    def cache_bytes(tier: PlannedTier, experts: Experts, held: int) -> int:
+        if tier.kind == "disk":
+            return max(least_cache_bytes(sum(map(len, experts.values())), largest), unused // disks)
+        return tier.budget_bytes - held if tier.kind == "vram" and has_ram else 0
+
     return tuple(
         TierSpec(
             tier.name,
@@ -111,20 +120,28 @@ def tiers_of(plan: Plan, worker: str) -> tuple[TierSpec, ...]:
             tier.device,
             experts,
             forms,
-            max(least_cache_bytes(sum(map(len, experts.values())), largest), unused // disks)
-            if tier.kind == "disk"
-            else 0,
+            cache_bytes(tier, experts, held),
         )
-        for tier, experts, _ in tiers
+        for tier, experts, held in tiers
         if experts
     )
 
 
 def why_not_run(kind: str, device: str) -> str | None:
     """Why this release cannot hold experts there, and what to do; None if it can."""
-    if kind == "vram" or device.partition(":")[0] != "cpu":
+    if kind == "vram":
+        if _CARD.fullmatch(device):
+            return None
         return (
-            f"its experts are in {kind} on device {quote(device)}, and this release computes experts on "
-            "CPUs: plan with devices of kind ram and without a torch_device"
+            f"its experts are in vram on device {quote(device)}, and this release computes those on NVIDIA "
+            "cards: plan with torch_device cuda or cuda:N, or with devices of kind ram"
+        )
+    if device.partition(":")[0] != "cpu":
+        return (
+            f"its experts are in {kind} on device {quote(device)}, and this release computes those on CPUs: "
+            "plan with devices of kind vram, or without a torch_device"
         )
     return None
+
+
+_CARD = re.compile(r"cuda(:[0-9]{1,3})?")

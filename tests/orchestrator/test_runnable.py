@@ -11,8 +11,9 @@ from orchestrator.cli.even_plan import even_plan
 from orchestrator.runnable import check_runnable
 from orchestrator.session import open_session
 from placement.errors import PlanError
-from placement.plan import Plan, like_layers
+from placement.plan import LOCAL_WORKER, Plan, like_layers
 from placement.plan_file import write_plan
+from tests.cuda_on_cpu.card import the_card
 from tests.orchestrator.command_line import Potluck, says
 from tests.tiny_checkpoint import write_random_checkpoint
 from workers.formats.open_model import open_model
@@ -35,10 +36,10 @@ def planned(model_dir: Path, num_workers: int, *, device: str, kind: str) -> Pla
 @pytest.mark.parametrize(
     ("num_workers", "device", "kind", "expected"),
     [
-        (0, "cuda", "vram", "'head' … 'cuda'"),
-        (0, "mps", "ram", "'head' … 'mps'"),
-        (1, "cpu", "vram", "'worker-0' … vram … CPU"),
-        (1, "cuda:0", "vram", "'worker-0' … vram … 'cuda:0'"),
+        (0, "mps", "ram", "'head' … 'mps' … CPUs"),
+        (0, "cuda:x", "vram", "'head' … 'cuda:x' … NVIDIA"),
+        (1, "cpu", "vram", "'worker-0' … vram … 'cpu' … NVIDIA"),
+        (1, "cuda:0", "ram", "'worker-0' … ram … 'cuda:0' … CPUs"),
     ],
 )
 def test_memory_and_devices_that_this_release_cannot_run_are_refused_in_one_line(
@@ -77,6 +78,34 @@ def test_experts_on_a_disk_give_the_same_tokens(
         assert code == 0
         outputs.append(out)
     assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("kinds", [("vram",), ("vram", "ram")])
+def test_experts_on_a_card_give_the_same_tokens(
+    potluck: Potluck, model_dir: Path, tmp_path: Path, kinds: tuple[str, ...]
+) -> None:
+    """In the head's process, whose card this machine's CPU plays."""
+    card, outputs = the_card(), []
+    for on_card in (False, True):
+        plan, path = planned(model_dir, len(kinds), device="cpu", kind="ram"), tmp_path / f"{on_card}.json"
+        tiers = tuple(
+            replace(
+                tier,
+                name=LOCAL_WORKER if number == 0 else f"head-{number}",
+                worker=LOCAL_WORKER,
+                kind=kind if on_card else "ram",
+                device="cuda" if on_card and kind == "vram" else "cpu",
+            )
+            for number, (tier, kind) in enumerate(zip(plan.tiers, kinds, strict=True))
+        )
+        write_plan(replace(plan, tiers=tiers), path)
+        code, out, err = potluck(
+            "generate", "--model", model_dir, "--plan", path, "--token-ids", "5,6,7", "--max-tokens", 9
+        )
+        assert code == 0, err
+        outputs.append(out)
+    assert outputs[0] == outputs[1]
+    assert card.count("graphs") > 0
 
 
 @pytest.mark.parametrize(("num_workers", "device"), [(0, "cpu:0"), (2, "cpu")])

@@ -42,6 +42,7 @@ from transport.loops import EXIT_CODE
 from transport.messages import ErrorCode, ErrorReply, ForwardReply, HelloReply, Pong, WorkerState
 from transport.wire import decode_reply, encode
 from workers.fixed_point import PartialSum
+from workers.gpu.errors import DeviceFull, DeviceLost
 from workers.service import MAX_RECEIVED, ExpertService
 from workers.tiers import StillLoading
 from workers.waiting import MAX_WAITING
@@ -506,6 +507,26 @@ def test_a_flood_by_one_peer_never_makes_another_busy(context: zmq.Context[Any])
 
 
 @pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (DeviceFull("cuda:0: 9 MB asked for, 1 MB free", 9_000_000), ErrorCode.NO_MEMORY),
+        (DeviceLost("cuda:0: the card stopped working"), ErrorCode.INTERNAL),
+    ],
+)
+def test_what_a_card_cannot_do_is_told_in_its_words(
+    failure: Exception, code: ErrorCode, context: zmq.Context[Any]
+) -> None:
+    class OnCard(SmallStore):
+        def forward(self, layer: int, rows: ExpertRows) -> PartialSum:
+            raise failure
+
+    with serving(OnCard()) as service, connected(service, context) as client:
+        client.send(request(5))
+        assert answer(client) == ErrorReply(5, code, str(failure))
+        assert str(failure) in service.health().last_failure
+
+
+@pytest.mark.parametrize(
     "failure", [MemoryError(), RuntimeError("[enforce fail] can't allocate memory: 9 bytes")]
 )
 def test_a_request_without_memory_for_it_is_refused_by_name(
@@ -549,6 +570,7 @@ BROKEN_LOOP = """
 import logging, threading
 from tests.workers.serving import LIMITS, SmallStore, connected, request
 from transport.server import Server
+from workers.gpu.errors import DeviceFull, DeviceLost
 from workers.service import ExpertService
 
 logging.basicConfig(format="%(message)s")

@@ -1,0 +1,36 @@
+"""What a plan leaves free of a device, and who may use it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.cli.even_plan import even_plan
+from placement.plan import Plan
+from tests.tiny_checkpoint import write_random_checkpoint
+from workers.model_config import Step35Config
+from workers.tiers import tiers_of
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """Two devices of one box, half of the experts on each, with 1,000 bytes left."""
+    directory = write_random_checkpoint(tmp_path_factory.mktemp("model"), seed=2)
+    plan = even_plan(Step35Config.load(directory).shape("model"), 2, "float32")
+    tiers = (replace(tier, worker="den", budget_bytes=tier.budget_bytes + 1000) for tier in plan.tiers)
+    return replace(plan, tiers=tuple(tiers))
+
+
+def with_kinds(plan: Plan, *kinds: str) -> Plan:
+    return replace(plan, tiers=tuple(replace(t, kind=k) for t, k in zip(plan.tiers, kinds, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "cache_bytes"),
+    [(("vram", "ram"), [1000, 0]), (("vram", "vram"), [0, 0]), (("ram", "ram"), [0, 0])],
+)
+def test_what_is_left_of_a_card_is_for_experts_of_the_ram_beside_it(
+    plan: Plan, kinds: tuple[str, str], cache_bytes: list[int]
+) -> None:
+    assert [spec.cache_bytes for spec in tiers_of(with_kinds(plan, *kinds), "den")] == cache_bytes
