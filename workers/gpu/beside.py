@@ -14,6 +14,8 @@ from transport.expert_rows import ExpertRows
 from workers.fixed_point import PartialSum
 from workers.gpu.card_experts import LEAST_ROWS, CardExperts
 from workers.gpu.device import Stream
+from workers.gpu.errors import DeviceFull
+from workers.gpu.own_rates import measured_rates
 from workers.gpu.ram_copies import sizes_of
 from workers.gpu.residents import Residents, largest_bytes, places_for
 from workers.gpu.rows import RowsOnCard
@@ -49,7 +51,6 @@ class BesideRam:
         self._cache_bytes = cache_bytes
         # What is to be paired at the next request, which may be told from another thread.
         self._next: tuple[ExpertStore, ...] | None = None
-        self._stores: tuple[ExpertStore, ...] = ()
         self._weights: Mapping[int, ExpertWeights] = {}
         self._residents: Residents | None = None
         self._streamer: Streamer | None = None
@@ -62,14 +63,14 @@ class BesideRam:
 
     @property
     def rates(self) -> StreamingRates | None:
-        """What a prompt's experts are chosen by, for the way through the card; None for none."""
+        """What a prompt's experts are chosen by, for the way through the card.
+
+        They are measured at the first request of many rows, unless they were given before; None until then.
+        """
         return self._rates
 
     @rates.setter
-    def rates(self, rates: StreamingRates | None) -> None:
-        if (rates is None) != (self._rates is None) and self._next is None:
-            # Memory for what passes comes, or goes, before the next request.
-            self._next = self._stores
+    def rates(self, rates: StreamingRates) -> None:
         self._rates = rates
 
     @property
@@ -100,6 +101,9 @@ class BesideRam:
             self._residents.rule = self.rule
             self._residents.note(layer, expert_ids)
             self._residents.turn(stream)
+        weights = self._weights.get(layer)
+        if weights is not None and len(expert_ids) > LEAST_ROWS:
+            self._measure(stream, layer, weights)
 
     def claims(self, layer: int, expert_ids: NDArray[np.int32]) -> NDArray[np.bool_] | None:
         """See `VramTier.claims`."""
@@ -135,7 +139,6 @@ class BesideRam:
 
     def _begin(self, stream: Stream, stores: tuple[ExpertStore, ...]) -> None:
         """Pair, with empty places."""
-        self._stores = stores
         # The first store that holds a layer: several hold parts of one only where forms differ.
         weights: dict[int, ExpertWeights] = {}
         for store in reversed(stores):
@@ -150,7 +153,7 @@ class BesideRam:
         self._residents = self._streamer = None
         device = self._on_card.device
         kept = places_for(device, weights, self._cache_bytes) if self._cache_bytes else []
-        passing = places_for(device, weights, BUFFERS * largest_bytes(weights)) if self._rates else []
+        passing = places_for(device, weights, BUFFERS * largest_bytes(weights))
         if len(passing) < BUFFERS:
             passing = []
         starts = [memory.address for memory in (*kept, *passing)]
@@ -162,6 +165,14 @@ class BesideRam:
             self._residents = Residents(self._on_card, weights, kept, self.rule)
         if passing:
             self._streamer = Streamer(self._on_card, passing, len(kept))
+
+    def _measure(self, stream: Stream, layer: int, weights: ExpertWeights) -> None:
+        if self._rates is None and self._streamer is not None:
+            try:
+                self._rates = measured_rates(self._on_card, self._streamer, stream, layer, weights)
+            except DeviceFull:
+                # A card without room for that has none to spare for what passes either.
+                self._streamer = None
 
     def _choose(self, layer: int, expert_ids: NDArray[np.int32]) -> None:
         """Which experts of RAM to bring for this request: where there are many rows, as the rates say."""

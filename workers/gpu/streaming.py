@@ -54,18 +54,34 @@ class Streamer:
 
         Returns when all has been copied from RAM; the stream has the rest to do.
         """
-        sizes, link = sizes_of(weights), self._uploader.stream
+        link = self._uploader.stream
         for number, expert in enumerate(experts):
             place = number % BUFFERS
             link.wait(self._computed[place])
-            for copy in copies_of(weights, sizes, expert, self._memory[place].address):
-                self._uploader.copy(copy.source, copy.to, copy.num_bytes)
+            self._copy(weights, expert, place)
             link.record(self._copied[place])
             stream.wait(self._copied[place])
-            table, before = self._tables[place].address, self._in_table[place]
-            changes = {} if before is None else {before: -1}
-            changes[expert] = self._on_card.slot_of_place(layer, self._first_place + place)
-            set_slots(stream, table, changes)
-            self._in_table[place] = expert
-            self._on_card.enqueue_more(layer, stream, rows, table)
+            self._compute(stream, layer, rows, expert, place)
             stream.record(self._computed[place])
+
+    def copy(self, weights: ExpertWeights, expert: int) -> None:
+        """Copy an expert to the first place and wait until it is there, to see how long that takes."""
+        self._copy(weights, expert, 0)
+        self._uploader.stream.synchronize()
+
+    def compute(self, stream: Stream, layer: int, rows: RowsOnCard, expert: int) -> None:
+        """Compute what `copy` brought, for rows that all ask for it, and wait."""
+        self._compute(stream, layer, rows, expert, 0)
+        stream.synchronize()
+
+    def _copy(self, weights: ExpertWeights, expert: int, place: int) -> None:
+        for copy in copies_of(weights, sizes_of(weights), expert, self._memory[place].address):
+            self._uploader.copy(copy.source, copy.to, copy.num_bytes)
+
+    def _compute(self, stream: Stream, layer: int, rows: RowsOnCard, expert: int, place: int) -> None:
+        table, before = self._tables[place].address, self._in_table[place]
+        changes = {} if before is None else {before: -1}
+        changes[expert] = self._on_card.slot_of_place(layer, self._first_place + place)
+        set_slots(stream, table, changes)
+        self._in_table[place] = expert
+        self._on_card.enqueue_more(layer, stream, rows, table)

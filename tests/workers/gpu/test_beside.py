@@ -226,6 +226,21 @@ def test_more_rows_than_the_card_takes_pass_in_parts(config: Step35Config, card:
     box.check(2, random_rows(config, MOST_ROWS + 3, 0, held=[0, 1, 2, 3]))
 
 
+def test_rates_are_measured_once_at_the_first_request_of_many_rows(config: Step35Config, card: Card) -> None:
+    box = Box(config, card)
+    box.step(0)
+    assert box.tier.beside.rates is None
+    box.step(1, num_rows=9)
+    rates = box.tier.beside.rates
+    assert rates is not None
+    assert rates.copy_s > 0
+    for of_device in (rates.cpu, rates.gpu):
+        assert min(of_device.seconds) > 0
+        assert len(of_device.seconds) == len(of_device.rows) == 3
+    box.step(2, num_rows=9)
+    assert box.tier.beside.rates is rates
+
+
 def test_link_and_ram_share_a_layer_as_the_rates_say(config: Step35Config, card: Card) -> None:
     box = Box(config, card)
     # A copy takes as long as three rows in RAM.
