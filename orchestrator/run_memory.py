@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from placement.head_split import HeadParts, HeadSplit, SplitPart, split_head
 from placement.kv_size import PASS_ROWS, KvForm, SequenceSize
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan
@@ -13,6 +14,7 @@ from placement.weight_format import BFLOAT16, FLOAT32
 from placement.workload import HeadBytes
 from workers.formats.contents import ListedTensor, ModelContents, Part
 from workers.formats.open_model import OpenModel, held_expert_bytes, kept_forms, kept_of_stored, model_name
+from workers.gpu.free import card_name, is_card
 from workers.memory.budget import PROCESS_BYTES, Need, SharedPart, file_key
 from workers.memory.reservations import Reservation, reserve
 from workers.tiers import tiers_of
@@ -20,6 +22,9 @@ from workers.tiers import tiers_of
 _ADVICE = (
     "plan more experts on other boxes or on a disk, take a smaller context or a file in fewer bits, or end "
     "other programs"
+)
+_VRAM_ADVICE = (
+    "plan fewer experts there, end other programs that use the card, take a smaller context, or --device cpu"
 )
 
 
@@ -43,7 +48,7 @@ def head_bytes(contents: ModelContents, dtype: str) -> HeadBytes:
     """
     trunk = mtp = 0
     for tensor in contents.tensors:
-        num_bytes = _kept_bytes(tensor, dtype) if contents.in_directory else tensor.num_bytes
+        num_bytes = _kept(tensor, contents, dtype)
         if tensor.part is Part.MTP:
             mtp += num_bytes
         elif tensor.part is not Part.EXPERTS:
@@ -78,6 +83,81 @@ def head_needs(
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class HeadNeeds:
+    """What the head takes of this box's RAM, and of cards by name."""
+
+    ram: tuple[Need, ...]
+    vram: Mapping[str, tuple[Need, ...]] = field(default_factory=dict)
+
+
+def needs_of_head(
+    contents: ModelContents,
+    shape: ModelShape,
+    dtype: str,
+    demand: Demand,
+    device: str,
+    split: HeadSplit | None = None,
+    path: Path | None = None,
+) -> HeadNeeds:
+    """Where the head's weights, KV cache and activations lie.
+
+    Args:
+        device: that it computes on.
+        split: what of it stays on the CPU all the same; None for nothing but the embedding.
+        path: as of `head_needs`.
+    """
+    if not is_card(device):
+        return HeadNeeds(tuple(head_needs(contents, shape, dtype, demand, path)))
+    parts = head_parts(contents, shape, dtype, demand)
+    split = split or split_head(parts, parts.num_bytes, 0.0)
+    activations = Need("activations", shape.activation_bytes(demand.pass_rows))
+    there = (
+        Need("the head's weights", split.weight_bytes),
+        Need(f"a KV cache of {demand.positions:,} positions", split.kv_bytes),
+        activations,
+    )
+    # A token reads one row of the embedding, so it stays here.
+    embedding = sum(_kept(t, contents, dtype) for t in contents.tensors if t.part is Part.EMBEDDING)
+    weights = sum(part.weight_bytes for part in parts.all) - split.weight_bytes + embedding
+    kv_bytes = sum(part.kv_bytes for part in parts.all) - split.kv_bytes
+    here = (
+        Need("the head's weights on the CPU", weights),
+        Need("keys and values on the CPU", kv_bytes),
+        activations,
+    )
+    return HeadNeeds(here, {card_name(device): there})
+
+
+def head_parts(contents: ModelContents, shape: ModelShape, dtype: str, demand: Demand) -> HeadParts:
+    """The head's parts with the bytes that a run in `dtype` gives them, without times; no embedding."""
+    of_layer: dict[int, int] = {}
+    output = embedding = 0
+    for tensor in contents.tensors:
+        num_bytes = _kept(tensor, contents, dtype)
+        if tensor.part is Part.EMBEDDING:
+            embedding += num_bytes
+        elif tensor.part is Part.EXPERTS:
+            continue
+        elif tensor.layer is None:
+            output += num_bytes
+        else:
+            of_layer[tensor.layer] = of_layer.get(tensor.layer, 0) + num_bytes
+    if not any(tensor.part is Part.OUTPUT for tensor in contents.tensors):
+        output += embedding
+
+    def part(layer: int) -> SplitPart:
+        size = SequenceSize([shape.attention[layer]], demand.kv_form or KvForm.of(dtype))
+        return SplitPart(of_layer.get(layer, 0), size.num_bytes(demand.positions, demand.pass_rows), 0.0, 0.0)
+
+    trunk = shape.num_hidden_layers
+    return HeadParts(
+        layers=tuple(part(layer) for layer in range(trunk)),
+        lm_head=SplitPart(output, 0, 0.0, 0.0),
+        mtp=tuple(part(trunk + number) for number in range(demand.num_drafts)),
+    )
+
+
 def mapped_parts(model: OpenModel, dtype: str) -> list[SharedPart]:
     """All of a model that a process which runs it may map, and so share with others that do."""
     from workers.pool import need_of
@@ -99,6 +179,10 @@ def _mapped_head(contents: ModelContents, dtype: str, path: Path) -> SharedPart:
     return SharedPart(f"{file_key(path)} head", mapped)
 
 
+def _kept(tensor: ListedTensor, contents: ModelContents, dtype: str) -> int:
+    return _kept_bytes(tensor, dtype) if contents.in_directory else tensor.num_bytes
+
+
 def _kept_bytes(tensor: ListedTensor, dtype: str) -> int:
     if tensor.form != FLOAT32.name or dtype != BFLOAT16.name:
         return tensor.num_bytes
@@ -106,12 +190,15 @@ def _kept_bytes(tensor: ListedTensor, dtype: str) -> int:
 
 
 def reserve_run(
-    plan: Plan, head: Sequence[Need], model: OpenModel, *, workers_here: bool
+    plan: Plan, head: HeadNeeds, model: OpenModel, *, workers_here: bool
 ) -> tuple[Reservation, list[Need]]:
-    """Set aside what a plan takes of this machine, or refuse it.
+    """Set aside what a plan takes of this machine's RAM, or refuse it; its cards must have room too.
+
+    Nothing is set aside in VRAM: who takes it there has it. Of experts in VRAM only buffers lie in RAM, since
+    the pages that they are read through are given up.
 
     Args:
-        head: as `head_needs` gives them.
+        head: as `needs_of_head` gives them.
         workers_here: all of the plan's workers start on this machine; else each checks its own.
 
     Returns:
@@ -119,8 +206,10 @@ def reserve_run(
 
     Raises:
         PlanDoesNotFit: names what takes how much, the bytes that are missing, and what would help.
+        DeviceUnavailable: a card of the plan is not here, or cannot be used.
     """
     # Loads torch, which `potluck inspect` does without.
+    from workers.gpu.needs import check_cards, vram_needs
     from workers.pool import tier_needs
 
     config, checkpoint = model
@@ -128,14 +217,19 @@ def reserve_run(
     def needs_of(worker: str) -> list[Need]:
         return tier_needs(tiers_of(plan, worker), checkpoint, config, plan.dtype)
 
-    own = [*head, *(needs_of(LOCAL_WORKER) if plan.local_worker is not None else ())]
+    started = [worker.name for worker in plan.asked_workers] if workers_here else []
+    local = [LOCAL_WORKER] if plan.local_worker is not None else []
+    on_cards = {name: list(needs) for name, needs in head.vram.items()}
+    for worker in (*local, *started):
+        for device, needs in vram_needs(tiers_of(plan, worker), checkpoint, config, plan.dtype).items():
+            on_cards.setdefault(device, []).extend(needs)
+    check_cards(on_cards, _VRAM_ADVICE)
+    own = [*head.ram, *(need for worker in local for need in needs_of(worker))]
     needs = list(own)
-    if workers_here and plan.asked_workers:
-        count = len(plan.asked_workers)
-        processes = "one worker process" if count == 1 else f"{count} worker processes"
-        needs.append(Need(processes, count * PROCESS_BYTES))
-        for worker in plan.asked_workers:
-            needs += needs_of(worker.name)
+    if started:
+        processes = "one worker process" if len(started) == 1 else f"{len(started)} worker processes"
+        needs.append(Need(processes, len(started) * PROCESS_BYTES))
+        needs += [need for worker in started for need in needs_of(worker)]
     what = f"a run of {model_name(model.path)}"
     reservation = reserve(needs, what=what, where="this machine", advice=_ADVICE, covers=workers_here)
     return reservation, own

@@ -24,10 +24,12 @@ from orchestrator.model.step35 import Step35Model
 from orchestrator.model.weights import HeadWeights, load_head_weights
 from orchestrator.one_box import plan_here
 from orchestrator.report import RunReport, make_report
-from orchestrator.run_memory import Demand, head_needs, mapped_parts, reserve_run
+from orchestrator.run_memory import Demand, mapped_parts, needs_of_head, reserve_run
 from orchestrator.runnable import check_forms, check_runnable
 from orchestrator.timing import StepTimer
+from placement.errors import InputError
 from placement.experts import Experts
+from placement.head_split import HeadSplit
 from placement.kv_size import KvForm, SequenceSize
 from placement.message_size import MAX_MESSAGE_ROWS
 from placement.plan import LOCAL_WORKER, Plan
@@ -38,6 +40,7 @@ from workers.formats.checkpoint import Checkpoint
 from workers.formats.digests import trunk_digest
 from workers.formats.identity import IDENTITY, told
 from workers.formats.open_model import OpenModel, held_expert_bytes
+from workers.gpu.free import is_card
 from workers.holdings import Holdings
 from workers.memory.budget import Need
 from workers.memory.lost_pages import end_lost_pages_in_one_line
@@ -124,6 +127,8 @@ def open_session(
     say: Callable[[str], None] | None = None,
     spot_check: float | None = None,
     disks_bytes_per_s: Mapping[str, float] | None = None,
+    device: str | None = None,
+    split: HeadSplit | None = None,
 ) -> Iterator[Session]:
     """Start the plan's workers and load the head meanwhile; let go of them on the way out, whatever happens.
 
@@ -141,10 +146,13 @@ def open_session(
         spot_check: share of the requests that another holder computes as well; None for a small one where
             experts have several holders.
         disks_bytes_per_s: of workers' boxes, by worker name, "head" for this one's, as far as measured.
+        device: that the head computes on; where left out, that of the plan's tier "head", or the CPU.
+        split: what of a head on a card stays on the CPU; None for nothing but the embedding.
 
     Raises:
         PlanError: the plan is for another model, or says what this release cannot run.
         PlanDoesNotFit: it takes more than its devices' budgets, or than this machine has free.
+        DeviceUnavailable: a card of the plan is not here, or cannot be used.
         CheckpointError: the checkpoint is damaged, or its MTP layers where drafts are asked for.
         InputError: the checkpoint cannot give so many drafts.
         WorkerStartError: a worker did not start.
@@ -160,10 +168,13 @@ def open_session(
     if kv_form is None and plan.workload is not None:
         kv_form = plan.workload.kv_form
     demand = Demand(positions, num_drafts=num_drafts, kv_form=kv_form)
-    head = head_needs(model.contents, shape, plan.dtype, demand, model.path)
+    device = device or plan.head_device
+    head = needs_of_head(model.contents, shape, plan.dtype, demand, device, split, model.path)
     with ExitStack() as stack:
         reservation, own = reserve_run(plan, head, model, workers_here=workers is None)
         stack.callback(reservation.close)
+        if is_card(device):
+            raise InputError(f"--device {device}: the head does not compute on a card yet")
         if not plan.asked_workers:
             yield _session(model, plan, demand, _load(model, plan, demand, own, reservation, on_progress))
             return

@@ -203,6 +203,11 @@ class Plan:
         return next((i for i, tier in enumerate(self.tiers) if tier.name == LOCAL_WORKER), None)
 
     @property
+    def head_device(self) -> str:
+        """What the head computes on, as torch names it; the CPU where the plan does not say."""
+        return "cpu" if self.head_tier is None else self.tiers[self.head_tier].device
+
+    @property
     def local_tiers(self) -> tuple[int, ...]:
         """Indices of the tiers inside the head's process."""
         return tuple(i for i, tier in enumerate(self.tiers) if tier.worker == LOCAL_WORKER)

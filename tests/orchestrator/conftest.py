@@ -9,6 +9,9 @@ import torch
 
 from orchestrator.cli.app import load, run
 from tests.orchestrator.command_line import Potluck
+from tests.workers.gpu.conftest import card
+
+__all__ = ("card",)
 
 torch.set_num_threads(1)
 

@@ -13,7 +13,7 @@ from orchestrator.session import open_session
 from placement.errors import PlanError
 from placement.plan import LOCAL_WORKER, Plan, like_layers
 from placement.plan_file import write_plan
-from tests.cuda_on_cpu.card import the_card
+from tests.cuda_on_cpu.card import Card
 from tests.orchestrator.command_line import Potluck, says
 from tests.tiny_checkpoint import write_random_checkpoint
 from workers.formats.open_model import open_model
@@ -82,16 +82,16 @@ def test_experts_on_a_disk_give_the_same_tokens(
 
 @pytest.mark.parametrize("kinds", [("vram",), ("vram", "ram")])
 def test_experts_on_a_card_give_the_same_tokens(
-    potluck: Potluck, model_dir: Path, tmp_path: Path, kinds: tuple[str, ...]
+    card: Card, potluck: Potluck, model_dir: Path, tmp_path: Path, kinds: tuple[str, ...]
 ) -> None:
-    """In the head's process, whose card this machine's CPU plays."""
-    card, outputs = the_card(), []
+    """In the head's process; the head itself computes on the CPU."""
+    outputs = []
     for on_card in (False, True):
         plan, path = planned(model_dir, len(kinds), device="cpu", kind="ram"), tmp_path / f"{on_card}.json"
         tiers = tuple(
             replace(
                 tier,
-                name=LOCAL_WORKER if number == 0 else f"head-{number}",
+                name=f"head-{number}",
                 worker=LOCAL_WORKER,
                 kind=kind if on_card else "ram",
                 device="cuda" if on_card and kind == "vram" else "cpu",
@@ -108,9 +108,14 @@ def test_experts_on_a_card_give_the_same_tokens(
     assert card.count("graphs") > 0
 
 
-@pytest.mark.parametrize(("num_workers", "device"), [(0, "cpu:0"), (2, "cpu")])
-def test_experts_in_ram_on_cpus_are_taken(model_dir: Path, num_workers: int, device: str) -> None:
-    check_runnable(planned(model_dir, num_workers, device=device, kind="ram"))
+@pytest.mark.parametrize(
+    ("num_workers", "device", "kind"),
+    [(0, "cpu:0", "ram"), (2, "cpu", "ram"), (0, "cuda", "vram"), (2, "cuda:1", "vram")],
+)
+def test_experts_in_ram_on_cpus_and_in_vram_on_cards_are_taken(
+    model_dir: Path, num_workers: int, device: str, kind: str
+) -> None:
+    check_runnable(planned(model_dir, num_workers, device=device, kind=kind))
 
 
 def test_a_dtype_that_this_release_does_not_run_is_refused(model_dir: Path) -> None:

@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from placement.errors import PlanDoesNotFit
 from placement.units import size
-from workers.memory.free import FreeMemory
 
 PROCESS_BYTES = 210_000_000
 """What a worker's process takes before its first expert: Python and torch (docs/memory.md)."""
@@ -52,12 +52,26 @@ class Need:
     shared: tuple[SharedPart, ...] = ()
 
 
-def missing_bytes(needs: Sequence[Need], free: FreeMemory) -> int:
+class Free(Protocol):
+    """Memory that a run may take from: a box's (`FreeMemory`) or a card's (`workers.gpu.free.FreeVram`)."""
+
+    @property
+    def usable_bytes(self) -> int:
+        """Less what stays free."""
+        ...
+
+    @property
+    def told(self) -> str:
+        """For people: who leaves how much, and what of it stays free."""
+        ...
+
+
+def missing_bytes(needs: Sequence[Need], free: Free) -> int:
     """How much more is needed than is usable, 0 where all fits."""
     return max(0, sum(need.num_bytes for need in needs) - free.usable_bytes)
 
 
-def check_memory(needs: Sequence[Need], free: FreeMemory, *, where: str, advice: str) -> None:
+def check_memory(needs: Sequence[Need], free: Free, *, where: str, advice: str) -> None:
     """Refuse what does not fit.
 
     Args:
