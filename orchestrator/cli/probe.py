@@ -14,12 +14,12 @@ from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, errors, print_error, print_json, print_note, table
 from orchestrator.cluster.launcher_file import load_launcher
 from orchestrator.cluster.ssh import Ssh
-from orchestrator.probe.boxes import HERE, ProbedBox, boxes_of, this_machine
+from orchestrator.probe.boxes import ProbedBox, boxes_of, this_machine
 from orchestrator.probe.cluster import fingerprints, probe_cluster
 from orchestrator.probe.findings import findings
 from placement.errors import InputError, PotluckError
-from placement.given.probe import FILE_NAME, STATE_FOLDER, probe_path, read_probe, write_probe
-from placement.given.probe_figures import Node, Probe
+from placement.given.probe import HERE, probe_path, probe_path_here, read_probe, write_probe
+from placement.given.probe_figures import FormRate, Gpu, Node, Probe
 from placement.units import size
 from placement.weight_format import FORMATS
 
@@ -53,7 +53,7 @@ def probe(
     with ExitStack() as stack:
         if cluster is None:
             boxes: Sequence[ProbedBox] = (this_machine(folder),)
-            head, where = HERE, Path(STATE_FOLDER) / HERE / FILE_NAME
+            head, where = HERE, probe_path_here()
         else:
             launcher = load_launcher(cluster)
             boxes, head = boxes_of(launcher, stack.enter_context(Ssh())), launcher.spec.head
@@ -166,10 +166,11 @@ def _print(found: Probe) -> None:
             label = f"{form}, {what}, GFLOP/s"
             rows.append(_row(label, nodes, partial(_rate, form=form, last=many)))
     rows.append(_row("disk, GB/s", nodes, lambda n: f"{n.disk.bytes_per_s / 1e9:.2f}" if n.disk else "-"))
-    if any(node.gpus for node in nodes.values()):
-        rows.append(_row("GPU, GB/s", nodes, _gpus))
     rows.append(_row("encryption, µs a message", nodes, _encryption))
     console.print(table(f"probed {found.date[:16]}", ("", *nodes), rows))
+    cards = {f"{name} {gpu.device}".strip(): gpu for name, node in nodes.items() for gpu in node.gpus}
+    if cards:
+        console.print(table("cards", ("", *cards), _card_rows(list(cards.values()))))
     if found.links:
         lines = [
             (
@@ -183,8 +184,6 @@ def _print(found: Probe) -> None:
         ]
         heading = (f"link from {found.head}", "round trip ms", "p99 ms", "there Gbit/s", "back Gbit/s")
         console.print(table("links, encrypted", heading, lines))
-    if any(node.gpus for node in nodes.values()):
-        print_note("GPUs are measured but in no plan: a run of this release computes on CPUs")
     for sentence in findings(found):
         print_note(sentence)
 
@@ -198,12 +197,40 @@ def _read(node: Node, *, threads: int) -> str:
 
 
 def _rate(node: Node, *, form: str, last: bool) -> str:
-    rates = next((rate.flops_per_s for rate in node.kernels if rate.form == form), None)
+    return _kernel_rate(node.kernels, form=form, last=last)
+
+
+def _kernel_rate(kernels: Sequence[FormRate], *, form: str, last: bool) -> str:
+    rates = next((rate.flops_per_s for rate in kernels if rate.form == form), None)
     return "-" if rates is None else f"{rates[-1 if last else 0] / 1e9:.1f}"
 
 
-def _gpus(node: Node) -> str:
-    return ", ".join(f"{gpu.bandwidth_bytes_per_s / 1e9:.0f}" for gpu in node.gpus) or "-"
+def _card_rows(cards: Sequence[Gpu]) -> list[tuple[str, ...]]:
+    """A column for each card."""
+
+    def row(label: str, cell: Callable[[Gpu], str]) -> tuple[str, ...]:
+        return label, *map(cell, cards)
+
+    rows = [
+        row("model", lambda gpu: gpu.name),
+        row("memory free", lambda gpu: size(gpu.free_bytes)),
+        row("of", lambda gpu: size(gpu.memory_bytes)),
+        row("copies within it, GB/s", lambda gpu: _gbytes(gpu.bandwidth_bytes_per_s)),
+        row("from RAM, page-locked, GB/s", lambda gpu: _gbytes(gpu.copy_bytes_per_s)),
+        row("from RAM, pageable, GB/s", lambda gpu: _gbytes(gpu.pageable_bytes_per_s)),
+        row("to RAM, page-locked, GB/s", lambda gpu: _gbytes(gpu.back_bytes_per_s)),
+        row("to RAM, pageable, GB/s", lambda gpu: _gbytes(gpu.pageable_back_bytes_per_s)),
+        row("there and back, µs", lambda gpu: f"{gpu.round_trip_s * 1e6:.0f}" if gpu.round_trip_s else "-"),
+    ]
+    for form in dict.fromkeys(rate.form for gpu in cards for rate in gpu.kernels):
+        for many, what in ((False, "one row"), (True, "prompt")):
+            rates = (_kernel_rate(gpu.kernels, form=form, last=many) for gpu in cards)
+            rows.append((f"{form}, {what}, GFLOP/s", *rates))
+    return rows
+
+
+def _gbytes(bytes_per_s: float | None) -> str:
+    return "-" if bytes_per_s is None else f"{bytes_per_s / 1e9:.1f}"
 
 
 def _encryption(node: Node) -> str:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from orchestrator.cluster.launcher_file import Box, Launcher
 from orchestrator.cluster.ssh import Ssh, check_key, is_here, quoted_path, why_unreachable
-
-HERE = "this-machine"
+from placement.given.probe import HERE
 
 
 @dataclass(frozen=True, slots=True)

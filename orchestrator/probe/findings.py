@@ -52,6 +52,12 @@ def _of_node(node: Node) -> Iterator[str]:
         )
     if condition.gpu_busy_share is not None and condition.gpu_busy_share > _GPU_BUSY:
         yield f"another program keeps the GPU {condition.gpu_busy_share:.0%} busy"
+    if len(hardware.gpus) > len(node.gpus):
+        names = ", ".join(dict.fromkeys(hardware.gpus))
+        yield (
+            f"{len(hardware.gpus) - len(node.gpus)} of its cards ({names}) were not measured, so no plan has "
+            "them: `potluck generate --device cuda` says what is missing"
+        )
     for gpu in node.gpus:
         if gpu.free_bytes < 0.8 * gpu.memory_bytes:
             yield f"{gpu.name}: other programs hold {size(gpu.memory_bytes - gpu.free_bytes)} of its memory"

@@ -18,12 +18,15 @@ from placement.given.cluster_spec import (
     capped,
 )
 from placement.given.kernel_rates import KernelRates
-from placement.given.probe_figures import Disk, FormRate, HeadSoftware, Link, Node, Probe
+from placement.given.probe_figures import Disk, FormRate, Gpu, HeadSoftware, Link, Node, Probe
 from placement.given.yaml_file import read_mapping, validate_fields
+from placement.vram import usable_vram_bytes
 from placement.weight_format import FORMATS
 
 STATE_FOLDER = ".potluck"
 FILE_NAME = "probe.json"
+HERE = "this-machine"
+"""What a box is called that is measured without a cluster file."""
 _MOST_BYTES = 8_000_000
 _EXPECTED = "what `potluck probe` writes"
 
@@ -41,6 +44,11 @@ def probe_path(cluster: str | os.PathLike[str]) -> Path:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
         name = path.stem
     return path.resolve().parent / STATE_FOLDER / name / FILE_NAME
+
+
+def probe_path_here() -> Path:
+    """Where the figures of this machine alone lie: in the folder that the command is called in."""
+    return Path(STATE_FOLDER) / HERE / FILE_NAME
 
 
 def read_probe(path: Path) -> Probe:
@@ -108,14 +116,23 @@ def link_spec(link: Link, software: HeadSoftware, *ends: Node | None) -> LinkSpe
     return LinkSpec(link.round_trip_s + sum(wakes_s), link.bytes_per_s)
 
 
-def devices_of(node: Node, software: HeadSoftware | None) -> tuple[DeviceSpec, ...]:
-    """What a run of this release can use of a box: its RAM and its disk.
+def devices_of(
+    node: Node, software: HeadSoftware | None, head_on: str | None = None
+) -> tuple[DeviceSpec, ...]:
+    """What a run can use of a box: its RAM, its cards and its disk.
+
+    A card counts where our own kernels were timed on it; one that an earlier release looked at does not.
 
     Args:
         software: on the head's box.
+        head_on: the card that the head computes on, such as "cuda:0"; it comes first then. None: the CPU.
     """
     ram = ram_device(node, software, None if software is None else software.attention)
-    return (ram,) if node.disk is None else (ram, _disk_device(node.disk, ram))
+    timed = [gpu for gpu in node.gpus if gpu.kernels]
+    first = [_card_device(gpu, software) for gpu in timed if gpu.device == head_on]
+    others = [_card_device(gpu, None) for gpu in timed if gpu.device != head_on]
+    disk = () if node.disk is None else (_disk_device(node.disk, ram),)
+    return (*first, ram, *others, *disk)
 
 
 def ram_device(node: Node, software: HeadSoftware | None, attention: FormRate | None) -> DeviceSpec:
@@ -135,6 +152,38 @@ def ram_device(node: Node, software: HeadSoftware | None, attention: FormRate | 
         overheads=Overheads(request_s=node.request_s, **own),
         cores=float(node.threads),
         kernels=tuple(KernelRates(rate.form, rate.rows, rate.flops_per_s) for rate in kernels),
+    )
+
+
+def _card_device(gpu: Gpu, software: HeadSoftware | None) -> DeviceSpec:
+    """A card. What is not free counts as reserved, and so does what stays free.
+
+    Args:
+        software: where the head computes on it. The CPU's part of a layer, a row and a larger pass is left
+            out of it: the card is told once what to do between two MoE layers.
+    """
+    one_row = [rate.flops_per_s[0] * _bits(rate.form) / 16 for rate in gpu.kernels]
+    overheads = Overheads(request_s=gpu.round_trip_s)
+    if software is not None:
+        overheads = Overheads(
+            message_s=software.message_s,
+            message_row_s=software.message_row_s,
+            moe_layer_s=software.moe_layer_s,
+            pass_s=software.pass_s,
+            draft_s=software.draft_s,
+        )
+    return DeviceSpec(
+        f"gpu{gpu.device.partition(':')[2]}",
+        "vram",
+        gpu.device,
+        gpu.memory_bytes,
+        gpu.memory_bytes - usable_vram_bytes(min(gpu.free_bytes, gpu.memory_bytes)),
+        bandwidth_bytes_per_s=max(one_row),
+        ffn_flops_per_s=gpu.flops_per_s,
+        overheads=overheads,
+        host_link_bytes_per_s=gpu.copy_bytes_per_s,
+        host_link_round_trip_s=0.0 if software is None else gpu.round_trip_s,
+        kernels=tuple(KernelRates(rate.form, rate.rows, rate.flops_per_s) for rate in gpu.kernels),
     )
 
 

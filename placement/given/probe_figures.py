@@ -90,9 +90,17 @@ class FormRate(Figures):
 
 
 class Gpu(Figures):
-    """One graphics card.
+    """One graphics card. Files of earlier releases lack what has a default.
 
-    `copy_bytes_per_s`: from the box's RAM into it. `flops_per_s`: of products in bfloat16.
+    Attributes:
+        device: such as "cuda:0"; "" where an earlier release measured.
+        free_bytes: of `memory_bytes`.
+        bandwidth_bytes_per_s: of its memory: bytes read and bytes written of a copy within it.
+        copy_bytes_per_s, back_bytes_per_s: from page-locked RAM into it, and back.
+        pageable_bytes_per_s, pageable_back_bytes_per_s: the same of RAM that is not page-locked.
+        flops_per_s: what the quickest form reaches with many rows; products in bfloat16 in earlier releases.
+        round_trip_s: a row to it, a kernel, a row back, and the wait.
+        kernels: what our kernels reach with weights in some forms.
     """
 
     name: _Text
@@ -101,6 +109,12 @@ class Gpu(Figures):
     bandwidth_bytes_per_s: _Positive
     copy_bytes_per_s: _Positive
     flops_per_s: _Positive
+    device: _Text = ""
+    back_bytes_per_s: _Positive | None = None
+    pageable_bytes_per_s: _Positive | None = None
+    pageable_back_bytes_per_s: _Positive | None = None
+    round_trip_s: _NotNegative = 0.0
+    kernels: tuple[FormRate, ...] = ()
 
 
 class Disk(Figures):

@@ -8,15 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from placement.given.probe_figures import Echo, Node
 from transport.keys import HeadKeys, KeyPair
+from workers.gpu.device import cards
 from workers.kernels import instruction_set
 from workers.probe.disk import disk
 from workers.probe.echo import EchoInfo, EchoSpec
 from workers.probe.experts import form_named, form_rate, request_s, wake_s, width_of
-from workers.probe.gpu import busy_share, gpus
+from workers.probe.gpu import busy_share, gpus, opened
 from workers.probe.hardware import condition, hardware, versions
 from workers.probe.memory import read_rates, threads
 from workers.probe.others import OthersShare
@@ -68,8 +67,10 @@ def measure_node(
     known = [form_named(name) for name in forms]
     began = time.perf_counter()
     facts, width = hardware(), width_of(folder)
-    gpu_share, others = busy_share(), OthersShare()
-    gpus_share = _GPUS if torch.cuda.is_available() else 0.0
+    shown = cards()
+    gpu_share, others = busy_share() if shown else None, OthersShare()
+    devices = opened(shown)
+    gpus_share = _GPUS if devices else 0.0
     each = (1 - _READS - _ECHOES - _DISK - _WAKE - gpus_share) / len(known)
     fixed = {"messages": _ECHOES, "memory": _READS, "a pause": _WAKE, "disk": _DISK}
     fixed["graphics cards"] = gpus_share
@@ -89,7 +90,7 @@ def measure_node(
     tell("disk")
     found_disk = disk(folder, left.next("disk"))
     tell("graphics cards")
-    cards = gpus(left.next("graphics cards"))
+    found_cards = gpus(devices, known, width, left.next("graphics cards"))
     return Node(
         versions=versions(),
         hardware=facts,
@@ -102,7 +103,7 @@ def measure_node(
         wake_s=wake,
         plain=plain,
         encrypted=encrypted,
-        gpus=cards,
+        gpus=found_cards,
         disk=found_disk,
         seconds=time.perf_counter() - began,
     )

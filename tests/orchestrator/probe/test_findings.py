@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.probe.findings import findings
-from tests.placement.given.probes import link, node, probe
+from tests.placement.given.probes import gpu, link, node, probe
 
 
 def test_healthy_boxes_give_no_finding() -> None:
@@ -34,6 +34,15 @@ def test_one_module_of_memory_is_seen_or_guessed() -> None:
     assert "single channel" in known
     assert "a single module" in guessed
     assert findings(probe(nodes={"desk": node(cores=8, read_bytes_per_s=12e9, channels=2)})) == []
+
+
+def test_a_card_that_was_not_measured_or_is_held_by_others_is_named() -> None:
+    box = node(gpus=(gpu(), gpu("cuda:1")))
+    assert findings(probe(nodes={"desk": box})) == []
+    (missing,) = findings(probe(nodes={"desk": box.model_copy(update={"gpus": (gpu(),)})}))
+    assert missing.startswith("desk: 1 of its cards (a card) were not measured")
+    (held,) = findings(probe(nodes={"desk": node(gpus=(gpu(free_bytes=12_000_000_000),))}))
+    assert "other programs hold 12.0 GB of its memory" in held
 
 
 def test_a_link_that_jitters_is_named_with_its_wireless_interface() -> None:

@@ -7,6 +7,7 @@ from placement.given.probe_figures import (
     Disk,
     Echo,
     FormRate,
+    Gpu,
     Hardware,
     HeadSoftware,
     Link,
@@ -27,6 +28,7 @@ def node(
     read_bytes_per_s: float = 20e9,
     channels: int | None = None,
     condition: dict[str, object] | None = None,
+    gpus: tuple[Gpu, ...] = (),
 ) -> Node:
     state: dict[str, object] = {
         "free_bytes": 12_000_000_000,
@@ -47,7 +49,7 @@ def node(
             machine_cores=cores,
             memory_bytes=16_000_000_000,
             memory_channels=channels,
-            gpus=(),
+            gpus=tuple(gpu.name for gpu in gpus),
             fingerprint="f",
         ),
         condition=Condition.model_validate(state | (condition or {})),
@@ -59,9 +61,26 @@ def node(
         wake_s=1e-4,
         plain=Echo(round_trip_s=1e-4, bytes_per_s=1e9),
         encrypted=Echo(round_trip_s=2e-4, bytes_per_s=5e8),
-        gpus=(),
+        gpus=gpus,
         disk=Disk(folder="/m", num_bytes=10**12, bytes_per_s=2e9, is_direct=True),
         seconds=9.0,
+    )
+
+
+def gpu(device: str = "cuda:0", *, free_bytes: int = 23_000_000_000) -> Gpu:
+    return Gpu(
+        name="a card",
+        memory_bytes=24_000_000_000,
+        free_bytes=free_bytes,
+        bandwidth_bytes_per_s=900e9,
+        copy_bytes_per_s=20e9,
+        flops_per_s=50e12,
+        device=device,
+        back_bytes_per_s=18e9,
+        pageable_bytes_per_s=6e9,
+        pageable_back_bytes_per_s=5e9,
+        round_trip_s=2e-5,
+        kernels=(FormRate(form="q8_0", rows=(1, 64), flops_per_s=(1.4e12, 50e12)),),
     )
 
 

@@ -10,9 +10,10 @@ import pytest
 
 from placement.errors import ClusterFileError
 from placement.given.cluster_file import load_cluster, load_known_cluster
-from placement.given.probe import fill, probe_path, ram_device, read_probe, write_probe
-from placement.given.probe_figures import Probe
-from tests.placement.given.probes import WAKES_S, link, node, probe
+from placement.given.cluster_spec import Overheads
+from placement.given.probe import devices_of, fill, probe_path, ram_device, read_probe, write_probe
+from placement.given.probe_figures import Node, Probe
+from tests.placement.given.probes import WAKES_S, gpu, link, node, probe
 
 FILE = """
 cluster_name: home
@@ -81,6 +82,46 @@ def test_memory_is_as_fast_as_kernels_read_it_and_not_as_plain_sums_do(plain: fl
     found = ram_device(quick, None, None)
     # 60 GFLOP/s with one row of q8_0 (8.5 bits a weight) are 60e9 / 2 * 8.5 / 8 bytes a second.
     assert found.bandwidth_bytes_per_s == pytest.approx(60e9 / 2 * 8.5 / 8)
+
+
+def test_a_card_is_a_device_whose_margin_is_reserved() -> None:
+    box = node(gpus=(gpu("cuda:0"), gpu("cuda:1", free_bytes=200_000_000)))
+    ram, first, second, disk = devices_of(box, None)
+    assert [ram.kind, disk.kind] == ["ram", "disk"]
+    assert (first.name, first.kind, first.torch_device) == ("gpu0", "vram", "cuda:0")
+    # 23 GB are free, of which 5% stay free.
+    assert first.budget_bytes == 21_850_000_000
+    # Less than what always stays free.
+    assert (second.torch_device, second.budget_bytes) == ("cuda:1", 0)
+    # 1.4 TFLOP/s with one row of q8_0 (8.5 bits a weight).
+    assert first.bandwidth_bytes_per_s == pytest.approx(1.4e12 / 2 * 8.5 / 8)
+    assert first.host_link_bytes_per_s == 20e9
+    assert [rates.form for rates in first.kernels] == ["q8_0"]
+    assert first.overheads == Overheads(request_s=2e-5)
+
+
+def test_the_card_that_the_head_computes_on_comes_first_with_the_heads_software() -> None:
+    software = probe().software
+    head, ram, other, _ = devices_of(node(gpus=(gpu("cuda:0"), gpu("cuda:1"))), software, "cuda:1")
+    assert [head.torch_device, ram.kind, other.torch_device] == ["cuda:1", "ram", "cuda:0"]
+    assert (head.host_link_round_trip_s, other.host_link_round_trip_s) == (2e-5, 0.0)
+    assert head.overheads.moe_layer_s == software.moe_layer_s
+    assert head.overheads.pass_s == software.pass_s
+    assert head.overheads.layer_s == 0.0
+    assert ram.overheads.layer_s == software.layer_s
+
+
+def test_a_card_as_an_earlier_release_measured_it_is_read_and_is_in_no_plan() -> None:
+    old = {
+        "name": "a card",
+        "memory_bytes": 24_000_000_000,
+        "free_bytes": 23_000_000_000,
+        "bandwidth_bytes_per_s": 9e11,
+        "copy_bytes_per_s": 2e10,
+        "flops_per_s": 5e13,
+    }
+    box = Node.model_validate(node().model_dump() | {"gpus": [old]})
+    assert [device.kind for device in devices_of(box, None)] == ["ram", "disk"]
 
 
 def test_typed_figures_win(file: Path) -> None:
