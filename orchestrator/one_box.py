@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.run_memory import Demand, expert_bytes, head_needs
+from placement.head_split import HeadSplit
 from placement.holders import HolderTable
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan, PlannedLayer, PlannedTier, planned_layers
@@ -17,14 +18,23 @@ from workers.memory.free import FreeMemory
 from workers.tiers import least_cache_bytes
 
 DISK = f"{LOCAL_WORKER}-disk"
+ADVICE = "take a smaller context or a file in fewer bits, or share the model with other boxes (potluck plan)"
+"""Where one box is too small."""
 
 
 @dataclass(frozen=True, slots=True)
 class OneBox:
-    """A plan for this process alone, and one line that says what went where and why."""
+    """A plan for this process alone, and one line that says what went where and why.
+
+    Attributes:
+        split: what of a head on a card stays on the CPU; None where nothing but the embedding does.
+        step_s: predicted for a decode step; None where nobody measured this machine.
+    """
 
     plan: Plan
     reason: str
+    split: HeadSplit | None = None
+    step_s: float | None = None
 
 
 def one_box_plan(model: OpenModel, dtype: str, *, cache_bytes: int = 0) -> Plan:
@@ -78,8 +88,7 @@ def plan_here(model: OpenModel, dtype: str, demand: Demand, free: FreeMemory) ->
         [*head, Need("the smallest cache of experts", least)],
         free,
         where=shape.name,
-        advice="take a smaller context or a file in fewer bits, or share the model with other boxes "
-        "(potluck plan)",
+        advice=ADVICE,
     )
     reason = (
         f"{shape.name} does not fit: {free.told}; {head_part} is in memory, {experts} stay on disk, and a "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli.device import AUTO, DEVICE_HELP, Devices, devices_for
 from orchestrator.cli.inputs import load_plan, model_folder, name_in_errors
 from orchestrator.cli.options import Json, Kv
 from orchestrator.cli.output import errors, print_json, print_note
@@ -16,20 +17,19 @@ from orchestrator.cli.progress import shown_progress
 from orchestrator.cli.prompt import check_prompt_options, encoded, ids_of, load_tokenizer
 from orchestrator.cli.running import Running, disks, moving, of_cluster, workers_of
 from orchestrator.cli.stream import Stream
-from orchestrator.one_box import plan_here
-from orchestrator.run_memory import Demand, mapped_parts
+from orchestrator.cli.without_plan import dtype_of, in_this_process, over_workers
+from orchestrator.one_box import OneBox
+from orchestrator.run_memory import Demand
 from orchestrator.runnable import DEFAULT_DTYPE, DtypeName, check_runnable
 from orchestrator.stopping import stopping_at_once
 from placement.errors import InputError, NonFiniteError, PlanError
 from placement.kv_size import KvForm
 from placement.plan import Plan
 from placement.units import size
-from placement.weight_format import FLOAT32
-from workers.formats.contents import ModelContents, Part
 from workers.formats.digesting import DigestsBehind
 from workers.formats.identity import check_made_for
-from workers.formats.open_model import OpenModel, kept_forms, open_model
-from workers.memory.reservations import free_memory
+from workers.formats.open_model import open_model
+from workers.gpu.free import card_name
 from workers.tiers import tiers_of
 
 if TYPE_CHECKING:
@@ -85,6 +85,11 @@ def generate(
     cluster: Annotated[
         Path | None, typer.Option(help="Cluster file, of a cluster that `potluck up` started.")
     ] = None,
+    device: Annotated[str, typer.Option(help=DEVICE_HELP, metavar="DEVICE")] = AUTO,
+    stats: Annotated[
+        Path | None,
+        typer.Option(help="Routing file of `potluck stats`: its hottest experts go where it is fastest."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="For temperatures above 0.")] = 0,
     json: Json = False,
 ) -> None:
@@ -100,8 +105,11 @@ def generate(
         running, model, plan = of_cluster(cluster, model)
     if model is None:
         raise InputError("expected --model DIR, or --cluster CLUSTER.yaml of a cluster that runs")
+    devices = Devices()
+    if plan is None and (device != AUTO or not workers):
+        devices = devices_for(device)
     with stopping_at_once():
-        # Torch takes seconds to load, which nobody should wait for whose cluster is not up.
+        # Torch takes seconds to load, which nobody should wait for whose cluster is not up, or whose card.
         from orchestrator.cli.run_tables import run_tables
         from orchestrator.generate import GenerationParams, check_length
         from orchestrator.session import open_session
@@ -116,19 +124,31 @@ def generate(
     check_length(len(prompt_ids), max_tokens, config.max_position_embeddings)
     positions = len(prompt_ids) + max_tokens
     demand = Demand(positions, num_drafts=mtp, kv_form=kv)
+    box: OneBox | None = None
     if plan is None:
-        made = _plan_without_file(opened, dtype, workers or 0, survive, demand, silent=json)
+        name = dtype_of(opened, dtype, demand, silent=json)
+        if workers:
+            _check_alone(stats, "--workers")
+            made = over_workers(opened, name, workers, survive)
+        elif survive:
+            raise InputError(f"--survive {survive}: expected with --workers N, of which as many may be lost")
+        else:
+            box = in_this_process(opened, name, demand, devices, stats, silent=json)
+            made = box.plan
     else:
+        _check_alone(stats, "--plan" if running is None else "--cluster")
         made = load_plan(plan, opened.shape)
         with name_in_errors(plan, PlanError):
             check_runnable(made)
             check_made_for(made, opened.path)
-        if workers is not None or survive or dtype not in (None, made.dtype):
-            given = "--workers" if workers is not None else "--survive" if survive else "--dtype"
+        other_device = device != AUTO and card_name(device) != card_name(made.head_device)
+        if workers is not None or survive or other_device or dtype not in (None, made.dtype):
+            asked = {"--workers": workers is not None, "--survive": survive, "--device": other_device}
+            given = next((option for option, is_given in asked.items() if is_given), "--dtype")
             by = "--plan" if running is None else "--cluster"
             raise InputError(
-                f"{given} with {by}: {plan} already says where experts live, and that the run is in "
-                f"{made.dtype}; leave out {given}"
+                f"{given} with {by}: {plan} already says where experts live, that the head computes on "
+                f"{made.head_device}, and that the run is in {made.dtype}; leave out {given}"
             )
         if not json:
             for note in (*_on_disk(made), *_unlike(made, plan, kv, mtp)):
@@ -152,6 +172,9 @@ def generate(
                     say=print_note,
                     spot_check=spot_check,
                     disks_bytes_per_s={} if running is None else disks(made, running),
+                    # Of `--workers` no tier is the head's.
+                    device=devices.head if made.head_tier is None and plan is None else made.head_device,
+                    split=None if box is None else box.split,
                 )
             )
         for note in opened.checkpoint.notes:
@@ -171,39 +194,11 @@ def generate(
     report = session.report()
     for notice in notices:
         print_note(notice)
+    step_s = None if box is None else box.step_s
     if json:
-        print_json(document(result, report, text))
+        print_json(document(result, report, text, step_s))
     else:
-        errors.print(*run_tables(report), sep="\n")
-
-
-def _plan_without_file(
-    model: OpenModel, dtype: DtypeName | None, num_workers: int, survive: int, demand: Demand, *, silent: bool
-) -> Plan:
-    """All in this process, with a line that says what goes where; or over equal workers."""
-    config, checkpoint = model
-    model.contents.check_drafts(demand.num_drafts)
-    name = dtype or DEFAULT_DTYPE
-    if dtype is None and not silent and _has_float32(model.contents):
-        print_note(f"weights are float32 in the files and rounded to {name}; --dtype float32 keeps them")
-    if num_workers:
-        # The planner takes a while to load, and a run in one process does without.
-        from orchestrator.cli.even_plan import even_plan
-
-        forms = kept_forms(checkpoint, config, name)
-        return even_plan(model.shape, num_workers, name, forms=forms, survive=survive)
-    if survive:
-        raise InputError(f"--survive {survive}: expected with --workers N, of which as many may be lost")
-    box = plan_here(model, name, demand, free_memory(mapped_parts(model, name)))
-    if not silent:
-        print_note(box.reason)
-    return box.plan
-
-
-def _has_float32(contents: ModelContents) -> bool:
-    """Whether a run in bfloat16 rounds matrices; norms and routers it leaves as they are."""
-    matrices = (tensor for tensor in contents.tensors if tensor.part not in (Part.NORMS, Part.ROUTERS))
-    return contents.in_directory and any(matrix.form == FLOAT32.name for matrix in matrices)
+        errors.print(*run_tables(report, step_s), sep="\n")
 
 
 def _on_disk(plan: Plan) -> Iterator[str]:
@@ -214,6 +209,11 @@ def _on_disk(plan: Plan) -> Iterator[str]:
             num_experts = sum(tier.num_experts for tier in on_disk)
             cache = size(sum(tier.cache_bytes for tier in on_disk))
             yield f"{num_experts:,} experts of {worker.name} stay on disk; a cache in memory has {cache}"
+
+
+def _check_alone(stats: Path | None, by: str) -> None:
+    if stats is not None:
+        raise InputError(f"--stats with {by}: it chooses experts for VRAM where no plan does; leave it out")
 
 
 def _unlike(plan: Plan, path: Path, kv: KvForm | None, drafts: int) -> Iterator[str]:
@@ -239,12 +239,14 @@ def _starting(plan: Plan, *, planned: bool) -> str:
     return f"starting {'one worker' if count == 1 else f'{count} workers'} on this machine{advice}"
 
 
-def document(result: GenerationResult, report: RunReport, text: str) -> dict[str, Any]:
-    """The JSON that scripts rely on (docs/json.md)."""
+def document(
+    result: GenerationResult, report: RunReport, text: str, step_s: float | None = None
+) -> dict[str, Any]:
+    """The JSON that scripts rely on (docs/json.md). `step_s`: predicted for a decode step."""
     from orchestrator.cli.run_tables import report_document
 
     return {
         "token_ids": list(result.token_ids),
         "text": text,
         "finish_reason": result.finish_reason,
-    } | report_document(report)
+    } | report_document(report, step_s)

@@ -41,10 +41,11 @@ _EVENT_NAMES = {
 _EVERYDAY = ("cleared", "hedged")
 
 
-def report_document(report: RunReport) -> dict[str, Any]:
+def report_document(report: RunReport, step_s: float | None = None) -> dict[str, Any]:
     """The same figures as JSON."""
     return {
         "tokens_per_s": report.tokens_per_s,
+        "predicted_tokens_per_s": predicted_tokens_per_s(report, step_s),
         "prefill_s": report.prefill_s,
         "decode_s": report.decode_s,
         "steps": report.steps,
@@ -70,11 +71,28 @@ def report_document(report: RunReport) -> dict[str, Any]:
     }
 
 
-def run_tables(report: RunReport) -> list[Group]:
-    """Speed and acceptance, time by part, work by worker."""
+def predicted_tokens_per_s(report: RunReport, step_s: float | None) -> float | None:
+    """With as many drafts held as in the run; None without a prediction or a decode step.
+
+    Args:
+        step_s: predicted for a decode step.
+    """
+    if step_s is None or not report.steps:
+        return None
+    return (1 + report.accepted_drafts_per_step) / step_s
+
+
+def run_tables(report: RunReport, step_s: float | None = None) -> list[Group]:
+    """Speed and acceptance, time by part, work by worker.
+
+    Args:
+        step_s: predicted for a decode step, None where nothing was.
+    """
+    predicted = predicted_tokens_per_s(report, step_s)
     positions = zip(report.drafted_by_position, report.accepted_by_position, strict=True)
     speed = [
         ("decode tokens/s", f"{report.tokens_per_s:.1f}"),
+        *([("  predicted", f"{predicted:.1f}")] if predicted is not None else []),
         ("tokens", str(report.num_tokens)),
         ("decode steps", str(report.steps)),
         ("prefill", f"{1000 * report.prefill_s:.0f} ms"),
