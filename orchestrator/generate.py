@@ -225,7 +225,7 @@ def prefill(model: Step35Model, drafter: MtpDrafter | None, sequence: SequenceSt
             sequence.on_hidden(hidden_states)
         more_prompt = start + len(chunk) < len(prompt)
         if not more_prompt:
-            logits = model.logits(hidden_states[-1:])
+            logits = model.logits_to_choose_from(hidden_states[-1:])
             with model.timer.part("sampling"):
                 sequence.extend([sequence.sampler.choose(logits[0])])
         _draft(drafter, [sequence], [hidden_states], more_prompt=more_prompt)
@@ -240,7 +240,7 @@ def step(model: Step35Model, drafter: MtpDrafter | None, sequences: Sequence[Seq
         token_ids += [draft.token_id for draft in sequence.drafts]
         batch.append(SequenceSlice(sequence.cache, 1 + len(sequence.drafts)))
     hidden_states = model.forward(torch.tensor(token_ids), batch)
-    logits = model.logits(hidden_states)
+    logits = model.logits_to_choose_from(hidden_states)
 
     verified = []
     start = 0

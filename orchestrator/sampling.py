@@ -4,14 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from placement.errors import NonFiniteError
 
 Probabilities = NDArray[np.float64]
+
+
+class LogitsRow(Protocol):
+    """One row of logits, float32 [vocab]; a tensor's row is one."""
+
+    def numpy(self) -> NDArray[np.float32]:
+        """In RAM."""
+        ...
+
+
+@runtime_checkable
+class ComparedRow(LogitsRow, Protocol):
+    """One row that lies where finding its largest is cheaper than fetching it."""
+
+    def largest(self, banned: Sequence[int]) -> int | None:
+        """The id of the largest logit, ties to the lowest id; None where that is not finite.
+
+        Args:
+            banned: ids that count as -inf.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,26 +58,24 @@ class Sampler:
         self._random = np.random.Generator(np.random.PCG64(seed))
         self._banned = list(banned)
 
-    def choose(self, logits: Tensor) -> int:
-        """A token from one row of logits, float32 [vocab]."""
-        row = self._row(logits)
+    def choose(self, logits: LogitsRow) -> int:
+        """A token from one row of logits."""
         if self._temperature == 0:
-            return _largest(row)
-        return self._sample(self._probabilities(row))
+            return self._greedy(logits)
+        return self._sample(self._probabilities(self._row(logits)))
 
-    def draft(self, logits: Tensor) -> Draft:
-        """A draft from one row of an MTP layer's logits, float32 [vocab]."""
-        row = self._row(logits)
+    def draft(self, logits: LogitsRow) -> Draft:
+        """A draft from one row of an MTP layer's logits."""
         if self._temperature == 0:
-            return Draft(_largest(row), None)
-        probabilities = self._probabilities(row)
+            return Draft(self._greedy(logits), None)
+        probabilities = self._probabilities(self._row(logits))
         return Draft(self._sample(probabilities), probabilities)
 
-    def verify(self, logits: Tensor, drafts: Sequence[Draft]) -> list[int]:
+    def verify(self, logits: Sequence[LogitsRow], drafts: Sequence[Draft]) -> list[int]:
         """The accepted drafts and one token more.
 
         Args:
-            logits: the trunk's rows for the newest token and each draft, float32 [1 + len(drafts), vocab].
+            logits: the trunk's rows for the newest token and each draft, 1 + len(drafts) of them.
         """
         tokens: list[int] = []
         for place, draft in enumerate(drafts):
@@ -70,7 +89,15 @@ class Sampler:
         tokens.append(self.choose(logits[len(drafts)]))
         return tokens
 
-    def _accept_or_resample(self, logits: Tensor, token_id: int, q: Probabilities) -> int:
+    def _greedy(self, logits: LogitsRow) -> int:
+        if not isinstance(logits, ComparedRow):
+            return _largest(self._row(logits))
+        place = logits.largest(self._banned)
+        if place is None:
+            raise _not_finite()
+        return place
+
+    def _accept_or_resample(self, logits: LogitsRow, token_id: int, q: Probabilities) -> int:
         p = self._probabilities(self._row(logits))
         if self._random.random() * q[token_id] < p[token_id]:
             return token_id
@@ -78,8 +105,8 @@ class Sampler:
         # A rejection means p < q at this token, so p > q at another one. Only rounding can leave nothing.
         return self._sample(residual if residual.any() else p)
 
-    def _row(self, logits: Tensor) -> NDArray[np.float32]:
-        row: NDArray[np.float32] = logits.numpy()
+    def _row(self, logits: LogitsRow) -> NDArray[np.float32]:
+        row = logits.numpy()
         if self._banned:
             row = row.copy()
             row[self._banned] = -np.inf
@@ -102,5 +129,9 @@ class Sampler:
 def _largest(row: NDArray[np.float32]) -> int:
     place = int(row.argmax())
     if not np.isfinite(row[place]):
-        raise NonFiniteError(f"the output matrix gives logits that are not finite; {NonFiniteError.REMEDY}")
+        raise _not_finite()
     return place
+
+
+def _not_finite() -> NonFiniteError:
+    return NonFiniteError(f"the output matrix gives logits that are not finite; {NonFiniteError.REMEDY}")

@@ -138,7 +138,17 @@ class Dispatcher:
         return asked
 
     def collect(self, asked: Asked) -> Tensor:
-        """See `ExpertRunner.collect`: this process's own experts first, then what the others answer.
+        """See `ExpertRunner.collect`, and `collect_on_grid`."""
+        values, scale_exponents = self.collect_on_grid(asked)
+        with self._dispatch_part:
+            return fixed_point.to_float32(values, scale_exponents)
+
+    def collect_on_grid(self, asked: Asked) -> tuple[Ints, Ints]:
+        """This process's own experts first, then what the others answer.
+
+        Returns:
+            The sums int32 [num_tokens, hidden], and the exponents [num_tokens] of the grids they are on:
+            those that were asked for, or coarser ones.
 
         Raises:
             PassLost: an expert has no holder left, or a worker was found to compute wrong numbers.
@@ -155,7 +165,7 @@ class Dispatcher:
                 raise
             self._check_noted(asked)
             self.usage.coarsened_rows += work.coarsened_rows
-            return fixed_point.to_float32(*work.result())
+            return work.result()
 
     def close(self) -> None:
         """Drop all connections, and what is on its way."""

@@ -6,10 +6,9 @@ import weakref
 from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
 
 from orchestrator.kernels.attention import PageTable
-from orchestrator.model.kv_pool import KvPool
+from orchestrator.model.kv_pool import KvPool, Page
 from placement.errors import KvDoesNotFit
 from placement.kv_size import MAX_DRAFTS, PAGE_POSITIONS, KvForm, KvShape, pages_of
 from placement.units import size
@@ -22,27 +21,32 @@ class LayerCache:
     Attributes:
         table: address of the page of positions from i * PAGE_POSITIONS on, 0 where it is not held.
         pages: the same pages by i.
+        changes: how often the table was changed, for who has a copy of it.
     """
 
-    __slots__ = ("is_sliding", "kv", "pages", "table")
+    __slots__ = ("changes", "is_sliding", "kv", "pages", "pool", "table")
 
-    def __init__(self, kv: KvShape, is_sliding: bool) -> None:
+    def __init__(self, kv: KvShape, is_sliding: bool, pool: KvPool) -> None:
         self.kv = kv
         self.is_sliding = is_sliding
-        self.pages: dict[int, Tensor] = {}
+        self.pool = pool
+        self.pages: dict[int, Page] = {}
         self.table: PageTable = np.zeros(8, np.int64)
+        self.changes = 0
 
-    def add(self, place: int, page: Tensor) -> None:
+    def add(self, place: int, page: Page) -> None:
         if place >= len(self.table):
             self.table = np.concatenate([self.table, np.zeros(max(len(self.table), place), np.int64)])
         self.table[place] = page.data_ptr()
         self.pages[place] = page
+        self.changes += 1
 
-    def drop(self, places: Sequence[int], pool: KvPool) -> None:
+    def drop(self, places: Sequence[int]) -> None:
         dropped = [self.pages.pop(place) for place in places]
         for place in places:
             self.table[place] = 0
-        pool.give_back(self.kv, dropped)
+        self.changes += 1
+        self.pool.give_back(self.kv, dropped)
 
 
 class KVCache:
@@ -55,7 +59,6 @@ class KVCache:
     __slots__ = (
         "__weakref__",
         "_first_page",
-        "_pool",
         "_stop_page",
         "_window",
         "layers",
@@ -67,19 +70,20 @@ class KVCache:
         layers: Sequence[LayerConfig],
         sliding_window: int,
         form: KvForm,
-        pool: KvPool,
+        pool: KvPool | Sequence[KvPool],
     ) -> None:
+        """`pool`: one for all layers, or one a layer."""
+        pools = [pool] * len(layers) if isinstance(pool, KvPool) else pool
         self.layers = tuple(
-            LayerCache(KvShape(form, layer.num_kv_heads, layer.head_dim), layer.is_sliding)
-            for layer in layers
+            LayerCache(KvShape(form, layer.num_kv_heads, layer.head_dim), layer.is_sliding, own)
+            for layer, own in zip(layers, pools, strict=True)
         )
         self.length = 0
-        self._pool = pool
         self._window = sliding_window
         # Sliding layers hold the pages from _first_page to _stop_page - 1, full layers all before _stop_page.
         self._first_page = 0
         self._stop_page = 0
-        weakref.finalize(self, _release, self.layers, pool)
+        weakref.finalize(self, _release, self.layers)
 
     @property
     def nbytes(self) -> int:
@@ -98,11 +102,11 @@ class KVCache:
         added: list[tuple[LayerCache, int]] = []
         for layer in self.layers:
             for place in range(self._stop_page, stop_page):
-                page = self._pool.take(layer.kv)
+                page = layer.pool.take(layer.kv)
                 if page is None:
                     for other, taken in added:
-                        other.drop((taken,), self._pool)
-                    raise self._refusal(num_tokens)
+                        other.drop((taken,))
+                    raise self._refusal(num_tokens, layer.pool)
                 layer.add(place, page)
                 added.append((layer, place))
         self._stop_page = stop_page
@@ -118,7 +122,7 @@ class KVCache:
             places = range(self._first_page, min(first, self._stop_page))
             for layer in self.layers:
                 if layer.is_sliding:
-                    layer.drop(places, self._pool)
+                    layer.drop(places)
             self._first_page = first
 
     def rollback(self, length: int) -> None:
@@ -138,10 +142,9 @@ class KVCache:
             )
         self.length = length
 
-    def _refusal(self, num_tokens: int) -> KvDoesNotFit:
-        pool = self._pool
+    def _refusal(self, num_tokens: int, pool: KvPool) -> KvDoesNotFit:
         free = pool.budget_bytes - pool.used_bytes
-        per_page = sum(layer.kv.page_bytes for layer in self.layers)
+        per_page = sum(layer.kv.page_bytes for layer in self.layers if layer.pool is pool)
         fits = (self._stop_page + free // per_page) * PAGE_POSITIONS
         return KvDoesNotFit(
             f"keys and values: {self.length + num_tokens} positions asked for, but the pages of all "
@@ -150,6 +153,6 @@ class KVCache:
         )
 
 
-def _release(layers: Sequence[LayerCache], pool: KvPool) -> None:
+def _release(layers: Sequence[LayerCache]) -> None:
     for layer in layers:
-        layer.drop(tuple(layer.pages), pool)
+        layer.drop(tuple(layer.pages))

@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from placement.kv_size import KvShape
+
+
+class Page(Protocol):
+    """Memory of one page, of the box or of a card; a tensor is one."""
+
+    def data_ptr(self) -> int:
+        """Its address there."""
+        ...
+
+
+def page_in_ram(num_bytes: int) -> Page:
+    """Of zeros; becomes resident when it is first written."""
+    return torch.zeros(num_bytes, dtype=torch.uint8)
 
 
 class KvPool:
     """Hands out pages of keys and values, never more than `budget_bytes` at a time.
 
-    Pages that were given back are handed out again, so a page's bytes are zero only at first. Memory becomes
-    resident when a page is first written.
+    Pages that were given back are handed out again, so a page's bytes are zero only at first.
+
+    Args:
+        new_page: makes one of so many bytes, all zero.
     """
 
-    __slots__ = ("_free", "_free_bytes", "budget_bytes", "used_bytes")
+    __slots__ = ("_free", "_free_bytes", "_new_page", "budget_bytes", "used_bytes")
 
-    def __init__(self, budget_bytes: int) -> None:
+    def __init__(self, budget_bytes: int, new_page: Callable[[int], Page] = page_in_ram) -> None:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
-        self._free: defaultdict[KvShape, list[Tensor]] = defaultdict(list)
+        self._new_page = new_page
+        self._free: defaultdict[KvShape, list[Page]] = defaultdict(list)
         self._free_bytes = 0
 
-    def take(self, kv: KvShape) -> Tensor | None:
-        """A page, uint8 [page_bytes], or None where the budget does not allow one more."""
+    def take(self, kv: KvShape) -> Page | None:
+        """A page of `page_bytes`, or None where the budget does not allow one more."""
         if self.used_bytes + kv.page_bytes > self.budget_bytes:
             return None
         self.used_bytes += kv.page_bytes
@@ -38,9 +54,9 @@ class KvPool:
             # Pages of other shapes are in the way.
             self._free.clear()
             self._free_bytes = 0
-        return torch.zeros(kv.page_bytes, dtype=torch.uint8)
+        return self._new_page(kv.page_bytes)
 
-    def give_back(self, kv: KvShape, pages: Iterable[Tensor]) -> None:
+    def give_back(self, kv: KvShape, pages: Iterable[Page]) -> None:
         """Take pages back; nobody may use them any more."""
         for page in pages:
             self._free[kv].append(page)

@@ -11,8 +11,9 @@ drafts, so they are computed again after each verification.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.layer import decoder_layer, ffn_of
 from orchestrator.model.passes import run_pass
 from orchestrator.model.step35 import Step35Model
-from orchestrator.sampling import Draft
+from orchestrator.sampling import Draft, LogitsRow
 from placement.errors import InputError, NonFiniteError
 
 
@@ -60,7 +61,7 @@ class DraftRequest:
     hidden_states: Tensor
     tokens: Sequence[int]
     num_drafts: int
-    choose: Callable[[Tensor], Draft]
+    choose: Callable[[LogitsRow], Draft]
 
 
 @dataclass(slots=True)
@@ -103,8 +104,8 @@ class MtpDrafter:
 
     def new_state(self) -> MtpState:
         """State of a sequence of which no trunk row was seen yet."""
-        model, window = self._model, self._model.config.sliding_window
-        caches = tuple(KVCache((layer,), window, model.kv_form, model.kv_pool) for layer in self._configs)
+        model = self._model
+        caches = tuple(model.new_mtp_cache(k) for k in range(self.num_layers))
         return MtpState(caches, model.config.hidden_size)
 
     @torch.inference_mode()
@@ -167,8 +168,7 @@ class MtpDrafter:
                 turn.inputs = torch.cat([state.pending[k + 1], own])
             turn.verified = committed
         if ends:
-            head = self._layers[k]
-            logits = kernels.linear(head.head_norm.forward(outputs[ends]), head.head)
+            logits = self._logits(k, outputs[ends])
             drafting = (turn for turn in turns if k < turn.request.num_drafts)
             for turn, row in zip(drafting, logits, strict=True):
                 turn.drafts.append(turn.request.choose(row))
@@ -176,22 +176,47 @@ class MtpDrafter:
     def _forward(
         self, k: int, token_ids: list[int], states: Tensor, batch: Sequence[SequenceSlice]
     ) -> Tensor:
-        model, weights = self._model, self._layers[k]
-        embedded = weights.embedding_norm.forward(model.embed(torch.tensor(token_ids)))
-        previous = weights.hidden_norm.forward(states)
-        hidden_states = kernels.linear(torch.cat([embedded, previous], dim=1), weights.eh_proj)
-        layer = self._configs[k].index
-        check_finite(hidden_states, f"layer {layer}: its input projection")
-        rope = model.rope_rows(batch, layer)
+        model, layer = self._model, self._configs[k].index
+        embedded = model.embed(torch.tensor(token_ids))
+        layers = partial(self._on_card, k, embedded, states, batch)
+        if model.card is None or k >= model.card.num_mtp:
+            layers = partial(self._on_cpu, k, self._projected(k, embedded, states), batch)
         for part in batch:
             part.cache.begin(part.num_tokens)
         # Nothing is committed and no draft chosen before the layer's pass has ended.
-        outputs = run_pass(
-            model.experts,
-            lambda: decoder_layer(weights.layer, hidden_states, rope, batch, 0, model.experts, model.timer),
-        )
+        outputs = run_pass(model.experts, layers)
         check_finite(outputs, ffn_of(layer))
         return outputs
+
+    def _on_card(self, k: int, embedded: Tensor, states: Tensor, batch: Sequence[SequenceSlice]) -> Tensor:
+        assert self._model.card is not None
+        return self._model.card.run_mtp(k, embedded, states, batch, self._model.experts)
+
+    def _projected(self, k: int, embedded: Tensor, states: Tensor) -> Tensor:
+        weights = self._layers[k]
+        both = torch.cat(
+            [weights.embedding_norm.forward(embedded), weights.hidden_norm.forward(states)], dim=1
+        )
+        hidden_states = kernels.linear(both, weights.eh_proj)
+        check_finite(hidden_states, input_projection(self._configs[k].index))
+        return hidden_states
+
+    def _on_cpu(self, k: int, hidden_states: Tensor, batch: Sequence[SequenceSlice]) -> Tensor:
+        model = self._model
+        rope = model.rope_rows(batch, self._configs[k].index)
+        return decoder_layer(self._layers[k].layer, hidden_states, rope, batch, 0, model.experts, model.timer)
+
+    def _logits(self, k: int, rows: Tensor) -> Iterable[LogitsRow]:
+        card = self._model.card
+        if card is not None and k < card.num_mtp:
+            return card.mtp_logits(k, rows)
+        head = self._layers[k]
+        return kernels.linear(head.head_norm.forward(rows), head.head)
+
+
+def input_projection(layer: int) -> str:
+    """What makes an MTP layer's input, for messages."""
+    return f"layer {layer}: its input projection"
 
 
 def _committed(k: int, turn: _Turn) -> int:

@@ -15,10 +15,12 @@ from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.layer import decoder_layer, ffn_of
 from orchestrator.model.moe import ExpertRunner
+from orchestrator.model.on_card import OnCard
 from orchestrator.model.passes import run_pass
 from orchestrator.model.rope import RopeRows, RopeTable, rope_key
 from orchestrator.model.routing_recorder import Recorder
 from orchestrator.model.weights import HeadWeights, load_head_weights
+from orchestrator.sampling import LogitsRow
 from orchestrator.timing import StepTimer
 from placement.kv_size import KvForm, SequenceSize
 from workers.formats.checkpoint import Checkpoint
@@ -35,7 +37,8 @@ class Step35Model:
         recorder: set it to collect the experts that tokens choose.
         timer: seconds by part. Give the expert runner the same timer, so that its parts count here too.
         kv_form: how caches keep keys and values; unless given, float32 in float32 runs, else bfloat16.
-        kv_pool: where all caches take their pages; unless given, as large as memory was free at the start.
+        kv_pool: where caches take their pages in RAM; unless given, as large as memory was free at the start.
+        card: computes some of the layers, the output matrix or MTP layers; None where the CPU computes all.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Step35Model:
         timer: StepTimer | None = None,
         kv_form: KvForm | None = None,
         kv_pool: KvPool | None = None,
+        card: OnCard | None = None,
     ) -> None:
         self.config = config
         self.weights = weights
@@ -55,6 +59,7 @@ class Step35Model:
         self.timer = timer if timer is not None else StepTimer()
         self.kv_form = kv_form or KvForm.of(str(dtype).removeprefix("torch."))
         self.kv_pool = kv_pool if kv_pool is not None else KvPool(free_memory().usable_bytes)
+        self.card = card
         self.recorder: Recorder | None = None
         self._tables = {rope_key(layer): RopeTable(layer) for layer in config.layers}
         self._rope_keys = tuple(rope_key(layer) for layer in config.layers)
@@ -81,7 +86,18 @@ class Step35Model:
         """An empty cache for one sequence."""
         config = self.config
         layers = config.layers[: config.num_hidden_layers]
-        return KVCache(layers, config.sliding_window, self.kv_form, self.kv_pool)
+        pools = [self.kv_pool] * len(layers)
+        if self.card is not None:
+            for place in self.card.layers:
+                pools[place] = self.card.pool
+        return KVCache(layers, config.sliding_window, self.kv_form, pools)
+
+    def new_mtp_cache(self, k: int) -> KVCache:
+        """An empty cache of MTP layer k for one sequence."""
+        config = self.config
+        layer = config.layers[config.num_hidden_layers + k]
+        pool = self.kv_pool if self.card is None or k >= self.card.num_mtp else self.card.pool
+        return KVCache((layer,), config.sliding_window, self.kv_form, pool)
 
     def check_kv(self, num_positions: int, pass_rows: int, num_drafts: int) -> None:
         """Raise KvDoesNotFit unless one sequence of so many positions fits the pool."""
@@ -122,7 +138,12 @@ class Step35Model:
 
         def layers() -> Tensor:
             hidden_states = self.embed(token_ids)
+            on_card = range(0) if self.card is None else self.card.layers
             for place, layer in enumerate(self.weights.layers):
+                if self.card is not None and place in on_card:
+                    if place == on_card.start:
+                        hidden_states = self.card.run(hidden_states, batch, self.experts, self.recorder)
+                    continue
                 hidden_states = decoder_layer(
                     layer,
                     hidden_states,
@@ -150,3 +171,12 @@ class Step35Model:
         check_finite(hidden_states, ffn_of(self.config.num_hidden_layers - 1))
         with self.timer.part("lm_head"):
             return kernels.linear(self.weights.norm.forward(hidden_states), self.weights.lm_head)
+
+    @torch.inference_mode()
+    def logits_to_choose_from(self, hidden_states: Tensor) -> Sequence[LogitsRow]:
+        """`logits`, which may stay on the card that computed them; raises as that."""
+        if self.card is None or not self.card.has_output:
+            return self.logits(hidden_states).unbind()
+        check_finite(hidden_states, ffn_of(self.config.num_hidden_layers - 1))
+        with self.timer.part("lm_head"):
+            return self.card.logits(hidden_states)
