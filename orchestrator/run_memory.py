@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.gpu.work_size import head_work_bytes
 from placement.head_split import HeadParts, HeadSplit, SplitPart, split_head
 from placement.kv_size import PASS_ROWS, KvForm, SequenceSize
 from placement.model_shape import ModelShape
@@ -111,11 +112,11 @@ def needs_of_head(
         return HeadNeeds(tuple(head_needs(contents, shape, dtype, demand, path)))
     parts = head_parts(contents, shape, dtype, demand)
     split = split or split_head(parts, parts.num_bytes, 0.0)
-    activations = Need("activations", shape.activation_bytes(demand.pass_rows))
+    work_bytes = head_work_bytes(contents.config, demand.positions, demand.pass_rows)
     there = (
         Need("the head's weights", split.weight_bytes),
         Need(f"a KV cache of {demand.positions:,} positions", split.kv_bytes),
-        activations,
+        Need("activations", work_bytes),
     )
     # A token reads one row of the embedding, so it stays here.
     embedding = sum(_kept(t, contents, dtype) for t in contents.tensors if t.part is Part.EMBEDDING)
@@ -124,7 +125,7 @@ def needs_of_head(
     here = (
         Need("the head's weights on the CPU", weights),
         Need("keys and values on the CPU", kv_bytes),
-        activations,
+        Need("activations", shape.activation_bytes(demand.pass_rows)),
     )
     return HeadNeeds(here, {card_name(device): there})
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,8 +28,8 @@ from orchestrator.report import RunReport, make_report
 from orchestrator.run_memory import Demand, mapped_parts, needs_of_head, reserve_run
 from orchestrator.runnable import check_forms, check_runnable
 from orchestrator.timing import StepTimer
-from placement.errors import InputError
 from placement.experts import Experts
+from placement.files.quote import first_line
 from placement.head_split import HeadSplit
 from placement.kv_size import KvForm, SequenceSize
 from placement.message_size import MAX_MESSAGE_ROWS
@@ -40,6 +41,7 @@ from workers.formats.checkpoint import Checkpoint
 from workers.formats.digests import trunk_digest
 from workers.formats.identity import IDENTITY, told
 from workers.formats.open_model import OpenModel, held_expert_bytes
+from workers.gpu.errors import DeviceLost
 from workers.gpu.free import is_card
 from workers.holdings import Holdings
 from workers.memory.budget import Need
@@ -47,7 +49,10 @@ from workers.memory.lost_pages import end_lost_pages_in_one_line
 from workers.memory.mapped import OnProgress, Range, bring_in, joined
 from workers.memory.reservations import Reservation, free_memory
 from workers.pool import load_each, need_of
-from workers.tiers import tiers_of
+from workers.tiers import ExpertTier, tiers_of
+
+if TYPE_CHECKING:
+    from orchestrator.gpu.head import HeadOnCard
 
 
 @dataclass(slots=True)
@@ -63,6 +68,7 @@ class Session:
     watched: Watched | None = None
     _results: list[GenerationResult] = field(default_factory=list)
     _decode: list[Usage] = field(default_factory=list)
+    _lost: str = ""
 
     def generate(
         self, prompt_ids: Sequence[int], params: GenerationParams, on_tokens: OnTokens | None = None
@@ -71,6 +77,8 @@ class Session:
 
         Raises:
             CheckpointError: the model's files changed since they were mapped.
+            DeviceLost: the head's card stopped working; from now on the CPU computes the head, with the same
+                bits.
         """
         self.checkpoint.check_unchanged()
         before: list[Usage] = []
@@ -81,14 +89,21 @@ class Session:
             if on_tokens is not None:
                 on_tokens(token_ids)
 
-        result = generate(self.head, prompt_ids, params, note_first_token)
+        try:
+            result = generate(self.head, prompt_ids, params, note_first_token)
+        except DeviceLost as error:
+            if self.head.card is not None:
+                # The files are mapped still, and what the card had of them is read again as it is needed.
+                self.head.card = None
+                self._lost = f"{first_line(error)}; until then the CPU computes the head"
+            raise
         self._results.append(result)
         self._decode.append(self.dispatcher.usage.since(before[0]))
         return result
 
     def notices(self) -> list[str]:
         """What the user should know of the experts' memory, here and on workers; see `ExpertTier.notices`."""
-        found = list(self.local.notices())
+        found = [*([self._lost] if self._lost else []), *self.local.notices()]
         if self.watched is not None:
             found += self.watched.notices()
         return found
@@ -173,10 +188,9 @@ def open_session(
     with ExitStack() as stack:
         reservation, own = reserve_run(plan, head, model, workers_here=workers is None)
         stack.callback(reservation.close)
-        if is_card(device):
-            raise InputError(f"--device {device}: the head does not compute on a card yet")
+        load = partial(_load, model, plan, demand, own, reservation, on_progress, device=device, split=split)
         if not plan.asked_workers:
-            yield _session(model, plan, demand, _load(model, plan, demand, own, reservation, on_progress))
+            yield _session(model, plan, demand, load())
             return
         room_of: Callable[[Plan, int], dict[str, BoxRoom]] = partial(
             room_elsewhere, disks_bytes_per_s=disks_bytes_per_s
@@ -187,7 +201,7 @@ def open_session(
             stack.enter_context(_share_of_cores(1 + len(plan.asked_workers)))
         running = stack.enter_context(workers)
         # While the workers load theirs.
-        loaded = _load(model, plan, demand, own, reservation, on_progress)
+        loaded = load()
         # Python's end kills a thread that loads experts, and torch's code in it takes the process along.
         stack.callback(loaded.local.close)
         cluster = stack.enter_context(
@@ -231,11 +245,18 @@ def load_local(model: OpenModel, dtype: torch.dtype, kv_form: KvForm | None = No
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """The head's weights, and what this process holds of the experts; `pool_bytes` for keys and values."""
+    """The head's weights, and what this process holds of the experts.
+
+    Attributes:
+        pool_bytes: for keys and values in RAM.
+        card: the part of the head that is on one.
+    """
 
     weights: HeadWeights
     local: Holdings
     pool_bytes: int
+    timer: StepTimer
+    card: HeadOnCard | None
 
 
 def _load(
@@ -245,8 +266,11 @@ def _load(
     own: Sequence[Need] = (),
     reservation: Reservation | None = None,
     on_progress: OnProgress | None = None,
+    *,
+    device: str = "cpu",
+    split: HeadSplit | None = None,
 ) -> _Loaded:
-    """`own`: what of `reservation` is this process's."""
+    """`own`: what of `reservation` is this process's; `device`, `split`: as of `open_session`."""
     end_lost_pages_in_one_line()
     config, checkpoint = model
     dtype: torch.dtype = getattr(torch, plan.dtype)
@@ -255,16 +279,19 @@ def _load(
     weights = load_head_weights(checkpoint, config, dtype, forms=forms, need_mtp=demand.num_drafts > 0)
     specs = tiers_of(plan, LOCAL_WORKER) if plan.local_worker is not None else ()
     tiers = load_each(specs, checkpoint, config, plan.dtype, on_progress=on_progress)
+    timer = StepTimer()
+    card = _on_card(model, plan, demand, weights, tiers, device, split, timer, on_progress)
     # Before the first token, and in the order of the file, not of the first pass's page faults.
-    read = weights.trunk_matrices + (weights.mtp_matrices if demand.num_drafts else ())
-    bring_in(joined(Range(matrix.data.data_ptr(), matrix.data.nbytes) for matrix in read), on_progress)
+    matrices = weights.trunk_matrices + (weights.mtp_matrices if demand.num_drafts else ())
+    copied = frozenset() if card is None else card.weights.sources
+    read = [matrix.data for matrix in matrices if matrix.data.data_ptr() not in copied]
+    bring_in(joined(Range(data.data_ptr(), data.nbytes) for data in read), on_progress)
     # What was asked for was found to fit before anything was read; texts may grow into what else is free.
-    sequence = SequenceSize.of(model.shape, _kv_form(plan, demand), demand.num_drafts)
-    asked_bytes = sequence.num_bytes(demand.positions, demand.pass_rows)
+    asked_bytes = _sequence_in_ram(model, plan, demand, card).num_bytes(demand.positions, demand.pass_rows)
     local = Holdings()
     if reservation is None:
         local.begin(tiers, model, forms, lambda: free_memory().usable_bytes)
-        return _Loaded(weights, local, max(asked_bytes, free_memory().usable_bytes))
+        return _Loaded(weights, local, max(asked_bytes, free_memory().usable_bytes), timer, card)
     room_bytes = reservation.room_bytes
 
     def note(experts: Experts) -> None:
@@ -277,7 +304,50 @@ def _load(
         for layer, ids in tier.experts.items():
             at_first.setdefault(layer, set()).update(ids)
     local.begin(tiers, model, forms, room_bytes, note)
-    return _Loaded(weights, local, asked_bytes + room_bytes())
+    return _Loaded(weights, local, asked_bytes + room_bytes(), timer, card)
+
+
+def _on_card(
+    model: OpenModel,
+    plan: Plan,
+    demand: Demand,
+    weights: HeadWeights,
+    tiers: Sequence[ExpertTier],
+    device: str,
+    split: HeadSplit | None,
+    timer: StepTimer,
+    on_progress: OnProgress | None,
+) -> HeadOnCard | None:
+    """The part of the head that a card computes; None where all of it is the CPU's."""
+    if not is_card(device) or (split is not None and split.is_all_on_cpu):
+        return None
+    # Most runs have no card, and do without what drives one.
+    from orchestrator.gpu.load import load_on_card
+
+    return load_on_card(
+        device,
+        plan,
+        model.config,
+        model.shape,
+        weights,
+        split,
+        _kv_form(plan, demand),
+        tiers,
+        positions=demand.positions,
+        pass_rows=demand.pass_rows,
+        num_drafts=demand.num_drafts,
+        timer=timer,
+        on_progress=on_progress,
+    )
+
+
+def _sequence_in_ram(model: OpenModel, plan: Plan, demand: Demand, card: HeadOnCard | None) -> SequenceSize:
+    """Keys and values of the layers that the CPU computes."""
+    trunk = model.config.num_hidden_layers
+    layers = set(range(trunk + demand.num_drafts))
+    if card is not None:
+        layers -= {*card.layers, *range(trunk, trunk + card.num_mtp)}
+    return SequenceSize([model.shape.attention[layer] for layer in sorted(layers)], _kv_form(plan, demand))
 
 
 def _kv_form(plan: Plan, demand: Demand) -> KvForm:
@@ -293,7 +363,6 @@ def _session(
     spot_check: SpotCheck | None = None,
 ) -> Session:
     config, checkpoint = model
-    timer = StepTimer()
     forms = {layer.index: ExpertFormat.of_name(layer.form) for layer in plan.layers}
     expert_bytes = held_expert_bytes(model.contents.expert_formats, forms, config)
     standing, network = unwatched(plan, {})
@@ -304,7 +373,7 @@ def _session(
         network,
         local=loaded.local,
         max_rows=MAX_MESSAGE_ROWS,
-        timer=timer,
+        timer=loaded.timer,
         tell=None if cluster is None else cluster.watch.tell,
         spot_check=spot_check,
     )
@@ -312,7 +381,8 @@ def _session(
         cluster.watch.follow(lambda: dispatcher.epoch)
     dtype: torch.dtype = getattr(torch, plan.dtype)
     pool = KvPool(loaded.pool_bytes)
-    head = Step35Model(config, loaded.weights, dtype, dispatcher, timer, _kv_form(plan, demand), pool)
+    kv_form = _kv_form(plan, demand)
+    head = Step35Model(config, loaded.weights, dtype, dispatcher, loaded.timer, kv_form, pool, loaded.card)
     return Session(head, dispatcher, plan, loaded.local, checkpoint, expert_bytes, cluster)
 
 

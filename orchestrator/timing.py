@@ -7,6 +7,8 @@ from time import perf_counter
 from types import TracebackType
 
 PARTS = (
+    "card",
+    "card_wait",
     "attention",
     "router",
     "shared_expert",

@@ -48,14 +48,20 @@ class UncountedExperts:
     def begin_pass(self, lost: PassLost | None = None) -> None:
         """Nothing to settle."""
 
-    def ask(self, layer: int, rows: ExpertRows) -> Tensor:
+    def ask(self, layer: int, rows: ExpertRows) -> ExpertRows:
         started = time.perf_counter()
         _forward(self.store, layer, self.store.experts[layer][-self.store.top_k :])
         self.read_s += time.perf_counter() - started
-        return torch.zeros(rows.hidden.shape)
+        return rows
 
-    def collect(self, asked: Tensor) -> Tensor:
-        return asked
+    def collect(self, asked: ExpertRows) -> Tensor:
+        return torch.zeros(asked.hidden.shape)
+
+    def collect_on_grid(self, asked: ExpertRows) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        return np.zeros(asked.hidden.shape, np.int32), asked.scale_exponents
+
+    def count_own(self, pairs: int) -> None:
+        """Nobody asks."""
 
     def timed(self, action: Callable[[], object]) -> float:
         """Seconds of `action` without those of the experts it ran."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from orchestrator.cli.here import Here
+from orchestrator.gpu.work_size import head_work_bytes
 from orchestrator.one_box import ADVICE, DISK, OneBox, plan_here
 from orchestrator.run_memory import Demand, head_parts, needs_of_head
 from placement.cost.head_parts import head_parts as timed_parts
@@ -48,7 +49,9 @@ def plan_with_cards(
     shape, contents = model.shape, model.contents
     work = WorkShape(shape.hidden_size, shape.moe_intermediate_size, shape.num_experts, shape.top_k)
     rows = demand.pass_rows
-    workspace_bytes = shape.activation_bytes(rows) + work_bytes(work, rows) + BUFFERS * here.largest_bytes
+    # Of experts twice: for the head's rows, and for those that come by way of the host.
+    workspace_bytes = head_work_bytes(model.config, demand.positions, rows) + 2 * work_bytes(work, rows)
+    workspace_bytes += BUFFERS * here.largest_bytes
     if any(here.card(card.device) is None for card in cards):
         here = replace(here, figures=None)
     budget = None

@@ -12,6 +12,8 @@ from orchestrator.report import RunReport
 from placement.units import size
 
 _PART_NAMES = {
+    "card": "asking the card",
+    "card_wait": "waiting for the card",
     "shared_expert": "shared expert",
     "local_experts": "local experts",
     "dispatch": "sharing out, adding up",

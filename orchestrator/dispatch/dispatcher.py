@@ -167,6 +167,11 @@ class Dispatcher:
             self.usage.coarsened_rows += work.coarsened_rows
             return work.result()
 
+    def count_own(self, pairs: int) -> None:
+        """See `ExpertRunner.count_own`."""
+        if self._view.local_worker is not None:
+            self.usage.activations[self._view.local_worker] += pairs
+
     def close(self) -> None:
         """Drop all connections, and what is on its way."""
         self._network.close()

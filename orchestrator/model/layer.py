@@ -64,7 +64,7 @@ def decoder_layer(
         residual = attended.add_(hidden_states)
         scale_exponents = fixed_point.scale_exponents(residual)
     if may_be_broken(scale_exponents) and not torch.isfinite(residual).all():
-        raise _who_broke(weights.index, hidden_states)
+        raise who_broke(weights.index, hidden_states)
     if isinstance(weights.ffn, MoeWeights):
         with timer.part("router"):
             normed = weights.ffn_norm.forward(residual)
@@ -78,8 +78,8 @@ def ffn_of(layer: int) -> str:
     return f"layer {layer}: its shared expert or dense FFN"
 
 
-def _who_broke(layer: int, hidden_states: Tensor) -> NonFiniteError:
-    """Of a layer whose attention has left rows that are not finite."""
+def who_broke(layer: int, hidden_states: Tensor) -> NonFiniteError:
+    """Of a layer whose attention has left rows that are not finite; `hidden_states` went in."""
     if torch.isfinite(hidden_states).all():
         return broken(f"layer {layer}: its attention")
     return broken(ffn_of(layer - 1) if layer else "the embedding of tokens")

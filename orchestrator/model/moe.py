@@ -53,6 +53,19 @@ class ExpertRunner(Protocol):
         """
         ...
 
+    def collect_on_grid(self, asked: Any) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """As `collect`, for who has more to add.
+
+        Returns:
+            int32 [num_tokens, hidden], and the exponents [num_tokens] of the grids that the rows are on:
+            those asked for, or coarser ones.
+        """
+        ...
+
+    def count_own(self, pairs: int) -> None:
+        """So many (row, expert) pairs were computed by the head itself and not asked for."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class FfnWeights:

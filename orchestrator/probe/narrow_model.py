@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator.dispatch.pass_lost import PassLost
@@ -57,17 +58,23 @@ class NoExperts:
     def begin_pass(self, lost: PassLost | None = None) -> None:
         """Nothing to settle."""
 
-    def ask(self, layer: int, rows: ExpertRows) -> Tensor:
+    def ask(self, layer: int, rows: ExpertRows) -> ExpertRows:
         started = time.perf_counter()
         self.turn += 1
         self.other[self.turn % len(self.other)].sum()
         if self.asleep_s:
             time.sleep(self.asleep_s)
         self.spent_s += time.perf_counter() - started
-        return torch.zeros(rows.num_rows, HIDDEN)
+        return rows
 
-    def collect(self, asked: Tensor) -> Tensor:
-        return asked
+    def collect(self, asked: ExpertRows) -> Tensor:
+        return torch.zeros(asked.num_rows, HIDDEN)
+
+    def collect_on_grid(self, asked: ExpertRows) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        return np.zeros((asked.num_rows, HIDDEN), np.int32), asked.scale_exponents
+
+    def count_own(self, pairs: int) -> None:
+        """Nobody asks."""
 
     def timed(self, action: Callable[[], object]) -> float:
         """Seconds of `action` without what is read in between."""

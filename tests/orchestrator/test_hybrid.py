@@ -14,18 +14,21 @@ from hypothesis import strategies as st
 from benchmarks.random_gguf import SMALL, FileTypes, write_random_gguf
 from orchestrator.cli.here import Figures, Here
 from orchestrator.cli.hybrid import plan_with_cards
+from orchestrator.gpu.work_size import head_work_bytes
 from orchestrator.one_box import OneBox
 from orchestrator.run_memory import Demand, head_bytes, head_needs, needs_of_head, reserve_run
 from placement.errors import PlanDoesNotFit
 from placement.given.probe import HERE, probe_path_here, write_probe
 from placement.given.probe_figures import FormRate, Gpu, Node
 from placement.given.stats import RoutingStats
+from placement.kv_size import PASS_ROWS
 from tests.cuda_on_cpu.card import Card
 from tests.orchestrator.command_line import Potluck, document
 from tests.placement.given.probes import node, probe
 from workers.formats.open_model import OpenModel, open_model
 from workers.gpu.free import FreeVram
 from workers.gpu.tier import host_bytes
+from workers.gpu.workspace import WorkShape, work_bytes
 from workers.memory.free import LEAST_MARGIN_BYTES, FreeMemory
 from workers.probe.hardware import hardware
 
@@ -36,6 +39,9 @@ SHAPE = MODEL.shape
 EXPERT_BYTES = 3 * 128 * 16 * 2
 BUFFERS = host_bytes(MODEL.config)
 """RAM that experts in VRAM take, for each card."""
+WORK = WorkShape(SHAPE.hidden_size, SHAPE.moe_intermediate_size, SHAPE.num_experts, SHAPE.top_k)
+ROOM = MARGIN + head_work_bytes(MODEL.config, DEMAND.positions, PASS_ROWS) + 2 * work_bytes(WORK, PASS_ROWS)
+"""Of VRAM, for nothing that stays."""
 ALL_BYTES = SHAPE.num_routed_experts * EXPERT_BYTES
 
 
@@ -44,7 +50,7 @@ def ram(usable_bytes: int) -> FreeMemory:
 
 
 def card_with(usable_bytes: int, name: str = "cuda:0") -> FreeVram:
-    return FreeVram(name, "a card", MARGIN + usable_bytes)
+    return FreeVram(name, "a card", ROOM + usable_bytes)
 
 
 def measured(name: str = "cuda:0", *, faster: float = 20.0) -> Gpu:
@@ -190,12 +196,12 @@ def test_a_card_that_was_not_measured_makes_no_prediction() -> None:
 
 
 def test_where_vram_is_too_small_parts_of_the_head_stay_on_the_cpu() -> None:
-    box = planned(card_with(5_000_000))
+    box = planned(card_with(1_500_000))
     assert box.split is not None
     assert not box.split.is_all_in_vram
     assert "stay on the CPU: VRAM has room for" in box.reason
     assert " ms" not in box.reason
-    with_times = planned(card_with(5_000_000), known=figures(measured()))
+    with_times = planned(card_with(1_500_000), known=figures(measured()))
     assert " ms, in VRAM " in with_times.reason
 
 

@@ -103,7 +103,7 @@ class CardExperts:
         return 0 if work is None else work.rows
 
     def give_places(self, starts: Sequence[int], sizes: Mapping[int, ExpertSizes]) -> None:
-        """Have these places beside the fixed experts, empty. Nobody computes meanwhile.
+        """Have these places beside the fixed experts, empty. What is under way must have ended (`settle`).
 
         Args:
             starts: addresses, each with room for any of the layers' experts.
@@ -134,6 +134,11 @@ class CardExperts:
             )
         self._layers, self._slots = layers, all_slots
         self.generation += 1
+
+    def settle(self) -> None:
+        """Wait until nobody computes; raises DeviceLost."""
+        for stream in list(self._works):
+            stream.synchronize()
 
     def takes(self, layer: int, sizes: ExpertSizes) -> bool:
         """Whether such experts may be put beside the layer's fixed ones."""

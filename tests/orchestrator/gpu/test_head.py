@@ -1,0 +1,143 @@
+"""The head on a card gives the bits of the head on the CPU, wherever parts of it and experts are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.tiny.gguf_file import write_gguf
+from orchestrator.dispatch.dispatcher import Dispatcher
+from orchestrator.generate import GenerationParams, generate
+from orchestrator.model.attention import SequenceSlice
+from orchestrator.model.step35 import Step35Model
+from orchestrator.session import load_local
+from placement.errors import KvDoesNotFit
+from placement.kv_size import KvForm
+from placement.plan import Plan
+from tests.cuda_on_cpu.card import the_card
+from tests.orchestrator.gpu.heads_on_cards import on_card
+from tests.orchestrator.heads import hidden_states
+from tests.tiny_checkpoint import write_random_checkpoint
+from workers.formats.open_model import open_model
+from workers.gpu.device import Device
+from workers.gpu.errors import DeviceLost
+
+VOCAB = 40
+PROMPT = torch.randint(VOCAB, (11,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two dense layers and two with experts, full attention in the first; a window of 8."""
+    return write_random_checkpoint(
+        tmp_path_factory.mktemp("head") / "m",
+        seed=31,
+        vocab_size=VOCAB,
+        num_layers=4,
+        num_mtp_layers=2,
+        moe_layers=(2, 3),
+        swiglu_limits={3: 1.0},
+        swiglu_limits_shared={0: 2.0, 3: 1.5},
+    )
+
+
+@pytest.fixture(scope="module")
+def device() -> Device:
+    return the_card().device()
+
+
+@pytest.fixture(scope="module")
+def model(directory: Path) -> Step35Model:
+    return load_local(open_model(directory), torch.bfloat16)
+
+
+def plan_of(model: Step35Model) -> Plan:
+    assert isinstance(model.experts, Dispatcher)
+    return model.experts.view.plan
+
+
+def same(cpu: Step35Model, card: Step35Model, *, mtp: int = 0, max_tokens: int = 6) -> None:
+    """Hidden states, and generations greedy and at a temperature, have the same bits."""
+    assert torch.equal(hidden_states(card, PROMPT, 4), hidden_states(cpu, PROMPT))
+    for temperature in (0.0, 1.2):
+        params = GenerationParams(max_tokens, temperature, seed=4, ignore_eos=temperature == 0, mtp=mtp)
+        assert generate(card, PROMPT, params).token_ids == generate(cpu, PROMPT, params).token_ids
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "q8_0"])
+def test_the_whole_head_on_a_card_has_the_cpus_bits(
+    directory: Path, tmp_path: Path, device: Device, kind: str
+) -> None:
+    path = directory
+    if kind == "q8_0":
+        path = tmp_path / "m.gguf"
+        write_gguf(directory, path, kind)
+    kv_form = KvForm.int8 if kind == "q8_0" else None
+    cpu = load_local(open_model(path), torch.float32 if kind == "float32" else torch.bfloat16, kv_form)
+    same(cpu, on_card(cpu, plan_of(cpu), device), mtp=2)
+
+
+@pytest.mark.parametrize(
+    ("places", "has_output", "num_mtp"),
+    [(range(4), False, 0), (range(2, 4), True, 1), (range(3), True, 2), (range(0), True, 2)],
+)
+def test_parts_that_stay_on_the_cpu_change_no_bit(
+    model: Step35Model, device: Device, places: range, has_output: bool, num_mtp: int
+) -> None:
+    some = on_card(model, plan_of(model), device, places=places, has_output=has_output, num_mtp=num_mtp)
+    same(model, some, mtp=2, max_tokens=5)
+
+
+def test_rows_of_several_sequences_have_the_bits_of_each_alone(model: Step35Model, device: Device) -> None:
+    card = on_card(model, plan_of(model), device)
+    ids = torch.tensor(PROMPT)
+    caches = [card.new_cache() for _ in range(3)]
+    alone = hidden_states(model, PROMPT)
+    firsts = (3, 7, 1)
+    rows = card.forward(
+        torch.cat([ids[:n] for n in firsts]),
+        [SequenceSlice(cache, n) for cache, n in zip(caches, firsts, strict=True)],
+    )
+    assert torch.equal(rows, torch.cat([alone[:n] for n in firsts]))
+    # Again in another order, and one of them leaves out a row that is rolled back.
+    caches[1].rollback(5)
+    rows = card.forward(
+        torch.cat([ids[1:3], ids[5:9]]), [SequenceSlice(caches[2], 2), SequenceSlice(caches[1], 4)]
+    )
+    assert torch.equal(rows, torch.cat([alone[1:3], alone[5:9]]))
+
+
+def test_a_decode_step_is_a_graph_a_part_and_one_wait_a_layer_with_experts_elsewhere(
+    model: Step35Model, device: Device
+) -> None:
+    card, counts = on_card(model, plan_of(model), device), the_card()
+    cache = card.new_cache()
+    graphs, waits = [], []
+    for position, token in enumerate(PROMPT[:4]):
+        before = counts.count("graphs"), counts.count("waits")
+        card.forward(torch.tensor([token]), [SequenceSlice(cache, 1)])
+        graphs.append(counts.count("graphs") - before[0])
+        # Page tables wait for their own copies when a page begins.
+        waits.append(counts.count("waits") - before[1] - (4 if position == 0 else 0))
+    # Two dense layers, two with experts in two parts each, and the end. The first step may compile kernels.
+    assert graphs == [0, 7, 7, 7]
+    assert waits == [3, 3, 3, 3]
+
+
+def test_more_positions_than_the_card_has_room_for_are_refused(model: Step35Model, device: Device) -> None:
+    card = on_card(model, plan_of(model), device, pool_bytes=4096)
+    with pytest.raises(KvDoesNotFit):
+        card.forward(torch.tensor(PROMPT), [SequenceSlice(card.new_cache(), len(PROMPT))])
+
+
+def test_a_card_that_is_lost_in_a_pass_ends_it_with_one_line(model: Step35Model) -> None:
+    counts = the_card()
+    card = on_card(model, plan_of(model), counts.device())
+    counts.set("fail_after", 9)
+    try:
+        with pytest.raises(DeviceLost, match="the card stopped working"):
+            card.forward(torch.tensor(PROMPT), [SequenceSlice(card.new_cache(), len(PROMPT))])
+    finally:
+        counts.set("fail_after", -1)
