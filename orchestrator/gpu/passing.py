@@ -41,6 +41,7 @@ class Passing:
         self._rows = _array(device, np.float32, (rows, H))
         self._q = {block: _array(device, np.int8, (rows, H)) for block in (256, 32)}
         self._scales = {block: _array(device, np.float32, (rows, -(-H // block))) for block in (256, 32)}
+        self._brought = device.event()
         self._flags = _array(device, np.uint8, (num_layers, rows))
         self._flagged: list[int] = []
 
@@ -53,13 +54,15 @@ class Passing:
         sequences: Sequence[int],
         ropes: Sequence[RopeRows],
     ) -> None:
-        """Begin to bring rows and where they stand; the pass before has ended.
+        """Begin to bring rows and where they stand.
 
         Args:
             hidden_states: float32 [num_rows, hidden].
             sequences: which one each slice of the batch is, in the page tables.
             ropes: of each kind of rotation.
         """
+        # What was brought last may not have left yet: of a pass that was given up, say.
+        self._brought.synchronize()
         T = len(hidden_states)
         positions, of_rows = self._places[0, :T], self._places[1, :T]
         start = 0
@@ -70,22 +73,28 @@ class Passing:
             start = stop
         stream.upload(at["positions"], positions)
         stream.upload(at["sequences"], of_rows)
-        self.bring_hidden(stream, at, hidden_states)
+        self._hidden[:T] = hidden_states.numpy()
+        stream.upload(at["hidden"], self._hidden[:T])
         for place, (here, rope) in enumerate(zip(self._ropes, ropes, strict=True)):
             for side, (name, table) in enumerate((("cos", rope.cos), ("sin", rope.sin))):
                 here[side, :T] = table[:, 0].numpy()
                 stream.upload(at[f"{name}{place}"], here[side, :T])
+        stream.record(self._brought)
         self._flagged.clear()
 
     def bring_hidden(self, stream: Stream, at: Areas, hidden_states: Tensor) -> None:
-        """Begin to bring rows alone, float32 [num_rows, hidden]; what used the area before has ended."""
+        """Begin to bring rows alone, float32 [num_rows, hidden]."""
+        self._brought.synchronize()
         self._hidden[: len(hidden_states)] = hidden_states.numpy()
         stream.upload(at["hidden"], self._hidden[: len(hidden_states)])
+        stream.record(self._brought)
 
     def bring_states(self, stream: Stream, at: Areas, states: Tensor) -> None:
         """Begin to bring what an MTP layer takes of the layer before it, float32 [num_rows, hidden]."""
+        self._brought.synchronize()
         self._states[: len(states)] = states.numpy()
         stream.upload(at["states"], self._states[: len(states)])
+        stream.record(self._brought)
 
     def tell(self, stream: Stream, at: Areas, num_rows: int, wire: WireForm) -> None:
         """Begin to fetch what experts elsewhere need of a layer. May be kept in a graph."""
