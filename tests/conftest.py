@@ -7,12 +7,14 @@ import importlib
 import os
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 from hypothesis import settings
 
+from tests.cuda_on_cpu.card import take_cards_away
 from tests.examples import DAILY
 from tests.forks.forks import SOCKET_VARIABLE, Forks, server
 from workers.memory import reservations
@@ -34,6 +36,8 @@ LONGEST_FIRST = (
 
 def pytest_configure(config: pytest.Config) -> None:
     """Where several processes share the tests, they share the one that is forked."""
+    # Kernels that tests compile for a card are kept in this tree, not among the user's own.
+    os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / "build" / "cache")
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         made = server()
         os.environ[SOCKET_VARIABLE] = made.__enter__()
@@ -141,3 +145,10 @@ def brief_search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         from tests.brief import search_briefly
 
         search_briefly(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def _no_card_left() -> Iterator[None]:
+    """A card that a test had is gone for the next ones of its process."""
+    yield
+    take_cards_away()

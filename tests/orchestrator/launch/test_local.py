@@ -150,7 +150,7 @@ def test_a_device_that_this_release_cannot_use_is_told_and_the_others_are_stoppe
 ) -> None:
     tiers = tuple(replace(tier, device="cuda:7") if tier.name == "w1" else tier for tier in plan.tiers)
     with local_workers(replace(plan, tiers=tiers), shape, model_dir) as workers:
-        with pytest.raises(WorkerStartError, match=r"^worker w1: .*cuda:7.* plan with devices of kind ram"):
+        with pytest.raises(WorkerStartError, match=r"^worker w1: .*cuda:7.* plan with devices of kind vram"):
             workers.wait_ready()
         assert not workers.pids
 

@@ -126,7 +126,7 @@ def test_a_device_that_this_release_cannot_use_is_told_and_the_others_are_stoppe
     tiers = tuple(replace(tier, device="cuda:7") if tier.name == "w1" else tier for tier in plan.tiers)
     with (
         ray_workers(replace(plan, tiers=tiers), shape, model_dir, one_ray) as workers,
-        pytest.raises(WorkerStartError, match=r"worker w1: .*cuda:7.* plan with devices of kind ram"),
+        pytest.raises(WorkerStartError, match=r"worker w1: .*cuda:7.* plan with devices of kind vram"),
     ):
         workers.wait_ready()
     wait_until(lambda: not worker_processes())
