@@ -2,7 +2,7 @@
 //
 // So tests run the very code that drives a card, through the same bindings. Three things are stricter than a card:
 // - A stream does nothing until somebody waits for it. What forgets to wait finds old numbers, every time.
-// - Copies outside of an allocation are refused.
+// - Copies outside of an allocation are refused, and so is another card's memory.
 // - What our kernels may not do ends the process (cuda_on_cpu.h).
 //
 // `cuda_on_cpu_set` changes what the card is and what goes wrong; the environment's CUDA_ON_CPU ("memory=8000000,count=2")
@@ -31,8 +31,8 @@ namespace {
 
 enum Result {
   SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101,
-  INVALID_IMAGE = 200, NO_BINARY_FOR_GPU = 209, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719,
-  CAPTURE_UNSUPPORTED = 900
+  INVALID_IMAGE = 200, INVALID_CONTEXT = 201, NO_BINARY_FOR_GPU = 209, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719,
+  CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901
 };
 
 // What the card is and what goes wrong. `fail_after`: launches until the card is lost, -1 never. `others`: bytes that other
@@ -55,15 +55,20 @@ double now_ms() {
 struct Stream;
 
 struct Event {
+  intptr_t context;
   std::shared_ptr<Stream> stream;
   size_t place = 0;  // operations of the stream before it
   double at_ms = 0;
 };
 
+// The card of this thread's next call, as a context: 1 for the first.
+thread_local intptr_t current = 0;
+
 struct Stream {
+  intptr_t context = current;
   std::vector<std::function<void()>> todo;
   size_t done = 0;
-  bool capturing = false;
+  bool capturing = false, invalidated = false;
   std::vector<std::function<void()>> captured;
 
   void add(std::function<void()> operation) { (capturing ? captured : todo).push_back(std::move(operation)); }
@@ -81,6 +86,9 @@ struct Stream {
   void run() { run_to(todo.size()); }
 };
 
+// A stream that this thread captures in a mode that forbids what may wait for other streams, such as allocations.
+thread_local Stream* strict = nullptr;
+
 using StreamRef = std::shared_ptr<Stream>*;
 using EventRef = std::shared_ptr<Event>*;
 
@@ -88,15 +96,21 @@ struct Graph {
   std::vector<std::function<void()>> operations;
 };
 
-bool lost = false;
-std::map<uintptr_t, size_t> device_memory, host_memory;
-size_t used = 0;
+struct Stretch {
+  size_t num_bytes;
+  intptr_t context;
+};
 
-bool inside(const std::map<uintptr_t, size_t>& memory, uintptr_t at, size_t num_bytes) {
+bool lost = false;
+std::map<uintptr_t, Stretch> device_memory, host_memory;
+std::map<intptr_t, size_t> used;
+intptr_t computing = 0;  // the card of the kernel that runs
+
+bool inside(const std::map<uintptr_t, Stretch>& memory, uintptr_t at, size_t num_bytes, intptr_t context) {
   auto after = memory.upper_bound(at);
   if (after == memory.begin()) return false;
   --after;
-  return at + num_bytes <= after->first + after->second;
+  return after->second.context == context && at + num_bytes <= after->first + after->second.num_bytes;
 }
 
 // Allocations are of whole 256 bytes.
@@ -104,7 +118,8 @@ bool in_device_memory(const void* at, size_t num_bytes) {
   auto after = device_memory.upper_bound((uintptr_t)at);
   if (after == device_memory.begin()) return false;
   --after;
-  return (uintptr_t)at + num_bytes <= after->first + (after->second + 255) / 256 * 256;
+  const auto& [size, context] = after->second;
+  return context == computing && (uintptr_t)at + num_bytes <= after->first + (size + 255) / 256 * 256;
 }
 
 Stream& of(void* handle) { return **static_cast<StreamRef>(handle); }
@@ -149,12 +164,23 @@ API long cuda_on_cpu_get(const char* name) {
   if (text == "graphs") return card.graphs;
   if (text == "waits") return card.waits;
   if (text == "copied") return card.copied;
-  return text == "used" ? (long)used : -1;
+  long all = 0;
+  for (const auto& [context, num_bytes] : used) all += (long)num_bytes;
+  return text == "used" ? all : -1;
 }
 
-#define CHECKED              \
-  Lock lock(everything);     \
+#define CHECKED          \
+  Lock lock(everything); \
   if (lost) return ILLEGAL_ADDRESS
+#define WITH_CARD \
+  CHECKED;        \
+  if (current == 0) return INVALID_CONTEXT
+#define NOT_IN_CAPTURE                                                      \
+  if (strict != nullptr) return strict->invalidated = true, CAPTURE_UNSUPPORTED
+// What is asked of a stream is asked of its own card.
+#define ON_STREAM \
+  CHECKED;        \
+  if (of(stream).context != current) return INVALID_CONTEXT
 
 API int cuInit(unsigned) { return (int)card.init; }
 API int cuDriverGetVersion(int* version) { return *version = (int)card.version, SUCCESS; }
@@ -180,53 +206,57 @@ API int cuDevicePrimaryCtxRetain(void** context, int device) {
   return *context = (void*)(intptr_t)(device + 1), SUCCESS;
 }
 API int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
-API int cuCtxSetCurrent(void*) { return SUCCESS; }
+API int cuCtxSetCurrent(void* context) { return current = (intptr_t)context, SUCCESS; }
 API int cuMemGetInfo_v2(size_t* free_bytes, size_t* total) {
-  CHECKED;
-  const long left = card.memory - card.others - (long)used;
+  WITH_CARD;
+  const long left = card.memory - card.others - (long)used[current];
   *free_bytes = left > 0 ? left : 0;
   *total = card.memory;
   return SUCCESS;
 }
 
 API int cuMemAlloc_v2(uint64_t* address, size_t num_bytes) {
-  CHECKED;
+  WITH_CARD;
+  NOT_IN_CAPTURE;
   if (num_bytes == 0) return INVALID_VALUE;
-  if ((long)(used + num_bytes) > card.memory - card.others) return OUT_OF_MEMORY;
+  if ((long)(used[current] + num_bytes) > card.memory - card.others) return OUT_OF_MEMORY;
   void* memory = std::aligned_alloc(256, (num_bytes + 255) / 256 * 256);
   if (memory == nullptr) return OUT_OF_MEMORY;
   std::memset(memory, 0xa5, num_bytes);
-  used += num_bytes;
-  device_memory[(uintptr_t)memory] = num_bytes;
+  used[current] += num_bytes;
+  device_memory[(uintptr_t)memory] = {num_bytes, current};
   *address = (uint64_t)memory;
   return SUCCESS;
 }
 API int cuMemFree_v2(uint64_t address) {
   Lock lock(everything);
+  NOT_IN_CAPTURE;
   auto found = device_memory.find(address);
   if (found == device_memory.end()) return INVALID_VALUE;
-  used -= found->second;
+  used[found->second.context] -= found->second.num_bytes;
   device_memory.erase(found);
   std::free((void*)address);
   return SUCCESS;
 }
 API int cuMemHostAlloc(void** address, size_t num_bytes, unsigned) {
-  CHECKED;
+  WITH_CARD;
+  NOT_IN_CAPTURE;
   *address = std::aligned_alloc(4096, (num_bytes + 4095) / 4096 * 4096);
   if (*address == nullptr) return OUT_OF_MEMORY;
   std::memset(*address, 0x5a, num_bytes);
-  host_memory[(uintptr_t)*address] = num_bytes;
+  host_memory[(uintptr_t)*address] = {num_bytes, current};
   return SUCCESS;
 }
 API int cuMemFreeHost(void* address) {
   Lock lock(everything);
+  NOT_IN_CAPTURE;
   host_memory.erase((uintptr_t)address);
   std::free(address);
   return SUCCESS;
 }
 
 API int cuStreamCreate(void** stream, unsigned) {
-  CHECKED;
+  WITH_CARD;
   *stream = new std::shared_ptr<Stream>(new Stream);
   return SUCCESS;
 }
@@ -242,7 +272,7 @@ API int cuStreamSynchronize(void* stream) {
   return lost ? ILLEGAL_ADDRESS : SUCCESS;
 }
 API int cuStreamWaitEvent(void* stream, void* event, unsigned) {
-  CHECKED;
+  ON_STREAM;
   if (of(stream).capturing) return CAPTURE_UNSUPPORTED;
   const Event waited = **static_cast<EventRef>(event);
   of(stream).add([waited] {
@@ -252,8 +282,8 @@ API int cuStreamWaitEvent(void* stream, void* event, unsigned) {
 }
 
 API int cuEventCreate(void** event, unsigned) {
-  CHECKED;
-  *event = new std::shared_ptr<Event>(new Event);
+  WITH_CARD;
+  *event = new std::shared_ptr<Event>(new Event{current, nullptr});
   return SUCCESS;
 }
 API int cuEventDestroy_v2(void* event) {
@@ -262,7 +292,8 @@ API int cuEventDestroy_v2(void* event) {
   return SUCCESS;
 }
 API int cuEventRecord(void* event, void* stream) {
-  CHECKED;
+  ON_STREAM;
+  if ((*static_cast<EventRef>(event))->context != current) return INVALID_CONTEXT;
   if (of(stream).capturing) return CAPTURE_UNSUPPORTED;
   auto recorded = *static_cast<EventRef>(event);
   recorded->stream = *static_cast<StreamRef>(stream);
@@ -306,56 +337,59 @@ static int copy(void* stream, uintptr_t to, uintptr_t from, size_t num_bytes, bo
   return SUCCESS;
 }
 API int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t num_bytes, void* stream) {
-  CHECKED;
-  if (!inside(device_memory, to, num_bytes)) return INVALID_VALUE;
-  return copy(stream, to, (uintptr_t)from, num_bytes, inside(host_memory, (uintptr_t)from, num_bytes));
+  ON_STREAM;
+  if (!inside(device_memory, to, num_bytes, current)) return INVALID_VALUE;
+  return copy(stream, to, (uintptr_t)from, num_bytes, inside(host_memory, (uintptr_t)from, num_bytes, current));
 }
 API int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t num_bytes, void* stream) {
-  CHECKED;
-  if (!inside(device_memory, from, num_bytes)) return INVALID_VALUE;
-  return copy(stream, (uintptr_t)to, from, num_bytes, inside(host_memory, (uintptr_t)to, num_bytes));
+  ON_STREAM;
+  if (!inside(device_memory, from, num_bytes, current)) return INVALID_VALUE;
+  return copy(stream, (uintptr_t)to, from, num_bytes, inside(host_memory, (uintptr_t)to, num_bytes, current));
 }
 API int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t num_bytes, void* stream) {
-  CHECKED;
-  if (!inside(device_memory, from, num_bytes) || !inside(device_memory, to, num_bytes)) return INVALID_VALUE;
+  ON_STREAM;
+  if (!inside(device_memory, from, num_bytes, current) || !inside(device_memory, to, num_bytes, current)) return INVALID_VALUE;
   return copy(stream, to, from, num_bytes, true);
 }
 API int cuMemsetD8Async(uint64_t at, unsigned char value, size_t num_bytes, void* stream) {
-  CHECKED;
-  if (!inside(device_memory, at, num_bytes)) return INVALID_VALUE;
+  ON_STREAM;
+  if (!inside(device_memory, at, num_bytes, current)) return INVALID_VALUE;
   of(stream).add([=] { std::memset((void*)at, value, num_bytes); });
   return SUCCESS;
 }
 
 // A module is what NVRTC made for this card's generation; the kernels of its names are found in this library.
 API int cuModuleLoadData(void** module, const void* image) {
-  CHECKED;
+  WITH_CARD;
+  NOT_IN_CAPTURE;
   if (std::memcmp(image, "\177ELF", 4) != 0) return INVALID_IMAGE;
   uint32_t flags;
   std::memcpy(&flags, (const char*)image + 48, 4);
   const long built_for = (flags >> 8 & 255) >= 70 ? flags >> 8 & 255 : flags & 255;
   if (built_for / 10 != card.capability / 10 || built_for > card.capability) return NO_BINARY_FOR_GPU;
   // Code takes memory of the card, too; how much is not told, so only a full one refuses it.
-  if ((long)used >= card.memory - card.others) return OUT_OF_MEMORY;
-  *module = (void*)1;
+  if ((long)used[current] >= card.memory - card.others) return OUT_OF_MEMORY;
+  *module = (void*)current;
   return SUCCESS;
 }
 API int cuModuleUnload(void*) { return SUCCESS; }
-API int cuModuleGetFunction(void** function, void*, const char* name) {
+API int cuModuleGetFunction(void** function, void* module, const char* name) {
   CHECKED;
+  if ((intptr_t)module != current) return INVALID_CONTEXT;
   *function = (void*)find_kernel(name);
   return *function ? SUCCESS : NOT_FOUND;
 }
 
 API int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                        unsigned shared, void* stream, void** parameters, void** extra) {
-  CHECKED;
+  ON_STREAM;
   if (gx == 0 || gy == 0 || gz == 0 || gy > 65535 || gz > 65535 || bx * by * bz > 1024 || shared != 0 || extra != nullptr) {
     return INVALID_VALUE;
   }
   const Kernel* kernel = (const Kernel*)function;
   const char* given = (const char*)parameters[0];
   const std::vector<char> arguments(given, given + kernel->arguments_bytes);
+  const intptr_t context = current;
   of(stream).add([=] {
     if (lost) return;
     ++card.launches;
@@ -365,25 +399,32 @@ API int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, un
     }
     const unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
     is_card_memory = in_device_memory;
+    computing = context;
     run_blocks(kernel->body, arguments.data(), grid, block);
   });
   return SUCCESS;
 }
 
-API int cuStreamBeginCapture_v2(void* stream, int) {
-  CHECKED;
+API int cuStreamBeginCapture_v2(void* stream, int mode) {
+  ON_STREAM;
   of(stream).capturing = true;
+  of(stream).invalidated = false;
   of(stream).captured.clear();
+  strict = mode == 2 ? nullptr : &of(stream);
   return SUCCESS;
 }
 API int cuStreamEndCapture(void* stream, void** graph) {
-  CHECKED;
+  ON_STREAM;
   of(stream).capturing = false;
+  if (strict == &of(stream)) strict = nullptr;
+  if (of(stream).invalidated) return CAPTURE_INVALIDATED;
   *graph = new Graph{std::move(of(stream).captured)};
   return SUCCESS;
 }
 API int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
-  CHECKED;
+  WITH_CARD;
+  // As code does.
+  if ((long)used[current] >= card.memory - card.others) return OUT_OF_MEMORY;
   *executable = new Graph(*static_cast<Graph*>(graph));
   return SUCCESS;
 }
@@ -393,7 +434,7 @@ API int cuGraphInstantiate(void** executable, void* graph, unsigned long long fl
 API int cuGraphDestroy(void* graph) { return delete static_cast<Graph*>(graph), SUCCESS; }
 API int cuGraphExecDestroy(void* graph) { return delete static_cast<Graph*>(graph), SUCCESS; }
 API int cuGraphLaunch(void* executable, void* stream) {
-  CHECKED;
+  ON_STREAM;
   ++card.graphs;
   for (const auto& operation : static_cast<Graph*>(executable)->operations) of(stream).add(operation);
   return SUCCESS;
@@ -403,6 +444,7 @@ API int cuGetErrorName(int error, const char** name) {
   static const std::map<int, const char*> names = {
       {SUCCESS, "CUDA_SUCCESS"}, {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE"}, {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY"},
       {NO_DEVICE, "CUDA_ERROR_NO_DEVICE"}, {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE"},
+      {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE"}, {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT"},
       {NO_BINARY_FOR_GPU, "CUDA_ERROR_NO_BINARY_FOR_GPU"}, {NOT_FOUND, "CUDA_ERROR_NOT_FOUND"},
       {NOT_READY, "CUDA_ERROR_NOT_READY"}, {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS"}};
   auto found = names.find(error);

@@ -28,7 +28,8 @@ LEAST_CAPABILITY = (7, 5)
 """Turing: the first generation with products of 8-bit integers on tensor cores."""
 
 _NON_BLOCKING_STREAM = 1
-_CAPTURE_THIS_THREAD = 1
+# A stricter one ends where memory is freed, as Python may do at any time with what is gone.
+_CAPTURE_RELAXED = 2
 _MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76
 _OUT_OF_MEMORY, _NO_DEVICE, _NOT_READY = 2, 100, 600
 # What a card answers for ever after it faulted, fell off the bus or was reset.
@@ -58,7 +59,6 @@ class Device:
         self._functions: dict[str, Any] = {}
         self._modules: dict[str, Any] = {}
         self._loading = threading.Lock()
-        self._current = threading.local()
         self._context = self.call("cuDevicePrimaryCtxRetain", index)
 
     @property
@@ -73,7 +73,7 @@ class Device:
             DeviceFull: it has less free.
         """
         memory = Memory(self, int(self.call("cuMemAlloc", max(1, num_bytes), what=num_bytes)), num_bytes)
-        weakref.finalize(memory, self._free, "cuMemFree", memory.address)
+        self.freed_with(memory, "cuMemFree", memory.address)
         return memory
 
     def pinned(self, num_bytes: int) -> NDArray[np.uint8]:
@@ -84,19 +84,19 @@ class Device:
         """
         address = int(self.call("cuMemHostAlloc", max(1, num_bytes), 0, what=num_bytes))
         held: Any = (ctypes.c_uint8 * num_bytes).from_address(address)
-        weakref.finalize(held, self._free, "cuMemFreeHost", address)
+        self.freed_with(held, "cuMemFreeHost", address)
         return np.ctypeslib.as_array(held)
 
     def stream(self) -> Stream:
         """A new one, which waits for no other unless told to."""
         stream = Stream(self, self.call("cuStreamCreate", _NON_BLOCKING_STREAM))
-        weakref.finalize(stream, self._free, "cuStreamDestroy", stream.handle)
+        self.freed_with(stream, "cuStreamDestroy", stream.handle)
         return stream
 
     def event(self) -> Event:
         """A new one, as if it had happened."""
         event = Event(self, self.call("cuEventCreate", 0))
-        weakref.finalize(event, self._free, "cuEventDestroy", event.handle)
+        self.freed_with(event, "cuEventDestroy", event.handle)
         return event
 
     def function(self, kernel: str) -> Any:
@@ -123,8 +123,9 @@ class Device:
         Args:
             what: bytes that are asked for, for the error.
         """
-        if name != "cuDevicePrimaryCtxRetain" and not getattr(self._current, "is_set", False):
-            self._current.is_set = True
+        if name != "cuDevicePrimaryCtxRetain":
+            # Each time, which takes less than a microsecond: a thread may use several cards in turn, and what
+            # it made of one would else be the other's.
             self._checked("cuCtxSetCurrent", self._driver.cuCtxSetCurrent(self._context), 0)
         return self._checked(name, getattr(self._driver, name)(*arguments), what)
 
@@ -134,8 +135,8 @@ class Device:
             return result[1] if len(result) == 2 else tuple(result[1:])
         if status == _OUT_OF_MEMORY:
             raise DeviceFull(
-                f"{self.name}: {size(what)} asked for, {self._told_free()}: another program may have taken "
-                "it; plan for less of its memory, or close what else uses it",
+                f"{self.name}: {size(what) if what else 'a little'} asked for, {self._told_free()}: another "
+                "program may have taken it; plan for less of its memory, or close what else uses it",
                 what,
             )
         told = getattr(result[0], "name", status)
@@ -150,11 +151,16 @@ class Device:
         status, *rest = self._driver.cuMemGetInfo()
         return f"{size(int(rest[0]))} of {size(self.facts.total_bytes)} free" if int(status) == 0 else "full"
 
+    def freed_with(self, of: object, name: str, handle: Any) -> None:
+        """Call a function of the driver on a handle when an object is gone.
+
+        Not at the end of the process, whose threads may still copy; the driver frees all then.
+        """
+        weakref.finalize(of, self._free, name, handle).atexit = False
+
     def _free(self, name: str, handle: Any) -> None:
         # Of a card that is lost nothing can be freed, and nothing needs to be.
-        if not getattr(self._current, "is_set", False):
-            self._current.is_set = True
-            self._driver.cuCtxSetCurrent(self._context)
+        self._driver.cuCtxSetCurrent(self._context)
         getattr(self._driver, name)(handle)
 
 
@@ -188,6 +194,7 @@ class Event:
 
     def is_done(self) -> bool:
         """Whether all before it is done; raises as `synchronize`."""
+        self.device._driver.cuCtxSetCurrent(self.device._context)
         (status, *_) = self.device._driver.cuEventQuery(self.handle)
         if int(status) == _NOT_READY:
             return False
@@ -277,14 +284,14 @@ class Stream:
             ended = self.device.call("cuStreamEndCapture", self.handle)
         graph.executable = self.device.call("cuGraphInstantiate", ended, 0)
         self.device.call("cuGraphDestroy", ended)
-        weakref.finalize(graph, self.device._free, "cuGraphExecDestroy", graph.executable)
+        self.device.freed_with(graph, "cuGraphExecDestroy", graph.executable)
 
     def replay(self, graph: Graph) -> None:
         """Do all of a graph, with the same addresses and arguments."""
         self.device.call("cuGraphLaunch", graph.executable, self.handle)
 
     def _mode(self) -> Any:
-        return self.device._driver.CUstreamCaptureMode(_CAPTURE_THIS_THREAD)
+        return self.device._driver.CUstreamCaptureMode(_CAPTURE_RELAXED)
 
 
 class Graph:

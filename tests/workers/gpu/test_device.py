@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,6 +82,57 @@ def test_a_graph_repeats_what_was_captured(card: Card) -> None:
         stream.replay(graph)
         stream.synchronize()
         assert (found == value).all()
+
+
+def test_a_thread_may_use_several_cards_in_turn(card: Card) -> None:
+    card.set("count", 2)
+    devices = [card.device(f"cuda:{number}") for number in (0, 1)]
+    streams = [device.stream() for device in devices]
+    for device, stream in zip(devices, streams, strict=True):
+        memory, source, found = device.allocate(64), device.pinned(64), device.pinned(64)
+        source[:] = 5
+        stream.upload(memory.address, source)
+        stream.download(found, memory.address)
+        stream.synchronize()
+        assert (found == 5).all()
+
+
+def test_memory_may_go_while_a_graph_is_captured(card: Card) -> None:
+    device = card.device()
+    stream = device.stream()
+    memory, gone = device.allocate(64), [device.allocate(64), device.pinned(64)]
+    source, found = device.pinned(64), device.pinned(64)
+    source[:] = 9
+    with stream.captured() as graph:
+        stream.upload(memory.address, source)
+        gone.clear()
+        stream.download(found, memory.address)
+    stream.replay(graph)
+    stream.synchronize()
+    assert (found == 9).all()
+
+
+AT_THE_END = """
+import threading
+import numpy as np
+from tests.cuda_on_cpu.card import the_card
+from workers.gpu.loading import Uploader
+device = the_card().device()
+uploader, memory = Uploader(device), device.allocate(64 << 20)
+source, begun = np.ones(64 << 20, np.uint8), threading.Event()
+def load():
+    while True:
+        uploader.copy(source.ctypes.data, memory.address, source.nbytes)
+        begun.set()
+threading.Thread(target=load, daemon=True).start()
+begun.wait()
+"""
+
+
+def test_a_process_may_end_while_a_thread_still_copies() -> None:
+    root = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", AT_THE_END], cwd=root, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_memory_is_given_back_with_its_object(card: Card) -> None:
