@@ -92,16 +92,17 @@ def compiled(module: Module, capability: tuple[int, int], cache: Path | None = N
         cache: a folder; the user's where left out. Where it cannot be written, nothing is kept.
     """
     folder = user_cache() if cache is None else cache
-    path = folder / f"{module.name}-{_key(module, capability)}.cubin"
-    try:
-        return path.read_bytes()
-    except OSError:
-        pass
+    if folder is None:
+        return compile_module(module, capability).image
+    path = folder / f"{module.name}-{_key(module, capability)}.checked"
+    kept = _kept(path)
+    if kept is not None:
+        return kept
     image = compile_module(module, capability).image
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with replacing(path) as file:
-            file.write(image)
+            file.write(hashlib.sha256(image).digest() + image)
     except (OSError, InputError):
         pass
     return image
@@ -125,10 +126,13 @@ def version() -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def user_cache() -> Path:
-    """Where compiled kernels are kept."""
+def user_cache() -> Path | None:
+    """Where compiled kernels are kept; None for a user without a home."""
     home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "potluck" / "kernels"
+    try:
+        return (Path(home) if home else Path.home() / ".cache") / "potluck" / "kernels"
+    except RuntimeError:
+        return None
 
 
 def load_nvrtc() -> nvrtc:
@@ -147,6 +151,17 @@ def load_nvrtc() -> nvrtc:
             "--device cpu"
         ) from error
     return nvrtc
+
+
+def _kept(path: Path) -> bytes | None:
+    """What `compiled` wrote there, whole, and for this user: what others wrote would run as ours does."""
+    try:
+        with path.open("rb") as file:
+            is_own = os.fstat(file.fileno()).st_uid == os.geteuid()
+            digest, image = file.read(hashlib.sha256().digest_size), file.read()
+    except OSError:
+        return None
+    return image if is_own and hashlib.sha256(image).digest() == digest else None
 
 
 def _key(module: Module, capability: tuple[int, int]) -> str:
