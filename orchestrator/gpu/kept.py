@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from workers.gpu.device import Graph, Stream
+from workers.gpu.errors import DeviceFull
 
 T = TypeVar("T")
 
@@ -38,7 +39,13 @@ class KeptLaunches:
             kept = self._kept[key] = _Kept(ask())
             return kept.found  # type: ignore[no-any-return]
         if kept.graph is None:
-            with self._stream.captured() as kept.graph:
-                ask()
+            try:
+                with self._stream.captured() as graph:
+                    ask()
+            except DeviceFull:
+                # Graphs take memory of the card, the launches none that they do not have.
+                return ask()
+            # Not before: what could not be captured is no graph.
+            kept.graph = graph
         self._stream.replay(kept.graph)
         return kept.found  # type: ignore[no-any-return]

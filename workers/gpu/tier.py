@@ -263,8 +263,12 @@ class VramTier:
         key = layer, layout
         graph = self._graphs.get(key)
         if graph is None and key in self._graphs:
-            with self._stream.captured() as graph:
-                self._ask(layer, layout)
+            try:
+                with self._stream.captured() as graph:
+                    self._ask(layer, layout)
+            except DeviceFull:
+                # Graphs take memory of the card, the launches none that they do not have.
+                return None
         self._graphs[key] = graph
         return graph
 
