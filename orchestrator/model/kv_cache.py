@@ -94,21 +94,25 @@ class KVCache:
         """Make room for `num_tokens` rows after the present length.
 
         Raises:
-            KvDoesNotFit: the pool has no room for so many; the cache is as before.
+            KvDoesNotFit: the pool has no room for so many; the cache is as before, as it is after errors of
+                the pool's.
         """
         stop_page = pages_of(self.length + num_tokens)
         if stop_page <= self._stop_page:
             return
         added: list[tuple[LayerCache, int]] = []
-        for layer in self.layers:
-            for place in range(self._stop_page, stop_page):
-                page = layer.pool.take(layer.kv)
-                if page is None:
-                    for other, taken in added:
-                        other.drop((taken,))
-                    raise self._refusal(num_tokens, layer.pool)
-                layer.add(place, page)
-                added.append((layer, place))
+        try:
+            for layer in self.layers:
+                for place in range(self._stop_page, stop_page):
+                    page = layer.pool.take(layer.kv)
+                    if page is None:
+                        self._undo(added)
+                        raise self._refusal(num_tokens, layer.pool)
+                    layer.add(place, page)
+                    added.append((layer, place))
+        except BaseException:
+            self._undo(added)
+            raise
         self._stop_page = stop_page
 
     def commit(self, num_tokens: int) -> None:
@@ -141,6 +145,12 @@ class KVCache:
                 f"position {oldest_needed} is needed"
             )
         self.length = length
+
+    @staticmethod
+    def _undo(added: list[tuple[LayerCache, int]]) -> None:
+        while added:
+            layer, place = added.pop()
+            layer.drop((place,))
 
     def _refusal(self, num_tokens: int, pool: KvPool) -> KvDoesNotFit:
         free = pool.budget_bytes - pool.used_bytes

@@ -43,18 +43,21 @@ class KvPool:
         self._free_bytes = 0
 
     def take(self, kv: KvShape) -> Page | None:
-        """A page of `page_bytes`, or None where the budget does not allow one more."""
-        if self.used_bytes + kv.page_bytes > self.budget_bytes:
+        """A page of `page_bytes`, or None where the budget does not allow one more; raises as `new_page`."""
+        used_bytes = self.used_bytes + kv.page_bytes
+        if used_bytes > self.budget_bytes:
             return None
-        self.used_bytes += kv.page_bytes
         if self._free[kv]:
             self._free_bytes -= kv.page_bytes
-            return self._free[kv].pop()
-        if self.used_bytes + self._free_bytes > self.budget_bytes:
-            # Pages of other shapes are in the way.
-            self._free.clear()
-            self._free_bytes = 0
-        return self._new_page(kv.page_bytes)
+            page = self._free[kv].pop()
+        else:
+            if used_bytes + self._free_bytes > self.budget_bytes:
+                # Pages of other shapes are in the way.
+                self._free.clear()
+                self._free_bytes = 0
+            page = self._new_page(kv.page_bytes)
+        self.used_bytes = used_bytes
+        return page
 
     def give_back(self, kv: KvShape, pages: Iterable[Page]) -> None:
         """Take pages back; nobody may use them any more."""

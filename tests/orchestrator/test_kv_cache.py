@@ -131,6 +131,24 @@ def test_pages_come_back_with_the_cache_and_are_used_again() -> None:
         assert pool.used_bytes == 0
 
 
+def test_pages_that_cannot_be_made_count_for_nothing() -> None:
+    made: list[torch.Tensor] = []
+
+    def new_page(num_bytes: int) -> torch.Tensor:
+        if len(made) == 3:
+            raise MemoryError
+        made.append(torch.zeros(num_bytes, dtype=torch.uint8))
+        return made[-1]
+
+    pool = KvPool(PLENTY, new_page)
+    cache = new_cache(pool)
+    with pytest.raises(MemoryError):
+        cache.begin(3 * PAGE_POSITIONS)
+    assert pool.used_bytes == cache.nbytes == 0
+    push(cache, [1.0])
+    assert pool.used_bytes == 2 * PAGE_BYTES
+
+
 def test_free_pages_of_one_shape_make_room_for_another() -> None:
     small, large = KvShape(KvForm.int8, 1, 16), KvShape(KvForm.float32, 2, 16)
     pool = KvPool(large.page_bytes)
