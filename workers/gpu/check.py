@@ -45,7 +45,8 @@ def check_rows(shape: WorkShape, layer: int, rows: ExpertRows, here: NDArray[np.
             f"layer {layer}: expert {ids[missing][0]} is not held here: the sender's plan differs from this "
             "tier's"
         )
-    if np.abs(exponents).max() > _MOST_EXPONENT:
+    # Not by np.abs, which gives the least int32 as it is.
+    if exponents.min() < -_MOST_EXPONENT or exponents.max() > _MOST_EXPONENT:
         raise ValueError(f"rows of layer {layer}: a scale exponent is outside -512 to 512")
     if isinstance(hidden, RoundedHidden) and any((part.q == -128).any() for part in hidden.parts):
         raise ValueError(f"rows of layer {layer}: a rounded value is below -127")

@@ -147,6 +147,7 @@ def test_an_expert_that_is_not_held_is_refused(model_dir: Path, card: Card) -> N
         {"expert_ids": np.full((3, TOP_K), EXPERTS, np.int32)},
         {"expert_ids": np.full((3, TOP_K), -2, np.int32)},
         {"scale_exponents": np.full(3, 513, np.int32)},
+        {"scale_exponents": np.full(3, -(2**31), np.int32)},
         {"scale_exponents": np.zeros(2, np.int32)},
         {"hidden": np.zeros((3, HIDDEN - 1), np.float32)},
         {"weights": np.zeros((3, TOP_K - 1), np.float32)},
