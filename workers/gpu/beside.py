@@ -96,7 +96,7 @@ class BesideRam:
         """
         stores, self._next = self._next, None
         if stores is not None:
-            self._begin(stores)
+            self._begin(stream, stores)
         if self._residents is not None:
             self._residents.rule = self.rule
             self._residents.note(layer, expert_ids)
@@ -137,7 +137,7 @@ class BesideRam:
             raise ExpertNotHeld(f"layer {layer}: none of its experts is beside the card")
         return partial_sum(weights, layer, rows)
 
-    def _begin(self, stores: tuple[ExpertStore, ...]) -> None:
+    def _begin(self, stream: Stream, stores: tuple[ExpertStore, ...]) -> None:
         """Pair, with empty places."""
         # The first store that holds a layer: several hold parts of one only where forms differ.
         weights: dict[int, ExpertWeights] = {}
@@ -147,7 +147,8 @@ class BesideRam:
                 if found is not None and self._on_card.takes(layer, sizes_of(found)):
                     weights[layer] = found
         if self._residents is not None:
-            self._residents.settle()
+            # Their places are gone even where there is no room for tables of others.
+            self._residents.give_back(stream)
         # Also what a head on the card has asked for.
         self._on_card.settle()
         self._weights = weights

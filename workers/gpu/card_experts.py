@@ -93,6 +93,10 @@ class CardExperts:
         work = Workspace(self.device, self.shape, rows)
         # What the stream has to do still uses the old one.
         stream.synchronize()
+        if stream not in self._works:
+            # What moved before may not have yet; from now on `move` knows this stream.
+            for other in self._works:
+                stream.wait(other.record())
         self.generation += 1
         self._works[stream] = work
         return work

@@ -6,11 +6,10 @@ where it lies.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from threading import Thread
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,37 +45,32 @@ class _Load:
 
 
 class _Loader:
-    """A thread that copies experts to a card, one after another, on a stream of its own.
+    """Copies experts to a card in a thread, one after another, on a stream of its own.
+
+    The thread ends with this object. A process that ends waits for it: one that is stopped within the driver
+    would take the process with it.
 
     `arrived`: what is on the card, or why it is not.
     """
 
     def __init__(self, device: Device) -> None:
-        self._asked: SimpleQueue[_Load | None] = SimpleQueue()
         self.arrived: SimpleQueue[_Load | BaseException] = SimpleQueue()
-        # The thread knows the queues and not this object, whose end is the thread's too.
-        Thread(
-            target=_work, args=(Uploader(device), self._asked, self.arrived), name="vram-loader", daemon=True
-        ).start()
-        weakref.finalize(self, self._asked.put, None)
+        self._uploader = Uploader(device)
+        self._thread = ThreadPoolExecutor(1, "vram-loader")
 
     def ask(self, load: _Load) -> None:
-        self._asked.put(load)
+        self._thread.submit(_load, self._uploader, load, self.arrived)
 
 
-def _work(
-    uploader: Uploader, asked: SimpleQueue[_Load | None], arrived: SimpleQueue[_Load | BaseException]
-) -> None:
-    while (load := asked.get()) is not None:
-        try:
-            uploader.stream.wait(load.after)
-            for copy in load.copies:
-                uploader.copy(copy.source, copy.to, copy.num_bytes)
-            uploader.stream.synchronize()
-            arrived.put(load)
-        except BaseException as error:
-            arrived.put(error)
-        del load
+def _load(uploader: Uploader, load: _Load, arrived: SimpleQueue[_Load | BaseException]) -> None:
+    try:
+        uploader.stream.wait(load.after)
+        for copy in load.copies:
+            uploader.copy(copy.source, copy.to, copy.num_bytes)
+        uploader.stream.synchronize()
+        arrived.put(load)
+    except BaseException as error:
+        arrived.put(error)
 
 
 class Residents:

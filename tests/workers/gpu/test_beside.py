@@ -267,3 +267,21 @@ def test_a_layer_in_other_forms_than_the_cards_stays_in_ram(config: Step35Config
         for layer in LAYERS:
             box.box.forward(layer, random_rows(config, 3, seed, held=[1, 2]))
     assert not box.tier.resident(2)[[1, 2]].any()
+
+
+def test_a_full_card_that_is_given_other_ram_keeps_none_of_the_old(config: Step35Config, card: Card) -> None:
+    box = Box(config, card, cache_bytes=6 * SLOT_BYTES)
+    seeds = count()
+
+    def has_come() -> bool:
+        box.step(next(seeds), experts=range(1, 5))
+        return box.residents() == 6
+
+    wait_until(has_come)
+    card.set("others", 1 << 30)
+    box.box = TieredExperts([box.tier, box.ram])
+    for _ in range(2):
+        box.step(next(seeds))
+        # A head that asks the card itself goes by that.
+        assert box.residents() == 0
+        card.set("others", 0)
