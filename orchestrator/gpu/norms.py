@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from workers import fixed_point
 from workers.gpu.device import Stream
+from workers.gpu.linear import GpuRows
 
 MOST_GRID_SUMS = 3
 
@@ -26,21 +27,12 @@ class GridSums:
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceNorm:
+class CardNorm:
     """RMSNorm; `weight`: float32 [columns], to which 1 is added where `zero_centered`."""
 
     weight: int
     eps: float
     zero_centered: bool
-
-
-@dataclass(frozen=True, slots=True)
-class RoundedOut:
-    """Rounded rows: q int8 [rows, columns], scales float32 one a block, sums int16 one a sixteen."""
-
-    q: int
-    scales: int
-    sums: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +48,8 @@ class NormedOut:
     normed: int = 0
     normed_stride: int = 0
     narrowed: int = 0
-    by_256: RoundedOut | None = None
-    by_32: RoundedOut | None = None
+    by_256: GpuRows | None = None
+    by_32: GpuRows | None = None
 
 
 class _Rounded(ctypes.Structure):
@@ -97,7 +89,7 @@ def norm_rows(
     total: int = 0,
     exponents: int = 0,
     broken: int = 0,
-    norm: DeviceNorm | None = None,
+    norm: CardNorm | None = None,
     to: NormedOut = NormedOut(),
 ) -> None:
     """Add rows up, and norm the sum: ((the grid's integers in float32) + first term) + second term.
@@ -146,7 +138,7 @@ def norm_rows(
     stream.launch("norm_rows", (num_rows, 1, 1), _threads(columns), arguments)
 
 
-def _rounded(rows: RoundedOut | None) -> _Rounded:
+def _rounded(rows: GpuRows | None) -> _Rounded:
     return _Rounded() if rows is None else _Rounded(rows.q, rows.scales, rows.sums)
 
 

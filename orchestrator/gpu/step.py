@@ -8,7 +8,7 @@ from orchestrator.gpu.areas import Areas
 from orchestrator.gpu.attention import Workspace, attention
 from orchestrator.gpu.kv_rows import RowPlaces, kv_rows
 from orchestrator.gpu.matrices import CardMatrices, CardRows, blocks_of
-from orchestrator.gpu.norms import DeviceNorm, GridSums, NormedOut, RoundedOut, norm_rows
+from orchestrator.gpu.norms import CardNorm, GridSums, NormedOut, norm_rows
 from orchestrator.gpu.routing import route_top_k
 from orchestrator.gpu.sampling import argmax
 from orchestrator.gpu.weights import CardAttention, CardFfn, CardLayer, CardMoe, CardMtp, CardOutput
@@ -181,7 +181,7 @@ class Step:
             banned=at["banned"] if has_banned else 0,
         )
 
-    def _normed(self, pending: Pending, norm: DeviceNorm, matrices: tuple[CardMatrices, ...]) -> CardRows:
+    def _normed(self, pending: Pending, norm: CardNorm, matrices: tuple[CardMatrices, ...]) -> CardRows:
         """What the layer before left, added up and normed as some matrices want it."""
         at, blocks = self.at, blocks_of(matrices)
         norm_rows(
@@ -253,15 +253,9 @@ class Step:
         return self._out(blocks, normed=True, narrowed=narrowed)
 
     def _out(self, blocks: frozenset[int], *, normed: bool, narrowed: int = 0) -> NormedOut:
-        def to(block: int) -> RoundedOut | None:
-            if block not in blocks:
-                return None
-            rows = self.at.rounded("normed", block)
-            return RoundedOut(rows.q, rows.scales, rows.sums)
-
-        return NormedOut(
-            normed=self.at["normed"] if normed else 0, narrowed=narrowed, by_256=to(256), by_32=to(32)
-        )
+        at = self.at
+        by_256, by_32 = (at.rounded("normed", block) if block in blocks else None for block in (256, 32))
+        return NormedOut(at["normed"] if normed else 0, narrowed=narrowed, by_256=by_256, by_32=by_32)
 
     def _x_for_experts(self, wire: WireForm) -> int:
         """Their rows in float32: rounded to bfloat16 where they travel so."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.gpu.matrices import CardMatrices
-from orchestrator.gpu.norms import DeviceNorm
+from orchestrator.gpu.norms import CardNorm
 from orchestrator.model.attention import AttentionWeights
 from orchestrator.model.layer import LayerWeights, NormWeights
 from orchestrator.model.moe import FfnWeights, MoeWeights
@@ -66,9 +66,9 @@ class CardLayer:
     """One decoder layer; `index` is absolute."""
 
     index: int
-    attention_norm: DeviceNorm
+    attention_norm: CardNorm
     attention: CardAttention
-    ffn_norm: DeviceNorm
+    ffn_norm: CardNorm
     ffn: CardFfn | CardMoe
 
 
@@ -76,7 +76,7 @@ class CardLayer:
 class CardOutput:
     """A final norm and the output matrix [vocab, hidden]."""
 
-    norm: DeviceNorm
+    norm: CardNorm
     matrix: CardMatrices
 
 
@@ -84,8 +84,8 @@ class CardOutput:
 class CardMtp:
     """One MTP layer."""
 
-    embedding_norm: DeviceNorm
-    hidden_norm: DeviceNorm
+    embedding_norm: CardNorm
+    hidden_norm: CardNorm
     eh_proj: CardMatrices
     layer: CardLayer
     output: CardOutput
@@ -193,8 +193,8 @@ class _Shelf:
         each = (matrices,) if isinstance(matrices, Matrix) else matrices.each
         return CardMatrices(tuple(self.matrix(one) for one in each), matrices.rows, matrices.columns)
 
-    def norm(self, norm: NormWeights) -> DeviceNorm:
-        return DeviceNorm(self.put(norm.weight), norm.eps, norm.zero_centered)
+    def norm(self, norm: NormWeights) -> CardNorm:
+        return CardNorm(self.put(norm.weight), norm.eps, norm.zero_centered)
 
     def attention(self, weights: AttentionWeights) -> CardAttention:
         return CardAttention(

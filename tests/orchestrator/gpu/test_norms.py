@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from orchestrator import kernels
-from orchestrator.gpu.norms import DeviceNorm, GridSums, NormedOut, RoundedOut, norm_rows
+from orchestrator.gpu.norms import CardNorm, GridSums, NormedOut, norm_rows
 from tests.orchestrator.gpu.on_card import OnCard, assert_same_bits
 from workers import fixed_point
+from workers.gpu.linear import GpuRows
 from workers.kernels import round_rows
 
 EPS = 1e-5
@@ -27,15 +28,15 @@ def some_rows(random: np.random.Generator, rows: int, columns: int) -> NDArray[n
     return x.astype(np.float32)
 
 
-def rounded_there(on_card: OnCard, rows: int, columns: int, block: int) -> RoundedOut:
-    return RoundedOut(
-        on_card.room(rows, columns, item_bytes=1),
-        on_card.room(rows, columns // block),
-        on_card.room(rows, columns // 16, item_bytes=2),
+def rounded_there(on_card: OnCard, rows: int, columns: int, block: int) -> GpuRows:
+    return GpuRows(
+        q=on_card.room(rows, columns, item_bytes=1),
+        scales=on_card.room(rows, columns // block),
+        sums=on_card.room(rows, columns // 16, item_bytes=2),
     )
 
 
-def assert_rounded(on_card: OnCard, found: RoundedOut, rows: NDArray[np.float32], block: int) -> None:
+def assert_rounded(on_card: OnCard, found: GpuRows, rows: NDArray[np.float32], block: int) -> None:
     (expected,) = round_rows(np.ascontiguousarray(rows), (block,)).parts
     T, K = rows.shape
     assert_same_bits(on_card.get(found.q, (T, K), np.int8), expected.q)
@@ -63,7 +64,7 @@ def norm_all(on_card: OnCard, seed: int, columns: int, *, zero_centered: bool, n
         [on_card.put(x)],
         exponents=exponents,
         broken=broken,
-        norm=DeviceNorm(on_card.put(weight), EPS, zero_centered),
+        norm=CardNorm(on_card.put(weight), EPS, zero_centered),
         to=NormedOut(normed, stride, narrowed, by_256, by_32),
     )
     expected = kernels.rms_norm(torch.from_numpy(x), torch.from_numpy(weight), EPS, zero_centered)
@@ -109,7 +110,7 @@ def test_the_residual_is_added_before_it_is_normed(on_card: OnCard) -> None:
         300,
         [on_card.put(attended), residual],
         total=residual,
-        norm=DeviceNorm(on_card.put(weight), EPS, False),
+        norm=CardNorm(on_card.put(weight), EPS, False),
         to=NormedOut(normed),
     )
     expected = torch.from_numpy(attended) + torch.from_numpy(hidden)
@@ -160,7 +161,7 @@ def test_two_norms_may_lie_side_by_side(on_card: OnCard) -> None:
     weights = [random.standard_normal(columns).astype(np.float32) for _ in range(2)]
     both = on_card.room(rows, 2 * columns)
     for place, (part, weight) in enumerate(zip(parts, weights, strict=True)):
-        norm = DeviceNorm(on_card.put(weight), EPS, True)
+        norm = CardNorm(on_card.put(weight), EPS, True)
         to = NormedOut(both + 4 * columns * place, 2 * columns)
         norm_rows(on_card.stream, rows, columns, [on_card.put(part)], norm=norm, to=to)
     expected = [
@@ -176,9 +177,9 @@ def test_a_sum_that_cannot_be_formed_is_refused(
 ) -> None:
     grid = GridSums(sums, 1) if sums else None
     with pytest.raises(ValueError, match=r"^norm_rows: "):
-        norm_rows(on_card.stream, 1, 32, terms, grid=grid, norm=DeviceNorm(1, EPS, False))
+        norm_rows(on_card.stream, 1, 32, terms, grid=grid, norm=CardNorm(1, EPS, False))
 
 
 def test_columns_that_are_no_whole_blocks_are_refused(on_card: OnCard) -> None:
     with pytest.raises(ValueError, match="288 columns are no whole blocks of 256"):
-        norm_rows(on_card.stream, 1, 288, [1], to=NormedOut(by_256=RoundedOut(1, 1, 1)))
+        norm_rows(on_card.stream, 1, 288, [1], to=NormedOut(by_256=GpuRows(q=1, scales=1, sums=1)))
