@@ -8,12 +8,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from workers.gpu.device import Stream
-from workers.gpu.linear import GpuRows
 
 MOST_EXPERTS = 1024
 """Of a layer: `group_entries` has a thread for each (grouping.h, as the next)."""
 _SLOTS_AT_ONCE = 32
-_ROUND_WARPS = 4
 
 _P, _L = ctypes.c_void_p, ctypes.c_int64
 
@@ -75,18 +73,6 @@ class SumSixteensArgs(ctypes.Structure):
     """Of received.h."""
 
     _fields_ = (("q", _P), ("sums", _P), ("count", _L))
-
-
-class RoundRowsArgs(ctypes.Structure):
-    """Of rounding.h."""
-
-    _fields_ = (("x", _P), ("q", _P), ("scales", _P), ("sums", _P), ("blocks", _L))
-
-
-def round_rows(stream: Stream, x: int, to: GpuRows, block: int, blocks: int) -> None:
-    """Round float32 at `x`, so many blocks of 256 or 32 values."""
-    arguments = RoundRowsArgs(x, to.q, to.scales, to.sums, blocks)
-    stream.launch(f"round_rows_{block}", (-(-blocks // _ROUND_WARPS), 1, 1), 32 * _ROUND_WARPS, arguments)
 
 
 def largest_steps(max_magnitude: int) -> float:

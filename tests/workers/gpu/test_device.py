@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import subprocess
 import sys
 from pathlib import Path
@@ -13,17 +12,8 @@ import pytest
 from placement.errors import InputError
 from tests.cuda_on_cpu.card import Card
 from workers.gpu.errors import DeviceFull, DeviceLost, DeviceUnavailable
+from workers.gpu.rounding import RoundRowsArgs
 from workers.kernels import round_rows
-
-
-class RoundRowsArgs(ctypes.Structure):
-    _fields_ = (
-        ("x", ctypes.c_void_p),
-        ("q", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
-        ("sums", ctypes.c_void_p),
-        ("blocks", ctypes.c_int64),
-    )
 
 
 @pytest.mark.parametrize("block", [256, 32])
