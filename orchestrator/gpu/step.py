@@ -15,10 +15,10 @@ from orchestrator.gpu.weights import CardAttention, CardFfn, CardLayer, CardMoe,
 from placement.kv_size import KvForm, KvShape
 from placement.wire_form import BFLOAT16_ROWS, WireForm
 from workers.gpu.device import Stream
-from workers.gpu.experts import Halves, swiglu
 from workers.gpu.linear import GpuRows
 from workers.gpu.rounding import round_rows
 from workers.gpu.rows import RowsOnCard
+from workers.gpu.swiglu import Halves, swiglu
 
 
 @dataclass(frozen=True, slots=True)

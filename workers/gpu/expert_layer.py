@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from placement.weight_format import ExpertFormat, WeightFormat
 from workers.gpu.device import Device, Memory, Stream
 from workers.gpu.expert_kernels import AddOnGridArgs, GroupArgs, largest_steps
-from workers.gpu.experts import Halves, swiglu
 from workers.gpu.grids import Grids
 from workers.gpu.linear import GpuGroups, GpuMatrix, GpuRows, linear
 from workers.gpu.rounding import round_rows
 from workers.gpu.rows import RowsOnCard, SumOnCard
+from workers.gpu.swiglu import Halves, swiglu
 from workers.gpu.tiles import tiles
 from workers.gpu.workspace import Areas
 

@@ -78,7 +78,7 @@ def every_module() -> Iterator[Module]:
     yield Module("kv_rows", "kv_rows.h", tuple(f"kv_rows_{form}" for form in KV_WORDS))
     yield from _attention()
     yield Module("sampling", "sampling.h", ("argmax_parts", "argmax_join"))
-    yield Module("experts", "experts.h", ("swiglu_round_256", "swiglu_round_32", "plain_swiglu"))
+    yield Module("swiglu", "swiglu.h", ("swiglu_round_256", "swiglu_round_32", "plain_swiglu"))
     yield Module("received", "received.h", ("widen_rows", "sum_sixteens"))
     yield Module("grouping", "grouping.h", ("group_entries", "set_slots"))
     yield Module("grid", "grid.h", ("add_on_grid",))

@@ -9,8 +9,8 @@ import torch
 from orchestrator.kernels import swiglu as on_cpu
 from tests.cuda_on_cpu.card import Card
 from tests.workers.gpu.linear_cases import same_bits
-from workers.gpu.experts import Halves, swiglu
 from workers.gpu.linear import GpuRows
+from workers.gpu.swiglu import Halves, swiglu
 from workers.kernels import round_rows
 
 ROWS, COLUMNS, STRIDE = 7, 768, 1000

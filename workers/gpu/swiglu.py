@@ -13,7 +13,7 @@ _MOST_GRID_Y = 65_535
 
 
 class SwigluArgs(ctypes.Structure):
-    """As experts.h has it; null where a field is left out."""
+    """As swiglu.h has it; null where a field is left out."""
 
     _fields_ = (
         ("gate", ctypes.c_void_p),
