@@ -31,7 +31,7 @@ _NON_BLOCKING_STREAM = 1
 # A stricter one ends where memory is freed, as Python may do at any time with what is gone.
 _CAPTURE_RELAXED = 2
 _MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76
-_OUT_OF_MEMORY, _NO_DEVICE, _NOT_READY = 2, 100, 600
+_OUT_OF_MEMORY, _NO_DEVICE = 2, 100
 # What a card answers for ever after it faulted, fell off the bus or was reset.
 _LOST = frozenset({4, 214, 215, 220, 46, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 999})
 
@@ -191,15 +191,6 @@ class Event:
             DeviceLost: it never will be.
         """
         self.device.call("cuEventSynchronize", self.handle)
-
-    def is_done(self) -> bool:
-        """Whether all before it is done; raises as `synchronize`."""
-        self.device._driver.cuCtxSetCurrent(self.device._context)
-        (status, *_) = self.device._driver.cuEventQuery(self.handle)
-        if int(status) == _NOT_READY:
-            return False
-        self.device._checked("cuEventQuery", (status,), 0)
-        return True
 
     def seconds_since(self, earlier: Event) -> float:
         """On the card's clock; both have happened."""
