@@ -47,7 +47,7 @@ def plan_with_cards(
         PlanDoesNotFit: not even what must be in RAM fits there.
     """
     shape, contents = model.shape, model.contents
-    work = WorkShape(shape.hidden_size, shape.moe_intermediate_size, shape.num_experts, shape.top_k)
+    work = WorkShape.of(model.config)
     rows = demand.pass_rows
     # Of experts twice: for the head's rows, and for those that come by way of the host.
     workspace_bytes = head_work_bytes(model.config, demand.positions, rows) + 2 * work_bytes(work, rows)

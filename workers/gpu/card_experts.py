@@ -31,9 +31,7 @@ class CardExperts:
     def __init__(self, device: Device, config: Step35Config, placed: Mapping[int, PlacedLayer]) -> None:
         """`placed`: the fixed ones. Raises DeviceFull where the tables have no room."""
         self.device = device
-        self.shape = WorkShape(
-            config.hidden_size, config.moe_intermediate_size, config.moe_num_experts, config.moe_top_k
-        )
+        self.shape = WorkShape.of(config)
         self.generation = 0
         self._config = config
         self._placed = dict(placed)

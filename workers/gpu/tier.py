@@ -99,7 +99,7 @@ class VramTier:
             experts,
             formats,
             device,
-            beside_bytes=work_bytes(_shape_of(config), LEAST_ROWS),
+            beside_bytes=work_bytes(WorkShape.of(config), LEAST_ROWS),
             on_progress=on_progress,
         )
         files = ExpertStore.views(checkpoint, config, experts, formats=formats)
@@ -297,11 +297,5 @@ class VramTier:
 
 def host_bytes(config: Step35Config) -> int:
     """RAM that a tier on a card takes, page-locked: buffers for loading, and rows and sums on their way."""
-    shape = _shape_of(config)
+    shape = WorkShape.of(config)
     return 2 * BUFFER_BYTES + received_bytes(shape, MOST_ROWS) + MOST_ROWS * (4 * shape.hidden + 1)
-
-
-def _shape_of(config: Step35Config) -> WorkShape:
-    return WorkShape(
-        config.hidden_size, config.moe_intermediate_size, config.moe_num_experts, config.moe_top_k
-    )

@@ -7,6 +7,7 @@ from itertools import accumulate
 
 from workers.gpu.device import Device, Memory
 from workers.gpu.linear import GpuRows
+from workers.model_config import Step35Config
 
 _ALIGNMENT = 256
 
@@ -19,6 +20,11 @@ class WorkShape:
     inner: int
     num_experts: int
     top_k: int
+
+    @classmethod
+    def of(cls, config: Step35Config) -> WorkShape:
+        """Of a model's routed experts."""
+        return cls(config.hidden_size, config.moe_intermediate_size, config.moe_num_experts, config.moe_top_k)
 
 
 @dataclass(frozen=True, slots=True)
