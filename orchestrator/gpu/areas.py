@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from orchestrator.gpu.matrices import CardRows
+from orchestrator.gpu.sampling import argmax_workspace_bytes
+from workers.gpu.alignment import aligned
 from workers.gpu.device import Device, Memory
 from workers.gpu.linear import GpuRows
 
@@ -14,8 +16,6 @@ FEW_ROWS = 8
 """Of a decode step: their launches are kept as graphs, their attention is cut into parts."""
 MOST_SEQUENCES = 8
 """In a pass."""
-
-_ALIGNMENT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Areas:
 
     def __init__(self, device: Device, shape: HeadShape, rows: int) -> None:
         """Raises DeviceFull."""
-        sizes = {name: _aligned(size) for name, size in _sizes(shape, rows).items()}
+        sizes = {name: aligned(size) for name, size in _sizes(shape, rows).items()}
         self.memory: Memory = device.allocate(sum(sizes.values()))
         starts = accumulate(sizes.values(), initial=self.memory.address)
         self.rows = rows
@@ -74,7 +74,7 @@ class Areas:
 
 def areas_bytes(shape: HeadShape, rows: int) -> int:
     """What `Areas` takes."""
-    return sum(map(_aligned, _sizes(shape, rows).values()))
+    return sum(map(aligned, _sizes(shape, rows).values()))
 
 
 def _sizes(shape: HeadShape, rows: int) -> dict[str, int]:
@@ -94,7 +94,7 @@ def _sizes(shape: HeadShape, rows: int) -> dict[str, int]:
         | _rounded("mixed", T, shape.heads_width)
         | {"router_logits": 4 * T * E, "gate": 4 * T * shape.inner, "up": 4 * T * shape.inner}
         | _rounded("between", T, shape.inner)
-        | {"logits": 4 * FEW_ROWS * shape.vocab, "largest": 8 * FEW_ROWS * -(-shape.vocab // 2048)}
+        | {"logits": 4 * FEW_ROWS * shape.vocab, "largest": argmax_workspace_bytes(FEW_ROWS, shape.vocab)}
         | {"token_ids": 4 * FEW_ROWS, "banned": -(-shape.vocab // 32) * 4}
     )
 
@@ -106,7 +106,3 @@ def _rounded(name: str, rows: int, columns: int) -> dict[str, int]:
         for block in (256, 32)
         for part, num_bytes in (("q", count), ("scales", 4 * count // block), ("sums", count // 8))
     }
-
-
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT

@@ -13,6 +13,7 @@ from orchestrator.model.attention import AttentionWeights
 from orchestrator.model.layer import LayerWeights, NormWeights
 from orchestrator.model.moe import FfnWeights, MoeWeights
 from orchestrator.model.weights import HeadWeights, MtpWeights
+from workers.gpu.alignment import aligned
 from workers.gpu.device import Device, Memory
 from workers.gpu.grids import Grids
 from workers.gpu.linear import GpuMatrix
@@ -20,8 +21,6 @@ from workers.gpu.loading import Piece, Uploader
 from workers.kernels import Matrices, Matrix
 from workers.memory.mapped import OnProgress
 from workers.memory.maps import MappedFiles
-
-_ALIGNMENT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +169,7 @@ class _Shelf:
             return self._known[key]
         start = 0 if self.memory is None else self.memory.address
         address = start + self.used
-        self.used += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+        self.used += aligned(tensor.nbytes)
         is_mapped = self._mapped.place_of(*key) is not None
         self.pieces.append(Piece(tensor.contiguous(), tensor.dtype, address, is_mapped))
         self._known[key] = address

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from workers.gpu.device import Device, open_device
+from workers.gpu.free import card_name
 
 
 def shared_device(name: str) -> Device:
@@ -12,7 +13,7 @@ def shared_device(name: str) -> Device:
 
     A `Device` of its own each would work too, but each would compile and load the kernels again.
     """
-    return _opened("cuda:0" if name == "cuda" else name)
+    return _opened(card_name(name))
 
 
 _opened = cache(open_device)

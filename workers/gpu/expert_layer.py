@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.weight_format import ExpertFormat, WeightFormat
+from workers.gpu.alignment import aligned
 from workers.gpu.device import Device, Memory, Stream
 from workers.gpu.expert_kernels import AddOnGridArgs, GroupArgs, largest_steps
 from workers.gpu.grids import Grids
@@ -23,9 +24,6 @@ from workers.gpu.rows import RowsOnCard, SumOnCard
 from workers.gpu.swiglu import Halves, swiglu
 from workers.gpu.tiles import tiles
 from workers.gpu.workspace import Areas
-
-_ALIGNMENT = 256
-"""Of each matrix: kernels read it sixteen bytes at a time, a card's memory gives it in sectors of 32."""
 
 _GRID_THREADS = 128
 
@@ -73,7 +71,7 @@ class Slot:
         for form, rows, columns in sizes.matrices:
             data = rows * form.row_bytes(columns)
             each += [data, form.matrix_bytes(rows, columns) - data]
-        starts = tuple(accumulate((-(-part // _ALIGNMENT) * _ALIGNMENT for part in each), initial=0))
+        starts = tuple(accumulate(map(aligned, each), initial=0))
         return cls(starts[0:6:2], starts[1:6:2], starts[6])
 
 

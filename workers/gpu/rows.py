@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from transport.expert_rows import ExpertRows
 from transport.rounded_hidden import RoundedHidden
+from workers.gpu.alignment import aligned
 from workers.gpu.device import Device, Stream
 from workers.gpu.expert_kernels import SumSixteensArgs, WidenArgs
 from workers.gpu.linear import GpuRows
 from workers.gpu.workspace import Areas, WorkShape, received_bytes
 
 _THREADS = 256
-_ALIGNMENT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class RowsLayout:
             sizes.append(self.hidden_bytes * T * H)
         for block in self.blocks:
             sizes += [T * H, 4 * T * H // block]
-        return tuple(accumulate((-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes), initial=0))
+        return tuple(accumulate(map(aligned, sizes), initial=0))
 
 
 class Staging:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import accumulate
 
+from workers.gpu.alignment import ALIGNMENT, aligned
 from workers.gpu.device import Device, Memory
 from workers.gpu.linear import GpuRows
 from workers.model_config import Step35Config
-
-_ALIGNMENT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ def received_bytes(shape: WorkShape, rows: int) -> int:
     """Of a host's rows in their largest form, rounded twice, with ids, weights and exponents."""
     H = shape.hidden
     of_row = max(4 * H, 2 * H + H // 64 + H // 8) + 8 * shape.top_k + 4
-    return rows * of_row + 8 * _ALIGNMENT
+    return rows * of_row + 8 * ALIGNMENT
 
 
 def _area_bytes(shape: WorkShape, rows: int) -> dict[str, int]:
@@ -116,11 +115,7 @@ def _area_bytes(shape: WorkShape, rows: int) -> dict[str, int]:
 
 def work_bytes(shape: WorkShape, rows: int) -> int:
     """What a workspace takes of a card."""
-    return sum(map(_aligned, _area_bytes(shape, rows).values()))
-
-
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+    return sum(map(aligned, _area_bytes(shape, rows).values()))
 
 
 class Workspace:
@@ -133,7 +128,7 @@ class Workspace:
 
     def __init__(self, device: Device, shape: WorkShape, rows: int) -> None:
         """Raises DeviceFull."""
-        sizes = {name: _aligned(num_bytes) for name, num_bytes in _area_bytes(shape, rows).items()}
+        sizes = {name: aligned(num_bytes) for name, num_bytes in _area_bytes(shape, rows).items()}
         self._memory: Memory = device.allocate(sum(sizes.values()))
         starts = accumulate(sizes.values(), initial=self._memory.address)
         self.rows = rows

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from placement.given.probe_figures import FormRate
 from placement.units import size
 from placement.weight_format import BFLOAT16, WeightFormat
+from workers.gpu.alignment import aligned
 from workers.gpu.device import Device, Memory, Stream
 from workers.gpu.errors import DeviceFull
 from workers.gpu.expert_layer import TILES_FROM_ROWS
@@ -124,8 +125,7 @@ def _matrices(put: _Uploads, form: WeightFormat, width: Width, count: int) -> Gp
     """`count` equal ones: what their numbers are changes no time."""
     num_blocks = width.inner * width.hidden // form.block_weights
     blocks = random_blocks(form.name, num_blocks, 0.02, np.random.default_rng(0))
-    # Matrices begin where vectors of bytes may.
-    stride = -(-blocks.nbytes // 256) * 256
+    stride = aligned(blocks.nbytes)
     start = put.room(count * stride)
     put.stream.upload(start, blocks.reshape(-1))
     for number in range(1, count):
