@@ -10,6 +10,8 @@ import torch
 from models.tiny.gguf_file import write_gguf
 from orchestrator.dispatch.dispatcher import Dispatcher
 from orchestrator.generate import GenerationParams, generate
+from orchestrator.gpu.head import HeadOnCard
+from orchestrator.gpu.work_size import head_work_bytes
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.step35 import Step35Model
 from orchestrator.session import load_local
@@ -142,3 +144,11 @@ def test_a_card_that_is_lost_in_a_pass_ends_it_with_one_line(model: Step35Model)
             card.forward(torch.tensor(PROMPT), [SequenceSlice(card.new_cache(), len(PROMPT))])
     finally:
         counts.set("fail_after", -1)
+
+
+def test_a_head_takes_what_is_counted_for_it_before_it_is_loaded(device: Device, model: Step35Model) -> None:
+    head = on_card(model, plan_of(model), device).card
+    assert isinstance(head, HeadOnCard)
+    tables = (head._pages, *head._mtp_pages)
+    taken = head._areas.memory.num_bytes + sum(of_layers._memory.num_bytes for of_layers in tables)
+    assert taken == head_work_bytes(model.config, 1024, 32)
