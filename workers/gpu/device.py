@@ -27,6 +27,9 @@ from workers.gpu.modules import module_of
 LEAST_CAPABILITY = (7, 5)
 """Turing: the first generation with products of 8-bit integers on tensor cores."""
 
+MOST_GRID_Y_OR_Z = 65_535
+"""Thread blocks of a launch in y, and in z (CUDA C++ Programming Guide, 'Compute Capabilities')."""
+
 _NON_BLOCKING_STREAM = 1
 # A stricter one ends where memory is freed, as Python may do at any time with what is gone.
 _CAPTURE_RELAXED = 2

@@ -6,15 +6,13 @@ import ctypes
 from dataclasses import dataclass
 
 from placement.weight_format import WeightFormat
-from workers.gpu.device import Stream
+from workers.gpu.device import MOST_GRID_Y_OR_Z, Stream
 
 WARPS = 4
 """Of a thread block; `LINEAR_WARPS` in linear.h."""
 
 _BLOCKS_EACH = 8
 """Thread blocks that a multiprocessor has at a time, at the least."""
-
-_MOST_GRID_Y = 65_535
 
 
 class LinearArgs(ctypes.Structure):
@@ -158,7 +156,7 @@ def _grid(matrix: GpuMatrix, num_rows: int, groups: int, multiprocessors: int) -
     A warp takes one row of a quantised matrix for a single entry and two for more, and twice that of floats.
     Where that is more blocks than the card runs at a time, blocks take several shares, all the same number.
     """
-    assert groups <= _MOST_GRID_Y
+    assert groups <= MOST_GRID_Y_OR_Z
     rows_each = WARPS * (1 if num_rows == 1 else 2) * (1 if matrix.form.rounding_block else 2)
     shares = -(-matrix.rows // rows_each)
     at_a_time = multiprocessors * _BLOCKS_EACH * 4

@@ -5,11 +5,10 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
-from workers.gpu.device import Stream
+from workers.gpu.device import MOST_GRID_Y_OR_Z, Stream
 from workers.gpu.linear import GpuRows
 
 _WARPS = 4
-_MOST_GRID_Y = 65_535
 
 
 class SwigluArgs(ctypes.Structure):
@@ -69,7 +68,7 @@ def swiglu(stream: Stream, halves: Halves, limit: float, to: GpuRows, block: int
         halves.stride,
         limit,
     )
-    rows = min(halves.rows, _MOST_GRID_Y)
+    rows = min(halves.rows, MOST_GRID_Y_OR_Z)
     if block:
         grid = (-(-halves.columns // (block * _WARPS)), rows, 1)
         stream.launch(f"swiglu_round_{block}", grid, 32 * _WARPS, arguments)

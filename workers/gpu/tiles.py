@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from workers.gpu.device import Stream
+from workers.gpu.device import MOST_GRID_Y_OR_Z, Stream
 from workers.gpu.linear import GpuGroups, GpuMatrix, GpuRows, linear_arguments
 
 TILE_ROWS, TILE_ENTRIES, TILE_THREADS = 64, 32, 256
 """Rows of weights and entries that a thread block takes at a time, and its threads; tiles.h has them too."""
 
-_MOST_GRID_Y_OR_Z = 65_535
 _MOST_MATRIX_BYTES = 1 << 32
 
 
@@ -36,6 +35,6 @@ def tiles(
         -(-matrix.rows // TILE_ROWS),
         1 if groups is None else groups.most,
     )
-    assert max(grid[1:]) <= _MOST_GRID_Y_OR_Z
+    assert max(grid[1:]) <= MOST_GRID_Y_OR_Z
     assert arguments.rows_out * arguments.row_bytes < _MOST_MATRIX_BYTES
     stream.launch(f"tiles_{matrix.form.name}", grid, TILE_THREADS, arguments)
