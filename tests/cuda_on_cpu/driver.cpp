@@ -308,14 +308,6 @@ API int cuEventSynchronize(void* event) {
   if (waited.stream) waited.stream->run_to(waited.place);
   return lost ? ILLEGAL_ADDRESS : SUCCESS;
 }
-API int cuEventQuery(void* event) {
-  CHECKED;
-  auto& asked = **static_cast<EventRef>(event);
-  // A card would go on by itself; here asking moves it on, so that who asks again and again comes to an end.
-  if (!asked.stream || asked.stream->done >= asked.place) return SUCCESS;
-  asked.stream->run_to(asked.stream->done + 1);
-  return asked.stream->done >= asked.place ? SUCCESS : NOT_READY;
-}
 API int cuEventElapsedTime_v2(float* ms, void* start, void* stop) {
   CHECKED;
   auto &first = **static_cast<EventRef>(start), &last = **static_cast<EventRef>(stop);
