@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
+from orchestrator.computed import Computed, Copied
 from orchestrator.dispatch.usage import Usage
 from orchestrator.generate import GenerationResult
 from placement.plan import Plan
+
+_NOTHING = Copied()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ class RunReport:
             nobody watches.
         spot_checks: requests that other holders computed as well.
         liars: workers whose numbers were found to be wrong.
+        computed: where the experts of decode steps were computed.
+        copied: what came to cards from RAM, of the run with its prompts.
     """
 
     num_tokens: int
@@ -51,6 +56,8 @@ class RunReport:
     events: Mapping[str, int] = field(default_factory=dict)
     spot_checks: int = 0
     liars: tuple[str, ...] = ()
+    computed: Computed = field(default_factory=Computed)
+    copied: Copied = _NOTHING
 
     @property
     def accepted_drafts_per_step(self) -> float:
@@ -65,6 +72,8 @@ def make_report(
     expert_bytes: Mapping[int, int],
     events: Mapping[str, int] | None = None,
     liars: Sequence[str] = (),
+    computed: Sequence[Computed] = (),
+    copied: Copied = _NOTHING,
 ) -> RunReport:
     """What a run was like.
 
@@ -73,6 +82,7 @@ def make_report(
         decode: of the decode steps of each result.
         expert_bytes: absolute layer index -> what one of its experts takes, as it is kept.
         events, liars: of the watch over the workers.
+        computed: of the decode steps of each result.
     """
     decode_s = sum(result.decode_s for result in results)
     decoded = sum(len(result.token_ids) - 1 for result in results)
@@ -112,6 +122,8 @@ def make_report(
         events=dict(events or {}),
         spot_checks=whole.checked,
         liars=tuple(liars),
+        computed=sum(computed, Computed()),
+        copied=copied,
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from orchestrator.computed import Computed, computed_so_far, copied_so_far
 from orchestrator.dispatch.dispatcher import Dispatcher, unwatched
 from orchestrator.dispatch.spot_check import DEFAULT_SHARE, SpotCheck, arbiter_of
 from orchestrator.dispatch.usage import Usage
@@ -34,6 +35,7 @@ from placement.head_split import HeadSplit
 from placement.kv_size import KvForm, SequenceSize
 from placement.message_size import MAX_MESSAGE_ROWS
 from placement.plan import LOCAL_WORKER, Plan
+from placement.residency import CacheStart, ResidencyRule
 from placement.weight_format import ExpertFormat
 from placement.workload import DEFAULT_CONTEXT
 from transport.messages import WireLimits
@@ -43,6 +45,7 @@ from workers.formats.identity import IDENTITY, told
 from workers.formats.open_model import OpenModel, held_expert_bytes
 from workers.gpu.errors import DeviceLost
 from workers.gpu.free import is_card
+from workers.gpu.tier import VramTier
 from workers.holdings import Holdings
 from workers.memory.budget import Need
 from workers.memory.lost_pages import end_lost_pages_in_one_line
@@ -68,6 +71,7 @@ class Session:
     watched: Watched | None = None
     _results: list[GenerationResult] = field(default_factory=list)
     _decode: list[Usage] = field(default_factory=list)
+    _computed: list[Computed] = field(default_factory=list)
     _lost: str = ""
 
     def generate(
@@ -81,11 +85,11 @@ class Session:
                 bits.
         """
         self.checkpoint.check_unchanged()
-        before: list[Usage] = []
+        before: list[tuple[Usage, Computed]] = []
 
         def note_first_token(token_ids: list[int]) -> None:
             if not before:
-                before.append(self.dispatcher.usage.copy())
+                before.append((self.dispatcher.usage.copy(), self._computed_so_far()))
             if on_tokens is not None:
                 on_tokens(token_ids)
 
@@ -98,8 +102,20 @@ class Session:
                 self._lost = f"{first_line(error)}; until then the CPU computes the head"
             raise
         self._results.append(result)
-        self._decode.append(self.dispatcher.usage.since(before[0]))
+        usage, computed = before[0]
+        self._decode.append(self.dispatcher.usage.since(usage))
+        self._computed.append(self._computed_so_far() - computed)
         return result
+
+    def keep_in_vram(self, rule: ResidencyRule) -> None:
+        """Which experts of RAM stay on this process's cards from the next layer on; no bit depends on it.
+
+        Nothing happens where a plan leaves a card no room for any. The thread that generates calls it,
+        between two runs or from `on_tokens`.
+        """
+        for tier in self.local.tiers:
+            if isinstance(tier, VramTier):
+                tier.beside.rule = rule
 
     def notices(self) -> list[str]:
         """What the user should know of the experts' memory, here and on workers; see `ExpertTier.notices`."""
@@ -126,7 +142,15 @@ class Session:
             self.expert_bytes,
             None if log is None else log.counts(),
             () if log is None else log.liars(),
+            self._computed,
+            copied_so_far(self.local.tiers),
         )
+
+    def _computed_so_far(self) -> Computed:
+        activations = self.dispatcher.usage.activations
+        local = self.dispatcher.view.local_worker
+        here = 0 if local is None else activations[local]
+        return computed_so_far(self.local.tiers, here, sum(activations) - here)
 
 
 @contextmanager
@@ -144,6 +168,7 @@ def open_session(
     disks_bytes_per_s: Mapping[str, float] | None = None,
     device: str | None = None,
     split: HeadSplit | None = None,
+    cache: CacheStart | None = None,
 ) -> Iterator[Session]:
     """Start the plan's workers and load the head meanwhile; let go of them on the way out, whatever happens.
 
@@ -163,6 +188,7 @@ def open_session(
         disks_bytes_per_s: of workers' boxes, by worker name, "head" for this one's, as far as measured.
         device: that the head computes on; where left out, that of the plan's tier "head", or the CPU.
         split: what of a head on a card stays on the CPU; None for nothing but the embedding.
+        cache: how this process's cards begin to keep experts of RAM; None for those used most of late.
 
     Raises:
         PlanError: the plan is for another model, or says what this release cannot run.
@@ -188,7 +214,9 @@ def open_session(
     with ExitStack() as stack:
         reservation, own = reserve_run(plan, head, model, workers_here=workers is None)
         stack.callback(reservation.close)
-        load = partial(_load, model, plan, demand, own, reservation, on_progress, device=device, split=split)
+        load = partial(
+            _load, model, plan, demand, own, reservation, on_progress, device=device, split=split, cache=cache
+        )
         if not plan.asked_workers:
             yield _session(model, plan, demand, load())
             return
@@ -269,8 +297,9 @@ def _load(
     *,
     device: str = "cpu",
     split: HeadSplit | None = None,
+    cache: CacheStart | None = None,
 ) -> _Loaded:
-    """`own`: what of `reservation` is this process's; `device`, `split`: as of `open_session`."""
+    """`own`: what of `reservation` is this process's; the last three as of `open_session`."""
     end_lost_pages_in_one_line()
     config, checkpoint = model
     dtype: torch.dtype = getattr(torch, plan.dtype)
@@ -279,6 +308,9 @@ def _load(
     weights = load_head_weights(checkpoint, config, dtype, forms=forms, need_mtp=demand.num_drafts > 0)
     specs = tiers_of(plan, LOCAL_WORKER) if plan.local_worker is not None else ()
     tiers = load_each(specs, checkpoint, config, plan.dtype, on_progress=on_progress)
+    for tier in tiers:
+        if cache is not None and isinstance(tier, VramTier):
+            tier.beside.start(cache)
     timer = StepTimer()
     card = _on_card(model, plan, demand, weights, tiers, device, split, timer, on_progress)
     # Before the first token, and in the order of the file, not of the first pass's page faults.

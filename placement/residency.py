@@ -7,8 +7,8 @@ experts to load in the background, and in whose place. docs/policies.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -26,6 +26,19 @@ class ResidencyRule(StrEnum):
     fixed = "fixed"
     lru = "lru"
     lfu = "lfu"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CacheStart:
+    """How a run begins to keep experts in VRAM.
+
+    Attributes:
+        frequencies: absolute layer index -> float64 [num_experts], uses of each expert in a step as
+            statistics have them. The cache begins with the hottest; where empty, with nothing.
+    """
+
+    rule: ResidencyRule = ResidencyRule.lfu
+    frequencies: Mapping[int, NDArray[np.float64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +125,19 @@ class Residency:
     def loading(self) -> frozenset[int]:
         """What is on its way."""
         return frozenset(self._loading)
+
+    def begin_with(self, wanted: Sequence[int]) -> tuple[Swap, ...]:
+        """What to load before the first step ends, by any rule: as many as there is room for.
+
+        Args:
+            wanted: the most valuable first, none of them held, and less so than those of an earlier call.
+        """
+        begun = int(self._held.sum()) + len(self._loading)
+        keys = list(wanted[: max(self.capacity - begun, 0)])
+        unused = self._last[keys] < 0
+        self._last[keys] = np.where(unused, -1 - begun - np.arange(len(keys)), self._last[keys])
+        self._loading.update(keys)
+        return tuple(Swap(key, None) for key in keys)
 
     def note(self, row: int | NDArray[np.integer], expert_ids: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Count what a layer of a step asks for, once for all its rows.

@@ -105,7 +105,7 @@ def tier_needs(
         if spec.kind == "disk":
             need = Need(f"the cache of the {what}", min(spec.cache_bytes, need.num_bytes))
         elif spec.kind == "vram":
-            need = Need(f"buffers for the {what}", host_bytes(config))
+            need = Need(f"buffers for experts on {quote(spec.name)}", host_bytes(config))
         needs.append(need)
     return needs
 

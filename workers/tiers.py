@@ -92,7 +92,7 @@ class TierSpec:
 
 
 def tiers_of(plan: Plan, worker: str) -> tuple[TierSpec, ...]:
-    """A worker's tiers in the plan's order, without those that hold nothing.
+    """A worker's tiers in the plan's order, without those that hold nothing and never will.
 
     Disks share what the plan leaves free of the worker's memory for experts, as a cache. What it leaves free
     of a card's is one for the experts of the worker's RAM.
@@ -113,6 +113,10 @@ def tiers_of(plan: Plan, worker: str) -> tuple[TierSpec, ...]:
             return max(least_cache_bytes(sum(map(len, experts.values())), largest), unused // disks)
         return tier.budget_bytes - held if tier.kind == "vram" and has_ram else 0
 
+    def has_use(tier: PlannedTier, experts: Experts, held: int) -> bool:
+        # A card may be all cache; what has no room for an expert is of no use to any.
+        return bool(experts) or (tier.kind == "vram" and cache_bytes(tier, experts, held) >= largest > 0)
+
     return tuple(
         TierSpec(
             tier.name,
@@ -123,7 +127,7 @@ def tiers_of(plan: Plan, worker: str) -> tuple[TierSpec, ...]:
             cache_bytes(tier, experts, held),
         )
         for tier, experts, held in tiers
-        if experts
+        if has_use(tier, experts, held)
     )
 
 

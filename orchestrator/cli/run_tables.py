@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Group
 
 from orchestrator.cli.output import share, table
+from orchestrator.computed import Copied
 from orchestrator.membership.events import KINDS
 from orchestrator.report import RunReport
 from placement.units import size
@@ -43,6 +45,16 @@ _EVENT_NAMES = {
 _EVERYDAY = ("cleared", "hedged")
 
 
+_PLACES = {
+    "vram": "VRAM, fixed",
+    "vram_cache": "VRAM, cache",
+    "vram_passing": "VRAM, passing",
+    "ram": "RAM",
+    "disk": "disk",
+    "elsewhere": "other boxes",
+}
+
+
 def report_document(report: RunReport, step_s: float | None = None) -> dict[str, Any]:
     """The same figures as JSON."""
     return {
@@ -70,6 +82,10 @@ def report_document(report: RunReport, step_s: float | None = None) -> dict[str,
         "events": {kind: report.events.get(kind, 0) for kind in KINDS},
         "spot_checks": report.spot_checks,
         "liars": list(report.liars),
+        "computed": {
+            place: getattr(report.computed, place) / max(report.computed.total, 1) for place in _PLACES
+        },
+        "copied": asdict(report.copied),
     }
 
 
@@ -128,9 +144,34 @@ def run_tables(report: RunReport, step_s: float | None = None) -> list[Group]:
         for kind, times in report.events.items()
         if times and kind not in _EVERYDAY
     ]
+    places = [
+        (name, share(getattr(report.computed, place) / report.computed.total))
+        for place, name in _PLACES.items()
+        if getattr(report.computed, place)
+    ]
     return [
         table("Speed", ("", ""), speed),
         table("Where a decode step's time went", ("part", "ms a step", "share"), time if total_s else []),
         *([table("What happened to workers", ("", ""), happened)] if happened else []),
         table("Who computed", ("worker", "experts", "bytes", *(["of choices"] if counted else [])), work),
+        # One place is no news.
+        *(
+            [table("Where a decode step's experts were", ("", "of choices"), places)]
+            if len(places) > 1
+            else []
+        ),
+        *_copied(report.copied),
     ]
+
+
+def _copied(copied: Copied) -> list[Group]:
+    """What came to cards while text ran."""
+    rows = []
+    if copied.background_bytes:
+        rows.append(("kept there, in the background", size(copied.background_bytes)))
+    if copied.prompt_experts:
+        rows.append(("for prompts", size(copied.prompt_bytes)))
+        rows.append(("  experts", f"{copied.prompt_experts:,}"))
+    if copied.crossover_rows is not None:
+        rows.append(("a copy pays from", f"{copied.crossover_rows:,} rows"))
+    return [table("Copied from RAM to cards", ("", ""), rows)] if rows else []

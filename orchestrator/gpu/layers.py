@@ -119,7 +119,8 @@ class CardLayers:
             step.stream.record(self._told)
             resident = self._resident(layer.index, moe)
             sums = self._meanwhile(step, key, number, layer, moe, wire)
-            if wants_ids or not resident.all():
+            # What is kept of RAM is counted, so that it stays.
+            if wants_ids or self._tier is None or not self._tier.owns_all(layer.index):
                 with self._waiting:
                     self._told.synchronize()
                 if self._passing.broken(step.num_rows):
@@ -128,7 +129,9 @@ class CardLayers:
                 noted.append((layer.index, rows.expert_ids))
                 sums += self._elsewhere(step, layer.index, rows, resident, experts)
             else:
-                experts.count_own(step.num_rows * moe.host.top_k)
+                pairs = step.num_rows * moe.host.top_k
+                experts.count_own(pairs)
+                self._tier.counts.own += pairs
             pending = step.left(sums)
         self.keep(step, ("finish", name, step.num_rows, pending), partial(step.finish, pending))
         with self._waiting:
@@ -233,8 +236,9 @@ class CardLayers:
             self._tier.note(layer, rows.expert_ids)
         on_card = resident[rows.expert_ids]
         count = int(np.count_nonzero(on_card))
-        if count:
+        if count and self._tier is not None:
             experts.count_own(count)
+            self._tier.count(layer, rows.expert_ids[on_card])
         if count == on_card.size:
             return ()
         if count:

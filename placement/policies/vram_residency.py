@@ -18,6 +18,7 @@ from placement.cost.head import head_seconds
 from placement.cost.rates import expert_rates
 from placement.errors import InputError, PlanDoesNotFit
 from placement.given.problem import PlanningProblem
+from placement.given.stats import RoutingStats
 from placement.holders import HolderTable
 from placement.policies.baselines.cached_experts import fast_device, fetch_seconds, homes_beside
 from placement.policies.baselines.fixed import hottest
@@ -111,6 +112,12 @@ def simulate_residency(
     return tuple(results)
 
 
+def chances_in_step(stats: RoutingStats, tokens_per_step: int) -> NDArray[np.float64]:
+    """How likely a step uses each expert, its tokens choosing apart: float64 [num_layers, num_experts]."""
+    chances: NDArray[np.float64] = 1 - (1 - stats.frequencies()) ** tokens_per_step
+    return chances
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _CachedBox:
     """What is the same for every rule.
@@ -158,7 +165,7 @@ class _CachedBox:
 
     def residency(self, rule: ResidencyRule, half_life_steps: float) -> Residency:
         problem, stats = self.problem, self.problem.stats
-        chances = None if stats is None else 1 - (1 - stats.frequencies()) ** problem.workload.tokens_per_step
+        chances = None if stats is None else chances_in_step(stats, problem.workload.tokens_per_step)
         return Residency(
             rule,
             int(problem.capacities()[self.fast]),

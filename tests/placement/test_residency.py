@@ -118,6 +118,27 @@ def test_no_rule_has_more_hits_than_opt_however_late_copies_come(
     assert hits <= opt_hits(requests, capacity).sum()
 
 
+@given(
+    rule_=st.sampled_from(list(ResidencyRule)),
+    steps=steps_of,
+    capacity=st.integers(0, SIZE),
+    first=st.permutations(range(SIZE)),
+    at_once=st.integers(1, SIZE),
+)
+@examples(50)
+def test_what_is_loaded_at_first_is_as_if_it_had_been_held(
+    rule_: ResidencyRule, steps: list[list[list[int]]], capacity: int, first: list[int], at_once: int
+) -> None:
+    loading = Residency(rule_, capacity, LAYERS, EXPERTS)
+    swaps: list[Swap] = []
+    for start in range(0, SIZE, at_once):
+        swaps += loading.begin_with(first[start : start + at_once])
+    assert swaps == [Swap(key, None) for key in first[:capacity]]
+    assert all(loading.loaded(swap.load) for swap in swaps)
+    held = Residency(rule_, capacity, LAYERS, EXPERTS, first=first[:capacity])
+    assert run(loading, steps, 3) == run(held, steps, 3)
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Steps, arrivals, changes of the rule and losses of memory in any order."""
 

@@ -37,8 +37,15 @@ _ROWS_AN_ARRIVAL = 32
 
 @dataclass(slots=True)
 class DiskCounts:
-    """Since the start: experts asked for and how many of them the cache had, bytes read."""
+    """Since the start.
 
+    Attributes:
+        choices: (token, expert) pairs computed.
+        asked: experts asked for, each once a request.
+        hits: of those, what the cache had.
+    """
+
+    choices: int = 0
     asked: int = 0
     hits: int = 0
     read_bytes: int = 0
@@ -139,7 +146,9 @@ class DiskTier:
                 request asks for it again.
         """
         self._file_check()
-        keys = self._keys(layer, np.unique(rows.expert_ids[rows.expert_ids >= 0]))
+        chosen = rows.expert_ids[rows.expert_ids >= 0]
+        self.counts.choices += len(chosen)
+        keys = self._keys(layer, np.unique(chosen))
         if not len(keys):
             return partial_sum(next(iter(self._layers.values())).weights, layer, rows)
         here = self._cache.use(keys)

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.residency import ResidencyRule
-from placement.streaming import BUFFERS, StreamingRates, choose_streamed
+from placement.residency import CacheStart, ResidencyRule
+from placement.streaming import BUFFERS, StreamingRates, choose_streamed, crossover_rows
 from transport.expert_rows import ExpertRows
 from workers.fixed_point import PartialSum
 from workers.gpu.card_experts import LEAST_ROWS, CardExperts
+from workers.gpu.counts import CardCounts
 from workers.gpu.device import Stream
 from workers.gpu.errors import DeviceFull
 from workers.gpu.own_rates import measured_rates
-from workers.gpu.ram_copies import sizes_of
+from workers.gpu.ram_copies import bytes_of, sizes_of
 from workers.gpu.residents import Residents, largest_bytes, places_for
 from workers.gpu.rows import RowsOnCard
 from workers.gpu.streaming import Streamer
@@ -40,12 +41,18 @@ class BesideRam:
     two requests.
 
     Attributes:
-        rule: which experts stay on the card as text runs.
+        rule: which experts stay on the card as text runs; may be changed at any time.
     """
 
-    def __init__(self, on_card: CardExperts, cache_bytes: int) -> None:
-        """`cache_bytes`: of the card's memory, for experts that stay."""
+    def __init__(self, on_card: CardExperts, cache_bytes: int, counts: CardCounts) -> None:
+        """
+        Args:
+            cache_bytes: of the card's memory, for experts that stay.
+            counts: where copies to the card are counted.
+        """
         self.rule = ResidencyRule.lfu
+        self._frequencies: Mapping[int, NDArray[np.float64]] = {}
+        self._counts = counts
         self._rates: StreamingRates | None = None
         self._on_card = on_card
         self._cache_bytes = cache_bytes
@@ -61,6 +68,10 @@ class BesideRam:
         """From the next request on these are the RAM beside the card."""
         self._next = tuple(stores)
 
+    def start(self, start: CacheStart) -> None:
+        """Begin so, before the first request; later only the rule counts, until other RAM is paired."""
+        self.rule, self._frequencies = start.rule, start.frequencies
+
     @property
     def rates(self) -> StreamingRates | None:
         """What a prompt's experts are chosen by, for the way through the card.
@@ -74,9 +85,19 @@ class BesideRam:
         self._rates = rates
 
     @property
+    def crossover_rows(self) -> int | None:
+        """From so many rows on a copy to the card pays; None where it never does, or nobody measured."""
+        return None if self._rates is None else crossover_rows(self._rates)
+
+    @property
     def num_places(self) -> int:
         """Experts that can stay."""
         return 0 if self._residents is None else len(self._residents.memory)
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether experts that are to stay are on their way."""
+        return self._residents is not None and self._residents.is_loading
 
     @property
     def is_streaming(self) -> bool:
@@ -84,7 +105,7 @@ class BesideRam:
         return self._streamed is not None
 
     def note(self, stream: Stream, layer: int, expert_ids: NDArray[np.int32]) -> None:
-        """Count what is asked for; then what has arrived is on the card, and what the last step missed comes.
+        """What has arrived is on the card, and what the last step missed comes; then count what is asked for.
 
         Args:
             stream: where places change.
@@ -99,8 +120,8 @@ class BesideRam:
             self._begin(stream, stores)
         if self._residents is not None:
             self._residents.rule = self.rule
+            self._residents.turn(stream, layer)
             self._residents.note(layer, expert_ids)
-            self._residents.turn(stream)
         weights = self._weights.get(layer)
         if weights is not None and len(expert_ids) > LEAST_ROWS:
             self._measure(stream, layer, weights)
@@ -124,7 +145,10 @@ class BesideRam:
         """Add them to the sum that the stream was asked for last."""
         if self._streamed is not None and self._streamed.layer == layer:
             assert self._streamer is not None
-            self._streamer.add(stream, layer, rows, self._weights[layer], self._streamed.experts)
+            weights, experts = self._weights[layer], self._streamed.experts
+            self._streamer.add(stream, layer, rows, weights, experts)
+            self._counts.passed += len(experts)
+            self._counts.passed_bytes += len(experts) * bytes_of(sizes_of(weights))
 
     def give_back(self, stream: Stream) -> int:
         """Free the memory of experts that stay, until other RAM is paired; gives its bytes, 0 for none."""
@@ -164,7 +188,8 @@ class BesideRam:
             self._on_card.give_places(starts, sizes)
             self._has_places = bool(starts)
         if kept:
-            self._residents = Residents(self._on_card, weights, kept, self.rule)
+            start = CacheStart(self.rule, self._frequencies)
+            self._residents = Residents(self._on_card, weights, kept, start, self._counts)
         if passing:
             self._streamer = Streamer(self._on_card, passing, len(kept))
 

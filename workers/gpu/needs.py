@@ -26,10 +26,13 @@ def vram_needs(
     needs: dict[str, list[Need]] = {}
     for spec in specs:
         if spec.kind == "vram":
+            of_card = needs.setdefault(card_name(spec.device), [])
+            if not spec.experts:
+                # A cache takes what is free, later.
+                continue
             forms = {layer: ExpertFormat.of_name(spec.forms.get(layer, dtype)) for layer in spec.experts}
             what = f"{spec.num_experts:,} experts on {quote(spec.name)}"
-            need = need_of(spec.experts, what, checkpoint, config, forms)
-            needs.setdefault(card_name(spec.device), []).append(need)
+            of_card.append(need_of(spec.experts, what, checkpoint, config, forms))
     return needs
 
 

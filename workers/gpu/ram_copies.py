@@ -33,6 +33,11 @@ def copies_of(weights: ExpertWeights, sizes: ExpertSizes, expert: int, start: in
     return found
 
 
+def bytes_of(sizes: ExpertSizes) -> int:
+    """Of all copies of an expert."""
+    return sum(form.matrix_bytes(rows, columns) for form, rows, columns in sizes.matrices)
+
+
 def sizes_of(weights: ExpertWeights) -> ExpertSizes:
     """Of experts in RAM."""
     forms = ExpertFormat(weights.gate.form, weights.up.form, weights.down.form)

@@ -14,8 +14,9 @@ from queue import SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from placement.residency import Residency, ResidencyRule
+from placement.residency import CacheStart, Residency, ResidencyRule, Swap
 from workers.gpu.card_experts import CardExperts
+from workers.gpu.counts import CardCounts
 from workers.gpu.device import Device, Event, Memory, Stream
 from workers.gpu.errors import DeviceFull
 from workers.gpu.expert_layer import Slot
@@ -23,8 +24,11 @@ from workers.gpu.loading import Uploader
 from workers.gpu.ram_copies import Copy, copies_of, sizes_of
 from workers.kernels import ExpertWeights
 
-MOST_LOADING = 4
-"""On their way at a time: enough to keep a link busy, few enough that what was wanted is still wanted."""
+LEAST_LOADING = 4
+"""That many may be on their way after a step at least: enough to keep a link busy."""
+
+MOST_AT_FIRST = 16
+"""Of the hottest experts, on their way at a time: a process that ends waits for them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,12 +91,16 @@ class Residents:
         on_card: CardExperts,
         weights: Mapping[int, ExpertWeights],
         memory: Sequence[Memory],
-        rule: ResidencyRule,
+        start: CacheStart,
+        counts: CardCounts,
     ) -> None:
         """Begin with nothing in the places, which are the first of those that `on_card` was given.
 
+        The hottest experts of statistics come at the first calls of `turn`.
+
         Args:
             weights: layer -> its experts in RAM, of those layers that `on_card` takes.
+            counts: where loads are counted.
         """
         self.memory = list(memory)
         self._on_card = on_card
@@ -105,13 +113,26 @@ class Residents:
         for layer, row in self._row_of.items():
             fixed = on_card.resident(layer)
             loadable[row] = (weights[layer].slots.numpy() >= 0) & ~fixed
+        uses = np.zeros((len(weights), self._num_experts))
+        for layer, row in self._row_of.items():
+            uses[row] = start.frequencies.get(layer, 0.0)
         self._residency = Residency(
-            rule, len(memory), len(weights), self._num_experts, loadable=loadable.reshape(-1)
+            start.rule,
+            len(memory),
+            len(weights),
+            self._num_experts,
+            frequencies=uses.reshape(-1),
+            loadable=loadable.reshape(-1),
         )
+        hottest = np.argsort(-uses, axis=None, kind="stable")
+        self._first = hottest[loadable.flat[hottest] & (uses.flat[hottest] > 0)][: len(memory)].tolist()
         self._free = list(range(len(memory)))
         self._place_of: dict[int, int] = {}
         self._loader = _Loader(on_card.device)
         self._under_way = 0
+        self._counts = counts
+        self._most_loading = LEAST_LOADING
+        self._arrived = 0
         self._row = -1
         self._step_ended = False
 
@@ -124,49 +145,69 @@ class Residents:
     def rule(self, rule: ResidencyRule) -> None:
         self._residency.rule = rule
 
-    def note(self, layer: int, expert_ids: NDArray[np.int32]) -> None:
-        """Count what a request asks for, wherever it is computed; -1 for none.
+    @property
+    def is_loading(self) -> bool:
+        """Whether anything has not arrived yet."""
+        return self._loader.arrived.qsize() < self._under_way
 
-        A layer before the last one begins a new step.
-        """
+    def note(self, layer: int, expert_ids: NDArray[np.int32]) -> None:
+        """Count what a request asks for, wherever it is computed; -1 for none."""
         row = self._row_of.get(layer)
         asked = expert_ids[(expert_ids >= 0) & (expert_ids < self._num_experts)]
-        if row is None or not len(asked):
-            return
-        self._step_ended |= row < self._row or len(self._layers) == 1
-        self._row = row
-        self._residency.note(row, asked)
+        if row is not None and len(asked):
+            self._residency.note(row, asked)
 
-    def turn(self, stream: Stream) -> None:
+    def turn(self, stream: Stream, layer: int) -> None:
         """Take in what has arrived; after a step begin to load what it missed, in place of what is used less.
 
         Args:
             stream: where places change.
+            layer: that is asked for next; one before the last one begins a new step.
         """
+        row = self._row_of.get(layer)
+        if row is not None:
+            self._step_ended = row < self._row or len(self._layers) == 1
+            self._row = row
         moves: dict[int, dict[int, int | None]] = {}
         while not self._loader.arrived.empty():
             load = self._next_arrival()
+            self._arrived += 1
+            self._counts.kept_bytes += sum(copy.num_bytes for copy in load.copies)
             if self._residency.loaded(load.key):
                 self._place_of[load.key] = load.place
                 self._note_move(moves, load.key, load.place)
             else:
                 self._free.append(load.place)
         wanted: list[tuple[int, int]] = []
-        if self._step_ended:
-            self._step_ended = False
-            for swap in self._residency.end_step(MOST_LOADING - len(self._residency.loading)):
-                if swap.evict is None:
-                    place = self._free.pop()
-                else:
-                    place = self._place_of.pop(swap.evict)
-                    self._note_move(moves, swap.evict, None)
-                wanted.append((swap.load, place))
+        for swap in self._swaps():
+            if swap.evict is None:
+                place = self._free.pop()
+            else:
+                place = self._place_of.pop(swap.evict)
+                self._note_move(moves, swap.evict, None)
+            wanted.append((swap.load, place))
         for layer, places in moves.items():
             self._on_card.move(stream, layer, places)
         if wanted:
             after = stream.record()
             for key, place in wanted:
                 self._load(key, place, after)
+
+    def _swaps(self) -> tuple[Swap, ...]:
+        """What to load now: at first what is hottest, then after each step what it missed."""
+        if self._first:
+            count = MOST_AT_FIRST - len(self._residency.loading)
+            now, self._first = self._first[:count], self._first[count:]
+            return self._residency.begin_with(now)
+        if not self._step_ended:
+            return ()
+        self._step_ended = False
+        # As many as the link brings in a step: a place that waits longer is of no use to anybody.
+        loading = len(self._residency.loading)
+        self._most_loading = max(LEAST_LOADING, self._arrived if loading else 2 * self._most_loading)
+        self._most_loading = min(self._most_loading, len(self.memory))
+        self._arrived = 0
+        return self._residency.end_step(self._most_loading - loading)
 
     def give_back(self, stream: Stream) -> int:
         """Let go of all places' memory; what was in them is computed in RAM. Waits for what is under way.
@@ -185,6 +226,7 @@ class Residents:
         num_bytes = sum(memory.num_bytes for memory in self.memory)
         self.memory.clear()
         self._free.clear()
+        self._first.clear()
         return num_bytes
 
     def settle(self) -> None:

@@ -16,6 +16,7 @@ from workers.formats.checkpoint import Checkpoint
 from workers.gpu.beside import BesideRam
 from workers.gpu.card_experts import LEAST_ROWS, CardExperts
 from workers.gpu.check import check_rows
+from workers.gpu.counts import CardCounts
 from workers.gpu.device import Device, Event, Graph, Stream
 from workers.gpu.errors import DeviceFull, DeviceLost
 from workers.gpu.loading import BUFFER_BYTES
@@ -37,6 +38,9 @@ class VramTier:
     mapped files, where those have the experts as they are kept, with the same bits. Else the request fails.
 
     Beside its own experts it may compute some of those that a RAM tier of the box has: `claims` says which.
+
+    Attributes:
+        counts: what it computed.
     """
 
     def __init__(
@@ -65,7 +69,9 @@ class VramTier:
         self._lost: DeviceLost | None = None
         self._notice = ""
         self._noted: int | None = None
-        self._beside = BesideRam(self.on_card, cache_bytes)
+        self.counts = CardCounts()
+        self._own = {layer: self.on_card.resident(layer) for layer in self._placed}
+        self._beside = BesideRam(self.on_card, cache_bytes, self.counts)
         self.reserve(self._stream, LEAST_ROWS)
 
     @classmethod
@@ -166,6 +172,27 @@ class VramTier:
             except (DeviceLost, DeviceFull) as error:
                 self._fail(error)
 
+    def owns_all(self, layer: int) -> bool:
+        """Whether all of a layer's experts live on the card."""
+        return layer in self._own and bool(self._own[layer].all())
+
+    def count(
+        self, layer: int, expert_ids: NDArray[np.int32], streamed: NDArray[np.bool_] | None = None
+    ) -> None:
+        """Count what the card computed.
+
+        Args:
+            expert_ids: of any shape, -1 for none.
+            streamed: bool [E], what was brought for this request.
+        """
+        ids = expert_ids[expert_ids >= 0]
+        own = self._own.get(layer)
+        num_own = 0 if own is None else int(np.count_nonzero(own[ids]))
+        passing = 0 if streamed is None else int(np.count_nonzero(streamed[ids]))
+        self.counts.own += num_own
+        self.counts.passing += passing
+        self.counts.kept += len(ids) - num_own - passing
+
     def forward(self, layer: int, rows: ExpertRows) -> PartialSum:
         """See `ExpertTier.forward`.
 
@@ -176,7 +203,9 @@ class VramTier:
         check_rows(self.on_card.shape, layer, rows, self._here(layer))
         if self._lost is None:
             try:
-                return self._compute(layer, rows)
+                found = self._compute(layer, rows)
+                self.count(layer, rows.expert_ids, self._beside.is_streamed(layer))
+                return found
             except (DeviceLost, DeviceFull) as error:
                 self._fail(error)
                 if self._files is None:

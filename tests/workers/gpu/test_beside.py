@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import count
+from typing import Any
 
 import numpy as np
 import pytest
 
-from placement.residency import ResidencyRule
+from placement.given.problem import PlanningProblem
+from placement.policies.vram_residency import simulate_residency
+from placement.residency import CacheStart, ResidencyRule
 from placement.streaming import ExpertSeconds, StreamingRates
 from placement.weight_format import ExpertFormat
+from placement.workload import Workload
 from tests.cuda_on_cpu.card import Card
+from tests.placement.boxes import device
+from tests.placement.shapes import small_shape
 from tests.tiny_checkpoint import write_random_checkpoint
 from tests.workers.gpu.expert_cases import RandomExperts, random_rows
 from tests.workers.serving import wait_until
 from transport.expert_rows import ExpertRows
+from workers.gpu.counts import CardCounts
 from workers.gpu.rows import RowsOnCard
 from workers.gpu.tier import MOST_ROWS, VramTier
 from workers.model_config import Step35Config
@@ -148,6 +155,84 @@ def test_what_a_head_asked_for_is_computed_with_the_places_of_that_moment(
     np.testing.assert_array_equal(flags, expected.saturated)
     np.testing.assert_array_equal(values[~flags], expected.values[~flags])
     assert expected.values[~flags].any()
+
+
+def turning_text(rows: int, top_k: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """What 40 steps ask for, int [40, rows, layers, top_k]; every ten steps others are popular."""
+    rng = np.random.default_rng(11)
+    popularity = np.repeat(rng.exponential(size=(4, 2, 16)) ** 3, 10, axis=0)
+    clocks = rng.exponential(size=(40, rows, 2, 16)) / popularity[:, None]
+    return np.argsort(clocks, axis=-1)[..., :top_k]
+
+
+@pytest.mark.parametrize("rule", ResidencyRule)
+def test_hits_are_those_of_the_simulator_and_those_that_arrive_within_a_step(
+    config: Step35Config, card: Card, rule: ResidencyRule
+) -> None:
+    """Where the link brings in a step what the step asks for.
+
+    In a simulation a copy counts from the step after it on, in a run from the next layer on. So each copy may
+    give one hit more here, and none less.
+    """
+    rows, top_k, places = 3, config.moe_top_k, 6
+    text = turning_text(rows, top_k)
+    box = Box(config, card, cache_bytes=places * SLOT_BYTES, fixed={})
+    box.tier.beside.start(CacheStart(rule))
+    hits = asked = 0
+    for number, step in enumerate(text):
+        for place, layer in enumerate(LAYERS):
+            given = random_rows(config, rows, number, absent=0)
+            ids = step[:, place].astype(np.int32)
+            box.check(layer, given._replace(expert_ids=ids))
+            hits += int(box.tier.resident(layer)[np.unique(ids)].sum())
+            asked += len(np.unique(ids))
+        wait_until(lambda: not box.tier.beside.is_loading)
+    counts = box.tier.counts
+
+    shape = small_shape(num_moe_layers=2, num_experts=16, top_k=top_k)
+    expert_bytes = shape.expert_bytes(16)
+    gpu = device("head", places, expert_bytes, tier="vram", gflops=1e-3)
+    ram = device("study-ram", 32, expert_bytes, home=True, gflops=1e-3)
+    problem = PlanningProblem(shape, (gpu, ram), expert_bytes, workload=Workload(drafts=rows - 1))
+    simulated = simulate_residency(problem, text.reshape(-1, 2, top_k), [rule])[0]
+    loads = simulated.copied_bytes // expert_bytes
+    least = round(simulated.hit_share * asked)
+    assert least <= hits <= least + loads
+    assert (hits > 0) == (loads > 0) == (counts.kept > 0) == (rule is not ResidencyRule.fixed)
+    assert counts.own == counts.passing == counts.passed == 0
+
+
+def test_a_cache_begins_with_the_hottest_of_statistics_by_any_rule(config: Step35Config, card: Card) -> None:
+    for rule in ResidencyRule:
+        # More than come at a time.
+        box = Box(config, card, cache_bytes=19 * SLOT_BYTES)
+        uses = {2: np.arange(16) / 16, 3: np.zeros(16)}
+        uses[3][[9, 1, 2, 3, 4, 6]], uses[2][0] = [0.99, 0.9, 0.8, 0.7, 0.01, 0.02], 1.0
+        box.tier.beside.start(CacheStart(rule, uses))
+        for _ in range(3):
+            box.check(2, random_rows(config, 3, 0, held=[0, 5]))
+            wait_until(lambda box=box: not box.tier.beside.is_loading)
+        box.check(2, random_rows(config, 3, 0, held=[0, 5]))
+        # 0 and 5 of layer 2 are the card's own, and 4 of layer 3 has no place.
+        assert box.tier.resident(2).all()
+        assert np.flatnonzero(box.tier.resident(3)).tolist() == [1, 2, 3, 6, 7, 9]
+
+
+def test_each_choice_is_counted_where_it_was_computed(config: Step35Config, card: Card) -> None:
+    box = Box(config, card)
+    rows = random_rows(config, 4, 1, held=list(range(16)))
+    box.check(2, rows)
+    chosen = rows.expert_ids[rows.expert_ids >= 0]
+    assert box.tier.counts == CardCounts(own=int(np.isin(chosen, FIXED[2]).sum()))
+    box.tier.beside.rates = ALWAYS
+    many = random_rows(config, 24, 2, absent=0)
+    box.check(2, many)
+    own = int(np.isin(many.expert_ids, FIXED[2]).sum())
+    brought = len(np.setdiff1d(many.expert_ids, FIXED[2]))
+    of_expert = FORMS[2].expert_bytes(64, 64)
+    assert box.tier.counts.passing == many.expert_ids.size - own
+    assert (box.tier.counts.passed, box.tier.counts.passed_bytes) == (brought, brought * of_expert)
+    assert box.tier.beside.crossover_rows == 1
 
 
 def test_a_rule_that_loads_nothing_leaves_what_is_there(config: Step35Config, card: Card) -> None:
