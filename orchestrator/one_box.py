@@ -11,6 +11,7 @@ from placement.head_split import HeadSplit
 from placement.holders import HolderTable
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan, PlannedLayer, PlannedTier, planned_layers
+from placement.residency import CacheStart
 from placement.units import size
 from workers.formats.open_model import OpenModel, kept_forms
 from workers.memory.budget import Need, check_memory
@@ -29,12 +30,16 @@ class OneBox:
     Attributes:
         split: what of a head on a card stays on the CPU; None where nothing but the embedding does.
         step_s: predicted for a decode step; None where nobody measured this machine.
+        is_most: whether a cache that `step_s` does not count makes steps faster.
+        cache: how cards begin to keep experts of RAM; None where there is no card.
     """
 
     plan: Plan
     reason: str
     split: HeadSplit | None = None
     step_s: float | None = None
+    is_most: bool = False
+    cache: CacheStart | None = None
 
 
 def one_box_plan(model: OpenModel, dtype: str, *, cache_bytes: int = 0) -> Plan:
@@ -94,4 +99,4 @@ def plan_here(model: OpenModel, dtype: str, demand: Demand, free: FreeMemory) ->
         f"{shape.name} does not fit: {free.told}; {head_part} is in memory, {experts} stay on disk, and a "
         f"cache in memory holds {size(room)} of them, {100 * room / all_bytes:.0f}%"
     )
-    return OneBox(one_box_plan(model, dtype, cache_bytes=room), reason)
+    return OneBox(one_box_plan(model, dtype, cache_bytes=room), reason, is_most=True)

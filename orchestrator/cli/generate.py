@@ -15,6 +15,7 @@ from orchestrator.cli.options import Json, Kv
 from orchestrator.cli.output import errors, print_json, print_note
 from orchestrator.cli.progress import shown_progress
 from orchestrator.cli.prompt import check_prompt_options, encoded, ids_of, load_tokenizer
+from orchestrator.cli.residency import RESIDENCY_HELP, Residency, cache_start, check_residency
 from orchestrator.cli.running import Running, disks, moving, of_cluster, workers_of
 from orchestrator.cli.stream import Stream
 from orchestrator.cli.without_plan import dtype_of, in_this_process, over_workers
@@ -90,6 +91,7 @@ def generate(
         Path | None,
         typer.Option(help="Routing file of `potluck stats`: its hottest experts go where it is fastest."),
     ] = None,
+    residency: Annotated[Residency, typer.Option(help=RESIDENCY_HELP)] = Residency.auto,
     seed: Annotated[int, typer.Option(min=0, help="For temperatures above 0.")] = 0,
     json: Json = False,
 ) -> None:
@@ -133,7 +135,7 @@ def generate(
         elif survive:
             raise InputError(f"--survive {survive}: expected with --workers N, of which as many may be lost")
         else:
-            box = in_this_process(opened, name, demand, devices, stats, silent=json)
+            box = in_this_process(opened, name, demand, devices, stats, residency.rule, silent=json)
             made = box.plan
     else:
         _check_alone(stats, "--plan" if running is None else "--cluster")
@@ -153,6 +155,7 @@ def generate(
         if not json:
             for note in (*_on_disk(made), *_unlike(made, plan, kv, mtp)):
                 print_note(note)
+    check_residency(residency, made)
     if made.asked_workers and ray_address is None and running is None and not json:
         print_note(_starting(made, planned=plan is not None))
     with ExitStack() as stack:
@@ -175,6 +178,7 @@ def generate(
                     # Of `--workers` no tier is the head's.
                     device=devices.head if made.head_tier is None and plan is None else made.head_device,
                     split=None if box is None else box.split,
+                    cache=cache_start(residency, box),
                 )
             )
         for note in opened.checkpoint.notes:

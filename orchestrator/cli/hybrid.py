@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from orchestrator.cli.here import Here
+from orchestrator.cli.vram_rule import cache_start, simulated
 from orchestrator.gpu.work_size import head_work_bytes
 from orchestrator.one_box import ADVICE, DISK, OneBox, plan_here
 from orchestrator.run_memory import Demand, head_parts, needs_of_head
@@ -14,7 +15,9 @@ from placement.cost.replica_costs import priced_tiers
 from placement.head_split import HeadParts, VramBudget, vram_budget
 from placement.holders import HolderTable
 from placement.plan import LOCAL_WORKER, Plan, PlannedTier
+from placement.policies.baselines.cached_experts import fast_device
 from placement.policies.registry import LEAST_TIME, place
+from placement.residency import ResidencyRule
 from placement.routing.planning_text import even_routing
 from placement.streaming import BUFFERS
 from placement.units import size
@@ -31,7 +34,12 @@ RAM = f"{LOCAL_WORKER}-ram"
 
 
 def plan_with_cards(
-    model: OpenModel, here: Here, demand: Demand, free: FreeMemory, cards: Sequence[FreeVram]
+    model: OpenModel,
+    here: Here,
+    demand: Demand,
+    free: FreeMemory,
+    cards: Sequence[FreeVram],
+    rule: ResidencyRule | None = None,
 ) -> OneBox:
     """The head in VRAM as far as it fits and pays, experts in what VRAM is left, the rest in RAM or on disk.
 
@@ -39,9 +47,13 @@ def plan_with_cards(
     statistics have chosen most often, or as many in each layer. What fits neither VRAM nor RAM leaves all but
     VRAM's experts on the disk, behind a cache in RAM, as without cards (`plan_here`).
 
+    In place of fixed experts the fastest card may have a cache, where all experts have a home elsewhere.
+
     Args:
         here: what this machine does how fast, and what is known of the text.
         cards: what a run may take of them, the head's first; none for the CPU alone.
+        rule: what VRAM keeps; None for what is fastest on the text of the statistics, fixed experts where
+            they have none or nobody measured this machine.
 
     Raises:
         PlanDoesNotFit: not even what must be in RAM fits there.
@@ -69,19 +81,79 @@ def plan_with_cards(
     needs = needs_of_head(contents, shape, here.dtype, demand, device, split)
     buffers = Need("buffers for experts in VRAM", len(tiers) * host_bytes(model.config))
     in_ram = [*needs.ram, buffers]
-    plan = _placed(here, tiers, max(0, free.usable_bytes - sum(need.num_bytes for need in in_ram)))
+    kept = _kept(here, tiers, max(0, free.usable_bytes - sum(need.num_bytes for need in in_ram)), rule)
+    plan = kept.plan
     least = least_cache_bytes(shape.num_routed_experts, here.largest_bytes)
     cache = [Need("the smallest cache of experts", least)] if plan.tiers[-1].kind == "disk" else []
     check_memory([*in_ram, *cache], free, where=shape.name, advice=ADVICE)
     # Without figures its times are none.
     told = budget.split.told if here.figures else budget.split.told.partition("; ")[0]
     head_card = f"{cards[0].device} ({cards[0].model})"
-    reason = f"{shape.name} with {head_card}: {told}; {_of_experts(plan)}; {budget.told}"
-    step_s = here.step_s(plan)
+    reason = f"{shape.name} with {head_card}: {told}; {_of_experts(plan)}{kept.told}; {budget.told}"
+    is_most = plan.tiers[-1].kind == "disk" or (kept.rule is not ResidencyRule.fixed and kept.step_s is None)
+    step_s = here.step_s(plan) if kept.step_s is None else kept.step_s
     if step_s is not None and split is not None:
         # The simulation has all of the head in VRAM.
         step_s += split.seconds - split.gpu_only_s
-    return OneBox(plan, reason, split, step_s)
+    return OneBox(plan, reason, split, step_s, is_most, cache_start(here, kept.rule))
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A plan and the rule by which VRAM keeps experts.
+
+    Attributes:
+        told: for people, what was compared and why it is not what was asked; "" for nothing.
+        step_s: of a step with the cache; None without one, or where nobody knows.
+    """
+
+    plan: Plan
+    rule: ResidencyRule
+    told: str = ""
+    step_s: float | None = None
+
+
+def _kept(here: Here, vram: tuple[PlannedTier, ...], room: int, asked: ResidencyRule | None) -> _Kept:
+    """Fixed experts or a cache; arguments as of `_placed` and `plan_with_cards`."""
+    tiers = (*vram, _ram_beside(vram, room))
+    if asked is None and not _may_gain(here, vram):
+        asked = ResidencyRule.fixed
+    if asked is ResidencyRule.fixed:
+        return _Kept(_placed(here, vram, room), ResidencyRule.fixed)
+    cache = _cache_among(here, tiers)
+    if cache is None:
+        told = "; fixed, since a cache in VRAM needs room for one there and for all experts in RAM"
+        return _Kept(_placed(here, vram, room), ResidencyRule.fixed, told)
+    found = simulated(here, tiers)
+    rule = asked or (ResidencyRule.fixed if found is None else found.chosen)
+    told = "" if found is None else f"; {found.told}: {rule}"
+    if rule is ResidencyRule.fixed:
+        return _Kept(_placed(here, vram, room), rule, told)
+    return _Kept(_with_cache(here, tiers, cache), rule, told, None if found is None else found.step_s[rule])
+
+
+def _may_gain(here: Here, vram: Sequence[PlannedTier]) -> bool:
+    """Whether a text and a probe can tell, and VRAM has not room for all experts anyway."""
+    capacity = sum(tier.budget_bytes // here.largest_bytes for tier in vram)
+    has_text = here.stats is not None and here.stats.trace is not None
+    return has_text and here.figures is not None and capacity < here.shape.num_routed_experts
+
+
+def _cache_among(here: Here, tiers: Sequence[PlannedTier]) -> int | None:
+    """The fastest card, if the other tiers have room for all experts and it for one."""
+    cache = fast_device(here.problem(tiers))
+    capacities = [tier.budget_bytes // here.largest_bytes for tier in tiers]
+    elsewhere = sum(capacities) - capacities[cache]
+    fits = capacities[cache] > 0 and elsewhere >= here.shape.num_routed_experts
+    return cache if fits and tiers[cache].kind == "vram" else None
+
+
+def _with_cache(here: Here, tiers: tuple[PlannedTier, ...], cache: int) -> Plan:
+    """All experts on other tiers than this one."""
+    empty = replace(tiers[cache], budget_bytes=0)
+    plan = _plan(here, (*tiers[:cache], empty, *tiers[cache + 1 :]))
+    whole = replace(plan.tiers[cache], budget_bytes=tiers[cache].budget_bytes)
+    return replace(plan, tiers=(*plan.tiers[:cache], whole, *plan.tiers[cache + 1 :]))
 
 
 def _parts(sizes: HeadParts, here: Here, card: str) -> HeadParts:
@@ -118,8 +190,7 @@ def _placed(here: Here, vram: tuple[PlannedTier, ...], room: int) -> Plan:
     Args:
         room: bytes of RAM for experts or their cache.
     """
-    name = RAM if vram[0].name == LOCAL_WORKER else LOCAL_WORKER
-    ram = _tier(name, "cpu", "ram", room)
+    ram = _ram_beside(vram, room)
     capacity = sum(tier.budget_bytes // here.largest_bytes for tier in (*vram, ram))
     if capacity >= here.shape.num_routed_experts:
         return _plan(here, (*vram, ram))
@@ -151,6 +222,11 @@ def _plan(here: Here, tiers: tuple[PlannedTier, ...]) -> Plan:
     )
 
 
+def _ram_beside(vram: tuple[PlannedTier, ...], room: int) -> PlannedTier:
+    name = RAM if vram[0].name == LOCAL_WORKER else LOCAL_WORKER
+    return _tier(name, "cpu", "ram", room)
+
+
 def _tier(name: str, device: str, kind: str, budget_bytes: int) -> PlannedTier:
     return PlannedTier(name, "this-machine", device, kind, budget_bytes, worker=LOCAL_WORKER)
 
@@ -158,11 +234,11 @@ def _tier(name: str, device: str, kind: str, budget_bytes: int) -> PlannedTier:
 def _of_experts(plan: Plan) -> str:
     """What of the experts lies where, for people."""
     counts, sizes = plan.experts_per_tier().tolist(), plan.bytes_per_tier().tolist()
-    named = []
+    largest, named = int(plan.expert_bytes.max()), []
     for tier, count, num_bytes in zip(plan.tiers, counts, sizes, strict=True):
         where = {"vram": f"in VRAM of {tier.device}", "ram": "in RAM", "disk": "on disk"}[tier.kind]
         if count:
             named.append(f"{count:,} ({size(num_bytes)}) {where}")
-        elif tier.kind == "ram" and plan.tiers[-1].kind == "disk":
+        elif tier.budget_bytes >= largest and (tier.kind == "vram" or plan.tiers[-1].kind == "disk"):
             named.append(f"a cache of {size(tier.budget_bytes)} {where}")
     return f"experts: {', '.join(named)}"

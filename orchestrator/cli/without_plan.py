@@ -10,6 +10,7 @@ from orchestrator.one_box import OneBox, plan_here
 from orchestrator.run_memory import Demand, mapped_parts
 from orchestrator.runnable import DEFAULT_DTYPE, DtypeName
 from placement.plan import Plan
+from placement.residency import ResidencyRule
 from placement.weight_format import FLOAT32
 from workers.formats.contents import ModelContents, Part
 from workers.formats.open_model import OpenModel, kept_forms
@@ -44,6 +45,7 @@ def in_this_process(
     demand: Demand,
     devices: Devices,
     stats: Path | None,
+    residency: ResidencyRule | None = None,
     *,
     silent: bool,
 ) -> OneBox:
@@ -52,6 +54,7 @@ def in_this_process(
     Args:
         devices: that it may use.
         stats: a routing file.
+        residency: what VRAM keeps, None for what `plan_with_cards` chooses.
 
     Raises:
         PlanDoesNotFit: not even what must be in RAM fits there.
@@ -68,7 +71,7 @@ def in_this_process(
 
         routing = None if stats is None else read_routing(stats, model.shape)
         here = Here.of(model, dtype, demand, routing, measured_here())
-        box = plan_with_cards(model, here, demand, free, devices.cards)
+        box = plan_with_cards(model, here, demand, free, devices.cards, residency)
     if not silent:
         on_cpu = f"; on the CPU, since {devices.why_cpu}" if devices.why_cpu else ""
         print_note(f"{box.reason}{on_cpu}; {_predicted(box, demand)}")
@@ -88,7 +91,7 @@ def _predicted(box: OneBox, demand: Demand) -> str:
     # How many drafts hold is known after the run alone.
     if demand.num_drafts:
         return f"a step should take {box.step_s * 1e3:.1f} ms"
-    least = "at least " if box.plan.tiers[-1].kind == "disk" else ""
+    least = "at least " if box.is_most else ""
     return f"it should write {least}{1 / box.step_s:.1f} tokens/s"
 
 

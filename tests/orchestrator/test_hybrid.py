@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +24,9 @@ from placement.given.probe import HERE, probe_path_here, write_probe
 from placement.given.probe_figures import FormRate, Gpu, Node
 from placement.given.stats import RoutingStats
 from placement.kv_size import PASS_ROWS
+from placement.residency import ResidencyRule
 from tests.cuda_on_cpu.card import Card
-from tests.orchestrator.command_line import Potluck, document
+from tests.orchestrator.command_line import Potluck, document, says
 from tests.placement.given.probes import node, probe
 from workers.formats.open_model import OpenModel, open_model
 from workers.gpu.free import FreeVram
@@ -97,36 +100,46 @@ def check(box: OneBox, model: OpenModel, demand: Demand, cards: Sequence[FreeVra
 
 
 def planned(
-    *cards: FreeVram, free: int = 10**10, stats: RoutingStats | None = None, known: Figures | None = None
+    *cards: FreeVram,
+    free: int = 10**10,
+    stats: RoutingStats | None = None,
+    known: Figures | None = None,
+    rule: ResidencyRule | None = None,
 ) -> OneBox:
     here = Here.of(MODEL, "bfloat16", DEMAND, stats, known)
-    return plan_with_cards(MODEL, here, DEMAND, ram(free), cards)
+    return plan_with_cards(MODEL, here, DEMAND, ram(free), cards, rule)
+
+
+def text_of(num_tokens: int, hot: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """A tenth of each layer's experts, those that end in `hot`, gets nearly all choices."""
+    rng = np.random.default_rng(3)
+    popularity = np.where(np.arange(SHAPE.num_experts) % 10 == hot, 1.0, 0.01)
+    clocks = rng.exponential(size=(num_tokens, SHAPE.num_moe_layers, SHAPE.num_experts)) / popularity
+    return np.argsort(clocks, axis=-1)[..., : SHAPE.top_k]
 
 
 def skewed() -> RoutingStats:
-    """A tenth of each layer's experts gets nearly all choices."""
-    rng = np.random.default_rng(3)
-    weights = np.where(np.arange(SHAPE.num_experts) % 10 == 3, 1.0, 0.01)
-    weights /= weights.sum()
-    trace = np.stack(
-        [
-            [
-                rng.choice(SHAPE.num_experts, SHAPE.top_k, replace=False, p=weights)
-                for _ in range(SHAPE.num_moe_layers)
-            ]
-            for _ in range(300)
-        ]
-    )
-    return RoutingStats.from_trace(SHAPE, trace, "skewed")
+    return RoutingStats.from_trace(SHAPE, text_of(300, 3), "skewed")
 
 
-@given(vram=st.integers(0, 30_000_000), free=st.integers(4_000_000, 80_000_000), other=st.booleans())
+def turning() -> RoutingStats:
+    """Others are used in the second half."""
+    text = np.concatenate([text_of(300, 3), text_of(300, 7)])
+    return RoutingStats.from_trace(SHAPE, text, "turning")
+
+
+@given(
+    vram=st.integers(0, 30_000_000),
+    free=st.integers(4_000_000, 80_000_000),
+    other=st.booleans(),
+    rule=st.sampled_from([None, *ResidencyRule]),
+)
 def test_what_is_planned_fits_what_is_free_and_leaves_out_nothing(
-    vram: int, free: int, *, other: bool
+    vram: int, free: int, *, other: bool, rule: ResidencyRule | None
 ) -> None:
     cards = [card_with(vram), *([card_with(4_000_000, "cuda:1")] if other else [])]
     try:
-        box = planned(*cards, free=free)
+        box = planned(*cards, free=free, rule=rule)
     except PlanDoesNotFit:
         assert free < 8_000_000 + len(cards) * BUFFERS
         return
@@ -218,6 +231,98 @@ def test_experts_that_fit_neither_memory_stay_on_the_disk_behind_a_cache() -> No
     assert "a cache of" in box.reason
 
 
+@pytest.mark.parametrize("rule", [ResidencyRule.lru, ResidencyRule.lfu])
+def test_a_cache_in_vram_has_all_its_room_and_every_expert_a_home_in_ram(rule: ResidencyRule) -> None:
+    cards = [card_with(8_000_000)]
+    fixed, box = planned(*cards, rule=ResidencyRule.fixed), planned(*cards, rule=rule)
+    check(box, MODEL, DEMAND, cards, 10**10)
+    assert box.plan.experts_per_tier().tolist() == [0, SHAPE.num_routed_experts]
+    assert box.plan.tiers[0] == fixed.plan.tiers[0]
+    assert box.cache is not None
+    assert (box.cache.rule, dict(box.cache.frequencies)) == (rule, {})
+    assert "a cache of" in box.reason
+    assert "in VRAM of cuda:0" in box.reason
+
+
+def test_a_cache_begins_with_what_statistics_say_a_step_uses() -> None:
+    stats = skewed()
+    demand = Demand(200, num_drafts=2)
+    here = Here.of(MODEL, "bfloat16", demand, stats)
+    box = plan_with_cards(MODEL, here, demand, ram(10**10), [card_with(8_000_000)], ResidencyRule.lfu)
+    assert box.cache is not None
+    first = SHAPE.moe_layers[0]
+    expected = 1 - (1 - stats.counts[0] / stats.num_tokens) ** 3
+    np.testing.assert_allclose(box.cache.frequencies[first], expected)
+    assert list(box.cache.frequencies) == list(SHAPE.moe_layers)
+
+
+def test_a_second_card_beside_a_cache_has_experts_of_its_own() -> None:
+    cards = [card_with(9_000_000), card_with(8_000_000, "cuda:1")]
+    box = planned(*cards, rule=ResidencyRule.lfu)
+    check(box, MODEL, DEMAND, cards, 10**10)
+    here, there, in_ram = box.plan.experts_per_tier().tolist()
+    assert here == 0
+    assert there > 0
+    assert there + in_ram == SHAPE.num_routed_experts
+
+
+def test_where_ram_is_too_small_for_all_experts_they_are_fixed_and_the_line_says_so() -> None:
+    given = {"free": BUFFERS + 6_000_000}
+    box, fixed = (
+        planned(card_with(8_000_000), **given, rule=ResidencyRule.lru),
+        planned(card_with(8_000_000), **given, rule=ResidencyRule.fixed),
+    )
+    assert (box.plan.holder_table.table == fixed.plan.holder_table.table).all()
+    assert box.cache is not None
+    assert box.cache.rule is ResidencyRule.fixed
+    assert "fixed, since a cache in VRAM needs room for one there and for all experts in RAM" in box.reason
+    assert "since a cache" not in fixed.reason
+
+
+def test_a_recorded_text_and_a_probe_choose_between_fixed_experts_and_a_cache() -> None:
+    known = figures(measured())
+    steady = planned(card_with(4_000_000), stats=skewed(), known=known)
+    changing = planned(card_with(4_000_000), stats=turning(), known=known)
+    assert steady.cache is not None
+    assert steady.cache.rule is ResidencyRule.fixed
+    assert steady.plan.experts_per_tier()[0] > 0
+    assert changing.cache is not None
+    assert changing.cache.rule is not ResidencyRule.fixed
+    assert changing.plan.experts_per_tier()[0] == 0
+    said = re.search(
+        r"; on the text of --stats a step takes ([\d.]+) ms with fixed experts in VRAM, ([\d.]+) with lru, "
+        r"([\d.]+) with lfu: (lru|lfu);",
+        changing.reason,
+    )
+    assert said is not None
+    of_rule = dict(zip(("fixed", "lru", "lfu"), map(float, said.groups()[:3]), strict=True))
+    assert of_rule[said[4]] == min(of_rule.values()) < of_rule["fixed"]
+    assert changing.step_s is not None
+    assert changing.split is not None
+    whole_s = changing.step_s - (changing.split.seconds - changing.split.gpu_only_s)
+    assert 1e3 * whole_s == pytest.approx(of_rule[said[4]], abs=0.06)
+    assert not changing.is_most
+
+
+def test_without_a_text_or_a_probe_experts_are_fixed_and_an_asked_cache_is_predicted_at_the_least() -> None:
+    known = figures(measured())
+    counts = turning().without_trace()
+    for box in (
+        planned(card_with(4_000_000), stats=turning()),
+        planned(card_with(4_000_000), stats=counts, known=known),
+        planned(card_with(4_000_000), stats=turning(), known=known, rule=ResidencyRule.fixed),
+    ):
+        assert box.cache is not None
+        assert box.cache.rule is ResidencyRule.fixed
+        assert "--stats" not in box.reason
+    asked = planned(card_with(4_000_000), stats=counts, known=known, rule=ResidencyRule.lfu)
+    assert asked.is_most
+    in_ram = planned(card_with(4_000_000), stats=counts, known=known)
+    assert asked.step_s is not None
+    assert in_ram.step_s is not None
+    assert asked.step_s > in_ram.step_s
+
+
 def test_several_cards_all_hold_experts_and_the_first_the_head() -> None:
     plan = planned(card_with(8_000_000, "cuda:1"), card_with(9_000_000)).plan
     assert [(tier.name, tier.device) for tier in plan.tiers] == [
@@ -298,3 +403,39 @@ def test_generate_predicts_from_a_probe_of_this_machine_and_shows_it_beside_the_
     fields["nodes"][HERE]["hardware"]["fingerprint"] = "other"
     probe_path_here().write_text(json.dumps(fields))
     assert document(potluck(*command, "--json"))["predicted_tokens_per_s"] is None
+
+
+def test_generate_keeps_what_was_asked_in_vram_and_says_where_experts_were_computed(
+    potluck: Potluck, card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    card.set("memory", MARGIN + 150_000_000)
+    turning().save(tmp_path / "text.npz")
+    command = ("generate", "--model", MODEL.path, "--token-ids", "5,6,7", "--max-tokens", 12, "--ignore-eos")
+    expected = document(potluck(*command, "--device", "cpu", "--json"))
+    assert expected["computed"] == {
+        "vram": 0, "vram_cache": 0, "vram_passing": 0, "ram": 1, "disk": 0, "elsewhere": 0
+    }  # fmt: skip
+    for rule in ("auto", "fixed", "lru", "lfu"):
+        given = (*command, "--device", "cuda", "--stats", tmp_path / "text.npz", "--residency", rule)
+        made = document(potluck(*given, "--json"))
+        assert made["token_ids"] == expected["token_ids"]
+        shares = made["computed"]
+        assert sum(shares.values()) == pytest.approx(1)
+        assert (shares["vram"] > 0) == (rule in ("auto", "fixed"))
+    code, _, err = potluck(*given)
+    assert code == 0, err
+    assert "a cache of" in err
+    assert "Copied from RAM to cards" in err
+    assert "kept there, in the background" in err
+
+
+def test_a_cache_in_vram_where_there_is_none_is_refused(potluck: Potluck) -> None:
+    command = ("generate", "--model", MODEL.path, "--token-ids", "5,6", "--max-tokens", 2)
+    for where in (("--device", "cpu"), ("--workers", 2)):
+        code, _, err = potluck(*command, *where, "--residency", "lru", "--json")
+        assert code == 2
+        assert says(err, "--residency lru: a cache in VRAM … leave it out, or run with a card")
+    code, _, err = potluck(*command, "--residency", "mru", "--json")
+    assert code == 2
+    assert "mru" in err
