@@ -10,13 +10,17 @@ INSTALL = [ -t 1 ] || quiet=--quiet; $(BIN)/pip install $$quiet --constraint con
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 NATIVE := $(wildcard workers/kernels/*.cpp workers/kernels/*.h workers/memory/*.c transport/*.c)
 
-.PHONY: demo test test-long launcher launcher-short soak fidelity check neon avx512 wheel clean
+.PHONY: demo test card test-long launcher launcher-short soak fidelity check neon avx512 wheel clean
 
 demo: $(READY)
 	$(BIN)/potluck demo
 
 test: $(READY)
-	$(PYTEST) -m "not long"
+	$(PYTEST) -m "not long and not card"
+
+# Of what runs on graphics cards: compiled for the oldest and the newest, all forms of weights, the benchmark's code.
+card: $(READY)
+	$(PYTEST) -m "card and not long" tests/workers/gpu tests/orchestrator/gpu tests/benchmarks
 
 # More examples and larger ones, for a night.
 test-long: $(READY)

@@ -96,7 +96,7 @@ class Session:
         try:
             result = generate(self.head, prompt_ids, params, note_first_token)
         except DeviceLost as error:
-            if self.head.card is not None:
+            if self.head.card is not None and self.head.card.device_name == error.device:
                 # The files are mapped still, and what the card had of them is read again as it is needed.
                 self.head.card = None
                 self._lost = f"{first_line(error)}; until then the CPU computes the head"

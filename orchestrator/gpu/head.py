@@ -63,10 +63,12 @@ class HeadOnCard:
             DeviceFull: no memory for a pass.
         """
         self.weights = weights
+        self.device_name = device.name
         self._stream: Stream = device.stream()
         self._kv_form = kv_form
         self._rows = rows
-        self.pool = KvPool(pool_bytes, CardPages(device, self._stream).new_page)
+        self.pages = CardPages(device, self._stream)
+        self.pool = KvPool(pool_bytes, self.pages.new_page)
         trunk = [config.layers[place] for place in weights.places]
         mtp = [config.layers[config.num_hidden_layers + k] for k in range(len(weights.mtp))]
         self._ropes = {rope_key(layer): RopeTable(layer) for layer in (*trunk, *mtp)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from orchestrator.gpu.head import HeadOnCard
@@ -9,7 +10,7 @@ from orchestrator.gpu.weights import place_head
 from orchestrator.model.weights import HeadWeights
 from orchestrator.timing import StepTimer
 from placement.head_split import HeadSplit
-from placement.kv_size import KvForm, SequenceSize
+from placement.kv_size import KvForm, KvShape, SequenceSize
 from placement.model_shape import ModelShape
 from placement.plan import Plan
 from workers.gpu.cards import shared_device
@@ -60,7 +61,7 @@ def load_on_card(
     )
     trunk = config.num_hidden_layers
     there = [shape.attention[layer] for layer in (*placed.places, *range(trunk, trunk + num_mtp))]
-    return HeadOnCard(
+    head = HeadOnCard(
         card,
         config,
         placed,
@@ -72,6 +73,14 @@ def load_on_card(
         timer=timer,
         rows=pass_rows,
     )
+    # Now, so that no other program takes in a long text what was counted for it.
+    pages: Counter[int] = Counter()
+    for attention in there:
+        page_bytes = KvShape.of(attention, kv_form).page_bytes
+        pages[page_bytes] += SequenceSize([attention], kv_form).num_bytes(positions, pass_rows) // page_bytes
+    for page_bytes, count in pages.items():
+        head.pages.reserve(page_bytes, count)
+    return head
 
 
 def layers_on_card(split: HeadSplit | None, num_layers: int) -> range:

@@ -36,14 +36,18 @@ class CardPages:
         self._stream = stream
         self._spare: dict[int, list[CardPage]] = {}
 
-    def new_page(self, num_bytes: int) -> CardPage:
-        """Raises DeviceFull."""
+    def reserve(self, num_bytes: int, count: int) -> None:
+        """Have so many pages of a size ready, which nobody else can take then; raises DeviceFull."""
+        slab = self._device.allocate(count * num_bytes)
+        self._stream.clear(slab.address, slab.num_bytes)
         spare = self._spare.setdefault(num_bytes, [])
-        if not spare:
-            slab = self._device.allocate(_SLAB_PAGES * num_bytes)
-            self._stream.clear(slab.address, slab.num_bytes)
-            spare += [CardPage(slab, slab.address + place * num_bytes) for place in range(_SLAB_PAGES)]
-        return spare.pop()
+        spare += [CardPage(slab, slab.address + place * num_bytes) for place in range(count)]
+
+    def new_page(self, num_bytes: int) -> CardPage:
+        """Raises DeviceFull, where more are wanted than were reserved."""
+        if not self._spare.get(num_bytes):
+            self.reserve(num_bytes, _SLAB_PAGES)
+        return self._spare[num_bytes].pop()
 
 
 class PageTables:

@@ -18,6 +18,11 @@ class OnCard(Protocol):
     """The part of a head that a card computes; the rest stays on the CPU."""
 
     @property
+    def device_name(self) -> str:
+        """The card's, such as "cuda:0"."""
+        ...
+
+    @property
     def layers(self) -> range:
         """Of the trunk, by place: a run at one of its ends, or all, or none."""
         ...

@@ -42,7 +42,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.card
 def test_the_whole_benchmark_runs_on_the_card_that_the_cpu_plays() -> None:
     found = run("benchmarks.hybrid", "--on-cpu")
     assert found.returncode == 0, found.stderr
@@ -66,7 +66,7 @@ def test_the_whole_benchmark_runs_on_the_card_that_the_cpu_plays() -> None:
     assert int(asked["all in VRAM"][2]) < int(asked["64 GB"][2])
 
 
-@pytest.mark.slow
+@pytest.mark.card
 def test_generations_are_the_same_wherever_head_and_experts_are() -> None:
     found = run("benchmarks.gpu_generation", "--on-cpu", "--tokens", "2", "--types", "q4_k")
     assert found.returncode == 0, found.stdout + found.stderr

@@ -44,6 +44,7 @@ class Card:
             ("others", 0),
             ("fail_after", -1),
             ("init", 0),
+            ("taken", 0),
         ):
             self.set(name, value)
 

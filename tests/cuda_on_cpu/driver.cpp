@@ -30,7 +30,7 @@
 namespace {
 
 enum Result {
-  SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101,
+  SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, DEVICE_UNAVAILABLE = 46, NO_DEVICE = 100, INVALID_DEVICE = 101,
   INVALID_IMAGE = 200, INVALID_CONTEXT = 201, NO_BINARY_FOR_GPU = 209, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719,
   CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901
 };
@@ -38,7 +38,7 @@ enum Result {
 // What the card is and what goes wrong. `fail_after`: launches until the card is lost, -1 never. `others`: bytes that other
 // programs have taken.
 struct Card {
-  long count = 1, memory = 1l << 30, capability = 86, version = 13000, others = 0, fail_after = -1, init = 0;
+  long count = 1, memory = 1l << 30, capability = 86, version = 13000, others = 0, fail_after = -1, init = 0, taken = 0;
   long launches = 0, graphs = 0, waits = 0, copied = 0;
 };
 Card card;
@@ -127,7 +127,7 @@ Stream& of(void* handle) { return **static_cast<StreamRef>(handle); }
 void set(const std::string& name, long value) {
   static const std::map<std::string, long Card::*> fields = {
       {"count", &Card::count}, {"memory", &Card::memory}, {"capability", &Card::capability}, {"version", &Card::version},
-      {"others", &Card::others}, {"fail_after", &Card::fail_after}, {"init", &Card::init}, {"launches", &Card::launches},
+      {"others", &Card::others}, {"fail_after", &Card::fail_after}, {"init", &Card::init}, {"taken", &Card::taken}, {"launches", &Card::launches},
       {"graphs", &Card::graphs}, {"waits", &Card::waits}, {"copied", &Card::copied}};
   auto field = fields.find(name);
   if (field == fields.end()) {
@@ -203,6 +203,7 @@ API int cuDeviceGetAttribute(int* value, int attribute, int) {
 API int cuDeviceTotalMem_v2(size_t* num_bytes, int) { return *num_bytes = card.memory, SUCCESS; }
 API int cuDevicePrimaryCtxRetain(void** context, int device) {
   CHECKED;
+  if (card.taken) return DEVICE_UNAVAILABLE;
   return *context = (void*)(intptr_t)(device + 1), SUCCESS;
 }
 API int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }

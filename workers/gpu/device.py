@@ -34,7 +34,7 @@ _NON_BLOCKING_STREAM = 1
 # A stricter one ends where memory is freed, as Python may do at any time with what is gone.
 _CAPTURE_RELAXED = 2
 _MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76
-_OUT_OF_MEMORY, _NO_DEVICE = 2, 100
+_OUT_OF_MEMORY, _TAKEN, _NO_DEVICE = 2, 46, 100
 # What a card answers for ever after it faulted, fell off the bus or was reset.
 _LOST = frozenset({4, 214, 215, 220, 46, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 999})
 
@@ -143,10 +143,16 @@ class Device:
                 what,
             )
         told = getattr(result[0], "name", status)
+        if name == "cuDevicePrimaryCtxRetain" and status == _TAKEN:
+            raise DeviceUnavailable(
+                f"{self.name}: another program has the card for itself (exclusive mode, see nvidia-smi): end "
+                "it, or use --device cpu"
+            )
         if status in _LOST:
             raise DeviceLost(
                 f"{self.name}: the card stopped working ({told} from {name}): start again; where it happens "
-                "again, see its driver's log (dmesg), its power and heat"
+                "again, see its driver's log (dmesg), its power and heat",
+                self.name,
             )
         raise RuntimeError(f"{self.name}: {name} says {told}")
 

@@ -18,6 +18,13 @@ class DeviceFull(PotluckError):
 
 
 class DeviceLost(PotluckError):
-    """The card stopped working; nothing that it held can be had any more, and nothing more runs on it."""
+    """The card stopped working; nothing that it held can be had any more, and nothing more runs on it.
+
+    `device`: its name, such as "cuda:0".
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, device: str) -> None:
+        super().__init__(message)
+        self.device = device

@@ -313,7 +313,7 @@ class VramTier:
         """The same sum without the card: its own experts from the files, others where they lie."""
         if self._files is None:
             assert self._lost is not None
-            raise DeviceLost(first_line(self._lost)) from self._lost
+            raise DeviceLost(first_line(self._lost), self._lost.device) from self._lost
         own = np.isin(rows.expert_ids, self._files.experts.get(layer, ()))
         nobody = np.int32(-1)
         mine = self._files.forward(layer, rows._replace(expert_ids=np.where(own, rows.expert_ids, nobody)))

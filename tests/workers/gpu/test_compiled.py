@@ -38,6 +38,12 @@ def _holds(name: str, capability: tuple[int, int]) -> None:
     assert unasked(text(module, capability)) == []
 
 
+@pytest.mark.parametrize("name", ["rounding", "grid", "norms", "linear_q8_0"])
+def test_some_kernels_spill_nothing_and_fuse_nothing_unasked(name: str) -> None:
+    _holds(name, OLDEST_AND_NEWEST[-1])
+
+
+@pytest.mark.card
 @pytest.mark.parametrize("capability", OLDEST_AND_NEWEST, ids=str)
 @pytest.mark.parametrize("name", MODULES)
 def test_no_register_is_spilled_and_nothing_fused_unasked(name: str, capability: tuple[int, int]) -> None:

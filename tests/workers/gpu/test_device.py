@@ -162,6 +162,7 @@ def test_a_card_that_falls_off_the_bus_is_lost_for_good(card: Card) -> None:
         ({}, "cuda:3", r"^cuda:3: this box has one card, cuda:0$"),
         ({"count": 2}, "cuda:3", r"^cuda:3: this box has cards cuda:0 to cuda:1$"),
         ({"count": 0}, "cuda", r"the NVIDIA driver shows no card here: use --device cpu"),
+        ({"taken": 1}, "cuda", r"^cuda:0: another program has the card for itself"),
         ({"init": 100}, "cuda", r"the NVIDIA driver shows no card here: use --device cpu"),
         (
             {"init": 999},

@@ -38,7 +38,13 @@ def _runs(name: str) -> bool:
     return set(name.split("/")) <= set(LINEAR_FORMS)
 
 
-@pytest.mark.parametrize("name", [name for name in (*LINEAR_FORMS, *MIXED, *MIXED_256) if _runs(name)])
+NAMES = [name for name in (*LINEAR_FORMS, *MIXED, *MIXED_256) if _runs(name)]
+OFTEN = ("bfloat16", "q8_0", "q4_k", "iq4_xs")
+
+
+@pytest.mark.parametrize(
+    "name", [*OFTEN, *(pytest.param(name, marks=pytest.mark.card) for name in NAMES if name not in OFTEN)]
+)
 def test_sums_and_flags_are_the_cpus_in_every_form(config: Step35Config, card: Card, name: str) -> None:
     formats = {layer: ExpertFormat.of_name(name) for layer in (2, 3)}
     checkpoint, held = RandomExperts(formats), {2: [0, 2, 3, 5, 6], 3: [1, 2, 7]}
