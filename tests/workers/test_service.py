@@ -510,7 +510,7 @@ def test_a_flood_by_one_peer_never_makes_another_busy(context: zmq.Context[Any])
     ("failure", "code"),
     [
         (DeviceFull("cuda:0: 9 MB asked for, 1 MB free", 9_000_000), ErrorCode.NO_MEMORY),
-        (DeviceLost("cuda:0: the card stopped working"), ErrorCode.INTERNAL),
+        (DeviceLost("cuda:0: the card stopped working", "cuda:0"), ErrorCode.INTERNAL),
     ],
 )
 def test_what_a_card_cannot_do_is_told_in_its_words(

@@ -9,6 +9,7 @@ from placement.weight_format import ExpertFormat
 from tests.cuda_on_cpu.card import Card
 from tests.tiny_checkpoint import write_random_checkpoint
 from tests.workers.gpu.expert_cases import RandomExperts, random_rows
+from tests.workers.gpu.forms import each
 from workers.gpu.expert_layer import TILES_FROM_ROWS
 from workers.gpu.modules import LINEAR_FORMS
 from workers.gpu.tier import VramTier
@@ -39,12 +40,9 @@ def _runs(name: str) -> bool:
 
 
 NAMES = [name for name in (*LINEAR_FORMS, *MIXED, *MIXED_256) if _runs(name)]
-OFTEN = ("bfloat16", "q8_0", "q4_k", "iq4_xs")
 
 
-@pytest.mark.parametrize(
-    "name", [*OFTEN, *(pytest.param(name, marks=pytest.mark.card) for name in NAMES if name not in OFTEN)]
-)
+@pytest.mark.parametrize("name", each(NAMES))
 def test_sums_and_flags_are_the_cpus_in_every_form(config: Step35Config, card: Card, name: str) -> None:
     formats = {layer: ExpertFormat.of_name(name) for layer in (2, 3)}
     checkpoint, held = RandomExperts(formats), {2: [0, 2, 3, 5, 6], 3: [1, 2, 7]}

@@ -15,6 +15,7 @@ from benchmarks.gpu_resources import resources
 from placement.weight_format import FORMATS
 from tests.cuda_on_cpu.build import HERE as CUDA_ON_CPU
 from tests.cuda_on_cpu.card import Card
+from tests.workers.gpu.forms import each
 from tests.workers.gpu.linear_cases import (
     HALVES,
     Case,
@@ -60,7 +61,7 @@ def any_case(form_name: str, seed: int) -> Case:
 
 
 # Blocks of 256 in each lane once, and in some twice; with blocks of 32 a last step that is not full.
-@pytest.mark.parametrize("form", TILE_FORMS)
+@pytest.mark.parametrize("form", each(TILE_FORMS))
 def test_products_have_the_cpu_kernels_bits(card: Card, form: str) -> None:
     device = card.device()
     grids = Grids.upload(device)
@@ -105,7 +106,7 @@ def test_a_linear_layer_is_a_single_group_of_all_its_rows(card: Card, form: str)
     assert same_bits(found, expected(case))
 
 
-@pytest.mark.parametrize("form", TILE_FORMS)
+@pytest.mark.parametrize("form", each(TILE_FORMS))
 def test_the_largest_integers_are_exact(card: Card, form: str) -> None:
     """Blocks of equal bytes have the largest that there are, and every row of q is 127 or -127."""
     blocks = np.repeat(np.arange(256, dtype=np.uint8)[:, None], FORMATS[form].block_bytes, axis=1)
