@@ -18,7 +18,7 @@ demo: $(READY)
 test: $(READY)
 	$(PYTEST) -m "not long and not card"
 
-# Of what runs on graphics cards: compiled for the oldest and the newest, all forms of weights, the benchmark's code.
+# Of what runs on graphics cards: compiled for the newest, all forms of weights, the benchmark's code.
 card: $(READY)
 	$(PYTEST) -m "card and not long" tests/workers/gpu tests/orchestrator/gpu tests/benchmarks
 
