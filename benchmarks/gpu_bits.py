@@ -16,8 +16,9 @@ from collections import Counter
 
 from tests.cuda_on_cpu.card import the_card
 from tests.workers.gpu.linear_cases import computed, expected, random_case, same_bits
-from workers.gpu.device import Device, cards, open_device
+from workers.gpu.device import Device
 from workers.gpu.grids import Grids
+from workers.gpu.opening import cards, open_device
 
 
 def compare(device: Device, seeds: range) -> tuple[Counter[str], list[str]]:

@@ -18,23 +18,21 @@ from orchestrator.generate import GenerationParams, GenerationResult, OnTokens, 
 from orchestrator.launch.local import local_workers
 from orchestrator.launch.watched import Watched, room_elsewhere, room_here, watched
 from orchestrator.launch.workers import Workers
+from orchestrator.loading import Loaded, kv_form_of, load_model
 from orchestrator.membership.member import Expected
 from orchestrator.membership.rescue import BoxRoom
 from orchestrator.membership.standing import Standing
 from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.step35 import Step35Model
-from orchestrator.model.weights import HeadWeights, load_head_weights
 from orchestrator.one_box import plan_here
 from orchestrator.report import RunReport, make_report
 from orchestrator.run_memory import Demand, mapped_parts, needs_of_head, reserve_run
 from orchestrator.runnable import check_forms, check_runnable
-from orchestrator.timing import StepTimer
-from placement.experts import Experts
 from placement.files.quote import first_line
 from placement.head_split import HeadSplit
-from placement.kv_size import KvForm, SequenceSize
+from placement.kv_size import KvForm
 from placement.message_size import MAX_MESSAGE_ROWS
-from placement.plan import LOCAL_WORKER, Plan
+from placement.plan import Plan
 from placement.residency import CacheStart, ResidencyRule
 from placement.weight_format import ExpertFormat
 from placement.workload import DEFAULT_CONTEXT
@@ -44,18 +42,13 @@ from workers.formats.digests import trunk_digest
 from workers.formats.identity import IDENTITY, told
 from workers.formats.open_model import OpenModel, held_expert_bytes
 from workers.gpu.errors import DeviceLost
-from workers.gpu.free import is_card
 from workers.gpu.tier import VramTier
 from workers.holdings import Holdings
-from workers.memory.budget import Need
-from workers.memory.lost_pages import end_lost_pages_in_one_line
-from workers.memory.mapped import OnProgress, Range, bring_in, joined
-from workers.memory.reservations import Reservation, free_memory
-from workers.pool import load_each, need_of
-from workers.tiers import ExpertTier, tiers_of
+from workers.memory.mapped import OnProgress
+from workers.memory.reservations import free_memory
 
 if TYPE_CHECKING:
-    from orchestrator.gpu.head import HeadOnCard
+    pass
 
 
 @dataclass(slots=True)
@@ -215,7 +208,16 @@ def open_session(
         reservation, own = reserve_run(plan, head, model, workers_here=workers is None)
         stack.callback(reservation.close)
         load = partial(
-            _load, model, plan, demand, own, reservation, on_progress, device=device, split=split, cache=cache
+            load_model,
+            model,
+            plan,
+            demand,
+            own,
+            reservation,
+            on_progress,
+            device=device,
+            split=split,
+            cache=cache,
         )
         if not plan.asked_workers:
             yield _session(model, plan, demand, load())
@@ -268,129 +270,14 @@ def load_local(model: OpenModel, dtype: torch.dtype, kv_form: KvForm | None = No
     name = str(dtype).removeprefix("torch.")
     demand = Demand(min(DEFAULT_CONTEXT, model.shape.max_positions), kv_form=kv_form)
     plan = plan_here(model, name, demand, free_memory(mapped_parts(model, name))).plan
-    return _session(model, plan, demand, _load(model, plan, demand)).head
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """The head's weights, and what this process holds of the experts.
-
-    Attributes:
-        pool_bytes: for keys and values in RAM.
-        card: the part of the head that is on one.
-    """
-
-    weights: HeadWeights
-    local: Holdings
-    pool_bytes: int
-    timer: StepTimer
-    card: HeadOnCard | None
-
-
-def _load(
-    model: OpenModel,
-    plan: Plan,
-    demand: Demand,
-    own: Sequence[Need] = (),
-    reservation: Reservation | None = None,
-    on_progress: OnProgress | None = None,
-    *,
-    device: str = "cpu",
-    split: HeadSplit | None = None,
-    cache: CacheStart | None = None,
-) -> _Loaded:
-    """`own`: what of `reservation` is this process's; the last three as of `open_session`."""
-    end_lost_pages_in_one_line()
-    config, checkpoint = model
-    dtype: torch.dtype = getattr(torch, plan.dtype)
-    forms = {layer.index: ExpertFormat.of_name(layer.form) for layer in plan.layers}
-    # First what reads next to nothing: norms that are not finite are told before the experts are read.
-    weights = load_head_weights(checkpoint, config, dtype, forms=forms, need_mtp=demand.num_drafts > 0)
-    specs = tiers_of(plan, LOCAL_WORKER) if plan.local_worker is not None else ()
-    tiers = load_each(specs, checkpoint, config, plan.dtype, on_progress=on_progress)
-    for tier in tiers:
-        if cache is not None and isinstance(tier, VramTier):
-            tier.beside.start(cache)
-    timer = StepTimer()
-    card = _on_card(model, plan, demand, weights, tiers, device, split, timer, on_progress)
-    # Before the first token, and in the order of the file, not of the first pass's page faults.
-    matrices = weights.trunk_matrices + (weights.mtp_matrices if demand.num_drafts else ())
-    copied = frozenset() if card is None else card.weights.sources
-    read = [matrix.data for matrix in matrices if matrix.data.data_ptr() not in copied]
-    bring_in(joined(Range(data.data_ptr(), data.nbytes) for data in read), on_progress)
-    # What was asked for was found to fit before anything was read; texts may grow into what else is free.
-    asked_bytes = _sequence_in_ram(model, plan, demand, card).num_bytes(demand.positions, demand.pass_rows)
-    local = Holdings()
-    if reservation is None:
-        local.begin(tiers, model, forms, lambda: free_memory().usable_bytes)
-        return _Loaded(weights, local, max(asked_bytes, free_memory().usable_bytes), timer, card)
-    room_bytes = reservation.room_bytes
-
-    def note(experts: Experts) -> None:
-        """Orders have brought experts into this process's memory, or out of it."""
-        added = {layer: set(ids).difference(at_first.get(layer, ())) for layer, ids in experts.items()}
-        reservation.narrow([*own, need_of(added, "experts taken on", checkpoint, config, forms)])
-
-    at_first: dict[int, set[int]] = {}
-    for tier in tiers:
-        for layer, ids in tier.experts.items():
-            at_first.setdefault(layer, set()).update(ids)
-    local.begin(tiers, model, forms, room_bytes, note)
-    return _Loaded(weights, local, asked_bytes + room_bytes(), timer, card)
-
-
-def _on_card(
-    model: OpenModel,
-    plan: Plan,
-    demand: Demand,
-    weights: HeadWeights,
-    tiers: Sequence[ExpertTier],
-    device: str,
-    split: HeadSplit | None,
-    timer: StepTimer,
-    on_progress: OnProgress | None,
-) -> HeadOnCard | None:
-    """The part of the head that a card computes; None where all of it is the CPU's."""
-    if not is_card(device) or (split is not None and split.is_all_on_cpu):
-        return None
-    # Most runs have no card, and do without what drives one.
-    from orchestrator.gpu.load import load_on_card
-
-    return load_on_card(
-        device,
-        plan,
-        model.config,
-        model.shape,
-        weights,
-        split,
-        _kv_form(plan, demand),
-        tiers,
-        positions=demand.positions,
-        pass_rows=demand.pass_rows,
-        num_drafts=demand.num_drafts,
-        timer=timer,
-        on_progress=on_progress,
-    )
-
-
-def _sequence_in_ram(model: OpenModel, plan: Plan, demand: Demand, card: HeadOnCard | None) -> SequenceSize:
-    """Keys and values of the layers that the CPU computes."""
-    trunk = model.config.num_hidden_layers
-    layers = set(range(trunk + demand.num_drafts))
-    if card is not None:
-        layers -= {*card.layers, *range(trunk, trunk + card.num_mtp)}
-    return SequenceSize([model.shape.attention[layer] for layer in sorted(layers)], _kv_form(plan, demand))
-
-
-def _kv_form(plan: Plan, demand: Demand) -> KvForm:
-    return demand.kv_form or KvForm.of(plan.dtype)
+    return _session(model, plan, demand, load_model(model, plan, demand)).head
 
 
 def _session(
     model: OpenModel,
     plan: Plan,
     demand: Demand,
-    loaded: _Loaded,
+    loaded: Loaded,
     cluster: Watched | None = None,
     spot_check: SpotCheck | None = None,
 ) -> Session:
@@ -413,7 +300,7 @@ def _session(
         cluster.watch.follow(lambda: dispatcher.epoch)
     dtype: torch.dtype = getattr(torch, plan.dtype)
     pool = KvPool(loaded.pool_bytes)
-    kv_form = _kv_form(plan, demand)
+    kv_form = kv_form_of(plan, demand)
     head = Step35Model(config, loaded.weights, dtype, dispatcher, loaded.timer, kv_form, pool, loaded.card)
     return Session(head, dispatcher, plan, loaded.local, checkpoint, expert_bytes, cluster)
 

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from workers.gpu.cards import shared_device
-from workers.gpu.device import Device, load_driver
+from workers.gpu.device import Device
+from workers.gpu.opening import load_driver
 
 _L2_CACHE_SIZE, _CLOCK_RATE = 38, 13
 # Of products of 8-bit integers on tensor cores, dense, a multiplication and an addition as two: operations of

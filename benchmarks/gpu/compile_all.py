@@ -14,8 +14,8 @@ from functools import partial
 
 from placement.errors import PotluckError
 from workers.gpu.compile import compiled
-from workers.gpu.device import open_device
 from workers.gpu.modules import Module, every_module
+from workers.gpu.opening import open_device
 
 
 def main() -> None:

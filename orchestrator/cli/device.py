@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from placement.errors import InputError
-from workers.gpu.device import DeviceFacts, cards, load_driver, open_device
+from workers.gpu.device import DeviceFacts
 from workers.gpu.errors import DeviceUnavailable
 from workers.gpu.free import FreeVram
+from workers.gpu.opening import cards, load_driver, open_device
 
 AUTO, CPU = "auto", "cpu"
 DEVICE_HELP = "auto, cpu, cuda or cuda:N. auto: a card that can be used, else the CPU."

@@ -14,7 +14,8 @@ from functools import cache
 import pytest
 
 from tests.cuda_on_cpu.build import build
-from workers.gpu.device import Device, open_device
+from workers.gpu.device import Device
+from workers.gpu.opening import open_device
 
 REAL = "POTLUCK_TEST_CARD"
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 
-from workers.gpu.device import Device, open_device
+from workers.gpu.device import Device
 from workers.gpu.free import card_name
+from workers.gpu.opening import open_device
 
 
 def shared_device(name: str) -> Device:

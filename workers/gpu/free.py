@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from placement.units import size
 from placement.vram import usable_vram_bytes
-from workers.gpu.device import Device, open_device
+from workers.gpu.device import Device
+from workers.gpu.opening import open_device
 
 
 @dataclass(frozen=True, slots=True)

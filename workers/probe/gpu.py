@@ -13,8 +13,9 @@ from placement.given.probe_figures import Gpu
 from placement.units import size
 from placement.vram import usable_vram_bytes
 from placement.weight_format import WeightFormat
-from workers.gpu.device import Device, DeviceFacts, Stream, open_device
+from workers.gpu.device import Device, DeviceFacts, Stream
 from workers.gpu.errors import DeviceFull, DeviceUnavailable
+from workers.gpu.opening import open_device
 from workers.probe.clocks import usual_s
 from workers.probe.experts import Width
 from workers.probe.gpu_clock import card_s

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from placement.given.probe_figures import Echo, Node
 from transport.keys import HeadKeys, KeyPair
-from workers.gpu.device import cards
+from workers.gpu.opening import cards
 from workers.kernels import instruction_set
 from workers.probe.disk import disk
 from workers.probe.echo import EchoInfo, EchoSpec

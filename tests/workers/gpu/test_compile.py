@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cuda_on_cpu.card import Card
-from workers.gpu.device import open_device
+from workers.gpu.opening import open_device
 
 
 def compiled_files(card: Card, cache: Path) -> list[Path]:

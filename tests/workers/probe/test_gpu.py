@@ -8,7 +8,7 @@ from placement.given.probe_figures import Gpu
 from placement.weight_format import FORMATS
 from tests.cuda_on_cpu.card import Card
 from tests.workers.gpu.conftest import card
-from workers.gpu.device import cards
+from workers.gpu.opening import cards
 from workers.probe.experts import Width
 from workers.probe.gpu import gpus, opened
 from workers.probe.gpu_clock import card_s
