@@ -32,6 +32,7 @@ class OneBox:
         step_s: predicted for a decode step; None where nobody measured this machine.
         is_most: whether a cache that `step_s` does not count makes steps faster.
         cache: how cards begin to keep experts of RAM; None where there is no card.
+        no_vram: why nothing goes to a card that was free to use; "" where something does, or none was.
     """
 
     plan: Plan
@@ -40,6 +41,7 @@ class OneBox:
     step_s: float | None = None
     is_most: bool = False
     cache: CacheStart | None = None
+    no_vram: str = ""
 
 
 def one_box_plan(model: OpenModel, dtype: str, *, cache_bytes: int = 0) -> Plan:

@@ -25,7 +25,8 @@ _ADVICE = (
     "other programs"
 )
 _VRAM_ADVICE = (
-    "plan fewer experts there, end other programs that use the card, take a smaller context, or --device cpu"
+    "plan fewer experts there, end other programs that use the card, take a smaller context, or run without "
+    "--plan and with --device cpu"
 )
 
 

@@ -22,10 +22,12 @@ class Devices:
     Attributes:
         cards: the head's first, then the others; empty for the CPU alone.
         why_cpu: why there are none, where nobody asked for that; "" else.
+        asked: whether somebody asked for the first card by name.
     """
 
     cards: tuple[FreeVram, ...] = ()
     why_cpu: str = ""
+    asked: bool = False
 
     @property
     def head(self) -> str:
@@ -60,7 +62,7 @@ def devices_for(asked: str) -> Devices:
         raise InputError(f"--device {asked!r}: expected {AUTO}, {CPU}, cuda or cuda:N")
     first = FreeVram.of(open_device(asked))
     others, _ = _usable([facts for facts in cards() if facts.name != first.device])
-    return Devices((first, *others))
+    return Devices((first, *others), asked=True)
 
 
 def _usable(shown: Sequence[DeviceFacts]) -> tuple[list[FreeVram], list[str]]:

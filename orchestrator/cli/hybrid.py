@@ -74,8 +74,9 @@ def plan_with_cards(
     tiers = () if budget is None else tuple(_vram_tiers(cards, budget, workspace_bytes, here.largest_bytes))
     if budget is None or not tiers:
         box = plan_here(model, here.dtype, demand, free)
-        told = "" if budget is None else f"; {budget.told}"
-        return replace(box, reason=box.reason + told, step_s=here.step_s(box.plan))
+        told = "" if budget is None else budget.told
+        reason = f"{box.reason}; {told}" if told else box.reason
+        return replace(box, reason=reason, step_s=here.step_s(box.plan), no_vram=told)
     device = tiers[0].device if tiers[0].name == LOCAL_WORKER else "cpu"
     split = None if device == "cpu" else budget.split
     needs = needs_of_head(contents, shape, here.dtype, demand, device, split)
@@ -89,7 +90,9 @@ def plan_with_cards(
     # Without figures its times are none.
     told = budget.split.told if here.figures else budget.split.told.partition("; ")[0]
     head_card = f"{cards[0].device} ({cards[0].model})"
-    reason = f"{shape.name} with {head_card}: {told}; {_of_experts(plan)}{kept.told}; {budget.told}"
+    reason = (
+        f"{shape.name} with {head_card}: {told}; {_of_experts(plan, kept.rule)}{kept.told}; {budget.told}"
+    )
     is_most = plan.tiers[-1].kind == "disk" or (kept.rule is not ResidencyRule.fixed and kept.step_s is None)
     step_s = here.step_s(plan) if kept.step_s is None else kept.step_s
     if step_s is not None and split is not None:
@@ -120,11 +123,15 @@ def _kept(here: Here, vram: tuple[PlannedTier, ...], room: int, asked: Residency
         asked = ResidencyRule.fixed
     if asked is ResidencyRule.fixed:
         return _Kept(_placed(here, vram, room), ResidencyRule.fixed)
-    cache = _cache_among(here, tiers)
+    fastest = fast_device(here.problem(tiers))
+    cache = _cache_among(here, tiers, fastest)
+    # A cache in memory that is not the fastest is what somebody asks for, never what is chosen.
+    if asked is None and cache != fastest:
+        return _Kept(_placed(here, vram, room), ResidencyRule.fixed)
     if cache is None:
         told = "; fixed, since a cache in VRAM needs room for one there and for all experts in RAM"
         return _Kept(_placed(here, vram, room), ResidencyRule.fixed, told)
-    found = simulated(here, tiers)
+    found = simulated(here, tiers) if cache == fastest else None
     rule = asked or (ResidencyRule.fixed if found is None else found.chosen)
     told = "" if found is None else f"; {found.told}: {rule}"
     if rule is ResidencyRule.fixed:
@@ -139,13 +146,17 @@ def _may_gain(here: Here, vram: Sequence[PlannedTier]) -> bool:
     return has_text and here.figures is not None and capacity < here.shape.num_routed_experts
 
 
-def _cache_among(here: Here, tiers: Sequence[PlannedTier]) -> int | None:
-    """The fastest card, if the other tiers have room for all experts and it for one."""
-    cache = fast_device(here.problem(tiers))
+def _cache_among(here: Here, tiers: Sequence[PlannedTier], fastest: int) -> int | None:
+    """The fastest tier where that is a card, else the first card: if the others have room for all experts.
+
+    Args:
+        tiers: of cards, then of RAM.
+    """
+    cache = fastest if tiers[fastest].kind == "vram" else 0
     capacities = [tier.budget_bytes // here.largest_bytes for tier in tiers]
     elsewhere = sum(capacities) - capacities[cache]
     fits = capacities[cache] > 0 and elsewhere >= here.shape.num_routed_experts
-    return cache if fits and tiers[cache].kind == "vram" else None
+    return cache if fits else None
 
 
 def _with_cache(here: Here, tiers: tuple[PlannedTier, ...], cache: int) -> Plan:
@@ -231,14 +242,15 @@ def _tier(name: str, device: str, kind: str, budget_bytes: int) -> PlannedTier:
     return PlannedTier(name, "this-machine", device, kind, budget_bytes, worker=LOCAL_WORKER)
 
 
-def _of_experts(plan: Plan) -> str:
+def _of_experts(plan: Plan, rule: ResidencyRule) -> str:
     """What of the experts lies where, for people."""
+    caches = {"ram": plan.tiers[-1].kind == "disk", "vram": rule is not ResidencyRule.fixed}
     counts, sizes = plan.experts_per_tier().tolist(), plan.bytes_per_tier().tolist()
     largest, named = int(plan.expert_bytes.max()), []
     for tier, count, num_bytes in zip(plan.tiers, counts, sizes, strict=True):
         where = {"vram": f"in VRAM of {tier.device}", "ram": "in RAM", "disk": "on disk"}[tier.kind]
         if count:
             named.append(f"{count:,} ({size(num_bytes)}) {where}")
-        elif tier.budget_bytes >= largest and (tier.kind == "vram" or plan.tiers[-1].kind == "disk"):
+        elif tier.budget_bytes >= largest and caches.get(tier.kind, False):
             named.append(f"a cache of {size(tier.budget_bytes)} {where}")
     return f"experts: {', '.join(named)}"

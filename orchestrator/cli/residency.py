@@ -41,8 +41,8 @@ def check_residency(asked: Residency, plan: Plan) -> None:
     specs = () if plan.local_worker is None else tiers_of(plan, LOCAL_WORKER)
     if all(spec.kind != "vram" for spec in specs):
         raise InputError(
-            f"--residency {asked}: a cache in VRAM, where this run has no room for experts; leave it out, or "
-            "run with a card (--device cuda)"
+            f"--residency {asked}: a cache in VRAM, and this run has no experts there; leave it out "
+            "(--device cuda says why no card is used)"
         )
 
 

@@ -9,8 +9,11 @@ from orchestrator.cli.output import print_note
 from orchestrator.one_box import OneBox, plan_here
 from orchestrator.run_memory import Demand, mapped_parts
 from orchestrator.runnable import DEFAULT_DTYPE, DtypeName
+from placement.errors import PlanDoesNotFit
 from placement.plan import Plan
 from placement.residency import ResidencyRule
+from placement.units import size
+from placement.vram import vram_margin_bytes
 from placement.weight_format import FLOAT32
 from workers.formats.contents import ModelContents, Part
 from workers.formats.open_model import OpenModel, kept_forms
@@ -57,7 +60,7 @@ def in_this_process(
         residency: what VRAM keeps, None for what `plan_with_cards` chooses.
 
     Raises:
-        PlanDoesNotFit: not even what must be in RAM fits there.
+        PlanDoesNotFit: not even what must be in RAM fits there, or nothing a card that was asked for.
         RoutingFileError, ClusterFileError: `stats`, or what a probe wrote, cannot be read.
     """
     free = free_memory(mapped_parts(model, dtype))
@@ -72,6 +75,11 @@ def in_this_process(
         routing = None if stats is None else read_routing(stats, model.shape)
         here = Here.of(model, dtype, demand, routing, measured_here())
         box = plan_with_cards(model, here, demand, free, devices.cards, residency)
+    if box.no_vram and devices.asked:
+        raise PlanDoesNotFit(
+            f"--device {devices.head}: {box.no_vram}; {size(vram_margin_bytes(0))} are left alone "
+            "at the least: end other programs that use the card, take a smaller context, or --device cpu"
+        )
     if not silent:
         on_cpu = f"; on the CPU, since {devices.why_cpu}" if devices.why_cpu else ""
         print_note(f"{box.reason}{on_cpu}; {_predicted(box, demand)}")

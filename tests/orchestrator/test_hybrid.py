@@ -430,12 +430,22 @@ def test_generate_keeps_what_was_asked_in_vram_and_says_where_experts_were_compu
     assert "kept there, in the background" in err
 
 
+def test_a_card_that_was_asked_for_and_is_too_small_is_refused(potluck: Potluck, card: Card) -> None:
+    card.set("memory", 300_000_000)
+    command = ("generate", "--model", MODEL.path, "--token-ids", "5,6", "--max-tokens", 2, "--json")
+    code, _, err = potluck(*command, "--device", "cuda")
+    assert code == 2
+    assert says(err, "--device cuda: … of VRAM free: too little for any use … or --device cpu")
+    # By itself a run does without such a card.
+    assert document(potluck(*command, "--device", "auto"))["computed"]["vram"] == 0
+
+
 def test_a_cache_in_vram_where_there_is_none_is_refused(potluck: Potluck) -> None:
     command = ("generate", "--model", MODEL.path, "--token-ids", "5,6", "--max-tokens", 2)
     for where in (("--device", "cpu"), ("--workers", 2)):
         code, _, err = potluck(*command, *where, "--residency", "lru", "--json")
         assert code == 2
-        assert says(err, "--residency lru: a cache in VRAM … leave it out, or run with a card")
+        assert says(err, "--residency lru: a cache in VRAM … leave it out (--device cuda says why")
     code, _, err = potluck(*command, "--residency", "mru", "--json")
     assert code == 2
     assert "mru" in err

@@ -17,7 +17,7 @@ from workers.gpu.modules import Module, headers
 if TYPE_CHECKING:
     from cuda.bindings import nvrtc
 
-INSTALL = "pip install 'potluck-moe[cuda]'"
+INSTALL = "pip install cuda-bindings nvidia-cuda-nvrtc"
 
 # docs/arithmetic.md: product and sum are two roundings, quotients and roots are IEEE's, nothing is flushed.
 FLAGS = ("--std=c++17", "--fmad=false", "--prec-div=true", "--prec-sqrt=true", "--ftz=false")

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from placement.given.probe_figures import MOST_TEXT, Condition, Hardware, Versions
+from workers.gpu.opening import cards
 from workers.memory.free import cgroup_total
 from workers.memory.reservations import free_memory
 
@@ -37,8 +38,15 @@ def hardware(root: Path = _SYSTEM) -> Hardware:
         "memory_channels": _memory_channels(root),
         "gpus": _gpu_names(root),
     }
-    told = repr((sorted(facts.items()), sorted(versions().model_dump().items())))
-    return Hardware.model_validate(facts | {"fingerprint": hashlib.sha256(told.encode()).hexdigest()[:32]})
+    told: object = (sorted(facts.items()), sorted(versions().model_dump().items()))
+    # Not before a driver and what compiles kernels for it are there can they be measured.
+    shown = cards() if root == _SYSTEM else ()
+    if shown:
+        facts["gpus"] = facts["gpus"] or tuple(card.model[:200] for card in shown)
+        told = (told, [(card.model, card.total_bytes) for card in shown])
+    return Hardware.model_validate(
+        facts | {"fingerprint": hashlib.sha256(repr(told).encode()).hexdigest()[:32]}
+    )
 
 
 def condition(others_share: float, gpu_busy_share: float | None, root: Path = _SYSTEM) -> Condition:
