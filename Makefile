@@ -20,7 +20,8 @@ test: $(READY)
 
 # Of what runs on graphics cards: compiled for the newest, all forms of weights, the benchmark's code.
 card: $(READY)
-	$(PYTEST) -m "card and not long" tests/workers/gpu tests/orchestrator/gpu tests/benchmarks
+	$(PYTEST) -m "card and not long" tests/workers/gpu tests/workers/probe tests/orchestrator/gpu \
+		tests/orchestrator/test_hybrid.py tests/benchmarks
 
 # More examples and larger ones, for a night.
 test-long: $(READY)

@@ -405,6 +405,7 @@ def test_generate_predicts_from_a_probe_of_this_machine_and_shows_it_beside_the_
     assert document(potluck(*command, "--json"))["predicted_tokens_per_s"] is None
 
 
+@pytest.mark.card
 def test_generate_keeps_what_was_asked_in_vram_and_says_where_experts_were_computed(
     potluck: Potluck, card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

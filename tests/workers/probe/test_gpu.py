@@ -25,6 +25,7 @@ def measured(*forms: str, seconds: float = 0.0) -> tuple[Gpu, ...]:
     return gpus(opened(cards()), [FORMATS[name] for name in forms], NARROW, seconds)
 
 
+@pytest.mark.card
 def test_every_figure_of_a_card_is_measured(card: Card) -> None:
     used = card.count("used")
     card.set("memory", used + SMALL)
@@ -55,6 +56,7 @@ def test_what_other_programs_hold_of_a_card_is_not_free(card: Card) -> None:
     assert (found.memory_bytes, found.free_bytes) == (total, SMALL)
 
 
+@pytest.mark.card
 def test_each_of_several_cards_is_measured_and_one_that_is_full_is_left_out(card: Card) -> None:
     card.set("count", 2)
     card.set("memory", card.count("used") + SMALL)
