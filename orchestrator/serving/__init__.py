@@ -1,0 +1,1 @@
+"""Many requests at once: what every API asks of the model, and what it gets back."""

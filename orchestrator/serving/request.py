@@ -1,0 +1,90 @@
+"""What a client asks of the model, whichever API it speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Json = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages to answer.
+
+    Attributes:
+        messages: as chat templates take them: `role`, `content` (a text), and of assistant turns
+            `reasoning_content` and `tool_calls`, whose `arguments` are mappings.
+        tools: JSON objects of OpenAI's form {"type": "function", "function": {...}}.
+        tool_choice: "required" and a function's name force a call; "none" hides the tools.
+    """
+
+    messages: tuple[Mapping[str, Json], ...]
+    tools: tuple[Mapping[str, Json], ...] = ()
+    tool_choice: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen.
+
+    The order: penalties and biases change logits; temperature divides them; top_k, then top_p, then min_p
+    leave tokens out.
+
+    Attributes:
+        temperature: 0 takes the largest logit.
+        top_k: 0 for all tokens.
+        seed: the noise of every choice is a function of it and of the token's position.
+        repetition_penalty: divides positive logits of tokens seen before, multiplies negative ones.
+        logit_bias: added to a token's logit.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputForm:
+    """What the answer after its reasoning must look like.
+
+    Attributes:
+        kind: "json" for any JSON object; "json_schema", "regex" or "grammar" (Lark's notation).
+        value: the schema as JSON text, the expression or the grammar; empty for "json".
+    """
+
+    kind: Literal["json", "json_schema", "regex", "grammar"]
+    value: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One answer wanted.
+
+    Attributes:
+        client: who asks, for fairness and limits.
+        prompt: a conversation, a text to continue, or token ids.
+        choice: which of the `n` answers to the same prompt this is; it is part of the noise's key.
+        max_tokens: None for as many as the context allows.
+        stop: texts that end the answer and are not part of it.
+        top_logprobs: of the likeliest tokens beside each chosen one; None for no probabilities at all.
+        reasoning_tokens: after so many reasoning is ended; None for no bound.
+    """
+
+    client: str
+    prompt: Conversation | str | tuple[int, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    choice: int = 0
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    top_logprobs: int | None = None
+    output: OutputForm | None = None
+    reasoning_tokens: int | None = None
