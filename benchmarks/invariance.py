@@ -27,7 +27,7 @@ import typer
 from torch import Tensor
 
 from benchmarks.random_gguf import SMALL, FileTypes, write_random_gguf
-from orchestrator.generate import GenerationParams, SequenceState, generate, prefill, step
+from orchestrator.generate import GenerationParams, generate, new_sequence, prefill, step
 from orchestrator.in_process import dispatcher_with_threads
 from orchestrator.model.moe import ExpertRunner
 from orchestrator.model.step35 import Step35Model
@@ -146,11 +146,11 @@ def beside_another(head: Step35Model, prompt: Sequence[int], tokens: int) -> str
     params = GenerationParams(max_tokens=tokens, ignore_eos=True)
     rows: list[Tensor] = []
     texts = [
-        SequenceState(head, None, prompt, params, lambda part: rows.append(part.clone())),
-        SequenceState(head, None, prompt[::-1], params),
+        new_sequence(head, None, prompt, params, lambda part: rows.append(part.clone())),
+        new_sequence(head, None, prompt[::-1], params),
     ]
     for text in texts:
-        prefill(head, None, text)
+        prefill(head, None, text, params.chunk_size)
     while texts[0].finish_reason is None:
         step(head, None, texts)
     return digest(texts[0].generated, torch.cat(rows)[: len(prompt) + tokens - 1])

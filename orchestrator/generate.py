@@ -1,4 +1,4 @@
-"""The decode loop: prefill, draft, verify, sample."""
+"""One prompt, alone: its prefill, then steps until it ends."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
-import torch
-from torch import Tensor
-
-from orchestrator.model.attention import SequenceSlice
-from orchestrator.model.mtp import DraftRequest, MtpDrafter, MtpState
+from orchestrator.model.mtp import MtpDrafter
 from orchestrator.model.step35 import Step35Model
-from orchestrator.sampling import Draft, Sampler
+from orchestrator.sampling import Sampler
+from orchestrator.scheduling.step_plan import Decode, Prefill, StepPlan
+from orchestrator.sequence import OnHidden, SequenceState
+from orchestrator.serving.batch import run_step
 from placement.errors import InputError
 
 OnTokens = Callable[[list[int]], None]
-OnHidden = Callable[[Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,59 +91,17 @@ class GenerationResult:
         return (len(self.token_ids) - 1) / self.decode_s if self.decode_s > 0 else 0.0
 
 
-class SequenceState:
-    """One sequence on its way: tokens, caches, drafts, random numbers and counts.
-
-    Between steps the cache holds every token but the newest.
-    """
-
-    def __init__(
-        self,
-        model: Step35Model,
-        drafter: MtpDrafter | None,
-        prompt_ids: Sequence[int],
-        params: GenerationParams,
-        on_hidden: OnHidden | None = None,
-    ) -> None:
-        self.params = params
-        self.tokens = list(prompt_ids)
-        self.num_prompt = len(self.tokens)
-        self.cache = model.new_cache()
-        self.mtp: MtpState | None = drafter.new_state() if drafter is not None else None
-        self.end_ids = model.config.eos_token_ids
-        self.sampler = Sampler(params.temperature, params.seed, self.end_ids if params.ignore_eos else ())
-        self.drafts: list[Draft] = []
-        self.finish_reason: str | None = None
-        self.steps = 0
-        num_drafts = drafter.num_layers if drafter is not None else 0
-        self.drafted = [0] * num_drafts
-        self.accepted = [0] * num_drafts
-        self.on_hidden = on_hidden
-
-    @property
-    def generated(self) -> list[int]:
-        """Tokens after the prompt."""
-        return self.tokens[self.num_prompt :]
-
-    def extend(self, chosen: Sequence[int]) -> int:
-        """Append tokens up to an end token or max_tokens; returns how many were kept."""
-        for kept, token_id in enumerate(chosen, start=1):
-            self.tokens.append(token_id)
-            if token_id in self.end_ids:
-                self.finish_reason = "stop"
-            elif len(self.tokens) - self.num_prompt == self.params.max_tokens:
-                self.finish_reason = "length"
-            if self.finish_reason is not None:
-                return kept
-        return len(chosen)
-
-    def draft_request(self, hidden_states: Tensor, more_prompt: bool) -> DraftRequest:
-        """Ask for no more drafts than can become output: a step yields accepted drafts and one token more."""
-        if self.mtp is None:
-            raise ValueError("this sequence was started without a drafter")
-        remaining = self.params.max_tokens - (len(self.tokens) - self.num_prompt)
-        num_drafts = 0 if more_prompt else min(len(self.drafted), remaining - 1)
-        return DraftRequest(self.mtp, hidden_states, self.tokens, num_drafts, self.sampler.draft)
+def new_sequence(
+    model: Step35Model,
+    drafter: MtpDrafter | None,
+    prompt_ids: Sequence[int],
+    params: GenerationParams,
+    on_hidden: OnHidden | None = None,
+) -> SequenceState:
+    """A sequence that is generated as `params` say; drafts are the drafter's affair."""
+    end_ids = model.config.eos_token_ids
+    sampler = Sampler(params.temperature, params.seed, end_ids if params.ignore_eos else ())
+    return SequenceState(model, drafter, prompt_ids, sampler, params.max_tokens, end_ids, on_hidden)
 
 
 def generate(
@@ -173,8 +129,8 @@ def generate(
     drafter = MtpDrafter(model, params.mtp) if params.mtp else None
     timer = model.timer
     started = perf_counter()
-    sequence = SequenceState(model, drafter, prompt_ids, params, on_hidden)
-    prefill(model, drafter, sequence)
+    sequence = new_sequence(model, drafter, prompt_ids, params, on_hidden)
+    prefill(model, drafter, sequence, params.chunk_size)
     if on_tokens is not None:
         on_tokens(sequence.generated)
     timer.reset()
@@ -215,66 +171,14 @@ def check_length(prompt_tokens: int, max_tokens: int, max_positions: int) -> Non
         )
 
 
-def prefill(model: Step35Model, drafter: MtpDrafter | None, sequence: SequenceState) -> None:
-    """Run the prompt in chunks, choose the first token and draft what follows it."""
-    prompt = list(sequence.tokens)
-    for start in range(0, len(prompt), sequence.params.chunk_size):
-        chunk = prompt[start : start + sequence.params.chunk_size]
-        hidden_states = model.forward(torch.tensor(chunk), [SequenceSlice(sequence.cache, len(chunk))])
-        if sequence.on_hidden is not None:
-            sequence.on_hidden(hidden_states)
-        more_prompt = start + len(chunk) < len(prompt)
-        if not more_prompt:
-            logits = model.logits_to_choose_from(hidden_states[-1:])
-            with model.timer.part("sampling"):
-                sequence.extend([sequence.sampler.choose(logits[0])])
-        _draft(drafter, [sequence], [hidden_states], more_prompt=more_prompt)
+def prefill(model: Step35Model, drafter: MtpDrafter | None, sequence: SequenceState, chunk_size: int) -> None:
+    """Run the prompt in chunks and choose the first token."""
+    while sequence.to_prefill:
+        run_step(model, drafter, {0: sequence}, StepPlan(prefill=(Prefill(0, chunk_size),)))
 
 
 def step(model: Step35Model, drafter: MtpDrafter | None, sequences: Sequence[SequenceState]) -> None:
-    """One decode step of unfinished sequences: verify each's newest token and drafts, then draft again."""
-    token_ids: list[int] = []
-    batch: list[SequenceSlice] = []
-    for sequence in sequences:
-        token_ids.append(sequence.tokens[-1])
-        token_ids += [draft.token_id for draft in sequence.drafts]
-        batch.append(SequenceSlice(sequence.cache, 1 + len(sequence.drafts)))
-    hidden_states = model.forward(torch.tensor(token_ids), batch)
-    logits = model.logits_to_choose_from(hidden_states)
-
-    verified = []
-    start = 0
-    with model.timer.part("sampling"):
-        for sequence, part in zip(sequences, batch, strict=True):
-            stop = start + part.num_tokens
-            chosen = sequence.sampler.verify(logits[start:stop], sequence.drafts)
-            kept = sequence.extend(chosen)
-            sequence.cache.rollback(len(sequence.tokens) - 1)
-            sequence.steps += 1
-            for place in range(len(sequence.drafts)):
-                sequence.drafted[place] += 1
-                sequence.accepted[place] += place < min(kept, len(chosen) - 1)
-            verified.append(hidden_states[start : start + kept])
-            if sequence.on_hidden is not None:
-                sequence.on_hidden(verified[-1])
-            start = stop
-    _draft(drafter, sequences, verified)
-
-
-def _draft(
-    drafter: MtpDrafter | None,
-    sequences: Sequence[SequenceState],
-    hidden_states: Sequence[Tensor],
-    *,
-    more_prompt: bool = False,
-) -> None:
-    if drafter is None:
-        return
-    going_on = [
-        (sequence, rows)
-        for sequence, rows in zip(sequences, hidden_states, strict=True)
-        if sequence.finish_reason is None
-    ]
-    requests = [sequence.draft_request(rows, more_prompt) for sequence, rows in going_on]
-    for (sequence, _), drafts in zip(going_on, drafter.draft(requests), strict=True):
-        sequence.drafts = drafts
+    """One decode step of unfinished sequences: draft as much as the drafter can, verify and choose."""
+    num_drafts = 0 if drafter is None else drafter.num_layers
+    plan = StepPlan(decode=tuple(Decode(number, num_drafts) for number in range(len(sequences))))
+    run_step(model, drafter, dict(enumerate(sequences)), plan)

@@ -19,10 +19,11 @@ import typer
 
 from benchmarks.real_size.measured import LayoutRun, Passes
 from orchestrator.cli.even_plan import even_plan
-from orchestrator.generate import GenerationParams, SequenceState, prefill, step
+from orchestrator.generate import GenerationParams, new_sequence, prefill, step
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model
 from orchestrator.sampling import Draft
+from orchestrator.sequence import SequenceState
 from orchestrator.session import open_session
 from workers.formats.open_model import kept_forms, open_model
 
@@ -84,9 +85,9 @@ def measure(
 
 def start(head: Step35Model, prompt: list[int], max_tokens: int) -> SequenceState:
     """A sequence that has read its prompt and chosen a token."""
-    params = GenerationParams(max_tokens=max_tokens, ignore_eos=True, chunk_size=CHUNK)
-    sequence = SequenceState(head, None, prompt, params)
-    prefill(head, None, sequence)
+    params = GenerationParams(max_tokens=max_tokens, ignore_eos=True)
+    sequence = new_sequence(head, None, prompt, params)
+    prefill(head, None, sequence, CHUNK)
     return sequence
 
 

@@ -45,6 +45,16 @@ class MtpState:
         self.caches = caches
         self.pending = [torch.empty(0, hidden_size) for _ in caches]
 
+    @property
+    def deferred(self) -> int:
+        """Trunk rows that wait for the next `MtpDrafter.draft`."""
+        return len(self.pending[0])
+
+    def defer(self, hidden_states: Tensor) -> None:
+        """Keep newly verified trunk rows, float32 [n, hidden], for the next `MtpDrafter.draft`."""
+        self.num_hidden += len(hidden_states)
+        self.pending[0] = torch.cat([self.pending[0], hidden_states])
+
 
 @dataclass(frozen=True, slots=True)
 class DraftRequest:
@@ -123,9 +133,10 @@ class MtpDrafter:
         with self._model.timer.part("mtp", owns_inner=True):
             turns = []
             for request in requests:
-                request.state.num_hidden += request.hidden_states.shape[0]
-                inputs = torch.cat([request.state.pending[0], request.hidden_states])
-                turns.append(_Turn(request, inputs, request.state.num_hidden, []))
+                state = request.state
+                if len(request.hidden_states):
+                    state.defer(request.hidden_states)
+                turns.append(_Turn(request, state.pending[0], state.num_hidden, []))
             for k in range(self.num_layers):
                 try:
                     self._run_layer(k, turns)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.generate import GenerationParams, SequenceState, generate, prefill, step
+from orchestrator.generate import GenerationParams, generate, new_sequence, prefill, step
 from orchestrator.model.mtp import MtpDrafter
 from orchestrator.model.step35 import Step35Model
 from placement.errors import InputError
@@ -125,7 +125,7 @@ def test_sampled_tokens_follow_the_trunks_distribution(model: Step35Model, mtp: 
     accepted = 0
     for batch in range(batches):
         sequences = [
-            SequenceState(
+            new_sequence(
                 model,
                 drafter,
                 first,
@@ -136,7 +136,7 @@ def test_sampled_tokens_follow_the_trunks_distribution(model: Step35Model, mtp: 
             for n in range(batch_size)
         ]
         for sequence in sequences:
-            prefill(model, drafter, sequence)
+            prefill(model, drafter, sequence, 256)
         while running := [sequence for sequence in sequences if sequence.finish_reason is None]:
             step(model, drafter, running)
         counts.update(tuple(sequence.generated[1:]) for sequence in sequences)

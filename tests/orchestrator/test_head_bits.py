@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.generate import GenerationParams, SequenceState, prefill, step
+from orchestrator.generate import GenerationParams, new_sequence, prefill, step
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.mtp import MtpDrafter
 from orchestrator.model.step35 import Step35Model
@@ -84,11 +84,11 @@ def test_sequences_decoded_in_one_batch_get_the_tokens_they_get_alone(model: Ste
         for prompt, n in zip(prompts, lengths, strict=True)
     ]
     sequences = [
-        SequenceState(model, drafter, prompt, GenerationParams(max_tokens=n, ignore_eos=True))
+        new_sequence(model, drafter, prompt, GenerationParams(max_tokens=n, ignore_eos=True))
         for prompt, n in zip(prompts, lengths, strict=True)
     ]
     for sequence in sequences:
-        prefill(model, drafter, sequence)
+        prefill(model, drafter, sequence, 256)
     while running := [sequence for sequence in sequences if sequence.finish_reason is None]:
         step(model, drafter, running)
     for sequence, result in zip(sequences, alone, strict=True):

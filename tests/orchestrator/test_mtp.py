@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from orchestrator.generate import GenerationParams, SequenceState, prefill, step
+from orchestrator.generate import GenerationParams, new_sequence, prefill, step
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
+from orchestrator.model.step35 import Step35Model
 from orchestrator.sampling import Draft
 from placement.errors import InputError
 from tests.orchestrator.heads import hidden_states, load_model
 from tests.orchestrator.plain_mtp import PlainMtp
 from tests.tiny_checkpoint import write_random_checkpoint
+
+
+class Recording(MtpDrafter):
+    """Remembers what it drafted for one sequence: how many tokens that had, and the drafts."""
+
+    def __init__(self, model: Step35Model, num_layers: int) -> None:
+        super().__init__(model, num_layers)
+        self.made: list[tuple[int, list[int]]] = []
+
+    def draft(self, requests: Sequence[DraftRequest]) -> list[list[Draft]]:
+        drafts = super().draft(requests)
+        self.made.append((len(requests[0].tokens), [draft.token_id for draft in drafts[0]]))
+        return drafts
 
 
 def tiny_vocab_checkpoint(directory: Path, seed: int = 11) -> Path:
@@ -34,18 +49,16 @@ def tiny_vocab_checkpoint(directory: Path, seed: int = 11) -> Path:
 def test_every_draft_is_the_plain_implementations(num_layers: int, chunk_size: int, tmp_path: Path) -> None:
     model_dir = tiny_vocab_checkpoint(tmp_path)
     model, plain = load_model(model_dir), PlainMtp(model_dir)
-    drafter = MtpDrafter(model, num_layers)
+    drafter = Recording(model, num_layers)
     prompt = torch.randint(6, (21,), generator=torch.Generator().manual_seed(3)).tolist()
-    params = GenerationParams(max_tokens=60, mtp=num_layers, ignore_eos=True, chunk_size=chunk_size)
-    sequence = SequenceState(model, drafter, prompt, params)
-    prefill(model, drafter, sequence)
-    asked: list[tuple[int, list[int]]] = []
+    params = GenerationParams(max_tokens=60, mtp=num_layers, ignore_eos=True)
+    sequence = new_sequence(model, drafter, prompt, params)
+    prefill(model, drafter, sequence, chunk_size)
     while sequence.finish_reason is None:
-        asked.append((len(sequence.tokens), [draft.token_id for draft in sequence.drafts]))
         step(model, drafter, [sequence])
     compared = 0
     rows = hidden_states(model, sequence.tokens)
-    for length, drafts in asked:
+    for length, drafts in drafter.made:
         expected = plain.draft_logits(rows[: length - 1], sequence.tokens[:length], drafts)
         for draft, logits in zip(drafts, expected, strict=True):
             logits[list(model.config.eos_token_ids)] = -torch.inf

@@ -1,0 +1,1 @@
+"""Who is computed when: steps of many sequences, decided from messages and times."""

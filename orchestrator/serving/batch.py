@@ -1,0 +1,140 @@
+"""One step of many sequences: draft, one pass over the rows of all, verify, choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from time import perf_counter
+
+import torch
+
+from orchestrator.model.attention import SequenceSlice
+from orchestrator.model.mtp import DraftRequest, MtpDrafter
+from orchestrator.model.step35 import Step35Model
+from orchestrator.sampling import LogitsRow
+from orchestrator.scheduling.step_plan import Advance, StepOutcome, StepPlan
+from orchestrator.sequence import SequenceState
+from placement.kv_size import PASS_ROWS
+
+MOST_DEFERRED = 64
+"""Trunk rows of a sequence that wait for the MTP layers while nobody wants drafts.
+
+A row takes a hidden state's memory, and the MTP layers compute many rows nearly as fast as one.
+"""
+
+
+def run_step(
+    model: Step35Model,
+    drafter: MtpDrafter | None,
+    sequences: Mapping[int, SequenceState],
+    plan: StepPlan,
+    clock: Callable[[], float] = perf_counter,
+) -> StepOutcome:
+    """Run a step; every sequence gets the tokens that it would get alone.
+
+    If the pass raises, no sequence has changed but for drafts that were made, and the step may be run again.
+
+    Args:
+        drafter: None where nothing is drafted.
+        sequences: by number; at least those of the plan.
+
+    Raises:
+        KvDoesNotFit: a pool of keys and values has no room for the rows.
+        NonFiniteError, WorkerLost, WorkerRefused: as `Step35Model.forward`.
+    """
+    for number in plan.pause:
+        sequences[number].pause()
+    if not plan.rows:
+        return StepOutcome(())
+    started = clock()
+    drafting_rows = _draft(drafter, sequences, plan)
+    drafted = clock()
+
+    token_ids: list[int] = []
+    batch: list[SequenceSlice] = []
+    for part in plan.decode:
+        sequence = sequences[part.sequence]
+        token_ids.append(sequence.tokens[-1])
+        token_ids += [draft.token_id for draft in sequence.drafts]
+        batch.append(SequenceSlice(sequence.cache, 1 + len(sequence.drafts)))
+    decode_rows = len(token_ids)
+    for chunk in plan.prefill:
+        sequence = sequences[chunk.sequence]
+        start = sequence.cache.length
+        # Nothing behind what may be computed: with all of it a later step goes wrong.
+        stop = start + min(chunk.tokens, sequence.to_prefill)
+        token_ids += sequence.tokens[start:stop]
+        batch.append(SequenceSlice(sequence.cache, stop - start))
+    hidden_states = model.forward(torch.tensor(token_ids), batch)
+
+    rows = torch.split(hidden_states, [part.num_tokens for part in batch])
+    chosen_from = [*range(decode_rows), *_prompt_ends(sequences, plan, batch)]
+    logits: Sequence[LogitsRow] = []
+    if chosen_from:
+        all_of_them = len(chosen_from) == len(token_ids)
+        logits = model.logits_to_choose_from(hidden_states if all_of_them else hidden_states[chosen_from])
+    advances = []
+    left = iter(logits)
+    with model.timer.part("sampling"):
+        for part, own in zip(plan.decode, rows, strict=False):
+            sequence = sequences[part.sequence]
+            tokens, accepted = sequence.verified(own, list(islice(left, len(own))))
+            reason = sequence.finish_reason
+            advances.append(Advance(part.sequence, tuple(tokens), len(own) - 1, accepted, reason))
+        for chunk, own in zip(plan.prefill, rows[len(plan.decode) :], strict=True):
+            sequence = sequences[chunk.sequence]
+            tokens = sequence.first_token(next(left)) if sequence.prefilled(own) else []
+            advances.append(Advance(chunk.sequence, tuple(tokens), ended=sequence.finish_reason))
+    return StepOutcome(tuple(advances), drafted - started, drafting_rows)
+
+
+def _draft(drafter: MtpDrafter | None, sequences: Mapping[int, SequenceState], plan: StepPlan) -> int:
+    """Draft where the plan wants it, and have rows of prompts taken in; returns how many rows."""
+    if drafter is None:
+        return 0
+    requests: list[DraftRequest] = []
+    turns: list[SequenceState] = []
+    for part in plan.decode:
+        sequence = sequences[part.sequence]
+        wanted = sequence.most_drafts(part.drafts)
+        if sequence.drafts:
+            # Made for a pass that failed.
+            sequence.drafts = sequence.drafts[:wanted]
+        elif wanted > 0 or sequence.deferred >= MOST_DEFERRED:
+            requests.append(sequence.draft_request(wanted))
+            turns.append(sequence)
+    for chunk in plan.prefill:
+        sequence = sequences[chunk.sequence]
+        if sequence.deferred:
+            requests.append(sequence.draft_request(0))
+            turns.append(sequence)
+    num_rows = sum(request.state.deferred for request in requests)
+    for group in _groups(requests, drafter.num_layers):
+        for turn, drafts in zip(turns[group], drafter.draft(requests[group]), strict=True):
+            turn.drafts = drafts
+    return num_rows
+
+
+def _groups(requests: Sequence[DraftRequest], num_layers: int) -> Iterator[slice]:
+    """Requests that go through the MTP layers together: no pass of a layer has more than PASS_ROWS rows."""
+    start = rows = 0
+    for stop, request in enumerate(requests):
+        # A layer computes again what hung on drafts.
+        more = request.state.deferred + num_layers
+        if rows and rows + more > PASS_ROWS:
+            yield slice(start, stop)
+            start, rows = stop, 0
+        rows += more
+    if start < len(requests):
+        yield slice(start, len(requests))
+
+
+def _prompt_ends(
+    sequences: Mapping[int, SequenceState], plan: StepPlan, batch: Sequence[SequenceSlice]
+) -> Iterator[int]:
+    """Rows of the last tokens of prompts that end in this pass."""
+    row = sum(part.num_tokens for part in batch[: len(plan.decode)])
+    for chunk, part in zip(plan.prefill, batch[len(plan.decode) :], strict=True):
+        row += part.num_tokens
+        if sequences[chunk.sequence].ends_prompt:
+            yield row - 1

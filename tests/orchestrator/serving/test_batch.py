@@ -1,0 +1,203 @@
+"""Steps of many sequences: each gets what it gets alone, whatever shares its passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.generate import GenerationParams, generate, new_sequence
+from orchestrator.model.attention import SequenceSlice
+from orchestrator.model.mtp import DraftRequest, MtpDrafter
+from orchestrator.model.step35 import Step35Model
+from orchestrator.sampling import Draft
+from orchestrator.scheduling.step_plan import Decode, Prefill, StepPlan
+from orchestrator.sequence import SequenceState
+from orchestrator.serving import batch
+from orchestrator.serving.batch import run_step
+from placement.errors import KvDoesNotFit
+from tests.examples import examples
+from tests.orchestrator.heads import load_model
+from tests.tiny_checkpoint import write_random_checkpoint
+
+VOCAB = 6
+LENGTHS = ((3, 12), (40, 9), (1, 20), (17, 1), (25, 2), (9, 30))
+"""Of each sequence: prompt, most tokens behind it."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Step35Model:
+    """Six tokens, so that chance accepts a fair share of a random model's drafts."""
+    directory: Path = tmp_path_factory.mktemp("checkpoint")
+    return load_model(write_random_checkpoint(directory, seed=31, vocab_size=VOCAB))
+
+
+@pytest.fixture(scope="module")
+def alone(model: Step35Model) -> list[tuple[int, ...]]:
+    """Tokens of each sequence without others and without drafts."""
+    return [generate(model, prompt(number), params_of(number)).token_ids for number in range(len(LENGTHS))]
+
+
+def prompt(number: int) -> list[int]:
+    generator = torch.Generator().manual_seed(100 + number)
+    return torch.randint(VOCAB, (LENGTHS[number][0],), generator=generator).tolist()
+
+
+def params_of(number: int) -> GenerationParams:
+    """Two of them may end with an end token."""
+    return GenerationParams(max_tokens=LENGTHS[number][1], ignore_eos=number > 1)
+
+
+def started(model: Step35Model, drafter: MtpDrafter | None, number: int) -> SequenceState:
+    return new_sequence(model, drafter, prompt(number), params_of(number))
+
+
+def drawn_step(chance: Random, running: dict[int, SequenceState]) -> StepPlan:
+    """Any plan over some of the sequences, with at least one row."""
+    pause = {number for number in running if chance.random() < 0.04}
+    decode, prefill = [], []
+    for number in chance.sample(sorted(running), chance.randint(1, len(running))):
+        if running[number].to_prefill or number in pause:
+            prefill.append(Prefill(number, chance.randint(1, 30)))
+        else:
+            decode.append(Decode(number, chance.randint(0, 3)))
+    return StepPlan(tuple(decode), tuple(prefill), tuple(sorted(pause)))
+
+
+@examples(12)
+@given(seed=st.integers(0, 2**32), num_layers=st.integers(0, 3))
+def test_any_mix_of_steps_gives_each_sequence_the_tokens_that_it_gets_alone(
+    model: Step35Model, alone: list[tuple[int, ...]], seed: int, num_layers: int
+) -> None:
+    drafter = MtpDrafter(model, num_layers) if num_layers else None
+    chance = Random(seed)
+    waiting = chance.sample(range(len(LENGTHS)), len(LENGTHS))
+    running: dict[int, SequenceState] = {}
+    ended: dict[int, SequenceState] = {}
+    while waiting or running:
+        while waiting and (not running or chance.random() < 0.3):
+            number = waiting.pop()
+            running[number] = started(model, drafter, number)
+        plan = drawn_step(chance, running)
+        before = {number: len(sequence.tokens) for number, sequence in running.items()}
+        outcome = run_step(model, drafter, running, plan)
+        assert set(outcome.by_sequence) == set(plan.sequences)
+        for number, advance in outcome.by_sequence.items():
+            sequence = running[number]
+            assert tuple(sequence.tokens[before[number] :]) == advance.tokens
+            assert advance.accepted <= advance.drafted
+            assert advance.ended == sequence.finish_reason
+            if advance.ended is not None:
+                ended[number] = running.pop(number)
+    assert [tuple(ended[number].generated) for number in range(len(LENGTHS))] == alone
+
+
+def test_drafts_are_accepted_in_steps_that_prompts_share(model: Step35Model) -> None:
+    """So that the test above sees drafts that hold and drafts that do not."""
+    drafter = MtpDrafter(model, 3)
+    sequences = {0: started(model, drafter, 5), 1: started(model, drafter, 1)}
+    run_step(model, drafter, sequences, StepPlan(prefill=(Prefill(0, 30),)))
+    while sequences[0].finish_reason is None:
+        prefill = (Prefill(1, 2),) if sequences[1].to_prefill else ()
+        run_step(model, drafter, sequences, StepPlan((Decode(0, 3),), prefill))
+    assert 0 < sum(sequences[0].accepted) < sum(sequences[0].drafted)
+
+
+def test_a_step_is_one_pass_and_one_of_each_mtp_layer(
+    model: Step35Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafter = MtpDrafter(model, 3)
+    sequences = {number: started(model, drafter, number) for number in (0, 1, 5)}
+    run_step(model, drafter, sequences, StepPlan(prefill=(Prefill(0, 3), Prefill(5, 9))))
+    passes: list[list[int]] = []
+    forward = model.forward
+
+    def counted(token_ids: torch.Tensor, slices: list[SequenceSlice]) -> torch.Tensor:
+        passes.append([part.num_tokens for part in slices])
+        return forward(token_ids, slices)
+
+    monkeypatch.setattr(model, "forward", counted)
+    model.timer.reset()
+    plan = StepPlan((Decode(0, 3), Decode(5, 1)), (Prefill(1, 7),))
+    outcome = run_step(model, drafter, sequences, plan)
+    assert passes == [[4, 2, 7]]
+    # What the MTP layers took in: the rows of both prompts.
+    assert outcome.drafting_rows == 12
+    assert outcome.drafting_s > 0
+
+
+def test_nothing_is_drafted_for_nobody_and_rows_wait_for_the_mtp_layers(model: Step35Model) -> None:
+    drafter = Counting(model, 3)
+    sequence = new_sequence(model, drafter, prompt(5), GenerationParams(max_tokens=200, ignore_eos=True))
+    sequences = {0: sequence}
+    run_step(model, drafter, sequences, StepPlan(prefill=(Prefill(0, 9),)))
+    for _ in range(batch.MOST_DEFERRED):
+        assert sequence.deferred <= batch.MOST_DEFERRED
+        run_step(model, drafter, sequences, StepPlan((Decode(0, 0),)))
+    # All rows at once, when there were enough of them.
+    assert drafter.rows == [batch.MOST_DEFERRED]
+    run_step(model, drafter, sequences, StepPlan((Decode(0, 3),)))
+    expected = generate(model, prompt(5), GenerationParams(max_tokens=200, ignore_eos=True))
+    assert expected.token_ids[: len(sequence.generated)] == tuple(sequence.generated)
+
+
+class Counting(MtpDrafter):
+    """Remembers the rows that each call of it took in."""
+
+    def __init__(self, model: Step35Model, num_layers: int) -> None:
+        super().__init__(model, num_layers)
+        self.rows: list[int] = []
+
+    def draft(self, requests: list[DraftRequest]) -> list[list[Draft]]:  # type: ignore[override]
+        self.rows.append(sum(request.state.deferred for request in requests))
+        return super().draft(requests)
+
+
+def test_the_mtp_layers_get_no_more_rows_at_a_time_than_a_pass_may_have(
+    model: Step35Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "PASS_ROWS", 20)
+    drafter = Counting(model, 2)
+    sequences = {number: started(model, drafter, number) for number in (1, 3, 4)}
+    prompts = StepPlan(prefill=(Prefill(1, 12), Prefill(3, 16), Prefill(4, 1)))
+    run_step(model, drafter, sequences, prompts)
+    run_step(model, drafter, sequences, StepPlan(prefill=(Prefill(1, 1), Prefill(3, 1), Prefill(4, 1))))
+    assert drafter.rows == [12, 16, 1] or drafter.rows == [12, 17]
+
+
+def test_a_pass_that_failed_is_run_again_as_if_nothing_had_happened(
+    model: Step35Model, alone: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafter = MtpDrafter(model, 3)
+    sequence = started(model, drafter, 5)
+    sequences = {0: sequence}
+    run_step(model, drafter, sequences, StepPlan(prefill=(Prefill(0, 9),)))
+    plan = StepPlan((Decode(0, 3),))
+    while sequence.finish_reason is None:
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "forward", failing)
+            with pytest.raises(KvDoesNotFit):
+                run_step(model, drafter, sequences, plan)
+        run_step(model, drafter, sequences, plan)
+    assert tuple(sequence.generated) == alone[5]
+
+
+def failing(_token_ids: torch.Tensor, _slices: list[SequenceSlice]) -> torch.Tensor:
+    raise KvDoesNotFit("no page is free")
+
+
+def test_a_paused_sequence_gives_its_pages_back(model: Step35Model) -> None:
+    drafter = MtpDrafter(model, 3)
+    before = model.kv_pool.used_bytes
+    sequences = {0: started(model, drafter, 5)}
+    run_step(model, drafter, sequences, StepPlan(prefill=(Prefill(0, 9),)))
+    run_step(model, drafter, sequences, StepPlan((Decode(0, 3),)))
+    assert model.kv_pool.used_bytes > before
+    outcome = run_step(model, drafter, sequences, StepPlan(pause=(0,)))
+    assert outcome.advances == ()
+    assert model.kv_pool.used_bytes == before
+    assert sequences[0].to_prefill == len(sequences[0].tokens) - 1
