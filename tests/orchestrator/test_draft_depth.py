@@ -1,0 +1,198 @@
+"""How many drafts are made: near the best fixed number where they pay, near none where they do not."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.draft_depth import Candidate, DraftDepth, Verified
+from orchestrator.scheduling.measured_costs import MeasuredCosts
+from placement.pass_costs import PassCosts
+
+Chances = tuple[float, float, float]
+"""Of each draft to hold, given those before it."""
+CHANCES: dict[str, Chances] = {"high": (0.9, 0.85, 0.8), "fair": (0.7, 0.6, 0.5), "low": (0.1, 0.1, 0.1)}
+STEPS = 2000
+EXPERTS, TOP_K = 288, 8
+
+
+def curve(share: float) -> PassCosts:
+    """`share` of a pass of one row reads experts: with n rows it reads all that n tokens touch on average."""
+
+    def touched(rows: int) -> float:
+        return EXPERTS / TOP_K * (1 - (1 - TOP_K / EXPERTS) ** rows)
+
+    rows = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+    return PassCosts(rows, tuple(1 - share + share * touched(n) for n in rows), ((0.03, 0.001),) * 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step is expected to take and to give."""
+
+    seconds: float
+    tokens: float
+
+
+def expected(truth: PassCosts, depths: Sequence[int], chances: Sequence[Chances]) -> Step:
+    tokens = sum(
+        1 + sum(math.prod(own[: place + 1]) for place in range(depth))
+        for depth, own in zip(depths, chances, strict=True)
+    )
+    drafting = sum(depth > 0 for depth in depths)
+    seconds = truth.trunk_s(len(depths) + sum(depths)) + truth.drafting_s(max(depths), 2 * drafting)
+    return Step(seconds, tokens)
+
+
+def run(
+    truth: PassCosts, chances_at: Callable[[int], Sequence[Chances]], predicted: PassCosts, seed: int = 1
+) -> list[Step]:
+    """Steps under `DraftDepth`; luck and times are drawn, and what a step is expected to give is counted."""
+    luck = random.Random(seed)
+    costs = MeasuredCosts(predicted)
+    depth = DraftDepth(3, costs)
+    steps = []
+    for number in range(STEPS):
+        chances = chances_at(number)
+        chosen = depth.choose([Candidate(n, 3) for n in range(len(chances))])
+        depths = [chosen[n] for n in range(len(chances))]
+        verified = []
+        for n, wanted in enumerate(depths):
+            holds = [luck.random() < chances[n][place] for place in range(wanted)]
+            verified.append(Verified(n, wanted, [*holds, False].index(False)))
+        drafting = 2 * sum(wanted > 0 for wanted in depths)
+        rows = len(depths) + sum(depths)
+        costs.learn_pass(rows, truth.trunk_s(rows) * math.exp(luck.gauss(0, 0.05)))
+        costs.learn_drafting(max(depths), drafting, truth.drafting_s(max(depths), drafting))
+        depth.learn(verified)
+        steps.append(expected(truth, depths, chances))
+    return steps
+
+
+def speed(steps: Sequence[Step]) -> float:
+    """Tokens a second."""
+    return sum(step.tokens for step in steps) / sum(step.seconds for step in steps)
+
+
+def fixed_speed(
+    truth: PassCosts, chances_at: Callable[[int], Sequence[Chances]], depth: int, steps: range
+) -> float:
+    return speed([expected(truth, [depth] * len(chances_at(n)), chances_at(n)) for n in steps])
+
+
+@pytest.mark.parametrize("sequences", [1, 4])
+@pytest.mark.parametrize(("share", "name"), list(product([0.1, 0.4, 0.9], CHANCES)))
+def test_it_is_near_the_best_fixed_depth_and_near_none(share: float, name: str, sequences: int) -> None:
+    """Where experts rule a pass, a row more costs nearly a pass, and drafts lose."""
+    truth = curve(share)
+
+    def chances_at(_step: int) -> Sequence[Chances]:
+        return [CHANCES[name]] * sequences
+
+    found = speed(run(truth, chances_at, predicted=curve(0.3)))
+    fixed = [fixed_speed(truth, chances_at, depth, range(1)) for depth in range(4)]
+    assert found > 0.97 * max(fixed)
+    assert found > 0.98 * fixed[0]
+
+
+def test_the_cases_above_have_some_where_drafts_lose_and_some_where_each_depth_is_best() -> None:
+    best = set()
+    for share, name, sequences in product([0.1, 0.4, 0.9], CHANCES, [1, 4]):
+        fixed = [
+            fixed_speed(curve(share), lambda _, n=name, s=sequences: [CHANCES[n]] * s, depth, range(1))
+            for depth in range(4)
+        ]
+        best.add(fixed.index(max(fixed)))
+    assert best == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(("before", "after"), [("low", "high"), ("high", "low"), ("fair", "low")])
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.8])
+def test_it_follows_an_acceptance_that_changes(share: float, before: str, after: str) -> None:
+    truth, middle = curve(share), STEPS // 2
+
+    def chances_at(step: int) -> Sequence[Chances]:
+        return [CHANCES[before if step < middle else after]]
+
+    steps = run(truth, chances_at, predicted=curve(0.3))
+    fixed = [fixed_speed(truth, chances_at, depth, range(STEPS)) for depth in range(4)]
+    assert speed(steps) > 0.97 * max(fixed)
+    for part in (range(middle), range(middle, STEPS)):
+        own = speed(steps[part.start : part.stop])
+        assert own > 0.98 * fixed_speed(truth, chances_at, 0, part)
+
+
+def test_sequences_get_depths_of_their_own() -> None:
+    """One text is easy to draft and one is not: better than the same depth for both."""
+    truth = curve(0.4)
+
+    def chances_at(_step: int) -> Sequence[Chances]:
+        return [CHANCES["high"], CHANCES["low"]]
+
+    fixed = [fixed_speed(truth, chances_at, depth, range(1)) for depth in range(4)]
+    assert speed(run(truth, chances_at, predicted=truth)) > 1.05 * max(fixed)
+
+
+def test_costs_that_were_predicted_wrong_are_corrected() -> None:
+    """By the prediction no draft pays; in truth all do."""
+
+    def chances_at(_step: int) -> Sequence[Chances]:
+        return [CHANCES["high"]]
+
+    truth = curve(0.05)
+    best = max(fixed_speed(truth, chances_at, depth, range(1)) for depth in range(4))
+    steps = run(truth, chances_at, predicted=PassCosts((1, 2, 4), (1, 3, 9), ((0.5, 0.1),) * 3))
+    assert speed(steps[STEPS // 2 :]) > 0.97 * best
+
+
+@given(
+    chances=st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=1, max_size=3),
+    share=st.floats(0, 1),
+    most=st.lists(st.integers(0, 3), min_size=3, max_size=3),
+    other_rows=st.integers(0, 20),
+    most_rows=st.integers(0, 9),
+)
+def test_no_other_depths_are_expected_to_be_faster(
+    chances: list[list[float]], share: float, most: list[int], other_rows: int, most_rows: int
+) -> None:
+    """Against all choices, with the estimates that it has itself; the account is full at first."""
+    costs = MeasuredCosts(curve(share))
+    depth = DraftDepth(3, costs)
+    for number, own in enumerate(chances):
+        for place in range(60):
+            held = [*(((place * 7919) % 97) / 97 < chance for chance in own), False].index(False)
+            depth.learn([Verified(number, 3, held)])
+    candidates = [Candidate(number, most[number]) for number in range(len(chances))]
+    estimates = [depth.acceptance(number) for number in range(len(chances))]
+
+    def rate(depths: Sequence[int]) -> float:
+        tokens = sum(
+            1 + sum(math.prod(own[: place + 1]) for place in range(wanted))
+            for wanted, own in zip(depths, estimates, strict=True)
+        )
+        drafting = sum(wanted > 0 for wanted in depths)
+        rows = len(depths) + sum(depths) + other_rows
+        return tokens / (costs.trunk_s(rows) + costs.drafting_s(max(depths), 2 * drafting))
+
+    chosen = depth.choose(candidates, other_rows, most_rows)
+    allowed = [
+        depths
+        for depths in product(*(range(candidate.most + 1) for candidate in candidates))
+        if sum(depths) <= most_rows
+    ]
+    assert tuple(chosen.values()) in allowed
+    assert rate(tuple(chosen.values())) >= max(map(rate, allowed)) * (1 - 1e-9)
+
+
+def test_nothing_is_drafted_without_mtp_layers_or_sequences() -> None:
+    costs = MeasuredCosts(PassCosts((1, 2), (1.0, 1.1)))
+    assert DraftDepth(3, costs).choose([Candidate(7, 3)]) == {7: 0}
+    assert DraftDepth(0, MeasuredCosts(curve(0.1))).choose([Candidate(7, 3)]) == {7: 0}
+    assert DraftDepth(3, MeasuredCosts(curve(0.1))).choose([]) == {}
