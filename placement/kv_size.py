@@ -109,6 +109,18 @@ class SequenceSize:
             for window, page_bytes in self._page_bytes.items()
         )
 
+    def most_bytes(self, num_positions: int, pass_rows: int = PASS_ROWS) -> int:
+        """`num_bytes` of a prompt that is read in passes of any sizes up to `pass_rows` rows."""
+        total = 0
+        for window, page_bytes in self._page_bytes.items():
+            pages = pages_of(num_positions)
+            if window:
+                # A pass begins anywhere in a page, and MTP layers compute again what hung on drafts.
+                seen = window + MAX_DRAFTS - 1 + pass_rows + 2 * MAX_DRAFTS
+                pages = min(pages, pages_of(seen - 1) + 1)
+            total += page_bytes * pages
+        return total
+
     def most_positions(self, budget_bytes: int, pass_rows: int = PASS_ROWS) -> int:
         """The most positions whose pages fit the budget; MOST_POSITIONS where that many do."""
         low, high = 0, pages_of(MOST_POSITIONS)

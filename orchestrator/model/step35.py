@@ -99,17 +99,23 @@ class Step35Model:
         pool = self.kv_pool if self.card is None or k >= self.card.num_mtp else self.card.pool
         return KVCache((layer,), config.sliding_window, self.kv_form, pool)
 
-    def check_kv(self, num_positions: int, pass_rows: int, num_drafts: int) -> None:
-        """Raise KvDoesNotFit unless one sequence of so many positions fits the pools."""
+    def kv_sizes(self, num_drafts: int) -> list[tuple[SequenceSize, int]]:
+        """Of each pool that caches use: what a sequence takes of it, and its budget in bytes."""
         trunk = self.config.num_hidden_layers
         attention = self.config.shape("").attention[: trunk + num_drafts]
         on_card: set[int] = set()
+        sizes = []
         if self.card is not None:
             on_card = {*self.card.layers, *range(trunk, trunk + min(num_drafts, self.card.num_mtp))}
             there = SequenceSize([attention[layer] for layer in sorted(on_card)], self.kv_form)
-            there.check(num_positions, pass_rows, self.card.pool.budget_bytes)
+            sizes.append((there, self.card.pool.budget_bytes))
         here = [shape for layer, shape in enumerate(attention) if layer not in on_card]
-        SequenceSize(here, self.kv_form).check(num_positions, pass_rows, self.kv_pool.budget_bytes)
+        return [*sizes, (SequenceSize(here, self.kv_form), self.kv_pool.budget_bytes)]
+
+    def check_kv(self, num_positions: int, pass_rows: int, num_drafts: int) -> None:
+        """Raise KvDoesNotFit unless one sequence of so many positions fits the pools."""
+        for sequence, budget_bytes in self.kv_sizes(num_drafts):
+            sequence.check(num_positions, pass_rows, budget_bytes)
 
     def check_token_ids(self, token_ids: Sequence[int]) -> None:
         """Raise InputError unless every id is in the vocabulary."""

@@ -25,17 +25,34 @@ class Prefill:
 
 
 @dataclass(frozen=True, slots=True)
+class Dropped:
+    """A sequence that the scheduler gives up.
+
+    Attributes:
+        kind: "unavailable" for a request that waited in vain, "lost" for an answer that had begun.
+        retry_after_s: when it may be worth another try.
+    """
+
+    sequence: int
+    kind: Literal["unavailable", "lost"]
+    message: str
+    retry_after_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """One pass of the model over rows of several sequences.
 
     Attributes:
         decode, prefill: a sequence is in one of them at most.
         pause: sequences that give back their keys and values before the pass; they are computed again later.
+        dropped: sequences that are over.
     """
 
     decode: tuple[Decode, ...] = ()
     prefill: tuple[Prefill, ...] = ()
     pause: tuple[int, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
 
     @property
     def rows(self) -> int:

@@ -214,3 +214,19 @@ def test_rollback_only_goes_back(length: int) -> None:
     push(cache, [0.0] * 20)
     with pytest.raises(ValueError, match="cannot roll back"):
         cache.rollback(length)
+
+
+@examples(40)
+@given(st.lists(st.tuples(st.integers(1, 256), st.integers(0, MAX_DRAFTS)), min_size=1, max_size=12))
+def test_a_prompt_cut_anyhow_takes_no_more_than_is_said(passes: list[tuple[int, int]]) -> None:
+    pool = KvPool(PLENTY)
+    cache = new_cache(pool)
+    most_positions = 0
+    for rows, back in passes:
+        most_positions = max(most_positions, cache.length + rows)
+        cache.begin(rows)
+        assert pool.used_bytes <= SequenceSize(SHAPES, KvForm.float32).most_bytes(most_positions, 256)
+        cache.commit(rows)
+        cache.rollback(max(0, cache.length - back))
+    aligned = SequenceSize(SHAPES, KvForm.float32).num_bytes(most_positions, 256)
+    assert aligned <= SequenceSize(SHAPES, KvForm.float32).most_bytes(most_positions, 256)

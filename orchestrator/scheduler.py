@@ -1,0 +1,333 @@
+"""Which sequences the next pass computes: decided from messages and times, without clock and socket.
+
+docs/scheduler.md says how, and what is promised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from orchestrator.draft_depth import Candidate, DraftDepth, Verified
+from orchestrator.scheduling.client_shares import ClientShares
+from orchestrator.scheduling.job import Job, Place, SequenceRequest
+from orchestrator.scheduling.kv_budget import KvBudget
+from orchestrator.scheduling.limits import Limits
+from orchestrator.scheduling.line import Line
+from orchestrator.scheduling.measured_costs import MeasuredCosts
+from orchestrator.scheduling.prompt_chunks import prompt_rows, share_out
+from orchestrator.scheduling.step_plan import Decode, Dropped, Prefill, StepOutcome, StepPlan
+from orchestrator.scheduling.waiting_time import WaitingTime
+from orchestrator.serving.answer import Refused
+
+
+@dataclass(frozen=True, slots=True)
+class _Lack:
+    """Boxes that the cluster lacks: why, since when, and when it may be worth another try."""
+
+    reason: str
+    since_s: float
+    retry_after_s: float
+
+
+class Scheduler:
+    """Requests and times in, steps out.
+
+    Call `plan_step`, run what it says, and report it with `finished_step` or `failed_step`; requests may come
+    and be cancelled at any time between. A plan without rows means that nothing is to be done until a message
+    comes, or until `deadline_s`.
+    """
+
+    def __init__(self, limits: Limits, kv: KvBudget, costs: MeasuredCosts, most_drafts: int = 0) -> None:
+        """
+        Args:
+            costs: of passes; it is corrected by the steps that are reported.
+            most_drafts: of a sequence in a step, 0 without MTP layers.
+        """
+        self._limits = limits
+        self._kv = kv
+        self._costs = costs
+        self._depth = DraftDepth(most_drafts, costs)
+        self._shares = ClientShares()
+        self._line = Line(self._shares)
+        self._running: dict[int, Job] = {}
+        """In the order in which they were let in."""
+        self._jobs: dict[int, Job] = {}
+        self._waiting_time = WaitingTime(costs, limits.pass_rows)
+        self._arrivals = self._admissions = 0
+        self._to_pause: set[int] = set()
+        self._planned: StepPlan | None = None
+        self._lack: _Lack | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that hold no keys and values now."""
+        return len(self._line)
+
+    @property
+    def running(self) -> int:
+        """Sequences that are computed."""
+        return len(self._running)
+
+    @property
+    def deadline_s(self) -> float | None:
+        """When `plan_step` has to be called though nothing happened; None where that is not needed."""
+        if self._lack is None or not self._jobs:
+            return None
+        return self._lack.since_s + self._limits.patience_s
+
+    def submit(self, request: SequenceRequest, now_s: float) -> int:
+        """Take a request; returns the most tokens that its answer may have.
+
+        Raises:
+            Refused: "invalid" without a prompt or an answer; "too_long" for what never fits the context or
+                the memory for keys and values; "busy" while too much waits; "unavailable" while the cluster
+                has lacked boxes for too long.
+            ValueError: a sequence of that number has not ended.
+        """
+        if request.sequence in self._jobs:
+            raise ValueError(f"sequence {request.sequence} has not ended")
+        max_tokens = self._max_tokens(request)
+        if self._lack is not None and now_s >= self._lack.since_s + self._limits.patience_s:
+            raise Refused("unavailable", _lacks(self._lack), self._lack.retry_after_s)
+        job = Job(request.sequence, request.client, request.prompt_tokens, max_tokens, self._arrivals)
+        if busy := self._too_much(job):
+            retry_after_s = self._waiting_time.until_one_ends(list(self._running.values()))
+            raise Refused("busy", busy, retry_after_s)
+        self._arrivals += 1
+        self._jobs[job.sequence] = job
+        self._shares.enter(job.client)
+        self._line.add(job)
+        return max_tokens
+
+    def cancel(self, sequence: int) -> bool:
+        """End a sequence wherever it is; what a step under way does to it no longer counts.
+
+        Its cache must be gone before the next step is run. Returns whether it had not ended yet.
+        """
+        job = self._jobs.get(sequence)
+        if job is not None:
+            self._end(job)
+        return job is not None
+
+    def cluster_lacks(self, reason: str, now_s: float, back_in_s: float | None = None) -> None:
+        """No pass can be run until `cluster_is_back`.
+
+        Args:
+            reason: for people: what is missing.
+            back_in_s: when it may be back, if anybody knows.
+        """
+        since_s = now_s if self._lack is None else self._lack.since_s
+        retry_after_s = self._limits.patience_s if back_in_s is None else back_in_s
+        self._lack = _Lack(reason, since_s, retry_after_s)
+
+    def cluster_is_back(self) -> None:
+        """Passes can be run again."""
+        self._lack = None
+
+    def plan_step(self, now_s: float) -> StepPlan:
+        """What the next pass computes.
+
+        Raises:
+            ValueError: a step is under way.
+        """
+        if self._planned is not None:
+            raise ValueError("a step is under way: report it before the next one is planned")
+        if self._lack is not None:
+            return self._wait_for_boxes(self._lack, now_s)
+        self._make_room()
+        self._let_in()
+        pause = tuple(sorted(self._to_pause))
+        self._to_pause.clear()
+        decoding = [job for job in self._running.values() if not job.to_prefill]
+        reading = [job for job in self._running.values() if job.to_prefill]
+        free_rows = self._limits.pass_rows - len(decoding) - bool(reading)
+        candidates = [Candidate(job.sequence, job.remaining - 1) for job in decoding]
+        drafts = self._depth.choose(candidates, most_rows=free_rows)
+        decode = tuple(Decode(job.sequence, drafts[job.sequence]) for job in decoding)
+        decode_rows = len(decode) + sum(drafts.values())
+        plan = StepPlan(decode, self._chunks(reading, decode_rows), pause)
+        self._planned = plan if plan.rows else None
+        return plan
+
+    def finished_step(self, plan: StepPlan, outcome: StepOutcome, took_s: float) -> None:
+        """A step was run, in `took_s` seconds."""
+        self._report(plan)
+        drafts = [outcome.by_sequence[part.sequence] for part in plan.decode]
+        drafted = sum(advance.drafted for advance in drafts)
+        rows = len(plan.decode) + drafted + plan.prefill_rows
+        self._costs.learn_pass(rows, took_s - outcome.drafting_s)
+        if not plan.prefill:
+            depth = max((advance.drafted for advance in drafts), default=0)
+            self._costs.learn_drafting(depth, outcome.drafting_rows, outcome.drafting_s)
+        self._depth.learn(
+            (Verified(advance.sequence, advance.drafted, advance.accepted) for advance in drafts),
+            plan.prefill_rows,
+        )
+        for chunk in plan.prefill:
+            if chunk.sequence in self._jobs:
+                self._computed(self._jobs[chunk.sequence], chunk.tokens)
+        for advance in outcome.advances:
+            job = self._jobs.get(advance.sequence)
+            if job is None:
+                continue
+            num_tokens = len(advance.tokens)
+            job.generated += num_tokens
+            job.turn += num_tokens
+            if advance.sequence not in {chunk.sequence for chunk in plan.prefill}:
+                job.computed += num_tokens
+            self._shares.charge(job.client, num_tokens)
+            if advance.ended is not None:
+                self._waiting_time.ended(job.generated)
+                self._end(job)
+
+    def failed_step(self, plan: StepPlan) -> None:
+        """A step gave nothing: its sequences are computed again from their tokens."""
+        self._report(plan)
+        for sequence in plan.sequences:
+            if sequence in self._running:
+                self._put_back(self._running[sequence], "paused")
+
+    def _chunks(self, reading: list[Job], decode_rows: int) -> tuple[Prefill, ...]:
+        if not reading:
+            return ()
+        left = self._limits.pass_rows - decode_rows
+        rows = prompt_rows(self._costs, self._depth.most, decode_rows, left, self._limits.most_delay_s)
+        by_turn = sorted(
+            reading, key=lambda job: (self._shares.served(job.client), job.to_prefill, job.arrived)
+        )
+        return share_out(reading, rows, by_turn)
+
+    def _report(self, plan: StepPlan) -> None:
+        if plan is not self._planned:
+            raise ValueError("this is not the step that is under way")
+        self._planned = None
+
+    def _computed(self, job: Job, tokens: int) -> None:
+        job.computed += tokens
+        paid = min(job.computed, job.prompt_tokens)
+        self._shares.charge(job.client, max(0, paid - job.charged))
+        job.charged = max(job.charged, paid)
+
+    def _max_tokens(self, request: SequenceRequest) -> int:
+        prompt, wanted = request.prompt_tokens, request.max_tokens
+        if prompt < 1 or (wanted is not None and wanted < 1):
+            raise Refused(
+                "invalid", f"a prompt of {prompt} tokens and {wanted} to generate: expected 1 or more"
+            )
+        context = self._limits.context
+        if prompt + (wanted or 1) > context:
+            raise Refused(
+                "too_long",
+                f"a prompt of {prompt:,} tokens and {wanted or 1:,} to generate are more than this server's "
+                f"{context:,} positions; shorten the prompt or ask for fewer tokens",
+            )
+        if wanted is not None and self._kv.fits([prompt + wanted]):
+            return wanted
+        most = self._kv.most_positions(context)
+        if prompt + (wanted or 1) > most:
+            raise Refused(
+                "too_long",
+                f"keys and values of {prompt + (wanted or 1):,} positions never fit this server's memory: "
+                f"{most:,} positions do; shorten the prompt or ask for fewer tokens",
+            )
+        return most - prompt
+
+    def _too_much(self, job: Job) -> str | None:
+        if len(self._line) >= self._limits.most_waiting:
+            return f"{len(self._line)} requests wait already"
+        waiting = [other.positions(0) for other in self._line]
+        if waiting and self._kv.share([*waiting, job.positions(0)]) > self._limits.most_waiting_kv:
+            return (
+                f"the prompts that wait already fill the memory for keys and values "
+                f"{self._kv.share(waiting):.1f} times"
+            )
+        return None
+
+    def _wait_for_boxes(self, lack: _Lack, now_s: float) -> StepPlan:
+        """Nothing is computed; when patience is at its end, nobody waits any longer."""
+        if now_s < lack.since_s + self._limits.patience_s:
+            return StepPlan()
+        dropped = tuple(
+            Dropped(
+                job.sequence,
+                "lost" if job.generated or job.place != "waiting" else "unavailable",
+                _lacks(lack),
+                lack.retry_after_s,
+            )
+            for job in self._jobs.values()
+        )
+        for job in list(self._jobs.values()):
+            self._end(job)
+        return StepPlan(dropped=dropped)
+
+    def _make_room(self) -> None:
+        """Put back who was let in last until the others can grow by a step."""
+        while not self._kv.fits(job.positions(1 + self._depth.most) for job in self._running.values()):
+            self._put_back(next(reversed(self._running.values())), "paused")
+
+    def _let_in(self) -> None:
+        """Let in who is next, while there is room; others give way who had their turn."""
+        while (job := self._line.first()) is not None:
+            if not self._has_room(job, self._running.values()):
+                giving_way = self._who_gives_way(job)
+                if not giving_way:
+                    return
+                for other in giving_way:
+                    self._put_back(other, "waiting")
+            self._line.remove(job)
+            if job.place == "waiting":
+                job.admitted = self._admissions
+                self._admissions += 1
+                job.turn = 0
+            job.place = "running"
+            others = [*self._running.values(), job]
+            self._running = {other.sequence: other for other in sorted(others, key=lambda o: o.admitted)}
+
+    def _has_room(self, job: Job, others: Iterable[Job]) -> bool:
+        together = [*others, job]
+        if len(together) > self._limits.sequences:
+            return False
+        spare_tokens = max(self._limits.spare_tokens, 1 + self._depth.most)
+        return self._kv.fits(one.positions(spare_tokens) for one in together)
+
+    def _who_gives_way(self, job: Job) -> list[Job]:
+        """The fewest sequences of clients that were served more, so that `job` has room; none if it has not.
+
+        The client that was served most gives way first, and of its sequences the one that was let in last.
+        A sequence gives way only after its turn, which is longer the more there is to compute again.
+        """
+        limits, own = self._limits, self._shares.served(job.client)
+        willing = [
+            other
+            for other in self._running.values()
+            if self._shares.served(other.client) >= own + limits.turn_tokens
+            and other.turn >= max(limits.turn_tokens, other.tokens // 4)
+        ]
+        willing.sort(key=lambda other: (-self._shares.served(other.client), -other.admitted))
+        for count in range(1, len(willing) + 1):
+            leaving = willing[:count]
+            if self._has_room(job, (other for other in self._running.values() if other not in leaving)):
+                return leaving
+        return []
+
+    def _put_back(self, job: Job, place: Place) -> None:
+        del self._running[job.sequence]
+        job.place = place
+        job.computed = 0
+        self._to_pause.add(job.sequence)
+        self._line.add(job)
+
+    def _end(self, job: Job) -> None:
+        del self._jobs[job.sequence]
+        if job.place == "running":
+            del self._running[job.sequence]
+        else:
+            self._line.remove(job)
+        self._to_pause.discard(job.sequence)
+        self._depth.forget(job.sequence)
+        self._shares.leave(job.client)
+
+
+def _lacks(lack: _Lack) -> str:
+    return f"the cluster cannot compute now: {lack.reason}"

@@ -1,0 +1,161 @@
+"""A model that computes nothing: it does what plans say, draws what comes of it and keeps the time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+from orchestrator.scheduler import Scheduler
+from orchestrator.scheduling.job import SequenceRequest
+from orchestrator.scheduling.kv_budget import KvBudget
+from orchestrator.scheduling.limits import Limits
+from orchestrator.scheduling.measured_costs import MeasuredCosts
+from orchestrator.scheduling.step_plan import Advance, Ended, StepOutcome, StepPlan
+from placement.kv_size import KvForm, SequenceSize
+from placement.model_shape import AttentionShape
+from placement.pass_costs import PassCosts
+
+COSTS = PassCosts((1, 4, 8, 32, 64), (0.1, 0.2, 0.3, 0.6, 0.9), ((0.004, 0.0001),) * 3)
+SEQUENCE = SequenceSize([AttentionShape(2, 1, 16, window, False) for window in (0, 0, 100)], KvForm.bfloat16)
+
+
+def kv_budget(positions: int, pass_rows: int = 64) -> KvBudget:
+    """Room for one sequence of so many positions."""
+    return KvBudget(((SEQUENCE, SEQUENCE.most_bytes(positions, pass_rows)),), pass_rows)
+
+
+def scheduler_of(limits: Limits, kv: KvBudget, most_drafts: int = 3, costs: PassCosts = COSTS) -> Scheduler:
+    return Scheduler(limits, kv, MeasuredCosts(costs), most_drafts)
+
+
+@dataclass(slots=True)
+class Sequence:
+    """What a real one holds. `touched`: positions of which it holds pages."""
+
+    client: str
+    prompt: int
+    max_tokens: int
+    generated: int = 0
+    computed: int = 0
+    touched: int = 0
+
+    @property
+    def to_prefill(self) -> int:
+        return self.prompt + self.generated - (self.generated > 0) - self.computed
+
+
+@dataclass(slots=True)
+class Engine:
+    """Runs a scheduler's plans on a virtual clock, and holds it to what no plan may do."""
+
+    scheduler: Scheduler
+    limits: Limits
+    kv: KvBudget
+    luck: Random
+    stop_chance: float = 0.0
+    accept_chance: float = 0.5
+    truth: PassCosts = COSTS
+    now_s: float = 0.0
+    sequences: dict[int, Sequence] = field(default_factory=dict)
+    ended: dict[int, Sequence] = field(default_factory=dict)
+    served: dict[str, int] = field(default_factory=dict)
+    waits_s: list[float] = field(default_factory=list)
+    """What prompts added to each pass in which somebody was decoded."""
+    pauses: int = 0
+
+    def submit(self, number: int, client: str, prompt: int, max_tokens: int | None = None) -> None:
+        granted = self.scheduler.submit(SequenceRequest(number, client, prompt, max_tokens), self.now_s)
+        assert max_tokens is None or granted == max_tokens
+        self.sequences[number] = Sequence(client, prompt, granted)
+        self.served.setdefault(client, 0)
+
+    def cancel(self, number: int) -> None:
+        assert self.scheduler.cancel(number) == (self.sequences.pop(number, None) is not None)
+
+    def step(self, between: Callable[[], None] = lambda: None) -> StepPlan:
+        """Plan a pass and run it; `between` happens while it is under way."""
+        decoded_before = {n for n, one in self.sequences.items() if one.computed and not one.to_prefill}
+        plan = self.scheduler.plan_step(self.now_s)
+        for dropped in plan.dropped:
+            self.ended[dropped.sequence] = self.sequences.pop(dropped.sequence)
+        for number in plan.pause:
+            self.pauses += 1
+            self.sequences[number].computed = self.sequences[number].touched = 0
+        if not plan.rows:
+            return plan
+        self._check(plan, decoded_before - set(plan.pause))
+        parts = {part.sequence: part.drafts for part in plan.decode}
+        between()
+        outcome = StepOutcome(
+            tuple(self._decode(number, drafts) for number, drafts in parts.items())
+            + tuple(self._prefill(chunk.sequence, chunk.tokens) for chunk in plan.prefill),
+            self.truth.drafting_s(max(parts.values(), default=0), 2 * len(parts)),
+            2 * len(parts),
+        )
+        took_s = self.truth.trunk_s(plan.rows) + outcome.drafting_s
+        if parts:
+            decode_rows = sum(1 + drafts for drafts in parts.values())
+            self.waits_s.append(self.truth.trunk_s(plan.rows) - self.truth.trunk_s(decode_rows))
+        self.now_s += took_s
+        self.scheduler.finished_step(plan, outcome, took_s)
+        for number in [n for n, one in self.sequences.items() if outcome_ended(outcome, n)]:
+            self.ended[number] = self.sequences.pop(number)
+        return plan
+
+    def run(self, most_steps: int = 20_000) -> int:
+        """Until nothing is left; returns the steps."""
+        for steps in range(most_steps):
+            if not self.sequences:
+                return steps
+            assert self.step().rows > 0
+        raise AssertionError(f"{len(self.sequences)} sequences have not ended after {most_steps} steps")
+
+    def _check(self, plan: StepPlan, decoded: set[int]) -> None:
+        assert plan.rows <= self.limits.pass_rows
+        assert len(plan.sequences) == len(set(plan.sequences)) <= self.limits.sequences
+        # Nobody who is decoded misses a step.
+        assert decoded <= {part.sequence for part in plan.decode}
+        for part in plan.decode:
+            one = self.sequences[part.sequence]
+            assert not one.to_prefill
+            assert part.drafts < one.max_tokens - one.generated
+            one.touched = max(one.touched, one.computed + 1 + part.drafts)
+        for chunk in plan.prefill:
+            one = self.sequences[chunk.sequence]
+            assert 0 < chunk.tokens <= one.to_prefill
+            one.touched = max(one.touched, one.computed + chunk.tokens)
+        assert self.kv.fits(one.touched for one in self.sequences.values())
+
+    def _decode(self, number: int, drafts: int) -> Advance:
+        holds = [self.luck.random() < self.accept_chance for _ in range(drafts)]
+        accepted = [*holds, False].index(False)
+        one = self.sequences.get(number)
+        if one is None:
+            return Advance(number, (7,) * (1 + accepted), drafts, accepted)
+        one.generated += 1 + accepted
+        one.computed += 1 + accepted
+        self.served[one.client] += 1 + accepted
+        return Advance(number, (7,) * (1 + accepted), drafts, accepted, self._end(one))
+
+    def _prefill(self, number: int, tokens: int) -> Advance:
+        one = self.sequences.get(number)
+        if one is None:
+            return Advance(number)
+        one.computed += tokens
+        if one.generated or one.to_prefill:
+            return Advance(number)
+        one.generated = 1
+        self.served[one.client] += one.prompt + 1
+        return Advance(number, (7,), ended=self._end(one))
+
+    def _end(self, one: Sequence) -> Ended | None:
+        if one.generated == one.max_tokens:
+            return "length"
+        return "stop" if self.luck.random() < self.stop_chance else None
+
+
+def outcome_ended(outcome: StepOutcome, number: int) -> bool:
+    """Whether a step ended a sequence."""
+    advance = outcome.by_sequence.get(number)
+    return advance is not None and advance.ended is not None
