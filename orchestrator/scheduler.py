@@ -57,6 +57,7 @@ class Scheduler:
         self._arrivals = self._admissions = 0
         self._to_pause: set[int] = set()
         self._planned: StepPlan | None = None
+        self._prompt_rows = 0
         self._lack: _Lack | None = None
 
     @property
@@ -143,11 +144,14 @@ class Scheduler:
         reading = [job for job in self._running.values() if job.to_prefill]
         free_rows = self._limits.pass_rows - len(decoding) - bool(reading)
         candidates = [Candidate(job.sequence, job.remaining - 1) for job in decoding]
-        drafts = self._depth.choose(candidates, most_rows=free_rows)
+        # How many rows prompts will have depends on the drafts; as many as in the step before, say.
+        other_rows = min(self._prompt_rows, sum(job.to_prefill for job in reading))
+        drafts = self._depth.choose(candidates, other_rows, free_rows)
         decode = tuple(Decode(job.sequence, drafts[job.sequence]) for job in decoding)
         decode_rows = len(decode) + sum(drafts.values())
         plan = StepPlan(decode, self._chunks(reading, decode_rows), pause)
         self._planned = plan if plan.rows else None
+        self._prompt_rows = plan.prefill_rows
         return plan
 
     def finished_step(self, plan: StepPlan, outcome: StepOutcome, took_s: float) -> None:
@@ -167,6 +171,7 @@ class Scheduler:
         for chunk in plan.prefill:
             if chunk.sequence in self._jobs:
                 self._computed(self._jobs[chunk.sequence], chunk.tokens)
+        read = {chunk.sequence for chunk in plan.prefill}
         for advance in outcome.advances:
             job = self._jobs.get(advance.sequence)
             if job is None:
@@ -174,7 +179,7 @@ class Scheduler:
             num_tokens = len(advance.tokens)
             job.generated += num_tokens
             job.turn += num_tokens
-            if advance.sequence not in {chunk.sequence for chunk in plan.prefill}:
+            if job.sequence not in read:
                 job.computed += num_tokens
             self._shares.charge(job.client, num_tokens)
             if advance.ended is not None:
@@ -234,14 +239,18 @@ class Scheduler:
         return most - prompt
 
     def _too_much(self, job: Job) -> str | None:
-        if len(self._line) >= self._limits.most_waiting:
-            return f"{len(self._line)} requests wait already"
-        waiting = [other.positions(0) for other in self._line]
-        if waiting and self._kv.share([*waiting, job.positions(0)]) > self._limits.most_waiting_kv:
-            return (
-                f"the prompts that wait already fill the memory for keys and values "
-                f"{self._kv.share(waiting):.1f} times"
-            )
+        """Why the line has no place for it. Each client has a part, and one is left for who comes next."""
+        limits = self._limits
+        part = 1 / (1 + len({*self._shares.clients, job.client}))
+        own = [other for other in self._line if other.client == job.client]
+        for whose, jobs, share in (("of yours ", own, part), ("", list(self._line), 1.0)):
+            if not jobs:
+                continue
+            if len(jobs) >= max(1, limits.most_waiting * share):
+                return f"{len(jobs)} requests {whose}wait already"
+            filled = self._kv.share(other.positions(0) for other in (*jobs, job))
+            if filled > limits.most_waiting_kv * share:
+                return f"with this one, prompts {whose}that wait fill all keys and values {filled:.1f} times"
         return None
 
     def _wait_for_boxes(self, lack: _Lack, now_s: float) -> StepPlan:
@@ -288,7 +297,7 @@ class Scheduler:
         together = [*others, job]
         if len(together) > self._limits.sequences:
             return False
-        spare_tokens = max(self._limits.spare_tokens, 1 + self._depth.most)
+        spare_tokens = self._limits.spare_tokens + 1 + self._depth.most
         return self._kv.fits(one.positions(spare_tokens) for one in together)
 
     def _who_gives_way(self, job: Job) -> list[Job]:

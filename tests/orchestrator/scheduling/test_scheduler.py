@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from random import Random
 
 import pytest
@@ -60,7 +61,7 @@ def test_a_request_without_a_bound_may_have_what_memory_and_context_have_room_fo
 
 
 def test_too_many_that_wait_are_busy_until_one_ends() -> None:
-    engine = engine_of(Limits(4000, sequences=1, most_waiting=2))
+    engine = engine_of(Limits(4000, sequences=1, most_waiting=4))
     engine.submit(1, "ada", 10, 100)
     engine.step()
     for number in (2, 3):
@@ -77,13 +78,28 @@ def test_too_many_that_wait_are_busy_until_one_ends() -> None:
 
 
 def test_prompts_that_fill_the_memory_several_times_are_busy() -> None:
-    engine = engine_of(Limits(4000, pass_rows=64, most_waiting_kv=2.5), kv_budget(1000))
+    engine = engine_of(Limits(4000, pass_rows=64, most_waiting_kv=5.0), kv_budget(1000))
     for number in range(3):
         engine.submit(number, "ada", 600, 100)
     found = refusal(engine, 3, 600, 100)
     assert found.kind == "busy"
     assert found.retry_after_s is not None
     assert 1 <= found.retry_after_s <= 600
+    engine.run()
+
+
+def test_a_client_that_fills_its_part_of_the_line_leaves_places_to_others() -> None:
+    engine = engine_of(Limits(4000, sequences=1, most_waiting=12))
+    number = 0
+    taken = dict.fromkeys(("ada", "ben", "cleo"), 0)
+    for client in taken:
+        for _ in range(13):
+            number += 1
+            with suppress(Refused):
+                engine.submit(number, client, 10, 100)
+                taken[client] += 1
+    # Half of it, a third, and what is left.
+    assert taken == {"ada": 6, "ben": 4, "cleo": 2}
     engine.run()
 
 

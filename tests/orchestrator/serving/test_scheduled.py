@@ -67,7 +67,7 @@ def test_everyone_gets_the_tokens_that_it_gets_alone_and_memory_is_never_short(
     plenty, model.kv_pool = model.kv_pool, KvPool(budget_bytes)
     try:
         limits = Limits(
-            1000, sequences=places, pass_rows=32, turn_tokens=20, spare_tokens=8, most_delay_s=0.3
+            1000, sequences=places, pass_rows=32, turn_tokens=20, spare_tokens=8, most_waiting_kv=20
         )
         kv = KvBudget(tuple(model.kv_sizes(num_drafts)), limits.pass_rows)
         scheduler = Scheduler(limits, kv, MeasuredCosts(COSTS), num_drafts)
