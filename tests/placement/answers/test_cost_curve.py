@@ -15,7 +15,8 @@ from placement.errors import InputError
 from placement.given.problem import PlanningProblem
 from placement.given.stats import RoutingStats
 from placement.given.traces import CODING, SyntheticRouter
-from placement.pass_costs import PassCosts
+from placement.model_shape import STEP_3_5_FLASH
+from placement.pass_costs import PassCosts, costs_of_reading
 from placement.policies.baselines.fixed import uniform
 from placement.routing.planning_text import planning_text
 from placement.workload import Workload
@@ -91,3 +92,23 @@ def test_between_known_passes_lies_a_straight_line_and_beyond_them_the_last_one(
     assert found == pytest.approx([1.0, 1.0, 1.5, 2.0, 2.25, 2.5, 3.5])
     assert [curve.drafting_s(depth, 4) for depth in range(4)] == pytest.approx([0, 0.14, 0.42, 0.42])
     assert PassCosts((1,), (0.3,)).trunk_s(7) == 0.3
+
+
+def test_without_figures_of_the_boxes_the_bytes_of_a_pass_say_what_rows_cost() -> None:
+    """The same proportions as with figures of one box whose memory bounds all, and routing that is even."""
+    given = replace(problem(Workload(context=0, head_bits_per_weight=16)), stats=None)
+    box = device("head", 200, SIZE, gbytes_per_s=50, gflops=1e9)
+    alone = replace(given, devices=(box,))
+    expected, found = curve_of(alone), costs_of_reading(SHAPE, 16)
+    for rows in (1, 2, 4, 8, 16, 32):
+        assert found.trunk_s(rows) == pytest.approx(expected.trunk_s(rows), rel=0.05)
+    assert found.draft_s[0][0] == pytest.approx(expected.drafting_s(1, 1), rel=0.05)
+
+
+def test_a_row_of_the_published_model_reads_its_active_weights() -> None:
+    curve = costs_of_reading(STEP_3_5_FLASH, 4.5, 100e9)
+    # 11 billion of them.
+    assert curve.trunk_s(1) == pytest.approx(11e9 * 4.5 / 8 / 100e9, rel=0.05)
+    # Half of that is the head's, which is read once for both rows.
+    assert 1.4 < curve.trunk_s(2) / curve.trunk_s(1) < 1.5
+    assert len(curve.draft_s) == 3
