@@ -73,6 +73,11 @@ class SequenceState:
         return max(0, stop - self.cache.length)
 
     @property
+    def draft_ids(self) -> list[int]:
+        """Tokens of the drafts that were made and not verified yet."""
+        return [draft.token_id for draft in self.drafts]
+
+    @property
     def ends_prompt(self) -> bool:
         """Whether what is computed is just the prompt, so that a token is to be chosen behind it."""
         return self.cache.length == self.num_prompt == len(self.tokens)

@@ -54,8 +54,7 @@ def run_step(
     batch: list[SequenceSlice] = []
     for part in plan.decode:
         sequence = sequences[part.sequence]
-        token_ids.append(sequence.tokens[-1])
-        token_ids += [draft.token_id for draft in sequence.drafts]
+        token_ids += [sequence.tokens[-1], *sequence.draft_ids]
         batch.append(SequenceSlice(sequence.cache, 1 + len(sequence.drafts)))
     decode_rows = len(token_ids)
     for chunk in plan.prefill:

@@ -12,6 +12,7 @@ from orchestrator.scheduling.kv_budget import KvBudget
 from orchestrator.scheduling.limits import Limits
 from orchestrator.scheduling.step_plan import StepOutcome, StepPlan
 from orchestrator.serving.answer import Refused
+from placement.errors import InputError
 from placement.pass_costs import PassCosts
 from tests.orchestrator.scheduling.engine import COSTS, Engine, kv_budget, scheduler_of
 
@@ -29,6 +30,15 @@ def refusal(engine: Engine, number: int, prompt: int, max_tokens: int | None, cl
     with pytest.raises(Refused) as caught:
         engine.submit(number, client, prompt, max_tokens)
     return caught.value
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("context", 1), ("sequences", 0), ("pass_rows", 8), ("most_delay_s", float("nan")), ("turn_tokens", 0)],
+)
+def test_limits_out_of_range_are_named(field: str, value: float) -> None:
+    with pytest.raises(InputError, match=field):
+        Limits(**{"context": 1000, field: value})
 
 
 @pytest.mark.parametrize(("prompt", "max_tokens"), [(0, 5), (-1, 5), (5, 0)])

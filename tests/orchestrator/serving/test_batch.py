@@ -201,3 +201,21 @@ def test_a_paused_sequence_gives_its_pages_back(model: Step35Model) -> None:
     assert outcome.advances == ()
     assert model.kv_pool.used_bytes == before
     assert sequences[0].to_prefill == len(sequences[0].tokens) - 1
+
+
+def test_rows_of_each_position_are_told_once_whatever_is_computed_again(model: Step35Model) -> None:
+    expected: list[torch.Tensor] = []
+    generate(model, prompt(5), params_of(5), on_hidden=lambda rows: expected.append(rows.clone()))
+    drafter = MtpDrafter(model, 3)
+    found: list[torch.Tensor] = []
+    sequence = new_sequence(model, drafter, prompt(5), params_of(5), lambda rows: found.append(rows.clone()))
+    steps = 0
+    while sequence.finish_reason is None:
+        steps += 1
+        pause = (0,) if steps % 7 == 0 else ()
+        if pause or sequence.to_prefill:
+            plan = StepPlan(prefill=(Prefill(0, 20),), pause=pause)
+        else:
+            plan = StepPlan((Decode(0, steps % 4),))
+        run_step(model, drafter, {0: sequence}, plan)
+    assert torch.equal(torch.cat(found), torch.cat(expected))
