@@ -12,7 +12,7 @@ from torch import Tensor
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.mtp import DraftRequest, MtpDrafter, MtpState
 from orchestrator.model.step35 import Step35Model
-from orchestrator.sampling import Draft, Sampler
+from orchestrator.sampling import GREEDY, Choice, Sampler, SamplingParams, accepted
 from placement.errors import InputError
 
 OnTokens = Callable[[list[int]], None]
@@ -25,15 +25,14 @@ class GenerationParams:
 
     Attributes:
         max_tokens: stop after this many.
-        temperature: 0 is greedy.
+        sampling: how tokens are chosen.
         ignore_eos: give end tokens probability 0.
         mtp: drafts a step, 0 to the checkpoint's number of MTP layers.
         chunk_size: prompt tokens a prefill pass.
     """
 
     max_tokens: int = 128
-    temperature: float = 0.0
-    seed: int = 0
+    sampling: SamplingParams = GREEDY
     ignore_eos: bool = False
     mtp: int = 0
     chunk_size: int = 256
@@ -43,8 +42,6 @@ class GenerationParams:
             ("max_tokens", self.max_tokens, 1),
             ("chunk_size", self.chunk_size, 1),
             ("mtp", self.mtp, 0),
-            ("seed", self.seed, 0),
-            ("temperature", self.temperature, 0.0),
         ):
             if not least <= value < float("inf"):
                 raise InputError(f"{name} is {value}; expected a number from {least} upwards")
@@ -113,8 +110,9 @@ class SequenceState:
         self.cache = model.new_cache()
         self.mtp: MtpState | None = drafter.new_state() if drafter is not None else None
         self.end_ids = model.config.eos_token_ids
-        self.sampler = Sampler(params.temperature, params.seed, self.end_ids if params.ignore_eos else ())
-        self.drafts: list[Draft] = []
+        banned = self.end_ids if params.ignore_eos else ()
+        self.sampler = Sampler(params.sampling, self.tokens, banned=banned)
+        self.drafts: list[int] = []
         self.finish_reason: str | None = None
         self.steps = 0
         num_drafts = drafter.num_layers if drafter is not None else 0
@@ -131,6 +129,7 @@ class SequenceState:
         """Append tokens up to an end token or max_tokens; returns how many were kept."""
         for kept, token_id in enumerate(chosen, start=1):
             self.tokens.append(token_id)
+            self.sampler.note([token_id])
             if token_id in self.end_ids:
                 self.finish_reason = "stop"
             elif len(self.tokens) - self.num_prompt == self.params.max_tokens:
@@ -139,13 +138,21 @@ class SequenceState:
                 return kept
         return len(chosen)
 
+    def choices(self) -> list[Choice]:
+        """How the tokens behind the newest one and behind each draft are chosen."""
+        return self.sampler.choices(len(self.tokens), self.drafts)
+
     def draft_request(self, hidden_states: Tensor, more_prompt: bool) -> DraftRequest:
         """Ask for no more drafts than can become output: a step yields accepted drafts and one token more."""
         if self.mtp is None:
             raise ValueError("this sequence was started without a drafter")
         remaining = self.params.max_tokens - (len(self.tokens) - self.num_prompt)
         num_drafts = 0 if more_prompt else min(len(self.drafted), remaining - 1)
-        return DraftRequest(self.mtp, hidden_states, self.tokens, num_drafts, self.sampler.draft)
+
+        def choice(drafts: list[int]) -> Choice:
+            return self.sampler.choice(len(self.tokens) + len(drafts), drafts)
+
+        return DraftRequest(self.mtp, hidden_states, self.tokens, num_drafts, choice)
 
 
 def generate(
@@ -227,7 +234,7 @@ def prefill(model: Step35Model, drafter: MtpDrafter | None, sequence: SequenceSt
         if not more_prompt:
             logits = model.logits_to_choose_from(hidden_states[-1:])
             with model.timer.part("sampling"):
-                sequence.extend([sequence.sampler.choose(logits[0])])
+                sequence.extend(logits.choose([sequence.sampler.choice(len(prompt))]))
         _draft(drafter, [sequence], [hidden_states], more_prompt=more_prompt)
 
 
@@ -237,7 +244,7 @@ def step(model: Step35Model, drafter: MtpDrafter | None, sequences: Sequence[Seq
     batch: list[SequenceSlice] = []
     for sequence in sequences:
         token_ids.append(sequence.tokens[-1])
-        token_ids += [draft.token_id for draft in sequence.drafts]
+        token_ids += sequence.drafts
         batch.append(SequenceSlice(sequence.cache, 1 + len(sequence.drafts)))
     hidden_states = model.forward(torch.tensor(token_ids), batch)
     logits = model.logits_to_choose_from(hidden_states)
@@ -245,9 +252,10 @@ def step(model: Step35Model, drafter: MtpDrafter | None, sequences: Sequence[Seq
     verified = []
     start = 0
     with model.timer.part("sampling"):
+        of_rows = logits.choose([choice for sequence in sequences for choice in sequence.choices()])
         for sequence, part in zip(sequences, batch, strict=True):
             stop = start + part.num_tokens
-            chosen = sequence.sampler.verify(logits[start:stop], sequence.drafts)
+            chosen = accepted(of_rows[start:stop], sequence.drafts)
             kept = sequence.extend(chosen)
             sequence.cache.rollback(len(sequence.tokens) - 1)
             sequence.steps += 1

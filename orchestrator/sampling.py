@@ -1,137 +1,278 @@
-"""Choosing tokens from logits, and verifying drafts without changing the distribution."""
+"""Which token each row of logits gives: settings, and what a sequence wants of its next rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from placement.errors import NonFiniteError
+from orchestrator.kernels.choosing import RowChoice, choose_token
+from placement.errors import InputError, NonFiniteError
 
-Probabilities = NDArray[np.float64]
-
-
-class LogitsRow(Protocol):
-    """One row of logits, float32 [vocab]; a tensor's row is one."""
-
-    def numpy(self) -> NDArray[np.float32]:
-        """In RAM."""
-        ...
-
-
-@runtime_checkable
-class ComparedRow(LogitsRow, Protocol):
-    """One row that lies where finding its largest is cheaper than fetching it."""
-
-    def largest(self, banned: Sequence[int]) -> int | None:
-        """The id of the largest logit, ties to the lowest id; None where that is not finite.
-
-        Args:
-            banned: ids that count as -inf.
-        """
-        ...
+LEAST_TEMPERATURE = 2.0**-126
+"""Above 0: logits are divided by it in float32."""
+MOST_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """A drafted token and what it was sampled from, float64 [vocab]; None if taken greedily."""
+class SamplingParams:
+    """How tokens are chosen.
 
-    token_id: int
-    probabilities: Probabilities | None
+    The order: penalties and biases change logits; temperature divides them; top_k, then top_p, then min_p
+    leave tokens out.
+
+    Attributes:
+        temperature: 0 takes the largest logit.
+        top_k: 0 for all tokens. Tokens with the logit of the last one that is left are left too, as by top_p.
+        min_p: leaves out tokens with less than this share of the likeliest one's probability.
+        seed: the noise of every choice is a function of it and of the token's position.
+        presence_penalty: taken from the logit of each token that the answer has already; frequency_penalty:
+            the same, once for each time.
+        repetition_penalty: divides positive logits of tokens that the text has already, multiplies others.
+        logit_bias: added to a token's logit.
+
+    Raises:
+        InputError: a number is out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        infinite = float("inf")
+        for name, value, least, most in (
+            ("temperature", self.temperature, 0.0, infinite),
+            ("top_k", self.top_k, 0, infinite),
+            ("top_p", self.top_p, 0.0, 1.0),
+            ("min_p", self.min_p, 0.0, 1.0),
+            ("seed", self.seed, 0, MOST_SEED),
+            ("presence_penalty", self.presence_penalty, -1e6, 1e6),
+            ("frequency_penalty", self.frequency_penalty, -1e6, 1e6),
+            ("repetition_penalty", self.repetition_penalty, 1e-6, 1e6),
+            *((f"logit_bias of token {token}", bias, -1e6, 1e6) for token, bias in self.logit_bias.items()),
+        ):
+            if not least <= value <= most or value == infinite:
+                upto = {infinite: "upwards", MOST_SEED: "to 2^64 - 1"}.get(most, f"to {most:g}")
+                raise InputError(f"{name} is {value}; expected a number from {least:g} {upto}")
+
+    @property
+    def has_edits(self) -> bool:
+        """Whether logits are changed before a token is chosen."""
+        return bool(
+            self.presence_penalty
+            or self.frequency_penalty
+            or self.repetition_penalty != 1.0
+            or self.logit_bias
+        )
+
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edits:
+    """Changes of some tokens' logits: divide (multiply those that are not positive), then add.
+
+    `token_ids`: int64 [n], each once; `divide`, `add`: float32 [n].
+    """
+
+    token_ids: NDArray[np.int64]
+    divide: NDArray[np.float32]
+    add: NDArray[np.float32]
+
+    def apply(self, row: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A changed copy of a row."""
+        changed = row.copy()
+        found = row[self.token_ids]
+        scaled = np.where(found > 0, found / self.divide, found * self.divide)
+        changed[self.token_ids] = scaled + self.add
+        return changed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """How one row's token is to be chosen.
+
+    Attributes:
+        banned: tokens that are left out.
+        allowed: a bit for each token, lowest first, set for those that may come, uint32
+            [(vocab + 31) / 32]; None for all.
+        edits: None for none.
+    """
+
+    row: RowChoice
+    banned: tuple[int, ...] = ()
+    allowed: NDArray[np.uint32] | None = None
+    edits: Edits | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a card can make it."""
+        return self.allowed is None and self.edits is None
+
+
+class Logits(Protocol):
+    """Rows of logits, wherever they are; good until the next ones are computed."""
+
+    def choose(self, choices: Sequence[Choice]) -> list[int]:
+        """A token for each row.
+
+        Raises:
+            NonFiniteError: a row's largest logit is not finite.
+        """
+        ...
+
+    def row(self, place: int) -> NDArray[np.float32]:
+        """One row in RAM, float32 [vocab], not to be written to."""
+        ...
+
+
+class LogitsInRam:
+    """Rows that the CPU computed, float32 [n, vocab]."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self._rows = rows.numpy()
+
+    def choose(self, choices: Sequence[Choice]) -> list[int]:
+        """See `Logits.choose`."""
+        return [choose_in_ram(row, choice) for row, choice in zip(self._rows, choices, strict=True)]
+
+    def row(self, place: int) -> NDArray[np.float32]:
+        """See `Logits.row`."""
+        found: NDArray[np.float32] = self._rows[place]
+        return found
+
+
+def choose_in_ram(row: NDArray[np.float32], choice: Choice) -> int:
+    """A row's token; raises as `Logits.choose`."""
+    if choice.edits is not None:
+        row = choice.edits.apply(row)
+    banned = token_bits(len(row), choice.banned) if choice.banned else None
+    if choice.allowed is not None:
+        others = ~choice.allowed
+        banned = others if banned is None else banned | others
+    return checked(choose_token(row, choice.row, banned))
+
+
+def checked(token_id: int) -> int:
+    """What a kernel gave, unless it says that the largest logit is not finite; raises NonFiniteError."""
+    if token_id < 0:
+        raise NonFiniteError(f"the output matrix gives logits that are not finite; {NonFiniteError.REMEDY}")
+    return token_id
+
+
+def token_bits(vocab: int, token_ids: Iterable[int]) -> NDArray[np.uint32]:
+    """A bit for each token, set for the given ones: uint32 [(vocab + 31) / 32]."""
+    bits = np.zeros(-(-vocab // 32), np.uint32)
+    ids = np.fromiter(token_ids, np.int64)
+    np.bitwise_or.at(bits, ids // 32, np.uint32(1) << (ids % 32).astype(np.uint32))
+    return bits
 
 
 class Sampler:
-    """Chooses one sequence's tokens.
+    """Says how one sequence's tokens are chosen.
 
-    Temperature 0 takes the largest logit, ties to the lowest id. Above 0, drafts are sampled from the MTP
-    layer's distribution q at the same temperature and accepted with probability min(1, p/q); at the first
-    rejection the token comes from max(p - q, 0), normalised. The output then follows p exactly, whatever q is
-    (Leviathan et al., "Fast inference from transformers via speculative decoding", 2023). Probabilities are
-    computed in float64, one row at a time.
+    The noise at a position is the same whatever was computed before, beside or again: a function of seed and
+    position. Drafts are chosen with the noise of their positions, and a draft is accepted where the trunk's
+    choice is the same token. So nothing but the text's own logits decides it (docs/arithmetic.md).
     """
 
-    def __init__(self, temperature: float, seed: int, banned: Sequence[int] = ()) -> None:
-        self._temperature = temperature
-        self._random = np.random.Generator(np.random.PCG64(seed))
-        self._banned = list(banned)
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int] = (),
+        *,
+        answer: int = 0,
+        banned: Sequence[int] = (),
+    ) -> None:
+        """
+        Args:
+            prompt: what stands before the answer.
+            answer: which of several to the same prompt; each has noise of its own.
+            banned: tokens that never come.
+        """
+        self._params = params
+        self._temperature = params.temperature and max(params.temperature, LEAST_TEMPERATURE)
+        self._answer = answer
+        self._banned = tuple(banned)
+        self._prompt = frozenset(prompt) if params.repetition_penalty != 1.0 else frozenset()
+        self._counts: Counter[int] = Counter()
 
-    def choose(self, logits: LogitsRow) -> int:
-        """A token from one row of logits."""
-        if self._temperature == 0:
-            return self._greedy(logits)
-        return self._sample(self._probabilities(self._row(logits)))
+    def note(self, token_ids: Iterable[int]) -> None:
+        """These are the answer's next tokens."""
+        if self._params.has_edits:
+            self._counts.update(token_ids)
 
-    def draft(self, logits: LogitsRow) -> Draft:
-        """A draft from one row of an MTP layer's logits."""
-        if self._temperature == 0:
-            return Draft(self._greedy(logits), None)
-        probabilities = self._probabilities(self._row(logits))
-        return Draft(self._sample(probabilities), probabilities)
-
-    def verify(self, logits: Sequence[LogitsRow], drafts: Sequence[Draft]) -> list[int]:
-        """The accepted drafts and one token more.
+    def choice(
+        self, position: int, drafts: Sequence[int] = (), allowed: NDArray[np.uint32] | None = None
+    ) -> Choice:
+        """For the token at a position.
 
         Args:
-            logits: the trunk's rows for the newest token and each draft, 1 + len(drafts) of them.
+            position: tokens before it, prompt included.
+            drafts: those of them that were not noted yet.
+            allowed: see `Choice`.
         """
-        tokens: list[int] = []
-        for place, draft in enumerate(drafts):
-            if draft.probabilities is None:
-                token_id = self.choose(logits[place])
-            else:
-                token_id = self._accept_or_resample(logits[place], draft.token_id, draft.probabilities)
-            tokens.append(token_id)
-            if token_id != draft.token_id:
-                return tokens
-        tokens.append(self.choose(logits[len(drafts)]))
-        return tokens
+        params = self._params
+        row = RowChoice(
+            self._temperature,
+            params.top_k,
+            params.top_p,
+            params.min_p,
+            params.seed,
+            self._answer,
+            position,
+        )
+        edits = self._edits(drafts) if params.has_edits else None
+        return Choice(row, self._banned, allowed, edits)
 
-    def _greedy(self, logits: LogitsRow) -> int:
-        if not isinstance(logits, ComparedRow):
-            return _largest(self._row(logits))
-        place = logits.largest(self._banned)
-        if place is None:
-            raise _not_finite()
-        return place
+    def choices(self, position: int, drafts: Sequence[int]) -> list[Choice]:
+        """For the rows of the newest token and of drafts behind it.
 
-    def _accept_or_resample(self, logits: LogitsRow, token_id: int, q: Probabilities) -> int:
-        p = self._probabilities(self._row(logits))
-        if self._random.random() * q[token_id] < p[token_id]:
-            return token_id
-        residual = np.maximum(p - q, 0.0)
-        # A rejection means p < q at this token, so p > q at another one. Only rounding can leave nothing.
-        return self._sample(residual if residual.any() else p)
+        A row's choice counts where the drafts before it were chosen too.
+        """
+        return [self.choice(position + i, drafts[:i]) for i in range(len(drafts) + 1)]
 
-    def _row(self, logits: LogitsRow) -> NDArray[np.float32]:
-        row = logits.numpy()
-        if self._banned:
-            row = row.copy()
-            row[self._banned] = -np.inf
-        return row
-
-    def _probabilities(self, row: NDArray[np.float32]) -> Probabilities:
-        largest = row[_largest(row)]
-        # At a temperature near 0 the exponents of the other tokens overflow to -inf, and their weights are 0.
-        with np.errstate(over="ignore"):
-            weights = np.exp((row.astype(np.float64) - largest) / self._temperature)
-        return np.asarray(weights / weights.sum())
-
-    def _sample(self, weights: Probabilities) -> int:
-        """A token with probability proportional to `weights`."""
-        cumulative = np.cumsum(weights)
-        place = self._random.random() * cumulative[-1]
-        return int(np.searchsorted(cumulative, place, side="right"))
+    def _edits(self, drafts: Sequence[int]) -> Edits | None:
+        params = self._params
+        counts = self._counts + Counter(drafts) if drafts else self._counts
+        add: dict[int, float] = dict(params.logit_bias)
+        if params.presence_penalty or params.frequency_penalty:
+            for token_id, count in counts.items():
+                penalty = params.presence_penalty + count * params.frequency_penalty
+                add[token_id] = add.get(token_id, 0.0) - penalty
+        repeated = self._prompt.union(counts) if params.repetition_penalty != 1.0 else frozenset()
+        token_ids = sorted(repeated.union(add))
+        if not token_ids:
+            return None
+        return Edits(
+            np.array(token_ids, np.int64),
+            np.array([params.repetition_penalty if t in repeated else 1.0 for t in token_ids], np.float32),
+            np.array([add.get(t, 0.0) for t in token_ids], np.float32),
+        )
 
 
-def _largest(row: NDArray[np.float32]) -> int:
-    place = int(row.argmax())
-    if not np.isfinite(row[place]):
-        raise _not_finite()
-    return place
+def accepted(chosen: Sequence[int], drafts: Sequence[int]) -> list[int]:
+    """The tokens that a verification gives: the drafts that were chosen too, and one token more.
 
-
-def _not_finite() -> NonFiniteError:
-    return NonFiniteError(f"the output matrix gives logits that are not finite; {NonFiniteError.REMEDY}")
+    Args:
+        chosen: for the newest token's row and each draft's, 1 + len(drafts) of them.
+    """
+    tokens: list[int] = []
+    for place, token_id in enumerate(chosen):
+        tokens.append(token_id)
+        if place < len(drafts) and token_id != drafts[place]:
+            break
+    return tokens

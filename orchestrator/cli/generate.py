@@ -55,6 +55,13 @@ def generate(
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Stop after this many.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Choose among so many likeliest; 0: all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(min=0, max=1, help="Choose among the likeliest of this joint probability.")
+    ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(min=0, max=1, help="Leave out those below this share of the likeliest.")
+    ] = 0.0,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Never choose an end token.")] = False,
     dtype: Annotated[
         DtypeName | None,
@@ -114,6 +121,7 @@ def generate(
         # Torch takes seconds to load, which nobody should wait for whose cluster is not up, or whose card.
         from orchestrator.cli.run_tables import run_tables
         from orchestrator.generate import GenerationParams, check_length
+        from orchestrator.sampling import SamplingParams
         from orchestrator.session import open_session
     check_prompt_options(prompt, token_ids, chat=chat, system=system)
     said_ids = None if token_ids is None else ids_of(token_ids)
@@ -121,7 +129,8 @@ def generate(
     config = opened.config
     tokenizer = load_tokenizer(opened, needed=prompt is not None)
     prompt_ids = said_ids if said_ids is not None else encoded(prompt, tokenizer, chat=chat, system=system)
-    params = GenerationParams(max_tokens, temperature, seed, ignore_eos, mtp)
+    sampling = SamplingParams(temperature, top_k, top_p, min_p, seed)
+    params = GenerationParams(max_tokens, sampling, ignore_eos, mtp)
     config.check_token_ids(prompt_ids)
     check_length(len(prompt_ids), max_tokens, config.max_position_embeddings)
     positions = len(prompt_ids) + max_tokens

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from orchestrator.sampling import SamplingParams
+
 Json = Any
 
 
@@ -23,32 +25,6 @@ class Conversation:
     messages: tuple[Mapping[str, Json], ...]
     tools: tuple[Mapping[str, Json], ...] = ()
     tool_choice: str = "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How tokens are chosen.
-
-    The order: penalties and biases change logits; temperature divides them; top_k, then top_p, then min_p
-    leave tokens out.
-
-    Attributes:
-        temperature: 0 takes the largest logit.
-        top_k: 0 for all tokens.
-        seed: the noise of every choice is a function of it and of the token's position.
-        repetition_penalty: divides positive logits of tokens seen before, multiplies negative ones.
-        logit_bias: added to a token's logit.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

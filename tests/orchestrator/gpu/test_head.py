@@ -14,6 +14,7 @@ from orchestrator.gpu.head import HeadOnCard
 from orchestrator.gpu.work_size import head_work_bytes
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.step35 import Step35Model
+from orchestrator.sampling import SamplingParams
 from orchestrator.session import load_local
 from placement.errors import KvDoesNotFit
 from placement.kv_size import KvForm
@@ -64,7 +65,9 @@ def same(cpu: Step35Model, card: Step35Model, *, mtp: int = 0, max_tokens: int =
     """Hidden states, and generations greedy and at a temperature, have the same bits."""
     assert torch.equal(hidden_states(card, PROMPT, 4), hidden_states(cpu, PROMPT))
     for temperature in (0.0, 1.2):
-        params = GenerationParams(max_tokens, temperature, seed=4, ignore_eos=temperature == 0, mtp=mtp)
+        params = GenerationParams(
+            max_tokens, SamplingParams(temperature, seed=4), ignore_eos=temperature == 0, mtp=mtp
+        )
         assert generate(card, PROMPT, params).token_ids == generate(cpu, PROMPT, params).token_ids
 
 
