@@ -32,7 +32,8 @@ from benchmarks.real_size.predict import NODE, Layout, memory_device, narrow, so
 from benchmarks.real_size.run import DTYPE, measure, start, timed_passes, tokens_of
 from benchmarks.real_size.work import FileWork
 from benchmarks.timing import best_s
-from orchestrator.sampling import GREEDY, Sampler, choose_in_ram
+from orchestrator.sampling import Sampler, choose_in_ram
+from orchestrator.sampling_params import GREEDY
 from orchestrator.session import open_session
 from placement.answers.planner import DEFAULT_POLICY, as_plan
 from placement.given.cluster_spec import ClusterSpec, DeviceSpec, NodeSpec

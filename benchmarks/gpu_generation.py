@@ -27,7 +27,7 @@ from benchmarks.random_gguf import SMALL, FileTypes, write_random_gguf
 from orchestrator.generate import GenerationParams
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.one_box import one_box_plan
-from orchestrator.sampling import SamplingParams
+from orchestrator.sampling_params import SamplingParams
 from orchestrator.session import Session, open_session
 from placement.errors import PotluckError
 from placement.holders import HolderTable

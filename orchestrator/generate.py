@@ -12,7 +12,8 @@ from torch import Tensor
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.mtp import DraftRequest, MtpDrafter, MtpState
 from orchestrator.model.step35 import Step35Model
-from orchestrator.sampling import GREEDY, Choice, Sampler, SamplingParams, accepted
+from orchestrator.sampling import Choice, Sampler, accepted
+from orchestrator.sampling_params import GREEDY, SamplingParams
 from placement.errors import InputError
 
 OnTokens = Callable[[list[int]], None]

@@ -1,84 +1,20 @@
-"""Which token each row of logits gives: settings, and what a sequence wants of its next rows."""
+"""Which token each row of logits gives: what a sequence wants of its next rows."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orchestrator.kernels.choosing import RowChoice, choose_token
-from placement.errors import InputError, NonFiniteError
-
-LEAST_TEMPERATURE = 2.0**-126
-"""Above 0: logits are divided by it in float32."""
-MOST_SEED = 2**64 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How tokens are chosen.
-
-    The order: penalties and biases change logits; temperature divides them; top_k, then top_p, then min_p
-    leave tokens out.
-
-    Attributes:
-        temperature: 0 takes the largest logit.
-        top_k: 0 for all tokens. Tokens with the logit of the last one that is left are left too, as by top_p.
-        min_p: leaves out tokens with less than this share of the likeliest one's probability.
-        seed: the noise of every choice is a function of it and of the token's position.
-        presence_penalty: taken from the logit of each token that the answer has already; frequency_penalty:
-            the same, once for each time.
-        repetition_penalty: divides positive logits of tokens that the text has already, multiplies others.
-        logit_bias: added to a token's logit.
-
-    Raises:
-        InputError: a number is out of range.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        infinite = float("inf")
-        for name, value, least, most in (
-            ("temperature", self.temperature, 0.0, infinite),
-            ("top_k", self.top_k, 0, infinite),
-            ("top_p", self.top_p, 0.0, 1.0),
-            ("min_p", self.min_p, 0.0, 1.0),
-            ("seed", self.seed, 0, MOST_SEED),
-            ("presence_penalty", self.presence_penalty, -1e6, 1e6),
-            ("frequency_penalty", self.frequency_penalty, -1e6, 1e6),
-            ("repetition_penalty", self.repetition_penalty, 1e-6, 1e6),
-            *((f"logit_bias of token {token}", bias, -1e6, 1e6) for token, bias in self.logit_bias.items()),
-        ):
-            if not least <= value <= most or value == infinite:
-                upto = {infinite: "upwards", MOST_SEED: "to 2^64 - 1"}.get(most, f"to {most:g}")
-                raise InputError(f"{name} is {value}; expected a number from {least:g} {upto}")
-
-    @property
-    def has_edits(self) -> bool:
-        """Whether logits are changed before a token is chosen."""
-        return bool(
-            self.presence_penalty
-            or self.frequency_penalty
-            or self.repetition_penalty != 1.0
-            or self.logit_bias
-        )
-
-
-GREEDY = SamplingParams(temperature=0.0)
+from orchestrator.kernels.choosing import choose_token
+from orchestrator.row_choice import RowChoice
+from orchestrator.sampling_params import LEAST_TEMPERATURE, SamplingParams
+from placement.errors import NonFiniteError
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -48,7 +48,7 @@ from orchestrator.dispatch.dispatcher import Dispatcher, unwatched
 from orchestrator.generate import GenerationParams, generate
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model
-from orchestrator.sampling import SamplingParams
+from orchestrator.sampling_params import SamplingParams
 from placement.answers.planner import as_plan
 from placement.errors import PotluckError
 from placement.given.cluster_spec import ClusterSpec, DeviceSpec, NodeSpec

@@ -15,7 +15,8 @@ from orchestrator import kernels
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.kv_cache import LayerCache
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
-from orchestrator.sampling import Choice, Sampler, SamplingParams
+from orchestrator.sampling import Choice, Sampler
+from orchestrator.sampling_params import SamplingParams
 
 
 def probe_head(bench: Bench) -> HeadProbe:

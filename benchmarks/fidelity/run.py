@@ -31,7 +31,7 @@ from orchestrator.generate import GenerationParams, generate
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.weights import HeadWeights, load_head_weights
-from orchestrator.sampling import SamplingParams
+from orchestrator.sampling_params import SamplingParams
 from placement.given.cluster_spec import ClusterSpec
 from placement.message_size import MAX_MESSAGE_ROWS
 from placement.model_shape import ModelShape

@@ -20,7 +20,8 @@ from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model
 from orchestrator.run_memory import Demand, head_parts
-from orchestrator.sampling import GREEDY, Sampler
+from orchestrator.sampling import Sampler
+from orchestrator.sampling_params import GREEDY
 from orchestrator.session import Session, open_session
 from placement.given.probe_figures import Gpu
 from placement.head_split import HeadParts

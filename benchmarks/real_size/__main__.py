@@ -39,7 +39,8 @@ from benchmarks.real_size.report import (
 )
 from benchmarks.real_size.work import FileWork
 from benchmarks.timing import best_s
-from orchestrator.sampling import GREEDY, Sampler, choose_in_ram
+from orchestrator.sampling import Sampler, choose_in_ram
+from orchestrator.sampling_params import GREEDY
 from placement.weight_format import WeightFormat
 from workers.formats.open_model import load_config, model_name
 from workers.probe.random_blocks import TYPES

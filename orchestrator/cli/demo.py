@@ -18,7 +18,7 @@ from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.cli.stream import Stream
 from orchestrator.generate import GenerationParams
 from orchestrator.runnable import DEFAULT_DTYPE
-from orchestrator.sampling import SamplingParams
+from orchestrator.sampling_params import SamplingParams
 from orchestrator.session import open_session
 from orchestrator.tokenizer import Tokenizer
 from placement.answers.planner import DEFAULT_POLICY, as_plan

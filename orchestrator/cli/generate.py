@@ -121,7 +121,7 @@ def generate(
         # Torch takes seconds to load, which nobody should wait for whose cluster is not up, or whose card.
         from orchestrator.cli.run_tables import run_tables
         from orchestrator.generate import GenerationParams, check_length
-        from orchestrator.sampling import SamplingParams
+        from orchestrator.sampling_params import SamplingParams
         from orchestrator.session import open_session
     check_prompt_options(prompt, token_ids, chat=chat, system=system)
     said_ids = None if token_ids is None else ids_of(token_ids)

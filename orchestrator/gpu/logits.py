@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.kernels.choosing import RowChoice
+from orchestrator.row_choice import RowChoice
 from orchestrator.sampling import Choice, checked, choose_in_ram
 
 _GREEDY = RowChoice(0.0, 0, 1.0, 0.0, 0, 0, 0)

@@ -16,7 +16,7 @@ from orchestrator.gpu.passing import Passing
 from orchestrator.gpu.sampling import CHOICE_BYTES, Wanted
 from orchestrator.gpu.step import Step
 from orchestrator.gpu.weights import CardOutput
-from orchestrator.kernels.choosing import RowChoice
+from orchestrator.row_choice import RowChoice
 from orchestrator.sampling import Logits, LogitsInRam, token_bits
 from workers.gpu.device import Device
 

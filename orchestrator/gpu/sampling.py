@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from orchestrator.kernels.choosing import RowChoice, RowChoiceArgs
+from orchestrator.row_choice import RowChoice, RowChoiceArgs
 from workers.gpu.alignment import aligned
 from workers.gpu.device import Stream
 

@@ -35,7 +35,8 @@ from orchestrator.probe.head_times import (
 )
 from orchestrator.probe.narrow_model import NoExperts, narrow_model
 from orchestrator.probe.narrow_shape import MTP_LAYERS, narrow_config
-from orchestrator.sampling import Choice, Sampler, SamplingParams
+from orchestrator.sampling import Choice, Sampler
+from orchestrator.sampling_params import SamplingParams
 from placement.errors import PotluckError
 from transport.expert_rows import ExpertRows
 from workers.probe.clocks import ASLEEP_S

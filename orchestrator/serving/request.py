@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from orchestrator.sampling import SamplingParams
+from orchestrator.sampling_params import SamplingParams
 
 Json = Any
 

@@ -24,7 +24,7 @@ from orchestrator.generate import GenerationParams
 from orchestrator.launch.local import LocalWorkers, local_workers
 from orchestrator.launch.python import ROOT
 from orchestrator.launch.spawn import spawn
-from orchestrator.sampling import SamplingParams
+from orchestrator.sampling_params import SamplingParams
 from orchestrator.session import Session, open_session
 from orchestrator.tokenizer import Tokenizer
 from placement.holders import HolderTable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.kernels.choosing import RowChoice
+from orchestrator.row_choice import RowChoice
 
 _ALL = 2**64 - 1
 

@@ -11,7 +11,7 @@ import torch
 from orchestrator.generate import GenerationParams, SequenceState, generate, prefill, step
 from orchestrator.model.mtp import MtpDrafter
 from orchestrator.model.step35 import Step35Model
-from orchestrator.sampling import SamplingParams
+from orchestrator.sampling_params import SamplingParams
 from placement.errors import InputError
 from tests.orchestrator.chi_square import p_value
 from tests.orchestrator.heads import hidden_states, load_model

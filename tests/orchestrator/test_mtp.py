@@ -9,7 +9,8 @@ import torch
 
 from orchestrator.generate import GenerationParams, SequenceState, prefill, step
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
-from orchestrator.sampling import GREEDY, Choice, LogitsInRam, Sampler
+from orchestrator.sampling import Choice, LogitsInRam, Sampler
+from orchestrator.sampling_params import GREEDY
 from placement.errors import InputError
 from tests.orchestrator.heads import hidden_states, load_model
 from tests.orchestrator.plain_mtp import PlainMtp

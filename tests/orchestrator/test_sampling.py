@@ -8,16 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.sampling import (
-    GREEDY,
-    Choice,
-    LogitsInRam,
-    Sampler,
-    SamplingParams,
-    accepted,
-    choose_in_ram,
-    token_bits,
-)
+from orchestrator.sampling import Choice, LogitsInRam, Sampler, accepted, choose_in_ram, token_bits
+from orchestrator.sampling_params import GREEDY, SamplingParams
 from placement.errors import InputError, NonFiniteError
 from tests.orchestrator.chi_square import p_value
 
@@ -56,7 +48,7 @@ def test_logits_that_are_not_finite_are_an_error(bad: float) -> None:
 
 
 def test_penalties_count_the_answer_and_drafts_before_the_row() -> None:
-    params = SamplingParams(0.0, presence_penalty=1.0, frequency_penalty=2.0, logit_bias={4: 0.5})
+    params = SamplingParams(0.0, presence_penalty=1.0, frequency_penalty=2.0, logit_bias=((4, 0.5),))
     sampler = Sampler(params, prompt=[1, 1])
     logits = row(0, 5, 4, 4, 0)
 
@@ -150,7 +142,7 @@ def test_a_draft_from_the_verifiers_own_logits_is_always_accepted() -> None:
         ("seed", 2**64),
         ("repetition_penalty", 0.0),
         ("frequency_penalty", float("nan")),
-        ("logit_bias", {3: float("inf")}),
+        ("logit_bias", ((3, float("inf")),)),
     ],
 )
 def test_settings_out_of_range_are_named(name: str, value: float) -> None:

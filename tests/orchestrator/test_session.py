@@ -13,7 +13,7 @@ import pytest
 from orchestrator.cli.even_plan import even_plan
 from orchestrator.generate import GenerationParams
 from orchestrator.launch.local import local_workers
-from orchestrator.sampling import SamplingParams
+from orchestrator.sampling_params import SamplingParams
 from orchestrator.session import open_session
 from placement.errors import PlanDoesNotFit
 from tests.orchestrator.processes import wait_until

@@ -30,7 +30,7 @@ from orchestrator.generate import GenerationParams, OnTokens, generate
 from orchestrator.membership.events import Event, Liar, PassRepeated
 from orchestrator.membership.standing import Standing
 from orchestrator.model.step35 import Step35Model
-from orchestrator.sampling import SamplingParams
+from orchestrator.sampling_params import SamplingParams
 from placement.errors import InputError, WorkerRefused
 from placement.holders import HolderTable
 from placement.patience import Patience

@@ -14,7 +14,7 @@ from orchestrator.gpu.head import HeadOnCard
 from orchestrator.gpu.work_size import head_work_bytes
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.step35 import Step35Model
-from orchestrator.sampling import SamplingParams
+from orchestrator.sampling_params import SamplingParams
 from orchestrator.session import load_local
 from placement.errors import KvDoesNotFit
 from placement.kv_size import KvForm

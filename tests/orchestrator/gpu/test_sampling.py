@@ -10,8 +10,10 @@ import pytest
 
 from orchestrator.gpu.logits import CardLogits
 from orchestrator.gpu.sampling import Wanted, choose_tokens, choosing_bytes
-from orchestrator.kernels.choosing import RowChoice, choose_token
-from orchestrator.sampling import Sampler, SamplingParams, token_bits
+from orchestrator.kernels.choosing import choose_token
+from orchestrator.row_choice import RowChoice
+from orchestrator.sampling import Sampler, token_bits
+from orchestrator.sampling_params import SamplingParams
 from placement.errors import NonFiniteError
 from tests.orchestrator.gpu.on_card import OnCard
 
@@ -112,7 +114,7 @@ def test_rows_that_a_card_cannot_choose_for_are_fetched() -> None:
         ]
 
     plain, banning = Sampler(SamplingParams(0.0)), Sampler(SamplingParams(0.0), banned=(0,))
-    biased = Sampler(SamplingParams(0.0, logit_bias={0: 9.0}))
+    biased = Sampler(SamplingParams(0.0, logit_bias=((0, 9.0),)))
     on_card = CardLogits(fetch, there)
     assert on_card.choose([plain.choice(0), banning.choice(0), biased.choice(0)]) == [2, 1, 0]
     assert fetched == [2]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.kernels.choosing import RowChoice, choose_token
+from orchestrator.kernels.choosing import choose_token
+from orchestrator.row_choice import RowChoice
 from orchestrator.sampling import token_bits
 from tests.orchestrator.chi_square import p_value
 from tests.orchestrator.plain_choosing import plain_choice

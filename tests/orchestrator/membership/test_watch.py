@@ -23,7 +23,7 @@ from orchestrator.membership.member import Expected
 from orchestrator.membership.rescue import BoxRoom
 from orchestrator.membership.watch import ClusterWatch
 from orchestrator.model.step35 import Step35Model
-from orchestrator.sampling import SamplingParams
+from orchestrator.sampling_params import SamplingParams
 from placement.errors import WorkerLost
 from placement.holders import HolderTable
 from placement.patience import Patience
