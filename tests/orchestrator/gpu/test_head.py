@@ -154,4 +154,5 @@ def test_a_head_takes_what_is_counted_for_it_before_it_is_loaded(device: Device,
     assert isinstance(head, HeadOnCard)
     tables = (head._pages, *head._mtp_pages)
     taken = head._areas.memory.num_bytes + sum(of_layers._memory.num_bytes for of_layers in tables)
+    taken += head.weights._grids.memory.num_bytes
     assert taken == head_work_bytes(model.config, 1024, 32)
