@@ -15,9 +15,10 @@ from orchestrator.cli.options import Json, Kv
 from orchestrator.cli.output import errors, print_json, print_note
 from orchestrator.cli.progress import shown_progress
 from orchestrator.cli.prompt import check_prompt_options, encoded, ids_of, load_tokenizer
-from orchestrator.cli.residency import RESIDENCY_HELP, Residency, cache_start, check_residency
+from orchestrator.cli.residency import RESIDENCY_HELP, Residency, cache_start, check_residency, why_no_cache
 from orchestrator.cli.running import Running, disks, moving, of_cluster, workers_of
 from orchestrator.cli.stream import Stream
+from orchestrator.cli.whereabouts import of_head_and_experts
 from orchestrator.cli.without_plan import dtype_of, in_this_process, over_workers
 from orchestrator.one_box import OneBox
 from orchestrator.run_memory import Demand
@@ -26,6 +27,7 @@ from orchestrator.stopping import stopping_at_once
 from placement.errors import InputError, NonFiniteError, PlanError
 from placement.kv_size import KvForm
 from placement.plan import Plan
+from placement.residency import ResidencyRule
 from placement.units import size
 from workers.formats.digesting import DigestsBehind
 from workers.formats.identity import check_made_for
@@ -165,6 +167,8 @@ def generate(
             for note in (*_on_disk(made), *_unlike(made, plan, kv, mtp)):
                 print_note(note)
     check_residency(residency, made)
+    # Of `--workers` no tier is the head's.
+    head_device = devices.head if made.head_tier is None and plan is None else made.head_device
     if made.asked_workers and ray_address is None and running is None and not json:
         print_note(_starting(made, planned=plan is not None))
     with ExitStack() as stack:
@@ -184,14 +188,18 @@ def generate(
                     say=print_note,
                     spot_check=spot_check,
                     disks_bytes_per_s={} if running is None else disks(made, running),
-                    # Of `--workers` no tier is the head's.
-                    device=devices.head if made.head_tier is None and plan is None else made.head_device,
+                    device=head_device,
                     split=None if box is None else box.split,
                     cache=cache_start(residency, box),
                 )
             )
         for note in opened.checkpoint.notes:
             print_note(note)
+        if box is None and not json:
+            # Not before: what does not fit is refused in one line.
+            print_note(of_head_and_experts(made, head_device, residency.rule or ResidencyRule.lfu))
+            if no_cache := why_no_cache(residency, made):
+                print_note(no_cache)
         if plan is not None and made.workload is not None and positions > made.workload.context:
             print_note(
                 f"{plan} was made for texts of {made.workload.context:,} positions, and this one may take "
