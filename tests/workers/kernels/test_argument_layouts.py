@@ -17,6 +17,7 @@ import pytest
 import orchestrator.gpu
 import workers.gpu
 import workers.kernels
+from orchestrator.row_choice import RowChoiceArgs
 from tests.cuda_on_cpu.build import HERE as ON_CPU
 
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
@@ -34,6 +35,7 @@ IN_NAMESPACES = {"RowPlaces": "kv::RowPlaces"}
 
 def structures() -> Iterator[type[ctypes.Structure]]:
     """All of the packages whose code calls kernels."""
+    yield RowChoiceArgs
     for package in (workers.kernels, workers.gpu, orchestrator.gpu):
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             if not module.name.endswith("._native"):

@@ -2,7 +2,7 @@
 
 #pragma once
 
-// Declared a second time in orchestrator/kernels/choosing.py, field by field.
+// Declared a second time in orchestrator/row_choice.py, field by field.
 struct RowChoice {
   uint64_t seed, answer, position;  // the noise's key and counter
   int64_t top_k;                    // 0 for all tokens
