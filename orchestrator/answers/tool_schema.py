@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
@@ -96,6 +96,7 @@ class ToolSchema:
 
     name: str
     parameters: Mapping[str, Json]
+    _known: dict[str, ArgumentType] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def has(self, key: str) -> bool:
         """Whether the schema names this argument."""
