@@ -61,6 +61,11 @@ class Parser(Protocol):
         """Whether what comes next is reasoning, as far as the text so far tells."""
         ...
 
+    @property
+    def decided(self) -> int:
+        """Characters of the text that no later event consists of."""
+        ...
+
     def push(self, text: str) -> list[Parsed]:
         """What is certain with this piece of text."""
         ...
@@ -104,6 +109,10 @@ class PlainParser:
 
     def __init__(self) -> None:
         self._end = 0
+
+    @property
+    def decided(self) -> int:
+        return self._end
 
     def push(self, text: str) -> list[Parsed]:
         if not text:
@@ -153,6 +162,10 @@ class TaggedParser:
     @property
     def in_reasoning(self) -> bool:
         return self._inside
+
+    @property
+    def decided(self) -> int:
+        return self._blank[0].start if self._blank else self._window_start + self._at
 
     def push(self, text: str) -> list[Parsed]:
         return self._take_apart(text, final=False)
