@@ -19,6 +19,7 @@ from orchestrator.answers.tags import (
     THINK,
     TOOL_CALL,
     Named,
+    QuotedCall,
     Undecided,
     Window,
     call_opening,
@@ -157,6 +158,7 @@ class TaggedParser:
         self._line_begins = True
         self._after_call = False
         self._call: CallWriter | None = None
+        self._quote = QuotedCall()
         self._is_cut = False
 
     @property
@@ -344,6 +346,7 @@ class TaggedParser:
         named = window.named(self._at, PARAMETER)
         if named and (named.closed or not window.is_end(named.end)):
             self._in_call().begin(named.name)
+            self._quote = QuotedCall()
             self._at = named.end
             return self._begin_text(self._argument, True)
         if named or window.breaks_off(self._at, _IN_CALL, least=1):
@@ -363,11 +366,15 @@ class TaggedParser:
             if window.is_end(tag):
                 self._at = tag
                 return True
-        end = self._argument_end(tag, line_begins=tag > place or self._in_call().is_empty)
-        if end is not None:
+        call = self._in_call()
+        line_begins = tag > place or call.is_empty
+        stop = place + 1
+        if call.takes_text and self._quote.goes_on(window, tag, line_begins=line_begins):
+            stop = tag + 1
+        elif (end := self._argument_end(tag, line_begins=line_begins)) is not None:
             return self._end_argument(end)
-        self._feed(window.text[place : place + 1])
-        self._at = place + 1
+        self._feed(window.text[place:stop])
+        self._at = stop
         return True
 
     def _argument_end(self, at: int, *, line_begins: bool) -> int | None:

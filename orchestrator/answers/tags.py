@@ -147,3 +147,37 @@ def opens_call(window: Window, at: int) -> bool:
     """Whether a call of any tool, known or not, begins at `at`."""
     end = window.literal(at, TOOL_CALL)
     return end is not None and window.any_of(window.skip_blank(end), (TOOL_CALL, FUNCTION))
+
+
+class QuotedCall:
+    """A call that an argument's text quotes, as in a page about calls: its tags end nothing.
+
+    It begins with a whole `<function=NAME>` at the beginning of a line. What closes its arguments, itself and
+    the `<tool_call>` around it belongs to the text.
+    """
+
+    def __init__(self) -> None:
+        self._is_open = False
+        self._is_closed = False
+        self._arguments = 0
+
+    def goes_on(self, window: Window, at: int, *, line_begins: bool) -> bool:
+        """Whether a tag that stands at `at` belongs to a quoted call."""
+        if self._is_closed and window.closing(at, END_OF_TOOL_CALL) is not None:
+            self._is_closed = False
+            return True
+        if not self._is_open:
+            named = window.named(at, FUNCTION) if line_begins else None
+            self._is_open = named is not None and named.closed
+            return self._is_open
+        named = window.named(at, PARAMETER)
+        if named is not None and named.closed:
+            self._arguments += 1
+            return True
+        if self._arguments and window.closing(at, END_OF_PARAMETER) is not None:
+            self._arguments -= 1
+            return True
+        if window.closing(at, END_OF_FUNCTION) is None:
+            return False
+        self._is_open, self._is_closed, self._arguments = False, True, 0
+        return True

@@ -208,6 +208,26 @@ def test_a_text_may_hold_tags() -> None:
     assert answer(call) == ("", [("write_file", {"content": content, "path": "p"})])
 
 
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        CALL,
+        READ,
+        f"Two calls:\n\n{CALL}\n{CALL}\n\nand one without an end:\n{CALL.replace('</parameter>', '')}\n.",
+        f"```\n{CALL}\n```\n",
+        f"{CALL}\n{READ}\n{CALL.replace('path', 'content')}",
+        CALL.replace("read_file", "no_such_tool"),
+        "<function=now>\n</function>\n",
+    ],
+)
+def test_a_text_may_quote_whole_calls(quoted: str) -> None:
+    call = (
+        f"<tool_call>\n<function=write_file>\n<parameter=content>\n{quoted}\n</parameter>\n"
+        "<parameter=path>\np\n</parameter>\n</function>\n</tool_call>"
+    )
+    assert answer(call + CALL) == ("", [("write_file", {"content": quoted, "path": "p"}), READ_A])
+
+
 def test_one_line_break_on_each_side_of_a_value_is_not_part_of_it() -> None:
     values = {"a": "a", "\na\n": "a", "\n\na\n\n": "\na\n", "\n": "", "": "", "\n\n": "", "\n \n": " "}
     for written, value in values.items():
@@ -305,6 +325,8 @@ PARTS = (
     "</tool_call>",
     "<function=read_file>",
     "<function=search",
+    "\n<function=write_file>\n",
+    "<parameter=content>",
     "<function now>",
     "<function=other>",
     "</function>",
