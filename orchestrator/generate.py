@@ -92,7 +92,7 @@ class GenerationResult:
 
 
 class SequenceState:
-    """One sequence on its way: tokens, caches, drafts, random numbers and counts.
+    """One sequence on its way: tokens, caches, drafts and counts.
 
     Between steps the cache holds every token but the newest.
     """
@@ -177,6 +177,7 @@ def generate(
         KvDoesNotFit: the pool of keys and values has no room for so many positions.
     """
     check_prompt(model, prompt_ids, params.max_tokens)
+    params.sampling.check_tokens(model.config.vocab_size)
     model.check_kv(len(prompt_ids) + params.max_tokens, max(params.chunk_size, 1 + params.mtp), params.mtp)
     drafter = MtpDrafter(model, params.mtp) if params.mtp else None
     timer = model.timer

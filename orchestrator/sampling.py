@@ -14,7 +14,7 @@ from torch import Tensor
 from orchestrator.kernels.choosing import choose_token
 from orchestrator.row_choice import RowChoice
 from orchestrator.sampling_params import LEAST_TEMPERATURE, SamplingParams
-from placement.errors import NonFiniteError
+from placement.errors import InputError, NonFiniteError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +48,7 @@ class Choice:
         edits: None for none.
     """
 
-    row: RowChoice
+    how: RowChoice
     banned: tuple[int, ...] = ()
     allowed: NDArray[np.uint32] | None = None
     edits: Edits | None = None
@@ -60,7 +60,7 @@ class Choice:
 
 
 class Logits(Protocol):
-    """Rows of logits, wherever they are; good until the next ones are computed."""
+    """Rows of logits, wherever they are; good until the next pass."""
 
     def choose(self, choices: Sequence[Choice]) -> list[int]:
         """A token for each row.
@@ -92,17 +92,25 @@ class LogitsInRam:
 
 
 def choose_in_ram(row: NDArray[np.float32], choice: Choice) -> int:
-    """A row's token; raises as `Logits.choose`."""
+    """A row's token.
+
+    Raises:
+        NonFiniteError: as `Logits.choose`.
+        InputError: masks leave no token.
+    """
     if choice.edits is not None:
         row = choice.edits.apply(row)
     banned = token_bits(len(row), choice.banned) if choice.banned else None
     if choice.allowed is not None:
         others = ~choice.allowed
         banned = others if banned is None else banned | others
-    return checked(choose_token(row, choice.row, banned))
+    token_id = choose_token(row, choice.how, banned)
+    if token_id < 0 and np.isfinite(row).all():
+        raise InputError("no token may come next: expected an end of the answer that is not left out")
+    return finite_token(token_id)
 
 
-def checked(token_id: int) -> int:
+def finite_token(token_id: int) -> int:
     """What a kernel gave, unless it says that the largest logit is not finite; raises NonFiniteError."""
     if token_id < 0:
         raise NonFiniteError(f"the output matrix gives logits that are not finite; {NonFiniteError.REMEDY}")
@@ -120,9 +128,9 @@ def token_bits(vocab: int, token_ids: Iterable[int]) -> NDArray[np.uint32]:
 class Sampler:
     """Says how one sequence's tokens are chosen.
 
-    The noise at a position is the same whatever was computed before, beside or again: a function of seed and
-    position. Drafts are chosen with the noise of their positions, and a draft is accepted where the trunk's
-    choice is the same token. So nothing but the text's own logits decides it (docs/arithmetic.md).
+    The noise at a position is a function of the request's seed and of that position. Drafts are chosen with
+    the noise of their positions, and a draft is accepted where the trunk's choice is the same token. So what
+    is computed before, beside or again changes no text (docs/arithmetic.md, 'Choosing a token').
     """
 
     def __init__(
@@ -162,7 +170,7 @@ class Sampler:
             allowed: see `Choice`.
         """
         params = self._params
-        row = RowChoice(
+        how = RowChoice(
             self._temperature,
             params.top_k,
             params.top_p,
@@ -172,7 +180,7 @@ class Sampler:
             position,
         )
         edits = self._edits(drafts) if params.has_edits else None
-        return Choice(row, self._banned, allowed, edits)
+        return Choice(how, self._banned, allowed, edits)
 
     def choices(self, position: int, drafts: Sequence[int]) -> list[Choice]:
         """For the rows of the newest token and of drafts behind it.

@@ -8,6 +8,7 @@ from placement.errors import InputError
 
 LEAST_TEMPERATURE = 2.0**-126
 """Above 0: logits are divided by it in float32."""
+MOST_TEMPERATURE, MOST_TOP_K = 1e6, 2**31 - 1
 MOST_SEED = 2**64 - 1
 
 
@@ -43,10 +44,9 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
-        infinite = float("inf")
         for name, value, least, most in (
-            ("temperature", self.temperature, 0.0, infinite),
-            ("top_k", self.top_k, 0, infinite),
+            ("temperature", self.temperature, 0.0, MOST_TEMPERATURE),
+            ("top_k", self.top_k, 0, MOST_TOP_K),
             ("top_p", self.top_p, 0.0, 1.0),
             ("min_p", self.min_p, 0.0, 1.0),
             ("seed", self.seed, 0, MOST_SEED),
@@ -55,9 +55,22 @@ class SamplingParams:
             ("repetition_penalty", self.repetition_penalty, 1e-6, 1e6),
             *((f"logit_bias of token {token}", bias, -1e6, 1e6) for token, bias in self.logit_bias),
         ):
-            if not least <= value <= most or value == infinite:
-                upto = {infinite: "upwards", MOST_SEED: "to 2^64 - 1"}.get(most, f"to {most:g}")
-                raise InputError(f"{name} is {value}; expected a number from {least:g} {upto}")
+            if not least <= value <= most:
+                upto = {MOST_SEED: "2^64 - 1", MOST_TOP_K: "2^31 - 1"}.get(int(most), f"{most:g}")
+                raise InputError(f"{name} is {value}; expected a number from {least:g} to {upto}")
+        for name, whole in (("top_k", self.top_k), ("seed", self.seed)):
+            if not isinstance(whole, int):
+                raise InputError(f"{name} is {whole}; expected a whole number")
+        token_ids = [token_id for token_id, _ in self.logit_bias]
+        if len(set(token_ids)) < len(token_ids):
+            raise InputError("logit_bias has a token twice; expected each once")
+        self.check_tokens(max(token_ids, default=0) + 1)
+
+    def check_tokens(self, vocab: int) -> None:
+        """Raise InputError for a biased token that a model with so many does not have."""
+        for token_id, _ in self.logit_bias:
+            if not 0 <= token_id < vocab:
+                raise InputError(f"logit_bias has token {token_id}; expected ids from 0 to {vocab - 1}")
 
     @property
     def has_edits(self) -> bool:

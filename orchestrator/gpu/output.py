@@ -13,10 +13,10 @@ from orchestrator.gpu.areas import FEW_ROWS
 from orchestrator.gpu.layers import CardLayers
 from orchestrator.gpu.logits import CardLogits
 from orchestrator.gpu.passing import Passing
-from orchestrator.gpu.sampling import CHOICE_BYTES, Wanted
+from orchestrator.gpu.sampling import CHOICE_BYTES, NeededKernels
 from orchestrator.gpu.step import Step
 from orchestrator.gpu.weights import CardOutput
-from orchestrator.row_choice import RowChoice
+from orchestrator.row_choice import RowChoiceArgs
 from orchestrator.sampling import Logits, LogitsInRam, token_bits
 from workers.gpu.device import Device
 
@@ -60,23 +60,20 @@ class Outputs:
             stream.synchronize()
             return self._row[:vocab]
 
-        def choose(
-            choices: Sequence[RowChoice], has_banned: Sequence[bool], banned: tuple[int, ...]
-        ) -> list[int]:
+        def choose(choices: Sequence[RowChoiceArgs], banned: tuple[int, ...]) -> list[int]:
+            if len(choices) != step.num_rows:
+                raise ValueError(f"{len(choices)} choices for {step.num_rows} rows of logits")
             if banned and banned != self._banned:
                 bits = token_bits(vocab, banned)
                 self._bits[: len(bits)] = bits
                 stream.upload(at["banned"], self._bits[: len(bits)])
                 self._banned = banned
-            told = b"".join(
-                bytes(choice.args(has_banned=is_banned))
-                for choice, is_banned in zip(choices, has_banned, strict=True)
-            )
+            told = b"".join(bytes(choice) for choice in choices)
             self._choices[: len(told)] = np.frombuffer(told, np.uint8)
             stream.upload(at["choices"], self._choices[: len(told)])
-            wanted = Wanted.of(choices)
-            key = ("choose", vocab, wanted, step.num_rows)
-            self._layers.keep(step, key, lambda: step.choose(vocab, wanted))
+            needed = NeededKernels.of(choices)
+            key = ("choose", vocab, needed, step.num_rows)
+            self._layers.keep(step, key, lambda: step.choose(vocab, needed))
             stream.download(self._ids[: step.num_rows], at["token_ids"])
             stream.synchronize()
             found: list[int] = self._ids[: step.num_rows].tolist()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from orchestrator.row_choice import RowChoice, RowChoiceArgs
+from orchestrator.row_choice import RowChoiceArgs
 from workers.gpu.alignment import aligned
 from workers.gpu.device import Stream
 
@@ -16,7 +16,7 @@ _THREADS = 256
 # Of a block, so that a row of 128k logits has 64 blocks, and each thread eight loads.
 _BLOCK_LOGITS = 2048
 _CUT_THREADS = 1024
-_PART_BYTES = 16
+_KEY_BYTES, _PART_BYTES = 8, 16
 
 
 class _ChooseArgs(ctypes.Structure):
@@ -24,6 +24,7 @@ class _ChooseArgs(ctypes.Structure):
         ("logits", ctypes.c_void_p),
         ("banned", ctypes.c_void_p),
         ("choices", ctypes.c_void_p),
+        ("keys", ctypes.c_void_p),
         ("parts", ctypes.c_void_p),
         ("largest", ctypes.c_void_p),
         ("least", ctypes.c_void_p),
@@ -36,7 +37,7 @@ class _ChooseArgs(ctypes.Structure):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class NeededKernels:
     """Which kernels some rows' choices need.
 
     Attributes:
@@ -49,7 +50,7 @@ class Wanted:
     cut: bool = False
 
     @classmethod
-    def of(cls, choices: Sequence[RowChoice]) -> Wanted:
+    def of(cls, choices: Sequence[RowChoiceArgs]) -> NeededKernels:
         warm = [choice for choice in choices if choice.temperature > 0]
         weights = any(choice.top_p < 1 for choice in warm)
         return cls(bool(warm), weights, weights or any(choice.top_k > 0 for choice in warm))
@@ -64,7 +65,7 @@ def choose_tokens(
     stream: Stream,
     num_rows: int,
     vocab: int,
-    wanted: Wanted,
+    needed: NeededKernels,
     *,
     logits: int,
     logits_stride: int,
@@ -76,7 +77,7 @@ def choose_tokens(
     """A token for each row, as `choose_token` of orchestrator/kernels on the same numbers.
 
     Args:
-        wanted: of all rows.
+        needed: by all rows.
         logits: float32, rows `logits_stride` numbers apart.
         choices: `RowChoiceArgs` of each row.
         workspace: `choosing_bytes` bytes.
@@ -84,19 +85,30 @@ def choose_tokens(
         banned: `token_bits` of those that rows may leave out, or 0.
     """
     starts = accumulate(_sizes(num_rows, vocab), initial=workspace)
-    parts, largest, least, weights, _ = starts
+    keys, parts, largest, least, weights, _ = starts
     num_parts = _parts(vocab)
     arguments = _ChooseArgs(
-        logits, banned, choices, parts, largest, least, weights, token_ids, vocab, logits_stride, num_parts
+        logits,
+        banned,
+        choices,
+        keys,
+        parts,
+        largest,
+        least,
+        weights,
+        token_ids,
+        vocab,
+        logits_stride,
+        num_parts,
     )
     by_part, by_row = (num_parts, num_rows, 1), (num_rows, 1, 1)
     stream.launch("largest_parts", by_part, _THREADS, arguments)
     stream.launch("largest_join", by_row, 32, arguments)
-    if wanted.weights:
+    if needed.weights:
         stream.launch("weigh_tokens", (-(-vocab // _THREADS), num_rows, 1), _THREADS, arguments)
-    if wanted.cut:
+    if needed.cut:
         stream.launch("cut_tokens", by_row, _CUT_THREADS, arguments)
-    if wanted.noise:
+    if needed.noise:
         stream.launch("noisy_parts", by_part, _THREADS, arguments)
         stream.launch("noisy_join", by_row, 32, arguments)
 
@@ -105,7 +117,14 @@ def _parts(vocab: int) -> int:
     return -(-vocab // _BLOCK_LOGITS)
 
 
-def _sizes(num_rows: int, vocab: int) -> tuple[int, int, int, int]:
-    """Of parts, orders of the largest and of the least, weights."""
-    sizes = (_PART_BYTES * num_rows * _parts(vocab), 4 * num_rows, 4 * num_rows, 4 * num_rows * vocab)
-    return aligned(sizes[0]), aligned(sizes[1]), aligned(sizes[2]), aligned(sizes[3])
+def _sizes(num_rows: int, vocab: int) -> tuple[int, ...]:
+    """Of keys, parts, orders of the largest and of the least, weights."""
+    num_parts = num_rows * _parts(vocab)
+    sizes = (
+        _KEY_BYTES * num_parts,
+        _PART_BYTES * num_parts,
+        4 * num_rows,
+        4 * num_rows,
+        4 * num_rows * vocab,
+    )
+    return tuple(map(aligned, sizes))

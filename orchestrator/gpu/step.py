@@ -10,7 +10,7 @@ from orchestrator.gpu.kv_rows import RowPlaces, kv_rows
 from orchestrator.gpu.matrices import CardMatrices, CardRows, blocks_of
 from orchestrator.gpu.norms import CardNorm, GridSums, NormedOut, norm_rows
 from orchestrator.gpu.routing import route_top_k
-from orchestrator.gpu.sampling import Wanted, choose_tokens
+from orchestrator.gpu.sampling import NeededKernels, choose_tokens
 from orchestrator.gpu.weights import CardAttention, CardFfn, CardLayer, CardMoe, CardMtp, CardOutput
 from placement.kv_size import KvForm, KvShape
 from placement.wire_form import BFLOAT16_ROWS, WireForm
@@ -167,14 +167,14 @@ class Step:
         rows = self._normed(Pending((self.at["hidden"],)), output.norm, (output.matrix,))
         output.matrix.product(self.stream, rows, self.num_rows, self.at["logits"])
 
-    def choose(self, vocab: int, wanted: Wanted) -> None:
+    def choose(self, vocab: int, needed: NeededKernels) -> None:
         """A token for each row of logits, as the area of choices says."""
         at = self.at
         choose_tokens(
             self.stream,
             self.num_rows,
             vocab,
-            wanted,
+            needed,
             logits=at["logits"],
             logits_stride=vocab,
             choices=at["choices"],

@@ -54,7 +54,7 @@ class DraftRequest:
         hidden_states: trunk rows of the newly verified positions, float32 [n, hidden].
         tokens: all verified tokens of the sequence, prompt first.
         num_drafts: drafts wanted; more than 0 only when the token after the last trunk row is known.
-        choice: how the draft behind these is to be chosen.
+        choice: how a draft is chosen, given the drafts of this step before it.
     """
 
     state: MtpState

@@ -117,7 +117,7 @@ def test_libraries_that_find_no_room_are_told_in_one_line() -> None:
     "words",
     [
         pytest.param(["demo"], marks=pytest.mark.long),
-        [*GENERATE[:2], "models/potluck-tiny", "--prompt", "Once"],
+        [*GENERATE[:2], "models/potluck-tiny", "--prompt", "Once", "--json"],
         ["up"],
     ],
 )

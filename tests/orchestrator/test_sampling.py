@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,7 +136,9 @@ def test_a_draft_from_the_verifiers_own_logits_is_always_accepted() -> None:
         ("temperature", -0.1),
         ("temperature", float("nan")),
         ("temperature", float("inf")),
+        ("temperature", 1e39),
         ("top_k", -1),
+        ("top_k", 2**31),
         ("top_p", 1.5),
         ("min_p", -0.5),
         ("seed", -1),
@@ -148,3 +151,35 @@ def test_a_draft_from_the_verifiers_own_logits_is_always_accepted() -> None:
 def test_settings_out_of_range_are_named(name: str, value: float) -> None:
     with pytest.raises(InputError, match=rf"^{name}.* is .*; expected a number from"):
         SamplingParams(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": 1.5}, "seed is 1.5; expected a whole number"),
+        ({"top_k": 2.0}, "top_k is 2.0; expected a whole number"),
+        ({"logit_bias": ((3, 1.0), (3, 2.0))}, "logit_bias has a token twice"),
+        ({"logit_bias": ((-1, 1.0),)}, "logit_bias has token -1; expected ids from 0"),
+    ],
+)
+def test_settings_of_another_kind_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        SamplingParams(**settings)
+
+
+def test_biases_of_tokens_that_a_model_lacks_are_refused() -> None:
+    params = SamplingParams(logit_bias=((5, 1.0),))
+    params.check_tokens(6)
+    with pytest.raises(InputError, match="logit_bias has token 5; expected ids from 0 to 4"):
+        params.check_tokens(5)
+
+
+def test_a_mask_that_leaves_no_token_is_no_damage_of_the_model() -> None:
+    choice = Sampler(SamplingParams(), banned=(1,)).choice(0, allowed=token_bits(3, (1,)))
+    with pytest.raises(InputError, match="no token may come next"):
+        choose_in_ram(row(0, 1, 2), choice)
+
+
+def test_a_tiny_temperature_is_the_largest_logit() -> None:
+    sampler = Sampler(SamplingParams(1e-300))
+    assert {choose_in_ram(row(0, 2, 1), sampler.choice(at)) for at in range(50)} == {1}

@@ -224,7 +224,7 @@ struct MoeArgs {
 };
 
 // One row's choice of a token, and room for it: orders and weights, [vocab] each.
-struct ChooseArgs {
+struct ChooseRowArgs {
   const float* logits;
   const uint32_t* banned;  // a bit for each token, lowest first; or null
   const RowChoice* choice;
@@ -250,7 +250,8 @@ struct Kernels {
   void (*sigmoid)(const float* x, float* out, int64_t n, int threads);
   void (*swiglu)(const float* gate, const float* up, float* out, int64_t n, float limit, int threads);
   void (*route)(const RouteArgs&);
-  int64_t (*choose_token)(const ChooseArgs&);
+  int64_t (*choose_token)(const ChooseRowArgs&);
+  void (*noise)(const uint64_t* words, double* noise, double* bounds, int64_t n);
   void (*kv_rows[3])(const KvRowsArgs&);  // by KvForm, as is the next one
   void (*attention[3])(const AttentionArgs&);
   void (*row_exponents)(const float* x, int32_t* out, int64_t T, int64_t D, int32_t offset, int32_t low,

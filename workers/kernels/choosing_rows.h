@@ -26,7 +26,7 @@ static uint32_t largest_order(const uint32_t* orders, int64_t n, int64_t* place)
 
 // As the cards' function of that name (gpu/sampling.h).
 template <class Weight>
-static uint32_t least_order(const ChooseArgs& a, uint32_t least, uint64_t wanted, const Weight& weight) {
+static uint32_t least_order(const ChooseRowArgs& a, uint32_t least, uint64_t wanted, const Weight& weight) {
   uint64_t sums[256];
   uint32_t found = 0;
   uint64_t rest = wanted;
@@ -44,7 +44,7 @@ static uint32_t least_order(const ChooseArgs& a, uint32_t least, uint64_t wanted
   return found;
 }
 
-static uint32_t least_of_row(const ChooseArgs& a, float largest) {
+static uint32_t least_of_row(const ChooseRowArgs& a, float largest) {
   const RowChoice& row = *a.choice;
   uint32_t least = 0;
   if (row.top_k > 0 && row.top_k < a.vocab) {
@@ -57,12 +57,11 @@ static uint32_t least_of_row(const ChooseArgs& a, float largest) {
   uint64_t total = 0;
   for (int64_t i = 0; i < a.vocab; ++i) total += a.orders[i] >= least ? a.weights[i] : 0;
   const uint64_t wanted = weight_wanted(row.top_p, total);
-  const uint32_t of_weight = least_order(a, least, wanted, [&](int64_t i) { return (uint64_t)a.weights[i]; });
-  return of_weight > least ? of_weight : least;
+  return least_order(a, least, wanted, [&](int64_t i) { return (uint64_t)a.weights[i]; });
 }
 
 // The token's id; -1 where the largest logit is not finite.
-static int64_t choose_token(const ChooseArgs& a) {
+static int64_t choose_token(const ChooseRowArgs& a) {
   const RowChoice& row = *a.choice;
   const uint32_t* banned = row.has_banned ? a.banned : nullptr;
   for (int64_t i = 0; i < a.vocab; ++i) a.orders[i] = order_of(a.logits[i]);
@@ -85,4 +84,12 @@ static int64_t choose_token(const ChooseArgs& a) {
     try_block(row, a.logits, banned, a.vocab, largest, least, block, best);
   }
   return best.token;
+}
+
+// What words are as noise, and what it is bounded by before it is computed.
+static void noise_of(const uint64_t* words, double* noise, double* bounds, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    noise[i] = gumbel(words[i]);
+    bounds[i] = gumbel_bound(words[i]);
+  }
 }

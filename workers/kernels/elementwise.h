@@ -1,6 +1,7 @@
 // The exponential and what is made of it, norms, and the router's choice.
 
-#include "steps.h"
+#define DEVICE static ALWAYS_INLINE
+#include "gpu/steps_on_cpu.h"
 
 #include "gpu/exponential.h"
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from orchestrator.gpu.logits import CardLogits
-from orchestrator.gpu.sampling import Wanted, choose_tokens, choosing_bytes
+from orchestrator.gpu.sampling import NeededKernels, choose_tokens, choosing_bytes
 from orchestrator.kernels.choosing import choose_token
-from orchestrator.row_choice import RowChoice
+from orchestrator.row_choice import RowChoice, RowChoiceArgs
 from orchestrator.sampling import Sampler, token_bits
 from orchestrator.sampling_params import SamplingParams
 from placement.errors import NonFiniteError
@@ -38,14 +38,13 @@ def choose(
     """`banned` are left out of every second row."""
     rows, vocab = logits.shape
     token_ids = on_card.room(rows)
-    told = b"".join(
-        bytes(choice.args(has_banned=bool(banned) and place % 2 == 1)) for place, choice in enumerate(choices)
-    )
+    given = [choice.args(has_banned=bool(banned) and place % 2 == 1) for place, choice in enumerate(choices)]
+    told = b"".join(map(bytes, given))
     choose_tokens(
         on_card.stream,
         rows,
         vocab,
-        Wanted.of(choices),
+        NeededKernels.of(given),
         logits=on_card.put(np.pad(logits, ((0, 0), (0, 5)))),
         logits_stride=vocab + 5,
         choices=on_card.put(np.frombuffer(told, np.uint8)),
@@ -106,11 +105,11 @@ def test_rows_that_a_card_cannot_choose_for_are_fetched() -> None:
         fetched.append(place)
         return logits[place]
 
-    def there(rows: Sequence[RowChoice], has_banned: Sequence[bool], banned: tuple[int, ...]) -> list[int]:
+    def there(choices: Sequence[RowChoiceArgs], banned: tuple[int, ...]) -> list[int]:
         bits = token_bits(3, banned)
         return [
-            choose_token(row, choice, bits if own else None)
-            for row, choice, own in zip(logits, rows, has_banned, strict=True)
+            choose_token(row, GREEDY, bits if choice.has_banned else None)
+            for row, choice in zip(logits, choices, strict=True)
         ]
 
     plain, banning = Sampler(SamplingParams(0.0)), Sampler(SamplingParams(0.0), banned=(0,))

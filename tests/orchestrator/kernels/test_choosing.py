@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal, localcontext
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from orchestrator.row_choice import RowChoice
 from orchestrator.sampling import token_bits
 from tests.orchestrator.chi_square import p_value
 from tests.orchestrator.plain_choosing import plain_choice
+from workers.kernels import native
 
 SameBits = Callable[[Callable[[], tuple[Any, ...]]], None]
 
@@ -29,6 +31,8 @@ CHOICES = [
     replace(PLAIN, top_p=0.9, seed=2**63),
     replace(PLAIN, top_p=0.0),
     replace(PLAIN, min_p=0.1),
+    replace(PLAIN, min_p=1.0),
+    replace(PLAIN, top_k=300),
     replace(PLAIN, temperature=1.5, top_k=40, top_p=0.7, min_p=0.02),
 ]
 
@@ -75,6 +79,39 @@ def test_huge_and_tiny_logits_do_not_overflow() -> None:
     logits = np.array([-3e38, 3e38, 0, 1e-30, -1e-45], np.float32)
     assert choose(logits, PLAIN) == 1
     assert choose(logits[2:], replace(PLAIN, temperature=2.0**-126)) == 1
+
+
+def noise_of(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    noise, bounds = np.empty(len(words)), np.empty(len(words))
+    native.noise(words.ctypes.data, noise.ctypes.data, bounds.ctypes.data, len(words))
+    return noise, bounds
+
+
+def test_noise_is_gumbels_and_within_its_bound(same_bits_everywhere: SameBits) -> None:
+    ones = [(2**64 - 1) << (64 - n) & (2**64 - 1) for n in range(65)]
+    random = np.random.default_rng(3).integers(0, 2**64 - 1, 20_000, np.uint64, endpoint=True)
+    words = np.concatenate(
+        [np.array([0, 1, 2**12 - 1, 2**12, *ones, *(w - 1 for w in ones[1:])], np.uint64), random]
+    )
+    noise, bounds = noise_of(words)
+    with localcontext(prec=40):
+        for word, found in zip(words[:400].tolist(), noise[:400].tolist(), strict=True):
+            u = (Decimal(word >> 12) + Decimal("0.5")) / 2**52
+            exact = -(-u.ln()).ln()
+            assert abs(Decimal(found) - exact) <= Decimal("4e-16") * max(1, abs(exact))
+    assert (noise <= bounds).all()
+    assert (noise > -3.7).all()
+    same_bits_everywhere(lambda: noise_of(words))
+
+
+def test_what_overflows_by_a_temperature_weighs_nothing(same_bits_everywhere: SameBits) -> None:
+    logits = np.linspace(-50, 50, 64).astype(np.float32)
+    choices = [
+        replace(PLAIN, temperature=temperature, top_p=0.5, position=at)
+        for temperature in (2.0**-126, 1e6)
+        for at in range(20)
+    ]
+    same_bits_everywhere(lambda: (np.array([choose(logits, choice, (63, 7)) for choice in choices]),))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])

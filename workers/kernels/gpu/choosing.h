@@ -6,7 +6,7 @@
 DEVICE float scaled(float logit, float largest, float temperature) { return divide(logit - largest, temperature); }
 
 // What a token weighs when some are left out, from 0 to 2^31: sums of such integers are exact in any order.
-DEVICE uint32_t weight_of(float x) { return (uint32_t)(exp_one(x) * 2147483648.0f); }
+DEVICE uint32_t weight_of(float x) { return x >= -104.0f ? (uint32_t)(exp_one(x) * 2147483648.0f) : 0; }
 
 // Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): four words of noise, for tokens
 // 4 block to 4 block + 3.
@@ -29,7 +29,7 @@ DEVICE void noise_words(const RowChoice& row, uint64_t block, uint64_t words[4])
 }
 
 // ln x for normal x > 0: x = 2^k m with m from sqrt(1/2) to sqrt(2), and ln m = 2 artanh(s), s = (m - 1) / (m + 1), whose
-// series ends where the next term is below 2^-56 of the first.
+// series ends where the next term is below 2^-60 of the first.
 DEVICE double log_one(double x) {
   const uint64_t bits = as_bits(x);
   int64_t k = (int64_t)(bits >> 52) - 1023;
@@ -70,13 +70,13 @@ struct Best {
 DEVICE bool is_better(const Best& a, const Best& b) { return a.key > b.key || (a.key == b.key && a.token < b.token); }
 
 // Whether a token is left out for its logit alone.
-DEVICE bool is_cut(const RowChoice& row, uint32_t order, uint32_t least_order, float x) {
-  return order < least_order || (double)weight_of(x) < row.min_p * 2147483648.0;
+DEVICE bool is_cut(const RowChoice& row, uint32_t order, uint32_t least, float x) {
+  return order < least || (double)weight_of(x) < row.min_p * 2147483648.0;
 }
 
 // The tokens 4 block to 4 block + 3, as far as they are below `vocab`.
 DEVICE void try_block(const RowChoice& row, const float* logits, const uint32_t* banned, int64_t vocab, float largest,
-                      uint32_t least_order, int64_t block, Best& best) {
+                      uint32_t least, int64_t block, Best& best) {
   float x[4];
   float highest = -3.0e38f;
   for (int i = 0; i < 4; ++i) {
@@ -92,16 +92,17 @@ DEVICE void try_block(const RowChoice& row, const float* logits, const uint32_t*
   for (int i = 0; i < 4; ++i) {
     const int64_t token = 4 * block + i;
     if ((double)x[i] + gumbel_bound(words[i]) < best.key || x[i] <= -3.0e38f) continue;
-    if (is_cut(row, order_of(logits[token]), least_order, x[i])) continue;
+    if (is_cut(row, order_of(logits[token]), least, x[i])) continue;
     const Best found = {(double)x[i] + gumbel(words[i]), token};
     if (is_better(found, best)) best = found;
   }
 }
 
-// Of the sum of the weights of all tokens that top_k leaves: as much as those that top_p leaves must have.
+// Of `total`, which all tokens that top_k leaves weigh: what those that top_p leaves must weigh at least. Totals are below
+// 2^53, so the product of one with a top_p below 1 is no more than it.
 DEVICE uint64_t weight_wanted(double top_p, uint64_t total) {
   const double wanted = top_p * (double)total;
   const uint64_t whole = (uint64_t)wanted;
   const uint64_t up = (double)whole < wanted ? whole + 1 : whole;
-  return up < 1 ? 1 : (up > total ? total : up);
+  return up < 1 ? 1 : up;
 }

@@ -42,18 +42,10 @@ DEVICE uint64_t as_bits(double x) { return (uint64_t)__double_as_longlong(x); }
 DEVICE uint64_t high_word(uint64_t a, uint64_t b) { return __umul64hi(a, b); }
 DEVICE int leading_zeros(uint64_t x) { return __clzll((int64_t)x); }
 #else
-DEVICE float fma_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-DEVICE float divide(float a, float b) { return a / b; }
-DEVICE double divide(double a, double b) { return a / b; }
+#include "steps_on_cpu.h"
 DEVICE float square_root(float a) { return __builtin_sqrtf(a); }
 DEVICE float round_even(float a) { return __builtin_rintf(a); }
 DEVICE double round_even(double a) { return __builtin_rint(a); }
-DEVICE float as_float(uint32_t bits) { return __builtin_bit_cast(float, bits); }
-DEVICE double as_double(uint64_t bits) { return __builtin_bit_cast(double, bits); }
-DEVICE uint32_t as_bits(float x) { return __builtin_bit_cast(uint32_t, x); }
-DEVICE uint64_t as_bits(double x) { return __builtin_bit_cast(uint64_t, x); }
-DEVICE uint64_t high_word(uint64_t a, uint64_t b) { return (uint64_t)((unsigned __int128)a * b >> 64); }
-DEVICE int leading_zeros(uint64_t x) { return __builtin_clzll(x); }
 #endif
 
 // A float16 as float32, exactly.

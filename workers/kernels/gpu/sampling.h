@@ -12,7 +12,8 @@ struct ChooseArgs {
   const float* logits;       // [rows, stride]
   const uint32_t* banned;    // a bit for each token that rows may leave out, lowest bit first; or null
   const RowChoice* choices;  // [rows]
-  Best* parts;               // [rows, num_parts]: what each block found
+  uint64_t* keys;            // [rows, num_parts]: the largest that each block found
+  Best* parts;               // [rows, num_parts]: the best with noise
   uint32_t* largest;         // [rows]: order of the largest logit
   uint32_t* least;           // [rows]: order of the least logit that top_k and top_p leave
   uint32_t* weights;         // [rows, vocab], for rows with top_p
@@ -37,7 +38,7 @@ KERNEL largest_parts(const ChooseArgs a) {
   const uint32_t* banned = banned_of(a, row);
   uint64_t best = 0;
   for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < a.vocab; i += step) {
-    const uint64_t key = (uint64_t)order_in(logits, banned, i) << 32 | (0xffffffffu - (uint32_t)i);
+    const uint64_t key = key_of(order_in(logits, banned, i), (uint32_t)i);
     best = key > best ? key : best;
   }
   best = warp_largest(best);
@@ -45,14 +46,14 @@ KERNEL largest_parts(const ChooseArgs a) {
   __syncthreads();
   if (warp_of_block() > 0) return;
   best = warp_largest(lane_of_warp() < blockDim.x / WARP ? found[lane_of_warp()] : 0);
-  if (lane_of_warp() == 0) a.parts[row * a.num_parts + blockIdx.x].token = (int64_t)best;
+  if (lane_of_warp() == 0) a.keys[row * a.num_parts + blockIdx.x] = best;
 }
 
 KERNEL largest_join(const ChooseArgs a) {
   const int64_t row = blockIdx.x;
   uint64_t best = 0;
   for (int64_t i = lane_of_warp(); i < a.num_parts; i += WARP) {
-    const uint64_t key = (uint64_t)a.parts[row * a.num_parts + i].token;
+    const uint64_t key = a.keys[row * a.num_parts + i];
     best = key > best ? key : best;
   }
   best = warp_largest(best);
@@ -73,44 +74,47 @@ KERNEL weigh_tokens(const ChooseArgs a) {
   a.weights[row * a.vocab + token] = weight_of(x);
 }
 
-constexpr int DIGITS = 256;
+constexpr int DIGITS = 4;
 
-// The largest order such that the tokens from it on, and not below `least`, weigh `wanted` together; by digits of eight bits,
-// the highest first. All threads of a block come here.
+// The largest order such that the tokens from it on, and not below `least`, weigh `wanted` together; by digits of two bits,
+// the highest first. All threads of a block come here. A digit costs one look at the logits, which the caches have; sums
+// stay in registers, for atomics would meet at the few digits that most logits share.
 template <class Weight>
 DEVICE uint32_t least_order(const ChooseArgs& a, int64_t row, uint32_t least, uint64_t wanted, const Weight& weight) {
-  __shared__ uint64_t sums[DIGITS];
-  __shared__ uint64_t rest;
-  __shared__ uint32_t found;
+  __shared__ uint64_t of_warps[WARP][DIGITS];
   const float* logits = a.logits + row * a.stride;
   const uint32_t* banned = banned_of(a, row);
-  if (threadIdx.x == 0) {
-    rest = wanted;
-    found = 0;
-  }
-  for (int shift = 24; shift >= 0; shift -= 8) {
-    for (int digit = threadIdx.x; digit < DIGITS; digit += blockDim.x) sums[digit] = 0;
-    __syncthreads();
+  uint64_t rest = wanted;
+  uint32_t found = 0;
+  for (int shift = 30; shift >= 0; shift -= 2) {
+    uint64_t sums[DIGITS] = {};
     for (int64_t i = threadIdx.x; i < a.vocab; i += blockDim.x) {
       const uint32_t order = order_in(logits, banned, i);
-      if (order < least || (uint64_t)order >> (shift + 8) != (uint64_t)found >> (shift + 8)) continue;
+      if (order < least || (uint64_t)order >> (shift + 2) != (uint64_t)found >> (shift + 2)) continue;
       const uint64_t own = weight(i);
-      if (own > 0) atomicAdd(&sums[order >> shift & (DIGITS - 1)], own);
+      UNROLL for (int digit = 0; digit < DIGITS; ++digit) sums[digit] += (order >> shift & 3) == digit ? own : 0;
+    }
+    UNROLL for (int digit = 0; digit < DIGITS; ++digit) {
+      const uint64_t sum = warp_sum(sums[digit]);
+      if (lane_of_warp() == 0) of_warps[warp_of_block()][digit] = sum;
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
-      int digit = DIGITS - 1;
-      for (; digit > 0 && sums[digit] < rest; --digit) rest -= sums[digit];
-      found |= (uint32_t)digit << shift;
+    // Every thread adds up the same.
+    UNROLL for (int digit = 0; digit < DIGITS; ++digit) {
+      sums[digit] = 0;
+      for (int warp = 0; warp < (int)(blockDim.x / WARP); ++warp) sums[digit] += of_warps[warp][digit];
     }
     __syncthreads();
+    int digit = DIGITS - 1;
+    for (; digit > 0 && sums[digit] < rest; --digit) rest -= sums[digit];
+    found |= (uint32_t)digit << shift;
   }
   return found;
 }
 
 // A block has a row.
 KERNEL __launch_bounds__(1024) cut_tokens(const ChooseArgs a) {
-  __shared__ uint64_t total;
+  __shared__ uint64_t of_warps[WARP];
   const int64_t row = blockIdx.x;
   const RowChoice choice = a.choices[row];
   if (choice.temperature == 0.0f || a.token_ids[row] < 0) return;
@@ -121,17 +125,17 @@ KERNEL __launch_bounds__(1024) cut_tokens(const ChooseArgs a) {
   if (choice.top_p < 1.0) {
     const uint32_t* weights = a.weights + row * a.vocab;
     const float* logits = a.logits + row * a.stride;
-    if (threadIdx.x == 0) total = 0;
-    __syncthreads();
     uint64_t mine = 0;
     for (int64_t i = threadIdx.x; i < a.vocab; i += blockDim.x) {
       if (order_in(logits, banned_of(a, row), i) >= least) mine += weights[i];
     }
-    if (mine > 0) atomicAdd(&total, mine);
+    mine = warp_sum(mine);
+    if (lane_of_warp() == 0) of_warps[warp_of_block()] = mine;
     __syncthreads();
+    uint64_t total = 0;
+    for (int warp = 0; warp < (int)(blockDim.x / WARP); ++warp) total += of_warps[warp];
     const uint64_t wanted = weight_wanted(choice.top_p, total);
-    const uint32_t of_weight = least_order(a, row, least, wanted, [&](int64_t i) { return (uint64_t)weights[i]; });
-    least = of_weight > least ? of_weight : least;
+    least = least_order(a, row, least, wanted, [&](int64_t i) { return (uint64_t)weights[i]; });
   }
   if (threadIdx.x == 0) a.least[row] = least;
 }
@@ -144,8 +148,8 @@ DEVICE Best warp_best(Best mine) {
   return mine;
 }
 
-// As `largest_parts` and `largest_join`, of logits with noise; a thread takes four tokens at a time. Integers take most of
-// the time, about 80 multiplications a token; logarithms are wanted for the few tokens that may win.
+// As `largest_parts` and `largest_join`, of logits with noise. A thread takes four tokens at a time, which share their words
+// of noise: about 80 multiplications of 32 bits a token. Logarithms are wanted for the few tokens that may win.
 KERNEL noisy_parts(const ChooseArgs a) {
   __shared__ Best found[WARP];
   const int64_t row = blockIdx.y, step = a.num_parts * blockDim.x;
