@@ -68,7 +68,7 @@ class HeadOnCard:
         self._kv_form = kv_form
         self._rows = rows
         self.pages = CardPages(device, self._stream)
-        self.pool = KvPool(pool_bytes, self.pages.new_page)
+        self.pool = KvPool(pool_bytes, self.pages.new_page, self.pages.copy_page)
         trunk = [config.layers[place] for place in weights.places]
         mtp = [config.layers[config.num_hidden_layers + k] for k in range(len(weights.mtp))]
         self._ropes = {rope_key(layer): RopeTable(layer) for layer in (*trunk, *mtp)}

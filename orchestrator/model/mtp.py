@@ -45,6 +45,11 @@ class MtpState:
         self.caches = caches
         self.pending = [torch.empty(0, hidden_size) for _ in caches]
 
+    def close(self) -> None:
+        """Give the caches' pages back now."""
+        for cache in self.caches:
+            cache.close()
+
 
 @dataclass(frozen=True, slots=True)
 class DraftRequest:
