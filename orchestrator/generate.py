@@ -12,6 +12,8 @@ from torch import Tensor
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.mtp import DraftRequest, MtpDrafter, MtpState
 from orchestrator.model.step35 import Step35Model
+from orchestrator.prefix.cache import PrefixCache, Resumed
+from orchestrator.prefix.stops import passes, stops
 from orchestrator.sampling import Choice, Sampler, accepted
 from orchestrator.sampling_params import GREEDY, SamplingParams
 from placement.errors import InputError
@@ -94,7 +96,7 @@ class GenerationResult:
 class SequenceState:
     """One sequence on its way: tokens, caches, drafts and counts.
 
-    Between steps the cache holds every token but the newest.
+    Between steps the cache holds every token but the newest. `close` gives its pages back.
     """
 
     def __init__(
@@ -104,12 +106,16 @@ class SequenceState:
         prompt_ids: Sequence[int],
         params: GenerationParams,
         on_hidden: OnHidden | None = None,
+        resumed: Resumed | None = None,
     ) -> None:
+        """`resumed`: what was kept of the prompt, asked for with this drafter."""
         self.params = params
         self.tokens = list(prompt_ids)
         self.num_prompt = len(self.tokens)
-        self.cache = model.new_cache()
-        self.mtp: MtpState | None = drafter.new_state() if drafter is not None else None
+        if resumed is None:
+            resumed = Resumed(model.new_cache(), drafter.new_state() if drafter is not None else None, 0, 0)
+        self.cache = resumed.cache
+        self.mtp: MtpState | None = resumed.mtp
         self.end_ids = model.config.eos_token_ids
         banned = self.end_ids if params.ignore_eos else ()
         self.sampler = Sampler(params.sampling, self.tokens, banned=banned)
@@ -125,6 +131,12 @@ class SequenceState:
     def generated(self) -> list[int]:
         """Tokens after the prompt."""
         return self.tokens[self.num_prompt :]
+
+    def close(self) -> None:
+        """Give the caches' pages back now, of a sequence that has ended or is not wanted any more."""
+        self.cache.close()
+        if self.mtp is not None:
+            self.mtp.close()
 
     def extend(self, chosen: Sequence[int]) -> int:
         """Append tokens up to an end token or max_tokens; returns how many were kept."""
@@ -162,6 +174,8 @@ def generate(
     params: GenerationParams,
     on_tokens: OnTokens | None = None,
     on_hidden: OnHidden | None = None,
+    prefix: PrefixCache | None = None,
+    ends: Sequence[int] = (),
 ) -> GenerationResult:
     """Generate from one prompt.
 
@@ -169,7 +183,9 @@ def generate(
         on_tokens: called with each step's new tokens.
         on_hidden: called with the trunk's hidden states (before the final norm, float32 [n, hidden]) of
             every position that became part of the sequence, in order: the same rows whatever `mtp` and
-            `chunk_size` are.
+            `chunk_size` are. Of a prompt that was kept, those that are computed.
+        prefix: keeps the text for others that begin as it does, and has what was kept for this one.
+        ends: lengths of the prompt at which other texts may part from it (`orchestrator.prefix.stops`).
 
     Raises:
         InputError: an empty prompt, a token outside the vocabulary, more positions than the model has, or
@@ -182,19 +198,29 @@ def generate(
     drafter = MtpDrafter(model, params.mtp) if params.mtp else None
     timer = model.timer
     started = perf_counter()
-    sequence = SequenceState(model, drafter, prompt_ids, params, on_hidden)
-    prefill(model, drafter, sequence)
-    if on_tokens is not None:
-        on_tokens(sequence.generated)
-    timer.reset()
-    first_token = perf_counter()
-    with timer.part("other"):
-        while sequence.finish_reason is None:
-            before = len(sequence.tokens)
-            step(model, drafter, [sequence])
-            if on_tokens is not None:
-                on_tokens(sequence.tokens[before:])
-    stopped = perf_counter()
+    resumed = prefix.resume(prompt_ids, drafter) if prefix is not None else None
+    sequence = SequenceState(model, drafter, prompt_ids, params, on_hidden, resumed)
+    try:
+        if prefix is not None and resumed is not None:
+            kept_at = stops(resumed, len(prompt_ids), ends)
+            prefill(model, drafter, sequence, kept_at, prefix)
+        else:
+            prefill(model, drafter, sequence)
+        if on_tokens is not None:
+            on_tokens(sequence.generated)
+        timer.reset()
+        first_token = perf_counter()
+        with timer.part("other"):
+            while sequence.finish_reason is None:
+                before = len(sequence.tokens)
+                step(model, drafter, [sequence])
+                if on_tokens is not None:
+                    on_tokens(sequence.tokens[before:])
+        stopped = perf_counter()
+        if prefix is not None:
+            prefix.keep(sequence.tokens, sequence.cache, sequence.mtp)
+    finally:
+        sequence.close()
     return GenerationResult(
         token_ids=tuple(sequence.generated),
         finish_reason=sequence.finish_reason,
@@ -224,20 +250,32 @@ def check_length(prompt_tokens: int, max_tokens: int, max_positions: int) -> Non
         )
 
 
-def prefill(model: Step35Model, drafter: MtpDrafter | None, sequence: SequenceState) -> None:
-    """Run the prompt in chunks, choose the first token and draft what follows it."""
+def prefill(
+    model: Step35Model,
+    drafter: MtpDrafter | None,
+    sequence: SequenceState,
+    kept_at: Sequence[int] = (),
+    prefix: PrefixCache | None = None,
+) -> None:
+    """Run in chunks what is not in the caches yet of a prompt, choose the first token, draft what follows.
+
+    Args:
+        kept_at: lengths of the prompt at which `prefix` is to keep it.
+    """
     prompt = list(sequence.tokens)
-    for start in range(0, len(prompt), sequence.params.chunk_size):
-        chunk = prompt[start : start + sequence.params.chunk_size]
+    for start, stop in passes(sequence.cache.length, len(prompt), sequence.params.chunk_size, kept_at):
+        chunk = prompt[start:stop]
         hidden_states = model.forward(torch.tensor(chunk), [SequenceSlice(sequence.cache, len(chunk))])
         if sequence.on_hidden is not None:
             sequence.on_hidden(hidden_states)
-        more_prompt = start + len(chunk) < len(prompt)
+        more_prompt = stop < len(prompt)
         if not more_prompt:
             logits = model.logits_to_choose_from(hidden_states[-1:])
             with model.timer.part("sampling"):
                 sequence.extend(logits.choose([sequence.sampler.choice(len(prompt))]))
         _draft(drafter, [sequence], [hidden_states], more_prompt=more_prompt)
+        if prefix is not None and stop in kept_at:
+            prefix.keep(prompt, sequence.cache, sequence.mtp, stop)
 
 
 def step(model: Step35Model, drafter: MtpDrafter | None, sequences: Sequence[SequenceState]) -> None:
