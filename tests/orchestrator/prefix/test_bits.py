@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,8 @@ from orchestrator.model.mtp import DraftRequest, MtpDrafter, MtpState
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model
 from orchestrator.prefix.cache import PrefixCache
-from orchestrator.sampling import Draft, LogitsRow
+from orchestrator.sampling import Choice, LogitsInRam, Sampler
+from orchestrator.sampling_params import GREEDY, SamplingParams
 from orchestrator.session import load_local
 from placement.kv_size import PAGE_POSITIONS, KvForm, SequenceSize
 from tests.examples import examples
@@ -73,23 +73,22 @@ def text(length: int, seed: int = 1) -> list[int]:
     return torch.randint(3, VOCAB, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-@dataclass(slots=True)
-class Seen:
-    """Picks drafts, and remembers the logits."""
-
-    logits: list[Tensor]
-
-    def choose(self, row: LogitsRow) -> Draft:
-        assert isinstance(row, Tensor)
-        self.logits.append(row)
-        return Draft(int(row.argmax()), None)
+def greedy(drafts: list[int]) -> Choice:
+    return Sampler(GREEDY).choice(len(drafts))
 
 
 def drafts(drafter: MtpDrafter, state: MtpState, rows: Tensor, tokens: Sequence[int]) -> Tensor:
     """Logits of the drafts after `tokens`, of which all but the last have their row."""
-    seen = Seen([])
-    drafter.draft([DraftRequest(state, rows, tokens, drafter.num_layers, seen.choose)])
-    return torch.stack(seen.logits)
+    seen: list[Tensor] = []
+
+    def noted(logits: Tensor) -> LogitsInRam:
+        seen.extend(logits)
+        return LogitsInRam(logits)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("orchestrator.model.mtp.LogitsInRam", noted)
+        drafter.draft([DraftRequest(state, rows, tokens, drafter.num_layers, greedy)])
+    return torch.stack(seen)
 
 
 def parted(tokens: Sequence[int], same: int, more: int) -> list[int]:
@@ -222,7 +221,9 @@ def test_a_session_shows_the_same_with_and_without_what_is_kept(
     evicted: int,
 ) -> None:
     model = load(window, kv_form)
-    params = GenerationParams(max_tokens, temperature, 3, ignore_eos=True, mtp=mtp, chunk_size=chunk_size)
+    params = GenerationParams(
+        max_tokens, SamplingParams(temperature, seed=3), ignore_eos=True, mtp=mtp, chunk_size=chunk_size
+    )
     plain = turns_of(model, params, messages, None, 0)
     # Of memory there is just what the longest turn takes alone.
     config = model.config
