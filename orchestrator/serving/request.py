@@ -20,11 +20,13 @@ class Conversation:
             `reasoning_content` and `tool_calls`, whose `arguments` are mappings.
         tools: JSON objects of OpenAI's form {"type": "function", "function": {...}}.
         tool_choice: "required" and a function's name force a call; "none" hides the tools.
+        parallel_tool_calls: False ends the answer after its first call.
     """
 
     messages: tuple[Mapping[str, Json], ...]
     tools: tuple[Mapping[str, Json], ...] = ()
     tool_choice: str = "auto"
+    parallel_tool_calls: bool = True
 
 
 @dataclass(frozen=True, slots=True)
