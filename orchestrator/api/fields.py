@@ -173,6 +173,9 @@ _PROMPT_OF_MESSAGES = _works(
 )
 _REST_OF_MESSAGES = (
     _refused("speed", "there is one speed", "standard"),
+    _refused("compaction", "shorten the conversation yourself"),
+    *_ignored("features need not be asked for", "betas"),
+    *_ignored("nothing is billed", "billing_policy"),
     *_ignored(_AUTOMATIC, "cache_control"),
     *_ignored("there is one user and one workspace", "user_profile_id", "workspace_id"),
     *_ignored("the prompt is never changed", "context_management"),
@@ -190,19 +193,15 @@ MESSAGES = (
     _refused("container", "the server runs nothing"),
     _refused("mcp_servers", "the server calls no tools", []),
     _refused("thread", "no threads are kept here"),
-    _refused("compaction", "shorten the conversation yourself"),
     *_REST_OF_MESSAGES,
     *_ignored(_STATELESS, "metadata", "diagnostics"),
     *_ignored(_ONE_SPEED, "service_tier"),
     *_ignored("one model is served, on these boxes", "inference_geo", "fallbacks", "fallback_credit_token"),
-    *_ignored("nothing is billed", "billing_policy"),
-    *_ignored("features need not be asked for", "betas"),
 )
 
 COUNT_TOKENS = (
     *_PROMPT_OF_MESSAGES,
     *_REST_OF_MESSAGES,
-    *_ignored("features need not be asked for", "betas"),
     *_ignored("the server calls no tools", "mcp_servers"),
 )
 

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from orchestrator.api.keys import make_key
-from orchestrator.api.server import serve
+from orchestrator.api.server import listen, serve
 from orchestrator.api.settings import ApiSettings
 from orchestrator.cluster.tls import make_tls
 from orchestrator.serving.answer import Prefilled, Refused, Started, Text
@@ -395,6 +395,25 @@ def test_tls_is_spoken_where_there_are_files_for_it(tmp_path: Path) -> None:
         trusted = ssl.create_default_context(cafile=str(tmp_path / "authority"))
         with httpx2.Client(base_url=server.url, verify=trusted, trust_env=False) as http:
             assert http.post("/v1/chat/completions", json=CHAT).status_code == 200
+
+
+def test_small_packets_are_sent_at_once() -> None:
+    """An answer's first lines and what follows are two packets; the second must not wait for the client."""
+
+    async def accepted() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = writer.get_extra_info("socket")
+            found.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listener = listen(ApiSettings(port=0))
+        async with await asyncio.start_server(note, sock=listener):
+            with socket.create_connection(listener.getsockname()):
+                return await found
+
+    assert asyncio.run(accepted()) != 0
 
 
 def test_what_cannot_be_served_is_said_at_once(tmp_path: Path, server: Server) -> None:
