@@ -11,7 +11,8 @@ from typing import Any
 Json = dict[str, Any]
 
 MOST_RESPONSES = 1000
-MOST_BYTES = 100_000_000
+# As JSON; objects in memory are several times larger.
+MOST_BYTES = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)
