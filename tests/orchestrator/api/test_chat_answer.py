@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
 
 from orchestrator.api.chat_answer import FINISH_REASONS, ChatWriter
 from orchestrator.api.errors import lost
 from orchestrator.api.tools import Tool, Tools
 from orchestrator.serving.answer import AnswerEvent, FinishReason, Started, Text
-from tests.orchestrator.api.scripted import CALL, HELLO, PATCH, STARTED, THOUGHT, TWO_CALLS, Script, finished
+from tests.orchestrator.api.random_scripts import scripts
+from tests.orchestrator.api.scripted import HELLO, PATCH, STARTED, TWO_CALLS, Script, finished
 
 TOOLS = Tools(tools={"apply_patch": Tool("apply_patch", is_custom=True)})
 
@@ -51,7 +53,7 @@ def joined(chunks: list[Any], choice: int = 0) -> dict[str, Any]:
     return message
 
 
-@pytest.mark.parametrize("script", [HELLO, THOUGHT, CALL, TWO_CALLS, PATCH])
+@given(scripts())
 def test_a_stream_joins_to_the_message_that_comes_whole(script: Script) -> None:
     streaming, made = writer(), writer()
     shown = joined(played(streaming, script))

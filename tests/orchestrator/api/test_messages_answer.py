@@ -6,12 +6,15 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.api.carried import opened
 from orchestrator.api.errors import lost
 from orchestrator.api.messages_answer import STOP_REASONS, MessageWriter
 from orchestrator.api.tools import Tools
 from orchestrator.serving.answer import Finished, FinishReason, Prefilled, Usage
+from tests.orchestrator.api.random_scripts import scripts
 from tests.orchestrator.api.scripted import CALL, HELLO, STARTED, THOUGHT, TWO_CALLS, Script, finished
 from tests.orchestrator.api.test_chat_answer import events
 
@@ -53,8 +56,7 @@ def joined(chunks: list[Any]) -> list[Any]:
     return blocks
 
 
-@pytest.mark.parametrize("script", [HELLO, THOUGHT, CALL, TWO_CALLS])
-@pytest.mark.parametrize("shows", [True, False])
+@given(scripts(), st.booleans())
 def test_a_stream_joins_to_the_message_that_comes_whole(script: Script, shows: bool) -> None:
     made = writer(shows_thinking=shows)
     chunks = played(made, script)

@@ -18,7 +18,7 @@ SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", APP, headers={"host": "
 
 
 @SCHEMA.parametrize()
-@settings(examples(12), suppress_health_check=list(HealthCheck))
+@settings(examples(8), suppress_health_check=list(HealthCheck))
 def test_no_request_is_a_failure_of_the_server(case: schemathesis.Case[Any]) -> None:
     response: Any = case.call(headers={"host": "localhost"})
     case.validate_response(response, checks=[not_a_server_error])
