@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import signal
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -34,6 +36,7 @@ _BACKLOG = 2048
 _OTHER_FILES = 1024
 # From the end of the grace to the last byte of answers that are ended.
 _LAST_WORDS_S = 5
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def build_app(engine: Engine, settings: ApiSettings, life: Life | None = None) -> FastAPI:
@@ -65,7 +68,8 @@ async def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM, or until `stop` is set.
 
-    Then no more is taken, and answers under way get `grace_s` to finish before they are ended.
+    Then no more is taken, and answers under way get `grace_s` to finish before they are ended. A second
+    SIGINT does not wait for them.
 
     Args:
         ready: told the server's URL once it listens.
@@ -93,6 +97,24 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._life = life
         self._grace_s = grace_s
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Only note them.
+
+        uvicorn would send itself the signal again at its end, and whoever called us could clean up nothing.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        for number in _STOPPING:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in _STOPPING:
+                loop.remove_signal_handler(number)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._life.is_stopping.set()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -408,6 +410,18 @@ def test_tls_is_spoken_where_there_are_files_for_it(tmp_path: Path) -> None:
         trusted = ssl.create_default_context(cafile=str(tmp_path / "authority"))
         with httpx2.Client(base_url=server.url, verify=trusted, trust_env=False) as http:
             assert http.post("/v1/chat/completions", json=CHAT).status_code == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_serving_and_not_the_process(number: signal.Signals) -> None:
+    assert threading.current_thread() is threading.main_thread(), "the signal would end the tests"
+    before = signal.getsignal(number)
+    signal.signal(number, signal.SIG_IGN)
+    try:
+        ready = lambda url: signal.raise_signal(number)  # noqa: E731
+        asyncio.run(asyncio.wait_for(serve(Scripted(), ApiSettings(port=0), ready=ready), 60))
+    finally:
+        signal.signal(number, before)
 
 
 def test_small_packets_are_sent_at_once() -> None:
