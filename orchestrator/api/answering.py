@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from orchestrator.api.errors import ApiError, lost, refused, stopping, unexpected
+from orchestrator.api.request_id import REQUEST_ID
 from orchestrator.api.writer import Writer
 from orchestrator.serving.answer import (
     AnswerEvent,
@@ -183,12 +184,12 @@ async def _pump(
                     return
         finally:
             await _close(events)
-        logger.error("the engine ended an answer without saying why")
+        logger.error("request %s: the engine ended an answer without saying why", REQUEST_ID.get())
         await queue.put((index, _Failed(unexpected())))
     except Refused as refusal:
         await queue.put((index, _Failed(refused(refusal))))
     except Exception:
-        logger.exception("the engine failed to answer")
+        logger.exception("request %s: the engine failed to answer", REQUEST_ID.get())
         await queue.put((index, _Failed(unexpected())))
 
 

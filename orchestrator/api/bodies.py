@@ -13,8 +13,8 @@ from orchestrator.api.errors import ApiError
 
 MOST_BYTES = 10_000_000
 MOST_DEPTH = 64
-# Larger ones are parsed in a thread, so that answers under way are not held up.
-_LARGE_BYTES = 100_000
+LARGE_BYTES = 100_000
+"""Larger ones are read in a thread, so that answers under way are not held up."""
 
 
 class ClientLeft(Exception):
@@ -44,17 +44,6 @@ async def read_body(receive: Receive, most_bytes: int, body_s: float) -> bytes:
                     return b"".join(parts)
     except TimeoutError:
         raise ApiError(408, f"the body was not there after {body_s:g} s") from None
-
-
-async def parsed(body: bytes) -> dict[str, Any]:
-    """The JSON object of a body.
-
-    Raises:
-        ApiError: it is no such object.
-    """
-    if len(body) > _LARGE_BYTES:
-        return await asyncio.to_thread(parse, body)
-    return parse(body)
 
 
 def parse(body: bytes) -> dict[str, Any]:

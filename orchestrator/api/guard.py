@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from orchestrator.api.addresses import is_same_origin, names_loopback
 from orchestrator.api.errors import ApiError, Shape, stopping, unexpected
 from orchestrator.api.keys import client_of
 from orchestrator.api.limits import Admission
+from orchestrator.api.request_id import REQUEST_ID, new_request_id
 from orchestrator.api.sending import error_response
 from orchestrator.api.settings import ApiSettings
 
@@ -54,12 +54,14 @@ class Guard:
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
         shape = shape_of(scope["path"], (name for name, _ in scope["headers"]))
         has_begun = False
+        request_id = new_request_id()
+        REQUEST_ID.set(request_id)
 
         async def marked(message: Message) -> None:
             nonlocal has_begun
             if message["type"] == "http.response.start":
                 has_begun = True
-                message = {**message, "headers": [*message.get("headers", ()), *_own_headers()]}
+                message = {**message, "headers": [*message.get("headers", ()), *_own_headers(request_id)]}
             await send(message)
 
         try:
@@ -70,7 +72,7 @@ class Guard:
         except ApiError as error:
             await error_response(error, shape)(scope, receive, marked)
         except Exception:
-            logger.exception("a request failed")
+            logger.exception("request %s failed", request_id)
             if has_begun:
                 raise
             await error_response(unexpected(), shape)(scope, receive, marked)
@@ -136,11 +138,10 @@ def _key(headers: dict[str, str]) -> str:
     return token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
 
 
-def _own_headers() -> list[tuple[bytes, bytes]]:
-    request_id = f"req_{secrets.token_hex(12)}".encode()
+def _own_headers(request_id: str) -> list[tuple[bytes, bytes]]:
     # OpenAI's clients look for the first, Anthropic's for the second.
     return [
-        (b"x-request-id", request_id),
-        (b"request-id", request_id),
+        (b"x-request-id", request_id.encode()),
+        (b"request-id", request_id.encode()),
         (b"x-content-type-options", b"nosniff"),
     ]

@@ -170,7 +170,7 @@ class Reasoning(Part):
 
 class ResponseBody(Penalised):
     model: str
-    input: str | list[Item] = Field(default_factory=list)
+    input: str | Annotated[list[Item], Field(max_length=20_000)] = Field(default_factory=list)
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool = True

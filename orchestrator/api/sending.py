@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from orchestrator.api.errors import ApiError, Shape, body_of, headers_of, unexpected
+from orchestrator.api.request_id import REQUEST_ID
 from orchestrator.api.writer import dumped
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class Streamed(Response):
                     await self._write(send, chunk)
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             except TimeoutError:
-                logger.info("a client reads nothing: its answer is ended")
+                logger.info("request %s: its client reads nothing, so it is ended", REQUEST_ID.get())
 
     async def _write(self, send: Send, chunk: bytes) -> None:
         message: Message = {"type": "http.response.body", "body": chunk, "more_body": True}
@@ -94,7 +95,7 @@ async def _or_error(work: Callable[[], Awaitable[Any]], shape: Shape) -> Respons
     except ApiError as error:
         return error_response(error, shape)
     except Exception:
-        logger.exception("a request failed")
+        logger.exception("request %s failed", REQUEST_ID.get())
         return error_response(unexpected(), shape)
 
 

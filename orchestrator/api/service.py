@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -11,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from orchestrator.api.answering import Quiet, answers, streamed, whole
-from orchestrator.api.bodies import parsed, read_body
+from orchestrator.api.bodies import LARGE_BYTES, parse, read_body
 from orchestrator.api.errors import ApiError, Shape, refused
 from orchestrator.api.fields import TABLES
 from orchestrator.api.guard import Life
@@ -53,7 +54,11 @@ class Service:
             # A page of another origin can send other kinds without asking first.
             raise ApiError(415, f"the body is {kind[:100]!r}, expected application/json")
         content = await read_body(request.receive, settings.most_body_bytes, settings.body_s)
-        return validated(await parsed(content), TABLES[route], model)
+
+        def read() -> Body:
+            return validated(parse(content), TABLES[route], model)
+
+        return await asyncio.to_thread(read) if len(content) > LARGE_BYTES else read()
 
     def answer(
         self,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -123,9 +124,9 @@ def gathered(
             raise invalid("tools", f"{name[:50]!r} is no name: 1 to 128 of A-Z, a-z, 0-9, _, . and -")
         if name in _TAKEN:
             raise invalid("tools", f"{name!r} cannot be a tool's name")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise invalid("tools", f"{twice!r} is there twice")
+    name, times = Counter(names).most_common(1)[0] if names else ("", 0)
+    if times > 1:
+        raise invalid("tools", f"{name!r} is there twice")
     if choice not in _TAKEN and choice not in names:
         raise invalid(where, f"{choice[:50]!r} is none of the tools")
     if allowed is not None and (strange := allowed - set(names)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import socket
 import ssl
@@ -239,6 +240,13 @@ def test_a_bad_body_is_the_clients_fault_in_the_apis_shape(
     assert (response.json().get("type") == "error") is (path == "/v1/messages")
 
 
+def test_a_large_body_is_read_too(engine: Scripted, http: httpx2.Client) -> None:
+    text = "word " * 100_000
+    assert http.post("/v1/completions", json={"model": "m", "prompt": text}).status_code == 200
+    assert engine.requests[-1].prompt == text
+    assert http.post("/v1/completions", json={"model": "m", "prompt": [text, 3]}).status_code == 400
+
+
 def test_other_kinds_of_bodies_are_refused(http: httpx2.Client) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
         response = http.post("/v1/chat/completions", content=b"{}", headers={"content-type": kind})
@@ -262,9 +270,20 @@ def test_models_are_told_to_clients_of_both_apis(http: httpx2.Client) -> None:
     assert http.get("/v1/models/other").json()["error"]["code"] == "model_not_found"
 
 
-def test_every_answer_has_an_id_for_the_log(http: httpx2.Client) -> None:
+def test_every_answer_has_an_id_that_the_log_has_too(engine: Scripted, http: httpx2.Client) -> None:
     found = {http.get(path).headers["x-request-id"] for path in ("/v1/models", "/v1/nothing")}
     assert len(found) == 2
+    engine.script = (STARTED, ValueError("a secret"))
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("orchestrator.api")
+    logger.addHandler(handler)
+    try:
+        response = http.post("/v1/chat/completions", json=CHAT)
+    finally:
+        logger.removeHandler(handler)
+    assert response.headers["request-id"] in "".join(lines)
 
 
 @pytest.mark.parametrize("stream", [False, True])
