@@ -13,6 +13,8 @@ from orchestrator.api.errors import ApiError
 
 MOST_BYTES = 10_000_000
 MOST_DEPTH = 64
+MOST_BRACKETS = 300_000
+"""Opening ones, also inside of texts. A million lists take a second to build, and nothing else runs in it."""
 LARGE_BYTES = 100_000
 """Larger ones are read in a thread, so that answers under way are not held up."""
 
@@ -56,6 +58,8 @@ def parse(body: bytes) -> dict[str, Any]:
         body.decode()
     except UnicodeDecodeError as error:
         raise ApiError(400, f"the body is not UTF-8: byte {error.start:,} is wrong") from None
+    if body.count(b"[") + body.count(b"{") > MOST_BRACKETS:
+        raise ApiError(400, f"the body has more than {MOST_BRACKETS:,} opening brackets")
     try:
         document = from_json(body, allow_inf_nan=False)
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from pydantic import Field
 
@@ -17,7 +18,13 @@ MOST_ANSWERS = 16
 _DEFAULT_TOKENS = 16
 _MOST_TOKEN = 2**31
 
-Prompt = str | list[str] | list[int] | list[list[int]]
+# A list of numbers is tried as one of texts first, and must not be judged a million times.
+Prompt = (
+    str
+    | Annotated[list[int], Field(fail_fast=True)]
+    | Annotated[list[str], Field(fail_fast=True)]
+    | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], Field(fail_fast=True)]
+)
 
 
 class CompletionBody(Penalised):

@@ -79,8 +79,12 @@ def stops(value: str | list[str], field: str) -> tuple[str, ...]:
 
 
 def _first(error: ValidationError, document: Mapping[str, Any]) -> ApiError:
-    """Of all that is wrong, what lies deepest: there a value fitted best."""
-    worst = max(error.errors(include_url=False), key=lambda found: len(found["loc"]))
+    """Of all that is wrong, what lies deepest: there a value fitted best.
+
+    Where a text would do as well, what is wrong with a list says more than that it is no text.
+    """
+    found = error.errors(include_url=False)
+    worst = max(found, key=lambda one: (len(one["loc"]), one["type"] != "string_type"))
     where = _path(worst["loc"], document, is_missing=worst["type"] == "missing")
     return invalid(where[:200] or "the body", worst["msg"][:1].lower() + worst["msg"][1:500])
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message
 
-from orchestrator.api.bodies import MOST_DEPTH, ClientLeft, parse, read_body
+from orchestrator.api.bodies import MOST_BRACKETS, MOST_DEPTH, ClientLeft, parse, read_body
 from orchestrator.api.errors import ApiError
 
 NUMBERS = st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False)
@@ -92,6 +92,7 @@ def test_any_bytes_are_an_object_or_at_fault(body: bytes) -> None:
         (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),
         (b'{"a": ' + b"[" * MOST_DEPTH + b"]" * MOST_DEPTH + b"}", "nests"),
         (b'{"a": ' * 100_000, "not JSON"),
+        (b'{"a": [' + b"[]," * MOST_BRACKETS + b"[]]}", "brackets"),
     ],
 )
 def test_a_body_that_is_no_object_is_refused(body: bytes, words: str) -> None:

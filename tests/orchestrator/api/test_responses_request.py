@@ -191,6 +191,11 @@ def test_a_response_repeats_its_request() -> None:
     assert shown["tool_choice"] == "auto"
 
 
+def test_too_many_items_are_said_to_be_too_many() -> None:
+    with pytest.raises(ApiError, match="input: list should have at most"):
+        body(input=[USER] * 20_001)
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
