@@ -14,7 +14,8 @@ from orchestrator.api.errors import ApiError
 from orchestrator.api.fields import CHAT
 from orchestrator.api.tools import Tool
 from orchestrator.api.validated import validated
-from orchestrator.serving.request import Conversation, GenerationRequest, OutputForm, SamplingParams
+from orchestrator.sampling_params import SamplingParams
+from orchestrator.serving.request import Conversation, GenerationRequest, OutputForm
 
 USER = {"role": "user", "content": "hi"}
 WEATHER = {
@@ -80,7 +81,7 @@ def test_every_way_of_sampling_arrives() -> None:
         presence_penalty=1.0,
         frequency_penalty=-1.5,
         repetition_penalty=1.1,
-        logit_bias={5: -100.0, 7: 3.5},
+        logit_bias=((5, -100.0), (7, 3.5)),
     )
 
 
@@ -234,6 +235,7 @@ def test_choices_of_tools(choice: Any, told: str, tools: int) -> None:
         ({"logit_bias": {"a": 1}}, "logit_bias"),
         ({"logit_bias": {"-1": 1}}, "logit_bias"),
         ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"top_k": 2**31}, "top_k"),
         ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
         ({"reasoning_effort": "huge"}, "reasoning_effort"),
         ({"tool_choice": "required"}, "tool_choice"),
