@@ -32,7 +32,8 @@ from benchmarks.real_size.predict import NODE, Layout, memory_device, narrow, so
 from benchmarks.real_size.run import DTYPE, measure, start, timed_passes, tokens_of
 from benchmarks.real_size.work import FileWork
 from benchmarks.timing import best_s
-from orchestrator.sampling import Sampler
+from orchestrator.sampling import Sampler, choose_in_ram
+from orchestrator.sampling_params import GREEDY
 from orchestrator.session import open_session
 from placement.answers.planner import DEFAULT_POLICY, as_plan
 from placement.given.cluster_spec import ClusterSpec, DeviceSpec, NodeSpec
@@ -136,8 +137,8 @@ def compare(model: Path, slim: Path, threads: int, turns: int, probe_bytes: int)
     forms = sorted(FileWork.of(model, _shape(model)).forms, key=lambda form: form.name)
     machine = probe(forms, threads)
     own = measure(slim, 0, rows=(1, 2, 3, 4, 8), context=0, turns=4 * turns, prefill_tokens=512)
-    logits, sampler = torch.randn(_shape(model).vocab_size), Sampler(0.0, 0)
-    choice_s = best_s(lambda: sampler.choose(logits))
+    logits, choice = torch.randn(_shape(model).vocab_size), Sampler(GREEDY).choice(0)
+    choice_s = best_s(lambda: choose_in_ram(logits.numpy(), choice))
     found = software(slim, own, None, (machine, machine), None, choice_s)
     before = disk_rate(model, probe_bytes)
     plan, cluster = half_in_memory(model, machine, before)

@@ -27,6 +27,7 @@ from benchmarks.random_gguf import SMALL, FileTypes, write_random_gguf
 from orchestrator.generate import GenerationParams
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.one_box import one_box_plan
+from orchestrator.sampling_params import SamplingParams
 from orchestrator.session import Session, open_session
 from placement.errors import PotluckError
 from placement.holders import HolderTable
@@ -80,7 +81,9 @@ def told(session: Session, tokens: int) -> list[str]:
     for length in _PROMPTS:
         prompt = rng.integers(3, head.config.vocab_size, length).tolist()
         for temperature in (0.0, 1.1):
-            params = GenerationParams(tokens, temperature, seed=9, ignore_eos=True, chunk_size=_PASS_ROWS)
+            params = GenerationParams(
+                tokens, SamplingParams(temperature, seed=9), ignore_eos=True, chunk_size=_PASS_ROWS
+            )
             found.append(" ".join(map(str, session.generate(prompt, params).token_ids)))
     cache, states = head.new_cache(), []
     for start in range(0, length, _PASS_ROWS):

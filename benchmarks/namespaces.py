@@ -61,7 +61,6 @@ class Host:
     namespace: str
     cable: str
     init: int
-    _outer: int
 
     @property
     def home(self) -> Path:
@@ -133,7 +132,7 @@ class Host:
     def kill(self) -> None:
         """Pull its plug: all that runs there is gone at once."""
         with suppress(ProcessLookupError):
-            os.kill(self._outer, signal.SIGKILL)
+            os.kill(self.init, signal.SIGKILL)
         _wait(lambda: not os.path.exists(f"/proc/{self.init}"), f"{self.name}: the end of its processes")
 
     def _signal(self, number: signal.Signals) -> None:
@@ -294,14 +293,14 @@ def _start(
         )
 
     def end() -> None:
-        outer.kill()
+        # The outer one reaps the first and ends then. Were it killed, this machine's own first process would
+        # have to, which may take its time.
+        if first and outer.poll() is None:
+            os.kill(first[0], signal.SIGKILL)
+        else:
+            outer.kill()
         outer.wait()
-
-        # Its processes end with it, a moment later; the first is there until it is reaped.
-        def gone() -> bool:
-            return not _pids_in(namespace) and not any(os.path.exists(f"/proc/{pid}") for pid in first)
-
-        _wait(gone, f"{name}: the end of its processes")
+        _wait(lambda: not _pids_in(namespace), f"{name}: the end of its processes")
 
     first: list[int] = []
     stack.callback(end)
@@ -309,7 +308,7 @@ def _start(
     _wait(lambda: bool(children.read_text().split()), f"{name}: its first process")
     init = int(children.read_text().split()[0])
     first.append(init)
-    return Host(name, address, folder, namespace, cable, init, outer.pid)
+    return Host(name, address, folder, namespace, cable, init)
 
 
 def _pids_in(namespace: str) -> list[str]:

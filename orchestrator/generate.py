@@ -8,10 +8,13 @@ from time import perf_counter
 
 from orchestrator.model.mtp import MtpDrafter
 from orchestrator.model.step35 import Step35Model
+from orchestrator.prefix.cache import PrefixCache
+from orchestrator.prefix.stops import passes
 from orchestrator.sampling import Sampler
+from orchestrator.sampling_params import GREEDY, SamplingParams
 from orchestrator.scheduling.step_plan import Decode, Prefill, StepPlan
 from orchestrator.sequence import OnHidden, SequenceState
-from orchestrator.serving.batch import run_step
+from orchestrator.serving.batch import keep_prompts, keep_text, run_step
 from placement.errors import InputError
 
 OnTokens = Callable[[list[int]], None]
@@ -23,15 +26,14 @@ class GenerationParams:
 
     Attributes:
         max_tokens: stop after this many.
-        temperature: 0 is greedy.
+        sampling: how tokens are chosen.
         ignore_eos: give end tokens probability 0.
         mtp: drafts a step, 0 to the checkpoint's number of MTP layers.
         chunk_size: prompt tokens a prefill pass.
     """
 
     max_tokens: int = 128
-    temperature: float = 0.0
-    seed: int = 0
+    sampling: SamplingParams = GREEDY
     ignore_eos: bool = False
     mtp: int = 0
     chunk_size: int = 256
@@ -41,8 +43,6 @@ class GenerationParams:
             ("max_tokens", self.max_tokens, 1),
             ("chunk_size", self.chunk_size, 1),
             ("mtp", self.mtp, 0),
-            ("seed", self.seed, 0),
-            ("temperature", self.temperature, 0.0),
         ):
             if not least <= value < float("inf"):
                 raise InputError(f"{name} is {value}; expected a number from {least} upwards")
@@ -97,11 +97,15 @@ def new_sequence(
     prompt_ids: Sequence[int],
     params: GenerationParams,
     on_hidden: OnHidden | None = None,
+    prefix: PrefixCache | None = None,
+    ends: Sequence[int] = (),
 ) -> SequenceState:
     """A sequence that is generated as `params` say; drafts are the drafter's affair."""
     end_ids = model.config.eos_token_ids
-    sampler = Sampler(params.temperature, params.seed, end_ids if params.ignore_eos else ())
-    return SequenceState(model, drafter, prompt_ids, sampler, params.max_tokens, end_ids, on_hidden)
+    sampler = Sampler(params.sampling, prompt_ids, banned=end_ids if params.ignore_eos else ())
+    return SequenceState(
+        model, drafter, prompt_ids, sampler, params.max_tokens, end_ids, on_hidden, prefix, ends
+    )
 
 
 def generate(
@@ -110,6 +114,8 @@ def generate(
     params: GenerationParams,
     on_tokens: OnTokens | None = None,
     on_hidden: OnHidden | None = None,
+    prefix: PrefixCache | None = None,
+    ends: Sequence[int] = (),
 ) -> GenerationResult:
     """Generate from one prompt.
 
@@ -117,7 +123,9 @@ def generate(
         on_tokens: called with each step's new tokens.
         on_hidden: called with the trunk's hidden states (before the final norm, float32 [n, hidden]) of
             every position that became part of the sequence, in order: the same rows whatever `mtp` and
-            `chunk_size` are.
+            `chunk_size` are. Of a prompt that was kept, those that are computed.
+        prefix: keeps the text for others that begin as it does, and has what was kept for this one.
+        ends: lengths of the prompt at which other texts may part from it (`orchestrator.prefix.stops`).
 
     Raises:
         InputError: an empty prompt, a token outside the vocabulary, more positions than the model has, or
@@ -125,23 +133,28 @@ def generate(
         KvDoesNotFit: the pool of keys and values has no room for so many positions.
     """
     check_prompt(model, prompt_ids, params.max_tokens)
+    params.sampling.check_tokens(model.config.vocab_size)
     model.check_kv(len(prompt_ids) + params.max_tokens, max(params.chunk_size, 1 + params.mtp), params.mtp)
     drafter = MtpDrafter(model, params.mtp) if params.mtp else None
     timer = model.timer
     started = perf_counter()
-    sequence = new_sequence(model, drafter, prompt_ids, params, on_hidden)
-    prefill(model, drafter, sequence, params.chunk_size)
-    if on_tokens is not None:
-        on_tokens(sequence.generated)
-    timer.reset()
-    first_token = perf_counter()
-    with timer.part("other"):
-        while sequence.finish_reason is None:
-            before = len(sequence.tokens)
-            step(model, drafter, [sequence])
-            if on_tokens is not None:
-                on_tokens(sequence.tokens[before:])
-    stopped = perf_counter()
+    sequence = new_sequence(model, drafter, prompt_ids, params, on_hidden, prefix, ends)
+    try:
+        prefill(model, drafter, sequence, params.chunk_size)
+        if on_tokens is not None:
+            on_tokens(sequence.generated)
+        timer.reset()
+        first_token = perf_counter()
+        with timer.part("other"):
+            while sequence.finish_reason is None:
+                before = len(sequence.tokens)
+                step(model, drafter, [sequence])
+                if on_tokens is not None:
+                    on_tokens(sequence.tokens[before:])
+        stopped = perf_counter()
+        keep_text(drafter, sequence)
+    finally:
+        sequence.close()
     return GenerationResult(
         token_ids=tuple(sequence.generated),
         finish_reason=sequence.finish_reason,
@@ -172,9 +185,13 @@ def check_length(prompt_tokens: int, max_tokens: int, max_positions: int) -> Non
 
 
 def prefill(model: Step35Model, drafter: MtpDrafter | None, sequence: SequenceState, chunk_size: int) -> None:
-    """Run the prompt in chunks and choose the first token."""
-    while sequence.to_prefill:
-        run_step(model, drafter, {0: sequence}, StepPlan(prefill=(Prefill(0, chunk_size),)))
+    """Run in chunks what is not kept of the prompt, and choose the first token."""
+    sequence.resume()
+    length = sequence.cache.length
+    for start, stop in passes(length, length + sequence.to_prefill, chunk_size, sequence.stops):
+        plan = StepPlan(prefill=(Prefill(0, stop - start),))
+        run_step(model, drafter, {0: sequence}, plan)
+        keep_prompts(drafter, {0: sequence}, plan)
 
 
 def step(model: Step35Model, drafter: MtpDrafter | None, sequences: Sequence[SequenceState]) -> None:

@@ -1,137 +1,196 @@
-"""Choosing tokens from logits, and verifying drafts without changing the distribution."""
+"""Which token each row of logits gives: what a sequence wants of its next rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from placement.errors import NonFiniteError
-
-Probabilities = NDArray[np.float64]
-
-
-class LogitsRow(Protocol):
-    """One row of logits, float32 [vocab]; a tensor's row is one."""
-
-    def numpy(self) -> NDArray[np.float32]:
-        """In RAM."""
-        ...
+from orchestrator.kernels.choosing import choose_token
+from orchestrator.penalties import Edits, Penalties
+from orchestrator.row_choice import RowChoice
+from orchestrator.sampling_params import LEAST_TEMPERATURE, SamplingParams
+from placement.errors import InputError, NonFiniteError
 
 
-@runtime_checkable
-class ComparedRow(LogitsRow, Protocol):
-    """One row that lies where finding its largest is cheaper than fetching it."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """How one row's token is to be chosen.
 
-    def largest(self, banned: Sequence[int]) -> int | None:
-        """The id of the largest logit, ties to the lowest id; None where that is not finite.
+    Attributes:
+        banned: tokens that are left out.
+        allowed: a bit for each token, lowest first, set for those that may come, uint32
+            [(vocab + 31) / 32]; None for all.
+        edits: None for none.
+    """
 
-        Args:
-            banned: ids that count as -inf.
+    how: RowChoice
+    banned: tuple[int, ...] = ()
+    allowed: NDArray[np.uint32] | None = None
+    edits: Edits | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a card can make it."""
+        return self.allowed is None and self.edits is None
+
+
+class Logits(Protocol):
+    """Rows of logits, wherever they are; good until the next pass."""
+
+    def choose(self, choices: Sequence[Choice]) -> list[int]:
+        """A token for each row.
+
+        Raises:
+            NonFiniteError: a row's largest logit is not finite.
         """
         ...
 
+    def row(self, place: int) -> NDArray[np.float32]:
+        """One row in RAM, float32 [vocab], not to be written to."""
+        ...
 
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A drafted token and what it was sampled from, float64 [vocab]; None if taken greedily."""
 
-    token_id: int
-    probabilities: Probabilities | None
+class LogitsInRam:
+    """Rows that the CPU computed, float32 [n, vocab]."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self._rows = rows.numpy()
+
+    def choose(self, choices: Sequence[Choice]) -> list[int]:
+        """See `Logits.choose`."""
+        return [choose_in_ram(row, choice) for row, choice in zip(self._rows, choices, strict=True)]
+
+    def row(self, place: int) -> NDArray[np.float32]:
+        """See `Logits.row`."""
+        found: NDArray[np.float32] = self._rows[place]
+        return found
+
+
+def choose_in_ram(row: NDArray[np.float32], choice: Choice) -> int:
+    """A row's token.
+
+    Raises:
+        NonFiniteError: as `Logits.choose`.
+        InputError: masks leave no token.
+    """
+    if choice.edits is not None:
+        row = choice.edits.apply(row)
+    banned = token_bits(len(row), choice.banned) if choice.banned else None
+    if choice.allowed is not None:
+        others = ~choice.allowed
+        banned = others if banned is None else banned | others
+    token_id = choose_token(row, choice.how, banned)
+    if token_id < 0 and np.isfinite(row).all():
+        raise InputError("no token may come next: expected an end of the answer that is not left out")
+    return finite_token(token_id)
+
+
+def finite_token(token_id: int) -> int:
+    """What a kernel gave, unless it says that the largest logit is not finite; raises NonFiniteError."""
+    if token_id < 0:
+        raise NonFiniteError(f"the output matrix gives logits that are not finite; {NonFiniteError.REMEDY}")
+    return token_id
+
+
+def token_bits(vocab: int, token_ids: Iterable[int]) -> NDArray[np.uint32]:
+    """A bit for each token, set for the given ones: uint32 [(vocab + 31) / 32]."""
+    bits = np.zeros(-(-vocab // 32), np.uint32)
+    ids = np.fromiter(token_ids, np.int64)
+    np.bitwise_or.at(bits, ids // 32, np.uint32(1) << (ids % 32).astype(np.uint32))
+    return bits
 
 
 class Sampler:
-    """Chooses one sequence's tokens.
+    """Says how one sequence's tokens are chosen.
 
-    Temperature 0 takes the largest logit, ties to the lowest id. Above 0, drafts are sampled from the MTP
-    layer's distribution q at the same temperature and accepted with probability min(1, p/q); at the first
-    rejection the token comes from max(p - q, 0), normalised. The output then follows p exactly, whatever q is
-    (Leviathan et al., "Fast inference from transformers via speculative decoding", 2023). Probabilities are
-    computed in float64, one row at a time.
+    The noise at a position is a function of the request's seed and of that position. Drafts are chosen with
+    the noise of their positions, and a draft is accepted where the trunk's choice is the same token. So what
+    is computed before, beside or again changes no text (docs/arithmetic.md, 'Choosing a token').
     """
 
-    def __init__(self, temperature: float, seed: int, banned: Sequence[int] = ()) -> None:
-        self._temperature = temperature
-        self._random = np.random.Generator(np.random.PCG64(seed))
-        self._banned = list(banned)
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int] = (),
+        *,
+        answer: int = 0,
+        banned: Sequence[int] = (),
+    ) -> None:
+        """
+        Args:
+            prompt: what stands before the answer.
+            answer: which of several to the same prompt; each has noise of its own.
+            banned: tokens that never come.
+        """
+        self._params = params
+        self._temperature = params.temperature and max(params.temperature, LEAST_TEMPERATURE)
+        self._answer = answer
+        self._banned = tuple(banned)
+        self._penalties = Penalties(params, prompt) if params.has_edits else None
+        self._avoided: tuple[int, int] | None = None
 
-    def choose(self, logits: LogitsRow) -> int:
-        """A token from one row of logits."""
-        if self._temperature == 0:
-            return self._greedy(logits)
-        return self._sample(self._probabilities(self._row(logits)))
+    def note(self, token_ids: Iterable[int]) -> None:
+        """These are the answer's next tokens."""
+        if self._penalties is not None:
+            self._penalties.note(token_ids)
 
-    def draft(self, logits: LogitsRow) -> Draft:
-        """A draft from one row of an MTP layer's logits."""
-        if self._temperature == 0:
-            return Draft(self._greedy(logits), None)
-        probabilities = self._probabilities(self._row(logits))
-        return Draft(self._sample(probabilities), probabilities)
+    def forget(self, token_ids: Iterable[int]) -> None:
+        """The newest tokens that were noted are none of the answer after all."""
+        if self._penalties is not None:
+            self._penalties.note(token_ids, -1)
 
-    def verify(self, logits: Sequence[LogitsRow], drafts: Sequence[Draft]) -> list[int]:
-        """The accepted drafts and one token more.
+    def avoid(self, position: int, token_id: int) -> None:
+        """Another token comes at that position."""
+        self._avoided = position, token_id
+
+    def choice(
+        self, position: int, drafts: Sequence[int] = (), allowed: NDArray[np.uint32] | None = None
+    ) -> Choice:
+        """For the token at a position.
 
         Args:
-            logits: the trunk's rows for the newest token and each draft, 1 + len(drafts) of them.
+            position: tokens before it, prompt included.
+            drafts: those of them that were not noted yet.
+            allowed: see `Choice`.
         """
-        tokens: list[int] = []
-        for place, draft in enumerate(drafts):
-            if draft.probabilities is None:
-                token_id = self.choose(logits[place])
-            else:
-                token_id = self._accept_or_resample(logits[place], draft.token_id, draft.probabilities)
-            tokens.append(token_id)
-            if token_id != draft.token_id:
-                return tokens
-        tokens.append(self.choose(logits[len(drafts)]))
-        return tokens
+        params = self._params
+        how = RowChoice(
+            self._temperature,
+            params.top_k,
+            params.top_p,
+            params.min_p,
+            params.seed,
+            self._answer,
+            position,
+        )
+        edits = self._penalties.edits(drafts) if self._penalties is not None else None
+        banned = self._banned
+        if self._avoided is not None and self._avoided[0] == position:
+            banned = (*banned, self._avoided[1])
+        return Choice(how, banned, allowed, edits)
 
-    def _greedy(self, logits: LogitsRow) -> int:
-        if not isinstance(logits, ComparedRow):
-            return _largest(self._row(logits))
-        place = logits.largest(self._banned)
-        if place is None:
-            raise _not_finite()
-        return place
+    def choices(self, position: int, drafts: Sequence[int]) -> list[Choice]:
+        """For the rows of the newest token and of drafts behind it.
 
-    def _accept_or_resample(self, logits: LogitsRow, token_id: int, q: Probabilities) -> int:
-        p = self._probabilities(self._row(logits))
-        if self._random.random() * q[token_id] < p[token_id]:
-            return token_id
-        residual = np.maximum(p - q, 0.0)
-        # A rejection means p < q at this token, so p > q at another one. Only rounding can leave nothing.
-        return self._sample(residual if residual.any() else p)
-
-    def _row(self, logits: LogitsRow) -> NDArray[np.float32]:
-        row = logits.numpy()
-        if self._banned:
-            row = row.copy()
-            row[self._banned] = -np.inf
-        return row
-
-    def _probabilities(self, row: NDArray[np.float32]) -> Probabilities:
-        largest = row[_largest(row)]
-        # At a temperature near 0 the exponents of the other tokens overflow to -inf, and their weights are 0.
-        with np.errstate(over="ignore"):
-            weights = np.exp((row.astype(np.float64) - largest) / self._temperature)
-        return np.asarray(weights / weights.sum())
-
-    def _sample(self, weights: Probabilities) -> int:
-        """A token with probability proportional to `weights`."""
-        cumulative = np.cumsum(weights)
-        place = self._random.random() * cumulative[-1]
-        return int(np.searchsorted(cumulative, place, side="right"))
+        A row's choice counts where the drafts before it were chosen too.
+        """
+        return [self.choice(position + i, drafts[:i]) for i in range(len(drafts) + 1)]
 
 
-def _largest(row: NDArray[np.float32]) -> int:
-    place = int(row.argmax())
-    if not np.isfinite(row[place]):
-        raise _not_finite()
-    return place
+def accepted(chosen: Sequence[int], drafts: Sequence[int]) -> list[int]:
+    """The tokens that a verification gives: the drafts that were chosen too, and one token more.
 
-
-def _not_finite() -> NonFiniteError:
-    return NonFiniteError(f"the output matrix gives logits that are not finite; {NonFiniteError.REMEDY}")
+    Args:
+        chosen: for the newest token's row and each draft's, 1 + len(drafts) of them.
+    """
+    tokens: list[int] = []
+    for place, token_id in enumerate(chosen):
+        tokens.append(token_id)
+        if place < len(drafts) and token_id != drafts[place]:
+            break
+    return tokens

@@ -101,6 +101,10 @@ class Scheduler:
         self._line.add(job)
         return max_tokens
 
+    def begins_with(self, sequence: int, tokens: int) -> None:
+        """The answer of a sequence that was just submitted begins with so many tokens that nobody chose."""
+        self._jobs[sequence].generated += tokens
+
     def cancel(self, sequence: int) -> bool:
         """End a sequence wherever it is; what a step under way does to it no longer counts.
 
@@ -168,10 +172,6 @@ class Scheduler:
             (Verified(advance.sequence, advance.drafted, advance.accepted) for advance in drafts),
             plan.prefill_rows,
         )
-        for chunk in plan.prefill:
-            if chunk.sequence in self._jobs:
-                self._computed(self._jobs[chunk.sequence], chunk.tokens)
-        read = {chunk.sequence for chunk in plan.prefill}
         for advance in outcome.advances:
             job = self._jobs.get(advance.sequence)
             if job is None:
@@ -179,9 +179,10 @@ class Scheduler:
             num_tokens = len(advance.tokens)
             job.generated += num_tokens
             job.turn += num_tokens
-            if job.sequence not in read:
-                job.computed += num_tokens
-            self._shares.charge(job.client, num_tokens)
+            job.computed = advance.held
+            paid = min(job.computed, job.prompt_tokens)
+            self._shares.charge(job.client, num_tokens + max(0, paid - job.charged))
+            job.charged = max(job.charged, paid)
             if advance.ended is not None:
                 self._waiting_time.ended(job.generated)
                 self._end(job)
@@ -207,12 +208,6 @@ class Scheduler:
         if plan is not self._planned:
             raise ValueError("this is not the step that is under way")
         self._planned = None
-
-    def _computed(self, job: Job, tokens: int) -> None:
-        job.computed += tokens
-        paid = min(job.computed, job.prompt_tokens)
-        self._shares.charge(job.client, max(0, paid - job.charged))
-        job.charged = max(job.charged, paid)
 
     def _max_tokens(self, request: SequenceRequest) -> int:
         prompt, wanted = request.prompt_tokens, request.max_tokens

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from itertools import zip_longest
 
+from numpy import uint32
+from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator.model.mtp import DraftRequest, MtpDrafter, MtpState
 from orchestrator.model.step35 import Step35Model
-from orchestrator.sampling import Draft, LogitsRow, Sampler
+from orchestrator.prefix.cache import PrefixCache
+from orchestrator.prefix.stops import stops
+from orchestrator.sampling import Choice, Sampler, accepted
 from orchestrator.scheduling.step_plan import Ended
 
 OnHidden = Callable[[Tensor], None]
+Masks = Callable[[Sequence[int]], Sequence[NDArray[uint32] | None]]
+"""Of drafts: what may come next, and behind each draft; see `Choice.allowed`."""
 
 
 class SequenceState:
     """A prompt and what was generated behind it.
 
     Between steps the cache holds every token but the newest, once the prompt is computed. `pause` gives the
-    cache back; the tokens stay, and are computed again as a prompt is.
+    cache back; the tokens stay, and are computed again as a prompt is. `close` gives it back for good.
+
+    Attributes:
+        prefix: where its text is kept and looked for; None for nowhere.
+        stops: lengths at which it is to be kept while it is read, known once it is resumed.
+        masks: which tokens may come; None for all.
+        top_logprobs: how many probabilities are wanted of each row; None for none at all.
     """
 
     def __init__(
@@ -30,30 +43,42 @@ class SequenceState:
         max_tokens: int,
         end_ids: Collection[int],
         on_hidden: OnHidden | None = None,
+        prefix: PrefixCache | None = None,
+        ends: Sequence[int] = (),
     ) -> None:
         """
         Args:
             drafter: None for a sequence that is never drafted for.
             max_tokens: it ends after so many behind the prompt.
             end_ids: it ends with one of these.
-            on_hidden: called with the trunk's rows of the sequence's positions, each once, in order.
+            on_hidden: called with the trunk's rows of positions that are computed, each once, in order.
+            ends: lengths at which other texts may part from this one.
         """
         self.tokens = list(prompt_ids)
         self.num_prompt = len(self.tokens)
         self.max_tokens = max_tokens
         self.end_ids = end_ids
         self.sampler = sampler
-        self.drafts: list[Draft] = []
+        self.prefix = prefix
+        self.stops: tuple[int, ...] = ()
+        self.masks: Masks | None = None
+        self.top_logprobs: int | None = None
+        self.drafts: list[int] = []
         """Made and not verified yet."""
         self.finish_reason: Ended | None = None
         self.steps = 0
+        self.matched = 0
+        """Tokens that were not computed, because their text was kept."""
         num_drafts = drafter.num_layers if drafter is not None else 0
         self.drafted = [0] * num_drafts
         self.accepted = [0] * num_drafts
         self._model = model
         self._drafter = drafter
         self._on_hidden = on_hidden
+        self._ends = tuple(ends)
         self._heard = 0
+        self._is_resumed = False
+        self.mtp: MtpState | None = None
         self._new_caches()
 
     @property
@@ -69,13 +94,7 @@ class SequenceState:
     @property
     def to_prefill(self) -> int:
         """Tokens to compute before it is decoded: of its prompt, or all but the newest after a pause."""
-        stop = self.num_prompt if len(self.tokens) == self.num_prompt else len(self.tokens) - 1
-        return max(0, stop - self.cache.length)
-
-    @property
-    def draft_ids(self) -> list[int]:
-        """Tokens of the drafts that were made and not verified yet."""
-        return [draft.token_id for draft in self.drafts]
+        return max(0, self._prefill_end - self.cache.length)
 
     @property
     def ends_prompt(self) -> bool:
@@ -87,10 +106,32 @@ class SequenceState:
         """Rows that the MTP layers have not seen."""
         return 0 if self.mtp is None else self.mtp.deferred
 
+    def resume(self) -> None:
+        """Go on from what is kept of the text, if nothing of it is computed yet."""
+        if self.prefix is None or self._is_resumed:
+            return
+        found = self.prefix.resume(self.tokens[: self._prefill_end], self._drafter)
+        self.cache, self.mtp = found.cache, found.mtp
+        self.stops = stops(found, self.num_prompt, self._ends)
+        self.matched = found.matched
+        self._is_resumed = True
+
+    def pass_end(self, stop: int) -> int:
+        """Where a pass ends that would compute up to `stop`: at the next length to keep."""
+        start = self.cache.length
+        return min([stop, *(length for length in self.stops if length > start)])
+
     def pause(self) -> None:
         """Give back all keys and values."""
+        self.close()
         self.drafts = []
         self._new_caches()
+
+    def close(self) -> None:
+        """Give the caches' pages back now, of a sequence that has ended or is not wanted any more."""
+        self.cache.close()
+        if self.mtp is not None:
+            self.mtp.close()
 
     def most_drafts(self, wanted: int) -> int:
         """No more drafts than can become output: a step yields accepted drafts and one token more."""
@@ -101,38 +142,63 @@ class SequenceState:
         if self.mtp is None:
             raise ValueError("this sequence was started without a drafter")
         nothing = self.mtp.pending[0][:0]
-        return DraftRequest(self.mtp, nothing, self.tokens, num_drafts, self._draft)
+        return DraftRequest(self.mtp, nothing, self.tokens, num_drafts, self._draft_choice)
 
-    def prefilled(self, hidden_states: Tensor) -> bool:
-        """Take the rows of the next tokens; returns `ends_prompt`."""
+    def choices(self) -> list[Choice]:
+        """How the tokens behind the newest one and behind each draft are chosen."""
+        masks = self.masks(self.drafts) if self.masks is not None else ()
+        return [
+            self.sampler.choice(len(self.tokens) + place, self.drafts[:place], allowed)
+            for place, allowed in zip_longest(range(len(self.drafts) + 1), masks)
+        ]
+
+    def prefilled(self, hidden_states: Tensor) -> None:
+        """Take the rows of the next tokens."""
         self._take(hidden_states, self.cache.length - len(hidden_states))
-        return self.ends_prompt
 
-    def first_token(self, logits: LogitsRow) -> list[int]:
-        """Choose the token behind the prompt; returns what became part of the sequence."""
-        return self._extend([self.sampler.choose(logits)])
+    def first_token(self, token_id: int) -> list[int]:
+        """Take the token behind the prompt; returns what became part of the sequence."""
+        return self._extend([token_id])
 
-    def verified(self, hidden_states: Tensor, logits: Sequence[LogitsRow]) -> tuple[list[int], int]:
-        """Take the rows of the newest token and of `drafts`.
+    def verified(self, hidden_states: Tensor, chosen: Sequence[int]) -> tuple[list[int], int]:
+        """Take the rows of the newest token and of `drafts`, and what was chosen from them.
 
         Returns:
             What became part of the sequence, and how many of these tokens were drafts.
         """
         start = self.cache.length - len(hidden_states)
-        chosen = self.sampler.verify(logits, self.drafts)
-        kept = self._extend(chosen)
+        tokens = accepted(chosen, self.drafts)
+        kept = self._extend(tokens)
         self.cache.rollback(len(self.tokens) - 1)
         self.steps += 1
-        accepted = min(len(kept), len(chosen) - 1)
+        num_accepted = min(len(kept), len(tokens) - 1)
         for place in range(len(self.drafts)):
             self.drafted[place] += 1
-            self.accepted[place] += place < accepted
+            self.accepted[place] += place < num_accepted
         self.drafts = []
         self._take(hidden_states[: len(kept)], start)
-        return kept, accepted
+        return kept, num_accepted
 
-    def _draft(self, logits: LogitsRow) -> Draft:
-        return self.sampler.draft(logits)
+    def put_behind(self, length: int, token_ids: Sequence[int]) -> None:
+        """Leave out the step's tokens from `length` on, and go on with others in their place.
+
+        They are computed, all but the newest, before another token is chosen.
+        """
+        self.sampler.forget(self.tokens[length:])
+        self.tokens[length:] = token_ids
+        self.sampler.note(token_ids)
+        if self.cache.length > length:
+            self.cache.rollback(length)
+        if self.mtp is not None:
+            self.mtp.forget(self.cache.length)
+        self.finish_reason = None if self.remaining > 0 else "length"
+
+    @property
+    def _prefill_end(self) -> int:
+        return self.num_prompt if len(self.tokens) == self.num_prompt else len(self.tokens) - 1
+
+    def _draft_choice(self, drafts: list[int]) -> Choice:
+        return self.sampler.choice(len(self.tokens) + len(drafts), drafts)
 
     def _extend(self, chosen: Sequence[int]) -> list[int]:
         """Append tokens up to an end token or max_tokens."""
@@ -146,6 +212,7 @@ class SequenceState:
                 self.finish_reason = "length"
             if self.finish_reason is not None:
                 break
+        self.sampler.note(kept)
         return kept
 
     def _take(self, hidden_states: Tensor, start: int) -> None:
@@ -158,4 +225,5 @@ class SequenceState:
 
     def _new_caches(self) -> None:
         self.cache = self._model.new_cache()
-        self.mtp: MtpState | None = self._drafter.new_state() if self._drafter is not None else None
+        self.mtp = self._drafter.new_state() if self._drafter is not None else None
+        self._is_resumed = False

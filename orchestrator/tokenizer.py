@@ -123,6 +123,15 @@ class Tokenizer:
         """Tokens known, added ones included."""
         return int(self._fast.get_vocab_size())
 
+    @property
+    def template(self) -> str | None:
+        """The chat template, if there is one."""
+        return self._template
+
+    def as_json(self) -> str:
+        """As a tokenizer.json would have it."""
+        return str(self._fast.to_str())
+
     def token_id(self, token: str) -> int | None:
         """Id of a token by its string, None if unknown."""
         found: int | None = self._fast.token_to_id(token)

@@ -18,6 +18,11 @@ PAGE_POSITIONS = 128
 """A page's, as arguments.h of the kernels has it."""
 MAX_DRAFTS = 3
 """Positions that a sequence may be rolled back by."""
+HELD_BACK = 2 * MAX_DRAFTS
+"""Positions before a sequence's newest at which it, or another from its pages, may go on.
+
+As many as drafts that were rolled back, and slots that MTP layers are behind (docs/prefix-cache.md).
+"""
 PASS_ROWS = 256
 """Tokens of a prompt that a run reads in one pass."""
 
@@ -101,8 +106,8 @@ class SequenceSize:
     def num_bytes(self, num_positions: int, pass_rows: int = PASS_ROWS) -> int:
         """Bytes of the pages held at a time, at most.
 
-        A prompt is read from position 0 on in passes of `pass_rows` rows, the last of them maybe smaller;
-        later passes have at most a token and its drafts.
+        A prompt is read in passes of at most `pass_rows` rows, each of which lies within one that begins at a
+        multiple of `pass_grid`; later passes have at most a token and its drafts.
         """
         return sum(
             page_bytes * self._most_pages(window, num_positions, pass_rows)
@@ -147,13 +152,13 @@ class SequenceSize:
         if not window:
             return pages
         # Positions before a pass that it, or a pass after a rollback, may look at.
-        reach = window + MAX_DRAFTS - 1
+        reach = window + HELD_BACK - 1
         # Further on, passes begin at the same places of a page again.
         last = min(num_positions, reach + PAGE_POSITIONS + math.lcm(pass_rows, PAGE_POSITIONS))
         of_prompt = max(
             (
                 pages_of(min(num_positions, start + pass_rows)) - max(0, start - reach) // PAGE_POSITIONS
-                for start in range(0, last, pass_rows)
+                for start in range(0, last, pass_grid(pass_rows))
             ),
             default=0,
         )
@@ -169,6 +174,14 @@ def read_bytes(layers: Iterable[AttentionShape], form: KvForm, num_positions: in
         * (min(num_positions, layer.window) if layer.is_sliding else num_positions)
         for layer in layers
     )
+
+
+def pass_grid(pass_rows: int) -> int:
+    """Whole passes of a prompt begin at multiples of this: with a page if they are pages.
+
+    A text that goes on from a kept prefix begins anywhere; `orchestrator.prefix.stops` cuts its first pass.
+    """
+    return pass_rows if pass_rows % PAGE_POSITIONS else PAGE_POSITIONS
 
 
 def pages_of(num_positions: int) -> int:

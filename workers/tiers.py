@@ -131,10 +131,15 @@ def tiers_of(plan: Plan, worker: str) -> tuple[TierSpec, ...]:
     )
 
 
+def is_card_name(device: str) -> bool:
+    """Whether this is how a card is named: "cuda", the first, or "cuda:N" without leading zeros."""
+    return _CARD.fullmatch(device) is not None
+
+
 def why_not_run(kind: str, device: str) -> str | None:
     """Why this release cannot hold experts there, and what to do; None if it can."""
     if kind == "vram":
-        if _CARD.fullmatch(device):
+        if is_card_name(device):
             return None
         return (
             f"its experts are in vram on device {quote(device)}, and this release computes those on NVIDIA "
@@ -148,4 +153,4 @@ def why_not_run(kind: str, device: str) -> str | None:
     return None
 
 
-_CARD = re.compile(r"cuda(:[0-9]{1,3})?")
+_CARD = re.compile(r"cuda(:(0|[1-9][0-9]{0,2}))?")

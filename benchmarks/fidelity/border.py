@@ -48,6 +48,7 @@ from orchestrator.dispatch.dispatcher import Dispatcher, unwatched
 from orchestrator.generate import GenerationParams, generate
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model
+from orchestrator.sampling_params import SamplingParams
 from placement.answers.planner import as_plan
 from placement.errors import PotluckError
 from placement.given.cluster_spec import ClusterSpec, DeviceSpec, NodeSpec
@@ -255,7 +256,7 @@ def decode(
     head = Step35Model(config, model.weights, torch.float32, dispatcher, dispatcher.timer)
     head.recorder = RoutingRecorder(config.moe_layers, config.moe_num_experts, config.moe_top_k)
     prompt = [int(i) for i in np.random.default_rng(seed).integers(3, 4000, PROMPT_TOKENS)]
-    params = GenerationParams(max_tokens=tokens, temperature=1.0, seed=seed, ignore_eos=True)
+    params = GenerationParams(max_tokens=tokens, sampling=SamplingParams(seed=seed), ignore_eos=True)
     result = generate(head, prompt, params)
     passes = head.recorder.passes()[1:]
     return result.decode_s / len(passes), passes

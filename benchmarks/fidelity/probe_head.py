@@ -15,7 +15,8 @@ from orchestrator import kernels
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.kv_cache import LayerCache
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
-from orchestrator.sampling import Sampler
+from orchestrator.sampling import Choice, Sampler
+from orchestrator.sampling_params import SamplingParams
 
 
 def probe_head(bench: Bench) -> HeadProbe:
@@ -25,8 +26,15 @@ def probe_head(bench: Bench) -> HeadProbe:
     hidden = head.forward(prompt, [SequenceSlice(cache, context)])
     drafter = MtpDrafter(head, len(head.weights.mtp))
     state, tokens = drafter.new_state(), [*prompt.tolist(), 1]
-    sampler = Sampler(1.0, 0)
-    drafter.draft([DraftRequest(state, hidden, tokens, drafter.num_layers, sampler.draft)])
+    sampler = Sampler(SamplingParams())
+
+    def choice(drafts: list[int]) -> Choice:
+        return sampler.choice(len(tokens) + len(drafts), drafts)
+
+    def choose() -> None:
+        head.logits_to_choose_from(hidden[-1:]).choose([choice([])])
+
+    drafter.draft([DraftRequest(state, hidden, tokens, drafter.num_layers, choice)])
 
     cached = head.new_cache()
     cached.begin(context + CHUNK_ROWS)
@@ -40,9 +48,9 @@ def probe_head(bench: Bench) -> HeadProbe:
         rows, together = prompt[:verify_rows], [SequenceSlice(cache, verify_rows)]
         verify.append(bench.experts.timed(lambda: head.forward(rows, together)))  # noqa: B023
         cache.rollback(context)
-        logits.append(timed(lambda: sampler.choose(head.logits(hidden[-1:])[0])))
+        logits.append(timed(choose))
         tokens.append(turn)
-        request = DraftRequest(state, hidden[-1:], tokens, drafter.num_layers, sampler.draft)
+        request = DraftRequest(state, hidden[-1:], tokens, drafter.num_layers, choice)
         drafts.append(timed(lambda: drafter.draft([request])))  # noqa: B023
         if turn % SLOW_SHARE == 0:
             fresh = [SequenceSlice(head.new_cache(), CHUNK_ROWS)]

@@ -31,6 +31,7 @@ from orchestrator.generate import GenerationParams, generate
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.weights import HeadWeights, load_head_weights
+from orchestrator.sampling_params import SamplingParams
 from placement.given.cluster_spec import ClusterSpec
 from placement.message_size import MAX_MESSAGE_ROWS
 from placement.model_shape import ModelShape
@@ -296,7 +297,11 @@ def prompt_ids() -> list[int]:
 def _params(drafts: int, tokens: int) -> GenerationParams:
     # Sampled, or a random model repeats itself and its few experts stay in the caches.
     return GenerationParams(
-        max_tokens=tokens, temperature=1.0, seed=1, ignore_eos=True, mtp=drafts, chunk_size=CHUNK_TOKENS
+        max_tokens=tokens,
+        sampling=SamplingParams(seed=1),
+        ignore_eos=True,
+        mtp=drafts,
+        chunk_size=CHUNK_TOKENS,
     )
 
 

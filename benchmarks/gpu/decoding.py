@@ -21,6 +21,7 @@ from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model
 from orchestrator.run_memory import Demand, head_parts
 from orchestrator.sampling import Sampler
+from orchestrator.sampling_params import GREEDY
 from orchestrator.session import Session, open_session
 from placement.given.probe_figures import Gpu
 from placement.head_split import HeadParts
@@ -127,13 +128,13 @@ def random_tokens(head: Step35Model, seed: int) -> Iterator[int]:
 
 def timed(head: Step35Model, cache: KVCache, tokens: Iterator[int], steps: int) -> list[float]:
     """Seconds of each step, its choice of a token included; the token itself is random."""
-    sampler = Sampler(0.0, 0)
+    choice = Sampler(GREEDY).choice(0)
     times = []
     for _ in range(steps):
         ids = torch.tensor([next(tokens)])
         started = time.perf_counter()
         hidden_states = head.forward(ids, [SequenceSlice(cache, 1)])
-        sampler.choose(head.logits_to_choose_from(hidden_states)[0])
+        head.logits_to_choose_from(hidden_states).choose([choice])
         times.append(time.perf_counter() - started)
     return times
 

@@ -77,7 +77,7 @@ def _prompt_s(head: Step35Model, rows: int, turns: int) -> float:
         for start in range(0, rows, PASS_ROWS):
             part = ids[start : start + PASS_ROWS]
             hidden_states = head.forward(part, [SequenceSlice(cache, len(part))])
-        head.logits_to_choose_from(hidden_states[-1:])[0].numpy()
+        head.logits_to_choose_from(hidden_states[-1:]).row(0)
         if turn:
             times.append(time.perf_counter() - started)
         del cache

@@ -39,7 +39,8 @@ from benchmarks.real_size.report import (
 )
 from benchmarks.real_size.work import FileWork
 from benchmarks.timing import best_s
-from orchestrator.sampling import Sampler
+from orchestrator.sampling import Sampler, choose_in_ram
+from orchestrator.sampling_params import GREEDY
 from placement.weight_format import WeightFormat
 from workers.formats.open_model import load_config, model_name
 from workers.probe.random_blocks import TYPES
@@ -173,8 +174,8 @@ def report(
 ) -> None:
     theirs = _theirs(folder, rounds) if has_theirs else None
     vocabulary = load_config(model).vocab_size
-    logits, sampler = torch.randn(vocabulary), Sampler(0.0, 0)
-    choice_s = best_s(lambda: sampler.choose(logits))
+    logits, choice = torch.randn(vocabulary), Sampler(GREEDY).choice(0)
+    choice_s = best_s(lambda: choose_in_ram(logits.numpy(), choice))
     slim = {number: LayoutRun.read(folder / f"narrow-{number}.json") for number in counts}
     probed = {number: machines(folder, f"narrow-{number}") for number in counts}
     found = software(folder / NARROW, slim[0], slim.get(WORKERS), probed[0], probed.get(WORKERS), choice_s)

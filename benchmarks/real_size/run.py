@@ -22,7 +22,6 @@ from orchestrator.cli.even_plan import even_plan
 from orchestrator.generate import GenerationParams, new_sequence, prefill, step
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model
-from orchestrator.sampling import Draft
 from orchestrator.sequence import SequenceState
 from orchestrator.session import open_session
 from workers.formats.open_model import kept_forms, open_model
@@ -105,7 +104,7 @@ def timed_passes(
     for turn in range(1 + turns):
         for text in going_on:
             text.drafted, text.accepted = [0] * drafts, [0] * drafts
-            text.drafts = [Draft(token, None) for token in tokens_of(random, head, drafts)]
+            text.drafts = list(tokens_of(random, head, drafts))
         if turn == 1:
             head.timer.reset()
         started = time.perf_counter()

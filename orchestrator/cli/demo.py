@@ -18,6 +18,7 @@ from orchestrator.cli.run_tables import report_document, run_tables
 from orchestrator.cli.stream import Stream
 from orchestrator.generate import GenerationParams
 from orchestrator.runnable import DEFAULT_DTYPE
+from orchestrator.sampling_params import SamplingParams
 from orchestrator.session import open_session
 from orchestrator.tokenizer import Tokenizer
 from placement.answers.planner import DEFAULT_POLICY, as_plan
@@ -64,7 +65,7 @@ def demo(
     print_note(f"starting {len(plan.asked_workers)} workers …")
     tokenizer = Tokenizer.load(MODEL)
     prompts: dict[str, str] = json_module.loads((MODEL / "prompts.json").read_text())
-    params = GenerationParams(max_tokens, temperature, ignore_eos=True, mtp=mtp)
+    params = GenerationParams(max_tokens, SamplingParams(temperature), ignore_eos=True, mtp=mtp)
     texts: dict[str, str] = {}
     with open_session(model, plan) as session:
         for domain, prompt in prompts.items():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.cli.here import Here
 from orchestrator.cli.vram_rule import cache_start, simulated
+from orchestrator.cli.whereabouts import of_experts
 from orchestrator.gpu.work_size import head_work_bytes
 from orchestrator.one_box import ADVICE, DISK, OneBox, plan_here
 from orchestrator.run_memory import Demand, head_parts, needs_of_head
@@ -20,7 +21,6 @@ from placement.policies.registry import LEAST_TIME, place
 from placement.residency import ResidencyRule
 from placement.routing.planning_text import even_routing
 from placement.streaming import BUFFERS
-from placement.units import size
 from placement.vram import vram_margin_bytes
 from workers.formats.open_model import OpenModel
 from workers.gpu.free import FreeVram
@@ -90,9 +90,7 @@ def plan_with_cards(
     # Without figures its times are none.
     told = budget.split.told if here.figures else budget.split.told.partition("; ")[0]
     head_card = f"{cards[0].device} ({cards[0].model})"
-    reason = (
-        f"{shape.name} with {head_card}: {told}; {_of_experts(plan, kept.rule)}{kept.told}; {budget.told}"
-    )
+    reason = f"{shape.name} with {head_card}: {told}; {of_experts(plan, kept.rule)}{kept.told}; {budget.told}"
     is_most = plan.tiers[-1].kind == "disk" or (kept.rule is not ResidencyRule.fixed and kept.step_s is None)
     step_s = here.step_s(plan) if kept.step_s is None else kept.step_s
     if step_s is not None and split is not None:
@@ -240,17 +238,3 @@ def _ram_beside(vram: tuple[PlannedTier, ...], room: int) -> PlannedTier:
 
 def _tier(name: str, device: str, kind: str, budget_bytes: int) -> PlannedTier:
     return PlannedTier(name, "this-machine", device, kind, budget_bytes, worker=LOCAL_WORKER)
-
-
-def _of_experts(plan: Plan, rule: ResidencyRule) -> str:
-    """What of the experts lies where, for people."""
-    caches = {"ram": plan.tiers[-1].kind == "disk", "vram": rule is not ResidencyRule.fixed}
-    counts, sizes = plan.experts_per_tier().tolist(), plan.bytes_per_tier().tolist()
-    largest, named = int(plan.expert_bytes.max()), []
-    for tier, count, num_bytes in zip(plan.tiers, counts, sizes, strict=True):
-        where = {"vram": f"in VRAM of {tier.device}", "ram": "in RAM", "disk": "on disk"}[tier.kind]
-        if count:
-            named.append(f"{count:,} ({size(num_bytes)}) {where}")
-        elif tier.budget_bytes >= largest and caches.get(tier.kind, False):
-            named.append(f"a cache of {size(tier.budget_bytes)} {where}")
-    return f"experts: {', '.join(named)}"

@@ -46,6 +46,19 @@ def check_residency(asked: Residency, plan: Plan) -> None:
         )
 
 
+def why_no_cache(asked: Residency, plan: Plan) -> str:
+    """Why VRAM keeps nothing though a cache was asked for: what the plan leaves free; "" where it does."""
+    if asked.rule in (None, ResidencyRule.fixed):
+        return ""
+    largest = int(plan.expert_bytes.max(initial=0))
+    if any(spec.cache_bytes >= largest for spec in tiers_of(plan, LOCAL_WORKER) if spec.kind == "vram"):
+        return ""
+    return (
+        f"--residency {asked}: nothing is kept, since the plan leaves room for no expert of RAM in this "
+        "process's VRAM; experts that it has there stay"
+    )
+
+
 def cache_start(asked: Residency, box: OneBox | None) -> CacheStart | None:
     """How this process's cards begin; None for what they do by themselves with what a plan leaves free.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from orchestrator.gpu.matrices import CardRows
-from orchestrator.gpu.sampling import argmax_workspace_bytes
+from orchestrator.gpu.sampling import CHOICE_BYTES, choosing_bytes
 from workers.gpu.alignment import aligned
 from workers.gpu.device import Device, Memory
 from workers.gpu.linear import GpuRows
@@ -94,8 +94,8 @@ def _sizes(shape: HeadShape, rows: int) -> dict[str, int]:
         | _rounded("mixed", T, shape.heads_width)
         | {"router_logits": 4 * T * E, "gate": 4 * T * shape.inner, "up": 4 * T * shape.inner}
         | _rounded("between", T, shape.inner)
-        | {"logits": 4 * FEW_ROWS * shape.vocab, "largest": argmax_workspace_bytes(FEW_ROWS, shape.vocab)}
-        | {"token_ids": 4 * FEW_ROWS, "banned": -(-shape.vocab // 32) * 4}
+        | {"logits": 4 * FEW_ROWS * shape.vocab, "choosing": choosing_bytes(FEW_ROWS, shape.vocab)}
+        | {"token_ids": 4 * FEW_ROWS, "choices": CHOICE_BYTES * FEW_ROWS, "banned": -(-shape.vocab // 32) * 4}
     )
 
 

@@ -24,7 +24,7 @@ from orchestrator.model.moe import ExpertRunner
 from orchestrator.model.mtp import input_projection
 from orchestrator.model.rope import RopeTable, rope_key
 from orchestrator.model.routing_recorder import Recorder
-from orchestrator.sampling import LogitsRow
+from orchestrator.sampling import Logits
 from orchestrator.timing import StepTimer
 from placement.kv_size import PAGE_POSITIONS, PASS_ROWS, KvForm, pages_of
 from placement.wire_form import WireForm
@@ -68,7 +68,7 @@ class HeadOnCard:
         self._kv_form = kv_form
         self._rows = rows
         self.pages = CardPages(device, self._stream)
-        self.pool = KvPool(pool_bytes, self.pages.new_page)
+        self.pool = KvPool(pool_bytes, self.pages.new_page, self.pages.copy_page)
         trunk = [config.layers[place] for place in weights.places]
         mtp = [config.layers[config.num_hidden_layers + k] for k in range(len(weights.mtp))]
         self._ropes = {rope_key(layer): RopeTable(layer) for layer in (*trunk, *mtp)}
@@ -146,16 +146,16 @@ class HeadOnCard:
         layers = self._mtp_layers[k : k + 1]
         return self._runner.run(step, f"mtp {k}", layers, bring, experts, None, check)
 
-    def logits(self, hidden_states: Tensor) -> Sequence[LogitsRow]:
+    def logits(self, hidden_states: Tensor) -> Logits:
         """See `OnCard.logits`."""
         assert self.weights.output is not None
         return self._logits(hidden_states, self.weights.output)
 
-    def mtp_logits(self, k: int, rows: Tensor) -> Sequence[LogitsRow]:
+    def mtp_logits(self, k: int, rows: Tensor) -> Logits:
         """See `OnCard.mtp_logits`."""
         return self._logits(rows, self.weights.mtp[k].output)
 
-    def _logits(self, rows: Tensor, output: CardOutput) -> Sequence[LogitsRow]:
+    def _logits(self, rows: Tensor, output: CardOutput) -> Logits:
         if len(rows) <= FEW_ROWS:
             return self._outputs.few(self._step(len(rows)), rows, output)
         starts = range(0, len(rows), FEW_ROWS)

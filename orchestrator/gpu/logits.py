@@ -1,51 +1,49 @@
-"""Logits that stay on a card: an id is read back where the largest is wanted, a row where one is sampled."""
+"""Logits that stay on a card: ids are read back, and a row only where the card cannot choose its token."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.row_choice import RowChoice, RowChoiceArgs
+from orchestrator.sampling import Choice, choose_in_ram, finite_token
 
-@dataclass(slots=True)
-class CardLogits:
-    """Rows of logits, good until the card computes the next ones.
-
-    Attributes:
-        fetch: the numbers of a row, float32 [vocab].
-        largest: ids of all rows' largest, -1 where it is not finite: int32 [num_rows], without some tokens.
-    """
-
-    num_rows: int
-    fetch: Callable[[int], NDArray[np.float32]]
-    largest: Callable[[Sequence[int]], NDArray[np.int32]]
-    _found: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
-
-    def rows(self) -> list[CardLogitsRow]:
-        return [CardLogitsRow(self, row) for row in range(self.num_rows)]
-
-    def largest_of(self, row: int, banned: Sequence[int]) -> int:
-        """As `largest`; those of all rows come together, so that a step waits once."""
-        key = tuple(banned)
-        if key not in self._found:
-            self._found[key] = self.largest(banned).tolist()
-        return self._found[key][row]
+_GREEDY = RowChoice(0.0, 0, 1.0, 0.0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class CardLogitsRow:
-    """One of them, a `ComparedRow`."""
+class CardLogits:
+    """Rows of logits; a `Logits`.
 
-    logits: CardLogits
-    row: int
+    Attributes:
+        fetch: the numbers of a row, float32 [vocab], until the next one is fetched.
+        choose_there: a token for each row, -1 where its largest logit is not finite. Rows that say so leave
+            the given tokens out.
+    """
 
-    def numpy(self) -> NDArray[np.float32]:
-        """See `LogitsRow.numpy`."""
-        return self.logits.fetch(self.row)
+    fetch: Callable[[int], NDArray[np.float32]]
+    choose_there: Callable[[Sequence[RowChoiceArgs], tuple[int, ...]], list[int]]
 
-    def largest(self, banned: Sequence[int]) -> int | None:
-        """See `ComparedRow.largest`."""
-        found = self.logits.largest_of(self.row, banned)
-        return found if found >= 0 else None
+    def choose(self, choices: Sequence[Choice]) -> list[int]:
+        """See `Logits.choose`; one wait for all rows that the card chooses for, and one for each other."""
+        # One set of tokens is left out of all rows that leave any out: it is the model's end tokens.
+        banned = next((choice.banned for choice in choices if choice.banned), ())
+        there = [choice.is_plain and choice.banned in ((), banned) for choice in choices]
+        found = [0] * len(choices)
+        if any(there):
+            rows = [
+                choice.how.args(has_banned=bool(choice.banned)) if own else _GREEDY.args(has_banned=False)
+                for choice, own in zip(choices, there, strict=True)
+            ]
+            found = self.choose_there(rows, banned)
+        return [
+            finite_token(found[place]) if own else choose_in_ram(self.fetch(place), choice)
+            for place, (choice, own) in enumerate(zip(choices, there, strict=True))
+        ]
+
+    def row(self, place: int) -> NDArray[np.float32]:
+        """See `Logits.row`."""
+        return self.fetch(place).copy()

@@ -52,7 +52,7 @@ class NormedOut:
     by_32: GpuRows | None = None
 
 
-class _Rounded(ctypes.Structure):
+class _RoundedOut(ctypes.Structure):
     _fields_ = (("q", ctypes.c_void_p), ("scales", ctypes.c_void_p), ("sums", ctypes.c_void_p))
 
 
@@ -67,8 +67,8 @@ class _NormRowsArgs(ctypes.Structure):
         ("weight", ctypes.c_void_p),
         ("normed", ctypes.c_void_p),
         ("narrowed", ctypes.c_void_p),
-        ("by_256", _Rounded),
-        ("by_32", _Rounded),
+        ("by_256", _RoundedOut),
+        ("by_32", _RoundedOut),
         ("columns", ctypes.c_int64),
         ("normed_stride", ctypes.c_int64),
         ("eps", ctypes.c_float),
@@ -138,8 +138,8 @@ def norm_rows(
     stream.launch("norm_rows", (num_rows, 1, 1), _threads(columns), arguments)
 
 
-def _rounded(rows: GpuRows | None) -> _Rounded:
-    return _Rounded() if rows is None else _Rounded(rows.q, rows.scales, rows.sums)
+def _rounded(rows: GpuRows | None) -> _RoundedOut:
+    return _RoundedOut() if rows is None else _RoundedOut(rows.q, rows.scales, rows.sums)
 
 
 def _threads(columns: int) -> int:

@@ -1,4 +1,4 @@
-"""Output matrices on a card: logits stay there, and greedy choices are read back as ids."""
+"""Output matrices on a card: logits stay there, and chosen tokens are read back as ids."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from orchestrator.gpu.areas import FEW_ROWS
 from orchestrator.gpu.layers import CardLayers
 from orchestrator.gpu.logits import CardLogits
 from orchestrator.gpu.passing import Passing
-from orchestrator.gpu.sampling import banned_bits
+from orchestrator.gpu.sampling import CHOICE_BYTES, NeededKernels
 from orchestrator.gpu.step import Step
 from orchestrator.gpu.weights import CardOutput
-from orchestrator.sampling import LogitsRow
+from orchestrator.row_choice import RowChoiceArgs
+from orchestrator.sampling import Logits, LogitsInRam, token_bits
 from workers.gpu.device import Device
 
 
@@ -29,21 +30,24 @@ class Outputs:
         self._passing = passing
         self._banned: tuple[int, ...] = ()
         self._ids = device.pinned(4 * FEW_ROWS).view(np.int32)
+        self._choices = device.pinned(CHOICE_BYTES * FEW_ROWS)
         self._row = device.pinned(4 * vocab).view(np.float32)
         self._bits = device.pinned(4 * -(-vocab // 32)).view(np.uint32)
 
-    def few(self, step: Step, rows: Tensor, output: CardOutput) -> Sequence[LogitsRow]:
+    def few(self, step: Step, rows: Tensor, output: CardOutput) -> Logits:
         """Of at most FEW_ROWS rows before the norm, float32 [n, hidden], as many as the step has."""
-        return self._on_card(step, rows, output).rows()
+        return self._on_card(step, rows, output)
 
-    def many(self, steps: Sequence[Step], rows: Tensor, output: CardOutput) -> Sequence[LogitsRow]:
+    def many(self, steps: Sequence[Step], rows: Tensor, output: CardOutput) -> Logits:
         """Of any number of rows, in RAM; each step takes its own number of them."""
-        found: list[LogitsRow] = []
+        found = torch.empty(len(rows), output.matrix.rows)
+        start = 0
         for step in steps:
-            part = rows[len(found) : len(found) + step.num_rows]
-            logits = self._on_card(step, part, output).rows()
-            found += [torch.from_numpy(row.numpy().copy()) for row in logits]
-        return found
+            logits = self._on_card(step, rows[start : start + step.num_rows], output)
+            for place in range(step.num_rows):
+                found[start + place] = torch.from_numpy(logits.row(place))
+            start += step.num_rows
+        return LogitsInRam(found)
 
     def _on_card(self, step: Step, rows: Tensor, output: CardOutput) -> CardLogits:
         stream, at, vocab = step.stream, step.at, output.matrix.rows
@@ -56,17 +60,23 @@ class Outputs:
             stream.synchronize()
             return self._row[:vocab]
 
-        def largest(banned: Sequence[int]) -> NDArray[np.int32]:
-            if banned and tuple(banned) != self._banned:
-                bits = banned_bits(vocab, banned)
+        def choose(choices: Sequence[RowChoiceArgs], banned: tuple[int, ...]) -> list[int]:
+            if len(choices) != step.num_rows:
+                raise ValueError(f"{len(choices)} choices for {step.num_rows} rows of logits")
+            if banned and banned != self._banned:
+                bits = token_bits(vocab, banned)
                 self._bits[: len(bits)] = bits
                 stream.upload(at["banned"], self._bits[: len(bits)])
-                self._banned = tuple(banned)
-            has_banned = bool(banned)
-            key = ("largest", vocab, has_banned, step.num_rows)
-            self._layers.keep(step, key, lambda: step.largest(vocab, has_banned=has_banned))
+                self._banned = banned
+            told = b"".join(bytes(choice) for choice in choices)
+            self._choices[: len(told)] = np.frombuffer(told, np.uint8)
+            stream.upload(at["choices"], self._choices[: len(told)])
+            needed = NeededKernels.of(choices)
+            key = ("choose", vocab, needed, step.num_rows)
+            self._layers.keep(step, key, lambda: step.choose(vocab, needed))
             stream.download(self._ids[: step.num_rows], at["token_ids"])
             stream.synchronize()
-            return self._ids[: step.num_rows].copy()
+            found: list[int] = self._ids[: step.num_rows].tolist()
+            return found
 
-        return CardLogits(step.num_rows, fetch, largest)
+        return CardLogits(fetch, choose)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.model.kv_cache import KVCache
+from orchestrator.model.kv_pool import Page
 from workers.gpu.device import Device, Memory, Stream
 
 _SLAB_PAGES = 16
@@ -48,6 +49,10 @@ class CardPages:
         if not self._spare.get(num_bytes):
             self.reserve(num_bytes, _SLAB_PAGES)
         return self._spare[num_bytes].pop()
+
+    def copy_page(self, source: Page, target: Page, num_bytes: int) -> None:
+        """Once the stream comes to it: after all that was asked for before, ahead of what follows."""
+        self._stream.copy(target.data_ptr(), source.data_ptr(), num_bytes)
 
 
 class PageTables:

@@ -10,7 +10,7 @@ from orchestrator.gpu.kv_rows import RowPlaces, kv_rows
 from orchestrator.gpu.matrices import CardMatrices, CardRows, blocks_of
 from orchestrator.gpu.norms import CardNorm, GridSums, NormedOut, norm_rows
 from orchestrator.gpu.routing import route_top_k
-from orchestrator.gpu.sampling import argmax
+from orchestrator.gpu.sampling import NeededKernels, choose_tokens
 from orchestrator.gpu.weights import CardAttention, CardFfn, CardLayer, CardMoe, CardMtp, CardOutput
 from placement.kv_size import KvForm, KvShape
 from placement.wire_form import BFLOAT16_ROWS, WireForm
@@ -167,18 +167,20 @@ class Step:
         rows = self._normed(Pending((self.at["hidden"],)), output.norm, (output.matrix,))
         output.matrix.product(self.stream, rows, self.num_rows, self.at["logits"])
 
-    def largest(self, vocab: int, *, has_banned: bool) -> None:
-        """The id of each row's largest logit, -1 where it is not finite."""
+    def choose(self, vocab: int, needed: NeededKernels) -> None:
+        """A token for each row of logits, as the area of choices says."""
         at = self.at
-        argmax(
+        choose_tokens(
             self.stream,
             self.num_rows,
             vocab,
+            needed,
             logits=at["logits"],
             logits_stride=vocab,
-            workspace=at["largest"],
+            choices=at["choices"],
+            workspace=at["choosing"],
             token_ids=at["token_ids"],
-            banned=at["banned"] if has_banned else 0,
+            banned=at["banned"],
         )
 
     def _normed(self, pending: Pending, norm: CardNorm, matrices: tuple[CardMatrices, ...]) -> CardRows:

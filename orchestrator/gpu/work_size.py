@@ -5,11 +5,12 @@ from __future__ import annotations
 from orchestrator.gpu.areas import MOST_SEQUENCES, HeadShape, areas_bytes
 from orchestrator.gpu.attention import Workspace
 from placement.kv_size import pages_of
+from workers.gpu.grids import grids_bytes
 from workers.model_config import Step35Config
 
 
 def head_work_bytes(config: Step35Config, positions: int, rows: int) -> int:
-    """The areas and page tables of `HeadOnCard`, for all layers.
+    """The areas and page tables of `HeadOnCard`, for all layers, and the tables of its weights' types.
 
     Args:
         positions: of the longest text.
@@ -40,4 +41,4 @@ def head_work_bytes(config: Step35Config, positions: int, rows: int) -> int:
         vocab=config.vocab_size,
     )
     tables = 8 * len(layers) * MOST_SEQUENCES * pages
-    return areas_bytes(shape, rows) + tables
+    return areas_bytes(shape, rows) + tables + grids_bytes()

@@ -10,7 +10,7 @@ import numpy as np
 from orchestrator.kernels.attention import PageTable
 from orchestrator.model.kv_pool import KvPool, Page
 from placement.errors import KvDoesNotFit
-from placement.kv_size import MAX_DRAFTS, PAGE_POSITIONS, KvForm, KvShape, pages_of
+from placement.kv_size import HELD_BACK, PAGE_POSITIONS, KvForm, KvShape, pages_of
 from placement.units import size
 from workers.model_config import LayerConfig
 
@@ -41,6 +41,14 @@ class LayerCache:
         self.pages[place] = page
         self.changes += 1
 
+    def own(self, place: int) -> bool:
+        """Have no other holder of a page that is to be written; False where there is no room for a copy."""
+        page = self.pages[place]
+        own = self.pool.own(self.kv, page)
+        if own is not None and own is not page:
+            self.add(place, own)
+        return own is not None
+
     def drop(self, places: Sequence[int]) -> None:
         dropped = [self.pages.pop(place) for place in places]
         for place in places:
@@ -53,12 +61,17 @@ class KVCache:
     """All layers' keys and values of one sequence.
 
     A forward pass calls `begin(n)`, writes n rows at positions length .. length+n-1 in every layer, then
-    `commit(n)`. `rollback` forgets the newest positions in O(1). Pages go back to the pool with the cache.
+    `commit(n)`. `rollback` forgets the newest positions in O(1). Pages go back to the pool at `close`, or
+    with the cache.
+
+    Others may hold the same pages (`share`, `adopt`). A page that others hold is copied before it is written.
     """
 
     __slots__ = (
         "__weakref__",
         "_first_page",
+        "_give_back",
+        "_shared_stop",
         "_stop_page",
         "_window",
         "layers",
@@ -83,21 +96,34 @@ class KVCache:
         # Sliding layers hold the pages from _first_page to _stop_page - 1, full layers all before _stop_page.
         self._first_page = 0
         self._stop_page = 0
-        weakref.finalize(self, _release, self.layers)
+        # From this page on, nobody else holds any.
+        self._shared_stop = 0
+        self._give_back = weakref.finalize(self, _release, self.layers)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the pages held now."""
         return sum(len(layer.pages) * layer.kv.page_bytes for layer in self.layers)
 
+    @property
+    def lowest(self) -> int:
+        """The smallest length at which sliding layers still hold all keys that a query sees."""
+        if not self._first_page or not any(layer.is_sliding for layer in self.layers):
+            return 0
+        return self._first_page * PAGE_POSITIONS + self._window - 1
+
     def begin(self, num_tokens: int) -> None:
         """Make room for `num_tokens` rows after the present length.
 
         Raises:
-            KvDoesNotFit: the pool has no room for so many; the cache is as before, as it is after errors of
-                the pool's.
+            KvDoesNotFit: the pool has no room for so many; the cache holds what it held before, as it does
+                after errors of the pool's.
+            ValueError: the cache is closed.
         """
+        if not self._give_back.alive:
+            raise ValueError("a cache that was closed takes no rows")
         stop_page = pages_of(self.length + num_tokens)
+        self._own(self.length // PAGE_POSITIONS, min(stop_page, self._shared_stop), num_tokens)
         if stop_page <= self._stop_page:
             return
         added: list[tuple[LayerCache, int]] = []
@@ -118,10 +144,10 @@ class KVCache:
     def commit(self, num_tokens: int) -> None:
         """Count `num_tokens` rows, written in every layer, as present.
 
-        Sliding layers give back the pages behind the window of every length that drafts may roll back to.
+        Sliding layers give back the pages behind the window of every length at which somebody may go on.
         """
         self.length += num_tokens
-        first = max(0, self.length - MAX_DRAFTS - self._window + 1) // PAGE_POSITIONS
+        first = max(0, self.length - HELD_BACK - self._window + 1) // PAGE_POSITIONS
         if first > self._first_page:
             places = range(self._first_page, min(first, self._stop_page))
             for layer in self.layers:
@@ -137,14 +163,60 @@ class KVCache:
         """
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot roll back a cache of {self.length} tokens to {length}")
-        oldest_needed = max(0, length - self._window + 1)
-        held = self._first_page * PAGE_POSITIONS
-        if oldest_needed < held and any(layer.is_sliding for layer in self.layers):
+        if length < self.lowest:
+            held = self._first_page * PAGE_POSITIONS
             raise ValueError(
                 f"cannot go on at position {length}: sliding layers hold positions from {held} on, "
-                f"position {oldest_needed} is needed"
+                f"position {max(0, length - self._window + 1)} is needed"
             )
         self.length = length
+
+    def share(self, length: int) -> list[tuple[Page, ...]]:
+        """Let others hold the pages of the first `length` positions, which this cache has.
+
+        Returns:
+            Each layer's pages; a sliding layer's are the last ones, from `first_page` on.
+        """
+        stop_page = pages_of(length)
+        self._shared_stop = max(self._shared_stop, stop_page)
+        return [
+            tuple(layer.pages[place] for place in range(self.first_page(layer), stop_page))
+            for layer in self.layers
+        ]
+
+    def first_page(self, layer: LayerCache) -> int:
+        """The first page that a layer of this cache holds, or would."""
+        return self._first_page if layer.is_sliding else 0
+
+    def adopt(self, length: int, first_page: int, pages: Sequence[Sequence[Page]]) -> None:
+        """Have the first `length` positions of a text, in pages that others hold; for a cache that is empty.
+
+        Args:
+            first_page: of sliding layers.
+            pages: each layer's up to that of position length - 1, as `share` gives them.
+        """
+        if self._stop_page or not self._give_back.alive:
+            raise ValueError("only a cache that was never used takes the pages of others")
+        self._first_page = first_page
+        for layer, own in zip(self.layers, pages, strict=True):
+            layer.pool.share(layer.kv, own)
+            for place, page in enumerate(own, start=self.first_page(layer)):
+                layer.add(place, page)
+        self._stop_page = self._shared_stop = pages_of(length)
+        self.length = length
+
+    def close(self) -> None:
+        """Give all pages back now. What was not closed does so when nobody has it any more."""
+        self._give_back()
+        self.length = self._first_page = self._stop_page = self._shared_stop = 0
+
+    def _own(self, first: int, stop: int, num_tokens: int) -> None:
+        for place in range(first, stop):
+            for layer in self.layers:
+                if not layer.own(place):
+                    raise self._refusal(num_tokens, layer.pool)
+        if first < stop == self._shared_stop:
+            self._shared_stop = first
 
     @staticmethod
     def _undo(added: list[tuple[LayerCache, int]]) -> None:

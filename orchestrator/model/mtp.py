@@ -11,7 +11,7 @@ drafts, so they are computed again after each verification.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,7 +25,7 @@ from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.layer import decoder_layer, ffn_of
 from orchestrator.model.passes import run_pass
 from orchestrator.model.step35 import Step35Model
-from orchestrator.sampling import Draft, LogitsRow
+from orchestrator.sampling import Choice, Logits, LogitsInRam
 from placement.errors import InputError, NonFiniteError
 
 
@@ -55,6 +55,18 @@ class MtpState:
         self.num_hidden += len(hidden_states)
         self.pending[0] = torch.cat([self.pending[0], hidden_states])
 
+    def forget(self, num_hidden: int) -> None:
+        """Keep so many trunk rows alone; those after them must be deferred still."""
+        gone = self.num_hidden - num_hidden
+        if gone > 0:
+            self.pending[0] = self.pending[0][: len(self.pending[0]) - gone]
+            self.num_hidden = num_hidden
+
+    def close(self) -> None:
+        """Give the caches' pages back now."""
+        for cache in self.caches:
+            cache.close()
+
 
 @dataclass(frozen=True, slots=True)
 class DraftRequest:
@@ -64,14 +76,14 @@ class DraftRequest:
         hidden_states: trunk rows of the newly verified positions, float32 [n, hidden].
         tokens: all verified tokens of the sequence, prompt first.
         num_drafts: drafts wanted; more than 0 only when the token after the last trunk row is known.
-        choose: picks a draft from a row of logits [vocab].
+        choice: how a draft is chosen, given the drafts of this step before it.
     """
 
     state: MtpState
     hidden_states: Tensor
     tokens: Sequence[int]
     num_drafts: int
-    choose: Callable[[LogitsRow], Draft]
+    choice: Callable[[list[int]], Choice]
 
 
 @dataclass(slots=True)
@@ -84,7 +96,7 @@ class _Turn:
     request: DraftRequest
     inputs: Tensor
     verified: int
-    drafts: list[Draft]
+    drafts: list[int]
     num_slots: int = 0
 
 
@@ -119,7 +131,7 @@ class MtpDrafter:
         return MtpState(caches, model.config.hidden_size)
 
     @torch.inference_mode()
-    def draft(self, requests: Sequence[DraftRequest]) -> list[list[Draft]]:
+    def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
         """Take in newly verified trunk rows and draft each sequence's next tokens, one pass a layer for all.
 
         Returns:
@@ -153,7 +165,7 @@ class MtpDrafter:
         batch: list[SequenceSlice] = []
         for turn in turns:
             request, cache = turn.request, turn.request.state.caches[k]
-            known = [*request.tokens[cache.length + 1 + k :], *(draft.token_id for draft in turn.drafts)]
+            known = [*request.tokens[cache.length + 1 + k :], *turn.drafts]
             stop = request.state.num_hidden if k < request.num_drafts else _committed(k, turn)
             turn.num_slots = stop - cache.length
             if turn.num_slots:
@@ -180,9 +192,10 @@ class MtpDrafter:
             turn.verified = committed
         if ends:
             logits = self._logits(k, outputs[ends])
-            drafting = (turn for turn in turns if k < turn.request.num_drafts)
-            for turn, row in zip(drafting, logits, strict=True):
-                turn.drafts.append(turn.request.choose(row))
+            drafting = [turn for turn in turns if k < turn.request.num_drafts]
+            chosen = logits.choose([turn.request.choice(turn.drafts) for turn in drafting])
+            for turn, token_id in zip(drafting, chosen, strict=True):
+                turn.drafts.append(token_id)
 
     def _forward(
         self, k: int, token_ids: list[int], states: Tensor, batch: Sequence[SequenceSlice]
@@ -217,12 +230,12 @@ class MtpDrafter:
         rope = model.rope_rows(batch, self._configs[k].index)
         return decoder_layer(self._layers[k].layer, hidden_states, rope, batch, 0, model.experts, model.timer)
 
-    def _logits(self, k: int, rows: Tensor) -> Iterable[LogitsRow]:
+    def _logits(self, k: int, rows: Tensor) -> Logits:
         card = self._model.card
         if card is not None and k < card.num_mtp:
             return card.mtp_logits(k, rows)
         head = self._layers[k]
-        return kernels.linear(head.head_norm.forward(rows), head.head)
+        return LogitsInRam(kernels.linear(head.head_norm.forward(rows), head.head))
 
 
 def input_projection(layer: int) -> str:

@@ -11,7 +11,7 @@ from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.moe import ExpertRunner
 from orchestrator.model.routing_recorder import Recorder
-from orchestrator.sampling import LogitsRow
+from orchestrator.sampling import Logits
 
 
 class OnCard(Protocol):
@@ -72,10 +72,10 @@ class OnCard(Protocol):
         """
         ...
 
-    def logits(self, hidden_states: Tensor) -> Sequence[LogitsRow]:
+    def logits(self, hidden_states: Tensor) -> Logits:
         """Of rows before the final norm, float32 [n, hidden]."""
         ...
 
-    def mtp_logits(self, k: int, rows: Tensor) -> Sequence[LogitsRow]:
+    def mtp_logits(self, k: int, rows: Tensor) -> Logits:
         """Of MTP layer k's output matrix, from what `run_mtp` gave."""
         ...

@@ -20,7 +20,7 @@ from orchestrator.model.passes import run_pass
 from orchestrator.model.rope import RopeRows, RopeTable, rope_key
 from orchestrator.model.routing_recorder import Recorder
 from orchestrator.model.weights import HeadWeights, load_head_weights
-from orchestrator.sampling import LogitsRow
+from orchestrator.sampling import Logits, LogitsInRam
 from orchestrator.timing import StepTimer
 from placement.kv_size import KvForm, SequenceSize
 from workers.formats.checkpoint import Checkpoint
@@ -186,10 +186,10 @@ class Step35Model:
             return kernels.linear(self.weights.norm.forward(hidden_states), self.weights.lm_head)
 
     @torch.inference_mode()
-    def logits_to_choose_from(self, hidden_states: Tensor) -> Sequence[LogitsRow]:
+    def logits_to_choose_from(self, hidden_states: Tensor) -> Logits:
         """`logits`, which may stay on the card that computed them; raises as that."""
         if self.card is None or not self.card.has_output:
-            return self.logits(hidden_states).unbind()
+            return LogitsInRam(self.logits(hidden_states))
         check_finite(hidden_states, ffn_of(self.config.num_hidden_layers - 1))
         with self.timer.part("lm_head"):
             return self.card.logits(hidden_states)

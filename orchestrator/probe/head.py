@@ -35,7 +35,8 @@ from orchestrator.probe.head_times import (
 )
 from orchestrator.probe.narrow_model import NoExperts, narrow_model
 from orchestrator.probe.narrow_shape import MTP_LAYERS, narrow_config
-from orchestrator.sampling import Sampler
+from orchestrator.sampling import Choice, Sampler
+from orchestrator.sampling_params import SamplingParams
 from placement.errors import PotluckError
 from transport.expert_rows import ExpertRows
 from workers.probe.clocks import ASLEEP_S
@@ -86,8 +87,15 @@ def _passes(seconds: float) -> tuple[float, ...]:
     prompt = torch.arange(CONTEXT)
     hidden = head.forward(prompt, [SequenceSlice(cache, CONTEXT)])
     drafter = MtpDrafter(head, MTP_LAYERS)
-    state, tokens, sampler = drafter.new_state(), [*prompt.tolist(), 1], Sampler(1.0, 0)
-    drafter.draft([DraftRequest(state, hidden, tokens, MTP_LAYERS, sampler.draft)])
+    state, tokens, sampler = drafter.new_state(), [*prompt.tolist(), 1], Sampler(SamplingParams())
+
+    def choice(drafts: list[int]) -> Choice:
+        return sampler.choice(len(tokens) + len(drafts), drafts)
+
+    def choose() -> None:
+        head.logits_to_choose_from(hidden[-1:]).choose([choice([])])
+
+    drafter.draft([DraftRequest(state, hidden, tokens, MTP_LAYERS, choice)])
     token, woken, verify, chunk, logits, drafts = [list[float]() for _ in range(6)]
     while turn < _SHORTEST_TURNS or time.perf_counter() < until:
         turn += 1
@@ -99,9 +107,9 @@ def _passes(seconds: float) -> tuple[float, ...]:
         rows = [SequenceSlice(cache, VERIFY_ROWS)]
         verify.append(experts.timed(partial(head.forward, prompt[:VERIFY_ROWS], rows)))
         cache.rollback(CONTEXT)
-        logits.append(experts.timed(lambda: sampler.choose(head.logits(hidden[-1:])[0])))
+        logits.append(experts.timed(choose))
         tokens.append(turn)
-        request = DraftRequest(state, hidden[-1:], tokens, MTP_LAYERS, sampler.draft)
+        request = DraftRequest(state, hidden[-1:], tokens, MTP_LAYERS, choice)
         drafts.append(experts.timed(partial(drafter.draft, [request])))
         if turn % 2:
             fresh = [SequenceSlice(head.new_cache(), CHUNK_ROWS)]

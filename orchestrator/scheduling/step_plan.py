@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from orchestrator.logprobs import RowLogprob
+
 Ended = Literal["stop", "length"]
 
 
@@ -78,6 +80,8 @@ class Advance:
         tokens: that became part of it, in order; none while its prompt is computed.
         drafted, accepted: its drafts in this step, and those of them that became tokens.
         ended: why it got its last token, None while it goes on.
+        held: tokens whose keys and values it holds now.
+        logprobs: of its tokens, where it wants them.
     """
 
     sequence: int
@@ -85,6 +89,8 @@ class Advance:
     drafted: int = 0
     accepted: int = 0
     ended: Ended | None = None
+    held: int = 0
+    logprobs: tuple[RowLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
 from time import perf_counter
 
 import torch
+from torch import Tensor
 
+from orchestrator.logprobs import RowLogprob, row_logprob
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
 from orchestrator.model.step35 import Step35Model
-from orchestrator.sampling import LogitsRow
+from orchestrator.sampling import Logits
 from orchestrator.scheduling.step_plan import Advance, StepOutcome, StepPlan
 from orchestrator.sequence import SequenceState
 from placement.kv_size import PASS_ROWS
@@ -46,6 +47,8 @@ def run_step(
         sequences[number].pause()
     if not plan.rows:
         return StepOutcome(())
+    for chunk in plan.prefill:
+        sequences[chunk.sequence].resume()
     started = clock()
     drafting_rows = _draft(drafter, sequences, plan)
     drafted = clock()
@@ -54,37 +57,95 @@ def run_step(
     batch: list[SequenceSlice] = []
     for part in plan.decode:
         sequence = sequences[part.sequence]
-        token_ids += [sequence.tokens[-1], *sequence.draft_ids]
+        token_ids += [sequence.tokens[-1], *sequence.drafts]
         batch.append(SequenceSlice(sequence.cache, 1 + len(sequence.drafts)))
     decode_rows = len(token_ids)
     for chunk in plan.prefill:
         sequence = sequences[chunk.sequence]
         start = sequence.cache.length
         # Nothing behind what may be computed: with all of it a later step goes wrong.
-        stop = start + min(chunk.tokens, sequence.to_prefill)
+        stop = sequence.pass_end(start + min(chunk.tokens, sequence.to_prefill))
         token_ids += sequence.tokens[start:stop]
         batch.append(SequenceSlice(sequence.cache, stop - start))
     hidden_states = model.forward(torch.tensor(token_ids), batch)
 
-    rows = torch.split(hidden_states, [part.num_tokens for part in batch])
-    chosen_from = [*range(decode_rows), *_prompt_ends(sequences, plan, batch)]
-    logits: Sequence[LogitsRow] = []
+    ends = list(_prompt_ends(sequences, plan, batch))
+    chosen_from = [*range(decode_rows), *ends]
+    chosen: list[int] = []
+    logprobs: list[RowLogprob | None] = []
     if chosen_from:
         all_of_them = len(chosen_from) == len(token_ids)
-        logits = model.logits_to_choose_from(hidden_states if all_of_them else hidden_states[chosen_from])
+        rows = hidden_states if all_of_them else hidden_states[chosen_from]
+        logits = model.logits_to_choose_from(rows)
+        deciding = [sequences[part.sequence] for part in plan.decode]
+        deciding += [of for chunk in plan.prefill if (of := sequences[chunk.sequence]).ends_prompt]
+        with model.timer.part("sampling"):
+            chosen, logprobs = _choose(logits, deciding)
+    return StepOutcome(
+        _advances(sequences, plan, batch, hidden_states, chosen, logprobs), drafted - started, drafting_rows
+    )
+
+
+def keep_text(drafter: MtpDrafter | None, sequence: SequenceState, upto: int | None = None) -> None:
+    """Keep a sequence's text for others, as far as it is computed and before `upto`."""
+    if sequence.prefix is None:
+        return
+    if drafter is not None and sequence.deferred:
+        drafter.draft([sequence.draft_request(0)])
+    sequence.prefix.keep(sequence.tokens, sequence.cache, sequence.mtp, upto)
+
+
+def keep_prompts(drafter: MtpDrafter | None, sequences: Mapping[int, SequenceState], plan: StepPlan) -> None:
+    """Keep what is read of prompts, where a step came to a length that is worth it."""
+    for chunk in plan.prefill:
+        sequence = sequences[chunk.sequence]
+        if sequence.cache.length in sequence.stops:
+            keep_text(drafter, sequence, sequence.cache.length)
+
+
+def _choose(logits: Logits, sequences: Sequence[SequenceState]) -> tuple[list[int], list[RowLogprob | None]]:
+    """A token for each row of these sequences, and probabilities where they are wanted."""
+    choices = [(of, choice) for of in sequences for choice in of.choices()]
+    chosen = logits.choose([choice for _, choice in choices])
+    found: list[RowLogprob | None] = []
+    for place, ((sequence, choice), token_id) in enumerate(zip(choices, chosen, strict=True)):
+        top, temperature = sequence.top_logprobs, choice.how.temperature
+        found.append(None if top is None else row_logprob(logits.row(place), token_id, temperature, top))
+    return chosen, found
+
+
+def _advances(
+    sequences: Mapping[int, SequenceState],
+    plan: StepPlan,
+    batch: Sequence[SequenceSlice],
+    hidden_states: Tensor,
+    chosen: Sequence[int],
+    logprobs: Sequence[RowLogprob | None],
+) -> tuple[Advance, ...]:
+    """Hand the sequences their rows and what was chosen from them."""
+    rows = torch.split(hidden_states, [part.num_tokens for part in batch])
     advances = []
-    left = iter(logits)
-    with model.timer.part("sampling"):
-        for part, own in zip(plan.decode, rows, strict=False):
-            sequence = sequences[part.sequence]
-            tokens, accepted = sequence.verified(own, list(islice(left, len(own))))
-            reason = sequence.finish_reason
-            advances.append(Advance(part.sequence, tuple(tokens), len(own) - 1, accepted, reason))
-        for chunk, own in zip(plan.prefill, rows[len(plan.decode) :], strict=True):
-            sequence = sequences[chunk.sequence]
-            tokens = sequence.first_token(next(left)) if sequence.prefilled(own) else []
-            advances.append(Advance(chunk.sequence, tuple(tokens), ended=sequence.finish_reason))
-    return StepOutcome(tuple(advances), drafted - started, drafting_rows)
+    at = 0
+    for part, own in zip(plan.decode, rows, strict=False):
+        sequence, drafted = sequences[part.sequence], len(own) - 1
+        tokens, accepted = sequence.verified(own, chosen[at : at + len(own)])
+        told = _told(logprobs[at : at + len(tokens)])
+        at += len(own)
+        held, ended = sequence.cache.length, sequence.finish_reason
+        advances.append(Advance(part.sequence, tuple(tokens), drafted, accepted, ended, held, told))
+    for chunk, own in zip(plan.prefill, rows[len(plan.decode) :], strict=True):
+        sequence, tokens, told = sequences[chunk.sequence], [], ()
+        sequence.prefilled(own)
+        if sequence.ends_prompt:
+            tokens, told = sequence.first_token(chosen[at]), _told(logprobs[at : at + 1])
+            at += 1
+        held, ended = sequence.cache.length, sequence.finish_reason
+        advances.append(Advance(chunk.sequence, tuple(tokens), 0, 0, ended, held, told))
+    return tuple(advances)
+
+
+def _told(logprobs: Sequence[RowLogprob | None]) -> tuple[RowLogprob, ...]:
+    return tuple(found for found in logprobs if found is not None)
 
 
 def _draft(drafter: MtpDrafter | None, sequences: Mapping[int, SequenceState], plan: StepPlan) -> int:

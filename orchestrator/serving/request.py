@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from orchestrator.sampling_params import SamplingParams
+
 Json = Any
 
 
@@ -18,37 +20,13 @@ class Conversation:
             `reasoning_content` and `tool_calls`, whose `arguments` are mappings.
         tools: JSON objects of OpenAI's form {"type": "function", "function": {...}}.
         tool_choice: "required" and a function's name force a call; "none" hides the tools.
+        parallel_tool_calls: False ends the answer after its first call.
     """
 
     messages: tuple[Mapping[str, Json], ...]
     tools: tuple[Mapping[str, Json], ...] = ()
     tool_choice: str = "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How tokens are chosen.
-
-    The order: penalties and biases change logits; temperature divides them; top_k, then top_p, then min_p
-    leave tokens out.
-
-    Attributes:
-        temperature: 0 takes the largest logit.
-        top_k: 0 for all tokens.
-        seed: the noise of every choice is a function of it and of the token's position.
-        repetition_penalty: divides positive logits of tokens seen before, multiplies negative ones.
-        logit_bias: added to a token's logit.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    parallel_tool_calls: bool = True
 
 
 @dataclass(frozen=True, slots=True)

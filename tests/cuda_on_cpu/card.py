@@ -22,7 +22,7 @@ REAL = "POTLUCK_TEST_CARD"
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Changes what the card is and what goes wrong with it; see `Card` in driver.cpp."""
+    """Changes what the card is and what goes wrong with it; see `Card` in driver.h."""
 
     library: ctypes.CDLL
 

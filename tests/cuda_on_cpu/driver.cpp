@@ -8,110 +8,15 @@
 // `cuda_on_cpu_set` changes what the card is and what goes wrong; the environment's CUDA_ON_CPU ("memory=8000000,count=2")
 // says it at the start.
 
-#include <cstdint>
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <functional>
-#include <map>
-#include <memory>
-#include <mutex>
 #include <string>
-#include <vector>
-
-#include <time.h>
 
 #include "blocks.h"
-
-#define API extern "C" __attribute__((visibility("default")))
-
-
+#include "driver.h"
 
 namespace {
-
-enum Result {
-  SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, DEVICE_UNAVAILABLE = 46, NO_DEVICE = 100, INVALID_DEVICE = 101,
-  INVALID_IMAGE = 200, INVALID_CONTEXT = 201, NO_BINARY_FOR_GPU = 209, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719,
-  CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901
-};
-
-// What the card is and what goes wrong. `fail_after`: launches until the card is lost, -1 never. `others`: bytes that other
-// programs have taken.
-struct Card {
-  long count = 1, memory = 1l << 30, capability = 86, version = 13000, others = 0, fail_after = -1, init = 0, taken = 0;
-  long launches = 0, graphs = 0, waits = 0, copied = 0;
-};
-Card card;
-
-std::recursive_mutex everything;
-using Lock = std::lock_guard<std::recursive_mutex>;
-
-double now_ms() {
-  timespec at;
-  clock_gettime(CLOCK_MONOTONIC, &at);
-  return at.tv_sec * 1e3 + at.tv_nsec * 1e-6;
-}
-
-struct Stream;
-
-struct Event {
-  intptr_t context;
-  std::shared_ptr<Stream> stream;
-  size_t place = 0;  // operations of the stream before it
-  double at_ms = 0;
-};
-
-// The card of this thread's next call, as a context: 1 for the first.
-thread_local intptr_t current = 0;
-
-struct Stream {
-  intptr_t context = current;
-  std::vector<std::function<void()>> todo;
-  size_t done = 0;
-  bool capturing = false, invalidated = false;
-  std::vector<std::function<void()>> captured;
-
-  void add(std::function<void()> operation) { (capturing ? captured : todo).push_back(std::move(operation)); }
-  void run_to(size_t place) {
-    while (done < place) {
-      auto operation = std::move(todo[done]);
-      ++done;
-      operation();
-    }
-    if (done == todo.size()) {
-      // Places keep counting; what is done needs no memory.
-      for (auto& each : todo) each = nullptr;
-    }
-  }
-  void run() { run_to(todo.size()); }
-};
-
-// A stream that this thread captures in a mode that forbids what may wait for other streams, such as allocations.
-thread_local Stream* strict = nullptr;
-
-using StreamRef = std::shared_ptr<Stream>*;
-using EventRef = std::shared_ptr<Event>*;
-
-struct Graph {
-  std::vector<std::function<void()>> operations;
-};
-
-struct Stretch {
-  size_t num_bytes;
-  intptr_t context;
-};
-
-bool lost = false;
-std::map<uintptr_t, Stretch> device_memory, host_memory;
-std::map<intptr_t, size_t> used;
-intptr_t computing = 0;  // the card of the kernel that runs
-
-bool inside(const std::map<uintptr_t, Stretch>& memory, uintptr_t at, size_t num_bytes, intptr_t context) {
-  auto after = memory.upper_bound(at);
-  if (after == memory.begin()) return false;
-  --after;
-  return after->second.context == context && at + num_bytes <= after->first + after->second.num_bytes;
-}
 
 // Allocations are of whole 256 bytes.
 bool in_device_memory(const void* at, size_t num_bytes) {
@@ -121,8 +26,6 @@ bool in_device_memory(const void* at, size_t num_bytes) {
   const auto& [size, context] = after->second;
   return context == computing && (uintptr_t)at + num_bytes <= after->first + (size + 255) / 256 * 256;
 }
-
-Stream& of(void* handle) { return **static_cast<StreamRef>(handle); }
 
 void set(const std::string& name, long value) {
   static const std::map<std::string, long Card::*> fields = {
@@ -168,19 +71,6 @@ API long cuda_on_cpu_get(const char* name) {
   for (const auto& [context, num_bytes] : used) all += (long)num_bytes;
   return text == "used" ? all : -1;
 }
-
-#define CHECKED          \
-  Lock lock(everything); \
-  if (lost) return ILLEGAL_ADDRESS
-#define WITH_CARD \
-  CHECKED;        \
-  if (current == 0) return INVALID_CONTEXT
-#define NOT_IN_CAPTURE                                                      \
-  if (strict != nullptr) return strict->invalidated = true, CAPTURE_UNSUPPORTED
-// What is asked of a stream is asked of its own card.
-#define ON_STREAM \
-  CHECKED;        \
-  if (of(stream).context != current) return INVALID_CONTEXT
 
 API int cuInit(unsigned) { return (int)card.init; }
 API int cuDriverGetVersion(int* version) { return *version = (int)card.version, SUCCESS; }
@@ -256,101 +146,6 @@ API int cuMemFreeHost(void* address) {
   return SUCCESS;
 }
 
-API int cuStreamCreate(void** stream, unsigned) {
-  WITH_CARD;
-  *stream = new std::shared_ptr<Stream>(new Stream);
-  return SUCCESS;
-}
-API int cuStreamDestroy_v2(void* stream) {
-  Lock lock(everything);
-  delete static_cast<StreamRef>(stream);
-  return SUCCESS;
-}
-API int cuStreamSynchronize(void* stream) {
-  CHECKED;
-  ++card.waits;
-  of(stream).run();
-  return lost ? ILLEGAL_ADDRESS : SUCCESS;
-}
-API int cuStreamWaitEvent(void* stream, void* event, unsigned) {
-  ON_STREAM;
-  if (of(stream).capturing) return CAPTURE_UNSUPPORTED;
-  const Event waited = **static_cast<EventRef>(event);
-  of(stream).add([waited] {
-    if (waited.stream) waited.stream->run_to(waited.place);
-  });
-  return SUCCESS;
-}
-
-API int cuEventCreate(void** event, unsigned) {
-  WITH_CARD;
-  *event = new std::shared_ptr<Event>(new Event{current, nullptr});
-  return SUCCESS;
-}
-API int cuEventDestroy_v2(void* event) {
-  Lock lock(everything);
-  delete static_cast<EventRef>(event);
-  return SUCCESS;
-}
-API int cuEventRecord(void* event, void* stream) {
-  ON_STREAM;
-  if ((*static_cast<EventRef>(event))->context != current) return INVALID_CONTEXT;
-  if (of(stream).capturing) return CAPTURE_UNSUPPORTED;
-  auto recorded = *static_cast<EventRef>(event);
-  recorded->stream = *static_cast<StreamRef>(stream);
-  of(stream).add([recorded] { recorded->at_ms = now_ms(); });
-  recorded->place = of(stream).todo.size();
-  return SUCCESS;
-}
-API int cuEventSynchronize(void* event) {
-  CHECKED;
-  ++card.waits;
-  auto& waited = **static_cast<EventRef>(event);
-  if (waited.stream) waited.stream->run_to(waited.place);
-  return lost ? ILLEGAL_ADDRESS : SUCCESS;
-}
-API int cuEventElapsedTime_v2(float* ms, void* start, void* stop) {
-  CHECKED;
-  auto &first = **static_cast<EventRef>(start), &last = **static_cast<EventRef>(stop);
-  if (!first.stream || !last.stream || last.stream->done < last.place) return NOT_READY;
-  return *ms = (float)(last.at_ms - first.at_ms), SUCCESS;
-}
-API int cuEventElapsedTime(float* ms, void* start, void* stop) { return cuEventElapsedTime_v2(ms, start, stop); }
-
-static int copy(void* stream, uintptr_t to, uintptr_t from, size_t num_bytes, bool pinned) {
-  card.copied += (long)num_bytes;
-  if (!pinned) {
-    // Memory that is not page-locked is copied at once, behind what the stream has to do.
-    if (of(stream).capturing) return CAPTURE_UNSUPPORTED;
-    of(stream).run();
-    std::memcpy((void*)to, (const void*)from, num_bytes);
-    return SUCCESS;
-  }
-  of(stream).add([=] { std::memcpy((void*)to, (const void*)from, num_bytes); });
-  return SUCCESS;
-}
-API int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t num_bytes, void* stream) {
-  ON_STREAM;
-  if (!inside(device_memory, to, num_bytes, current)) return INVALID_VALUE;
-  return copy(stream, to, (uintptr_t)from, num_bytes, inside(host_memory, (uintptr_t)from, num_bytes, current));
-}
-API int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t num_bytes, void* stream) {
-  ON_STREAM;
-  if (!inside(device_memory, from, num_bytes, current)) return INVALID_VALUE;
-  return copy(stream, (uintptr_t)to, from, num_bytes, inside(host_memory, (uintptr_t)to, num_bytes, current));
-}
-API int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t num_bytes, void* stream) {
-  ON_STREAM;
-  if (!inside(device_memory, from, num_bytes, current) || !inside(device_memory, to, num_bytes, current)) return INVALID_VALUE;
-  return copy(stream, to, from, num_bytes, true);
-}
-API int cuMemsetD8Async(uint64_t at, unsigned char value, size_t num_bytes, void* stream) {
-  ON_STREAM;
-  if (!inside(device_memory, at, num_bytes, current)) return INVALID_VALUE;
-  of(stream).add([=] { std::memset((void*)at, value, num_bytes); });
-  return SUCCESS;
-}
-
 // A module is what NVRTC made for this card's generation; the kernels of its names are found in this library.
 API int cuModuleLoadData(void** module, const void* image) {
   WITH_CARD;
@@ -396,81 +191,4 @@ API int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, un
     run_blocks(kernel->body, arguments.data(), grid, block);
   });
   return SUCCESS;
-}
-
-API int cuStreamBeginCapture_v2(void* stream, int mode) {
-  ON_STREAM;
-  of(stream).capturing = true;
-  of(stream).invalidated = false;
-  of(stream).captured.clear();
-  strict = mode == 2 ? nullptr : &of(stream);
-  return SUCCESS;
-}
-API int cuStreamEndCapture(void* stream, void** graph) {
-  ON_STREAM;
-  of(stream).capturing = false;
-  if (strict == &of(stream)) strict = nullptr;
-  if (of(stream).invalidated) return CAPTURE_INVALIDATED;
-  *graph = new Graph{std::move(of(stream).captured)};
-  return SUCCESS;
-}
-API int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
-  WITH_CARD;
-  // As code does.
-  if ((long)used[current] >= card.memory - card.others) return OUT_OF_MEMORY;
-  *executable = new Graph(*static_cast<Graph*>(graph));
-  return SUCCESS;
-}
-API int cuGraphInstantiate(void** executable, void* graph, unsigned long long flags) {
-  return cuGraphInstantiateWithFlags(executable, graph, flags);
-}
-API int cuGraphDestroy(void* graph) { return delete static_cast<Graph*>(graph), SUCCESS; }
-API int cuGraphExecDestroy(void* graph) { return delete static_cast<Graph*>(graph), SUCCESS; }
-API int cuGraphLaunch(void* executable, void* stream) {
-  ON_STREAM;
-  ++card.graphs;
-  for (const auto& operation : static_cast<Graph*>(executable)->operations) of(stream).add(operation);
-  return SUCCESS;
-}
-
-API int cuGetErrorName(int error, const char** name) {
-  static const std::map<int, const char*> names = {
-      {SUCCESS, "CUDA_SUCCESS"}, {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE"}, {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY"},
-      {NO_DEVICE, "CUDA_ERROR_NO_DEVICE"}, {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE"},
-      {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE"}, {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT"},
-      {NO_BINARY_FOR_GPU, "CUDA_ERROR_NO_BINARY_FOR_GPU"}, {NOT_FOUND, "CUDA_ERROR_NOT_FOUND"},
-      {NOT_READY, "CUDA_ERROR_NOT_READY"}, {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS"}};
-  auto found = names.find(error);
-  *name = found == names.end() ? "CUDA_ERROR_UNKNOWN" : found->second;
-  return SUCCESS;
-}
-API int cuGetErrorString(int error, const char** text) { return cuGetErrorName(error, text); }
-
-#include <dlfcn.h>
-
-API int cuGetProcAddress_v2(const char* symbol, void** function, int, unsigned long long, int* status) {
-  // This library's own symbols: the newest form of a function first.
-  static void* self = [] {
-    Dl_info info;
-    dladdr((void*)&cuInit, &info);
-    return dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD);
-  }();
-  const std::string name = symbol;
-  *function = nullptr;
-  for (const char* suffix : {"_v2", ""}) {
-    if (*function == nullptr) *function = dlsym(self, (name + suffix).c_str());
-  }
-  if (status) *status = *function ? 0 : 1;
-  return *function ? SUCCESS : NOT_FOUND;
-}
-API int cuGetProcAddress(const char* symbol, void** function, int version, unsigned long long flags) {
-  return cuGetProcAddress_v2(symbol, function, version, flags, nullptr);
-}
-
-// NVRTC asks a driver that is loaded for tables of its own. This one has none: a table says its size first, and this is too
-// small for any entry.
-API int cuGetExportTable(const void** table, const void*) {
-  static const size_t empty[6] = {sizeof empty};
-  *table = empty;
-  return NOT_FOUND;
 }

@@ -24,6 +24,7 @@ from orchestrator.generate import GenerationParams
 from orchestrator.launch.local import LocalWorkers, local_workers
 from orchestrator.launch.python import ROOT
 from orchestrator.launch.spawn import spawn
+from orchestrator.sampling_params import SamplingParams
 from orchestrator.session import Session, open_session
 from orchestrator.tokenizer import Tokenizer
 from placement.holders import HolderTable
@@ -83,7 +84,13 @@ def plan_of(model: OpenModel, copies: int, num_workers: int = NUM_WORKERS) -> Pl
 
 def params(tokens: int, *, seeded: bool = False, mtp: int = 0) -> GenerationParams:
     """Greedy, or drawn with a seed."""
-    return GenerationParams(tokens, 0.8 if seeded else 0.0, 11, ignore_eos=True, mtp=mtp, chunk_size=16)
+    return GenerationParams(
+        tokens,
+        SamplingParams(0.8 if seeded else 0.0, seed=11),
+        ignore_eos=True,
+        mtp=mtp,
+        chunk_size=16,
+    )
 
 
 @dataclass(slots=True)

@@ -113,7 +113,14 @@ def test_libraries_that_find_no_room_are_told_in_one_line() -> None:
     assert says(done.stderr, "error: out of memory: … limited to 307.2 MB (ulimit -v 300000)"), done.stderr
 
 
-@pytest.mark.parametrize("words", [pytest.param(["demo"], marks=pytest.mark.long), GENERATE, ["up"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["demo"], marks=pytest.mark.long),
+        [*GENERATE[:2], "models/potluck-tiny", "--prompt", "Once", "--json"],
+        ["up"],
+    ],
+)
 def test_code_that_was_not_compiled_is_one_line(words: list[str]) -> None:
     """A clone that was updated and not installed again."""
     program = """

@@ -96,6 +96,7 @@ def test_a_plan_for_several_boxes_runs_on_this_one(
     code, out, err = potluck(*arguments, "--plan", tmp_path / "plan.json")
     assert code == 0, err
     count = len(plan.asked_workers)
+    assert f"{plan.model}: the head on the CPU; experts: " in " ".join(err.split())
     assert f"starting {count} workers on this machine; --ray-address starts them on the plan's boxes" in err
     assert out == potluck(*arguments, "--dtype", "float32")[1]
     assert not any(map(is_running, forks.pids))

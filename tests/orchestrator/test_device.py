@@ -53,6 +53,8 @@ def on_card(model_dir: Path, device: str, *, budget_bytes: int | None = None) ->
         ({"init": 999}, "cuda", "error: the NVIDIA driver does not start (CUDA_ERROR_UNKNOWN)"),
         ({}, "gpu", "error: --device 'gpu': expected auto, cpu, cuda or cuda:N"),
         ({}, "cuda:x", "error: device 'cuda:x': expected"),
+        # Else a run would take it for another card than cuda:1.
+        ({}, "cuda:01", "error: device 'cuda:01': expected … such as cuda:1"),
     ],
 )
 def test_a_card_that_cannot_be_used_is_one_line(

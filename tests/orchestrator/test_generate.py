@@ -11,6 +11,7 @@ import torch
 from orchestrator.generate import GenerationParams, generate, new_sequence, prefill, step
 from orchestrator.model.mtp import MtpDrafter
 from orchestrator.model.step35 import Step35Model
+from orchestrator.sampling_params import SamplingParams
 from placement.errors import InputError
 from tests.orchestrator.chi_square import p_value
 from tests.orchestrator.heads import hidden_states, load_model
@@ -49,7 +50,9 @@ def test_generation_ends_at_an_end_token_even_inside_accepted_drafts(model: Step
 @pytest.mark.parametrize("mtp", [0, 3])
 def test_end_tokens_are_never_chosen_when_ignored(model: Step35Model, mtp: int) -> None:
     for temperature in (0.0, 1.5):
-        params = GenerationParams(max_tokens=60, mtp=mtp, ignore_eos=True, temperature=temperature)
+        params = GenerationParams(
+            max_tokens=60, mtp=mtp, ignore_eos=True, sampling=SamplingParams(temperature)
+        )
         result = generate(model, prompt(3), params)
         assert len(result.token_ids) == 60
         assert result.finish_reason == "length"
@@ -83,11 +86,29 @@ def test_counts_and_callbacks_agree(model: Step35Model) -> None:
 
 def test_the_same_seed_gives_the_same_tokens_and_another_one_others(model: Step35Model) -> None:
     def tokens(seed: int) -> tuple[int, ...]:
-        params = GenerationParams(max_tokens=40, mtp=2, temperature=1.0, seed=seed, ignore_eos=True)
+        params = GenerationParams(max_tokens=40, mtp=2, sampling=SamplingParams(seed=seed), ignore_eos=True)
         return generate(model, prompt(6), params).token_ids
 
     assert tokens(1) == tokens(1)
     assert tokens(1) != tokens(2)
+
+
+@pytest.mark.parametrize("sampling", [SamplingParams(seed=3), SamplingParams(1.3, 4, 0.9, 0.05, 8)])
+def test_drafts_and_sequences_beside_change_no_sampled_token(
+    model: Step35Model, sampling: SamplingParams
+) -> None:
+    first, other = prompt(9), prompt(10, 7)
+    params = [GenerationParams(40, sampling, ignore_eos=True, mtp=mtp) for mtp in (0, 1, 3)]
+    plain, *drafted = (generate(model, first, settings).token_ids for settings in params)
+    assert drafted == [plain, plain]
+    drafter = MtpDrafter(model, 3)
+    together = [new_sequence(model, drafter, ids, params[2]) for ids in (first, other)]
+    for sequence in together:
+        prefill(model, drafter, sequence, params[2].chunk_size)
+    while running := [sequence for sequence in together if sequence.finish_reason is None]:
+        step(model, drafter, running)
+    assert tuple(together[0].generated) == plain
+    assert sum(together[0].accepted) > 0
 
 
 @pytest.mark.parametrize(
@@ -130,7 +151,7 @@ def test_sampled_tokens_follow_the_trunks_distribution(model: Step35Model, mtp: 
                 drafter,
                 first,
                 GenerationParams(
-                    max_tokens=4, temperature=temperature, seed=batch * 1000 + n, ignore_eos=True
+                    max_tokens=4, sampling=SamplingParams(temperature, seed=batch * 1000 + n), ignore_eos=True
                 ),
             )
             for n in range(batch_size)
@@ -173,8 +194,8 @@ def test_more_drafts_than_mtp_layers(model: Step35Model) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("max_tokens", 0), ("temperature", -0.1), ("temperature", float("nan")), ("chunk_size", 0), ("mtp", -1)],
+    [("max_tokens", 0), ("chunk_size", 0), ("mtp", -1)],
 )
-def test_parameters_out_of_range(field: str, value: float) -> None:
+def test_parameters_out_of_range(field: str, value: int) -> None:
     with pytest.raises(InputError, match=field):
         GenerationParams(**{field: value})

@@ -353,8 +353,8 @@ def test_the_heads_bytes_are_counted_once_wherever_they_lie() -> None:
 
 
 def test_experts_in_vram_are_no_part_of_what_is_set_aside_in_ram(card: Card) -> None:
-    card.set("memory", MARGIN + 10_000_000)
-    box = planned(FreeVram("cuda:0", "a card", MARGIN + 10_000_000))
+    card.set("memory", MARGIN + 11_000_000)
+    box = planned(FreeVram("cuda:0", "a card", MARGIN + 11_000_000))
     head = needs_of_head(MODEL.contents, SHAPE, "bfloat16", DEMAND, "cuda:0", box.split)
     reservation, own = reserve_run(box.plan, head, MODEL, workers_here=True)
     reservation.close()

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool
 from placement.errors import KvDoesNotFit
-from placement.kv_size import MAX_DRAFTS, PAGE_POSITIONS, KvForm, KvShape, SequenceSize, pages_of
+from placement.kv_size import (
+    HELD_BACK,
+    MAX_DRAFTS,
+    PAGE_POSITIONS,
+    KvForm,
+    KvShape,
+    SequenceSize,
+    pages_of,
+    pass_grid,
+)
 from placement.model_shape import AttentionShape
 from tests.examples import examples
 from workers.model_config import LayerConfig
@@ -93,9 +102,10 @@ def test_a_run_takes_no_more_than_is_counted_and_a_prompt_alone_just_that(
     for start in range(0, prompt, pass_rows):
         push(cache, [0.0] * min(pass_rows, prompt - start))
     # Pages that a pass lets go of at its end were there in it.
-    passes = [(start, min(prompt, start + pass_rows)) for start in range(0, prompt, pass_rows)]
+    starts = range(0, prompt, pass_grid(pass_rows))
+    passes = [(start, min(prompt, start + pass_rows)) for start in starts]
     for start, stop in passes:
-        first = max(0, start - MAX_DRAFTS - WINDOW + 1) // PAGE_POSITIONS
+        first = max(0, start - HELD_BACK - WINDOW + 1) // PAGE_POSITIONS
         most = max(most, pages_of(stop) - first)
     held = (pages_of(prompt) + most) * PAGE_BYTES
     assert held <= size.num_bytes(prompt, pass_rows)
@@ -116,7 +126,7 @@ def test_full_layers_grow_and_sliding_ones_keep_their_window() -> None:
         push(cache, [float(step)] * 4)
     full, sliding = cache.layers
     assert len(full.pages) == -(-4000 // PAGE_POSITIONS)
-    assert len(sliding.pages) <= -(-(WINDOW + MAX_DRAFTS) // PAGE_POSITIONS) + 1
+    assert len(sliding.pages) <= -(-(WINDOW + HELD_BACK) // PAGE_POSITIONS) + 1
     assert not sliding.table[: min(sliding.pages)].any()
 
 
@@ -129,6 +139,88 @@ def test_pages_come_back_with_the_cache_and_are_used_again() -> None:
         del cache
         gc.collect()
         assert pool.used_bytes == 0
+
+
+def test_a_closed_cache_has_given_its_pages_back_and_takes_no_rows() -> None:
+    pool = KvPool(PLENTY)
+    cache = new_cache(pool)
+    push(cache, [1.0] * 400)
+    cache.close()
+    assert pool.used_bytes == cache.nbytes == 0
+    cache.close()
+    with pytest.raises(ValueError, match="closed"):
+        cache.begin(1)
+    with pytest.raises(ValueError, match="never used"):
+        cache.adopt(0, 0, [(), ()])
+
+
+def test_a_page_that_two_sequences_hold_is_copied_before_either_writes_it() -> None:
+    pool = KvPool(PLENTY)
+    one, other = new_cache(pool), new_cache(pool)
+    push(one, [float(p) for p in range(200)])
+    other.adopt(200, 0, one.share(200))
+    assert pool.used_bytes == one.nbytes == other.nbytes == 4 * PAGE_BYTES
+    other.rollback(150)
+    push(other, [-1.0, -2.0])
+    assert pool.used_bytes == 6 * PAGE_BYTES
+    push(one, [200.0])
+    assert pool.used_bytes == 6 * PAGE_BYTES
+    for at in (0, 1):
+        assert [held(one, at, p) for p in range(100, 201)] == [float(p) for p in range(100, 201)]
+        assert [held(other, at, p) for p in range(100, 152)] == [*map(float, range(100, 150)), -1.0, -2.0]
+    # Alone again, it writes where it is.
+    one.close()
+    pages = dict(other.layers[0].pages)
+    push(other, [-3.0])
+    other.rollback(3)
+    push(other, [3.0])
+    assert other.layers[0].pages == pages
+    other.close()
+    assert pool.used_bytes == 0
+
+
+def test_pages_are_given_back_and_let_go_once() -> None:
+    shape = KvShape(KvForm.float32, 1, 2)
+    pool = KvPool(PLENTY)
+    page = pool.take(shape)
+    assert page is not None
+    with pytest.raises(ValueError, match="no kept prefix holds"):
+        pool.let_go(shape, [page])
+    pool.keep(shape, [page])
+    pool.give_back(shape, [page])
+    assert (pool.used_bytes, pool.kept_bytes, pool.held_bytes) == (0, PAGE_BYTES, PAGE_BYTES)
+    with pytest.raises(ValueError, match="no sequence holds"):
+        pool.give_back(shape, [page])
+    pool.let_go(shape, [page])
+    assert (pool.used_bytes, pool.kept_bytes, pool.held_bytes) == (0, 0, 0)
+    with pytest.raises(ValueError, match="no kept prefix holds"):
+        pool.let_go(shape, [page])
+
+
+def test_a_kept_page_serves_where_a_new_one_cannot_be_made() -> None:
+    shape = KvShape(KvForm.float32, 1, 2)
+    made: list[torch.Tensor] = []
+
+    def new_page(num_bytes: int) -> torch.Tensor:
+        if made:
+            raise MemoryError
+        made.append(torch.zeros(num_bytes, dtype=torch.uint8))
+        return made[-1]
+
+    def make_room(pool: KvPool) -> bool:
+        pool.let_go(shape, made)
+        return True
+
+    pool = KvPool(PLENTY, new_page)
+    pool.make_room = make_room
+    page = pool.take(shape)
+    assert page is made[0]
+    with pytest.raises(MemoryError):
+        pool.take(shape)
+    pool.keep(shape, made)
+    pool.give_back(shape, made)
+    assert pool.take(shape) is page
+    assert (pool.used_bytes, pool.kept_bytes) == (PAGE_BYTES, 0)
 
 
 def test_pages_that_cannot_be_made_count_for_nothing() -> None:

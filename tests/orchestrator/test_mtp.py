@@ -11,7 +11,8 @@ import torch
 from orchestrator.generate import GenerationParams, new_sequence, prefill, step
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
 from orchestrator.model.step35 import Step35Model
-from orchestrator.sampling import Draft
+from orchestrator.sampling import Choice, LogitsInRam, Sampler
+from orchestrator.sampling_params import GREEDY
 from placement.errors import InputError
 from tests.orchestrator.heads import hidden_states, load_model
 from tests.orchestrator.plain_mtp import PlainMtp
@@ -25,9 +26,9 @@ class Recording(MtpDrafter):
         super().__init__(model, num_layers)
         self.made: list[tuple[int, list[int]]] = []
 
-    def draft(self, requests: Sequence[DraftRequest]) -> list[list[Draft]]:
+    def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
         drafts = super().draft(requests)
-        self.made.append((len(requests[0].tokens), [draft.token_id for draft in drafts[0]]))
+        self.made.append((len(requests[0].tokens), list(drafts[0])))
         return drafts
 
 
@@ -70,48 +71,57 @@ def test_every_draft_is_the_plain_implementations(num_layers: int, chunk_size: i
         assert sequence.accepted[1] > 0
 
 
-def test_draft_logits_are_the_plain_implementations(tmp_path: Path) -> None:
+def greedy(drafts: list[int]) -> Choice:
+    return Sampler(GREEDY).choice(len(drafts))
+
+
+def seen_by_drafters(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Logits from which drafts are chosen from now on."""
+    seen: list[torch.Tensor] = []
+
+    def noted(rows: torch.Tensor) -> LogitsInRam:
+        seen.extend(rows)
+        return LogitsInRam(rows)
+
+    monkeypatch.setattr("orchestrator.model.mtp.LogitsInRam", noted)
+    return seen
+
+
+def test_draft_logits_are_the_plain_implementations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model_dir = write_random_checkpoint(tmp_path, seed=12)
     model, plain = load_model(model_dir), PlainMtp(model_dir)
     drafter = MtpDrafter(model, 3)
     tokens = torch.randint(320, (30,), generator=torch.Generator().manual_seed(4)).tolist()
     rows = hidden_states(model, tokens[:-1])
-    seen: list[torch.Tensor] = []
-
-    def choose(logits: torch.Tensor) -> Draft:
-        seen.append(logits)
-        return Draft(int(logits.argmax()), None)
-
-    drafts = drafter.draft([DraftRequest(drafter.new_state(), rows, tokens, 3, choose)])[0]
-    expected = plain.draft_logits(rows, tokens, [draft.token_id for draft in drafts])
+    seen = seen_by_drafters(monkeypatch)
+    drafts = drafter.draft([DraftRequest(drafter.new_state(), rows, tokens, 3, greedy)])[0]
+    expected = plain.draft_logits(rows, tokens, drafts)
     for ours, theirs in zip(seen, expected, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("cuts", [[29], [1] * 29, [10, 1, 2, 16]])
-def test_draft_logits_have_the_same_bits_however_the_rows_came(cuts: list[int], tmp_path: Path) -> None:
+def test_draft_logits_have_the_same_bits_however_the_rows_came(
+    cuts: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = load_model(write_random_checkpoint(tmp_path, seed=13))
     drafter = MtpDrafter(model, 3)
     tokens = torch.randint(320, (30,), generator=torch.Generator().manual_seed(5)).tolist()
     rows = hidden_states(model, tokens[:-1])
 
+    seen = seen_by_drafters(monkeypatch)
+
     def drafts_after(pieces: list[int]) -> tuple[list[int], torch.Tensor]:
-        seen: list[torch.Tensor] = []
-
-        def choose(logits: torch.Tensor) -> Draft:
-            seen.append(logits)
-            return Draft(int(logits.argmax()), None)
-
         state = drafter.new_state()
         start = 0
         for size in pieces:
             stop = start + size
             # Drafts asked for on the way leave tentative slots behind, which must not be seen later.
-            asked = DraftRequest(state, rows[start:stop], tokens[: stop + 1], 3, choose)
+            asked = DraftRequest(state, rows[start:stop], tokens[: stop + 1], 3, greedy)
             seen.clear()
             chosen = drafter.draft([asked])[0]
             start = stop
-        return [draft.token_id for draft in chosen], torch.stack(seen)
+        return chosen, torch.stack(seen)
 
     whole, cut = drafts_after([29]), drafts_after(cuts)
     assert whole[0] == cut[0]

@@ -38,6 +38,7 @@ def planned(model_dir: Path, num_workers: int, *, device: str, kind: str) -> Pla
     [
         (0, "mps", "ram", "'head' … 'mps' … CPUs"),
         (0, "cuda:x", "vram", "'head' … 'cuda:x' … NVIDIA"),
+        (0, "cuda:01", "vram", "'head' … 'cuda:01' … NVIDIA"),
         (1, "cpu", "vram", "'worker-0' … vram … 'cpu' … NVIDIA"),
         (1, "cuda:0", "ram", "'worker-0' … ram … 'cuda:0' … CPUs"),
     ],

@@ -13,6 +13,7 @@ import pytest
 from orchestrator.cli.even_plan import even_plan
 from orchestrator.generate import GenerationParams
 from orchestrator.launch.local import local_workers
+from orchestrator.sampling_params import SamplingParams
 from orchestrator.session import open_session
 from placement.errors import PlanDoesNotFit
 from tests.orchestrator.processes import wait_until
@@ -24,7 +25,7 @@ from workers.memory.reservations import free_memory, reserve
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_workers")]
 
-PARAMS = GenerationParams(max_tokens=24, temperature=0.8, seed=3, ignore_eos=True, mtp=2)
+PARAMS = GenerationParams(max_tokens=24, sampling=SamplingParams(0.8, seed=3), ignore_eos=True, mtp=2)
 PROMPT = [5, 6, 7]
 
 

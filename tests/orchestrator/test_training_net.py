@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 
 from models.tiny.config import TinyConfig
 from models.tiny.export import read_checkpoint, write_checkpoint
 from models.tiny.net import TinyModel
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
-from orchestrator.sampling import Draft
+from orchestrator.sampling import Choice, LogitsInRam, Sampler
+from orchestrator.sampling_params import GREEDY
 from tests.orchestrator.heads import hidden_states, load_model
 
 LENGTH = 200  # longer than the window
 
 
 @torch.no_grad()
-def test_trunk_and_mtp_logits_are_the_training_nets(tmp_path: Path) -> None:
+def test_trunk_and_mtp_logits_are_the_training_nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = TinyModel(TinyConfig())
     net.initialize(3)
     write_checkpoint(net, tmp_path)
@@ -33,12 +36,20 @@ def test_trunk_and_mtp_logits_are_the_training_nets(tmp_path: Path) -> None:
     given = iter([*ids[0, LENGTH + 1 :].tolist(), 0])
     seen: list[torch.Tensor] = []
 
-    def take_the_texts_next_token(logits: torch.Tensor) -> Draft:
-        seen.append(logits)
-        return Draft(next(given), None)
+    class TakeTheTextsNextToken(LogitsInRam):
+        def __init__(self, rows: torch.Tensor) -> None:
+            seen.extend(rows)
+
+        def choose(self, choices: Sequence[Choice]) -> list[int]:
+            return [next(given)]
+
+    monkeypatch.setattr("orchestrator.model.mtp.LogitsInRam", TakeTheTextsNextToken)
+
+    def choice(drafts: list[int]) -> Choice:
+        return Sampler(GREEDY).choice(len(drafts))
 
     tokens = ids[0, : LENGTH + 1].tolist()
-    drafter.draft([DraftRequest(drafter.new_state(), rows, tokens, 3, take_the_texts_next_token)])
+    drafter.draft([DraftRequest(drafter.new_state(), rows, tokens, 3, choice)])
     states = net.mtp_states(ids, trunk)
     for layer, state, logits in zip(net.mtp, states, seen, strict=True):
         torch.testing.assert_close(logits, layer.logits(state)[0, -1], rtol=0, atol=1e-4)

@@ -140,7 +140,7 @@ def test_a_worker_that_no_head_speaks_to_ends_by_itself(spec: WorkerSpec, forks:
         info = begun(process)
         # As long as it is spoken to, it stays.
         with head(info.pulse_endpoint, spec) as (client, _):
-            until = time.monotonic() + 4.0
+            until = time.monotonic() + 2.75
             while time.monotonic() < until:
                 client.ping(1)
                 assert isinstance(client.wait(DEADLINE_S), Pong)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from workers.gpu.device import Device, Memory
-from workers.kernels.tables import load_tables
 
 _FORMS = ("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s")
 
@@ -22,12 +22,12 @@ class Grids:
 
     @classmethod
     def upload(cls, device: Device) -> Grids:
-        """18 KB, once for each card.
+        """`grids_bytes` of a card.
 
         Raises:
             DeviceFull: the card has no room for them.
         """
-        tables = [np.ascontiguousarray(table).view(np.uint8).reshape(-1) for table in load_tables()[2:7]]
+        tables = _tables()
         places = np.cumsum([0, *(len(table) for table in tables)])
         memory = device.allocate(int(places[-1]))
         stream = device.stream()
@@ -41,3 +41,16 @@ class Grids:
     def address(self, form_name: str) -> int:
         """0 for a form that wants none, as `GpuMatrix` has it."""
         return self.addresses.get(form_name, 0)
+
+
+def grids_bytes() -> int:
+    """What `Grids` takes of a card."""
+    return sum(len(table) for table in _tables())
+
+
+def _tables() -> list[NDArray[np.uint8]]:
+    """In the order of `_FORMS`."""
+    # Loads torch, and a command counts bytes before it does.
+    from workers.kernels.tables import load_tables
+
+    return [np.ascontiguousarray(table).view(np.uint8).reshape(-1) for table in load_tables()[2:7]]

@@ -77,7 +77,11 @@ def every_module() -> Iterator[Module]:
     yield Module("routing", "routing.h", ("route_top_k",))
     yield Module("kv_rows", "kv_rows.h", tuple(f"kv_rows_{form}" for form in KV_WORDS))
     yield from _attention()
-    yield Module("sampling", "sampling.h", ("argmax_parts", "argmax_join"))
+    yield Module(
+        "sampling",
+        "sampling.h",
+        ("largest_parts", "largest_join", "weigh_tokens", "cut_tokens", "noisy_parts", "noisy_join"),
+    )
     yield Module("swiglu", "swiglu.h", ("swiglu_round_256", "swiglu_round_32", "plain_swiglu"))
     yield Module("received", "received.h", ("widen_rows", "sum_sixteens"))
     yield Module("grouping", "grouping.h", ("group_entries", "set_slots"))

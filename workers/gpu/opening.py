@@ -9,6 +9,7 @@ from placement.errors import InputError
 from workers.gpu.compile import INSTALL, supported, version
 from workers.gpu.device import Device, DeviceFacts
 from workers.gpu.errors import DeviceUnavailable
+from workers.tiers import is_card_name
 
 LEAST_CAPABILITY = (7, 5)
 """Turing: the first generation with products of 8-bit integers on tensor cores."""
@@ -27,10 +28,9 @@ def open_device(name: str, *, cache: Path | None = None) -> Device:
         InputError: the name is none of a card.
         DeviceUnavailable: no driver or an old one, no such card, or one of a generation without our kernels.
     """
-    kind, _, number = name.partition(":")
-    if kind != "cuda" or not (number.isdecimal() or ":" not in name):
-        raise InputError(f"device {name!r}: expected cpu, cuda, or cuda:N")
-    index = int(number or 0)
+    if not is_card_name(name):
+        raise InputError(f"device {name!r}: expected cpu, cuda, or cuda:N, such as cuda:1")
+    index = int(name.partition(":")[2] or 0)
     driver, count = load_driver()
     if index >= count:
         have = "one card, cuda:0" if count == 1 else f"cards cuda:0 to cuda:{count - 1}"

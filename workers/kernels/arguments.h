@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "gpu/row_choice.h"
+
 struct bf16 {
   uint16_t bits;
 };
@@ -221,6 +223,15 @@ struct MoeArgs {
   int threads;
 };
 
+// One row's choice of a token, and room for it: orders and weights, [vocab] each.
+struct ChooseRowArgs {
+  const float* logits;
+  const uint32_t* banned;  // a bit for each token, lowest first; or null
+  const RowChoice* choice;
+  uint32_t *orders, *weights;
+  int64_t vocab;
+};
+
 // Work below this many multiply-adds is done by the caller alone. It takes a core a few tenths of a
 // millisecond; waking a thread takes a tenth of that on an idle machine, 10 ms or more when its core is busy.
 constexpr int64_t SERIAL_WORK = 1 << 21;
@@ -239,6 +250,8 @@ struct Kernels {
   void (*sigmoid)(const float* x, float* out, int64_t n, int threads);
   void (*swiglu)(const float* gate, const float* up, float* out, int64_t n, float limit, int threads);
   void (*route)(const RouteArgs&);
+  int64_t (*choose_token)(const ChooseRowArgs&);
+  void (*noise)(const uint64_t* words, double* noise, double* bounds, int64_t n);
   void (*kv_rows[3])(const KvRowsArgs&);  // by KvForm, as is the next one
   void (*attention[3])(const AttentionArgs&);
   void (*row_exponents)(const float* x, int32_t* out, int64_t T, int64_t D, int32_t offset, int32_t low,

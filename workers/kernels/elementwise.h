@@ -1,28 +1,9 @@
 // The exponential and what is made of it, norms, and the router's choice.
 
-// e^x: x = n ln 2 + r (Cody and Waite's two-part ln 2), a degree-7 polynomial on |r| <= ln 2 / 2, times 2^n
-// in two steps so that results below 2^-126 round once. NaN gives NaN, +inf inf, -inf 0.
-static ALWAYS_INLINE float exp_one(float x) {
-  const float clamped = x < -104.0f ? -104.0f : (x > 89.0f ? 89.0f : x);
-  const float safe = clamped == clamped ? clamped : 0.0f;
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float n = __builtin_fmaf(safe, 1.44269504088896341f, magic) - magic;
-  float r = __builtin_fmaf(n, -0.693359375f, safe);
-  r = __builtin_fmaf(n, 2.12194440e-4f, r);
-  float p = 1.98412698e-4f;
-  p = __builtin_fmaf(p, r, 1.38888889e-3f);
-  p = __builtin_fmaf(p, r, 8.33333333e-3f);
-  p = __builtin_fmaf(p, r, 4.16666667e-2f);
-  p = __builtin_fmaf(p, r, 1.66666667e-1f);
-  p = __builtin_fmaf(p, r, 0.5f);
-  p = __builtin_fmaf(p, r, 1.0f);
-  p = __builtin_fmaf(p, r, 1.0f);
-  const int32_t exponent = (int32_t)n, half = exponent >> 1;
-  const float a = __builtin_bit_cast(float, (half + 127) << 23);
-  const float b = __builtin_bit_cast(float, (exponent - half + 127) << 23);
-  const float result = p * a * b;
-  return x == x ? result : x;
-}
+#define DEVICE static ALWAYS_INLINE
+#include "gpu/steps_on_cpu.h"
+
+#include "gpu/exponential.h"
 
 static ALWAYS_INLINE float sigmoid_one(float x) { return 1.0f / (1.0f + exp_one(-x)); }
 

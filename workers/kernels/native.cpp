@@ -129,7 +129,8 @@ using namespace neon;
 #define KERNEL_TABLE(name, isa)                                                                        \
   {                                                                                                    \
     #name, isa::linear, isa::rms_norm, isa::exponentials, isa::sigmoid,                                \
-        isa::swiglu, isa::route, {isa::kv_rows<float>, isa::kv_rows<bf16>, isa::kv_rows<int8_t>},      \
+        isa::swiglu, isa::route, isa::choose_token, isa::noise_of,                                     \
+        {isa::kv_rows<float>, isa::kv_rows<bf16>, isa::kv_rows<int8_t>},                               \
         {isa::attention<float>, isa::attention<bf16>, isa::attention<int8_t>}, isa::row_exponents,     \
         isa::grid_to_float32, isa::dense_ffn, isa::moe, isa::round_rows, isa::sum_sixteens,            \
         isa::format_index, isa::rounding_block, name::ROUNDED_DOTS                                     \
@@ -303,6 +304,21 @@ EXPORT int potluck_route_top_k(const float* logits, const float* bias, int32_t* 
   if (scratch.failed()) return OUT_OF_MEMORY;
   active->route(args);
   return OK;
+}
+
+// Gives the id of a row's token, -1 where its largest logit is not finite.
+EXPORT int potluck_choose_token(const float* logits, int64_t vocab, const uint32_t* banned, const RowChoice* choice,
+                                int64_t* token_id) {
+  Scratch scratch;
+  ChooseRowArgs args{logits, banned, choice, scratch.take<uint32_t>(vocab), scratch.take<uint32_t>(vocab), vocab};
+  if (scratch.failed()) return OUT_OF_MEMORY;
+  *token_id = active->choose_token(args);
+  return OK;
+}
+
+// Words as noise, and its bounds: for tests.
+EXPORT void potluck_noise(const uint64_t* words, double* noise, double* bounds, int64_t n) {
+  active->noise(words, noise, bounds, n);
 }
 
 // Norms and rotates new queries, and writes new keys and values into their pages. `form` is a KvForm.

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from placement.errors import NativeCodeNotBuilt
 from transport.rounded_hidden import RoundedHidden
 from workers.compiled import load_library
 
@@ -79,7 +80,13 @@ class ExpertMatricesArgs(ctypes.Structure):
 
 
 def _function(name: str, argtypes: list[type], restype: type | None = None) -> ctypes._NamedFuncPointer:
-    function = getattr(_library, f"potluck_{name}")
+    try:
+        function = getattr(_library, f"potluck_{name}")
+    except AttributeError:
+        raise NativeCodeNotBuilt(
+            f"the compiled kernels are of another state of the source: they lack {name}; run `make demo` or "
+            "`pip install -e .` in the clone"
+        ) from None
     function.argtypes, function.restype = argtypes, restype
     return function  # type: ignore[no-any-return]
 
@@ -96,6 +103,8 @@ swiglu = _function("swiglu", [_P, _P, _P, _L, _F, _I])
 row_exponents = _function("row_exponents", [_P, _P, _L, _L, _I, _I, _I, _I])
 grid_to_float32 = _function("grid_to_float32", [_P, _P, _P, _L, _L, _I], _I)
 route_top_k = _function("route_top_k", [_P, _P, _P, _P, _L, _L, _L, _I, _F, _I], _I)
+choose_token = _function("choose_token", [_P, _L, _P, _P, _P], _I)
+noise = _function("noise", [_P, _P, _P, _L])
 kv_rows = _function("kv_rows", [_P, _L, _P, _F, _P, _P, _L, _P, _P, _I, _L, _L, _L, _L, _L, _I])
 attention = _function("attention", [_P, _P, _L, _P, _I, _P, _L, _L, _L, _L, _L, _L, _F, _I], _I)
 _M = ctypes.POINTER(WeightMatrixArgs)

@@ -11,6 +11,8 @@
 
 #include "elementwise.h"
 
+#include "choosing_rows.h"
+
 #include "quantised.h"
 
 #include "rounded.h"

@@ -30,6 +30,7 @@ from orchestrator.generate import GenerationParams, OnTokens, generate
 from orchestrator.membership.events import Event, Liar, PassRepeated
 from orchestrator.membership.standing import Standing
 from orchestrator.model.step35 import Step35Model
+from orchestrator.sampling_params import SamplingParams
 from placement.errors import InputError, WorkerRefused
 from placement.holders import HolderTable
 from placement.patience import Patience
@@ -244,7 +245,7 @@ def three_boxes(
 
 def said(head: Step35Model, dispatcher: Dispatcher, on_tokens: OnTokens | None = None) -> tuple[int, ...]:
     over = Step35Model(head.config, head.weights, head.dtype, dispatcher, dispatcher.timer)
-    params = GenerationParams(max_tokens=12, temperature=0.9, seed=5, ignore_eos=True)
+    params = GenerationParams(max_tokens=12, sampling=SamplingParams(0.9, seed=5), ignore_eos=True)
     return generate(over, [5, 17, 300, 42], params, on_tokens).token_ids
 
 

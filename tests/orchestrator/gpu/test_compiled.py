@@ -26,7 +26,9 @@ def check(name: str, capability: tuple[int, int]) -> None:
 
 
 @pytest.mark.card
-@pytest.mark.parametrize("name", ["norms", "routing", "kv_rows", "attention_join", "attention_int8_1_2"])
+@pytest.mark.parametrize(
+    "name", ["norms", "routing", "kv_rows", "attention_join", "attention_int8_1_2", "sampling"]
+)
 def test_no_product_is_contracted_or_approximated(name: str) -> None:
     (module,) = (module for module in OF_THE_HEAD if module.name == name)
     text = compile_module(module, (8, 6), as_text=True).image.decode()
@@ -38,7 +40,7 @@ def test_no_product_is_contracted_or_approximated(name: str) -> None:
 # The ones with most registers; the others are in the long test.
 @pytest.mark.card
 @pytest.mark.parametrize("capability", [(7, 5), (12, 0)])
-@pytest.mark.parametrize("name", ["norms", "routing", "kv_rows", "attention_join", "attention_bfloat16_4_1"])
+@pytest.mark.parametrize("name", ["norms", "routing", "sampling", "attention_join", "attention_bfloat16_4_1"])
 def test_kernels_of_the_head_fit_the_registers(name: str, capability: tuple[int, int]) -> None:
     check(name, capability)
 

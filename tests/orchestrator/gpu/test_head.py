@@ -14,6 +14,7 @@ from orchestrator.gpu.head import HeadOnCard
 from orchestrator.gpu.work_size import head_work_bytes
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.step35 import Step35Model
+from orchestrator.sampling_params import GREEDY, SamplingParams
 from orchestrator.session import load_local
 from placement.errors import KvDoesNotFit
 from placement.kv_size import KvForm
@@ -63,8 +64,9 @@ def plan_of(model: Step35Model) -> Plan:
 def same(cpu: Step35Model, card: Step35Model, *, mtp: int = 0, max_tokens: int = 6) -> None:
     """Hidden states, and generations greedy and at a temperature, have the same bits."""
     assert torch.equal(hidden_states(card, PROMPT, 4), hidden_states(cpu, PROMPT))
-    for temperature in (0.0, 1.2):
-        params = GenerationParams(max_tokens, temperature, seed=4, ignore_eos=temperature == 0, mtp=mtp)
+    # Twice the first, whose launches are graphs by then.
+    for sampling in (GREEDY, SamplingParams(1.2, 9, 0.8, 0.01, seed=4), SamplingParams(1.2, seed=4), GREEDY):
+        params = GenerationParams(max_tokens, sampling, ignore_eos=sampling == GREEDY, mtp=mtp)
         assert generate(card, PROMPT, params).token_ids == generate(cpu, PROMPT, params).token_ids
 
 
@@ -151,4 +153,5 @@ def test_a_head_takes_what_is_counted_for_it_before_it_is_loaded(device: Device,
     assert isinstance(head, HeadOnCard)
     tables = (head._pages, *head._mtp_pages)
     taken = head._areas.memory.num_bytes + sum(of_layers._memory.num_bytes for of_layers in tables)
+    taken += head.weights._grids.memory.num_bytes
     assert taken == head_work_bytes(model.config, 1024, 32)

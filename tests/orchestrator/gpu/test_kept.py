@@ -32,6 +32,25 @@ def test_a_card_without_room_for_a_graph_launches_plainly(card: Card) -> None:
         assert card.count("graphs") == before + graphs
 
 
+def test_what_was_used_least_recently_makes_room(card: Card) -> None:
+    stream = card.device().stream()
+    kept = KeptLaunches(stream, most=2)
+    asked: list[str] = []
+
+    def launch(*keys: str) -> list[str]:
+        asked.clear()
+        for key in keys:
+            assert kept.launch(key, lambda key=key: asked.append(key) or key) == key
+        return list(asked)
+
+    # Asked for plainly, captured, then replayed.
+    assert launch(*"ab", *"ab", *"ab") == [*"ab", *"ab"]
+    assert launch("c", "b") == ["c"]
+    # The third took the place of the first, which now takes that of the third itself.
+    assert launch("a", "b", "c") == ["a", "c"]
+    stream.synchronize()
+
+
 def test_launches_that_failed_while_they_were_captured_are_asked_for_again(card: Card) -> None:
     stream = card.device().stream()
     kept = KeptLaunches(stream)

@@ -23,6 +23,7 @@ from orchestrator.membership.member import Expected
 from orchestrator.membership.rescue import BoxRoom
 from orchestrator.membership.watch import ClusterWatch
 from orchestrator.model.step35 import Step35Model
+from orchestrator.sampling_params import SamplingParams
 from placement.errors import WorkerLost
 from placement.holders import HolderTable
 from placement.patience import Patience
@@ -44,7 +45,9 @@ from workers.store import ExpertStore, in_one_form
 from workers.tiers import ExpertTier, tiers_of
 
 PROMPT = [5, 17, 300, 42, 9]
-PARAMS = GenerationParams(max_tokens=10, temperature=0.8, seed=3, ignore_eos=True, mtp=3, chunk_size=3)
+PARAMS = GenerationParams(
+    max_tokens=10, sampling=SamplingParams(0.8, seed=3), ignore_eos=True, mtp=3, chunk_size=3
+)
 
 
 class Obeys(FixedExperts):

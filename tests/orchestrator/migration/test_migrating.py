@@ -39,8 +39,8 @@ def test_tokens_stay_the_same_while_all_experts_change_places(tmp_path: Path) ->
         assert session.watched is not None
         watch = session.watched.watch
         session.head.recorder = routing
-        # Room for a few experts at a time: the move takes several steps.
-        room = {worker.name: 5 * int(plan.expert_bytes.max()) for worker in plan.workers}
+        # Room for 12 of 32 experts at a time: the move takes three steps.
+        room = {worker.name: 12 * int(plan.expert_bytes.max()) for worker in plan.workers}
         migration = Migration(MigrationLimits(check_s=0.2, rate_bytes_per_s=0), room, time.monotonic())
 
         def propose(_: Propose) -> Proposal:
@@ -65,6 +65,6 @@ def test_tokens_stay_the_same_while_all_experts_change_places(tmp_path: Path) ->
                 assert session.generate(PROMPT, PARAMS).token_ids == expected
         assert any(isinstance(event, Migrated) for event in told)
         now = watch.standing().view.plan
-        assert now.epoch > 1
+        assert now.epoch > 3
         assert now.holder_table == target
         assert session.generate(PROMPT, PARAMS).token_ids == expected

@@ -136,7 +136,7 @@ class Engine:
         one.generated += 1 + accepted
         one.computed += 1 + accepted
         self.served[one.client] += 1 + accepted
-        return Advance(number, (7,) * (1 + accepted), drafts, accepted, self._end(one))
+        return Advance(number, (7,) * (1 + accepted), drafts, accepted, self._end(one), one.computed)
 
     def _prefill(self, number: int, tokens: int) -> Advance:
         one = self.sequences.get(number)
@@ -144,10 +144,10 @@ class Engine:
             return Advance(number)
         one.computed += tokens
         if one.generated or one.to_prefill:
-            return Advance(number)
+            return Advance(number, held=one.computed)
         one.generated = 1
         self.served[one.client] += one.prompt + 1
-        return Advance(number, (7,), ended=self._end(one))
+        return Advance(number, (7,), ended=self._end(one), held=one.computed)
 
     def _end(self, one: Sequence) -> Ended | None:
         if one.generated == one.max_tokens:

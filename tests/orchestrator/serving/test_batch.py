@@ -14,7 +14,6 @@ from orchestrator.generate import GenerationParams, generate, new_sequence
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
 from orchestrator.model.step35 import Step35Model
-from orchestrator.sampling import Draft
 from orchestrator.scheduling.step_plan import Decode, Prefill, StepPlan
 from orchestrator.sequence import SequenceState
 from orchestrator.serving import batch
@@ -152,7 +151,7 @@ class Counting(MtpDrafter):
         super().__init__(model, num_layers)
         self.rows: list[int] = []
 
-    def draft(self, requests: list[DraftRequest]) -> list[list[Draft]]:  # type: ignore[override]
+    def draft(self, requests: list[DraftRequest]) -> list[list[int]]:  # type: ignore[override]
         self.rows.append(sum(request.state.deferred for request in requests))
         return super().draft(requests)
 

@@ -7,14 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from placement.cost.prefill import prefill_seconds, streamed_seconds
+from placement.cost.prefill import prefill_layer_seconds, prefill_rates, prefill_seconds, streamed_seconds
 from placement.cost.rates import expert_rates
 from placement.given.problem import PlanningProblem
 from placement.model_shape import STEP_3_5_FLASH
 from placement.replay.recorded_run import replay_decode, replay_prefill
 from placement.replay.simulate import simulate_alone
+from placement.streaming import ExpertSeconds, StreamingRates, choose_streamed
 from placement.workload import Workload
+from tests.examples import examples
 from tests.placement.boxes import device
 from tests.placement.runs import random_plan, random_trace, system_of
 
@@ -56,12 +60,12 @@ def test_a_prompts_rows_cross_the_wire_once_for_a_box_of_two_devices() -> None:
     assert together - apart == pytest.approx(42 * 400 * row_s)
 
 
-def gpu_box(host_link_bytes_per_s: float | None) -> PlanningProblem:
+def gpu_box(host_link_bytes_per_s: float | None, ram_gflops: float = 700) -> PlanningProblem:
     gpu = replace(
         device("head", 1500, SIZE, tier="vram", gbytes_per_s=900, gflops=60_000),
         host_link_bytes_per_s=host_link_bytes_per_s,
     )
-    ram = device("home-ram", 12_000, SIZE, home=True, gbytes_per_s=60, gflops=700)
+    ram = device("home-ram", 12_000, SIZE, home=True, gbytes_per_s=60, gflops=ram_gflops)
     return PlanningProblem(STEP_3_5_FLASH, (gpu, ram), SIZE)
 
 
@@ -80,6 +84,29 @@ def test_a_faster_bus_is_never_slower() -> None:
     share, held = np.tile([0.2, 0.8], (42, 1)), np.tile([58, 230], (42, 1))
     seconds = [prefill_seconds(gpu_box(rate), share, held, 512) for rate in (1e9, 4e9, 16e9, 64e9)]
     assert seconds == sorted(seconds, reverse=True)
+
+
+@given(num_experts=st.integers(1, 288), rows=st.integers(1, 600), gflops=st.sampled_from([100, 700, 5000]))
+@examples(40)
+def test_a_run_that_copies_whole_equal_experts_takes_at_most_one_of_them_longer(
+    num_experts: int, rows: int, gflops: float
+) -> None:
+    """The closed form cuts experts into any shares, and its copies meet the GPU at once."""
+    link = 25e9
+    problem = gpu_box(link, gflops)
+    on_gpu, in_ram = (
+        ExpertSeconds.line(
+            0.0, 2 * STEP_3_5_FLASH.expert_parameters / d.ffn_flops_per_s, SIZE / d.bandwidth_bytes_per_s
+        )
+        for d in problem.devices
+    )
+    of_pass, each = prefill_rates(problem, rows), np.full(num_experts, rows)
+    rates = StreamingRates(SIZE / link, in_ram, on_gpu)
+    found = choose_streamed(each, rates, gpu_busy_s=float(of_pass.busy_s[0]))
+    counts = [np.array([0, count]) for count in (rows, num_experts, num_experts * rows)]
+    mean_s = float(prefill_layer_seconds(problem, of_pass, *counts))
+    one_s = rates.copy_s + float(in_ram.of(each)[0] + on_gpu.of(each)[0])
+    assert mean_s * (1 - 1e-9) <= found.seconds <= mean_s + one_s
 
 
 def test_replayed_steps_are_those_of_the_simulator() -> None:

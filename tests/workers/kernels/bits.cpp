@@ -19,6 +19,8 @@ int potluck_linear(const float*, const WeightMatrix*, int64_t, float*, int64_t, 
 int potluck_round_rows(const float*, int64_t, int64_t, int64_t, int8_t*, float*, int);
 void potluck_exp(const float*, float*, int64_t);
 void potluck_swiglu(const float*, const float*, float*, int64_t, float, int);
+void potluck_noise(const uint64_t*, double*, double*, int64_t);
+int potluck_choose_token(const float*, int64_t, const uint32_t*, const RowChoice*, int64_t*);
 int potluck_route_top_k(const float*, const float*, int32_t*, float*, int64_t, int64_t, int64_t, int, float, int);
 void potluck_kv_rows(const float*, int64_t, const float*, float, const float*, const float*, int64_t, float*,
                      const int64_t*, int, int64_t, int64_t, int64_t, int64_t, int64_t, int);
@@ -303,6 +305,25 @@ static void elementwise() {
   routes.add(ids);
   routes.add(shares);
   note("routes", status, routes);
+
+  std::vector<uint64_t> words(5000);
+  std::vector<double> noise(words.size()), bounds(words.size());
+  for (uint64_t& word : words) word = (uint64_t)bits() << 32 | (uint32_t)bits();
+  potluck_noise(words.data(), noise.data(), bounds.data(), (int64_t)words.size());
+  Hash noises;
+  noises.add(noise.data(), noise.size() * sizeof(double));
+  note("noise", 0, noises);
+
+  Hash tokens;
+  std::vector<int64_t> chosen;
+  const std::vector<float> row = numbers(3001);
+  for (uint64_t position = 0; position < 40; ++position) {
+    const RowChoice choice{7, 1, position, position % 2 ? 50 : 0, position % 3 ? 0.9 : 1.0, 0.001, 1.2f, 0};
+    chosen.push_back(-1);
+    potluck_choose_token(row.data(), 3001, nullptr, &choice, &chosen.back());
+  }
+  tokens.add(chosen);
+  note("chosen tokens", 0, tokens);
 }
 
 static std::vector<std::string> all_cases() {

@@ -31,19 +31,21 @@ DEVICE float fma_rn(float a, float b, float c) {
   return d;
 }
 DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
+DEVICE double divide(double a, double b) { return __ddiv_rn(a, b); }
 DEVICE float square_root(float a) { return __fsqrt_rn(a); }
 DEVICE float round_even(float a) { return rintf(a); }
 DEVICE double round_even(double a) { return rint(a); }
 DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
+DEVICE double as_double(uint64_t bits) { return __longlong_as_double((int64_t)bits); }
 DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }
+DEVICE uint64_t as_bits(double x) { return (uint64_t)__double_as_longlong(x); }
+DEVICE uint64_t high_word(uint64_t a, uint64_t b) { return __umul64hi(a, b); }
+DEVICE int leading_zeros(uint64_t x) { return __clzll((int64_t)x); }
 #else
-DEVICE float fma_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-DEVICE float divide(float a, float b) { return a / b; }
+#include "steps_on_cpu.h"
 DEVICE float square_root(float a) { return __builtin_sqrtf(a); }
 DEVICE float round_even(float a) { return __builtin_rintf(a); }
 DEVICE double round_even(double a) { return __builtin_rint(a); }
-DEVICE float as_float(uint32_t bits) { return __builtin_bit_cast(float, bits); }
-DEVICE uint32_t as_bits(float x) { return __builtin_bit_cast(uint32_t, x); }
 #endif
 
 // A float16 as float32, exactly.

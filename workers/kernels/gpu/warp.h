@@ -15,6 +15,12 @@ DEVICE uint32_t warp_max(uint32_t x) {
   return x;
 }
 
+// The sum of all lanes' integers, in each of them.
+DEVICE uint64_t warp_sum(uint64_t x) {
+  UNROLL for (int by = WARP / 2; by > 0; by /= 2) x += __shfl_xor_sync(ALL_LANES, x, by);
+  return x;
+}
+
 // The sum of N neighbouring lanes' integers, in each of them.
 template <int N>
 DEVICE int32_t sum_of(int32_t x) {

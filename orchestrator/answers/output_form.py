@@ -1,0 +1,112 @@
+"""Answers of a given form: which tokens may come next, by llguidance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from numpy.typing import NDArray
+
+from orchestrator.serving.request import OutputForm
+from orchestrator.tokenizer import Tokenizer
+from placement.errors import InputError
+from placement.files.quote import one_line
+from placement.units import size
+
+MOST_FORM_BYTES = 256_000
+"""Of a schema, expression or grammar; a client's text decides how long compiling it takes."""
+
+_ANY_OBJECT = '{"type": "object"}'
+_FIELDS = {
+    "json": "response_format",
+    "json_schema": "the JSON schema",
+    "regex": "the regular expression",
+    "grammar": "the grammar",
+}
+
+
+class OutputForms:
+    """What a model's tokenizer and end tokens make of forms."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab: int, end_ids: Sequence[int]) -> None:
+        """`vocab`: logits of a row, which may be more than the tokenizer knows."""
+        self._vocab = vocab
+        self._tokenizer = LLTokenizer(tokenizer.as_json(), n_vocab=vocab, eos_token=list(end_ids))
+
+    def matcher(self, form: OutputForm, begins_after: int | None = None) -> FormMatcher:
+        """Begins an answer of that form.
+
+        Args:
+            begins_after: a token before which anything may come, such as the end of reasoning; None for none.
+
+        Raises:
+            InputError: the form is too long, or is none.
+        """
+        what = _FIELDS[form.kind]
+        if len(form.value.encode()) > MOST_FORM_BYTES:
+            raise InputError(f"{what} is longer than {size(MOST_FORM_BYTES)}; expected a shorter one")
+        grammar = _grammar(form)
+        is_wrong, told = LLMatcher.validate_grammar_with_warnings(grammar, self._tokenizer)
+        if is_wrong:
+            raise InputError(f"{what} cannot be followed: {one_line(told[0])}")
+        return FormMatcher(LLMatcher(self._tokenizer, grammar, log_level=0), self._vocab, begins_after)
+
+
+@dataclass(slots=True)
+class FormMatcher:
+    """One answer on its way.
+
+    Attributes:
+        begins_after: the token that everything before the answer ends with; None once it came.
+    """
+
+    _matcher: LLMatcher
+    _vocab: int
+    begins_after: int | None
+
+    def note(self, token_ids: Sequence[int]) -> None:
+        """These are the next tokens; behind one that the form does not allow anything may come."""
+        for token_id in token_ids:
+            if self.begins_after is None:
+                self._matcher.consume_token(token_id)
+            elif token_id == self.begins_after:
+                self.begins_after = None
+
+    def allowed(self, drafts: Sequence[int]) -> list[NDArray[np.uint32] | None]:
+        """For the next token and for that behind each draft: a bit for each token, None where any may come.
+
+        A row behind a draft that the form does not allow counts for nothing, and gets None.
+        """
+        found: list[NDArray[np.uint32] | None] = []
+        begins_after, consumed, dead = self.begins_after, 0, False
+        for place in range(len(drafts) + 1):
+            found.append(None if dead or begins_after is not None else self._mask())
+            if place == len(drafts):
+                break
+            if begins_after is not None:
+                begins_after = None if drafts[place] == begins_after else begins_after
+            elif not dead:
+                taken = self._matcher.try_consume_tokens([drafts[place]])
+                consumed += taken
+                dead = not taken
+        if consumed:
+            self._matcher.rollback(consumed)
+        return found
+
+    def _mask(self) -> NDArray[np.uint32] | None:
+        if self._matcher.is_error():
+            return None
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
+        return bits[: -(-self._vocab // 32)]
+
+
+def _grammar(form: OutputForm) -> str:
+    if form.kind == "json":
+        return LLMatcher.grammar_from_json_schema(_ANY_OBJECT)
+    if form.kind == "json_schema":
+        return LLMatcher.grammar_from_json_schema(form.value)
+    if form.kind == "regex":
+        return LLMatcher.grammar_from_regex(form.value)
+    return LLMatcher.grammar_from_lark(form.value)

@@ -1,0 +1,1 @@
+"""The model over HTTP, as clients of OpenAI and Anthropic expect it."""

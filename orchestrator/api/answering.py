@@ -1,0 +1,206 @@
+"""Draws answers from the engine: several at once, ended at once where nobody wants them any more."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from orchestrator.api.errors import ApiError, lost, refused, stopping, unexpected
+from orchestrator.api.request_id import REQUEST_ID
+from orchestrator.api.writer import Writer
+from orchestrator.serving.answer import (
+    AnswerEvent,
+    CallArguments,
+    Engine,
+    Finished,
+    Reasoning,
+    Refused,
+    Started,
+    Text,
+    Usage,
+)
+from orchestrator.serving.request import GenerationRequest
+
+logger = logging.getLogger(__name__)
+
+# What may wait for a client that reads slowly; then the engine is not asked for more.
+_MOST_WAITING = 256
+
+
+@runtime_checkable
+class _Closes(Protocol):
+    async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """Nothing happened for a while."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    error: ApiError
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What came of one answer, for the case that we have to end it ourselves."""
+
+    started: Started | None = None
+    pieces: int = 0
+    reasoning: int = 0
+    is_finished: bool = False
+
+    def note(self, event: AnswerEvent) -> None:
+        if isinstance(event, Started):
+            self.started = event
+        elif isinstance(event, Reasoning):
+            self.pieces += 1
+            self.reasoning += 1
+        elif isinstance(event, Text | CallArguments):
+            self.pieces += 1
+        elif isinstance(event, Finished):
+            self.is_finished = True
+
+    def ended(self) -> Finished:
+        """An end by shutdown. Every piece was a token at least; the engine is not there to say more."""
+        if self.started is None:
+            raise stopping()
+        usage = Usage(self.started.prompt_tokens, self.started.cached_tokens, self.pieces, self.reasoning)
+        return Finished("shutdown", usage, message="the server is shutting down")
+
+
+async def answers(
+    engine: Engine, requests: Sequence[GenerationRequest], is_over: asyncio.Event, quiet_s: float
+) -> AsyncGenerator[tuple[int, AnswerEvent] | Quiet]:
+    """Events of all the answers as they come, each with its answer's index.
+
+    Closing this closes the engine's iterators.
+
+    Args:
+        is_over: once set, what still runs is ended as by a shutdown.
+        quiet_s: after so long without an event, `Quiet` is given.
+
+    Raises:
+        ApiError: a request was refused, or the cluster or the engine failed.
+    """
+    queue: asyncio.Queue[tuple[int, AnswerEvent | _Failed]] = asyncio.Queue(_MOST_WAITING)
+    pumps = [
+        asyncio.create_task(_pump(engine, request, index, queue)) for index, request in enumerate(requests)
+    ]
+    over = asyncio.create_task(is_over.wait())
+    coming: asyncio.Task[tuple[int, AnswerEvent | _Failed]] | None = None
+    seen = [_Seen() for _ in requests]
+    try:
+        while not all(one.is_finished for one in seen):
+            coming = coming or asyncio.create_task(queue.get())
+            done, _ = await asyncio.wait({coming, over}, timeout=quiet_s, return_when=asyncio.FIRST_COMPLETED)
+            if coming in done:
+                index, event = coming.result()
+                coming = None
+                if isinstance(event, _Failed):
+                    raise event.error
+                if isinstance(event, Finished) and event.reason == "lost":
+                    raise lost(event.message)
+                seen[index].note(event)
+                yield index, event
+            elif over in done:
+                for index, one in enumerate(seen):
+                    if not one.is_finished:
+                        yield index, one.ended()
+                return
+            else:
+                yield Quiet()
+    finally:
+        await _end([*pumps, over, *([coming] if coming else [])])
+
+
+async def streamed(
+    source: AsyncGenerator[tuple[int, AnswerEvent] | Quiet],
+    writer: Writer,
+    quiet_s: float,
+    ended: Callable[[Writer], None] = lambda writer: None,
+) -> AsyncGenerator[bytes]:
+    """An answer as the bytes of a stream.
+
+    Args:
+        quiet_s: something is said at least so often, also where events have nothing to say.
+        ended: told once all is there, before the client hears of the end.
+
+    Raises:
+        ApiError: before the first bytes; a later one is part of the stream.
+    """
+    now_s = asyncio.get_running_loop().time
+    has_begun, said_s = False, now_s()
+    async with aclosing(source):
+        try:
+            async for item in source:
+                said = b""
+                if not isinstance(item, Quiet):
+                    said = b"".join(map(writer.frame, writer.take(*item)))
+                if not said and (isinstance(item, Quiet) or now_s() - said_s >= quiet_s):
+                    said = writer.waiting()
+                if said:
+                    has_begun, said_s = True, now_s()
+                    yield said
+            ended(writer)
+            yield b"".join(map(writer.frame, writer.end())) + writer.last()
+        except ApiError as error:
+            if not has_begun:
+                raise
+            yield b"".join(map(writer.frame, writer.failed(error))) + writer.last()
+
+
+async def whole(source: AsyncGenerator[tuple[int, AnswerEvent] | Quiet], writer: Writer) -> dict[str, Any]:
+    """An answer in one piece.
+
+    Raises:
+        ApiError: it was refused, or broke off.
+    """
+    async with aclosing(source):
+        async for item in source:
+            if not isinstance(item, Quiet):
+                writer.take(*item)
+    return writer.whole()
+
+
+async def _pump(
+    engine: Engine,
+    request: GenerationRequest,
+    index: int,
+    queue: asyncio.Queue[tuple[int, AnswerEvent | _Failed]],
+) -> None:
+    """Put one answer's events into the queue, to the last or to the first error."""
+    try:
+        events = engine.answer(request)
+        try:
+            async for event in events:
+                await queue.put((index, event))
+                if isinstance(event, Finished):
+                    return
+        finally:
+            await _close(events)
+        logger.error("request %s: the engine ended an answer without saying why", REQUEST_ID.get())
+        await queue.put((index, _Failed(unexpected())))
+    except Refused as refusal:
+        await queue.put((index, _Failed(refused(refusal))))
+    except Exception:
+        logger.exception("request %s: the engine failed to answer", REQUEST_ID.get())
+        await queue.put((index, _Failed(unexpected())))
+
+
+async def _close(events: AsyncIterator[AnswerEvent]) -> None:
+    if isinstance(events, _Closes):
+        await events.aclose()
+
+
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with suppress(asyncio.CancelledError, Exception):
+            await task

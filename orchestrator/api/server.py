@@ -1,0 +1,218 @@
+"""The server: an application around an engine, and the loop that serves it until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import signal
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import uvicorn
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from orchestrator.api.anthropic_routes import anthropic_routes
+from orchestrator.api.bodies import ClientLeft
+from orchestrator.api.connections import bounded_protocol
+from orchestrator.api.errors import ApiError
+from orchestrator.api.guard import Guard, Life, shape_of
+from orchestrator.api.openai_routes import openai_routes
+from orchestrator.api.openapi import openapi
+from orchestrator.api.sending import error_response
+from orchestrator.api.service import Service
+from orchestrator.api.settings import ApiSettings
+from orchestrator.serving.answer import Engine
+from placement.errors import InputError
+
+_HEADER_BYTES = 65_536
+_BACKLOG = 2048
+# Beside connections, for model files, workers and all else.
+_OTHER_FILES = 1024
+# From the end of the grace to the last byte of answers that are ended.
+_LAST_WORDS_S = 5
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+def build_app(engine: Engine, settings: ApiSettings, life: Life | None = None) -> FastAPI:
+    """All APIs on one engine.
+
+    Args:
+        life: says when to stop; by itself the application never does.
+    """
+    life = life or Life()
+    service = Service(engine, settings, life)
+    app = FastAPI(title="Potluck", docs_url=None, redoc_url=None)
+    app.include_router(openai_routes(service))
+    app.include_router(anthropic_routes(service))
+    app.add_middleware(Guard, settings=settings, life=life, clock=time.monotonic)
+    app.add_exception_handler(ApiError, _on_error)
+    app.add_exception_handler(HTTPException, _on_error)
+    app.add_exception_handler(ClientLeft, _on_left)
+    document = openapi()
+    app.openapi = lambda: document  # type: ignore[method-assign]
+    return app
+
+
+async def serve(
+    engine: Engine,
+    settings: ApiSettings,
+    *,
+    stop: asyncio.Event | None = None,
+    ready: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Serve until SIGINT or SIGTERM, or until `stop` is set.
+
+    Then no more is taken, and answers under way get `grace_s` to finish before they are ended. A second
+    SIGINT does not wait for them.
+
+    Args:
+        ready: told the server's URL once it listens.
+
+    Raises:
+        InputError: the address cannot be listened on, or the TLS files cannot be used.
+    """
+    life = Life()
+    app = build_app(engine, settings, life)
+    server = _Server(_config(app, settings), life, settings.grace_s)
+    listener = listen(settings)
+    _allow_files(settings.most_connections + _OTHER_FILES)
+    waiting = asyncio.create_task(_stop_when(stop, server))
+    telling = asyncio.create_task(_tell_when_ready(server, _url(settings, listener), ready))
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        for task in (waiting, telling):
+            task.cancel()
+        listener.close()
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, life: Life, grace_s: float) -> None:
+        super().__init__(config)
+        self._life = life
+        self._grace_s = grace_s
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Only note them.
+
+        uvicorn would send itself the signal again at its end, and whoever called us could clean up nothing.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        for number in _STOPPING:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in _STOPPING:
+                loop.remove_signal_handler(number)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._life.is_stopping.set()
+        timer = asyncio.get_running_loop().call_later(self._grace_s, self._life.is_over.set)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+            self._life.is_over.set()
+
+
+def _config(app: FastAPI, settings: ApiSettings) -> uvicorn.Config:
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http=bounded_protocol(settings.headers_s, settings.most_connections),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=int(settings.keep_alive_s),
+        timeout_graceful_shutdown=int(settings.grace_s) + _LAST_WORDS_S,
+        h11_max_incomplete_event_size=_HEADER_BYTES,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
+    )
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(
+            f"{settings.tls_certificate}, {settings.tls_key}: cannot be used for TLS: {error}"
+        ) from None
+    return config
+
+
+def listen(settings: ApiSettings) -> socket.socket:
+    """The socket that a server accepts on.
+
+    Raises:
+        InputError: the address is taken, or none of this machine.
+    """
+    host, port = settings.host, settings.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio sends small packets at once only where a socket says that it is TCP's. Without that, each
+    # answer waits 40 ms for the client's acknowledgement of its first lines.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise InputError(
+            f"cannot listen on {host}, port {port}: {error.strerror}; choose another with --host or --port"
+        ) from None
+    return listener
+
+
+def _url(settings: ApiSettings, listener: socket.socket) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    scheme = "http" if settings.tls_key is None else "https"
+    return f"{scheme}://{host}:{listener.getsockname()[1]}"
+
+
+def _allow_files(wanted: int) -> None:
+    """Raise the soft limit of open files, which is often 1,024: idle connections alone may be more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+async def _stop_when(stop: asyncio.Event | None, server: _Server) -> None:
+    if stop is not None:
+        await stop.wait()
+        server.should_exit = True
+
+
+async def _tell_when_ready(server: _Server, url: str, ready: Callable[[str], None]) -> None:
+    while not server.started:
+        await asyncio.sleep(0.01)
+    ready(url)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    """Of a route's own, and of FastAPI for paths and methods that there are not."""
+    shape = shape_of(request.url.path, (name for name, _ in request.headers.raw))
+    if isinstance(error, HTTPException):
+        words = f"{request.method} {request.url.path[:200]}: {error.detail}"
+        error = ApiError(error.status_code, words)
+    assert isinstance(error, ApiError)
+    return error_response(error, shape)
+
+
+async def _on_left(request: Request, error: Exception) -> Response:
+    """Nobody is there to read it."""
+    del request, error
+    return Response(status_code=499)

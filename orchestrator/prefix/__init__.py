@@ -1,0 +1,1 @@
+"""Keys and values of texts that were read before, kept for texts that begin alike."""

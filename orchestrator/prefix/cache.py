@@ -1,0 +1,274 @@
+"""Prefixes that are kept between requests and turns, until running sequences need their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from orchestrator.model.kv_cache import KVCache
+from orchestrator.model.kv_pool import KvPool, Page
+from orchestrator.model.mtp import MtpState
+from orchestrator.model.step35 import Step35Model
+from orchestrator.prefix.kept import Boundary, KeptCache, LayerPages
+from orchestrator.prefix.tree import Tree
+from placement.kv_size import PAGE_POSITIONS
+
+LEAST_TOKENS = 16
+"""That a hit spares: copying a page in every layer takes about as long as computing so many."""
+
+
+class Drafter(Protocol):
+    """Whoever drafts; an `MtpDrafter` is one."""
+
+    @property
+    def num_layers(self) -> int:
+        """MTP layers."""
+        ...
+
+    def new_state(self) -> MtpState:
+        """Of a sequence of which nothing was seen."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A new sequence's caches with what was kept of its text.
+
+    Attributes:
+        mtp: None where no drafter was given.
+        matched: tokens that need not be computed, the caches' length.
+        shared: tokens that some kept text has in common with this one, at least `matched`. Where it is more,
+            a boundary there would have served, and will serve others (`stops`).
+    """
+
+    cache: KVCache
+    mtp: MtpState | None
+    matched: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixStats:
+    """Counted since the cache began, and what it holds now.
+
+    Attributes:
+        asked, hits: requests, and those that something was spared.
+        asked_tokens, saved_tokens: of prompts, and those of them that were not computed.
+        evicted: boundaries that had to go.
+        boundaries: that are kept.
+        kept_bytes: of pages that no running sequence holds; these give way.
+        held_bytes: of all pages that are kept, each counted once.
+    """
+
+    asked: int
+    hits: int
+    asked_tokens: int
+    saved_tokens: int
+    evicted: int
+    boundaries: int
+    kept_bytes: int
+    held_bytes: int
+
+
+class PrefixCache:
+    """Keeps pages of texts that were read, for sequences that begin with the same tokens.
+
+    A sequence that goes on from them has the bits of one that computes all itself. What was used least
+    recently goes first, and all of it before a running sequence is refused.
+
+    Not for several threads: whoever runs the passes calls it, between them.
+    """
+
+    def __init__(self, new_cache: Callable[[], KVCache], pools: Iterable[KvPool]) -> None:
+        """
+        Args:
+            new_cache: makes the trunk's for one sequence.
+            pools: all that caches and MTP layers' caches take pages from.
+
+        Raises:
+            ValueError: another one keeps pages of a pool.
+        """
+        self._new_cache = new_cache
+        self._pools = tuple(dict.fromkeys(pools))
+        if any(pool.make_room is not None for pool in self._pools):
+            raise ValueError("a pool's pages are kept by one prefix cache")
+        for pool in self._pools:
+            pool.make_room = self._make_room
+        self._tree = Tree()
+        # Least recently used first.
+        self._boundaries: dict[Boundary, None] = {}
+        self._asked = self._hits = self._asked_tokens = self._saved_tokens = self._evicted = 0
+
+    @classmethod
+    def of(cls, model: Step35Model) -> PrefixCache:
+        """Of a model's caches; raises as the constructor."""
+        pools = [model.kv_pool] if model.card is None else [model.kv_pool, model.card.pool]
+        return cls(model.new_cache, pools)
+
+    @property
+    def stats(self) -> PrefixStats:
+        """Counts, and what is kept now."""
+        return PrefixStats(
+            asked=self._asked,
+            hits=self._hits,
+            asked_tokens=self._asked_tokens,
+            saved_tokens=self._saved_tokens,
+            evicted=self._evicted,
+            boundaries=len(self._boundaries),
+            kept_bytes=sum(pool.kept_bytes for pool in self._pools),
+            held_bytes=sum(pool.held_bytes for pool in self._pools),
+        )
+
+    def resume(self, token_ids: Sequence[int], drafter: Drafter | None = None) -> Resumed:
+        """Begin a sequence, with what is kept of its text. The caller closes its caches.
+
+        At least the last token is left to compute, since its hidden state gives the next one.
+
+        Args:
+            drafter: the sequence's; a text that was kept without its MTP layers is no match.
+        """
+        num_mtp = drafter.num_layers if drafter is not None else 0
+        match = self._tree.match(token_ids, num_mtp, len(token_ids) - 1)
+        cache = self._new_cache()
+        mtp = drafter.new_state() if drafter is not None else None
+        self._asked += 1
+        self._asked_tokens += len(token_ids)
+        if match.boundary is None or match.length < LEAST_TOKENS:
+            return Resumed(cache, mtp, 0, match.shared)
+        self._touch(match.boundary)
+        self._hits += 1
+        self._saved_tokens += match.length
+        match.boundary.fill(cache, () if mtp is None else mtp.caches, match.length)
+        if mtp is not None:
+            mtp.num_hidden = match.length
+        return Resumed(cache, mtp, match.length, match.shared)
+
+    def keep(
+        self,
+        token_ids: Sequence[int],
+        cache: KVCache,
+        mtp: MtpState | None = None,
+        upto: int | None = None,
+    ) -> int:
+        """Keep a sequence's text as far as it is computed; the sequence may go on, or be closed.
+
+        Sliding layers hold the newest positions alone, so text can be kept up to about where the sequence is,
+        and the earlier ends of a text when the sequence comes to them.
+
+        Args:
+            token_ids: the sequence's, at least those that its cache holds.
+            cache, mtp: the sequence's, as they are between passes.
+            upto: leave out tokens from this position on, which no later text will have.
+
+        Returns:
+            How many tokens a text that begins with these is spared; 0 where they cannot be kept.
+
+        Raises:
+            ValueError: the cache holds more tokens than are given.
+        """
+        if len(token_ids) < cache.length:
+            raise ValueError(f"{len(token_ids)} tokens of a cache that holds {cache.length}")
+        mtp_caches = mtp.caches if mtp is not None else ()
+        caches = (cache, *mtp_caches)
+        num_mtp = len(mtp_caches)
+        tokens = token_ids if upto is None else token_ids[:upto]
+        length = min(len(tokens) - num_mtp, *(of.length for of in caches))
+        lowest = max(of.lowest for of in caches)
+        if length < max(lowest, LEAST_TOKENS):
+            return 0
+        tokens = tokens[: length + num_mtp]
+        known = self._tree.match(tokens, num_mtp, length)
+        if known.boundary is not None and known.length == length and known.boundary.lowest <= lowest:
+            self._touch(known.boundary)
+            return length
+        boundary = self._boundary(tokens, lowest, length, cache, mtp_caches)
+        for above in self._needless(boundary, tokens):
+            self._let_go(above)
+        return length
+
+    def evict(self, num_bytes: int) -> int:
+        """Let go of what was used least recently, until so many bytes came free or nothing is kept.
+
+        Returns:
+            Bytes that came free. What running sequences hold too comes free with them.
+        """
+        before, freed = self.stats.kept_bytes, 0
+        while freed < num_bytes and self._evict_one(self._pools):
+            freed = before - self.stats.kept_bytes
+        return freed
+
+    def _boundary(
+        self, tokens: Sequence[int], lowest: int, length: int, cache: KVCache, mtp: Sequence[KVCache]
+    ) -> Boundary:
+        """A new one; all that it holds counts as kept."""
+        depth = length // PAGE_POSITIONS
+        shared = cache.share(length)
+        full = [place for place, layer in enumerate(cache.layers) if not layer.is_sliding]
+
+        def of_block(number: int) -> tuple[LayerPages, ...]:
+            return tuple(_of(cache, place, shared[place][number : number + 1]) for place in full)
+
+        block = self._tree.add(tokens, depth, of_block)
+        own = [
+            pages if layer.is_sliding else pages[depth:]
+            for layer, pages in zip(cache.layers, shared, strict=True)
+        ]
+        boundary = Boundary(
+            block,
+            tuple(tokens[depth * PAGE_POSITIONS :]),
+            lowest,
+            length,
+            _kept(cache, own),
+            tuple(_kept(of, of.share(length)) for of in mtp),
+        )
+        for of_layer in boundary.own_pages():
+            of_layer.pool.keep(of_layer.kv, of_layer.pages)
+        block.boundaries.append(boundary)
+        self._boundaries[boundary] = None
+        return boundary
+
+    def _needless(self, boundary: Boundary, tokens: Sequence[int]) -> list[Boundary]:
+        """Those on the way to a boundary that spare nobody more than it does."""
+        blocks = (self._tree.root, *boundary.block.path())
+        return [
+            above
+            for start, block in enumerate(blocks)
+            for above in block.boundaries
+            if above is not boundary
+            and boundary.lowest <= above.lowest
+            and above.length <= boundary.length
+            and len(above.mtp) <= len(boundary.mtp)
+            and above.tail == tuple(tokens[start * PAGE_POSITIONS :][: len(above.tail)])
+        ]
+
+    def _make_room(self, pool: KvPool) -> bool:
+        return self._evict_one((pool,))
+
+    def _evict_one(self, pools: Sequence[KvPool]) -> bool:
+        """Of those that free memory of some of the pools now, the least recently used; else the oldest."""
+        if not self._boundaries:
+            return False
+        oldest = next(iter(self._boundaries))
+        self._let_go(next((found for found in self._boundaries if any(map(found.frees, pools))), oldest))
+        self._evicted += 1
+        return True
+
+    def _let_go(self, boundary: Boundary) -> None:
+        del self._boundaries[boundary]
+        self._tree.remove(boundary)
+
+    def _touch(self, boundary: Boundary) -> None:
+        del self._boundaries[boundary]
+        self._boundaries[boundary] = None
+
+
+def _of(cache: KVCache, place: int, pages: tuple[Page, ...]) -> LayerPages:
+    layer = cache.layers[place]
+    return LayerPages(layer.pool, layer.kv, pages)
+
+
+def _kept(cache: KVCache, pages: Sequence[tuple[Page, ...]]) -> KeptCache:
+    sliding = [layer for layer in cache.layers if layer.is_sliding]
+    first_page = cache.first_page(sliding[0]) if sliding else 0
+    return KeptCache(first_page, tuple(_of(cache, place, own) for place, own in enumerate(pages)))

@@ -1,0 +1,124 @@
+"""What is kept of a text: pages of its blocks, and at boundaries what it takes to go on there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+from orchestrator.model.kv_cache import KVCache
+from orchestrator.model.kv_pool import KvPool, Page
+from placement.kv_size import KvShape, pages_of
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPages:
+    """Pages of one layer, one after another."""
+
+    pool: KvPool
+    kv: KvShape
+    pages: tuple[Page, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """A page's worth of tokens after those of its parent, with the pages of all full layers of the trunk.
+
+    The root is before all text and has neither tokens nor pages.
+
+    Attributes:
+        children: by their tokens, so a collision of hashes finds nothing wrong.
+        boundaries: whose `length` lies in the page after this block.
+    """
+
+    parent: Block | None = None
+    tokens: tuple[int, ...] = ()
+    pages: tuple[LayerPages, ...] = ()
+    children: dict[tuple[int, ...], Block] = field(default_factory=dict)
+    boundaries: list[Boundary] = field(default_factory=list)
+
+    def path(self) -> list[Block]:
+        """The blocks from the beginning of the text to this one, without the root."""
+        found = []
+        block = self
+        while block.parent is not None:
+            found.append(block)
+            block = block.parent
+        return found[::-1]
+
+    def boundaries_below(self) -> Iterator[Boundary]:
+        """Those of this block and of all that follow it."""
+        blocks = [self]
+        while blocks:
+            block = blocks.pop()
+            yield from block.boundaries
+            blocks += block.children.values()
+
+
+@dataclass(frozen=True, slots=True)
+class KeptCache:
+    """Of one cache, what its text's blocks do not have.
+
+    Attributes:
+        first_page: of sliding layers.
+        layers: each layer's pages up to the boundary: of a sliding layer from `first_page` on, of a full
+            layer of the trunk that after the last whole block, of a full MTP layer all.
+    """
+
+    first_page: int
+    layers: tuple[LayerPages, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Boundary:
+    """A place in a text where a sequence can go on, and all places from `lowest` to it.
+
+    Attributes:
+        block: the last whole one before it.
+        tail: the tokens after that block, as far as they are needed: MTP layers have read one more each.
+    """
+
+    block: Block
+    tail: tuple[int, ...]
+    lowest: int
+    length: int
+    trunk: KeptCache
+    mtp: tuple[KeptCache, ...]
+
+    def own_pages(self) -> Iterator[LayerPages]:
+        """Those that are not its blocks'."""
+        return chain(self.trunk.layers, *(kept.layers for kept in self.mtp))
+
+    def pages_alone(self) -> Iterator[LayerPages]:
+        """Those that go with it: its own, and those of blocks that lead to it alone."""
+        yield from self.own_pages()
+        block = self.block
+        while block.parent is not None and len(block.boundaries) + len(block.children) == 1:
+            yield from block.pages
+            block = block.parent
+
+    def frees(self, pool: KvPool) -> bool:
+        """Whether letting it go frees memory of a pool now."""
+        return any(
+            of_layer.pool is pool and any(map(pool.is_kept_once, of_layer.pages))
+            for of_layer in self.pages_alone()
+        )
+
+    def fill(self, cache: KVCache, mtp: Sequence[KVCache], length: int) -> None:
+        """Give new caches of the trunk and of the first MTP layers the text up to `length`."""
+        stop_page = pages_of(length)
+        of_blocks = [block.pages for block in self.block.path()[:stop_page]]
+        full = iter(range(len(cache.layers)))
+        pages = []
+        for layer, kept in zip(cache.layers, self.trunk.layers, strict=True):
+            if layer.is_sliding:
+                pages.append(kept.pages[: stop_page - self.trunk.first_page])
+                continue
+            place = next(full)
+            whole = tuple(page for of_block in of_blocks for page in of_block[place].pages)
+            pages.append((*whole, *kept.pages)[:stop_page])
+        cache.adopt(length, self.trunk.first_page, pages)
+        for own, of_layer in zip(mtp, self.mtp, strict=False):
+            (layer,) = own.layers
+            stop = stop_page - of_layer.first_page if layer.is_sliding else stop_page
+            own.adopt(length, of_layer.first_page, [of_layer.layers[0].pages[:stop]])

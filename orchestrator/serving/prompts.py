@@ -1,0 +1,135 @@
+"""Requests become token ids, and what their answers are read and bound by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from orchestrator.answers.history import clean
+from orchestrator.answers.output_form import FormMatcher, OutputForms
+from orchestrator.answers.parser import Parser, choose_parser
+from orchestrator.answers.reasoning_budget import END_TEXT, HINT_TEXT, BudgetTokens
+from orchestrator.answers.tags import END_OF_THINK, TOOL_CALL
+from orchestrator.serving.answer import Refused
+from orchestrator.serving.request import Conversation, GenerationRequest
+from orchestrator.tokenizer import Tokenizer
+from placement.errors import InputError
+
+_TURN = "<|im_start|>"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a request asks the model, in tokens.
+
+    Attributes:
+        parser: of the answer.
+        turn_begins: the length of the prompt before the header of the answer's turn; the whole length where
+            there is none. Later turns of the conversation have it in common.
+        form: what the answer must look like.
+        forced: tokens that the answer begins with once its reasoning has ended, such as a call's.
+    """
+
+    token_ids: tuple[int, ...]
+    parser: Parser
+    turn_begins: int
+    form: FormMatcher | None = None
+    forced: tuple[int, ...] = ()
+
+
+class Prompts:
+    """Makes prompts for one model."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab: int, end_ids: Sequence[int]) -> None:
+        """`vocab`: logits of a row."""
+        self._tokenizer = tokenizer
+        self._vocab = vocab
+        self._end_ids = tuple(end_ids)
+        self._forms: OutputForms | None = None
+        self._turn_id = tokenizer.token_id(_TURN)
+
+    def of(self, request: GenerationRequest, call_prefix: str) -> Prompt:
+        """A request's prompt; may take seconds for long conversations and unusual grammars.
+
+        Args:
+            call_prefix: with what the ids of its calls begin.
+
+        Raises:
+            Refused: "invalid": what is wrong with it.
+        """
+        try:
+            request.sampling.check_tokens(self._vocab)
+            if request.output is not None and request.ignore_eos:
+                raise InputError(
+                    "ignore_eos with a form of the answer: it ends where its form does; leave one out"
+                )
+            text, token_ids, chat = self._rendered(request.prompt)
+            tools = chat.tools if chat is not None else ()
+            template = self._tokenizer.template if chat is not None else None
+            parser = choose_parser(template, text, tools, call_prefix)
+            form = self._form(request, parser)
+            forced = () if chat is None else self._forced(chat)
+        except InputError as error:
+            raise Refused("invalid", str(error)) from error
+        return Prompt(token_ids, parser, self._turn_begins(token_ids, chat), form, forced)
+
+    def count(self, prompt: Conversation | str | Sequence[int]) -> int:
+        """Tokens of a prompt; raises Refused."""
+        try:
+            return len(self._rendered(prompt)[1])
+        except InputError as error:
+            raise Refused("invalid", str(error)) from error
+
+    def budget_tokens(self) -> BudgetTokens:
+        """The texts of a reasoning budget as tokens."""
+        encode: Callable[[str], list[int]] = self._tokenizer.encode
+        ends = tuple(tuple(encode(text)) for text in (END_OF_THINK, TOOL_CALL))
+        return BudgetTokens(tuple(encode(END_TEXT)), tuple(encode(HINT_TEXT)), ends)
+
+    def _rendered(
+        self, prompt: Conversation | str | Sequence[int]
+    ) -> tuple[str, tuple[int, ...], Conversation | None]:
+        """The text as the model sees it, its tokens, and the conversation as the template was given it."""
+        if isinstance(prompt, str):
+            return prompt, tuple(self._tokenizer.encode_prompt(prompt)), None
+        if not isinstance(prompt, Conversation):
+            self._check(prompt)
+            return "", tuple(prompt), None
+        chat = clean(prompt)
+        if chat.tool_choice == "none":
+            chat = Conversation(chat.messages, (), "none")
+        text = self._tokenizer.chat_prompt(chat.messages, tools=chat.tools or None)
+        return text, tuple(self._tokenizer.encode(text)), chat
+
+    def _check(self, token_ids: Sequence[int]) -> None:
+        for token_id in token_ids:
+            if not 0 <= token_id < self._vocab:
+                raise InputError(
+                    f"token {token_id} is not in the vocabulary; expected 0 to {self._vocab - 1}"
+                )
+
+    def _form(self, request: GenerationRequest, parser: Parser) -> FormMatcher | None:
+        if request.output is None:
+            return None
+        if self._forms is None:
+            self._forms = OutputForms(self._tokenizer, self._vocab, self._end_ids)
+        end = self._tokenizer.encode(END_OF_THINK)
+        begins_after = end[-1] if parser.in_reasoning and end else None
+        return self._forms.matcher(request.output, begins_after)
+
+    def _forced(self, chat: Conversation) -> tuple[int, ...]:
+        """What a call begins with that the request wants to see."""
+        if chat.tool_choice in ("auto", "none") or not chat.tools:
+            return ()
+        begin = f"{TOOL_CALL}\n<function="
+        if chat.tool_choice != "required":
+            known = [tool.get("function", {}).get("name") for tool in chat.tools]
+            if chat.tool_choice not in known:
+                raise InputError(f"tool_choice names {chat.tool_choice!r}, which is none of the tools")
+            begin += f"{chat.tool_choice}>\n"
+        return tuple(self._tokenizer.encode(begin))
+
+    def _turn_begins(self, token_ids: Sequence[int], chat: Conversation | None) -> int:
+        if chat is not None and self._turn_id in token_ids:
+            return len(token_ids) - 1 - token_ids[::-1].index(self._turn_id)
+        return len(token_ids)

@@ -1,0 +1,125 @@
+"""Masks of tokens for answers of a given form."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.answers.output_form import MOST_FORM_BYTES, FormMatcher, OutputForms
+from orchestrator.serving.request import OutputForm
+from orchestrator.tokenizer import Tokenizer
+from placement.errors import InputError
+
+MODEL = Path(__file__).parents[3] / "models" / "potluck-tiny"
+VOCAB, END = 4100, 3
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"enum": ["Ada", "Bob"]}, "age": {"type": "integer", "minimum": 1, "maximum": 20}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.load(MODEL)
+
+
+@pytest.fixture(scope="module")
+def forms(tokenizer: Tokenizer) -> OutputForms:
+    return OutputForms(tokenizer, VOCAB, [END])
+
+
+def tokens_of(bits: np.ndarray | None) -> np.ndarray:
+    assert bits is not None
+    assert bits.shape == (-(-VOCAB // 32),)
+    return np.flatnonzero(np.unpackbits(bits.view(np.uint8), bitorder="little"))
+
+
+def written(tokenizer: Tokenizer, matcher: FormMatcher, seed: int, most: int = 200) -> str:
+    """What a model would write that chooses by lot."""
+    random, token_ids = np.random.default_rng(seed), []
+    while len(token_ids) < most:
+        (bits,) = matcher.allowed([])
+        token_id = int(random.choice(tokens_of(bits)))
+        matcher.note([token_id])
+        if token_id == END:
+            return tokenizer.decode(token_ids)
+        token_ids.append(token_id)
+    raise AssertionError("the answer does not end")
+
+
+def test_whatever_is_chosen_is_of_the_form(tokenizer: Tokenizer, forms: OutputForms) -> None:
+    for seed in range(8):
+        text = written(tokenizer, forms.matcher(OutputForm("json_schema", json.dumps(SCHEMA))), seed)
+        found = json.loads(text)
+        assert found["name"] in ("Ada", "Bob")
+        assert 1 <= found["age"] <= 20
+        text = written(tokenizer, forms.matcher(OutputForm("regex", "[0-9]{3}-(yes|no)")), seed)
+        assert re.fullmatch("[0-9]{3}-(yes|no)", text)
+        text = written(tokenizer, forms.matcher(OutputForm("grammar", 'start: "a" b+\nb: /[xy]/')), seed)
+        assert re.fullmatch("a[xy]+", text)
+
+
+def test_any_json_object_begins_with_a_brace(tokenizer: Tokenizer, forms: OutputForms) -> None:
+    (bits,) = forms.matcher(OutputForm("json")).allowed([])
+    assert all(tokenizer.decode([token]).lstrip().startswith(("{", "")) for token in tokens_of(bits))
+    assert END not in tokens_of(bits)
+
+
+def test_rows_behind_drafts_have_the_masks_of_their_own_text(
+    tokenizer: Tokenizer, forms: OutputForms
+) -> None:
+    form = OutputForm("json_schema", json.dumps(SCHEMA))
+    matcher, alone = forms.matcher(form), forms.matcher(form)
+    drafts = tokenizer.encode('{"name": "Ada"')
+    rows = matcher.allowed(drafts)
+    assert len(rows) == len(drafts) + 1
+    for place, draft in enumerate([*drafts, None]):
+        (expected,) = alone.allowed([])
+        assert (tokens_of(rows[place]) == tokens_of(expected)).all()
+        if draft is not None:
+            alone.note([draft])
+    # Nothing was taken in.
+    assert (tokens_of(matcher.allowed([])[0]) == tokens_of(rows[0])).all()
+
+
+def test_a_draft_that_is_not_allowed_has_rows_that_count_for_nothing(
+    tokenizer: Tokenizer, forms: OutputForms
+) -> None:
+    matcher = forms.matcher(OutputForm("json_schema", json.dumps(SCHEMA)))
+    good, bad = tokenizer.encode("{")[0], tokenizer.encode("x")[0]
+    rows = matcher.allowed([good, bad, good])
+    assert [row is None for row in rows] == [False, False, True, True]
+    matcher.note([good])
+    assert (tokens_of(matcher.allowed([])[0]) == tokens_of(rows[1])).all()
+
+
+def test_the_form_begins_behind_the_end_of_reasoning(tokenizer: Tokenizer, forms: OutputForms) -> None:
+    end, thought = 2000, 1500
+    matcher = forms.matcher(OutputForm("json"), begins_after=end)
+    brace = tokenizer.encode("{")[0]
+    rows = matcher.allowed([thought, end, brace])
+    assert [row is None for row in rows] == [True, True, False, False]
+    matcher.note([thought, end])
+    assert (tokens_of(matcher.allowed([])[0]) == tokens_of(rows[2])).all()
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (OutputForm("json_schema", '{"type": "foo"}'), "the JSON schema cannot be followed: .*foo"),
+        (OutputForm("json_schema", "{bad"), "the JSON schema cannot be followed: "),
+        (OutputForm("regex", "(a"), "the regular expression cannot be followed: "),
+        (OutputForm("grammar", "start: nobody"), "the grammar cannot be followed: .*nobody"),
+        (OutputForm("regex", "a" * (MOST_FORM_BYTES + 1)), "the regular expression is longer than"),
+    ],
+)
+def test_what_is_no_form_is_refused(forms: OutputForms, form: OutputForm, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        forms.matcher(form)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,106 @@
+"""Bodies of requests within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.types import Message
+
+from orchestrator.api.bodies import MOST_BRACKETS, MOST_DEPTH, ClientLeft, parse, read_body
+from orchestrator.api.errors import ApiError
+
+NUMBERS = st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False)
+JSON = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+def read(messages: Sequence[Message], most_bytes: int = 100) -> bytes:
+    left = list(messages)
+
+    async def receive() -> Message:
+        if not left:
+            await asyncio.Event().wait()
+        return left.pop(0)
+
+    return asyncio.run(read_body(receive, most_bytes, 0.05))
+
+
+def part(data: bytes, more: bool = True) -> Message:
+    return {"type": "http.request", "body": data, "more_body": more}
+
+
+def test_a_body_comes_in_parts() -> None:
+    assert read([part(b"ab"), part(b""), part(b"c", more=False)]) == b"abc"
+
+
+def test_a_body_is_counted_as_it_comes() -> None:
+    assert len(read([part(b"x" * 50), part(b"x" * 50, more=False)])) == 100
+    with pytest.raises(ApiError, match="100 bytes") as caught:
+        read([part(b"x" * 60), part(b"x" * 60)])
+    assert caught.value.status == 413
+
+
+def test_a_slow_sender_is_not_waited_for() -> None:
+    with pytest.raises(ApiError) as caught:
+        read([part(b"{")])
+    assert caught.value.status == 408
+
+
+def test_a_sender_that_leaves_is_gone() -> None:
+    with pytest.raises(ClientLeft):
+        read([part(b"{"), {"type": "http.disconnect"}])
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=5))
+def test_an_object_is_read_as_it_was_written(document: dict[str, object]) -> None:
+    assert parse(json.dumps(document).encode()) == document
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_an_object_or_at_fault(body: bytes) -> None:
+    try:
+        found: object = parse(body)
+    except ApiError as error:
+        found = {"status": error.status}
+    assert isinstance(found, dict)
+    assert found.get("status", 400) == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "not JSON"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b'{"a": "\xc3\x28"}', "not UTF-8"),
+        (b"{", "not JSON"),
+        (b"{} {}", "not JSON"),
+        (b"[]", "array"),
+        (b'"a"', "string"),
+        (b"3", "expected an object"),
+        (b'{"a": NaN}', "not JSON"),
+        (b'{"a": -Infinity}', "not JSON"),
+        (b'{"a": [1e999]}', "not finite"),
+        (b'{"a": "\\ud800"}', "not JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b'{"a": ' + b"[" * MOST_DEPTH + b"]" * MOST_DEPTH + b"}", "nests"),
+        (b'{"a": ' * 100_000, "not JSON"),
+        (b'{"a": [' + b"[]," * MOST_BRACKETS + b"[]]}", "brackets"),
+    ],
+)
+def test_a_body_that_is_no_object_is_refused(body: bytes, words: str) -> None:
+    with pytest.raises(ApiError, match=words) as caught:
+        parse(body)
+    assert caught.value.status == 400
+
+
+def test_a_body_may_nest_as_deep_as_the_limit() -> None:
+    depth = MOST_DEPTH - 1
+    assert parse(b'{"a": ' + b"[" * depth + b"]" * depth + b"}")

@@ -1,0 +1,118 @@
+"""Every field of every request does what the table says, and docs/api.md shows that table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from anthropic.types import message_count_tokens_params, message_create_params
+from anthropic.types.beta import message_count_tokens_params as anthropic_beta_count
+from anthropic.types.beta import message_create_params as anthropic_beta
+from openai.types import completion_create_params
+from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
+
+from orchestrator.api.chat_answer import FINISH_REASONS
+from orchestrator.api.effort import REASONING_TOKENS
+from orchestrator.api.errors import ApiError
+from orchestrator.api.fields import TABLES, Field, wanted
+from orchestrator.api.messages_answer import STOP_REASONS
+from orchestrator.api.openapi import BODIES
+
+PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text(encoding="utf-8")
+FIELDS = [(route, field) for route, table in TABLES.items() for field in table]
+NAMES = [f"{route.rsplit('/', 1)[1]}-{field.name}" for route, field in FIELDS]
+OF_CLIENTS = {
+    "POST /v1/chat/completions": (chat_create_params.CompletionCreateParamsBase,),
+    "POST /v1/completions": (completion_create_params.CompletionCreateParamsBase,),
+    "POST /v1/responses": (response_create_params.ResponseCreateParamsBase,),
+    "POST /v1/messages": (
+        message_create_params.MessageCreateParamsBase,
+        anthropic_beta.MessageCreateParamsBase,
+    ),
+    "POST /v1/messages/count_tokens": (
+        message_count_tokens_params.MessageCountTokensParams,
+        anthropic_beta_count.MessageCountTokensParams,
+    ),
+}
+
+
+def row(field: Field) -> str:
+    """A line of the page."""
+    passes = ", ".join(f"`{value!r}`" for value in field.but).replace("False", "false").replace("'", '"')
+    note = f"{field.note}; {passes} passes" if passes else field.note
+    return f"| `{field.name}` | {field.treatment} | {note} |"
+
+
+def test_the_page_shows_the_tables() -> None:
+    for route, table in TABLES.items():
+        shown = PAGE.split(f"### `{route}`\n", 1)[1].split("\n#", 1)[0]
+        rows = [line for line in shown.splitlines() if line.startswith("| `")]
+        wanted_rows = [row(field) for field in table]
+        assert rows == wanted_rows, "docs/api.md should have:\n" + "\n".join(wanted_rows)
+
+
+def test_the_page_shows_what_effort_means() -> None:
+    for effort, tokens in REASONING_TOKENS.items():
+        assert f"| `{effort}` | {'no bound' if tokens is None else f'{tokens:,}'} |" in PAGE
+
+
+def test_the_page_shows_how_answers_end() -> None:
+    for reason, openai in FINISH_REASONS.items():
+        if reason != "lost":
+            assert f"| `{reason}` | `{openai}` | `{STOP_REASONS[reason]}` |" in PAGE
+
+
+@pytest.mark.parametrize("route", TABLES)
+def test_a_field_is_in_its_table_once(route: str) -> None:
+    names = [field.name for field in TABLES[route]]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("route", TABLES)
+def test_fields_that_work_are_those_that_the_request_has(route: str) -> None:
+    works = {field.name for field in TABLES[route] if field.treatment == "works"}
+    assert works == set(BODIES[route].model_fields)
+
+
+@pytest.mark.parametrize("route", TABLES)
+def test_a_table_has_every_field_that_the_apis_own_client_can_send(route: str) -> None:
+    known = {name for params in OF_CLIENTS[route] for name in params.__annotations__}
+    assert known > {"model"}
+    assert known - {field.name for field in TABLES[route]} == set()
+
+
+@pytest.mark.parametrize(("route", "field"), FIELDS, ids=NAMES)
+def test_a_field_is_treated_as_its_table_says(route: str, field: Field) -> None:
+    table = TABLES[route]
+    value: Any = {"any": ["thing"]}
+    assert wanted({field.name: None}, table) == {}
+    if field.treatment == "works":
+        assert wanted({field.name: value}, table) == {field.name: value}
+    elif field.treatment == "ignored":
+        assert wanted({field.name: value}, table) == {}
+        assert field.note
+    else:
+        for passes in field.but:
+            assert wanted({field.name: passes}, table) == {}
+        with pytest.raises(ApiError, match="is not supported") as caught:
+            wanted({field.name: value}, table)
+        assert caught.value.param == field.name
+        assert field.note in caught.value.message
+
+
+@pytest.mark.parametrize("route", TABLES)
+def test_a_mistyped_field_is_refused_with_advice(route: str) -> None:
+    with pytest.raises(ApiError, match="no such field, did you mean model"):
+        wanted({"modell": "m"}, TABLES[route])
+    with pytest.raises(ApiError) as caught:
+        wanted({"x" * 10_000: 1}, TABLES[route])
+    assert len(caught.value.message) < 300
+
+
+def test_false_is_not_nought() -> None:
+    with pytest.raises(ApiError):
+        wanted({"echo": 0}, TABLES["POST /v1/completions"])
+    with pytest.raises(ApiError):
+        wanted({"best_of": True}, TABLES["POST /v1/completions"])

@@ -1,0 +1,25 @@
+"""Whatever fits the OpenAPI document, or just does not, is no failure of the server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+
+from orchestrator.api.server import build_app
+from orchestrator.api.settings import ApiSettings
+from tests.examples import examples
+from tests.orchestrator.api.scripted import THOUGHT, Scripted
+
+APP = build_app(Scripted(THOUGHT), ApiSettings())
+SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", APP, headers={"host": "localhost"})
+
+
+@SCHEMA.parametrize()
+@settings(examples(8), suppress_health_check=list(HealthCheck))
+def test_no_request_is_a_failure_of_the_server(case: schemathesis.Case[Any]) -> None:
+    response: Any = case.call(headers={"host": "localhost"})
+    case.validate_response(response, checks=[not_a_server_error])
+    assert response.status_code in (200, 400, 404, 405, 415)

@@ -1,0 +1,284 @@
+"""A sequence that goes on from a kept prefix has the bits of one that computes all itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from orchestrator.generate import GenerationParams, generate, new_sequence, prefill, step
+from orchestrator.model.attention import SequenceSlice
+from orchestrator.model.kv_pool import KvPool
+from orchestrator.model.mtp import DraftRequest, MtpDrafter, MtpState
+from orchestrator.model.routing_recorder import RoutingRecorder
+from orchestrator.model.step35 import Step35Model
+from orchestrator.prefix.cache import PrefixCache
+from orchestrator.sampling import Choice, LogitsInRam, Sampler
+from orchestrator.sampling_params import GREEDY, SamplingParams
+from orchestrator.session import load_local
+from placement.kv_size import PAGE_POSITIONS, KvForm, SequenceSize
+from tests.examples import examples
+from tests.orchestrator.heads import hidden_states
+from tests.tiny_checkpoint import write_random_checkpoint
+from workers.formats.open_model import open_model
+
+VOCAB = 6
+"""So few that chance accepts a fair share of a random model's drafts."""
+WINDOWS = (8, 140)
+POOL_BYTES = 64 << 20
+LoadModel = Callable[..., Step35Model]
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> LoadModel:
+    """A small model of a full and two sliding layers, one of them with experts, and three MTP layers."""
+    directories: dict[int, Path] = {}
+    models: dict[tuple[int, KvForm], Step35Model] = {}
+
+    def load(window: int, kv_form: KvForm = KvForm.float32) -> Step35Model:
+        if window not in directories:
+            directories[window] = write_random_checkpoint(
+                tmp_path_factory.mktemp("prefix") / str(window),
+                seed=5,
+                vocab_size=VOCAB,
+                hidden_size=32,
+                num_layers=3,
+                num_heads=2,
+                num_sliding_heads=2,
+                num_kv_heads=1,
+                sliding_window=window,
+                intermediate_size=32,
+                moe_layers=(2,),
+                num_experts=4,
+                top_k=2,
+                moe_intermediate_size=16,
+                share_expert_dim=16,
+            )
+        key = window, kv_form
+        if key not in models:
+            models[key] = load_local(open_model(directories[window]), torch.float32, kv_form)
+        model = models[key]
+        model.kv_pool, model.recorder = KvPool(POOL_BYTES), None
+        return model
+
+    return load
+
+
+def text(length: int, seed: int = 1) -> list[int]:
+    return torch.randint(3, VOCAB, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def greedy(drafts: list[int]) -> Choice:
+    return Sampler(GREEDY).choice(len(drafts))
+
+
+def drafts(drafter: MtpDrafter, state: MtpState, rows: Tensor, tokens: Sequence[int]) -> Tensor:
+    """Logits of the drafts after `tokens`, of which all but the last have their row."""
+    seen: list[Tensor] = []
+
+    def noted(logits: Tensor) -> LogitsInRam:
+        seen.extend(logits)
+        return LogitsInRam(logits)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("orchestrator.model.mtp.LogitsInRam", noted)
+        drafter.draft([DraftRequest(state, rows, tokens, drafter.num_layers, greedy)])
+    return torch.stack(seen)
+
+
+def parted(tokens: Sequence[int], same: int, more: int) -> list[int]:
+    """A text that has just so many tokens in common with another one."""
+    return [*tokens[:same], 3 + (tokens[same] - 2) % 3, *text(more, seed=same)]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("kv_form", list(KvForm))
+def test_rows_and_draft_logits_are_the_same_wherever_in_a_page_a_text_is_kept(
+    load: LoadModel, window: int, kv_form: KvForm
+) -> None:
+    model = load(window, kv_form)
+    prefix, drafter, tokens = PrefixCache.of(model), MtpDrafter(model, 3), text(400)
+    stops = range(255, 255 + PAGE_POSITIONS + 2)
+    expected, expected_drafts = hidden_states(model, tokens), {}
+    cache, state = model.new_cache(), drafter.new_state()
+    for stop in range(stops.start - 1, stops.stop + 5):
+        drafts_of = drafts(drafter, state, expected[state.num_hidden : stop], tokens[: stop + 1])
+        expected_drafts[stop] = drafts_of
+    state = drafter.new_state()
+    for stop in stops:
+        rows = model.forward(
+            torch.tensor(tokens[cache.length : stop]), [SequenceSlice(cache, stop - cache.length)]
+        )
+        assert torch.equal(drafts(drafter, state, rows, tokens[: stop + 1]), expected_drafts[stop])
+        prefix.evict(POOL_BYTES)
+        assert prefix.keep(tokens[: stop + 1], cache, state) == stop - 2
+        again = prefix.resume(tokens[: stop + 5], drafter)
+        assert again.mtp is not None
+        assert again.matched == stop - 2
+        rows = model.forward(torch.tensor(tokens[stop - 2 : stop + 4]), [SequenceSlice(again.cache, 6)])
+        assert torch.equal(rows, expected[stop - 2 : stop + 4])
+        assert torch.equal(drafts(drafter, again.mtp, rows, tokens[: stop + 5]), expected_drafts[stop + 4])
+        again.cache.close()
+        again.mtp.close()
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("num_mtp", [0, 1, 3])
+def test_a_text_that_parts_from_a_kept_one_has_its_own_bits(
+    load: LoadModel, window: int, num_mtp: int
+) -> None:
+    model = load(window)
+    prefix, drafter, tokens = PrefixCache.of(model), MtpDrafter(model, num_mtp), text(300)
+    state = drafter.new_state()
+    cache = model.new_cache()
+    rows = model.forward(torch.tensor(tokens), [SequenceSlice(cache, 300)])
+    drafts(drafter, state, rows[:290], tokens[:291]) if num_mtp else None
+    assert prefix.keep(tokens, cache, state) == (290 + 1 - num_mtp if num_mtp else 300)
+    spared = []
+    for same in (3, 40, 127, 128, 129, 200, 255, 257, 286, 289, 290, 299):
+        others = parted(tokens, same, 4)
+        again = prefix.resume(others, drafter)
+        assert again.mtp is not None
+        assert again.shared == min(same, 291 if num_mtp else 300)
+        assert again.matched in (0, min(same - num_mtp, 300 if not num_mtp else 291 - num_mtp))
+        spared.append(again.matched)
+        rows = model.forward(
+            torch.tensor(others[again.matched : -1]),
+            [SequenceSlice(again.cache, len(others) - 1 - again.matched)],
+        )
+        alone = hidden_states(model, others[:-1])
+        assert torch.equal(rows, alone[again.matched :])
+        if num_mtp:
+            assert torch.equal(
+                drafts(drafter, again.mtp, rows, others), drafts(drafter, drafter.new_state(), alone, others)
+            )
+    # A window of 140 and two pages of slack are all of the text.
+    assert all(spared[-4:])
+    assert not spared[0]
+
+
+def turns_of(
+    model: Step35Model,
+    params: GenerationParams,
+    messages: Sequence[int],
+    prefix: PrefixCache | None,
+    evicted: int,
+) -> list[object]:
+    """What a session's turns show: a reply each, after all that was said before and some tokens more."""
+    tokens: list[int] = []
+    shown: list[object] = []
+    for turn, length in enumerate(messages):
+        tokens += text(length, seed=turn)
+        rows: list[Tensor] = []
+        made = generate(
+            model,
+            tokens,
+            params,
+            on_hidden=lambda part, rows=rows: rows.append(part.clone()),
+            prefix=prefix,
+            ends=(len(tokens) - 3,),
+        )
+        shown += [
+            made.token_ids,
+            made.finish_reason,
+            made.steps,
+            made.drafted_by_position,
+            made.accepted_by_position,
+        ]
+        shown.append(torch.cat(rows))
+        # As templates do that leave a reply's end out of what comes back.
+        tokens += made.token_ids[: len(made.token_ids) - turn]
+        if prefix is not None and evicted:
+            prefix.evict(evicted)
+    return shown
+
+
+@examples(12)
+@given(
+    window=st.sampled_from(WINDOWS),
+    kv_form=st.sampled_from(list(KvForm)),
+    mtp=st.sampled_from([0, 1, 3]),
+    temperature=st.sampled_from([0.0, 0.9]),
+    chunk_size=st.sampled_from([7, 100, 128, 256]),
+    messages=st.lists(st.integers(4, 150), min_size=3, max_size=4),
+    max_tokens=st.integers(1, 40),
+    evicted=st.sampled_from([0, 0, 1, POOL_BYTES]),
+)
+def test_a_session_shows_the_same_with_and_without_what_is_kept(
+    load: LoadModel,
+    window: int,
+    kv_form: KvForm,
+    mtp: int,
+    temperature: float,
+    chunk_size: int,
+    messages: list[int],
+    max_tokens: int,
+    evicted: int,
+) -> None:
+    model = load(window, kv_form)
+    params = GenerationParams(
+        max_tokens, SamplingParams(temperature, seed=3), ignore_eos=True, mtp=mtp, chunk_size=chunk_size
+    )
+    plain = turns_of(model, params, messages, None, 0)
+    # Of memory there is just what the longest turn takes alone.
+    config = model.config
+    size = SequenceSize(config.shape("").attention[: config.num_hidden_layers + mtp], kv_form)
+    model.kv_pool = KvPool(
+        size.num_bytes(sum(messages) + len(messages) * max_tokens, max(chunk_size, 1 + mtp))
+    )
+    prefix = PrefixCache.of(model)
+    ours = turns_of(model, params, messages, prefix, evicted)
+    assert model.kv_pool.used_bytes == 0
+    for one, other in zip(plain, ours, strict=True):
+        if isinstance(one, Tensor) and isinstance(other, Tensor):
+            assert torch.equal(one[len(one) - len(other) :], other)
+        else:
+            assert one == other
+    if not evicted and messages[0] >= 25:
+        assert prefix.stats.saved_tokens
+
+
+def test_sequences_that_share_pages_and_run_together_have_their_own_bits(load: LoadModel) -> None:
+    model = load(WINDOWS[1])
+    drafter, params = MtpDrafter(model, 3), GenerationParams(40, mtp=3, ignore_eos=True, chunk_size=128)
+    prompts = [[*text(200), *text(9, seed=seed)] for seed in range(2, 5)]
+    alone = [generate(model, prompt, params) for prompt in prompts]
+    prefix = PrefixCache.of(model)
+    first = new_sequence(model, drafter, prompts[0], params, prefix=prefix, ends=(200,))
+    prefill(model, drafter, first, params.chunk_size)
+    running = [first]
+    for prompt in prompts[1:]:
+        running.append(new_sequence(model, drafter, prompt, params, prefix=prefix))
+        prefill(model, drafter, running[-1], params.chunk_size)
+        assert running[-1].matched >= 197
+    assert model.kv_pool.used_bytes < sum(
+        of.cache.nbytes + sum(c.nbytes for c in of.mtp.caches) for of in running if of.mtp
+    )
+    prefix.evict(POOL_BYTES)
+    while going := [sequence for sequence in running if sequence.finish_reason is None]:
+        step(model, drafter, going)
+    for sequence, result in zip(running, alone, strict=True):
+        assert tuple(sequence.generated) == result.token_ids
+        assert tuple(sequence.accepted) == result.accepted_by_position
+        sequence.close()
+    assert model.kv_pool.used_bytes == 0
+
+
+def test_experts_of_tokens_that_were_kept_are_not_recorded_again(load: LoadModel) -> None:
+    model = load(WINDOWS[0])
+    config, prompt, params = model.config, text(150), GenerationParams(1)
+    plain, second = (RoutingRecorder((2,), 4, 2) for _ in range(2))
+    prefix = PrefixCache.of(model)
+    model.recorder = plain
+    generate(model, prompt, params, prefix=prefix)
+    model.recorder = second
+    generate(model, prompt, params, prefix=prefix)
+    assert config.num_hidden_layers == 3
+    assert len(plain.trace()) == 150
+    assert len(second.trace()) == 150 - prefix.stats.saved_tokens == 1
+    assert (second.trace() == plain.trace()[-1:]).all()
