@@ -6,6 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+Histogram = tuple[tuple[float | None, int], ...]
+"""(upper edge, count) from the lowest on; the last has None for its edge, since there is nothing above it.
+
+A count is of what lies above the edge before and not above its own.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class RequestState:
@@ -58,8 +64,9 @@ class Totals:
     Attributes:
         finished: answers by finish reason; refused: requests by kind.
         steps: passes of the model; step_parts_s: seconds of them by part (see StepTimer).
-        first_token_s: seconds to the first token of requests, as (upper edge, count) of a histogram;
-            between_tokens_s, request_s: the same of gaps between a request's steps, and of whole requests.
+        first_token_s: seconds to the first token of requests; between_tokens_s, request_s: the same of gaps
+            between a request's steps, and of whole requests.
+        first_token_sum_s, between_tokens_sum_s, request_sum_s: the sums of all that is counted in these.
     """
 
     finished: Mapping[str, int] = field(default_factory=dict)
@@ -72,9 +79,12 @@ class Totals:
     steps: int = 0
     step_s: float = 0.0
     step_parts_s: Mapping[str, float] = field(default_factory=dict)
-    first_token_s: tuple[tuple[float, int], ...] = ()
-    between_tokens_s: tuple[tuple[float, int], ...] = ()
-    request_s: tuple[tuple[float, int], ...] = ()
+    first_token_s: Histogram = ()
+    between_tokens_s: Histogram = ()
+    request_s: Histogram = ()
+    first_token_sum_s: float = 0.0
+    between_tokens_sum_s: float = 0.0
+    request_sum_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +102,7 @@ class ServerState:
     Attributes:
         tokens_per_s: written over the last ten seconds, all requests together.
         kv_used_bytes, kept_bytes, kv_budget_bytes: of keys and values: running, kept for later, and allowed.
-        places: of each MoE layer and expert, the place in `boxes` of the box that holds it first, -1 for none.
+        places: of each MoE layer and expert, the place in `boxes` of the box that holds it first; -1: none.
         heat: of each MoE layer and expert, how often tokens chose it of late, in shares of the layer's.
         lack: why the cluster cannot compute now; "" where it can.
     """
