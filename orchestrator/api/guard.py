@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 LOCAL_CLIENT = "local"
 """Who asks where there are no keys."""
 
+ANYBODY = "anybody"
+"""Who asks for the page, which tells nothing of this server: it asks for a key and then for the rest."""
+
 
 class Life:
     """Of a server: it takes requests, then only finishes them, then ends them."""
@@ -94,6 +97,8 @@ class Guard:
             raise stopping()
         if not self._settings.keys:
             return LOCAL_CLIENT
+        if scope["method"] == "GET" and scope["path"] == "/":
+            return ANYBODY
         client = client_of(_key(headers), self._settings.keys)
         if client is None:
             raise ApiError(401, "no key of this server: send one as a bearer token or as x-api-key")

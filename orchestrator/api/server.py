@@ -27,7 +27,9 @@ from orchestrator.api.openapi import openapi
 from orchestrator.api.sending import error_response
 from orchestrator.api.service import Service
 from orchestrator.api.settings import ApiSettings
+from orchestrator.api.watch_routes import WhatIf, watch_routes
 from orchestrator.serving.answer import Engine
+from orchestrator.serving.state import StateSource
 from placement.errors import InputError
 
 _HEADER_BYTES = 65_536
@@ -39,17 +41,28 @@ _LAST_WORDS_S = 5
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
-def build_app(engine: Engine, settings: ApiSettings, life: Life | None = None) -> FastAPI:
+def build_app(
+    engine: Engine,
+    settings: ApiSettings,
+    life: Life | None = None,
+    *,
+    source: StateSource | None = None,
+    whatif: WhatIf | None = None,
+) -> FastAPI:
     """All APIs on one engine.
 
     Args:
         life: says when to stop; by itself the application never does.
+        source: what the page, the state and the metrics are made of; without it there are none.
+        whatif: ranks changes to the cluster, for the page.
     """
     life = life or Life()
     service = Service(engine, settings, life)
     app = FastAPI(title="Potluck", docs_url=None, redoc_url=None)
     app.include_router(openai_routes(service))
     app.include_router(anthropic_routes(service))
+    if source is not None:
+        app.include_router(watch_routes(source, whatif))
     app.add_middleware(Guard, settings=settings, life=life, clock=time.monotonic)
     app.add_exception_handler(ApiError, _on_error)
     app.add_exception_handler(HTTPException, _on_error)
@@ -63,6 +76,8 @@ async def serve(
     engine: Engine,
     settings: ApiSettings,
     *,
+    source: StateSource | None = None,
+    whatif: WhatIf | None = None,
     stop: asyncio.Event | None = None,
     ready: Callable[[str], None] = lambda url: None,
 ) -> None:
@@ -72,13 +87,14 @@ async def serve(
     SIGINT does not wait for them.
 
     Args:
+        source, whatif: as for `build_app`.
         ready: told the server's URL once it listens.
 
     Raises:
         InputError: the address cannot be listened on, or the TLS files cannot be used.
     """
     life = Life()
-    app = build_app(engine, settings, life)
+    app = build_app(engine, settings, life, source=source, whatif=whatif)
     server = _Server(_config(app, settings), life, settings.grace_s)
     listener = listen(settings)
     _allow_files(settings.most_connections + _OTHER_FILES)

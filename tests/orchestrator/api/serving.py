@@ -13,14 +13,20 @@ import httpx2
 
 from orchestrator.api.server import serve
 from orchestrator.api.settings import ApiSettings
+from orchestrator.api.watch_routes import WhatIf
 from orchestrator.serving.answer import Engine
+from orchestrator.serving.state import StateSource
 
 
 class Server:
     """`url`: without a slash at its end."""
 
-    def __init__(self, engine: Engine, settings: ApiSettings) -> None:
+    def __init__(
+        self, engine: Engine, settings: ApiSettings, source: StateSource | None, whatif: WhatIf | None
+    ) -> None:
         self._engine = engine
+        self._source = source
+        self._whatif = whatif
         self._settings = settings
         self._is_ready = threading.Event()
         self._error: BaseException | None = None
@@ -54,7 +60,14 @@ class Server:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        await serve(self._engine, self._settings, stop=self._stop, ready=self._ready)
+        await serve(
+            self._engine,
+            self._settings,
+            source=self._source,
+            whatif=self._whatif,
+            stop=self._stop,
+            ready=self._ready,
+        )
 
     def _ready(self, url: str) -> None:
         self.url = url
@@ -62,8 +75,14 @@ class Server:
 
 
 @contextmanager
-def served(engine: Engine, settings: ApiSettings | None = None) -> Iterator[Server]:
-    server = Server(engine, settings or ApiSettings(port=0, grace_s=0.0))
+def served(
+    engine: Engine,
+    settings: ApiSettings | None = None,
+    *,
+    source: StateSource | None = None,
+    whatif: WhatIf | None = None,
+) -> Iterator[Server]:
+    server = Server(engine, settings or ApiSettings(port=0, grace_s=0.0), source, whatif)
     server.start()
     try:
         yield server
