@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from orchestrator.api.errors import ApiError, lost, refused, stopping, unexpected
 from orchestrator.api.request_id import REQUEST_ID
+from orchestrator.api.request_log import note_event
 from orchestrator.api.writer import Writer
 from orchestrator.serving.answer import (
     AnswerEvent,
@@ -104,6 +105,7 @@ async def answers(
                 coming = None
                 if isinstance(event, _Failed):
                     raise event.error
+                note_event(event)
                 if isinstance(event, Finished) and event.reason == "lost":
                     raise lost(event.message)
                 seen[index].note(event)
@@ -111,7 +113,9 @@ async def answers(
             elif over in done:
                 for index, one in enumerate(seen):
                     if not one.is_finished:
-                        yield index, one.ended()
+                        end = one.ended()
+                        note_event(end)
+                        yield index, end
                 return
             else:
                 yield Quiet()

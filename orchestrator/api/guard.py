@@ -15,6 +15,7 @@ from orchestrator.api.errors import ApiError, Shape, stopping, unexpected
 from orchestrator.api.keys import client_of
 from orchestrator.api.limits import Admission
 from orchestrator.api.request_id import REQUEST_ID, new_request_id
+from orchestrator.api.request_log import NOTE, RequestNote, log_request
 from orchestrator.api.sending import error_response
 from orchestrator.api.settings import ApiSettings
 
@@ -59,16 +60,19 @@ class Guard:
         has_begun = False
         request_id = new_request_id()
         REQUEST_ID.set(request_id)
+        note = RequestNote(self._clock, self._clock())
+        NOTE.set(note)
 
         async def marked(message: Message) -> None:
             nonlocal has_begun
             if message["type"] == "http.response.start":
                 has_begun = True
+                note.status = message["status"]
                 message = {**message, "headers": [*message.get("headers", ()), *_own_headers(request_id)]}
             await send(message)
 
         try:
-            client = self._checked(scope)
+            client = note.client = self._checked(scope)
             with self._admitted(client, is_counted=scope["method"] == "POST"):
                 scope.setdefault("state", {})["client"] = client
                 await self._app(scope, receive, marked)
@@ -79,6 +83,8 @@ class Guard:
             if has_begun:
                 raise
             await error_response(unexpected(), shape)(scope, receive, marked)
+        finally:
+            log_request(request_id, scope, note)
 
     def _checked(self, scope: Scope) -> str:
         """The client's name.
