@@ -40,6 +40,7 @@ COMMANDS = {
     "verify": "Note digests of all of a model's bytes, or find what has changed since they were noted.",
     "up": "Start a cluster: Ray, keys and the workers of a plan, on all boxes that are there.",
     "status": "Show each box of a running cluster: what it holds, since when, its last word.",
+    "top": "Show what a server is doing, once a second: speed, boxes, requests, events.",
     "logs": "Print the log of a box's worker process.",
     "update": "Install a wheel on the boxes of a running cluster, one after another.",
     "down": "End a cluster on all its boxes: processes, sockets, shared memory and keys.",

@@ -63,7 +63,18 @@ def share(part: float) -> str:
     return f"{100 * part:.1f}%"
 
 
+def age(seconds: float) -> str:
+    """How long something has lasted: "90 s", "12 min", "5 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+def visible(text: str) -> str:
+    """Text from files, users and peers without what moves the cursor or colours the screen."""
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+
+
 def _plain(text: str) -> str:
-    """Text from files and users is neither console markup nor what moves the cursor or colours the screen."""
-    visible = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
-    return visible.replace("[", r"\[")
+    """The same where the console would read markup."""
+    return visible(text).replace("[", r"\[")

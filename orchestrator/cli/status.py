@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.options import Json
-from orchestrator.cli.output import console, print_json, print_note, table
+from orchestrator.cli.output import age, console, print_json, print_note, table
 from orchestrator.cluster.launcher_file import load_launcher
 from orchestrator.cluster.status import BoxStatus, ClusterStatus, cluster_status
 from orchestrator.migration.migration import MigrationState
@@ -80,7 +80,7 @@ def document(found: ClusterStatus) -> dict[str, object]:
 
 def _moving(last: MigrationState, now: float) -> str:
     """What a run decided last about moving experts."""
-    line = f"moving experts, {_ago(now - last.decided_s)} ago: {last.phase}: {last.reason}"
+    line = f"moving experts, {age(now - last.decided_s)} ago: {last.phase}: {last.reason}"
     if last.payback_s is not None:
         line += f"; pays within {math.ceil(last.payback_s)} s"
     if last.moved_experts:
@@ -95,12 +95,6 @@ def _row(box: BoxStatus, now: float) -> tuple[str, ...]:
         box.state,
         f"{box.num_experts:,}" if serves else "",
         size(box.held_bytes) if serves else "",
-        _ago(now - box.since) if box.since else "",
+        age(now - box.since) if box.since else "",
         f"{1e3 * box.round_trip_s:.1f} ms" if box.round_trip_s is not None else "",
     )
-
-
-def _ago(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
