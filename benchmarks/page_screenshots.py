@@ -4,9 +4,9 @@
     python -m benchmarks.page_screenshots --serve
 
 The first needs Debian's `chromium`, and an environment ENV of its own that has `playwright`. It writes the
-page light, dark, of a phone and asking for a key, chats, moves over the map by keys, and fails where the
-browser reports an error, the page is wider than the window or something jumps. The second serves the page
-until it is interrupted.
+page light, dark, of a phone and asking for a key, chats, and moves over the map by keys. It fails where the
+browser reports an error, the page is wider than the window, something jumps, or a hidden page goes on asking.
+The second serves the page until it is interrupted.
 """
 
 from __future__ import annotations
@@ -51,12 +51,18 @@ SECTION_TOPS = """
     [...document.querySelectorAll("section:not([hidden])")]
         .map((s) => s.getBoundingClientRect().top + scrollY)
 """
+# What a browser does with a tab that is in the background.
+HIDE = """
+    Object.defineProperty(document, "hidden", { value: true });
+    document.dispatchEvent(new Event("visibilitychange"));
+"""
 
 
 class Invented:
     """Fulfils `StateSource`: five boxes with Step-3.5-Flash's experts, one of them lost."""
 
     def __init__(self) -> None:
+        self.asked = 0
         self._began_s = time.monotonic()
         dice = random.Random(7)
         weights = [weight for _, weight in BOXES]
@@ -66,6 +72,7 @@ class Invented:
         self._heat = [self._layer(dice) for _ in range(LAYERS)]
 
     def state(self) -> ServerState:
+        self.asked += 1
         now_s = time.monotonic() - self._began_s
         steps = int(1000 + now_s / STEP_S)
         speed = 31 + 6 * math.sin(now_s / 9) + 2 * math.sin(now_s * 1.7)
@@ -188,8 +195,8 @@ def ranking() -> Mapping[str, Any]:
     }
 
 
-def look(url: str, chromium: str, out: Path, key: str) -> list[str]:
-    """Write the pictures; what is wrong."""
+def look(url: str, chromium: str, out: Path, key: str, source: Invented) -> list[str]:
+    """Write the pictures; what is wrong. `source`: of the server."""
     wrong: list[str] = []
     with import_module("playwright.sync_api").sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
@@ -226,6 +233,12 @@ def look(url: str, chromium: str, out: Path, key: str) -> list[str]:
             page.click("#rank")
             page.locator("#changes tr").nth(2).wait_for()
             page.screenshot(path=out / f"{name}.png", full_page=True)
+            page.evaluate(HIDE)
+            page.wait_for_timeout(1500)
+            asked = source.asked
+            page.wait_for_timeout(2500)
+            if source.asked != asked:
+                wrong.append(f"{name}: a hidden page goes on asking")
             page.close()
         browser.close()
     return wrong
@@ -267,7 +280,8 @@ def main() -> int:
     wrong = []
     for key, keys in (("", ()), (text, (kept,))):
         settings = ApiSettings(port=0, grace_s=0.0, keys=keys)
-        with served(Scripted(script), settings, source=Invented(), whatif=ranking) as server:
+        source = Invented()
+        with served(Scripted(script), settings, source=source, whatif=ranking) as server:
             if given.serve:
                 print(server.url)
                 server.join()
@@ -275,7 +289,7 @@ def main() -> int:
                 parser.error("expected OUT or --serve")
             else:
                 given.out.mkdir(parents=True, exist_ok=True)
-                wrong += look(server.url, given.chromium, given.out, key)
+                wrong += look(server.url, given.chromium, given.out, key, source)
     print(*wrong or ["nothing is wrong"], sep="\n")
     return bool(wrong)
 
