@@ -49,12 +49,14 @@ def view(state: ServerState, before: ServerState | None, trouble: str = "") -> G
     shown += [Text(_one_line(line)) for line in _lines(state)]
     shown.append(Text(""))
     shown.append(_boxes(state.boxes))
-    if parts := _parts(state, before):
-        shown.append(table("a step", ("part", "time", "share"), parts))
     if state.requests:
         shown.append(_requests(state.requests))
     events = sorted(state.events, key=lambda event: event.age_s)[:_MOST_EVENTS]
     shown += [Text(_one_line(f"{age(event.age_s)} ago: {event.text}"), style="dim") for event in events]
+    # Last, since a terminal cuts off what does not fit.
+    if parts := _parts(state, before):
+        shown.append(Text(""))
+        shown.append(table("a step", ("part", "time", "share"), parts))
     return Group(*shown)
 
 
