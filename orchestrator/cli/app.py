@@ -24,6 +24,7 @@ from placement.units import size
 
 COMMANDS = {
     "generate": "Continue a prompt.",
+    "serve": "Serve a model over HTTP: OpenAI's and Anthropic's APIs, and a page to look at.",
     "inspect": "Say what is in a model's files, what it needs and whether that fits here.",
     "init": "Write a cluster file, from options or from questions.",
     "probe": "Measure what boxes and links can do; plans use the figures from then on.",
