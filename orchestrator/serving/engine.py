@@ -118,7 +118,9 @@ class ModelEngine:
         return await asyncio.to_thread(self._prompts.count, prompt)
 
     async def answer(self, request: GenerationRequest) -> AsyncGenerator[AnswerEvent]:
-        """See `Engine.answer`."""
+        """See `Engine.answer`; raises RuntimeError outside of the `with` block."""
+        if not self._thread.is_alive():
+            raise RuntimeError("the engine has ended, or has not begun")
         prompt = await asyncio.to_thread(self._prompts.of, request, f"call_{secrets.token_hex(6)}_")
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[AnswerEvent | Refused] = asyncio.Queue()
@@ -162,6 +164,7 @@ class ModelEngine:
                 self._state, self._state_s = state_of(self._runner, self._sources, now_s), now_s
         self._runner.end_all("shutdown")
         self._read(0.0)
+        self._runner.prefix.close()
 
     def _read(self, wait_s: float | None) -> None:
         """Do what was asked for; wait so long for the first of it."""
