@@ -24,6 +24,7 @@ from placement.units import size
 
 COMMANDS = {
     "generate": "Continue a prompt.",
+    "serve": "Serve a model over HTTP: OpenAI's and Anthropic's APIs, and a page to look at.",
     "chat": "Talk to a model that `potluck serve` serves.",
     "keys add": "Make a key for a client of `potluck serve`, and print it once.",
     "keys list": "Say who has a key, and how much each may ask.",
