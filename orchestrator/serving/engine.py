@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import queue
 import secrets
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,7 @@ from workers.gpu.errors import DeviceLost
 if TYPE_CHECKING:
     from orchestrator.session import Session
 
+_log = logging.getLogger(__name__)
 _IDLE_S = 1.0
 """Without work: until what the server tells of itself is looked at again."""
 _STATE_S = 0.5
@@ -127,7 +130,9 @@ class ModelEngine:
         number = next(self._numbers)
 
         def sink(event: AnswerEvent | Refused) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
+            # A loop that was closed has nobody left who reads.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(events.put_nowait, event)
 
         self._ask(lambda: self._runner.submit(number, request, prompt, sink), sink)
         try:
@@ -172,10 +177,17 @@ class ModelEngine:
         try:
             message = self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
             while True:
-                message()
+                self._do(message)
                 message = self._inbox.get_nowait()
         except queue.Empty:
             pass
+
+    def _do(self, message: Callable[[], None]) -> None:
+        try:
+            message()
+        except Exception:
+            # One request's fault; the thread serves all others.
+            _log.exception("a request could not be taken or ended")
 
     def _card_lost(self, error: DeviceLost) -> None:
         """The files are mapped still, so the CPU computes the head from now on."""
