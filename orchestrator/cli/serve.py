@@ -30,9 +30,11 @@ from orchestrator.cli.run_options import (
 )
 from orchestrator.run_memory import Demand
 from orchestrator.stopping import stopping_at_once
-from placement.workload import DEFAULT_CONTEXT
 from workers.formats.contents import Part
 from workers.formats.open_model import open_model
+
+USUAL_CONTEXT = 32_768
+"""What coding agents fill before they begin a new text."""
 
 
 def serve(
@@ -48,7 +50,12 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(help="Its PEM key.")] = None,
     name: Annotated[str, typer.Option(help="The model's name for clients; default its file's.")] = "",
     context: Annotated[
-        int | None, typer.Option(min=2, help="Tokens of prompt and answer together, at most.")
+        int | None,
+        typer.Option(
+            min=2,
+            help="Tokens of prompt and answer together, at most; memory for one such text is kept free. "
+            f"Default {USUAL_CONTEXT:,}, or what the model has.",
+        ),
     ] = None,
     mtp: Annotated[
         int | None, typer.Option(min=0, help="Drafts a step at most, 0 to 3; default all that the model has.")
@@ -102,7 +109,7 @@ def serve(
     assert tokenizer is not None
     has_mtp = any(tensor.part is Part.MTP for tensor in opened.contents.tensors)
     drafts = mtp if mtp is not None else opened.shape.num_mtp_layers if has_mtp else 0
-    positions = min(context or DEFAULT_CONTEXT, opened.shape.max_positions)
+    positions = min(context or USUAL_CONTEXT, opened.shape.max_positions)
     demand = Demand(positions, num_drafts=drafts, kv_form=kv)
     with opened_run(run, opened, demand) as found:
         serving = Serving(
