@@ -74,7 +74,7 @@ def load(arguments: Sequence[str]) -> typer.Typer:
     app = typer.Typer(
         name="potluck",
         help="Run a Mixture-of-Experts model too big for any box you own by pooling the boxes you do own.",
-        epilog="Start with `make demo`. Those that give a result take --json: one document on standard output.",
+        epilog="Start with `make demo`. With --json a command that gives a result prints it as one document.",
         add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
