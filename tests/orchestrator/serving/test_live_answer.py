@@ -46,7 +46,8 @@ def told(answer: LiveAnswer, tokens: list[int], luck: Random) -> list[object]:
 
 
 REPEATED = "So it goes round and round. "
-CALL = "</think>\n<tool_call>\n<function=look>\n<parameter=place>\nhere\n</parameter>\n</function>\n</tool_call>\n"
+CALL = "</think>\n<tool_call>\n<function=look>\n<parameter=place>\nhere\n</parameter>\n</function>\n"
+CALL += "</tool_call>\n"
 TEXTS = {
     "plain": ("A thought.\n</think>\nAn answer that is long enough.<|im_end|>", {}),
     "stop": ("A thought.\n</think>\nAn answer STOP and more<|im_end|>", {"stop": ("STOP",)}),
