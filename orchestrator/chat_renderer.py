@@ -2,14 +2,20 @@
 
 A template is a program that came with a download. It can loop for ever, double a text until memory is full,
 or recurse until the interpreter dies, in ways no check beforehand finds. The system's limits on a process
-hold whatever it does. Standard input is a JSON object with `template`, `variables`, `cpu_s`, `memory_bytes`
-and `most_characters`; standard output one with `text`, `error` or, where memory ran out, `memory`.
+hold whatever it does, so each request is rendered by a process forked for it.
+
+Standard input has requests, standard output an answer to each: a JSON text behind its length, 8 bytes, lowest
+first. A request has `template`, `variables`, `cpu_s`, `memory_bytes`, `most_characters` and `wall_s`. An
+answer has `text`, `error`, `memory` where that ran out, or `ended`: how the process ended that gave none, as
+`os.waitstatus_to_exitcode` tells it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
+import signal
 import sys
 from typing import Any
 
@@ -57,8 +63,37 @@ def _refuse(message: str) -> None:
 
 
 def main() -> None:
-    """Answer one request."""
-    request = json.loads(sys.stdin.buffer.read())
+    """Answer requests until there are no more."""
+    while len(header := sys.stdin.buffer.read(8)) == 8:
+        body = sys.stdin.buffer.read(int.from_bytes(header, "little"))
+        answer = _in_a_child(body)
+        sys.stdout.buffer.write(len(answer).to_bytes(8, "little") + answer)
+        sys.stdout.buffer.flush()
+
+
+def _in_a_child(body: bytes) -> bytes:
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(read)
+            with os.fdopen(write, "wb") as out:
+                out.write(_answer(body).encode())
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.close(write)
+    with os.fdopen(read, "rb") as answers:
+        answer = answers.read()
+    _, status = os.waitpid(child, 0)
+    ended = os.waitstatus_to_exitcode(status)
+    return answer if ended == 0 else json.dumps({"ended": ended}).encode()
+
+
+def _answer(body: bytes) -> str:
+    request = json.loads(body)
+    # One that waits is ended too.
+    signal.alarm(request["wall_s"])
     resource.setrlimit(resource.RLIMIT_CPU, (request["cpu_s"], request["cpu_s"]))
     resource.setrlimit(resource.RLIMIT_AS, (request["memory_bytes"], request["memory_bytes"]))
     # A crash of the interpreter leaves no file behind.
@@ -72,7 +107,7 @@ def main() -> None:
         answer = {"memory": "all of it"}
     except Exception as error:
         answer = {"error": f"{type(error).__name__}: {error}"[:1000]}
-    sys.stdout.write(json.dumps(answer))
+    return json.dumps(answer)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,57 +52,116 @@ def find_template(model_dir: Path, settings: Mapping[str, Any]) -> str | None:
     return template
 
 
-def render(
-    template: str,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]] | None,
-    special: Mapping[str, str],
-    *,
-    cpu_s: int = CPU_S,
-    memory_bytes: int = MEMORY_BYTES,
-    most_characters: int = MOST_CHARACTERS,
-) -> str:
-    """The text of a conversation up to where the model answers.
+class Renderer:
+    """Renders templates in processes of their own, which may take so much time and memory.
 
-    A process of its own makes it, which may take so much time and memory.
-
-    Args:
-        messages, tools: plain JSON values.
-        special: `bos_token` and the like, as templates use them.
-
-    Raises:
-        InputError: the template refuses the messages, fails, or takes too much.
+    It keeps one process that forks them, so that a conversation takes milliseconds. Any thread may call it;
+    one text is rendered at a time.
     """
-    conversation = {"messages": messages, "tools": tools, "add_generation_prompt": True}
-    request = {
-        "template": template,
-        "variables": {**conversation, **special},
-        "cpu_s": cpu_s,
-        "memory_bytes": memory_bytes,
-        "most_characters": most_characters,
-    }
-    # By its path, and without that folder among the places to import from: our modules do not load.
-    program = str(Path(__file__).with_name("chat_renderer.py"))
-    try:
-        done = subprocess.run(
+
+    def __init__(
+        self,
+        *,
+        cpu_s: int = CPU_S,
+        memory_bytes: int = MEMORY_BYTES,
+        most_characters: int = MOST_CHARACTERS,
+        wall_s: int = WALL_S,
+    ) -> None:
+        self._cpu_s = cpu_s
+        self._memory_bytes = memory_bytes
+        self._limits = {
+            "cpu_s": cpu_s,
+            "memory_bytes": memory_bytes,
+            "most_characters": most_characters,
+            "wall_s": wall_s,
+        }
+        self._wall_s = wall_s
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def render(
+        self,
+        template: str,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        special: Mapping[str, str],
+    ) -> str:
+        """The text of a conversation up to where the model answers.
+
+        Args:
+            messages, tools: plain JSON values.
+            special: `bos_token` and the like, as templates use them.
+
+        Raises:
+            InputError: the template refuses the messages, fails, or takes too much.
+        """
+        conversation = {"messages": messages, "tools": tools, "add_generation_prompt": True}
+        request = {"template": template, "variables": {**conversation, **special}, **self._limits}
+        with self._lock:
+            answer = self._asked(json.dumps(request).encode())
+        ended = answer.get("ended")
+        if ended == -signal.SIGALRM:
+            raise InputError(f"the chat template takes longer than {self._wall_s} s")
+        if ended in (-signal.SIGXCPU, -signal.SIGKILL):
+            raise InputError(f"the chat template takes more than {self._cpu_s} s of computing")
+        if ended is not None:
+            raise InputError(
+                "the chat template takes down its renderer; it nests too deeply or takes too much memory"
+            )
+        if "memory" in answer:
+            raise InputError(f"the chat template takes more than {size(self._memory_bytes)} of memory")
+        if "error" in answer:
+            raise InputError(
+                f"the chat template refuses these messages or fails: {one_line(answer['error'])}"
+            )
+        return str(answer["text"])
+
+    def close(self) -> None:
+        """End its process; another one is started when it is wanted."""
+        with self._lock:
+            self._end()
+
+    def _asked(self, request: bytes) -> dict[str, Any]:
+        process = self._process or self._begin()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(len(request).to_bytes(8, "little") + request)
+            process.stdin.flush()
+            header = process.stdout.read(8)
+            answer = process.stdout.read(int.from_bytes(header, "little"))
+        except OSError:
+            answer = b""
+        if not answer:
+            # Nobody but the system, or a user, ends it.
+            self._end()
+            return {"ended": 1}
+        found: dict[str, Any] = json.loads(answer)
+        return found
+
+    def _begin(self) -> subprocess.Popen[bytes]:
+        # By its path, and without that folder among the places to import from: our modules do not load.
+        program = str(Path(__file__).with_name("chat_renderer.py"))
+        self._process = subprocess.Popen(
             [sys.executable, "-P", program],
-            input=json.dumps(request).encode(),
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            timeout=WALL_S,
-            check=False,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        raise InputError(f"the chat template takes longer than {WALL_S} s") from None
-    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-        raise InputError(f"the chat template takes more than {cpu_s} s of computing")
-    if done.returncode != 0:
-        raise InputError(
-            "the chat template takes down its renderer; it nests too deeply or takes too much memory"
-        )
-    answer: dict[str, str] = json.loads(done.stdout)
-    if "memory" in answer:
-        raise InputError(f"the chat template takes more than {size(memory_bytes)} of memory")
-    if "error" in answer:
-        raise InputError(f"the chat template refuses these messages or fails: {one_line(answer['error'])}")
-    return answer["text"]
+        weakref.finalize(self, _ended, self._process)
+        return self._process
+
+    def _end(self) -> None:
+        if self._process is not None:
+            _ended(self._process)
+            self._process = None
+
+
+def _ended(process: subprocess.Popen[bytes]) -> None:
+    """End a renderer: it has nothing to do once its input ends."""
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
+    process.wait()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from orchestrator.draft_depth import Candidate, DraftDepth, Verified
 from orchestrator.scheduling.client_shares import ClientShares
@@ -69,6 +70,13 @@ class Scheduler:
     def running(self) -> int:
         """Sequences that are computed."""
         return len(self._running)
+
+    def place_of(self, sequence: int) -> Literal["waiting", "reading", "writing", "paused"]:
+        """Where a sequence is that has not ended."""
+        job = self._jobs[sequence]
+        if job.place != "running":
+            return job.place
+        return "reading" if job.to_prefill else "writing"
 
     @property
     def deadline_s(self) -> float | None:

@@ -187,8 +187,7 @@ class SequenceState:
         self.sampler.forget(self.tokens[length:])
         self.tokens[length:] = token_ids
         self.sampler.note(token_ids)
-        if self.cache.length > length:
-            self.cache.rollback(length)
+        self.cache.rollback(min(self.cache.length, length, len(self.tokens) - 1))
         if self.mtp is not None:
             self.mtp.forget(self.cache.length)
         self.finish_reason = None if self.remaining > 0 else "length"

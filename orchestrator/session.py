@@ -89,16 +89,22 @@ class Session:
         try:
             result = generate(self.head, prompt_ids, params, note_first_token)
         except DeviceLost as error:
-            if self.head.card is not None and self.head.card.device_name == error.device:
-                # The files are mapped still, and what the card had of them is read again as it is needed.
-                self.head.card = None
-                self._lost = f"{first_line(error)}; until then the CPU computes the head"
+            self.without_card(error)
             raise
         self._results.append(result)
         usage, computed = before[0]
         self._decode.append(self.dispatcher.usage.since(usage))
         self._computed.append(self._computed_so_far() - computed)
         return result
+
+    def without_card(self, error: DeviceLost) -> bool:
+        """The CPU computes the head from now on, if it was its card that was lost; else returns False."""
+        if self.head.card is None or self.head.card.device_name != error.device:
+            return False
+        # The files are mapped still, and what the card had of them is read again as it is needed.
+        self.head.card = None
+        self._lost = f"{first_line(error)}; until then the CPU computes the head"
+        return True
 
     def keep_in_vram(self, rule: ResidencyRule) -> None:
         """Which experts of RAM stay on this process's cards from the next layer on; no bit depends on it.

@@ -49,6 +49,7 @@ class Tokenizer:
         self._fast = fast
         self._template = template
         self._special = dict(special)
+        self._renderer = chat_template.Renderer()
         self._prefix = self._find_prefix(add_bos_token)
 
     @classmethod
@@ -202,7 +203,7 @@ class Tokenizer:
                 "this checkpoint has no chat template; expected one in chat_template.jinja, "
                 "tokenizer_config.json or the GGUF file, or a prompt without --chat"
             )
-        text = chat_template.render(self._template, messages, tools, self._special)
+        text = self._renderer.render(self._template, messages, tools, self._special)
         if not _is_unicode(text):
             raise InputError("the chat template gives text that is no Unicode")
         return text

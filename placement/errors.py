@@ -76,6 +76,16 @@ class KeysRequired(PotluckError):
     """An endpoint that other machines can reach was asked for without keys."""
 
 
+class NotServed(PotluckError):
+    """A server is not there, does not let this client in, or gives it no answer now."""
+
+
+class AnswerLost(NotServed):
+    """A server's answer broke off."""
+
+    exit_code = 1
+
+
 class NonFiniteError(PotluckError):
     """A layer produced a number that is not finite: broken weights, not a user's typing mistake."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
@@ -12,12 +13,17 @@ from numpy.typing import NDArray
 from orchestrator.serving.request import OutputForm
 from orchestrator.tokenizer import Tokenizer
 from placement.errors import InputError
-from placement.files.quote import one_line
+from placement.files.quote import first_line, one_line
 from placement.units import size
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
 
 MOST_FORM_BYTES = 256_000
 """Of a schema, expression or grammar; a client's text decides how long compiling it takes."""
 
+# As much as indenting takes; small models write blanks for ever where they may.
+_JSON: JsonCompileOptions = {"whitespace_pattern": r"[ \n\r\t]{1,24}"}
 _ANY_OBJECT = '{"type": "object"}'
 _FIELDS = {
     "json": "response_format",
@@ -47,7 +53,10 @@ class OutputForms:
         what = _FIELDS[form.kind]
         if len(form.value.encode()) > MOST_FORM_BYTES:
             raise InputError(f"{what} is longer than {size(MOST_FORM_BYTES)}; expected a shorter one")
-        grammar = _grammar(form)
+        try:
+            grammar = _grammar(form)
+        except ValueError as error:
+            raise InputError(f"{what} cannot be followed: {first_line(error)}") from error
         is_wrong, told = LLMatcher.validate_grammar_with_warnings(grammar, self._tokenizer)
         if is_wrong:
             raise InputError(f"{what} cannot be followed: {one_line(told[0])}")
@@ -67,10 +76,10 @@ class FormMatcher:
     begins_after: int | None
 
     def note(self, token_ids: Sequence[int]) -> None:
-        """These are the next tokens; behind one that the form does not allow anything may come."""
+        """These are the next tokens; those that nobody chose are no part of it if it does not allow them."""
         for token_id in token_ids:
             if self.begins_after is None:
-                self._matcher.consume_token(token_id)
+                self._matcher.try_consume_tokens([token_id])
             elif token_id == self.begins_after:
                 self.begins_after = None
 
@@ -103,10 +112,8 @@ class FormMatcher:
 
 
 def _grammar(form: OutputForm) -> str:
-    if form.kind == "json":
-        return LLMatcher.grammar_from_json_schema(_ANY_OBJECT)
-    if form.kind == "json_schema":
-        return LLMatcher.grammar_from_json_schema(form.value)
+    if form.kind in ("json", "json_schema"):
+        return LLMatcher.grammar_from_json_schema(form.value or _ANY_OBJECT, overrides=_JSON)
     if form.kind == "regex":
         return LLMatcher.grammar_from_regex(form.value)
     return LLMatcher.grammar_from_lark(form.value)

@@ -14,15 +14,15 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from orchestrator.api.limits import UNBOUNDED, Limits
 from orchestrator.cluster.private_files import read_private, write_private
 from placement.errors import KeyFilesError
 from placement.files.quote import quote
 
-_MOST_KEYS = 1000
-_MOST_NAME = 64
+MOST_KEYS = 1000
+MOST_NAME = 64
 _FIELDS = {"name", "sha256", "running", "per_minute"}
 
 
@@ -64,8 +64,8 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
     except (ValueError, RecursionError):
         raise KeyFilesError(f"{path}: expected JSON, found something else") from None
     entries = document.get("keys") if isinstance(document, dict) else None
-    if not isinstance(entries, list) or not 0 < len(entries) <= _MOST_KEYS:
-        raise KeyFilesError(f"{path}: expected an object with 1 to {_MOST_KEYS:,} entries in `keys`")
+    if not isinstance(entries, list) or not 0 < len(entries) <= MOST_KEYS:
+        raise KeyFilesError(f"{path}: expected an object with 1 to {MOST_KEYS:,} entries in `keys`")
     keys = tuple(_entry(entry, f"{path}: keys[{number}]") for number, entry in enumerate(entries))
     names = [key.name for key in keys]
     if len(set(names)) < len(names):
@@ -87,6 +87,11 @@ def write_keys(path: Path, keys: Sequence[ApiKey]) -> None:
     write_private(path, json.dumps({"keys": entries}, indent=1).encode() + b"\n")
 
 
+def is_name(value: object) -> TypeGuard[str]:
+    """Whether a key may have this name."""
+    return isinstance(value, str) and 0 < len(value) <= MOST_NAME and value.isprintable()
+
+
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -95,8 +100,8 @@ def _entry(entry: Any, where: str) -> ApiKey:
     if not isinstance(entry, dict) or not entry.keys() <= _FIELDS:
         raise KeyFilesError(f"{where}: expected an object with {', '.join(sorted(_FIELDS))} and no more")
     name, digest = entry.get("name"), entry.get("sha256")
-    if not isinstance(name, str) or not 0 < len(name) <= _MOST_NAME or not name.isprintable():
-        raise KeyFilesError(f"{where}.name: expected 1 to {_MOST_NAME} characters, found {quote(name)}")
+    if not is_name(name):
+        raise KeyFilesError(f"{where}.name: expected 1 to {MOST_NAME} characters, found {quote(name)}")
     if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
         raise KeyFilesError(f"{where}.sha256: expected 64 hexadecimal digits in small letters")
     return ApiKey(name, digest, Limits(_bound(entry, "running", where), _bound(entry, "per_minute", where)))

@@ -48,7 +48,7 @@ class ApiSettings:
         if not is_loopback(self.host) and not self.keys:
             raise KeysRequired(
                 f"--host {self.host}: other machines reach it, so that API keys are needed; "
-                "make some, or listen on 127.0.0.1"
+                "make some (`potluck keys add FILE NAME`), or listen on 127.0.0.1"
             )
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise InputError("TLS needs both a certificate and its key, found one of them")

@@ -24,6 +24,11 @@ from placement.units import size
 
 COMMANDS = {
     "generate": "Continue a prompt.",
+    "serve": "Serve a model over HTTP: OpenAI's and Anthropic's APIs, and a page to look at.",
+    "chat": "Talk to a model that `potluck serve` serves.",
+    "keys add": "Make a key for a client of `potluck serve`, and print it once.",
+    "keys list": "Say who has a key, and how much each may ask.",
+    "keys remove": "Take a client's key away.",
     "inspect": "Say what is in a model's files, what it needs and whether that fits here.",
     "init": "Write a cluster file, from options or from questions.",
     "probe": "Measure what boxes and links can do; plans use the figures from then on.",
@@ -49,7 +54,7 @@ COMMANDS = {
 """Name -> first line of its help: the function of that name in the module of that name.
 
 A name of two words is a command of its own, `stats compare` in `stats_compare.py`; its first word alone does
-what it always did.
+what it always did. `keys` alone is no command.
 """
 
 _NOT_MAPPED = "failed to map segment"  # what the loader says of a library for which there is no room
@@ -70,7 +75,7 @@ def load(arguments: Sequence[str]) -> typer.Typer:
     app = typer.Typer(
         name="potluck",
         help="Run a Mixture-of-Experts model too big for any box you own by pooling the boxes you do own.",
-        epilog="Start with `make demo`. Every command takes --json: one document on standard output.",
+        epilog="Start with `make demo`. With --json a command that gives a result prints it as one document.",
         add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -101,6 +106,9 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
     """Do what `arguments` say; a user's mistake is one line on standard error and exit code 2."""
     if sys.stdout is None:
         print_error("standard output is closed: expected a place for the result, such as `> FILE`")
+        return 2
+    if names := _second_words(arguments):
+        print_error(f"potluck {arguments[0]}: expected {' or '.join(f'`potluck {name}`' for name in names)}")
         return 2
     try:
         # Not standalone: typer would print a framed message of several lines for a mistake in an option.
@@ -187,6 +195,14 @@ def _join_name(arguments: Sequence[str]) -> list[str]:
     """The arguments with a command's name of two words as one."""
     name = " ".join(arguments[:2])
     return [name, *arguments[2:]] if name in COMMANDS else list(arguments)
+
+
+def _second_words(arguments: Sequence[str]) -> list[str]:
+    """The commands of two words that begin as `arguments` do, where the first word alone is none."""
+    first = _join_name(arguments)[:1]
+    if not first or first[0] in COMMANDS:
+        return []
+    return [name for name in COMMANDS if name.startswith(f"{first[0]} ")]
 
 
 def _name_relatives(name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +11,10 @@ from placement.kv_size import KvForm
 from placement.weight_format import PLANNED_FORMATS
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+KeyFile = Annotated[
+    Path, typer.Argument(help="File of API keys, as `potluck serve --api-keys` takes it.", metavar="FILE")
+]
 
 Quant = Annotated[
     str | None,

@@ -187,6 +187,13 @@ class PrefixCache:
             self._let_go(above)
         return length
 
+    def close(self) -> None:
+        """Let go of everything; another cache may keep pages of the pools then."""
+        while self._boundaries:
+            self._evict_one(self._pools)
+        for pool in self._pools:
+            pool.make_room = None
+
     def evict(self, num_bytes: int) -> int:
         """Let go of what was used least recently, until so many bytes came free or nothing is kept.
 

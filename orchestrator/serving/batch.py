@@ -90,8 +90,12 @@ def keep_text(drafter: MtpDrafter | None, sequence: SequenceState, upto: int | N
     """Keep a sequence's text for others, as far as it is computed and before `upto`."""
     if sequence.prefix is None:
         return
-    if drafter is not None and sequence.deferred:
+    if drafter is not None and sequence.mtp is not None and sequence.deferred > 1:
+        # All rows but the newest, which the next drafts begin with.
+        newest = sequence.mtp.pending[0][-1:]
+        sequence.mtp.forget(sequence.mtp.num_hidden - 1)
         drafter.draft([sequence.draft_request(0)])
+        sequence.mtp.defer(newest)
     sequence.prefix.keep(sequence.tokens, sequence.cache, sequence.mtp, upto)
 
 

@@ -10,9 +10,9 @@ from orchestrator.answers.parser import AnswerPart
 from orchestrator.answers.reasoning_budget import BudgetTokens, ReasoningBudget
 from orchestrator.answers.stream import AnswerStream
 from orchestrator.logprobs import RowLogprob
-from orchestrator.serving.answer import FinishReason, TokenLogprob
+from orchestrator.serving.answer import CallEnded, FinishReason, TokenLogprob
 from orchestrator.serving.prompts import Prompt
-from orchestrator.serving.request import GenerationRequest
+from orchestrator.serving.request import Conversation, GenerationRequest
 from orchestrator.tokenizer import Tokenizer
 
 
@@ -44,6 +44,7 @@ class LiveAnswer:
         self._loops = LoopDetector()
         self._form = prompt.form
         self._to_force = prompt.forced
+        self._one_call = isinstance(request.prompt, Conversation) and not request.prompt.parallel_tool_calls
         self._budget: ReasoningBudget | None = None
         self._end_reasoning = budget_tokens.end
         if request.reasoning_tokens is not None and prompt.parser.in_reasoning:
@@ -110,7 +111,10 @@ class LiveAnswer:
     def _take_one(self, token_id: int, logprobs: list[TokenLogprob] | None) -> Verdict:
         was_reasoning = self._stream.in_reasoning
         self.num_tokens += 1
-        self._events += self._stream.push([token_id], logprobs)
+        events = self._stream.push([token_id], logprobs)
+        self._events += events
+        if self._one_call and any(isinstance(event, CallEnded) for event in events):
+            return Verdict(1, ended="tool_calls")
         if self._form is not None:
             self._form.note([token_id])
         order = self._budget.push(token_id) if self._budget is not None else None

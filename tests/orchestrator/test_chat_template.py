@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator import chat_template
+from orchestrator.chat_template import Renderer
 from orchestrator.tokenizer import Tokenizer
 from placement.errors import InputError
 from tests.tiny_checkpoint import write_random_checkpoint
@@ -58,15 +60,19 @@ def test_without_a_template_there_is_no_chat(
         load(model_dir, tmp_path, settings).chat_prompt(USER)
 
 
-def render(template: str, *, cpu_s: int = 1) -> str:
-    return chat_template.render(
-        template,
-        USER,
-        None,
-        {"bos_token": "<s>"},
-        cpu_s=cpu_s,
-        memory_bytes=2**28,
-    )
+@pytest.fixture(scope="module")
+def renderer() -> Iterator[Renderer]:
+    found = Renderer(cpu_s=1, memory_bytes=2**28, wall_s=30)
+    yield found
+    found.close()
+
+
+Render = Callable[[str], str]
+
+
+@pytest.fixture
+def render(renderer: Renderer) -> Render:
+    return lambda template: renderer.render(template, USER, None, {"bos_token": "<s>"})
 
 
 @pytest.mark.parametrize(
@@ -90,7 +96,7 @@ def render(template: str, *, cpu_s: int = 1) -> str:
         ("{{ raise_exception('two\nlines') }}", "two lines$"),
     ],
 )
-def test_every_error_is_one_line(template: str, message: str) -> None:
+def test_every_error_is_one_line(render: Render, template: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         render(template)
     assert "\n" not in str(caught.value)
@@ -114,14 +120,44 @@ def test_every_error_is_one_line(template: str, message: str) -> None:
         "{{ ('a' * 5000) | replace('a', 'a' * 5000) | replace('a', 'a' * 5000) }}",
     ],
 )
-def test_whatever_takes_without_end_is_stopped(template: str) -> None:
+def test_whatever_takes_without_end_is_stopped(render: Render, template: str) -> None:
     with pytest.raises(InputError, match=r"seconds?|of computing|memory|characters|range|big|large|digits"):
         render(template)
 
 
-def test_the_memory_a_template_may_take_is_named() -> None:
+def test_the_memory_a_template_may_take_is_named(render: Render) -> None:
     with pytest.raises(InputError, match=r"^the chat template takes more than 268\.4 MB of memory$"):
         render("{{ 'a' * 10 ** 10 }}")
+
+
+def test_threads_share_a_renderer_and_each_gets_its_own_text(renderer: Renderer) -> None:
+    def render(number: int) -> str:
+        messages = [{"role": "user", "content": str(number) * 50_000}]
+        return renderer.render("{{ messages[0].content }}", messages, None, {})
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(render, range(12))) == [str(number) * 50_000 for number in range(12)]
+
+
+def test_a_renderer_that_was_ended_is_started_again(renderer: Renderer, render: Render) -> None:
+    assert render("a") == "a"
+    assert renderer._process is not None
+    renderer._process.kill()
+    renderer._process.wait()
+    with pytest.raises(InputError, match="renderer"):
+        render("a")
+    assert render("b") == "b"
+    renderer.close()
+    assert render("c") == "c"
+
+
+def test_a_template_that_waits_is_ended() -> None:
+    renderer = Renderer(wall_s=1)
+    with pytest.raises(InputError, match=r"longer than 1 s|of computing"):
+        renderer.render(
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", [], None, {}
+        )
+    renderer.close()
 
 
 def test_text_that_is_no_unicode_is_refused(model_dir: Path, tmp_path: Path) -> None:

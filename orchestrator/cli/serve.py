@@ -1,0 +1,123 @@
+"""`potluck serve`: a model behind the APIs that editors and agents speak."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.device import AUTO
+from orchestrator.cli.inputs import model_folder
+from orchestrator.cli.opened_run import chosen, opened_run
+from orchestrator.cli.options import Kv
+from orchestrator.cli.output import print_note
+from orchestrator.cli.prompt import load_tokenizer
+from orchestrator.cli.residency import Residency
+from orchestrator.cli.run_options import (
+    ClusterFile,
+    Device,
+    Dtype,
+    KeptInVram,
+    Model,
+    NumWorkers,
+    PlanFile,
+    RayAddress,
+    RunOptions,
+    SpotCheckShare,
+    Stats,
+    Survive,
+)
+from orchestrator.run_memory import Demand
+from orchestrator.stopping import stopping_at_once
+from workers.formats.contents import Part
+from workers.formats.open_model import open_model
+
+USUAL_CONTEXT = 32_768
+"""What coding agents fill before they begin a new text."""
+
+
+def serve(
+    model: Model = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine's own need --api-keys.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")] = 8000,
+    api_keys: Annotated[
+        Path | None, typer.Option(help="File of `potluck keys`: only who has one of them may ask.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate, with --tls-key: HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its PEM key.")] = None,
+    name: Annotated[str, typer.Option(help="The model's name for clients; default its file's.")] = "",
+    context: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Tokens of prompt and answer together, at most; memory for one such text is kept free. "
+            f"Default {USUAL_CONTEXT:,}, or what the model has.",
+        ),
+    ] = None,
+    mtp: Annotated[
+        int | None, typer.Option(min=0, help="Drafts a step at most, 0 to 3; default all that the model has.")
+    ] = None,
+    most_delay: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Seconds that reading prompts may add to others' next token.", metavar="SECONDS"
+        ),
+    ] = 1.0,
+    most_waiting: Annotated[int, typer.Option(min=1, help="Requests that wait; more get 429.")] = 64,
+    dtype: Dtype = None,
+    kv: Kv = None,
+    workers: NumWorkers = None,
+    survive: Survive = 0,
+    plan: PlanFile = None,
+    ray_address: RayAddress = None,
+    spot_check: SpotCheckShare = None,
+    cluster: ClusterFile = None,
+    device: Device = AUTO,
+    stats: Stats = None,
+    residency: KeptInVram = Residency.auto,
+) -> None:
+    """Serve a model over HTTP: OpenAI's and Anthropic's APIs, and a page to look at."""
+    run = chosen(
+        RunOptions(
+            model,
+            plan,
+            ray_address,
+            cluster,
+            workers,
+            survive,
+            device,
+            dtype,
+            kv,
+            mtp or 0,
+            stats,
+            residency,
+            spot_check,
+        )
+    )
+    with stopping_at_once():
+        # Torch takes seconds to load, which nobody should wait for whose options are wrong.
+        from orchestrator.api.keys import read_keys
+        from orchestrator.api.settings import ApiSettings
+        from orchestrator.serving.serving import Serving, serve_until_stopped
+    keys = () if api_keys is None else tuple(read_keys(api_keys))
+    settings = ApiSettings(host=host, port=port, keys=keys, tls_certificate=tls_cert, tls_key=tls_key)
+    opened = open_model(model_folder(run.model))
+    tokenizer = load_tokenizer(opened, needed=True)
+    assert tokenizer is not None
+    has_mtp = any(tensor.part is Part.MTP for tensor in opened.contents.tensors)
+    drafts = mtp if mtp is not None else opened.shape.num_mtp_layers if has_mtp else 0
+    positions = min(context or USUAL_CONTEXT, opened.shape.max_positions)
+    demand = Demand(positions, num_drafts=drafts, kv_form=kv)
+    with opened_run(run, opened, demand) as found:
+        serving = Serving(
+            name or run.model.stem,
+            int(run.model.stat().st_mtime),
+            positions,
+            drafts,
+            most_delay,
+            most_waiting,
+        )
+        serve_until_stopped(found.session, tokenizer, serving, settings, print_note)

@@ -1,0 +1,197 @@
+"""The engine of a server: one thread that runs the model, and answers for any number of tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orchestrator.model.mtp import MtpDrafter
+from orchestrator.model.step35 import Step35Model
+from orchestrator.scheduler import Scheduler
+from orchestrator.scheduling.kv_budget import KvBudget
+from orchestrator.scheduling.limits import Limits
+from orchestrator.scheduling.measured_costs import MeasuredCosts
+from orchestrator.serving.answer import AnswerEvent, Finished, ModelInfo, Refused
+from orchestrator.serving.prompts import Prompts
+from orchestrator.serving.request import Conversation, GenerationRequest
+from orchestrator.serving.runner import Runner, Sink
+from orchestrator.serving.state import ServerState
+from orchestrator.serving.state_of import Sources, state_of
+from orchestrator.tokenizer import Tokenizer
+from placement.files.quote import first_line
+from placement.pass_costs import PassCosts
+from workers.gpu.errors import DeviceLost
+
+if TYPE_CHECKING:
+    from orchestrator.session import Session
+
+_log = logging.getLogger(__name__)
+_IDLE_S = 1.0
+"""Without work: until what the server tells of itself is looked at again."""
+_STATE_S = 0.5
+"""At work: the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Of one engine.
+
+    Attributes:
+        name: the model's, as clients see it.
+        created_s: when its file was written, seconds since 1970.
+        limits: of requests and passes.
+        costs: predicted for passes.
+        most_drafts: of a sequence in a step.
+    """
+
+    name: str
+    created_s: int
+    limits: Limits
+    costs: PassCosts
+    most_drafts: int = 0
+
+
+class ModelEngine:
+    """Answers requests with a loaded model: an `Engine`, and a `StateSource`.
+
+    A `with` block of it runs the thread. On the way out answers under way end for "shutdown".
+    """
+
+    def __init__(self, session: Session, tokenizer: Tokenizer, settings: EngineSettings) -> None:
+        model: Step35Model = session.head
+        self._session = session
+        self._settings = settings
+        self._prompts = Prompts(tokenizer, model.config.vocab_size, model.config.eos_token_ids)
+        drafter = MtpDrafter(model, settings.most_drafts) if settings.most_drafts else None
+        kv = KvBudget(tuple(model.kv_sizes(settings.most_drafts)), settings.limits.pass_rows)
+        scheduler = Scheduler(settings.limits, kv, MeasuredCosts(settings.costs), settings.most_drafts)
+        self._runner = Runner(
+            model,
+            drafter,
+            tokenizer,
+            self._prompts.budget_tokens(),
+            scheduler,
+            time.monotonic,
+            lambda: session.standing().view.is_complete,
+        )
+        self._sources = Sources(session, settings.name, time.monotonic())
+        self._state = state_of(self._runner, self._sources, time.monotonic())
+        self._state_s = 0.0
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._numbers = itertools.count()
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._is_stopping = False
+
+    def __enter__(self) -> ModelEngine:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        def stop() -> None:
+            self._is_stopping = True
+
+        self._inbox.put(stop)
+        self._thread.join()
+
+    @property
+    def model(self) -> ModelInfo:
+        """See `Engine.model`."""
+        settings = self._settings
+        return ModelInfo(settings.name, settings.limits.context, settings.created_s)
+
+    def state(self) -> ServerState:
+        """See `StateSource.state`."""
+        return self._state
+
+    def note(self, text: str) -> None:
+        """Something happened that people should see; from any thread."""
+        self._sources.note(text, time.monotonic())
+
+    async def count_tokens(self, prompt: Conversation | str | Sequence[int]) -> int:
+        """See `Engine.count_tokens`."""
+        return await asyncio.to_thread(self._prompts.count, prompt)
+
+    async def answer(self, request: GenerationRequest) -> AsyncGenerator[AnswerEvent]:
+        """See `Engine.answer`; raises RuntimeError outside of the `with` block."""
+        if not self._thread.is_alive():
+            raise RuntimeError("the engine has ended, or has not begun")
+        prompt = await asyncio.to_thread(self._prompts.of, request, f"call_{secrets.token_hex(6)}_")
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[AnswerEvent | Refused] = asyncio.Queue()
+        number = next(self._numbers)
+
+        def sink(event: AnswerEvent | Refused) -> None:
+            # A loop that was closed has nobody left who reads.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        self._ask(lambda: self._runner.submit(number, request, prompt, sink), sink)
+        try:
+            while True:
+                event = await events.get()
+                if isinstance(event, Refused):
+                    raise event
+                yield event
+                if isinstance(event, Finished):
+                    return
+        finally:
+            self._inbox.put(lambda: self._runner.cancel(number))
+
+    def _ask(self, submit: Callable[[], None], sink: Sink) -> None:
+        def ask() -> None:
+            if self._is_stopping:
+                sink(Refused("unavailable", "the server stops", 30.0))
+            else:
+                submit()
+
+        self._inbox.put(ask)
+
+    def _run(self) -> None:
+        wait_s: float | None = None
+        while not self._is_stopping:
+            self._read(wait_s)
+            try:
+                wait_s = self._runner.turn()
+            except DeviceLost as error:
+                self._card_lost(error)
+                wait_s = 0.0
+            now_s = time.monotonic()
+            if now_s - self._state_s >= _STATE_S:
+                self._state, self._state_s = state_of(self._runner, self._sources, now_s), now_s
+        self._runner.end_all("shutdown")
+        self._read(0.0)
+        self._runner.prefix.close()
+
+    def _read(self, wait_s: float | None) -> None:
+        """Do what was asked for; wait so long for the first of it."""
+        timeout_s = _IDLE_S if wait_s is None else min(wait_s, _IDLE_S)
+        try:
+            message = self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
+            while True:
+                self._do(message)
+                message = self._inbox.get_nowait()
+        except queue.Empty:
+            pass
+
+    def _do(self, message: Callable[[], None]) -> None:
+        try:
+            message()
+        except Exception:
+            # One request's fault; the thread serves all others.
+            _log.exception("a request could not be taken or ended")
+
+    def _card_lost(self, error: DeviceLost) -> None:
+        """The files are mapped still, so the CPU computes the head from now on."""
+        if self._session.without_card(error):
+            self._runner.forget_caches()
+        else:
+            self._runner.end_all("lost", first_line(error))

@@ -1,0 +1,143 @@
+"""The engine's thread and asyncio's tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Coroutine, Iterator
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import openai
+import pytest
+
+from orchestrator.one_box import plan_here
+from orchestrator.run_memory import Demand
+from orchestrator.scheduling.limits import Limits
+from orchestrator.serving.answer import AnswerEvent, Finished, Refused, Started
+from orchestrator.serving.engine import EngineSettings, ModelEngine
+from orchestrator.serving.request import Conversation, GenerationRequest
+from orchestrator.session import Session, open_session
+from orchestrator.tokenizer import Tokenizer
+from placement.pass_costs import costs_of_reading
+from tests.orchestrator.serving.served import MODEL, asking, chatting
+from workers.formats.open_model import open_model
+from workers.memory.reservations import free_memory
+
+T = TypeVar("T")
+DEADLINE_S = 60
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[Session]:
+    model = open_model(MODEL)
+    demand = Demand(2048, num_drafts=3)
+    plan = plan_here(model, "bfloat16", demand, free_memory([])).plan
+    with open_session(model, plan, num_drafts=3, positions=2048) as session:
+        yield session
+
+
+@pytest.fixture
+def engine(session: Session) -> Iterator[ModelEngine]:
+    costs = costs_of_reading(session.head.config.shape(""), 16.0)
+    settings = EngineSettings("tiny", 7, Limits(2048), costs, 3)
+    with ModelEngine(session, Tokenizer.load(MODEL), settings) as engine:
+        yield engine
+    assert session.head.kv_pool.used_bytes == 0
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asyncio.wait_for(work, DEADLINE_S))
+
+
+async def events_of(engine: ModelEngine, request: GenerationRequest) -> list[AnswerEvent]:
+    return [event async for event in engine.answer(request)]
+
+
+def test_tasks_get_their_own_answers(engine: ModelEngine) -> None:
+    async def all_of_them() -> list[list[AnswerEvent]]:
+        requests = [chatting(f"Hello {n}", max_tokens=20) for n in range(10)]
+        return await asyncio.gather(*(events_of(engine, request) for request in requests))
+
+    found = run(all_of_them())
+    for events in found:
+        assert isinstance(events[0], Started)
+        assert isinstance(events[-1], Finished)
+    state = engine.state()
+    assert (state.model, state.lack) == ("tiny", "")
+    assert sum(len(row) for row in state.places) == 5 * 288
+    assert engine.model.context == 2048
+
+
+def test_a_task_that_leaves_ends_its_request(engine: ModelEngine, session: Session) -> None:
+    async def leave() -> None:
+        async with aclosing(engine.answer(asking(max_tokens=1500, ignore_eos=True))) as events:
+            async for event in events:
+                if not isinstance(event, Started):
+                    return
+
+    run(leave())
+    (after,) = run(_gathered(engine, asking(max_tokens=3)))
+    assert isinstance(after[-1], Finished)
+    assert session.head.kv_pool.used_bytes == 0
+
+
+async def _gathered(engine: ModelEngine, *requests: GenerationRequest) -> list[list[AnswerEvent]]:
+    return await asyncio.gather(*(events_of(engine, request) for request in requests))
+
+
+def test_requests_that_are_none_are_refused(engine: ModelEngine) -> None:
+    for request, words in (
+        (asking("word " * 3000), "positions"),
+        (GenerationRequest("me", (5000,)), "vocabulary"),
+        (
+            chatting("Hello", tool_choice="nobody", tools=({"type": "function", "function": {"name": "a"}},)),
+            "tools",
+        ),
+    ):
+        with pytest.raises(Refused, match=words):
+            run(events_of(engine, request))
+
+
+def test_tokens_are_counted_as_the_model_sees_them(engine: ModelEngine) -> None:
+    messages = ({"role": "user", "content": "Hello there"},)
+    count = run(engine.count_tokens(Conversation(messages)))
+    (events,) = run(_gathered(engine, chatting("Hello there", max_tokens=2)))
+    assert events[0] == Started(count, 0)
+
+
+def test_the_end_of_the_block_ends_answers(session: Session) -> None:
+    costs = costs_of_reading(session.head.config.shape(""), 16.0)
+
+    async def cut() -> list[AnswerEvent]:
+        engine = ModelEngine(session, Tokenizer.load(MODEL), EngineSettings("tiny", 7, Limits(2048), costs))
+        found: list[AnswerEvent] = []
+        with engine:
+            events = engine.answer(asking(max_tokens=1500, ignore_eos=True))
+            found.append(await anext(events))
+        found += [event async for event in events]
+        with pytest.raises(RuntimeError, match="has ended"):
+            await anext(engine.answer(asking()))
+        return found
+
+    last = run(cut())[-1]
+    assert isinstance(last, Finished)
+    assert last.reason == "shutdown"
+
+
+def test_the_command_serves_until_it_is_told_to_stop() -> None:
+    words = [sys.executable, "-m", "orchestrator.cli.main", "serve", "--model", str(MODEL), "--port", "0"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        url = next(line.split()[2].rstrip(",") for line in process.stderr if " at http" in line)
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=DEADLINE_S)
+        made = client.completions.create(model="any", prompt="Once", max_tokens=8, temperature=0)
+        assert made.usage is not None
+        assert made.usage.completion_tokens == 8
+        deadline_s = time.monotonic() + DEADLINE_S
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(max(1, deadline_s - time.monotonic())) == 0

@@ -1,0 +1,303 @@
+"""Many requests on one model: each gets what it would get alone, whatever else runs, fails or ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.generate import GenerationParams, generate
+from orchestrator.model.kv_pool import KvPool
+from orchestrator.model.step35 import Step35Model
+from orchestrator.sampling_params import SamplingParams
+from orchestrator.scheduling.limits import Limits
+from orchestrator.serving.answer import CallStarted, Prefilled, Reasoning, Text
+from orchestrator.serving.request import GenerationRequest, OutputForm
+from placement.errors import WorkerLost
+from tests.orchestrator.serving.served import TOOLS, Answer, Served, asking, chatting, load, shown
+
+SEEDED = SamplingParams(0.9, seed=3)
+
+
+@pytest.fixture(scope="module")
+def model() -> Step35Model:
+    return load()
+
+
+@pytest.fixture
+def served(model: Step35Model) -> Iterator[Served]:
+    found = Served(model)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def plain(model: Step35Model) -> Iterator[Served]:
+    """Without drafts."""
+    found = Served(model, mtp=0)
+    yield found
+    found.close()
+
+
+REQUESTS = [
+    asking("Once upon", sampling=SEEDED, max_tokens=40),
+    asking("The following options", max_tokens=30),
+    chatting("Hello there", max_tokens=33),
+    chatting("Hello there", "Well.", "Go on, tell me more", sampling=SEEDED),
+    asking("Once upon", sampling=SamplingParams(1.2, 40, 0.9, 0.01, 9, 0.3, 0.2, 1.1), max_tokens=25),
+    asking("x", ignore_eos=True, sampling=SamplingParams(seed=1), max_tokens=50),
+    chatting("A " * 300, max_tokens=9),
+]
+
+
+def alone(model: Step35Model, request: GenerationRequest) -> tuple[str, str, str]:
+    """Without drafts, and with nothing kept."""
+    served = Served(model, mtp=0)
+    (found,) = shown(served.run(request))
+    served.close()
+    return found
+
+
+def test_each_request_gets_what_it_gets_alone(model: Step35Model) -> None:
+    expected = [alone(model, request) for request in REQUESTS]
+    served = Served(model)
+    together = served.run(*REQUESTS)
+    assert shown(together) == expected
+    assert sum(answer.end.usage.accepted for answer in together if answer.end) > 0
+    # And again, from what was kept.
+    assert shown(served.run(*REQUESTS[::-1]))[::-1] == expected
+    assert served.runner.counts.totals({}).cached_tokens > 300
+    served.close()
+
+
+def test_a_text_prompt_gives_the_tokens_of_generate(model: Step35Model, served: Served) -> None:
+    (answer,) = served.run(asking("The following", sampling=SEEDED, max_tokens=40))
+    ids = served.tokenizer.encode_prompt("The following")
+    model_alone = generate(model, ids, GenerationParams(40, SEEDED))
+    assert answer.text() == served.tokenizer.decode(model_alone.token_ids)
+    assert answer.end is not None
+    assert answer.end.usage.completion_tokens == len(model_alone.token_ids)
+
+
+def test_a_turn_that_continues_a_conversation_is_spared_what_was_read(served: Served) -> None:
+    said = "Tell me of the options for the next release, please. " * 4
+    (first,) = served.run(chatting(said, max_tokens=20))
+    assert first.started.cached_tokens == 0
+    (second,) = served.run(chatting(said, first.text() or "Yes.", "And then?", max_tokens=20))
+    assert second.started.cached_tokens > 60
+    read = [event.tokens for event in second.events if isinstance(event, Prefilled)]
+    assert read[-1] == second.started.prompt_tokens
+
+
+def test_answers_of_one_request_differ_and_each_is_repeatable(served: Served) -> None:
+    requests = [asking(sampling=SEEDED, choice=choice) for choice in range(4)]
+    once, again = shown(served.run(*requests)), shown(served.run(*requests))
+    assert once == again
+    assert len(set(once)) > 2
+
+
+def test_a_stop_text_ends_an_answer_before_it(served: Served) -> None:
+    (whole,) = served.run(asking(max_tokens=40))
+    stop = whole.text()[12:16]
+    (answer,) = served.run(asking(max_tokens=40, stop=("never to be seen", stop)))
+    assert answer.text() == whole.text().partition(stop)[0]
+    assert answer.end is not None
+    assert (answer.end.reason, answer.end.stop_text) == ("stop_text", stop)
+
+
+def test_probabilities_are_those_of_the_whole_softmax(plain: Served) -> None:
+    (answer,) = plain.run(asking(max_tokens=6, top_logprobs=3))
+    found = [one for event in answer.events if isinstance(event, Text) for one in event.logprobs]
+    assert "".join(one.text for one in found) == answer.text()
+    ids = plain.tokenizer.encode_prompt("Once upon a time")
+    for one in found:
+        cache = plain.model.new_cache()
+        rows = plain.model.forward(torch.tensor(ids), [_slice(cache, len(ids))])
+        expected = plain.model.logits(rows[-1:])[0].double().log_softmax(0)
+        cache.close()
+        assert one.logprob == pytest.approx(float(expected[one.token_id]), abs=1e-9)
+        top = expected.topk(3).values.tolist()
+        assert [logprob for _, _, logprob in one.top] == pytest.approx(top, abs=1e-9)
+        ids.append(one.token_id)
+
+
+def _slice(cache: Any, count: int) -> Any:
+    from orchestrator.model.attention import SequenceSlice
+
+    return SequenceSlice(cache, count)
+
+
+def test_no_reasoning_and_a_budget_of_it(served: Served) -> None:
+    none, some, free = served.run(
+        chatting("Hello", reasoning_tokens=0, ignore_eos=True),
+        chatting("Hello", reasoning_tokens=10, ignore_eos=True, max_tokens=40),
+        chatting("Hello", ignore_eos=True, max_tokens=40),
+    )
+    assert none.text(Reasoning).strip() == ""
+    assert none.text()
+    assert some.end is not None
+    assert free.end is not None
+    assert 10 <= some.end.usage.reasoning_tokens < free.end.usage.reasoning_tokens
+    assert some.text()
+    # Up to the budget nothing changes.
+    shared = some.text(Reasoning)
+    assert free.text(Reasoning).startswith(shared[: len(shared) // 2])
+
+
+def test_a_call_that_was_asked_for_begins_at_once(served: Served) -> None:
+    for choice in ("look", "required"):
+        (answer,) = served.run(
+            chatting("Hello", tools=TOOLS, tool_choice=choice, reasoning_tokens=0, max_tokens=30)
+        )
+        if choice == "look":
+            (call,) = [event for event in answer.events if isinstance(event, CallStarted)][:1]
+            assert call.name == "look"
+            assert call.call_id.startswith("call_")
+    (hidden,) = served.run(chatting("Hello", tools=TOOLS, tool_choice="none", reasoning_tokens=0))
+    assert not any(isinstance(event, CallStarted) for event in hidden.events)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"enum": ["x", "y"]}, "n": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["a", "n"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("sampling", [SamplingParams(0.0), SamplingParams(1.5, seed=8)])
+def test_an_answer_has_the_form_that_was_asked_for(served: Served, sampling: SamplingParams) -> None:
+    form = OutputForm("json_schema", json.dumps(SCHEMA))
+    plain, chat = served.run(
+        asking(output=form, sampling=sampling, max_tokens=400),
+        chatting("Hello", output=form, sampling=sampling, reasoning_tokens=0, max_tokens=400),
+    )
+    for answer in (plain, chat):
+        found = json.loads(answer.text())
+        assert found["a"] in ("x", "y")
+        assert 0 <= found["n"] <= 9
+        assert answer.end is not None
+        assert answer.end.reason == "stop"
+
+
+def test_a_cancelled_request_is_told_no_more_and_holds_nothing(served: Served) -> None:
+    first, second = served.submit(asking(max_tokens=200)), served.submit(asking(max_tokens=20))
+    for _ in range(6):
+        served.runner.turn()
+    told = len(first.events)
+    served.runner.cancel(0)
+    served.runner.cancel(0)
+    while served.runner.live:
+        served.runner.turn()
+    assert len(first.events) == told
+    assert second.end is not None
+    assert second.end.reason == "length"
+
+
+def test_what_cannot_be_taken_is_refused(model: Step35Model) -> None:
+    served = Served(model, limits=Limits(64, most_waiting=1))
+    (too_long,) = served.run(asking("word " * 100))
+    assert too_long.refused is not None
+    assert too_long.refused.kind == "too_long"
+    answers = [served.submit(asking(max_tokens=20)) for _ in range(12)]
+    busy = [answer.refused for answer in answers if answer.refused is not None]
+    assert busy
+    assert {refused.kind for refused in busy} == {"busy"}
+    assert all(refused.retry_after_s for refused in busy)
+    while served.runner.live:
+        served.runner.turn()
+    assert all(answer.end for answer in answers if answer.refused is None)
+    served.close()
+
+
+def test_little_memory_makes_requests_wait_and_changes_no_token(model: Step35Model) -> None:
+    before = model.kv_pool
+    expected = []
+    requests = [asking(f"Number {n}", max_tokens=300, ignore_eos=True, sampling=SEEDED) for n in range(5)]
+    roomy = Served(model)
+    expected = shown(roomy.run(*requests))
+    roomy.close()
+    sizes = model.kv_sizes(3)
+    model.kv_pool = KvPool(sum(size.most_bytes(400) for size, _ in sizes) * 2)
+    try:
+        served = Served(model)
+        assert shown(served.run(*requests)) == expected
+        assert served.runner.scheduler.waiting == 0
+        served.close()
+    finally:
+        model.kv_pool = before
+
+
+def lose(model: Step35Model, monkeypatch: pytest.MonkeyPatch, error: Exception, at: int) -> None:
+    """The pass number `at` from now fails."""
+    forward, passes = model.forward, iter(range(10_000))
+
+    def failing(*arguments: Any) -> torch.Tensor:
+        if next(passes) == at:
+            raise error
+        return forward(*arguments)
+
+    monkeypatch.setattr(model, "forward", failing)
+
+
+def test_a_cluster_that_comes_back_costs_no_token(
+    model: Step35Model, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = shown(served.run(*REQUESTS[:4]))
+    lose(model, monkeypatch, WorkerLost("attic is gone"), 4)
+    answers = [served.submit(request) for request in REQUESTS[:4]]
+    turns = 0
+    while served.runner.live:
+        served.is_whole = not 0 < (turns := turns + bool(served.runner.lack)) < 5
+        served.now_s += served.runner.turn() or 0.0
+    assert turns >= 5
+    assert shown(answers) == expected
+
+
+def test_a_cluster_that_stays_away_ends_requests_with_a_reason(
+    model: Step35Model, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose(model, monkeypatch, WorkerLost("attic is gone"), 3)
+    begun = served.submit(asking(max_tokens=100))
+    served.is_whole = False
+    for _ in range(5):
+        served.runner.turn()
+    waiting = served.submit(asking())
+    for _ in range(400):
+        served.now_s += served.runner.turn() or 0.5
+    assert begun.end is not None
+    assert begun.end.reason == "lost"
+    assert "attic is gone" in begun.end.message
+    assert waiting.refused is not None
+    assert waiting.refused.kind == "unavailable"
+    late = served.submit(asking())
+    assert late.refused is not None
+    served.is_whole = True
+    served.runner.turn()
+    (after,) = served.run(asking())
+    assert after.end is not None
+    assert after.end.reason == "length"
+
+
+def test_a_step_that_fails_for_no_known_reason_ends_its_requests_alone(
+    model: Step35Model, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose(model, monkeypatch, ValueError("nobody knows why"), 3)
+    (answer,) = served.run(asking())
+    assert answer.end is not None
+    assert (answer.end.reason, answer.end.message) == ("lost", "nobody knows why")
+    (after,) = served.run(asking())
+    assert after.end is not None
+    assert after.end.reason == "length"
+
+
+def test_what_runs_ends_when_the_server_stops(served: Served) -> None:
+    answers = [served.submit(request) for request in REQUESTS]
+    for _ in range(3):
+        served.runner.turn()
+    served.runner.end_all("shutdown")
+    assert {answer.end.reason for answer in answers if answer.end} == {"shutdown"}
+    assert all(isinstance(answer, Answer) and answer.end for answer in answers)
