@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,12 +87,20 @@ def chosen(options: RunOptions) -> Chosen:
 
 
 @contextmanager
-def opened_run(run: Chosen, model: OpenModel, demand: Demand, *, silent: bool = False) -> Iterator[OpenedRun]:
+def opened_run(
+    run: Chosen,
+    model: OpenModel,
+    demand: Demand,
+    *,
+    silent: bool = False,
+    say: Callable[[str], None] = print_note,
+) -> Iterator[OpenedRun]:
     """Decide where everything lies, load it, and let go of it on the way out.
 
     Args:
         demand: of sequences; their drafts and form are those of the options.
         silent: say nothing but what went wrong.
+        say: told what happens to workers while the model runs.
 
     Raises:
         InputError, PlanError: options that do not go with each other, the plan or the model.
@@ -121,7 +129,7 @@ def opened_run(run: Chosen, model: OpenModel, demand: Demand, *, silent: bool = 
                     positions=demand.positions,
                     kv_form=demand.kv_form,
                     on_progress=on_progress,
-                    say=print_note,
+                    say=say,
                     spot_check=options.spot_check,
                     disks_bytes_per_s={} if run.running is None else disks(made, run.running),
                     device=head_device,

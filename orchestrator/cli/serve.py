@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -100,7 +104,9 @@ def serve(
     with stopping_at_once():
         # Torch takes seconds to load, which nobody should wait for whose options are wrong.
         from orchestrator.api.keys import read_keys
+        from orchestrator.api.log_lines import log_to
         from orchestrator.api.settings import ApiSettings
+        from orchestrator.cli.traffic_whatif import rank_on_traffic
         from orchestrator.serving.serving import Serving, serve_until_stopped
     keys = () if api_keys is None else tuple(read_keys(api_keys))
     settings = ApiSettings(host=host, port=port, keys=keys, tls_certificate=tls_cert, tls_key=tls_key)
@@ -111,7 +117,13 @@ def serve(
     drafts = mtp if mtp is not None else opened.shape.num_mtp_layers if has_mtp else 0
     positions = min(context or USUAL_CONTEXT, opened.shape.max_positions)
     demand = Demand(positions, num_drafts=drafts, kv_form=kv)
-    with opened_run(run, opened, demand) as found:
+    told: list[Callable[[str], None]] = [print_note]
+
+    def say(text: str) -> None:
+        for tell in told:
+            tell(text)
+
+    with opened_run(run, opened, demand, say=say) as found:
         serving = Serving(
             name or run.model.stem,
             int(run.model.stat().st_mtime),
@@ -120,4 +132,9 @@ def serve(
             most_delay,
             most_waiting,
         )
-        serve_until_stopped(found.session, tokenizer, serving, settings, print_note)
+        handler = log_to(sys.stderr)
+        try:
+            rank = None if cluster is None else partial(rank_on_traffic, cluster, run.model, opened.shape)
+            serve_until_stopped(found.session, tokenizer, serving, settings, told, rank)
+        finally:
+            logging.getLogger("orchestrator").removeHandler(handler)

@@ -8,33 +8,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
-from orchestrator.serving.state import Totals
+from orchestrator.serving.state import Histogram, Totals
 
 _EDGES_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 _WINDOW_S = 10.0
 
 
-class Histogram:
+class Seconds:
     """Counts of seconds by upper edge; what is above all edges is in the last, infinite one."""
 
     def __init__(self) -> None:
+        self.sum_s = 0.0
         self._counts = [0] * (len(_EDGES_S) + 1)
 
     def add(self, seconds: float) -> None:
         self._counts[bisect_left(_EDGES_S, seconds)] += 1
+        self.sum_s += seconds
 
-    def rows(self) -> tuple[tuple[float, int], ...]:
-        """(upper edge, how many are at most that and above the edge before)."""
-        return tuple(zip((*_EDGES_S, float("inf")), self._counts, strict=True))
+    def rows(self) -> Histogram:
+        """As the state has them."""
+        return tuple(zip((*_EDGES_S, None), self._counts, strict=True))
 
 
 @dataclass(slots=True)
 class Counts:
     """Since the server began; one thread counts."""
 
-    first_token: Histogram = field(default_factory=Histogram)
-    between_tokens: Histogram = field(default_factory=Histogram)
-    request: Histogram = field(default_factory=Histogram)
+    first_token: Seconds = field(default_factory=Seconds)
+    between_tokens: Seconds = field(default_factory=Seconds)
+    request: Seconds = field(default_factory=Seconds)
     _finished: Counter[str] = field(default_factory=Counter)
     _refused: Counter[str] = field(default_factory=Counter)
     _prompt_tokens: int = 0
@@ -84,17 +86,20 @@ class Counts:
     def totals(self, step_parts_s: Mapping[str, float]) -> Totals:
         """All that was counted."""
         return Totals(
-            dict(self._finished),
-            dict(self._refused),
-            self._prompt_tokens,
-            self._cached_tokens,
-            self._generated_tokens,
-            tuple(self._drafted),
-            tuple(self._accepted),
-            self._steps,
-            self._step_s,
-            dict(step_parts_s),
-            self.first_token.rows(),
-            self.between_tokens.rows(),
-            self.request.rows(),
+            finished=dict(self._finished),
+            refused=dict(self._refused),
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            generated_tokens=self._generated_tokens,
+            drafted=tuple(self._drafted),
+            accepted=tuple(self._accepted),
+            steps=self._steps,
+            step_s=self._step_s,
+            step_parts_s=dict(step_parts_s),
+            first_token_s=self.first_token.rows(),
+            between_tokens_s=self.between_tokens.rows(),
+            request_s=self.request.rows(),
+            first_token_sum_s=self.first_token.sum_s,
+            between_tokens_sum_s=self.between_tokens.sum_s,
+            request_sum_s=self.request.sum_s,
         )

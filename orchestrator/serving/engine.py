@@ -14,6 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from orchestrator.model.mtp import MtpDrafter
 from orchestrator.model.step35 import Step35Model
 from orchestrator.scheduler import Scheduler
@@ -116,6 +119,10 @@ class ModelEngine:
         """Something happened that people should see; from any thread."""
         self._sources.note(text, time.monotonic())
 
+    def recent(self) -> NDArray[np.uint16]:
+        """Experts of the newest tokens, uint16 [num_tokens, num_moe_layers, top_k]; from any thread."""
+        return self._sources.recent()
+
     async def count_tokens(self, prompt: Conversation | str | Sequence[int]) -> int:
         """See `Engine.count_tokens`."""
         return await asyncio.to_thread(self._prompts.count, prompt)
@@ -170,6 +177,7 @@ class ModelEngine:
         self._runner.end_all("shutdown")
         self._read(0.0)
         self._runner.prefix.close()
+        self._sources.close()
 
     def _read(self, wait_s: float | None) -> None:
         """Do what was asked for; wait so long for the first of it."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.api.server import serve
 from orchestrator.api.settings import ApiSettings
@@ -14,6 +18,9 @@ from orchestrator.session import Session
 from orchestrator.tokenizer import Tokenizer
 from placement.pass_costs import PassCosts, costs_of_reading
 from placement.plan import Plan
+
+Rank = Callable[[NDArray[np.uint16]], Mapping[str, Any]]
+"""From experts of the newest tokens to the document of `potluck whatif --json`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +48,14 @@ def serve_until_stopped(
     tokenizer: Tokenizer,
     serving: Serving,
     settings: ApiSettings,
-    say: Callable[[str], None],
+    told: list[Callable[[str], None]],
+    rank: Rank | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Args:
-        say: told in a line where the server listens.
+        told: whoever is told what happens to the cluster. Meanwhile the engine is told too.
+        rank: ranks changes to the cluster by what they do to such traffic; None where nobody can.
 
     Raises:
         InputError: the address cannot be listened on, or a number is out of range.
@@ -57,10 +66,13 @@ def serve_until_stopped(
     )
 
     def ready(url: str) -> None:
-        say(f"{serving.name} at {url}, OpenAI's API at {url}/v1; Ctrl-C stops it")
+        for tell in told:
+            tell(f"{serving.name} at {url}, OpenAI's API at {url}/v1; Ctrl-C stops it")
 
     with ModelEngine(session, tokenizer, engine_settings) as engine:
-        asyncio.run(serve(engine, settings, ready=ready))
+        told.append(engine.note)
+        whatif = None if rank is None else lambda: rank(engine.recent())
+        asyncio.run(serve(engine, settings, ready=ready, source=engine, whatif=whatif))
 
 
 def _costs(session: Session) -> PassCosts:

@@ -6,6 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.serving.heat import Heat
 from orchestrator.serving.runner import Live, Runner
@@ -32,11 +33,21 @@ class Sources:
         self._view: ClusterView | None = None
         self._places: list[list[int]] = []
         head = session.head
+        self._recorder = head.recorder
         # The ids of a head on a card do not come to RAM but where somebody asks for them.
         if head.card is None:
             plan = session.dispatcher.view.plan
             layers = [layer.index for layer in plan.layers]
             self.heat = head.recorder = Heat(layers, plan.num_experts, head.recorder)
+
+    def recent(self) -> NDArray[np.uint16]:
+        """See `Heat.recent`; empty where nobody counts."""
+        return np.zeros((0, 0, 0), np.uint16) if self.heat is None else self.heat.recent()
+
+    def close(self) -> None:
+        """Count no more."""
+        if self.heat is not None:
+            self.session.head.recorder = self._recorder
 
     def note(self, text: str, now_s: float) -> None:
         """Something happened; from any thread."""
