@@ -192,3 +192,25 @@ print(json.dumps([opened.count({str(path)!r}), sorted(loaded)]))
     assert count == 3
     assert not {"scipy", "ray", "matplotlib", "transformers"} & set(loaded)
     assert not [name for name in loaded if name.startswith("placement.policies")]
+
+
+def test_settings_of_chance_at_temperature_0_are_told_to_change_nothing(
+    potluck: Potluck, model_dir: Path
+) -> None:
+    words = ("generate", "--model", model_dir, "--prompt", "a", "--max-tokens", 3, "--ignore-eos")
+    code, _, err = potluck(*words, "--seed", 5)
+    assert code == 0
+    assert "--seed change nothing at --temperature 0" in err
+    for quiet in (("--seed", 5, "--temperature", 1), ("--top-k", 3, "--json"), ()):
+        code, _, err = potluck(*words, *quiet)
+        assert code == 0
+        assert "change nothing" not in err
+
+
+def test_a_seed_gives_its_text_with_any_number_of_drafts(potluck: Potluck, model_dir: Path) -> None:
+    words = ("generate", "--model", model_dir, "--prompt", "a", *SHORT, "--temperature", 1, "--top-p", 0.9)
+    texts = [
+        document(potluck(*words, "--seed", seed, "--mtp", mtp))["token_ids"]
+        for seed, mtp in ((3, 0), (3, 2), (4, 0))
+    ]
+    assert texts[0] == texts[1] != texts[2]
