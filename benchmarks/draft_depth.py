@@ -1,0 +1,202 @@
+"""How fast a server is with no drafts, with a fixed number of them, and where it chooses the number itself.
+
+    python -m benchmarks.draft_depth [--model PATH] [--rounds 8] [--tokens 96] [--threads 1]
+
+Each way has a server's runner and scheduler of its own, on one model and on the real clock. In a round all
+get the same requests, and they take turns step by step, so that what else the machine does falls on all
+alike. With one thread, processor time counts. The texts must be the same, else it ends with an error.
+Ratios are of whole runs, prompts included; behind them stand the quartiles of the rounds' own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import quantiles
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.draft_depth import Candidate, DraftDepth
+from orchestrator.model.mtp import MtpDrafter
+from orchestrator.model.step35 import Step35Model
+from orchestrator.sampling_params import SamplingParams
+from orchestrator.scheduler import Scheduler
+from orchestrator.scheduling.kv_budget import KvBudget
+from orchestrator.scheduling.limits import Limits
+from orchestrator.scheduling.measured_costs import MeasuredCosts
+from orchestrator.serving.prompts import Prompts
+from orchestrator.serving.request import GenerationRequest
+from orchestrator.serving.runner import Runner
+from orchestrator.session import load_local
+from orchestrator.tokenizer import Tokenizer
+from placement.pass_costs import costs_of_reading
+from workers.formats.open_model import open_model
+
+SEQUENCES = (1, 4, 8)
+WAYS = ("off", "1", "2", "3", "adaptive")
+MOST_DRAFTS = 3
+CONTEXT_TOKENS = 48
+
+
+class FixedDepth(DraftDepth):
+    """As many drafts as there may be, always."""
+
+    def choose(
+        self, candidates: Sequence[Candidate], other_rows: int = 0, most_rows: int = 1 << 30
+    ) -> dict[int, int]:
+        """See `DraftDepth.choose`."""
+        return {candidate.sequence: max(0, min(self.most, candidate.most)) for candidate in candidates}
+
+
+class FixedScheduler(Scheduler):
+    """One that does not choose."""
+
+    def __init__(self, limits: Limits, kv: KvBudget, costs: MeasuredCosts, most_drafts: int) -> None:
+        super().__init__(limits, kv, costs, most_drafts)
+        self._depth = FixedDepth(most_drafts, costs)
+
+
+@dataclass(slots=True)
+class Server:
+    """One way to draft: what it took in each round, and what it said in this one."""
+
+    runner: Runner
+    clock: Callable[[], float]
+    spent_s: list[float] = field(default_factory=list)
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, way: str, head: Step35Model, tokenizer: Tokenizer, clock: Callable[[], float]) -> Server:
+        drafts = int(way) if way.isdigit() else MOST_DRAFTS * (way == "adaptive")
+        # Weights in common, and a pool of its own for keys and values.
+        model = Step35Model(head.config, head.weights, head.dtype, head.experts, head.timer)
+        limits = Limits(2048)
+        costs = MeasuredCosts(costs_of_reading(model.config.shape(""), 16.0))
+        kv = KvBudget(tuple(model.kv_sizes(drafts)), limits.pass_rows)
+        scheduler = (FixedScheduler if way.isdigit() else Scheduler)(limits, kv, costs, drafts)
+        prompts = Prompts(tokenizer, model.config.vocab_size, model.config.eos_token_ids)
+        runner = Runner(
+            model,
+            MtpDrafter(model, drafts) if drafts else None,
+            tokenizer,
+            prompts.budget_tokens(),
+            scheduler,
+            time.perf_counter,
+            lambda: True,
+        )
+        return cls(runner, clock)
+
+    def begin(self, requests: Sequence[tuple[int, GenerationRequest]], prompts: Prompts) -> None:
+        """Take a round's requests."""
+        self.spent_s.append(0.0)
+        self.tokens.clear()
+        for number, request in requests:
+            self.runner.submit(number, request, prompts.of(request, ""), lambda _: None)
+
+    def turn(self) -> bool:
+        """Run a step, if anything is left to do."""
+        if not self.runner.live:
+            return False
+        for number, live in self.runner.live.items():
+            self.tokens[number] = live.sequence.tokens
+        started = self.clock()
+        self.runner.turn()
+        self.spent_s[-1] += self.clock() - started
+        return True
+
+
+def play(
+    servers: Sequence[Server], rounds: Sequence[Sequence[tuple[int, GenerationRequest]]], prompts: Prompts
+) -> None:
+    """Each round on all servers, step by step in turn.
+
+    Raises:
+        RuntimeError: drafts changed a text.
+    """
+    for requests in rounds:
+        for server in servers:
+            server.begin(requests, prompts)
+        while sum(server.turn() for server in servers):
+            pass
+        if any(server.tokens != servers[0].tokens for server in servers):
+            raise RuntimeError("drafts changed a text")
+
+
+def requests_of(
+    tokenizer: Tokenizer, text: str, rounds: int, sequences: int, tokens: int
+) -> list[list[tuple[int, GenerationRequest]]]:
+    """Pieces of a text to continue, each another one."""
+    token_ids = tokenizer.encode_prompt(text)
+    starts = np.linspace(0, len(token_ids) - CONTEXT_TOKENS, rounds * sequences).astype(int)
+    requests = [
+        (
+            number,
+            GenerationRequest(
+                "benchmark",
+                tuple(token_ids[start : start + CONTEXT_TOKENS]),
+                SamplingParams(temperature=0.7, seed=number),
+                max_tokens=tokens,
+                ignore_eos=True,
+            ),
+        )
+        for number, start in enumerate(starts)
+    ]
+    return [requests[n * sequences : (n + 1) * sequences] for n in range(rounds)]
+
+
+def cells(servers: dict[str, Server], tokens: int) -> list[str]:
+    """Tokens/s with no drafts; of each way its speed by that of none; adaptive's by the best fixed one's."""
+    of_way = {way: np.array(server.spent_s[1:]) for way, server in servers.items()}
+    fixed = [of_way[way] for way in WAYS if way != "adaptive"]
+    best = min(fixed, key=lambda spent_s: float(spent_s.sum()))
+    found = [f"{tokens * len(of_way['off']) / of_way['off'].sum():.0f}"]
+    for way in WAYS[1:]:
+        found.append(_ratio(of_way["off"], of_way[way]))
+    drafted = servers["adaptive"].runner.counts.totals({})
+    per_step = sum(drafted.drafted) / max(1, drafted.steps)
+    return [*found, _ratio(best, of_way["adaptive"]), f"{per_step:.2f}"]
+
+
+def _ratio(first_s: np.ndarray, second_s: np.ndarray) -> str:
+    low, _, high = quantiles(first_s / second_s, n=4)
+    return f"{first_s.sum() / second_s.sum():.3f} ({low:.2f} to {high:.2f})"
+
+
+def main(
+    model: Annotated[Path, typer.Option(help="Directory with heldout/*.txt.")] = Path("models/potluck-tiny"),
+    rounds: Annotated[int, typer.Option(min=3, help="Beside the first, which warms up.")] = 8,
+    tokens: Annotated[int, typer.Option(min=8, help="Of each answer.")] = 96,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Print a row for each text and number of sequences."""
+    torch.set_num_threads(threads)
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    head = load_local(open_model(model), torch.bfloat16)
+    tokenizer = Tokenizer.load(model)
+    prompts = Prompts(tokenizer, head.config.vocab_size, head.config.eos_token_ids)
+    ways = [f"{way}, by off" for way in WAYS[1:]]
+    table = Table("text", "sequences", "off, tokens/s", *ways, "adaptive, by the best", "drafts a step")
+    for path in sorted((model / "heldout").glob("*.txt")):
+        for sequences in SEQUENCES:
+            servers = {way: Server.of(way, head, tokenizer, clock) for way in WAYS}
+            text = path.read_text(encoding="utf-8")
+            play(
+                list(servers.values()),
+                requests_of(tokenizer, text, rounds + 1, sequences, tokens),
+                prompts,
+            )
+            table.add_row(path.stem, str(sequences), *cells(servers, tokens * sequences))
+            for server in servers.values():
+                server.runner.prefix.close()
+    Console(width=170).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
