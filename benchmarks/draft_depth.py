@@ -1,15 +1,19 @@
 """How fast a server is with no drafts, with a fixed number of them, and where it chooses the number itself.
 
-    python -m benchmarks.draft_depth [--model PATH] [--rounds 8] [--tokens 96] [--threads 1]
+    python -m benchmarks.draft_depth [--model DIR] [--rounds 8] [--tokens 96] [--sequences 4] [--threads 1]
 
-Each way has a server's runner and scheduler of its own, on one model and on the real clock. In a round all
-get the same requests, and they take turns step by step, so that what else the machine does falls on all
-alike. With one thread, processor time counts. The texts must be the same, else it ends with an error.
+Each way has a server's runner and scheduler of its own, on one model. In a round all get the same requests,
+and they take turns step by step, so that what else the machine does falls on all alike. With one thread,
+processor time counts, also for what schedulers learn. The texts must be the same, else it ends with an error.
+'loaded' has MTP layers that nobody asks for drafts: they take in all rows, so that drafts could begin.
+`--random` takes a model of as many layers as Step-3.5-Flash, an eighth as wide, with random weights: no draft
+holds, and MTP layers are as small a part of a pass as they really are.
 Ratios are of whole runs, prompts included; behind them stand the quartiles of the rounds' own.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +27,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.random_gguf import FileShape, FileTypes, write_random_gguf
 from orchestrator.draft_depth import Candidate, DraftDepth
 from orchestrator.model.mtp import MtpDrafter
 from orchestrator.model.step35 import Step35Model
@@ -31,6 +36,7 @@ from orchestrator.scheduler import Scheduler
 from orchestrator.scheduling.kv_budget import KvBudget
 from orchestrator.scheduling.limits import Limits
 from orchestrator.scheduling.measured_costs import MeasuredCosts
+from orchestrator.serving.answer import AnswerEvent, Finished, Refused
 from orchestrator.serving.prompts import Prompts
 from orchestrator.serving.request import GenerationRequest
 from orchestrator.serving.runner import Runner
@@ -39,10 +45,26 @@ from orchestrator.tokenizer import Tokenizer
 from placement.pass_costs import costs_of_reading
 from workers.formats.open_model import open_model
 
-SEQUENCES = (1, 4, 8)
-WAYS = ("off", "1", "2", "3", "adaptive")
+WAYS = ("off", "loaded", "1", "2", "3", "adaptive")
 MOST_DRAFTS = 3
 CONTEXT_TOKENS = 48
+NARROW = FileShape(
+    hidden=512,
+    vocab=2048,
+    moe_layers=44,
+    mtp_layers=MOST_DRAFTS,
+    heads=8,
+    sliding_heads=12,
+    kv_heads=2,
+    head_dim=64,
+    dense_width=1280,
+    experts=36,
+    top_k=4,
+    expert_width=256,
+    shared_width=256,
+    max_positions=4096,
+)
+"""The vocabulary is potluck-tiny's, whose tokenizer reads the prompts."""
 
 
 class FixedDepth(DraftDepth):
@@ -74,13 +96,16 @@ class Server:
 
     @classmethod
     def of(cls, way: str, head: Step35Model, tokenizer: Tokenizer, clock: Callable[[], float]) -> Server:
-        drafts = int(way) if way.isdigit() else MOST_DRAFTS * (way == "adaptive")
+        drafts = int(way) if way.isdigit() else MOST_DRAFTS * (way != "off")
         # Weights in common, and a pool of its own for keys and values.
         model = Step35Model(head.config, head.weights, head.dtype, head.experts, head.timer)
         limits = Limits(2048)
         costs = MeasuredCosts(costs_of_reading(model.config.shape(""), 16.0))
         kv = KvBudget(tuple(model.kv_sizes(drafts)), limits.pass_rows)
-        scheduler = (FixedScheduler if way.isdigit() else Scheduler)(limits, kv, costs, drafts)
+        if way == "adaptive":
+            scheduler = Scheduler(limits, kv, costs, drafts)
+        else:
+            scheduler = FixedScheduler(limits, kv, costs, 0 if way == "loaded" else drafts)
         prompts = Prompts(tokenizer, model.config.vocab_size, model.config.eos_token_ids)
         runner = Runner(
             model,
@@ -88,7 +113,7 @@ class Server:
             tokenizer,
             prompts.budget_tokens(),
             scheduler,
-            time.perf_counter,
+            clock,
             lambda: True,
         )
         return cls(runner, clock)
@@ -98,7 +123,7 @@ class Server:
         self.spent_s.append(0.0)
         self.tokens.clear()
         for number, request in requests:
-            self.runner.submit(number, request, prompts.of(request, ""), lambda _: None)
+            self.runner.submit(number, request, prompts.of(request, ""), _check)
 
     def turn(self) -> bool:
         """Run a step, if anything is left to do."""
@@ -110,6 +135,12 @@ class Server:
         self.runner.turn()
         self.spent_s[-1] += self.clock() - started
         return True
+
+
+def _check(event: AnswerEvent | Refused) -> None:
+    """Raise RuntimeError for an answer that did not come to its length."""
+    if isinstance(event, Refused) or (isinstance(event, Finished) and event.reason != "length"):
+        raise RuntimeError(f"a request was not answered: {event}")
 
 
 def play(
@@ -173,26 +204,35 @@ def main(
     model: Annotated[Path, typer.Option(help="Directory with heldout/*.txt.")] = Path("models/potluck-tiny"),
     rounds: Annotated[int, typer.Option(min=3, help="Beside the first, which warms up.")] = 8,
     tokens: Annotated[int, typer.Option(min=8, help="Of each answer.")] = 96,
+    sequences: Annotated[list[int], typer.Option(min=1, max=8, help="At a time.")] = [1, 4, 8],  # noqa: B006
+    random: Annotated[bool, typer.Option("--random", help="A random model of many layers.")] = False,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Print a row for each text and number of sequences."""
     torch.set_num_threads(threads)
     clock = time.thread_time if threads == 1 else time.perf_counter
-    head = load_local(open_model(model), torch.bfloat16)
+    texts = sorted((model / "heldout").glob("*.txt"))
+    if random:
+        texts = texts[:1]
+        with tempfile.TemporaryDirectory() as folder:
+            path = write_random_gguf(Path(folder) / "random.gguf", NARROW, FileTypes.all_in("q8_0"))
+            head = load_local(open_model(path), torch.bfloat16)
+    else:
+        head = load_local(open_model(model), torch.bfloat16)
     tokenizer = Tokenizer.load(model)
     prompts = Prompts(tokenizer, head.config.vocab_size, head.config.eos_token_ids)
     ways = [f"{way}, by off" for way in WAYS[1:]]
     table = Table("text", "sequences", "off, tokens/s", *ways, "adaptive, by the best", "drafts a step")
-    for path in sorted((model / "heldout").glob("*.txt")):
-        for sequences in SEQUENCES:
+    for path in texts:
+        for number in sequences:
             servers = {way: Server.of(way, head, tokenizer, clock) for way in WAYS}
             text = path.read_text(encoding="utf-8")
             play(
                 list(servers.values()),
-                requests_of(tokenizer, text, rounds + 1, sequences, tokens),
+                requests_of(tokenizer, text, rounds + 1, number, tokens),
                 prompts,
             )
-            table.add_row(path.stem, str(sequences), *cells(servers, tokens * sequences))
+            table.add_row("random" if random else path.stem, str(number), *cells(servers, tokens * number))
             for server in servers.values():
                 server.runner.prefix.close()
     Console(width=170).print(table)

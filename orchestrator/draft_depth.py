@@ -18,7 +18,7 @@ _GUESS, _GUESS_TRIALS = 0.6, 2.0
 
 _ALLOWANCE = 0.008
 """Share of the time that drafts may lose against none."""
-_STAKE_STEPS = 5.0
+_STAKE_STEPS = 4.0
 """In steps without drafts: what they may lose at first, and what they may lose again after they gained."""
 _PROBE_SHARE = 0.008
 """Share of the time that trying other depths may cost beside the best one."""
@@ -92,6 +92,7 @@ class DraftDepth:
         self._purse_s = 0.0
         self._since_probe = 0
         self._next_probe = 0
+        self._again: tuple[_Asked, dict[int, int]] | None = None
         self._plan: _Plan | None = None
 
     def acceptance(self, sequence: int) -> list[float]:
@@ -128,7 +129,7 @@ class DraftDepth:
             plan = self._plan = self._planned(asked)
         if self._account_s is None:
             self._account_s, self._purse_s = _STAKE_STEPS * plan.off_s, plan.off_s
-        chosen = self._probe(plan)
+        chosen = self._probe(plan, self._account_s)
         risk_s = (plan.best_s if chosen is plan.best else self._seconds(plan, chosen)) - plan.off_s
         return dict(chosen) if risk_s <= self._account_s else none
 
@@ -207,11 +208,19 @@ class DraftDepth:
         trunk_s = self._costs.trunk_s(sequences + sum(drafts) + other_rows)
         return trunk_s + self._drafting_s(max(drafts), drafting)
 
-    def _probe(self, plan: _Plan) -> dict[int, int]:
-        """The best depths, or others where it is time to try them and there is time to spare."""
+    def _probe(self, plan: _Plan, account_s: float) -> dict[int, int]:
+        """The best depths, or others where it is time to try them and there is time to spare.
+
+        Drafts are tried in two steps. In the first one MTP layers take in what waits for them since the last
+        time, so that only the second one shows what they cost.
+        """
         best_s = plan.best_s
         self._purse_s = min(self._purse_s + _PROBE_SHARE * best_s, 8 * best_s)
         self._since_probe += 1
+        if self._again is not None:
+            (asked, again), self._again = self._again, None
+            if asked == plan.asked:
+                return again
         if self._since_probe < _PROBE_GAP_STEPS:
             return plan.best
         order = _probe_order(self.most)
@@ -220,12 +229,16 @@ class DraftDepth:
             tried = {sequence: max(0, min(order[place], most)) for sequence, most in plan.asked.most}
             if tried == plan.best or sum(tried.values()) > plan.asked.most_rows:
                 continue
-            loss_s = max(0.0, self._seconds(plan, tried) - plan.gains.tokens(tried) / plan.best_rate)
+            step_s = self._seconds(plan, tried)
+            # As a prediction may be far too dear, one step is better than none.
+            steps = 2 if any(tried.values()) and 2 * (step_s - plan.off_s) <= account_s else 1
+            loss_s = max(0.0, steps * (step_s - plan.gains.tokens(tried) / plan.best_rate))
             if loss_s > self._purse_s:
                 return plan.best
             self._purse_s -= loss_s
             self._since_probe = 0
             self._next_probe = place + 1
+            self._again = (plan.asked, tried) if steps == 2 else None
             return tried
         return plan.best
 

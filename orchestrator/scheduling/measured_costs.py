@@ -63,13 +63,15 @@ class MeasuredCosts:
         return predicted_s * math.exp(self._correction(wanted))
 
     def drafting_s(self, depth: int, rows: float) -> float:
-        """Of the first `depth` MTP layers."""
+        """Of the first `depth` MTP layers; until one is measured, corrected as a pass of one row."""
         if not depth:
             return 0.0
         known = self._drafting.get(depth)
         if known is None and self._drafting:
             known = self._drafting[min(self._drafting, key=lambda other: abs(other - depth))]
-        return self.predicted.drafting_s(depth, rows) * math.exp(known.value if known else 0.0)
+        return self.predicted.drafting_s(depth, rows) * math.exp(
+            known.value if known else self._correction(0.0)
+        )
 
     def learn_pass(self, rows: int, seconds: float) -> None:
         """A pass of so many rows took so long."""

@@ -147,7 +147,7 @@ def _told(logprobs: Sequence[RowLogprob | None]) -> tuple[RowLogprob, ...]:
 
 
 def _draft(drafter: MtpDrafter | None, sequences: Mapping[int, SequenceState], plan: StepPlan) -> int:
-    """Draft where the plan wants it, and have rows of prompts taken in; returns how many rows."""
+    """Draft where the plan wants it, and have rows of prompts taken in; returns how many rows waited."""
     if drafter is None:
         return 0
     requests: list[DraftRequest] = []
@@ -166,7 +166,7 @@ def _draft(drafter: MtpDrafter | None, sequences: Mapping[int, SequenceState], p
         if sequence.mtp is not None and (sequence.deferred or sequence.mtp.waiting > 1):
             requests.append(sequence.draft_request(0))
             turns.append(sequence)
-    num_rows = sum(request.state.deferred for request in requests)
+    num_rows = sum(request.state.waiting for request in requests)
     for group in _groups(requests, drafter.num_layers):
         for turn, drafts in zip(turns[group], drafter.draft(requests[group]), strict=True):
             turn.drafts = drafts
