@@ -211,31 +211,29 @@ def main(
     """Print a row for each text and number of sequences."""
     torch.set_num_threads(threads)
     clock = time.thread_time if threads == 1 else time.perf_counter
-    texts = sorted((model / "heldout").glob("*.txt"))
-    if random:
-        texts = texts[:1]
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        texts = sorted((model / "heldout").glob("*.txt"))
+        if random:
+            texts = texts[:1]
             path = write_random_gguf(Path(folder) / "random.gguf", NARROW, FileTypes.all_in("q8_0"))
             head = load_local(open_model(path), torch.bfloat16)
-    else:
-        head = load_local(open_model(model), torch.bfloat16)
-    tokenizer = Tokenizer.load(model)
-    prompts = Prompts(tokenizer, head.config.vocab_size, head.config.eos_token_ids)
-    ways = [f"{way}, by off" for way in WAYS[1:]]
-    table = Table("text", "sequences", "off, tokens/s", *ways, "adaptive, by the best", "drafts a step")
-    for path in texts:
-        for number in sequences:
-            servers = {way: Server.of(way, head, tokenizer, clock) for way in WAYS}
-            text = path.read_text(encoding="utf-8")
-            play(
-                list(servers.values()),
-                requests_of(tokenizer, text, rounds + 1, number, tokens),
-                prompts,
-            )
-            table.add_row("random" if random else path.stem, str(number), *cells(servers, tokens * number))
-            for server in servers.values():
-                server.runner.prefix.close()
-    Console(width=170).print(table)
+        else:
+            head = load_local(open_model(model), torch.bfloat16)
+        tokenizer = Tokenizer.load(model)
+        prompts = Prompts(tokenizer, head.config.vocab_size, head.config.eos_token_ids)
+        columns = [f"{way}, by off" for way in WAYS[1:]]
+        table = Table(
+            "text", "sequences", "off, tokens/s", *columns, "adaptive, by the best", "drafts a step"
+        )
+        for source in texts:
+            for number in sequences:
+                servers = {way: Server.of(way, head, tokenizer, clock) for way in WAYS}
+                text = source.read_text(encoding="utf-8")
+                asked = requests_of(tokenizer, text, rounds + 1, number, tokens)
+                play(list(servers.values()), asked, prompts)
+                name = "random" if random else source.stem
+                table.add_row(name, str(number), *cells(servers, tokens * number))
+    Console(width=180).print(table)
 
 
 if __name__ == "__main__":
