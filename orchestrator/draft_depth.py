@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
+from operator import mul
 
 from orchestrator.scheduling.measured_costs import MeasuredCosts
 
@@ -17,11 +18,13 @@ _GUESS, _GUESS_TRIALS = 0.6, 2.0
 
 _ALLOWANCE = 0.008
 """Share of the time that drafts may lose against none."""
-_STAKE_STEPS = 5.0
+_STAKE_STEPS = 4.0
 """In steps without drafts: what they may lose at first, and what they may lose again after they gained."""
 _PROBE_SHARE = 0.008
 """Share of the time that trying other depths may cost beside the best one."""
 _PROBE_GAP_STEPS = 12
+_SAME_STEPS = 4
+"""So long a choice holds for the same sequences: what is learned in a step changes little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +50,15 @@ class _Counts:
 
     tried: list[float] = field(default_factory=list)
     held: list[float] = field(default_factory=list)
+    step: int = 0
 
-    def fade(self) -> None:
-        self.tried = [count * _KEPT_BY_STEP for count in self.tried]
-        self.held = [count * _KEPT_BY_STEP for count in self.held]
+    def fade(self, step: int) -> None:
+        """It is that step now."""
+        if step > self.step:
+            kept = _KEPT_BY_STEP ** (step - self.step)
+            self.tried = [count * kept for count in self.tried]
+            self.held = [count * kept for count in self.held]
+            self.step = step
 
     def learn(self, place: int, *, holds: bool) -> None:
         while len(self.tried) <= place:
@@ -77,16 +85,22 @@ class DraftDepth:
         """`most`: drafts of a sequence in a step; `costs` may learn meanwhile."""
         self.most = min(most, costs.most_drafts)
         self._costs = costs
+        self._step = 0
         self._shared = _Counts()
         self._own: dict[int, _Counts] = {}
         self._account_s: float | None = None
         self._purse_s = 0.0
         self._since_probe = 0
         self._next_probe = 0
+        self._again: tuple[_Asked, dict[int, int]] | None = None
+        self._plan: _Plan | None = None
 
     def acceptance(self, sequence: int) -> list[float]:
         """Expected chance of each draft to hold if those before it do."""
         own = self._own.get(sequence)
+        for counts in (self._shared, own):
+            if counts is not None:
+                counts.fade(self._step)
         chances = []
         for place in range(self.most):
             shared = self._shared.estimate(place, _GUESS, _GUESS_TRIALS)
@@ -105,33 +119,50 @@ class DraftDepth:
         none = {candidate.sequence: 0 for candidate in candidates}
         if not candidates or not self.most:
             return none
-        gains = _Gains.of(candidates, [self.acceptance(c.sequence) for c in candidates])
-        off_s = self._step_s(len(candidates), none.values(), other_rows)
+        asked = _Asked(
+            tuple((candidate.sequence, min(candidate.most, self.most)) for candidate in candidates),
+            other_rows,
+            most_rows,
+        )
+        plan = self._plan
+        if plan is None or plan.asked != asked or self._step >= plan.until:
+            plan = self._plan = self._planned(asked)
         if self._account_s is None:
-            self._account_s, self._purse_s = _STAKE_STEPS * off_s, off_s
-        best, best_rate = self._fastest(gains, len(candidates) / off_s, other_rows, most_rows)
-        chosen = self._probe(candidates, gains, best, best_rate, other_rows, most_rows)
-        risk_s = self._step_s(len(candidates), chosen.values(), other_rows) - off_s
-        return chosen if risk_s <= self._account_s else none
+            self._account_s, self._purse_s = _STAKE_STEPS * plan.off_s, plan.off_s
+        chosen = self._probe(plan, self._account_s)
+        risk_s = (plan.best_s if chosen is plan.best else self._seconds(plan, chosen)) - plan.off_s
+        return dict(chosen) if risk_s <= self._account_s else none
+
+    def _planned(self, asked: _Asked) -> _Plan:
+        num_sequences = len(asked.most)
+        gains = _Gains.of(asked.most, [self.acceptance(sequence) for sequence, _ in asked.most])
+        off_s = self._step_s(num_sequences, [0], asked.other_rows)
+        best, best_rate = self._fastest(gains, num_sequences / off_s, asked.other_rows, asked.most_rows)
+        best_s = self._step_s(num_sequences, best.values(), asked.other_rows)
+        return _Plan(asked, self._step + _SAME_STEPS, gains, off_s, best, best_rate, best_s)
+
+    def _seconds(self, plan: _Plan, depths: Mapping[int, int]) -> float:
+        return self._step_s(len(depths), depths.values(), plan.asked.other_rows)
 
     def learn(self, verified: Iterable[Verified], other_rows: int = 0) -> None:
         """A step is done; tell `costs` of its time first."""
         done = list(verified)
-        self._shared.fade()
-        for counts in self._own.values():
-            counts.fade()
+        self._step += 1
         for one in done:
-            own = self._own.setdefault(one.sequence, _Counts())
-            for place in range(min(one.drafted, one.accepted + 1)):
-                for counts in (self._shared, own):
-                    counts.learn(place, holds=place < one.accepted)
+            if one.drafted:
+                for counts in (self._shared, self._own.setdefault(one.sequence, _Counts())):
+                    counts.fade(self._step)
+                    for place in range(min(one.drafted, one.accepted + 1)):
+                        counts.learn(place, holds=place < one.accepted)
         if not done or self._account_s is None:
             return
-        none = [0] * len(done)
-        off_s = self._step_s(len(done), none, other_rows)
-        # A token more saves its part of a later step, which has no prompt in it.
-        saved_s = sum(one.accepted for one in done) / len(done) * self._step_s(len(done), none, 0)
-        cost_s = self._step_s(len(done), [one.drafted for one in done], other_rows) - off_s
+        off_s = self._step_s(len(done), [0], other_rows)
+        saved_s = cost_s = 0.0
+        drafted = [one.drafted for one in done]
+        if any(drafted):
+            # A token more saves its part of a later step, which has no prompt in it.
+            saved_s = sum(one.accepted for one in done) / len(done) * self._step_s(len(done), [0], 0)
+            cost_s = self._step_s(len(done), drafted, other_rows) - off_s
         account_s = self._account_s + saved_s - cost_s + _ALLOWANCE * off_s
         self._account_s = min(account_s, _STAKE_STEPS * off_s)
 
@@ -177,37 +208,39 @@ class DraftDepth:
         trunk_s = self._costs.trunk_s(sequences + sum(drafts) + other_rows)
         return trunk_s + self._drafting_s(max(drafts), drafting)
 
-    def _probe(
-        self,
-        candidates: Sequence[Candidate],
-        gains: _Gains,
-        best: dict[int, int],
-        best_rate: float,
-        other_rows: int,
-        most_rows: int,
-    ) -> dict[int, int]:
-        """The best depths, or others where it is time to try them and there is time to spare."""
-        best_s = gains.tokens(best) / best_rate
+    def _probe(self, plan: _Plan, account_s: float) -> dict[int, int]:
+        """The best depths, or others where it is time to try them and there is time to spare.
+
+        Drafts are tried in two steps. In the first one MTP layers take in what waits for them since the last
+        time, so that only the second one shows what they cost.
+        """
+        best_s = plan.best_s
         self._purse_s = min(self._purse_s + _PROBE_SHARE * best_s, 8 * best_s)
         self._since_probe += 1
+        if self._again is not None:
+            (asked, again), self._again = self._again, None
+            if asked == plan.asked:
+                return again
         if self._since_probe < _PROBE_GAP_STEPS:
-            return best
+            return plan.best
         order = _probe_order(self.most)
         for turn in range(len(order)):
             place = (self._next_probe + turn) % len(order)
-            depth = order[place]
-            tried = {candidate.sequence: min(depth, candidate.most) for candidate in candidates}
-            if tried == best or sum(tried.values()) > most_rows:
+            tried = {sequence: max(0, min(order[place], most)) for sequence, most in plan.asked.most}
+            if tried == plan.best or sum(tried.values()) > plan.asked.most_rows:
                 continue
-            seconds = self._step_s(len(candidates), tried.values(), other_rows)
-            loss_s = max(0.0, seconds - gains.tokens(tried) / best_rate)
+            step_s = self._seconds(plan, tried)
+            # As a prediction may be far too dear, one step is better than none.
+            steps = 2 if any(tried.values()) and 2 * (step_s - plan.off_s) <= account_s else 1
+            loss_s = max(0.0, steps * (step_s - plan.gains.tokens(tried) / plan.best_rate))
             if loss_s > self._purse_s:
-                return best
+                return plan.best
             self._purse_s -= loss_s
             self._since_probe = 0
             self._next_probe = place + 1
+            self._again = (plan.asked, tried) if steps == 2 else None
             return tried
-        return best
+        return plan.best
 
 
 def _probe_order(most: int) -> list[int]:
@@ -222,14 +255,10 @@ class _Gains:
     by_place: Mapping[int, Sequence[float]]
 
     @classmethod
-    def of(cls, candidates: Sequence[Candidate], chances: Sequence[Sequence[float]]) -> _Gains:
+    def of(cls, most: Iterable[tuple[int, int]], chances: Sequence[Sequence[float]]) -> _Gains:
         by_place = {}
-        for candidate, own in zip(candidates, chances, strict=True):
-            gain, gains = 1.0, []
-            for chance in own[: max(0, candidate.most)]:
-                gain *= chance
-                gains.append(gain)
-            by_place[candidate.sequence] = gains
+        for (sequence, wanted), own in zip(most, chances, strict=True):
+            by_place[sequence] = list(accumulate(own[: max(0, wanted)], mul))
         return cls(by_place)
 
     def tokens(self, depths: Mapping[int, int]) -> float:
@@ -248,3 +277,30 @@ class _Gains:
         for _, _, sequence in islice(shallow, count):
             depths[sequence] += 1
         return depths
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What depths are wanted for. `most`: of each sequence in turn, its number and its most drafts."""
+
+    most: tuple[tuple[int, int], ...]
+    other_rows: int
+    most_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What was found: the best depths, the tokens a second and the seconds of a step that they give.
+
+    Attributes:
+        until: the step at which it is looked for again.
+        off_s: of a step without drafts.
+    """
+
+    asked: _Asked
+    until: int
+    gains: _Gains
+    off_s: float
+    best: dict[int, int]
+    best_rate: float
+    best_s: float

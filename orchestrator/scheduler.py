@@ -173,7 +173,9 @@ class Scheduler:
         drafted = sum(advance.drafted for advance in drafts)
         rows = len(plan.decode) + drafted + plan.prefill_rows
         self._costs.learn_pass(rows, took_s - outcome.drafting_s)
-        if not plan.prefill:
+        # What had waited for MTP layers says nothing of what drafts cost from step to step.
+        usual_rows = (1 + self._depth.most) * sum(advance.drafted > 0 for advance in drafts)
+        if not plan.prefill and outcome.drafting_rows <= usual_rows:
             depth = max((advance.drafted for advance in drafts), default=0)
             self._costs.learn_drafting(depth, outcome.drafting_rows, outcome.drafting_s)
         self._depth.learn(

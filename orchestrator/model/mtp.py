@@ -7,6 +7,8 @@ and its own head predicts x_{p+2+k} from that.
 Every layer runs over every slot of the sequence, so that its KV cache covers the whole context. A slot is
 committed once the tokens it was computed from are verified. The newest k slots of layer k were computed from
 drafts, so they are computed again after each verification.
+
+A layer that is not asked for a draft lets its rows wait: many rows take it little longer than one.
 """
 
 from __future__ import annotations
@@ -27,6 +29,12 @@ from orchestrator.model.passes import run_pass
 from orchestrator.model.step35 import Step35Model
 from orchestrator.sampling import Choice, Logits, LogitsInRam
 from placement.errors import InputError, NonFiniteError
+
+MOST_DEFERRED = 64
+"""Rows of a sequence that wait for an MTP layer while nobody wants its drafts.
+
+A row takes a hidden state's memory, and the MTP layers compute many rows nearly as fast as one.
+"""
 
 
 class MtpState:
@@ -49,6 +57,11 @@ class MtpState:
     def deferred(self) -> int:
         """Trunk rows that wait for the next `MtpDrafter.draft`."""
         return len(self.pending[0])
+
+    @property
+    def waiting(self) -> int:
+        """The most rows that wait for one layer; one waits for each where all were asked for drafts."""
+        return max(map(len, self.pending))
 
     def defer(self, hidden_states: Tensor) -> None:
         """Keep newly verified trunk rows, float32 [n, hidden], for the next `MtpDrafter.draft`."""
@@ -91,6 +104,7 @@ class _Turn:
     """A request while it passes through the layers.
 
     `inputs` are rows s^{k-1} from slot caches[k].length on. Rows of slots below `verified` are verified.
+    Layer k computes `num_slots` of them, and keeps those below `committed`.
     """
 
     request: DraftRequest
@@ -98,6 +112,7 @@ class _Turn:
     verified: int
     drafts: list[int]
     num_slots: int = 0
+    committed: int = 0
 
 
 class MtpDrafter:
@@ -134,6 +149,9 @@ class MtpDrafter:
     def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
         """Take in newly verified trunk rows and draft each sequence's next tokens, one pass a layer for all.
 
+        A layer behind a request's last draft takes in nothing until `MOST_DEFERRED` rows wait for it. A
+        request for no drafts has all layers take in all that they can.
+
         Returns:
             For each request its drafts, `num_drafts` of them.
 
@@ -166,7 +184,8 @@ class MtpDrafter:
         for turn in turns:
             request, cache = turn.request, turn.request.state.caches[k]
             known = [*request.tokens[cache.length + 1 + k :], *turn.drafts]
-            stop = request.state.num_hidden if k < request.num_drafts else _committed(k, turn)
+            turn.committed = cache.length if _waits(k, turn) else _committed(k, turn)
+            stop = request.state.num_hidden if k < request.num_drafts else turn.committed
             turn.num_slots = stop - cache.length
             if turn.num_slots:
                 token_ids += known[: turn.num_slots]
@@ -182,14 +201,13 @@ class MtpDrafter:
             start += turn.num_slots
             if k < turn.request.num_drafts:
                 ends.append(start - 1)
-            committed = _committed(k, turn)
-            newly = committed - cache.length
+            newly = turn.committed - cache.length
             # The rows are copied: a view would keep a whole prefill chunk alive.
             state.pending[k] = turn.inputs[newly : turn.verified - cache.length].clone()
             cache.commit(newly)
             if k + 1 < self.num_layers:
                 turn.inputs = torch.cat([state.pending[k + 1], own])
-            turn.verified = committed
+            turn.verified = turn.committed
         if ends:
             logits = self._logits(k, outputs[ends])
             drafting = [turn for turn in turns if k < turn.request.num_drafts]
@@ -241,6 +259,11 @@ class MtpDrafter:
 def input_projection(layer: int) -> str:
     """What makes an MTP layer's input, for messages."""
     return f"layer {layer}: its input projection"
+
+
+def _waits(k: int, turn: _Turn) -> bool:
+    """Whether layer k lets its rows wait."""
+    return k >= turn.request.num_drafts > 0 and len(turn.inputs) < MOST_DEFERRED
 
 
 def _committed(k: int, turn: _Turn) -> int:

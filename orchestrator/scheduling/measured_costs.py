@@ -42,7 +42,12 @@ class MeasuredCosts:
 
     def __init__(self, predicted: PassCosts) -> None:
         self.predicted = predicted
+        self._predicted: dict[int, tuple[float, float]] = {}
+        """By rows: predicted seconds, and the logarithm of rows."""
         self._passes: dict[int, _Correction] = {}
+        self._places: list[float] = []
+        self._values: list[float] = []
+        """Of `_passes`, since a step asks many times."""
         self._drafting: dict[int, _Correction] = {}
 
     @property
@@ -52,16 +57,21 @@ class MeasuredCosts:
 
     def trunk_s(self, rows: int) -> float:
         """Of a pass of so many rows."""
-        return self.predicted.trunk_s(rows) * math.exp(self._correction(rows))
+        if rows not in self._predicted:
+            self._predicted[rows] = self.predicted.trunk_s(rows), math.log(rows)
+        predicted_s, wanted = self._predicted[rows]
+        return predicted_s * math.exp(self._correction(wanted))
 
     def drafting_s(self, depth: int, rows: float) -> float:
-        """Of the first `depth` MTP layers."""
+        """Of the first `depth` MTP layers; until one is measured, corrected as a pass of one row."""
         if not depth:
             return 0.0
         known = self._drafting.get(depth)
         if known is None and self._drafting:
             known = self._drafting[min(self._drafting, key=lambda other: abs(other - depth))]
-        return self.predicted.drafting_s(depth, rows) * math.exp(known.value if known else 0.0)
+        return self.predicted.drafting_s(depth, rows) * math.exp(
+            known.value if known else self._correction(0.0)
+        )
 
     def learn_pass(self, rows: int, seconds: float) -> None:
         """A pass of so many rows took so long."""
@@ -71,6 +81,8 @@ class MeasuredCosts:
                 self._passes[edge] = _Correction()
                 self._passes = dict(sorted(self._passes.items()))
             self._passes[edge].learn(rows, seconds / self.predicted.trunk_s(rows))
+            self._places = [correction.place for correction in self._passes.values()]
+            self._values = [correction.value for correction in self._passes.values()]
 
     def learn_drafting(self, depth: int, rows: int, seconds: float) -> None:
         """So many MTP layers took so long."""
@@ -78,17 +90,15 @@ class MeasuredCosts:
         if depth and seconds > 0 and predicted_s > 0:
             self._drafting.setdefault(depth, _Correction()).learn(1, seconds / predicted_s)
 
-    def _correction(self, rows: int) -> float:
-        known = list(self._passes.values())
-        if not known:
+    def _correction(self, wanted: float) -> float:
+        places, values = self._places, self._values
+        if not places:
             return 0.0
-        wanted = math.log(rows)
-        place = bisect_left(known, wanted, key=lambda correction: correction.place)
-        if place in (0, len(known)):
-            return known[min(place, len(known) - 1)].value
-        low, high = known[place - 1], known[place]
-        share = (wanted - low.place) / (high.place - low.place)
-        return low.value + (high.value - low.value) * share
+        place = bisect_left(places, wanted)
+        if place in (0, len(places)):
+            return values[min(place, len(places) - 1)]
+        share = (wanted - places[place - 1]) / (places[place] - places[place - 1])
+        return values[place - 1] + (values[place] - values[place - 1]) * share
 
 
 def _edge(rows: int) -> int:

@@ -100,7 +100,7 @@ class StepOutcome:
     Attributes:
         advances: of each sequence of the plan.
         drafting_s: the MTP layers' part of the time that the step took.
-        drafting_rows: rows that the MTP layers took in.
+        drafting_rows: that waited for the MTP layers; of each sequence, for the layer with the most.
     """
 
     advances: tuple[Advance, ...]

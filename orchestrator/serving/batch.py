@@ -10,18 +10,12 @@ from torch import Tensor
 
 from orchestrator.logprobs import RowLogprob, row_logprob
 from orchestrator.model.attention import SequenceSlice
-from orchestrator.model.mtp import DraftRequest, MtpDrafter
+from orchestrator.model.mtp import MOST_DEFERRED, DraftRequest, MtpDrafter
 from orchestrator.model.step35 import Step35Model
 from orchestrator.sampling import Logits
 from orchestrator.scheduling.step_plan import Advance, StepOutcome, StepPlan
 from orchestrator.sequence import SequenceState
 from placement.kv_size import PASS_ROWS
-
-MOST_DEFERRED = 64
-"""Trunk rows of a sequence that wait for the MTP layers while nobody wants drafts.
-
-A row takes a hidden state's memory, and the MTP layers compute many rows nearly as fast as one.
-"""
 
 
 def run_step(
@@ -90,10 +84,10 @@ def keep_text(drafter: MtpDrafter | None, sequence: SequenceState, upto: int | N
     """Keep a sequence's text for others, as far as it is computed and before `upto`."""
     if sequence.prefix is None:
         return
-    if drafter is not None and sequence.mtp is not None and sequence.deferred > 1:
+    if drafter is not None and sequence.mtp is not None and sequence.mtp.waiting > 1:
         # All rows but the newest, which the next drafts begin with.
         newest = sequence.mtp.pending[0][-1:]
-        sequence.mtp.forget(sequence.mtp.num_hidden - 1)
+        sequence.mtp.forget(sequence.mtp.num_hidden - len(newest))
         drafter.draft([sequence.draft_request(0)])
         sequence.mtp.defer(newest)
     sequence.prefix.keep(sequence.tokens, sequence.cache, sequence.mtp, upto)
@@ -153,7 +147,7 @@ def _told(logprobs: Sequence[RowLogprob | None]) -> tuple[RowLogprob, ...]:
 
 
 def _draft(drafter: MtpDrafter | None, sequences: Mapping[int, SequenceState], plan: StepPlan) -> int:
-    """Draft where the plan wants it, and have rows of prompts taken in; returns how many rows."""
+    """Draft where the plan wants it, and have rows of prompts taken in; returns how many rows waited."""
     if drafter is None:
         return 0
     requests: list[DraftRequest] = []
@@ -169,10 +163,10 @@ def _draft(drafter: MtpDrafter | None, sequences: Mapping[int, SequenceState], p
             turns.append(sequence)
     for chunk in plan.prefill:
         sequence = sequences[chunk.sequence]
-        if sequence.deferred:
+        if sequence.mtp is not None and (sequence.deferred or sequence.mtp.waiting > 1):
             requests.append(sequence.draft_request(0))
             turns.append(sequence)
-    num_rows = sum(request.state.deferred for request in requests)
+    num_rows = sum(request.state.waiting for request in requests)
     for group in _groups(requests, drafter.num_layers):
         for turn, drafts in zip(turns[group], drafter.draft(requests[group]), strict=True):
             turn.drafts = drafts
@@ -183,8 +177,8 @@ def _groups(requests: Sequence[DraftRequest], num_layers: int) -> Iterator[slice
     """Requests that go through the MTP layers together: no pass of a layer has more than PASS_ROWS rows."""
     start = rows = 0
     for stop, request in enumerate(requests):
-        # A layer computes again what hung on drafts.
-        more = request.state.deferred + num_layers
+        # A layer computes again what hung on drafts, and gets what waited for those before it.
+        more = sum(map(len, request.state.pending)) + num_layers
         if rows and rows + more > PASS_ROWS:
             yield slice(start, stop)
             start, rows = stop, 0

@@ -191,6 +191,21 @@ def test_no_other_depths_are_expected_to_be_faster(
     assert rate(tuple(chosen.values())) >= max(map(rate, allowed)) * (1 - 1e-9)
 
 
+def test_drafts_are_tried_in_two_steps_on_end() -> None:
+    """In the first, MTP layers take in what waited for them. It is one step where no more can be risked."""
+    costs = MeasuredCosts(curve(0.2))
+    depth = DraftDepth(3, costs)
+    drafted = []
+    for _ in range(1500):
+        (wanted,) = depth.choose([Candidate(0, 3)]).values()
+        depth.learn([Verified(0, wanted, 0)])
+        drafted.append(wanted)
+    settled = "".join(map(str, drafted[300:])).strip("0")
+    tries = [run for run in settled.split("0") if run]
+    assert all(len(run) <= 2 and len(set(run)) == 1 for run in tries)
+    assert sum(len(run) == 2 for run in tries) > 4
+
+
 def test_nothing_is_drafted_without_mtp_layers_or_sequences() -> None:
     costs = MeasuredCosts(PassCosts((1, 2), (1.0, 1.1)))
     assert DraftDepth(3, costs).choose([Candidate(7, 3)]) == {7: 0}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from orchestrator.generate import GenerationParams, new_sequence, prefill, step
-from orchestrator.model.mtp import DraftRequest, MtpDrafter
+from orchestrator.model.mtp import MOST_DEFERRED, DraftRequest, MtpDrafter, MtpState
 from orchestrator.model.step35 import Step35Model
 from orchestrator.sampling import Choice, LogitsInRam, Sampler
 from orchestrator.sampling_params import GREEDY
@@ -126,6 +127,58 @@ def test_draft_logits_have_the_same_bits_however_the_rows_came(
     whole, cut = drafts_after([29]), drafts_after(cuts)
     assert whole[0] == cut[0]
     assert torch.equal(whole[1], cut[1])
+
+
+@pytest.mark.parametrize("depths", [[1], [2, 1], [1, 1, 2, 0, 3]])
+def test_draft_logits_have_the_same_bits_whatever_depths_were_asked_for_before(
+    depths: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long enough for a layer that nobody asks for to take in what waits for it."""
+    model = load_model(write_random_checkpoint(tmp_path, seed=13))
+    drafter = MtpDrafter(model, 3)
+    tokens = torch.randint(320, (80,), generator=torch.Generator().manual_seed(6)).tolist()
+    rows = hidden_states(model, tokens[:-1])
+    seen = seen_by_drafters(monkeypatch)
+
+    def drafts_after(wanted: list[int]) -> tuple[list[int], list[torch.Tensor], MtpState]:
+        state, asked, start = drafter.new_state(), [*wanted, 3], 0
+        for place, depth in enumerate(asked):
+            stop = len(rows) if place == len(asked) - 1 else start + 1
+            seen.clear()
+            request = DraftRequest(state, rows[start:stop], tokens[: stop + 1], depth, greedy)
+            chosen = drafter.draft([request])[0]
+            start = stop
+        return chosen, list(seen), state
+
+    pattern = (depths * 80)[:76]
+    whole, cut = drafts_after([]), drafts_after(pattern)
+    assert whole[0] == cut[0]
+    assert all(map(torch.equal, whole[1], cut[1]))
+    assert [cache.length for cache in whole[2].caches] == [cache.length for cache in cut[2].caches]
+    assert whole[2].waiting == cut[2].waiting == 1
+
+
+def test_layers_that_nobody_asks_for_run_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(write_random_checkpoint(tmp_path, seed=13))
+    drafter = MtpDrafter(model, 3)
+    tokens = torch.randint(320, (101,), generator=torch.Generator().manual_seed(6)).tolist()
+    rows = hidden_states(model, tokens[:-1])
+    ran: list[int] = []
+    real = MtpDrafter._forward
+
+    def counted(self: MtpDrafter, k: int, *rest: Any) -> torch.Tensor:
+        ran.append(k)
+        return real(self, k, *rest)
+
+    monkeypatch.setattr(MtpDrafter, "_forward", counted)
+    state = drafter.new_state()
+    for place in range(100):
+        drafter.draft([DraftRequest(state, rows[place : place + 1], tokens[: place + 2], 1, greedy)])
+        assert state.waiting <= MOST_DEFERRED
+    assert [ran.count(k) for k in range(3)] == [100, 1, 0]
+    drafter.draft([DraftRequest(state, rows[:0], tokens, 0, greedy)])
+    assert [ran.count(k) for k in range(3)] == [100, 2, 1]
+    assert state.waiting == 1
 
 
 def test_asking_for_more_layers_than_the_checkpoint_has(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ from random import Random
 
 import pytest
 
+from orchestrator.scheduler import Scheduler
 from orchestrator.scheduling.job import SequenceRequest
 from orchestrator.scheduling.kv_budget import KvBudget
 from orchestrator.scheduling.limits import Limits
-from orchestrator.scheduling.step_plan import StepOutcome, StepPlan
+from orchestrator.scheduling.measured_costs import MeasuredCosts
+from orchestrator.scheduling.step_plan import Advance, StepOutcome, StepPlan
 from orchestrator.serving.answer import Refused
 from placement.errors import InputError
 from placement.pass_costs import PassCosts
@@ -323,3 +325,21 @@ def test_a_sequence_gets_no_drafts_that_could_not_become_its_output() -> None:
         engine.submit(number, "ada", 3, max_tokens)
     engine.run()
     assert [engine.ended[number].generated for number in range(5)] == [1, 2, 3, 5, 40]
+
+
+def test_what_waited_for_mtp_layers_is_not_taken_for_what_drafts_cost() -> None:
+    limits, costs = Limits(2000), MeasuredCosts(COSTS)
+    scheduler = Scheduler(limits, PLENTY, costs, 3)
+    scheduler.submit(SequenceRequest(0, "ada", 3, 1000), 0.0)
+    plan = scheduler.plan_step(0.0)
+    first = Advance(0, (5,), held=3)
+    scheduler.finished_step(plan, StepOutcome((first,)), COSTS.trunk_s(3))
+    expected_s = COSTS.drafting_s(1, 2)
+    for waiting, learned in ((60, False), (4, True)):
+        plan = scheduler.plan_step(0.0)
+        (part,) = plan.decode
+        assert part.drafts
+        advance = Advance(0, (5,), part.drafts, 0, held=4)
+        took_s = COSTS.trunk_s(plan.rows) + 1
+        scheduler.finished_step(plan, StepOutcome((advance,), 1.0, waiting), took_s)
+        assert (costs.drafting_s(1, 2) > 2 * expected_s) == learned
