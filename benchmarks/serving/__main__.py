@@ -28,6 +28,7 @@ from rich.console import Console
 from benchmarks.serving.asks import Asks, Lengths
 from benchmarks.serving.growth import SEQUENCES, Growth, bytes_read, gap_of
 from benchmarks.serving.load import Figures, Load, figures, run_load
+from benchmarks.serving.predicted import Learned, Prediction, predict
 from benchmarks.serving.recording import Step, read_steps
 from benchmarks.serving.report import growth_table, load_table, predicted_table
 from benchmarks.serving.server import Server, llamacpp, potluck
@@ -134,12 +135,11 @@ def growth(model: Path, asks: Asks, tokens: int) -> list[Growth]:
 
 def predicted(
     model: Path, asks: Asks, ours: Sequence[Ours], warm_up: float, seconds: float, mtp: int | None
-) -> list[Any]:
-    """Each load from what was learned of the others."""
+) -> list[tuple[Prediction, Prediction]]:
+    """Each load from what was learned of the others, and from what was learned of itself."""
     import torch
 
     from benchmarks.real_size.work import FileWork
-    from benchmarks.serving.predicted import Learned, predict
     from orchestrator.scheduling.kv_budget import KvBudget
     from orchestrator.scheduling.limits import Limits
     from orchestrator.session import load_local
@@ -156,22 +156,18 @@ def predicted(
     drafts = opened.shape.num_mtp_layers if mtp is None else mtp
     limits = Limits(CONTEXT)
     kv = KvBudget(tuple(load_local(opened, torch.bfloat16).kv_sizes(drafts)), limits.pass_rows)
-    found = []
-    for place, one in enumerate(ours):
-        others = [other.steps for number, other in enumerate(ours) if number != place]
-        found.append(
-            predict(
-                Learned.of(others, prior, drafts),
-                asks,
-                one.load.users,
-                warm_up_s=warm_up,
-                seconds=seconds,
-                first=one.load.sent[0],
-                limits=limits,
-                kv=kv,
-            )
+
+    def said(one: Ours, runs: Sequence[Sequence[Step]]) -> Prediction:
+        learned = Learned.of(runs, prior, drafts)
+        users, first = one.load.users, one.load.sent[0]
+        return predict(
+            learned, asks, users, warm_up_s=warm_up, seconds=seconds, first=first, limits=limits, kv=kv
         )
-    return found
+
+    return [
+        (said(one, [other.steps for other in ours if other is not one]), said(one, [one.steps]))
+        for one in ours
+    ]
 
 
 def document(
@@ -179,7 +175,7 @@ def document(
     their: Sequence[Figures],
     grown: Sequence[Growth],
     their_gaps: dict[int, float],
-    predictions: Sequence[Any],
+    predictions: Sequence[tuple[Prediction, Prediction]],
 ) -> dict[str, Any]:
     """All figures, in seconds and bytes."""
     return {
@@ -187,7 +183,8 @@ def document(
         "llama_cpp": [asdict(each) for each in their],
         "growth": [asdict(each) for each in grown],
         "llama_cpp_gap_s": their_gaps,
-        "predicted": [asdict(each) for each in predictions],
+        "predicted_by_others": [asdict(others) for others, _ in predictions],
+        "predicted_by_itself": [asdict(itself) for _, itself in predictions],
     }
 
 

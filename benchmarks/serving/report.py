@@ -51,20 +51,21 @@ def growth_table(grown: Sequence[Growth], theirs: Mapping[int, float]) -> Table:
     return table
 
 
-def predicted_table(found: Sequence[Figures], predictions: Sequence[Prediction]) -> Table:
-    """Each load beside what the steps of the others say of it."""
-    table = Table("users", "tokens/s", "predicted", "error", "first token p50 ms", "predicted", "error")
+def predicted_table(found: Sequence[Figures], predictions: Sequence[tuple[Prediction, Prediction]]) -> Table:
+    """Each load beside what the steps of the others, and its own, say of it."""
+    table = Table("users", "tokens/s", "by the others", "by its own", "first token p50 ms")
+    for name in ("by the others", "by its own"):
+        table.add_column(name)
     for row, said in zip(found, predictions, strict=False):
-        table.add_row(
-            str(row.users),
-            f"{row.tokens_per_s:.1f}",
-            f"{said.tokens_per_s:.1f}",
-            f"{said.tokens_per_s / row.tokens_per_s - 1:+.0%}",
-            f"{row.first_p50_s * 1e3:.0f}",
-            f"{said.first_p50_s * 1e3:.0f}",
-            f"{said.first_p50_s / row.first_p50_s - 1:+.0%}",
-        )
+        rates = [_beside(each.tokens_per_s, row.tokens_per_s, "{:.1f}") for each in said]
+        firsts = [_beside(each.first_p50_s * 1e3, row.first_p50_s * 1e3, "{:.0f}") for each in said]
+        measured = f"{row.tokens_per_s:.1f}", f"{row.first_p50_s * 1e3:.0f}"
+        table.add_row(str(row.users), measured[0], *rates, measured[1], *firsts)
     return table
+
+
+def _beside(said: float, measured: float, form: str) -> str:
+    return f"{form.format(said)} ({said / measured - 1:+.0%})"
 
 
 def _pair(first_s: float, second_s: float) -> str:
