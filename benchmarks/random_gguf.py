@@ -2,7 +2,8 @@
 
     python -m benchmarks.random_gguf OUT.gguf [--moe-layers 4] [--experts q4_k/q4_k/q5_k] [--output q6_k]
 
-Ours and llama.cpp load it. It has no tokenizer: ask with token ids. Real shapes with 4 MoE layers are 11 GB
+Ours and llama.cpp load it. It has no tokenizer, so ask with token ids, unless --tokenizer gives it another
+model's: servers do not start without one. Real shapes with 4 MoE layers are 11 GB
 in Q4_K, written in about half a minute.
 """
 
@@ -19,7 +20,7 @@ import gguf
 import numpy as np
 import typer
 
-from models.tiny.gguf_file import rope_divisors, writing
+from models.tiny.gguf_file import add_tokenizer, rope_divisors, writing
 from workers.config.fields import Fields
 from workers.model_config import LayerConfig, Step35Config
 from workers.probe.random_blocks import TYPES, BlockPool, ggml_type
@@ -185,11 +186,20 @@ def file_tensors(shape: FileShape, types: FileTypes) -> list[FileTensor]:
 
 
 def write_random_gguf(
-    path: Path, shape: FileShape = FileShape(), types: FileTypes = FileTypes(), *, seed: int = 0
+    path: Path,
+    shape: FileShape = FileShape(),
+    types: FileTypes = FileTypes(),
+    *,
+    seed: int = 0,
+    tokenizer: Path | None = None,
 ) -> Path:
     """Write the file, first under another name, and give back `path`.
 
+    Args:
+        tokenizer: directory of a model whose tokens the first rows of the vocabulary stand for.
+
     Raises:
+        CheckpointError: the directory has no tokenizer like potluck-tiny's.
         ValueError: a row is no whole number of a type's blocks.
     """
     config = file_config(shape)
@@ -203,7 +213,10 @@ def write_random_gguf(
         size = (len(divisors),)
         tensors.insert(0, FileTensor("rope_freqs.weight", size, "float32", values=tuple(divisors.tolist())))
     with writing(path, config, path.stem) as writer:
-        writer.add_tokenizer_model("no_vocab")
+        if tokenizer is None:
+            writer.add_tokenizer_model("no_vocab")
+        else:
+            add_tokenizer(writer, tokenizer, shape.vocab)
         for tensor in tensors:
             kind = ggml_type(tensor.form)
             writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.num_bytes, kind)
@@ -322,6 +335,9 @@ def main(
     output: Annotated[str, typer.Option(help="lm_head.")] = "q4_k",
     embedding: Annotated[str, typer.Option(help="Of the tokens.")] = "q4_k",
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Directory of a model whose tokenizer it gets.")
+    ] = None,
 ) -> None:
     """Write a random model."""
     for form in (head, output, embedding):
@@ -329,7 +345,8 @@ def main(
             raise typer.BadParameter(f"{form!r}: expected one of {', '.join(TYPES)}")
     shape = replace(SMALL if small else FileShape(), moe_layers=moe_layers, mtp_layers=mtp_layers)
     started = time.perf_counter()
-    write_random_gguf(path, shape, FileTypes(expert_types(experts), head, output, embedding), seed=seed)
+    types = FileTypes(expert_types(experts), head, output, embedding)
+    write_random_gguf(path, shape, types, seed=seed, tokenizer=tokenizer)
     print(f"{path}: {path.stat().st_size / 1e9:.2f} GB in {time.perf_counter() - started:.1f} s")
 
 

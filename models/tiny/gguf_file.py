@@ -49,7 +49,7 @@ def write_gguf(model_dir: Path, path: Path, type_name: str = "q8_0") -> None:
     checkpoint = SafetensorsCheckpoint.open(model_dir)
     with writing(path, config, model_dir.resolve().name) as writer:
         if (model_dir / "tokenizer.json").exists():
-            _add_tokenizer(writer, model_dir)
+            add_tokenizer(writer, model_dir)
         else:
             writer.add_tokenizer_model("no_vocab")
         divisors = rope_divisors(config)
@@ -85,8 +85,15 @@ def _stored(
     return quantise(values, kind), kind
 
 
-def _add_tokenizer(writer: GGUFWriter, model_dir: Path) -> None:
-    """Byte-level BPE with GPT-2's cutting of words, such as `models.tiny.tokenizer` makes."""
+def add_tokenizer(writer: GGUFWriter, model_dir: Path, vocab: int = 0) -> None:
+    """Byte-level BPE with GPT-2's cutting of words, such as `models.tiny.tokenizer` makes.
+
+    Args:
+        vocab: tokens to have at least; those that the tokenizer lacks stand for nothing.
+
+    Raises:
+        CheckpointError: the directory has another kind.
+    """
     document = json.loads((model_dir / "tokenizer.json").read_text())
     settings = json.loads((model_dir / "tokenizer_config.json").read_text())
     cutting = document["pre_tokenizer"]
@@ -99,8 +106,10 @@ def _add_tokenizer(writer: GGUFWriter, model_dir: Path) -> None:
     }
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([added.get(token, TokenType.NORMAL) for token in tokens])
+    unused = [f"[PAD{number}]" for number in range(len(tokens), vocab)]
+    writer.add_token_list(tokens + unused)
+    types = [added.get(token, TokenType.NORMAL) for token in tokens]
+    writer.add_token_types(types + [TokenType.UNUSED] * len(unused))
     merges = [" ".join(merge) for merge in document["model"]["merges"]]
     # The library cannot write an empty list.
     if merges:

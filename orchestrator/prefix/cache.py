@@ -16,6 +16,8 @@ from placement.kv_size import PAGE_POSITIONS
 
 LEAST_TOKENS = 16
 """That a hit spares: copying a page in every layer takes about as long as computing so many."""
+MOST_BOUNDARIES = 2048
+"""Texts are looked through one by one, while everybody waits for the next pass."""
 
 
 class Drafter(Protocol):
@@ -185,6 +187,9 @@ class PrefixCache:
         boundary = self._boundary(tokens, lowest, length, cache, mtp_caches)
         for above in self._needless(boundary, tokens):
             self._let_go(above)
+        while len(self._boundaries) > MOST_BOUNDARIES:
+            self._let_go(next(iter(self._boundaries)))
+            self._evicted += 1
         return length
 
     def close(self) -> None:
@@ -237,17 +242,20 @@ class PrefixCache:
 
     def _needless(self, boundary: Boundary, tokens: Sequence[int]) -> list[Boundary]:
         """Those on the way to a boundary that spare nobody more than it does."""
-        blocks = (self._tree.root, *boundary.block.path())
-        return [
-            above
-            for start, block in enumerate(blocks)
-            for above in block.boundaries
-            if above is not boundary
-            and boundary.lowest <= above.lowest
-            and above.length <= boundary.length
-            and len(above.mtp) <= len(boundary.mtp)
-            and above.tail == tuple(tokens[start * PAGE_POSITIONS :][: len(above.tail)])
-        ]
+        found = []
+        for number, block in enumerate((self._tree.root, *boundary.block.path())):
+            # Cut once for all: a tail is shorter than two blocks.
+            following = tuple(tokens[number * PAGE_POSITIONS : (number + 2) * PAGE_POSITIONS])
+            found += [
+                above
+                for above in block.boundaries
+                if above.tail == following[: len(above.tail)]
+                and above is not boundary
+                and boundary.lowest <= above.lowest
+                and above.length <= boundary.length
+                and len(above.mtp) <= len(boundary.mtp)
+            ]
+        return found
 
     def _make_room(self, pool: KvPool) -> bool:
         return self._evict_one((pool,))

@@ -78,22 +78,23 @@ class Tree:
         """Boundaries of texts that begin as this one does, and how many tokens are the same."""
         block, start = self.root, 0
         while True:
+            # Cut once for all: a tail is shorter than two blocks.
+            following = tuple(tokens[start : start + 2 * PAGE_POSITIONS])
             for boundary in block.boundaries:
-                yield boundary, start + _common(boundary.tail, tokens, start)
-            child = block.children.get(tuple(tokens[start : start + PAGE_POSITIONS]))
+                yield boundary, start + _common(boundary.tail, following)
+            child = block.children.get(following[:PAGE_POSITIONS])
             if child is None:
                 break
             block, start = child, start + PAGE_POSITIONS
         for child in block.children.values():
-            matched = start + _common(child.tokens, tokens, start)
+            matched = start + _common(child.tokens, following)
             for boundary in child.boundaries_below():
                 yield boundary, matched
 
 
-def _common(some: Sequence[int], tokens: Sequence[int], start: int) -> int:
-    """How many tokens `some` has in common with those from `start` on."""
-    others = tokens[start : start + len(some)]
+def _common(some: Sequence[int], others: Sequence[int]) -> int:
+    """How many tokens both begin with."""
     for place, (one, other) in enumerate(zip(some, others, strict=False)):
         if one != other:
             return place
-    return len(others)
+    return min(len(some), len(others))

@@ -310,6 +310,21 @@ def test_what_was_used_least_recently_gives_way_first_and_all_of_it_to_a_running
     assert box.prefix.stats.evicted == 3
 
 
+def test_of_more_texts_than_are_looked_through_those_used_least_recently_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("orchestrator.prefix.cache.MOST_BOUNDARIES", 3)
+    box = Box(90)
+    texts = [np.random.default_rng(seed).integers(0, 9, 40).tolist() for seed in range(20, 25)]
+    for tokens in texts[:3]:
+        read(box, tokens)
+    Text(box, texts[0]).close()
+    for tokens in texts[3:]:
+        read(box, tokens)
+    assert [spared(box, tokens) > 0 for tokens in texts] == [True, False, False, True, True]
+    assert (box.prefix.stats.boundaries, box.prefix.stats.evicted) == (3, 2)
+
+
 def test_pages_that_a_running_sequence_holds_too_are_no_reason_to_let_others_go() -> None:
     box = Box(60)
     read(box, ROOTS[0][:300])

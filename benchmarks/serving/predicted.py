@@ -1,0 +1,183 @@
+"""The server's own scheduler on a virtual clock, with passes that cost what they were measured to cost.
+
+It answers whether the costs that a server learns say how it behaves under another load: how many tokens a
+second, and how long to the first one. Nothing of tensors, threads and sockets is in it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from statistics import fmean, median
+
+import numpy as np
+
+from benchmarks.serving.asks import Asks
+from benchmarks.serving.load import Window
+from benchmarks.serving.recording import Step
+from orchestrator.scheduler import Scheduler
+from orchestrator.scheduling.job import SequenceRequest
+from orchestrator.scheduling.kv_budget import KvBudget
+from orchestrator.scheduling.limits import Limits
+from orchestrator.scheduling.measured_costs import MeasuredCosts
+from orchestrator.scheduling.step_plan import Advance, StepOutcome, StepPlan
+from orchestrator.serving.answer import Refused
+from placement.pass_costs import PassCosts
+
+_LONGEST_PAUSE_S = 0.05
+"""Between the ends of two steps beyond the second's own time: more of it is a server without work."""
+_LONGEST_WAIT_S = 5.0
+_CLIENT = "everybody"
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What a server's steps say.
+
+    Attributes:
+        costs: as the server itself learns them.
+        between_s: of a step, beside what it is said to take: answers are told, and messages read.
+        acceptance: of drafts by position, each given those before it.
+    """
+
+    costs: MeasuredCosts
+    between_s: float
+    acceptance: tuple[float, ...]
+
+    @classmethod
+    def of(cls, runs: Sequence[Sequence[Step]], prior: PassCosts, drafts: int) -> Learned:
+        """From the steps of several runs, each in order; `drafts`: of a sequence in a step, at most."""
+        costs = MeasuredCosts(prior)
+        between, held, tried = list[float](), [0] * drafts, [0] * drafts
+        for steps in runs:
+            for step in steps:
+                costs.learn_pass(step.rows, step.took_s - step.drafting_s)
+                if not step.prompt_rows:
+                    depth = max(step.drafted, default=0)
+                    costs.learn_drafting(depth, step.drafting_rows, step.drafting_s)
+                for drafted, accepted in zip(step.drafted, step.accepted, strict=True):
+                    for place in range(min(drafted, accepted + 1)):
+                        tried[place] += 1
+                        held[place] += place < accepted
+            for sooner, later in itertools.pairwise(steps):
+                pause_s = later.ended_s - later.took_s - sooner.ended_s
+                if 0 <= pause_s < _LONGEST_PAUSE_S:
+                    between.append(pause_s)
+        shares = tuple(h / t if t else 0.0 for h, t in zip(held, tried, strict=True))
+        return cls(costs, fmean(between) if between else 0.0, shares)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Of one load, within its window."""
+
+    users: int
+    tokens_per_s: float
+    first_p50_s: float
+
+
+@dataclass(slots=True)
+class _Request:
+    sent_s: float
+    prompt: int
+    wanted: int
+    got: int = 0
+    held: int = 0
+    first_s: float | None = None
+
+
+def predict(
+    learned: Learned,
+    asks: Asks,
+    users: int,
+    *,
+    warm_up_s: float,
+    seconds: float,
+    first: int,
+    limits: Limits,
+    kv: KvBudget,
+) -> Prediction:
+    """Play the load that `run_load` drives with the same arguments."""
+    # The scheduler goes on learning; what passes cost stays as it was.
+    scheduler = Scheduler(limits, kv, deepcopy(learned.costs), len(learned.acceptance))
+    random = np.random.default_rng(asks.seed)
+    window = Window(warm_up_s, warm_up_s + seconds)
+    now_s, tokens = 0.0, 0
+    firsts: list[float] = []
+    live: dict[int, _Request] = {}
+    numbers = itertools.count(first)
+    arrivals = [(0.0, user) for user in range(users)]
+    heapq.heapify(arrivals)
+    while now_s < window.stop_s:
+        while arrivals and arrivals[0][0] <= now_s:
+            at_s, user = heapq.heappop(arrivals)
+            number = next(numbers)
+            ask = asks.ask(number)
+            try:
+                most = scheduler.submit(
+                    SequenceRequest(number, _CLIENT, len(ask.prompt), ask.max_tokens), now_s
+                )
+            except Refused as refused:
+                wait_s = min(refused.retry_after_s or 1.0, _LONGEST_WAIT_S)
+                heapq.heappush(arrivals, (now_s + wait_s, user))
+                continue
+            live[number] = _Request(at_s, len(ask.prompt), most)
+        plan = scheduler.plan_step(now_s)
+        if not plan.rows:
+            if not arrivals:
+                break
+            now_s = max(now_s, arrivals[0][0])
+            continue
+        for number in plan.pause:
+            live[number].held = 0
+        outcome = _outcome(plan, live, learned, random)
+        rows = len(plan.decode) + sum(advance.drafted for advance in outcome.advances) + plan.prefill_rows
+        took_s = learned.costs.trunk_s(rows) + outcome.drafting_s
+        now_s += took_s + learned.between_s
+        scheduler.finished_step(plan, outcome, took_s)
+        for advance in outcome.advances:
+            request = live[advance.sequence]
+            request.got += len(advance.tokens)
+            tokens += len(advance.tokens) * window.has(now_s)
+            if advance.tokens and request.first_s is None:
+                request.first_s = now_s
+                if window.has(now_s):
+                    firsts.append(now_s - request.sent_s)
+            if advance.ended:
+                del live[advance.sequence]
+                heapq.heappush(arrivals, (now_s, len(arrivals)))
+    return Prediction(users, tokens / seconds, median(firsts) if firsts else float("nan"))
+
+
+def _outcome(
+    plan: StepPlan, live: dict[int, _Request], learned: Learned, random: np.random.Generator
+) -> StepOutcome:
+    """What a step would do: drafts hold by lot, each with the measured chance."""
+    advances = []
+    depth = 0
+    for part in plan.decode:
+        request = live[part.sequence]
+        left = request.wanted - request.got
+        drafted = min(part.drafts, left - 1)
+        depth = max(depth, drafted)
+        accepted = 0
+        while accepted < drafted and random.random() < learned.acceptance[accepted]:
+            accepted += 1
+        request.held += 1 + accepted
+        ended = left <= 1 + accepted
+        advances.append(_advance(part.sequence, 1 + accepted, drafted, accepted, request.held, ended))
+    for chunk in plan.prefill:
+        request = live[chunk.sequence]
+        request.held += chunk.tokens
+        is_first = not request.got and request.held >= request.prompt
+        ended = is_first and request.wanted == 1
+        advances.append(_advance(chunk.sequence, int(is_first), 0, 0, request.held, ended))
+    drafting_s = learned.costs.drafting_s(depth, len(plan.decode) if depth else 0)
+    return StepOutcome(tuple(advances), drafting_s, len(plan.decode) if depth else 0)
+
+
+def _advance(sequence: int, tokens: int, drafted: int, accepted: int, held: int, ended: bool) -> Advance:
+    return Advance(sequence, (0,) * tokens, drafted, accepted, "length" if ended else None, held)
