@@ -85,6 +85,9 @@ def choose_in_ram(row: NDArray[np.float32], choice: Choice) -> int:
         others = ~choice.allowed
         banned = others if banned is None else banned | others
     token_id = choose_token(row, choice.how, banned)
+    if token_id < 0 and choice.allowed is not None:
+        # What may come alone comes, also where it was to be left out.
+        token_id = choose_token(row, choice.how, ~choice.allowed)
     if token_id < 0 and np.isfinite(row).all():
         raise InputError("no token may come next: expected an end of the answer that is not left out")
     return finite_token(token_id)

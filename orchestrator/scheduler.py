@@ -60,6 +60,8 @@ class Scheduler:
         self._planned: StepPlan | None = None
         self._prompt_rows = 0
         self._lack: _Lack | None = None
+        self._doubted: _Lack | None = None
+        """What was lacked until it seemed to be back; no pass was run since."""
 
     @property
     def waiting(self) -> int:
@@ -109,10 +111,6 @@ class Scheduler:
         self._line.add(job)
         return max_tokens
 
-    def begins_with(self, sequence: int, tokens: int) -> None:
-        """The answer of a sequence that was just submitted begins with so many tokens that nobody chose."""
-        self._jobs[sequence].generated += tokens
-
     def cancel(self, sequence: int) -> bool:
         """End a sequence wherever it is; what a step under way does to it no longer counts.
 
@@ -130,13 +128,30 @@ class Scheduler:
             reason: for people: what is missing.
             back_in_s: when it may be back, if anybody knows.
         """
-        since_s = now_s if self._lack is None else self._lack.since_s
+        earlier = self._lack or self._doubted
+        since_s = now_s if earlier is None else earlier.since_s
         retry_after_s = self._limits.patience_s if back_in_s is None else back_in_s
         self._lack = _Lack(reason, since_s, retry_after_s)
 
     def cluster_is_back(self) -> None:
-        """Passes can be run again."""
+        """Passes can be run again, or it looks so: the time of waiting goes on until one was."""
+        if self._jobs:
+            self._doubted = self._lack or self._doubted
         self._lack = None
+
+    def use_budget(self, kv: KvBudget) -> tuple[int, ...]:
+        """There is other memory for keys and values from now on, and nothing in it.
+
+        Returns:
+            Sequences that it can never hold; they have ended.
+        """
+        self._kv = kv
+        for job in list(self._running.values()):
+            self._put_back(job, "paused")
+        gone = [job for job in self._jobs.values() if not kv.fits([job.positions(job.remaining)])]
+        for job in gone:
+            self._end(job)
+        return tuple(job.sequence for job in gone)
 
     def plan_step(self, now_s: float) -> StepPlan:
         """What the next pass computes.
@@ -148,6 +163,9 @@ class Scheduler:
             raise ValueError("a step is under way: report it before the next one is planned")
         if self._lack is not None:
             return self._wait_for_boxes(self._lack, now_s)
+        if self._doubted is not None and now_s >= self._doubted.since_s + self._limits.patience_s:
+            doubted, self._doubted = self._doubted, None
+            return self._wait_for_boxes(doubted, now_s)
         self._make_room()
         self._let_in()
         pause = tuple(sorted(self._to_pause))
@@ -171,7 +189,8 @@ class Scheduler:
         self._report(plan)
         drafts = [outcome.by_sequence[part.sequence] for part in plan.decode]
         drafted = sum(advance.drafted for advance in drafts)
-        rows = len(plan.decode) + drafted + plan.prefill_rows
+        self._doubted = None
+        rows = len(plan.decode) + drafted + outcome.prefill_rows
         self._costs.learn_pass(rows, took_s - outcome.drafting_s)
         # What had waited for MTP layers says nothing of what drafts cost from step to step.
         usual_rows = (1 + self._depth.most) * sum(advance.drafted > 0 for advance in drafts)
@@ -180,7 +199,7 @@ class Scheduler:
             self._costs.learn_drafting(depth, outcome.drafting_rows, outcome.drafting_s)
         self._depth.learn(
             (Verified(advance.sequence, advance.drafted, advance.accepted) for advance in drafts),
-            plan.prefill_rows,
+            outcome.prefill_rows,
         )
         for advance in outcome.advances:
             job = self._jobs.get(advance.sequence)

@@ -77,7 +77,7 @@ class SequenceState:
         self._on_hidden = on_hidden
         self._ends = tuple(ends)
         self._heard = 0
-        self._is_resumed = False
+        self._is_resumed = self._was_resumed = False
         self.mtp: MtpState | None = None
         self._new_caches()
 
@@ -113,8 +113,9 @@ class SequenceState:
         found = self.prefix.resume(self.tokens[: self._prefill_end], self._drafter)
         self.cache, self.mtp = found.cache, found.mtp
         self.stops = stops(found, self.num_prompt, self._ends)
-        self.matched = found.matched
-        self._is_resumed = True
+        if not self._was_resumed:
+            self.matched = min(found.matched, self.num_prompt)
+        self._is_resumed = self._was_resumed = True
 
     def pass_end(self, stop: int) -> int:
         """Where a pass ends that would compute up to `stop`: at the next length to keep."""
@@ -215,7 +216,7 @@ class SequenceState:
         return kept
 
     def _take(self, hidden_states: Tensor, start: int) -> None:
-        if self.mtp is not None and self.finish_reason is None:
+        if self.mtp is not None:
             self.mtp.defer(hidden_states)
         stop = start + len(hidden_states)
         if self._on_hidden is not None and stop > self._heard:

@@ -89,7 +89,6 @@ def generate(
             device,
             dtype,
             kv,
-            mtp,
             stats,
             residency,
             spot_check,

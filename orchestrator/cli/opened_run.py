@@ -98,7 +98,7 @@ def opened_run(
     """Decide where everything lies, load it, and let go of it on the way out.
 
     Args:
-        demand: of sequences; their drafts and form are those of the options.
+        demand: of sequences.
         silent: say nothing but what went wrong.
         say: told what happens to workers while the model runs.
 
@@ -157,7 +157,7 @@ def opened_run(
 def _plan_of(run: Chosen, model: OpenModel, demand: Demand, *, silent: bool) -> tuple[Plan, OneBox | None]:
     options = run.options
     if run.plan is not None:
-        return _given_plan(run, run.plan, model, silent=silent), None
+        return _given_plan(run, run.plan, model, demand, silent=silent), None
     name = dtype_of(model, options.dtype, demand, silent=silent)
     if options.workers:
         _check_alone(options.stats, "--workers")
@@ -171,7 +171,7 @@ def _plan_of(run: Chosen, model: OpenModel, demand: Demand, *, silent: bool) -> 
     return box.plan, box
 
 
-def _given_plan(run: Chosen, path: Path, model: OpenModel, *, silent: bool) -> Plan:
+def _given_plan(run: Chosen, path: Path, model: OpenModel, demand: Demand, *, silent: bool) -> Plan:
     options = run.options
     by = "--plan" if run.running is None else "--cluster"
     _check_alone(options.stats, by)
@@ -193,7 +193,7 @@ def _given_plan(run: Chosen, path: Path, model: OpenModel, *, silent: bool) -> P
             f"{made.head_device}, and that the run is in {made.dtype}; leave out {given}"
         )
     if not silent:
-        for note in (*_on_disk(made), *_unlike(made, path, options.kv, options.mtp)):
+        for note in (*_on_disk(made), *_unlike(made, path, demand.kv_form, demand.num_drafts)):
             print_note(note)
     return made
 

@@ -52,7 +52,7 @@ KeptInVram = Annotated[Residency, typer.Option(help=RESIDENCY_HELP)]
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What was said of a run. Attributes are the options' names; `mtp`: the most drafts a step."""
+    """What was said of a run. Attributes are the options' names."""
 
     model: Path | None
     plan: Path | None
@@ -63,7 +63,6 @@ class RunOptions:
     device: str
     dtype: DtypeName | None
     kv: KvForm | None
-    mtp: int
     stats: Path | None
     residency: Residency
     spot_check: float | None

@@ -95,7 +95,6 @@ def serve(
             device,
             dtype,
             kv,
-            mtp or 0,
             stats,
             residency,
             spot_check,

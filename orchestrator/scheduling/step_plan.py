@@ -101,11 +101,13 @@ class StepOutcome:
         advances: of each sequence of the plan.
         drafting_s: the MTP layers' part of the time that the step took.
         drafting_rows: that waited for the MTP layers; of each sequence, for the layer with the most.
+        prefill_rows: of prompts, that were computed; fewer than planned where their text was kept.
     """
 
     advances: tuple[Advance, ...]
     drafting_s: float = 0.0
     drafting_rows: int = 0
+    prefill_rows: int = 0
     by_sequence: dict[int, Advance] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

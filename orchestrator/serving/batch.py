@@ -27,7 +27,8 @@ def run_step(
 ) -> StepOutcome:
     """Run a step; every sequence gets the tokens that it would get alone.
 
-    If the pass raises, no sequence has changed but for drafts that were made, and the step may be run again.
+    If the pass raises, no sequence has other tokens than before. Its caches may be ahead of them: it is to be
+    paused, and computed again.
 
     Args:
         drafter: None where nothing is drafted.
@@ -75,9 +76,8 @@ def run_step(
         deciding += [of for chunk in plan.prefill if (of := sequences[chunk.sequence]).ends_prompt]
         with model.timer.part("sampling"):
             chosen, logprobs = _choose(logits, deciding)
-    return StepOutcome(
-        _advances(sequences, plan, batch, hidden_states, chosen, logprobs), drafted - started, drafting_rows
-    )
+    advances = _advances(sequences, plan, batch, hidden_states, chosen, logprobs)
+    return StepOutcome(advances, drafted - started, drafting_rows, len(token_ids) - decode_rows)
 
 
 def keep_text(drafter: MtpDrafter | None, sequence: SequenceState, upto: int | None = None) -> None:
@@ -88,8 +88,10 @@ def keep_text(drafter: MtpDrafter | None, sequence: SequenceState, upto: int | N
         # All rows but the newest, which the next drafts begin with.
         newest = sequence.mtp.pending[0][-1:]
         sequence.mtp.forget(sequence.mtp.num_hidden - len(newest))
-        drafter.draft([sequence.draft_request(0)])
-        sequence.mtp.defer(newest)
+        try:
+            drafter.draft([sequence.draft_request(0)])
+        finally:
+            sequence.mtp.defer(newest)
     sequence.prefix.keep(sequence.tokens, sequence.cache, sequence.mtp, upto)
 
 

@@ -73,19 +73,12 @@ class ModelEngine:
         model: Step35Model = session.head
         self._session = session
         self._settings = settings
+        self._tokenizer = tokenizer
         self._prompts = Prompts(tokenizer, model.config.vocab_size, model.config.eos_token_ids)
-        drafter = MtpDrafter(model, settings.most_drafts) if settings.most_drafts else None
-        kv = KvBudget(tuple(model.kv_sizes(settings.most_drafts)), settings.limits.pass_rows)
-        scheduler = Scheduler(settings.limits, kv, MeasuredCosts(settings.costs), settings.most_drafts)
-        self._runner = Runner(
-            model,
-            drafter,
-            tokenizer,
-            self._prompts.budget_tokens(),
-            scheduler,
-            time.monotonic,
-            lambda: session.standing().view.is_complete,
-        )
+        self._drafter = MtpDrafter(model, settings.most_drafts) if settings.most_drafts else None
+        self._costs = MeasuredCosts(settings.costs)
+        self._context = min(settings.limits.context, self._kv().most_positions(settings.limits.context))
+        self._runner = self._new_runner()
         self._sources = Sources(session, settings.name, time.monotonic())
         self._state = state_of(self._runner, self._sources, time.monotonic())
         self._state_s = 0.0
@@ -109,7 +102,7 @@ class ModelEngine:
     def model(self) -> ModelInfo:
         """See `Engine.model`."""
         settings = self._settings
-        return ModelInfo(settings.name, settings.limits.context, settings.created_s)
+        return ModelInfo(settings.name, self._context, settings.created_s)
 
     def state(self) -> ServerState:
         """See `StateSource.state`."""
@@ -162,6 +155,22 @@ class ModelEngine:
 
         self._inbox.put(ask)
 
+    def _kv(self) -> KvBudget:
+        settings = self._settings
+        return KvBudget(tuple(self._session.head.kv_sizes(settings.most_drafts)), settings.limits.pass_rows)
+
+    def _new_runner(self) -> Runner:
+        settings = self._settings
+        return Runner(
+            self._session.head,
+            self._drafter,
+            self._tokenizer,
+            self._prompts.budget_tokens(),
+            Scheduler(settings.limits, self._kv(), self._costs, settings.most_drafts),
+            time.monotonic,
+            lambda: self._session.standing().view.is_complete,
+        )
+
     def _run(self) -> None:
         wait_s: float | None = None
         while not self._is_stopping:
@@ -171,13 +180,37 @@ class ModelEngine:
             except DeviceLost as error:
                 self._card_lost(error)
                 wait_s = 0.0
-            now_s = time.monotonic()
-            if now_s - self._state_s >= _STATE_S:
-                self._state, self._state_s = state_of(self._runner, self._sources, now_s), now_s
+            except Exception as error:
+                _log.exception("the model's thread failed, and goes on with other requests")
+                self._begin_anew(error)
+                wait_s = 0.0
+            self._look()
         self._runner.end_all("shutdown")
         self._read(0.0)
         self._runner.prefix.close()
         self._sources.close()
+
+    def _look(self) -> None:
+        """Tell what is the case, from time to time."""
+        now_s = time.monotonic()
+        if now_s - self._state_s < _STATE_S:
+            return
+        self._state_s = now_s
+        try:
+            self._state = state_of(self._runner, self._sources, now_s)
+        except Exception:
+            _log.exception("what the server does cannot be told")
+
+    def _begin_anew(self, error: Exception) -> None:
+        """End every request and forget all that is kept: nobody knows what of it is right."""
+        failed = self._runner
+        for live in failed.live.values():
+            live.sink(Refused("unavailable", f"the server failed: {first_line(error)}", 1.0))
+            live.sequence.close()
+        failed.live.clear()
+        failed.prefix.close()
+        self._runner = self._new_runner()
+        self._runner.counts = failed.counts
 
     def _read(self, wait_s: float | None) -> None:
         """Do what was asked for; wait so long for the first of it."""
@@ -200,6 +233,6 @@ class ModelEngine:
     def _card_lost(self, error: DeviceLost) -> None:
         """The files are mapped still, so the CPU computes the head from now on."""
         if self._session.without_card(error):
-            self._runner.forget_caches()
+            self._runner.forget_caches(self._kv())
         else:
             self._runner.end_all("lost", first_line(error))

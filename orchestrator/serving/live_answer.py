@@ -47,14 +47,18 @@ class LiveAnswer:
         self._one_call = isinstance(request.prompt, Conversation) and not request.prompt.parallel_tool_calls
         self._budget: ReasoningBudget | None = None
         self._end_reasoning = budget_tokens.end
-        if request.reasoning_tokens is not None and prompt.parser.in_reasoning:
+        if request.reasoning_tokens and prompt.parser.in_reasoning:
             self._budget = ReasoningBudget(request.reasoning_tokens, budget_tokens)
         self._waiting: list[int] = []
         """Forced tokens that were not taken yet."""
         self._events: list[AnswerPart] = []
         self._loop_began: int | None = None
         self.num_tokens = 0
-        """Of the answer, so far."""
+        """Of the answer, so far; its beginning in the prompt does not count."""
+        self._events += self._stream.push(prompt.begun)
+        self._begun_reasoning = self._stream.reasoning_tokens
+        if self._form is not None:
+            self._form.note(prompt.begun)
 
     @property
     def stop_text(self) -> str | None:
@@ -64,18 +68,12 @@ class LiveAnswer:
     @property
     def reasoning_tokens(self) -> int:
         """Tokens up to and with the one that ended reasoning."""
-        return self._stream.reasoning_tokens
+        return self._stream.reasoning_tokens - self._begun_reasoning
 
     @property
     def worth_keeping(self) -> int:
         """Tokens of the answer that later turns may go on from: those before a loop began."""
         return self.num_tokens if self._loop_began is None else self._loop_began
-
-    def begin(self) -> tuple[int, ...]:
-        """Tokens that the answer begins with, before any is chosen."""
-        if self._budget is not None and (order := self._budget.order()).token_ids:
-            return self._forcing(order.token_ids)
-        return self._forcing(self._call())
 
     def take(
         self, token_ids: Sequence[int], ended: FinishReason | None, logprobs: Sequence[RowLogprob] = ()

@@ -27,13 +27,15 @@ class Prompt:
         turn_begins: the length of the prompt before the header of the answer's turn; the whole length where
             there is none. Later turns of the conversation have it in common.
         form: what the answer must look like.
-        forced: tokens that the answer begins with once its reasoning has ended, such as a call's.
+        begun: the prompt's last tokens, which begin the answer: the end of reasoning, a call's first words.
+        forced: tokens that come once reasoning has ended, such as a call's.
     """
 
     token_ids: tuple[int, ...]
     parser: Parser
     turn_begins: int
     form: FormMatcher | None = None
+    begun: tuple[int, ...] = ()
     forced: tuple[int, ...] = ()
 
 
@@ -69,9 +71,17 @@ class Prompts:
             parser = choose_parser(template, text, tools, call_prefix)
             form = self._form(request, parser)
             forced = () if chat is None else self._forced(chat)
+            if forced and form is not None:
+                raise InputError("tool_choice asks for a call, and the form for an answer: leave one out")
         except InputError as error:
             raise Refused("invalid", str(error)) from error
-        return Prompt(token_ids, parser, self._turn_begins(token_ids, chat), form, forced)
+        begun: tuple[int, ...] = ()
+        if parser.in_reasoning and request.reasoning_tokens == 0:
+            begun = self.budget_tokens().end
+        if begun or not parser.in_reasoning:
+            begun, forced = (*begun, *forced), ()
+        turn_begins = self._turn_begins(token_ids, chat)
+        return Prompt((*token_ids, *begun), parser, turn_begins, form, begun, forced)
 
     def count(self, prompt: Conversation | str | Sequence[int]) -> int:
         """Tokens of a prompt; raises Refused."""
@@ -113,8 +123,15 @@ class Prompts:
             return None
         if self._forms is None:
             self._forms = OutputForms(self._tokenizer, self._vocab, self._end_ids)
-        end = self._tokenizer.encode(END_OF_THINK)
-        begins_after = end[-1] if parser.in_reasoning and end else None
+        begins_after = None
+        if parser.in_reasoning:
+            end = self._tokenizer.encode(END_OF_THINK)
+            if len(end) != 1:
+                raise InputError(
+                    "this model writes the end of reasoning in several tokens, so no form can begin there; "
+                    "ask for a form in a completion"
+                )
+            begins_after = end[0]
         return self._forms.matcher(request.output, begins_after)
 
     def _forced(self, chat: Conversation) -> tuple[int, ...]:

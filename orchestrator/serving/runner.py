@@ -15,6 +15,7 @@ from orchestrator.prefix.cache import PrefixCache
 from orchestrator.sampling import Sampler
 from orchestrator.scheduler import Scheduler
 from orchestrator.scheduling.job import SequenceRequest
+from orchestrator.scheduling.kv_budget import KvBudget
 from orchestrator.scheduling.step_plan import Advance, Dropped, Ended, StepOutcome, StepPlan
 from orchestrator.sequence import SequenceState
 from orchestrator.serving.answer import (
@@ -28,7 +29,7 @@ from orchestrator.serving.answer import (
 )
 from orchestrator.serving.batch import keep_prompts, keep_text, run_step
 from orchestrator.serving.counts import Counts
-from orchestrator.serving.live_answer import LiveAnswer, Verdict
+from orchestrator.serving.live_answer import LiveAnswer
 from orchestrator.serving.prompts import Prompt
 from orchestrator.serving.request import GenerationRequest
 from orchestrator.tokenizer import Tokenizer
@@ -100,11 +101,9 @@ class Runner:
         """Take a request; it is told where it is refused."""
         now_s = self._clock()
         answer = LiveAnswer(request, prompt, self._tokenizer, self._budget_tokens)
-        begin = answer.begin()
-        asked = None if request.max_tokens is None else max(request.max_tokens, len(begin) + 1)
         try:
             most = self.scheduler.submit(
-                SequenceRequest(number, request.client, len(prompt.token_ids), asked), now_s
+                SequenceRequest(number, request.client, len(prompt.token_ids), request.max_tokens), now_s
             )
         except Refused as refusal:
             self.counts.refuse(refusal.kind)
@@ -126,9 +125,7 @@ class Runner:
         sequence.top_logprobs = request.top_logprobs
         if prompt.form is not None:
             sequence.masks = prompt.form.allowed
-        live = self.live[number] = Live(request, sequence, answer, sink, now_s)
-        if begin:
-            self.scheduler.begins_with(number, len(self._take(live, (), begin=begin)))
+        self.live[number] = Live(request, sequence, answer, sink, now_s)
 
     def cancel(self, number: int) -> None:
         """Nobody wants a request any more; what was computed of it is kept while there is room."""
@@ -169,8 +166,6 @@ class Runner:
             took_s = self._clock() - now_s
             if not plan.rows:
                 return 0.0
-            outcome = replace(outcome, advances=tuple(map(self._advanced, outcome.advances)))
-            keep_prompts(self._drafter, self._sequences(), plan)
         except DeviceLost:
             self.scheduler.failed_step(plan)
             raise
@@ -180,13 +175,25 @@ class Runner:
             self._failed(plan, error)
             return 0.0
         self._failures = 0
+        outcome = replace(outcome, advances=tuple(map(self._advanced, outcome.advances)))
         self.scheduler.finished_step(plan, outcome, took_s)
         self.counts.step(took_s)
-        self._tell(plan, outcome)
+        try:
+            # What is kept is of use later; that it is not harms nobody.
+            with suppress(PotluckError):
+                keep_prompts(self._drafter, self._sequences(), plan)
+        finally:
+            self._tell(plan, outcome)
         return 0.0
 
-    def forget_caches(self) -> None:
-        """All keys and values are gone, as with the card that held them."""
+    def forget_caches(self, kv: KvBudget) -> None:
+        """All keys and values are gone, as with the card that held them.
+
+        Args:
+            kv: what there is from now on.
+        """
+        for number in self.scheduler.use_budget(kv):
+            self._finish(number, "lost", "its keys and values have no room without the card")
         for live in self.live.values():
             live.sequence.pause()
         self.prefix.close()
@@ -200,24 +207,21 @@ class Runner:
     def _advanced(self, advance: Advance) -> Advance:
         """Hand a sequence's tokens to its answer, which may leave some out and put others behind them."""
         live = self.live[advance.sequence]
-        tokens = self._take(live, advance.tokens, advance.logprobs) if advance.tokens else ()
+        tokens: Sequence[int] = advance.tokens
+        if tokens:
+            try:
+                tokens = self._take(live, tokens, advance.logprobs)
+            except Exception:
+                # Of this answer alone, and by no fault of its client.
+                _log.exception("an answer cannot go on")
+                live.ended = "lost"
         ended: Ended | None = None if live.ended is None else "stop"
         return replace(advance, tokens=tuple(tokens), ended=ended, held=live.sequence.cache.length)
 
-    def _take(
-        self,
-        live: Live,
-        tokens: Sequence[int],
-        logprobs: Sequence[RowLogprob] = (),
-        begin: tuple[int, ...] = (),
-    ) -> list[int]:
-        """What became part of an answer: chosen tokens, and those that nobody chose.
-
-        Args:
-            begin: what the answer begins with, where nothing was chosen yet.
-        """
+    def _take(self, live: Live, tokens: Sequence[int], logprobs: Sequence[RowLogprob]) -> list[int]:
+        """What became part of an answer: chosen tokens, and those that nobody chose."""
         sequence, answer = live.sequence, live.answer
-        verdict = Verdict(0, begin) if begin else answer.take(tokens, sequence.finish_reason, logprobs)
+        verdict = answer.take(tokens, sequence.finish_reason, logprobs)
         found = list(tokens[: verdict.kept])
         length = len(sequence.tokens) - len(tokens) + verdict.kept
         if length < len(sequence.tokens):

@@ -175,7 +175,10 @@ def test_biases_of_tokens_that_a_model_lacks_are_refused() -> None:
 
 
 def test_a_mask_that_leaves_no_token_is_no_damage_of_the_model() -> None:
-    choice = Sampler(SamplingParams(), banned=(1,)).choice(0, allowed=token_bits(3, (1,)))
+    sampler = Sampler(SamplingParams(), banned=(1,))
+    # What may come alone comes.
+    assert choose_in_ram(row(0, 1, 2), sampler.choice(0, allowed=token_bits(3, (1,)))) == 1
+    choice = sampler.choice(0, allowed=token_bits(3, ()))
     with pytest.raises(InputError, match="no token may come next"):
         choose_in_ram(row(0, 1, 2), choice)
 

@@ -92,6 +92,7 @@ class Engine:
             + tuple(self._prefill(chunk.sequence, chunk.tokens) for chunk in plan.prefill),
             self.truth.drafting_s(max(parts.values(), default=0), 2 * len(parts)),
             2 * len(parts),
+            plan.prefill_rows,
         )
         took_s = self.truth.trunk_s(plan.rows) + outcome.drafting_s
         if parts:

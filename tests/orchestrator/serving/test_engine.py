@@ -129,6 +129,38 @@ def test_the_end_of_the_block_ends_answers(session: Session) -> None:
     assert last.reason == "shutdown"
 
 
+def test_a_failure_of_the_thread_ends_what_runs_and_nothing_else(
+    engine: ModelEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise KeyError("nobody knows why")
+
+    async def hit() -> None:
+        events = engine.answer(asking(max_tokens=1500, ignore_eos=True))
+        await anext(events)
+        monkeypatch.setattr(engine._runner, "_tell", fails)
+        with pytest.raises(Refused, match="nobody knows why"):
+            async for _ in events:
+                pass
+
+    run(hit())
+    (after,) = run(_gathered(engine, asking(max_tokens=3)))
+    assert isinstance(after[-1], Finished)
+    assert after[-1].reason == "length"
+    assert engine.state().totals.steps > 0
+
+
+def test_a_state_that_cannot_be_told_ends_nothing(
+    engine: ModelEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise KeyError("nobody knows why")
+
+    monkeypatch.setattr("orchestrator.serving.engine.state_of", fails)
+    (events,) = run(_gathered(engine, asking(max_tokens=30)))
+    assert isinstance(events[-1], Finished)
+
+
 def test_the_command_serves_until_it_is_told_to_stop() -> None:
     words = [sys.executable, "-m", "orchestrator.cli.main", "serve", "--model", str(MODEL), "--port", "0"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:

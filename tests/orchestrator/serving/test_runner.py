@@ -16,7 +16,7 @@ from orchestrator.sampling_params import SamplingParams
 from orchestrator.scheduling.limits import Limits
 from orchestrator.serving.answer import CallStarted, Prefilled, Reasoning, Text
 from orchestrator.serving.request import GenerationRequest, OutputForm
-from placement.errors import WorkerLost
+from placement.errors import KvDoesNotFit, WorkerLost
 from tests.orchestrator.serving.served import TOOLS, Answer, Served, asking, chatting, load, shown
 
 SEEDED = SamplingParams(0.9, seed=3)
@@ -252,7 +252,8 @@ def test_a_cluster_that_comes_back_costs_no_token(
     turns = 0
     while served.runner.live:
         served.is_whole = not 0 < (turns := turns + bool(served.runner.lack)) < 5
-        served.now_s += served.runner.turn() or 0.0
+        wait_s = served.runner.turn()
+        served.now_s += wait_s or 0.0
     assert turns >= 5
     assert shown(answers) == expected
 
@@ -267,7 +268,8 @@ def test_a_cluster_that_stays_away_ends_requests_with_a_reason(
         served.runner.turn()
     waiting = served.submit(asking())
     for _ in range(400):
-        served.now_s += served.runner.turn() or 0.5
+        wait_s = served.runner.turn()
+        served.now_s += wait_s or 0.5
     assert begun.end is not None
     assert begun.end.reason == "lost"
     assert "attic is gone" in begun.end.message
@@ -301,3 +303,91 @@ def test_what_runs_ends_when_the_server_stops(served: Served) -> None:
     served.runner.end_all("shutdown")
     assert {answer.end.reason for answer in answers if answer.end} == {"shutdown"}
     assert all(isinstance(answer, Answer) and answer.end for answer in answers)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 5])
+def test_few_tokens_are_enough_for_an_answer_that_begins_with_forced_ones(
+    served: Served, max_tokens: int
+) -> None:
+    for settings in (
+        {"reasoning_tokens": 0},
+        {"reasoning_tokens": 0, "tools": TOOLS, "tool_choice": "look"},
+        {"reasoning_tokens": 1, "tools": TOOLS, "tool_choice": "required"},
+    ):
+        (answer,) = served.run(chatting("Hello", max_tokens=max_tokens, ignore_eos=True, **settings))
+        assert answer.end is not None
+        assert answer.end.usage.completion_tokens == max_tokens
+        assert answer.end.usage.cached_tokens <= answer.end.usage.prompt_tokens
+    (usual, none) = served.run(
+        chatting("Hello", max_tokens=max_tokens), chatting("Hello", max_tokens=max_tokens, reasoning_tokens=0)
+    )
+    assert none.started.prompt_tokens > usual.started.prompt_tokens
+
+
+def test_a_prompt_is_never_spared_more_tokens_than_it_has(served: Served) -> None:
+    request = chatting("Tell me more of it. " * 20, reasoning_tokens=0, tools=TOOLS, tool_choice="look")
+    for _ in range(3):
+        (answer,) = served.run(request)
+        assert answer.end is not None
+        assert answer.started.cached_tokens == answer.end.usage.cached_tokens
+        assert answer.started.cached_tokens < answer.started.prompt_tokens
+    assert answer.started.cached_tokens > 100
+
+
+def test_an_answer_that_may_only_go_round_ends_alone(served: Served) -> None:
+    other = asking(max_tokens=60, sampling=SEEDED)
+    (expected,) = shown(served.run(other))
+    looping = asking(output=OutputForm("regex", "(ab){3000}"), max_tokens=1900)
+    found, beside = served.run(looping, other, most_turns=6000)
+    assert shown([beside]) == [expected]
+    assert found.end is not None
+    assert found.end.reason in ("loop", "length")
+
+
+def test_text_that_cannot_be_kept_changes_no_token(
+    model: Step35Model, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [chatting("Hello there, " * 40, max_tokens=40, ignore_eos=True), REQUESTS[0]]
+    expected = shown(served.run(*requests))
+
+    def full(*_: Any) -> int:
+        raise KvDoesNotFit("no page is free")
+
+    monkeypatch.setattr(served.runner.prefix, "keep", full)
+    served.runner.prefix.evict(2**40)
+    assert shown(served.run(*requests)) == expected
+
+
+def test_an_answer_that_cannot_go_on_ends_alone(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    (expected,) = shown(served.run(REQUESTS[0]))
+    broken, beside = served.submit(asking(max_tokens=50)), served.submit(REQUESTS[0])
+    served.runner.turn()
+
+    def fails(*_: Any) -> None:
+        raise ValueError("nobody knows why")
+
+    monkeypatch.setattr(served.runner.live[next(iter(served.runner.live))].answer, "_take_one", fails)
+    while served.runner.live:
+        served.runner.turn()
+    assert broken.end is not None
+    assert broken.end.reason == "lost"
+    assert shown([beside]) == [expected]
+
+
+def test_a_cluster_that_only_seems_to_be_back_is_not_waited_for_without_end(
+    model: Step35Model, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any) -> torch.Tensor:
+        raise WorkerLost("attic refuses")
+
+    monkeypatch.setattr(model, "forward", refuses)
+    answer = served.submit(asking())
+    for _ in range(1000):
+        if not served.runner.live:
+            break
+        wait_s = served.runner.turn()
+        served.now_s += wait_s or 0.1
+    assert answer.end is not None
+    assert answer.end.reason == "lost"
+    assert "attic refuses" in answer.end.message
+    assert served.now_s < 60
