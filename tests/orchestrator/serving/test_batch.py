@@ -14,6 +14,7 @@ from orchestrator.generate import GenerationParams, generate, new_sequence
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
 from orchestrator.model.step35 import Step35Model
+from orchestrator.prefix.cache import PrefixCache
 from orchestrator.scheduling.step_plan import Decode, Prefill, StepPlan
 from orchestrator.sequence import SequenceState
 from orchestrator.serving import batch
@@ -218,3 +219,23 @@ def test_rows_of_each_position_are_told_once_whatever_is_computed_again(model: S
             plan = StepPlan((Decode(0, steps % 4),))
         run_step(model, drafter, {0: sequence}, plan)
     assert torch.equal(torch.cat(found), torch.cat(expected))
+
+
+def test_a_text_is_kept_as_far_when_deeper_mtp_layers_had_let_rows_wait(model: Step35Model) -> None:
+    lengths = []
+    for drafts in (1, 3):
+        drafter = MtpDrafter(model, 3)
+        sequence = new_sequence(model, drafter, prompt(5), GenerationParams(max_tokens=40, ignore_eos=True))
+        sequence.prefix = PrefixCache.of(model)
+        run_step(model, drafter, {0: sequence}, StepPlan(prefill=(Prefill(0, 9),)))
+        while sequence.finish_reason is None:
+            run_step(model, drafter, {0: sequence}, StepPlan((Decode(0, drafts),)))
+        assert sequence.mtp is not None
+        assert (sequence.mtp.waiting > 8) == (drafts == 1)
+        batch.keep_text(drafter, sequence)
+        lengths.append(sequence.prefix.resume(sequence.tokens, drafter).matched)
+        sequence.close()
+        sequence.prefix.close()
+    # Of all tokens but the newest, those whose MTP slots need no token behind them.
+    assert lengths[0] > 40
+    assert abs(lengths[0] - lengths[1]) <= 3

@@ -1,0 +1,32 @@
+"""The benchmark's servers say the same, however they draft."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.draft_depth import Server, play, requests_of
+from orchestrator.serving.prompts import Prompts
+from orchestrator.session import load_local
+from orchestrator.tokenizer import Tokenizer
+from workers.formats.open_model import open_model
+
+MODEL = Path(__file__).parents[2] / "models" / "potluck-tiny"
+
+
+def test_each_way_drafts_as_it_says_and_all_say_the_same() -> None:
+    head = load_local(open_model(MODEL), torch.bfloat16)
+    tokenizer = Tokenizer.load(MODEL)
+    ways = ("off", "loaded", "2", "adaptive")
+    servers = {way: Server.of(way, head, tokenizer, time.thread_time) for way in ways}
+    text = (MODEL / "heldout" / "prose.txt").read_text(encoding="utf-8")[:2000]
+    prompts = Prompts(tokenizer, head.config.vocab_size, head.config.eos_token_ids)
+    play(list(servers.values()), requests_of(tokenizer, text, 1, 2, 12), prompts)
+    drafted = {way: server.runner.counts.totals({}).drafted for way, server in servers.items()}
+    assert drafted["off"] == drafted["loaded"] == ()
+    assert len(drafted["2"]) == 2
+    assert 0 < len(drafted["adaptive"]) <= 3
+    assert all(len(tokens) == 48 + 12 for tokens in servers["off"].tokens.values())
+    assert all(len(server.spent_s) == 1 and server.spent_s[0] > 0 for server in servers.values())
