@@ -53,7 +53,9 @@ class Penalties:
     def note(self, token_ids: Iterable[int], by: int = 1) -> None:
         """These are the answer's next tokens; `by` -1: they are not after all."""
         for token_id in token_ids:
-            self._counts[self._place(token_id)] += by
+            # Before the array is looked up: a new token may make a larger one.
+            place = self._place(token_id)
+            self._counts[place] += by
 
     def edits(self, drafts: Sequence[int] = ()) -> Edits | None:
         """Behind what was noted and drafts; None for no change."""

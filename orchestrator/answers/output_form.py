@@ -41,11 +41,14 @@ class OutputForms:
         self._vocab = vocab
         self._tokenizer = LLTokenizer(tokenizer.as_json(), n_vocab=vocab, eos_token=list(end_ids))
 
-    def matcher(self, form: OutputForm, begins_after: int | None = None) -> FormMatcher:
+    def matcher(
+        self, form: OutputForm, begins_after: int | None = None, *, then_free: bool = False
+    ) -> FormMatcher:
         """Begins an answer of that form.
 
         Args:
             begins_after: a token before which anything may come, such as the end of reasoning; None for none.
+            then_free: anything may come behind the form, too, as soon as it is complete.
 
         Raises:
             InputError: the form is too long, or is none.
@@ -60,7 +63,12 @@ class OutputForms:
         is_wrong, told = LLMatcher.validate_grammar_with_warnings(grammar, self._tokenizer)
         if is_wrong:
             raise InputError(f"{what} cannot be followed: {one_line(told[0])}")
-        return FormMatcher(LLMatcher(self._tokenizer, grammar, log_level=0), self._vocab, begins_after)
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        # The first mask may take long. Whoever waits for it here holds up nobody else.
+        matcher.compute_bitmask()
+        if matcher.is_error():
+            raise InputError(f"{what} takes too much work to be followed; ask for a simpler one")
+        return FormMatcher(matcher, self._vocab, begins_after, then_free)
 
 
 @dataclass(slots=True)
@@ -74,6 +82,12 @@ class FormMatcher:
     _matcher: LLMatcher
     _vocab: int
     begins_after: int | None
+    then_free: bool = False
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it took too much work, so that tokens are chosen without it now."""
+        return bool(self._matcher.is_error())
 
     def note(self, token_ids: Sequence[int]) -> None:
         """These are the next tokens; those that nobody chose are no part of it if it does not allow them."""
@@ -105,7 +119,7 @@ class FormMatcher:
         return found
 
     def _mask(self) -> NDArray[np.uint32] | None:
-        if self._matcher.is_error():
+        if self._matcher.is_error() or (self.then_free and self._matcher.is_stopped()):
             return None
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
         return bits[: -(-self._vocab // 32)]

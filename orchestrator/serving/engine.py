@@ -150,8 +150,12 @@ class ModelEngine:
         def ask() -> None:
             if self._is_stopping:
                 sink(Refused("unavailable", "the server stops", 30.0))
-            else:
+                return
+            try:
                 submit()
+            except Exception as error:
+                _log.exception("a request could not be taken")
+                sink(Refused("unavailable", f"the server failed: {first_line(error)}", 1.0))
 
         self._inbox.put(ask)
 

@@ -53,6 +53,8 @@ class LiveAnswer:
         """Forced tokens that were not taken yet."""
         self._events: list[AnswerPart] = []
         self._loop_began: int | None = None
+        self.message = ""
+        """What is wrong, where the answer ended for that."""
         self.num_tokens = 0
         """Of the answer, so far; its beginning in the prompt does not count."""
         self._events += self._stream.push(prompt.begun)
@@ -84,6 +86,10 @@ class LiveAnswer:
             ended: why the last of them is the last of all.
             logprobs: one for each token; none where nobody asked for them.
         """
+        if self._form is not None and self._form.is_broken:
+            # These were chosen without it.
+            self.message = "the form of the answer takes too much work to be followed: ask for a simpler one"
+            return Verdict(0, ended="lost")
         for place, token_id in enumerate(token_ids):
             is_last = place == len(token_ids) - 1
             verdict = self._take_one(token_id, [self._named(logprobs[place])] if logprobs else None)

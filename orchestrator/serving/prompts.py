@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,11 +12,13 @@ from orchestrator.answers.parser import Parser, choose_parser
 from orchestrator.answers.reasoning_budget import END_TEXT, HINT_TEXT, BudgetTokens
 from orchestrator.answers.tags import END_OF_THINK, TOOL_CALL
 from orchestrator.serving.answer import Refused
-from orchestrator.serving.request import Conversation, GenerationRequest
+from orchestrator.serving.request import Conversation, GenerationRequest, OutputForm
 from orchestrator.tokenizer import Tokenizer
 from placement.errors import InputError
+from placement.files.quote import quote
 
 _TURN = "<|im_start|>"
+_FUNCTION = "\n<function="
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +73,12 @@ class Prompts:
             template = self._tokenizer.template if chat is not None else None
             parser = choose_parser(template, text, tools, call_prefix)
             form = self._form(request, parser)
-            forced = () if chat is None else self._forced(chat)
-            if forced and form is not None:
-                raise InputError("tool_choice asks for a call, and the form for an answer: leave one out")
+            forced: tuple[int, ...] = ()
+            if chat is not None and (names := _called(chat)):
+                if form is not None:
+                    raise InputError("tool_choice asks for a call, and the form for an answer: leave one out")
+                forced = self._forced(names)
+                form = self._one_of(names)
         except InputError as error:
             raise Refused("invalid", str(error)) from error
         begun: tuple[int, ...] = ()
@@ -121,8 +127,6 @@ class Prompts:
     def _form(self, request: GenerationRequest, parser: Parser) -> FormMatcher | None:
         if request.output is None:
             return None
-        if self._forms is None:
-            self._forms = OutputForms(self._tokenizer, self._vocab, self._end_ids)
         begins_after = None
         if parser.in_reasoning:
             end = self._tokenizer.encode(END_OF_THINK)
@@ -132,21 +136,42 @@ class Prompts:
                     "ask for a form in a completion"
                 )
             begins_after = end[0]
-        return self._forms.matcher(request.output, begins_after)
+        return self._made_forms().matcher(request.output, begins_after)
 
-    def _forced(self, chat: Conversation) -> tuple[int, ...]:
-        """What a call begins with that the request wants to see."""
-        if chat.tool_choice in ("auto", "none") or not chat.tools:
-            return ()
-        begin = f"{TOOL_CALL}\n<function="
-        if chat.tool_choice != "required":
-            known = [tool.get("function", {}).get("name") for tool in chat.tools]
-            if chat.tool_choice not in known:
-                raise InputError(f"tool_choice names {chat.tool_choice!r}, which is none of the tools")
-            begin += f"{chat.tool_choice}>\n"
-        return tuple(self._tokenizer.encode(begin))
+    def _forced(self, names: Sequence[str]) -> tuple[int, ...]:
+        """What a call of one of these tools begins with."""
+        name = f"{names[0]}>\n" if len(names) == 1 else ""
+        return tuple(self._tokenizer.encode(f"{TOOL_CALL}{_FUNCTION}{name}"))
+
+    def _one_of(self, names: Sequence[str]) -> FormMatcher | None:
+        """Holds a call's name to these, where it is not forced."""
+        begins = self._tokenizer.encode(TOOL_CALL)
+        if len(names) == 1 or len(begins) != 1:
+            return None
+        name = "|".join(map(re.escape, names))
+        return self._made_forms().matcher(
+            OutputForm("regex", f"{_FUNCTION}({name})>\n"), begins[0], then_free=True
+        )
+
+    def _made_forms(self) -> OutputForms:
+        """Made when they are wanted: a large vocabulary takes a second."""
+        if self._forms is None:
+            self._forms = OutputForms(self._tokenizer, self._vocab, self._end_ids)
+        return self._forms
 
     def _turn_begins(self, token_ids: Sequence[int], chat: Conversation | None) -> int:
         if chat is not None and self._turn_id in token_ids:
             return len(token_ids) - 1 - token_ids[::-1].index(self._turn_id)
         return len(token_ids)
+
+
+def _called(chat: Conversation) -> list[str]:
+    """Names of the tools of which one has to be called; none where none has to."""
+    if chat.tool_choice in ("auto", "none") or not chat.tools:
+        return []
+    names = [str(tool.get("function", {}).get("name")) for tool in chat.tools]
+    if chat.tool_choice == "required":
+        return names
+    if chat.tool_choice not in names:
+        raise InputError(f"tool_choice names {quote(chat.tool_choice)}, which is none of the tools")
+    return [chat.tool_choice]

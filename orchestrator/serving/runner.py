@@ -251,21 +251,24 @@ class Runner:
         for advance in outcome.advances:
             live = self.live[advance.sequence]
             self.counts.tokens(len(advance.tokens), advance.drafted, advance.accepted, now_s)
-            if not advance.tokens:
-                continue
-            if live.first_s is None:
-                live.first_s = now_s
-                self.counts.first_token.add(now_s - live.arrived_s)
-            else:
-                self.counts.between_tokens.add(now_s - live.last_s)
-            live.last_s = now_s
+            if advance.tokens:
+                if live.first_s is None:
+                    live.first_s = now_s
+                    self.counts.first_token.add(now_s - live.arrived_s)
+                else:
+                    self.counts.between_tokens.add(now_s - live.last_s)
+                live.last_s = now_s
             for event in live.answer.events():
                 live.sink(event)
             if live.ended is not None:
-                self._finish(advance.sequence, live.ended)
+                self._finish(advance.sequence, live.ended, is_right=live.ended != "lost")
 
-    def _finish(self, number: int, reason: FinishReason, message: str = "") -> None:
-        """Say the last of a request that the scheduler knows no more."""
+    def _finish(self, number: int, reason: FinishReason, message: str = "", *, is_right: bool = True) -> None:
+        """Say the last of a request that the scheduler knows no more.
+
+        Args:
+            is_right: whether its keys and values are those of its tokens, so that they may be kept.
+        """
         live = self.live.pop(number)
         answer, sequence = live.answer, live.sequence
         if not live.is_started:
@@ -282,8 +285,11 @@ class Runner:
         )
         self.counts.finish(reason)
         self.counts.request.add(self._clock() - live.arrived_s)
-        live.sink(Finished(reason, usage, answer.stop_text, message))
-        self._close(live)
+        live.sink(Finished(reason, usage, answer.stop_text, message or answer.message))
+        if is_right:
+            self._close(live)
+        else:
+            live.sequence.close()
 
     def _close(self, live: Live) -> None:
         """Keep a sequence's text for others, and give its memory back."""
@@ -318,4 +324,4 @@ class Runner:
         self._failures = 0
         for number in plan.sequences:
             self.scheduler.cancel(number)
-            self._finish(number, "lost", told)
+            self._finish(number, "lost", told, is_right=False)

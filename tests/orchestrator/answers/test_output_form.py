@@ -123,3 +123,15 @@ def test_what_is_no_form_is_refused(forms: OutputForms, form: OutputForm, messag
     with pytest.raises(InputError, match=message) as caught:
         forms.matcher(form)
     assert "\n" not in str(caught.value)
+
+
+def test_a_form_that_takes_too_much_work_is_refused_or_known_to_be_broken(
+    tokenizer: Tokenizer, forms: OutputForms
+) -> None:
+    matcher = forms.matcher(OutputForm("regex", "(a{1000}){1000}"))
+    for _ in range(200):
+        (bits,) = matcher.allowed([])
+        if bits is None:
+            break
+        matcher.note([int(tokens_of(bits)[-1])])
+    assert (bits is None) == matcher.is_broken

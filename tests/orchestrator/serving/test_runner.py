@@ -147,14 +147,25 @@ def test_no_reasoning_and_a_budget_of_it(served: Served) -> None:
     assert free.text(Reasoning).startswith(shared[: len(shared) // 2])
 
 
-def test_a_call_that_was_asked_for_begins_at_once(served: Served) -> None:
-    for choice in ("look", "required"):
-        (answer,) = served.run(
-            chatting("Hello", tools=TOOLS, tool_choice=choice, reasoning_tokens=0, max_tokens=30)
-        )
-        if choice == "look":
-            (call,) = [event for event in answer.events if isinstance(event, CallStarted)][:1]
-            assert call.name == "look"
+@pytest.mark.parametrize("reasoning_tokens", [0, 5])
+def test_a_call_that_was_asked_for_is_made(served: Served, reasoning_tokens: int) -> None:
+    def named(name: str) -> dict[str, Any]:
+        return {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
+
+    several = (*TOOLS, named("go_there"), named("gone"))
+    settings = {"reasoning_tokens": reasoning_tokens, "max_tokens": 60, "ignore_eos": True}
+    for seed in range(5):
+        for tools, choice, names in (
+            (TOOLS, "look", {"look"}),
+            (TOOLS, "required", {"look"}),
+            (several, "required", {"look", "go_there", "gone"}),
+            (several, "gone", {"gone"}),
+        ):
+            sampling = SamplingParams(1.5, seed=seed)
+            request = chatting("Hello", tools=tools, tool_choice=choice, sampling=sampling, **settings)
+            (answer,) = served.run(request)
+            call = next(event for event in answer.events if isinstance(event, CallStarted))
+            assert call.name in names
             assert call.call_id.startswith("call_")
     (hidden,) = served.run(chatting("Hello", tools=TOOLS, tool_choice="none", reasoning_tokens=0))
     assert not any(isinstance(event, CallStarted) for event in hidden.events)
@@ -391,3 +402,40 @@ def test_a_cluster_that_only_seems_to_be_back_is_not_waited_for_without_end(
     assert answer.end.reason == "lost"
     assert "attic refuses" in answer.end.message
     assert served.now_s < 60
+
+
+def test_penalties_count_more_tokens_than_there_was_room_for(served: Served) -> None:
+    sampling = SamplingParams(1.5, seed=7, presence_penalty=1, frequency_penalty=0.5, repetition_penalty=1.2)
+    (answer,) = served.run(asking(max_tokens=300, sampling=sampling, ignore_eos=True))
+    assert answer.end is not None
+    assert (answer.end.reason, answer.end.usage.completion_tokens) == ("length", 300)
+
+
+def test_a_step_that_fails_behind_its_pass_keeps_nothing(
+    model: Step35Model, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose, calls = model.logits_to_choose_from, iter(range(1000))
+
+    def fails(*arguments: Any) -> Any:
+        if next(calls) == 8:
+            raise ValueError("nobody knows why")
+        return choose(*arguments)
+
+    monkeypatch.setattr(model, "logits_to_choose_from", fails)
+    answers = served.run(*(asking(f"Once {n}", max_tokens=60, ignore_eos=True) for n in range(3)))
+    assert {answer.end.reason for answer in answers if answer.end} == {"lost"}
+    (after,) = served.run(asking())
+    assert after.end is not None
+    assert after.end.reason == "length"
+
+
+def test_a_form_that_takes_too_much_work_ends_its_answer_alone(served: Served) -> None:
+    other = asking(max_tokens=60, sampling=SEEDED)
+    (expected,) = shown(served.run(other))
+    form = OutputForm("regex", "(a{1000}){1000}")
+    broken, beside = served.run(asking(output=form, max_tokens=400), other)
+    assert shown([beside]) == [expected]
+    assert broken.end is not None
+    assert set(broken.text()) <= {"a"}
+    if broken.end.reason == "lost":
+        assert "simpler" in broken.end.message
