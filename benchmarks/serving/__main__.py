@@ -139,26 +139,20 @@ def predicted(
     """Each load from what was learned of the others, and from what was learned of itself."""
     import torch
 
-    from benchmarks.real_size.work import FileWork
     from orchestrator.scheduling.kv_budget import KvBudget
     from orchestrator.scheduling.limits import Limits
     from orchestrator.session import load_local
-    from placement.pass_costs import costs_of_reading
     from workers.formats.open_model import open_model
 
     if len(ours) < 2:
         return []
     opened = open_model(model)
-    work = FileWork.of(model, opened.shape)
-    expert = work.experts[0]
-    bits = 8 * sum(each.num_bytes for each in expert) / sum(each.parameters for each in expert)
-    prior = costs_of_reading(opened.shape, bits)
     drafts = opened.shape.num_mtp_layers if mtp is None else mtp
     limits = Limits(CONTEXT)
     kv = KvBudget(tuple(load_local(opened, torch.bfloat16).kv_sizes(drafts)), limits.pass_rows)
 
     def said(one: Ours, runs: Sequence[Sequence[Step]]) -> Prediction:
-        learned = Learned.of(runs, prior, drafts)
+        learned = Learned.of(runs, drafts)
         users, first = one.load.users, one.load.sent[0]
         return predict(
             learned, asks, users, warm_up_s=warm_up, seconds=seconds, first=first, limits=limits, kv=kv

@@ -9,8 +9,8 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
+from math import log2
 from statistics import fmean, median
 
 import numpy as np
@@ -38,36 +38,70 @@ class Learned:
     """What a server's steps say.
 
     Attributes:
-        costs: as the server itself learns them.
+        costs: the mean of what passes took by their rows. The server itself forgets all but the newest of
+            each size, which serves its choices and is no mean of a run.
         between_s: of a step, beside what it is said to take: answers are told, and messages read.
         acceptance: of drafts by position, each given those before it.
     """
 
-    costs: MeasuredCosts
+    costs: PassCosts
     between_s: float
     acceptance: tuple[float, ...]
 
     @classmethod
-    def of(cls, runs: Sequence[Sequence[Step]], prior: PassCosts, drafts: int) -> Learned:
-        """From the steps of several runs, each in order; `drafts`: of a sequence in a step, at most."""
-        costs = MeasuredCosts(prior)
-        between, held, tried = list[float](), [0] * drafts, [0] * drafts
-        for steps in runs:
-            for step in steps:
-                costs.learn_pass(step.rows, step.took_s - step.drafting_s)
-                if not step.prompt_rows:
-                    depth = max(step.drafted, default=0)
-                    costs.learn_drafting(depth, step.drafting_rows, step.drafting_s)
-                for drafted, accepted in zip(step.drafted, step.accepted, strict=True):
-                    for place in range(min(drafted, accepted + 1)):
-                        tried[place] += 1
-                        held[place] += place < accepted
-            for sooner, later in itertools.pairwise(steps):
+    def of(cls, runs: Sequence[Sequence[Step]], drafts: int) -> Learned:
+        """From the steps of several runs, each in order; `drafts`: of a sequence in a step, at most.
+
+        Raises:
+            ValueError: there is no step.
+        """
+        steps = [step for run in runs for step in run]
+        between = list[float]()
+        for run in runs:
+            for sooner, later in itertools.pairwise(run):
                 pause_s = later.ended_s - later.took_s - sooner.ended_s
                 if 0 <= pause_s < _LONGEST_PAUSE_S:
                     between.append(pause_s)
-        shares = tuple(h / t if t else 0.0 for h, t in zip(held, tried, strict=True))
-        return cls(costs, fmean(between) if between else 0.0, shares)
+        costs = PassCosts(*_passes(steps), _drafting(steps, drafts))
+        return cls(costs, fmean(between) if between else 0.0, _acceptance(steps, drafts))
+
+
+def _passes(steps: Sequence[Step]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Mean rows and seconds of passes of about as many rows; the least of them stands for one row too."""
+    alike: dict[int, list[Step]] = {}
+    for step in steps:
+        alike.setdefault(round(2 * log2(step.rows)), []).append(step)
+    found = {}
+    for _, group in sorted(alike.items()):
+        rows = round(fmean(step.rows for step in group))
+        found[rows] = fmean(step.took_s - step.drafting_s for step in group)
+    if not found:
+        raise ValueError("no step was recorded")
+    found = {1: next(iter(found.values()))} | found
+    return tuple(found), tuple(found.values())
+
+
+def _drafting(steps: Sequence[Step], drafts: int) -> tuple[tuple[float, float], ...]:
+    """Each MTP layer's seconds a pass and for each row, taken for alike: least squares."""
+    drafting = [step for step in steps if max(step.drafted, default=0) and not step.prompt_rows]
+    if not drafting:
+        return ((0.0, 0.0),) * drafts
+    depth = np.array([max(step.drafted) for step in drafting], float)
+    rows = np.array([step.drafting_rows for step in drafting], float)
+    seconds = np.array([step.drafting_s for step in drafting])
+    solved = np.linalg.lstsq(np.stack([depth, depth * rows], axis=1), seconds, rcond=None)[0]
+    once_s, row_s = (max(0.0, float(value)) for value in solved)
+    return ((once_s, row_s),) * drafts
+
+
+def _acceptance(steps: Sequence[Step], drafts: int) -> tuple[float, ...]:
+    held, tried = [0] * drafts, [0] * drafts
+    for step in steps:
+        for drafted, accepted in zip(step.drafted, step.accepted, strict=True):
+            for place in range(min(drafted, accepted + 1)):
+                tried[place] += 1
+                held[place] += place < accepted
+    return tuple(h / t if t else 0.0 for h, t in zip(held, tried, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +135,7 @@ def predict(
     kv: KvBudget,
 ) -> Prediction:
     """Play the load that `run_load` drives with the same arguments."""
-    # The scheduler goes on learning; what passes cost stays as it was.
-    scheduler = Scheduler(limits, kv, deepcopy(learned.costs), len(learned.acceptance))
+    scheduler = Scheduler(limits, kv, MeasuredCosts(learned.costs), len(learned.acceptance))
     random = np.random.default_rng(asks.seed)
     window = Window(warm_up_s, warm_up_s + seconds)
     now_s, tokens = 0.0, 0

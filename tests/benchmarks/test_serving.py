@@ -23,7 +23,6 @@ from benchmarks.serving.session import Turn, asked, compacted, fifths
 from orchestrator.scheduling.kv_budget import KvBudget
 from orchestrator.scheduling.limits import Limits
 from orchestrator.tokenizer import Tokenizer
-from placement.pass_costs import PassCosts
 from workers.formats.open_model import open_model
 
 ASKS = Asks(0, Lengths(16, 16, 16), Lengths(10, 10, 10))
@@ -66,8 +65,7 @@ def test_steps_are_read_back_but_for_a_line_that_was_cut() -> None:
 
 @pytest.mark.parametrize("users", [1, 4])
 def test_a_server_whose_passes_cost_the_same_is_predicted_as_counted_by_hand(users: int) -> None:
-    costs = PassCosts((1,), (0.1,))
-    learned = Learned.of([[step(at * 0.1, 0.08, 1) for at in range(1, 50)]], costs, 0)
+    learned = Learned.of([[step(at * 0.1, 0.08, 1) for at in range(1, 50)]], 0)
     assert learned.between_s == pytest.approx(0.02)
     found = predict(
         learned,
@@ -85,7 +83,7 @@ def test_a_server_whose_passes_cost_the_same_is_predicted_as_counted_by_hand(use
 
 
 def test_who_has_no_place_waits_for_the_one_before() -> None:
-    learned = Learned.of([[step(at * 0.1, 0.1, 1) for at in range(1, 50)]], PassCosts((1,), (0.1,)), 0)
+    learned = Learned.of([[step(at * 0.1, 0.1, 1) for at in range(1, 50)]], 0)
     wide, narrow = (
         predict(
             learned,
@@ -103,15 +101,25 @@ def test_who_has_no_place_waits_for_the_one_before() -> None:
     assert narrow.first_p50_s > 20 * wide.first_p50_s
 
 
+def test_passes_of_about_as_many_rows_are_averaged() -> None:
+    steps = [step(1.0, 0.1, 1), step(2.0, 0.3, 1), step(3.0, 0.5, 64), step(4.0, 0.7, 66, prompt_rows=64)]
+    costs = Learned.of([steps], 0).costs
+    assert costs.trunk_s(1) == pytest.approx(0.2)
+    assert costs.trunk_s(65) == pytest.approx(0.6)
+    assert 0.2 < costs.trunk_s(32) < 0.6
+    with pytest.raises(ValueError, match="no step"):
+        Learned.of([[]], 0)
+
+
 def test_drafts_are_learned_by_position_and_make_the_server_faster() -> None:
     plain = step(1.0, 0.1, 1)
     steps = [
         replace(plain, ended_s=at * 0.1, drafted=(2,), accepted=(at % 3,), drafting_s=0.01, drafting_rows=1)
         for at in range(1, 400)
     ]
-    learned = Learned.of([steps], PassCosts((1,), (0.1,), ((0.01, 0.0),) * 2), 2)
+    learned = Learned.of([steps], 2)
     assert learned.acceptance == pytest.approx((2 / 3, 1 / 2), rel=0.02)
-    without = Learned.of([[plain, replace(plain, ended_s=1.1)]], PassCosts((1,), (0.1,)), 0)
+    without = Learned.of([[plain, replace(plain, ended_s=1.1)]], 0)
     fast, slow = (
         predict(
             each, ASKS, 1, warm_up_s=10.0, seconds=100.0, first=0, limits=Limits(64), kv=KvBudget(())
