@@ -16,7 +16,7 @@ from placement.kv_size import PAGE_POSITIONS
 
 LEAST_TOKENS = 16
 """That a hit spares: copying a page in every layer takes about as long as computing so many."""
-MOST_BOUNDARIES = 2048
+MOST_BOUNDARIES = 512
 """Texts are looked through one by one, while everybody waits for the next pass."""
 
 
