@@ -37,6 +37,7 @@ from orchestrator.stopping import stopping_at_once
 from workers.formats.contents import Part
 from workers.formats.open_model import open_model
 
+_SWITCH_S = 0.0005
 USUAL_CONTEXT = 32_768
 """What coding agents fill before they begin a new text."""
 
@@ -131,6 +132,9 @@ def serve(
             most_delay,
             most_waiting,
         )
+        # The thread that runs the model and the one that writes answers take turns: with Python's 5 ms a small
+        # model's steps wait for the writer.
+        sys.setswitchinterval(_SWITCH_S)
         handler = log_to(sys.stderr)
         try:
             rank = None if cluster is None else partial(rank_on_traffic, cluster, run.model, opened.shape)
