@@ -132,7 +132,7 @@ def serve(
             most_delay,
             most_waiting,
         )
-        # The thread that runs the model and the one that writes answers take turns: with Python's 5 ms a small
+        # The thread of the model and that of the answers take turns. With Python's 5 ms a small
         # model's steps wait for the writer.
         sys.setswitchinterval(_SWITCH_S)
         handler = log_to(sys.stderr)
