@@ -21,6 +21,7 @@ from orchestrator.api.anthropic_routes import anthropic_routes
 from orchestrator.api.bodies import ClientLeft
 from orchestrator.api.connections import bounded_protocol
 from orchestrator.api.errors import ApiError
+from orchestrator.api.fields import TABLES
 from orchestrator.api.guard import Guard, Life, shape_of
 from orchestrator.api.listening import check_tls, listen, url_of
 from orchestrator.api.openai_routes import openai_routes
@@ -28,7 +29,7 @@ from orchestrator.api.openapi import openapi
 from orchestrator.api.sending import error_response
 from orchestrator.api.service import Service
 from orchestrator.api.settings import ApiSettings
-from orchestrator.api.watch_routes import WhatIf, watch_routes
+from orchestrator.api.watch_routes import WhatIf, health_routes, watch_routes
 from orchestrator.serving.answer import Engine
 from orchestrator.serving.state import StateSource
 
@@ -62,6 +63,7 @@ def build_app(
     app = FastAPI(title="Potluck", docs_url=None, redoc_url=None)
     app.include_router(openai_routes(service))
     app.include_router(anthropic_routes(service))
+    app.include_router(health_routes(source))
     if source is not None:
         app.include_router(watch_routes(source, whatif))
     app.add_middleware(Guard, settings=settings, life=life, clock=time.monotonic)
@@ -205,9 +207,18 @@ async def _on_error(request: Request, error: Exception) -> Response:
     shape = shape_of(request.url.path, (name for name, _ in request.headers.raw))
     if isinstance(error, HTTPException):
         words = f"{request.method} {request.url.path[:200]}: {error.detail}"
+        if error.status_code == 404 and (meant := _meant(request.url.path)) is not None:
+            words += f"; did you mean {meant}? OpenAI's base URL ends in /v1, Anthropic's does not"
         error = ApiError(error.status_code, words)
     assert isinstance(error, ApiError)
     return error_response(error, shape)
+
+
+def _meant(path: str) -> str | None:
+    """The path of an API that a client looks for with `/v1` left out or doubled."""
+    known = {route.split()[1] for route in TABLES} | {"/v1/models"}
+    meant = "/v1" + path.removeprefix("/v1").removeprefix("/v1").rstrip("/")
+    return meant if meant in known and meant != path else None
 
 
 async def _on_left(request: Request, error: Exception) -> Response:

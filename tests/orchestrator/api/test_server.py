@@ -267,11 +267,43 @@ def test_paths_and_methods_that_are_none_have_the_apis_shape(http: httpx2.Client
     assert http.get("/v1/nothing", headers={"anthropic-version": "x"}).json()["type"] == "error"
 
 
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/v1/v1/messages", "/v1/messages"),
+        ("/v1/v1/models", "/v1/models"),
+        ("/models", "/v1/models"),
+        ("/v1/nothing", None),
+        ("/nothing", None),
+    ],
+)
+def test_a_base_url_with_v1_left_out_or_doubled_is_named(
+    http: httpx2.Client, path: str, meant: str | None
+) -> None:
+    response = http.post(path, json=CHAT)
+    assert response.status_code == 404
+    message = response.json()["error"]["message"]
+    assert message.startswith(f"POST {path}: Not Found")
+    assert ("did you mean" in message) is (meant is not None)
+    assert meant is None or f"did you mean {meant}?" in message
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_request_need_not_name_the_model(http: httpx2.Client, path: str) -> None:
+    body = {name: value for name, value in ROUTES[path].items() if name != "model"}
+    response = http.post(path, json=body)
+    assert response.status_code == 200
+    assert response.json()["model"] == http.get("/v1/models").json()["data"][0]["id"]
+
+
 def test_models_are_told_to_clients_of_both_apis(http: httpx2.Client) -> None:
     (model,) = http.get("/v1/models").json()["data"]
     assert model == http.get(f"/v1/models/{model['id']}").json()
     assert model["object"] == model["type"] == "model"
-    assert http.get("/v1/models/other").json()["error"]["code"] == "model_not_found"
+    other = http.get("/v1/models/other").json()["error"]
+    assert other["code"] == "model_not_found"
+    assert model["id"] in other["message"]
 
 
 def test_every_answer_has_an_id_that_the_log_has_too(engine: Scripted, http: httpx2.Client) -> None:
