@@ -147,8 +147,9 @@ class _Server(uvicorn.Server):
             self.should_exit = True
             if num_requests := len(self.server_state.tasks):
                 logger.warning(
-                    "stopping: %d requests under way, at most %g s; Ctrl-C again ends them at once",
+                    "stopping: %d request%s under way, at most %g s; Ctrl-C again ends them at once",
                     num_requests,
+                    "" if num_requests == 1 else "s",
                     self._grace_s,
                 )
 

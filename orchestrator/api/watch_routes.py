@@ -71,10 +71,9 @@ def health_routes(source: StateSource | None) -> APIRouter:
 
     @router.get("/health")
     async def health() -> Response:
-        lacks = source is not None and bool(source.state().lack)
-        return (
-            json_response({"status": "boxes are missing"}, 503) if lacks else json_response({"status": "ok"})
-        )
+        if source is not None and source.state().lack:
+            return json_response({"status": "boxes are missing"}, 503)
+        return json_response({"status": "ok"})
 
     return router
 

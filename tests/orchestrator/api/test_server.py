@@ -499,7 +499,7 @@ def test_a_second_signal_ends_answers_at_once_and_without_a_trace() -> None:
         text = asyncio.run(asyncio.wait_for(run(), 60))
     assert '"finish_detail":"shutdown"' in text
     assert (
-        "stopping: 1 requests under way, at most 1000 s; Ctrl-C again ends them at once" in stream.getvalue()
+        "stopping: 1 request under way, at most 1000 s; Ctrl-C again ends them at once" in stream.getvalue()
     )
     assert "exception" not in stream.getvalue()
 
