@@ -88,11 +88,12 @@ class Scheduler:
         return self._lack.since_s + self._limits.patience_s
 
     def submit(self, request: SequenceRequest, now_s: float) -> int:
-        """Take a request; returns the most tokens that its answer may have.
+        """Take a request; returns the most tokens that its answer may have: fewer than it asked for where
+        context or memory have no room for them.
 
         Raises:
-            Refused: "invalid" without a prompt or an answer; "too_long" for what never fits the context or
-                the memory for keys and values; "busy" while too much waits; "unavailable" while the cluster
+            Refused: "invalid" without a prompt or an answer; "too_long" for a prompt that leaves no room in
+                context or memory; "busy" while too much waits; "unavailable" while the cluster
                 has lacked boxes for too long.
             ValueError: a sequence of that number has not ended.
         """
@@ -133,6 +134,12 @@ class Scheduler:
         retry_after_s = self._limits.patience_s if back_in_s is None else back_in_s
         self._lack = _Lack(reason, since_s, retry_after_s)
 
+    def is_out_of_patience(self, now_s: float) -> bool:
+        """Whether requests have waited for boxes as long as they may: the next plan drops them."""
+        if self._lack is None or not self._jobs:
+            return False
+        return now_s >= self._lack.since_s + self._limits.patience_s
+
     def cluster_is_back(self) -> None:
         """Passes can be run again, or it looks so: the time of waiting goes on until one was."""
         if self._jobs:
@@ -163,9 +170,6 @@ class Scheduler:
             raise ValueError("a step is under way: report it before the next one is planned")
         if self._lack is not None:
             return self._wait_for_boxes(self._lack, now_s)
-        if self._doubted is not None and now_s >= self._doubted.since_s + self._limits.patience_s:
-            doubted, self._doubted = self._doubted, None
-            return self._wait_for_boxes(doubted, now_s)
         self._make_room()
         self._let_in()
         pause = tuple(sorted(self._to_pause))
@@ -239,28 +243,32 @@ class Scheduler:
         self._planned = None
 
     def _max_tokens(self, request: SequenceRequest) -> int:
+        """As many as were asked for, or as there is room for behind the prompt.
+
+        Agents ask for more than many contexts have. They mean a bound, and few answers come near it.
+        """
         prompt, wanted = request.prompt_tokens, request.max_tokens
-        if prompt < 1 or (wanted is not None and wanted < 1):
-            raise Refused(
-                "invalid", f"a prompt of {prompt} tokens and {wanted} to generate: expected 1 or more"
-            )
+        if prompt < 1:
+            raise Refused("invalid", f"a prompt of {prompt} tokens: expected 1 or more")
+        if wanted is not None and wanted < 1:
+            raise Refused("invalid", f"{wanted} tokens to generate: expected 1 or more")
         context = self._limits.context
-        if prompt + (wanted or 1) > context:
+        if prompt >= context:
             raise Refused(
                 "too_long",
-                f"a prompt of {prompt:,} tokens and {wanted or 1:,} to generate are more than this server's "
-                f"{context:,} positions; shorten the prompt or ask for fewer tokens",
+                f"a prompt of {prompt:,} tokens leaves no room for an answer in this server's context of "
+                f"{context:,} tokens; shorten the prompt",
             )
-        if wanted is not None and self._kv.fits([prompt + wanted]):
+        if wanted is not None and prompt + wanted <= context and self._kv.fits([prompt + wanted]):
             return wanted
         most = self._kv.most_positions(context)
-        if prompt + (wanted or 1) > most:
+        if prompt >= most:
             raise Refused(
                 "too_long",
-                f"keys and values of {prompt + (wanted or 1):,} positions never fit this server's memory: "
-                f"{most:,} positions do; shorten the prompt or ask for fewer tokens",
+                f"a prompt of {prompt:,} tokens leaves no room for an answer in this server's memory for "
+                f"keys and values, which never holds more than {most:,} tokens of a text; shorten the prompt",
             )
-        return most - prompt
+        return most - prompt if wanted is None else min(wanted, most - prompt)
 
     def _too_much(self, job: Job) -> str | None:
         """Why the line has no place for it. Each client has a part, and one is left for who comes next."""

@@ -176,7 +176,7 @@ class StreamOptions(Part):
 
 
 class ChatBody(Penalised):
-    model: str
+    model: str | None = None
     messages: list[Message] = Field(min_length=1, max_length=10_000)
     stream_options: StreamOptions | None = None
     n: int = Field(default=1, ge=1, le=16)

@@ -28,7 +28,7 @@ Prompt = (
 
 
 class CompletionBody(Penalised):
-    model: str
+    model: str | None = None
     prompt: Prompt
     stream_options: StreamOptions | None = None
     n: int = Field(default=1, ge=1, le=MOST_ANSWERS)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+logger = logging.getLogger(__name__)
 
-def bounded_protocol(headers_s: float, most_connections: int) -> type[H11Protocol]:
+
+def bounded_protocol(headers_s: float, most_connections: int, url: str) -> type[H11Protocol]:
     """uvicorn's protocol for one server, with what it has no options for.
 
     Args:
@@ -15,6 +18,7 @@ def bounded_protocol(headers_s: float, most_connections: int) -> type[H11Protoco
             their first bytes.
         most_connections: beyond that, the one that has been idle longest is closed. uvicorn's own limit would
             turn away who comes last, so that idle ones could keep everybody out.
+        url: the server's, for the log.
     """
     idle: dict[H11Protocol, None] = {}
 
@@ -35,6 +39,10 @@ def bounded_protocol(headers_s: float, most_connections: int) -> type[H11Protoco
                 self._wait_no_more()
             elif self._slow is None:
                 self._wait()
+
+        def send_400_response(self, msg: str) -> None:
+            logger.warning("a client spoke TLS or no HTTP; this server is %s", url)
+            super().send_400_response(msg)
 
         def on_response_complete(self) -> None:
             super().on_response_complete()

@@ -42,7 +42,7 @@ def _refused(name: str, note: str, *but: Any) -> Field:
     return Field(name, "refused", note, but)
 
 
-_ANY_MODEL = "any name is taken: one model is served, and the answer names it"
+_ANY_MODEL = "any name is taken, and none: one model is served, and the answer names it"
 _STATELESS = "nothing is kept or told to anybody"
 _AUTOMATIC = "prefixes of all prompts are cached without being asked"
 _ONE_SPEED = "there is one speed"

@@ -25,7 +25,12 @@ LOCAL_CLIENT = "local"
 """Who asks where there are no keys."""
 
 ANYBODY = "anybody"
-"""Who asks for the page, which tells nothing of this server: it asks for a key and then for the rest."""
+"""Who asks for the page, which tells nothing of this server: it asks for a key and then for the rest.
+
+Likewise who asks whether it can compute, and is told no more than that.
+"""
+
+_OF_ANYBODY = ("/", "/health")
 
 
 class Life:
@@ -103,11 +108,14 @@ class Guard:
             raise stopping()
         if not self._settings.keys:
             return LOCAL_CLIENT
-        if scope["method"] == "GET" and scope["path"] == "/":
+        if scope["method"] == "GET" and scope["path"] in _OF_ANYBODY:
             return ANYBODY
-        client = client_of(_key(headers), self._settings.keys)
+        key = _key(headers)
+        if not key:
+            raise ApiError(401, "no key was sent: send one as a bearer token or as x-api-key")
+        client = client_of(key, self._settings.keys)
         if client is None:
-            raise ApiError(401, "no key of this server: send one as a bearer token or as x-api-key")
+            raise ApiError(401, "the key is not one of this server's, which reads them when it starts")
         return client
 
     def _admitted(self, client: str, *, is_counted: bool) -> AbstractContextManager[None]:

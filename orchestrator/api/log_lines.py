@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TextIO
 
 from orchestrator.api.request_id import REQUEST_ID
+
+_LOGGERS = {"orchestrator": logging.INFO, "uvicorn.error": logging.WARNING}
+"""Ours, and that of the library that listens."""
 
 
 class JsonLines(logging.Formatter):
@@ -30,11 +36,24 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def log_to(stream: TextIO) -> logging.Handler:
-    """Write what our own code logs to a stream from now on; the handler, for who wants to end that."""
+@contextmanager
+def logging_to(stream: TextIO) -> Iterator[None]:
+    """Write what our own code and the HTTP library log to a stream, for a block."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines())
-    ours = logging.getLogger("orchestrator")
-    ours.setLevel(logging.INFO)
-    ours.addHandler(handler)
-    return handler
+    handler.addFilter(_is_news)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    for logger in loggers:
+        logger.setLevel(_LOGGERS[logger.name])
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not what `connections` says better, nor that an answer was cut off by a server that ends."""
+    was_cut = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not was_cut and record.msg != "Invalid HTTP request received."

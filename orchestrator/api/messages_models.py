@@ -126,7 +126,7 @@ class OutputConfig(Part):
 class Prompted(Part):
     """What `messages` and `count_tokens` have in common."""
 
-    model: str
+    model: str | None = None
     messages: list[Message] = Field(min_length=1, max_length=100_000)
     system: str | list[TextBlock] | None = None
     tools: list[Tool] = Field(default_factory=list, max_length=4096)

@@ -66,7 +66,8 @@ def openai_routes(service: Service) -> APIRouter:
     @router.get("/v1/models/{model_id:path}")
     async def model(model_id: str) -> Response:
         if model_id != service.engine.model.name:
-            raise ApiError(404, f"no model {model_id[:100]!r} is served", code="model_not_found")
+            words = f"no model {model_id[:100]!r} is served, but {service.engine.model.name!r} is"
+            raise ApiError(404, words, code="model_not_found")
         return json_response(model_of(service.engine.model))
 
     @router.post("/v1/responses")

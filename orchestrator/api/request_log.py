@@ -82,7 +82,7 @@ def log_request(request_id: str, scope: Scope, note: RequestNote) -> None:
 
 def is_watching(path: str) -> bool:
     """Whether a path only shows what the server does (see `watch_routes`)."""
-    return path in ("/", "/metrics") or path.startswith("/api/")
+    return path in ("/", "/health", "/metrics") or path.startswith("/api/")
 
 
 def _route(scope: Scope) -> str:

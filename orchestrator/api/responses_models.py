@@ -169,7 +169,7 @@ class Reasoning(Part):
 
 
 class ResponseBody(Penalised):
-    model: str
+    model: str | None = None
     input: str | Annotated[list[Item], Field(max_length=20_000)] = Field(default_factory=list)
     instructions: str | None = None
     previous_response_id: str | None = None

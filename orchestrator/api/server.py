@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 import signal
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,19 +21,21 @@ from orchestrator.api.anthropic_routes import anthropic_routes
 from orchestrator.api.bodies import ClientLeft
 from orchestrator.api.connections import bounded_protocol
 from orchestrator.api.errors import ApiError
+from orchestrator.api.fields import TABLES
 from orchestrator.api.guard import Guard, Life, shape_of
+from orchestrator.api.listening import check_tls, listen, url_of
 from orchestrator.api.openai_routes import openai_routes
 from orchestrator.api.openapi import openapi
 from orchestrator.api.sending import error_response
 from orchestrator.api.service import Service
 from orchestrator.api.settings import ApiSettings
-from orchestrator.api.watch_routes import WhatIf, watch_routes
+from orchestrator.api.watch_routes import WhatIf, health_routes, watch_routes
 from orchestrator.serving.answer import Engine
 from orchestrator.serving.state import StateSource
-from placement.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 _HEADER_BYTES = 65_536
-_BACKLOG = 2048
 # Beside connections, for model files, workers and all else.
 _OTHER_FILES = 1024
 # From the end of the grace to the last byte of answers that are ended.
@@ -61,6 +63,7 @@ def build_app(
     app = FastAPI(title="Potluck", docs_url=None, redoc_url=None)
     app.include_router(openai_routes(service))
     app.include_router(anthropic_routes(service))
+    app.include_router(health_routes(source))
     if source is not None:
         app.include_router(watch_routes(source, whatif))
     app.add_middleware(Guard, settings=settings, life=life, clock=time.monotonic)
@@ -84,7 +87,7 @@ async def serve(
     """Serve until SIGINT or SIGTERM, or until `stop` is set.
 
     Then no more is taken, and answers under way get `grace_s` to finish before they are ended. A second
-    SIGINT does not wait for them.
+    signal ends them at once.
 
     Args:
         source, whatif: as for `build_app`.
@@ -95,11 +98,13 @@ async def serve(
     """
     life = Life()
     app = build_app(engine, settings, life, source=source, whatif=whatif)
-    server = _Server(_config(app, settings), life, settings.grace_s)
+    check_tls(settings)
     listener = listen(settings)
+    url = url_of(settings, listener)
+    server = _Server(_config(app, settings, url), life, settings.grace_s)
     _allow_files(settings.most_connections + _OTHER_FILES)
     waiting = asyncio.create_task(_stop_when(stop, server))
-    telling = asyncio.create_task(_tell_when_ready(server, _url(settings, listener), ready))
+    telling = asyncio.create_task(_tell_when_ready(server, url, ready))
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -125,12 +130,28 @@ class _Server(uvicorn.Server):
             return
         loop = asyncio.get_running_loop()
         for number in _STOPPING:
-            loop.add_signal_handler(number, self.handle_exit, number, None)
+            loop.add_signal_handler(number, self._stop)
         try:
             yield
         finally:
             for number in _STOPPING:
                 loop.remove_signal_handler(number)
+
+    def _stop(self) -> None:
+        """The first signal lets answers finish, the second ends them, a third waits for nobody who reads."""
+        if self._life.is_over.is_set():
+            self.force_exit = True
+        elif self.should_exit:
+            self._life.is_over.set()
+        else:
+            self.should_exit = True
+            if num_requests := len(self.server_state.tasks):
+                logger.warning(
+                    "stopping: %d request%s under way, at most %g s; Ctrl-C again ends them at once",
+                    num_requests,
+                    "" if num_requests == 1 else "s",
+                    self._grace_s,
+                )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._life.is_stopping.set()
@@ -142,11 +163,11 @@ class _Server(uvicorn.Server):
             self._life.is_over.set()
 
 
-def _config(app: FastAPI, settings: ApiSettings) -> uvicorn.Config:
-    config = uvicorn.Config(
+def _config(app: FastAPI, settings: ApiSettings, url: str) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         loop="asyncio",
-        http=bounded_protocol(settings.headers_s, settings.most_connections),
+        http=bounded_protocol(settings.headers_s, settings.most_connections, url),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -159,42 +180,6 @@ def _config(app: FastAPI, settings: ApiSettings) -> uvicorn.Config:
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
     )
-    try:
-        config.load()
-    except (OSError, ssl.SSLError) as error:
-        raise InputError(
-            f"{settings.tls_certificate}, {settings.tls_key}: cannot be used for TLS: {error}"
-        ) from None
-    return config
-
-
-def listen(settings: ApiSettings) -> socket.socket:
-    """The socket that a server accepts on.
-
-    Raises:
-        InputError: the address is taken, or none of this machine.
-    """
-    host, port = settings.host, settings.port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio sends small packets at once only where a socket says that it is TCP's. Without that, each
-    # answer waits 40 ms for the client's acknowledgement of its first lines.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise InputError(
-            f"cannot listen on {host}, port {port}: {error.strerror}; choose another with --host or --port"
-        ) from None
-    return listener
-
-
-def _url(settings: ApiSettings, listener: socket.socket) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    scheme = "http" if settings.tls_key is None else "https"
-    return f"{scheme}://{host}:{listener.getsockname()[1]}"
 
 
 def _allow_files(wanted: int) -> None:
@@ -223,9 +208,18 @@ async def _on_error(request: Request, error: Exception) -> Response:
     shape = shape_of(request.url.path, (name for name, _ in request.headers.raw))
     if isinstance(error, HTTPException):
         words = f"{request.method} {request.url.path[:200]}: {error.detail}"
+        if error.status_code == 404 and (meant := _meant(request.url.path)) is not None:
+            words += f"; did you mean {meant}? OpenAI's base URL ends in /v1, Anthropic's does not"
         error = ApiError(error.status_code, words)
     assert isinstance(error, ApiError)
     return error_response(error, shape)
+
+
+def _meant(path: str) -> str | None:
+    """The path of an API that a client looks for with `/v1` left out or doubled."""
+    known = {route.split()[1] for route in TABLES} | {"/v1/models"}
+    meant = "/v1" + path.removeprefix("/v1").removeprefix("/v1").rstrip("/")
+    return meant if meant in known and meant != path else None
 
 
 async def _on_left(request: Request, error: Exception) -> Response:

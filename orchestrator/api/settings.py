@@ -51,6 +51,7 @@ class ApiSettings:
                 "make some (`potluck keys add FILE NAME`), or listen on 127.0.0.1"
             )
         if (self.tls_certificate is None) != (self.tls_key is None):
-            raise InputError("TLS needs both a certificate and its key, found one of them")
+            missing = "--tls-key" if self.tls_key is None else "--tls-cert"
+            raise InputError(f"{missing} is missing: TLS needs both a certificate and its key")
         if not 0 <= self.port <= 65535:
             raise InputError(f"--port: expected 0 to 65535, found {quote(self.port)}")

@@ -65,6 +65,19 @@ def watch_routes(source: StateSource, whatif: WhatIf | None = None) -> APIRouter
     return router
 
 
+def health_routes(source: StateSource | None) -> APIRouter:
+    """Whether the server can compute, for who watches over it and has no key."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/health")
+    async def health() -> Response:
+        if source is not None and source.state().lack:
+            return json_response({"status": "boxes are missing"}, 503)
+        return json_response({"status": "ok"})
+
+    return router
+
+
 def content_policy(page: str) -> str:
     """A Content-Security-Policy that lets a page's own style and script run, and speak to us alone."""
     (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)

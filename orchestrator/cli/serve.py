@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -103,13 +102,19 @@ def serve(
     )
     with stopping_at_once():
         # Torch takes seconds to load, which nobody should wait for whose options are wrong.
+        from orchestrator.api.addresses import is_loopback
         from orchestrator.api.keys import read_keys
-        from orchestrator.api.log_lines import log_to
+        from orchestrator.api.listening import check_listening
+        from orchestrator.api.log_lines import logging_to
         from orchestrator.api.settings import ApiSettings
         from orchestrator.cli.traffic_whatif import rank_on_traffic
         from orchestrator.serving.serving import Serving, serve_until_stopped
     keys = () if api_keys is None else tuple(read_keys(api_keys))
     settings = ApiSettings(host=host, port=port, keys=keys, tls_certificate=tls_cert, tls_key=tls_key)
+    # Loading the model takes minutes, and would have been for nothing.
+    check_listening(settings)
+    if tls_cert is None and not is_loopback(host):
+        print_note(f"warning: --host {host} without TLS: whoever listens on the network reads keys and texts")
     opened = open_model(model_folder(run.model))
     tokenizer = load_tokenizer(opened, needed=True)
     assert tokenizer is not None
@@ -135,9 +140,6 @@ def serve(
         # The thread of the model and that of the answers take turns. With Python's 5 ms a small
         # model's steps wait for the writer.
         sys.setswitchinterval(_SWITCH_S)
-        handler = log_to(sys.stderr)
-        try:
-            rank = None if cluster is None else partial(rank_on_traffic, cluster, run.model, opened.shape)
+        rank = None if cluster is None else partial(rank_on_traffic, cluster, run.model, opened.shape)
+        with logging_to(sys.stderr):
             serve_until_stopped(found.session, tokenizer, serving, settings, told, rank)
-        finally:
-            logging.getLogger("orchestrator").removeHandler(handler)

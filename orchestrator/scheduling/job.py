@@ -12,7 +12,7 @@ class SequenceRequest:
 
     Attributes:
         sequence: its number, given to no other one before or after.
-        max_tokens: None for as many as there is room for.
+        max_tokens: at most; None for as many as there is room for, which it gets too where it asks for more.
     """
 
     sequence: int

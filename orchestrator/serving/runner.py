@@ -151,7 +151,7 @@ class Runner:
             DeviceLost: `forget_caches`, and go on.
         """
         now_s = self._clock()
-        if self.lack and self._is_cluster_whole():
+        if self.lack and self._is_cluster_whole() and not self.scheduler.is_out_of_patience(now_s):
             self.lack = ""
             self.scheduler.cluster_is_back()
         plan = self.scheduler.plan_step(now_s)

@@ -177,7 +177,8 @@ def test_a_server_is_asked_as_users_ask_it(tmp_path: Path) -> None:
     with potluck(MODEL, ("--context", "256"), steps) as server:
         answer = asyncio.run(complete(server.address, ASKS.ask(0)))
         again = asyncio.run(complete(server.address, ASKS.ask(0)))
-        too_long = asyncio.run(complete(server.address, replace(ASKS.ask(0), max_tokens=999)))
+        ask = replace(ASKS.ask(0), prompt=ASKS.ask(0).prompt * 300)
+        too_long = asyncio.run(complete(server.address, ask))
         assert server.workers() == []
     assert (answer.outcome, answer.tokens, answer.finish) == ("answered", 10, "length")
     assert answer.begun_s < answer.pieces_s[0] <= answer.pieces_s[-1] <= answer.ended_s

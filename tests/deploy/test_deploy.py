@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from orchestrator.api.settings import ApiSettings
 from tests.deploy.command_lines import parse
 from tests.orchestrator.api.scripted import Scripted
 from tests.orchestrator.api.serving import served
+from tests.orchestrator.api.watched import STATE, Watched
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -155,6 +157,9 @@ def test_a_server_is_healthy_with_keys_and_without() -> None:
     for keys in ((), (make_key("ann")[1],)):
         with served(Scripted(), ApiSettings(port=0, grace_s=0.0, keys=keys)) as server:
             assert healthy(int(server.url.rsplit(":", 1)[1])) == 0
+    lacking = Watched(replace(STATE, lack="box b2"))
+    with served(Scripted(), ApiSettings(port=0, grace_s=0.0), source=lacking) as server:
+        assert healthy(int(server.url.rsplit(":", 1)[1])) == 1
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     assert healthy(port) == 1

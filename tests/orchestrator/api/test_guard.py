@@ -44,6 +44,18 @@ def status(server: Server, headers: Mapping[str, str], path: str = "/v1/chat/com
         return http.post(path, json={**CHAT, "max_tokens": 5}, headers=dict(headers)).status_code
 
 
+def test_no_key_is_told_from_a_wrong_one_and_health_needs_none(keyed_server: Server) -> None:
+    with client(keyed_server) as http:
+        without = http.get("/v1/models")
+        wrong = http.get("/v1/models", headers={"x-api-key": "none"})
+        health = http.get("/health")
+        assert http.post("/health").status_code == 401
+    assert without.status_code == wrong.status_code == 401
+    assert "no key was sent" in without.json()["error"]["message"]
+    assert "not one of this server's" in wrong.json()["error"]["message"]
+    assert (health.status_code, health.json()) == (200, {"status": "ok"})
+
+
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:1", "[::1]:8000"])
 def test_without_keys_this_machines_names_are_good(open_server: Server, host: str) -> None:
     assert status(open_server, {"host": host}) == 200

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import logging
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from orchestrator.api.keys import make_key
-from orchestrator.api.log_lines import log_to
+from orchestrator.api.log_lines import logging_to
 from orchestrator.api.settings import ApiSettings
 from orchestrator.serving.answer import Refused, Text
 from tests.orchestrator.api.scripted import STARTED, THOUGHT, USAGE, Scripted, finished
@@ -45,9 +44,8 @@ class Log:
 @pytest.fixture
 def log() -> Iterator[Log]:
     stream = io.StringIO()
-    handler = log_to(stream)
-    yield Log(stream)
-    logging.getLogger("orchestrator").removeHandler(handler)
+    with logging_to(stream):
+        yield Log(stream)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import ipaddress
 import json
 import logging
 import signal
@@ -18,7 +20,9 @@ import httpx2
 import pytest
 
 from orchestrator.api.keys import make_key
-from orchestrator.api.server import listen, serve
+from orchestrator.api.listening import check_listening, listen, url_of
+from orchestrator.api.log_lines import logging_to
+from orchestrator.api.server import serve
 from orchestrator.api.settings import ApiSettings
 from orchestrator.cluster.tls import make_tls
 from orchestrator.serving.answer import Prefilled, Refused, Started, Text
@@ -263,11 +267,43 @@ def test_paths_and_methods_that_are_none_have_the_apis_shape(http: httpx2.Client
     assert http.get("/v1/nothing", headers={"anthropic-version": "x"}).json()["type"] == "error"
 
 
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/v1/v1/messages", "/v1/messages"),
+        ("/v1/v1/models", "/v1/models"),
+        ("/models", "/v1/models"),
+        ("/v1/nothing", None),
+        ("/nothing", None),
+    ],
+)
+def test_a_base_url_with_v1_left_out_or_doubled_is_named(
+    http: httpx2.Client, path: str, meant: str | None
+) -> None:
+    response = http.post(path, json=CHAT)
+    assert response.status_code == 404
+    message = response.json()["error"]["message"]
+    assert message.startswith(f"POST {path}: Not Found")
+    assert ("did you mean" in message) is (meant is not None)
+    assert meant is None or f"did you mean {meant}?" in message
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_request_need_not_name_the_model(http: httpx2.Client, path: str) -> None:
+    body = {name: value for name, value in ROUTES[path].items() if name != "model"}
+    response = http.post(path, json=body)
+    assert response.status_code == 200
+    assert response.json()["model"] == http.get("/v1/models").json()["data"][0]["id"]
+
+
 def test_models_are_told_to_clients_of_both_apis(http: httpx2.Client) -> None:
     (model,) = http.get("/v1/models").json()["data"]
     assert model == http.get(f"/v1/models/{model['id']}").json()
     assert model["object"] == model["type"] == "model"
-    assert http.get("/v1/models/other").json()["error"]["code"] == "model_not_found"
+    other = http.get("/v1/models/other").json()["error"]
+    assert other["code"] == "model_not_found"
+    assert model["id"] in other["message"]
 
 
 def test_every_answer_has_an_id_that_the_log_has_too(engine: Scripted, http: httpx2.Client) -> None:
@@ -431,6 +467,52 @@ def test_tls_is_spoken_where_there_are_files_for_it(tmp_path: Path) -> None:
             assert http.post("/v1/chat/completions", json=CHAT).status_code == 200
 
 
+def test_a_second_signal_ends_answers_at_once_and_without_a_trace() -> None:
+    """Two processes' worth of signals in this one: the server has its handlers while it runs."""
+    assert threading.current_thread() is threading.main_thread(), "the signals would end the tests"
+    engine = Scripted((STARTED, Text("so far"), asyncio.Event()))
+    stream = io.StringIO()
+
+    async def asked(url: str) -> str:
+        def ask() -> str:
+            with httpx2.Client(base_url=url, timeout=60, trust_env=False, verify=False) as http:
+                return http.post("/v1/chat/completions", json={**CHAT, "stream": True}).text
+
+        asking = asyncio.create_task(asyncio.to_thread(ask))
+        while engine.open == 0:
+            await asyncio.sleep(0.01)
+        signal.raise_signal(signal.SIGINT)
+        while "Ctrl-C again" not in stream.getvalue():
+            await asyncio.sleep(0.01)
+        signal.raise_signal(signal.SIGINT)
+        return await asking
+
+    async def run() -> str:
+        url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        settings = ApiSettings(port=0, grace_s=1000.0)
+        serving = asyncio.create_task(serve(engine, settings, ready=url.set_result))
+        text = await asked(await url)
+        await serving
+        return text
+
+    with logging_to(stream):
+        text = asyncio.run(asyncio.wait_for(run(), 60))
+    assert '"finish_detail":"shutdown"' in text
+    assert (
+        "stopping: 1 request under way, at most 1000 s; Ctrl-C again ends them at once" in stream.getvalue()
+    )
+    assert "exception" not in stream.getvalue()
+
+
+def test_who_speaks_no_http_is_a_line_of_the_log(server: Server) -> None:
+    stream = io.StringIO()
+    with logging_to(stream), raw(server) as connection:
+        connection.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n")
+        assert reply(connection).startswith(b"HTTP/1.1 400")
+    (line,) = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert line["message"] == f"a client spoke TLS or no HTTP; this server is {server.url}"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_serving_and_not_the_process(number: signal.Signals) -> None:
     assert threading.current_thread() is threading.main_thread(), "the signal would end the tests"
@@ -467,11 +549,55 @@ def test_what_cannot_be_served_is_said_at_once(tmp_path: Path, server: Server) -
     (tmp_path / "key").write_text("no key")
     for settings, words in (
         (ApiSettings(port=port), f"port {port}"),
-        (ApiSettings(port=0, tls_key=tmp_path / "key", tls_certificate=tmp_path / "key"), "TLS"),
-        (ApiSettings(port=0, tls_key=tmp_path / "none", tls_certificate=tmp_path / "none"), "TLS"),
+        (ApiSettings(port=0, tls_key=tmp_path / "key", tls_certificate=tmp_path / "key"), "PEM certificate"),
+        (ApiSettings(port=0, tls_key=tmp_path / "none", tls_certificate=tmp_path / "none"), "no such file"),
     ):
         with pytest.raises(InputError, match=words):
             asyncio.run(serve(Scripted(), settings))
+        with pytest.raises(InputError, match=words):
+            check_listening(settings)
+    check_listening(ApiSettings(port=0))
+
+
+def test_each_of_the_tls_files_is_told_from_the_other(tmp_path: Path) -> None:
+    ours, others = (make_tls("test", [], datetime.now(UTC)) for _ in range(2))
+    for name, content in (("c.pem", ours.certificate), ("k.pem", ours.key), ("o.pem", others.key)):
+        (tmp_path / name).write_bytes(content)
+
+    def check(certificate: str, key: str) -> None:
+        check_listening(ApiSettings(port=0, tls_certificate=tmp_path / certificate, tls_key=tmp_path / key))
+
+    check("c.pem", "k.pem")
+    for files, words in (
+        (("none.pem", "k.pem"), "--tls-cert .*none.pem: there is no such file"),
+        (("c.pem", "none.pem"), "--tls-key .*none.pem: there is no such file"),
+        (("c.pem", "o.pem"), "o.pem is not the key of .*c.pem"),
+        (("c.pem", "c.pem"), "--tls-key .*c.pem: expected a PEM key"),
+    ):
+        with pytest.raises(InputError, match=words):
+            check(*files)
+
+
+def test_a_host_that_does_not_exist_is_said_so() -> None:
+    settings = ApiSettings(host="not.a.host.invalid", port=0, keys=(make_key("ann")[1],))
+    with pytest.raises(InputError, match=r"not\.a\.host\.invalid: no such name"):
+        check_listening(settings)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_server_is_named_by_its_host(host: str) -> None:
+    settings = ApiSettings(host=host, port=0)
+    with listen(settings) as listener:
+        assert url_of(settings, listener) == f"http://{host}:{listener.getsockname()[1]}"
+
+
+def test_a_server_on_all_addresses_is_named_by_one_that_clients_can_use() -> None:
+    settings = ApiSettings(host="0.0.0.0", port=8000, keys=(make_key("ann")[1],))
+    # Only its port is asked for, so that nothing has to listen on other machines' side.
+    with listen(ApiSettings(port=0)) as listener:
+        url = url_of(settings, listener)
+    address = url.removeprefix("http://").rsplit(":", 1)[0]
+    assert not ipaddress.ip_address(address).is_unspecified
 
 
 def test_other_machines_need_keys() -> None:
@@ -479,7 +605,7 @@ def test_other_machines_need_keys() -> None:
         with pytest.raises(KeysRequired, match=host):
             ApiSettings(host=host)
         assert ApiSettings(host=host, keys=(make_key("ann")[1],)).keys
-    with pytest.raises(InputError, match="certificate"):
+    with pytest.raises(InputError, match="--tls-cert is missing"):
         ApiSettings(tls_key=Path("x"))
     with pytest.raises(InputError, match="port"):
         ApiSettings(port=65536)

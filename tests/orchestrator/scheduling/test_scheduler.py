@@ -49,15 +49,17 @@ def test_nothing_to_read_or_to_write_is_invalid(prompt: int, max_tokens: int) ->
     assert (found.kind, found.retry_after_s) == ("invalid", None)
 
 
-@pytest.mark.parametrize(("prompt", "max_tokens"), [(990, 11), (1000, None), (5000, 1)])
-def test_more_than_the_context_is_too_long(prompt: int, max_tokens: int | None) -> None:
+@pytest.mark.parametrize(("prompt", "max_tokens"), [(1000, 11), (1000, None), (5000, 1)])
+def test_a_prompt_of_the_whole_context_is_too_long(prompt: int, max_tokens: int | None) -> None:
     found = refusal(engine_of(Limits(1000)), 1, prompt, max_tokens)
     assert (found.kind, found.retry_after_s) == ("too_long", None)
-    assert "1,000 positions" in found.message
+    assert f"a prompt of {prompt:,} tokens" in found.message
+    assert "context of 1,000 tokens" in found.message
+    assert "generate" not in found.message
 
 
-@pytest.mark.parametrize(("prompt", "max_tokens"), [(500, 300), (800, None)])
-def test_more_than_all_memory_is_too_long(prompt: int, max_tokens: int | None) -> None:
+@pytest.mark.parametrize(("prompt", "max_tokens"), [(768, 300), (800, None)])
+def test_a_prompt_of_all_memory_is_too_long(prompt: int, max_tokens: int | None) -> None:
     engine = engine_of(Limits(4000, pass_rows=64), kv_budget(700))
     found = refusal(engine, 1, prompt, max_tokens)
     assert (found.kind, found.retry_after_s) == ("too_long", None)
@@ -70,6 +72,17 @@ def test_a_request_without_a_bound_may_have_what_memory_and_context_have_room_fo
     request = SequenceRequest(1, "ada", 100)
     assert scheduler_of(Limits(4000, pass_rows=64), kv_budget(700)).submit(request, 0.0) == 668
     assert scheduler_of(Limits(400), PLENTY).submit(request, 0.0) == 300
+
+
+@pytest.mark.parametrize(("wanted", "granted"), [(5, 5), (300, 300), (301, 300), (64_000, 300)])
+def test_an_answer_is_cut_to_the_room_in_the_context(wanted: int, granted: int) -> None:
+    request = SequenceRequest(1, "ada", 100, wanted)
+    assert scheduler_of(Limits(400), PLENTY).submit(request, 0.0) == granted
+
+
+def test_an_answer_is_cut_to_the_room_in_memory() -> None:
+    request = SequenceRequest(1, "ada", 100, 3000)
+    assert scheduler_of(Limits(4000, pass_rows=64), kv_budget(700)).submit(request, 0.0) == 668
 
 
 def test_too_many_that_wait_are_busy_until_one_ends() -> None:

@@ -94,7 +94,7 @@ async def _gathered(engine: ModelEngine, *requests: GenerationRequest) -> list[l
 
 def test_requests_that_are_none_are_refused(engine: ModelEngine) -> None:
     for request, words in (
-        (asking("word " * 3000), "positions"),
+        (asking("word " * 3000), "context of 2,048 tokens"),
         (GenerationRequest("me", (5000,)), "vocabulary"),
         (
             chatting("Hello", tool_choice="nobody", tools=({"type": "function", "function": {"name": "a"}},)),
