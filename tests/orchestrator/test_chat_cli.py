@@ -29,7 +29,7 @@ from orchestrator.cli.chat_screen import Screen
 from orchestrator.cluster.tls import make_tls
 from orchestrator.serving.answer import Reasoning, Refused, Text
 from placement.errors import AnswerLost
-from tests.orchestrator.api.scripted import HELLO, STARTED, THOUGHT, Scripted, finished
+from tests.orchestrator.api.scripted import HELLO, STARTED, THOUGHT, Script, Scripted, finished
 from tests.orchestrator.api.serving import Server, served, wait_until
 from tests.orchestrator.command_line import Potluck, document, says
 from tests.orchestrator.processes import DEADLINE_S, ROOT
@@ -139,6 +139,9 @@ def test_commands_are_done_and_not_sent(
     assert "/system TEXT" in err
     assert "no answers so far" in err
     assert "tokens/s" in err
+    assert "system text changed" in err
+    # The script's engine drafts nothing.
+    assert "drafts" not in err
     saved = json.loads(path.read_text())
     assert [message["content"] for message in saved["messages"]] == ["in verse", "/two", "Hello"]
 
@@ -206,6 +209,36 @@ def test_an_answer_that_was_cut_is_noted(
     code, out, err = potluck("chat", "--url", server.url)
     assert (code, out) == (0, "Hello\n")
     assert says(err, "cut: loop")
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"), [(7, "cut at --max-tokens 7"), (60, "cut at the server's limit")]
+)
+def test_a_cut_says_whose_limit_it_was(
+    potluck: Potluck, server: Server, engine: Scripted, pipe: Pipe, most: int, expected: str
+) -> None:
+    pipe("one")
+    engine.script = (*HELLO[:-1], finished("length"))
+    code, out, err = potluck("chat", "--url", server.url, "--max-tokens", most)
+    assert (code, out) == (0, "Hello\n")
+    assert err.strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ((*THOUGHT[:3], THOUGHT[-1]), "empty: all 7 tokens were reasoning; try --reasoning-tokens 0"),
+        ((STARTED, finished()), "the answer is empty"),
+    ],
+)
+def test_an_answer_without_text_says_so(
+    potluck: Potluck, server: Server, engine: Scripted, pipe: Pipe, script: Script, expected: str
+) -> None:
+    pipe("one")
+    engine.script = script
+    code, out, err = potluck("chat", "--url", server.url)
+    assert (code, out) == (0, "")
+    assert says(err, expected), err
 
 
 def test_a_server_with_keys_lets_in_who_has_one(potluck: Potluck, pipe: Pipe, tmp_path: Path) -> None:
