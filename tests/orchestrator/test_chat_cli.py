@@ -280,6 +280,10 @@ def test_tls_is_spoken_and_a_stranger_is_not_trusted(
         code, _, err = potluck("chat", "--url", server.url)
         assert code == 2
         assert says(err, "not trusted … SSL_CERT_FILE"), err
+        plain = server.url.replace("https", "http")
+        assert says(potluck("chat", "--url", plain)[2], f"{plain}: … try https://")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+        assert says(potluck("chat", "--url", server.url)[2], f"SSL_CERT_FILE='{tmp_path}/none': there is no")
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority"))
         assert potluck("chat", "--url", server.url) == (0, "Hello\n", "")
 
