@@ -210,6 +210,13 @@ def test_boxes_requests_parts_and_events_are_shown() -> None:
     assert [line for line in lines if " ago: " in line][-1] == "60 s ago: began"
 
 
+def test_what_speaks_of_the_servers_own_terminal_is_left_out() -> None:
+    event = replace(STATE.events[0], text="tiny at http://127.0.0.1:8000; Ctrl-C stops it")
+    shown = text(view(replace(STATE, events=(event, *STATE.events)), None), 160)
+    assert "Ctrl-C" not in shown
+    assert shown.count(" ago: ") == len(STATE.events)
+
+
 def test_parts_are_of_the_steps_since_the_last_look() -> None:
     totals = replace(STATE.totals, steps=210, step_parts_s={"attention": 1.6, "remote_wait": 2.8})
     shown = text(view(replace(STATE, totals=totals), STATE))
