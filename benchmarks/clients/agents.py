@@ -14,19 +14,23 @@ _PATIENCE_S = 600
 
 
 def claude_code(project: Path, url: str, key: str, model: str) -> str:
-    """Nothing where it worked, or else what it printed last. `project`: where the packages are installed."""
+    """Nothing where it worked, or else what it printed last; with the variables that docs/serve.md names.
+
+    Args:
+        project: where the packages are installed.
+    """
     variables = {
         "ANTHROPIC_BASE_URL": url,
-        "ANTHROPIC_API_KEY": key,
+        "ANTHROPIC_AUTH_TOKEN": key,
         "ANTHROPIC_MODEL": model,
-        "ANTHROPIC_SMALL_FAST_MODEL": model,
+        "ANTHROPIC_DEFAULT_HAIKU_MODEL": model,
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     }
     return _proved(project, ["claude", "-p", _PROMPT, "--allowedTools", "Bash"], variables)
 
 
 def codex(project: Path, url: str, key: str, model: str) -> str:
-    """The same for Codex."""
+    """The same for Codex, with the settings that docs/serve.md shows and a key."""
     settings = project / "home" / ".codex"
     settings.mkdir(parents=True, exist_ok=True)
     (settings / "config.toml").write_text(f"""

@@ -55,7 +55,8 @@ def without_key(keys: Sequence[ApiKey], name: str) -> Keys:
     left = tuple(key for key in keys if key.name != name)
     if len(left) == len(keys):
         names = ", ".join(quote(key.name) for key in keys[:10])
-        raise InputError(f"{quote(name)} has no key in this file; {names or 'nobody'} has")
+        verb = "have" if len(keys) > 1 else "has"
+        raise InputError(f"{quote(name)} has no key in this file; {names or 'nobody'} {verb}")
     if not left:
         raise InputError(
             f"{quote(name)} has the file's only key, and a server takes no file without one: add another "

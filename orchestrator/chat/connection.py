@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-import ssl
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from orchestrator.chat.address import Address
 from orchestrator.chat.chunks import DONE, Said, error_text, read_chunk
 from orchestrator.chat.sse import EventReader
+from orchestrator.chat.trust import may_want_tls, open_connection, tls_trouble
 from placement.errors import AnswerLost, NotServed
 from placement.files.quote import first_line, one_line
 
@@ -78,7 +78,7 @@ class Server:
             headers["Content-Type"] = "application/json"
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
-        with closing(self._connection()) as connection:
+        with closing(open_connection(self._address, _CONNECT_S)) as connection:
             try:
                 connection.connect()
                 assert connection.sock is not None
@@ -91,13 +91,6 @@ class Server:
                 if response.status != 200:
                     raise self._refused(response)
                 yield response
-
-    def _connection(self) -> http.client.HTTPConnection:
-        host, port = self._address.host, self._address.port
-        if self._address.is_tls:
-            context = ssl.create_default_context()
-            return http.client.HTTPSConnection(host, port, timeout=_CONNECT_S, context=context)
-        return http.client.HTTPConnection(host, port, timeout=_CONNECT_S)
 
     def _read(self, response: http.client.HTTPResponse) -> bytes:
         try:
@@ -115,20 +108,15 @@ class Server:
             raise self._broken(error) from None
 
     def _not_there(self, error: Exception) -> NotServed:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return NotServed(
-                f"{self._address}: its certificate is not trusted ({error.verify_message}): name the file of "
-                "the authority that made it in SSL_CERT_FILE"
-            )
-        if isinstance(error, ssl.SSLError):
-            return NotServed(f"{self._address}: no TLS is spoken there: try http:// in --url")
+        if (trouble := tls_trouble(error)) is not None:
+            return NotServed(f"{self._address}: {trouble}")
         # One that hangs up without a word is both.
         if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError):
             return self._something_else()
-        return NotServed(
-            f"{self._address}: no server answers ({_reason(error)}): start one with `potluck serve`, or name "
-            "another with --url"
-        )
+        where = f"{self._address}: no server answers ({_reason(error)})"
+        if may_want_tls(self._address, error):
+            return NotServed(f"{where}; try https:// in --url")
+        return NotServed(f"{where}: start one with `potluck serve`, or name another with --url")
 
     def _broken(self, error: Exception) -> AnswerLost:
         if isinstance(error, TimeoutError):

@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -57,6 +58,7 @@ A name of two words is a command of its own, `stats compare` in `stats_compare.p
 what it always did. `keys` alone is no command.
 """
 
+_PACKAGE = "potluck-moe"
 _NOT_MAPPED = "failed to map segment"  # what the loader says of a library for which there is no room
 _TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -80,6 +82,7 @@ def load(arguments: Sequence[str]) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    app.callback()(_whole)
     wanted = next((word for word in _join_name(arguments) if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
         if name == wanted:
@@ -107,7 +110,13 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
     if sys.stdout is None:
         print_error("standard output is closed: expected a place for the result, such as `> FILE`")
         return 2
-    if names := _second_words(arguments):
+    names = _second_words(arguments)
+    if names and arguments[1:] in (["--help"], ["-h"]):
+        width = max(map(len, names))
+        lines = [f"  potluck {name:<{width}}  {COMMANDS[name]}" for name in names]
+        sys.stdout.write("\n".join([f"Usage: potluck {arguments[0]} COMMAND", "", *lines, ""]))
+        return 0
+    if names:
         print_error(f"potluck {arguments[0]}: expected {' or '.join(f'`potluck {name}`' for name in names)}")
         return 2
     try:
@@ -209,6 +218,21 @@ def _name_relatives(name: str) -> str | None:
     """Where a command's help points to: those whose names begin with its own."""
     relatives = [f"`potluck {other}`" for other in COMMANDS if other.startswith(f"{name} ")]
     return f"See also {', '.join(relatives)}." if relatives else None
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        sys.stdout.write(f"potluck {version(_PACKAGE)}\n")
+        raise typer.Exit
+
+
+def _whole(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print name and version."),
+    ] = False,
+) -> None:
+    """Stands for options without a command."""
 
 
 def _not_loaded() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -66,9 +66,27 @@ def _ask(session: Session, server: Server, question: str, screen: Screen) -> Ses
         return session
     if was_stopped:
         print_note("stopped; what came is kept")
-    elif answer.why not in ("stop", None):
-        print_note(f"the answer was cut: {answer.why}")
+    else:
+        for note in _notes(answer, session.wishes.max_tokens):
+            print_note(note)
     return session.answered(question, answer)
+
+
+def _notes(answer: Answer, max_tokens: int | None) -> Iterator[str]:
+    """What its text does not show: why it was cut, and where it has gone if there is none."""
+    written = None if answer.tokens is None else answer.tokens.completion
+    if answer.why == "length":
+        is_wish = max_tokens is not None and (written is None or written >= max_tokens)
+        yield f"cut at --max-tokens {max_tokens}" if is_wish else "cut at the server's limit"
+    elif answer.why not in ("stop", None):
+        yield f"the answer was cut: {answer.why}"
+    if answer.text:
+        return
+    if answer.reasoning:
+        whole = "all of it was" if written is None else f"all {written:,} tokens were"
+        yield f"the answer is empty: {whole} reasoning; try --reasoning-tokens 0"
+    else:
+        yield "the answer is empty"
 
 
 def _do(session: Session, command: Command) -> Session:
@@ -77,7 +95,7 @@ def _do(session: Session, command: Command) -> Session:
         print_note("forgotten; the next message begins anew")
         return session.reset()
     if command.name == "system":
-        print_note("the system text is another one" if command.text else "there is no system text")
+        print_note("system text changed" if command.text else "system text removed")
         return session.with_system(command.text)
     if command.name == "save":
         _save(session, Path(command.text))
@@ -105,6 +123,9 @@ def _show_stats(session: Session) -> None:
         return
     last, whole = summary(session.answers[-1:]), summary(session.answers)
     rows = list(zip(_NAMES, _cells(last), _cells(whole), strict=True))
+    if whole.accepted_share is None:
+        # A server without MTP layers drafts nothing, so there is nothing to say of drafts.
+        rows.pop()
     errors.print(table(session.model, ["", "last", "all"], rows))
 
 

@@ -10,6 +10,7 @@ import typer
 from orchestrator.api.key_file import change_keys, with_key
 from orchestrator.api.keys import make_key
 from orchestrator.api.limits import Limits
+from orchestrator.cli.keys_file import check_keys_file
 from orchestrator.cli.options import Json, KeyFile
 from orchestrator.cli.output import print_json, print_note
 
@@ -28,6 +29,7 @@ def keys_add(
     json: Json = False,
 ) -> None:
     """Make a key for a client of `potluck serve`, and print it once."""
+    check_keys_file(file)
     text, key = make_key(name, Limits(requests_at_once, requests_per_minute))
     change_keys(file, lambda keys: with_key(keys, key))
     if json:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from orchestrator.api.keys import read_keys
+from orchestrator.cli.keys_file import check_keys_file
 from orchestrator.cli.options import Json, KeyFile
 from orchestrator.cli.output import console, print_json, table
 
 
 def keys_list(file: KeyFile, json: Json = False) -> None:
     """Say who has a key, and how much each may ask."""
+    check_keys_file(file)
     keys = read_keys(file)
     if json:
         listed = [

@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from orchestrator.api.key_file import change_keys, without_key
+from orchestrator.cli.keys_file import check_keys_file
 from orchestrator.cli.options import Json, KeyFile
 from orchestrator.cli.output import print_json, print_note
+from placement.errors import KeyFilesError
 
 
 def keys_remove(
@@ -17,6 +19,9 @@ def keys_remove(
     json: Json = False,
 ) -> None:
     """Take a client's key away."""
+    check_keys_file(file)
+    if not file.exists() and not file.is_symlink():
+        raise KeyFilesError(f"cannot read {file}: there is no such file")
     change_keys(file, lambda keys: without_key(keys, name))
     if json:
         print_json({"removed": name})

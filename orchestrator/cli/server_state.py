@@ -6,11 +6,11 @@ import http.client
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from orchestrator.chat.address import Address, read_url
+from orchestrator.chat.trust import may_want_tls, open_connection, tls_trouble
 from orchestrator.cluster.private_files import read_private
 from placement.errors import InputError, KeyFilesError
-from placement.files.quote import quote
 
 _PATIENCE_S = 10.0
 _MOST_BYTES = 64_000_000
@@ -23,16 +23,17 @@ class ServerAddress:
     """Where a server listens, and what it wants to be shown.
 
     Attributes:
-        url: as the user gave it.
         key: "" for none; `key_file`: where it came from.
     """
 
-    url: str
-    is_tls: bool
-    host: str
-    port: int
+    address: Address
     key: str = ""
     key_file: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """The server's, without what stands behind its port."""
+        return str(self.address)
 
 
 def server_address(url: str, key_file: Path | None) -> ServerAddress:
@@ -42,16 +43,8 @@ def server_address(url: str, key_file: Path | None) -> ServerAddress:
         InputError: it is no URL of a server.
         KeyFilesError: the file of the key cannot be used.
     """
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-    if not host or parts.scheme not in ("http", "https") or parts.path not in ("", "/") or parts.query:
-        raise InputError(f"--url: expected one like http://127.0.0.1:8000, found {quote(url)}")
-    is_tls = parts.scheme == "https"
-    key = "" if key_file is None else _key(key_file)
-    return ServerAddress(url.rstrip("/"), is_tls, host, port or (443 if is_tls else 80), key, key_file)
+    address = read_url(url)
+    return ServerAddress(address, "" if key_file is None else _key(key_file), key_file)
 
 
 def fetch_state(server: ServerAddress) -> bytes:
@@ -60,11 +53,10 @@ def fetch_state(server: ServerAddress) -> bytes:
     Raises:
         InputError: nobody answers there, or not with that.
     """
-    kind = http.client.HTTPSConnection if server.is_tls else http.client.HTTPConnection
-    connection = kind(server.host, server.port, timeout=_PATIENCE_S)
+    connection = open_connection(server.address, _PATIENCE_S)
     headers = {"Authorization": f"Bearer {server.key}"} if server.key else {}
     try:
-        connection.request("GET", "/api/state", headers=headers)
+        connection.request("GET", f"{server.address.path}/api/state", headers=headers)
         response = connection.getresponse()
         content = response.read(_MOST_BYTES + 1)
     except ConnectionRefusedError:
@@ -74,8 +66,7 @@ def fetch_state(server: ServerAddress) -> bytes:
     except TimeoutError:
         raise InputError(f"{server.url}: no answer within {_PATIENCE_S:g} s") from None
     except (OSError, http.client.HTTPException) as error:
-        words = str(error) or type(error).__name__
-        raise InputError(f"{server.url}: no answer of a server: {words[:_MOST_WORDS]}") from None
+        raise InputError(f"{server.url}: {_trouble(server, error)}") from None
     finally:
         connection.close()
     if response.status == 401:
@@ -85,6 +76,13 @@ def fetch_state(server: ServerAddress) -> bytes:
     if len(content) > _MOST_BYTES:
         raise InputError(f"{server.url}: its state has over {_MOST_BYTES:,} bytes, expected less")
     return content
+
+
+def _trouble(server: ServerAddress, error: Exception) -> str:
+    if (trouble := tls_trouble(error)) is not None:
+        return trouble
+    words = f"no answer of a server: {(str(error) or type(error).__name__)[:_MOST_WORDS]}"
+    return f"{words}; try https:// in --url" if may_want_tls(server.address, error) else words
 
 
 def _wants_key(server: ServerAddress) -> str:

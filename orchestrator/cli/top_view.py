@@ -14,6 +14,8 @@ from placement.units import size
 
 _MOST_REQUESTS = 20
 _MOST_EVENTS = 8
+# What a server says to whoever sits at its own terminal.
+_OF_ITS_TERMINAL = "Ctrl-C stops it"
 
 
 def frames(ask: Callable[[], ServerState]) -> Iterator[Group]:
@@ -51,7 +53,8 @@ def view(state: ServerState, before: ServerState | None, trouble: str = "") -> G
     shown.append(_boxes(state.boxes))
     if state.requests:
         shown.append(_requests(state.requests))
-    events = sorted(state.events, key=lambda event: event.age_s)[:_MOST_EVENTS]
+    told = [event for event in state.events if not event.text.endswith(_OF_ITS_TERMINAL)]
+    events = sorted(told, key=lambda event: event.age_s)[:_MOST_EVENTS]
     shown += [Text(_one_line(f"{age(event.age_s)} ago: {event.text}"), style="dim") for event in events]
     # Last, since a terminal cuts off what does not fit.
     if parts := _parts(state, before):

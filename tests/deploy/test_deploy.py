@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
 import shlex
 import shutil
@@ -12,12 +13,14 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from orchestrator.api.keys import make_key
 from orchestrator.api.settings import ApiSettings
+from orchestrator.cluster.tls import make_tls
 from tests.deploy.command_lines import parse
 from tests.orchestrator.api.scripted import Scripted
 from tests.orchestrator.api.serving import served
@@ -149,27 +152,41 @@ def test_the_container_is_not_run_by_root_and_has_no_model() -> None:
     assert not any("models" in source for source in copied())
 
 
-def healthy(port: int) -> int:
-    return subprocess.run([sys.executable, DEPLOY / "healthy.py", str(port)], check=False).returncode
+def healthy(url: str) -> int:
+    environment = os.environ | {"POTLUCK_URL": url}
+    return subprocess.run([sys.executable, DEPLOY / "healthy.py"], env=environment, check=False).returncode
 
 
 def test_a_server_is_healthy_with_keys_and_without() -> None:
     for keys in ((), (make_key("ann")[1],)):
         with served(Scripted(), ApiSettings(port=0, grace_s=0.0, keys=keys)) as server:
-            assert healthy(int(server.url.rsplit(":", 1)[1])) == 0
+            assert healthy(server.url) == 0
     lacking = Watched(replace(STATE, lack="box b2"))
     with served(Scripted(), ApiSettings(port=0, grace_s=0.0), source=lacking) as server:
-        assert healthy(int(server.url.rsplit(":", 1)[1])) == 1
+        assert healthy(server.url) == 1
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    assert healthy(port) == 1
+    for url in (f"http://127.0.0.1:{port}", "127.0.0.1", "http://127.0.0.1:99999"):
+        assert healthy(url) == 1
+
+
+def test_a_server_with_tls_is_healthy_whoever_made_its_certificate(tmp_path: Path) -> None:
+    made = make_tls("test", [], datetime.now(UTC))
+    for name in ("key", "certificate"):
+        (tmp_path / name).write_bytes(getattr(made, name))
+    settings = ApiSettings(
+        port=0, grace_s=0.0, tls_key=tmp_path / "key", tls_certificate=tmp_path / "certificate"
+    )
+    with served(Scripted(), settings) as server:
+        assert healthy(server.url) == 0
+        assert healthy(server.url.replace("https", "http")) == 1
 
 
 def test_the_container_checks_the_port_that_it_serves() -> None:
     words = command_of_container()
     port = words[words.index("--port") + 1]
     assert instructions("EXPOSE") == [port]
-    assert f"else {port}\n" in (DEPLOY / "healthy.py").read_text(encoding="utf-8")
+    assert f'or "http://127.0.0.1:{port}"\n' in (DEPLOY / "healthy.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

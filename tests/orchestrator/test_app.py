@@ -6,6 +6,7 @@ import errno
 import resource
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,20 @@ def test_a_command_is_listed_with_the_first_line_of_its_help(name: str, potluck:
 def test_help_of_stats_points_to_its_relatives(potluck: Potluck) -> None:
     out = " ".join(potluck("stats", "--help")[1].split())
     assert "See also `potluck stats compare`, `potluck stats drift`." in out
+
+
+def test_help_of_a_first_word_lists_its_commands(potluck: Potluck) -> None:
+    for option in ("--help", "-h"):
+        code, out, err = potluck("keys", option)
+        assert (code, err) == (0, "")
+        for name in ("keys add", "keys list", "keys remove"):
+            assert f"potluck {name} " in out
+            assert COMMANDS[name] in out
+
+
+def test_the_version_is_printed_with_the_name(potluck: Potluck) -> None:
+    assert potluck("--version") == (0, f"potluck {version('potluck-moe')}\n", "")
+    assert "--version" in potluck("--help")[1]
 
 
 @pytest.mark.parametrize(

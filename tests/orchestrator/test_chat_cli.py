@@ -7,6 +7,7 @@ import fcntl
 import io
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from orchestrator.cli.chat_screen import Screen
 from orchestrator.cluster.tls import make_tls
 from orchestrator.serving.answer import Reasoning, Refused, Text
 from placement.errors import AnswerLost
-from tests.orchestrator.api.scripted import HELLO, STARTED, THOUGHT, Scripted, finished
+from tests.orchestrator.api.scripted import HELLO, STARTED, THOUGHT, Script, Scripted, finished
 from tests.orchestrator.api.serving import Server, served, wait_until
 from tests.orchestrator.command_line import Potluck, document, says
 from tests.orchestrator.processes import DEADLINE_S, ROOT
@@ -139,6 +140,9 @@ def test_commands_are_done_and_not_sent(
     assert "/system TEXT" in err
     assert "no answers so far" in err
     assert "tokens/s" in err
+    assert "system text changed" in err
+    # The script's engine drafts nothing.
+    assert "drafts" not in err
     saved = json.loads(path.read_text())
     assert [message["content"] for message in saved["messages"]] == ["in verse", "/two", "Hello"]
 
@@ -208,6 +212,36 @@ def test_an_answer_that_was_cut_is_noted(
     assert says(err, "cut: loop")
 
 
+@pytest.mark.parametrize(
+    ("most", "expected"), [(7, "cut at --max-tokens 7"), (60, "cut at the server's limit")]
+)
+def test_a_cut_says_whose_limit_it_was(
+    potluck: Potluck, server: Server, engine: Scripted, pipe: Pipe, most: int, expected: str
+) -> None:
+    pipe("one")
+    engine.script = (*HELLO[:-1], finished("length"))
+    code, out, err = potluck("chat", "--url", server.url, "--max-tokens", most)
+    assert (code, out) == (0, "Hello\n")
+    assert err.strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ((*THOUGHT[:3], THOUGHT[-1]), "empty: all 7 tokens were reasoning; try --reasoning-tokens 0"),
+        ((STARTED, finished()), "the answer is empty"),
+    ],
+)
+def test_an_answer_without_text_says_so(
+    potluck: Potluck, server: Server, engine: Scripted, pipe: Pipe, script: Script, expected: str
+) -> None:
+    pipe("one")
+    engine.script = script
+    code, out, err = potluck("chat", "--url", server.url)
+    assert (code, out) == (0, "")
+    assert says(err, expected), err
+
+
 def test_a_server_with_keys_lets_in_who_has_one(potluck: Potluck, pipe: Pipe, tmp_path: Path) -> None:
     text, ann = make_key("ann")
     files = {"right": f"{text}\n", "wrong": make_key("ann")[0], "empty": "", "two": f"{text} {text}"}
@@ -247,6 +281,10 @@ def test_tls_is_spoken_and_a_stranger_is_not_trusted(
         code, _, err = potluck("chat", "--url", server.url)
         assert code == 2
         assert says(err, "not trusted … SSL_CERT_FILE"), err
+        plain = server.url.replace("https", "http")
+        assert says(potluck("chat", "--url", plain)[2], f"{plain}: … try https://")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+        assert says(potluck("chat", "--url", server.url)[2], f"SSL_CERT_FILE='{tmp_path}/none': there is no")
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority"))
         assert potluck("chat", "--url", server.url) == (0, "Hello\n", "")
 
@@ -359,6 +397,8 @@ class Terminal:
     def read_until(self, words: str) -> str:
         """What was shown since the last call, as far as these words."""
         while words not in self._shown:
+            ready, _, _ = select.select([self._master], [], [], DEADLINE_S)
+            assert ready, f"the terminal shows {self._shown!r} and no more"
             try:
                 part = os.read(self._master, 65536)
             except OSError:
@@ -377,6 +417,8 @@ class Terminal:
         self.process.wait(DEADLINE_S)
 
 
+# A key that is pressed while readline gets ready may be lost, which no waiting here can tell.
+@pytest.mark.long
 def test_a_terminal_goes_on_after_ctrl_c_and_mistakes(
     server: Server, engine: Scripted, pipe: Pipe, tmp_path: Path
 ) -> None:
@@ -402,7 +444,10 @@ def test_a_terminal_goes_on_after_ctrl_c_and_mistakes(
         terminal.type("/nonsense\n")
         terminal.read_until("'/nonsense': expected")
         terminal.read_until("> ")
-        terminal.type("half a line\x03")
+        # Python misses a Ctrl-C that comes before it waits for keys, which it does once it shows them.
+        terminal.type("half a line")
+        terminal.read_until("half a line")
+        terminal.type("\x03")
         terminal.read_until("/quit ends")
         engine.script = HELLO
         terminal.type("two\n")

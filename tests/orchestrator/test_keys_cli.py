@@ -59,6 +59,7 @@ def test_keys_are_listed_and_removed(potluck: Potluck, tmp_path: Path) -> None:
         (["remove", "FILE", "bob"], "'bob' … 'ann'"),
         (["list", "nowhere/keys.json"], "nowhere/keys.json … no such file"),
         (["add", "nowhere/keys.json", "ann"], "nowhere/keys.json"),
+        (["remove", "nokeys.json", "ann"], "nokeys.json: there is no such file"),
         ([], "potluck keys: … `potluck keys add` … `potluck keys list` … `potluck keys remove`"),
         (["nonsense"], "potluck keys: … `potluck keys add`"),
     ],
@@ -83,6 +84,21 @@ def test_a_file_that_others_may_read_gets_no_key(potluck: Potluck, tmp_path: Pat
     code, out, err = potluck("keys", "add", path, "bob")
     assert (code, out) == (2, "")
     assert says(err, f"{path} … other users … chmod 600"), err
+
+
+@pytest.mark.parametrize("content", ["# A page", '{"model": "any"}', "[" * 100_000])
+def test_what_is_no_file_of_keys_is_not_to_be_closed_to_others(
+    potluck: Potluck, tmp_path: Path, content: str
+) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(content)
+    path.chmod(0o644)
+    for words in (["add", path, "ann"], ["list", path], ["remove", path, "ann"]):
+        code, out, err = potluck("keys", *words)
+        assert (code, out) == (2, "")
+        assert says(err, f"{path}: not a file of keys"), err
+        assert "chmod" not in err
+    assert path.read_text() == content
 
 
 def test_changes_at_the_same_time_are_all_kept(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -20,6 +21,7 @@ from orchestrator.api.keys import make_key
 from orchestrator.api.settings import ApiSettings
 from orchestrator.api.state_json import state_json
 from orchestrator.cli.top_view import frames, view
+from orchestrator.cluster.tls import make_tls
 from orchestrator.serving.state import ServerState
 from placement.errors import InputError
 from tests.orchestrator.api.scripted import Scripted
@@ -90,6 +92,7 @@ def test_a_server_is_shown_once_without_a_terminal(potluck: Potluck) -> None:
             code, out, err = potluck("top", "--url", server.url, *once)
             assert (code, err) == (0, "")
             assert "tiny: 31.2 tokens/s, 1 running, 1 waiting, up 12 s" in out
+        assert potluck("top", "--url", f"{server.url}/v1")[0] == 0
 
 
 def test_json_is_the_state_as_documented(potluck: Potluck) -> None:
@@ -131,12 +134,13 @@ def test_nobody_there_is_one_line(potluck: Potluck) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "8000", "127.0.0.1:8000", "ftp://x", "http://", "http://x:99999", "http://x/api", "http://[x"]
+    "url",
+    ["", "8000", "127.0.0.1:8000", "ftp://x", "http://", "http://x:99999", "http://x/?api", "http://[x"],
 )
 def test_what_is_no_url_of_a_server_is_said(potluck: Potluck, url: str) -> None:
     code, _, err = potluck("top", "--url", url)
     assert code == 2
-    assert says(err, "--url: expected … http://127.0.0.1:8000")
+    assert says(err, "--url … expected … http://127.0.0.1:8000")
 
 
 @pytest.mark.parametrize(
@@ -175,6 +179,23 @@ def test_what_speaks_no_http_is_one_line(potluck: Potluck) -> None:
     assert says(err, f"{url}: no answer of a server")
 
 
+def test_a_certificate_must_be_trusted(
+    potluck: Potluck, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_tls("test", [], datetime.now(UTC))
+    for name in ("key", "certificate", "authority"):
+        (tmp_path / name).write_bytes(getattr(made, name))
+    settings = ApiSettings(
+        port=0, grace_s=0.0, tls_key=tmp_path / "key", tls_certificate=tmp_path / "certificate"
+    )
+    with served(Scripted(), settings, source=Watched()) as server:
+        assert says(potluck("top", "--url", server.url)[2], "not trusted … SSL_CERT_FILE")
+        plain = server.url.replace("https", "http")
+        assert says(potluck("top", "--url", plain)[2], f"{plain}: … try https://")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority"))
+        assert potluck("top", "--url", server.url)[0] == 0
+
+
 def test_names_of_peers_move_no_cursor() -> None:
     shown = text(view(replace(STATE, model=HOSTILE, lack=HOSTILE), None), width=200)
     assert "\x1b" not in shown
@@ -187,6 +208,13 @@ def test_boxes_requests_parts_and_events_are_shown() -> None:
     assert any(re.match(r"ann #8 +waiting +0/5 +0/256 +none +1 s", line) for line in lines)
     assert any(re.match(r"attention +7.5 ms +37.5%", line) for line in lines)
     assert [line for line in lines if " ago: " in line][-1] == "60 s ago: began"
+
+
+def test_what_speaks_of_the_servers_own_terminal_is_left_out() -> None:
+    event = replace(STATE.events[0], text="tiny at http://127.0.0.1:8000; Ctrl-C stops it")
+    shown = text(view(replace(STATE, events=(event, *STATE.events)), None), 160)
+    assert "Ctrl-C" not in shown
+    assert shown.count(" ago: ") == len(STATE.events)
 
 
 def test_parts_are_of_the_steps_since_the_last_look() -> None:

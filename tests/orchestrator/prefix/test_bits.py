@@ -20,6 +20,7 @@ from orchestrator.model.step35 import Step35Model
 from orchestrator.prefix.cache import PrefixCache
 from orchestrator.sampling import Choice, LogitsInRam, Sampler
 from orchestrator.sampling_params import GREEDY, SamplingParams
+from orchestrator.serving.batch import keep_text
 from orchestrator.session import load_local
 from placement.kv_size import PAGE_POSITIONS, KvForm, SequenceSize
 from tests.examples import examples
@@ -282,3 +283,28 @@ def test_experts_of_tokens_that_were_kept_are_not_recorded_again(load: LoadModel
     assert len(plain.trace()) == 150
     assert len(second.trace()) == 150 - prefix.stats.saved_tokens == 1
     assert (second.trace() == plain.trace()[-1:]).all()
+
+
+def test_the_example_of_the_page_runs_and_changes_no_token(load: LoadModel) -> None:
+    model, prompt_ids = load(WINDOWS[0]), text(300)
+    page = (Path(__file__).parents[3] / "docs" / "prefix-cache.md").read_text(encoding="utf-8")
+    example = page.partition("```python\n")[2].partition("```")[0]
+    names = {
+        "PrefixCache": PrefixCache,
+        "new_sequence": new_sequence,
+        "prefill": prefill,
+        "step": step,
+        "keep_text": keep_text,
+        "model": model,
+        "drafter": MtpDrafter(model, 3),
+        "prompt_ids": prompt_ids,
+        "params": GenerationParams(max_tokens=20, mtp=3, ignore_eos=True),
+        "ends": (len(prompt_ids) - 2,),
+    }
+    exec(example, names)
+    prefix, params = names["prefix"], names["params"]
+    assert isinstance(prefix, PrefixCache)
+    assert isinstance(params, GenerationParams)
+    assert generate(model, prompt_ids, params).token_ids == tuple(names["sequence"].generated)
+    generate(model, prompt_ids, params, prefix=prefix)
+    assert prefix.stats.hits == 1
