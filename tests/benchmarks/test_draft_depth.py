@@ -27,6 +27,6 @@ def test_each_way_drafts_as_it_says_and_all_say_the_same() -> None:
     drafted = {way: server.runner.counts.totals({}).drafted for way, server in servers.items()}
     assert drafted["off"] == drafted["loaded"] == ()
     assert len(drafted["2"]) == 2
-    assert 0 < len(drafted["adaptive"]) <= 3
+    assert len(drafted["adaptive"]) <= 3
     assert all(len(tokens) == 48 + 12 for tokens in servers["off"].tokens.values())
     assert all(len(server.spent_s) == 1 and server.spent_s[0] > 0 for server in servers.values())
