@@ -21,6 +21,7 @@ from workers.formats.open_model import open_model
 VOCAB = 6
 
 
+@pytest.mark.card
 @pytest.mark.parametrize(
     ("places", "num_mtp", "kv_form"),
     [(range(3), 2, KvForm.int8), (range(1, 3), 1, KvForm.bfloat16), (range(2), 0, KvForm.float32)],

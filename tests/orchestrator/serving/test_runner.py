@@ -153,8 +153,8 @@ def test_a_call_that_was_asked_for_is_made(served: Served, reasoning_tokens: int
         return {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
 
     several = (*TOOLS, named("go_there"), named("gone"))
-    settings = {"reasoning_tokens": reasoning_tokens, "max_tokens": 60, "ignore_eos": True}
-    for seed in range(5):
+    settings = {"reasoning_tokens": reasoning_tokens, "max_tokens": 30, "ignore_eos": True}
+    for seed in range(2):
         for tools, choice, names in (
             (TOOLS, "look", {"look"}),
             (TOOLS, "required", {"look"}),
