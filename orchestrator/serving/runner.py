@@ -294,10 +294,16 @@ class Runner:
     def _close(self, live: Live) -> None:
         """Keep a sequence's text for others, and give its memory back."""
         upto = live.sequence.num_prompt + live.answer.worth_keeping
-        # It was to be of use later; that it is not harms nobody.
-        with suppress(PotluckError):
+        try:
             keep_text(self._drafter, live.sequence, upto)
-        live.sequence.close()
+        except PotluckError:
+            # It was to be of use later; that it is not harms nobody.
+            pass
+        except Exception:
+            # A step that failed may leave caches that are ahead of their tokens.
+            _log.exception("a text could not be kept")
+        finally:
+            live.sequence.close()
 
     def _drop(self, dropped: Dropped) -> None:
         """End a request for which the cluster has not come back in time."""

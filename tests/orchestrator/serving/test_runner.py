@@ -439,3 +439,24 @@ def test_a_form_that_takes_too_much_work_ends_its_answer_alone(served: Served) -
     assert set(broken.text()) <= {"a"}
     if broken.end.reason == "lost":
         assert "simpler" in broken.end.message
+
+
+def test_a_request_that_leaves_behind_a_failed_step_gives_its_memory_back(
+    model: Step35Model, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = served.submit(asking(max_tokens=100, ignore_eos=True))
+    for _ in range(4):
+        served.runner.turn()
+    choose = model.logits_to_choose_from
+
+    def lost(*arguments: Any) -> Any:
+        choose(*arguments)
+        raise WorkerLost("attic is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "logits_to_choose_from", lost)
+        served.runner.turn()
+    served.runner.cancel(0)
+    assert model.kv_pool.used_bytes == 0
+    assert answer.end is None
+    served.runner.turn()
