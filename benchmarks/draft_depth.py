@@ -111,7 +111,7 @@ class Server:
             model,
             MtpDrafter(model, drafts) if drafts else None,
             tokenizer,
-            prompts.budget_tokens(),
+            prompts.budget_tokens,
             scheduler,
             clock,
             lambda: True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Protocol
 
 import numpy as np
@@ -177,12 +178,20 @@ class Sampler:
             banned = (*banned, self._avoided[1])
         return Choice(how, banned, allowed, edits)
 
-    def choices(self, position: int, drafts: Sequence[int]) -> list[Choice]:
+    def choices(
+        self, position: int, drafts: Sequence[int], masks: Sequence[NDArray[np.uint32] | None] = ()
+    ) -> list[Choice]:
         """For the rows of the newest token and of drafts behind it.
 
         A row's choice counts where the drafts before it were chosen too.
+
+        Args:
+            masks: see `Choice.allowed`, of each row; none at all where any token may come.
         """
-        return [self.choice(position + i, drafts[:i]) for i in range(len(drafts) + 1)]
+        return [
+            self.choice(position + place, drafts[:place], allowed)
+            for place, allowed in zip_longest(range(len(drafts) + 1), masks)
+        ]
 
 
 def accepted(chosen: Sequence[int], drafts: Sequence[int]) -> list[int]:

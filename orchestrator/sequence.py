@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from itertools import zip_longest
 
 from numpy import uint32
 from numpy.typing import NDArray
@@ -148,10 +147,7 @@ class SequenceState:
     def choices(self) -> list[Choice]:
         """How the tokens behind the newest one and behind each draft are chosen."""
         masks = self.masks(self.drafts) if self.masks is not None else ()
-        return [
-            self.sampler.choice(len(self.tokens) + place, self.drafts[:place], allowed)
-            for place, allowed in zip_longest(range(len(self.drafts) + 1), masks)
-        ]
+        return self.sampler.choices(len(self.tokens), self.drafts, masks)
 
     def prefilled(self, hidden_states: Tensor) -> None:
         """Take the rows of the next tokens."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -46,9 +45,6 @@ from workers.gpu.tier import VramTier
 from workers.holdings import Holdings
 from workers.memory.mapped import OnProgress
 from workers.memory.reservations import free_memory
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(slots=True)

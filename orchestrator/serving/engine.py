@@ -169,7 +169,7 @@ class ModelEngine:
             self._session.head,
             self._drafter,
             self._tokenizer,
-            self._prompts.budget_tokens(),
+            self._prompts.budget_tokens,
             Scheduler(settings.limits, self._kv(), self._costs, settings.most_drafts),
             time.monotonic,
             lambda: self._session.standing().view.is_complete,

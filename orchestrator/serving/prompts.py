@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.answers.history import clean
@@ -52,6 +52,8 @@ class Prompts:
         self._end_ids = tuple(end_ids)
         self._forms: OutputForms | None = None
         self._turn_id = tokenizer.token_id(_TURN)
+        self.budget_tokens = _budget_tokens(tokenizer)
+        """The texts of a reasoning budget as tokens."""
 
     def of(self, request: GenerationRequest, call_prefix: str) -> Prompt:
         """A request's prompt; may take seconds for long conversations and unusual grammars.
@@ -83,7 +85,7 @@ class Prompts:
             raise Refused("invalid", str(error)) from error
         begun: tuple[int, ...] = ()
         if parser.in_reasoning and request.reasoning_tokens == 0:
-            begun = self.budget_tokens().end
+            begun = self.budget_tokens.end
         if begun or not parser.in_reasoning:
             begun, forced = (*begun, *forced), ()
         turn_begins = self._turn_begins(token_ids, chat)
@@ -95,12 +97,6 @@ class Prompts:
             return len(self._rendered(prompt)[1])
         except InputError as error:
             raise Refused("invalid", str(error)) from error
-
-    def budget_tokens(self) -> BudgetTokens:
-        """The texts of a reasoning budget as tokens."""
-        encode: Callable[[str], list[int]] = self._tokenizer.encode
-        ends = tuple(tuple(encode(text)) for text in (END_OF_THINK, TOOL_CALL))
-        return BudgetTokens(tuple(encode(END_TEXT)), tuple(encode(HINT_TEXT)), ends)
 
     def _rendered(
         self, prompt: Conversation | str | Sequence[int]
@@ -163,6 +159,12 @@ class Prompts:
         if chat is not None and self._turn_id in token_ids:
             return len(token_ids) - 1 - token_ids[::-1].index(self._turn_id)
         return len(token_ids)
+
+
+def _budget_tokens(tokenizer: Tokenizer) -> BudgetTokens:
+    texts = (END_TEXT, HINT_TEXT, END_OF_THINK, TOOL_CALL)
+    end, hint, *ends = (tuple(tokenizer.encode(text)) for text in texts)
+    return BudgetTokens(end, hint, tuple(ends))
 
 
 def _called(chat: Conversation) -> list[str]:

@@ -104,7 +104,7 @@ class Served:
             model,
             MtpDrafter(model, mtp) if mtp else None,
             self.tokenizer,
-            self.prompts.budget_tokens(),
+            self.prompts.budget_tokens,
             Scheduler(limits, kv, costs, mtp),
             self._clock,
             lambda: self.is_whole,

@@ -23,7 +23,7 @@ def tokenizer() -> Tokenizer:
 
 def live(tokenizer: Tokenizer, request: GenerationRequest) -> LiveAnswer:
     prompts = Prompts(tokenizer, 4096, (END,))
-    return LiveAnswer(request, prompts.of(request, "call_"), tokenizer, prompts.budget_tokens())
+    return LiveAnswer(request, prompts.of(request, "call_"), tokenizer, prompts.budget_tokens)
 
 
 def told(answer: LiveAnswer, tokens: list[int], luck: Random) -> list[object]:
