@@ -29,4 +29,7 @@ def ray_environment(folder: str | Path) -> Mapping[str, str]:
         "RAY_enable_worker_prestart": "0",
         # Ray would otherwise warn that it may stop hiding GPUs from actors that ask for none.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Where prometheus_client is installed, as it is for our own metrics, Ray's autoscaler would show its
+        # metrics to everybody, without key or TLS. No such port exists, so it tells its log and goes on.
+        "AUTOSCALER_METRIC_PORT": "-1",
     }

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +25,7 @@ pytestmark = pytest.mark.long
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 MODEL = Path(__file__).parents[2] / "models" / "potluck-tiny"
+SERVED_PORT = 18_000
 PROMPT = "The following options, which nobody else may read,"
 
 
@@ -53,10 +59,30 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
                 f"potluck generate --model {MODEL} --cluster {file} --prompt '{PROMPT}' --max-tokens 12",
                 timeout_s=120,
             )
-            ports = {host.name: listening(host) for host in hosts}
+            with serving(head, file):
+                ports = {host.name: listening(host) for host in hosts}
             secrets = secrets_of(hosts)
             head.run(f"potluck down {file}", timeout_s=120)
         yield Run(hosts, ports, secrets, said.stdout, heard(folder))
+
+
+@contextmanager
+def serving(head: Host, file: Path) -> Iterator[None]:
+    """`potluck serve` of the cluster for other boxes, from when it listens."""
+    keys = head.home / "api-keys.json"
+    head.run(f"potluck keys add {keys} ann")
+    wanted = f"--cluster {file} --host {head.address} --port {SERVED_PORT} --api-keys {keys}"
+    with head.popen(f"exec potluck serve --model {MODEL} {wanted}", stdin=subprocess.DEVNULL) as server:
+        try:
+            while all(port.number != SERVED_PORT for port in listening(head)):
+                assert server.poll() is None, "potluck serve ended"
+                time.sleep(0.5)
+            yield
+        finally:
+            for pid, line in head.pids().items():
+                if "potluck serve" in line:
+                    os.kill(pid, signal.SIGTERM)
+            server.wait(timeout=60)
 
 
 def secrets_of(hosts: tuple[Host, ...]) -> dict[str, bytes]:
@@ -115,7 +141,10 @@ def is_of(port: Port, process: str) -> bool:
     """Whether a port is of a program, a module of Python, or a process that calls itself so."""
     program = port.command.partition(" ")[0].rpartition("/")[2]
     return (
-        program.rstrip(":") == process or f"-m {process}" in port.command or port.command.startswith(process)
+        program.rstrip(":") == process
+        or f"-m {process}" in port.command
+        or port.command.startswith(process)
+        or f"/{process} " in port.command
     )
 
 
