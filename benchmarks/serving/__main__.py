@@ -1,6 +1,6 @@
 """A server under load: how fast it answers 1 to 64 users, and what bounds it.
 
-    python -m benchmarks.serving [MODEL] [--users 1,2,4,8,16,32,64] [--seconds 20] [--llama-server PROGRAM]
+    python -m benchmarks.serving [MODEL] [--users 1,2,4,8,16,32,64] [--rounds 4] [--llama-server PROGRAM]
 
 Starts `potluck serve` on loopback and asks for completions over HTTP, with prompts and answers of mixed
 lengths from a seed. Users ask again as soon as they are answered; who is refused waits as it is told. For a
@@ -17,8 +17,8 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,30 +28,25 @@ from rich.console import Console
 from benchmarks.serving.asks import Asks, Lengths
 from benchmarks.serving.growth import SEQUENCES, Growth, bytes_read, gap_of
 from benchmarks.serving.load import Figures, Load, figures, run_load
-from benchmarks.serving.predicted import Learned, Prediction, predict
+from benchmarks.serving.predicted import Learned, Prediction, Run, predict
 from benchmarks.serving.recording import Step, read_steps
 from benchmarks.serving.report import growth_table, load_table, predicted_table
 from benchmarks.serving.server import Server, llamacpp, potluck
 
 TINY = Path("models/potluck-tiny")
 CONTEXT = 2048
+_PLAYED_S = 60.0
+"""Of a prediction, at least: it costs little, and its asks are drawn by lot."""
 _SLOTS = 8
 """Of llama.cpp's server: as many sequences as ours computes at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ours:
-    """One load on our server, and its steps."""
-
-    load: Load
-    steps: Sequence[Step]
 
 
 def main(
     model: Annotated[Path, typer.Argument(help="Directory or GGUF file.")] = TINY,
     users: Annotated[str, typer.Option(help="At a time, one run each.")] = "1,2,4,8,16,32,64",
-    seconds: Annotated[float, typer.Option(min=1, help="Measured of each run.")] = 20.0,
-    warm_up: Annotated[float, typer.Option(min=0, help="Seconds before that.")] = 5.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Of all numbers of users, one after another.")] = 4,
+    seconds: Annotated[float, typer.Option(min=1, help="Measured of each run of a round.")] = 5.0,
+    warm_up: Annotated[float, typer.Option(min=0, help="Seconds before that.")] = 2.0,
     prompt: Annotated[int, typer.Option(min=2, help="Median tokens of prompts.")] = 64,
     answer: Annotated[int, typer.Option(min=2, help="Median tokens of answers.")] = 48,
     growth_tokens: Annotated[int, typer.Option(min=8, help="Of each answer of the growth runs.")] = 128,
@@ -67,22 +62,19 @@ def main(
     text = held_out(model) if model == TINY else ()
     asks = Asks(seed, Lengths(prompt, 8, 8 * prompt), Lengths(answer, 4, 4 * answer), text)
     drafts = () if mtp is None else ("--mtp", str(mtp))
-    ours: list[Ours] = []
-    theirs: list[Load] = []
-    first = 0
-    with tempfile.TemporaryDirectory(prefix="potluck-serving-") as folder:
-        for count in counts:
-            steps = Path(folder) / f"{count}.jsonl"
-            with potluck(model, ("--context", str(CONTEXT), *drafts), steps) as server:
-                load = driven(server, asks, count, warm_up, seconds, first)
-            ours.append(Ours(load, read_steps(steps.read_text().splitlines(keepends=True))))
-            if llama_server is not None:
-                with their_server(llama_server, model, threads) as server:
-                    theirs.append(driven(server, asks, count, warm_up, seconds, first))
-            first += max(len(load.sent), 10_000)
-            console.print(f"{count} users: {figures(load).tokens_per_s:.1f} tokens/s", style="dim")
-    found = [figures(each.load) for each in ours]
-    their = [figures(each) for each in theirs]
+    with tempfile.TemporaryDirectory(prefix="potluck-serving-") as folder, ExitStack() as servers:
+        file = Path(folder) / "steps.jsonl"
+        own = servers.enter_context(potluck(model, ("--context", str(CONTEXT), *drafts), file))
+        their_own = (
+            servers.enter_context(their_server(llama_server, model, threads)) if llama_server else None
+        )
+        ours, theirs = in_turns(own, their_own, asks, counts * rounds, warm_up, seconds, console)
+        steps = read_steps(file.read_text().splitlines(keepends=True))
+    runs = [run_of(count, ours, steps) for count in counts]
+    found = [figures(run.load) for run in runs]
+    their = [
+        figures(Load.joined([each for each in theirs if each.users == count])) for count in counts if theirs
+    ]
     console.print(load_table(found, their))
     grown = growth(model, asks, growth_tokens)
     their_gaps: dict[int, float] = {}
@@ -90,10 +82,44 @@ def main(
         with their_server(llama_server, model, threads) as server:
             their_gaps = gaps(server, asks, growth_tokens)
     console.print(growth_table(grown, their_gaps))
-    predictions = predicted(model, asks, ours, warm_up, seconds, mtp)
+    predictions = predicted(model, asks, runs, warm_up, seconds, mtp)
     console.print(predicted_table(found, predictions))
     if out is not None:
         out.write_text(json.dumps(document(found, their, grown, their_gaps, predictions), indent=2))
+
+
+def in_turns(
+    own: Server,
+    their: Server | None,
+    asks: Asks,
+    counts: Sequence[int],
+    warm_up: float,
+    seconds: float,
+    console: Console,
+) -> tuple[list[Load], list[Load]]:
+    """Each number of users on our server, and on theirs if there is one: a machine's speed changes by the
+    minute, so that nothing is compared that was not measured soon after.
+    """
+    ours, theirs = list[Load](), list[Load]()
+    first = 0
+    for count in counts:
+        ours.append(driven(own, asks, count, warm_up, seconds, first))
+        if their is not None:
+            theirs.append(driven(their, asks, count, warm_up, seconds, first))
+        first += max(len(ours[-1].sent), 10_000)
+        console.print(f"{count} users: {figures(ours[-1]).tokens_per_s:.1f} tokens/s", style="dim")
+    return ours, theirs
+
+
+def run_of(users: int, loads: Sequence[Load], steps: Sequence[Step]) -> Run:
+    """All rounds of so many users, with the steps between their first request and their last answer."""
+    of = [load for load in loads if load.users == users]
+    spans = [
+        (min(each.begun_s for each in load.answers), max(each.ended_s for each in load.answers))
+        for load in of
+    ]
+    during = [step for step in steps if any(begun_s <= step.ended_s <= ended_s for begun_s, ended_s in spans)]
+    return Run(Load.joined(of), during)
 
 
 def driven(server: Server, asks: Asks, users: int, warm_up: float, seconds: float, first: int) -> Load:
@@ -134,7 +160,7 @@ def growth(model: Path, asks: Asks, tokens: int) -> list[Growth]:
 
 
 def predicted(
-    model: Path, asks: Asks, ours: Sequence[Ours], warm_up: float, seconds: float, mtp: int | None
+    model: Path, asks: Asks, runs: Sequence[Run], warm_up: float, seconds: float, mtp: int | None
 ) -> list[tuple[Prediction, Prediction]]:
     """Each load from what was learned of the others, and from what was learned of itself."""
     import torch
@@ -144,24 +170,28 @@ def predicted(
     from orchestrator.session import load_local
     from workers.formats.open_model import open_model
 
-    if len(ours) < 2:
+    if len(runs) < 2:
         return []
     opened = open_model(model)
     drafts = opened.shape.num_mtp_layers if mtp is None else mtp
     limits = Limits(CONTEXT)
     kv = KvBudget(tuple(load_local(opened, torch.bfloat16).kv_sizes(drafts)), limits.pass_rows)
 
-    def said(one: Ours, runs: Sequence[Sequence[Step]]) -> Prediction:
-        learned = Learned.of(runs, drafts)
+    def said(one: Run, by: Sequence[Run]) -> Prediction:
+        learned = Learned.of(by, drafts)
         users, first = one.load.users, one.load.sent[0]
         return predict(
-            learned, asks, users, warm_up_s=warm_up, seconds=seconds, first=first, limits=limits, kv=kv
+            learned,
+            asks,
+            users,
+            warm_up_s=warm_up,
+            seconds=max(60.0, seconds),
+            first=first,
+            limits=limits,
+            kv=kv,
         )
 
-    return [
-        (said(one, [other.steps for other in ours if other is not one]), said(one, [one.steps]))
-        for one in ours
-    ]
+    return [(said(one, [run for run in runs if run is not one]), said(one, [one])) for one in runs]
 
 
 def document(

@@ -24,7 +24,7 @@ class Answer:
 
     Attributes:
         begun_s: when it was sent, on time.monotonic's clock; `ended_s`: when all was there.
-        pieces_s: when each piece with text came.
+        pieces_s: when each piece of the text came.
         tokens, drafted, accepted: of the answer, as the server counts them.
     """
 
@@ -111,9 +111,10 @@ def _take(chunk: Mapping[str, Any], answer: Answer) -> None:
         answer.detail = str(error)[:300]
         return
     for choice in chunk.get("choices", ()):
-        if choice.get("text"):
+        # A random model's tokens may be half a character, which llama.cpp sends as a piece without text.
+        if choice.get("text") or not choice.get("finish_reason"):
             answer.pieces_s.append(time.monotonic())
-            answer.text += choice["text"]
+            answer.text += choice.get("text") or ""
         answer.finish = choice.get("finish_reason") or answer.finish
     usage = chunk.get("usage")
     if usage:

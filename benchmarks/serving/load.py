@@ -36,13 +36,29 @@ class Load:
     """One run of `users` users: all that they got, the warm-up and what ended behind the window included.
 
     Attributes:
+        windows: one, or several of runs whose results are taken together.
         sent: numbers of the asks in the order in which they were sent.
     """
 
     users: int
-    window: Window
+    windows: Sequence[Window]
     answers: Sequence[Answer]
     sent: Sequence[int]
+
+    @property
+    def seconds(self) -> float:
+        return sum(window.seconds for window in self.windows)
+
+    def has(self, at_s: float) -> bool:
+        """Whether it is within a window."""
+        return any(window.has(at_s) for window in self.windows)
+
+    @classmethod
+    def joined(cls, loads: Sequence[Load]) -> Load:
+        """Runs of as many users, at least one."""
+        windows = [window for load in loads for window in load.windows]
+        answers = [answer for load in loads for answer in load.answers]
+        return cls(loads[0].users, windows, answers, [number for load in loads for number in load.sent])
 
 
 async def run_load(
@@ -68,7 +84,7 @@ async def run_load(
                 await asyncio.sleep(min(answer.retry_after_s, _LONGEST_WAIT_S))
 
     await asyncio.gather(*(user() for _ in range(users)))
-    return Load(users, window, answers, sent)
+    return Load(users, (window,), answers, sent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,23 +112,20 @@ class Figures:
 
 def figures(load: Load) -> Figures:
     """A piece counts for as many tokens as its answer had on average; the API does not say them by piece."""
-    window = load.window
     tokens, firsts, gaps = 0.0, list[float](), list[float]()
     for answer in load.answers:
         if not answer.pieces_s:
             continue
-        if window.has(answer.pieces_s[0]):
+        if load.has(answer.pieces_s[0]):
             firsts.append(answer.first_s)
-        inside = sum(window.has(at_s) for at_s in answer.pieces_s)
+        inside = sum(load.has(at_s) for at_s in answer.pieces_s)
         tokens += answer.tokens * inside / len(answer.pieces_s)
-        gaps += [
-            gap for gap, at_s in zip(answer.gaps_s, answer.pieces_s[1:], strict=True) if window.has(at_s)
-        ]
-    ended = [answer for answer in load.answers if window.has(answer.ended_s)]
+        gaps += [gap for gap, at_s in zip(answer.gaps_s, answer.pieces_s[1:], strict=True) if load.has(at_s)]
+    ended = [answer for answer in load.answers if load.has(answer.ended_s)]
     drafted = sum(answer.drafted for answer in ended)
     return Figures(
         load.users,
-        tokens / window.seconds,
+        tokens / load.seconds,
         *_percentiles(firsts),
         *_percentiles(gaps),
         sum(answer.outcome == "answered" for answer in ended),

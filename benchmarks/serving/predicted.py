@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
 from statistics import fmean, median
@@ -16,7 +16,7 @@ from statistics import fmean, median
 import numpy as np
 
 from benchmarks.serving.asks import Asks
-from benchmarks.serving.load import Window
+from benchmarks.serving.load import Load, Window
 from benchmarks.serving.recording import Step
 from orchestrator.scheduler import Scheduler
 from orchestrator.scheduling.job import SequenceRequest
@@ -34,36 +34,96 @@ _CLIENT = "everybody"
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """One number of users on a server, and the server's steps meanwhile, in order."""
+
+    load: Load
+    steps: Sequence[Step]
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """Seconds of a request that its server's scheduler does not see.
+
+    Attributes:
+        before_s: from sending it until the scheduler has it, with the way back of its first token.
+        after_s: from its last step until its user sends the next one.
+    """
+
+    before_s: float
+    after_s: float
+
+    @classmethod
+    def of(cls, run: Run) -> Outside | None:
+        """What is left of the clients' times without the scheduler's; None where nothing was answered."""
+        answered = [answer for answer in run.load.answers if answer.outcome == "answered"]
+        stayed = [value for step in run.steps for value in step.stayed_s]
+        waited = [value for step in run.steps for value in step.first_s]
+        if not answered or not stayed or not waited:
+            return None
+        before_s = median(answer.first_s for answer in answered) - median(waited)
+        whole_s = fmean(answer.ended_s - answer.begun_s for answer in answered) - fmean(stayed)
+        return cls(max(0.0, before_s), max(0.0, whole_s - before_s))
+
+
+@dataclass(frozen=True, slots=True)
 class Learned:
     """What a server's steps say.
 
     Attributes:
         costs: the mean of what passes took by their rows. The server itself forgets all but the newest of
             each size, which serves its choices and is no mean of a run.
-        between_s: of a step, beside what it is said to take: answers are told, and messages read.
+        between_s: of a step, beside what it is said to take: answers are told, and messages read. Once, and
+            for each sequence that it decodes.
         acceptance: of drafts by position, each given those before it.
+        outside: by users, ascending.
     """
 
     costs: PassCosts
-    between_s: float
+    between_s: tuple[float, float]
     acceptance: tuple[float, ...]
+    outside: Mapping[int, Outside]
 
     @classmethod
-    def of(cls, runs: Sequence[Sequence[Step]], drafts: int) -> Learned:
-        """From the steps of several runs, each in order; `drafts`: of a sequence in a step, at most.
+    def of(cls, runs: Sequence[Run], drafts: int) -> Learned:
+        """From several runs; `drafts`: of a sequence in a step, at most.
 
         Raises:
             ValueError: there is no step.
         """
-        steps = [step for run in runs for step in run]
-        between = list[float]()
-        for run in runs:
-            for sooner, later in itertools.pairwise(run):
-                pause_s = later.ended_s - later.took_s - sooner.ended_s
-                if 0 <= pause_s < _LONGEST_PAUSE_S:
-                    between.append(pause_s)
+        steps = [step for run in runs for step in run.steps]
         costs = PassCosts(*_passes(steps), _drafting(steps, drafts))
-        return cls(costs, fmean(between) if between else 0.0, _acceptance(steps, drafts))
+        outside = {run.load.users: found for run in runs if (found := Outside.of(run)) is not None}
+        return cls(costs, _between(runs), _acceptance(steps, drafts), dict(sorted(outside.items())))
+
+    def outside_s(self, users: int) -> Outside:
+        """A straight line between the numbers of users that were seen, and no further."""
+        if not self.outside:
+            return Outside(0.0, 0.0)
+        seen = list(self.outside)
+        return Outside(
+            *(
+                float(np.interp(users, seen, [getattr(self.outside[each], name) for each in seen]))
+                for name in ("before_s", "after_s")
+            )
+        )
+
+
+def _between(runs: Sequence[Run]) -> tuple[float, float]:
+    """Seconds between two steps, and for each sequence on top: least squares."""
+    found = list[tuple[int, float]]()
+    for run in runs:
+        for sooner, later in itertools.pairwise(run.steps):
+            pause_s = later.ended_s - later.took_s - sooner.ended_s
+            if 0 <= pause_s < _LONGEST_PAUSE_S:
+                found.append((sooner.decoded, pause_s))
+    if not found:
+        return 0.0, 0.0
+    decoded, pauses = np.array(found).T
+    if len(np.unique(decoded)) < 2:
+        return float(pauses.mean()), 0.0
+    solved = np.linalg.lstsq(np.stack([np.ones(len(decoded)), decoded], axis=1), pauses, rcond=None)[0]
+    return float(solved[0]), float(solved[1])
 
 
 def _passes(steps: Sequence[Step]) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -137,13 +197,13 @@ def predict(
     """Play the load that `run_load` drives with the same arguments."""
     scheduler = Scheduler(limits, kv, MeasuredCosts(learned.costs), len(learned.acceptance))
     random = np.random.default_rng(asks.seed)
+    outside = learned.outside_s(users)
     window = Window(warm_up_s, warm_up_s + seconds)
     now_s, tokens = 0.0, 0
     firsts: list[float] = []
     live: dict[int, _Request] = {}
     numbers = itertools.count(first)
-    arrivals = [(0.0, user) for user in range(users)]
-    heapq.heapify(arrivals)
+    arrivals = [(outside.before_s, user) for user in range(users)]
     while now_s < window.stop_s:
         while arrivals and arrivals[0][0] <= now_s:
             at_s, user = heapq.heappop(arrivals)
@@ -157,7 +217,7 @@ def predict(
                 wait_s = min(refused.retry_after_s or 1.0, _LONGEST_WAIT_S)
                 heapq.heappush(arrivals, (now_s + wait_s, user))
                 continue
-            live[number] = _Request(at_s, len(ask.prompt), most)
+            live[number] = _Request(at_s - outside.before_s, len(ask.prompt), most)
         plan = scheduler.plan_step(now_s)
         if not plan.rows:
             if not arrivals:
@@ -169,19 +229,20 @@ def predict(
         outcome = _outcome(plan, live, learned, random)
         rows = len(plan.decode) + sum(advance.drafted for advance in outcome.advances) + plan.prefill_rows
         took_s = learned.costs.trunk_s(rows) + outcome.drafting_s
-        now_s += took_s + learned.between_s
+        ended_s = now_s + took_s
+        now_s = ended_s + learned.between_s[0] + learned.between_s[1] * len(plan.decode)
         scheduler.finished_step(plan, outcome, took_s)
         for advance in outcome.advances:
             request = live[advance.sequence]
             request.got += len(advance.tokens)
-            tokens += len(advance.tokens) * window.has(now_s)
+            tokens += len(advance.tokens) * window.has(ended_s)
             if advance.tokens and request.first_s is None:
-                request.first_s = now_s
-                if window.has(now_s):
-                    firsts.append(now_s - request.sent_s)
+                request.first_s = ended_s
+                if window.has(ended_s):
+                    firsts.append(ended_s - request.sent_s)
             if advance.ended:
                 del live[advance.sequence]
-                heapq.heappush(arrivals, (now_s, len(arrivals)))
+                heapq.heappush(arrivals, (ended_s + outside.after_s + outside.before_s, len(arrivals)))
     return Prediction(users, tokens / seconds, median(firsts) if firsts else float("nan"))
 
 

@@ -13,11 +13,12 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 from unittest import mock
 
 from orchestrator.cli.main import main as potluck
 from orchestrator.scheduler import Scheduler
+from orchestrator.scheduling.job import SequenceRequest
 from orchestrator.scheduling.step_plan import StepOutcome, StepPlan
 
 
@@ -30,6 +31,8 @@ class Step:
         took_s: as the scheduler is told; `drafting_s`: the MTP layers' part of it.
         decoded: sequences that were decoded; `drafted`, `accepted`: drafts of each.
         prompt_rows: of prompts.
+        first_s: of each request whose first token it gave, seconds since the scheduler took the request.
+        stayed_s: of each request that ended with it, likewise.
     """
 
     ended_s: float
@@ -40,13 +43,18 @@ class Step:
     drafted: tuple[int, ...]
     accepted: tuple[int, ...]
     prompt_rows: int
+    first_s: tuple[float, ...] = ()
+    stayed_s: tuple[float, ...] = ()
 
     @property
     def rows(self) -> int:
         return self.decoded + sum(self.drafted) + self.prompt_rows
 
     @classmethod
-    def of(cls, plan: StepPlan, outcome: StepOutcome, took_s: float, ended_s: float) -> Step:
+    def of(
+        cls, plan: StepPlan, outcome: StepOutcome, took_s: float, ended_s: float, *stays: tuple[float, ...]
+    ) -> Step:
+        """`stays`: the last two fields."""
         decoded = [outcome.by_sequence[part.sequence] for part in plan.decode]
         return cls(
             ended_s,
@@ -57,6 +65,7 @@ class Step:
             tuple(advance.drafted for advance in decoded),
             tuple(advance.accepted for advance in decoded),
             plan.prefill_rows,
+            *stays,
         )
 
 
@@ -66,7 +75,7 @@ def read_steps(lines: Iterable[str]) -> list[Step]:
     for line in lines:
         if line.endswith("\n"):
             raw = json.loads(line)
-            raw |= {name: tuple(raw[name]) for name in ("drafted", "accepted")}
+            raw |= {name: tuple(value) for name, value in raw.items() if isinstance(value, list)}
             steps.append(Step(**raw))
     return steps
 
@@ -76,10 +85,26 @@ class Recording(Scheduler):
 
     out: TextIO
 
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._waiting: dict[int, float] = {}
+        self._came: dict[int, float] = {}
+
+    def submit(self, request: SequenceRequest, now_s: float) -> int:
+        """See `Scheduler.submit`."""
+        most = super().submit(request, now_s)
+        self._waiting[request.sequence] = self._came[request.sequence] = time.monotonic()
+        return most
+
     def finished_step(self, plan: StepPlan, outcome: StepOutcome, took_s: float) -> None:
         """See `Scheduler.finished_step`."""
         super().finished_step(plan, outcome, took_s)
-        step = Step.of(plan, outcome, took_s, time.monotonic())
+        now_s = time.monotonic()
+        spoke = [each.sequence for each in outcome.advances if each.tokens]
+        first = tuple(now_s - self._waiting.pop(number) for number in spoke if number in self._waiting)
+        ended = [each.sequence for each in outcome.advances if each.ended]
+        stayed = tuple(now_s - self._came.pop(number) for number in ended if number in self._came)
+        step = Step.of(plan, outcome, took_s, now_s, first, stayed)
         self.out.write(json.dumps(asdict(step)) + "\n")
 
 
