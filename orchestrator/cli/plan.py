@@ -254,7 +254,7 @@ def _describe(
 ) -> Planned:
     summary = summarise(made, problem.stats)
     text = planning_text(problem)
-    sentences = [*advice(replace(problem, survive=0), made.holder_table, text), *on_heads(text)]
+    sentences = [*on_heads(text), *advice(replace(problem, survive=0), made.holder_table, text)]
     survived = survival(problem, made)
     if problem.head is None:
         sentences.append(
