@@ -21,6 +21,7 @@ from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, Node
 from placement.given.problem import PlanningProblem, planning_devices
 from placement.given.traces import GENERAL, SyntheticRouter
 from placement.model_shape import STEP_3_5_FLASH as SHAPE
+from placement.weight_format import planned_format
 from placement.workload import Workload
 
 MEMORY_GBYTES_PER_S = (25, 60, 110, 220)
@@ -29,6 +30,8 @@ DRAWN_GBYTES_PER_S = (25, 60, 220)
 DRAWN_GBITS_PER_S = (2.5, 10.0)
 FLOPS_PER_BYTE = 12
 """Of a processor, about what the example clusters have."""
+WEIGHTS = planned_format("q4")
+"""Of experts and of the trunk; rows for them travel in 8 bits."""
 ROWS = (1, 2, 3, 4)
 CONTEXTS = (4096, 32768)
 ACCEPTED = 0.6
@@ -128,9 +131,10 @@ def problem(gbytes_per_s: float, rows: int, context: int, texts: int = 1) -> Pla
         drafts=rows - 1,
         accepted_drafts=ACCEPTED * (rows - 1),
         context=context,
-        head_bits_per_weight=4.5,
+        head_bits_per_weight=WEIGHTS.bits,
     )
-    return PlanningProblem(SHAPE, planning_devices(cluster), SHAPE.expert_bytes(4.5), workload=workload)
+    devices, num_bytes = planning_devices(cluster), SHAPE.expert_bytes(WEIGHTS.bits)
+    return PlanningProblem(SHAPE, devices, num_bytes, workload=workload, expert_form=WEIGHTS.name)
 
 
 def best_of_experts_s(work: Work, link: LinkSpec) -> float:

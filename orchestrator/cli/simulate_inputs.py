@@ -62,7 +62,8 @@ class Boxes:
         of_file = load_known_cluster(path, say)
         cluster = of_file if plan is None else as_planned(of_file, plan)
         if cluster != of_file and say is not None:
-            say(f"simulated with the head on {head_place(cluster)}, as planned; {path} names {of_file.head}")
+            named = head_place(of_file) or of_file.head
+            say(f"simulated with the head on {head_place(cluster)}, as planned; {path} names {named}")
         head_bytes = head_memory_bytes(shape, replace(workload, context=context))
         with name_in_errors(path, PlanDoesNotFit):
             devices = planning_devices(cluster, head_bytes)
