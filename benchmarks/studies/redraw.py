@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.studies import caches, pay_map, replicas, residency, scale, statistics_needed
+from benchmarks.studies import caches, pay_map, replicas, residency, scale, statistics_needed, trunk
 from benchmarks.studies.figures import read_rows
 
 FIGURES: dict[str, Callable[[list[dict[str, Any]]], None]] = {
@@ -20,6 +20,7 @@ FIGURES: dict[str, Callable[[list[dict[str, Any]]], None]] = {
     "residency": residency.draw,
     "scale": scale.draw,
     "statistics-needed": statistics_needed.draw,
+    "trunk": trunk.draw,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,7 @@ from orchestrator.cli.inputs import (
 from orchestrator.cli.options import Json, Kv, Quant
 from orchestrator.cli.output import console, print_json, print_note
 from orchestrator.cli.plan_export import Buffer, Export, ExportOptions, export_notes, write_exports
+from orchestrator.cli.plan_head import AUTO, Head, elsewhere_note
 from orchestrator.cli.plan_output import Planned, plan_document, plan_parts
 from orchestrator.cli.plan_picture import picture_suffix, write_heatmap
 from orchestrator.cli.workload import (
@@ -33,6 +35,7 @@ from orchestrator.cli.workload import (
 )
 from orchestrator.runnable import check_runnable
 from placement.answers.advice import advice
+from placement.answers.head_choice import choose_head, head_advice
 from placement.answers.planner import DEFAULT_POLICY, as_plan
 from placement.answers.prediction import by_context
 from placement.answers.prediction import predict as predict_speed
@@ -45,6 +48,7 @@ from placement.files.atomic import check_targets
 from placement.given.cluster_fields import parse_size
 from placement.given.cluster_file import load_known_cluster
 from placement.given.cluster_spec import ClusterSpec
+from placement.given.other_head import as_planned, find_head, head_place, with_head
 from placement.given.problem import PlanningProblem, problem_for
 from placement.interop.export import ExportInputs
 from placement.interop.read import read_routing
@@ -52,7 +56,7 @@ from placement.plan import Plan, PlannedLayer
 from placement.plan_file import write_plan
 from placement.policies.cover import Boxes
 from placement.policies.registry import POLICIES, find_policy, place
-from placement.routing.planning_text import planning_text
+from placement.routing.planning_text import PlanningText, planning_text
 
 # Contexts people ask about, up to the model's own length; those without room on the head are said not to fit.
 _CONTEXTS = (1024, 4096, 16384, 65536, 262144)
@@ -76,6 +80,7 @@ def plan(
     head_bits: HeadBits = None,
     prompt_ratio: PromptRatio = None,
     kv: Kv = None,
+    head: Head = None,
     current: Annotated[
         Path | None, typer.Option(help="Plan in use: find the best one within the move budget.")
     ] = None,
@@ -110,33 +115,50 @@ def plan(
         raise InputError("--move-bytes and --move-seconds: expected --current PLAN.json, the plan in use")
     if current is not None and policy != DEFAULT_POLICY:
         raise InputError(f"--current: plans again with {DEFAULT_POLICY}; leave out --policy {policy}")
+    if current is not None and head is not None:
+        raise InputError(
+            "--head with --current: the head stays where the plan in use has it; leave out --head"
+        )
     exports = ExportOptions.parse(export or (), buffer or ())
     written = (out, picture, *(path for _, path in exports.files))
     check_targets(written, inputs=files_read(cluster, model, stats, current))
     if picture is not None:
         picture_suffix(picture)
-    boxes = load_known_cluster(cluster, print_note)
+    of_file = load_known_cluster(cluster, print_note)
     routing = read_routing(stats, shape) if stats is not None else None
     in_use = None if current is None else load_plan(current, shape)
+    boxes = of_file if in_use is None else as_planned(of_file, in_use)
+    if head is not None and head != AUTO:
+        boxes = with_head(of_file, find_head(of_file, head))
     kept = planned_form(given, quant, in_use)
     form, layers = kept.form, kept.layers
     said = WorkloadOptions(tokens_per_step, accept, context, head_bits, prompt_ratio, kv)
     workload = workload_of(said, shape, form, None if in_use is None else in_use.workload, kept.head)
-    moved = None
-    with name_in_errors(cluster, PlanDoesNotFit):
-        largest_bytes = max(layer.expert_bytes for layer in layers)
+    largest_bytes = max(layer.expert_bytes for layer in layers)
+
+    def problem_on(seen: ClusterSpec) -> PlanningProblem:
         problem = problem_for(
             shape,
-            boxes,
+            seen,
             largest_bytes,
             routing,
             workload,
             expert_form=kept.expert_form,
             layer_wires=kept.wires,
         )
-        problem = replace(problem, survive=_losses(problem, survive, in_use))
+        return replace(problem, survive=_losses(problem, survive, in_use))
+
+    moved, choice = None, None
+    with name_in_errors(cluster, PlanDoesNotFit):
+        if head == AUTO:
+            print_note("planning for the head in several places, some seconds each …")
+            choice = choose_head(of_file, problem_on, policy)
+            boxes, problem = choice.best.cluster, choice.problem
+        else:
+            problem = problem_on(boxes)
         if in_use is None:
-            made = as_plan(problem, place(problem, policy), policy, form, layers=layers)
+            table = place(problem, policy) if choice is None else choice.table
+            made = as_plan(problem, table, policy, form, layers=layers)
         else:
             with name_in_errors(f"--current: {current}", PlanError):
                 _check_same_boxes(problem, in_use, form, layers)
@@ -145,8 +167,15 @@ def plan(
     made = replace(made, digests=digests_of(given))
     # Before the seconds that a prediction takes: another engine may not be able to do what is planned.
     exported = write_exports(exports, ExportInputs(made, shape, routing, exports.buffers))
-    described = _describe(problem, boxes, made, moved) if predict else _stated(problem, made, moved)
-    planned = replace(described, exports=exported)
+
+    def on_heads(text: PlanningText) -> list[str]:
+        # Of a plan in use experts are moved; its head is not.
+        if choice is not None or moved is not None:
+            return []
+        return head_advice(of_file, problem, made.holder_table, problem_on, policy, text)
+
+    described = _describe(problem, boxes, made, moved, on_heads) if predict else _stated(problem, made, moved)
+    planned = replace(described, exports=exported, head=head_place(boxes), heads=choice)
     if picture is not None:
         write_heatmap(made, picture, routing)
     if out is not None:
@@ -159,6 +188,8 @@ def plan(
     for path in (out, picture):
         if path is not None:
             print_note(f"wrote {path}")
+    if (elsewhere := elsewhere_note(boxes, of_file, cluster)) is not None:
+        print_note(elsewhere)
     for note in (note for one in exported for note in export_notes(one)):
         print_note(note)
     if kept.note is not None:
@@ -214,10 +245,16 @@ def _stated(problem: PlanningProblem, made: Plan, moved: Replan | None) -> Plann
     return Planned(made, summarise(made, problem.stats), None, [], [], moved, survival(problem, made))
 
 
-def _describe(problem: PlanningProblem, boxes: ClusterSpec, made: Plan, moved: Replan | None) -> Planned:
+def _describe(
+    problem: PlanningProblem,
+    boxes: ClusterSpec,
+    made: Plan,
+    moved: Replan | None,
+    on_heads: Callable[[PlanningText], list[str]],
+) -> Planned:
     summary = summarise(made, problem.stats)
     text = planning_text(problem)
-    sentences = advice(replace(problem, survive=0), made.holder_table, text)
+    sentences = [*on_heads(text), *advice(replace(problem, survive=0), made.holder_table, text)]
     survived = survival(problem, made)
     if problem.head is None:
         sentences.append(

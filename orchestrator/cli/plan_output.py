@@ -10,10 +10,13 @@ from rich.console import Group
 
 from orchestrator.cli.output import share, table
 from orchestrator.cli.plan_export import export_document
+from orchestrator.cli.plan_head import heads_document, heads_parts
+from placement.answers.head_choice import HeadChoice
 from placement.answers.prediction import AtContext, Prediction
 from placement.answers.replan import Replan
 from placement.answers.summary import PlanSummary
 from placement.answers.survival import Survival
+from placement.given.other_head import HeadPlace
 from placement.interop.export import Exported
 from placement.plan import Plan
 from placement.units import compared, size
@@ -42,7 +45,11 @@ _PREDICTED = (
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A plan and what is known about it; `prediction` None where the head's own speed is unknown."""
+    """A plan and what is known about it.
+
+    `prediction`: None where the head's own speed is unknown. `head`: where it computes, None where its node
+    has no device. `heads`: what was tried, None where nobody asked.
+    """
 
     plan: Plan
     summary: PlanSummary
@@ -52,6 +59,8 @@ class Planned:
     replan: Replan | None
     survival: Survival
     exports: Sequence[Exported] = ()
+    head: HeadPlace | None = None
+    heads: HeadChoice | None = None
 
 
 def plan_document(planned: Planned) -> dict[str, Any]:
@@ -73,6 +82,8 @@ def plan_document(planned: Planned) -> dict[str, Any]:
         "replicas": summary.replicas,
         "copies": None if prediction is None or prediction.copies is None else asdict(prediction.copies),
         "survive": _survival_document(planned),
+        "head": None if planned.head is None else str(planned.head),
+        "heads": heads_document(planned.heads),
         "advice": planned.advice,
         "replan": None if moved is None else _replan_document(moved),
         "exports": [export_document(exported) for exported in planned.exports],
@@ -141,6 +152,7 @@ def plan_table(made: Plan, summary: PlanSummary) -> Group:
 def plan_parts(planned: Planned) -> list[Group | str]:
     """What sits where, predicted speed, the bound, what limits it, and what the plan says about the boxes."""
     parts: list[Group | str] = [plan_table(planned.plan, planned.summary)]
+    parts += heads_parts(planned.heads)
     num_layers = planned.summary.num_moe_layers
     if (prediction := planned.prediction) is not None:
         waits = [

@@ -15,6 +15,7 @@ from orchestrator.cli.output import print_note
 from placement.errors import InputError, PlanDoesNotFit, PlanError, RoutingFileError
 from placement.given.cluster_file import load_known_cluster
 from placement.given.head_memory import head_memory_bytes
+from placement.given.other_head import as_planned, head_place
 from placement.given.problem import PlanningDevice, planning_devices
 from placement.given.stats import RoutingStats
 from placement.model_shape import PUBLISHED_SHAPES, ModelShape
@@ -51,13 +52,18 @@ class Boxes:
         workload: Workload,
         context: int,
         say: Callable[[str], None] | None = None,
+        plan: Plan | None = None,
     ) -> Boxes:
-        """`say` is told which figures are probed.
+        """`say` is told which figures are probed, and whether `plan` has its head elsewhere than the file.
 
         Raises:
             PlanDoesNotFit: the head's own device is too small for it; names the file.
         """
-        cluster = load_known_cluster(path, say)
+        of_file = load_known_cluster(path, say)
+        cluster = of_file if plan is None else as_planned(of_file, plan)
+        if cluster != of_file and say is not None:
+            named = head_place(of_file) or of_file.head
+            say(f"simulated with the head on {head_place(cluster)}, as planned; {path} names {named}")
         head_bytes = head_memory_bytes(shape, replace(workload, context=context))
         with name_in_errors(path, PlanDoesNotFit):
             devices = planning_devices(cluster, head_bytes)
@@ -102,12 +108,12 @@ def load_system(
         PlanError: as `Boxes.system`.
     """
     try:
-        boxes = Boxes.load(cluster, shape, workload, workload.context, print_note)
+        boxes = Boxes.load(cluster, shape, workload, workload.context, print_note, plan)
         return boxes, boxes.system(plan, path), []
     except PlanDoesNotFit as error:
         if not is_assumed:
             raise
-        boxes = Boxes.load(cluster, shape, workload, 0)
+        boxes = Boxes.load(cluster, shape, workload, 0, plan=plan)
         system = boxes.system(plan, path)
         return boxes, system, [f"a context of {workload.context} is assumed that does not fit: {error}"]
 

@@ -24,7 +24,7 @@ from placement.errors import BoxUnreachable, ClusterFileError, PotluckError
 from placement.files.quote import last_line
 from placement.given.cluster_file import load_known_cluster
 from placement.model_shape import ModelShape
-from placement.plan import Plan
+from placement.plan import LOCAL_WORKER, Plan
 from placement.plan_file import read_plan
 from workers.formats.identity import check_made_for
 from workers.formats.open_model import find_model, model_name
@@ -147,7 +147,19 @@ def _checked(path: Path, launcher: Launcher, model: Path, shape: ModelShape, *, 
             f"{path}: a plan for node {unknown[0]!r}, which {launcher.path} does not have: plan again with "
             "this file"
         )
+    check_head(plan, path, launcher)
     return _Chosen(plan, path.read_bytes() if is_new else None)
+
+
+def check_head(plan: Plan, path: Path, launcher: Launcher) -> None:
+    """Raise ClusterFileError for a plan, read from `path`, with the head on another box than the file's."""
+    head = launcher.head.name
+    for tier in plan.tiers:
+        if tier.worker == LOCAL_WORKER and tier.node != head:
+            raise ClusterFileError(
+                f"{path}: a plan with the head on {tier.node}, but {launcher.path} has it on {head}: set "
+                f"`head: {tier.node}` there and run `potluck up` on that box, or plan with --head {head}"
+            )
 
 
 def _look(launcher: Launcher, model: Path, ssh: Ssh) -> list[str]:
