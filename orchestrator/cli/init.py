@@ -22,7 +22,7 @@ from orchestrator.cluster.launcher_text import MOST_NAME_OF_CLUSTER, Draft, laun
 from placement.errors import InputError
 from placement.files.atomic import check_targets, replacing
 from placement.files.quote import quote
-from placement.given.cluster_fields import MOST_NAME, NAME_PATTERN, USER_PATTERN, parse_address
+from placement.fields.cluster_fields import MOST_NAME, NAME_PATTERN, USER_PATTERN, parse_address
 
 Value = TypeVar("Value")
 

@@ -42,7 +42,7 @@ from placement.answers.survival import losses_to_survive, prediction_without, su
 from placement.cost.head import head_seconds
 from placement.errors import InputError, PlanDoesNotFit, PlanError
 from placement.files.atomic import check_targets
-from placement.given.cluster_fields import parse_size
+from placement.fields.cluster_fields import parse_size
 from placement.given.cluster_file import load_known_cluster
 from placement.given.cluster_spec import ClusterSpec
 from placement.given.problem import PlanningProblem, problem_for
