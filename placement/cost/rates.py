@@ -92,7 +92,7 @@ def _expert_line(problem: PlanningProblem, device: PlanningDevice) -> tuple[floa
     rows = max(1.0, problem.workload.tokens_per_step * shape.top_k / shape.num_experts)
     read_s = device.read_expert_s(problem.expert_bytes)
     if not named or any(rates_of(device.kernels, name) is None for name in named):
-        fixed_s, row_s = device.multiply_line(None, shape.expert_parameters, rows, read_s)
+        fixed_s, row_s = device.multiply_expert_line(shape.expert_parameters, rows, read_s)
         return max(fixed_s, device.overheads.expert_s), row_s
     matrix = shape.expert_parameters // len(named)
     lines = [device.multiply_line(name, matrix, rows, read_s / len(named)) for name in named]

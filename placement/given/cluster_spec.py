@@ -73,7 +73,7 @@ class DeviceSpec:
     with weights of some forms, in place of `ffn_flops_per_s` and `overheads.expert_s`.
     `attention_bandwidth_bytes_per_s`: of keys and values, `expert_bandwidth_bytes_per_s`: of routed experts,
     None for `bandwidth_bytes_per_s`. `row_costs`: passes of a few rows beside one row, of weights without
-    `kernels` of their form.
+    `kernels` of their form; `expert_row_costs`: the same of a routed expert, None for `row_costs`.
     """
 
     name: str
@@ -93,6 +93,7 @@ class DeviceSpec:
     attention_bandwidth_bytes_per_s: float | None = None
     expert_bandwidth_bytes_per_s: float | None = None
     row_costs: RowCosts = NO_ROW_COSTS
+    expert_row_costs: RowCosts | None = None
 
     @property
     def budget_bytes(self) -> int:

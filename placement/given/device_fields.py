@@ -64,6 +64,7 @@ class DeviceModel(_Strict):
     expert_bandwidth_gbytes_per_s: GbytesPerS | None = None
     kernels: dict[str, dict[Rows, Gflops]] = {}
     row_costs: RowCostsField = {}
+    expert_row_costs: RowCostsField | None = None
 
 
 def device_spec(device: DeviceModel, where: str) -> DeviceSpec:
@@ -106,6 +107,7 @@ def device_spec(device: DeviceModel, where: str) -> DeviceSpec:
         attention_bandwidth_bytes_per_s=scaled(device.attention_bandwidth_gbytes_per_s, 1e9),
         expert_bandwidth_bytes_per_s=scaled(device.expert_bandwidth_gbytes_per_s, 1e9),
         row_costs=RowCosts.of(device.row_costs),
+        expert_row_costs=None if device.expert_row_costs is None else RowCosts.of(device.expert_row_costs),
     )
 
 

@@ -62,6 +62,7 @@ class HardwareItem(_Strict):
     host_link_round_trip_s: RoundTrip | None = None
     kernels: dict[str, dict[Rows, Gflops]] | None = None
     row_costs: RowCostsField | None = None
+    expert_row_costs: RowCostsField | None = None
 
     @property
     def typed(self) -> dict[str, Any]:

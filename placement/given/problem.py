@@ -55,6 +55,7 @@ class PlanningDevice:
     attention_bandwidth_bytes_per_s: float | None = None
     expert_bandwidth_bytes_per_s: float | None = None
     row_costs: RowCosts = NO_ROW_COSTS
+    expert_row_costs: RowCosts | None = None
 
     def capacity(self, expert_bytes: int) -> int:
         """Experts that fit the budget."""
@@ -71,8 +72,19 @@ class PlanningDevice:
         if (rates := rates_of(self.kernels, form)) is not None:
             fixed, slope = rates.line(num_rows)
             return 2 * parameters * fixed, 2 * parameters * slope
+        return self._line_beside_reading(self.row_costs, parameters, num_rows, read_s)
+
+    def multiply_expert_line(self, parameters: int, num_rows: float, read_s: float) -> tuple[float, float]:
+        """The same of a routed expert whose form has no kernels of its own."""
+        return self._line_beside_reading(
+            self.expert_row_costs or self.row_costs, parameters, num_rows, read_s
+        )
+
+    def _line_beside_reading(
+        self, costs: RowCosts, parameters: int, num_rows: float, read_s: float
+    ) -> tuple[float, float]:
         row_s = 2 * parameters / self.ffn_flops_per_s
-        fixed, slope = self.row_costs.line(num_rows)
+        fixed, slope = costs.line(num_rows)
         if read_s * (fixed + slope * num_rows) > row_s * num_rows:
             return read_s * fixed, read_s * slope
         return 0.0, row_s
@@ -206,6 +218,7 @@ def planning_devices(cluster: ClusterSpec, head_bytes: int = 0) -> tuple[Plannin
                     attention_bandwidth_bytes_per_s=device.attention_bandwidth_bytes_per_s,
                     expert_bandwidth_bytes_per_s=device.expert_bandwidth_bytes_per_s,
                     row_costs=device.row_costs,
+                    expert_row_costs=device.expert_row_costs,
                 )
             )
     return tuple(devices)

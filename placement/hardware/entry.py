@@ -84,6 +84,7 @@ class Stated(_Strict):
     round_trip_s: RoundTrip | None = None
     reserved_bytes: Memory | None = None
     row_costs: RowCostsField | None = None
+    expert_row_costs: RowCostsField | None = None
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -130,7 +131,7 @@ class ClassShares(_Strict):
         attention_bandwidth_share: of keys and values in long texts; None for `bandwidth_share`.
         host_link_share: of the host link.
         layer_s, pass_s: and what follows, software as `overheads` of the cluster file name it.
-        row_costs: passes of a few rows beside one row, as the cluster file has them.
+        row_costs, expert_row_costs: passes of a few rows beside one row, as the cluster file has them.
         reserved_bytes: what is not for experts.
     """
 
@@ -151,5 +152,6 @@ class ClassShares(_Strict):
     pass_s: NotNegative = 0.0
     draft_s: NotNegative = 0.0
     row_costs: RowCostsField = {}
+    expert_row_costs: RowCostsField | None = None
     reserved_bytes: Memory = 0
     round_trip_s: RoundTrip = 0.0

@@ -61,8 +61,9 @@ def _add_class_figures(found: dict[str, Figure], entry: Entry, shares: ClassShar
         return
     if shares.reserved_bytes:
         found["reserved_bytes"] = _of_class(shares.reserved_bytes, "reserved_bytes", shares)
-    if shares.row_costs:
-        found["row_costs"] = _of_class(dict(shares.row_costs), "row_costs", shares)
+    for name in ("row_costs", "expert_row_costs"):
+        if costs := getattr(shares, name):
+            found[name] = _of_class(dict(costs), name, shares)
     if shares.host_link_round_trip_s:
         name = "host_link_round_trip_s"
         found[name] = _of_class(shares.host_link_round_trip_s, name, shares)
