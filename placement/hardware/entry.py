@@ -72,9 +72,14 @@ class DataSheet(_Strict):
 
 
 class Stated(_Strict):
-    """Figures in place of the class's shares. `source`: who measured them, or why they are assumed."""
+    """Figures in place of the class's shares. `source`: who measured them, or why they are assumed.
+
+    `read_gbytes_per_s`: what a program reached that does nothing but read or copy memory. Engines reach less,
+    so it is no figure of a device, but none of its bandwidths is taken to be more.
+    """
 
     source: Prose
+    read_gbytes_per_s: GbytesPerS | None = None
     bandwidth_gbytes_per_s: GbytesPerS | None = None
     expert_bandwidth_gbytes_per_s: GbytesPerS | None = None
     attention_bandwidth_gbytes_per_s: GbytesPerS | None = None
@@ -88,7 +93,8 @@ class Stated(_Strict):
 
     @property
     def figures(self) -> dict[str, Any]:
-        return self.model_dump(exclude={"source"}, exclude_none=True)
+        """In place of the class's, as fields of a device or link."""
+        return self.model_dump(exclude={"source", "read_gbytes_per_s"}, exclude_none=True)
 
 
 class Entry(_Strict):

@@ -20,6 +20,7 @@ _SHARES = {
     "host_link_gbytes_per_s": ("host_link_share", "host_link_gbytes_per_s"),
     "bandwidth_gbits_per_s": ("bandwidth_share", "bandwidth_gbits_per_s"),
 }
+_READS = [field for field in _SHARES if field.endswith("bandwidth_gbytes_per_s")]
 _DIGITS = 3
 
 
@@ -45,6 +46,10 @@ def figures_of(entry: Entry, shares: ClassShares) -> dict[str, Figure]:
         if share is not None and printed is not None:
             found[field] = _of_class(_rounded(printed * share), share_name, shares)
     _add_class_figures(found, entry, shares)
+    if entry.reached is not None and (most := entry.reached.read_gbytes_per_s) is not None:
+        for field in _READS:
+            if field in found and found[field].value > most:
+                found[field] = Figure(most, "published", entry.reached.source)
     if entry.assumed is not None:
         for field, value in entry.assumed.figures.items():
             found[field] = Figure(value, "assumed", entry.assumed.source)
