@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from placement.fields.cluster_fields import parse_size
 from placement.hardware.catalogue import Catalogue
 from placement.hardware.entry import Entry
 from placement.hardware.figures import Figure, figures_of
@@ -37,10 +38,12 @@ def device_fields(
     if "memory_bytes" not in figures and "memory_bytes" not in typed:
         raise ValueError(
             f"{entry.name} is sold in several sizes: expected its memory, as {{use: {entry.name}, "
-            f"memory_bytes: {_example_size(entry)}}}"
+            f"memory_bytes: {example_size(entry)}}}"
         )
     left_out = (set() if is_head else _OF_HEAD) | (_NOT_OF_DISKS if entry.kind == "disk" else set())
     fields: dict[str, Any] = {"name": entry.name, "kind": entry.kind}
+    if "memory_bytes" in typed:
+        fields["memory_bytes"] = typed["memory_bytes"]
     if entry.torch_device is not None:
         fields["torch_device"] = entry.torch_device
     fields |= _nested({name: figure for name, figure in figures.items() if name not in left_out})
@@ -48,7 +51,7 @@ def device_fields(
     fields |= {**typed, "overheads": overheads}
     if "reserved_bytes" not in typed and "reserved_bytes" in fields:
         # Of little memory a share, as systems do.
-        fields["reserved_bytes"] = min(fields["reserved_bytes"], fields["memory_bytes"] // 2)
+        fields["reserved_bytes"] = min(fields["reserved_bytes"], parse_size(fields["memory_bytes"]) // 2)
     return fields
 
 
@@ -82,5 +85,6 @@ def _nested(figures: Mapping[str, Figure]) -> dict[str, Any]:
     return fields
 
 
-def _example_size(entry: Entry) -> str:
+def example_size(entry: Entry) -> str:
+    """A size in which such a product is sold."""
     return "2TB" if entry.kind == "disk" else "128GB" if entry.kind == "vram" else "64GB"
