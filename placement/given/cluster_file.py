@@ -48,7 +48,7 @@ from placement.given.device_fields import (
     device_spec,
     scaled,
 )
-from placement.given.hardware_items import CatalogueName, Hardware, expand_hardware, link_figures
+from placement.given.hardware_items import CatalogueName, Hardware, link_figures, named_devices
 from placement.given.probe import with_probe
 
 _MOST_NAMES = 12
@@ -216,19 +216,19 @@ def _link(link: _LinkModel, where: str) -> LinkSpec:
 
 
 def _devices(node: _NodeModel, where: str, *, is_head: bool) -> tuple[DeviceSpec, ...]:
-    """Those that are typed, or those of the catalogue."""
+    """Those that are typed, or those that are named."""
     if node.devices and node.hardware:
         raise ClusterFileError(
             f"{where}: expected devices or hardware, found both: figures of one's own may stand in "
             "hardware too, as {use: NAME, bandwidth_gbytes_per_s: …}"
         )
-    if node.hardware:
-        return expand_hardware(node.hardware, f"{where}.hardware", node=node.name, is_head=is_head)
-    _check_unique([device.name for device in node.devices], f"{where}.devices")
-    for i, device in enumerate(node.devices):
+    where = f"{where}.{'hardware' if node.hardware else 'devices'}"
+    devices = node.devices or named_devices(node.hardware, where, is_head=is_head)
+    _check_unique([device.name for device in devices], where)
+    for i, device in enumerate(devices):
         if not is_head or i:
-            check_no_head_software(node.name, device, f"{where}.devices[{i}]")
-    return tuple(device_spec(device, f"{where}.devices[{i}]") for i, device in enumerate(node.devices))
+            check_no_head_software(node.name, device, f"{where}[{i}]")
+    return tuple(device_spec(device, f"{where}[{i}]") for i, device in enumerate(devices))
 
 
 def _machines(file: _ClusterModel, names: list[str], where: str) -> tuple[MachineSpec, ...]:

@@ -18,13 +18,9 @@ from placement.fields.cluster_fields import (
     RoundTrip,
     Rows,
 )
-from placement.fields.yaml_file import validate_fields
-from placement.given.cluster_spec import DeviceSpec
 from placement.given.device_fields import (
     DeviceModel,
     OverheadsModel,
-    check_no_head_software,
-    device_spec,
 )
 from placement.hardware.catalogue import packaged_catalogue
 from placement.hardware.entry import RowCostsField
@@ -78,41 +74,28 @@ Hardware = Annotated[HardwareItem, BeforeValidator(_item)]
 """In a file: a name alone, or a mapping with `use`."""
 
 
-def expand_hardware(
-    items: Sequence[HardwareItem | str], where: str = "hardware", *, node: str = "", is_head: bool = False
-) -> tuple[DeviceSpec, ...]:
-    """The devices of a node whose hardware is named.
+def named_devices(items: Sequence[HardwareItem], where: str, *, is_head: bool) -> list[DeviceModel]:
+    """The devices of a node whose hardware is named, in the same order.
 
     Args:
-        items: names of the catalogue, or names with what is stated of them, in the node's order.
         where: file and field, for errors.
         is_head: whether the head computes on the first of them.
 
     Raises:
-        ClusterFileError: an unknown name, a link, a product whose memory must be stated, fields that do not
-            go together; names the item.
+        ClusterFileError: a link, or a product whose memory must be stated; names the item.
     """
-    asked = [
-        item if isinstance(item, HardwareItem) else _named(item, f"{where}[{index}]")
-        for index, item in enumerate(items)
-    ]
-    names = numbered([item.name or item.use for item in asked])
-    devices, cards = [], 0
-    for index, (item, name) in enumerate(zip(asked, names, strict=True)):
-        field = f"{where}[{index}]"
-        entry = packaged_catalogue().entry(item.use)
+    catalogue, devices, cards = packaged_catalogue(), [], 0
+    for index, (item, name) in enumerate(zip(items, numbered([item.use for item in items]), strict=True)):
+        entry = catalogue.entry(item.use)
         try:
-            fields = device_fields(packaged_catalogue(), entry, item.typed, is_head=is_head and index == 0)
+            fields = device_fields(catalogue, entry, item.typed, is_head=is_head and index == 0)
         except ValueError as error:
-            raise ClusterFileError(f"{field}: {error}") from None
+            raise ClusterFileError(f"{where}[{index}]: {error}") from None
         if entry.kind == "vram" and "torch_device" not in fields:
             fields["torch_device"] = f"cuda:{cards}" if cards else "cuda"
             cards += 1
-        device = DeviceModel.model_validate(fields | {"name": name})
-        if not is_head or index:
-            check_no_head_software(node, device, field)
-        devices.append(device_spec(device, field))
-    return tuple(devices)
+        devices.append(DeviceModel.model_validate(fields | {"name": item.name or name}))
+    return devices
 
 
 def link_figures(name: str, typed: dict[str, Any], where: str) -> dict[str, Any]:
@@ -125,7 +108,3 @@ def link_figures(name: str, typed: dict[str, Any], where: str) -> dict[str, Any]
         return link_fields(packaged_catalogue(), packaged_catalogue().entry(name), typed)
     except ValueError as error:
         raise ClusterFileError(f"{where}: {error}") from None
-
-
-def _named(name: str, where: str) -> HardwareItem:
-    return validate_fields({"use": name}, HardwareItem, where, ClusterFileError)
