@@ -1,0 +1,57 @@
+"""All measurements, cut into those that set what classes reach and those that judge it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.published.engine import predicted_tokens_per_s
+from benchmarks.published.judge import Judged
+from benchmarks.published.measurements import Halves, Measurement, load_measurements
+from placement.hardware.catalogue import Catalogue
+
+_ONLY_GPU = "computed by the CPU of a box whose memory its GPU shares: the catalogue has the GPU alone"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Measurements by what they are used for.
+
+    Attributes:
+        fit: of devices that set shares.
+        judged: of the other half of devices.
+        left_out: what says nothing of the hardware, with the rule that says so.
+    """
+
+    fit: tuple[Measurement, ...]
+    judged: tuple[Measurement, ...]
+    left_out: tuple[tuple[Measurement, str], ...]
+
+    @classmethod
+    def load(cls, catalogue: Catalogue) -> Published:
+        """Those of the repository; raises InputError for a file that is wrong."""
+        return cls.of(load_measurements(), catalogue)
+
+    @classmethod
+    def of(cls, measurements: Sequence[Measurement], catalogue: Catalogue) -> Published:
+        """Halves of the devices that come first in at least one measurement that counts."""
+        reasons = [(m, _left_out(m, catalogue)) for m in measurements]
+        counted = [m for m, reason in reasons if reason is None]
+        halves = Halves.of((m.first_device, catalogue.entry(m.first_device).hardware_class) for m in counted)
+        return cls(
+            tuple(m for m in counted if m.first_device in halves.fit),
+            tuple(m for m in counted if m.first_device in halves.judged),
+            tuple((m, reason) for m, reason in reasons if reason is not None),
+        )
+
+
+def judged_by(measurements: Sequence[Measurement], catalogue: Catalogue) -> list[Judged]:
+    """Each beside its prediction; raises InputError as `predicted_tokens_per_s`."""
+    return [Judged(m, predicted_tokens_per_s(m, catalogue)) for m in measurements]
+
+
+def _left_out(measurement: Measurement, catalogue: Catalogue) -> str | None:
+    if measurement.left_out is not None:
+        return measurement.left_out
+    kinds = {catalogue.entry(name).kind for box in measurement.of_boxes for name in box}
+    return _ONLY_GPU if measurement.split == "cpu" and "ram" not in kinds else None
