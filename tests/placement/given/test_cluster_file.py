@@ -17,7 +17,7 @@ from placement.answers.planner import make_plan
 from placement.errors import ClusterFileError
 from placement.given.cluster_file import check_figures, load_cluster, load_known_cluster
 from placement.given.cluster_spec import ClusterSpec, NodeSpec
-from placement.given.kernel_rates import KernelRates
+from placement.given.kernel_rates import NO_ROW_COSTS, KernelRates, RowCosts
 from placement.given.problem import planning_devices
 from placement.model_shape import STEP_3_5_FLASH
 from placement.weight_format import planned_format
@@ -337,6 +337,20 @@ def test_numbers_yaml_takes_for_text_are_read(tmp_path: Path) -> None:
     assert cluster.nodes[1].link.round_trip_s == 0.0003
 
 
+def test_what_memory_gives_keys_experts_and_rows_reaches_the_planner(tmp_path: Path) -> None:
+    document = good()
+    gpu = document["nodes"][0]["devices"][0]
+    gpu |= {"attention_bandwidth_gbytes_per_s": 400, "expert_bandwidth_gbytes_per_s": 600}
+    gpu |= {"row_costs": {4: 1.6, 2: 1.2}, "expert_row_costs": {2: 1.9}}
+    head, ram, _ = planning_devices(load(tmp_path, document))
+    assert head.attention_bandwidth_bytes_per_s == 400e9
+    assert head.expert_bandwidth_bytes_per_s == 600e9
+    assert head.row_costs == RowCosts((1, 2, 4), (1.0, 1.2, 1.6))
+    assert head.expert_row_costs == RowCosts((1, 2), (1.0, 1.9))
+    assert (ram.row_costs, ram.expert_row_costs) == (NO_ROW_COSTS, None)
+    assert ram.attention_bandwidth_bytes_per_s is ram.expert_bandwidth_bytes_per_s is None
+
+
 def test_measured_software_and_shared_machines_reach_the_planner(tmp_path: Path) -> None:
     document = good()
     gpu, ram = document["nodes"][0]["devices"]
@@ -403,6 +417,12 @@ def test_a_machine_of_unknown_or_shared_nodes_is_refused(
         (
             {"kernels": {"q99": {1: 50}}},
             r"devices\[1\].kernels.'q99': quantisation 'q99': expected .*attention",
+        ),
+        ({"row_costs": {1: 1.0}}, r"devices\[1\].row_costs: expected rows from 2 on"),
+        ({"expert_row_costs": {2: 0.9}}, r"expert_row_costs: expected passes of more rows to take at least"),
+        (
+            {"attention_bandwidth_gbytes_per_s": 0},
+            r"attention_bandwidth_gbytes_per_s: expected a number above",
         ),
         ({"kernels": {"q4": {0: 50}}}, r"kernels.q4.0.*expected a number of rows, 1 to 65,536, found 0"),
         ({"host_link_gbytes_per_s": 25}, r"devices\[1\].host_link_gbytes_per_s: expected on devices of kind"),
