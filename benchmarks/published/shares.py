@@ -1,8 +1,8 @@
 """What classes of devices reach, set on published measurements: the smallest errors of half of the devices.
 
 Parts of a step take their time one after another, so a step is a sum of coefficients times what is looked
-for: one over a share, or seconds of software. Coefficients are read off predictions, so nothing here knows the
-cost model.
+for: one over a share, or seconds of software. The coefficients are read off predictions, so that nothing here
+knows the cost model.
 """
 
 from __future__ import annotations
