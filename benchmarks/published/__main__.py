@@ -14,6 +14,7 @@ from benchmarks.published.passes import load_passes
 from benchmarks.published.reached_file import write_values
 from benchmarks.published.report import (
     class_table,
+    device_table,
     draft_table,
     half_table,
     left_out_table,
@@ -21,7 +22,7 @@ from benchmarks.published.report import (
     summary_table,
     write_parts,
 )
-from benchmarks.published.shares import by_class_alone, fitted
+from benchmarks.published.shares import by_class_alone, fitted, with_figures
 from placement.errors import PotluckError
 from placement.hardware.catalogue import REACHED, Catalogue, read_catalogue
 
@@ -57,9 +58,12 @@ def page_parts(catalogue: Catalogue) -> dict[str, str]:
     """
     published = Published.load(catalogue)
     fit, judged = (judged_by(half, catalogue) for half in (published.fit, published.judged))
+    other_way = with_figures(catalogue, fitted(published.judged, catalogue))
+    swapped = judged_by(published.fit, other_way)
     within = range_about(judged)
     return {
-        "summary": summary_table(fit, judged, within),
+        "summary": summary_table(fit, judged, swapped, within),
+        "devices": device_table(fit, judged, catalogue),
         "classes": class_table(catalogue),
         "judged half": half_table(judged, within),
         "fitting half": half_table(fit, within),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
 from pathlib import Path
+from statistics import median
 
 from benchmarks.published.engine import predicted_tokens_per_s
 from benchmarks.published.judge import Judged, Range, coverage, median_error, worst_error
@@ -23,19 +24,44 @@ _ACCEPTANCE = (0.889, 0.758, 0.687)
 _DRAFT_DEVICES = ("m4-max", "dgx-spark", "strix-halo", "rtx-pro-6000-blackwell")
 
 
-def summary_table(fit: Sequence[Judged], judged: Sequence[Judged], within: Range) -> str:
-    """Both halves' errors, and how often a measurement lay in the range."""
+def summary_table(
+    fit: Sequence[Judged], judged: Sequence[Judged], swapped: Sequence[Judged], within: Range
+) -> str:
+    """Both halves' errors, and how often a measurement lay in the range.
+
+    Args:
+        swapped: the fitting half by shares that the judged half sets.
+    """
     rows = [
         f"The range is {within.low:.2f} to {within.high:.2f} of a prediction, from {within.count} judged "
         f"measurements; {within.covers:.0%} of the next ones are expected in it.\n",
         "| half | devices | measurements | median error | worst | more than 40% off | in the range |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, half in (("fitting", fit), ("judged", judged)):
+    for name, half in (
+        ("fitting", fit),
+        ("judged", judged),
+        ("fitting, judged by the other's shares", swapped),
+    ):
         devices = len({one.measurement.first_device for one in half})
         far = sum(abs(one.error) > 0.4 for one in half)
         errors = f"{median_error(half):.1%} | {worst_error(half):.0%} | {far}"
         rows.append(f"| {name} | {devices} | {len(half)} | {errors} | {coverage(half, within):.0%} |")
+    return _lines(rows)
+
+
+def device_table(fit: Sequence[Judged], judged: Sequence[Judged], catalogue: Catalogue) -> str:
+    """The median error of each first device, by class."""
+    rows = ["| class | device | half | measurements | median error |", "|---|---|---|---|---|"]
+    found = []
+    for half, ones in (("fitting", fit), ("judged", judged)):
+        for device in {one.measurement.first_device for one in ones}:
+            errors = [one.error for one in ones if one.measurement.first_device == device]
+            found.append((catalogue.entry(device).hardware_class, device, half, len(errors), median(errors)))
+    rows += [
+        f"| {of} | {device} | {half} | {count} | {_signed(error)} |"
+        for of, device, half, count, error in sorted(found)
+    ]
     return _lines(rows)
 
 
@@ -60,7 +86,7 @@ def half_table(judged: Sequence[Judged], within: Range) -> str:
         inside = "yes" if within.holds(one.ratio) else "no"
         rows.append(
             f"| {described(one.measurement)} | {one.measurement.decode_tokens_per_s:.3g} "
-            f"| {one.predicted_tokens_per_s:.3g} | {one.error:+.0%} | {inside} |"
+            f"| {one.predicted_tokens_per_s:.3g} | {_signed(one.error)} | {inside} |"
         )
     return _lines(rows)
 
@@ -86,7 +112,7 @@ def passes_table(published: Sequence[PublishedPasses], catalogue: Catalogue) -> 
             error = predicted[number] / ratio - 1
             name = f"{one.device}, {one.model} {one.quant}"
             rows.append(
-                f"| {name} | {one.engine} | {number} | {ratio:.2f} | {predicted[number]:.2f} | {error:+.0%} |"
+                f"| {name} | {one.engine} | {number} | {ratio:.2f} | {predicted[number]:.2f} | {_signed(error)} |"
             )
     return _lines(rows)
 
@@ -158,6 +184,11 @@ def write_parts(path: Path, parts: dict[str, str]) -> None:
         text = with_part(text, name, part, path)
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def _signed(error: float) -> str:
+    """Whole percent; nothing has no sign of its own."""
+    return f"{round(error, 2) + 0.0:+.0%}"
 
 
 def _lines(rows: Sequence[str]) -> str:
