@@ -52,6 +52,7 @@ from placement.given.hardware_items import CatalogueName, Hardware, link_figures
 from placement.given.probe import with_probe
 
 _MOST_NAMES = 12
+_LINK_FIGURES = {"round_trip_s", "bandwidth_gbits_per_s"}
 
 
 def load_cluster(path: str | os.PathLike[str]) -> ClusterSpec:
@@ -96,7 +97,7 @@ def check_figures(cluster: ClusterSpec, path: str | os.PathLike[str]) -> None:
         more = ", nor have others" if len(unknown) > 1 else ""
         raise ClusterFileError(
             f"{path}: node {node.name!r} has no {what} typed or measured{more}: run `potluck probe {path}`, "
-            f"or type {'devices' if not node.devices else 'links'} into the file"
+            f"or type {'devices or hardware' if not node.devices else 'links'} into the file"
         )
 
 
@@ -135,6 +136,7 @@ class _LinkModel(_Strict):
 class _LinkUpgradeModel(_Strict):
     name: Text
     nodes: list[str]
+    hardware: CatalogueName | None = None
     round_trip_s: RoundTrip | None = None
     bandwidth_gbits_per_s: GbitsPerS | None = None
     price: NotNegative | None = None
@@ -203,16 +205,20 @@ def _cluster(file: _ClusterModel, where: str) -> ClusterSpec:
 
 def _link(link: _LinkModel, where: str) -> LinkSpec:
     """Of what is typed, and of the kind that is named for the rest."""
-    typed = link.model_dump(include={"round_trip_s", "bandwidth_gbits_per_s"}, exclude_none=True)
-    if link.hardware is not None:
-        typed = link_figures(link.hardware, typed, f"{where}.hardware")
-    for field in ("round_trip_s", "bandwidth_gbits_per_s"):
-        if field not in typed:
+    figures = _link_figures(link, where)
+    for field in sorted(_LINK_FIGURES, reverse=True):
+        if field not in figures:
             raise ClusterFileError(
                 f"{where}.{field}: expected a value, or a kind of link such as hardware: ethernet-2.5g; "
                 "found nothing"
             )
-    return LinkSpec(typed["round_trip_s"], typed["bandwidth_gbits_per_s"] * 1e9 / 8)
+    return LinkSpec(figures["round_trip_s"], figures["bandwidth_gbits_per_s"] * 1e9 / 8)
+
+
+def _link_figures(link: _LinkModel | _LinkUpgradeModel, where: str) -> dict[str, float]:
+    """Those of its fields that are known; raises ClusterFileError where its kind is that of no link."""
+    typed = link.model_dump(include=_LINK_FIGURES, exclude_none=True)
+    return typed if link.hardware is None else link_figures(link.hardware, typed, f"{where}.hardware")
 
 
 def _devices(node: _NodeModel, where: str, *, is_head: bool) -> tuple[DeviceSpec, ...]:
@@ -253,6 +259,7 @@ def _machines(file: _ClusterModel, names: list[str], where: str) -> tuple[Machin
 
 def _link_upgrades(file: _ClusterModel, linked: set[str], where: str) -> tuple[LinkUpgrade, ...]:
     _check_unique([upgrade.name for upgrade in file.link_upgrades], f"{where}link_upgrades")
+    found = []
     for index, upgrade in enumerate(file.link_upgrades):
         field = f"{where}link_upgrades[{index}]"
         unknown = [node for node in upgrade.nodes if node not in linked]
@@ -261,20 +268,21 @@ def _link_upgrades(file: _ClusterModel, linked: set[str], where: str) -> tuple[L
                 f"{field}.nodes: expected some of the nodes with a link to the head "
                 f"({_listed(sorted(linked)) or 'none'}), found {quote(unknown[0]) if unknown else 'none'}"
             )
-        if upgrade.round_trip_s is None and upgrade.bandwidth_gbits_per_s is None:
+        figures = _link_figures(upgrade, field)
+        if not figures:
             raise ClusterFileError(
                 f"{field}: expected round_trip_s, bandwidth_gbits_per_s or both, found neither"
             )
-    return tuple(
-        LinkUpgrade(
-            name=upgrade.name,
-            nodes=tuple(upgrade.nodes),
-            round_trip_s=upgrade.round_trip_s,
-            bandwidth_bytes_per_s=scaled(upgrade.bandwidth_gbits_per_s, 1e9 / 8),
-            price=upgrade.price,
+        found.append(
+            LinkUpgrade(
+                name=upgrade.name,
+                nodes=tuple(upgrade.nodes),
+                round_trip_s=figures.get("round_trip_s"),
+                bandwidth_bytes_per_s=scaled(figures.get("bandwidth_gbits_per_s"), 1e9 / 8),
+                price=upgrade.price,
+            )
         )
-        for upgrade in file.link_upgrades
-    )
+    return tuple(found)
 
 
 def _listed(names: list[str]) -> str:

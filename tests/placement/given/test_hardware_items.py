@@ -144,3 +144,21 @@ def test_devices_and_hardware_of_one_node_are_refused(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({"head": "study", "nodes": [node]}))
     with pytest.raises(ClusterFileError, match=r"nodes\[0\]: expected devices or hardware, found both"):
         load_cluster(path)
+
+
+def test_what_could_be_bought_for_links_may_be_named(tmp_path: Path) -> None:
+    path = tmp_path / "boxes.yaml"
+    upgrade: dict[str, Any] = {"name": "a cable", "nodes": ["attic"], "hardware": "ethernet-10g", "price": 90}
+    nodes = [{"name": "study", "hardware": ["rtx-4090"]}, {"name": "attic", "hardware": [RAM]}]
+    document = {"head": "study", "nodes": nodes, "links": [{"node": "attic", "hardware": "wifi-6"}]}
+    path.write_text(yaml.safe_dump(document | {"link_upgrades": [upgrade]}))
+    cluster = load_cluster(path)
+    before, (bought,) = cluster.nodes[1].link, cluster.link_upgrades
+    assert before is not None
+    after = bought.of(before)
+    assert bought.price == 90
+    assert after.round_trip_s < before.round_trip_s
+    assert after.bandwidth_bytes_per_s > 5 * before.bandwidth_bytes_per_s
+    path.write_text(yaml.safe_dump(document | {"link_upgrades": [upgrade | {"hardware": "p40"}]}))
+    with pytest.raises(ClusterFileError, match=r"link_upgrades\[0\].hardware: p40 is no link"):
+        load_cluster(path)
