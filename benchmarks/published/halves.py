@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from benchmarks.published.engine import predicted_tokens_per_s
 from benchmarks.published.judge import Judged
 from benchmarks.published.measurements import Halves, Measurement, load_measurements
+from placement.errors import InputError
+from placement.files.quote import quote
 from placement.hardware.catalogue import Catalogue
 
 _ONLY_GPU = "computed by the CPU of a box whose memory its GPU shares: the catalogue has the GPU alone"
@@ -34,7 +36,11 @@ class Published:
 
     @classmethod
     def of(cls, measurements: Sequence[Measurement], catalogue: Catalogue) -> Published:
-        """Halves of the devices that come first in at least one measurement that counts."""
+        """Halves of the devices that come first in at least one measurement that counts.
+
+        Raises:
+            InputError: a device that the catalogue has not.
+        """
         reasons = [(m, _left_out(m, catalogue)) for m in measurements]
         counted = [m for m, reason in reasons if reason is None]
         halves = Halves.of((m.first_device, catalogue.entry(m.first_device).hardware_class) for m in counted)
@@ -53,5 +59,8 @@ def judged_by(measurements: Sequence[Measurement], catalogue: Catalogue) -> list
 def _left_out(measurement: Measurement, catalogue: Catalogue) -> str | None:
     if measurement.left_out is not None:
         return measurement.left_out
-    kinds = {catalogue.entry(name).kind for box in measurement.of_boxes for name in box}
+    try:
+        kinds = {catalogue.entry(name).kind for box in measurement.of_boxes for name in box}
+    except ValueError as error:
+        raise InputError(f"measurement {quote(measurement.id)}: devices: {error}") from error
     return _ONLY_GPU if measurement.split == "cpu" and "ram" not in kinds else None

@@ -110,10 +110,9 @@ def passes_table(published: Sequence[PublishedPasses], catalogue: Catalogue) -> 
         predicted = predicted_beside_one(one, catalogue)
         for number, ratio in one.beside_one.items():
             error = predicted[number] / ratio - 1
-            name = f"{one.device}, {one.model} {one.quant}"
-            rows.append(
-                f"| {name} | {one.engine} | {number} | {ratio:.2f} | {predicted[number]:.2f} | {_signed(error)} |"
-            )
+            name = f"{one.device}, {one.model} {one.quant} | {one.engine}"
+            found = f"{ratio:.2f} | {predicted[number]:.2f} | {_signed(error)}"
+            rows.append(f"| {name} | {number} | {found} |")
     return _lines(rows)
 
 

@@ -16,7 +16,7 @@ from benchmarks.published.report import with_part
 from benchmarks.published.shares import fitted
 from placement.errors import InputError
 from placement.hardware.spread import Spread, packaged_spreads
-from tests.benchmarks.published.catalogues import classes_alone
+from tests.benchmarks.published.catalogues import classes_alone, measured
 
 AGAIN = "run `python -m benchmarks.published --fit`"
 REACHED = """\
@@ -158,6 +158,11 @@ def test_a_wrong_field_is_told_by_its_name(tmp_path, change: dict[str, object], 
     (tmp_path / "some.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
     with pytest.raises(InputError, match=message):
         load_measurements(tmp_path)
+
+
+def test_a_device_that_the_catalogue_has_not_is_told() -> None:
+    with pytest.raises(InputError, match=r"made-up.*unknown hardware 'm4-mox': is m4-max"):
+        Published.of([measured(["m4-mox"])], classes_alone())
 
 
 def test_an_id_is_given_once(tmp_path, published: Published) -> None:
