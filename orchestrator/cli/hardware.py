@@ -96,8 +96,8 @@ def _listed(catalogue: Catalogue, title: str, entries: Sequence[Entry]) -> Any:
         printed, reached = getattr(entry.data_sheet, field), figures[field]
         rows.append([entry.name, second, f"{printed:g}", f"{reached.value:g}", _HOW[reached.how]])
     unit = "Gbit/s" if is_link else "GB/s"
-    columns = ["name", "round trip" if is_link else "memory", f"{unit} printed", "reached", "known"]
-    return table(title, columns, rows)
+    columns = ["name", "round trip" if is_link else "memory", "printed", "reached", "known"]
+    return table(f"{title}, {unit}", columns, rows)
 
 
 def _memory(entry: Entry) -> str:
