@@ -32,7 +32,7 @@ def expert_rates(problem: PlanningProblem) -> ExpertRates:
     return ExpertRates(
         round_trip_s=np.array([d.round_trip_s for d in devices]),
         row_wire_s=np.array([row_bytes / d.link_bytes_per_s for d in devices]),
-        read_s=np.array([d.read_expert_s(problem.expert_bytes) for d in devices]),
+        read_s=np.array([problem.expert_bytes / d.bandwidth_bytes_per_s for d in devices]),
         compute_s=np.array(pair_s),
         busy_s=np.array(
             [shared_expert_s(d, shape, workload) if h else 0.0 for d, h in zip(devices, is_head, strict=True)]
@@ -79,7 +79,9 @@ def _cpus(devices: Sequence[PlanningDevice]) -> list[int]:
 def _reads_longest(device: PlanningDevice, workload: Workload) -> bool:
     """Whether memory bounds a block of the head's weights there, not arithmetic."""
     read_s = workload.head_bits("ffn") / 8 / device.bandwidth_bytes_per_s
-    return read_s >= device.multiply_s(workload.head_form("ffn"), 1, workload.tokens_per_step, read_s)
+    multiply_s = device.multiply_s(workload.head_form("ffn"), 1, workload.tokens_per_step, read_s)
+    # A single row's share of `row_costs` is one, but for rounding.
+    return read_s >= multiply_s * (1 - 1e-9)
 
 
 def _expert_line(problem: PlanningProblem, device: PlanningDevice) -> tuple[float, float]:
@@ -90,9 +92,9 @@ def _expert_line(problem: PlanningProblem, device: PlanningDevice) -> tuple[floa
     shape, form = problem.shape, problem.expert_form
     named = [] if form is None else [planned_format(name).name for name in form.split("/")]
     rows = max(1.0, problem.workload.tokens_per_step * shape.top_k / shape.num_experts)
-    read_s = device.read_expert_s(problem.expert_bytes)
+    read_s = problem.expert_bytes / device.bandwidth_bytes_per_s
     if not named or any(rates_of(device.kernels, name) is None for name in named):
-        fixed_s, row_s = device.multiply_expert_line(shape.expert_parameters, rows, read_s)
+        fixed_s, row_s = device.multiply_line(None, shape.expert_parameters, rows, read_s)
         return max(fixed_s, device.overheads.expert_s), row_s
     matrix = shape.expert_parameters // len(named)
     lines = [device.multiply_line(name, matrix, rows, read_s / len(named)) for name in named]

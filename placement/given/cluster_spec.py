@@ -71,9 +71,8 @@ class DeviceSpec:
     layer's rows there until the sums from RAM are back, without their bytes and what is computed.
     `attention_flops_per_s`: what attention reaches, None for `ffn_flops_per_s`. `kernels`: what it reaches
     with weights of some forms, in place of `ffn_flops_per_s` and `overheads.expert_s`.
-    `attention_bandwidth_bytes_per_s`: of keys and values, `expert_bandwidth_bytes_per_s`: of routed experts,
-    None for `bandwidth_bytes_per_s`. `row_costs`: passes of a few rows beside one row, of weights without
-    `kernels` of their form; `expert_row_costs`: the same of a routed expert, None for `row_costs`.
+    `attention_bandwidth_bytes_per_s`: of keys and values, None for `bandwidth_bytes_per_s`. `row_costs`:
+    passes of a few rows beside one row, of weights without `kernels` of their form.
     """
 
     name: str
@@ -91,9 +90,7 @@ class DeviceSpec:
     attention_flops_per_s: float | None = None
     kernels: tuple[KernelRates, ...] = ()
     attention_bandwidth_bytes_per_s: float | None = None
-    expert_bandwidth_bytes_per_s: float | None = None
     row_costs: RowCosts = NO_ROW_COSTS
-    expert_row_costs: RowCosts | None = None
 
     @property
     def budget_bytes(self) -> int:

@@ -61,10 +61,8 @@ class DeviceModel(_Strict):
     host_link_round_trip_s: RoundTrip = 0.0
     attention_gflops: Gflops | None = None
     attention_bandwidth_gbytes_per_s: GbytesPerS | None = None
-    expert_bandwidth_gbytes_per_s: GbytesPerS | None = None
     kernels: dict[str, dict[Rows, Gflops]] = {}
     row_costs: RowCostsField = {}
-    expert_row_costs: RowCostsField | None = None
 
 
 def device_spec(device: DeviceModel, where: str) -> DeviceSpec:
@@ -105,9 +103,7 @@ def device_spec(device: DeviceModel, where: str) -> DeviceSpec:
         attention_flops_per_s=scaled(device.attention_gflops, 1e9),
         kernels=tuple(_kernel_rates(form, rates, where) for form, rates in device.kernels.items()),
         attention_bandwidth_bytes_per_s=scaled(device.attention_bandwidth_gbytes_per_s, 1e9),
-        expert_bandwidth_bytes_per_s=scaled(device.expert_bandwidth_gbytes_per_s, 1e9),
         row_costs=RowCosts.of(device.row_costs),
-        expert_row_costs=None if device.expert_row_costs is None else RowCosts.of(device.expert_row_costs),
     )
 
 

@@ -46,7 +46,6 @@ class HardwareItem(_Strict):
     memory_bytes: Memory | None = None
     reserved_bytes: Memory | None = None
     bandwidth_gbytes_per_s: GbytesPerS | None = None
-    expert_bandwidth_gbytes_per_s: GbytesPerS | None = None
     attention_bandwidth_gbytes_per_s: GbytesPerS | None = None
     ffn_gflops: Gflops | None = None
     attention_gflops: Gflops | None = None
@@ -58,7 +57,6 @@ class HardwareItem(_Strict):
     host_link_round_trip_s: RoundTrip | None = None
     kernels: dict[str, dict[Rows, Gflops]] | None = None
     row_costs: RowCostsField | None = None
-    expert_row_costs: RowCostsField | None = None
 
     @property
     def typed(self) -> dict[str, Any]:

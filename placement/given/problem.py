@@ -53,9 +53,7 @@ class PlanningDevice:
     attention_flops_per_s: float | None = None
     kernels: tuple[KernelRates, ...] = ()
     attention_bandwidth_bytes_per_s: float | None = None
-    expert_bandwidth_bytes_per_s: float | None = None
     row_costs: RowCosts = NO_ROW_COSTS
-    expert_row_costs: RowCosts | None = None
 
     def capacity(self, expert_bytes: int) -> int:
         """Experts that fit the budget."""
@@ -72,19 +70,8 @@ class PlanningDevice:
         if (rates := rates_of(self.kernels, form)) is not None:
             fixed, slope = rates.line(num_rows)
             return 2 * parameters * fixed, 2 * parameters * slope
-        return self._line_beside_reading(self.row_costs, parameters, num_rows, read_s)
-
-    def multiply_expert_line(self, parameters: int, num_rows: float, read_s: float) -> tuple[float, float]:
-        """The same of a routed expert whose form has no kernels of its own."""
-        return self._line_beside_reading(
-            self.expert_row_costs or self.row_costs, parameters, num_rows, read_s
-        )
-
-    def _line_beside_reading(
-        self, costs: RowCosts, parameters: int, num_rows: float, read_s: float
-    ) -> tuple[float, float]:
         row_s = 2 * parameters / self.ffn_flops_per_s
-        fixed, slope = costs.line(num_rows)
+        fixed, slope = self.row_costs.line(num_rows)
         if read_s * (fixed + slope * num_rows) > row_s * num_rows:
             return read_s * fixed, read_s * slope
         return 0.0, row_s
@@ -94,13 +81,9 @@ class PlanningDevice:
         fixed_s, row_s = self.multiply_line(form, parameters, num_rows, read_s)
         return fixed_s + row_s * num_rows
 
-    def read_expert_s(self, expert_bytes: float) -> float:
-        """Seconds of reading one routed expert."""
-        return expert_bytes / (self.expert_bandwidth_bytes_per_s or self.bandwidth_bytes_per_s)
-
     def first_expert_s(self, expert_bytes: int) -> float:
         """Time until the result of one expert for one token is back, from nothing else in flight."""
-        return self.round_trip_s + self.read_expert_s(expert_bytes)
+        return self.round_trip_s + expert_bytes / self.bandwidth_bytes_per_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +199,7 @@ def planning_devices(cluster: ClusterSpec, head_bytes: int = 0) -> tuple[Plannin
                     attention_flops_per_s=device.attention_flops_per_s,
                     kernels=device.kernels,
                     attention_bandwidth_bytes_per_s=device.attention_bandwidth_bytes_per_s,
-                    expert_bandwidth_bytes_per_s=device.expert_bandwidth_bytes_per_s,
                     row_costs=device.row_costs,
-                    expert_row_costs=device.expert_row_costs,
                 )
             )
     return tuple(devices)

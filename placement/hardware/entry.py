@@ -81,7 +81,6 @@ class Stated(_Strict):
     source: Prose
     read_gbytes_per_s: GbytesPerS | None = None
     bandwidth_gbytes_per_s: GbytesPerS | None = None
-    expert_bandwidth_gbytes_per_s: GbytesPerS | None = None
     attention_bandwidth_gbytes_per_s: GbytesPerS | None = None
     ffn_gflops: Gflops | None = None
     host_link_gbytes_per_s: GbytesPerS | None = None
@@ -89,7 +88,6 @@ class Stated(_Strict):
     round_trip_s: RoundTrip | None = None
     reserved_bytes: Memory | None = None
     row_costs: RowCostsField | None = None
-    expert_row_costs: RowCostsField | None = None
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -133,18 +131,16 @@ class ClassShares(_Strict):
     Attributes:
         source: what the figures were set on.
         assumed: those of the figures below that nobody measured.
-        expert_bandwidth_share: of routed experts; None for `bandwidth_share`.
         attention_bandwidth_share: of keys and values in long texts; None for `bandwidth_share`.
         host_link_share: of the host link.
         layer_s, pass_s: and what follows, software as `overheads` of the cluster file name it.
-        row_costs, expert_row_costs: passes of a few rows beside one row, as the cluster file has them.
+        row_costs: passes of a few rows beside one row, as the cluster file has them.
         reserved_bytes: what is not for experts.
     """
 
     source: Prose
     assumed: tuple[Text, ...] = ()
     bandwidth_share: Share
-    expert_bandwidth_share: Share | None = None
     attention_bandwidth_share: Share | None = None
     arithmetic_share: Share = 1.0
     host_link_share: Share = 1.0
@@ -158,6 +154,5 @@ class ClassShares(_Strict):
     pass_s: NotNegative = 0.0
     draft_s: NotNegative = 0.0
     row_costs: RowCostsField = {}
-    expert_row_costs: RowCostsField | None = None
     reserved_bytes: Memory = 0
     round_trip_s: RoundTrip = 0.0

@@ -14,7 +14,6 @@ _OVERHEADS = ("request_s", "message_s", "layer_s", "moe_layer_s", "batch_s", "ro
 # Of a field of the cluster file: the share of which figure of the data sheet.
 _SHARES = {
     "bandwidth_gbytes_per_s": ("bandwidth_share", "bandwidth_gbytes_per_s"),
-    "expert_bandwidth_gbytes_per_s": ("expert_bandwidth_share", "bandwidth_gbytes_per_s"),
     "attention_bandwidth_gbytes_per_s": ("attention_bandwidth_share", "bandwidth_gbytes_per_s"),
     "ffn_gflops": ("arithmetic_share", "ffn_gflops"),
     "host_link_gbytes_per_s": ("host_link_share", "host_link_gbytes_per_s"),
@@ -66,9 +65,8 @@ def _add_class_figures(found: dict[str, Figure], entry: Entry, shares: ClassShar
         return
     if shares.reserved_bytes:
         found["reserved_bytes"] = _of_class(shares.reserved_bytes, "reserved_bytes", shares)
-    for name in ("row_costs", "expert_row_costs"):
-        if costs := getattr(shares, name):
-            found[name] = _of_class(dict(costs), name, shares)
+    if shares.row_costs:
+        found["row_costs"] = _of_class(dict(shares.row_costs), "row_costs", shares)
     if shares.host_link_round_trip_s:
         name = "host_link_round_trip_s"
         found[name] = _of_class(shares.host_link_round_trip_s, name, shares)

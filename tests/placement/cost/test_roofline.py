@@ -204,14 +204,6 @@ def test_keys_and_values_may_be_read_at_a_bandwidth_of_their_own() -> None:
     assert prefill_seconds(prompt[1], share, held, 4) > prefill_seconds(prompt[0], share, held, 4)
 
 
-def test_routed_experts_may_be_read_at_a_bandwidth_of_their_own() -> None:
-    usual = expert_rates(problem())
-    slow = expert_rates(with_fields(Workload(), expert_bandwidth_bytes_per_s=20e9))
-    np.testing.assert_allclose(slow.read_s, Q4_EXPERT / 20e9)
-    # The shared expert is none of them.
-    np.testing.assert_allclose(slow.busy_s, usual.busy_s)
-
-
 COSTS = RowCosts.of({2: 1.5, 4: 2.0})
 
 
@@ -232,18 +224,6 @@ def test_an_expert_that_two_rows_chose_takes_what_the_device_says_of_two_rows() 
     once, twice = (work_alone_seconds(rates, np.array([3, 0]), np.array([p, 0]))[0] for p in (3, 6))
     assert once == pytest.approx(3 * rates.read_s[0])
     assert twice == pytest.approx(1.5 * once)
-
-
-def test_rows_of_experts_may_cost_what_rows_of_others_do_not() -> None:
-    costs = {"row_costs": COSTS, "expert_row_costs": RowCosts.of({2: 2.0})}
-    rates = expert_rates(with_fields(Workload(drafts=1), **costs))
-    assert work_alone_seconds(rates, np.array([1, 0]), np.array([2, 0]))[0] == pytest.approx(
-        2 * rates.read_s[0]
-    )
-    two = Workload(num_sequences=2)
-    assert head_seconds(with_fields(two, **costs)).lm_head_s == pytest.approx(
-        head_seconds(with_fields(two, row_costs=COSTS)).lm_head_s
-    )
 
 
 def test_kernels_of_a_form_count_in_place_of_row_costs() -> None:

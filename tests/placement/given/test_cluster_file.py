@@ -337,18 +337,14 @@ def test_numbers_yaml_takes_for_text_are_read(tmp_path: Path) -> None:
     assert cluster.nodes[1].link.round_trip_s == 0.0003
 
 
-def test_what_memory_gives_keys_experts_and_rows_reaches_the_planner(tmp_path: Path) -> None:
+def test_what_keys_and_rows_cost_reaches_the_planner(tmp_path: Path) -> None:
     document = good()
     gpu = document["nodes"][0]["devices"][0]
-    gpu |= {"attention_bandwidth_gbytes_per_s": 400, "expert_bandwidth_gbytes_per_s": 600}
-    gpu |= {"row_costs": {4: 1.6, 2: 1.2}, "expert_row_costs": {2: 1.9}}
+    gpu |= {"attention_bandwidth_gbytes_per_s": 400, "row_costs": {4: 1.6, 2: 1.2}}
     head, ram, _ = planning_devices(load(tmp_path, document))
     assert head.attention_bandwidth_bytes_per_s == 400e9
-    assert head.expert_bandwidth_bytes_per_s == 600e9
     assert head.row_costs == RowCosts((1, 2, 4), (1.0, 1.2, 1.6))
-    assert head.expert_row_costs == RowCosts((1, 2), (1.0, 1.9))
-    assert (ram.row_costs, ram.expert_row_costs) == (NO_ROW_COSTS, None)
-    assert ram.attention_bandwidth_bytes_per_s is ram.expert_bandwidth_bytes_per_s is None
+    assert (ram.row_costs, ram.attention_bandwidth_bytes_per_s) == (NO_ROW_COSTS, None)
 
 
 def test_measured_software_and_shared_machines_reach_the_planner(tmp_path: Path) -> None:
@@ -419,7 +415,7 @@ def test_a_machine_of_unknown_or_shared_nodes_is_refused(
             r"devices\[1\].kernels.'q99': quantisation 'q99': expected .*attention",
         ),
         ({"row_costs": {1: 1.0}}, r"devices\[1\].row_costs: expected rows from 2 on"),
-        ({"expert_row_costs": {2: 0.9}}, r"expert_row_costs: expected passes of more rows to take at least"),
+        ({"row_costs": {2: 0.9}}, r"row_costs: expected passes of more rows to take at least"),
         (
             {"attention_bandwidth_gbytes_per_s": 0},
             r"attention_bandwidth_gbytes_per_s: expected a number above",

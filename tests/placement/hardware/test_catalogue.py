@@ -92,7 +92,6 @@ SHARES: dict[str, Any] = {
     "source": "a benchmark",
     "assumed": ["arithmetic_share"],
     "bandwidth_share": 0.8,
-    "expert_bandwidth_share": 0.6,
     "attention_bandwidth_share": 0.5,
     "arithmetic_share": 0.4,
     "layer_s": 1e-5,
@@ -118,7 +117,6 @@ def test_what_nobody_measured_is_the_classs_share_of_the_data_sheet(tmp_path: Pa
     found = known(tmp_path, ENTRY)
     assert found["memory_bytes"] == (24 * 10**9, "data sheet", "a sheet")
     assert found["bandwidth_gbytes_per_s"] == (800, "class", "a benchmark")
-    assert found["expert_bandwidth_gbytes_per_s"] == (600, "class", "a benchmark")
     assert found["attention_bandwidth_gbytes_per_s"] == (500, "class", "a benchmark")
     assert found["ffn_gflops"] == (40_000, "assumed", "a benchmark")
     assert found["row_costs"] == ({2: 1.5}, "class", "a benchmark")
@@ -138,7 +136,6 @@ def test_what_was_published_of_a_device_counts_before_its_class(tmp_path: Path) 
 def test_no_bandwidth_is_more_than_what_a_program_that_reads_gets(tmp_path: Path) -> None:
     found = known(tmp_path, ENTRY | {"reached": {"read_gbytes_per_s": 550, "source": "somebody"}})
     assert found["bandwidth_gbytes_per_s"] == (550, "published", "somebody")
-    assert found["expert_bandwidth_gbytes_per_s"] == (550, "published", "somebody")
     assert found["attention_bandwidth_gbytes_per_s"] == (500, "class", "a benchmark")
 
 

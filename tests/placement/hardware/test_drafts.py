@@ -37,7 +37,7 @@ HARDWARE: dict[str, list[Any]] = {
 
 def by_bytes(device: DeviceSpec) -> DeviceSpec:
     """As if rows cost nothing beside the bytes that they need."""
-    return replace(device, row_costs=NO_ROW_COSTS, expert_row_costs=None, overheads=NO_OVERHEADS)
+    return replace(device, row_costs=NO_ROW_COSTS, overheads=NO_OVERHEADS)
 
 
 def tokens_per_s(hardware: list[Any], drafts: int, *, bytes_alone: bool) -> float:
