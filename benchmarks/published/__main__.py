@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.published.halves import Published, judged_by
-from benchmarks.published.judge import range_about
+from benchmarks.published.halves import Judgement, Published
 from benchmarks.published.passes import load_passes
 from benchmarks.published.reached_file import write_values
 from benchmarks.published.report import (
@@ -22,7 +21,7 @@ from benchmarks.published.report import (
     summary_table,
     write_parts,
 )
-from benchmarks.published.shares import by_class_alone, fitted, with_figures
+from benchmarks.published.shares import by_class_alone, fitted
 from placement.errors import PotluckError
 from placement.hardware.catalogue import REACHED, Catalogue, read_catalogue
 
@@ -57,16 +56,14 @@ def page_parts(catalogue: Catalogue) -> dict[str, str]:
         catalogue: without what was published of single devices (`by_class_alone`).
     """
     published = Published.load(catalogue)
-    fit, judged = (judged_by(half, catalogue) for half in (published.fit, published.judged))
-    other_way = with_figures(catalogue, fitted(published.judged, catalogue))
-    swapped = judged_by(published.fit, other_way)
-    within = range_about(judged)
+    judgement = Judgement.of(published, catalogue)
+    within = judgement.range()
     return {
-        "summary": summary_table(fit, judged, swapped, within),
-        "devices": device_table(fit, judged, catalogue),
+        "summary": summary_table(judgement, within),
+        "devices": device_table(judgement, catalogue),
         "classes": class_table(catalogue),
-        "judged half": half_table(judged, within),
-        "fitting half": half_table(fit, within),
+        "judged half": half_table(judgement.judged, within),
+        "fitting half": half_table(judgement.fit, within),
         "left out": left_out_table(published.left_out),
         "passes": passes_table(load_passes(), catalogue),
         "drafts": draft_table(catalogue),
@@ -80,8 +77,7 @@ def _fit(catalogue: Catalogue) -> None:
     for figure, value in fitted(published.fit, catalogue).items():
         values.setdefault(figure.of_class, {})[figure.name] = value
     write_values(REACHED, values)
-    as_written = by_class_alone(read_catalogue())
-    within = range_about(judged_by(published.judged, as_written))
+    within = Judgement.of(published, by_class_alone(read_catalogue())).range()
     judged = {"low": within.low, "high": within.high, "count": within.count, "covers": within.covers}
     write_values(REACHED, {"judged": judged})
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.published.engine import predicted_tokens_per_s
-from benchmarks.published.judge import Judged
+from benchmarks.published.judge import Judged, Range, range_about
 from benchmarks.published.measurements import Halves, Measurement, load_measurements
+from benchmarks.published.shares import fitted, with_figures
 from placement.errors import InputError
 from placement.files.quote import quote
 from placement.hardware.catalogue import Catalogue
@@ -51,9 +52,38 @@ class Published:
         )
 
 
-def judged_by(measurements: Sequence[Measurement], catalogue: Catalogue) -> list[Judged]:
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Predictions beside what was published.
+
+    Attributes:
+        fit: the fitting half by the catalogue's shares, which it set.
+        judged: the judged half by the same.
+        swapped: the fitting half by shares that the judged half sets.
+    """
+
+    fit: tuple[Judged, ...]
+    judged: tuple[Judged, ...]
+    swapped: tuple[Judged, ...]
+
+    @classmethod
+    def of(cls, published: Published, catalogue: Catalogue) -> Judgement:
+        """Raises InputError as `predicted_tokens_per_s`."""
+        other_way = with_figures(catalogue, fitted(published.judged, catalogue))
+        return cls(
+            judged_by(published.fit, catalogue),
+            judged_by(published.judged, catalogue),
+            judged_by(published.fit, other_way),
+        )
+
+    def range(self) -> Range:
+        """Of predictions for a device that set nothing: each device by the other half's shares."""
+        return range_about([*self.judged, *self.swapped])
+
+
+def judged_by(measurements: Sequence[Measurement], catalogue: Catalogue) -> tuple[Judged, ...]:
     """Each beside its prediction; raises InputError as `predicted_tokens_per_s`."""
-    return [Judged(m, predicted_tokens_per_s(m, catalogue)) for m in measurements]
+    return tuple(Judged(m, predicted_tokens_per_s(m, catalogue)) for m in measurements)
 
 
 def _left_out(measurement: Measurement, catalogue: Catalogue) -> str | None:

@@ -89,7 +89,7 @@ def _tail(parts: Sequence[tuple[float, float]], most: float) -> tuple[float, flo
 
 
 def range_about(judged: Sequence[Judged]) -> Range:
-    """Of predictions for a device that nothing was set on: each judged device counts as one ratio."""
+    """Of measurements that did not set what predicts them: each device counts as one ratio."""
     return range_of([one.ratio for one in judged], [one.measurement.first_device for one in judged])
 
 

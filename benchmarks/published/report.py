@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.published.engine import predicted_tokens_per_s
+from benchmarks.published.halves import Judgement
 from benchmarks.published.judge import Judged, Range, coverage, median_error, worst_error
 from benchmarks.published.measurements import Measurement
 from benchmarks.published.models import has_form, has_model
@@ -24,24 +25,18 @@ _ACCEPTANCE = (0.889, 0.758, 0.687)
 _DRAFT_DEVICES = ("m4-max", "dgx-spark", "strix-halo", "rtx-pro-6000-blackwell")
 
 
-def summary_table(
-    fit: Sequence[Judged], judged: Sequence[Judged], swapped: Sequence[Judged], within: Range
-) -> str:
-    """Both halves' errors, and how often a measurement lay in the range.
-
-    Args:
-        swapped: the fitting half by shares that the judged half sets.
-    """
+def summary_table(judgement: Judgement, within: Range) -> str:
+    """The halves' errors, and how often a measurement lay in the range."""
     rows = [
-        f"The range is {within.low:.2f} to {within.high:.2f} of a prediction, from {within.count} judged "
-        f"measurements; {within.covers:.0%} of the next ones are expected in it.\n",
+        f"The range is {within.low:.2f} to {within.high:.2f} of a prediction, from {within.count} "
+        f"measurements; {within.covers:.0%} of the next devices' are expected in it.\n",
         "| half | devices | measurements | median error | worst | more than 40% off | in the range |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, half in (
-        ("fitting", fit),
-        ("judged", judged),
-        ("fitting, judged by the other's shares", swapped),
+        ("fitting", judgement.fit),
+        ("judged", judgement.judged),
+        ("fitting, by the other's shares", judgement.swapped),
     ):
         devices = len({one.measurement.first_device for one in half})
         far = sum(abs(one.error) > 0.4 for one in half)
@@ -50,11 +45,11 @@ def summary_table(
     return _lines(rows)
 
 
-def device_table(fit: Sequence[Judged], judged: Sequence[Judged], catalogue: Catalogue) -> str:
+def device_table(judgement: Judgement, catalogue: Catalogue) -> str:
     """The median error of each first device, by class."""
     rows = ["| class | device | half | measurements | median error |", "|---|---|---|---|---|"]
     found = []
-    for half, ones in (("fitting", fit), ("judged", judged)):
+    for half, ones in (("fitting", judgement.fit), ("judged", judgement.judged)):
         for device in {one.measurement.first_device for one in ones}:
             errors = [one.error for one in ones if one.measurement.first_device == device]
             found.append((catalogue.entry(device).hardware_class, device, half, len(errors), median(errors)))

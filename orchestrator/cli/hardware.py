@@ -18,7 +18,9 @@ from placement.hardware.figures import Figure, figures_of
 
 _TITLES: dict[HardwareClass, str] = {
     "discrete-gpu": "Graphics cards",
-    "apple": "Apple's chips",
+    "apple-m1": "Apple's chips, M1",
+    "apple-m2-m3": "Apple's chips, M2 and M3",
+    "apple-m4-m5": "Apple's chips, M4 and M5",
     "unified-pc": "PCs whose GPU and CPU share memory",
     "desktop-ram": "RAM of desktops",
     "server-ram": "RAM of servers and workstations",

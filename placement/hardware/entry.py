@@ -22,7 +22,9 @@ from placement.fields.cluster_fields import (
 
 HardwareClass = Literal[
     "discrete-gpu",
-    "apple",
+    "apple-m1",
+    "apple-m2-m3",
+    "apple-m4-m5",
     "unified-pc",
     "desktop-ram",
     "server-ram",

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from benchmarks.published.__main__ import PAGE, page_parts
-from benchmarks.published.halves import Published, judged_by
-from benchmarks.published.judge import coverage, median_error, range_about
+from benchmarks.published.halves import Judgement, Published
+from benchmarks.published.judge import coverage, median_error, worst_error
 from benchmarks.published.measurements import load_measurements
 from benchmarks.published.passes import load_passes
 from benchmarks.published.probed import probed_range
@@ -37,12 +37,17 @@ def published() -> Published:
     return Published.load(classes_alone())
 
 
+@pytest.fixture(scope="module")
+def judgement(published: Published) -> Judgement:
+    return Judgement.of(published, classes_alone())
+
+
 def test_there_are_enough_measurements_of_enough_devices(published: Published) -> None:
     counted = [*published.fit, *published.judged]
     assert len(counted) >= 20
     assert len({tuple(map(tuple, m.of_boxes)) for m in counted}) >= 14
     classes = {classes_alone().entry(m.first_device).hardware_class for m in counted}
-    assert {"discrete-gpu", "apple", "unified-pc"} <= classes
+    assert {"discrete-gpu", "apple-m2-m3", "unified-pc", "server-ram", "desktop-ram"} <= classes
     assert {m.first_device for m in published.fit}.isdisjoint(m.first_device for m in published.judged)
 
 
@@ -53,9 +58,9 @@ def test_what_is_left_out_is_so_by_a_rule(published: Published) -> None:
     assert any(m.decode_tokens_per_s == 3.43 for m, _ in published.left_out)
 
 
-def test_the_judged_half_is_as_near_as_was_aimed_at(published: Published) -> None:
-    judged = judged_by(published.judged, classes_alone())
-    assert median_error(judged) <= 0.2
+def test_the_judged_half_is_as_near_as_was_aimed_at(judgement: Judgement) -> None:
+    assert median_error(judgement.judged) <= 0.2
+    assert worst_error(judgement.judged) <= 0.4
 
 
 def test_stored_shares_are_those_of_the_fitting_half(published: Published) -> None:
@@ -64,14 +69,13 @@ def test_stored_shares_are_those_of_the_fitting_half(published: Published) -> No
         assert stored == pytest.approx(value, rel=0.03, abs=2e-6), f"{figure}: {AGAIN}"
 
 
-def test_the_stored_range_is_that_of_the_judged_half(published: Published) -> None:
-    judged = judged_by(published.judged, classes_alone())
-    within, stored = range_about(judged), packaged_spreads().judged
-    assert figures(stored) == pytest.approx((within.low, within.high, within.covers), rel=0.005), AGAIN
-    assert stored.count == within.count == len(judged), AGAIN
-    # Devices that set shares are no harder to predict than those that judge them.
-    fit = judged_by(published.fit, classes_alone())
-    assert coverage(fit, within) >= 0.6
+def test_the_stored_range_is_that_of_devices_that_set_nothing(judgement: Judgement) -> None:
+    within, stored = judgement.range(), packaged_spreads().judged
+    assert figures(stored) == pytest.approx((within.low, within.high, within.covers), rel=0.01), AGAIN
+    assert stored.count == within.count == len(judgement.judged) + len(judgement.fit), AGAIN
+    # Measured often or not, a device's own measurements are no more than a little rarer in it than devices.
+    assert coverage(judgement.judged, within) >= 0.7
+    assert coverage(judgement.swapped, within) >= 0.7
 
 
 def test_the_range_of_probed_boxes_is_that_of_our_own_runs() -> None:
@@ -86,14 +90,19 @@ def figures(spread: Spread) -> tuple[float, float, float]:
     return spread.low, spread.high, spread.covers
 
 
-def test_the_page_shows_what_the_program_says() -> None:
+@pytest.fixture(scope="module")
+def parts() -> dict[str, str]:
+    return page_parts(classes_alone())
+
+
+def test_the_page_shows_what_the_program_says(parts: dict[str, str]) -> None:
     text = PAGE.read_text(encoding="utf-8")
-    for name, part in page_parts(classes_alone()).items():
+    for name, part in parts.items():
         assert with_part(text, name, part, PAGE) == text, f"{name}: {AGAIN}"
 
 
-def test_one_draft_is_best_where_people_measured_one() -> None:
-    rows = page_parts(classes_alone())["drafts"].splitlines()
+def test_one_draft_is_best_where_people_measured_one(parts: dict[str, str]) -> None:
+    rows = parts["drafts"].splitlines()
     best = {row.split("|")[1].strip(): row.split("|")[-2].strip() for row in rows[2:]}
     assert best["m4-max"] == "1"
 

@@ -89,7 +89,7 @@ def test_no_share_is_more_than_reading_alone_has_reached() -> None:
 def test_other_figures_leave_the_catalogue_as_it_was() -> None:
     catalogue = classes_alone()
     before = dict(catalogue.classes)
-    changed = with_figures(catalogue, {Figure("apple", "layer_s"): 1.0})
-    assert changed.classes["apple"].layer_s == 1.0
+    changed = with_figures(catalogue, {Figure("apple-m1", "layer_s"): 1.0})
+    assert changed.classes["apple-m1"].layer_s == 1.0
     assert dict(catalogue.classes) == before
-    assert replace(Figure("apple", "layer_s"), name="bandwidth_share").is_share
+    assert replace(Figure("apple-m1", "layer_s"), name="bandwidth_share").is_share

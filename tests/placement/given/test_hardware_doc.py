@@ -23,7 +23,7 @@ EXAMPLES = {
 UNIFIED = {
     name
     for name, entry in packaged_catalogue().entries.items()
-    if entry.hardware_class in ("apple", "unified-pc")
+    if entry.hardware_class.startswith(("apple", "unified-pc"))
 }
 
 
