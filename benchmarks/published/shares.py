@@ -39,6 +39,8 @@ _PRIOR_WEIGHT = 0.05
 """Of the logarithm of a figure by its usual value, beside that of one device's error."""
 _OUTLIER = 0.05
 """Errors beyond it count by their size, not by its square: one odd post does not decide a class."""
+_TOLERANCE = 1e-12
+"""So that the same measurements give the same digits anywhere."""
 _TENTH = 0.1
 
 
@@ -120,7 +122,14 @@ def fitted(measurements: Sequence[Measurement], catalogue: Catalogue) -> dict[Fi
         return np.concatenate([weights * np.log(seconds / published_s), _PRIOR_WEIGHT * prior])
 
     found = least_squares(
-        residuals, np.ones(len(figures)), bounds=(low, high), loss="soft_l1", f_scale=_OUTLIER
+        residuals,
+        np.ones(len(figures)),
+        bounds=(low, high),
+        loss="soft_l1",
+        f_scale=_OUTLIER,
+        xtol=_TOLERANCE,
+        ftol=_TOLERANCE,
+        gtol=_TOLERANCE,
     )
     return dict(zip(figures, (float(value) for value in found.x * usual), strict=True))
 
