@@ -24,6 +24,10 @@ class ClusterFileError(PotluckError):
     """A cluster file does not say what a cluster file must say."""
 
 
+class HardwareFileError(PotluckError):
+    """The catalogue of hardware, or what its classes reach, does not say what such a file must say."""
+
+
 class StudyFileError(PotluckError):
     """A study file does not describe a grid of plans, or a results folder belongs to another study."""
 

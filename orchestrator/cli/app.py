@@ -41,6 +41,7 @@ COMMANDS = {
     "simulate": (
         "Replay a trace through a plan: step times, tokens/s, what is busy and what bounds each layer."
     ),
+    "hardware": "List the hardware that cluster files may name, or say what is known of one kind.",
     "whatif": "Rank single changes to a cluster by tokens per second.",
     "study": "Plan and judge every cell of a grid; an interrupted study goes on where it stopped.",
     "verify": "Note digests of all of a model's bytes, or find what has changed since they were noted.",

@@ -20,9 +20,9 @@ from orchestrator.cluster.keys_folder import ensure_keys
 from orchestrator.cluster.launcher_file import load_launcher
 from orchestrator.cluster.launcher_text import MOST_NAME_OF_CLUSTER, Draft, launcher_text
 from placement.errors import InputError
+from placement.fields.cluster_fields import MOST_NAME, NAME_PATTERN, USER_PATTERN, parse_address
 from placement.files.atomic import check_targets, replacing
 from placement.files.quote import quote
-from placement.given.cluster_fields import MOST_NAME, NAME_PATTERN, USER_PATTERN, parse_address
 
 Value = TypeVar("Value")
 

@@ -44,8 +44,8 @@ from placement.answers.summary import summarise
 from placement.answers.survival import losses_to_survive, prediction_without, survival
 from placement.cost.head import head_seconds
 from placement.errors import InputError, PlanDoesNotFit, PlanError
+from placement.fields.cluster_fields import parse_size
 from placement.files.atomic import check_targets
-from placement.given.cluster_fields import parse_size
 from placement.given.cluster_file import load_known_cluster
 from placement.given.cluster_spec import ClusterSpec
 from placement.given.other_head import as_planned, find_head, head_place, with_head

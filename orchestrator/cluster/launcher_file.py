@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from placement.errors import ClusterFileError
+from placement.fields.cluster_fields import MOST_NAME, NAME_PATTERN, USER_PATTERN
+from placement.fields.yaml_file import read_mapping, validate_fields
 from placement.files.quote import quote
-from placement.given.cluster_fields import MOST_NAME, NAME_PATTERN, USER_PATTERN
 from placement.given.cluster_file import cluster_of
 from placement.given.cluster_spec import ClusterSpec, NetworkKind, NodeSpec
-from placement.given.yaml_file import read_mapping, validate_fields
 
 STATE_FOLDER = ".potluck"
 """Beside a cluster file, and in a user's home on its boxes: a folder for each cluster lies in it."""

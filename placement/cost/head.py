@@ -145,7 +145,7 @@ def weights_s(
 ) -> float:
     """A block of weights of the head's own: read once, multiplied with every row."""
     read_s = parameters * workload.head_bits(part) / 8 / device.bandwidth_bytes_per_s
-    return max(read_s, device.multiply_s(workload.head_form(part), parameters, num_rows))
+    return max(read_s, device.multiply_s(workload.head_form(part), parameters, num_rows, read_s))
 
 
 def mtp_weights_s(
@@ -192,4 +192,5 @@ def _attention_roofline_s(num_bytes: float, flops: float, rows: float, device: P
     kernel = rates_of(device.kernels, ATTENTION)
     if kernel is not None:
         rate = rows / kernel.row_flop_s(rows)
-    return roofline_s(num_bytes, flops, device.bandwidth_bytes_per_s, rate)
+    bytes_per_s = device.attention_bandwidth_bytes_per_s or device.bandwidth_bytes_per_s
+    return roofline_s(num_bytes, flops, bytes_per_s, rate)

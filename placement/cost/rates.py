@@ -79,7 +79,9 @@ def _cpus(devices: Sequence[PlanningDevice]) -> list[int]:
 def _reads_longest(device: PlanningDevice, workload: Workload) -> bool:
     """Whether memory bounds a block of the head's weights there, not arithmetic."""
     read_s = workload.head_bits("ffn") / 8 / device.bandwidth_bytes_per_s
-    return read_s >= device.multiply_s(workload.head_form("ffn"), 1, workload.tokens_per_step)
+    multiply_s = device.multiply_s(workload.head_form("ffn"), 1, workload.tokens_per_step, read_s)
+    # A single row's share of `row_costs` is one, but for rounding.
+    return read_s >= multiply_s * (1 - 1e-9)
 
 
 def _expert_line(problem: PlanningProblem, device: PlanningDevice) -> tuple[float, float]:
@@ -88,10 +90,12 @@ def _expert_line(problem: PlanningProblem, device: PlanningDevice) -> tuple[floa
     Kernels' rates count at the rows that an expert gets on average if all are chosen alike.
     """
     shape, form = problem.shape, problem.expert_form
-    named = None if form is None else [planned_format(name).name for name in form.split("/")]
-    if named is None or any(rates_of(device.kernels, name) is None for name in named):
-        return device.overheads.expert_s, 2 * shape.expert_parameters / device.ffn_flops_per_s
+    named = [] if form is None else [planned_format(name).name for name in form.split("/")]
     rows = max(1.0, problem.workload.tokens_per_step * shape.top_k / shape.num_experts)
+    read_s = problem.expert_bytes / device.bandwidth_bytes_per_s
+    if not named or any(rates_of(device.kernels, name) is None for name in named):
+        fixed_s, row_s = device.multiply_line(None, shape.expert_parameters, rows, read_s)
+        return max(fixed_s, device.overheads.expert_s), row_s
     matrix = shape.expert_parameters // len(named)
-    lines = [device.multiply_line(name, matrix, rows) for name in named]
+    lines = [device.multiply_line(name, matrix, rows, read_s / len(named)) for name in named]
     return sum(fixed for fixed, _ in lines), sum(row for _, row in lines)

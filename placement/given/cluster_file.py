@@ -14,45 +14,45 @@ from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict
 
-from placement.errors import ClusterFileError, InputError
-from placement.files.quote import quote
-from placement.given.cluster_fields import (
+from placement.errors import ClusterFileError
+from placement.fields.cluster_fields import (
     Address,
     GbitsPerS,
     GbytesPerS,
-    Gflops,
     Memory,
     Name,
     NotNegative,
-    Number,
     Port,
     Positive,
     RemotePath,
     RoundTrip,
-    Rows,
     Text,
     User,
 )
+from placement.fields.yaml_file import read_mapping, validate_fields
+from placement.files.quote import quote
 from placement.given.cluster_spec import (
     USUAL_VENV,
     ClusterSpec,
-    DeviceKind,
     DeviceSpec,
     LinkSpec,
     LinkUpgrade,
     MachineSpec,
     NetworkKind,
     NodeSpec,
-    Overheads,
     capped,
 )
-from placement.given.kernel_rates import ATTENTION, KernelRates
+from placement.given.device_fields import (
+    DeviceModel,
+    check_no_head_software,
+    device_spec,
+    scaled,
+)
+from placement.given.hardware_items import CatalogueName, Hardware, link_figures, named_devices
 from placement.given.probe import with_probe
-from placement.given.yaml_file import read_mapping, validate_fields
-from placement.units import size
-from placement.weight_format import planned_format
 
 _MOST_NAMES = 12
+_LINK_FIGURES = {"round_trip_s", "bandwidth_gbits_per_s"}
 
 
 def load_cluster(path: str | os.PathLike[str]) -> ClusterSpec:
@@ -97,30 +97,12 @@ def check_figures(cluster: ClusterSpec, path: str | os.PathLike[str]) -> None:
         more = ", nor have others" if len(unknown) > 1 else ""
         raise ClusterFileError(
             f"{path}: node {node.name!r} has no {what} typed or measured{more}: run `potluck probe {path}`, "
-            f"or type {'devices' if not node.devices else 'links'} into the file"
+            f"or type {'devices or hardware' if not node.devices else 'links'} into the file"
         )
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _OverheadsModel(_Strict):
-    request_s: NotNegative = 0.0
-    expert_s: NotNegative = 0.0
-    message_s: NotNegative = 0.0
-    message_row_s: NotNegative = 0.0
-    layer_s: NotNegative = 0.0
-    moe_layer_s: NotNegative = 0.0
-    batch_s: Number = 0.0
-    row_s: NotNegative = 0.0
-    pass_s: NotNegative = 0.0
-    draft_s: NotNegative = 0.0
-
-
-# What counts on the head's own device alone, and what also counts where the policy `pipeline` runs layers.
-_HEAD_OVERHEADS = {"message_s", "message_row_s", "pass_s", "draft_s"}
-_LAYER_OVERHEADS = {"layer_s", "moe_layer_s", "batch_s", "row_s"}
 
 
 class _MachineModel(_Strict):
@@ -130,27 +112,11 @@ class _MachineModel(_Strict):
     bandwidth_gbytes_per_s: GbytesPerS
 
 
-class _DeviceModel(_Strict):
-    name: Name
-    kind: DeviceKind
-    memory_bytes: Memory
-    bandwidth_gbytes_per_s: GbytesPerS
-    ffn_gflops: Gflops
-    reserved_bytes: Memory = 0
-    torch_device: str | None = None
-    price_per_gbyte: NotNegative | None = None
-    overheads: _OverheadsModel = _OverheadsModel()
-    cores: Positive = 1.0
-    host_link_gbytes_per_s: GbytesPerS | None = None
-    host_link_round_trip_s: RoundTrip = 0.0
-    attention_gflops: Gflops | None = None
-    kernels: dict[str, dict[Rows, Gflops]] = {}
-
-
 class _NodeModel(_Strict):
     name: Name
     address: Address | None = None
-    devices: list[_DeviceModel] = []
+    devices: list[DeviceModel] = []
+    hardware: list[Hardware] = []
     price: NotNegative | None = None
     ssh_user: User | None = None
     ssh_port: Port = 22
@@ -162,13 +128,15 @@ class _NodeModel(_Strict):
 
 class _LinkModel(_Strict):
     node: str
-    round_trip_s: RoundTrip
-    bandwidth_gbits_per_s: GbitsPerS
+    hardware: CatalogueName | None = None
+    round_trip_s: RoundTrip | None = None
+    bandwidth_gbits_per_s: GbitsPerS | None = None
 
 
 class _LinkUpgradeModel(_Strict):
     name: Text
     nodes: list[str]
+    hardware: CatalogueName | None = None
     round_trip_s: RoundTrip | None = None
     bandwidth_gbits_per_s: GbitsPerS | None = None
     price: NotNegative | None = None
@@ -211,15 +179,11 @@ def _cluster(file: _ClusterModel, where: str) -> ClusterSpec:
             raise ClusterFileError(
                 f"{field}: expected one link a node, found a second for {quote(link.node)}"
             )
-        links[link.node] = LinkSpec(link.round_trip_s, link.bandwidth_gbits_per_s * 1e9 / 8)
+        links[link.node] = _link(link, f"{where}links[{index}]")
     nodes = []
     for index, node in enumerate(file.nodes):
         field = f"{where}nodes[{index}]"
-        _check_unique([device.name for device in node.devices], f"{field}.devices")
-        for i, device in enumerate(node.devices):
-            if (node.name, i) != (file.head, 0):
-                _check_no_head_software(node, device, f"{field}.devices[{i}]")
-        devices = tuple(_device(device, f"{field}.devices[{i}]") for i, device in enumerate(node.devices))
+        devices = _devices(node, field, is_head=node.name == file.head)
         nodes.append(
             NodeSpec(
                 name=node.name,
@@ -237,6 +201,40 @@ def _cluster(file: _ClusterModel, where: str) -> ClusterSpec:
         )
     upgrades = _link_upgrades(file, set(links) - {file.head}, where)
     return ClusterSpec(file.head, tuple(nodes), _machines(file, names, where), upgrades)
+
+
+def _link(link: _LinkModel, where: str) -> LinkSpec:
+    """Of what is typed, and of the kind that is named for the rest."""
+    figures = _link_figures(link, where)
+    for field in sorted(_LINK_FIGURES, reverse=True):
+        if field not in figures:
+            raise ClusterFileError(
+                f"{where}.{field}: expected a value, or a kind of link such as hardware: ethernet-2.5g; "
+                "found nothing"
+            )
+    return LinkSpec(figures["round_trip_s"], figures["bandwidth_gbits_per_s"] * 1e9 / 8)
+
+
+def _link_figures(link: _LinkModel | _LinkUpgradeModel, where: str) -> dict[str, float]:
+    """Those of its fields that are known; raises ClusterFileError where its kind is that of no link."""
+    typed = link.model_dump(include=_LINK_FIGURES, exclude_none=True)
+    return typed if link.hardware is None else link_figures(link.hardware, typed, f"{where}.hardware")
+
+
+def _devices(node: _NodeModel, where: str, *, is_head: bool) -> tuple[DeviceSpec, ...]:
+    """Those that are typed, or those that are named."""
+    if node.devices and node.hardware:
+        raise ClusterFileError(
+            f"{where}: expected devices or hardware, found both: figures of one's own may stand in "
+            "hardware too, as {use: NAME, bandwidth_gbytes_per_s: …}"
+        )
+    where = f"{where}.{'hardware' if node.hardware else 'devices'}"
+    devices = node.devices or named_devices(node.hardware, where, is_head=is_head)
+    _check_unique([device.name for device in devices], where)
+    for i, device in enumerate(devices):
+        if not is_head or i:
+            check_no_head_software(node.name, device, f"{where}[{i}]")
+    return tuple(device_spec(device, f"{where}[{i}]") for i, device in enumerate(devices))
 
 
 def _machines(file: _ClusterModel, names: list[str], where: str) -> tuple[MachineSpec, ...]:
@@ -261,6 +259,7 @@ def _machines(file: _ClusterModel, names: list[str], where: str) -> tuple[Machin
 
 def _link_upgrades(file: _ClusterModel, linked: set[str], where: str) -> tuple[LinkUpgrade, ...]:
     _check_unique([upgrade.name for upgrade in file.link_upgrades], f"{where}link_upgrades")
+    found = []
     for index, upgrade in enumerate(file.link_upgrades):
         field = f"{where}link_upgrades[{index}]"
         unknown = [node for node in upgrade.nodes if node not in linked]
@@ -269,96 +268,27 @@ def _link_upgrades(file: _ClusterModel, linked: set[str], where: str) -> tuple[L
                 f"{field}.nodes: expected some of the nodes with a link to the head "
                 f"({_listed(sorted(linked)) or 'none'}), found {quote(unknown[0]) if unknown else 'none'}"
             )
-        if upgrade.round_trip_s is None and upgrade.bandwidth_gbits_per_s is None:
+        figures = _link_figures(upgrade, field)
+        if not figures:
             raise ClusterFileError(
                 f"{field}: expected round_trip_s, bandwidth_gbits_per_s or both, found neither"
             )
-    return tuple(
-        LinkUpgrade(
-            name=upgrade.name,
-            nodes=tuple(upgrade.nodes),
-            round_trip_s=upgrade.round_trip_s,
-            bandwidth_bytes_per_s=_scaled(upgrade.bandwidth_gbits_per_s, 1e9 / 8),
-            price=upgrade.price,
-        )
-        for upgrade in file.link_upgrades
-    )
-
-
-def _check_no_head_software(node: _NodeModel, device: _DeviceModel, where: str) -> None:
-    """On a device that is not the head's own, some measured seconds would count nowhere."""
-    without_effect = _HEAD_OVERHEADS | (_LAYER_OVERHEADS if device.kind == "disk" else set())
-    figures = {f"overheads.{name}": device.overheads.model_dump()[name] for name in sorted(without_effect)}
-    if device.kind == "vram":
-        figures["host_link_round_trip_s"] = device.host_link_round_trip_s
-    for name, seconds in figures.items():
-        if seconds:
-            raise ClusterFileError(
-                f"{where}.{name}: expected on the first device of the head's node, found on device "
-                f"{device.name!r} of node {node.name!r}, where it has no effect: leave it out"
+        found.append(
+            LinkUpgrade(
+                name=upgrade.name,
+                nodes=tuple(upgrade.nodes),
+                round_trip_s=figures.get("round_trip_s"),
+                bandwidth_bytes_per_s=scaled(figures.get("bandwidth_gbits_per_s"), 1e9 / 8),
+                price=upgrade.price,
             )
-
-
-def _device(device: _DeviceModel, where: str) -> DeviceSpec:
-    if device.reserved_bytes > device.memory_bytes:
-        raise ClusterFileError(
-            f"{where}.reserved_bytes: expected at most memory_bytes ({size(device.memory_bytes)}), "
-            f"found {size(device.reserved_bytes)}"
         )
-    for field in ("host_link_gbytes_per_s", "host_link_round_trip_s"):
-        if not getattr(device, field) or device.kind == "vram":
-            continue
-        raise ClusterFileError(
-            f"{where}.{field}: expected on devices of kind 'vram' only, found on "
-            f"{device.kind!r}: leave it out"
-        )
-    if device.overheads.batch_s < -device.overheads.layer_s:
-        raise ClusterFileError(
-            f"{where}.overheads.batch_s: expected at least -layer_s ({-device.overheads.layer_s:g}), "
-            f"which it is added to, found {device.overheads.batch_s:g}"
-        )
-    return DeviceSpec(
-        name=device.name,
-        kind=device.kind,
-        torch_device=device.torch_device or ("cuda" if device.kind == "vram" else "cpu"),
-        memory_bytes=device.memory_bytes,
-        reserved_bytes=device.reserved_bytes,
-        bandwidth_bytes_per_s=device.bandwidth_gbytes_per_s * 1e9,
-        ffn_flops_per_s=device.ffn_gflops * 1e9,
-        price_per_gbyte=device.price_per_gbyte,
-        overheads=Overheads(**device.overheads.model_dump()),
-        cores=device.cores,
-        host_link_bytes_per_s=_scaled(device.host_link_gbytes_per_s, 1e9),
-        host_link_round_trip_s=device.host_link_round_trip_s,
-        attention_flops_per_s=_scaled(device.attention_gflops, 1e9),
-        kernels=tuple(_kernel_rates(form, rates, where) for form, rates in device.kernels.items()),
-    )
-
-
-def _kernel_rates(form: str, gflops: dict[int, float], where: str) -> KernelRates:
-    field = f"{where}.kernels.{quote(form)}"
-    name = form
-    if form != ATTENTION:
-        try:
-            name = planned_format(form).name
-        except InputError as error:
-            raise ClusterFileError(f"{field}: {error}, or {ATTENTION}") from None
-    if 1 not in gflops:
-        raise ClusterFileError(
-            f"{field}: expected GFLOP/s by rows of a pass, 1 row among them, found none of 1"
-        )
-    rows = tuple(sorted(gflops))
-    return KernelRates(name, rows, tuple(gflops[number] * 1e9 for number in rows))
+    return tuple(found)
 
 
 def _listed(names: list[str]) -> str:
     """The first of them."""
     more = "" if len(names) <= _MOST_NAMES else f" and {len(names) - _MOST_NAMES} more"
     return ", ".join(names[:_MOST_NAMES]) + more
-
-
-def _scaled(number: float | None, unit: float) -> float | None:
-    return None if number is None else number * unit
 
 
 def _check_unique(names: list[str], where: str, what: str = "names") -> None:

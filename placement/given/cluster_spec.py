@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from placement.given.kernel_rates import KernelRates
+from placement.given.kernel_rates import NO_ROW_COSTS, KernelRates, RowCosts
 
 DeviceKind = Literal["vram", "ram", "disk"]
 NetworkKind = Literal["cable", "wifi"]
@@ -71,6 +71,8 @@ class DeviceSpec:
     layer's rows there until the sums from RAM are back, without their bytes and what is computed.
     `attention_flops_per_s`: what attention reaches, None for `ffn_flops_per_s`. `kernels`: what it reaches
     with weights of some forms, in place of `ffn_flops_per_s` and `overheads.expert_s`.
+    `attention_bandwidth_bytes_per_s`: of keys and values, None for `bandwidth_bytes_per_s`. `row_costs`:
+    passes of a few rows beside one row, of weights without `kernels` of their form.
     """
 
     name: str
@@ -87,6 +89,8 @@ class DeviceSpec:
     host_link_round_trip_s: float = 0.0
     attention_flops_per_s: float | None = None
     kernels: tuple[KernelRates, ...] = ()
+    attention_bandwidth_bytes_per_s: float | None = None
+    row_costs: RowCosts = NO_ROW_COSTS
 
     @property
     def budget_bytes(self) -> int:

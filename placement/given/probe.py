@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from placement.errors import ClusterFileError
+from placement.fields.yaml_file import read_mapping, validate_fields
 from placement.files.atomic import replacing
 from placement.files.json_file import read_json
 from placement.given.cluster_spec import (
@@ -19,7 +20,6 @@ from placement.given.cluster_spec import (
 )
 from placement.given.kernel_rates import KernelRates
 from placement.given.probe_figures import Disk, FormRate, Gpu, HeadSoftware, Link, Node, Probe
-from placement.given.yaml_file import read_mapping, validate_fields
 from placement.vram import usable_vram_bytes
 from placement.weight_format import FORMATS
 

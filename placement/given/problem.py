@@ -20,7 +20,7 @@ from placement.given.cluster_spec import (
     Overheads,
 )
 from placement.given.head_memory import head_memory_bytes
-from placement.given.kernel_rates import KernelRates, rates_of
+from placement.given.kernel_rates import NO_ROW_COSTS, KernelRates, RowCosts, rates_of
 from placement.given.stats import RoutingStats
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, PlannedTier
@@ -52,22 +52,33 @@ class PlanningDevice:
     host_link_bytes_per_s: float | None = None
     attention_flops_per_s: float | None = None
     kernels: tuple[KernelRates, ...] = ()
+    attention_bandwidth_bytes_per_s: float | None = None
+    row_costs: RowCosts = NO_ROW_COSTS
 
     def capacity(self, expert_bytes: int) -> int:
         """Experts that fit the budget."""
         return self.tier.budget_bytes // expert_bytes
 
-    def multiply_line(self, form: str | None, parameters: int, num_rows: float) -> tuple[float, float]:
-        """Seconds of a matrix of so many weights: (whatever the rows, for each row), around `num_rows`."""
-        rates = rates_of(self.kernels, form)
-        if rates is None:
-            return 0.0, 2 * parameters / self.ffn_flops_per_s
-        fixed, slope = rates.line(num_rows)
-        return 2 * parameters * fixed, 2 * parameters * slope
+    def multiply_line(
+        self, form: str | None, parameters: int, num_rows: float, read_s: float
+    ) -> tuple[float, float]:
+        """Seconds of a matrix of so many weights: (whatever the rows, for each row), around `num_rows`.
 
-    def multiply_s(self, form: str | None, parameters: int, num_rows: float) -> float:
+        Args:
+            read_s: of reading it once.
+        """
+        if (rates := rates_of(self.kernels, form)) is not None:
+            fixed, slope = rates.line(num_rows)
+            return 2 * parameters * fixed, 2 * parameters * slope
+        row_s = 2 * parameters / self.ffn_flops_per_s
+        fixed, slope = self.row_costs.line(num_rows)
+        if read_s * (fixed + slope * num_rows) > row_s * num_rows:
+            return read_s * fixed, read_s * slope
+        return 0.0, row_s
+
+    def multiply_s(self, form: str | None, parameters: int, num_rows: float, read_s: float) -> float:
         """Seconds of its arithmetic for `num_rows` rows."""
-        fixed_s, row_s = self.multiply_line(form, parameters, num_rows)
+        fixed_s, row_s = self.multiply_line(form, parameters, num_rows, read_s)
         return fixed_s + row_s * num_rows
 
     def first_expert_s(self, expert_bytes: int) -> float:
@@ -187,6 +198,8 @@ def planning_devices(cluster: ClusterSpec, head_bytes: int = 0) -> tuple[Plannin
                     host_link_bytes_per_s=device.host_link_bytes_per_s,
                     attention_flops_per_s=device.attention_flops_per_s,
                     kernels=device.kernels,
+                    attention_bandwidth_bytes_per_s=device.attention_bandwidth_bytes_per_s,
+                    row_costs=device.row_costs,
                 )
             )
     return tuple(devices)

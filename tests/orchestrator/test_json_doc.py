@@ -66,6 +66,12 @@ def test_of_inspect(potluck: Potluck, model: Path) -> None:
     assert printed(made) == documented(sections("json.md")["`potluck inspect`"])
 
 
+@pytest.mark.parametrize("name", [(), ("ethernet-2.5g",)])
+def test_of_hardware(potluck: Potluck, name: tuple[str, ...]) -> None:
+    made = document(potluck("hardware", *name, "--json"))
+    assert printed(made) == documented(sections("json.md")["`potluck hardware`"])
+
+
 def test_of_trace(potluck: Potluck, model: Path, tmp_path: Path) -> None:
     made = document(potluck("trace", "--model", model, "--tokens", 20, "--out", tmp_path / "t.npz", "--json"))
     assert printed(made) == documented(sections("json.md")["`potluck trace`"])

@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from placement.given.cluster_file import load_cluster
 from placement.model_shape import STEP_3_5_FLASH
 from placement.plan_file import PLAN_VERSION, read_plan
@@ -66,7 +68,8 @@ def test_what_is_said_of_version_1_loads(tmp_path: Path) -> None:
         assert f"`{field}`" in listed
 
 
-def test_the_cluster_example_loads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("written", re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL))
+def test_the_cluster_examples_load(written: str, tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
-    path.write_text(example("yaml"))
+    path.write_text(written)
     assert [node.name for node in load_cluster(path).nodes] == ["study", "attic"]

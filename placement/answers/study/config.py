@@ -13,9 +13,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from placement.answers.study.routing_source import FileSource, RoutingSource, SyntheticSource
 from placement.errors import InputError, StudyFileError
+from placement.fields.yaml_file import read_mapping, validate_fields
 from placement.files.quote import quote
 from placement.given.traces import DOMAINS, Domain
-from placement.given.yaml_file import read_mapping, validate_fields
 from placement.policies.registry import check_policy
 from placement.routing.text import DOCUMENT_TOKENS
 from placement.weight_format import planned_format

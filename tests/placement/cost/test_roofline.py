@@ -13,7 +13,7 @@ from placement.cost.rates import expert_rates
 from placement.cost.roofline import ExpertRates, device_seconds, work_alone_seconds
 from placement.errors import InputError
 from placement.given.cluster_spec import Overheads
-from placement.given.kernel_rates import ATTENTION, KernelRates
+from placement.given.kernel_rates import ATTENTION, KernelRates, RowCosts
 from placement.given.problem import PlanningProblem
 from placement.model_shape import STEP_3_5_FLASH
 from placement.workload import HeadForm, HeadForms, Workload
@@ -186,3 +186,49 @@ def test_attention_may_have_rates_by_rows() -> None:
     assert head_seconds(with_kernels(Workload(context=4096, drafts=2), rates)).kv_cache_s == pytest.approx(
         3 * flops / 2e9
     )
+
+
+def with_fields(workload: Workload, **fields: object) -> PlanningProblem:
+    plain = problem(workload)
+    return replace(plain, devices=tuple(replace(d, **fields) for d in plain.devices))  # type: ignore[arg-type]
+
+
+def test_keys_and_values_may_be_read_at_a_bandwidth_of_their_own() -> None:
+    workload = Workload(context=4096)
+    usual = head_seconds(problem(workload))
+    slow = head_seconds(with_fields(workload, attention_bandwidth_bytes_per_s=25e9))
+    assert slow.kv_cache_s == pytest.approx(4 * usual.kv_cache_s)
+    assert slow.total_s - slow.kv_cache_s == pytest.approx(usual.total_s - usual.kv_cache_s)
+    prompt = problem(workload, gflops=1e9), with_fields(workload, attention_bandwidth_bytes_per_s=1e6)
+    share, held = np.ones((42, 2)) / 2, np.full((42, 2), 144)
+    assert prefill_seconds(prompt[1], share, held, 4) > prefill_seconds(prompt[0], share, held, 4)
+
+
+COSTS = RowCosts.of({2: 1.5, 4: 2.0})
+
+
+def test_a_pass_of_a_few_rows_takes_as_many_times_one_rows_as_the_device_says() -> None:
+    def lm_head_s(rows: int) -> float:
+        return head_seconds(with_fields(Workload(num_sequences=rows), row_costs=COSTS)).lm_head_s
+
+    assert [lm_head_s(rows) / lm_head_s(1) for rows in (2, 3, 4)] == pytest.approx([1.5, 1.75, 2.0])
+    # Beyond, as long as for the most rows that are known, until arithmetic takes longer.
+    assert lm_head_s(8) == pytest.approx(lm_head_s(4))
+    many = 10**6
+    plain = problem(Workload(num_sequences=many))
+    assert lm_head_s(many) == pytest.approx(head_seconds(plain).lm_head_s)
+
+
+def test_an_expert_that_two_rows_chose_takes_what_the_device_says_of_two_rows() -> None:
+    rates = expert_rates(with_fields(Workload(drafts=1), row_costs=COSTS))
+    once, twice = (work_alone_seconds(rates, np.array([3, 0]), np.array([p, 0]))[0] for p in (3, 6))
+    assert once == pytest.approx(3 * rates.read_s[0])
+    assert twice == pytest.approx(1.5 * once)
+
+
+def test_kernels_of_a_form_count_in_place_of_row_costs() -> None:
+    kernels = (replace(Q4, flops_per_s=(1e15,) * 3),)
+    forms = HeadForms(*map(HeadForm.of, ("q4_k", "q4_k", "q4_k", "q4_k")))
+    workload = Workload(num_sequences=2, head_forms=forms)
+    quick = head_seconds(with_fields(workload, row_costs=COSTS, kernels=kernels))
+    assert quick.lm_head_s == pytest.approx(head_seconds(problem(workload)).lm_head_s)

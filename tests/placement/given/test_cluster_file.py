@@ -17,7 +17,7 @@ from placement.answers.planner import make_plan
 from placement.errors import ClusterFileError
 from placement.given.cluster_file import check_figures, load_cluster, load_known_cluster
 from placement.given.cluster_spec import ClusterSpec, NodeSpec
-from placement.given.kernel_rates import KernelRates
+from placement.given.kernel_rates import NO_ROW_COSTS, KernelRates, RowCosts
 from placement.given.problem import planning_devices
 from placement.model_shape import STEP_3_5_FLASH
 from placement.weight_format import planned_format
@@ -337,6 +337,16 @@ def test_numbers_yaml_takes_for_text_are_read(tmp_path: Path) -> None:
     assert cluster.nodes[1].link.round_trip_s == 0.0003
 
 
+def test_what_keys_and_rows_cost_reaches_the_planner(tmp_path: Path) -> None:
+    document = good()
+    gpu = document["nodes"][0]["devices"][0]
+    gpu |= {"attention_bandwidth_gbytes_per_s": 400, "row_costs": {4: 1.6, 2: 1.2}}
+    head, ram, _ = planning_devices(load(tmp_path, document))
+    assert head.attention_bandwidth_bytes_per_s == 400e9
+    assert head.row_costs == RowCosts((1, 2, 4), (1.0, 1.2, 1.6))
+    assert (ram.row_costs, ram.attention_bandwidth_bytes_per_s) == (NO_ROW_COSTS, None)
+
+
 def test_measured_software_and_shared_machines_reach_the_planner(tmp_path: Path) -> None:
     document = good()
     gpu, ram = document["nodes"][0]["devices"]
@@ -403,6 +413,12 @@ def test_a_machine_of_unknown_or_shared_nodes_is_refused(
         (
             {"kernels": {"q99": {1: 50}}},
             r"devices\[1\].kernels.'q99': quantisation 'q99': expected .*attention",
+        ),
+        ({"row_costs": {1: 1.0}}, r"devices\[1\].row_costs: expected rows from 2 on"),
+        ({"row_costs": {2: 0.9}}, r"row_costs: expected passes of more rows to take at least"),
+        (
+            {"attention_bandwidth_gbytes_per_s": 0},
+            r"attention_bandwidth_gbytes_per_s: expected a number above",
         ),
         ({"kernels": {"q4": {0: 50}}}, r"kernels.q4.0.*expected a number of rows, 1 to 65,536, found 0"),
         ({"host_link_gbytes_per_s": 25}, r"devices\[1\].host_link_gbytes_per_s: expected on devices of kind"),
@@ -543,7 +559,7 @@ def test_software_of_layers_is_refused_where_no_layer_runs(tmp_path: Path) -> No
             r"nodes\[0\].devices\[0\].ffn_gflops: .*found inf",
         ),
         (["links", 0, "round_trip_s"], -0.1, r"links\[0\].round_trip_s: expected a number of at least 0"),
-        (["links", 0, "round_trip_s"], None, r"links\[0\].round_trip_s: expected a number, found None"),
+        (["links", 0, "round_trip_s"], None, r"links\[0\].round_trip_s: expected a value"),
         (["links", 0, "node"], "cellar", r"links\[0\].node: .*found 'cellar'"),
         (["links"], [LINK, LINK], r"links\[1\].node: .*found a second for 'attic'"),
         (["links"], "none", r"links: expected a list, found 'none'"),

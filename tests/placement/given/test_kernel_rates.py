@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from placement.given.kernel_rates import KernelRates, rates_of
+from placement.given.kernel_rates import NO_ROW_COSTS, KernelRates, RowCosts, rates_of
 
 # Unpacking takes 3 units a weight, a row 1: a pass of n rows takes 3 + n.
 STEADY = KernelRates("q4_k", (1, 2, 8), (1 / 4, 2 / 5, 8 / 11))
@@ -45,3 +45,16 @@ def test_no_part_is_below_nothing_and_both_make_the_pass(flops: list[float], row
     ends = [count / rate for count, rate in zip(rates.rows, rates.flops_per_s, strict=True)]
     if rows <= 16:
         assert min(ends) * (1 - 1e-9) <= rates.row_flop_s(rows) <= max(ends) * (1 + 1e-9)
+
+
+def test_passes_of_a_few_rows_are_told_beside_one() -> None:
+    costs = RowCosts.of({4: 2.5, 2: 1.5})
+    assert (costs.rows, costs.times) == ((1, 2, 4), (1.0, 1.5, 2.5))
+    for rows, times in ((1, 1.0), (2, 1.5), (3, 2.0), (4, 2.5), (100, 2.5)):
+        fixed, slope = costs.line(rows)
+        assert fixed + slope * rows == pytest.approx(times)
+
+
+def test_without_figures_rows_cost_nothing_beside_reading() -> None:
+    assert RowCosts.of({}) == NO_ROW_COSTS
+    assert NO_ROW_COSTS.line(3) == (0.0, 0.0)

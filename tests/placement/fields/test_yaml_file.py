@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from placement.errors import StudyFileError
-from placement.given.yaml_file import read_mapping
+from placement.fields.yaml_file import read_mapping
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Published speeds, predicted: what classes reach is set on half of the devices and judged on the others."""

@@ -1,0 +1,108 @@
+"""Hardware that a node or a link names from the catalogue, as the devices and links of a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from placement.errors import ClusterFileError
+from placement.fields.cluster_fields import (
+    GbytesPerS,
+    Gflops,
+    Memory,
+    Name,
+    NotNegative,
+    Positive,
+    RoundTrip,
+    Rows,
+)
+from placement.given.device_fields import (
+    DeviceModel,
+    OverheadsModel,
+)
+from placement.hardware.catalogue import packaged_catalogue
+from placement.hardware.entry import RowCostsField
+from placement.hardware.expand import device_fields, link_fields, numbered
+
+
+def _catalogue_name(value: object) -> str:
+    return packaged_catalogue().entry(value).name
+
+
+CatalogueName = Annotated[str, BeforeValidator(_catalogue_name)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HardwareItem(_Strict):
+    """A name of the catalogue with what the user states of it; that wins."""
+
+    use: CatalogueName
+    name: Name | None = None
+    memory_bytes: Memory | None = None
+    reserved_bytes: Memory | None = None
+    bandwidth_gbytes_per_s: GbytesPerS | None = None
+    attention_bandwidth_gbytes_per_s: GbytesPerS | None = None
+    ffn_gflops: Gflops | None = None
+    attention_gflops: Gflops | None = None
+    torch_device: str | None = None
+    price_per_gbyte: NotNegative | None = None
+    overheads: OverheadsModel | None = None
+    cores: Positive | None = None
+    host_link_gbytes_per_s: GbytesPerS | None = None
+    host_link_round_trip_s: RoundTrip | None = None
+    kernels: dict[str, dict[Rows, Gflops]] | None = None
+    row_costs: RowCostsField | None = None
+
+    @property
+    def typed(self) -> dict[str, Any]:
+        """What the user states, as the fields of a device."""
+        return self.model_dump(exclude={"use"}, exclude_unset=True, exclude_none=True)
+
+
+def _item(value: object) -> object:
+    return {"use": value} if isinstance(value, str) else value
+
+
+Hardware = Annotated[HardwareItem, BeforeValidator(_item)]
+"""In a file: a name alone, or a mapping with `use`."""
+
+
+def named_devices(items: Sequence[HardwareItem], where: str, *, is_head: bool) -> list[DeviceModel]:
+    """The devices of a node whose hardware is named, in the same order.
+
+    Args:
+        where: file and field, for errors.
+        is_head: whether the head computes on the first of them.
+
+    Raises:
+        ClusterFileError: a link, or a product whose memory must be stated; names the item.
+    """
+    catalogue, devices, cards = packaged_catalogue(), [], 0
+    for index, (item, name) in enumerate(zip(items, numbered([item.use for item in items]), strict=True)):
+        entry = catalogue.entry(item.use)
+        try:
+            fields = device_fields(catalogue, entry, item.typed, is_head=is_head and index == 0)
+        except ValueError as error:
+            raise ClusterFileError(f"{where}[{index}]: {error}") from None
+        if entry.kind == "vram" and "torch_device" not in fields:
+            fields["torch_device"] = f"cuda:{cards}" if cards else "cuda"
+            cards += 1
+        devices.append(DeviceModel.model_validate(fields | {"name": item.name or name}))
+    return devices
+
+
+def link_figures(name: str, typed: dict[str, Any], where: str) -> dict[str, Any]:
+    """Round trip and bandwidth of a link whose kind is named; `typed` wins.
+
+    Raises:
+        ClusterFileError: it is no link; names `where`.
+    """
+    try:
+        return link_fields(packaged_catalogue(), packaged_catalogue().entry(name), typed)
+    except ValueError as error:
+        raise ClusterFileError(f"{where}: {error}") from None
