@@ -1,6 +1,6 @@
 """Does a second box pay? Typical homes, in tokens/s of whole steps, beside what else could be bought.
 
-Run from the project's root: `python -m benchmarks.studies.homes` (about four minutes on two cores).
+Run from the project's root: `python -m benchmarks.studies.homes` (about three minutes on two cores).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.studies.device_figures import FREE_ROWS, LINKS, TWO_GBIT, LinkKind
-from benchmarks.studies.two_boxes import Home, Speeds, speeds
+from benchmarks.studies.two_boxes import UNSURE, Home, Row, Speeds, gain, speeds, verdict
 from benchmarks.studies.whole_steps import CONTEXTS
 
 ROOMS = {"needed for room": 0.7, "not needed for room": 1.0}
@@ -21,10 +21,6 @@ ALONE = "alone"
 LINK_COLOURS = ("#CC79A7", "#56B4E9", "#0072B2", "#000000")
 LINK_MARKERS = ("v", "o", "s", "D")
 MEASURED, FREE = "measured", "free"
-# As much as predictions may be off.
-UNSURE = 0.10
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +40,7 @@ KINDS = (
     Kind("CPU, 25 GB/s", 25, False),
     Kind("CPU, 60 GB/s", 60, False),
     Kind("CPU, 90 GB/s", 90, False),
+    Kind("CPU, 25 GB/s, GPU head", 25, True),
     Kind("CPU, 60 GB/s, GPU head", 60, True),
     Kind("CPU, 90 GB/s, GPU head", 90, True),
     Kind("unified, 220 GB/s", 220, False),
@@ -88,47 +85,49 @@ def _rows_of(question: Question, found: Speeds) -> list[dict[str, object]]:
     ]
 
 
-def gain(row: Row) -> float:
-    """How many times as fast pooled experts are as the best of whole layers and one box."""
-    without = max(float(row["one box tokens/s"]), float(row["whole layers tokens/s"]))
-    return float(row["experts tokens/s"]) / without
-
-
-def verdict(times: float) -> str:
-    """Whether pooling experts pays, where predictions may be off by `UNSURE`."""
-    if times >= 1 + UNSURE:
-        return "yes"
-    return "no" if times * (1 + UNSURE) <= 1 else "no difference to promise"
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: each home at the shorter context, several rows costing what was measured."""
-    known = {(r["home"], r["second_box"], r["link"], r["several_rows"], r["context"]): r for r in rows}
-
-    def of(kind: Kind, room: str, link: str, several_rows: str = MEASURED) -> Row:
-        return known[kind.name, room, link, several_rows, CONTEXTS[0]]
-
+    known = {
+        (row["home"], row["second_box"], row["link"]): row
+        for row in rows
+        if row["several_rows"] == MEASURED and row["context"] == CONTEXTS[0]
+    }
+    links = [link.name for link in LINKS]
     lines = [
-        "| home | second box | alone | whole layers, 2.5 Gbit/s | experts: "
-        + " | ".join(link.name for link in LINKS)
-        + " | rows free: gain at 2.5 Gbit/s | all in memory at home |",
-        "|---" * (6 + len(LINKS)) + "|",
+        f"| home | second box | one box | whole layers | experts: {' | '.join(links)} | does pooling pay? "
+        "| a GPU for the head instead |",
+        "|---" * (6 + len(links)) + "|",
     ]
     for kind, room in itertools.product(KINDS, ROOMS):
-        cable = of(kind, room, TWO_GBIT.name)
-        cells = [kind.name, room, _speed(of(kind, room, ALONE), "one box")]
-        cells.append(_speed(cable, "whole layers"))
-        for link in LINKS:
-            row = of(kind, room, link.name)
-            cells.append(f"{_speed(row, 'experts')} {gain(row) - 1:+.0%} {verdict(gain(row))}")
-        cells.append(f"{gain(of(kind, room, TWO_GBIT.name, FREE)) - 1:+.0%}")
-        cells.append(_speed(of(kind, "not needed for room", ALONE), "one box"))
-        lines.append("| " + " | ".join(cells) + " |")
+        with_links = [known[kind.name, room, link] for link in links]
+        alone, cable = known[kind.name, room, ALONE], known[kind.name, room, TWO_GBIT.name]
+        cells = [kind.name, room, _speed(alone, "one box"), _speed(cable, "whole layers")]
+        cells += [_speed(row, "experts") for row in with_links]
+        cells.append(answer(dict(zip(links, map(gain, with_links), strict=True))))
+        card = next((k for k in KINDS if k.has_card and k.gbytes_per_s == kind.gbytes_per_s), None)
+        instead = "" if card is None or kind.has_card else _without(known[card.name, room, TWO_GBIT.name])
+        lines.append(f"| {' | '.join([*cells, instead])} |")
     return "\n".join(lines)
+
+
+def answer(gains: Mapping[str, float]) -> str:
+    """Over which links it pays, the slowest first, and by how much."""
+    paid = {link: times for link, times in gains.items() if verdict(times) == "yes"}
+    if not paid:
+        return "no"
+    least, most = (f"{times - 1:+.0%}" for times in (min(paid.values()), max(paid.values())))
+    by = least if least == most else f"{least} to {most}"
+    return f"from {next(iter(paid))} on: {by}"
 
 
 def _speed(row: Row, family: str) -> str:
     return f"{row[f'{family} tokens/s']:.1f} ({row[f'{family} drafts']})"
+
+
+def _without(row: Row) -> str:
+    """Of the best without pooling."""
+    family = max(("one box", "whole layers"), key=lambda name: float(row[f"{name} tokens/s"]))
+    return _speed(row, family)
 
 
 def draw(rows: list[dict[str, Any]]) -> None:

@@ -1,18 +1,18 @@
 """The pay map in tokens/s of whole steps: head on a CPU and on a GPU, with the best number of drafts.
 
-Run from the project's root: `python -m benchmarks.studies.step_map` (about six minutes on two cores).
+Run from the project's root: `python -m benchmarks.studies.step_map` (about five minutes on two cores).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.studies.device_figures import LinkKind
+from benchmarks.studies.device_figures import UNIFIED_GBYTES_PER_S, LinkKind
 from benchmarks.studies.pay_map import ALPHA, COLOURS, FAMILIES
-from benchmarks.studies.two_boxes import Home, speeds
+from benchmarks.studies.two_boxes import NO_DIFFERENCE, UNSURE, Home, Row, gain, speeds, verdict
 from benchmarks.studies.whole_steps import CONTEXTS, Best
 
 if TYPE_CHECKING:
@@ -23,13 +23,11 @@ MEMORY_GBYTES_PER_S = (25, 60, 90, 220)
 HOME_SHARES = (0.5, 0.8, 1.0)
 LINK_GBITS_PER_S = 2.5
 HEADS = ("CPU", "GPU")
-# Two kinds of plan that differ by less are as good as each other.
-DRAW, DRAW_ALPHA = 0.10, 0.22
+UNSURE_ALPHA = 0.22
 MOE_ALONE = 0
 """In place of a context: MoE layers alone, without drafts."""
 
 Place = tuple[str, float, int, float]
-Row = Mapping[str, Any]
 
 
 def main() -> None:
@@ -38,16 +36,18 @@ def main() -> None:
         rows = [row for rows in pool.map(judge, places, chunksize=4) for row in rows]
     for context, head in itertools.product((MOE_ALONE, *CONTEXTS), HEADS):
         mine = [row for row in rows if (row["context"], row["head"]) == (context, head)]
-        clear = [str(row["winner"]) for row in mine if margin(row) >= 1 + DRAW]
-        print(f"{part_name(context, head)}: " + told(clear, len(mine)))
+        print(f"{part_name(context, head)}: {told([gain(row) for row in mine])}")
     draw_readme([row for row in rows if row["context"] == CONTEXTS[0]])
     draw_beside([row for row in rows if row["context"] != CONTEXTS[0]])
 
 
-def told(clear: list[str], cells: int) -> str:
-    """How often each kind wins clearly."""
-    counts = [f"{family} in {clear.count(family)}" for family in FAMILIES]
-    return f"{', '.join(counts)} of {cells} cells by {DRAW:.0%} or more"
+def told(gains: Sequence[float]) -> str:
+    """In how many cells pooling experts pays."""
+    words = [verdict(times) for times in gains]
+    return (
+        f"pooling experts gains {UNSURE:.0%} or more in {words.count('yes')} of {len(words)} cells and loses "
+        f"that in {words.count('no')}"
+    )
 
 
 def judge(place: Place) -> list[dict[str, object]]:
@@ -74,9 +74,9 @@ def judge(place: Place) -> list[dict[str, object]]:
 
 
 def margin(row: Row) -> float:
-    """How many times as fast the fastest kind is as the next one."""
-    speed = sorted(float(row[f"{family} tokens/s"]) for family in FAMILIES)
-    return speed[-1] / speed[-2]
+    """How many times as fast pooled experts are as the best other kind, or that as they are: 1 or more."""
+    times = gain(row)
+    return max(times, 1 / times)
 
 
 def part_name(context: int, head: str) -> str:
@@ -122,11 +122,16 @@ def _draw(rows: list[dict[str, Any]], parts: list[tuple[int, str]], name: str) -
         axes[line, 0].set_ylabel(f"{what}\n\nmemory, GB/s", size=8.5)
     figure.supxlabel("round trip, ms", size=9)
     handles = [Patch(color=colour, alpha=ALPHA, lw=0) for colour in COLOURS]
-    handles.append(Patch(color="#999999", alpha=DRAW_ALPHA, lw=0))
+    handles.append(Patch(color="#999999", alpha=UNSURE_ALPHA, lw=0))
     figure.legend(
         handles,
-        ("experts over the network", "whole layers", "one box", f"pale: within {DRAW:.0%} of the next kind"),
-        title="Fastest kind of plan. Above: how many times as fast as the next kind. "
+        (
+            "experts over the network",
+            "whole layers",
+            "one box",
+            f"pale: pooling changes less than {UNSURE:.0%}",
+        ),
+        title="Fastest kind of plan. Above: times as fast as without pooled experts (blue), or as with them. "
         "Below: tokens/s (drafts)",
         loc="outside upper center",
         ncols=4,
@@ -145,15 +150,19 @@ def _draw_panel(panel: Axes, rows: list[dict[str, Any]]) -> None:
         row = by_place[speed, trip]
         winner = str(row["winner"])
         times = margin(row)
-        alpha = ALPHA if times >= 1 + DRAW else DRAW_ALPHA
+        alpha = UNSURE_ALPHA if verdict(gain(row)) == NO_DIFFERENCE else ALPHA
         colour = COLOURS[FAMILIES.index(winner)]
         panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color=colour, alpha=alpha, lw=0))
         panel.text(x, y + 0.17, f"{times:.1f}", ha="center", va="center", size=8)
         drafts = f" ({row[f'{winner} drafts']})" if row["context"] != MOE_ALONE else ""
-        below = f"{row[f'{winner} tokens/s']:.0f}{drafts}"
+        tokens_per_s = float(row[f"{winner} tokens/s"])
+        below = f"{tokens_per_s:.{0 if tokens_per_s >= 10 else 1}f}{drafts}"
         panel.text(x, y - 0.22, below, ha="center", va="center", size=6.5, color="#333333")
     panel.set_xticks(range(len(ROUND_TRIPS_MS)), [f"{trip:g}" for trip in ROUND_TRIPS_MS], size=8)
-    panel.set_yticks(range(len(MEMORY_GBYTES_PER_S)), [str(m) for m in MEMORY_GBYTES_PER_S], size=8)
+    names = [
+        f"{rate}\n(unified)" if rate >= UNIFIED_GBYTES_PER_S else f"{rate}" for rate in MEMORY_GBYTES_PER_S
+    ]
+    panel.set_yticks(range(len(MEMORY_GBYTES_PER_S)), names, size=8)
     panel.set_xlim(-0.5, len(ROUND_TRIPS_MS) - 0.5)
     panel.set_ylim(-0.5, len(MEMORY_GBYTES_PER_S) - 0.5)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from benchmarks.studies.device_figures import LinkKind, RowCosts, drive, head_card, memory
 from benchmarks.studies.pay_map import FAMILIES, family_of, text
@@ -31,6 +32,12 @@ from placement.policies.registry import POLICIES
 DOCUMENTS = 16
 SIMPLE = ("one-box", "whole-layers", "uniform", "hottest-first")
 SPARE_SHARE = 0.15
+UNSURE = 0.10
+"""As much as predictions may be off: a smaller difference is none that can be promised."""
+NO_DIFFERENCE = "no difference to promise"
+
+Row = Mapping[str, Any]
+"""Of a study's table, with the tokens/s of each kind of plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +117,19 @@ def speeds(home: Home) -> Speeds:
             step_s["whole layers"] = shortest([step_s["whole layers"], in_turn])
         whole[context] = {name: best_depth(times) for name, times in step_s.items()}
     return Speeds({name: 1e3 * times[0] for name, times in moe_s.items()}, whole)
+
+
+def gain(row: Row) -> float:
+    """How many times as fast pooled experts are as the best of whole layers and one box."""
+    without = max(float(row["one box tokens/s"]), float(row["whole layers tokens/s"]))
+    return float(row["experts tokens/s"]) / without
+
+
+def verdict(times: float) -> str:
+    """Whether pooling experts pays, where predictions may be off by `UNSURE`."""
+    if times >= 1 + UNSURE:
+        return "yes"
+    return "no" if times * (1 + UNSURE) <= 1 else NO_DIFFERENCE
 
 
 @cache

@@ -14,8 +14,9 @@ from benchmarks.studies.device_figures import (
     RowCosts,
     memory,
 )
-from benchmarks.studies.homes import gain, verdict
+from benchmarks.studies.homes import answer
 from benchmarks.studies.step_map import FAMILIES, margin
+from benchmarks.studies.two_boxes import gain, verdict
 from benchmarks.studies.whole_steps import (
     DEPTHS,
     EXPERT_BYTES,
@@ -101,6 +102,7 @@ def test_pooling_is_held_against_the_best_that_does_without() -> None:
     row = {"experts tokens/s": 12.0, "whole layers tokens/s": 10.0, "one box tokens/s": 6.0}
     assert gain(row) == pytest.approx(1.2)
     assert margin(row) == pytest.approx(1.2)
+    assert margin(row | {"experts tokens/s": 5.0}) == pytest.approx(2.0)
     assert set(row) == {f"{family} tokens/s" for family in FAMILIES}
 
 
@@ -110,3 +112,11 @@ def test_pooling_is_held_against_the_best_that_does_without() -> None:
 )
 def test_a_gain_within_what_predictions_are_off_is_none(times: float, word: str) -> None:
     assert verdict(times) == word
+
+
+def test_an_answer_names_the_slowest_link_that_pays() -> None:
+    assert answer({"Wi-Fi": 0.6, "1 Gbit/s": 1.05, "2.5 Gbit/s": 1.2, "10 Gbit/s": 1.3}) == (
+        "from 2.5 Gbit/s on: +20% to +30%"
+    )
+    assert answer({"Wi-Fi": 0.6, "10 Gbit/s": 1.3}) == "from 10 Gbit/s on: +30%"
+    assert answer({"Wi-Fi": 1.09}) == "no"
