@@ -110,13 +110,12 @@ def draw(rows: list[dict[str, Any]]) -> None:
         for column, head in enumerate((None, *HEADS)):
             panel = axes[line][column]
             mine = [row for row in rows if (row["text"], row["head"]) == (domain, head or HEADS[0])]
-            for row in mine:
-                row["speed"] = row[f"tokens/s at {CONTEXTS[0]}"] if head else 1e3 / row["moe_ms"]
+            speeds = [row[f"tokens/s at {CONTEXTS[0]}"] if head else 1e3 / row["moe_ms"] for row in mine]
             for name, colour in zip((*LINKS, *SSDS), COLOURS, strict=True):
                 for policy, style in ((BEST, "-"), (ONE_BOX, "-"), (WHOLE_LAYERS, ":")):
                     points = [
-                        (row["home_share"], row["speed"])
-                        for row in mine
+                        (row["home_share"], speed)
+                        for row, speed in zip(mine, speeds, strict=True)
                         if (row["rest"], row["policy"]) == (name, policy)
                     ]
                     if points:
@@ -124,7 +123,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
                         panel.plot(
                             *zip(*points, strict=True), style, color=colour, marker="o", ms=3, label=label
                         )
-            in_ram = next(row["speed"] for row in mine if row["rest"] == ALL_IN_RAM)
+            in_ram = next(speed for row, speed in zip(mine, speeds, strict=True) if row["rest"] == ALL_IN_RAM)
             panel.axhline(in_ram, color="black", lw=1, ls="--", label=ALL_IN_RAM)
             what = f"whole steps, head on a {head}" if head else f"{MOE_ALONE}, no drafts"
             panel.set_title(f"{domain} text: {what}", loc="left", size=9)
@@ -144,7 +143,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
         fontsize=9,
         title_fontsize=9,
     )
-    save(figure, [{key: value for key, value in row.items() if key != "speed"} for row in rows], "residency")
+    save(figure, rows, "residency")
 
 
 if __name__ == "__main__":

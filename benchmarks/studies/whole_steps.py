@@ -28,7 +28,7 @@ EXPERT_BYTES = SHAPE.expert_bytes(Q4_K.bits)
 CONTEXTS = (4096, 32768)
 DEPTHS = range(len(ACCEPTANCE) + 1)
 PLANNED_DEPTHS = (0, 2)
-"""Plans are made for so many drafts, and judged with any: that loses up to 1% and saves half of the time."""
+"""Plans are made for so many drafts, and judged with any: that loses up to 2% and saves half of the time."""
 
 
 @dataclass(frozen=True, slots=True)
