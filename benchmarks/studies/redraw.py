@@ -10,12 +10,25 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.studies import caches, pay_map, replicas, residency, scale, statistics_needed, trunk
+from benchmarks.studies import (
+    caches,
+    homes,
+    pay_map,
+    replicas,
+    residency,
+    scale,
+    statistics_needed,
+    step_map,
+    trunk,
+)
 from benchmarks.studies.figures import read_rows
 
 FIGURES: dict[str, Callable[[list[dict[str, Any]]], None]] = {
     "caches": caches.draw,
+    "homes": homes.draw,
     "pay-map": pay_map.draw,
+    "pay-map-steps": step_map.draw_readme,
+    "pay-map-steps-beside": step_map.draw_beside,
     "replicas": replicas.draw,
     "residency": residency.draw,
     "scale": scale.draw,
