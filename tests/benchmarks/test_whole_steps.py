@@ -65,7 +65,7 @@ def test_one_row_takes_as_long_as_reading_and_more_rows_what_was_measured(
     parameters = 10**9
     read_s = parameters * 4.5 / 8 / (gbytes_per_s * 1e9)
     for count, cost in rows.by_rows:
-        assert device.multiply_s(FORM, parameters, count) == pytest.approx(cost * read_s)
+        assert device.multiply_s(FORM, parameters, count, read_s) == pytest.approx(cost * read_s)
 
 
 def test_one_box_gains_from_drafts_what_was_measured_on_a_gpu() -> None:
