@@ -35,8 +35,6 @@ from benchmarks.serving.server import Server, llamacpp, potluck
 
 TINY = Path("models/potluck-tiny")
 CONTEXT = 2048
-_PLAYED_S = 60.0
-"""Of a prediction, at least: it costs little, and its asks are drawn by lot."""
 _SLOTS = 8
 """Of llama.cpp's server: as many sequences as ours computes at a time."""
 

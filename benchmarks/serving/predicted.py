@@ -10,7 +10,7 @@ import heapq
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import log2
+from math import ceil, log2
 from statistics import fmean, median
 
 import numpy as np
@@ -30,6 +30,9 @@ from placement.pass_costs import PassCosts
 _LONGEST_PAUSE_S = 0.05
 """Between the ends of two steps beyond the second's own time: more of it is a server without work."""
 _LONGEST_WAIT_S = 5.0
+_PLAYED_S = 60.0
+"""Of a load, at least: it costs little, and its asks are drawn by lot."""
+_ASKS_A_PLAY = 10_000
 _CLIENT = "everybody"
 
 
@@ -194,11 +197,34 @@ def predict(
     limits: Limits,
     kv: KvBudget,
 ) -> Prediction:
-    """Play the load that `run_load` drives with the same arguments."""
+    """Play the load that `run_load` drives with the same arguments, several times with asks of their own.
+
+    A run of few seconds may end before a long queue is as long as it gets, so each play is as long as a run.
+    """
+    plays = ceil(_PLAYED_S / seconds)
+    tokens, firsts = 0, list[float]()
+    for play in range(plays):
+        window = Window(warm_up_s, warm_up_s + seconds)
+        said, waited = _play(learned, asks, users, window, first + play * _ASKS_A_PLAY, limits, kv)
+        tokens += said
+        firsts += waited
+    rate = tokens / (plays * seconds)
+    return Prediction(users, rate, median(firsts) if firsts else float("nan"))
+
+
+def _play(
+    learned: Learned,
+    asks: Asks,
+    users: int,
+    window: Window,
+    first: int,
+    limits: Limits,
+    kv: KvBudget,
+) -> tuple[int, list[float]]:
+    """Tokens within the window, and seconds to the first ones that came in it."""
     scheduler = Scheduler(limits, kv, MeasuredCosts(learned.costs), len(learned.acceptance))
-    random = np.random.default_rng(asks.seed)
+    random = np.random.default_rng([asks.seed, first])
     outside = learned.outside_s(users)
-    window = Window(warm_up_s, warm_up_s + seconds)
     now_s, tokens = 0.0, 0
     firsts: list[float] = []
     live: dict[int, _Request] = {}
@@ -243,7 +269,7 @@ def predict(
             if advance.ended:
                 del live[advance.sequence]
                 heapq.heappush(arrivals, (ended_s + outside.after_s + outside.before_s, len(arrivals)))
-    return Prediction(users, tokens / seconds, median(firsts) if firsts else float("nan"))
+    return tokens, firsts
 
 
 def _outcome(
