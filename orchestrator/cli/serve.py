@@ -107,6 +107,7 @@ def serve(
         from orchestrator.api.listening import check_listening
         from orchestrator.api.log_lines import logging_to
         from orchestrator.api.settings import ApiSettings
+        from orchestrator.cli.here import measured_here
         from orchestrator.cli.traffic_whatif import rank_on_traffic
         from orchestrator.serving.serving import Serving, serve_until_stopped
     keys = () if api_keys is None else tuple(read_keys(api_keys))
@@ -140,6 +141,8 @@ def serve(
         # The thread of the model and that of the answers take turns. With Python's 5 ms a small
         # model's steps wait for the writer.
         sys.setswitchinterval(_SWITCH_S)
-        rank = None if cluster is None else partial(rank_on_traffic, cluster, run.model, opened.shape)
+        rank = None
+        if cluster is not None or measured_here() is not None:
+            rank = partial(rank_on_traffic, cluster, run.model.absolute(), opened.shape)
         with logging_to(sys.stderr):
             serve_until_stopped(found.session, tokenizer, serving, settings, told, rank)

@@ -11,6 +11,8 @@ from orchestrator.cli import traffic_whatif
 from orchestrator.cli.traffic_whatif import rank_on_traffic
 from orchestrator.serving.heat import Heat
 from placement.errors import PotluckError
+from placement.given.probe import HERE, probe_path_here, write_probe
+from tests.placement.given.probes import node, probe
 from workers.formats.open_model import open_model
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +34,18 @@ def test_changes_are_ranked_on_what_tokens_chose(monkeypatch: pytest.MonkeyPatch
     assert found["tokens"] == 500
     assert found["changes"]
     assert {"what", "tokens_per_s", "gain"} <= set(found["changes"][0])
+
+
+def test_a_machine_alone_is_taken_as_its_probe_measured_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_probe(probe(HERE, {HERE: node()}).model_copy(update={"links": {}}), probe_path_here())
+    shape = open_model(MODEL).shape
+    found = rank_on_traffic(None, MODEL, shape, np.zeros((0, shape.num_moe_layers, shape.top_k), np.uint16))
+    told = [change["what"] for change in found["changes"]]
+    assert any(what.startswith(f"RAM of {HERE}-ram: ") for what in told)
+    assert f"one more box like {HERE}" in told
 
 
 def test_what_the_planner_refuses_is_one_line(tmp_path: Path) -> None:
