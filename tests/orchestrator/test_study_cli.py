@@ -10,15 +10,21 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.study import study
-from orchestrator.cli.whatif import _line, whatif
-from orchestrator.study_report.comparison import Comparison, compare, setting_labels, summary
+from orchestrator.cli.whatif import ranking_rows, whatif
+from orchestrator.study_report.comparison import (
+    Comparison,
+    compare,
+    setting_labels,
+    summary,
+)
 from orchestrator.study_report.page import write_page
+from placement.answers.prediction_range import LikelySpeed, Range
 from placement.answers.study.config import Study
 from placement.answers.study.fit import NotFitting, not_fitting
 from placement.answers.study.grid import cells
 from placement.answers.study.results import Row
 from placement.answers.study.runner import run_cells
-from placement.answers.whatif import Outcome, WhatIf
+from placement.answers.whatif import Outcome, in_order
 from placement.errors import ClusterFileError, InputError, StudyFileError
 from tests.orchestrator.command_line import Potluck, document
 from tests.placement.answers.study.test_study import SHAPE, STUDY, written
@@ -183,8 +189,13 @@ def test_what_one_change_buys_is_ranked_as_json(capsys: pytest.CaptureFixture[st
         json=True,
     )
     document = json.loads(capsys.readouterr().out)
-    gains = [change["gain"] for change in document["changes"]]
+    changes = document["changes"]
+    gains = [change["gain"] for change in changes if change["place"] is not None]
     assert gains == sorted(gains, reverse=True)
+    assert [change["verdict"] for change in changes if change["place"] is not None] == ["faster"] * len(gains)
+    for change in (document["now"], *changes):
+        assert change["range"]["low"] < change["tokens_per_s"] < change["range"]["high"]
+        assert change["range"]["basis"] == "typed"
     assert {change["what"].split(":")[0] for change in document["changes"]} == {
         "GPU memory of study-gpu",
         "RAM of study-ram",
@@ -193,8 +204,33 @@ def test_what_one_change_buys_is_ranked_as_json(capsys: pytest.CaptureFixture[st
 
 
 def test_a_change_that_makes_it_twice_as_fast_or_more_is_a_factor() -> None:
-    now, change = Outcome("as it is", None, 2.0, 3.0), Outcome("one more box", None, 30.69, 1.0)
-    assert _line(WhatIf(now, (change,)), change)[:3] == ("one more box", "30.69", "15 times")
+    now, change = outcome("as it is", 2.0), outcome("one more box", 30.69)
+    assert ranking_rows(in_order(now, [change]))[1][:4] == (
+        "1. one more box",
+        "30.69",
+        "25 to 34",
+        "15 times",
+    )
+
+
+def outcome(what: str, tokens_per_s: float) -> Outcome:
+    return Outcome(what, None, LikelySpeed(tokens_per_s, Range(0.8, 1.1, "typed", 9, 0.8)), 3.0)
+
+
+def test_changes_without_a_place_come_behind_a_line_that_says_why() -> None:
+    tried = [outcome("little", 10.5), outcome("much", 20.0), outcome("bad", 5.0), Outcome("nothing", None)]
+    rows = ranking_rows(in_order(outcome("as it is", 10.0), tried))
+    assert [row[0] for row in rows] == [
+        "as it is",
+        "1. much",
+        "no difference we can promise:",
+        "little",
+        "slower:",
+        "bad",
+        "nothing",
+    ]
+    assert rows[3][1:4] == ("10.50", "8.4 to 12", "+5.0%")
+    assert {len(row) for row in rows} == {7}
 
 
 def test_a_results_folder_of_an_impossible_name_is_refused_in_one_line(tmp_path: Path) -> None:

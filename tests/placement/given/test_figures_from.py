@@ -8,6 +8,7 @@ import pytest
 
 from placement.given.cluster_file import load_cluster, load_known_cluster
 from placement.given.cluster_spec import ClusterSpec, FiguresFrom, least_known
+from placement.given.other_head import HeadPlace, with_head
 from placement.given.probe import probe_path, write_probe
 from placement.given.problem import planning_devices
 from tests.placement.given.probes import probe
@@ -53,6 +54,15 @@ def test_what_nobody_typed_is_the_probes(tmp_path: Path) -> None:
     assert {
         name: source for name, source in sources(load_known_cluster(path)).items() if "attic" in name
     } == {"attic-ram": "typed"}
+
+
+def test_links_from_another_head_are_known_as_well_as_those_they_follow_from(tmp_path: Path) -> None:
+    path = cluster(tmp_path, NAMED, NAMED, "hardware: ethernet-2.5g")
+    third = f"  - {{name: shed, {NAMED}}}\nlinks: [{{node: shed, hardware: ethernet-1g}}, "
+    path.write_text(path.read_text().replace("links: [", third))
+    moved = with_head(load_cluster(path), HeadPlace("attic", "rtx-4090"))
+    assert {node.link.figures_from for node in moved.nodes if node.link} == {"catalogue"}
+    assert sum(node.link is not None for node in moved.nodes) == 2
 
 
 @pytest.mark.parametrize(
