@@ -312,10 +312,11 @@ def _range_parts(found: PlanRange | None) -> list[Group | str]:
         )
         for each in found.inputs
     ]
-    others = " and ".join(each.input for each in found.inputs if each.input != "memory")
+    names = [each.input for each in found.inputs if each.input != "memory"]
+    others = f"{' and '.join(names)} leave{'s' if len(names) == 1 else ''}"
     return [
         table("What the range comes from, each alone", ("input", "tokens/s", "change"), rows),
-        f"{basis_sentence(found.figures)} What {others} leave open is added.",
+        f"{basis_sentence(found.figures)} What {others} open is added.",
     ]
 
 

@@ -16,6 +16,8 @@ from orchestrator.study_report.comparison import (
     compare,
     setting_labels,
     summary,
+    winners,
+    winners_sentence,
 )
 from orchestrator.study_report.page import write_page
 from placement.answers.prediction_range import LikelySpeed, Range
@@ -73,6 +75,46 @@ def test_the_summary_gives_the_median_and_both_ends() -> None:
         "(from 1.0% shorter to 3.0 times as long)."
     )
     assert summary([]) is None
+
+
+def cell(setting: str, policy: str, step_s: float) -> Row:
+    speed = 1 / step_s
+    made = Row(f"{setting}/{policy}", setting, "general", "q4", 1, 0, 0.0, 0, policy, step_s=step_s)
+    return replace(made, tokens_per_s=speed, tokens_per_s_low=0.8 * speed, tokens_per_s_high=1.1 * speed)
+
+
+def test_a_winner_is_named_where_it_is_faster_than_all_others_by_more_than_the_range() -> None:
+    """The larger side of 0.8 to 1.1 is 20%."""
+    rows = [
+        *(cell("near", policy, step_s) for policy, step_s in (("least-time", 1.0), ("uniform", 1.19))),
+        *(cell("far", policy, step_s) for policy, step_s in (("uniform", 1.3), ("least-time", 1.0))),
+        *(
+            cell("theirs", policy, s)
+            for policy, s in (("least-time", 2.0), ("uniform", 1.0), ("random", 3.0))
+        ),
+        # Nobody can have what knows the text to come.
+        *(cell("known", policy, s) for policy, s in (("least-time", 1.0), ("opt", 0.1), ("uniform", 1.1))),
+        cell("alone", "least-time", 1.0),
+    ]
+    found = winners(rows)
+    assert found == {"near": None, "far": "least-time", "theirs": "uniform", "known": None}
+    assert {c.ours.cluster: c.winner for c in compare(rows)} == found
+    assert winners_sentence(found) == (
+        "Of 4 settings, won by more than the range of predictions: least-time in 1, uniform in 1; in 2 there "
+        "is no difference we can promise."
+    )
+    assert winners_sentence({"near": None}) == (
+        "No difference between policies that we can promise, in 1 setting."
+    )
+    assert winners_sentence({}) is None
+
+
+def test_the_page_says_which_differences_can_be_promised(page: str) -> None:
+    assert re.search(
+        "Of 8 settings, won by|No difference between policies that we can promise, in 8 settings", page
+    )
+    assert re.search(r"<td class=\"text\">no difference we can promise</td>", page)
+    assert re.search(r"<td>[\d.]+ to [\d.]+</td>", page)
 
 
 def test_names_from_files_are_text_not_markup(page: str) -> None:
