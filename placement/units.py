@@ -27,3 +27,12 @@ def gain_of(share: float) -> str:
     if share < 1:
         return f"{share:+.1%}"
     return f"{1 + share:.1f} times" if share < 8.95 else f"{1 + share:,.0f} times"
+
+
+def between(low: float, high: float) -> str:
+    """Such as "33 to 47", with the digits that a range can have: two, or all before the point."""
+    return f"{_two_digits(low)} to {_two_digits(high)}"
+
+
+def _two_digits(number: float) -> str:
+    return f"{number:.{0 if number >= 9.95 else 1 if number >= 0.995 else 2}f}"

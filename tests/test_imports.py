@@ -55,6 +55,7 @@ ROOMS = {
         "fields",
         "assign",
         "given",
+        "hardware",
         "interop",
         "routing",
         "cost",

@@ -39,6 +39,7 @@ from placement.answers.head_choice import choose_head, head_advice
 from placement.answers.planner import DEFAULT_POLICY, as_plan
 from placement.answers.prediction import by_context
 from placement.answers.prediction import predict as predict_speed
+from placement.answers.range_inputs import plan_range
 from placement.answers.replan import Replan, replan
 from placement.answers.summary import summarise
 from placement.answers.survival import losses_to_survive, prediction_without, survival
@@ -50,6 +51,7 @@ from placement.given.cluster_file import load_known_cluster
 from placement.given.cluster_spec import ClusterSpec
 from placement.given.other_head import as_planned, find_head, head_place, with_head
 from placement.given.problem import PlanningProblem, problem_for
+from placement.hardware.spread import packaged_spreads
 from placement.interop.export import ExportInputs
 from placement.interop.read import read_routing
 from placement.plan import Plan, PlannedLayer
@@ -268,4 +270,5 @@ def _describe(
     longest = problem.shape.max_positions
     asked = {*(c for c in _CONTEXTS if c < longest), min(longest, _CONTEXTS[-1]), problem.workload.context}
     contexts = by_context(problem, boxes, made, prediction, sorted(asked))
-    return Planned(made, summary, prediction, contexts, sentences, moved, survived)
+    likely = plan_range(problem, made, text, prediction, packaged_spreads())
+    return Planned(made, summary, prediction, contexts, sentences, moved, survived, range=likely)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.console import Group
@@ -11,15 +11,17 @@ from rich.console import Group
 from orchestrator.cli.output import share, table
 from orchestrator.cli.plan_export import export_document
 from orchestrator.cli.plan_head import heads_document, heads_parts
+from orchestrator.cli.range_words import basis_sentence, change, likely, range_fields
 from placement.answers.head_choice import HeadChoice
 from placement.answers.prediction import AtContext, Prediction
+from placement.answers.range_inputs import PlanRange
 from placement.answers.replan import Replan
 from placement.answers.summary import PlanSummary
 from placement.answers.survival import Survival
 from placement.given.other_head import HeadPlace
 from placement.interop.export import Exported
 from placement.plan import Plan
-from placement.units import compared, size
+from placement.units import between, compared, size
 from placement.workload import describe
 from placement.workload_fields import workload_fields
 
@@ -47,8 +49,8 @@ _PREDICTED = (
 class Planned:
     """A plan and what is known about it.
 
-    `prediction`: None where the head's own speed is unknown. `head`: where it computes, None where its node
-    has no device. `heads`: what was tried, None where nobody asked.
+    `prediction`, `range`: None where the head's own speed is unknown. `head`: where it computes, None where
+    its node has no device. `heads`: what was tried, None where nobody asked.
     """
 
     plan: Plan
@@ -61,6 +63,7 @@ class Planned:
     exports: Sequence[Exported] = ()
     head: HeadPlace | None = None
     heads: HeadChoice | None = None
+    range: PlanRange | None = None
 
 
 def plan_document(planned: Planned) -> dict[str, Any]:
@@ -73,12 +76,14 @@ def plan_document(planned: Planned) -> dict[str, Any]:
         "expert_bytes": made.mean_expert_bytes,
         "workload": None if made.workload is None else workload_fields(made.workload),
         **{key: getattr(prediction, key, None) for key in _PREDICTED},
+        "range": None if planned.range is None else range_fields(planned.range.speed),
+        "range_inputs": [] if planned.range is None else _inputs_document(planned.range),
         "remote_layers_per_token": (
             summary.remote_layers_per_token if prediction is None else prediction.remote_layers_per_token
         ),
         "bound_by": {} if prediction is None else prediction.bound_by,
         "bound_by_cause": {} if prediction is None else prediction.causes,
-        "by_context": [{"context": c.context, "tokens_per_s": c.tokens_per_s} for c in planned.contexts],
+        "by_context": [_context_document(at, planned.range) for at in planned.contexts],
         "replicas": summary.replicas,
         "copies": None if prediction is None or prediction.copies is None else asdict(prediction.copies),
         "survive": _survival_document(planned),
@@ -100,6 +105,23 @@ def plan_document(planned: Planned) -> dict[str, Any]:
             for worker in summary.workers
         ],
     }
+
+
+def _context_document(at: AtContext, found: PlanRange | None) -> dict[str, Any]:
+    """With the same range as at the workload's own context."""
+    low = high = None
+    if found is not None and at.tokens_per_s is not None:
+        speed = replace(found.speed, tokens_per_s=at.tokens_per_s)
+        low, high = speed.low, speed.high
+    return {"context": at.context, "tokens_per_s": at.tokens_per_s, "low": low, "high": high}
+
+
+def _inputs_document(found: PlanRange) -> list[dict[str, Any]]:
+    speed = found.speed.tokens_per_s
+    return [
+        {"input": each.input, "low": each.low * speed, "high": each.high * speed, "why": each.why}
+        for each in found.inputs
+    ]
 
 
 def _survival_document(planned: Planned) -> dict[str, Any]:
@@ -161,7 +183,7 @@ def plan_parts(planned: Planned) -> list[Group | str]:
             if part >= _LEAST_SHARE_SHOWN
         ]
         no_room = _no_room(planned.contexts)
-        speeds = [(f"{at.context:,}", _speed(at.tokens_per_s)) for at in planned.contexts]
+        speeds = [(f"{at.context:,}", *_speed(at.tokens_per_s, planned.range)) for at in planned.contexts]
         cause, part = max(prediction.causes.items(), key=lambda item: item[1])
         disks = {worker.name for worker in planned.summary.workers if worker.tier == "disk"}
         mostly = f"{cause} ({share(part)})"
@@ -169,11 +191,13 @@ def plan_parts(planned: Planned) -> list[Group | str]:
             # Its share is in the table: that of memory is both together.
             mostly = "reading the disk"
         parts += [
-            table("Predicted tokens/s by context", ("context", "tokens/s"), speeds),
+            table("Predicted tokens/s by context", ("context", "tokens/s", "likely"), speeds),
             *no_room,
             *([""] if no_room else []),
             table("Which device a layer waits for", ("device", "of layers"), waits),
-            f"{prediction.tokens_per_s:.2f} tokens/s: a step takes {_ms(prediction.step_time_s)} "
+            *_range_parts(planned.range),
+            f"{prediction.tokens_per_s:.2f} tokens/s{_likely(planned.range)}: a step takes "
+            f"{_ms(prediction.step_time_s)} "
             f"on {_BASES[prediction.basis]}, of which the head {_ms(prediction.head_s)}. "
             f"{_remote(prediction.remote_layers_per_token, num_layers)} MoE layers a token ask another box.",
             f"Prompts: about {prediction.prefill_tokens_per_s:.0f} tokens/s.",
@@ -263,8 +287,37 @@ def _prompt_move(moved: Replan) -> str:
     return f" and its prompts from {_ms(moved.prompt_before_s)} to {_ms(moved.prompt_after_s)}"
 
 
-def _speed(tokens_per_s: float | None) -> str:
-    return "no room" if tokens_per_s is None else f"{tokens_per_s:.2f}"
+def _speed(tokens_per_s: float | None, found: PlanRange | None) -> tuple[str, str]:
+    if tokens_per_s is None:
+        return "no room", ""
+    return f"{tokens_per_s:.2f}", "" if found is None else likely(
+        replace(found.speed, tokens_per_s=tokens_per_s)
+    )
+
+
+def _likely(found: PlanRange | None) -> str:
+    return "" if found is None else f" ({likely(found.speed)} likely)"
+
+
+def _range_parts(found: PlanRange | None) -> list[Group | str]:
+    """What the range comes from: each input alone."""
+    if found is None:
+        return []
+    speed = found.speed.tokens_per_s
+    rows = [
+        (
+            f"{each.input}: {each.why}",
+            between(each.low * speed, each.high * speed),
+            change(each.low, each.high),
+        )
+        for each in found.inputs
+    ]
+    names = [each.input for each in found.inputs if each.input != "memory"]
+    others = f"{' and '.join(names)} leave{'s' if len(names) == 1 else ''}"
+    return [
+        table("What the range comes from, each alone", ("input", "tokens/s", "change"), rows),
+        f"{basis_sentence(found.figures)} What {others} open is added.",
+    ]
 
 
 def _seconds(seconds: float) -> str:

@@ -13,6 +13,7 @@ from rich.console import Group
 from orchestrator.cli.inputs import check_plan
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, print_json, print_note, share, table
+from orchestrator.cli.range_words import basis_sentence, likely, range_fields
 from orchestrator.cli.simulate_inputs import (
     load_system,
     loss_of,
@@ -30,7 +31,9 @@ from orchestrator.cli.workload import (
     acceptance_of,
     workload_of,
 )
+from placement.answers.prediction_range import LikelySpeed, range_for
 from placement.answers.vram_cache import VramCache, vram_cache
+from placement.hardware.spread import packaged_spreads
 from placement.model_shape import ModelShape
 from placement.plan_file import read_plan
 from placement.replay.queueing.scenario import Event
@@ -78,12 +81,16 @@ def simulate(
     events: list[Event] = [loss_of(text, loaded) for text in lose or ()]
     events += [new_plan_of(text, loaded, plan, boxes) for text in new_plan or ()]
     report = run(system, streams_of(tokens, in_flight, workload, acceptance), events)
+    spread = range_for(system.problem, loaded.holder_table, packaged_spreads())
+    speed = LikelySpeed(report.tokens_per_s, spread)
     cache = vram_cache(system.problem, tokens) if caches else None
     if json:
-        print_json(document(report, shape, workload, notes) | {"vram_cache": cache_fields(cache)})
+        own = {"range": range_fields(speed), "vram_cache": cache_fields(cache)}
+        print_json(document(report, shape, workload, notes) | own)
         return
     for part in tables(report, shape):
         console.print(part)
+    console.print(f"{likely(speed)} tokens/s are likely. {basis_sentence(spread)}")
     if cache is not None:
         console.print(cache_table(cache))
     console.print(f"Assumed: {describe(workload)}.")

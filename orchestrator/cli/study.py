@@ -13,7 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from orchestrator.cli.inputs import files_read, load_shape, name_in_errors
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, errors, print_json, print_note, table
-from orchestrator.study_report.comparison import compare, setting_labels, summary
+from orchestrator.study_report.comparison import (
+    compare,
+    setting_labels,
+    summary,
+    winners,
+    winners_sentence,
+)
 from orchestrator.study_report.page import write_page
 from placement.answers.study.config import Study
 from placement.answers.study.fit import not_fitting
@@ -60,13 +66,14 @@ def study(
     results.sort(keys)
     page = results.folder / _PAGE
     write_page(loaded, results.rows, page)
-    missing = not_fitting(results.rows)
+    missing, found = not_fitting(results.rows), winners(results.rows)
     if json:
         print_json(
             {
                 "study": loaded.name,
                 "cells": [asdict(row) for row in results.rows],
                 "not_fitting": [asdict(cluster) for cluster in missing],
+                "winners": [{"setting": setting, "policy": policy} for setting, policy in found.items()],
                 "csv": str(results.csv_path),
                 "report": str(page),
             }
@@ -80,15 +87,18 @@ def study(
             comparison.best_baseline.policy,
             f"{1000 * (comparison.best_baseline.step_s or 0):.2f}",
             gain_of(comparison.gain),
+            comparison.winner or "-",
         )
         for setting, comparison in zip(
             setting_labels([comparison.ours for comparison in comparisons]), comparisons, strict=True
         )
     ]
     if sentence := summary(comparisons):
-        heading = ("setting", "planner, ms", "best baseline", "its ms", "gain")
+        heading = ("setting", "planner, ms", "best baseline", "its ms", "gain", "winner")
         console.print(table(f"{loaded.name}: a step, the planner beside the best baseline", heading, lines))
         console.print(sentence)
+    if promised := winners_sentence(found):
+        console.print(promised)
     for cluster in missing:
         console.print(f"Does not fit: {cluster.sentence}.", markup=False, soft_wrap=True)
     print_note(f"{len(todo)} of {len(grid)} cells computed now; wrote {results.csv_path} and {page}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from rich.progress import track
 from orchestrator.cli.inputs import given_model, planned_form
 from orchestrator.cli.options import Json, Quant
 from orchestrator.cli.output import console, errors, print_json, print_note, table
+from orchestrator.cli.range_words import basis_sentence, likely, range_fields
 from orchestrator.cli.workload import (
     Accept,
     Context,
@@ -23,11 +23,13 @@ from orchestrator.cli.workload import (
     workload_of,
 )
 from placement.answers.planner import DEFAULT_POLICY
+from placement.answers.prediction_range import Range
 from placement.answers.study.routing_source import FileSource, Routing, RoutingSource, SyntheticSource
 from placement.answers.whatif import Outcome, WhatIf, changes, rank_changes
 from placement.given.cluster_file import load_known_cluster
 from placement.given.cluster_spec import LinkSpec
 from placement.given.traces import GENERAL
+from placement.hardware.spread import packaged_spreads
 from placement.policies.registry import POLICIES, RUN_POLICIES
 from placement.units import gain_of
 from placement.workload import describe
@@ -89,6 +91,7 @@ def whatif(
         routing,
         workload,
         policy=policy,
+        spreads=packaged_spreads(),
         expert_form=form,
         layer_wires=kept.wires,
     )
@@ -101,11 +104,16 @@ def whatif(
             }
         )
         return
-    heading: tuple[str, ...] = ("change", "tokens/s", "gain", "remote layers")
+    heading: tuple[str, ...] = ("change", "tokens/s", "likely", "gain", "remote layers")
     if any(change.price is not None for change in possible):
         heading += ("price", "gain for 100")
-    rows = [_line(result, outcome)[: len(heading)] for outcome in (result.now, *result.outcomes)]
+    rows = [row[: len(heading)] for row in ranking_rows(result)]
     console.print(table(f"{shape.name} in {form}: what one change buys", heading, rows))
+    if ranges := _ranges(result):
+        console.print(
+            f"{' '.join(map(basis_sentence, ranges))} Changes of one number differ by no more, nor do those "
+            "without one from what there is."
+        )
     console.print(f"Assumed: {describe(workload)}.")
     if result.now.note:
         print_note(f"as it is: {result.now.note}")
@@ -116,30 +124,52 @@ def whatif(
 
 
 def _document(result: WhatIf, outcome: Outcome) -> dict[str, object]:
-    return asdict(outcome) | {"gain": result.gain(outcome)}
+    return {
+        "what": outcome.what,
+        "price": outcome.price,
+        "place": outcome.place,
+        "verdict": None if outcome is result.now else result.verdict(outcome),
+        "tokens_per_s": outcome.tokens_per_s,
+        "range": range_fields(outcome.speed),
+        "remote_layers_per_token": outcome.remote_layers_per_token,
+        "note": outcome.note,
+        "gain": result.gain(outcome),
+    }
+
+
+def ranking_rows(result: WhatIf) -> list[tuple[str, ...]]:
+    """The cluster as it is, changes that have a place, the others behind a line with their verdict."""
+    rows = [_line(result, result.now)]
+    said = None
+    for outcome in result.outcomes:
+        verdict = result.verdict(outcome)
+        if verdict != said and outcome.place is None and outcome.speed is not None:
+            rows.append((f"{verdict}:", *[""] * (len(rows[0]) - 1)))
+        said = verdict
+        rows.append(_line(result, outcome))
+    return rows
 
 
 def _line(result: WhatIf, outcome: Outcome) -> tuple[str, ...]:
-    if outcome.tokens_per_s is None or outcome.remote_layers_per_token is None:
-        return outcome.what, "does not fit", "", "", _price(outcome.price), ""
+    if outcome.speed is None or outcome.remote_layers_per_token is None:
+        return outcome.what, "does not fit", "", "", "", _price(outcome.price), ""
     gain = result.gain(outcome)
-    if outcome is result.now:
-        return (
-            outcome.what,
-            f"{outcome.tokens_per_s:.2f}",
-            "",
-            f"{outcome.remote_layers_per_token:.1f}",
-            "",
-            "",
-        )
+    is_now = outcome is result.now
     return (
-        outcome.what,
-        f"{outcome.tokens_per_s:.2f}",
-        "now fits" if gain is None else gain_of(gain),
+        outcome.what if outcome.place is None else f"{outcome.place}. {outcome.what}",
+        f"{outcome.speed.tokens_per_s:.2f}",
+        likely(outcome.speed),
+        "" if is_now else "now fits" if gain is None else gain_of(gain),
         f"{outcome.remote_layers_per_token:.1f}",
         _price(outcome.price),
-        "" if gain is None or not outcome.price else f"{100 * gain / outcome.price * 100:+.1f}%",
+        "" if is_now or gain is None or not outcome.price else f"{100 * gain / outcome.price * 100:+.1f}%",
     )
+
+
+def _ranges(result: WhatIf) -> list[Range]:
+    """One for each kind of figures that a speed is from."""
+    speeds = [outcome.speed for outcome in (result.now, *result.outcomes) if outcome.speed is not None]
+    return list({speed.range.basis: speed.range for speed in speeds}.values())
 
 
 def _price(price: float | None) -> str:

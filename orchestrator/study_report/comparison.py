@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -18,10 +19,14 @@ BOUNDS = ("opt",)
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One setting of a study: the planner's plan beside the best of the other policies."""
+    """One setting of a study: the planner's plan beside the best of the other policies.
+
+    `winner`: the policy of all that `winner_of` finds.
+    """
 
     ours: Row
     best_baseline: Row
+    winner: str | None = None
 
     @property
     def gain(self) -> float:
@@ -33,17 +38,45 @@ class Comparison:
 
 def compare(rows: Sequence[Row]) -> list[Comparison]:
     """Every setting in which both the planner and some baseline have a plan that fits."""
-    settings: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.step_s is not None:
-            settings.setdefault(row.key.rpartition("/")[0], []).append(row)
     found = []
-    for group in settings.values():
+    for group in _by_setting(rows).values():
         ours = [row for row in group if row.policy in OURS]
-        others = [row for row in group if row.policy not in (*OURS, *BOUNDS)]
+        others = [row for row in group if row.policy not in OURS]
         if ours and others:
-            found.append(Comparison(_fastest(ours), _fastest(others)))
+            found.append(Comparison(_fastest(ours), _fastest(others), winner_of(group)))
     return found
+
+
+def winners(rows: Sequence[Row]) -> dict[str, str | None]:
+    """Of every setting in which several policies have a plan that fits, by its key: `winner_of`."""
+    return {setting: winner_of(group) for setting, group in _by_setting(rows).items() if len(group) > 1}
+
+
+def winner_of(setting: Sequence[Row]) -> str | None:
+    """The policy that beats all others by more than the range; None where no difference can be promised.
+
+    Args:
+        setting: rows of one, of at least two policies, all with a plan that fits.
+    """
+    first, second = sorted(setting, key=lambda row: row.step_s or float("inf"))[:2]
+    assert first.step_s is not None
+    assert second.step_s is not None
+    is_apart = second.step_s / first.step_s - 1 > max(_margin(first), _margin(second))
+    return first.policy if is_apart else None
+
+
+def winners_sentence(found: Mapping[str, str | None]) -> str | None:
+    """What can be promised, and where nothing can; None where there is nothing to compare."""
+    if not found:
+        return None
+    settings = f"{len(found)} setting{'s' if len(found) > 1 else ''}"
+    named = Counter(policy for policy in found.values() if policy is not None)
+    if not named:
+        return f"No difference between policies that we can promise, in {settings}."
+    wins = ", ".join(f"{policy} in {number}" for policy, number in named.most_common())
+    rest = len(found) - named.total()
+    others = f"; in {rest} there is no difference we can promise" if rest else ""
+    return f"Of {settings}, won by more than the range of predictions: {wins}{others}."
 
 
 def summary(comparisons: Sequence[Comparison]) -> str | None:
@@ -78,6 +111,23 @@ def setting_labels(rows: Sequence[Row]) -> list[str]:
     cluster, *others = _AXES
     shown = [cluster, *(axis for axis in others if len({axis(row) for row in rows}) > 1)]
     return [", ".join(axis(row) for axis in shown) for row in rows]
+
+
+def _by_setting(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows with a plan that fits, without those of policies that nobody can have."""
+    settings: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.step_s is not None and row.policy not in BOUNDS:
+            settings.setdefault(row.key.rpartition("/")[0], []).append(row)
+    return settings
+
+
+def _margin(row: Row) -> float:
+    """The larger side of its range, as a share of its speed."""
+    low, speed, high = row.tokens_per_s_low, row.tokens_per_s, row.tokens_per_s_high
+    if not low or not speed or not high:
+        return float("inf")
+    return max(high / speed - 1, 1 - low / speed)
 
 
 def _fastest(rows: Sequence[Row]) -> Row:

@@ -9,13 +9,20 @@ from pathlib import Path
 import jinja2
 
 from orchestrator.study_report.charts import legend, speed_bars, speed_lines
-from orchestrator.study_report.comparison import batch_label, compare, setting_labels, summary
+from orchestrator.study_report.comparison import (
+    batch_label,
+    compare,
+    setting_labels,
+    summary,
+    winners,
+    winners_sentence,
+)
 from placement.answers.study.config import Study
 from placement.answers.study.fit import not_fitting
 from placement.answers.study.results import Row
 from placement.files.atomic import replacing
 from placement.policies.registry import RUN_POLICIES
-from placement.units import gain_of
+from placement.units import between, gain_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +50,11 @@ def write_page(study: Study, rows: Sequence[Row], path: Path) -> None:
         charts=list(_charts(study, rows)),
         comparisons=zip(setting_labels([c.ours for c in comparisons]), comparisons, strict=True),
         summary=summary(comparisons),
+        promised=winners_sentence(winners(rows)),
         not_fitting=not_fitting(rows),
         batch_label=batch_label,
         gain_of=gain_of,
+        between=between,
         run_policies=RUN_POLICIES,
         has_hits=any(row.hit_share is not None for row in rows),
     )

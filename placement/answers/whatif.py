@@ -1,16 +1,19 @@
-"""Which single change to a cluster makes a model fastest."""
+"""Which single change to a cluster makes a model fastest, as far as predictions can tell."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+from placement.answers.prediction_range import LikelySpeed, places, range_for
 from placement.answers.study.measure import measure, measure_table
 from placement.answers.study.routing_source import Routing
 from placement.errors import PlanDoesNotFit
 from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, LinkUpgrade, NodeSpec
 from placement.given.problem import problem_for
+from placement.hardware.spread import Spreads
 from placement.holders import HolderTable
 from placement.model_shape import ModelShape
 from placement.policies.registry import check_policy
@@ -34,23 +37,48 @@ class Change:
     price: float | None
 
 
+Verdict = Literal["faster", "no difference we can promise", "slower", "does not fit"]
+_VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A change and the speed after it; None where the experts do not fit, and `note` says why."""
+    """A change and the speed after it; None where the experts do not fit, and `note` says why.
+
+    `place`: among the changes that make it faster, from 1 on; those that differ by no more than the range
+    share one. None for others.
+    """
 
     what: str
     price: float | None
-    tokens_per_s: float | None = None
+    speed: LikelySpeed | None = None
     remote_layers_per_token: float | None = None
     note: str = ""
+    place: int | None = None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        return None if self.speed is None else self.speed.tokens_per_s
 
 
 @dataclass(frozen=True, slots=True)
 class WhatIf:
-    """The cluster as it is, and every change, the fastest first."""
+    """The cluster as it is, and every change in the order of `in_order`."""
 
     now: Outcome
     outcomes: tuple[Outcome, ...]
+
+    def verdict(self, outcome: Outcome) -> Verdict:
+        """What can be promised of a change beside the cluster as it is.
+
+        One that makes the experts fit is faster. One whose speed differs by no more than the range of either
+        prediction makes no difference that can be promised.
+        """
+        if outcome.speed is None:
+            return "does not fit"
+        if self.now.speed is None or outcome.speed.beats(self.now.speed):
+            return "faster"
+        return "slower" if self.now.speed.beats(outcome.speed) else "no difference we can promise"
 
     def gain(self, outcome: Outcome) -> float | None:
         """Tokens/s more than now, as a share; None where either does not fit."""
@@ -68,6 +96,7 @@ def rank_changes(
     workload: Workload,
     *,
     policy: str,
+    spreads: Spreads,
     expert_form: str | None = None,
     layer_wires: tuple[WireForm, ...] = (),
 ) -> WhatIf:
@@ -78,6 +107,7 @@ def rank_changes(
 
     Args:
         tried: such as `changes(cluster, cable)`.
+        spreads: how far measured speeds lie from predicted ones.
         expert_form, layer_wires: as a `PlanningProblem` has them.
 
     Raises InputError: an unknown policy.
@@ -101,13 +131,23 @@ def rank_changes(
             return Outcome(change.what, change.price, note=str(error)), None
         if table is not None:
             found = min(found, measure_table(problem, table, passes), key=lambda measured: measured.step_s)
-        speed, remote = found.tokens_per_s, found.remote_layers_per_token
-        return Outcome(change.what, change.price, speed, remote), found.table
+        speed = LikelySpeed(found.tokens_per_s, range_for(problem, found.table, spreads))
+        return Outcome(change.what, change.price, speed, found.remote_layers_per_token), found.table
 
     now, present = outcome(Change("as it is", cluster, None), None)
-    outcomes = [outcome(change, present)[0] for change in tried]
-    outcomes.sort(key=lambda found: -(found.tokens_per_s or 0))
-    return WhatIf(now, tuple(outcomes))
+    return in_order(now, [outcome(change, present)[0] for change in tried])
+
+
+def in_order(now: Outcome, tried: Sequence[Outcome]) -> WhatIf:
+    """Changes that make it faster, the fastest first; then the others by verdict, in the order given."""
+    known = WhatIf(now, tuple(tried))
+    faster = [(o.speed, o) for o in tried if o.speed is not None and known.verdict(o) == "faster"]
+    faster.sort(key=lambda found: -found[0].tokens_per_s)
+    numbers = places([speed for speed, _ in faster])
+    ranked = [dataclasses.replace(o, place=place) for (_, o), place in zip(faster, numbers, strict=True)]
+    others = [outcome for outcome in tried if known.verdict(outcome) != "faster"]
+    others.sort(key=lambda outcome: _VERDICTS.index(known.verdict(outcome)))
+    return WhatIf(now, (*ranked, *others))
 
 
 def changes(cluster: ClusterSpec, cable: LinkSpec) -> Iterator[Change]:

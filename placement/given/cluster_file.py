@@ -35,6 +35,7 @@ from placement.given.cluster_spec import (
     USUAL_VENV,
     ClusterSpec,
     DeviceSpec,
+    FiguresFrom,
     LinkSpec,
     LinkUpgrade,
     MachineSpec,
@@ -212,7 +213,8 @@ def _link(link: _LinkModel, where: str) -> LinkSpec:
                 f"{where}.{field}: expected a value, or a kind of link such as hardware: ethernet-2.5g; "
                 "found nothing"
             )
-    return LinkSpec(figures["round_trip_s"], figures["bandwidth_gbits_per_s"] * 1e9 / 8)
+    source: FiguresFrom = "typed" if link.hardware is None else "catalogue"
+    return LinkSpec(figures["round_trip_s"], figures["bandwidth_gbits_per_s"] * 1e9 / 8, source)
 
 
 def _link_figures(link: _LinkModel | _LinkUpgradeModel, where: str) -> dict[str, float]:
@@ -234,7 +236,8 @@ def _devices(node: _NodeModel, where: str, *, is_head: bool) -> tuple[DeviceSpec
     for i, device in enumerate(devices):
         if not is_head or i:
             check_no_head_software(node.name, device, f"{where}[{i}]")
-    return tuple(device_spec(device, f"{where}[{i}]") for i, device in enumerate(devices))
+    source: FiguresFrom = "catalogue" if node.hardware else "typed"
+    return tuple(device_spec(device, f"{where}[{i}]", source) for i, device in enumerate(devices))
 
 
 def _machines(file: _ClusterModel, names: list[str], where: str) -> tuple[MachineSpec, ...]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 from placement.given.kernel_rates import NO_ROW_COSTS, KernelRates, RowCosts
 
 DeviceKind = Literal["vram", "ram", "disk"]
 NetworkKind = Literal["cable", "wifi"]
+FiguresFrom = Literal["typed", "catalogue", "probed"]
+"""Who says what a device or link reaches: the user, the catalogue by data sheets, or a measurement."""
+_KNOWN: tuple[FiguresFrom, ...] = get_args(FiguresFrom)
 USUAL_VENV = "~/potluck/.venv"
 """Where Potluck is installed on a box, unless its file says otherwise."""
 
@@ -73,6 +76,7 @@ class DeviceSpec:
     with weights of some forms, in place of `ffn_flops_per_s` and `overheads.expert_s`.
     `attention_bandwidth_bytes_per_s`: of keys and values, None for `bandwidth_bytes_per_s`. `row_costs`:
     passes of a few rows beside one row, of weights without `kernels` of their form.
+    `figures_from`: devices that reach the same are equal, whoever says so.
     """
 
     name: str
@@ -91,6 +95,7 @@ class DeviceSpec:
     kernels: tuple[KernelRates, ...] = ()
     attention_bandwidth_bytes_per_s: float | None = None
     row_costs: RowCosts = NO_ROW_COSTS
+    figures_from: FiguresFrom = field(default="typed", compare=False)
 
     @property
     def budget_bytes(self) -> int:
@@ -104,6 +109,7 @@ class LinkSpec:
 
     round_trip_s: float
     bandwidth_bytes_per_s: float
+    figures_from: FiguresFrom = field(default="typed", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +194,11 @@ class ClusterSpec:
     def machine_of(self, node: str) -> MachineSpec | None:
         """The machine a node shares with others, None where the file names none."""
         return next((machine for machine in self.machines if node in machine.nodes), None)
+
+
+def least_known(sources: Iterable[FiguresFrom]) -> FiguresFrom:
+    """What nobody measured if there is any, else what was measured."""
+    return min(sources, key=_KNOWN.index)
 
 
 def capped(devices: Sequence[DeviceSpec], cap_bytes: int | None) -> tuple[DeviceSpec, ...]:

@@ -17,7 +17,7 @@ from placement.fields.cluster_fields import (
     Rows,
 )
 from placement.files.quote import quote
-from placement.given.cluster_spec import DeviceKind, DeviceSpec, Overheads
+from placement.given.cluster_spec import DeviceKind, DeviceSpec, FiguresFrom, Overheads
 from placement.given.kernel_rates import ATTENTION, KernelRates, RowCosts
 from placement.hardware.entry import RowCostsField
 from placement.units import size
@@ -65,7 +65,7 @@ class DeviceModel(_Strict):
     row_costs: RowCostsField = {}
 
 
-def device_spec(device: DeviceModel, where: str) -> DeviceSpec:
+def device_spec(device: DeviceModel, where: str, figures_from: FiguresFrom = "typed") -> DeviceSpec:
     """
     Raises:
         ClusterFileError: fields that do not go together; names them below `where`.
@@ -104,6 +104,7 @@ def device_spec(device: DeviceModel, where: str) -> DeviceSpec:
         kernels=tuple(_kernel_rates(form, rates, where) for form, rates in device.kernels.items()),
         attention_bandwidth_bytes_per_s=scaled(device.attention_bandwidth_gbytes_per_s, 1e9),
         row_costs=RowCosts.of(device.row_costs),
+        figures_from=figures_from,
     )
 
 

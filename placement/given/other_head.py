@@ -6,7 +6,14 @@ from dataclasses import dataclass, replace
 
 from placement.errors import InputError
 from placement.files.quote import quote
-from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec, Overheads
+from placement.given.cluster_spec import (
+    ClusterSpec,
+    DeviceSpec,
+    LinkSpec,
+    NodeSpec,
+    Overheads,
+    least_known,
+)
 from placement.plan import Plan
 
 
@@ -137,6 +144,7 @@ def _link(node: NodeSpec, head: NodeSpec, old_head: str, shortest_s: float) -> L
     return LinkSpec(
         node.link.round_trip_s + head.link.round_trip_s - shortest_s,
         min(node.link.bandwidth_bytes_per_s, head.link.bandwidth_bytes_per_s),
+        least_known((node.link.figures_from, head.link.figures_from)),
     )
 
 

@@ -113,7 +113,7 @@ def fill(cluster: ClusterSpec, probe: Probe) -> ClusterSpec:
 def link_spec(link: Link, software: HeadSoftware, *ends: Node | None) -> LinkSpec:
     """A link as the cost model has it. Who has waited for the other works more slowly for a moment."""
     wakes_s = (software.wake_s, *(end.wake_s for end in ends if end is not None))
-    return LinkSpec(link.round_trip_s + sum(wakes_s), link.bytes_per_s)
+    return LinkSpec(link.round_trip_s + sum(wakes_s), link.bytes_per_s, "probed")
 
 
 def devices_of(
@@ -152,6 +152,7 @@ def ram_device(node: Node, software: HeadSoftware | None, attention: FormRate | 
         overheads=Overheads(request_s=node.request_s, **own),
         cores=float(node.threads),
         kernels=tuple(KernelRates(rate.form, rate.rows, rate.flops_per_s) for rate in kernels),
+        figures_from="probed",
     )
 
 
@@ -184,6 +185,7 @@ def _card_device(gpu: Gpu, software: HeadSoftware | None) -> DeviceSpec:
         host_link_bytes_per_s=gpu.copy_bytes_per_s,
         host_link_round_trip_s=0.0 if software is None else gpu.round_trip_s,
         kernels=tuple(KernelRates(rate.form, rate.rows, rate.flops_per_s) for rate in gpu.kernels),
+        figures_from="probed",
     )
 
 
@@ -197,6 +199,7 @@ def _disk_device(disk: Disk, ram: DeviceSpec) -> DeviceSpec:
         0,
         bandwidth_bytes_per_s=disk.bytes_per_s,
         ffn_flops_per_s=ram.ffn_flops_per_s,
+        figures_from="probed",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,12 @@ from placement.given.cluster_spec import (
     NO_OVERHEADS,
     ClusterSpec,
     DeviceSpec,
+    FiguresFrom,
     LinkSpec,
     MachineSpec,
     NodeSpec,
     Overheads,
+    least_known,
 )
 from placement.given.head_memory import head_memory_bytes
 from placement.given.kernel_rates import NO_ROW_COSTS, KernelRates, RowCosts, rates_of
@@ -37,7 +39,8 @@ class PlanningDevice:
     `is_home`: on the head's own node, so that no network lies between. `round_trip_s` and
     `link_bytes_per_s` are those of a message from the head's process: 0 and infinity inside it, unless the
     head computes in VRAM and rows leave it over the host link. `machine`: the one whose cores and
-    memory it shares with others, None where it has its own. The rest as in `DeviceSpec`.
+    memory it shares with others, None where it has its own. `figures_from`: of the device and of the link
+    before it, what is known least. The rest as in `DeviceSpec`.
     """
 
     tier: PlannedTier
@@ -54,6 +57,7 @@ class PlanningDevice:
     kernels: tuple[KernelRates, ...] = ()
     attention_bandwidth_bytes_per_s: float | None = None
     row_costs: RowCosts = NO_ROW_COSTS
+    figures_from: FiguresFrom = field(default="typed", compare=False)
 
     def capacity(self, expert_bytes: int) -> int:
         """Experts that fit the budget."""
@@ -200,6 +204,7 @@ def planning_devices(cluster: ClusterSpec, head_bytes: int = 0) -> tuple[Plannin
                     kernels=device.kernels,
                     attention_bandwidth_bytes_per_s=device.attention_bandwidth_bytes_per_s,
                     row_costs=device.row_costs,
+                    figures_from=least_known(known.figures_from for known in (device, link) if known),
                 )
             )
     return tuple(devices)
@@ -225,7 +230,9 @@ def host_link(cluster: ClusterSpec) -> LinkSpec | None:
     if not devices or devices[0].kind != "vram":
         return None
     round_trip_s, bytes_per_s = devices[0].host_link_round_trip_s, devices[0].host_link_bytes_per_s
-    return LinkSpec(round_trip_s, bytes_per_s or math.inf) if round_trip_s or bytes_per_s else None
+    if not round_trip_s and not bytes_per_s:
+        return None
+    return LinkSpec(round_trip_s, bytes_per_s or math.inf, devices[0].figures_from)
 
 
 def _link(node: NodeSpec, below_head: LinkSpec | None, *, is_home: bool) -> LinkSpec | None:

@@ -63,9 +63,18 @@ def test_the_promised_keys_agree_with_each_other_and_with_the_simulator(
     assert made["gap"] == pytest.approx(made["step_time_s"] / made["lower_bound_s"] - 1)
     assert 0 <= made["remote_layers_per_token"] <= 42
     assert sum(made["bound_by"].values()) == pytest.approx(1)
+    assert made["range"]["basis"] == "typed"
+    assert made["range"]["low"] < made["tokens_per_s"] < made["range"]["high"]
+    assert [each["input"] for each in made["range_inputs"]] == ["memory", "routing"]
+    for each in made["range_inputs"]:
+        assert (
+            made["range"]["low"] < each["low"] <= made["tokens_per_s"] <= each["high"] < made["range"]["high"]
+        )
     contexts = {at["context"]: at["tokens_per_s"] for at in made["by_context"]}
     assert contexts[2000] == pytest.approx(made["tokens_per_s"])
     assert contexts[2000] < contexts[1024]
+    for at in made["by_context"]:
+        assert at["low"] < at["tokens_per_s"] < at["high"]
     assert len(made["devices"]) == 2
     for device in made["devices"]:
         assert set(device) >= {"name", "experts", "bytes", "budget_bytes"}
@@ -82,6 +91,13 @@ def test_the_promised_keys_agree_with_each_other_and_with_the_simulator(
     )
     assert simulated["step_time_s"]["mean"] == pytest.approx(made["step_time_s"])
     assert simulated["remote_layers_per_token"] == pytest.approx(made["remote_layers_per_token"])
+    # The plan's has what routing leaves open on top; a simulation is of one text.
+    assert (
+        made["range"]["low"]
+        <= simulated["range"]["low"]
+        < simulated["range"]["high"]
+        <= made["range"]["high"]
+    )
 
 
 def test_a_plan_and_its_simulation_assume_the_same_where_nothing_is_said(
@@ -140,6 +156,15 @@ def test_what_is_assumed_is_printed_in_one_sentence(potluck: Potluck, files: Pat
     code, out, err = potluck(*arguments(files, *given, "--accept", "0.9"))
     assert code == 0, err
     (sentence,) = re.findall(r"Assumed: .*?\.(?!\d)", " ".join(out.split()))
+    said = " ".join(out.split())
+    assert re.search(r"tokens/s \([\d.]+ to [\d.]+ likely\): a step takes", said)
+    assert "Likely for typed figures, which count like the catalogue's: about " in said
+    for words in (
+        "memory: how fast",
+        "drafts: first drafts that hold: 85% to 95%",
+        "routing: what counts of",
+    ):
+        assert words in said
     for part in (
         "1 draft",
         "0.9",

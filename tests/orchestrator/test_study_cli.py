@@ -10,15 +10,23 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.study import study
-from orchestrator.cli.whatif import _line, whatif
-from orchestrator.study_report.comparison import Comparison, compare, setting_labels, summary
+from orchestrator.cli.whatif import ranking_rows, whatif
+from orchestrator.study_report.comparison import (
+    Comparison,
+    compare,
+    setting_labels,
+    summary,
+    winners,
+    winners_sentence,
+)
 from orchestrator.study_report.page import write_page
+from placement.answers.prediction_range import LikelySpeed, Range
 from placement.answers.study.config import Study
 from placement.answers.study.fit import NotFitting, not_fitting
 from placement.answers.study.grid import cells
 from placement.answers.study.results import Row
 from placement.answers.study.runner import run_cells
-from placement.answers.whatif import Outcome, WhatIf
+from placement.answers.whatif import Outcome, in_order
 from placement.errors import ClusterFileError, InputError, StudyFileError
 from tests.orchestrator.command_line import Potluck, document
 from tests.placement.answers.study.test_study import SHAPE, STUDY, written
@@ -67,6 +75,46 @@ def test_the_summary_gives_the_median_and_both_ends() -> None:
         "(from 1.0% shorter to 3.0 times as long)."
     )
     assert summary([]) is None
+
+
+def cell(setting: str, policy: str, step_s: float) -> Row:
+    speed = 1 / step_s
+    made = Row(f"{setting}/{policy}", setting, "general", "q4", 1, 0, 0.0, 0, policy, step_s=step_s)
+    return replace(made, tokens_per_s=speed, tokens_per_s_low=0.8 * speed, tokens_per_s_high=1.1 * speed)
+
+
+def test_a_winner_is_named_where_it_is_faster_than_all_others_by_more_than_the_range() -> None:
+    """The larger side of 0.8 to 1.1 is 20%."""
+    rows = [
+        *(cell("near", policy, step_s) for policy, step_s in (("least-time", 1.0), ("uniform", 1.19))),
+        *(cell("far", policy, step_s) for policy, step_s in (("uniform", 1.3), ("least-time", 1.0))),
+        *(
+            cell("theirs", policy, s)
+            for policy, s in (("least-time", 2.0), ("uniform", 1.0), ("random", 3.0))
+        ),
+        # Nobody can have what knows the text to come.
+        *(cell("known", policy, s) for policy, s in (("least-time", 1.0), ("opt", 0.1), ("uniform", 1.1))),
+        cell("alone", "least-time", 1.0),
+    ]
+    found = winners(rows)
+    assert found == {"near": None, "far": "least-time", "theirs": "uniform", "known": None}
+    assert {c.ours.cluster: c.winner for c in compare(rows)} == found
+    assert winners_sentence(found) == (
+        "Of 4 settings, won by more than the range of predictions: least-time in 1, uniform in 1; in 2 there "
+        "is no difference we can promise."
+    )
+    assert winners_sentence({"near": None}) == (
+        "No difference between policies that we can promise, in 1 setting."
+    )
+    assert winners_sentence({}) is None
+
+
+def test_the_page_says_which_differences_can_be_promised(page: str) -> None:
+    assert re.search(
+        "Of 8 settings, won by|No difference between policies that we can promise, in 8 settings", page
+    )
+    assert re.search(r"<td class=\"text\">no difference we can promise</td>", page)
+    assert re.search(r"<td>[\d.]+ to [\d.]+</td>", page)
 
 
 def test_names_from_files_are_text_not_markup(page: str) -> None:
@@ -183,8 +231,13 @@ def test_what_one_change_buys_is_ranked_as_json(capsys: pytest.CaptureFixture[st
         json=True,
     )
     document = json.loads(capsys.readouterr().out)
-    gains = [change["gain"] for change in document["changes"]]
+    changes = document["changes"]
+    gains = [change["gain"] for change in changes if change["place"] is not None]
     assert gains == sorted(gains, reverse=True)
+    assert [change["verdict"] for change in changes if change["place"] is not None] == ["faster"] * len(gains)
+    for change in (document["now"], *changes):
+        assert change["range"]["low"] < change["tokens_per_s"] < change["range"]["high"]
+        assert change["range"]["basis"] == "typed"
     assert {change["what"].split(":")[0] for change in document["changes"]} == {
         "GPU memory of study-gpu",
         "RAM of study-ram",
@@ -193,8 +246,33 @@ def test_what_one_change_buys_is_ranked_as_json(capsys: pytest.CaptureFixture[st
 
 
 def test_a_change_that_makes_it_twice_as_fast_or_more_is_a_factor() -> None:
-    now, change = Outcome("as it is", None, 2.0, 3.0), Outcome("one more box", None, 30.69, 1.0)
-    assert _line(WhatIf(now, (change,)), change)[:3] == ("one more box", "30.69", "15 times")
+    now, change = outcome("as it is", 2.0), outcome("one more box", 30.69)
+    assert ranking_rows(in_order(now, [change]))[1][:4] == (
+        "1. one more box",
+        "30.69",
+        "25 to 34",
+        "15 times",
+    )
+
+
+def outcome(what: str, tokens_per_s: float) -> Outcome:
+    return Outcome(what, None, LikelySpeed(tokens_per_s, Range(0.8, 1.1, "typed", 9, 0.8)), 3.0)
+
+
+def test_changes_without_a_place_come_behind_a_line_that_says_why() -> None:
+    tried = [outcome("little", 10.5), outcome("much", 20.0), outcome("bad", 5.0), Outcome("nothing", None)]
+    rows = ranking_rows(in_order(outcome("as it is", 10.0), tried))
+    assert [row[0] for row in rows] == [
+        "as it is",
+        "1. much",
+        "no difference we can promise:",
+        "little",
+        "slower:",
+        "bad",
+        "nothing",
+    ]
+    assert rows[3][1:4] == ("10.50", "8.4 to 12", "+5.0%")
+    assert {len(row) for row in rows} == {7}
 
 
 def test_a_results_folder_of_an_impossible_name_is_refused_in_one_line(tmp_path: Path) -> None:

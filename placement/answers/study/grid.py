@@ -10,8 +10,9 @@ from pathlib import Path
 
 from placement.answers.study.config import Batch, Study
 from placement.answers.study.routing_source import RoutingSource
-from placement.errors import ClusterFileError
+from placement.errors import ClusterFileError, HardwareFileError
 from placement.files.input_file import digest
+from placement.hardware.catalogue import CATALOGUE, REACHED
 from placement.model_shape import ModelShape
 from placement.workload import Workload, usual_workload
 
@@ -70,7 +71,10 @@ def cells(study: Study) -> list[Cell]:
 
 
 def fingerprint(study: Study, shape: ModelShape) -> str:
-    """Hexadecimal digits of all that decides the results: the grid, the model, the contents of its files."""
+    """Hexadecimal digits of all that decides the results: the grid, the model, the contents of its files.
+
+    Those of the catalogue too: what devices reach in it, and how far predictions lie from measurements.
+    """
     content = [
         study.name,
         shape.name,
@@ -79,5 +83,6 @@ def fingerprint(study: Study, shape: ModelShape) -> str:
         [study.head_bits, study.prompt_ratio],
         [digest(path, ClusterFileError, "a cluster file") for path in study.clusters],
         [trace.fingerprint() for trace in study.traces],
+        [digest(path, HardwareFileError, "a file of the catalogue") for path in (CATALOGUE, REACHED)],
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -26,6 +26,8 @@ _FORMAT, _VERSION = "potluck-study-results", 1
 class Row:
     """One cell's answer. Numbers are None where the experts did not fit; `note` says why.
 
+    `tokens_per_s_low` and `_high`: between which a measured speed is likely, where the figures are from
+    `range_basis` (`placement.given.cluster_spec.FiguresFrom`).
     `moe_s` and `head_s` add up to `step_s`. `lower_bound_s` holds for every plan, `gap` is step_s over it
     minus 1; both are None for policies that are run (`policies.RUN_POLICIES`). `bound_by` is the device that
     most layers waited for, `hit_share` the share of experts found in the fast memory, None for plans.
@@ -41,6 +43,9 @@ class Row:
     context: int
     policy: str
     tokens_per_s: float | None = None
+    tokens_per_s_low: float | None = None
+    tokens_per_s_high: float | None = None
+    range_basis: str = ""
     step_s: float | None = None
     step_p95_s: float | None = None
     moe_s: float | None = None

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from placement.answers.prediction_range import LikelySpeed, range_for
 from placement.answers.study.grid import Cell, Setting
 from placement.answers.study.measure import measure
 from placement.answers.study.results import Row
@@ -19,6 +20,7 @@ from placement.errors import InputError, PlanDoesNotFit
 from placement.given.cluster_file import load_known_cluster
 from placement.given.cluster_spec import ClusterSpec
 from placement.given.problem import PlanningProblem, problem_for
+from placement.hardware.spread import packaged_spreads
 from placement.model_shape import ModelShape
 from placement.policies.registry import RUN_POLICIES
 from placement.weight_format import planned_format
@@ -86,12 +88,17 @@ def run_cell(shape: ModelShape, cell: Cell) -> Row:
     )
     routing = _routing(shape, setting.trace).as_passes(setting.workload)
     try:
-        found = measure(_problem(shape, setting, routing), cell.policy, routing)
+        problem = _problem(shape, setting, routing)
+        found = measure(problem, cell.policy, routing)
     except PlanDoesNotFit as error:
         return replace(empty, note=str(error))
+    speed = LikelySpeed(found.tokens_per_s, range_for(problem, found.table, packaged_spreads()))
     return replace(
         empty,
-        tokens_per_s=found.tokens_per_s,
+        tokens_per_s=speed.tokens_per_s,
+        tokens_per_s_low=speed.low,
+        tokens_per_s_high=speed.high,
+        range_basis=speed.range.basis,
         step_s=found.step_s,
         step_p95_s=found.step_p95_s,
         moe_s=found.moe_s,

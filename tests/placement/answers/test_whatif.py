@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from placement.answers.prediction_range import LikelySpeed, Range
 from placement.answers.study.routing_source import SyntheticSource
-from placement.answers.whatif import WhatIf, changes, rank_changes
+from placement.answers.whatif import Outcome, WhatIf, changes, in_order, rank_changes
 from placement.errors import ClusterFileError, InputError
 from placement.given.cluster_file import load_cluster
 from placement.given.cluster_spec import ClusterSpec, LinkSpec
 from placement.given.traces import GENERAL
 from placement.workload import Workload
 from tests.placement.shapes import small_shape
+from tests.placement.spreads import spreads
 
 SHAPE = small_shape(num_moe_layers=3, num_experts=12, top_k=2)
 CABLE = LinkSpec(3e-4, 312_500_000)
@@ -51,7 +53,7 @@ def cluster(folder: Path, text: str = TEXT) -> ClusterSpec:
 def ranked(boxes: ClusterSpec, policy: str = "hottest-first") -> WhatIf:
     size, routing = SHAPE.expert_bytes(16), SyntheticSource("g", GENERAL, GENERAL, 300, 0).load(SHAPE)
     tried = list(changes(boxes, CABLE))
-    return rank_changes(SHAPE, boxes, tried, size, routing, Workload(), policy=policy)
+    return rank_changes(SHAPE, boxes, tried, size, routing, Workload(), policy=policy, spreads=spreads())
 
 
 def test_every_box_link_and_memory_is_tried_with_the_files_prices(tmp_path: Path) -> None:
@@ -122,8 +124,9 @@ def test_a_shorter_round_trip_makes_it_faster_where_boxes_are_asked(tmp_path: Pa
 
 def test_the_fastest_comes_first_and_memory_at_home_beats_a_link(tmp_path: Path) -> None:
     result = ranked(cluster(tmp_path), policy="least-time")
-    speeds = [outcome.tokens_per_s or 0 for outcome in result.outcomes]
+    speeds = [outcome.tokens_per_s or 0 for outcome in result.outcomes if outcome.place is not None]
     assert speeds == sorted(speeds, reverse=True)
+    assert max(outcome.tokens_per_s or 0 for outcome in result.outcomes) == speeds[0]
     assert result.outcomes[0].what.startswith("RAM of home")
     gain = result.gain(result.outcomes[0])
     assert gain is not None
@@ -136,6 +139,55 @@ def test_no_change_that_adds_makes_it_slower(tmp_path: Path) -> None:
     gains = [result.gain(outcome) for outcome in result.outcomes]
     assert len(gains) == 6
     assert all(gain is not None and gain >= 0 for gain in gains)
+
+
+def speed(tokens_per_s: float, low: float = 0.8, high: float = 1.1) -> LikelySpeed:
+    return LikelySpeed(tokens_per_s, Range(low, high, "typed", 10, 0.8))
+
+
+def outcome(what: str, tokens_per_s: float | None) -> Outcome:
+    return Outcome(what, None, None if tokens_per_s is None else speed(tokens_per_s))
+
+
+def test_what_gains_no_more_than_the_range_has_no_place_and_is_not_in_order() -> None:
+    """The larger side of 0.8 to 1.1 is 20%."""
+    gains = {"a": 11.9, "none": None, "b": 12.1, "c": 20.0, "d": 11.95, "e": 17.0, "f": 7.0}
+    found = in_order(outcome("now", 10.0), [outcome(what, gain) for what, gain in gains.items()])
+    assert [(o.what, o.place, found.verdict(o)) for o in found.outcomes] == [
+        ("c", 1, "faster"),
+        ("e", 1, "faster"),
+        ("b", 3, "faster"),
+        ("a", None, "no difference we can promise"),
+        ("d", None, "no difference we can promise"),
+        ("f", None, "slower"),
+        ("none", None, "does not fit"),
+    ]
+    assert [o.tokens_per_s for o in found.outcomes if o.place is None] == [11.9, 11.95, 7.0, None]
+
+
+def test_what_makes_it_fit_is_faster_however_slow() -> None:
+    found = in_order(outcome("now", None), [outcome("a", 1.0), outcome("b", 1.1), outcome("c", 4.0)])
+    assert [(o.what, o.place) for o in found.outcomes] == [("c", 1), ("b", 2), ("a", 2)]
+
+
+def test_boxes_that_nobody_probed_are_ranked_by_the_wider_range(tmp_path: Path) -> None:
+    typed = cluster(tmp_path)
+    result = ranked(typed)
+    assert result.now.speed is not None
+    assert result.now.speed.range.margin == pytest.approx(0.3)
+    probed = [
+        dataclasses.replace(
+            node,
+            devices=tuple(dataclasses.replace(each, figures_from="probed") for each in node.devices),
+            link=node.link and dataclasses.replace(node.link, figures_from="probed"),
+        )
+        for node in typed.nodes
+    ]
+    result = ranked(dataclasses.replace(typed, nodes=tuple(probed)))
+    margins = {o.what[:8]: o.speed.range.margin for o in (result.now, *result.outcomes) if o.speed}
+    # More of what was probed counts as probed; a link that nobody has yet does not.
+    assert margins["as it is"] == margins["RAM of h"] == pytest.approx(0.1)
+    assert margins["Ethernet"] == pytest.approx(0.3)
 
 
 def test_an_unknown_policy_is_refused_before_anything_is_planned(tmp_path: Path) -> None:
