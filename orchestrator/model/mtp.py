@@ -32,6 +32,7 @@ from orchestrator.model.waiting_rows import WaitingRows
 from orchestrator.sampling import Choice, Logits, LogitsInRam
 from placement.errors import InputError, NonFiniteError
 from placement.kv_size import HELD_BACK, MAX_DRAFTS, PAGE_POSITIONS, PASS_ROWS
+from placement.model_shape import MOST_POSITIONS
 
 MOST_DEFERRED = 64
 """Rows of a sequence that wait for an MTP layer which needs all of them, while nobody wants its drafts.
@@ -56,7 +57,7 @@ class MtpState:
         lowest: the smallest number of trunk rows at which drafts are right from what is here.
     """
 
-    __slots__ = ("_lowest", "caches", "hidden_size", "num_hidden", "reaches", "rows")
+    __slots__ = ("_lowest", "_most_behind", "caches", "hidden_size", "num_hidden", "reaches", "rows")
 
     def __init__(self, caches: tuple[KVCache, ...], hidden_size: int, reaches: Sequence[int | None]) -> None:
         self.num_hidden = 0
@@ -64,6 +65,7 @@ class MtpState:
         self.caches = caches
         self.rows = tuple(WaitingRows(hidden_size) for _ in caches)
         self.reaches = tuple(reaches)
+        self._most_behind = [MOST_POSITIONS if reach is None else reach + _BACK + 1 for reach in reaches]
         self._lowest = 0
 
     @property
@@ -84,10 +86,12 @@ class MtpState:
     @property
     def behind(self) -> tuple[int, ...]:
         """Rows that each layer would compute for its next draft, but for what hangs on drafts."""
-        slots = [self.num_hidden - cache.length for cache in self.caches]
+        seen = self.num_hidden
         return tuple(
-            missing if reach is None else min(missing, reach + _BACK + 1)
-            for missing, reach in zip(slots, self.reaches, strict=True)
+            [
+                min(seen - cache.length, most)
+                for cache, most in zip(self.caches, self._most_behind, strict=True)
+            ]
         )
 
     @property

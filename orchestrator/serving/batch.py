@@ -132,7 +132,8 @@ def _advances(
         told = _told(logprobs[at : at + len(tokens)])
         at += len(own)
         held, ended = sequence.cache.length, sequence.finish_reason
-        advances.append(Advance(part.sequence, tuple(tokens), drafted, accepted, ended, held, told))
+        behind = sequence.behind
+        advances.append(Advance(part.sequence, tuple(tokens), drafted, accepted, ended, held, told, behind))
     for chunk, own in zip(plan.prefill, rows[len(plan.decode) :], strict=True):
         sequence, tokens, told = sequences[chunk.sequence], [], ()
         sequence.prefilled(own)
@@ -140,7 +141,7 @@ def _advances(
             tokens, told = sequence.first_token(chosen[at]), _told(logprobs[at : at + 1])
             at += 1
         held, ended = sequence.cache.length, sequence.finish_reason
-        advances.append(Advance(chunk.sequence, tuple(tokens), 0, 0, ended, held, told))
+        advances.append(Advance(chunk.sequence, tuple(tokens), 0, 0, ended, held, told, sequence.behind))
     return tuple(advances)
 
 
@@ -149,7 +150,7 @@ def _told(logprobs: Sequence[RowLogprob | None]) -> tuple[RowLogprob, ...]:
 
 
 def _draft(drafter: MtpDrafter | None, sequences: Mapping[int, SequenceState], plan: StepPlan) -> int:
-    """Draft where the plan wants it; returns how many rows MTP layers took in, all layers together."""
+    """Draft where the plan wants it; returns how many rows waited."""
     if drafter is None:
         return 0
     requests: list[DraftRequest] = []
@@ -170,7 +171,7 @@ def _draft(drafter: MtpDrafter | None, sequences: Mapping[int, SequenceState], p
             turns.append(sequence)
     if not requests:
         return 0
-    num_rows = sum(sum(of.state.behind[: of.num_drafts or None]) for of in requests)
+    num_rows = sum(max(request.state.behind[: request.num_drafts or None]) for request in requests)
     for turn, drafts in zip(turns, drafter.draft(requests), strict=True):
         turn.drafts = drafts
     return num_rows

@@ -69,9 +69,11 @@ def run(
             verified.append(Verified(n, wanted, [*holds, False].index(False)))
         drafting = 2 * sum(wanted > 0 for wanted in depths)
         rows = len(depths) + sum(depths)
-        costs.learn_pass(rows, truth.trunk_s(rows) * math.exp(luck.gauss(0, 0.05)))
-        costs.learn_drafting(max(depths), drafting, truth.drafting_s(max(depths), drafting))
-        depth.learn(verified)
+        trunk_s = truth.trunk_s(rows) * math.exp(luck.gauss(0, 0.05))
+        drafting_s = truth.drafting_s(max(depths), drafting)
+        costs.learn_pass(rows, trunk_s)
+        costs.learn_drafting(max(depths), drafting // 2, drafting_s)
+        depth.learn(verified, took_s=trunk_s + drafting_s)
         steps.append(expected(truth, depths, chances))
     return steps
 
@@ -179,7 +181,7 @@ def test_no_other_depths_are_expected_to_be_faster(
         )
         drafting = sum(wanted > 0 for wanted in depths)
         rows = len(depths) + sum(depths) + other_rows
-        return tokens / (costs.trunk_s(rows) + costs.drafting_s(max(depths), 2 * drafting))
+        return tokens / (costs.trunk_s(rows) + costs.drafting_s(max(depths), drafting))
 
     chosen = depth.choose(candidates, other_rows, most_rows)
     allowed = [
@@ -191,19 +193,44 @@ def test_no_other_depths_are_expected_to_be_faster(
     assert rate(tuple(chosen.values())) >= max(map(rate, allowed)) * (1 - 1e-9)
 
 
-def test_drafts_are_tried_in_two_steps_on_end() -> None:
-    """In the first, MTP layers take in what waited for them. It is one step where no more can be risked."""
+def played(waiting: int, steps: int = 3000) -> list[int]:
+    """Drafts of one sequence, none of which ever holds; as many rows wait as steps went by without drafts."""
     costs = MeasuredCosts(curve(0.2))
     depth = DraftDepth(3, costs)
-    drafted = []
-    for _ in range(1500):
-        (wanted,) = depth.choose([Candidate(0, 3)]).values()
+    behind, drafted = waiting, []
+    for _ in range(steps):
+        (wanted,) = depth.choose([Candidate(0, 3, (behind,) * 3)]).values()
         depth.learn([Verified(0, wanted, 0)])
+        behind = 1 if wanted else min(behind + 1, waiting)
         drafted.append(wanted)
-    settled = "".join(map(str, drafted[300:])).strip("0")
-    tries = [run for run in settled.split("0") if run]
-    assert all(len(run) <= 2 and len(set(run)) == 1 for run in tries)
-    assert sum(len(run) == 2 for run in tries) > 4
+    return drafted
+
+
+def test_where_much_has_to_be_taken_in_drafts_are_tried_seldom_and_in_several_steps_on_end() -> None:
+    runs = {}
+    for waiting in (4, 2000):
+        settled = "".join(map(str, played(waiting)[300:])).strip("0")
+        runs[waiting] = [run for run in settled.split("0") if run]
+        assert all(len(set(run)) == 1 for run in runs[waiting])
+    assert max(map(len, runs[4])) == 1
+    assert max(map(len, runs[2000])) > 2
+    assert 2 < len(runs[2000]) < 0.75 * len(runs[4])
+
+
+def test_of_sequences_for_which_rows_wait_those_begin_first_that_can_be_paid_for() -> None:
+    costs = MeasuredCosts(curve(0.1))
+    depth = DraftDepth(1, costs)
+    # Each row takes a thousandth of a step: one of these may begin, and both of those with few rows.
+    chosen = depth.choose([Candidate(n, 900, (rows,)) for n, rows in enumerate((1400, 20, 1300, 30))])
+    assert chosen[1] == chosen[3] == 1
+    assert chosen[0] == 0
+    assert chosen[2] == 1
+
+
+def test_nobody_begins_to_draft_for_an_answer_that_ends_before_it_would_pay() -> None:
+    for most, drafts in ((2, 0), (300, 1)):
+        depth = DraftDepth(1, MeasuredCosts(curve(0.1)))
+        assert depth.choose([Candidate(0, most, (1400,))]) == {0: drafts}
 
 
 def test_nothing_is_drafted_without_mtp_layers_or_sequences() -> None:
