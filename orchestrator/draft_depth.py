@@ -17,13 +17,13 @@ _PRIOR_TRIALS = 6.0
 _GUESS, _GUESS_TRIALS = 0.65, 10.0
 """Acceptance before anything was tried, and its weight in trials."""
 
-_ALLOWANCE = 0.01
+_ALLOWANCE = 0.006
 """Share of the time that drafts may lose against none."""
-_STAKE_STEPS, _MOST_STEPS = 3.0, 6.0
+_STAKE_STEPS, _MOST_STEPS = 6.0, 6.0
 """In steps without drafts: what they may lose at first, and what they may lose again after they gained."""
-_MARGIN = 0.015
+_MARGIN = 0.01
 """By so much drafts have to be faster than none: estimates are no better."""
-_PROBE_SHARE = 0.01
+_PROBE_SHARE = 0.006
 """Share of the time that trying other depths may cost beside the best one."""
 _PROBE_GAP_STEPS = 12
 _MOST_TRY_STEPS = 8
@@ -110,9 +110,9 @@ class DraftDepth:
         self._step = 0
         self._shared = _Counts()
         self._own: dict[int, _Counts] = {}
-        self._account_s: float | None = None
-        self._purse_s = 0.0
-        self._since_probe = 0
+        self._account = self._purse = _STAKE_STEPS
+        """In steps without drafts, whatever these take: the box may get slower, and sequences come and go."""
+        self._since_probe = _PROBE_GAP_STEPS // 2
         self._next_probe = 0
         self._again: tuple[tuple[int, ...], dict[int, int], int] | None = None
         """What is tried: by whom, how, and for how many steps more."""
@@ -148,14 +148,11 @@ class DraftDepth:
         if not candidates or not self.most:
             return {candidate.sequence: 0 for candidate in candidates}
         asked = (tuple([candidate.sequence for candidate in candidates]), other_rows, most_rows)
-        account_s, plan = self._account_s, self._plan
-        if account_s is None:
-            off_s = self._costs.trunk_s(len(candidates) + other_rows)
-            account_s = self._purse_s = _STAKE_STEPS * off_s
-            self._account_s = account_s
+        plan = self._plan
         if plan is None or self._step >= plan.until or plan.asked != asked:
-            plan = self._plan = self._planned(asked, candidates, account_s)
-        self._purse_s = min(self._purse_s + _PROBE_SHARE * plan.best_s, 8 * plan.best_s)
+            plan = self._plan = self._planned(asked, candidates)
+        account_s = self._account * plan.unit_s
+        self._purse = min(self._purse + _PROBE_SHARE * plan.best_s / plan.unit_s, _MOST_STEPS)
         self._since_probe += 1
         chosen = plan.best
         if self._again is not None or self._since_probe >= _PROBE_GAP_STEPS:
@@ -185,7 +182,7 @@ class DraftDepth:
             took_s: how long it took; None for as long as was expected.
         """
         self._step += 1
-        step, plan, account_s = self._step, self._plan, self._account_s
+        step, plan = self._step, self._plan
         accepted = sequences = 0
         drafted: dict[int, int] = {}
         for one in verified:
@@ -200,34 +197,34 @@ class DraftDepth:
                     counts.fade(step)
                     for place in range(min(one.drafted, one.accepted + 1)):
                         counts.learn(place, holds=place < one.accepted)
-        if account_s is None or plan is None:
+        if plan is None:
             return
-        off_s = plan.off_s if sequences else self._costs.trunk_s(max(1, other_rows))
+        saved_s = _ALLOWANCE * (plan.off_s if sequences else self._costs.trunk_s(max(1, other_rows)))
         if drafted:
             cost_s = self._risk_s
             if took_s is not None:
                 # A pass that was run again says nothing.
-                cost_s = min(max(took_s - off_s, 0.0), 2 * cost_s)
+                off_s = self._costs.trunk_s(sequences + other_rows)
+                cost_s = min(took_s - off_s, 3 * cost_s)
             # A token more saves its part of a later step, which has no prompt in it.
-            later_s = off_s if not plan.asked[1] else self._costs.trunk_s(sequences)
-            account_s += accepted / sequences * later_s - cost_s
-        self._account_s = min(account_s + _ALLOWANCE * off_s, _MOST_STEPS * plan.off_s)
+            saved_s += accepted / sequences * self._costs.trunk_s(sequences) - cost_s
+        self._account = min(self._account + saved_s / plan.unit_s, _MOST_STEPS)
 
     def forget(self, sequence: int) -> None:
         """It has ended."""
         self._own.pop(sequence, None)
 
-    def _planned(self, asked: _Asked, candidates: Sequence[Candidate], account_s: float) -> _Plan:
+    def _planned(self, asked: _Asked, candidates: Sequence[Candidate]) -> _Plan:
         _, other_rows, most_rows = asked
         most = [(of.sequence, min(of.most, self.most)) for of in candidates]
         num_sequences = len(most)
         shared = self._shared_chances()
         gains = _Gains.of(most, [self._chances(sequence, shared) for sequence, _ in most])
         off = {sequence: 0 for sequence, _ in most}
-        off_s = self._costs.trunk_s(num_sequences + other_rows)
+        off_s, unit_s = self._costs.trunk_s(num_sequences + other_rows), self._costs.trunk_s(num_sequences)
         waiting = self._waiting(candidates)
         best, best_rate = self._fastest(
-            gains.without(_too_dear(waiting, account_s)),
+            gains.without(_too_dear(waiting, self._account * unit_s)),
             waiting,
             num_sequences / off_s,
             other_rows,
@@ -244,7 +241,9 @@ class DraftDepth:
             best, best_rate = off, num_sequences / off_s
         best_s = self._step_s(num_sequences, best.values(), other_rows)
         waiting_s = sum(waiting[n][depth][0] for n, depth in best.items() if depth and n in waiting)
-        return _Plan(asked, self._step + _SAME_STEPS, gains, off, off_s, best, best_rate, best_s, waiting_s)
+        return _Plan(
+            asked, self._step + _SAME_STEPS, gains, off, off_s, best, best_rate, best_s, waiting_s, unit_s
+        )
 
     def _fastest(
         self, gains: _Gains, waiting: _Waits, off_rate: float, other_rows: int, most_rows: int
@@ -339,8 +338,8 @@ class DraftDepth:
                     most = min(_MOST_TRY_STEPS, (account_s - waiting_s) / max(step_s - plan.off_s, 1e-9))
                     steps = max(1, int(min(most, 2 + waiting_s / max(step_loss_s, 1e-9))))
                 loss_s = waiting_s + steps * step_loss_s
-                if loss_s <= self._purse_s:
-                    self._purse_s -= loss_s
+                if loss_s <= self._purse * plan.unit_s:
+                    self._purse -= loss_s / plan.unit_s
                     self._next_probe = place + 1
                     self._again = (plan.asked[0], tried, steps - 1) if steps > 1 else None
                     return tried if any(tried.values()) else plan.off
@@ -351,9 +350,10 @@ class DraftDepth:
     def _tries(self, plan: _Plan, candidates: Sequence[Candidate], depth: int) -> Iterable[dict[int, int]]:
         """Depths to try: all have that one, or, where rows wait, the one for which least does."""
         waits = {of.sequence: sum(rows_to_take_in(of.behind, depth)) for of in candidates}
-        if not depth or len(candidates) == 1 or not any(waits.values()):
+        waits_none = len(candidates) == 1 or not any(waits.values())
+        if depth <= 1 or waits_none:
             yield {of.sequence: max(0, min(depth, of.most)) for of in candidates}
-        else:
+        if not waits_none:
             one = min(candidates, key=lambda of: waits[of.sequence])
             yield {**plan.best, one.sequence: max(0, min(depth, one.most))}
 
@@ -426,6 +426,7 @@ class _Plan:
         until: the step at which it is looked for again.
         off: no drafts, and what a step takes so.
         waiting_s: to take in what waits for those who draft, once.
+        unit_s: of a step without drafts and without prompts.
     """
 
     asked: _Asked
@@ -437,3 +438,4 @@ class _Plan:
     best_rate: float
     best_s: float
     waiting_s: float
+    unit_s: float

@@ -221,7 +221,7 @@ def test_of_sequences_for_which_rows_wait_those_begin_first_that_can_be_paid_for
     costs = MeasuredCosts(curve(0.1))
     depth = DraftDepth(1, costs)
     # Each row takes a thousandth of a step: one of these may begin, and both of those with few rows.
-    chosen = depth.choose([Candidate(n, 900, (rows,)) for n, rows in enumerate((1400, 20, 1300, 30))])
+    chosen = depth.choose([Candidate(n, 900, (rows,)) for n, rows in enumerate((2400, 20, 2300, 30))])
     assert chosen[1] == chosen[3] == 1
     assert chosen[0] == 0
     assert chosen[2] == 1
