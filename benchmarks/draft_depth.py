@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from statistics import quantiles
 from typing import Annotated
 
@@ -147,15 +148,18 @@ def _check(event: AnswerEvent | Refused) -> None:
 def play(
     servers: Sequence[Server], rounds: Sequence[Sequence[tuple[int, GenerationRequest]]], prompts: Prompts
 ) -> None:
-    """Each round on all servers, step by step in turn.
+    """Each round on all servers, step by step in turn, in another order each time.
+
+    What one leaves in caches falls on whoever comes next.
 
     Raises:
         RuntimeError: drafts changed a text.
     """
+    order = Random(1)
     for requests in rounds:
         for server in servers:
             server.begin(requests, prompts)
-        while sum(server.turn() for server in servers):
+        while sum(server.turn() for server in order.sample(servers, len(servers))):
             pass
         if any(server.tokens != servers[0].tokens for server in servers):
             raise RuntimeError("drafts changed a text")

@@ -2,68 +2,89 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections import deque
 
 import torch
 from torch import Tensor
 
+_BLOCK = 64
+
 
 class WaitingRows:
     """Consecutive rows float32 [stop - start, hidden], one a slot.
 
-    They come in small pieces, and most of them are forgotten before anybody asks for them. So pieces are only
-    put side by side when they are asked for.
+    They come one or a few at a time, and most are forgotten before anybody asks for them. So they are copied
+    into blocks of 64, which are used again.
 
     Attributes:
         start: slot of the first row.
         stop: the slot after the last one's.
     """
 
-    __slots__ = ("_hidden_size", "_parts", "start", "stop")
+    __slots__ = ("_base", "_blocks", "_hidden_size", "_spare", "start", "stop")
 
     def __init__(self, hidden_size: int) -> None:
         self._hidden_size = hidden_size
-        self._parts: deque[Tensor] = deque()
+        self._blocks: deque[Tensor] = deque()
+        self._spare: Tensor | None = None
+        # The slot of the first block's first row.
+        self._base = 0
         self.start = self.stop = 0
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def append(self, rows: Tensor) -> None:
-        """Take the rows of the next slots; they are copied, as a view would keep a whole pass alive."""
-        if len(rows):
-            self._parts.append(rows.clone())
-            self.stop += len(rows)
+        """Take the rows of the next slots, float32 [n, hidden]."""
+        rows = rows.contiguous()
+        source, left = rows.data_ptr(), len(rows)
+        row_bytes = 4 * self._hidden_size
+        while left:
+            place = self.stop - self._base
+            if place == _BLOCK * len(self._blocks):
+                spare, self._spare = self._spare, None
+                self._blocks.append(torch.empty(_BLOCK, self._hidden_size) if spare is None else spare)
+            place %= _BLOCK
+            count = min(left, _BLOCK - place)
+            target = self._blocks[-1].data_ptr() + place * row_bytes
+            ctypes.memmove(target, source, count * row_bytes)
+            source += count * row_bytes
+            left -= count
+            self.stop += count
 
     def forget_before(self, slot: int) -> None:
-        """Forget pieces all of whose rows are of earlier slots."""
-        parts = self._parts
-        while parts and self.start + len(parts[0]) <= slot:
-            self.start += len(parts.popleft())
+        """Forget blocks all of whose rows are of earlier slots."""
+        if slot >= self._base + _BLOCK:
+            while self._blocks and self._base + _BLOCK <= min(slot, self.stop):
+                self._spare = self._blocks.popleft()
+                self._base += _BLOCK
+            self.start = max(self.start, self._base)
 
     def drop_before(self, slot: int) -> None:
         """Drop the rows of earlier slots; `slot` is not after `stop`."""
-        self.forget_before(slot)
-        if slot > self.start and self._parts:
-            self._parts[0] = self._parts[0][slot - self.start :]
-        self.start = slot
+        self.start = max(self.start, slot)
+        self.forget_before(self.start)
 
     def drop_from(self, slot: int) -> None:
         """Drop the rows of `slot` and later ones; `slot` is not before `start`."""
-        parts = self._parts
-        while parts and self.stop - len(parts[-1]) >= slot:
-            self.stop -= len(parts.pop())
-        if parts and self.stop > slot:
-            parts[-1] = parts[-1][: slot - self.stop]
         self.stop = min(self.stop, slot)
+        while self._blocks and self._base + _BLOCK * (len(self._blocks) - 1) >= self.stop:
+            self._spare = self._blocks.pop()
 
     def begin_at(self, slot: int) -> None:
         """Have nothing, and go on with the row of that slot."""
-        self._parts.clear()
-        self.start = self.stop = slot
+        self._blocks.clear()
+        self._base = self.start = self.stop = slot
 
     def rows(self) -> Tensor:
-        """All of them; the caller does not write to them."""
-        if len(self._parts) == 1:
-            return self._parts[0]
-        return torch.cat(tuple(self._parts)) if self._parts else torch.empty(0, self._hidden_size)
+        """All of them. What is returned may be written over when rows are dropped and others come."""
+        first, end = self.start - self._base, self.stop - self._base
+        parts = [
+            block[max(0, first - at) : end - at]
+            for at, block in zip(range(0, end, _BLOCK), self._blocks, strict=True)
+            if at + _BLOCK > first
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat(parts) if parts else torch.empty(0, self._hidden_size)
