@@ -253,6 +253,11 @@ class MtpDrafter:
         """The most drafts a step."""
         return len(self._layers)
 
+    @property
+    def lets_all_wait(self) -> bool:
+        """Whether rows may wait for ever where nobody asks for drafts."""
+        return not self._reaches or self._reaches[0] is not None
+
     def new_state(self) -> MtpState:
         """State of a sequence of which no trunk row was seen yet."""
         model = self._model

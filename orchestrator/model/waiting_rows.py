@@ -22,14 +22,27 @@ class WaitingRows:
         stop: the slot after the last one's.
     """
 
-    __slots__ = ("_base", "_blocks", "_hidden_size", "_spare", "start", "stop")
+    __slots__ = (
+        "_base",
+        "_blocks",
+        "_hidden_size",
+        "_room",
+        "_row_bytes",
+        "_spare",
+        "_target",
+        "start",
+        "stop",
+    )
 
     def __init__(self, hidden_size: int) -> None:
         self._hidden_size = hidden_size
+        self._row_bytes = 4 * hidden_size
         self._blocks: deque[Tensor] = deque()
         self._spare: Tensor | None = None
         # The slot of the first block's first row.
         self._base = 0
+        # Rows that the last block still has room for, and the address of the next one.
+        self._room = self._target = 0
         self.start = self.stop = 0
 
     def __len__(self) -> int:
@@ -37,21 +50,21 @@ class WaitingRows:
 
     def append(self, rows: Tensor) -> None:
         """Take the rows of the next slots, float32 [n, hidden]."""
-        rows = rows.contiguous()
-        source, left = rows.data_ptr(), len(rows)
-        row_bytes = 4 * self._hidden_size
+        left = rows.shape[0]
+        if not rows.is_contiguous():
+            rows = rows.contiguous()
+        source = rows.data_ptr()
         while left:
-            place = self.stop - self._base
-            if place == _BLOCK * len(self._blocks):
-                spare, self._spare = self._spare, None
-                self._blocks.append(torch.empty(_BLOCK, self._hidden_size) if spare is None else spare)
-            place %= _BLOCK
-            count = min(left, _BLOCK - place)
-            target = self._blocks[-1].data_ptr() + place * row_bytes
-            ctypes.memmove(target, source, count * row_bytes)
-            source += count * row_bytes
-            left -= count
+            if not self._room:
+                self._add_block()
+            count = min(left, self._room)
+            num_bytes = count * self._row_bytes
+            ctypes.memmove(self._target, source, num_bytes)
+            self._target += num_bytes
+            self._room -= count
             self.stop += count
+            source += num_bytes
+            left -= count
 
     def forget_before(self, slot: int) -> None:
         """Forget blocks all of whose rows are of earlier slots."""
@@ -71,10 +84,14 @@ class WaitingRows:
         self.stop = min(self.stop, slot)
         while self._blocks and self._base + _BLOCK * (len(self._blocks) - 1) >= self.stop:
             self._spare = self._blocks.pop()
+        used = self.stop - self._base - _BLOCK * (len(self._blocks) - 1)
+        self._room = _BLOCK - used if self._blocks else 0
+        self._target = self._blocks[-1].data_ptr() + used * self._row_bytes if self._blocks else 0
 
     def begin_at(self, slot: int) -> None:
         """Have nothing, and go on with the row of that slot."""
         self._blocks.clear()
+        self._room = 0
         self._base = self.start = self.stop = slot
 
     def rows(self) -> Tensor:
@@ -88,3 +105,9 @@ class WaitingRows:
         if len(parts) == 1:
             return parts[0]
         return torch.cat(parts) if parts else torch.empty(0, self._hidden_size)
+
+    def _add_block(self) -> None:
+        spare, self._spare = self._spare, None
+        block = torch.empty(_BLOCK, self._hidden_size) if spare is None else spare
+        self._blocks.append(block)
+        self._room, self._target = _BLOCK, block.data_ptr()

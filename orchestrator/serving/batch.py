@@ -157,6 +157,8 @@ def _draft(drafter: MtpDrafter | None, sequences: Mapping[int, SequenceState], p
     turns: list[SequenceState] = []
     for part in plan.decode:
         sequence = sequences[part.sequence]
+        if not part.drafts and not sequence.drafts and drafter.lets_all_wait:
+            continue
         wanted = sequence.most_drafts(part.drafts)
         if sequence.drafts:
             # Made for a pass that failed.
