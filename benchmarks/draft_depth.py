@@ -26,8 +26,6 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.random_gguf import FileShape, FileTypes, write_random_gguf
 from orchestrator.draft_depth import Candidate, DraftDepth
@@ -248,17 +246,21 @@ def main(
         tokenizer = Tokenizer.load(model)
         prompts = Prompts(tokenizer, head.config.vocab_size, head.config.eos_token_ids)
         columns = [f"{way}, by off" for way in WAYS[1:]]
-        table = Table(
+        _line(
             "text", "sequences", "off, tokens/s", *columns, "adaptive, by the best", "drafts a step", "held"
         )
+        _line(*["---"] * (len(columns) + 6))
         for name, source, temperature in cases:
             for number in sequences:
                 servers = {way: Server.of(way, head, tokenizer, clock) for way in WAYS}
                 text = source.read_text(encoding="utf-8")
                 asked = requests_of(tokenizer, text, rounds + 1, number, tokens, temperature)
                 play(list(servers.values()), asked, prompts)
-                table.add_row(name, str(number), *cells(servers, tokens * number))
-    Console(width=200).print(table)
+                _line(name, str(number), *cells(servers, tokens * number))
+
+
+def _line(*found: str) -> None:
+    typer.echo(f"| {' | '.join(found)} |")
 
 
 if __name__ == "__main__":
