@@ -12,6 +12,7 @@ from placement.errors import PlanDoesNotFit
 from placement.given.problem import PlanningProblem
 from placement.holders import HolderTable
 from placement.policies.baselines import fixed
+from placement.policies.least_time.beside_copies import move_beside_copies
 from placement.policies.least_time.copies import add_copies
 from placement.policies.least_time.heat_blocks import MOST_GROUPS_FOR_FINE, search_heat_blocks
 from placement.policies.least_time.kicks import kick, num_kicks
@@ -49,6 +50,7 @@ _BASELINES: tuple[Baseline, ...] = (
     fixed.uniform,
     fixed.whole_layers,
     fixed.hottest_first,
+    fixed.hottest_first_ties_spread,
     fixed.hottest_per_layer,
     fixed.balanced_replicas,
 )
@@ -96,7 +98,11 @@ def least_time(problem: PlanningProblem) -> HolderTable:
     if problem.survive:
         tables = sorted(tables, key=lambda table: objective_s(known, table, check))[:_MOST_SURVIVABLE]
         tables = [survivable(known, table, layers) for table in tables]
-    return min(tables, key=lambda table: objective_s(known, table, check))
+    fastest = min(tables, key=lambda table: objective_s(known, table, check))
+    if problem.survive:
+        return fastest
+    moved = fill_fast_memory(known, move_beside_copies(known, fastest, layers))
+    return fastest if moved is fastest else min((moved, fastest), key=lambda t: objective_s(known, t, check))
 
 
 def candidates(problem: PlanningProblem, text: PlanningText) -> list[Candidate]:
