@@ -82,7 +82,7 @@ def group_seconds(rates: ExpertRates, groups: list[list[int]], sample: HeatSampl
             even = np.full(len(members), 1 / len(members))
             draws = [generator.multinomial(n, even, size=_OCCUPANCY_DRAWS) for n in counts]
             fullest = np.array([draw.max(axis=1).mean() for draw in draws])
-        rows = expected_rows(fullest, sample.tokens_per_step, sample.pairs_per_expert)
+        rows = np.minimum(fullest, sample.tokens_per_step)
         work = fullest * each_s
         asked = (counts > 0) * round_trip_s
         seconds[index] = rates.busy_s[members].max() + asked + rows * wire_s + work
