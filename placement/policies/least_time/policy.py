@@ -50,10 +50,12 @@ _BASELINES: tuple[Baseline, ...] = (
     fixed.uniform,
     fixed.whole_layers,
     fixed.hottest_first,
-    fixed.hottest_first_ties_spread,
     fixed.hottest_per_layer,
     fixed.balanced_replicas,
+    fixed.hottest_first_ties_spread,
 )
+# For few tokens, and too near `hottest_first` to be another place to begin.
+_NO_START = fixed.hottest_first_ties_spread
 
 Finish = Callable[[PlanningProblem, Sequence[LayerSample]], list[HolderTable]]
 """Final placements to choose from: for a problem whose statistics are of all the text, and steps of it."""
@@ -131,7 +133,7 @@ def candidates(problem: PlanningProblem, text: PlanningText) -> list[Candidate]:
         forms.append(search_heat_blocks(known, fit_stats.counts.astype(np.int64), fit)[0])
     starts: list[tuple[str, NDArray[np.integer]]]
     starts = [(form.name, form.holders(known)) for form in forms]
-    begin = _fastest([c for c in found if c.table.table.shape[2] == 1])
+    begin = _fastest([c for c in found if c.table.table.shape[2] == 1 and c.policy is not _NO_START])
     starts.append((begin.name, begin.table.table[:, :, 0]))
     layers = search_sample(known, fit, _TRIAL_READS)
     # Where second holders are needed anyway, copies come after them.
