@@ -74,6 +74,8 @@ def test_equal_boxes_leave_the_head_where_the_file_has_it() -> None:
     choice = chosen(two_boxes(memory("ram", ROOM, 10), memory("ram", ROOM, 10)))
     assert choice.best is choice.named
     assert str(choice.best.place) == "home/ram"
+    said = "The head stays on home/ram: no other place that was planned for in full gains more than 1%."
+    assert heads_parts(choice)[-1] == said
 
 
 def test_a_gpu_too_small_for_the_head_leaves_it_to_the_ram_beside_it() -> None:
