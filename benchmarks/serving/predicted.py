@@ -32,7 +32,8 @@ _LONGEST_PAUSE_S = 0.05
 _LONGEST_WAIT_S = 5.0
 _PLAYED_S = 60.0
 """Of a load, at least: it costs little, and its asks are drawn by lot."""
-_ASKS_A_PLAY = 10_000
+ASKS_A_RUN = 10_000
+"""More than a run sends: each has numbers of its own."""
 _CLIENT = "everybody"
 
 
@@ -205,7 +206,7 @@ def predict(
     tokens, firsts = 0, list[float]()
     for play in range(plays):
         window = Window(warm_up_s, warm_up_s + seconds)
-        said, waited = _play(learned, asks, users, window, first + play * _ASKS_A_PLAY, limits, kv)
+        said, waited = _play(learned, asks, users, window, first + play * ASKS_A_RUN, limits, kv)
         tokens += said
         firsts += waited
     rate = tokens / (plays * seconds)
