@@ -17,6 +17,7 @@ from placement.hardware.catalogue import CATALOGUE, REACHED, packaged_catalogue,
 from placement.hardware.entry import CLASSES, Entry
 from placement.hardware.expand import device_fields, link_fields
 from placement.hardware.figures import figures_of
+from placement.hardware.spread import SPREADS
 
 ENTRIES = packaged_catalogue().entries
 LINKS = [name for name, entry in ENTRIES.items() if entry.kind == "link"]
@@ -77,7 +78,7 @@ def test_software_of_the_head_alone_is_left_out_elsewhere() -> None:
 def test_the_catalogue_comes_with_the_package() -> None:
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
     patterns = project["tool"]["setuptools"]["package-data"]["placement.hardware"]
-    assert all(any(path.match(pattern) for pattern in patterns) for path in (CATALOGUE, REACHED))
+    assert all(any(path.match(pattern) for pattern in patterns) for path in (CATALOGUE, REACHED, SPREADS))
 
 
 ENTRY: dict[str, Any] = {
