@@ -25,7 +25,7 @@ from placement.given.cluster_file import cluster_of
 from placement.given.cluster_spec import ClusterSpec
 from placement.given.problem import PlanningDevice, PlanningProblem, planning_devices
 from placement.hardware.catalogue import Catalogue
-from placement.hardware.expand import device_fields, link_fields, numbered
+from placement.hardware.expand import expanded_device, expanded_link, numbered
 from placement.kv_size import KvForm
 from placement.model_shape import AttentionShape, ModelShape
 from placement.workload import Workload
@@ -217,12 +217,12 @@ def _cluster(measurement: Measurement, catalogue: Catalogue) -> ClusterSpec:
             entry = catalogue.entry(name)
             typed = {} if entry.memory_bytes else {"memory_bytes": _ROOM_BYTES}
             is_head = number == position == 0
-            fields = device_fields(catalogue, entry, typed, is_head=is_head)
+            fields = expanded_device(catalogue, entry, typed, is_head=is_head)
             if name.endswith(_TWO_SOCKETS) and measurement.engine not in _KNOW_SOCKETS:
                 fields |= {key: value / 2 for key, value in fields.items() if key.endswith(_BANDWIDTH)}
             devices.append({**fields, "name": unique})
         nodes.append({"name": f"box-{number}", "devices": devices})
         if number:
-            link = link_fields(catalogue, catalogue.entry(measurement.link), {})
+            link = expanded_link(catalogue, catalogue.entry(measurement.link), {})
             links.append({"node": f"box-{number}", **link})
     return cluster_of({"head": "box-0", "nodes": nodes, "links": links}, f"measurement {measurement.id}")

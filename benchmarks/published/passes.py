@@ -15,7 +15,7 @@ from placement.fields.yaml_file import read_mapping, validate_fields
 from placement.given.cluster_file import cluster_of
 from placement.given.problem import PlanningDevice, planning_devices
 from placement.hardware.catalogue import Catalogue
-from placement.hardware.expand import device_fields
+from placement.hardware.expand import expanded_device
 from placement.workload import Workload
 
 _ROOM_BYTES = 10**13
@@ -91,5 +91,5 @@ def _pass_s(passes: PublishedPasses, rows: int, catalogue: Catalogue) -> float:
 def _alone(device: str, catalogue: Catalogue) -> tuple[PlanningDevice, ...]:
     entry = catalogue.entry(device)
     typed: Mapping[str, int] = {} if entry.memory_bytes else {"memory_bytes": _ROOM_BYTES}
-    node = {"name": "box", "devices": [device_fields(catalogue, entry, typed, is_head=True)]}
+    node = {"name": "box", "devices": [expanded_device(catalogue, entry, typed, is_head=True)]}
     return planning_devices(cluster_of({"head": "box", "nodes": [node]}, device))

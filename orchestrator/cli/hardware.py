@@ -13,7 +13,7 @@ from orchestrator.cli.output import console, print_json, print_note, table
 from placement.errors import InputError
 from placement.hardware.catalogue import Catalogue, packaged_catalogue
 from placement.hardware.entry import CLASSES, Entry, HardwareClass
-from placement.hardware.expand import device_fields, example_size, link_fields
+from placement.hardware.expand import example_size, expanded_device, expanded_link
 from placement.hardware.figures import Figure, figures_of
 
 _TITLES: dict[HardwareClass, str] = {
@@ -156,11 +156,11 @@ def _sources(entry: Entry, of_class: str) -> list[str]:
 def _cluster_lines(catalogue: Catalogue, entry: Entry) -> str:
     """What to write for it: its name, or the same figures typed."""
     if entry.kind == "link":
-        typed = _flow({"node": "NODE", **link_fields(catalogue, entry, {})})
+        typed = _flow({"node": "NODE", **expanded_link(catalogue, entry, {})})
         return f"links:\n- {{node: NODE, hardware: {entry.name}}}\n\nor, typed:\n\nlinks:\n- {typed}"
     stated = {} if entry.memory_bytes is not None else {"memory_bytes": example_size(entry)}
     item = _flow({"use": entry.name, **stated}) if stated else entry.name
-    fields = device_fields(catalogue, entry, stated, is_head=True)
+    fields = expanded_device(catalogue, entry, stated, is_head=True)
     for name in ("memory_bytes", "reserved_bytes"):
         if isinstance(fields.get(name), int):
             fields[name] = _text_size(fields[name])

@@ -24,7 +24,7 @@ from placement.given.device_fields import (
 )
 from placement.hardware.catalogue import packaged_catalogue
 from placement.hardware.entry import RowCostsField
-from placement.hardware.expand import device_fields, link_fields, numbered
+from placement.hardware.expand import expanded_device, expanded_link, numbered
 from placement.hardware.figures import figures_of
 
 
@@ -88,7 +88,7 @@ def named_devices(items: Sequence[HardwareItem], where: str, *, is_head: bool) -
     for index, (item, name) in enumerate(zip(items, numbered([item.use for item in items]), strict=True)):
         entry = catalogue.entry(item.use)
         try:
-            fields = device_fields(catalogue, entry, item.typed, is_head=is_head and index == 0)
+            fields = expanded_device(catalogue, entry, item.typed, is_head=is_head and index == 0)
         except ValueError as error:
             raise ClusterFileError(f"{where}[{index}]: {error}") from None
         if entry.kind == "vram" and not by_card:
@@ -110,6 +110,6 @@ def link_figures(name: str, typed: dict[str, Any], where: str) -> dict[str, Any]
         ClusterFileError: it is no link; names `where`.
     """
     try:
-        return link_fields(packaged_catalogue(), packaged_catalogue().entry(name), typed)
+        return expanded_link(packaged_catalogue(), packaged_catalogue().entry(name), typed)
     except ValueError as error:
         raise ClusterFileError(f"{where}: {error}") from None

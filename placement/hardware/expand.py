@@ -20,7 +20,7 @@ _OF_HEAD = {
 _NOT_OF_DISKS = {"overheads.layer_s", "overheads.moe_layer_s", "overheads.batch_s", "overheads.row_s"}
 
 
-def device_fields(
+def expanded_device(
     catalogue: Catalogue, entry: Entry, typed: Mapping[str, Any], *, is_head: bool
 ) -> dict[str, Any]:
     """A device as a cluster file writes it.
@@ -55,7 +55,7 @@ def device_fields(
     return fields
 
 
-def link_fields(catalogue: Catalogue, entry: Entry, typed: Mapping[str, Any]) -> dict[str, Any]:
+def expanded_link(catalogue: Catalogue, entry: Entry, typed: Mapping[str, Any]) -> dict[str, Any]:
     """A link's round trip and bandwidth as a cluster file writes them; `typed` wins.
 
     Raises:

@@ -15,7 +15,7 @@ from placement.given.device_fields import DeviceModel, check_no_head_software, d
 from placement.given.hardware_items import HardwareItem, named_devices
 from placement.hardware.catalogue import CATALOGUE, REACHED, packaged_catalogue, read_catalogue
 from placement.hardware.entry import CLASSES, Entry
-from placement.hardware.expand import device_fields, link_fields
+from placement.hardware.expand import expanded_device, expanded_link
 from placement.hardware.figures import figures_of
 
 ENTRIES = packaged_catalogue().entries
@@ -55,7 +55,7 @@ def test_every_device_is_one_of_a_cluster_file(is_head: bool) -> None:
 
 def test_every_link_has_a_round_trip_and_a_bandwidth() -> None:
     for name in LINKS:
-        link = link_fields(packaged_catalogue(), ENTRIES[name], {})
+        link = expanded_link(packaged_catalogue(), ENTRIES[name], {})
         assert set(link) == {"round_trip_s", "bandwidth_gbits_per_s"}
         assert 0 < link["round_trip_s"] < 0.1
         assert link["bandwidth_gbits_per_s"] <= ENTRIES[name].data_sheet.bandwidth_gbits_per_s
@@ -69,7 +69,9 @@ def test_every_figure_says_how_it_is_known() -> None:
 
 def test_software_of_the_head_alone_is_left_out_elsewhere() -> None:
     for name in DEVICES:
-        fields = device_fields(packaged_catalogue(), ENTRIES[name], {"memory_bytes": 1 << 36}, is_head=False)
+        fields = expanded_device(
+            packaged_catalogue(), ENTRIES[name], {"memory_bytes": 1 << 36}, is_head=False
+        )
         assert not {"pass_s", "message_s", "draft_s"} & set(fields["overheads"]), name
         assert "host_link_round_trip_s" not in fields
 
