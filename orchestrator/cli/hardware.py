@@ -41,12 +41,8 @@ _WORDS = {
     "bandwidth_gbits_per_s": "carries, Gbit/s",
     "round_trip_s": "round trip",
     "row_costs": "pass of some rows, times",
-    "overheads.request_s": "software of a request",
-    "overheads.message_s": "software of a message",
     "overheads.layer_s": "software of a layer",
-    "overheads.moe_layer_s": "software of a MoE layer",
     "overheads.batch_s": "of a layer, several rows",
-    "overheads.row_s": "of a layer, each row",
     "overheads.pass_s": "software of a pass",
     "overheads.draft_s": "software of a draft",
 }
@@ -56,6 +52,8 @@ _HOW = {
     "class": "as its class",
     "assumed": "assumed",
 }
+_FIRST_FIELDS = ("name", "kind", "memory_bytes")
+"""Of a typed device: what a reader looks for."""
 _GIB = 2**30
 
 
@@ -161,11 +159,12 @@ def _cluster_lines(catalogue: Catalogue, entry: Entry) -> str:
     stated = {} if entry.memory_bytes is not None else {"memory_bytes": example_size(entry)}
     item = _flow({"use": entry.name, **stated}) if stated else entry.name
     fields = expanded_device(catalogue, entry, stated, is_head=True)
+    fields = {name: fields[name] for name in (*_FIRST_FIELDS, *fields) if name in fields}
     for name in ("memory_bytes", "reserved_bytes"):
         if isinstance(fields.get(name), int):
             fields[name] = _text_size(fields[name])
-    typed = "or, typed, for the device that the head computes on:"
-    return f"hardware: [{item}]\n\n{typed}\n\ndevices:\n- {_flow(fields)}"
+    where = "" if entry.kind == "disk" else ", for the device that the head computes on"
+    return f"hardware: [{item}]\n\nor, typed{where}:\n\ndevices:\n- {_flow(fields)}"
 
 
 def _flow(fields: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from placement.fields.cluster_fields import (
     NotNegative,
     Positive,
     RoundTrip,
+    RowCostsField,
     Rows,
 )
 from placement.given.device_fields import (
@@ -23,7 +24,6 @@ from placement.given.device_fields import (
     OverheadsModel,
 )
 from placement.hardware.catalogue import packaged_catalogue
-from placement.hardware.entry import RowCostsField
 from placement.hardware.expand import expanded_device, expanded_link, numbered
 from placement.hardware.figures import figures_of
 
@@ -95,7 +95,7 @@ def named_devices(items: Sequence[HardwareItem], where: str, *, is_head: bool) -
             # A CPU asks it over the host link.
             figures = figures_of(entry, catalogue.shares_of(entry))
             if (round_trip := figures.get("host_link_round_trip_s")) is not None:
-                fields["overheads"].setdefault("request_s", round_trip.value)
+                fields.setdefault("overheads", {}).setdefault("request_s", round_trip.value)
         if entry.kind == "vram" and "torch_device" not in fields:
             fields["torch_device"] = f"cuda:{cards}" if cards else "cuda"
             cards += 1
