@@ -23,7 +23,7 @@ from benchmarks.published.report import (
     summary_table,
     write_parts,
 )
-from benchmarks.published.shares import by_class_alone, fitted
+from benchmarks.published.shares import fitted
 from placement.errors import PotluckError
 from placement.hardware.catalogue import REACHED, Catalogue, read_catalogue
 
@@ -37,10 +37,10 @@ def main(
 ) -> None:
     """Print both halves; with --fit also write reached.yaml and the tables of docs/published.md."""
     try:
-        catalogue = by_class_alone(read_catalogue())
+        catalogue = read_catalogue()
         if fit:
             _fit(catalogue)
-            catalogue = by_class_alone(read_catalogue())
+            catalogue = read_catalogue()
         parts = page_parts(catalogue)
         for part in parts.values():
             print(part)
@@ -52,11 +52,7 @@ def main(
 
 
 def page_parts(catalogue: Catalogue) -> dict[str, str]:
-    """The tables of docs/published.md by their names there.
-
-    Args:
-        catalogue: without what was published of single devices (`by_class_alone`).
-    """
+    """The tables of docs/published.md by their names there."""
     published = Published.load(catalogue)
     judgement = Judgement.of(published, catalogue)
     within = judgement.range()
@@ -79,7 +75,7 @@ def _fit(catalogue: Catalogue) -> None:
     for figure, value in fitted(published.fit, catalogue).items():
         values.setdefault(figure.of_class, {})[figure.name] = value
     write_values(REACHED, values)
-    judgement = Judgement.of(published, by_class_alone(read_catalogue()))
+    judgement = Judgement.of(published, read_catalogue())
     ranges = {"judged": judgement.range(), "probed": probed_range(), "same_boxes": judgement.same_boxes()}
     write_values(REACHED, {key: asdict(found) for key, found in ranges.items()})
 

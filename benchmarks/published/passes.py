@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from benchmarks.published.engine import Places, problem_on, step_s
+from benchmarks.published.engine import Places, devices_of, problem_on, step_s
 from benchmarks.published.measurements import FOLDER, measurement_files
 from placement.errors import InputError
 from placement.fields.cluster_fields import Positive
 from placement.fields.yaml_file import read_mapping, validate_fields
-from placement.given.cluster_file import cluster_of
-from placement.given.problem import PlanningDevice, planning_devices
 from placement.hardware.catalogue import Catalogue
-from placement.hardware.expand import expanded_device
 from placement.workload import Workload
-
-_ROOM_BYTES = 10**13
 
 
 class PublishedPasses(BaseModel):
@@ -82,14 +76,8 @@ def predicted_beside_one(passes: PublishedPasses, catalogue: Catalogue) -> dict[
 def _pass_s(passes: PublishedPasses, rows: int, catalogue: Catalogue) -> float:
     texts, drafts = (rows, 0) if passes.is_batched else (1, rows - 1)
     workload = Workload(num_sequences=texts, drafts=drafts, context=passes.context)
-    problem = problem_on(_alone(passes.device, catalogue), passes.model, passes.quant, None, workload)
+    devices = devices_of([[passes.device]], None, passes.engine, catalogue, passes.device)
+    problem = problem_on(devices, passes.model, passes.quant, None, workload)
     shape = problem.shape
     places = Places((0,) * shape.num_hidden_layers, (0,) * shape.num_moe_layers)
     return step_s(problem, places)
-
-
-def _alone(device: str, catalogue: Catalogue) -> tuple[PlanningDevice, ...]:
-    entry = catalogue.entry(device)
-    typed: Mapping[str, int] = {} if entry.memory_bytes else {"memory_bytes": _ROOM_BYTES}
-    node = {"name": "box", "devices": [expanded_device(catalogue, entry, typed, is_head=True)]}
-    return planning_devices(cluster_of({"head": "box", "nodes": [node]}, device))

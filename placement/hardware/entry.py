@@ -87,6 +87,7 @@ class Entry(_Strict):
 
     Attributes:
         memory_bytes: of the product; None where it is sold in several sizes, and the user states it.
+        sockets: whose memories are one device here; the data sheet counts all of them.
         reached: what a published benchmark of this very device says.
         assumed: what nobody published, and no share of the data sheet can say.
     """
@@ -98,6 +99,7 @@ class Entry(_Strict):
     data_sheet: DataSheet
     memory_bytes: Memory | None = None
     torch_device: Text | None = None
+    sockets: int = Field(default=1, ge=1)
     reached: Stated | None = None
     assumed: Stated | None = None
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from benchmarks.published.judge import Judged
 from benchmarks.published.probed import probed_range, probed_ratios
 from benchmarks.published.same_boxes import published_alike, range_of_pairs
-from tests.benchmarks.published.catalogues import measured
+from tests.benchmarks.published.made_up import measured
 
 # So that equal ratios of them, and of them times powers of two, are equal floats.
 ALIKE = st.lists(st.integers(4, 16).map(float), min_size=2, max_size=5)

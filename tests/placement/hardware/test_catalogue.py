@@ -59,6 +59,11 @@ def test_every_link_has_a_round_trip_and_a_bandwidth() -> None:
         assert link["bandwidth_gbits_per_s"] <= ENTRIES[name].data_sheet.bandwidth_gbits_per_s
 
 
+def test_names_and_titles_say_so_where_a_device_has_two_sockets() -> None:
+    for entry in ENTRIES.values():
+        assert entry.name.endswith("-2s") == ("two sockets" in entry.title) == (entry.sockets == 2)
+
+
 def test_software_of_the_head_alone_is_left_out_elsewhere() -> None:
     left_out: set[str] = set()
     for name in DEVICES:
