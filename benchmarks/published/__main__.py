@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.published.files import load_passes
 from benchmarks.published.halves import Judgement, Published
-from benchmarks.published.passes import load_passes
 from benchmarks.published.probed import probed_range
 from benchmarks.published.reached_file import write_values
 from benchmarks.published.report import (

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import yaml
 
 from benchmarks.published.__main__ import PAGE, page_parts
+from benchmarks.published.files import load_measurements, load_passes, load_reached
 from benchmarks.published.halves import Judgement, Published
 from benchmarks.published.judge import coverage, median_error, worst_error
-from benchmarks.published.measurements import load_measurements
-from benchmarks.published.passes import load_passes
 from benchmarks.published.probed import probed_range
 from benchmarks.published.reached_file import shown, with_values
 from benchmarks.published.report import with_part
@@ -136,6 +136,25 @@ def test_the_page_shows_what_the_program_says(parts: dict[str, str]) -> None:
         assert with_part(text, name, part, PAGE) == text, f"{name}: {AGAIN}"
 
 
+def test_each_figure_that_the_catalogue_calls_published_stands_among_the_published_ones() -> None:
+    found = load_reached()
+    for entry in packaged_catalogue().entries.values():
+        if entry.reached is None:
+            continue
+        values = [entry.reached.read_gbytes_per_s, *entry.reached.figures.values()]
+        for value in (value for value in values if value is not None):
+            places = [one for one in found if one.hardware == entry.name]
+            near = [one.source for one in places if one.value == pytest.approx(value, rel=0.005)]
+            (of_catalogue, *_) = re.split("[,:(]", entry.reached.source)
+            assert any(source.startswith(of_catalogue) for source in near), f"{entry.name}: {value}"
+
+
+def test_the_figures_are_of_hardware_that_the_catalogue_has() -> None:
+    for figure in load_reached():
+        entry = packaged_catalogue().entry(figure.hardware)
+        assert (entry.kind == "link") == (figure.bandwidth_gbits_per_s is not None)
+
+
 def test_passes_of_one_row_are_what_others_are_compared_with() -> None:
     found = load_passes()
     assert len({one.device for one in found}) >= 5
@@ -193,6 +212,29 @@ def test_a_wrong_field_is_told_by_its_name(tmp_path, change: dict[str, object], 
         "quote": "c",
     }
     document = {"measurements": [{**measurement, **change}]}
+    (tmp_path / "some.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        load_measurements(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("rows", {"tokens_per_second": {1: 9}}, r"rows\[0\].tokens_per_second: unknown key"),
+        ("rows", {"tokens_per_s": {2: 9, 4: 12}}, r"rows\[0\].tokens_per_s: expected 1 row"),
+        ("rows", {"quote": ""}, r"rows\[0\].quote: expected a longer text"),
+        ("reached", {"bandwidth_gbits_per_s": 2}, r"reached\[0\]: p40: expected one of bandwidth_gbytes"),
+        ("reached", {"bandwidth": 2}, r"reached\[0\].bandwidth: unknown key"),
+        ("disks", {}, r"some.yaml: disks: unknown key; expected measurements, rows, reached"),
+    ],
+)
+def test_a_wrong_field_of_another_section_is_told_by_its_name(
+    tmp_path, section: str, change: dict[str, object], message: str
+) -> None:
+    place = {"source": "a", "url": "b", "quote": "c"}
+    rows = {"device": "p40", "model": "m", "quant": "q", "engine": "e", "tokens_per_s": {1: 9, 2: 12}}
+    reached = {"hardware": "p40", "what": "a copy", "bandwidth_gbytes_per_s": 300}
+    document = {section: [{**(rows if section == "rows" else reached), **place, **change}]}
     (tmp_path / "some.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
     with pytest.raises(InputError, match=message):
         load_measurements(tmp_path)
