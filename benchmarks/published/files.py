@@ -37,7 +37,7 @@ def load_measurements(folder: Path = FOLDER) -> list[Measurement]:
     """All of them, file after file by name.
 
     Raises:
-        InputError: a file that is no YAML of published figures, names the field; or an id that is there twice.
+        InputError: a file that is no YAML of published figures, names the field; or an id that stands twice.
     """
     found = [measurement for file in _files(folder) for measurement in file.measurements]
     seen: set[str] = set()
