@@ -11,8 +11,8 @@ import typer
 
 from benchmarks.published.files import load_passes
 from benchmarks.published.halves import Judgement, Published
+from benchmarks.published.hardware_file import write_values
 from benchmarks.published.probed import probed_range
-from benchmarks.published.reached_file import write_values
 from benchmarks.published.report import (
     class_table,
     device_table,
@@ -23,9 +23,11 @@ from benchmarks.published.report import (
     summary_table,
     write_parts,
 )
+from benchmarks.published.same_boxes import same_boxes_range
 from benchmarks.published.shares import fitted
 from placement.errors import PotluckError
 from placement.hardware.catalogue import REACHED, Catalogue, read_catalogue
+from placement.hardware.spread import SPREADS
 
 PAGE = Path(__file__).parents[2] / "docs" / "published.md"
 
@@ -35,7 +37,7 @@ def main(
         bool, typer.Option("--fit", help="Set what classes reach, judge it, and write both down.")
     ] = False,
 ) -> None:
-    """Print both halves; with --fit also write reached.yaml and the tables of docs/published.md."""
+    """Print both halves; with --fit also write what they set and the tables of docs/published.md."""
     try:
         catalogue = read_catalogue()
         if fit:
@@ -76,8 +78,8 @@ def _fit(catalogue: Catalogue) -> None:
         values.setdefault(figure.of_class, {})[figure.name] = value
     write_values(REACHED, values)
     judgement = Judgement.of(published, read_catalogue())
-    ranges = {"judged": judgement.range(), "probed": probed_range(), "same_boxes": judgement.same_boxes()}
-    write_values(REACHED, {key: asdict(found) for key, found in ranges.items()})
+    ranges = {"judged": judgement.range(), "probed": probed_range(), "same_boxes": same_boxes_range()}
+    write_values(SPREADS, {key: asdict(found) for key, found in ranges.items()})
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from orchestrator.cli.workload import (
     workload_of,
 )
 from placement.answers.planner import DEFAULT_POLICY
-from placement.answers.prediction_range import Range
+from placement.answers.prediction_range import SpeedRange
 from placement.answers.study.routing_source import FileSource, Routing, RoutingSource, SyntheticSource
 from placement.answers.whatif import Outcome, WhatIf, changes, rank_changes, reached_bytes_per_s
 from placement.given.cluster_file import load_known_cluster
@@ -136,7 +136,7 @@ def _document(result: WhatIf, outcome: Outcome) -> dict[str, object]:
         "what": outcome.what,
         "price": outcome.price,
         "place": outcome.place,
-        "verdict": None if outcome is result.now else result.verdict(outcome),
+        "verdict": outcome.verdict,
         "tokens_per_s": outcome.tokens_per_s,
         "range": range_fields(outcome.speed),
         "remote_layers_per_token": outcome.remote_layers_per_token,
@@ -150,10 +150,9 @@ def ranking_rows(result: WhatIf) -> list[tuple[str, ...]]:
     rows = [_line(result, result.now)]
     said = None
     for outcome in result.outcomes:
-        verdict = result.verdict(outcome)
-        if verdict != said and outcome.place is None and outcome.speed is not None:
-            rows.append((f"{verdict}:", *[""] * (len(rows[0]) - 1)))
-        said = verdict
+        if outcome.verdict != said and outcome.place is None and outcome.speed is not None:
+            rows.append((f"{outcome.verdict}:", *[""] * (len(rows[0]) - 1)))
+        said = outcome.verdict
         rows.append(_line(result, outcome))
     return rows
 
@@ -174,7 +173,7 @@ def _line(result: WhatIf, outcome: Outcome) -> tuple[str, ...]:
     )
 
 
-def _ranges(result: WhatIf) -> list[Range]:
+def _ranges(result: WhatIf) -> list[SpeedRange]:
     """One for each kind of figures that a speed is from."""
     speeds = [outcome.speed for outcome in (result.now, *result.outcomes) if outcome.speed is not None]
     return list({speed.range.basis: speed.range for speed in speeds}.values())

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import count
-from typing import Literal, get_args
 
-from placement.answers.prediction_range import LikelySpeed, places, range_for
+from placement.answers.prediction_range import NO_DIFFERENCE, LikelySpeed, range_for, ranks
 from placement.answers.study.measure import measure, measure_table
 from placement.answers.study.routing_source import Routing
 from placement.errors import PlanDoesNotFit
@@ -45,16 +45,24 @@ class Change:
     price: float | None
 
 
-Verdict = Literal["faster", "no difference we can promise", "slower", "does not fit"]
-_VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+class Verdict(StrEnum):
+    """What can be promised of a change beside the cluster as it is, the best first."""
+
+    FASTER = "faster"
+    SAME = NO_DIFFERENCE
+    SLOWER = "slower"
+    NO_ROOM = "does not fit"
+
+
+_ORDER: tuple[Verdict | None, ...] = tuple(Verdict)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """A change and the speed after it; None where the experts do not fit, and `note` says why.
 
-    `place`: among the changes that make it faster, from 1 on; those that differ by no more than the range
-    share one. None for others.
+    `verdict`: None for the cluster as it is. `place`: among the changes that make it faster, from 1 on; those
+    that differ by no more than the range share one. None for others.
     """
 
     what: str
@@ -62,6 +70,7 @@ class Outcome:
     speed: LikelySpeed | None = None
     remote_layers_per_token: float | None = None
     note: str = ""
+    verdict: Verdict | None = None
     place: int | None = None
 
     @property
@@ -75,18 +84,6 @@ class WhatIf:
 
     now: Outcome
     outcomes: tuple[Outcome, ...]
-
-    def verdict(self, outcome: Outcome) -> Verdict:
-        """What can be promised of a change beside the cluster as it is.
-
-        One that makes the experts fit is faster. One whose speed differs by no more than the range of either
-        prediction makes no difference that can be promised.
-        """
-        if outcome.speed is None:
-            return "does not fit"
-        if self.now.speed is None or outcome.speed.beats(self.now.speed):
-            return "faster"
-        return "slower" if self.now.speed.beats(outcome.speed) else "no difference we can promise"
 
     def gain(self, outcome: Outcome) -> float | None:
         """Tokens/s more than now, as a share; None where either does not fit."""
@@ -150,14 +147,26 @@ def rank_changes(
 
 def in_order(now: Outcome, tried: Sequence[Outcome]) -> WhatIf:
     """Changes that make it faster, the fastest first; then the others by verdict, in the order given."""
-    known = WhatIf(now, tuple(tried))
-    faster = [(o.speed, o) for o in tried if o.speed is not None and known.verdict(o) == "faster"]
-    faster.sort(key=lambda found: -found[0].tokens_per_s)
-    numbers = places([speed for speed, _ in faster])
-    ranked = [dataclasses.replace(o, place=place) for (_, o), place in zip(faster, numbers, strict=True)]
-    others = [outcome for outcome in tried if known.verdict(outcome) != "faster"]
-    others.sort(key=lambda outcome: _VERDICTS.index(known.verdict(outcome)))
-    return WhatIf(now, (*ranked, *others))
+    found = [dataclasses.replace(change, verdict=_verdict(change.speed, now.speed)) for change in tried]
+    found.sort(key=_order)
+    faster = ranks([each.speed for each in found if each.speed and each.verdict is Verdict.FASTER])
+    ranked = [dataclasses.replace(each, place=place) for each, place in zip(found, faster, strict=False)]
+    return WhatIf(now, (*ranked, *found[len(ranked) :]))
+
+
+def _verdict(speed: LikelySpeed | None, now: LikelySpeed | None) -> Verdict:
+    """What makes the experts fit is faster, however slow."""
+    if speed is None:
+        return Verdict.NO_ROOM
+    if now is None or speed.beats(now):
+        return Verdict.FASTER
+    return Verdict.SLOWER if now.beats(speed) else Verdict.SAME
+
+
+def _order(outcome: Outcome) -> tuple[int, float]:
+    """Speeds that make no difference to promise are in no order either."""
+    is_faster = outcome.verdict is Verdict.FASTER
+    return _ORDER.index(outcome.verdict), -(outcome.tokens_per_s or 0.0) if is_faster else 0.0
 
 
 def changes(cluster: ClusterSpec, cable: LinkSpec) -> Iterator[Change]:

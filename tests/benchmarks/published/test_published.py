@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,17 +12,18 @@ import yaml
 from benchmarks.published.__main__ import PAGE, page_parts
 from benchmarks.published.files import load_measurements, load_passes, load_reached
 from benchmarks.published.halves import Judgement, Published
+from benchmarks.published.hardware_file import shown, with_values
 from benchmarks.published.judge import coverage, median_error, worst_error
 from benchmarks.published.probed import probed_range
-from benchmarks.published.reached_file import shown, with_values
 from benchmarks.published.report import with_part
 from benchmarks.published.same_boxes import same_boxes_range
 from benchmarks.published.shares import fitted
 from placement.errors import InputError
 from placement.hardware.catalogue import packaged_catalogue
-from placement.hardware.spread import Spread, packaged_spreads
+from placement.hardware.spread import Range, packaged_spreads
 from tests.benchmarks.published.made_up import measured
 
+ROOT = Path(__file__).parents[3]
 AGAIN = "run `python -m benchmarks.published --fit`"
 REACHED = """\
 # Shares.
@@ -108,20 +110,54 @@ def test_the_range_of_probed_boxes_is_that_of_our_own_runs() -> None:
     assert stored.high / stored.low < judged.high / judged.low
 
 
-def test_the_range_of_differences_on_the_same_boxes_is_that_of_pairs(judgement: Judgement) -> None:
-    within, stored = judgement.same_boxes(), packaged_spreads().same_boxes
+def test_the_range_of_differences_on_the_same_boxes_is_that_of_pairs() -> None:
+    within, stored = same_boxes_range(), packaged_spreads().same_boxes
     assert figures(stored) == pytest.approx((within.low, within.high, within.covers), rel=0.005), AGAIN
     assert stored.count == within.count, AGAIN
     assert within.low * within.high == pytest.approx(1)
-    # Pairs of our own and of others: without the latter it would be narrower.
-    own = same_boxes_range([])
-    assert 1 < own.high <= within.high
-    assert own.count < within.count
     # What is common to both predictions is left out.
     assert stored.margin < min(packaged_spreads().judged.margin, packaged_spreads().probed.margin)
 
 
-def figures(spread: Spread) -> tuple[float, float, float]:
+def test_pages_state_the_ranges_that_predictions_have() -> None:
+    spreads = packaged_spreads()
+    page = " ".join((ROOT / "docs" / "planner.md").read_text(encoding="utf-8").split())
+    for of, within in (
+        ("other hardware or another head, typed or from the catalogue | of speeds", spreads.judged),
+        ("other hardware, all probed | of speeds", spreads.probed),
+        ("two plans on the same cluster with the same head | of the ratio of two speeds", spreads.same_boxes),
+    ):
+        assert f"| {of}, {within.low:.2f} to {within.high:.2f} | {within.margin:.0%} |" in page
+    same, other = f"{spreads.same_boxes.margin:.0%}", f"{spreads.judged.margin:.0%}"
+    assert f"than all other policies by more than {same}." in page
+    assert f"less sure than {same} beside one that stays at home" in page
+    assert f"A speed that may be {spreads.judged.low:.2f} of its prediction needs a gain of {other}" in page
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    found = spreads.same_boxes
+    assert f"The range is {found.low:.2f} to {found.high:.2f}, from {found.count} pairs" in page
+    assert f"{found.count} pairs, and {found.covers:.0%} of the next ones" in page
+    assert f"a difference of {other} may be none, or of {spreads.probed.margin:.0%} if all are" in page
+    assert (
+        f"[RESULTS.md](../benchmarks/RESULTS.md)): {spreads.probed.low:.2f} to {spreads.probed.high:.2f}."
+        in page
+    )
+    assert f"where most errors cancel and {same} is enough" in readme()
+
+
+def test_the_readme_states_how_far_the_judged_half_is_off(judgement: Judgement) -> None:
+    devices = len({one.measurement.first_device for one in judgement.judged})
+    errors = median_error(judgement.judged), worst_error(judgement.judged)
+    assert (
+        f"on the other half ({len(judgement.judged)} measurements of {devices} devices) off by "
+        f"{errors[0]:.0%} in the median, {errors[1]:.0%} at worst"
+    ) in readme()
+
+
+def readme() -> str:
+    return " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+def figures(spread: Range) -> tuple[float, float, float]:
     return spread.low, spread.high, spread.covers
 
 

@@ -19,6 +19,7 @@ from placement.hardware.catalogue import CATALOGUE, REACHED, packaged_catalogue,
 from placement.hardware.entry import CLASSES
 from placement.hardware.expand import expanded_device, expanded_link
 from placement.hardware.figures import figures_of
+from placement.hardware.spread import SPREADS
 
 ENTRIES = packaged_catalogue().entries
 LINKS = [name for name, entry in ENTRIES.items() if entry.kind == "link"]
@@ -94,7 +95,7 @@ def test_no_fold_of_a_line_stands_within_the_name_of_a_source() -> None:
 def test_the_catalogue_comes_with_the_package() -> None:
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
     patterns = project["tool"]["setuptools"]["package-data"]["placement.hardware"]
-    assert all(any(path.match(pattern) for pattern in patterns) for path in (CATALOGUE, REACHED))
+    assert all(any(path.match(pattern) for pattern in patterns) for path in (CATALOGUE, REACHED, SPREADS))
 
 
 ENTRY: dict[str, Any] = {
