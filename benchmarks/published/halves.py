@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.published.engine import predicted_tokens_per_s
+from benchmarks.published.files import load_measurements
 from benchmarks.published.judge import Judged, range_about
-from benchmarks.published.measurements import Halves, Measurement, load_measurements
+from benchmarks.published.measurements import Halves, Measurement
 from benchmarks.published.shares import fitted, with_figures
 from placement.errors import InputError
 from placement.files.quote import quote

@@ -108,7 +108,7 @@ def with_head(cluster: ClusterSpec, place: HeadPlace) -> ClusterSpec:
         if node.name == cluster.head and devices:
             # A card of the same box asks over the host link, whose round trip counts there.
             by_card = node.name == place.node and first.kind == "vram"
-            devices = (_without_head(devices[0], by_card=by_card), *devices[1:])
+            devices = (without_head(devices[0], by_card=by_card), *devices[1:])
         if node.name == place.node:
             rest = tuple(device for device in devices if device.name != place.device)
             devices = (_as_head(first, old), *rest)
@@ -178,7 +178,7 @@ def _as_head(device: DeviceSpec, old: DeviceSpec | None) -> DeviceSpec:
     return replace(device, overheads=replace(overheads, request_s=0.0), host_link_round_trip_s=round_trip_s)
 
 
-def _without_head(device: DeviceSpec, *, by_card: bool) -> DeviceSpec:
+def without_head(device: DeviceSpec, *, by_card: bool) -> DeviceSpec:
     """The device that the head leaves.
 
     Args:

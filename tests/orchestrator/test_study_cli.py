@@ -240,7 +240,7 @@ def test_what_one_change_buys_is_ranked_as_json(capsys: pytest.CaptureFixture[st
         assert change["range"]["low"] < change["tokens_per_s"] < change["range"]["high"]
         assert change["range"]["basis"] == "typed"
     assert {change["what"].split(":")[0] for change in document["changes"]} == {
-        "GPU memory of study-gpu",
+        "one more card like study-gpu",
         "RAM of study-ram",
         "one more box like study",
     }
