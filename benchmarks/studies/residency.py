@@ -13,7 +13,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from benchmarks.studies.device_figures import ONE_GBIT, TWO_GBIT, WIFI, LinkKind, drive, head_card, memory
+from benchmarks.studies.device_figures import LINKS as ALL_LINKS
+from benchmarks.studies.device_figures import drive, head_card, memory
 from benchmarks.studies.figures import plain_ticks, save
 from benchmarks.studies.whole_steps import (
     CONTEXTS,
@@ -39,8 +40,8 @@ EVERYTHING = 1.0
 GBYTES_PER_S = 60
 TOKENS = 4096
 # The second box has as much RAM as is missing, and a twentieth more.
-LINKS = {link.name: link for link in (WIFI, ONE_GBIT, TWO_GBIT)}
-SSDS = {f"SSD {speed} GB/s": speed for speed in (3, 7)}
+LINKS = {name: ALL_LINKS[name] for name in ("Wi-Fi 6", "1 Gbit/s", "2.5 Gbit/s")}
+SSDS = {"SSD, PCIe 3.0": "nvme-gen3", "SSD, PCIe 4.0": "nvme-gen4"}
 ALL_IN_RAM = "all in RAM at home"
 COLOURS = ("#CC79A7", "#56B4E9", "#0072B2", "#E69F00", "#D55E00")
 HEADS = ("CPU", "GPU")
@@ -93,8 +94,7 @@ def cluster(head: str, share: float, rest: str) -> ClusterSpec:
     home = NodeSpec("home", None, tuple(at_home), None)
     if rest not in LINKS:
         return ClusterSpec("home", (home,))
-    link: LinkKind = LINKS[rest]
-    return ClusterSpec("home", (home, NodeSpec("attic", None, (_ram(1.05 - share),), link.spec)))
+    return ClusterSpec("home", (home, NodeSpec("attic", None, (_ram(1.05 - share),), LINKS[rest])))
 
 
 def _ram(share: float) -> DeviceSpec:
