@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from benchmarks.published.halves import Judgement, Published
 from benchmarks.published.passes import load_passes
+from benchmarks.published.probed import probed_range
 from benchmarks.published.reached_file import write_values
 from benchmarks.published.report import (
     class_table,
@@ -71,15 +73,15 @@ def page_parts(catalogue: Catalogue) -> dict[str, str]:
 
 
 def _fit(catalogue: Catalogue) -> None:
-    """Write the classes' figures, then the range that follows from them as they are written."""
+    """Write the classes' figures, then the ranges that follow from them as they are written."""
     published = Published.load(catalogue)
     values: dict[str, dict[str, float]] = {}
     for figure, value in fitted(published.fit, catalogue).items():
         values.setdefault(figure.of_class, {})[figure.name] = value
     write_values(REACHED, values)
-    within = Judgement.of(published, by_class_alone(read_catalogue())).range()
-    judged = {"low": within.low, "high": within.high, "count": within.count, "covers": within.covers}
-    write_values(REACHED, {"judged": judged})
+    judgement = Judgement.of(published, by_class_alone(read_catalogue()))
+    ranges = {"judged": judgement.range(), "probed": probed_range(), "same_boxes": judgement.same_boxes()}
+    write_values(REACHED, {key: asdict(found) for key, found in ranges.items()})
 
 
 if __name__ == "__main__":

@@ -74,7 +74,8 @@ def range_of(
     parts = sorted(zip(ratios, shares, strict=True))
     most = (1 - cover) / 2
     low, below = _tail(parts, most)
-    high, above = _tail(parts[::-1], most)
+    # Of equal ratios the smallest parts come first at this end, too.
+    high, above = _tail(sorted(parts, key=lambda part: (-part[0], part[1])), most)
     return Range(min(low, high), max(low, high), len(ratios), max(0.0, 1 - below - above))
 
 

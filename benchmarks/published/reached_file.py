@@ -29,7 +29,7 @@ def with_values(text: str, values: Mapping[str, Mapping[str, float]], where: obj
     missing = {(key, name) for key, figures in values.items() for name in figures}
     lines, key = [], ""
     for line in text.splitlines(keepends=True):
-        if found := re.match(r"([a-z0-9-]+):", line):
+        if found := re.match(r"([a-z0-9_-]+):", line):
             key = found[1]
         if found := re.match(r"(  (\w+): )[-+.\de]+(?=\s)", line):
             name = found[2]

@@ -154,7 +154,7 @@ def plan(
     with name_in_errors(cluster, PlanDoesNotFit):
         if head == AUTO:
             print_note("planning for the head in several places, some seconds each …")
-            choice = choose_head(of_file, problem_on, policy)
+            choice = choose_head(of_file, problem_on, policy, packaged_spreads())
             boxes, problem = choice.best.cluster, choice.problem
         else:
             problem = problem_on(boxes)
@@ -174,7 +174,7 @@ def plan(
         # Of a plan in use experts are moved; its head is not.
         if choice is not None or moved is not None:
             return []
-        return head_advice(of_file, problem, made.holder_table, problem_on, policy, text)
+        return head_advice(of_file, problem, made.holder_table, problem_on, policy, text, packaged_spreads())
 
     described = _describe(problem, boxes, made, moved, on_heads) if predict else _stated(problem, made, moved)
     planned = replace(described, exports=exported, head=head_place(boxes), heads=choice)

@@ -37,6 +37,7 @@ def heads_document(choice: HeadChoice | None) -> list[dict[str, Any]]:
             "tokens_per_s": tried.tokens_per_s,
             "prefill_tokens_per_s": tried.prefill_tokens_per_s,
             "gain": choice.gain(tried),
+            "promised": choice.is_promised(tried),
             "planned": tried.is_planned,
             "named": tried is choice.named,
             "chosen": tried is choice.best,
@@ -115,4 +116,6 @@ def _worth(choice: HeadChoice, counted: str) -> str:
     if gain is None:
         return f"The head is put on {best}."
     assert choice.named is not None
-    return f"The head on {best} instead of {choice.named.place}: whole steps {compared(1 + gain)}{counted}."
+    unsure = "" if choice.is_promised(choice.best) else "; no difference we can promise"
+    moved = f"The head on {best} instead of {choice.named.place}"
+    return f"{moved}: whole steps {compared(1 + gain)}{counted}{unsure}."

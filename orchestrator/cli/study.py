@@ -28,6 +28,7 @@ from placement.answers.study.inputs import check_inputs
 from placement.answers.study.results import ResultsFolder
 from placement.answers.study.runner import run_cells
 from placement.files.atomic import check_targets
+from placement.hardware.spread import packaged_spreads
 from placement.units import gain_of
 
 _PAGE = "report.html"
@@ -66,7 +67,8 @@ def study(
     results.sort(keys)
     page = results.folder / _PAGE
     write_page(loaded, results.rows, page)
-    missing, found = not_fitting(results.rows), winners(results.rows)
+    same_boxes = packaged_spreads().same_boxes
+    missing, found = not_fitting(results.rows), winners(results.rows, same_boxes)
     if json:
         print_json(
             {
@@ -79,7 +81,7 @@ def study(
             }
         )
         return
-    comparisons = compare(results.rows)
+    comparisons = compare(results.rows, same_boxes)
     lines = [
         (
             setting,

@@ -9,6 +9,7 @@ from statistics import median
 
 from placement.answers.study.config import Batch
 from placement.answers.study.results import Row
+from placement.hardware.spread import Spread
 from placement.units import compared
 
 # The planner's own policies; all others are what people do today.
@@ -36,33 +37,40 @@ class Comparison:
         return self.best_baseline.step_s / self.ours.step_s - 1
 
 
-def compare(rows: Sequence[Row]) -> list[Comparison]:
-    """Every setting in which both the planner and some baseline have a plan that fits."""
+def compare(rows: Sequence[Row], same_boxes: Spread) -> list[Comparison]:
+    """Every setting in which both the planner and some baseline have a plan that fits.
+
+    Args:
+        same_boxes: as `winner_of` takes it.
+    """
     found = []
     for group in _by_setting(rows).values():
         ours = [row for row in group if row.policy in OURS]
         others = [row for row in group if row.policy not in OURS]
         if ours and others:
-            found.append(Comparison(_fastest(ours), _fastest(others), winner_of(group)))
+            found.append(Comparison(_fastest(ours), _fastest(others), winner_of(group, same_boxes)))
     return found
 
 
-def winners(rows: Sequence[Row]) -> dict[str, str | None]:
+def winners(rows: Sequence[Row], same_boxes: Spread) -> dict[str, str | None]:
     """Of every setting in which several policies have a plan that fits, by its key: `winner_of`."""
-    return {setting: winner_of(group) for setting, group in _by_setting(rows).items() if len(group) > 1}
+    settings = _by_setting(rows)
+    return {name: winner_of(group, same_boxes) for name, group in settings.items() if len(group) > 1}
 
 
-def winner_of(setting: Sequence[Row]) -> str | None:
+def winner_of(setting: Sequence[Row], same_boxes: Spread) -> str | None:
     """The policy that beats all others by more than the range; None where no difference can be promised.
+
+    All run on the same boxes, so the range is that of a ratio of two speeds.
 
     Args:
         setting: rows of one, of at least two policies, all with a plan that fits.
+        same_boxes: how far such a ratio lies from the predicted one (`Spreads`).
     """
     first, second = sorted(setting, key=lambda row: row.step_s or float("inf"))[:2]
     assert first.step_s is not None
     assert second.step_s is not None
-    is_apart = second.step_s / first.step_s - 1 > max(_margin(first), _margin(second))
-    return first.policy if is_apart else None
+    return first.policy if second.step_s / first.step_s - 1 > same_boxes.margin else None
 
 
 def winners_sentence(found: Mapping[str, str | None]) -> str | None:
@@ -76,7 +84,7 @@ def winners_sentence(found: Mapping[str, str | None]) -> str | None:
     wins = ", ".join(f"{policy} in {number}" for policy, number in named.most_common())
     rest = len(found) - named.total()
     others = f"; in {rest} there is no difference we can promise" if rest else ""
-    return f"Of {settings}, won by more than the range of predictions: {wins}{others}."
+    return f"Of {settings}, won by more than predictions for the same boxes may be off: {wins}{others}."
 
 
 def summary(comparisons: Sequence[Comparison]) -> str | None:
@@ -120,14 +128,6 @@ def _by_setting(rows: Sequence[Row]) -> dict[str, list[Row]]:
         if row.step_s is not None and row.policy not in BOUNDS:
             settings.setdefault(row.key.rpartition("/")[0], []).append(row)
     return settings
-
-
-def _margin(row: Row) -> float:
-    """The larger side of its range, as a share of its speed."""
-    low, speed, high = row.tokens_per_s_low, row.tokens_per_s, row.tokens_per_s_high
-    if not low or not speed or not high:
-        return float("inf")
-    return max(high / speed - 1, 1 - low / speed)
 
 
 def _fastest(rows: Sequence[Row]) -> Row:

@@ -21,6 +21,7 @@ from placement.answers.study.config import Study
 from placement.answers.study.fit import not_fitting
 from placement.answers.study.results import Row
 from placement.files.atomic import replacing
+from placement.hardware.spread import packaged_spreads
 from placement.policies.registry import RUN_POLICIES
 from placement.units import between, gain_of
 
@@ -36,7 +37,8 @@ class Chart:
 
 def write_page(study: Study, rows: Sequence[Row], path: Path) -> None:
     """One HTML file with everything in it; an existing one is replaced in one step."""
-    comparisons = compare(rows)
+    same_boxes = packaged_spreads().same_boxes
+    comparisons = compare(rows, same_boxes)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -50,7 +52,7 @@ def write_page(study: Study, rows: Sequence[Row], path: Path) -> None:
         charts=list(_charts(study, rows)),
         comparisons=zip(setting_labels([c.ours for c in comparisons]), comparisons, strict=True),
         summary=summary(comparisons),
-        promised=winners_sentence(winners(rows)),
+        promised=winners_sentence(winners(rows, same_boxes)),
         not_fitting=not_fitting(rows),
         batch_label=batch_label,
         gain_of=gain_of,

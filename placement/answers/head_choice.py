@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from placement.answers.prediction_range import Placed, margin_between
 from placement.cost.head import head_seconds
 from placement.errors import PlanDoesNotFit
 from placement.given.cluster_spec import ClusterSpec
 from placement.given.other_head import HeadPlace, head_place, head_places, with_head
 from placement.given.problem import PlanningProblem
+from placement.hardware.spread import Spreads
 from placement.holders import HolderTable
 from placement.policies.baselines import fixed
 from placement.policies.least_time.objective import prefill_pass_s, speed
@@ -30,7 +32,7 @@ _RANKED_STEPS, _JUDGED_STEPS = 200, 2000
 # Heads that are planned for in full beside the named one: so many, and none that is much behind the best in
 # plans by rule. A search gains 9% over these in the median, for every head.
 _MOST_PLANNED, _FAR_BEHIND = 3, 1.25
-# The named head stays where another gains less, since predictions are no better than that.
+# The named head stays where another gains less.
 _SAME = 0.01
 # Advice is given from this gain on; a full plan is made where plans by rule already gain so much.
 _WORTH_SAYING, _PROMISING = 0.05, 0.03
@@ -66,6 +68,13 @@ class TriedHead:
         return self.step_s + self.prompt_s
 
     @property
+    def placed(self) -> Placed:
+        """Of one with room."""
+        assert self.problem is not None
+        assert self.table is not None
+        return self.problem, self.table
+
+    @property
     def tokens_per_s(self) -> float | None:
         return None if self.problem is None else self.problem.workload.tokens_out_per_step / self.step_s
 
@@ -80,6 +89,7 @@ class HeadChoice:
         best: what is chosen.
         problem, table: its full plan.
         named: the cluster file's, None where its node has no device.
+        spreads: how far measured speeds lie from predicted ones.
     """
 
     tried: tuple[TriedHead, ...]
@@ -87,6 +97,7 @@ class HeadChoice:
     problem: PlanningProblem
     table: HolderTable
     named: TriedHead | None
+    spreads: Spreads
 
     def gain(self, tried: TriedHead) -> float | None:
         """How much faster than the named head, prompts counted, 0.02 for 2%; None where either is unknown."""
@@ -94,8 +105,15 @@ class HeadChoice:
             return None
         return self.named.total_s / tried.total_s - 1
 
+    def is_promised(self, tried: TriedHead) -> bool | None:
+        """Whether the gain is large enough to be promised; None where it is unknown."""
+        gain = self.gain(tried)
+        if gain is None or self.named is None:
+            return None
+        return gain > margin_between(self.named.placed, tried.placed, self.spreads)
 
-def choose_head(cluster: ClusterSpec, problem_on: ProblemOn, policy: str) -> HeadChoice:
+
+def choose_head(cluster: ClusterSpec, problem_on: ProblemOn, policy: str, spreads: Spreads) -> HeadChoice:
     """Plan for the most promising heads in full, and take the fastest.
 
     Time is that of a whole decode step and of the prompts that fall to it. All heads are ranked by plans by
@@ -104,6 +122,7 @@ def choose_head(cluster: ClusterSpec, problem_on: ProblemOn, policy: str) -> Hea
 
     Args:
         problem_on: of a cluster with its head moved.
+        spreads: by which a gain is one that can be promised. What is chosen does not depend on them.
 
     Raises:
         PlanDoesNotFit: no head leaves room for the experts; the message is the named head's.
@@ -128,7 +147,7 @@ def choose_head(cluster: ClusterSpec, problem_on: ProblemOn, policy: str) -> Hea
         best = named
     assert best.problem is not None
     assert best.table is not None
-    return HeadChoice(everything, best, best.problem, best.table, named)
+    return HeadChoice(everything, best, best.problem, best.table, named, spreads)
 
 
 def head_advice(
@@ -138,8 +157,11 @@ def head_advice(
     problem_on: ProblemOn,
     policy: str,
     text: PlanningText,
+    spreads: Spreads,
 ) -> list[str]:
     """A sentence on another head where a plan with it was made and is faster by 5% or more.
+
+    It also says where even so much may be no difference.
 
     Args:
         cluster: as the file has it.
@@ -167,8 +189,10 @@ def head_advice(
     if gain < _WORTH_SAYING:
         return []
     counted = ", prompts counted" if problem.workload.prefill_passes_per_step else ""
+    is_promised = gain > margin_between((problem, table), other.placed, spreads)
+    unsure = "" if is_promised else ", no difference we can promise"
     return [
-        f"with the head on {other.place} a whole step would be {compared(1 + gain)}{counted}: --head "
+        f"with the head on {other.place} a whole step would be {compared(1 + gain)}{counted}{unsure}: --head "
         f"{other.place} plans for it, --head auto compares all"
     ]
 

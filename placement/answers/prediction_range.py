@@ -6,9 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from placement.given.cluster_spec import FiguresFrom
-from placement.given.problem import PlanningProblem
-from placement.hardware.spread import Spreads
+from placement.given.problem import PlanningDevice, PlanningProblem
+from placement.hardware.spread import Spreads, larger_side
 from placement.holders import HolderTable
+
+Placed = tuple[PlanningProblem, HolderTable]
+"""A problem and a placement for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,8 @@ class Range:
 
     @property
     def margin(self) -> float:
-        """The larger side, as a share: a difference that is no larger may be none."""
-        return max(self.high - 1, 1 - self.low)
+        """As `larger_side`."""
+        return larger_side(self.low, self.high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +79,20 @@ def range_for(problem: PlanningProblem, table: HolderTable | None, spreads: Spre
     Args:
         table: None where the placement changes as it runs; then every device counts.
     """
-    devices = problem.devices
-    if table is None:
-        return range_of((device.figures_from for device in devices), spreads)
-    held = table.experts_per_worker(len(devices))
-    used = (d for i, d in enumerate(devices) if i == problem.head or held[i])
+    used = problem.devices if table is None else _used(problem, table)
     return range_of((device.figures_from for device in used), spreads)
+
+
+def margin_between(one: Placed, other: Placed, spreads: Spreads) -> float:
+    """From which difference on, as a share, the faster of two placements can be promised to be faster.
+
+    Where both use the same devices, most of what is wrong of these is wrong in both predictions and cancels.
+    Else the wider range counts.
+    """
+    first, second = ({_name(device) for device in _used(*placed)} for placed in (one, other))
+    if first == second:
+        return spreads.same_boxes.margin
+    return max(range_for(*placed, spreads).margin for placed in (one, other))
 
 
 def places(speeds: Sequence[LikelySpeed]) -> list[int]:
@@ -93,6 +104,18 @@ def places(speeds: Sequence[LikelySpeed]) -> list[int]:
             first = index
         found.append(first + 1)
     return found
+
+
+def _used(problem: PlanningProblem, table: HolderTable) -> list[PlanningDevice]:
+    """The head's device, and those that hold experts."""
+    held = table.experts_per_worker(len(problem.devices))
+    return [device for i, device in enumerate(problem.devices) if i == problem.head or held[i]]
+
+
+def _name(device: PlanningDevice) -> tuple[str, str, str]:
+    """The same wherever the head is."""
+    tier = device.tier
+    return tier.node, tier.kind, tier.device
 
 
 def _of_source(source: FiguresFrom, spreads: Spreads) -> Range:

@@ -13,18 +13,18 @@ from placement.fields.cluster_fields import Positive
 from placement.fields.yaml_file import read_mapping, validate_fields
 from placement.hardware.entry import Prose, Share
 
-SPREADS = ("judged", "probed")
+SPREADS = ("judged", "probed", "same_boxes")
 """Keys of reached.yaml beside those of classes."""
 _REACHED = Path(__file__).parent / "reached.yaml"
 
 
 class Spread(BaseModel):
-    """Factors of a predicted speed between which a measured one lies.
+    """Factors of a predicted speed, or of the ratio of two, between which the measured one lies.
 
     Attributes:
         low, high: of tokens/s.
-        count: of measured by predicted speeds that it is from.
-        covers: how often the next measured speed is expected between them.
+        count: of measured by predicted ones that it is from.
+        covers: how often the next measured one is expected between them.
         source: what was measured and predicted.
     """
 
@@ -42,6 +42,11 @@ class Spread(BaseModel):
             raise ValueError("expected low at most high, from one measurement at the least")
         return self
 
+    @property
+    def margin(self) -> float:
+        """As `larger_side`."""
+        return larger_side(self.low, self.high)
+
 
 @dataclass(frozen=True, slots=True)
 class Spreads:
@@ -50,15 +55,22 @@ class Spreads:
     Attributes:
         judged: classes' shares of data sheets; judged on devices that nothing was set on.
         probed: a probe of the very boxes.
+        same_boxes: any; of the ratio of two speeds of the same boxes, which placement alone makes differ.
     """
 
     judged: Spread
     probed: Spread
+    same_boxes: Spread
+
+
+def larger_side(low: float, high: float) -> float:
+    """Of a range of factors, as a share: a difference that is no larger may be none."""
+    return max(high - 1, 1 - low)
 
 
 def read_spreads(path: Path = _REACHED) -> Spreads:
     """Raises HardwareFileError: names file, field, what was expected and what was found."""
-    document = read_mapping(path, HardwareFileError, "a key for each class, judged and probed")
+    document = read_mapping(path, HardwareFileError, f"a key for each class, {', '.join(SPREADS)}")
     return Spreads(
         *(validate_fields(document.get(key), Spread, path, HardwareFileError, key) for key in SPREADS)
     )

@@ -62,6 +62,7 @@ def test_auto_takes_the_fastest_head_and_says_what_it_is_worth(
     assert best["prefill_tokens_per_s"] == pytest.approx(made["prefill_tokens_per_s"])
     assert named["gain"] == 0
     assert best["gain"] > 0.2
+    assert (best["promised"], named["promised"]) == (True, False)
     written = read_plan(plan)
     assert written.head_tier is not None
     assert written.tiers[written.head_tier].node == "attic"

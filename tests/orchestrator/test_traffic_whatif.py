@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from orchestrator.cli import traffic_whatif
 from orchestrator.cli.traffic_whatif import rank_on_traffic
 from orchestrator.serving.heat import Heat
 from placement.errors import PotluckError
+from placement.given.cluster_file import load_known_cluster
+from placement.given.cluster_spec import ClusterSpec
 from placement.given.probe import HERE, probe_path_here, write_probe
 from tests.placement.given.probes import node, probe
 from workers.formats.open_model import open_model
@@ -41,11 +44,20 @@ def test_a_machine_alone_is_taken_as_its_probe_measured_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_probe(probe(HERE, {HERE: node()}).model_copy(update={"links": {}}), probe_path_here())
+    asked: list[ClusterSpec] = []
+
+    def planner(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(load_known_cluster(command[command.index("whatif") + 1]))
+        return subprocess.CompletedProcess(command, 0, '{"changes": []}', "")
+
+    monkeypatch.setattr(subprocess, "run", planner)
     shape = open_model(MODEL).shape
-    found = rank_on_traffic(None, MODEL, shape, np.zeros((0, shape.num_moe_layers, shape.top_k), np.uint16))
-    told = [change["what"] for change in found["changes"]]
-    assert any(what.startswith(f"RAM of {HERE}-ram: ") for what in told)
-    assert f"one more box like {HERE}" in told
+    none = np.zeros((0, shape.num_moe_layers, shape.top_k), np.uint16)
+    assert rank_on_traffic(None, MODEL, shape, none) == {"changes": [], "tokens": 0}
+    (alone,) = asked[0].nodes
+    assert (asked[0].head, alone.name, alone.link) == (HERE, HERE, None)
+    assert alone.devices[0].memory_bytes == node().hardware.memory_bytes
+    assert alone.devices[0].figures_from == "probed"
 
 
 def test_what_the_planner_refuses_is_one_line(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from benchmarks.published.passes import load_passes
 from benchmarks.published.probed import probed_range
 from benchmarks.published.reached_file import shown, with_values
 from benchmarks.published.report import with_part
+from benchmarks.published.same_boxes import same_boxes_range
 from benchmarks.published.shares import fitted
 from placement.errors import InputError
 from placement.hardware.spread import Spread, packaged_spreads
@@ -27,7 +28,7 @@ apple:
   layer_s: 0.0001
 desktop-ram:
   bandwidth_share: 0.6
-judged:
+same_boxes:
   low: 0.7
 """
 
@@ -86,6 +87,19 @@ def test_the_range_of_probed_boxes_is_that_of_our_own_runs() -> None:
     assert stored.high / stored.low < judged.high / judged.low
 
 
+def test_the_range_of_differences_on_the_same_boxes_is_that_of_pairs(judgement: Judgement) -> None:
+    within, stored = judgement.same_boxes(), packaged_spreads().same_boxes
+    assert figures(stored) == pytest.approx((within.low, within.high, within.covers), rel=0.005), AGAIN
+    assert stored.count == within.count, AGAIN
+    assert within.low * within.high == pytest.approx(1)
+    # Pairs of our own and of others: without the latter it would be narrower.
+    own = same_boxes_range([])
+    assert 1 < own.high <= within.high
+    assert own.count < within.count
+    # What is common to both predictions is left out.
+    assert stored.margin < min(packaged_spreads().judged.margin, packaged_spreads().probed.margin)
+
+
 def figures(spread: Spread) -> tuple[float, float, float]:
     return spread.low, spread.high, spread.covers
 
@@ -116,13 +130,13 @@ def test_passes_of_one_row_are_what_others_are_compared_with() -> None:
 
 
 def test_values_are_replaced_and_all_else_stays() -> None:
-    values = {"apple": {"bandwidth_share": 0.7415, "layer_s": 1.2e-5}, "judged": {"low": 0.8}}
+    values = {"apple": {"bandwidth_share": 0.7415, "layer_s": 1.2e-5}, "same_boxes": {"low": 0.8}}
     text = with_values(REACHED, values, "here")
     assert "  bandwidth_share: 0.742   # of the sheet\n  layer_s: 0.000012\n" in text
     assert "# Shares.\napple:\n  source: somebody   # a note\n" in text
     document = yaml.safe_load(text)
     assert document["desktop-ram"]["bandwidth_share"] == 0.6
-    assert document["judged"]["low"] == 0.8
+    assert document["same_boxes"]["low"] == 0.8
 
 
 def test_a_value_without_a_line_is_told() -> None:

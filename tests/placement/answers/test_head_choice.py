@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from orchestrator.cli.plan_head import heads_parts
 from placement.answers.head_choice import HeadChoice, ProblemOn, choose_head, head_advice
 from placement.errors import PlanDoesNotFit
 from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
@@ -18,6 +19,7 @@ from placement.routing.planning_text import even_routing, planning_text
 from placement.workload import Workload
 from tests.brief import search_briefly
 from tests.placement.shapes import small_shape
+from tests.placement.spreads import spreads
 
 SHAPE = small_shape()
 WORKLOAD = Workload(context=8, prompt_tokens_per_token=2, prefill_tokens=16)
@@ -50,7 +52,7 @@ def problem_on(cluster: ClusterSpec) -> PlanningProblem:
 
 
 def chosen(cluster: ClusterSpec, on: ProblemOn = problem_on) -> HeadChoice:
-    return choose_head(cluster, on, "hottest-per-layer")
+    return choose_head(cluster, on, "hottest-per-layer", spreads())
 
 
 ROOM = HEAD_BYTES + ALL_EXPERTS
@@ -82,6 +84,7 @@ def test_a_gpu_too_small_for_the_head_leaves_it_to_the_ram_beside_it() -> None:
     assert choice.named.problem is None
     assert "more than its memory_bytes" in choice.named.note
     assert choice.gain(choice.best) is None
+    assert choice.is_promised(choice.best) is None
     # A larger one is the best place there is.
     larger = memory("gpu", ROOM, 400, "vram")
     assert str(chosen(two_boxes(ram, memory("ram", ROOM, 5), also_home=(larger,))).best.place) == "home/gpu"
@@ -114,10 +117,42 @@ def test_a_place_far_behind_is_ranked_but_not_searched_for() -> None:
     assert by_place == {"home/ram": True, "box0/ram": False}
 
 
+HALF_ROOM = HEAD_BYTES + ALL_EXPERTS // 2
+
+
+@pytest.mark.parametrize(
+    ("room", "faster", "is_promised"),
+    [
+        # Both boxes work whichever has the head: 5% can be promised.
+        (HALF_ROOM, 10.5, False),
+        (HALF_ROOM, 12, True),
+        # Only the head's box works: 30%.
+        (ROOM, 12, False),
+        (ROOM, 14, True),
+    ],
+)
+def test_a_gain_is_promised_by_what_differs_on_the_same_boxes(
+    room: int, faster: float, is_promised: bool
+) -> None:
+    cluster = two_boxes(memory("ram", room, 10), memory("ram", room, faster))
+    choice = chosen(cluster)
+    # The best predicted is taken all the same.
+    assert str(choice.best.place) == "box0/ram"
+    assert choice.is_promised(choice.best) is is_promised
+    assert choice.named is not None
+    assert choice.is_promised(choice.named) is False
+    said = [heads_parts(choice)[-1], *advised(cluster)]
+    assert len(said) == (1 if faster == 10.5 else 2)
+    assert [str(sentence).count("no difference we can promise") for sentence in said] == [
+        int(not is_promised)
+    ] * len(said)
+
+
 def advised(cluster: ClusterSpec, head: HeadPlace | None = None) -> list[str]:
     problem = problem_on(cluster if head is None else with_head(cluster, head))
     table = place(problem, "hottest-per-layer")
-    return head_advice(cluster, problem, table, problem_on, "hottest-per-layer", planning_text(problem))
+    text = planning_text(problem)
+    return head_advice(cluster, problem, table, problem_on, "hottest-per-layer", text, spreads())
 
 
 def test_advice_names_a_faster_head_and_what_it_gains() -> None:

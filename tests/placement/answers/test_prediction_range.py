@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from placement.answers.prediction_range import LikelySpeed, Range, places, range_for, range_of
+from placement.answers.prediction_range import (
+    LikelySpeed,
+    Range,
+    margin_between,
+    places,
+    range_for,
+    range_of,
+)
 from placement.given.cluster_spec import FiguresFrom
 from placement.given.problem import PlanningProblem
 from placement.hardware.spread import packaged_spreads
@@ -69,6 +76,24 @@ def test_a_difference_counts_by_the_larger_side_of_the_wider_range() -> None:
     assert not LikelySpeed(11.1, narrow).beats(LikelySpeed(10.0, wide))
     assert not LikelySpeed(12.9, wide).beats(LikelySpeed(10.0, narrow))
     assert LikelySpeed(13.1, wide).beats(LikelySpeed(10.0, narrow))
+
+
+def test_two_placements_on_the_same_devices_differ_surely_by_less() -> None:
+    given = problem("catalogue", "probed")
+    # The same two with the head on the other one.
+    tiers = [
+        replace(one.tier, node=other.tier.node)
+        for one, other in zip(given.devices, given.devices[::-1], strict=True)
+    ]
+    moved = replace(
+        given, devices=tuple(replace(d, tier=t) for d, t in zip(given.devices, tiers, strict=True))
+    )
+    both = HolderTable.from_single(np.array([[0, 1] * 3] * 2))
+    assert margin_between((given, both), (moved, both), spreads()) == pytest.approx(0.05)
+    # The second box's memory may be off by another share than the head's.
+    assert margin_between((given, both), (given, everything_on(0)), spreads()) == pytest.approx(0.3)
+    probed = problem("probed", "probed")
+    assert margin_between((probed, everything_on(0)), (probed, both), spreads()) == pytest.approx(0.1)
 
 
 @given(st.lists(st.floats(0.1, 1000), min_size=1, max_size=20))
