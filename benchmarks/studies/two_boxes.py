@@ -25,6 +25,7 @@ from benchmarks.studies.whole_steps import (
 )
 from placement.answers.study.routing_source import Routing
 from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
+from placement.hardware.spread import packaged_spreads
 from placement.holders import HolderTable
 from placement.model_shape import STEP_3_5_FLASH as SHAPE
 from placement.policies.registry import POLICIES
@@ -32,8 +33,8 @@ from placement.policies.registry import POLICIES
 DOCUMENTS = 16
 SIMPLE = ("one-box", "whole-layers", "uniform", "hottest-first")
 SPARE_SHARE = 0.15
-UNSURE = 0.10
-"""As much as predictions may be off: a smaller difference is none that can be promised."""
+UNSURE = packaged_spreads().same_boxes.margin
+"""As much as the ratio of two plans' speeds may be off: a smaller difference is none that can be promised."""
 NO_DIFFERENCE = "no difference to promise"
 
 Row = Mapping[str, Any]
