@@ -1,6 +1,6 @@
 """The pay map in tokens/s of whole steps: head on a CPU and on a GPU, with the best number of drafts.
 
-Run from the project's root: `python -m benchmarks.studies.step_map` (about five minutes on two cores).
+Run from the project's root: `python -m benchmarks.studies.step_map` (about five minutes on two idle cores).
 """
 
 from __future__ import annotations
