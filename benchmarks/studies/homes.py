@@ -1,6 +1,6 @@
 """Does a second box pay? Typical homes, in tokens/s of whole steps, beside what else could be bought.
 
-Run from the project's root: `python -m benchmarks.studies.homes` (about three minutes on two cores).
+Run from the project's root: `python -m benchmarks.studies.homes` (about two minutes on two idle cores).
 """
 
 from __future__ import annotations
