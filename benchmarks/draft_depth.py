@@ -5,9 +5,10 @@
 Each way has a server's runner and scheduler of its own, on one model. In a round all get the same requests,
 and they take turns step by step, so that what else the machine does falls on all alike. With one thread,
 processor time counts, also for what schedulers learn. The texts must be the same, else it ends with an error.
-'loaded' has MTP layers that nobody asks for drafts: they take in all rows, so that drafts could begin.
-`--random` takes a model of as many layers as Step-3.5-Flash, an eighth as wide, with random weights: no draft
-holds, and MTP layers are as small a part of a pass as they really are.
+'loaded' has MTP layers that nobody asks for drafts: rows wait for them, so that drafts could begin.
+`--random 0.7` takes a model of as many layers as Step-3.5-Flash, an eighth as wide, with random weights. Its
+MTP layers are as small a part of a pass as they really are. 0.7 of the drafts hold: tokens are drawn so hot
+that noise, which drafts and tokens share, mostly decides alone (`temperature_of`).
 Ratios are of whole runs, prompts included; behind them stand the quartiles of the rounds' own.
 """
 
@@ -18,14 +19,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from statistics import quantiles
 from typing import Annotated
 
 import numpy as np
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.random_gguf import FileShape, FileTypes, write_random_gguf
 from orchestrator.draft_depth import Candidate, DraftDepth
@@ -146,22 +146,41 @@ def _check(event: AnswerEvent | Refused) -> None:
 def play(
     servers: Sequence[Server], rounds: Sequence[Sequence[tuple[int, GenerationRequest]]], prompts: Prompts
 ) -> None:
-    """Each round on all servers, step by step in turn.
+    """Each round on all servers, step by step in turn, in another order each time.
+
+    What one leaves in caches falls on whoever comes next.
 
     Raises:
         RuntimeError: drafts changed a text.
     """
+    order = Random(1)
     for requests in rounds:
         for server in servers:
             server.begin(requests, prompts)
-        while sum(server.turn() for server in servers):
+        while sum(server.turn() for server in order.sample(servers, len(servers))):
             pass
         if any(server.tokens != servers[0].tokens for server in servers):
             raise RuntimeError("drafts changed a text")
 
 
+def temperature_of(acceptance: float, vocab: int) -> float:
+    """At which so many drafts hold whose logits have nothing to do with the trunk's, both of variance 1.
+
+    Token and draft are the largest of logit by temperature plus the same noise. The hotter, the less logits
+    matter. Found by drawing, within about 0.02.
+    """
+    chance = np.random.default_rng(1)
+    noise, trunk, draft = chance.gumbel(size=(500, vocab)), *chance.standard_normal((2, 500, vocab))
+    low, high = 0.01, 100.0
+    for _ in range(20):
+        middle = (low * high) ** 0.5
+        held = (noise + trunk / middle).argmax(axis=1) == (noise + draft / middle).argmax(axis=1)
+        low, high = (middle, high) if held.mean() < acceptance else (low, middle)
+    return high
+
+
 def requests_of(
-    tokenizer: Tokenizer, text: str, rounds: int, sequences: int, tokens: int
+    tokenizer: Tokenizer, text: str, rounds: int, sequences: int, tokens: int, temperature: float = 0.7
 ) -> list[list[tuple[int, GenerationRequest]]]:
     """Pieces of a text to continue, each another one."""
     token_ids = tokenizer.encode_prompt(text)
@@ -172,7 +191,7 @@ def requests_of(
             GenerationRequest(
                 "benchmark",
                 tuple(token_ids[start : start + CONTEXT_TOKENS]),
-                SamplingParams(temperature=0.7, seed=number),
+                SamplingParams(temperature=temperature, seed=number),
                 max_tokens=tokens,
                 ignore_eos=True,
             ),
@@ -183,7 +202,7 @@ def requests_of(
 
 
 def cells(servers: dict[str, Server], tokens: int) -> list[str]:
-    """Tokens/s with no drafts; of each way its speed by that of none; adaptive's by the best fixed one's."""
+    """Speeds, adaptive's by the best fixed one's, its drafts a step, and how many of three hold by place."""
     of_way = {way: np.array(server.spent_s[1:]) for way, server in servers.items()}
     fixed = [of_way[way] for way in WAYS if way != "adaptive"]
     best = min(fixed, key=lambda spent_s: float(spent_s.sum()))
@@ -192,7 +211,9 @@ def cells(servers: dict[str, Server], tokens: int) -> list[str]:
         found.append(_ratio(of_way["off"], of_way[way]))
     drafted = servers["adaptive"].runner.counts.totals({})
     per_step = sum(drafted.drafted) / max(1, drafted.steps)
-    return [*found, _ratio(best, of_way["adaptive"]), f"{per_step:.2f}"]
+    three = servers["3"].runner.counts.totals({})
+    held = [f"{held / max(1, made):.2f}" for held, made in zip(three.accepted, three.drafted, strict=True)]
+    return [*found, _ratio(best, of_way["adaptive"]), f"{per_step:.2f}", ", ".join(held)]
 
 
 def _ratio(first_s: np.ndarray, second_s: np.ndarray) -> str:
@@ -205,7 +226,9 @@ def main(
     rounds: Annotated[int, typer.Option(min=3, help="Beside the first, which warms up.")] = 8,
     tokens: Annotated[int, typer.Option(min=8, help="Of each answer.")] = 96,
     sequences: Annotated[list[int], typer.Option(min=1, max=8, help="At a time.")] = [1, 4, 8],  # noqa: B006
-    random: Annotated[bool, typer.Option("--random", help="A random model of many layers.")] = False,
+    random: Annotated[
+        list[float], typer.Option(help="Take a random model of many layers; so many drafts hold.")
+    ] = [],  # noqa: B006
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Print a row for each text and number of sequences."""
@@ -213,8 +236,9 @@ def main(
     clock = time.thread_time if threads == 1 else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
         texts = sorted((model / "heldout").glob("*.txt"))
+        cases = [(text.stem, text, 0.7) for text in texts]
         if random:
-            texts = texts[:1]
+            cases = [(f"random {share}", texts[0], temperature_of(share, NARROW.vocab)) for share in random]
             path = write_random_gguf(Path(folder) / "random.gguf", NARROW, FileTypes.all_in("q8_0"))
             head = load_local(open_model(path), torch.bfloat16)
         else:
@@ -222,18 +246,21 @@ def main(
         tokenizer = Tokenizer.load(model)
         prompts = Prompts(tokenizer, head.config.vocab_size, head.config.eos_token_ids)
         columns = [f"{way}, by off" for way in WAYS[1:]]
-        table = Table(
-            "text", "sequences", "off, tokens/s", *columns, "adaptive, by the best", "drafts a step"
+        _line(
+            "text", "sequences", "off, tokens/s", *columns, "adaptive, by the best", "drafts a step", "held"
         )
-        for source in texts:
+        _line(*["---"] * (len(columns) + 6))
+        for name, source, temperature in cases:
             for number in sequences:
                 servers = {way: Server.of(way, head, tokenizer, clock) for way in WAYS}
                 text = source.read_text(encoding="utf-8")
-                asked = requests_of(tokenizer, text, rounds + 1, number, tokens)
+                asked = requests_of(tokenizer, text, rounds + 1, number, tokens, temperature)
                 play(list(servers.values()), asked, prompts)
-                name = "random" if random else source.stem
-                table.add_row(name, str(number), *cells(servers, tokens * number))
-    Console(width=180).print(table)
+                _line(name, str(number), *cells(servers, tokens * number))
+
+
+def _line(*found: str) -> None:
+    typer.echo(f"| {' | '.join(found)} |")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from orchestrator.scheduling.step_plan import Decode, Prefill, StepPlan
 from orchestrator.sequence import OnHidden, SequenceState
 from orchestrator.serving.batch import keep_prompts, keep_text, run_step
 from placement.errors import InputError
+from placement.kv_size import PASS_ROWS
 
 OnTokens = Callable[[list[int]], None]
 
@@ -134,8 +135,9 @@ def generate(
     """
     check_prompt(model, prompt_ids, params.max_tokens)
     params.sampling.check_tokens(model.config.vocab_size)
-    model.check_kv(len(prompt_ids) + params.max_tokens, max(params.chunk_size, 1 + params.mtp), params.mtp)
-    drafter = MtpDrafter(model, params.mtp) if params.mtp else None
+    pass_rows = max(params.chunk_size, 1 + params.mtp)
+    model.check_kv(len(prompt_ids) + params.max_tokens, pass_rows, params.mtp)
+    drafter = MtpDrafter(model, params.mtp, min(pass_rows, PASS_ROWS)) if params.mtp else None
     timer = model.timer
     started = perf_counter()
     sequence = new_sequence(model, drafter, prompt_ids, params, on_hidden, prefix, ends)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal
 
-from orchestrator.draft_depth import Candidate, DraftDepth, Verified
+from orchestrator.draft_depth import Candidate, DraftDepth, Verified, rows_to_take_in
 from orchestrator.scheduling.client_shares import ClientShares
 from orchestrator.scheduling.job import Job, Place, SequenceRequest
 from orchestrator.scheduling.kv_budget import KvBudget
@@ -177,7 +178,7 @@ class Scheduler:
         decoding = [job for job in self._running.values() if not job.to_prefill]
         reading = [job for job in self._running.values() if job.to_prefill]
         free_rows = self._limits.pass_rows - len(decoding) - bool(reading)
-        candidates = [Candidate(job.sequence, job.remaining - 1) for job in decoding]
+        candidates = [Candidate(job.sequence, job.remaining - 1, job.behind) for job in decoding]
         # How many rows prompts will have depends on the drafts; as many as in the step before, say.
         other_rows = min(self._prompt_rows, sum(job.to_prefill for job in reading))
         drafts = self._depth.choose(candidates, other_rows, free_rows)
@@ -196,14 +197,16 @@ class Scheduler:
         self._doubted = None
         rows = len(plan.decode) + drafted + outcome.prefill_rows
         self._costs.learn_pass(rows, took_s - outcome.drafting_s)
-        # What had waited for MTP layers says nothing of what drafts cost from step to step.
-        usual_rows = (1 + self._depth.most) * sum(advance.drafted > 0 for advance in drafts)
-        if not plan.prefill and outcome.drafting_rows <= usual_rows:
-            depth = max((advance.drafted for advance in drafts), default=0)
-            self._costs.learn_drafting(depth, outcome.drafting_rows, outcome.drafting_s)
+        depth = max((advance.drafted for advance in drafts), default=0)
+        if depth:
+            behind = [(self._jobs.get(of.sequence), of.drafted) for of in drafts if of.drafted]
+            waited = [rows_to_take_in(job.behind, drafted) for job, drafted in behind if job is not None]
+            taken_in = [sum(rows) for rows in zip_longest(*waited, fillvalue=0)] if any(waited) else ()
+            self._costs.learn_drafting(depth, len(behind), outcome.drafting_s, taken_in)
         self._depth.learn(
             (Verified(advance.sequence, advance.drafted, advance.accepted) for advance in drafts),
             outcome.prefill_rows,
+            took_s,
         )
         for advance in outcome.advances:
             job = self._jobs.get(advance.sequence)
@@ -213,6 +216,7 @@ class Scheduler:
             job.generated += num_tokens
             job.turn += num_tokens
             job.computed = advance.held
+            job.behind = advance.behind
             paid = min(job.computed, job.prompt_tokens)
             self._shares.charge(job.client, num_tokens + max(0, paid - job.charged))
             job.charged = max(job.charged, paid)
@@ -231,7 +235,7 @@ class Scheduler:
         if not reading:
             return ()
         left = self._limits.pass_rows - decode_rows
-        rows = prompt_rows(self._costs, self._depth.most, decode_rows, left, self._limits.most_delay_s)
+        rows = prompt_rows(self._costs, decode_rows, left, self._limits.most_delay_s)
         by_turn = sorted(
             reading, key=lambda job: (self._shares.served(job.client), job.to_prefill, job.arrived)
         )
@@ -356,6 +360,7 @@ class Scheduler:
         del self._running[job.sequence]
         job.place = place
         job.computed = 0
+        job.behind = ()
         self._to_pause.add(job.sequence)
         self._line.add(job)
 

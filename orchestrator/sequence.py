@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
+import torch
 from numpy import uint32
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,6 +19,7 @@ from orchestrator.scheduling.step_plan import Ended
 OnHidden = Callable[[Tensor], None]
 Masks = Callable[[Sequence[int]], Sequence[NDArray[uint32] | None]]
 """Of drafts: what may come next, and behind each draft; see `Choice.allowed`."""
+_NO_ROWS = torch.empty(0, 0)
 
 
 class SequenceState:
@@ -101,9 +103,9 @@ class SequenceState:
         return self.cache.length == self.num_prompt == len(self.tokens)
 
     @property
-    def deferred(self) -> int:
-        """Rows that the MTP layers have not seen."""
-        return 0 if self.mtp is None else self.mtp.deferred
+    def behind(self) -> tuple[int, ...]:
+        """Rows that each MTP layer would have to take in before it drafts."""
+        return () if self.mtp is None else self.mtp.behind
 
     def resume(self) -> None:
         """Go on from what is kept of the text, if nothing of it is computed yet."""
@@ -138,11 +140,10 @@ class SequenceState:
         return min(wanted, len(self.drafted), self.remaining - 1)
 
     def draft_request(self, num_drafts: int) -> DraftRequest:
-        """Have the MTP layers take in all rows that they have not seen, and draft."""
+        """Have the MTP layers take in the rows that they need, and draft."""
         if self.mtp is None:
             raise ValueError("this sequence was started without a drafter")
-        nothing = self.mtp.pending[0][:0]
-        return DraftRequest(self.mtp, nothing, self.tokens, num_drafts, self._draft_choice)
+        return DraftRequest(self.mtp, _NO_ROWS, self.tokens, num_drafts, self._draft_choice)
 
     def choices(self) -> list[Choice]:
         """How the tokens behind the newest one and behind each draft are chosen."""

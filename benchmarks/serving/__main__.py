@@ -28,7 +28,7 @@ from rich.console import Console
 from benchmarks.serving.asks import Asks, Lengths
 from benchmarks.serving.growth import SEQUENCES, Growth, bytes_read, gap_of
 from benchmarks.serving.load import Figures, Load, figures, run_load
-from benchmarks.serving.predicted import Learned, Prediction, Run, predict
+from benchmarks.serving.predicted import ASKS_A_RUN, Learned, Prediction, Run, predict
 from benchmarks.serving.recording import Step, read_steps
 from benchmarks.serving.report import growth_table, load_table, predicted_table
 from benchmarks.serving.server import Server, llamacpp, potluck
@@ -104,7 +104,7 @@ def in_turns(
         ours.append(driven(own, asks, count, warm_up, seconds, first))
         if their is not None:
             theirs.append(driven(their, asks, count, warm_up, seconds, first))
-        first += max(len(ours[-1].sent), 10_000)
+        first += max(len(ours[-1].sent), ASKS_A_RUN)
         console.print(f"{count} users: {figures(ours[-1]).tokens_per_s:.1f} tokens/s", style="dim")
     return ours, theirs
 
@@ -183,7 +183,7 @@ def predicted(
             asks,
             users,
             warm_up_s=warm_up,
-            seconds=max(60.0, seconds),
+            seconds=seconds,
             first=first,
             limits=limits,
             kv=kv,

@@ -27,12 +27,11 @@ from orchestrator.scheduling.step_plan import Advance, StepOutcome, StepPlan
 from orchestrator.serving.answer import Refused
 from placement.pass_costs import PassCosts
 
-_LONGEST_PAUSE_S = 0.05
-"""Between the ends of two steps beyond the second's own time: more of it is a server without work."""
 _LONGEST_WAIT_S = 5.0
 _PLAYED_S = 60.0
 """Of a load, at least: it costs little, and its asks are drawn by lot."""
-_ASKS_A_PLAY = 10_000
+ASKS_A_RUN = 10_000
+"""More than a run sends: each has numbers of its own."""
 _CLIENT = "everybody"
 
 
@@ -117,9 +116,10 @@ def _between(runs: Sequence[Run]) -> tuple[float, float]:
     found = list[tuple[int, float]]()
     for run in runs:
         for sooner, later in itertools.pairwise(run.steps):
-            pause_s = later.ended_s - later.took_s - sooner.ended_s
-            if 0 <= pause_s < _LONGEST_PAUSE_S:
-                found.append((sooner.decoded, pause_s))
+            # A server without work waits for some.
+            if sooner.left:
+                pause_s = later.ended_s - later.took_s - sooner.ended_s
+                found.append((sooner.decoded, max(0.0, pause_s)))
     if not found:
         return 0.0, 0.0
     decoded, pauses = np.array(found).T
@@ -205,7 +205,7 @@ def predict(
     tokens, firsts = 0, list[float]()
     for play in range(plays):
         window = Window(warm_up_s, warm_up_s + seconds)
-        said, waited = _play(learned, asks, users, window, first + play * _ASKS_A_PLAY, limits, kv)
+        said, waited = _play(learned, asks, users, window, first + play * ASKS_A_RUN, limits, kv)
         tokens += said
         firsts += waited
     rate = tokens / (plays * seconds)

@@ -31,6 +31,7 @@ class Step:
         took_s: as the scheduler is told; `drafting_s`: the MTP layers' part of it.
         decoded: sequences that were decoded; `drafted`, `accepted`: drafts of each.
         prompt_rows: of prompts.
+        left: requests that have not ended with it.
         first_s: of each request whose first token it gave, seconds since the scheduler took the request.
         stayed_s: of each request that ended with it, likewise.
     """
@@ -43,6 +44,7 @@ class Step:
     drafted: tuple[int, ...]
     accepted: tuple[int, ...]
     prompt_rows: int
+    left: int
     first_s: tuple[float, ...] = ()
     stayed_s: tuple[float, ...] = ()
 
@@ -52,7 +54,13 @@ class Step:
 
     @classmethod
     def of(
-        cls, plan: StepPlan, outcome: StepOutcome, took_s: float, ended_s: float, *stays: tuple[float, ...]
+        cls,
+        plan: StepPlan,
+        outcome: StepOutcome,
+        took_s: float,
+        ended_s: float,
+        left: int,
+        *stays: tuple[float, ...],
     ) -> Step:
         """`stays`: the last two fields."""
         decoded = [outcome.by_sequence[part.sequence] for part in plan.decode]
@@ -65,6 +73,7 @@ class Step:
             tuple(advance.drafted for advance in decoded),
             tuple(advance.accepted for advance in decoded),
             plan.prefill_rows,
+            left,
             *stays,
         )
 
@@ -104,7 +113,7 @@ class Recording(Scheduler):
         first = tuple(now_s - self._waiting.pop(number) for number in spoke if number in self._waiting)
         ended = [each.sequence for each in outcome.advances if each.ended]
         stayed = tuple(now_s - self._came.pop(number) for number in ended if number in self._came)
-        step = Step.of(plan, outcome, took_s, now_s, first, stayed)
+        step = Step.of(plan, outcome, took_s, now_s, len(self._came), first, stayed)
         self.out.write(json.dumps(asdict(step)) + "\n")
 
 

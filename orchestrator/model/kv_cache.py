@@ -171,6 +171,23 @@ class KVCache:
             )
         self.length = length
 
+    def skip(self, length: int) -> None:
+        """Hold nothing, and go on at a position whose keys and values come next.
+
+        Queries that see positions before it get anything for them.
+
+        Raises:
+            ValueError: a full layer would lack keys for ever, or the cache is closed.
+        """
+        if not self._give_back.alive or not all(layer.is_sliding for layer in self.layers):
+            raise ValueError("only a cache of sliding layers that is not closed can go on at any position")
+        for layer in self.layers:
+            layer.drop(tuple(layer.pages))
+        self.length = length
+        self._first_page = max(0, length - HELD_BACK - self._window + 1) // PAGE_POSITIONS
+        self._stop_page = self._first_page
+        self._shared_stop = 0
+
     def share(self, length: int) -> list[tuple[Page, ...]]:
         """Let others hold the pages of the first `length` positions, which this cache has.
 

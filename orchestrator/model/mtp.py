@@ -4,11 +4,12 @@ Let x be the tokens and h_p the trunk's hidden state at position p. MTP layer k 
 the embedding of x_{p+1+k}, and s^{k-1}_p, the state of the layer before it (s^{-1} is h). It gives s^k_p,
 and its own head predicts x_{p+2+k} from that.
 
-Every layer runs over every slot of the sequence, so that its KV cache covers the whole context. A slot is
-committed once the tokens it was computed from are verified. The newest k slots of layer k were computed from
-drafts, so they are computed again after each verification.
+A slot is committed once the tokens it was computed from are verified. The newest k slots of layer k were
+computed from drafts, so they are computed again after each verification.
 
-A layer that is not asked for a draft lets its rows wait: many rows take it little longer than one.
+Rows wait for a layer until somebody asks for its drafts. A sliding layer of window W sees W slots, so the
+state of a slot hangs on W - 1 slots before it in that layer, and on as many more in each layer before. What
+lies farther back than the layers reach is never computed. A layer that sees all slots computes all of them.
 """
 
 from __future__ import annotations
@@ -27,14 +28,20 @@ from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.layer import decoder_layer, ffn_of
 from orchestrator.model.passes import run_pass
 from orchestrator.model.step35 import Step35Model
+from orchestrator.model.waiting_rows import WaitingRows
 from orchestrator.sampling import Choice, Logits, LogitsInRam
 from placement.errors import InputError, NonFiniteError
+from placement.kv_size import HELD_BACK, MAX_DRAFTS, PAGE_POSITIONS, PASS_ROWS
+from placement.model_shape import MOST_POSITIONS
 
 MOST_DEFERRED = 64
-"""Rows of a sequence that wait for an MTP layer while nobody wants its drafts.
+"""Rows of a sequence that wait for an MTP layer which needs all of them, while nobody wants its drafts.
 
 A row takes a hidden state's memory, and the MTP layers compute many rows nearly as fast as one.
 """
+
+_BACK = HELD_BACK + PAGE_POSITIONS
+"""Rows before the newest one at which drafts are right too, as far as the trunk's pages let others go on."""
 
 
 class MtpState:
@@ -42,38 +49,101 @@ class MtpState:
 
     Attributes:
         num_hidden: trunk rows seen, L.
+        hidden_size: of a row.
         caches: one cache a layer; its length is the number of committed slots, c_k.
-        pending: for each layer k, the verified input rows s^{k-1} of slots c_k, …, float32 [n, hidden].
+        rows: for each layer k, the verified input rows s^{k-1} of the slots that come next. They begin with
+            slot c_k, or later where no slot before them is needed.
+        reaches: of each layer, how many slots before the newest one drafts may hang on; None for all.
+        lowest: the smallest number of trunk rows at which drafts are right from what is here.
     """
 
-    __slots__ = ("caches", "num_hidden", "pending")
+    __slots__ = ("_lowest", "_most_behind", "caches", "hidden_size", "num_hidden", "reaches", "rows")
 
-    def __init__(self, caches: tuple[KVCache, ...], hidden_size: int) -> None:
+    def __init__(self, caches: tuple[KVCache, ...], hidden_size: int, reaches: Sequence[int | None]) -> None:
         self.num_hidden = 0
+        self.hidden_size = hidden_size
         self.caches = caches
-        self.pending = [torch.empty(0, hidden_size) for _ in caches]
+        self.rows = tuple(WaitingRows(hidden_size) for _ in caches)
+        self.reaches = tuple(reaches)
+        self._most_behind = [MOST_POSITIONS if reach is None else reach + _BACK + 1 for reach in reaches]
+        self._lowest = 0
 
     @property
     def deferred(self) -> int:
         """Trunk rows that wait for the next `MtpDrafter.draft`."""
-        return len(self.pending[0])
+        return len(self.rows[0])
 
     @property
     def waiting(self) -> int:
         """The most rows that wait for one layer; one waits for each where all were asked for drafts."""
-        return max(map(len, self.pending))
+        return max(map(len, self.rows))
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so much waits that it has to be taken in, though nobody asks for drafts."""
+        return bool(self.rows) and self.reaches[0] is None and len(self.rows[0]) >= MOST_DEFERRED
+
+    @property
+    def behind(self) -> tuple[int, ...]:
+        """Rows that each layer would compute for its next draft, but for what hangs on drafts."""
+        seen = self.num_hidden
+        return tuple(
+            [
+                min(seen - cache.length, most)
+                for cache, most in zip(self.caches, self._most_behind, strict=True)
+            ]
+        )
+
+    @property
+    def lowest(self) -> int:
+        """See the class."""
+        found = self._lowest
+        for cache, rows, reach in zip(self.caches, self.rows, self.reaches, strict=True):
+            if reach is not None and rows.start > cache.length:
+                found = max(found, rows.start + reach + 1)
+        return found
+
+    @property
+    def length(self) -> int:
+        """Positions at which others can go on from here; without rows where every layer has caught up."""
+        slots = min(cache.length for cache in self.caches)
+        return slots if self.num_hidden - slots <= HELD_BACK else self.num_hidden
 
     def defer(self, hidden_states: Tensor) -> None:
         """Keep newly verified trunk rows, float32 [n, hidden], for the next `MtpDrafter.draft`."""
         self.num_hidden += len(hidden_states)
-        self.pending[0] = torch.cat([self.pending[0], hidden_states])
+        if self.rows:
+            self.rows[0].append(hidden_states)
+            self.rows[0].forget_before(self.first_needed(0))
+
+    def first_needed(self, k: int) -> int:
+        """The first slot of layer k that drafts after this row, or after one a little earlier, hang on."""
+        reach = self.reaches[k]
+        return 0 if reach is None else max(0, self.num_hidden - 1 - _BACK - reach)
 
     def forget(self, num_hidden: int) -> None:
         """Keep so many trunk rows alone; those after them must be deferred still."""
-        gone = self.num_hidden - num_hidden
-        if gone > 0:
-            self.pending[0] = self.pending[0][: len(self.pending[0]) - gone]
+        if self.num_hidden > num_hidden:
+            if self.rows:
+                self.rows[0].drop_from(num_hidden)
             self.num_hidden = num_hidden
+
+    def newest_row(self) -> Tensor:
+        """The last one that was deferred, float32 [1, hidden]; [0, hidden] where none waits."""
+        return self.rows[0].rows()[-1:].clone()
+
+    def begin_layer_at(self, k: int, slot: int) -> None:
+        """Have nothing of layer k before a slot, because nothing before it is needed."""
+        reach = self.reaches[k]
+        assert reach is not None
+        self.rows[k].drop_before(slot)
+        self.caches[k].skip(slot)
+        self._lowest = max(self._lowest, slot + reach + 1)
+
+    def resume(self, num_hidden: int, lowest: int) -> None:
+        """Go on after so many trunk rows of a kept text, whose slots and rows are there."""
+        self.num_hidden = num_hidden
+        self._lowest = lowest
 
     def close(self) -> None:
         """Give the caches' pages back now."""
@@ -86,7 +156,7 @@ class DraftRequest:
     """One sequence's turn.
 
     Attributes:
-        hidden_states: trunk rows of the newly verified positions, float32 [n, hidden].
+        hidden_states: trunk rows of the newly verified positions that the state has not, float32 [n, hidden].
         tokens: all verified tokens of the sequence, prompt first.
         num_drafts: drafts wanted; more than 0 only when the token after the last trunk row is known.
         choice: how a draft is chosen, given the drafts of this step before it.
@@ -103,16 +173,52 @@ class DraftRequest:
 class _Turn:
     """A request while it passes through the layers.
 
-    `inputs` are rows s^{k-1} from slot caches[k].length on. Rows of slots below `verified` are verified.
-    Layer k computes `num_slots` of them, and keeps those below `committed`.
+    `hanging` are rows s^{k-1} of the slots after those that are verified: they hang on drafts.
     """
 
     request: DraftRequest
-    inputs: Tensor
-    verified: int
+    hanging: Tensor
     drafts: list[int]
-    num_slots: int = 0
-    committed: int = 0
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one layer computes of one sequence.
+
+    Attributes:
+        first: slot that it begins with; nothing before it was there if `is_new`.
+        inputs, token_ids: of that slot and those after it.
+        committed: the slots below this one are kept.
+        done: how many slots are computed.
+    """
+
+    turn: _Turn
+    cache: KVCache
+    first: int
+    is_new: bool
+    inputs: Tensor
+    token_ids: list[int]
+    committed: int
+    done: int = 0
+
+    @property
+    def left(self) -> int:
+        """Slots that are not computed yet."""
+        return len(self.token_ids) - self.done
+
+    def piece(self, room: int) -> int:
+        """How many slots the next pass computes. It ends with a page, so that no cache holds too many."""
+        left = self.left
+        if left <= min(room, 2 * MAX_DRAFTS):
+            return left
+        return min(left, room, PAGE_POSITIONS - self.cache.length % PAGE_POSITIONS)
+
+    def settle(self) -> None:
+        """Have in the cache what is committed, and nothing behind it."""
+        if self.cache.length > self.committed:
+            self.cache.rollback(self.committed)
+        else:
+            self.cache.commit(self.committed - self.cache.length)
 
 
 class MtpDrafter:
@@ -122,7 +228,8 @@ class MtpDrafter:
         InputError: the checkpoint has fewer.
     """
 
-    def __init__(self, model: Step35Model, num_layers: int) -> None:
+    def __init__(self, model: Step35Model, num_layers: int, pass_rows: int = PASS_ROWS) -> None:
+        """`pass_rows`: that a layer computes at a time, at most."""
         available = len(model.weights.mtp)
         if not 0 <= num_layers <= available:
             raise InputError(
@@ -133,24 +240,36 @@ class MtpDrafter:
         self._layers = model.weights.mtp[:num_layers]
         first = model.config.num_hidden_layers
         self._configs = model.config.layers[first : first + num_layers]
+        self._pass_rows = pass_rows
+        window = model.config.sliding_window
+        self._reaches: list[int | None] = []
+        reach: int | None = 0
+        for layer in reversed(self._configs):
+            reach = reach + window - 1 if reach is not None and layer.is_sliding else None
+            self._reaches.insert(0, reach)
 
     @property
     def num_layers(self) -> int:
         """The most drafts a step."""
         return len(self._layers)
 
+    @property
+    def lets_all_wait(self) -> bool:
+        """Whether rows may wait for ever where nobody asks for drafts."""
+        return not self._reaches or self._reaches[0] is not None
+
     def new_state(self) -> MtpState:
         """State of a sequence of which no trunk row was seen yet."""
         model = self._model
         caches = tuple(model.new_mtp_cache(k) for k in range(self.num_layers))
-        return MtpState(caches, model.config.hidden_size)
+        return MtpState(caches, model.config.hidden_size, self._reaches)
 
     @torch.inference_mode()
     def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
         """Take in newly verified trunk rows and draft each sequence's next tokens, one pass a layer for all.
 
-        A layer behind a request's last draft takes in nothing until `MOST_DEFERRED` rows wait for it. A
-        request for no drafts has all layers take in all that they can.
+        A layer behind a request's last draft lets its rows wait. A request for no drafts has all layers take
+        in all that they can. Where more rows wait than a pass may have, a layer makes several.
 
         Returns:
             For each request its drafts, `num_drafts` of them.
@@ -163,10 +282,9 @@ class MtpDrafter:
         with self._model.timer.part("mtp", owns_inner=True):
             turns = []
             for request in requests:
-                state = request.state
                 if len(request.hidden_states):
-                    state.defer(request.hidden_states)
-                turns.append(_Turn(request, state.pending[0], state.num_hidden, []))
+                    request.state.defer(request.hidden_states)
+                turns.append(_Turn(request, request.hidden_states[:0], []))
             for k in range(self.num_layers):
                 try:
                     self._run_layer(k, turns)
@@ -177,43 +295,90 @@ class MtpDrafter:
                     ) from None
             return [turn.drafts for turn in turns]
 
-    def _run_layer(self, k: int, turns: list[_Turn]) -> None:
-        token_ids: list[int] = []
-        rows: list[Tensor] = []
-        batch: list[SequenceSlice] = []
-        for turn in turns:
-            request, cache = turn.request, turn.request.state.caches[k]
-            known = [*request.tokens[cache.length + 1 + k :], *turn.drafts]
-            turn.committed = cache.length if _waits(k, turn) else _committed(k, turn)
-            stop = request.state.num_hidden if k < request.num_drafts else turn.committed
-            turn.num_slots = stop - cache.length
-            if turn.num_slots:
-                token_ids += known[: turn.num_slots]
-                rows.append(turn.inputs[: turn.num_slots])
-                batch.append(SequenceSlice(cache, turn.num_slots))
-        outputs = self._forward(k, token_ids, torch.cat(rows), batch) if batch else turns[0].inputs[:0]
-
-        ends = []
+    def _run_layer(self, k: int, turns: Sequence[_Turn]) -> None:
+        works = [self._work(k, turn) for turn in turns if _runs(k, turn.request)]
+        works = [work for work in works if work.token_ids]
+        if not works:
+            return
+        outputs = self._computed(k, works)
+        ends: list[int] = []
+        drafting: list[_Turn] = []
         start = 0
-        for turn in turns:
-            state, cache = turn.request.state, turn.request.state.caches[k]
-            own = outputs[start : start + turn.num_slots]
-            start += turn.num_slots
+        for work in works:
+            turn, state = work.turn, work.turn.request.state
+            own = outputs[start : start + len(work.token_ids)]
+            start += len(own)
             if k < turn.request.num_drafts:
                 ends.append(start - 1)
-            newly = turn.committed - cache.length
-            # The rows are copied: a view would keep a whole prefill chunk alive.
-            state.pending[k] = turn.inputs[newly : turn.verified - cache.length].clone()
-            cache.commit(newly)
+                drafting.append(turn)
+            work.settle()
+            state.rows[k].drop_before(work.committed)
             if k + 1 < self.num_layers:
-                turn.inputs = torch.cat([state.pending[k + 1], own])
-            turn.verified = turn.committed
+                newly = work.committed - work.first
+                self._hand_on(k + 1, work, own[:newly])
+                turn.hanging = own[newly:]
         if ends:
-            logits = self._logits(k, outputs[ends])
-            drafting = [turn for turn in turns if k < turn.request.num_drafts]
+            logits = self._logits(k, outputs[ends] if len(ends) < len(outputs) else outputs)
             chosen = logits.choose([turn.request.choice(turn.drafts) for turn in drafting])
             for turn, token_id in zip(drafting, chosen, strict=True):
                 turn.drafts.append(token_id)
+
+    def _work(self, k: int, turn: _Turn) -> _Work:
+        request, state = turn.request, turn.request.state
+        cache, rows = state.caches[k], state.rows[k]
+        first = max(rows.start, state.first_needed(k))
+        is_new = first > cache.length
+        if is_new:
+            state.begin_layer_at(k, first)
+        committed = max(first, min(rows.stop, len(request.tokens) - 1 - k))
+        stop = state.num_hidden if k < request.num_drafts else committed
+        known = [*request.tokens[first + 1 + k :], *turn.drafts][: stop - first]
+        waiting = rows.rows()
+        inputs = torch.cat([waiting, turn.hanging]) if len(turn.hanging) else waiting
+        return _Work(turn, cache, first, is_new, inputs[: stop - first], known, committed)
+
+    def _hand_on(self, k: int, work: _Work, states: Tensor) -> None:
+        """Let what the layer before has committed wait for layer k."""
+        state = work.turn.request.state
+        rows = state.rows[k]
+        if work.is_new:
+            # The first states hang on slots that were not there.
+            hang = self._model.config.sliding_window - 1
+            rows.begin_at(work.first + hang)
+            states = states[hang:]
+        rows.append(states)
+        rows.forget_before(state.first_needed(k))
+
+    def _computed(self, k: int, works: Sequence[_Work]) -> Tensor:
+        """The states of all slots, one sequence after another. All but each sequence's last are committed."""
+        found: list[list[Tensor]] = [[] for _ in works]
+        while any(work.left for work in works):
+            room = self._pass_rows
+            token_ids: list[int] = []
+            inputs: list[Tensor] = []
+            batch: list[SequenceSlice] = []
+            taken: list[tuple[int, int]] = []
+            for place, work in enumerate(works):
+                size = work.piece(room)
+                if size:
+                    room -= size
+                    begin, end = work.done, work.done + size
+                    token_ids += work.token_ids[begin:end]
+                    inputs.append(work.inputs[begin:end])
+                    batch.append(SequenceSlice(work.cache, size))
+                    taken.append((place, size))
+            outputs = self._forward(k, token_ids, torch.cat(inputs), batch)
+            for (place, size), own in zip(
+                taken, torch.split(outputs, [size for _, size in taken]), strict=True
+            ):
+                work = works[place]
+                work.done += size
+                found[place].append(own)
+                if work.left:
+                    work.cache.commit(size)
+            if len(outputs) == sum(len(work.token_ids) for work in works):
+                return outputs
+        return torch.cat([part for parts in found for part in parts])
 
     def _forward(
         self, k: int, token_ids: list[int], states: Tensor, batch: Sequence[SequenceSlice]
@@ -261,11 +426,9 @@ def input_projection(layer: int) -> str:
     return f"layer {layer}: its input projection"
 
 
-def _waits(k: int, turn: _Turn) -> bool:
-    """Whether layer k lets its rows wait."""
-    return k >= turn.request.num_drafts > 0 and len(turn.inputs) < MOST_DEFERRED
-
-
-def _committed(k: int, turn: _Turn) -> int:
-    """Slots of layer k whose tokens and states are all verified."""
-    return max(0, min(turn.verified, len(turn.request.tokens) - 1 - k))
+def _runs(k: int, request: DraftRequest) -> bool:
+    """Whether layer k takes in what waits for it."""
+    state = request.state
+    if k < request.num_drafts or not request.num_drafts:
+        return True
+    return state.reaches[k] is None and len(state.rows[k]) >= MOST_DEFERRED

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import torch
 
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool, Page
 from orchestrator.model.mtp import MtpState
 from orchestrator.model.step35 import Step35Model
-from orchestrator.prefix.kept import Boundary, KeptCache, LayerPages
+from orchestrator.model.waiting_rows import WaitingRows
+from orchestrator.prefix.kept import Boundary, KeptCache, KeptMtp, KeptRows, LayerPages
 from orchestrator.prefix.tree import Tree
-from placement.kv_size import PAGE_POSITIONS
+from placement.kv_size import PAGE_POSITIONS, KvForm, KvShape, pages_of
 
 LEAST_TOKENS = 16
 """That a hit spares: copying a page in every layer takes about as long as computing so many."""
@@ -141,9 +145,7 @@ class PrefixCache:
         self._touch(match.boundary)
         self._hits += 1
         self._saved_tokens += match.length
-        match.boundary.fill(cache, () if mtp is None else mtp.caches, match.length)
-        if mtp is not None:
-            mtp.num_hidden = match.length
+        match.boundary.fill(cache, mtp, match.length)
         return Resumed(cache, mtp, match.length, match.shared)
 
     def keep(
@@ -171,12 +173,13 @@ class PrefixCache:
         """
         if len(token_ids) < cache.length:
             raise ValueError(f"{len(token_ids)} tokens of a cache that holds {cache.length}")
-        mtp_caches = mtp.caches if mtp is not None else ()
-        caches = (cache, *mtp_caches)
-        num_mtp = len(mtp_caches)
+        num_mtp = len(mtp.caches) if mtp is not None else 0
         tokens = token_ids if upto is None else token_ids[:upto]
-        length = min(len(tokens) - num_mtp, *(of.length for of in caches))
-        lowest = max(of.lowest for of in caches)
+        length = min(len(tokens) - num_mtp, cache.length)
+        lowest = cache.lowest
+        if mtp is not None and num_mtp:
+            length = min(length, mtp.length)
+            lowest = max(lowest, mtp.lowest, *(of.lowest for of in mtp.caches))
         if length < max(lowest, LEAST_TOKENS):
             return 0
         tokens = tokens[: length + num_mtp]
@@ -184,7 +187,11 @@ class PrefixCache:
         if known.boundary is not None and known.length == length and known.boundary.lowest <= lowest:
             self._touch(known.boundary)
             return length
-        boundary = self._boundary(tokens, lowest, length, cache, mtp_caches)
+        # These may take the room of others, so nothing of the tree is held meanwhile.
+        rows = [] if mtp is None else self._rows_of(mtp, length)
+        if rows is None:
+            return 0
+        boundary = self._boundary(tokens, lowest, length, cache, mtp, rows)
         for above in self._needless(boundary, tokens):
             self._let_go(above)
         while len(self._boundaries) > MOST_BOUNDARIES:
@@ -199,6 +206,12 @@ class PrefixCache:
         for pool in self._pools:
             pool.make_room = None
 
+    def has_room_for_rows(self, mtp: MtpState) -> bool:
+        """Whether running sequences leave room to keep the rows that wait for MTP layers."""
+        pool, kv = self._pools[0], _row_pages(mtp.hidden_size)
+        pages = sum(pages_of(len(rows)) for rows in mtp.rows if len(rows) > 1)
+        return pool.used_bytes + pages * kv.page_bytes <= pool.budget_bytes
+
     def evict(self, num_bytes: int) -> int:
         """Let go of what was used least recently, until so many bytes came free or nothing is kept.
 
@@ -210,10 +223,50 @@ class PrefixCache:
             freed = before - self.stats.kept_bytes
         return freed
 
+    def _rows_of(self, mtp: MtpState, length: int) -> list[KeptRows] | None:
+        """Copies of the rows that wait for MTP layers, of slots before `length`; None for want of room.
+
+        A running sequence is counted as their holder.
+        """
+        kept: list[KeptRows] = []
+        for of, rows in zip(mtp.caches, mtp.rows, strict=True):
+            start = rows.start if rows.start > of.length else min(of.length, length)
+            stop = max(start, min(rows.stop, length))
+            kept.append(KeptRows(start, stop, self._copied(rows, start, stop)))
+            if stop > start and kept[-1].pages is None:
+                for pages in (one.pages for one in kept):
+                    if pages is not None:
+                        pages.pool.give_back(pages.kv, pages.pages)
+                return None
+        return kept
+
+    def _copied(self, rows: WaitingRows, start: int, stop: int) -> LayerPages | None:
+        """Rows of these slots in pages of the first pool; None for no rows, or no room."""
+        if start == stop:
+            return None
+        found = rows.rows()[start - rows.start : stop - rows.start].contiguous()
+        pool, kv = self._pools[0], _row_pages(found.shape[1])
+        pages: list[Page] = []
+        for own in torch.split(found, PAGE_POSITIONS):
+            page = pool.take(kv)
+            if page is None:
+                pool.give_back(kv, pages)
+                return None
+            ctypes.memmove(page.data_ptr(), own.data_ptr(), own.numel() * own.element_size())
+            pages.append(page)
+        return LayerPages(pool, kv, tuple(pages))
+
     def _boundary(
-        self, tokens: Sequence[int], lowest: int, length: int, cache: KVCache, mtp: Sequence[KVCache]
+        self,
+        tokens: Sequence[int],
+        lowest: int,
+        length: int,
+        cache: KVCache,
+        mtp: MtpState | None,
+        rows: Sequence[KeptRows],
     ) -> Boundary:
         """A new one; all that it holds counts as kept."""
+        mtp_caches = () if mtp is None else mtp.caches
         depth = length // PAGE_POSITIONS
         shared = cache.share(length)
         full = [place for place, layer in enumerate(cache.layers) if not layer.is_sliding]
@@ -232,10 +285,13 @@ class PrefixCache:
             lowest,
             length,
             _kept(cache, own),
-            tuple(_kept(of, of.share(length)) for of in mtp),
+            tuple(_kept_mtp(of, own, length) for of, own in zip(mtp_caches, rows, strict=True)),
         )
         for of_layer in boundary.own_pages():
             of_layer.pool.keep(of_layer.kv, of_layer.pages)
+        for pages in (own.pages for own in rows):
+            if pages is not None:
+                pages.pool.give_back(pages.kv, pages.pages)
         block.boundaries.append(boundary)
         self._boundaries[boundary] = None
         return boundary
@@ -281,6 +337,19 @@ class PrefixCache:
 def _of(cache: KVCache, place: int, pages: tuple[Page, ...]) -> LayerPages:
     layer = cache.layers[place]
     return LayerPages(layer.pool, layer.kv, pages)
+
+
+def _kept_mtp(cache: KVCache, rows: KeptRows, length: int) -> KeptMtp:
+    """An MTP layer's; its slots are not needed where those that wait do not follow them."""
+    slots = min(cache.length, length)
+    if rows.start > slots:
+        return KeptMtp(KeptCache(0, (_of(cache, 0, ()),)), 0, rows)
+    return KeptMtp(_kept(cache, cache.share(slots)), slots, rows)
+
+
+def _row_pages(hidden_size: int) -> KvShape:
+    """Pages that have room for so many numbers a position."""
+    return KvShape(KvForm.float32, -(-hidden_size // 32), 16)
 
 
 def _kept(cache: KVCache, pages: Sequence[tuple[Page, ...]]) -> KeptCache:

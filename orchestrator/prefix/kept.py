@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import ctypes
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
+import torch
+
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool, Page
-from placement.kv_size import KvShape, pages_of
+from orchestrator.model.mtp import MtpState
+from orchestrator.model.waiting_rows import WaitingRows
+from placement.kv_size import PAGE_POSITIONS, KvShape, pages_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,41 @@ class KeptCache:
     layers: tuple[LayerPages, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class KeptRows:
+    """Rows that wait for an MTP layer, side by side from the first page's beginning on.
+
+    Attributes:
+        start, stop: slots of the first one, and behind the last one.
+        pages: None for no rows.
+    """
+
+    start: int
+    stop: int
+    pages: LayerPages | None = None
+
+    def fill(self, rows: WaitingRows, stop: int, hidden_size: int) -> None:
+        """Give them to a sequence, but for those of slots from `stop` on."""
+        rows.begin_at(self.start)
+        count = max(0, min(stop, self.stop) - self.start)
+        if self.pages is None or not count:
+            return
+        found = torch.empty(count, hidden_size)
+        for number, page in enumerate(self.pages.pages):
+            own = found[number * PAGE_POSITIONS : (number + 1) * PAGE_POSITIONS]
+            ctypes.memmove(own.data_ptr(), page.data_ptr(), own.numel() * own.element_size())
+        rows.append(found)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptMtp:
+    """Of one MTP layer: `length` slots, and the rows that come next."""
+
+    cache: KeptCache
+    length: int
+    rows: KeptRows
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Boundary:
     """A place in a text where a sequence can go on, and all places from `lowest` to it.
@@ -83,11 +123,16 @@ class Boundary:
     lowest: int
     length: int
     trunk: KeptCache
-    mtp: tuple[KeptCache, ...]
+    mtp: tuple[KeptMtp, ...]
 
     def own_pages(self) -> Iterator[LayerPages]:
         """Those that are not its blocks'."""
-        return chain(self.trunk.layers, *(kept.layers for kept in self.mtp))
+        rows = (kept.rows.pages for kept in self.mtp)
+        return chain(
+            self.trunk.layers,
+            *(kept.cache.layers for kept in self.mtp),
+            (pages for pages in rows if pages is not None),
+        )
 
     def pages_alone(self) -> Iterator[LayerPages]:
         """Those that go with it: its own, and those of blocks that lead to it alone."""
@@ -104,7 +149,7 @@ class Boundary:
             for of_layer in self.pages_alone()
         )
 
-    def fill(self, cache: KVCache, mtp: Sequence[KVCache], length: int) -> None:
+    def fill(self, cache: KVCache, mtp: MtpState | None, length: int) -> None:
         """Give new caches of the trunk and of the first MTP layers the text up to `length`."""
         stop_page = pages_of(length)
         of_blocks = [block.pages for block in self.block.path()[:stop_page]]
@@ -118,7 +163,15 @@ class Boundary:
             whole = tuple(page for of_block in of_blocks for page in of_block[place].pages)
             pages.append((*whole, *kept.pages)[:stop_page])
         cache.adopt(length, self.trunk.first_page, pages)
-        for own, of_layer in zip(mtp, self.mtp, strict=False):
-            (layer,) = own.layers
-            stop = stop_page - of_layer.first_page if layer.is_sliding else stop_page
-            own.adopt(length, of_layer.first_page, [of_layer.layers[0].pages[:stop]])
+        if mtp is None:
+            return
+        for own, rows, of_layer in zip(mtp.caches, mtp.rows, self.mtp, strict=False):
+            slots = min(length, of_layer.length)
+            if slots:
+                first_page = of_layer.cache.first_page if own.layers[0].is_sliding else 0
+                held = of_layer.cache.layers[0].pages[: pages_of(slots) - first_page]
+                own.adopt(slots, of_layer.cache.first_page, [held])
+            of_layer.rows.fill(rows, length, mtp.hidden_size)
+            if slots < of_layer.length:
+                rows.begin_at(slots)
+        mtp.resume(length, self.lowest)

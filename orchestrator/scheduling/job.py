@@ -34,6 +34,7 @@ class Job:
         computed: tokens whose keys and values are held.
         charged: tokens of the prompt that its client has paid; what is computed again is free.
         turn: tokens that it got since it was let in.
+        behind: rows that each MTP layer would take in before it drafts for it; () for none.
     """
 
     sequence: int
@@ -47,6 +48,7 @@ class Job:
     computed: int = 0
     charged: int = 0
     turn: int = 0
+    behind: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:

@@ -3,52 +3,91 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from dataclasses import dataclass
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from placement.pass_costs import PassCosts
 
-_EDGES = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_EDGES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64, 96, 128, 192, 256)
 """Passes of as many rows as an edge, or of more than the edge before, are taken for alike."""
-_WEIGHT = 0.1
-"""Of a measurement, once there are ten: slow enough for noise, and quick enough for a context that grows."""
+_WEIGHT = 0.05
+"""Of a measurement for its own size, once there are twenty."""
+_COMMON_WEIGHT = 0.08
+"""Of a measurement for all sizes: a box that slows down slows all of them down."""
 _MOST = math.log(2)
 """So far a measurement may lie from those before it: a pass that was run again says nothing of the others."""
+_ROWS_IN_DRAFTING = 2
+"""Of a sequence: its newest row, and about one that was accepted or hung on a draft."""
 
 
 @dataclass(slots=True)
 class _Correction:
-    """The logarithm of measured by predicted seconds, at the logarithm of the mean number of rows."""
+    """The logarithm of measured by predicted seconds, at the logarithm of the mean size."""
 
     place: float = 0.0
     value: float = 0.0
     count: int = 0
 
-    def learn(self, rows: float, ratio: float) -> None:
-        found = math.log(ratio)
-        if self.count >= 3:
-            found = min(max(found, self.value - _MOST), self.value + _MOST)
-        self.count += 1
-        weight = max(_WEIGHT, 1 / self.count)
-        self.value += (found - self.value) * weight
-        self.place += (math.log(rows) - self.place) * weight
+
+@dataclass(slots=True)
+class _Corrections:
+    """Of one kind of work, by its size; between sizes that were measured the one goes over to the other."""
+
+    by_edge: dict[int, _Correction] = field(default_factory=dict)
+    edges: list[int] = field(default_factory=list)
+    places: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+    def learn(self, size: float, found: float) -> float:
+        """Take a logarithm in; returns by how much it differs from what is known of that size now."""
+        edge = _EDGES[min(bisect_left(_EDGES, size), len(_EDGES) - 1)]
+        known = self.by_edge.get(edge)
+        if known is None:
+            known = self.by_edge[edge] = _Correction()
+            insort(self.edges, edge)
+            at = self.edges.index(edge)
+            self.places.insert(at, 0.0)
+            self.values.insert(at, 0.0)
+        if known.count >= 3:
+            found = min(max(found, known.value - _MOST), known.value + _MOST)
+        known.count += 1
+        weight = max(_WEIGHT, 1 / known.count)
+        known.value += (found - known.value) * weight
+        known.place += (math.log(size) - known.place) * weight
+        at = bisect_left(self.edges, edge)
+        self.places[at], self.values[at] = known.place, known.value
+        return found - known.value
+
+    def at(self, place: float) -> float:
+        """Of a size, given as its logarithm; 0 where nothing is known."""
+        places, values = self.places, self.values
+        if not places:
+            return 0.0
+        after = bisect_left(places, place)
+        if after in (0, len(places)):
+            return values[min(after, len(places) - 1)]
+        share = (place - places[after - 1]) / (places[after] - places[after - 1])
+        return values[after - 1] + (values[after] - values[after - 1]) * share
 
 
 class MeasuredCosts:
-    """Seconds of passes and of drafting: the prediction times a correction by the number of rows.
+    """Seconds of passes and of drafting: the prediction times a correction by size.
 
-    Between passes that were measured, the correction goes over from one to the other.
+    A measurement corrects its own size and, since boxes get slower and faster as a whole, all others too.
     """
 
     def __init__(self, predicted: PassCosts) -> None:
         self.predicted = predicted
         self._predicted: dict[int, tuple[float, float]] = {}
         """By rows: predicted seconds, and the logarithm of rows."""
-        self._passes: dict[int, _Correction] = {}
-        self._places: list[float] = []
-        self._values: list[float] = []
-        """Of `_passes`, since a step asks many times."""
-        self._drafting: dict[int, _Correction] = {}
+        self._common = 0.0
+        """The logarithm of how much slower the box is than at the time of the corrections."""
+        self._passes = _Corrections()
+        self._drafting: dict[int, _Corrections] = {}
+        """By depth; its sizes are numbers of sequences."""
+        self._taking_in = _Corrections()
+        """Its sizes are numbers of rows, all layers together."""
 
     @property
     def most_drafts(self) -> int:
@@ -57,49 +96,57 @@ class MeasuredCosts:
 
     def trunk_s(self, rows: int) -> float:
         """Of a pass of so many rows."""
-        if rows not in self._predicted:
-            self._predicted[rows] = self.predicted.trunk_s(rows), math.log(rows)
-        predicted_s, wanted = self._predicted[rows]
-        return predicted_s * math.exp(self._correction(wanted))
+        found = self._predicted.get(rows)
+        if found is None:
+            found = self._predicted[rows] = self.predicted.trunk_s(rows), math.log(rows)
+        return found[0] * math.exp(self._common + self._passes.at(found[1]))
 
-    def drafting_s(self, depth: int, rows: float) -> float:
-        """Of the first `depth` MTP layers; until one is measured, corrected as a pass of one row."""
-        if not depth:
+    def drafting_s(self, depth: int, sequences: int) -> float:
+        """Of the first `depth` MTP layers drafting for so many sequences, for which few rows wait.
+
+        Until one was measured, it is corrected as a pass of one row.
+        """
+        if not depth or not sequences:
             return 0.0
         known = self._drafting.get(depth)
         if known is None and self._drafting:
             known = self._drafting[min(self._drafting, key=lambda other: abs(other - depth))]
-        return self.predicted.drafting_s(depth, rows) * math.exp(
-            known.value if known else self._correction(0.0)
-        )
+        correction = known.at(math.log(sequences)) if known else self._passes.at(0.0)
+        predicted_s = self.predicted.drafting_s(depth, _ROWS_IN_DRAFTING * sequences)
+        return predicted_s * math.exp(self._common + correction)
+
+    def taking_in_s(self, rows: Sequence[int]) -> float:
+        """Of so many rows more in each of the first MTP layers, which had waited for them."""
+        predicted_s = self._predicted_taking_in_s(rows)
+        if not predicted_s:
+            return 0.0
+        known = self._taking_in
+        correction = known.at(math.log(sum(rows))) if known.places else self._passes.at(0.0)
+        return predicted_s * math.exp(self._common + correction)
 
     def learn_pass(self, rows: int, seconds: float) -> None:
         """A pass of so many rows took so long."""
         if rows > 0 and seconds > 0:
-            edge = _edge(rows)
-            if edge not in self._passes:
-                self._passes[edge] = _Correction()
-                self._passes = dict(sorted(self._passes.items()))
-            self._passes[edge].learn(rows, seconds / self.predicted.trunk_s(rows))
-            self._places = [correction.place for correction in self._passes.values()]
-            self._values = [correction.value for correction in self._passes.values()]
+            found = math.log(seconds / self.predicted.trunk_s(rows)) - self._common
+            self._common += _COMMON_WEIGHT * self._passes.learn(rows, found)
 
-    def learn_drafting(self, depth: int, rows: int, seconds: float) -> None:
-        """So many MTP layers took so long."""
-        predicted_s = self.predicted.drafting_s(depth, rows)
-        if depth and seconds > 0 and predicted_s > 0:
-            self._drafting.setdefault(depth, _Correction()).learn(1, seconds / predicted_s)
+    def learn_drafting(
+        self, depth: int, sequences: int, seconds: float, taken_in: Sequence[int] = ()
+    ) -> None:
+        """So many MTP layers drafted for so many sequences; `taken_in`: rows of each that had waited."""
+        if not depth or not sequences or seconds <= 0:
+            return
+        if sum(taken_in):
+            # Drafting itself may have been anything between nothing and twice what is usual.
+            left_s = max(seconds - self.drafting_s(depth, sequences), 0.1 * seconds)
+            predicted_s = self._predicted_taking_in_s(taken_in)
+            if predicted_s > 0:
+                self._taking_in.learn(sum(taken_in), math.log(left_s / predicted_s) - self._common)
+            return
+        predicted_s = self.predicted.drafting_s(depth, _ROWS_IN_DRAFTING * sequences)
+        if predicted_s > 0:
+            corrections = self._drafting.setdefault(depth, _Corrections())
+            corrections.learn(sequences, math.log(seconds / predicted_s) - self._common)
 
-    def _correction(self, wanted: float) -> float:
-        places, values = self._places, self._values
-        if not places:
-            return 0.0
-        place = bisect_left(places, wanted)
-        if place in (0, len(places)):
-            return values[min(place, len(places) - 1)]
-        share = (wanted - places[place - 1]) / (places[place] - places[place - 1])
-        return values[place - 1] + (values[place] - values[place - 1]) * share
-
-
-def _edge(rows: int) -> int:
-    return _EDGES[min(bisect_left(_EDGES, rows), len(_EDGES) - 1)]
+    def _predicted_taking_in_s(self, rows: Sequence[int]) -> float:
+        return sum(count * row_s for count, (_, row_s) in zip(rows, self.predicted.draft_s, strict=False))

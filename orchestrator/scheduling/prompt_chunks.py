@@ -9,9 +9,7 @@ from orchestrator.scheduling.measured_costs import MeasuredCosts
 from orchestrator.scheduling.step_plan import Prefill
 
 
-def prompt_rows(
-    costs: MeasuredCosts, mtp_layers: int, decode_rows: int, most_rows: int, most_delay_s: float
-) -> int:
+def prompt_rows(costs: MeasuredCosts, decode_rows: int, most_rows: int, most_delay_s: float) -> int:
     """Rows that may join a pass of `decode_rows` rows: at least one, as many as delay it so much at most.
 
     Without sequences that are decoded nobody is delayed.
@@ -21,8 +19,7 @@ def prompt_rows(
     alone_s = costs.trunk_s(decode_rows)
 
     def delay_s(rows: int) -> float:
-        # The MTP layers take the rows in too, before the next pass.
-        return costs.trunk_s(decode_rows + rows) - alone_s + costs.drafting_s(mtp_layers, rows)
+        return costs.trunk_s(decode_rows + rows) - alone_s
 
     low, high = 1, most_rows
     while low < high:

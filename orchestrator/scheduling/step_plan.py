@@ -82,6 +82,7 @@ class Advance:
         ended: why it got its last token, None while it goes on.
         held: tokens whose keys and values it holds now.
         logprobs: of its tokens, where it wants them.
+        behind: rows that each MTP layer would take in before it drafts for it.
     """
 
     sequence: int
@@ -91,6 +92,7 @@ class Advance:
     ended: Ended | None = None
     held: int = 0
     logprobs: tuple[RowLogprob, ...] = ()
+    behind: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

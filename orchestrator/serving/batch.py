@@ -10,12 +10,11 @@ from torch import Tensor
 
 from orchestrator.logprobs import RowLogprob, row_logprob
 from orchestrator.model.attention import SequenceSlice
-from orchestrator.model.mtp import MOST_DEFERRED, DraftRequest, MtpDrafter
+from orchestrator.model.mtp import DraftRequest, MtpDrafter
 from orchestrator.model.step35 import Step35Model
 from orchestrator.sampling import Logits
 from orchestrator.scheduling.step_plan import Advance, StepOutcome, StepPlan
 from orchestrator.sequence import SequenceState
-from placement.kv_size import PASS_ROWS
 
 
 def run_step(
@@ -82,17 +81,18 @@ def run_step(
 
 def keep_text(drafter: MtpDrafter | None, sequence: SequenceState, upto: int | None = None) -> None:
     """Keep a sequence's text for others, as far as it is computed and before `upto`."""
-    if sequence.prefix is None:
+    prefix, mtp = sequence.prefix, sequence.mtp
+    if prefix is None:
         return
-    if drafter is not None and sequence.mtp is not None and sequence.mtp.waiting > 1:
-        # All rows but the newest, which the next drafts begin with.
-        newest = sequence.mtp.pending[0][-1:]
-        sequence.mtp.forget(sequence.mtp.num_hidden - len(newest))
+    if drafter is not None and mtp is not None and mtp.waiting > 1 and not prefix.has_room_for_rows(mtp):
+        # MTP layers have room of their own. All rows but the newest, which the next drafts begin with.
+        newest = mtp.newest_row()
+        mtp.forget(mtp.num_hidden - len(newest))
         try:
             drafter.draft([sequence.draft_request(0)])
         finally:
-            sequence.mtp.defer(newest)
-    sequence.prefix.keep(sequence.tokens, sequence.cache, sequence.mtp, upto)
+            mtp.defer(newest)
+    prefix.keep(sequence.tokens, sequence.cache, mtp, upto)
 
 
 def keep_prompts(drafter: MtpDrafter | None, sequences: Mapping[int, SequenceState], plan: StepPlan) -> None:
@@ -132,7 +132,8 @@ def _advances(
         told = _told(logprobs[at : at + len(tokens)])
         at += len(own)
         held, ended = sequence.cache.length, sequence.finish_reason
-        advances.append(Advance(part.sequence, tuple(tokens), drafted, accepted, ended, held, told))
+        behind = sequence.behind
+        advances.append(Advance(part.sequence, tuple(tokens), drafted, accepted, ended, held, told, behind))
     for chunk, own in zip(plan.prefill, rows[len(plan.decode) :], strict=True):
         sequence, tokens, told = sequences[chunk.sequence], [], ()
         sequence.prefilled(own)
@@ -140,7 +141,7 @@ def _advances(
             tokens, told = sequence.first_token(chosen[at]), _told(logprobs[at : at + 1])
             at += 1
         held, ended = sequence.cache.length, sequence.finish_reason
-        advances.append(Advance(chunk.sequence, tuple(tokens), 0, 0, ended, held, told))
+        advances.append(Advance(chunk.sequence, tuple(tokens), 0, 0, ended, held, told, sequence.behind))
     return tuple(advances)
 
 
@@ -149,44 +150,33 @@ def _told(logprobs: Sequence[RowLogprob | None]) -> tuple[RowLogprob, ...]:
 
 
 def _draft(drafter: MtpDrafter | None, sequences: Mapping[int, SequenceState], plan: StepPlan) -> int:
-    """Draft where the plan wants it, and have rows of prompts taken in; returns how many rows waited."""
+    """Draft where the plan wants it; returns how many rows waited."""
     if drafter is None:
         return 0
     requests: list[DraftRequest] = []
     turns: list[SequenceState] = []
     for part in plan.decode:
         sequence = sequences[part.sequence]
+        if not part.drafts and not sequence.drafts and drafter.lets_all_wait:
+            continue
         wanted = sequence.most_drafts(part.drafts)
         if sequence.drafts:
             # Made for a pass that failed.
             sequence.drafts = sequence.drafts[:wanted]
-        elif wanted > 0 or sequence.deferred >= MOST_DEFERRED:
+        elif wanted > 0 or (sequence.mtp is not None and sequence.mtp.is_behind):
             requests.append(sequence.draft_request(wanted))
             turns.append(sequence)
     for chunk in plan.prefill:
         sequence = sequences[chunk.sequence]
-        if sequence.mtp is not None and (sequence.deferred or sequence.mtp.waiting > 1):
+        if sequence.mtp is not None and sequence.mtp.is_behind:
             requests.append(sequence.draft_request(0))
             turns.append(sequence)
-    num_rows = sum(request.state.waiting for request in requests)
-    for group in _groups(requests, drafter.num_layers):
-        for turn, drafts in zip(turns[group], drafter.draft(requests[group]), strict=True):
-            turn.drafts = drafts
+    if not requests:
+        return 0
+    num_rows = sum(max(request.state.behind[: request.num_drafts or None]) for request in requests)
+    for turn, drafts in zip(turns, drafter.draft(requests), strict=True):
+        turn.drafts = drafts
     return num_rows
-
-
-def _groups(requests: Sequence[DraftRequest], num_layers: int) -> Iterator[slice]:
-    """Requests that go through the MTP layers together: no pass of a layer has more than PASS_ROWS rows."""
-    start = rows = 0
-    for stop, request in enumerate(requests):
-        # A layer computes again what hung on drafts, and gets what waited for those before it.
-        more = sum(map(len, request.state.pending)) + num_layers
-        if rows and rows + more > PASS_ROWS:
-            yield slice(start, stop)
-            start, rows = stop, 0
-        rows += more
-    if start < len(requests):
-        yield slice(start, len(requests))
 
 
 def _prompt_ends(

@@ -75,7 +75,8 @@ class ModelEngine:
         self._settings = settings
         self._tokenizer = tokenizer
         self._prompts = Prompts(tokenizer, model.config.vocab_size, model.config.eos_token_ids)
-        self._drafter = MtpDrafter(model, settings.most_drafts) if settings.most_drafts else None
+        pass_rows = settings.limits.pass_rows
+        self._drafter = MtpDrafter(model, settings.most_drafts, pass_rows) if settings.most_drafts else None
         self._costs = MeasuredCosts(settings.costs)
         self._context = min(settings.limits.context, self._kv().most_positions(settings.limits.context))
         self._runner = self._new_runner()

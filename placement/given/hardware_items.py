@@ -25,6 +25,7 @@ from placement.given.device_fields import (
 from placement.hardware.catalogue import packaged_catalogue
 from placement.hardware.entry import RowCostsField
 from placement.hardware.expand import device_fields, link_fields, numbered
+from placement.hardware.figures import figures_of
 
 
 def _catalogue_name(value: object) -> str:
@@ -83,12 +84,18 @@ def named_devices(items: Sequence[HardwareItem], where: str, *, is_head: bool) -
         ClusterFileError: a link, or a product whose memory must be stated; names the item.
     """
     catalogue, devices, cards = packaged_catalogue(), [], 0
+    by_card = is_head and bool(items) and catalogue.entry(items[0].use).kind == "vram"
     for index, (item, name) in enumerate(zip(items, numbered([item.use for item in items]), strict=True)):
         entry = catalogue.entry(item.use)
         try:
             fields = device_fields(catalogue, entry, item.typed, is_head=is_head and index == 0)
         except ValueError as error:
             raise ClusterFileError(f"{where}[{index}]: {error}") from None
+        if entry.kind == "vram" and not by_card:
+            # A CPU asks it over the host link.
+            figures = figures_of(entry, catalogue.shares_of(entry))
+            if (round_trip := figures.get("host_link_round_trip_s")) is not None:
+                fields["overheads"].setdefault("request_s", round_trip.value)
         if entry.kind == "vram" and "torch_device" not in fields:
             fields["torch_device"] = f"cuda:{cards}" if cards else "cuda"
             cards += 1

@@ -86,9 +86,9 @@ def with_head(cluster: ClusterSpec, place: HeadPlace) -> ClusterSpec:
     links are alike, and twice over Wi-Fi where both are on it. The rate is the slower link's. Where the head
     itself is on Wi-Fi this overestimates what lies between the others.
 
-    The head's software is taken to cost the same seconds on the other device, but for a GPU, which leaves
-    out the processor's part of a layer. What the file reserves stays reserved, so the box that the head
-    leaves gains no more room than the head itself needed beyond that.
+    The head's software is taken to cost the same seconds on the other device, where nothing is known of its
+    own; a GPU leaves out the processor's part of a layer. What the file reserves stays reserved, so the box
+    that the head leaves gains no more room than the head itself needed beyond that.
 
     Args:
         place: one of `head_places(cluster)` or a device that a plan names.
@@ -105,7 +105,9 @@ def with_head(cluster: ClusterSpec, place: HeadPlace) -> ClusterSpec:
     for node in cluster.nodes:
         devices = node.devices
         if node.name == cluster.head and devices:
-            devices = (_without_head(devices[0]), *devices[1:])
+            # A card of the same box asks over the host link, whose round trip counts there.
+            by_card = node.name == place.node and first.kind == "vram"
+            devices = (_without_head(devices[0], by_card=by_card), *devices[1:])
         if node.name == place.node:
             rest = tuple(device for device in devices if device.name != place.device)
             devices = (_as_head(first, old), *rest)
@@ -151,9 +153,9 @@ def _link(node: NodeSpec, head: NodeSpec, old_head: str, shortest_s: float) -> L
 def _as_head(device: DeviceSpec, old: DeviceSpec | None) -> DeviceSpec:
     """A device with the software of the head that computed on `old`."""
     own, known = device.overheads, Overheads() if old is None else old.overheads
-    layer = own if own.layer_s or own.moe_layer_s or own.row_s else known
+    has_own = bool(own.layer_s or own.moe_layer_s or own.row_s)
     overheads = replace(
-        layer,
+        own if has_own else known,
         request_s=own.request_s,
         expert_s=own.expert_s,
         message_s=known.message_s,
@@ -163,20 +165,25 @@ def _as_head(device: DeviceSpec, old: DeviceSpec | None) -> DeviceSpec:
     )
     if device.kind != "vram":
         return replace(device, overheads=overheads)
-    if old is None or old.kind != "vram":
+    of_card = old if old is not None and old.kind == "vram" else None
+    if of_card is None and not has_own:
         overheads = replace(overheads, layer_s=0.0, batch_s=0.0, row_s=0.0)
-    # A card that holds experts is asked over the host link; the head on it asks the RAM over the same.
-    return replace(
-        device,
-        overheads=replace(overheads, request_s=0.0),
-        host_link_round_trip_s=device.host_link_round_trip_s or own.request_s,
-    )
+    # A card that holds experts is asked over the host link; the head on it asks the RAM over the same. Where
+    # neither is said, it takes as long as from the card that the head leaves.
+    round_trip_s = device.host_link_round_trip_s or own.request_s
+    if not round_trip_s and of_card is not None:
+        round_trip_s = of_card.host_link_round_trip_s
+    return replace(device, overheads=replace(overheads, request_s=0.0), host_link_round_trip_s=round_trip_s)
 
 
-def _without_head(device: DeviceSpec) -> DeviceSpec:
-    """The device that the head leaves."""
+def _without_head(device: DeviceSpec, *, by_card: bool) -> DeviceSpec:
+    """The device that the head leaves.
+
+    Args:
+        by_card: whether a card of the same box asks it from now on.
+    """
     overheads = replace(device.overheads, message_s=0.0, message_row_s=0.0, pass_s=0.0, draft_s=0.0)
-    if device.kind == "vram":
+    if device.kind == "vram" and not by_card:
         request_s = overheads.request_s or device.host_link_round_trip_s
         overheads = replace(overheads, request_s=request_s)
     return replace(device, overheads=overheads, host_link_round_trip_s=0.0)

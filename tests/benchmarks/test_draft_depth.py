@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from benchmarks.draft_depth import Server, play, requests_of
+from benchmarks.draft_depth import Server, play, requests_of, temperature_of
 from orchestrator.serving.prompts import Prompts
 from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
@@ -30,3 +31,12 @@ def test_each_way_drafts_as_it_says_and_all_say_the_same() -> None:
     assert len(drafted["adaptive"]) <= 3
     assert all(len(tokens) == 48 + 12 for tokens in servers["off"].tokens.values())
     assert all(len(server.spent_s) == 1 and server.spent_s[0] > 0 for server in servers.values())
+
+
+def test_the_hotter_tokens_are_drawn_the_more_drafts_of_a_random_model_hold() -> None:
+    luck = np.random.default_rng(7)
+    for wanted in (0.3, 0.75):
+        noise, trunk, draft = luck.gumbel(size=(2000, 256)), *luck.standard_normal((2, 2000, 256))
+        heat = temperature_of(wanted, 256)
+        held = (noise + trunk / heat).argmax(axis=1) == (noise + draft / heat).argmax(axis=1)
+        assert abs(held.mean() - wanted) < 0.06

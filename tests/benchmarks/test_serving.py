@@ -31,7 +31,7 @@ ASKS = Asks(0, Lengths(16, 16, 16), Lengths(10, 10, 10))
 
 def step(ended_s: float, took_s: float, rows: int, *, prompt_rows: int = 0) -> Step:
     decoded = rows - prompt_rows
-    return Step(ended_s, took_s, 0.0, 0, decoded, (0,) * decoded, (0,) * decoded, prompt_rows)
+    return Step(ended_s, took_s, 0.0, 0, decoded, (0,) * decoded, (0,) * decoded, prompt_rows, 1)
 
 
 def run(steps: list[Step], users: int = 1, answers: Sequence[Answer] = ()) -> Run:
@@ -131,6 +131,11 @@ def test_who_has_no_place_waits_for_the_one_before() -> None:
     )
     assert narrow.tokens_per_s == pytest.approx(wide.tokens_per_s / 4, rel=0.05)
     assert narrow.first_p50_s > 20 * wide.first_p50_s
+
+
+def test_a_pause_counts_only_while_there_is_work() -> None:
+    steps = [step(1.0, 0.1, 1), replace(step(1.3, 0.1, 1), left=0), step(9.0, 0.1, 1)]
+    assert Learned.of([run(steps)], 0).between_s == (pytest.approx(0.2), 0.0)
 
 
 def test_passes_of_about_as_many_rows_are_averaged() -> None:

@@ -6,13 +6,13 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import product, zip_longest
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.draft_depth import Candidate, DraftDepth, Verified
+from orchestrator.draft_depth import Candidate, DraftDepth, Verified, rows_to_take_in
 from orchestrator.scheduling.measured_costs import MeasuredCosts
 from placement.pass_costs import PassCosts
 
@@ -69,9 +69,11 @@ def run(
             verified.append(Verified(n, wanted, [*holds, False].index(False)))
         drafting = 2 * sum(wanted > 0 for wanted in depths)
         rows = len(depths) + sum(depths)
-        costs.learn_pass(rows, truth.trunk_s(rows) * math.exp(luck.gauss(0, 0.05)))
-        costs.learn_drafting(max(depths), drafting, truth.drafting_s(max(depths), drafting))
-        depth.learn(verified)
+        trunk_s = truth.trunk_s(rows) * math.exp(luck.gauss(0, 0.05))
+        drafting_s = truth.drafting_s(max(depths), drafting)
+        costs.learn_pass(rows, trunk_s)
+        costs.learn_drafting(max(depths), drafting // 2, drafting_s)
+        depth.learn(verified, took_s=trunk_s + drafting_s)
         steps.append(expected(truth, depths, chances))
     return steps
 
@@ -179,7 +181,7 @@ def test_no_other_depths_are_expected_to_be_faster(
         )
         drafting = sum(wanted > 0 for wanted in depths)
         rows = len(depths) + sum(depths) + other_rows
-        return tokens / (costs.trunk_s(rows) + costs.drafting_s(max(depths), 2 * drafting))
+        return tokens / (costs.trunk_s(rows) + costs.drafting_s(max(depths), drafting))
 
     chosen = depth.choose(candidates, other_rows, most_rows)
     allowed = [
@@ -191,19 +193,114 @@ def test_no_other_depths_are_expected_to_be_faster(
     assert rate(tuple(chosen.values())) >= max(map(rate, allowed)) * (1 - 1e-9)
 
 
-def test_drafts_are_tried_in_two_steps_on_end() -> None:
-    """In the first, MTP layers take in what waited for them. It is one step where no more can be risked."""
+DRAFTING = {1: 0.32, 4: 0.56, 8: 0.95}
+"""Seconds of one MTP layer for so many sequences, as on potluck-tiny: a pass of one row takes 1."""
+ROW = 0.016
+REQUEST_TOKENS, PROMPT_ROWS = 96, 48
+
+
+def drafting_s(depth: int, sequences: int) -> float:
+    if not depth:
+        return 0.0
+    low, high = max(n for n in DRAFTING if n <= sequences), min(n for n in DRAFTING if n >= sequences)
+    share = (sequences - low) / max(1, high - low)
+    return depth * (DRAFTING[low] + (DRAFTING[high] - DRAFTING[low]) * share)
+
+
+def served(sequences: int, chances: Chances, fixed: int | None, steps: int = 1000, seed: int = 1) -> float:
+    """Tokens a second of short answers, one after another; `fixed`: a number of drafts that is not chosen.
+
+    MTP layers take in what waited, at the prompt's end and wherever drafts began late.
+    """
+    luck, costs = random.Random(seed), MeasuredCosts(curve(0.3))
+    depth, truth = DraftDepth(3, costs), curve(0.012)
+    left: dict[int, int] = {}
+    behind: dict[int, list[int]] = {}
+    spent_s, tokens, begun = 0.0, 0, 0
+    for _ in range(steps):
+        while len(left) < sequences:
+            left[begun], behind[begun] = REQUEST_TOKENS, [PROMPT_ROWS] * 3
+            begun += 1
+        if fixed is None:
+            asked = [Candidate(n, of - 1, tuple(behind[n])) for n, of in left.items()]
+            depths = depth.choose(asked)
+        else:
+            depths = {n: min(fixed, of - 1) for n, of in left.items()}
+        drafting = {n: wanted for n, wanted in depths.items() if wanted}
+        waited = [rows_to_take_in(behind[n], wanted) for n, wanted in drafting.items()]
+        taken_in = [sum(rows) for rows in zip_longest(*waited, fillvalue=0)]
+        rows, deepest = len(depths) + sum(depths.values()), max(depths.values())
+        trunk_s = truth.trunk_s(rows) * math.exp(luck.gauss(0, 0.05))
+        mtp_s = (drafting_s(deepest, len(drafting)) + ROW * sum(taken_in)) * math.exp(luck.gauss(0, 0.05))
+        spent_s += trunk_s + mtp_s
+        costs.learn_pass(rows, trunk_s)
+        costs.learn_drafting(deepest, len(drafting), mtp_s, taken_in)
+        verified = []
+        for n, wanted in depths.items():
+            holds = [luck.random() < chances[place] for place in range(wanted)]
+            accepted = [*holds, False].index(False)
+            verified.append(Verified(n, wanted, accepted))
+            tokens += 1 + accepted
+            left[n] -= 1 + accepted
+            behind[n] = [1 + accepted + (0 if k < wanted else rows) for k, rows in enumerate(behind[n])]
+        depth.learn(verified, took_s=trunk_s + mtp_s)
+        for n in [n for n, of in left.items() if of <= 0]:
+            del left[n]
+            depth.forget(n)
+    return tokens / spent_s
+
+
+@pytest.mark.parametrize("sequences", [1, 4, 8])
+@pytest.mark.parametrize("chances", [(0.1, 0.1, 0.1), (0.5, 0.5, 0.5), (0.9, 0.85, 0.8)])
+def test_short_answers_lose_little_where_rows_wait_and_drafting_gets_dearer_with_sequences(
+    sequences: int, chances: Chances
+) -> None:
+    """The start counts: what is staked then is most of what may be lost in a thousand steps."""
+    off, *fixed = [served(sequences, chances, wanted) for wanted in range(4)]
+    found = served(sequences, chances, None)
+    assert found > 0.98 * off
+    if max(fixed) > 1.1 * off:
+        assert found > 0.93 * max(fixed)
+
+
+def played(waiting: int, steps: int = 3000) -> list[int]:
+    """Drafts of one sequence, none of which ever holds; as many rows wait as steps went by without drafts."""
     costs = MeasuredCosts(curve(0.2))
     depth = DraftDepth(3, costs)
-    drafted = []
-    for _ in range(1500):
-        (wanted,) = depth.choose([Candidate(0, 3)]).values()
+    behind, drafted = waiting, []
+    for _ in range(steps):
+        (wanted,) = depth.choose([Candidate(0, 3, (behind,) * 3)]).values()
         depth.learn([Verified(0, wanted, 0)])
+        behind = 1 if wanted else min(behind + 1, waiting)
         drafted.append(wanted)
-    settled = "".join(map(str, drafted[300:])).strip("0")
-    tries = [run for run in settled.split("0") if run]
-    assert all(len(run) <= 2 and len(set(run)) == 1 for run in tries)
-    assert sum(len(run) == 2 for run in tries) > 4
+    return drafted
+
+
+def test_where_much_has_to_be_taken_in_drafts_are_tried_seldom_and_in_several_steps_on_end() -> None:
+    runs = {}
+    for waiting in (4, 2000):
+        settled = "".join(map(str, played(waiting)[300:])).strip("0")
+        runs[waiting] = [run for run in settled.split("0") if run]
+        assert all(len(set(run)) == 1 for run in runs[waiting])
+    assert max(map(len, runs[4])) == 1
+    assert max(map(len, runs[2000])) > 2
+    assert 2 < len(runs[2000]) < 0.75 * len(runs[4])
+
+
+def test_of_sequences_for_which_rows_wait_those_begin_first_that_can_be_paid_for() -> None:
+    costs = MeasuredCosts(curve(0.1))
+    depth = DraftDepth(1, costs)
+    # Each row takes a thousandth of a step: one of these may begin, and both of those with few rows.
+    chosen = depth.choose([Candidate(n, 900, (rows,)) for n, rows in enumerate((2400, 20, 2300, 30))])
+    assert chosen[1] == chosen[3] == 1
+    assert chosen[0] == 0
+    assert chosen[2] == 1
+
+
+def test_nobody_begins_to_draft_for_an_answer_that_ends_before_it_would_pay() -> None:
+    for most, drafts in ((2, 0), (300, 1)):
+        depth = DraftDepth(1, MeasuredCosts(curve(0.1)))
+        assert depth.choose([Candidate(0, most, (1400,))]) == {0: drafts}
 
 
 def test_nothing_is_drafted_without_mtp_layers_or_sequences() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from orchestrator.generate import GenerationParams, new_sequence, prefill, step
-from orchestrator.model.mtp import MOST_DEFERRED, DraftRequest, MtpDrafter, MtpState
+from orchestrator.model.mtp import DraftRequest, MtpDrafter, MtpState
 from orchestrator.model.step35 import Step35Model
 from orchestrator.sampling import Choice, LogitsInRam, Sampler
 from orchestrator.sampling_params import GREEDY
@@ -129,56 +129,75 @@ def test_draft_logits_have_the_same_bits_however_the_rows_came(
     assert torch.equal(whole[1], cut[1])
 
 
-@pytest.mark.parametrize("depths", [[1], [2, 1], [1, 1, 2, 0, 3]])
+@pytest.mark.parametrize("depths", [[1], [2, 1], [1, 1, 2, 0, 3], [None], [1, *[None] * 180, 2]])
 def test_draft_logits_have_the_same_bits_whatever_depths_were_asked_for_before(
-    depths: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    depths: list[int | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Long enough for a layer that nobody asks for to take in what waits for it."""
+    """Rows wait where nobody asks. The text is so long that most of what waits is never computed."""
     model = load_model(write_random_checkpoint(tmp_path, seed=13))
     drafter = MtpDrafter(model, 3)
-    tokens = torch.randint(320, (80,), generator=torch.Generator().manual_seed(6)).tolist()
+    tokens = torch.randint(320, (300,), generator=torch.Generator().manual_seed(6)).tolist()
     rows = hidden_states(model, tokens[:-1])
     seen = seen_by_drafters(monkeypatch)
 
-    def drafts_after(wanted: list[int]) -> tuple[list[int], list[torch.Tensor], MtpState]:
+    def drafts_after(wanted: list[int | None]) -> tuple[list[int], list[torch.Tensor], MtpState]:
         state, asked, start = drafter.new_state(), [*wanted, 3], 0
         for place, depth in enumerate(asked):
             stop = len(rows) if place == len(asked) - 1 else start + 1
             seen.clear()
+            if depth is None:
+                state.defer(rows[start:stop])
+                start = stop
+                continue
             request = DraftRequest(state, rows[start:stop], tokens[: stop + 1], depth, greedy)
             chosen = drafter.draft([request])[0]
             start = stop
         return chosen, list(seen), state
 
-    pattern = (depths * 80)[:76]
+    pattern = (depths * 300)[:296]
     whole, cut = drafts_after([]), drafts_after(pattern)
     assert whole[0] == cut[0]
     assert all(map(torch.equal, whole[1], cut[1]))
     assert [cache.length for cache in whole[2].caches] == [cache.length for cache in cut[2].caches]
     assert whole[2].waiting == cut[2].waiting == 1
+    assert whole[2].behind == cut[2].behind == (0, 1, 2)
 
 
-def test_layers_that_nobody_asks_for_run_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load_model(write_random_checkpoint(tmp_path, seed=13))
-    drafter = MtpDrafter(model, 3)
-    tokens = torch.randint(320, (101,), generator=torch.Generator().manual_seed(6)).tolist()
-    rows = hidden_states(model, tokens[:-1])
-    ran: list[int] = []
+def counted_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows that each of three layers computes from now on."""
+    rows = [0, 0, 0]
     real = MtpDrafter._forward
 
-    def counted(self: MtpDrafter, k: int, *rest: Any) -> torch.Tensor:
-        ran.append(k)
-        return real(self, k, *rest)
+    def counted(self: MtpDrafter, k: int, token_ids: list[int], *rest: Any) -> torch.Tensor:
+        rows[k] += len(token_ids)
+        return real(self, k, token_ids, *rest)
 
     monkeypatch.setattr(MtpDrafter, "_forward", counted)
+    return rows
+
+
+def test_layers_that_nobody_asks_for_compute_no_row_and_later_those_that_drafts_hang_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows of eight: three layers reach 21 slots back, from a row a page and six before the newest."""
+    model = load_model(write_random_checkpoint(tmp_path, seed=13))
+    drafter = MtpDrafter(model, 3)
+    tokens = torch.randint(320, (602,), generator=torch.Generator().manual_seed(6)).tolist()
+    rows = hidden_states(model, tokens[:-1])
     state = drafter.new_state()
-    for place in range(100):
+    computed = counted_rows(monkeypatch)
+    state.defer(rows[:200])
+    for place in range(200, 400):
+        state.defer(rows[place : place + 1])
+        assert state.deferred <= 156 + 64 + 200 * (place < 356)
+    assert state.behind == (156, 149, 142)
+    assert computed == [0, 0, 0]
+    for place in range(400, 600):
         drafter.draft([DraftRequest(state, rows[place : place + 1], tokens[: place + 2], 1, greedy)])
-        assert state.waiting <= MOST_DEFERRED
-    assert [ran.count(k) for k in range(3)] == [100, 1, 0]
-    drafter.draft([DraftRequest(state, rows[:0], tokens, 0, greedy)])
-    assert [ran.count(k) for k in range(3)] == [100, 2, 1]
-    assert state.waiting == 1
+    assert computed == [156 + 199, 0, 0]
+    drafter.draft([DraftRequest(state, rows[600:], tokens, 3, greedy)])
+    assert computed == [156 + 200, 149, 142]
+    assert state.behind == (0, 1, 2)
 
 
 def test_asking_for_more_layers_than_the_checkpoint_has(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.cost.roofline import ExpertRates, roofline_seconds
+from placement.policies.least_time.layer_search import expected_rows
 
 # Draws for the expected fullest of several like devices; the standard error is a few percent of one expert.
 _OCCUPANCY_DRAWS = 400
@@ -88,12 +89,31 @@ def group_seconds(rates: ExpertRates, groups: list[list[int]], sample: HeatSampl
     return seconds
 
 
+def group_messages_seconds(
+    rates: ExpertRates, groups: list[list[int]], sample: HeatSample
+) -> NDArray[np.float64]:
+    """The head's software for a group's requests, of the shape of `group_seconds`.
+
+    Of n experts each member has an equal part: the expected number of those asked, and their rows.
+    """
+    counts = np.arange(sample.most_distinct + 1)
+    seconds = np.empty((len(groups), len(counts)))
+    for index, members in enumerate(groups):
+        size = len(members)
+        asked = size * (1 - (1 - 1 / size) ** counts)
+        rows = size * expected_rows(counts / size, sample.tokens_per_step, sample.pairs_per_expert)
+        message_s, row_s = rates.message_s[members].mean(), rates.message_row_s[members].mean()
+        seconds[index] = asked * message_s + rows * row_s
+    return seconds
+
+
 def improve(
     boundaries: NDArray[np.int64],
     sample: HeatSample,
     seconds: NDArray[np.float64],
     capacities: NDArray[np.int64],
     shifts: Sequence[int],
+    messages_s: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.int64], float]:
     """Move boundaries while the mean time of the sample falls.
 
@@ -102,11 +122,12 @@ def improve(
         seconds: of `group_seconds`.
         capacities: int64 [num_groups], experts over all layers.
         shifts: experts a move hands over; all moves of one size, then the next.
+        messages_s: of `group_messages_seconds`; None where messages cost the head nothing.
 
     Returns:
         The new boundaries and their mean seconds a step.
     """
-    search = _Search(boundaries.copy(), sample, seconds, capacities)
+    search = _Search(boundaries.copy(), sample, seconds, capacities, messages_s)
     search.measure(1, range(len(boundaries)))
     for shift in shifts:
         search.measure(shift, range(len(boundaries)))
@@ -132,6 +153,7 @@ class _Search:
         sample: HeatSample,
         seconds: NDArray[np.float64],
         capacities: NDArray[np.int64],
+        messages_s: NDArray[np.float64] | None,
     ) -> None:
         self.boundaries = boundaries
         self.layer_s = np.zeros(len(boundaries))
@@ -140,6 +162,7 @@ class _Search:
         self._change = np.full((2, len(boundaries), num_inner), np.inf)
         self._sample = sample
         self._table = seconds.ravel()
+        self._messages = None if messages_s is None else messages_s.ravel()
         self._offset = np.arange(len(seconds))[:, None] * seconds.shape[1]
         self._capacities = capacities
 
@@ -153,17 +176,25 @@ class _Search:
         counts = np.diff(at_edges, axis=1)
         each = self._table.take(counts + self._offset)
         self.layer_s[rows] = each.max(axis=1).mean(axis=1)
+        if self._messages is not None:
+            sent_s = self._messages.take(counts + self._offset)
+            self.layer_s[rows] += sent_s.sum(axis=1).mean(axis=1)
         others = _largest_of_others(each)
         for direction, step in enumerate((shift, -shift)):
             moved = edges[:, 1:-1] + step
             possible = (moved <= edges[:, 2:]) & (moved >= edges[:, :-2])
             moved = np.where(possible, moved, edges[:, 1:-1])
             gained = below[rows[:, None], moved] - at_edges[:, 1:-1]
-            left = self._table.take(counts[:, :-1] + gained + self._offset[:-1])
-            right = self._table.take(counts[:, 1:] - gained + self._offset[1:])
+            left_cells = counts[:, :-1] + gained + self._offset[:-1]
+            right_cells = counts[:, 1:] - gained + self._offset[1:]
+            left, right = self._table.take(left_cells), self._table.take(right_cells)
             np.maximum(left, right, out=left)
-            after = np.maximum(left, others, out=left).mean(axis=2)
-            self._change[direction, rows] = np.where(possible, after - self.layer_s[rows, None], np.inf)
+            after = np.maximum(left, others, out=left)
+            if self._messages is not None:
+                after += self._messages.take(left_cells) + self._messages.take(right_cells)
+                after += sent_s.sum(axis=1, keepdims=True) - sent_s[:, :-1] - sent_s[:, 1:]
+            change = after.mean(axis=2) - self.layer_s[rows, None]
+            self._change[direction, rows] = np.where(possible, change, np.inf)
 
     def move(self, shift: int) -> list[int]:
         """Apply improving moves, best first, no layer twice; returns the layers moved.

@@ -125,6 +125,19 @@ class CopySearch:
             ]
         )
 
+    def moves(self, state: Assigned) -> NDArray[np.float64]:
+        """What moving one expert changes of `state.seconds`: [num_layers, num_experts, num_devices].
+
+        For experts with one holder; of others it says nothing.
+        """
+        devices = np.arange(len(self._problem.devices))
+        return np.stack(
+            [
+                search.moves(first, devices, loads)
+                for search, loads, first in zip(self._searches, state.loads, state.first, strict=True)
+            ]
+        )
+
     def best_copies(self, state: Assigned, room: NDArray[np.int64], most: int) -> _Cells:
         """At most one new copy an expert, the most useful ones, where there is room."""
         gains = self.changes(state)

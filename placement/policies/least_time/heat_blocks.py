@@ -9,9 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.cost.rates import expert_rates
+from placement.cost.sharing import has_message_costs
 from placement.given.problem import PlanningProblem
 from placement.policies.baselines import fixed
-from placement.policies.least_time.boundary_search import HeatSample, group_seconds, heat_sample, improve
+from placement.policies.least_time.boundary_search import (
+    HeatSample,
+    group_messages_seconds,
+    group_seconds,
+    heat_sample,
+    improve,
+)
 
 # Steps and shifts of the search. With many groups it only finds the region, since single experts are moved
 # afterwards. With few groups it is cheap to go on, and that finds what single moves miss: a whole layer home.
@@ -60,7 +67,8 @@ def search_heat_blocks(
         groups = [list(group) for group in form.groups]
         room = np.array([capacities[members].sum() for members in groups])
         seconds = group_seconds(rates, groups, steps)
-        boundaries, step_s = improve(form.boundaries, steps, seconds, room, shifts)
+        messages_s = group_messages_seconds(rates, groups, steps) if has_message_costs(rates) else None
+        boundaries, step_s = improve(form.boundaries, steps, seconds, room, shifts, messages_s)
         return step_s, replace(form, boundaries=boundaries)
 
     coarse = heat_sample(trace, ranked, tokens, _STEPS)

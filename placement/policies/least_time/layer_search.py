@@ -137,8 +137,8 @@ class LayerSearch:
         self._shrinkage = shrinkage
         self._prefill = prefill
         counts = np.arange(int(np.bincount(sample.step).max()) + 2)[:, None]
-        rows = np.minimum(counts, tokens_per_step)
-        # A step's rows to a device are taken as min(experts, tokens), its pairs as in the mean of all.
+        # A step's rows to a device and its pairs are taken as in the mean of all sets of as many experts.
+        rows = expected_rows(counts, tokens_per_step, sample.pairs_per_read)
         seconds = device_seconds(rates, rows, counts, counts * sample.pairs_per_read)
         # First all of device 0, by its distinct experts, then of device 1.
         self._table = np.ascontiguousarray(seconds.T).ravel()
@@ -272,6 +272,17 @@ class LayerSearch:
         sums += self._shrinkage * typical[holder]
         sums *= (sample.expected / (sample.seen + self._shrinkage))[:, None]
         return sums
+
+
+def expected_rows(
+    experts: NDArray[np.integer] | NDArray[np.floating], tokens_per_step: int, pairs_per_read: float
+) -> NDArray[np.float64]:
+    """How many of a step's tokens choose one of so many experts that the step reads: the shape of `experts`.
+
+    Each token chooses a read expert as often as any other: `pairs_per_read / tokens_per_step`.
+    """
+    without: NDArray[np.float64] = np.power(1 - pairs_per_read / tokens_per_step, experts, dtype=np.float64)
+    return tokens_per_step * (1 - without)
 
 
 def _sums(

@@ -12,6 +12,7 @@ from placement.errors import PlanDoesNotFit
 from placement.given.problem import PlanningProblem
 from placement.holders import HolderTable
 from placement.policies.baselines import fixed
+from placement.policies.least_time.beside_copies import move_beside_copies
 from placement.policies.least_time.copies import add_copies
 from placement.policies.least_time.heat_blocks import MOST_GROUPS_FOR_FINE, search_heat_blocks
 from placement.policies.least_time.kicks import kick, num_kicks
@@ -51,7 +52,10 @@ _BASELINES: tuple[Baseline, ...] = (
     fixed.hottest_first,
     fixed.hottest_per_layer,
     fixed.balanced_replicas,
+    fixed.hottest_first_ties_spread,
 )
+# For few tokens, and too near `hottest_first` to be another place to begin.
+_NO_START = fixed.hottest_first_ties_spread
 
 Finish = Callable[[PlanningProblem, Sequence[LayerSample]], list[HolderTable]]
 """Final placements to choose from: for a problem whose statistics are of all the text, and steps of it."""
@@ -96,7 +100,11 @@ def least_time(problem: PlanningProblem) -> HolderTable:
     if problem.survive:
         tables = sorted(tables, key=lambda table: objective_s(known, table, check))[:_MOST_SURVIVABLE]
         tables = [survivable(known, table, layers) for table in tables]
-    return min(tables, key=lambda table: objective_s(known, table, check))
+    fastest = min(tables, key=lambda table: objective_s(known, table, check))
+    if problem.survive:
+        return fastest
+    moved = fill_fast_memory(known, move_beside_copies(known, fastest, layers))
+    return fastest if moved is fastest else min((moved, fastest), key=lambda t: objective_s(known, t, check))
 
 
 def candidates(problem: PlanningProblem, text: PlanningText) -> list[Candidate]:
@@ -125,7 +133,7 @@ def candidates(problem: PlanningProblem, text: PlanningText) -> list[Candidate]:
         forms.append(search_heat_blocks(known, fit_stats.counts.astype(np.int64), fit)[0])
     starts: list[tuple[str, NDArray[np.integer]]]
     starts = [(form.name, form.holders(known)) for form in forms]
-    begin = _fastest([c for c in found if c.table.table.shape[2] == 1])
+    begin = _fastest([c for c in found if c.table.table.shape[2] == 1 and c.policy is not _NO_START])
     starts.append((begin.name, begin.table.table[:, :, 0]))
     layers = search_sample(known, fit, _TRIAL_READS)
     # Where second holders are needed anyway, copies come after them.

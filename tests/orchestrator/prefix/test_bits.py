@@ -129,6 +129,60 @@ def test_rows_and_draft_logits_are_the_same_wherever_in_a_page_a_text_is_kept(
 
 
 @pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("last_drafts", [0, 150, 260])
+def test_a_text_that_nobody_drafted_for_is_kept_with_the_rows_that_wait(
+    load: LoadModel, window: int, last_drafts: int
+) -> None:
+    """Drafts were made up to some row, if any. Those after it have the bits of a text that is read whole."""
+    model = load(window)
+    prefix, drafter, tokens = PrefixCache.of(model), MtpDrafter(model, 3), text(700)
+    rows = hidden_states(model, tokens)
+    cache, state = model.new_cache(), drafter.new_state()
+    for start in range(0, 620, 20):
+        model.forward(torch.tensor(tokens[start : start + 20]), [SequenceSlice(cache, 20)])
+        state.defer(rows[start : start + 20])
+        if start + 20 <= last_drafts:
+            drafts(drafter, state, rows[:0], tokens[: start + 21])
+    used = model.kv_pool.used_bytes
+    assert state.deferred > 150
+    assert prefix.keep(tokens[:621], cache, state) == 618
+    assert model.kv_pool.used_bytes == used
+    for stop in (618, 610, 570):
+        others = parted(tokens, stop + 3, 60)
+        again = prefix.resume(others, drafter)
+        assert again.mtp is not None
+        assert again.matched == stop
+        left = len(others) - 1 - stop
+        more = model.forward(torch.tensor(others[stop:-1]), [SequenceSlice(again.cache, left)])
+        alone = drafts(drafter, drafter.new_state(), hidden_states(model, others[:-1]), others)
+        assert torch.equal(drafts(drafter, again.mtp, more, others), alone)
+        again.cache.close()
+        again.mtp.close()
+    cache.close()
+    state.close()
+    prefix.close()
+    assert model.kv_pool.used_bytes == model.kv_pool.kept_bytes == 0
+
+
+def test_a_text_is_kept_as_far_where_rows_have_no_room(load: LoadModel) -> None:
+    """MTP layers take them in then, which have room of their own."""
+    model = load(WINDOWS[0], KvForm.bfloat16)
+    config, drafter = model.config, MtpDrafter(model, 1)
+    size = SequenceSize(config.shape("").attention[: config.num_hidden_layers + 1], model.kv_form)
+    model.kv_pool = KvPool(size.num_bytes(60, 256))
+    prefix = PrefixCache.of(model)
+    params = GenerationParams(max_tokens=4, mtp=1, ignore_eos=True)
+    sequence = new_sequence(model, drafter, text(50), params, prefix=prefix)
+    prefill(model, drafter, sequence, 256)
+    assert sequence.mtp is not None
+    assert sequence.mtp.deferred == 50
+    keep_text(drafter, sequence)
+    assert sequence.mtp.deferred == 1
+    assert prefix.resume(sequence.tokens, drafter).matched >= 46
+    sequence.close()
+
+
+@pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("num_mtp", [0, 1, 3])
 def test_a_text_that_parts_from_a_kept_one_has_its_own_bits(
     load: LoadModel, window: int, num_mtp: int

@@ -17,7 +17,7 @@ def test_before_anything_is_measured_the_prediction_counts() -> None:
     assert [costs.trunk_s(rows) for rows in (1, 4, 10, 300)] == [
         PREDICTED.trunk_s(n) for n in (1, 4, 10, 300)
     ]
-    assert costs.drafting_s(2, 3) == PREDICTED.drafting_s(2, 3)
+    assert costs.drafting_s(2, 3) == PREDICTED.drafting_s(2, 6)
     assert costs.drafting_s(0, 3) == 0
 
 
@@ -46,8 +46,8 @@ def test_times_that_change_are_followed_and_a_single_one_moves_little() -> None:
 
 def test_drafting_that_was_not_measured_is_corrected_as_the_nearest_depth() -> None:
     costs = MeasuredCosts(PREDICTED)
-    costs.learn_drafting(1, 5, 3 * PREDICTED.drafting_s(1, 5))
-    assert costs.drafting_s(2, 7) == pytest.approx(3 * PREDICTED.drafting_s(2, 7))
+    costs.learn_drafting(1, 5, 3 * PREDICTED.drafting_s(1, 10))
+    assert costs.drafting_s(2, 7) == pytest.approx(3 * PREDICTED.drafting_s(2, 14))
 
 
 def test_what_is_no_measurement_changes_nothing() -> None:
@@ -57,4 +57,4 @@ def test_what_is_no_measurement_changes_nothing() -> None:
     costs.learn_drafting(0, 4, 1.0)
     costs.learn_drafting(2, 4, 0.0)
     assert costs.trunk_s(4) == PREDICTED.trunk_s(4)
-    assert costs.drafting_s(2, 4) == PREDICTED.drafting_s(2, 4)
+    assert costs.drafting_s(2, 4) == PREDICTED.drafting_s(2, 8)

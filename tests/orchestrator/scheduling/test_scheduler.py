@@ -345,14 +345,15 @@ def test_what_waited_for_mtp_layers_is_not_taken_for_what_drafts_cost() -> None:
     scheduler = Scheduler(limits, PLENTY, costs, 3)
     scheduler.submit(SequenceRequest(0, "ada", 3, 1000), 0.0)
     plan = scheduler.plan_step(0.0)
-    first = Advance(0, (5,), held=3)
+    first = Advance(0, (5,), held=3, behind=(60, 60, 60))
     scheduler.finished_step(plan, StepOutcome((first,)), COSTS.trunk_s(3))
     expected_s = COSTS.drafting_s(1, 2)
-    for waiting, learned in ((60, False), (4, True)):
+    for following, learned in (((2, 3, 4), False), ((2, 3, 4), True)):
         plan = scheduler.plan_step(0.0)
         (part,) = plan.decode
         assert part.drafts
-        advance = Advance(0, (5,), part.drafts, 0, held=4)
+        advance = Advance(0, (5,), part.drafts, 0, held=4, behind=following)
         took_s = COSTS.trunk_s(plan.rows) + 1
-        scheduler.finished_step(plan, StepOutcome((advance,), 1.0, waiting), took_s)
-        assert (costs.drafting_s(1, 2) > 2 * expected_s) == learned
+        scheduler.finished_step(plan, StepOutcome((advance,), 1.0), took_s)
+        assert (costs.drafting_s(1, 1) > 2 * expected_s) == learned
+    assert costs.taking_in_s((60,)) > 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -135,11 +136,10 @@ def test_nothing_is_drafted_for_nobody_and_rows_wait_for_the_mtp_layers(model: S
     sequence = new_sequence(model, drafter, prompt(5), GenerationParams(max_tokens=200, ignore_eos=True))
     sequences = {0: sequence}
     run_step(model, drafter, sequences, StepPlan(prefill=(Prefill(0, 9),)))
-    for _ in range(batch.MOST_DEFERRED):
-        assert sequence.deferred <= batch.MOST_DEFERRED
+    for _ in range(70):
         run_step(model, drafter, sequences, StepPlan((Decode(0, 0),)))
-    # All rows at once, when there were enough of them.
-    assert drafter.rows == [batch.MOST_DEFERRED]
+    assert not drafter.rows
+    assert sequence.behind == (79, 79, 79)
     run_step(model, drafter, sequences, StepPlan((Decode(0, 3),)))
     expected = generate(model, prompt(5), GenerationParams(max_tokens=200, ignore_eos=True))
     assert expected.token_ids[: len(sequence.generated)] == tuple(sequence.generated)
@@ -160,13 +160,23 @@ class Counting(MtpDrafter):
 def test_the_mtp_layers_get_no_more_rows_at_a_time_than_a_pass_may_have(
     model: Step35Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "PASS_ROWS", 20)
-    drafter = Counting(model, 2)
+    passes: list[int] = []
+    forward = MtpDrafter._forward
+
+    def counted(self: MtpDrafter, k: int, token_ids: list[int], *rest: Any) -> torch.Tensor:
+        passes.append(len(token_ids))
+        return forward(self, k, token_ids, *rest)
+
+    monkeypatch.setattr(MtpDrafter, "_forward", counted)
+    drafter = MtpDrafter(model, 2, pass_rows=20)
     sequences = {number: started(model, drafter, number) for number in (1, 3, 4)}
-    prompts = StepPlan(prefill=(Prefill(1, 12), Prefill(3, 16), Prefill(4, 1)))
-    run_step(model, drafter, sequences, prompts)
-    run_step(model, drafter, sequences, StepPlan(prefill=(Prefill(1, 1), Prefill(3, 1), Prefill(4, 1))))
-    assert drafter.rows == [12, 16, 1] or drafter.rows == [12, 17]
+    while any(of.to_prefill for of in sequences.values()):
+        reading = [Prefill(number, of.to_prefill) for number, of in sequences.items() if of.to_prefill]
+        run_step(model, drafter, sequences, StepPlan(prefill=tuple(reading)))
+    assert not passes
+    run_step(model, drafter, sequences, StepPlan(tuple(Decode(number, 2) for number in sequences)))
+    assert max(passes) <= 20
+    assert len(passes) > 2
 
 
 def test_a_pass_that_failed_is_run_again_as_if_nothing_had_happened(

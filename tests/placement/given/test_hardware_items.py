@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from placement.errors import ClusterFileError
 from placement.given.cluster_file import load_cluster
 from placement.given.cluster_spec import ClusterSpec, DeviceSpec
+from placement.given.other_head import HeadPlace, with_head
 from placement.hardware.catalogue import packaged_catalogue
 
 RAM: dict[str, Any] = {"use": "ddr5-6000-dual", "memory_bytes": "96GB"}
@@ -73,6 +75,30 @@ def test_software_of_the_head_counts_on_its_first_device_alone(tmp_path: Path) -
     assert first.overheads.pass_s > 0
     assert second.overheads.pass_s == other.overheads.pass_s == 0
     assert second.host_link_round_trip_s == other.host_link_round_trip_s == 0
+
+
+def test_a_card_that_a_processor_asks_takes_the_round_trip_over_the_host_link(tmp_path: Path) -> None:
+    cluster = load(tmp_path, [RAM, "rtx-3090"], ["rtx-3090", RAM])
+    round_trip_s = devices(tmp_path, ["rtx-3090"])[0].host_link_round_trip_s
+    assert round_trip_s > 0
+    assert cluster.nodes[0].devices[1].overheads.request_s == round_trip_s
+    assert cluster.nodes[1].devices[0].overheads.request_s == round_trip_s
+    # Behind a card that is the head, the way there counts already.
+    assert devices(tmp_path, ["rtx-3090", "rtx-3090"])[1].overheads.request_s == 0
+
+
+def test_a_head_that_is_moved_to_a_card_costs_what_it_costs_where_the_file_has_it_there(
+    tmp_path: Path,
+) -> None:
+    named = load(tmp_path, ["rtx-3090", RAM], [RAM]).head_node.devices[0]
+    moved = with_head(load(tmp_path, [RAM], ["rtx-3090", RAM]), HeadPlace("attic", "rtx-3090"))
+    assert dataclasses.replace(moved.head_node.devices[0], name=named.name) == named
+    twins = load(tmp_path, ["rtx-3090", "rtx-3090", RAM], [RAM])
+    swapped = with_head(twins, HeadPlace("study", "rtx-3090-2")).head_node.devices
+    first, second, ram = twins.head_node.devices
+    assert dataclasses.replace(swapped[0], name=first.name, torch_device=first.torch_device) == first
+    assert dataclasses.replace(swapped[1], name=second.name, torch_device=second.torch_device) == second
+    assert swapped[2] == ram
 
 
 def test_of_little_memory_half_is_for_experts(tmp_path: Path) -> None:

@@ -51,6 +51,28 @@ def test_random_puts_as_many_on_each_device_as_uniform_does() -> None:
     assert fixed.random(given) == lot
 
 
+def test_ties_are_spread_over_the_layers() -> None:
+    """Experts 0 and 1 of each layer were chosen, 10 never: every layer leaves as many of these outside."""
+    counts = np.zeros((4, 12), dtype=np.int64)
+    counts[:, :2] = 50
+    devices = problem(28, 20).devices
+    given = PlanningProblem(SHAPE, devices, SIZE, RoutingStats.from_counts(SHAPE, counts, 50, "by hand"))
+    in_order, spread = (
+        policy(given).mask(0).sum(axis=1).tolist()
+        for policy in (fixed.hottest_first, fixed.hottest_first_ties_spread)
+    )
+    assert in_order == [12, 12, 2, 2]
+    assert spread == [7, 7, 7, 7]
+
+
+def test_ties_aside_the_hottest_go_first() -> None:
+    given = problem(22, 40)
+    assert given.stats is not None
+    at_home = fixed.hottest_first_ties_spread(given).mask(0)
+    assert at_home.sum() == 22
+    assert given.stats.counts[at_home].min() >= given.stats.counts[~at_home].max()
+
+
 def test_hottest_per_layer_gives_every_layer_the_same_room() -> None:
     given = problem(22, 40)
     table = fixed.hottest_per_layer(given)

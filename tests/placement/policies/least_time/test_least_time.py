@@ -11,13 +11,21 @@ import pytest
 
 from placement.cost.rates import expert_rates
 from placement.given.cluster_file import load_cluster
+from placement.given.cluster_spec import Overheads
 from placement.given.problem import PlanningDevice, PlanningProblem, problem_for
 from placement.given.stats import RoutingStats
 from placement.given.traces import CODING, GENERAL, Domain, SyntheticRouter
+from placement.holders import HolderTable
 from placement.model_shape import STEP_3_5_FLASH
 from placement.policies.baselines.fixed import hottest_first
 from placement.policies.least_time import policy
-from placement.policies.least_time.boundary_search import group_seconds, heat_sample, improve
+from placement.policies.least_time.boundary_search import (
+    group_messages_seconds,
+    group_seconds,
+    heat_sample,
+    improve,
+)
+from placement.policies.least_time.heat_blocks import search_heat_blocks
 from placement.policies.least_time.objective import objective_s
 from placement.policies.least_time.policy import Candidate, candidates, least_time
 from placement.replay.evaluate import evaluate
@@ -129,31 +137,54 @@ def test_a_trace_of_one_token_is_not_fitted_to() -> None:
     assert (least_time(given).table[:, :, 0] >= 0).all()
 
 
-def test_a_search_never_ends_worse_than_it_began_nor_over_capacity() -> None:
+@pytest.mark.parametrize("message_s", [0.0, 2e-4])
+def test_a_search_never_ends_worse_than_it_began_nor_over_capacity(message_s: float) -> None:
     generator = np.random.default_rng(0)
     devices = tuple(
-        device(f"d{i}", 34, SIZE, gbytes_per_s=0.01 * (i + 1), round_trip_s=1e-4 * i) for i in range(5)
+        device(name, 34, SIZE, gbytes_per_s=0.01 * (i + 1), round_trip_s=1e-4 * i)
+        for i, name in enumerate(("head", "d1", "d2", "d3", "d4"))
     )
-    given = problem(devices)
+    given = problem((replace(devices[0], overheads=Overheads(message_s=message_s)), *devices[1:]))
     assert given.stats is not None
     assert given.stats.trace is not None
     sample = heat_sample(given.stats.trace, given.stats.counts.astype(np.int64), 1, 200)
     groups = [[i] for i in range(5)]
     seconds = group_seconds(expert_rates(given), groups, sample)
+    messages_s = group_messages_seconds(expert_rates(given), groups, sample)
+    assert messages_s.any() == (message_s > 0)
     capacities = np.full(5, 34)
     for _ in range(5):
         order = generator.permutation(np.repeat(np.arange(5), [26, 26, 26, 25, 25])).reshape(4, 32)
         sizes = np.stack([(order == g).sum(axis=1) for g in range(5)], axis=1)
         start = np.concatenate([np.zeros((4, 1), dtype=np.int64), np.cumsum(sizes, axis=1)], axis=1)
-        _, before = improve(start, sample, seconds, capacities, shifts=())
-        boundaries, after = improve(start, sample, seconds, capacities, shifts=(8, 4, 2, 1))
-        _, measured = improve(boundaries, sample, seconds, capacities, shifts=())
+        _, before = improve(start, sample, seconds, capacities, (), messages_s)
+        boundaries, after = improve(start, sample, seconds, capacities, (8, 4, 2, 1), messages_s)
+        _, measured = improve(boundaries, sample, seconds, capacities, (), messages_s)
         assert after < before
         assert measured == pytest.approx(after)
         assert (np.diff(boundaries, axis=1) >= 0).all()
         assert (np.diff(boundaries, axis=1).sum(axis=0) <= capacities).all()
         assert boundaries[:, 0].tolist() == [0] * 4
         assert boundaries[:, -1].tolist() == [32] * 4
+
+
+def test_dear_messages_draw_boundaries_to_fewer_boxes() -> None:
+    """Two boxes as fast as the head: without message costs a layer asks both, with them it stays at home."""
+    devices = tuple(
+        device(name, 128, SIZE, gbytes_per_s=READ_GBYTES_PER_S, round_trip_s=0.0, gbits_per_s=1e6)
+        for name in ("head", "attic", "cellar")
+    )
+    sent = []
+    for message_s in (0.0, 1e-3):
+        given = problem((replace(devices[0], overheads=Overheads(message_s=message_s)), *devices[1:]))
+        assert given.stats is not None
+        assert given.stats.trace is not None
+        trace = given.stats.trace
+        blocks = search_heat_blocks(given, given.stats.counts.astype(np.int64), trace)[0]
+        table = HolderTable.from_single(blocks.holders(given))
+        sent.append(evaluate(given, table, trace).remote_layers.mean())
+    assert sent[0] == SHAPE.num_moe_layers
+    assert sent[1] == 0
 
 
 @pytest.mark.parametrize("num_devices", [8, long(128)])

@@ -18,10 +18,17 @@ from placement.given.problem import PlanningDevice, PlanningProblem
 from placement.given.stats import RoutingStats
 from placement.given.traces import CODING, SyntheticRouter
 from placement.holders import HolderTable
+from placement.policies.least_time.beside_copies import move_beside_copies
 from placement.policies.least_time.copies import add_copies
 from placement.policies.least_time.exchanges import best_moves
 from placement.policies.least_time.kicks import kick, num_kicks
-from placement.policies.least_time.layer_search import LayerSample, LayerSearch, layer_searches, sample_layers
+from placement.policies.least_time.layer_search import (
+    LayerSample,
+    LayerSearch,
+    expected_rows,
+    layer_searches,
+    sample_layers,
+)
 from placement.policies.least_time.objective import objective_s, prefill_pass_s
 from placement.policies.least_time.prefill_layer import PrefillLayer
 from placement.policies.least_time.refine import refine
@@ -234,6 +241,40 @@ def test_dear_messages_are_spared() -> None:
     )
     assert spared.remote_layers.mean() < 0.95 * free.remote_layers.mean()
     assert spared.mean_s < 0.98 * free.mean_s
+
+
+def test_single_experts_move_again_beside_copies() -> None:
+    """From a start that nobody balanced; with four copies, which stay where they are."""
+    given_problem = problem(room=(18, 18, 16))
+    layers = sample(given_problem)
+    copied = add_copies(given_problem, HolderTable.from_single(some_holders(given_problem)), layers)
+    moved = move_beside_copies(given_problem, copied, layers)
+    assert given_problem.stats is not None
+    assert given_problem.stats.trace is not None
+    before_s, after_s = (
+        evaluate(given_problem, table, given_problem.stats.trace).mean_s for table in (copied, moved)
+    )
+    assert after_s < 0.95 * before_s
+    before, after = copied.masks(3), moved.masks(3)
+    single = before.sum(axis=0) == 1
+    assert (after.sum(axis=0) == before.sum(axis=0)).all()
+    assert (after[:, ~single] == before[:, ~single]).all()
+    assert (after.sum(axis=(1, 2)) <= given_problem.capacities()).all()
+
+
+def test_without_copies_nothing_moves_again() -> None:
+    given_problem = problem()
+    table = HolderTable.from_single(some_holders(given_problem))
+    assert move_beside_copies(given_problem, table, sample(given_problem)) is table
+
+
+@pytest.mark.parametrize("num_experts", [1, 2, 5])
+def test_rows_of_a_device_are_what_independent_choices_give(num_experts: int) -> None:
+    draws = np.random.default_rng(0)
+    # Each of 3 tokens chooses each of 10 experts with a chance of 0.4: 1.2 pairs for every one.
+    chosen = draws.random((20_000, 3, 10)) < 0.4
+    rows = chosen[:, :, :num_experts].any(axis=2).sum(axis=1).mean()
+    assert expected_rows(np.array(num_experts), 3, 1.2) == pytest.approx(rows, rel=0.01)
 
 
 def test_few_moves_gain_less_than_many_and_are_few() -> None:

@@ -1,0 +1,1 @@
+"""What people ask before they buy, answered by the planner: `python -m benchmarks.studies.shopping`."""

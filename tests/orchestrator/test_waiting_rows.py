@@ -1,0 +1,55 @@
+"""Rows that wait: the same as in a plain list, whatever comes and goes."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.model.waiting_rows import WaitingRows
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["append", "append", "forget", "drop_before", "drop_from", "begin"]),
+        st.integers(0, 150),
+    ),
+    max_size=30,
+)
+
+
+@given(EVENTS)
+def test_rows_are_those_of_their_slots(events: list[tuple[str, int]]) -> None:
+    rows = WaitingRows(3)
+    told: dict[int, float] = {}
+    value = 0.0
+    for event, number in events:
+        if event == "append":
+            new = torch.arange(number, dtype=torch.float32) + value
+            value += number
+            told |= {rows.stop + place: float(one) for place, one in enumerate(new)}
+            rows.append(new[:, None].expand(number, 3))
+        elif event == "forget":
+            rows.forget_before(rows.start + number)
+            told = {slot: one for slot, one in told.items() if slot >= rows.start}
+            # Whole blocks alone are forgotten.
+            assert rows.start <= rows.stop
+        elif event == "drop_before":
+            slot = min(rows.start + number, rows.stop)
+            rows.drop_before(slot)
+            told = {of: one for of, one in told.items() if of >= slot}
+        elif event == "drop_from":
+            slot = max(rows.stop - number, rows.start)
+            rows.drop_from(slot)
+            told = {of: one for of, one in told.items() if of < slot}
+        else:
+            rows.begin_at(number)
+            told = {}
+        assert list(range(rows.start, rows.stop)) == sorted(told)
+        assert rows.rows().tolist() == [[told[slot]] * 3 for slot in sorted(told)]
+
+
+def test_what_was_handed_in_may_change_afterwards() -> None:
+    rows, given_rows = WaitingRows(2), torch.ones(2, 2)
+    rows.append(given_rows)
+    given_rows.zero_()
+    assert torch.equal(rows.rows(), torch.ones(2, 2))
