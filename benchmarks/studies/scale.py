@@ -1,6 +1,6 @@
 """Up to 1,000 small boxes on paper: what more boxes buy a batch, and where the head becomes the limit.
 
-Run from the project's root: `python -m benchmarks.studies.scale` (about a minute on two cores). MoE
+Run from the project's root: `python -m benchmarks.studies.scale` (about half a minute). MoE
 layers alone stand beside whole steps, with the head on a GPU and on a CPU and the best number of drafts.
 """
 
