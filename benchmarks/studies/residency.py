@@ -1,7 +1,7 @@
 """The model fits no box alone: an SSD below, or a second box? And does frequency beat layers there?
 
-Run from the project's root: `python -m benchmarks.studies.residency` (about two minutes on two idle cores). MoE
-layers alone stand beside whole steps, with the head on a CPU and on a GPU and the best number of drafts.
+Run from the project's root: `python -m benchmarks.studies.residency` (about two minutes on two idle cores).
+MoE layers alone stand beside whole steps, with the head on a CPU and on a GPU and the best number of drafts.
 """
 
 from __future__ import annotations
