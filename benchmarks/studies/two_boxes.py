@@ -125,7 +125,7 @@ def gain(row: Row) -> float:
 
 
 def verdict(times: float) -> str:
-    """Whether pooling experts pays, where predictions may be off by `UNSURE`."""
+    """Whether pooling experts pays, where the ratio of two speeds may be off by `UNSURE`."""
     if times >= 1 + UNSURE:
         return "yes"
     return "no" if times * (1 + UNSURE) <= 1 else NO_DIFFERENCE
