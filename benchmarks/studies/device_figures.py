@@ -6,9 +6,8 @@ from typing import Any
 
 from placement.given.cluster_spec import DeviceSpec, LinkSpec
 from placement.given.device_fields import device_spec
-from placement.given.hardware_items import HardwareItem, named_devices
+from placement.given.hardware_items import HardwareItem, link_figures, named_devices
 from placement.hardware.catalogue import packaged_catalogue
-from placement.hardware.expand import link_fields
 from placement.hardware.figures import figures_of
 from placement.weight_format import Q4_K
 
@@ -56,8 +55,8 @@ def head_card(name: str = CARD) -> DeviceSpec:
 
 def link(name: str) -> LinkSpec:
     """A kind of link: its round trip, our software's part included, and bandwidth."""
-    fields = link_fields(packaged_catalogue(), packaged_catalogue().entry(name), {})
-    return LinkSpec(fields["round_trip_s"], fields["bandwidth_gbits_per_s"] * 1e9 / 8)
+    figures = link_figures(name, {}, name)
+    return LinkSpec(figures["round_trip_s"], figures["bandwidth_gbits_per_s"] * 1e9 / 8)
 
 
 LINKS = {
