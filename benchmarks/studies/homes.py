@@ -1,6 +1,6 @@
 """Does a second box pay? Typical homes, in tokens/s of whole steps, beside what else could be bought.
 
-Run from the project's root: `python -m benchmarks.studies.homes` (about three minutes on two cores).
+Run from the project's root: `python -m benchmarks.studies.homes` (about two minutes on two idle cores).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.studies.device_figures import FREE_ROWS, LINKS, TWO_GBIT, LinkKind
+from benchmarks.studies.device_figures import LINKS, TWO_GBIT
 from benchmarks.studies.two_boxes import UNSURE, Home, Row, Speeds, gain, speeds, verdict
 from benchmarks.studies.whole_steps import CONTEXTS
 
@@ -20,7 +20,6 @@ ALONE = "alone"
 """In place of a link: no second box."""
 LINK_COLOURS = ("#CC79A7", "#56B4E9", "#0072B2", "#000000")
 LINK_MARKERS = ("v", "o", "s", "D")
-MEASURED, FREE = "measured", "free"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +29,6 @@ class Kind:
     name: str
     gbytes_per_s: float
     has_card: bool
-
-    def home(self, share: float, link: LinkKind | None, rows: str) -> Home:
-        """Such a box with such a second one."""
-        return Home(self.gbytes_per_s, share, link, self.has_card, FREE_ROWS if rows == FREE else None)
 
 
 KINDS = (
@@ -46,15 +41,11 @@ KINDS = (
     Kind("unified, 220 GB/s", 220, False),
 )
 
-Question = tuple[Kind, str, LinkKind | None, str]
+Question = tuple[Kind, str, str]
 
 
 def main() -> None:
-    questions: list[Question] = [
-        (kind, room, link, rows)
-        for kind, room, link in itertools.product(KINDS, ROOMS, (None, *LINKS))
-        for rows in ((MEASURED, FREE) if link == TWO_GBIT else (MEASURED,))
-    ]
+    questions: list[Question] = list(itertools.product(KINDS, ROOMS, (ALONE, *LINKS)))
     with ProcessPoolExecutor(2) as pool:
         found = list(pool.map(_speeds, questions, chunksize=4))
     rows = [
@@ -65,18 +56,17 @@ def main() -> None:
 
 
 def _speeds(question: Question) -> Speeds:
-    kind, room, link, rows = question
-    return speeds(kind.home(ROOMS[room], link, rows))
+    kind, room, link = question
+    return speeds(Home(kind.gbytes_per_s, ROOMS[room], LINKS.get(link), kind.has_card))
 
 
 def _rows_of(question: Question, found: Speeds) -> list[dict[str, object]]:
-    kind, room, link, rows = question
+    kind, room, link = question
     return [
         {
             "home": kind.name,
             "second_box": room,
-            "link": ALONE if link is None else link.name,
-            "several_rows": rows,
+            "link": link,
             "context": context,
             **{f"{family} tokens/s": best.tokens_per_s for family, best in whole.items()},
             **{f"{family} drafts": best.drafts for family, best in whole.items()},
@@ -86,26 +76,23 @@ def _rows_of(question: Question, found: Speeds) -> list[dict[str, object]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: each home at the shorter context, several rows costing what was measured."""
+    """Markdown: each home at the shorter context."""
     known = {
-        (row["home"], row["second_box"], row["link"]): row
-        for row in rows
-        if row["several_rows"] == MEASURED and row["context"] == CONTEXTS[0]
+        (row["home"], row["second_box"], row["link"]): row for row in rows if row["context"] == CONTEXTS[0]
     }
-    links = [link.name for link in LINKS]
     lines = [
-        f"| home | second box | one box | whole layers | experts: {' | '.join(links)} | does pooling pay? "
+        f"| home | second box | one box | whole layers | experts: {' | '.join(LINKS)} | does pooling pay? "
         "| a GPU for the head instead |",
-        "|---" * (6 + len(links)) + "|",
+        "|---" * (6 + len(LINKS)) + "|",
     ]
     for kind, room in itertools.product(KINDS, ROOMS):
-        with_links = [known[kind.name, room, link] for link in links]
-        alone, cable = known[kind.name, room, ALONE], known[kind.name, room, TWO_GBIT.name]
+        with_links = [known[kind.name, room, link] for link in LINKS]
+        alone, cable = known[kind.name, room, ALONE], known[kind.name, room, TWO_GBIT]
         cells = [kind.name, room, _speed(alone, "one box"), _speed(cable, "whole layers")]
         cells += [_speed(row, "experts") for row in with_links]
-        cells.append(answer(dict(zip(links, map(gain, with_links), strict=True))))
+        cells.append(answer(dict(zip(LINKS, map(gain, with_links), strict=True))))
         card = next((k for k in KINDS if k.has_card and k.gbytes_per_s == kind.gbytes_per_s), None)
-        instead = "" if card is None or kind.has_card else _without(known[card.name, room, TWO_GBIT.name])
+        instead = "" if card is None or kind.has_card else _without(known[card.name, room, TWO_GBIT])
         lines.append(f"| {' | '.join([*cells, instead])} |")
     return "\n".join(lines)
 
@@ -131,7 +118,7 @@ def _without(row: Row) -> str:
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
-    """The gain of pooled experts over the best without, by link; hollow: where several rows cost nothing."""
+    """The gain of pooled experts over the best without, by link."""
     # Here, since who asks for a verdict draws nothing.
     import matplotlib.pyplot as plt
 
@@ -145,24 +132,13 @@ def draw(rows: list[dict[str, Any]]) -> None:
         panel.axvspan(1 / (1 + UNSURE), 1 + UNSURE, color="#DDDDDD", lw=0, zorder=0)
         panel.axvline(1, color="#666666", lw=0.8, zorder=1)
         for link, colour, marker in zip(LINKS, LINK_COLOURS, LINK_MARKERS, strict=True):
-            for several_rows in (MEASURED, FREE):
-                mine = {
-                    (row["home"], row["second_box"]): gain(row)
-                    for row in rows
-                    if (row["link"], row["several_rows"], row["context"])
-                    == (link.name, several_rows, context)
-                }
-                is_free = several_rows == FREE
-                shift = 0.17 if is_free else -0.12
-                panel.plot(
-                    list(mine.values()),
-                    [places.index(place) + shift for place in mine],
-                    marker,
-                    ms=4.5 if is_free else 6,
-                    color=colour,
-                    mfc="white" if is_free else colour,
-                    label=None if is_free else link.name,
-                )
+            mine = {
+                (row["home"], row["second_box"]): gain(row)
+                for row in rows
+                if (row["link"], row["context"]) == (link, context)
+            }
+            lines = [places.index(place) for place in mine]
+            panel.plot(list(mine.values()), lines, marker, ms=6, color=colour, label=link)
         panel.set_title(f"context {context:,}", loc="left", size=9)
         panel.set_xscale("log")
         plain_ticks(panel.xaxis, (0.3, 0.5, 0.7, 1, 1.5, 2))
@@ -172,7 +148,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
     axes[0].invert_yaxis()
     figure.legend(
         *axes[0].get_legend_handles_labels(),
-        title="Grey: no difference that we can promise. Hollow: where several rows cost no more than one",
+        title="Grey: no difference that we can promise",
         loc="outside upper center",
         ncols=len(LINKS),
         frameon=False,

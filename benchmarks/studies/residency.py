@@ -1,7 +1,7 @@
 """The model fits no box alone: an SSD below, or a second box? And does frequency beat layers there?
 
-Run from the project's root: `python -m benchmarks.studies.residency` (about two minutes on two cores). MoE
-layers alone stand beside whole steps, with the head on a CPU and on a GPU and the best number of drafts.
+Run from the project's root: `python -m benchmarks.studies.residency` (about two minutes on two idle cores).
+MoE layers alone stand beside whole steps, with the head on a CPU and on a GPU and the best number of drafts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from benchmarks.studies.device_figures import ONE_GBIT, TWO_GBIT, WIFI, LinkKind, drive, head_card, memory
+from benchmarks.studies.device_figures import LINKS, drive, head_card, memory
 from benchmarks.studies.figures import plain_ticks, save
 from benchmarks.studies.whole_steps import (
     CONTEXTS,
@@ -39,8 +39,8 @@ EVERYTHING = 1.0
 GBYTES_PER_S = 60
 TOKENS = 4096
 # The second box has as much RAM as is missing, and a twentieth more.
-LINKS = {link.name: link for link in (WIFI, ONE_GBIT, TWO_GBIT)}
-SSDS = {f"SSD {speed} GB/s": speed for speed in (3, 7)}
+NETWORKS = ("Wi-Fi 6", "1 Gbit/s", "2.5 Gbit/s")
+SSDS = {"SSD, PCIe 3.0": "nvme-gen3", "SSD, PCIe 4.0": "nvme-gen4"}
 ALL_IN_RAM = "all in RAM at home"
 COLOURS = ("#CC79A7", "#56B4E9", "#0072B2", "#E69F00", "#D55E00")
 HEADS = ("CPU", "GPU")
@@ -51,7 +51,7 @@ Question = tuple[str, str, float, str, str]
 
 
 def main() -> None:
-    options = [*itertools.product(LINKS, (BEST, WHOLE_LAYERS)), *((ssd, ONE_BOX) for ssd in SSDS)]
+    options = [*itertools.product(NETWORKS, (BEST, WHOLE_LAYERS)), *((ssd, ONE_BOX) for ssd in SSDS)]
     questions: list[Question] = []
     for domain, head in itertools.product(DOMAINS, HEADS):
         questions += [(domain, head, share, *option) for share in HOME_SHARES for option in options]
@@ -93,8 +93,7 @@ def cluster(head: str, share: float, rest: str) -> ClusterSpec:
     home = NodeSpec("home", None, tuple(at_home), None)
     if rest not in LINKS:
         return ClusterSpec("home", (home,))
-    link: LinkKind = LINKS[rest]
-    return ClusterSpec("home", (home, NodeSpec("attic", None, (_ram(1.05 - share),), link.spec)))
+    return ClusterSpec("home", (home, NodeSpec("attic", None, (_ram(1.05 - share),), LINKS[rest])))
 
 
 def _ram(share: float) -> DeviceSpec:
@@ -111,7 +110,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
             panel = axes[line][column]
             mine = [row for row in rows if (row["text"], row["head"]) == (domain, head or HEADS[0])]
             speeds = [row[f"tokens/s at {CONTEXTS[0]}"] if head else 1e3 / row["moe_ms"] for row in mine]
-            for name, colour in zip((*LINKS, *SSDS), COLOURS, strict=True):
+            for name, colour in zip((*NETWORKS, *SSDS), COLOURS, strict=True):
                 for policy, style in ((BEST, "-"), (ONE_BOX, "-"), (WHOLE_LAYERS, ":")):
                     points = [
                         (row["home_share"], speed)

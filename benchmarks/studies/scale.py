@@ -1,6 +1,6 @@
 """Up to 1,000 small boxes on paper: what more boxes buy a batch, and where the head becomes the limit.
 
-Run from the project's root: `python -m benchmarks.studies.scale` (about a minute on two cores). MoE
+Run from the project's root: `python -m benchmarks.studies.scale` (about half a minute). MoE
 layers alone stand beside whole steps, with the head on a GPU and on a CPU and the best number of drafts.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from benchmarks.studies.device_figures import LinkKind, head_card, memory
+from benchmarks.studies.device_figures import LINKS, head_card, memory
 from benchmarks.studies.figures import plain_ticks, save
 from benchmarks.studies.whole_steps import (
     CONTEXTS,
@@ -36,9 +36,9 @@ from placement.replay.evaluate import evaluate
 
 BOXES = (8, 32, 128, 512, 1000)
 BATCHES = (1, 16, 128)
-LINK = LinkKind("10 Gbit/s", 0.15, 10)
+LINK = LINKS["10 Gbit/s"]
 BOX_GBYTES_PER_S = 50
-HEADS = {"GPU": head_card(900), "CPU": memory(60, 0)}
+HEADS = {"GPU": head_card("rtx-5090"), "CPU": memory(60, 0)}
 TOKENS = 4096
 COLOURS = ("#0072B2", "#009E73", "#D55E00")
 
@@ -64,7 +64,7 @@ def judge(question: Question) -> dict[str, Any]:
         # box a link of its own. At most: experts of a token on one box are answered together.
         replies = min(boxes, SHAPE.top_k) * batch * (1 + drafts) * SHAPE.num_moe_layers
         reply_bytes = replies * message_size(SHAPE, problem.wires).reply_bytes_per_row
-        port_s.append(reply_bytes / LINK.spec.bandwidth_bytes_per_s)
+        port_s.append(reply_bytes / LINK.bandwidth_bytes_per_s)
     row: dict[str, Any] = {"head": head, "boxes": boxes, "sequences": batch, "moe_ms": 1e3 * moe_s[0]}
     row["port_ms_at_most"] = 1e3 * port_s[0]
     for context in CONTEXTS:
@@ -91,7 +91,7 @@ def cluster(head: str, boxes: int) -> ClusterSpec:
     """A head that holds no experts, and equal boxes that together hold the model one and a half times."""
     room = -(-3 * SHAPE.num_routed_experts // (2 * boxes)) * EXPERT_BYTES
     ram = memory(BOX_GBYTES_PER_S, room)
-    nodes = tuple(NodeSpec(f"box{i}", None, (ram,), LINK.spec) for i in range(boxes))
+    nodes = tuple(NodeSpec(f"box{i}", None, (ram,), LINK) for i in range(boxes))
     return ClusterSpec("head", (NodeSpec("head", None, (HEADS[head],), None), *nodes))
 
 

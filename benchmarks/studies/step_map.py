@@ -1,6 +1,6 @@
 """The pay map in tokens/s of whole steps: head on a CPU and on a GPU, with the best number of drafts.
 
-Run from the project's root: `python -m benchmarks.studies.step_map` (about five minutes on two cores).
+Run from the project's root: `python -m benchmarks.studies.step_map` (about five minutes on two idle cores).
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.studies.device_figures import UNIFIED_GBYTES_PER_S, LinkKind
+from benchmarks.studies.device_figures import LINKS, TWO_GBIT, UNIFIED_GBYTES_PER_S
 from benchmarks.studies.pay_map import ALPHA, COLOURS, FAMILIES
 from benchmarks.studies.two_boxes import NO_DIFFERENCE, UNSURE, Home, Row, gain, speeds, verdict
 from benchmarks.studies.whole_steps import CONTEXTS, Best
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 ROUND_TRIPS_MS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 MEMORY_GBYTES_PER_S = (25, 60, 90, 220)
 HOME_SHARES = (0.5, 0.8, 1.0)
-LINK_GBITS_PER_S = 2.5
 HEADS = ("CPU", "GPU")
 UNSURE_ALPHA = 0.22
 MOE_ALONE = 0
@@ -53,7 +53,7 @@ def told(gains: Sequence[float]) -> str:
 def judge(place: Place) -> list[dict[str, object]]:
     """A row for MoE layers alone, and one for each context."""
     head, share, gbytes_per_s, round_trip_ms = place
-    link = LinkKind("cable", round_trip_ms, LINK_GBITS_PER_S)
+    link = replace(LINKS[TWO_GBIT], round_trip_s=round_trip_ms / 1e3)
     found = speeds(Home(gbytes_per_s, share, link, head == "GPU"))
     rows = []
     for context in (MOE_ALONE, *CONTEXTS):

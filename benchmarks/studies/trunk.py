@@ -15,32 +15,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from benchmarks.studies.device_figures import LINKS, memory
 from benchmarks.studies.figures import plain_ticks, save
 from benchmarks.studies.trunk_splits import Work, distinct_experts, work_of
-from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
-from placement.given.problem import PlanningProblem, planning_devices
+from benchmarks.studies.whole_steps import CONTEXTS, EXPERT_BYTES, problem_of, with_drafts
+from placement.given.cluster_spec import ClusterSpec, LinkSpec, NodeSpec
+from placement.given.problem import PlanningProblem
 from placement.given.traces import GENERAL, SyntheticRouter
 from placement.model_shape import STEP_3_5_FLASH as SHAPE
-from placement.weight_format import planned_format
-from placement.workload import Workload
 
-MEMORY_GBYTES_PER_S = (25, 60, 110, 220)
-"""An old laptop, a desktop with two channels of DDR5, a Strix Halo's processor, one with eight channels."""
+MEMORY_GBYTES_PER_S = (25, 60, 90, 220)
+"""An old desktop, two with two channels of DDR5, and memory that a GPU shares."""
 DRAWN_GBYTES_PER_S = (25, 60, 220)
 DRAWN_GBITS_PER_S = (2.5, 10.0)
-FLOPS_PER_BYTE = 12
-"""Of a processor, about what the example clusters have."""
-WEIGHTS = planned_format("q4")
-"""Of experts and of the trunk; rows for them travel in 8 bits."""
+CABLES = {name: LINKS[name] for name in ("1 Gbit/s", "2.5 Gbit/s", "10 Gbit/s")}
 ROWS = (1, 2, 3, 4)
-CONTEXTS = (4096, 32768)
-ACCEPTED = 0.6
-LINKS = {
-    "1 Gbit/s": LinkSpec(3e-4, 0.94e9 / 8),
-    "2.5 Gbit/s": LinkSpec(3e-4, 2.5e9 / 8),
-    "10 Gbit/s": LinkSpec(1.2e-4, 9.4e9 / 8),
-}
-"""Cables that people have; round trips with our software, as `potluck probe` measures them."""
 WORTH = 0.15
 ROUND_TRIPS_S = np.geomspace(2e-5, 3e-3, 45)
 GBITS_PER_S = np.geomspace(0.5, 40, 24)
@@ -63,7 +52,7 @@ def main() -> None:
         for speed, rows, context in itertools.product(MEMORY_GBYTES_PER_S, ROWS, CONTEXTS)
     }
     rows = []
-    for (each, work), link in itertools.product(works.items(), LINKS.values()):
+    for (each, work), link in itertools.product(works.items(), CABLES.values()):
         row = row_of("table", each, work, link)
         row["longest round trip ms"] = longest_round_trip_ms(work, link.bandwidth_bytes_per_s)
         # One text a box at any time, so a pass of both takes as long as one of one.
@@ -123,18 +112,9 @@ def problem(gbytes_per_s: float, rows: int, context: int, texts: int = 1) -> Pla
     Args:
         rows: of each text: a token and its drafts.
     """
-    rate = gbytes_per_s * 1e9
-    ram = DeviceSpec("ram", "ram", "cpu", 10**12, 0, rate, FLOPS_PER_BYTE * rate)
-    cluster = ClusterSpec("home", (NodeSpec("home", None, (ram,), None),))
-    workload = Workload(
-        num_sequences=texts,
-        drafts=rows - 1,
-        accepted_drafts=ACCEPTED * (rows - 1),
-        context=context,
-        head_bits_per_weight=WEIGHTS.bits,
-    )
-    devices, num_bytes = planning_devices(cluster), SHAPE.expert_bytes(WEIGHTS.bits)
-    return PlanningProblem(SHAPE, devices, num_bytes, workload=workload, expert_form=WEIGHTS.name)
+    box = memory(gbytes_per_s, SHAPE.num_routed_experts * EXPERT_BYTES)
+    cluster = ClusterSpec("home", (NodeSpec("home", None, (box,), None),))
+    return with_drafts(problem_of(cluster, None, texts), rows - 1, context)
 
 
 def best_of_experts_s(work: Work, link: LinkSpec) -> float:
@@ -168,7 +148,7 @@ def print_table(rows: Sequence[Row]) -> None:
 
     print("| two boxes of | one box | experts alone | trunk split | 1 | 2 | 4 | 32,768 | 15% up to |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for speed, (name, link) in itertools.product(MEMORY_GBYTES_PER_S, LINKS.items()):
+    for speed, (name, link) in itertools.product(MEMORY_GBYTES_PER_S, CABLES.items()):
         gbits = link.bandwidth_bytes_per_s * 8 / 1e9
         row = found[speed, 1, CONTEXTS[0], gbits]
         others = [found[speed, number, CONTEXTS[0], gbits] for number in (1, 2, 4)]
@@ -220,7 +200,7 @@ def draw_frontier(panel: Axes, rows: Sequence[Row]) -> None:
         mine = [row for row in rows if row["rows"] == number]
         trips = np.array([row["round_trip_ms"] or np.nan for row in mine], dtype=float)
         panel.plot([row["gbits_per_s"] for row in mine], trips, color=colour, lw=1.6, label=f"{number}")
-    for name, link in LINKS.items():
+    for name, link in CABLES.items():
         gbits, trip_ms = link.bandwidth_bytes_per_s * 8 / 1e9, 1e3 * link.round_trip_s
         panel.plot(gbits, trip_ms, "k.", ms=6)
         panel.annotate(name, (gbits, trip_ms), xytext=(4, -9), textcoords="offset points", size=7)

@@ -88,7 +88,7 @@ class Work:
 
     Attributes:
         attention, dense, output: the trunk's blocks and the MTP layers'.
-        router_s: of all layers; every box that has the rows computes it for itself.
+        own_s: routers and software; every box that has the rows has them to itself.
         shared_s: the shared expert of a MoE layer.
         expert_s: float64 [most + 1, most + 1]: seconds of n experts out of the u that a layer needs, [u, n].
         distinct: how often a layer needs u experts, as a share, by u.
@@ -101,7 +101,7 @@ class Work:
     attention: tuple[Block, ...]
     dense: tuple[Block, ...]
     output: tuple[Block, ...]
-    router_s: float
+    own_s: float
     shared_s: float
     expert_s: NDArray[np.float64]
     distinct: Mapping[int, float]
@@ -122,17 +122,17 @@ class Work:
         """Experts, dense layers and lm_head asked of the other box too."""
         alone_s = sum(block.count * block.alone_s for block in self.attention)
         outer_s = sum(block.count * block.asked_s(link) for block in (*self.dense, *self.output))
-        return alone_s + outer_s + self.router_s + self._moe_s(link)
+        return alone_s + outer_s + self.own_s + self._moe_s(link)
 
     def trunk_asked_s(self, link: LinkSpec) -> float:
         """The same, and heads of attention with their keys and values."""
         blocks = (*self.attention, *self.dense, *self.output)
-        return sum(block.count * block.asked_s(link) for block in blocks) + self.router_s + self._moe_s(link)
+        return sum(block.count * block.asked_s(link) for block in blocks) + self.own_s + self._moe_s(link)
 
     def in_step_s(self, link: LinkSpec) -> float:
         """Both boxes compute the same pass, each its half of every block."""
         blocks = (*self.attention, *self.dense, *self.output)
-        seconds = sum(block.count * block.in_step_s(link) for block in blocks) + self.router_s
+        seconds = sum(block.count * block.in_step_s(link) for block in blocks) + self.own_s
         exchanged_s = exchange_s(link, self.sum_bytes)
         for number, share in self.distinct.items():
             there = np.arange(number + 1)
@@ -162,7 +162,7 @@ class Work:
 
 
 def work_of(problem: PlanningProblem, distinct: Mapping[int, float]) -> Work:
-    """The pass of `problem.workload` on the head's device, which has no software of its own.
+    """The pass of `problem.workload` on the head's device.
 
     Args:
         distinct: as `distinct_experts` counts them.
@@ -171,6 +171,8 @@ def work_of(problem: PlanningProblem, distinct: Mapping[int, float]) -> Work:
     shape, workload, device = problem.shape, problem.workload, problem.devices[problem.head]
     rows, num_drafts = workload.tokens_per_step, min(workload.drafts, problem.shape.num_mtp_layers)
     message, rates = message_size(shape, problem.wires), expert_rates(problem)
+    head = head_seconds(problem)
+    own_s = head.router_s + head.layer_overhead_s + head.pass_overhead_s
     hidden, sums = message.hidden_bytes_per_row, message.reply_bytes_per_row
     shapes = [_with_attention(shape, eighths) for eighths in range(EIGHTHS + 1)]
 
@@ -202,7 +204,9 @@ def work_of(problem: PlanningProblem, distinct: Mapping[int, float]) -> Work:
         seconds = [mtp_head_s(each, index, workload, device) for each in shapes]
         output.append(output_block(workload.num_sequences))
         attention.append(attention_block(seconds, slots))
-        dense.append(linear_block(seconds[0] - output[-1].alone_s, slots))
+        software_s = device.overheads.draft_s + slots * device.overheads.row_s
+        dense.append(linear_block(seconds[0] - output[-1].alone_s - software_s, slots))
+        own_s += software_s
     most = max(distinct)
     needed, computed = np.arange(most + 1)[:, None], np.arange(most + 1)[None, :]
     pairs = rows * shape.top_k * computed / np.maximum(needed, 1)
@@ -210,14 +214,14 @@ def work_of(problem: PlanningProblem, distinct: Mapping[int, float]) -> Work:
         attention=tuple(attention),
         dense=tuple(dense),
         output=tuple(output),
-        router_s=shape.num_moe_layers * weights_s("router", shape.router_parameters, rows, workload, device),
+        own_s=own_s,
         shared_s=float(rates.busy_s[problem.head]),
         expert_s=roofline_seconds(rates, np.broadcast_to(computed, pairs.shape), pairs, problem.head),
         distinct=distinct,
         num_moe_layers=shape.num_moe_layers,
         ask_bytes=message.request_bytes_per_row * rows,
         sum_bytes=sums * rows,
-        head_s=head_seconds(problem).total_s,
+        head_s=head.total_s,
         hidden_bytes=hidden * rows,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from benchmarks.studies.device_figures import LinkKind, RowCosts, drive, head_card, memory
+from benchmarks.studies.device_figures import drive, head_card, memory
 from benchmarks.studies.pay_map import FAMILIES, family_of, text
 from benchmarks.studies.whole_steps import (
     CONTEXTS,
@@ -24,7 +24,8 @@ from benchmarks.studies.whole_steps import (
     with_drafts,
 )
 from placement.answers.study.routing_source import Routing
-from placement.given.cluster_spec import ClusterSpec, DeviceSpec, NodeSpec
+from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
+from placement.hardware.spread import packaged_spreads
 from placement.holders import HolderTable
 from placement.model_shape import STEP_3_5_FLASH as SHAPE
 from placement.policies.registry import POLICIES
@@ -32,8 +33,8 @@ from placement.policies.registry import POLICIES
 DOCUMENTS = 16
 SIMPLE = ("one-box", "whole-layers", "uniform", "hottest-first")
 SPARE_SHARE = 0.15
-UNSURE = 0.10
-"""As much as predictions may be off: a smaller difference is none that can be promised."""
+UNSURE = packaged_spreads().same_boxes.margin
+"""As much as the ratio of two plans' speeds may be off: a smaller difference is none that can be promised."""
 NO_DIFFERENCE = "no difference to promise"
 
 Row = Mapping[str, Any]
@@ -50,14 +51,12 @@ class Home:
         link: to the second box, which has room for what is missing and a little more, or, where nothing is
             missing, for everything. None where there is no second box.
         has_card: the head is on a GPU of its own, without experts; else in the box's memory.
-        rows: what several rows cost the boxes, None for what their memory makes likely.
     """
 
     gbytes_per_s: float
     share: float
-    link: LinkKind | None
+    link: LinkSpec | None
     has_card: bool
-    rows: RowCosts | None = None
 
     def cluster(self) -> ClusterSpec:
         """Both boxes; the second one comes last."""
@@ -68,11 +67,11 @@ class Home:
         nodes = [NodeSpec("home", None, tuple(at_home), None)]
         if self.link is not None:
             room = 1.0 if self.share == 1 else min(1.0, 1 + SPARE_SHARE - self.share)
-            nodes.append(NodeSpec("attic", None, (self._memory(room),), self.link.spec))
+            nodes.append(NodeSpec("attic", None, (self._memory(room),), self.link))
         return ClusterSpec("home", tuple(nodes))
 
     def _memory(self, share: float) -> DeviceSpec:
-        return memory(self.gbytes_per_s, int(share * SHAPE.num_routed_experts) * EXPERT_BYTES, self.rows)
+        return memory(self.gbytes_per_s, int(share * SHAPE.num_routed_experts) * EXPERT_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,7 @@ def gain(row: Row) -> float:
 
 
 def verdict(times: float) -> str:
-    """Whether pooling experts pays, where predictions may be off by `UNSURE`."""
+    """Whether pooling experts pays, where the ratio of two speeds may be off by `UNSURE`."""
     if times >= 1 + UNSURE:
         return "yes"
     return "no" if times * (1 + UNSURE) <= 1 else NO_DIFFERENCE

@@ -58,7 +58,7 @@ def workload(drafts: int, context: int = CONTEXTS[0], sequences: int = 1) -> Wor
     )
 
 
-def problem_of(cluster: ClusterSpec, stats: RoutingStats, sequences: int = 1) -> PlanningProblem:
+def problem_of(cluster: ClusterSpec, stats: RoutingStats | None, sequences: int = 1) -> PlanningProblem:
     """What a plan is made for, without drafts; the head's memory is left out of budgets."""
     return PlanningProblem(
         SHAPE,
