@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict
 
@@ -237,7 +238,10 @@ def _devices(node: _NodeModel, where: str, *, is_head: bool) -> tuple[DeviceSpec
         if not is_head or i:
             check_no_head_software(node.name, device, f"{where}[{i}]")
     source: FiguresFrom = "catalogue" if node.hardware else "typed"
-    return tuple(device_spec(device, f"{where}[{i}]", source) for i, device in enumerate(devices))
+    specs = tuple(device_spec(device, f"{where}[{i}]", source) for i, device in enumerate(devices))
+    if not node.hardware:
+        return specs
+    return tuple(replace(spec, hardware=item.use) for spec, item in zip(specs, node.hardware, strict=True))
 
 
 def _machines(file: _ClusterModel, names: list[str], where: str) -> tuple[MachineSpec, ...]:

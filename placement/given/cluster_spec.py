@@ -76,7 +76,8 @@ class DeviceSpec:
     with weights of some forms, in place of `ffn_flops_per_s` and `overheads.expert_s`.
     `attention_bandwidth_bytes_per_s`: of keys and values, None for `bandwidth_bytes_per_s`. `row_costs`:
     passes of a few rows beside one row, of weights without `kernels` of their form.
-    `figures_from`: devices that reach the same are equal, whoever says so.
+    `figures_from`: devices that reach the same are equal, whoever says so. `hardware`: its name in the
+    catalogue, None where the file names none.
     """
 
     name: str
@@ -96,6 +97,7 @@ class DeviceSpec:
     attention_bandwidth_bytes_per_s: float | None = None
     row_costs: RowCosts = NO_ROW_COSTS
     figures_from: FiguresFrom = field(default="typed", compare=False)
+    hardware: str | None = field(default=None, compare=False)
 
     @property
     def budget_bytes(self) -> int:

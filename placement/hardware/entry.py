@@ -102,6 +102,7 @@ class Entry(_Strict):
 
     Attributes:
         memory_bytes: of the product; None where it is sold in several sizes, and the user states it.
+        compute_capability: of an NVIDIA GPU, such as 8.9; None of any other hardware.
         reached: what a published benchmark of this very device says.
         assumed: what nobody published, and no share of the data sheet can say.
     """
@@ -113,6 +114,7 @@ class Entry(_Strict):
     data_sheet: DataSheet
     memory_bytes: Memory | None = None
     torch_device: Text | None = None
+    compute_capability: Positive | None = None
     reached: Stated | None = None
     assumed: Stated | None = None
 
