@@ -33,7 +33,7 @@ _TITLES: dict[HardwareClass, str] = {
 # Of a cluster file's fields: what a reader calls them, in the order they are shown.
 _WORDS = {
     "memory_bytes": "memory",
-    "reserved_bytes": "not for experts",
+    "reserved_bytes": "for the system",
     "bandwidth_gbytes_per_s": "reads weights, GB/s",
     "attention_bandwidth_gbytes_per_s": "reads keys and values, GB/s",
     "ffn_gflops": "multiplies, GFLOP/s",

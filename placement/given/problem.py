@@ -174,7 +174,8 @@ def planning_devices(cluster: ClusterSpec, head_bytes: int = 0) -> tuple[Plannin
     device, which the head computes on. Every other tier is called NODE-DEVICE, and every other worker NODE.
 
     Args:
-        head_bytes: what the head needs of its device; where the cluster file reserves more, that counts.
+        head_bytes: what the head needs of its device. Where the cluster file reserves more, that counts; of
+            a device that the catalogue names both count, since what it reserves is the system's.
 
     Raises:
         PlanDoesNotFit: its device has less.
@@ -211,14 +212,26 @@ def planning_devices(cluster: ClusterSpec, head_bytes: int = 0) -> tuple[Plannin
 
 
 def _planned_tier(name: str, worker: str, node: NodeSpec, device: DeviceSpec, head_bytes: int) -> PlannedTier:
-    if head_bytes > device.memory_bytes:
+    beside_head = _system_bytes(device) if head_bytes else 0
+    missing = head_bytes + beside_head - device.memory_bytes
+    if missing > 0:
+        system = f", and the system {size(beside_head)}: together" if beside_head else ","
         raise PlanDoesNotFit(
             f"node {node.name}, device {device.name}: the head's weights, KV cache and activations take "
-            f"{size(head_bytes)}, {size(head_bytes - device.memory_bytes)} more than its memory_bytes: put "
+            f"{size(head_bytes)}{system} {size(missing)} more than its memory_bytes: put "
             "the head on a larger device, or give a shorter --context or fewer bits (--quant, --head-bits)"
         )
-    budget = min(device.budget_bytes, device.memory_bytes - head_bytes)
+    budget = min(device.budget_bytes, device.memory_bytes - beside_head - head_bytes)
     return PlannedTier(name, node.name, device.torch_device, device.kind, budget, worker=worker)
+
+
+def _system_bytes(device: DeviceSpec) -> int:
+    """What is reserved beside the head's own need.
+
+    Of a device that the catalogue names that is all, since the system takes it wherever the head is. A
+    figure that somebody typed, and a probe's, may be there for the head already.
+    """
+    return 0 if device.hardware is None else device.reserved_bytes
 
 
 def host_link(cluster: ClusterSpec) -> LinkSpec | None:

@@ -139,7 +139,7 @@ class ClassShares(_Strict):
         host_link_share: of the host link.
         layer_s, pass_s: and what follows, software as `overheads` of the cluster file name it.
         row_costs: passes of a few rows beside one row, as the cluster file has them.
-        reserved_bytes: what is not for experts.
+        reserved_bytes: what the system needs; the head's own need comes on top.
     """
 
     source: Prose

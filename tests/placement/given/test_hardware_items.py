@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from placement.errors import ClusterFileError
+from placement.errors import ClusterFileError, PlanDoesNotFit
 from placement.given.cluster_file import load_cluster
 from placement.given.cluster_spec import ClusterSpec, DeviceSpec
 from placement.given.other_head import HeadPlace, with_head
+from placement.given.problem import planning_devices
 from placement.hardware.catalogue import packaged_catalogue
 
 RAM: dict[str, Any] = {"use": "ddr5-6000-dual", "memory_bytes": "96GB"}
@@ -104,6 +105,35 @@ def test_a_head_that_is_moved_to_a_card_costs_what_it_costs_where_the_file_has_i
 def test_of_little_memory_half_is_for_experts(tmp_path: Path) -> None:
     (ram,) = devices(tmp_path, [RAM | {"memory_bytes": "4GB"}])
     assert ram.budget_bytes == 2 * 10**9
+
+
+def test_the_system_keeps_its_share_of_the_device_that_the_head_computes_on(tmp_path: Path) -> None:
+    """A figure that somebody typed in full may be there for the head already."""
+    head_bytes, attic = 5 * 10**9, RAM | {"reserved_bytes": "9GB"}
+    cluster = load(tmp_path, [RAM], [attic])
+    reserved = [node.devices[0].reserved_bytes for node in cluster.nodes]
+    budgets = [device.tier.budget_bytes for device in planning_devices(cluster, head_bytes)]
+    assert budgets == [96 * 10**9 - head_bytes - reserved[0], 96 * 10**9 - 9 * 10**9]
+    # Wherever the head is put.
+    moved = with_head(cluster, HeadPlace("attic", RAM["use"]))
+    budgets = [device.tier.budget_bytes for device in planning_devices(moved, head_bytes)]
+    assert budgets == [96 * 10**9 - reserved[0], 96 * 10**9 - 9 * 10**9 - head_bytes]
+    typed = [
+        dataclasses.replace(node, devices=(dataclasses.replace(node.devices[0], hardware=None),))
+        for node in cluster.nodes
+    ]
+    cluster = dataclasses.replace(cluster, nodes=tuple(typed))
+    budgets = [device.tier.budget_bytes for device in planning_devices(cluster, head_bytes)]
+    assert budgets == [96 * 10**9 - max(head_bytes, reserved[0]), 96 * 10**9 - 9 * 10**9]
+
+
+def test_a_head_without_room_beside_the_system_is_refused_with_both(tmp_path: Path) -> None:
+    cluster = load(tmp_path, [RAM | {"memory_bytes": "8GB", "reserved_bytes": "3GB"}])
+    assert planning_devices(cluster, 5 * 10**9)[0].tier.budget_bytes == 0
+    with pytest.raises(
+        PlanDoesNotFit, match=r"take 6.0 GB, and the system 3.0 GB: together 1.0 GB more than"
+    ):
+        planning_devices(cluster, 6 * 10**9)
 
 
 def test_a_link_may_name_its_kind(tmp_path: Path) -> None:
