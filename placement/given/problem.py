@@ -31,6 +31,9 @@ from placement.weight_format import BFLOAT16, PLANNED_FORMATS
 from placement.wire_form import WireForm, usual_wire_form
 from placement.workload import SINGLE_TOKEN, Workload
 
+_FEW_BITS = 4
+"""Below so many a weight, experts answer clearly otherwise than the published ones."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlanningDevice:
@@ -131,9 +134,11 @@ class PlanningProblem:
         missing = needed - int(self.capacities().sum())
         if missing <= 0:
             return
+        number = len(self.devices)
         raise PlanDoesNotFit(
-            f"{needed:,} experts of {size(self.expert_bytes)} do not fit the {len(self.devices)} devices: "
-            f"{size(missing * self.expert_bytes)} are missing; {self._advice()}"
+            f"{needed:,} experts of {size(self.expert_bytes)} do not fit the "
+            f"{'device' if number == 1 else f'{number} devices'}: "
+            f"{size(missing * self.expert_bytes)} are missing; {self._advice()}{self._advice_on_disks()}"
         )
 
     def _advice(self) -> str:
@@ -141,8 +146,17 @@ class PlanningProblem:
             size = self.shape.expert_bytes(form.bits)
             fitting = sum(device.capacity(size) for device in self.devices)
             if size < self.expert_bytes and fitting >= self.shape.num_routed_experts:
-                return f"give more memory, or plan for smaller experts: --quant {name} fits"
+                text = ", but changes the text" if form.bits < _FEW_BITS else ""
+                return f"give more memory, or plan for smaller experts: --quant {name} fits{text}"
         return "give more memory, since no --quant fits; --context and --head-bits free some on the head"
+
+    def _advice_on_disks(self) -> str:
+        if any(device.tier.kind == "disk" for device in self.devices):
+            return ""
+        return (
+            "; or name a disk, from which a token waits for what has no room: hardware: [..., "
+            "{use: nvme-gen4, memory_bytes: 1TB}]"
+        )
 
 
 def problem_for(
