@@ -165,6 +165,9 @@ def test_a_link_may_name_its_kind(tmp_path: Path) -> None:
         ),
         ([RAM, RAM | {"overheads": {"pass_s": 1}}], r"hardware\[1\].overheads.pass_s: expected on the first"),
         ([RAM | {"name": "a"}, RAM | {"name": "a"}], r"nodes\[0\].hardware: expected unique names"),
+        ([{"name": "ddr5-6000-dual", "memory_bytes": "9GB"}], r"hardware\[0\]: .*write use: ddr5-6000-dual"),
+        ([{"use": ["rtx-4090"]}], r"hardware\[0\].use: expected one name, without brackets: rtx-4090"),
+        ([{"use": "m4-max", "memory": "9GB"}], r"hardware\[0\].memory: unknown key \(is memory_bytes meant"),
         ([RAM | {"speed": 1}], r"hardware\[0\].speed: unknown key; expected use, name"),
     ],
 )
@@ -178,6 +181,7 @@ def test_a_wrong_item_is_refused_by_its_field(study: list[Any], message: str, tm
     ("link", "message"),
     [
         ({"hardware": "ethernet-3g"}, r"links\[0\].hardware: unknown hardware 'ethernet-3g': is ethernet-"),
+        ({"hardware": ["wifi-6"]}, r"links\[0\].hardware: expected one name, without brackets: wifi-6"),
         ({"hardware": "rtx-4090"}, r"links\[0\].hardware: rtx-4090 is no link"),
         ({"round_trip_s": 0.001}, r"links\[0\].bandwidth_gbits_per_s: expected a value, or a kind of link"),
     ],
