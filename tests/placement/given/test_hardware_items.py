@@ -151,6 +151,8 @@ def test_a_link_may_name_its_kind(tmp_path: Path) -> None:
     ("study", "message"),
     [
         (["rtx4090"], r"nodes\[0\].hardware\[0\].use: unknown hardware 'rtx4090': is rtx-4090 or .* meant"),
+        (["ryzen-ai-max-395"], r"hardware\[0\].use: unknown hardware .*: is strix-halo .*meant"),
+        (["GB10"], r"hardware\[0\].use: unknown hardware 'GB10': is dgx-spark .*meant"),
         (["toaster"], r"hardware\[0\].use: unknown hardware 'toaster': `potluck hardware` lists"),
         (["rtx-4090", 7], r"hardware\[1\]: expected a mapping with use, name"),
         (["rtx-4090", {"memory_bytes": "1GB"}], r"hardware\[1\].use: expected a value"),
