@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -108,6 +108,12 @@ class HolderTable:
         kept = np.where(np.isin(self.table, list(workers)), np.int16(NO_WORKER), self.table)
         order = np.argsort(kept == NO_WORKER, axis=2, kind="stable")
         return HolderTable(np.take_along_axis(kept, order, axis=2))
+
+    def renumbered(self, numbers: Sequence[int]) -> HolderTable:
+        """The same placement where worker i is called `numbers[i]`; these ascend."""
+        # The entry behind the last one is that of NO_WORKER, which is -1.
+        names = np.array([*numbers, NO_WORKER], dtype=np.int16)
+        return HolderTable(names[self.table])
 
     @property
     def num_layers(self) -> int:

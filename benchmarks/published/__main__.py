@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.published.files import load_passes
 from benchmarks.published.halves import Judgement, Published
-from benchmarks.published.passes import load_passes
+from benchmarks.published.hardware_file import write_values
 from benchmarks.published.probed import probed_range
-from benchmarks.published.reached_file import write_values
 from benchmarks.published.report import (
     class_table,
     device_table,
@@ -23,9 +23,11 @@ from benchmarks.published.report import (
     summary_table,
     write_parts,
 )
-from benchmarks.published.shares import by_class_alone, fitted
+from benchmarks.published.same_boxes import same_boxes_range
+from benchmarks.published.shares import fitted
 from placement.errors import PotluckError
 from placement.hardware.catalogue import REACHED, Catalogue, read_catalogue
+from placement.hardware.spread import SPREADS
 
 PAGE = Path(__file__).parents[2] / "docs" / "published.md"
 
@@ -35,12 +37,12 @@ def main(
         bool, typer.Option("--fit", help="Set what classes reach, judge it, and write both down.")
     ] = False,
 ) -> None:
-    """Print both halves; with --fit also write reached.yaml and the tables of docs/published.md."""
+    """Print both halves; with --fit also write what they set and the tables of docs/published.md."""
     try:
-        catalogue = by_class_alone(read_catalogue())
+        catalogue = read_catalogue()
         if fit:
             _fit(catalogue)
-            catalogue = by_class_alone(read_catalogue())
+            catalogue = read_catalogue()
         parts = page_parts(catalogue)
         for part in parts.values():
             print(part)
@@ -52,11 +54,7 @@ def main(
 
 
 def page_parts(catalogue: Catalogue) -> dict[str, str]:
-    """The tables of docs/published.md by their names there.
-
-    Args:
-        catalogue: without what was published of single devices (`by_class_alone`).
-    """
+    """The tables of docs/published.md by their names there."""
     published = Published.load(catalogue)
     judgement = Judgement.of(published, catalogue)
     within = judgement.range()
@@ -79,9 +77,9 @@ def _fit(catalogue: Catalogue) -> None:
     for figure, value in fitted(published.fit, catalogue).items():
         values.setdefault(figure.of_class, {})[figure.name] = value
     write_values(REACHED, values)
-    judgement = Judgement.of(published, by_class_alone(read_catalogue()))
-    ranges = {"judged": judgement.range(), "probed": probed_range(), "same_boxes": judgement.same_boxes()}
-    write_values(REACHED, {key: asdict(found) for key, found in ranges.items()})
+    judgement = Judgement.of(published, read_catalogue())
+    ranges = {"judged": judgement.range(), "probed": probed_range(), "same_boxes": same_boxes_range()}
+    write_values(SPREADS, {key: asdict(found) for key, found in ranges.items()})
 
 
 if __name__ == "__main__":

@@ -22,10 +22,9 @@ from placement.cost.roofline import work_alone_seconds
 from placement.errors import InputError
 from placement.files.quote import quote
 from placement.given.cluster_file import cluster_of
-from placement.given.cluster_spec import ClusterSpec
 from placement.given.problem import PlanningDevice, PlanningProblem, planning_devices
 from placement.hardware.catalogue import Catalogue
-from placement.hardware.expand import device_fields, link_fields, numbered
+from placement.hardware.expand import expanded_device, expanded_link, numbered
 from placement.kv_size import KvForm
 from placement.model_shape import AttentionShape, ModelShape
 from placement.workload import Workload
@@ -34,8 +33,8 @@ _ROOM_BYTES = 10**13
 """Of every device: a measurement that was published did fit."""
 _QUERY_HEADS_A_READ = 8
 """Of one key and value head, in llama.cpp's kernels for one new token (fattn.cu: ncols2 is 8 at most)."""
-_TWO_SOCKETS, _KNOW_SOCKETS = "-2s", ("ktransformers",)
-"""Other engines let pages lie on either socket, and half of what a core reads comes from the other one."""
+_KNOW_SOCKETS = ("ktransformers",)
+"""Other engines let pages lie on any socket; on two, half of what a core reads comes from the other one."""
 _BANDWIDTH = "bandwidth_gbytes_per_s"
 
 
@@ -68,9 +67,43 @@ def problem_of(measurement: Measurement, catalogue: Catalogue) -> tuple[Planning
     workload = Workload(
         drafts=measurement.drafts, accepted_drafts=sum(acceptance), context=measurement.context
     )
-    devices = planning_devices(_cluster(measurement, catalogue))
+    devices = devices_of(
+        measurement.of_boxes, measurement.link, measurement.engine, catalogue, f"measurement {measurement.id}"
+    )
     file = (measurement.model, measurement.quant, measurement.weight_bytes)
     return problem_on(devices, *file, workload), workload.tokens_out_per_step
+
+
+def devices_of(
+    boxes: Sequence[Sequence[str]], link: str | None, engine: str, catalogue: Catalogue, where: str
+) -> tuple[PlanningDevice, ...]:
+    """The catalogue's devices as an engine finds them, with room for whatever was published.
+
+    Args:
+        boxes: names of each box's devices; the head computes on the first of all.
+        link: between the first box and each other one, None for a single box.
+        where: what the names are from, for errors.
+
+    Raises:
+        ValueError: a name that the catalogue has not.
+    """
+    nodes, links = [], []
+    for number, names in enumerate(boxes):
+        devices = []
+        for position, (name, unique) in enumerate(zip(names, numbered(names), strict=True)):
+            entry = catalogue.entry(name)
+            typed = {} if entry.memory_bytes else {"memory_bytes": _ROOM_BYTES}
+            fields = expanded_device(catalogue, entry, typed, is_head=number == position == 0)
+            if engine not in _KNOW_SOCKETS:
+                fields |= {
+                    key: value / entry.sockets for key, value in fields.items() if key.endswith(_BANDWIDTH)
+                }
+            devices.append({**fields, "name": unique})
+        nodes.append({"name": f"box-{number}", "devices": devices})
+        if number:
+            figures = expanded_link(catalogue, catalogue.entry(link), {})
+            links.append({"node": f"box-{number}", **figures})
+    return planning_devices(cluster_of({"head": "box-0", "nodes": nodes, "links": links}, where))
 
 
 def problem_on(
@@ -207,22 +240,3 @@ def _in_turn(chosen: Sequence[int], sizes: Sequence[int], num_layers: int) -> tu
         end = round(num_layers * sum(sizes[: number + 1]) / sum(sizes))
         places += [index] * (end - len(places))
     return tuple(places)
-
-
-def _cluster(measurement: Measurement, catalogue: Catalogue) -> ClusterSpec:
-    nodes, links = [], []
-    for number, names in enumerate(measurement.of_boxes):
-        devices = []
-        for position, (name, unique) in enumerate(zip(names, numbered(names), strict=True)):
-            entry = catalogue.entry(name)
-            typed = {} if entry.memory_bytes else {"memory_bytes": _ROOM_BYTES}
-            is_head = number == position == 0
-            fields = device_fields(catalogue, entry, typed, is_head=is_head)
-            if name.endswith(_TWO_SOCKETS) and measurement.engine not in _KNOW_SOCKETS:
-                fields |= {key: value / 2 for key, value in fields.items() if key.endswith(_BANDWIDTH)}
-            devices.append({**fields, "name": unique})
-        nodes.append({"name": f"box-{number}", "devices": devices})
-        if number:
-            link = link_fields(catalogue, catalogue.entry(measurement.link), {})
-            links.append({"node": f"box-{number}", **link})
-    return cluster_of({"head": "box-0", "nodes": nodes, "links": links}, f"measurement {measurement.id}")

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.published.engine import predicted_tokens_per_s
-from benchmarks.published.judge import Judged, Range, range_about
-from benchmarks.published.measurements import Halves, Measurement, load_measurements
-from benchmarks.published.same_boxes import same_boxes_range
+from benchmarks.published.files import load_measurements
+from benchmarks.published.judge import Judged, range_about
+from benchmarks.published.measurements import Halves, Measurement
 from benchmarks.published.shares import fitted, with_figures
 from placement.errors import InputError
 from placement.files.quote import quote
 from placement.hardware.catalogue import Catalogue
+from placement.hardware.spread import Range
 
 _ONLY_GPU = "computed by the CPU of a box whose memory its GPU shares: the catalogue has the GPU alone"
 
@@ -80,10 +81,6 @@ class Judgement:
     def range(self) -> Range:
         """Of predictions for a device that set nothing: each device by the other half's shares."""
         return range_about([*self.judged, *self.swapped])
-
-    def same_boxes(self) -> Range:
-        """Of the ratio of two predictions for the same boxes; raises InputError as `same_boxes_range`."""
-        return same_boxes_range([*self.judged, *self.swapped])
 
 
 def judged_by(measurements: Sequence[Measurement], catalogue: Catalogue) -> tuple[Judged, ...]:

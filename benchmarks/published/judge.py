@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from benchmarks.published.measurements import Measurement
+from placement.hardware.spread import Range
 
 WANTED_COVER = 0.8
 """Of a range: the next measurement of a device that nobody set anything on is to lie in it so often."""
@@ -30,24 +31,6 @@ class Judged:
     def ratio(self) -> float:
         """Published by predicted."""
         return self.measurement.decode_tokens_per_s / self.predicted_tokens_per_s
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Factors of a prediction between which a measurement lies.
-
-    Attributes:
-        count: of the ratios that it is from.
-        covers: how often the next one is expected to lie in it.
-    """
-
-    low: float
-    high: float
-    count: int
-    covers: float
-
-    def holds(self, ratio: float) -> bool:
-        return self.low <= ratio <= self.high
 
 
 def range_of(

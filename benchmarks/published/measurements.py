@@ -1,22 +1,18 @@
-"""Published measurements as their files have them (benchmarks/published/*.yaml)."""
+"""Published decode speeds, and the halves that their devices fall into."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from placement.errors import InputError
+from benchmarks.published.place import Place
 from placement.fields.cluster_fields import Positive
-from placement.fields.yaml_file import read_mapping, validate_fields
 from placement.files.quote import quote
 
-FOLDER = Path(__file__).parent
-_NO_MEASUREMENTS = {"models.yaml", "probed.yaml"}
 _SPLIT = re.compile(r"all|cpu|layers|experts-in-ram(:[1-9]\d*)?")
 
 Exclusion = Literal[
@@ -26,7 +22,7 @@ Exclusion = Literal[
 _NOT_STATED = "not stated"
 
 
-class Measurement(BaseModel):
+class Measurement(Place):
     """One decode speed of one text at a time, with its place.
 
     Attributes:
@@ -39,16 +35,14 @@ class Measurement(BaseModel):
         excluded: the rule by which it is left out of fit and judgement, None where it counts.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     id: str = Field(min_length=1)
     model: str
     quant: str
     weight_bytes: Positive | None = None
     engine: str
     build: str | None = None
-    devices: list[str] = []
-    boxes: list[list[str]] = []
+    devices: list[str] = Field(default_factory=list)
+    boxes: list[list[str]] = Field(default_factory=list)
     link: str | None = None
     memory_bytes: str | int | None = None
     split: str
@@ -58,10 +52,6 @@ class Measurement(BaseModel):
     acceptance: list[float] | None = None
     decode_tokens_per_s: Positive
     prefill_tokens_per_s: Positive | None = None
-    source: str = Field(min_length=1)
-    url: str = Field(min_length=1)
-    quote: str = Field(min_length=1)
-    note: str | None = None
     excluded: Exclusion | None = None
 
     @field_validator("split")
@@ -103,16 +93,6 @@ class Measurement(BaseModel):
         return int(number) if number else None
 
 
-class _FileModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    measurements: list[Measurement]
-    bandwidth: list[dict[str, object]] | None = None
-    rows: list[dict[str, object]] | None = None
-    links: list[dict[str, object]] | None = None
-    disks: list[dict[str, object]] | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Halves:
     """Names of first devices whose measurements set shares, and of those whose measurements judge them."""
@@ -135,26 +115,3 @@ class Halves:
             for index, device in enumerate(sorted(devices)):
                 (judged if index % 2 else fit).add(device)
         return cls(frozenset(fit), frozenset(judged))
-
-
-def measurement_files(folder: Path = FOLDER) -> list[Path]:
-    """Those of published measurements, by name."""
-    return [path for path in sorted(folder.glob("*.yaml")) if path.name not in _NO_MEASUREMENTS]
-
-
-def load_measurements(folder: Path = FOLDER) -> list[Measurement]:
-    """All of them, file after file by name.
-
-    Raises:
-        InputError: a file that is no YAML of measurements, names the field; or two measurements of one id.
-    """
-    found: list[Measurement] = []
-    for path in measurement_files(folder):
-        document = read_mapping(path, InputError, "measurements")
-        found += validate_fields(document, _FileModel, path, InputError).measurements
-    seen: set[str] = set()
-    for measurement in found:
-        if measurement.id in seen:
-            raise InputError(f"{folder}: measurement {quote(measurement.id)} is there twice: rename one")
-        seen.add(measurement.id)
-    return found

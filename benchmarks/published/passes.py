@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from pydantic import field_validator
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from benchmarks.published.engine import Places, problem_on, step_s
-from benchmarks.published.measurements import FOLDER, measurement_files
-from placement.errors import InputError
-from placement.fields.cluster_fields import Positive
-from placement.fields.yaml_file import read_mapping, validate_fields
-from placement.given.cluster_file import cluster_of
-from placement.given.problem import PlanningDevice, planning_devices
+from benchmarks.published.engine import Places, devices_of, problem_on, step_s
+from benchmarks.published.place import Place
+from placement.fields.cluster_fields import Positive, Rows
 from placement.hardware.catalogue import Catalogue
-from placement.hardware.expand import device_fields
 from placement.workload import Workload
 
-_ROOM_BYTES = 10**13
 
-
-class PublishedPasses(BaseModel):
+class PublishedPasses(Place):
     """One device's speeds with passes of several rows, all layers on it.
 
     Attributes:
@@ -29,17 +19,22 @@ class PublishedPasses(BaseModel):
         what: the benchmark; batched ones have a row of each of several texts, others rows of one text.
     """
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
+    id: str | None = None
     device: str
     model: str
     quant: str
     engine: str
+    build: str | None = None
     context: int = 0
-    tokens_per_s: dict[int, Positive]
+    tokens_per_s: dict[Rows, Positive]
     what: str = ""
-    source: str = Field(min_length=1)
-    url: str = Field(min_length=1)
+
+    @field_validator("tokens_per_s")
+    @classmethod
+    def _has_one_row(cls, rates: dict[int, float]) -> dict[int, float]:
+        if 1 not in rates:
+            raise ValueError(f"expected 1 row, which others are compared with, found {sorted(rates)}")
+        return rates
 
     @property
     def beside_one(self) -> dict[int, float]:
@@ -50,22 +45,6 @@ class PublishedPasses(BaseModel):
     @property
     def is_batched(self) -> bool:
         return "batched" in self.what
-
-
-class _FileModel(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    rows: list[PublishedPasses] | None = None
-
-
-def load_passes(folder: Path = FOLDER) -> list[PublishedPasses]:
-    """All of them, file after file by name, each table once; raises InputError for a field that is wrong."""
-    found: dict[object, PublishedPasses] = {}
-    for path in measurement_files(folder):
-        document = read_mapping(path, InputError, "measurements and rows")
-        for one in validate_fields(document, _FileModel, path, InputError).rows or []:
-            found.setdefault((one.device, one.model, tuple(one.tokens_per_s.items())), one)
-    return list(found.values())
 
 
 def predicted_beside_one(passes: PublishedPasses, catalogue: Catalogue) -> dict[int, float]:
@@ -82,14 +61,8 @@ def predicted_beside_one(passes: PublishedPasses, catalogue: Catalogue) -> dict[
 def _pass_s(passes: PublishedPasses, rows: int, catalogue: Catalogue) -> float:
     texts, drafts = (rows, 0) if passes.is_batched else (1, rows - 1)
     workload = Workload(num_sequences=texts, drafts=drafts, context=passes.context)
-    problem = problem_on(_alone(passes.device, catalogue), passes.model, passes.quant, None, workload)
+    devices = devices_of([[passes.device]], None, passes.engine, catalogue, passes.device)
+    problem = problem_on(devices, passes.model, passes.quant, None, workload)
     shape = problem.shape
     places = Places((0,) * shape.num_hidden_layers, (0,) * shape.num_moe_layers)
     return step_s(problem, places)
-
-
-def _alone(device: str, catalogue: Catalogue) -> tuple[PlanningDevice, ...]:
-    entry = catalogue.entry(device)
-    typed: Mapping[str, int] = {} if entry.memory_bytes else {"memory_bytes": _ROOM_BYTES}
-    node = {"name": "box", "devices": [device_fields(catalogue, entry, typed, is_head=True)]}
-    return planning_devices(cluster_of({"head": "box", "nodes": [node]}, device))

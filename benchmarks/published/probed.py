@@ -7,9 +7,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from benchmarks.published.judge import Range, range_of
+from benchmarks.published.judge import range_of
 from placement.errors import InputError
 from placement.fields.yaml_file import read_mapping, validate_fields
+from placement.hardware.spread import Range
 
 PATH = Path(__file__).parent / "probed.yaml"
 
@@ -26,20 +27,34 @@ class _RunsModel(_Strict):
 
 class _FileModel(_Strict):
     runs: list[_RunsModel]
+    played: list[_RunsModel]
 
 
-def probed_ratios() -> list[list[list[float]]]:
-    """Measured by predicted tokens/s: by session, then by boxes and kind of step, then by layout.
+Sessions = list[list[list[float]]]
+"""Measured by predicted tokens/s: by session, then by boxes and kind of step, then by layout."""
+
+
+def probed_ratios() -> Sessions:
+    """Of runs by whose speeds probed boxes are judged; raises InputError: the file is not as it should be.
 
     A step that took longer than predicted gave fewer.
-
-    Raises:
-        InputError: the file is not as it should be.
     """
-    file = validate_fields(read_mapping(PATH, InputError, "runs"), _FileModel, PATH, InputError)
-    return [[[1 + error for error in alike] for alike in runs.errors] for runs in file.runs]
+    return _ratios(_file().runs)
+
+
+def played_ratios() -> Sessions:
+    """Of runs whose boxes' memory was all played, which says of ratios alone; raises as `probed_ratios`."""
+    return _ratios(_file().played)
 
 
 def probed_range() -> Range:
     """Factors of tokens/s, each measurement by itself; raises InputError as `probed_ratios`."""
     return range_of([ratio for session in probed_ratios() for alike in session for ratio in alike])
+
+
+def _file() -> _FileModel:
+    return validate_fields(read_mapping(PATH, InputError, "runs and played"), _FileModel, PATH, InputError)
+
+
+def _ratios(runs: list[_RunsModel]) -> Sessions:
+    return [[[1 + error for error in alike] for alike in each.errors] for each in runs]

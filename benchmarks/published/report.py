@@ -8,20 +8,20 @@ from operator import mul
 from pathlib import Path
 from statistics import median
 
+from benchmarks.published.acceptance import ACCEPTANCE
 from benchmarks.published.engine import predicted_tokens_per_s
 from benchmarks.published.halves import Judgement
-from benchmarks.published.judge import Judged, Range, coverage, median_error, worst_error
+from benchmarks.published.hardware_file import shown
+from benchmarks.published.judge import Judged, coverage, median_error, worst_error
 from benchmarks.published.measurements import Measurement
 from benchmarks.published.models import has_form, has_model
 from benchmarks.published.passes import PublishedPasses, predicted_beside_one
-from benchmarks.published.reached_file import shown
 from benchmarks.published.shares import FITTED
 from placement.errors import InputError
 from placement.files.atomic import replacing
 from placement.hardware.catalogue import Catalogue
+from placement.hardware.spread import Range
 
-_ACCEPTANCE = (0.889, 0.758, 0.687)
-"""By position, of Step-3.5-Flash (llama.cpp pull request 20981)."""
 _DRAFT_DEVICES = ("m4-max", "dgx-spark", "strix-halo", "rtx-pro-6000-blackwell")
 
 
@@ -132,7 +132,7 @@ def _drafted(device: str, drafts: int) -> Measurement:
         split="all",
         context=0,
         drafts=drafts,
-        acceptance=list(accumulate(_ACCEPTANCE[:drafts], mul)),
+        acceptance=list(accumulate(ACCEPTANCE[:drafts], mul)),
         decode_tokens_per_s=1.0,
         source="none",
         url="none",

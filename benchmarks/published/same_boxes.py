@@ -5,27 +5,28 @@ What is wrong of the boxes in both predictions is left out of their ratio, so th
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from itertools import permutations
 
-from benchmarks.published.judge import Judged, Range, range_of
-from benchmarks.published.probed import probed_ratios
+from benchmarks.published.judge import range_of
+from benchmarks.published.probed import played_ratios, probed_ratios
+from placement.hardware.spread import Range
 
 Alike = tuple[Hashable, Sequence[float]]
 """What counts as one pair, and measured by predicted speeds that differ in placement alone."""
 
 
-def same_boxes_range(judged: Sequence[Judged]) -> Range:
-    """Of pairs within our own runs and within others' posts: a session, or a device, counts as one pair.
+def same_boxes_range() -> Range:
+    """Of pairs within our own runs: a session counts as one pair.
 
-    Args:
-        judged: by what their own device did not set.
+    Other engines' placements are left out: what their messages between boxes cost is not modelled.
 
     Raises:
         InputError: probed.yaml is not as it should be.
     """
-    return range_of_pairs([*_own(), *published_alike(judged)])
+    sessions = enumerate([*probed_ratios(), *played_ratios()])
+    return range_of_pairs((number, alike) for number, session in sessions for alike in session)
 
 
 def range_of_pairs(sets: Iterable[Alike]) -> Range:
@@ -44,29 +45,3 @@ def range_of_pairs(sets: Iterable[Alike]) -> Range:
             groups.append(group)
     found = range_of(ratios, groups)
     return replace(found, count=found.count // 2)
-
-
-def _own() -> Iterator[Alike]:
-    """Of equal boxes and steps, by session."""
-    for number, session in enumerate(probed_ratios()):
-        for alike in session:
-            yield number, alike
-
-
-def published_alike(judged: Iterable[Judged]) -> Iterator[Alike]:
-    """Of one post that states its build, by first device.
-
-    Its placements differ in the cards or boxes used and in what lies in RAM. Of several measurements of one
-    placement the first counts.
-    """
-    found: dict[tuple[object, ...], dict[object, float]] = {}
-    for one in judged:
-        m = one.measurement
-        if m.build is None:
-            continue
-        file = (m.model, m.quant, m.weight_bytes)
-        kind = (m.first_device, m.url, m.engine, m.build, *file, m.context, m.kv, m.drafts)
-        placement = (tuple(map(tuple, m.of_boxes)), m.split)
-        found.setdefault(kind, {}).setdefault(placement, one.ratio)
-    for (device, *_), by_placement in found.items():
-        yield device, list(by_placement.values())

@@ -18,7 +18,7 @@ from scipy.optimize import least_squares
 from benchmarks.published.engine import places_of, problem_of, step_s
 from benchmarks.published.measurements import Measurement
 from placement.hardware.catalogue import Catalogue
-from placement.hardware.entry import ClassShares, Stated
+from placement.hardware.entry import ClassShares
 
 SHARES = ("bandwidth_share", "attention_bandwidth_share")
 SECONDS = ("layer_s",)
@@ -54,21 +54,6 @@ class Figure:
     @property
     def is_share(self) -> bool:
         return self.name in SHARES
-
-
-def by_class_alone(catalogue: Catalogue) -> Catalogue:
-    """The same devices without what engines reached on each: their own measurements would judge themselves.
-
-    What a program that does nothing but read has reached stays.
-    """
-    entries = {}
-    for name, entry in catalogue.entries.items():
-        if entry.kind != "link" and entry.reached is not None:
-            most = entry.reached.read_gbytes_per_s
-            reached = None if most is None else Stated(source=entry.reached.source, read_gbytes_per_s=most)
-            entry = entry.model_copy(update={"reached": reached})
-        entries[name] = entry
-    return Catalogue(entries, catalogue.classes)
 
 
 def _without_bounds(catalogue: Catalogue) -> Catalogue:

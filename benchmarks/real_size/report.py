@@ -9,6 +9,7 @@ from statistics import fmean, median
 import numpy as np
 from rich.table import Table
 
+from benchmarks.published.acceptance import ACCEPTANCE
 from benchmarks.real_size.machine import Machine
 from benchmarks.real_size.measured import LayoutRun, Passes
 from benchmarks.real_size.predict import Layout
@@ -16,8 +17,8 @@ from benchmarks.real_size.work import FileWork, by_form
 from placement.kv_size import KvForm, read_bytes
 from placement.model_shape import STEP_3_5_FLASH
 
-ACCEPTANCE = {1: 0.889, 2: 0.758, 3: 0.687}
-"""Share of drafts that hold, by drafts a step: Step-3.5-Flash in llama.cpp's pull request 20981."""
+_HOLD = dict(enumerate(ACCEPTANCE, start=1))
+"""Share of drafts that hold, by drafts a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +176,13 @@ def whole_model_table(
     """
     table = Table("45 layers, extrapolated", "ms a step", "tokens/s", "llama.cpp tokens/s", "times as fast")
     every = {passes.rows: passes for passes in joined(runs) if passes.context < 1000}
-    for drafts in (0, *ACCEPTANCE):
+    for drafts in (0, *_HOLD):
         passes = every.get(1 + drafts)
         if passes is None:
             continue
         more = _whole_bytes(work, passes) / floor_of(work, passes, machine).num_bytes
         mtp = drafts * _mtp_bytes(work) / floor_of(work, every[1], machine).num_bytes
-        tokens = 1 + drafts * ACCEPTANCE.get(drafts, 0.0)
+        tokens = 1 + drafts * _HOLD.get(drafts, 0.0)
         ours_s = passes.median_s * more + mtp * every[1].median_s
         other, other_one = (theirs.of(1 + drafts, 0), theirs.of(1, 0)) if theirs else (None, None)
         cells = ["", ""]

@@ -14,7 +14,7 @@ from orchestrator.cli.planning_only import is_planning_only, what_runs
 from placement.errors import InputError
 from placement.hardware.catalogue import Catalogue, packaged_catalogue
 from placement.hardware.entry import CLASSES, Entry, HardwareClass
-from placement.hardware.expand import device_fields, example_size, link_fields
+from placement.hardware.expand import example_size, expanded_device, expanded_link
 from placement.hardware.figures import Figure, figures_of
 
 _TITLES: dict[HardwareClass, str] = {
@@ -42,12 +42,8 @@ _WORDS = {
     "bandwidth_gbits_per_s": "carries, Gbit/s",
     "round_trip_s": "round trip",
     "row_costs": "pass of some rows, times",
-    "overheads.request_s": "software of a request",
-    "overheads.message_s": "software of a message",
     "overheads.layer_s": "software of a layer",
-    "overheads.moe_layer_s": "software of a MoE layer",
     "overheads.batch_s": "of a layer, several rows",
-    "overheads.row_s": "of a layer, each row",
     "overheads.pass_s": "software of a pass",
     "overheads.draft_s": "software of a draft",
 }
@@ -57,6 +53,8 @@ _HOW = {
     "class": "as its class",
     "assumed": "assumed",
 }
+_FIRST_FIELDS = ("name", "kind", "memory_bytes")
+"""Of a typed device: what a reader looks for."""
 _GIB = 2**30
 _MARK = "†"
 
@@ -162,16 +160,17 @@ def _sources(entry: Entry, of_class: str) -> list[str]:
 def _cluster_lines(catalogue: Catalogue, entry: Entry) -> str:
     """What to write for it: its name, or the same figures typed."""
     if entry.kind == "link":
-        typed = _flow({"node": "NODE", **link_fields(catalogue, entry, {})})
+        typed = _flow({"node": "NODE", **expanded_link(catalogue, entry, {})})
         return f"links:\n- {{node: NODE, hardware: {entry.name}}}\n\nor, typed:\n\nlinks:\n- {typed}"
     stated = {} if entry.memory_bytes is not None else {"memory_bytes": example_size(entry)}
     item = _flow({"use": entry.name, **stated}) if stated else entry.name
-    fields = device_fields(catalogue, entry, stated, is_head=True)
+    fields = expanded_device(catalogue, entry, stated, is_head=True)
+    fields = {name: fields[name] for name in (*_FIRST_FIELDS, *fields) if name in fields}
     for name in ("memory_bytes", "reserved_bytes"):
         if isinstance(fields.get(name), int):
             fields[name] = _text_size(fields[name])
-    typed = "or, typed, for the device that the head computes on:"
-    return f"hardware: [{item}]\n\n{typed}\n\ndevices:\n- {_flow(fields)}"
+    where = "" if entry.kind == "disk" else ", for the device that the head computes on"
+    return f"hardware: [{item}]\n\nor, typed{where}:\n\ndevices:\n- {_flow(fields)}"
 
 
 def _flow(fields: dict[str, Any]) -> str:

@@ -9,7 +9,8 @@ import typer
 from rich.console import Group
 
 from orchestrator.cli.output import table
-from placement.answers.head_choice import HeadChoice, TriedHead
+from placement.answers.head_choice import LEAST_GAIN, HeadChoice, TriedHead
+from placement.answers.prediction_range import NO_DIFFERENCE
 from placement.given.cluster_spec import ClusterSpec
 from placement.given.other_head import head_place
 from placement.units import compared, gain_of
@@ -111,11 +112,14 @@ def _beside(tried: TriedHead, choice: HeadChoice) -> str:
 def _worth(choice: HeadChoice, counted: str) -> str:
     best = choice.best.place
     if choice.best is choice.named:
-        return f"The head stays on {best}: no other place gains more than 1%."
+        return (
+            f"The head stays on {best}: no other place that was planned for in full gains more than "
+            f"{LEAST_GAIN:.0%}."
+        )
     gain = choice.gain(choice.best)
     if gain is None:
         return f"The head is put on {best}."
     assert choice.named is not None
-    unsure = "" if choice.is_promised(choice.best) else "; no difference we can promise"
+    unsure = "" if choice.is_promised(choice.best) else f"; {NO_DIFFERENCE}"
     moved = f"The head on {best} instead of {choice.named.place}"
     return f"{moved}: whole steps {compared(1 + gain)}{counted}{unsure}."

@@ -303,7 +303,7 @@ def _likely(found: PlanRange | None) -> str:
 
 
 def _range_parts(found: PlanRange | None) -> list[Group | str]:
-    """What the range comes from: each input alone."""
+    """What one input alone makes of the speed, and what the range comes from."""
     if found is None:
         return []
     speed = found.speed.tokens_per_s
@@ -318,7 +318,7 @@ def _range_parts(found: PlanRange | None) -> list[Group | str]:
     names = [each.input for each in found.inputs if each.input != "memory"]
     others = f"{' and '.join(names)} leave{'s' if len(names) == 1 else ''}"
     return [
-        table("What the range comes from, each alone", ("input", "tokens/s", "change"), rows),
+        table("What one input alone makes of it", ("input", "tokens/s", "change"), rows),
         f"{basis_sentence(found.figures)} What {others} open is added.",
         "Other routing is judged with this plan kept: one made for such text may gain.",
     ]

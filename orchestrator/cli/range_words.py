@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from placement.answers.prediction_range import LikelySpeed, Range
+from placement.answers.prediction_range import LikelySpeed, SpeedRange
 from placement.units import between
 
 _BASES = {
@@ -32,7 +32,7 @@ def likely(speed: LikelySpeed) -> str:
     return between(speed.low, speed.high)
 
 
-def basis_sentence(figures: Range) -> str:
+def basis_sentence(figures: SpeedRange) -> str:
     """Where a range comes from that is by devices' figures alone."""
     whose, measured = _BASES[figures.basis]
     return (

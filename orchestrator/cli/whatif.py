@@ -24,9 +24,9 @@ from orchestrator.cli.workload import (
     workload_of,
 )
 from placement.answers.planner import DEFAULT_POLICY
-from placement.answers.prediction_range import Range
+from placement.answers.prediction_range import SpeedRange
 from placement.answers.study.routing_source import FileSource, Routing, RoutingSource, SyntheticSource
-from placement.answers.whatif import Outcome, WhatIf, changes, rank_changes
+from placement.answers.whatif import Outcome, WhatIf, changes, rank_changes, reached_bytes_per_s
 from placement.given.cluster_file import load_known_cluster
 from placement.given.cluster_spec import LinkSpec
 from placement.given.traces import GENERAL
@@ -35,6 +35,8 @@ from placement.policies.registry import POLICIES, RUN_POLICIES
 from placement.units import gain_of
 from placement.workload import describe
 from placement.workload_fields import workload_fields
+
+USUAL_CABLE = "ethernet-2.5g"
 
 
 def whatif(
@@ -60,14 +62,20 @@ def whatif(
         float,
         typer.Option(min=0, help="Seconds over a new cable: in place of Wi-Fi, or to a box like the head's."),
     ] = 3e-4,
-    cable_gbits: Annotated[float, typer.Option(min=0.001, help="Gbit/s of a new cable.")] = 2.5,
+    cable_gbits: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Gbit/s of a new cable; without it what 2.5 gigabit Ethernet carries."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Rank single changes to a cluster by tokens per second."""
     given = given_model(model)
     shape = given.shape
     check_finite("--cable-round-trip", cable_round_trip)
-    check_finite("--cable-gbits", cable_gbits)
+    cable_rate = reached_bytes_per_s(USUAL_CABLE)
+    if cable_gbits is not None:
+        check_finite("--cable-gbits", cable_gbits)
+        cable_rate = cable_gbits * 1e9 / 8
     kept = planned_form(given, quant, None)
     form = kept.expert_form
     expert_bytes = max(layer.expert_bytes for layer in kept.layers)
@@ -82,7 +90,7 @@ def whatif(
     if stats is not None:
         source = FileSource(stats.name, stats, None)
     routing: Routing = source.load(shape)
-    possible = list(changes(boxes, LinkSpec(cable_round_trip, cable_gbits * 1e9 / 8)))
+    possible = list(changes(boxes, LinkSpec(cable_round_trip, cable_rate)))
     print_note(f"planning {1 + len(possible)} clusters, some seconds each …")
     result = rank_changes(
         shape,
@@ -131,7 +139,7 @@ def _document(result: WhatIf, outcome: Outcome) -> dict[str, object]:
         "what": outcome.what,
         "price": outcome.price,
         "place": outcome.place,
-        "verdict": None if outcome is result.now else result.verdict(outcome),
+        "verdict": outcome.verdict,
         "tokens_per_s": outcome.tokens_per_s,
         "range": range_fields(outcome.speed),
         "remote_layers_per_token": outcome.remote_layers_per_token,
@@ -145,10 +153,9 @@ def ranking_rows(result: WhatIf) -> list[tuple[str, ...]]:
     rows = [_line(result, result.now)]
     said = None
     for outcome in result.outcomes:
-        verdict = result.verdict(outcome)
-        if verdict != said and outcome.place is None and outcome.speed is not None:
-            rows.append((f"{verdict}:", *[""] * (len(rows[0]) - 1)))
-        said = verdict
+        if outcome.verdict != said and outcome.place is None and outcome.speed is not None:
+            rows.append((f"{outcome.verdict}:", *[""] * (len(rows[0]) - 1)))
+        said = outcome.verdict
         rows.append(_line(result, outcome))
     return rows
 
@@ -169,7 +176,7 @@ def _line(result: WhatIf, outcome: Outcome) -> tuple[str, ...]:
     )
 
 
-def _ranges(result: WhatIf) -> list[Range]:
+def _ranges(result: WhatIf) -> list[SpeedRange]:
     """One for each kind of figures that a speed is from."""
     speeds = [outcome.speed for outcome in (result.now, *result.outcomes) if outcome.speed is not None]
     return list({speed.range.basis: speed.range for speed in speeds}.values())

@@ -24,7 +24,7 @@ from placement.errors import BoxUnreachable, ClusterFileError, PotluckError
 from placement.files.quote import last_line
 from placement.given.cluster_file import load_known_cluster
 from placement.model_shape import ModelShape
-from placement.plan import LOCAL_WORKER, Plan
+from placement.plan import Plan
 from placement.plan_file import read_plan
 from workers.formats.identity import check_made_for
 from workers.formats.open_model import find_model, model_name
@@ -153,13 +153,14 @@ def _checked(path: Path, launcher: Launcher, model: Path, shape: ModelShape, *, 
 
 def check_head(plan: Plan, path: Path, launcher: Launcher) -> None:
     """Raise ClusterFileError for a plan, read from `path`, with the head on another box than the file's."""
-    head = launcher.head.name
-    for tier in plan.tiers:
-        if tier.worker == LOCAL_WORKER and tier.node != head:
-            raise ClusterFileError(
-                f"{path}: a plan with the head on {tier.node}, but {launcher.path} has it on {head}: set "
-                f"`head: {tier.node}` there and run `potluck up` on that box, or plan with --head {head}"
-            )
+    if plan.local_worker is None:
+        return
+    head, planned = launcher.head.name, plan.workers[plan.local_worker].node
+    if planned != head:
+        raise ClusterFileError(
+            f"{path}: a plan with the head on {planned}, but {launcher.path} has it on {head}: set "
+            f"`head: {planned}` there and run `potluck up` on that box, or plan with --head {head}"
+        )
 
 
 def _look(launcher: Launcher, model: Path, ssh: Ssh) -> list[str]:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from placement.answers.prediction_range import NO_DIFFERENCE, is_promised
 from placement.answers.study.config import Batch
 from placement.answers.study.results import Row
-from placement.hardware.spread import Spread
+from placement.hardware.spread import Range
 from placement.units import compared
 
 # The planner's own policies; all others are what people do today.
@@ -37,7 +38,7 @@ class Comparison:
         return self.best_baseline.step_s / self.ours.step_s - 1
 
 
-def compare(rows: Sequence[Row], same_boxes: Spread) -> list[Comparison]:
+def compare(rows: Sequence[Row], same_boxes: Range) -> list[Comparison]:
     """Every setting in which both the planner and some baseline have a plan that fits.
 
     Args:
@@ -52,16 +53,16 @@ def compare(rows: Sequence[Row], same_boxes: Spread) -> list[Comparison]:
     return found
 
 
-def winners(rows: Sequence[Row], same_boxes: Spread) -> dict[str, str | None]:
+def winners(rows: Sequence[Row], same_boxes: Range) -> dict[str, str | None]:
     """Of every setting in which several policies have a plan that fits, by its key: `winner_of`."""
     settings = _by_setting(rows)
     return {name: winner_of(group, same_boxes) for name, group in settings.items() if len(group) > 1}
 
 
-def winner_of(setting: Sequence[Row], same_boxes: Spread) -> str | None:
+def winner_of(setting: Sequence[Row], same_boxes: Range) -> str | None:
     """The policy that beats all others by more than the range; None where no difference can be promised.
 
-    All run on the same boxes, so the range is that of a ratio of two speeds.
+    All run on the same cluster with the same head, so the range is that of a ratio of two speeds.
 
     Args:
         setting: rows of one, of at least two policies, all with a plan that fits.
@@ -70,7 +71,7 @@ def winner_of(setting: Sequence[Row], same_boxes: Spread) -> str | None:
     first, second = sorted(setting, key=lambda row: row.step_s or float("inf"))[:2]
     assert first.step_s is not None
     assert second.step_s is not None
-    return first.policy if second.step_s / first.step_s - 1 > same_boxes.margin else None
+    return first.policy if is_promised(second.step_s / first.step_s, same_boxes) else None
 
 
 def winners_sentence(found: Mapping[str, str | None]) -> str | None:
@@ -83,7 +84,7 @@ def winners_sentence(found: Mapping[str, str | None]) -> str | None:
         return f"No difference between policies that we can promise, in {settings}."
     wins = ", ".join(f"{policy} in {number}" for policy, number in named.most_common())
     rest = len(found) - named.total()
-    others = f"; in {rest} there is no difference we can promise" if rest else ""
+    others = f"; in {rest} there is {NO_DIFFERENCE}" if rest else ""
     return f"Of {settings}, won by more than predictions for the same boxes may be off: {wins}{others}."
 
 

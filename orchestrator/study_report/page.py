@@ -17,6 +17,7 @@ from orchestrator.study_report.comparison import (
     winners,
     winners_sentence,
 )
+from placement.answers.prediction_range import NO_DIFFERENCE
 from placement.answers.study.config import Study
 from placement.answers.study.fit import not_fitting
 from placement.answers.study.results import Row
@@ -53,6 +54,7 @@ def write_page(study: Study, rows: Sequence[Row], path: Path) -> None:
         comparisons=zip(setting_labels([c.ours for c in comparisons]), comparisons, strict=True),
         summary=summary(comparisons),
         promised=winners_sentence(winners(rows, same_boxes)),
+        no_difference=NO_DIFFERENCE,
         not_fitting=not_fitting(rows),
         batch_label=batch_label,
         gain_of=gain_of,

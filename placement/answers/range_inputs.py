@@ -1,6 +1,6 @@
-"""Which inputs the range of a plan's speed comes from: how fast memory is read, drafts that hold, routing.
+"""The range of a plan's speed, and what one input alone makes of it: memory, drafts that hold, routing.
 
-Each is changed alone, and the plan's speed computed again.
+An input is changed alone, and the plan's speed computed again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from placement.answers.prediction import Prediction
-from placement.answers.prediction_range import LikelySpeed, Range, range_for, range_of
+from placement.answers.prediction_range import LikelySpeed, SpeedRange, range_for, range_of
 from placement.given.problem import PlanningDevice, PlanningProblem
 from placement.given.stats import RoutingStats
 from placement.given.traces import DOMAINS, SyntheticRouter
@@ -58,14 +58,18 @@ class InputEffect:
 
 @dataclass(frozen=True, slots=True)
 class PlanRange:
-    """A plan's speed with its range, which has three sources, and these, the largest first.
+    """A plan's speed with its range, and what one input alone makes of the speed.
+
+    The range comes from the devices' figures, drafts and routing. What memory makes of the speed is not
+    added: the range of figures has it, since that is of whole speeds.
 
     Attributes:
-        figures: the range that the devices' figures alone give; that of `speed` has drafts and routing too.
+        figures: the range that the devices' figures alone give.
+        inputs: memory, drafts where there are any, and routing, the largest effect first.
     """
 
     speed: LikelySpeed
-    figures: Range
+    figures: SpeedRange
     inputs: tuple[InputEffect, ...]
 
 
@@ -160,7 +164,7 @@ def _routing(problem: PlanningProblem, plan: Plan, text: PlanningText) -> InputE
         traces = [text.trace[:num_tokens], *(router.trace(d, num_tokens) for d in DOMAINS.values())]
     else:
         why = f"what counts of {text.stats.num_tokens:,} tokens leave open"
-        traces = [_text(each, problem.shape.top_k, num_tokens) for each in shares]
+        traces = [_trace(each, problem.shape.top_k, num_tokens) for each in shares]
     now_s, *others_s = (_step_s(problem, plan, trace) for trace in traces)
     factors = [1.0, *(now_s / other_s for other_s in others_s)]
     return InputEffect("routing", min(factors), max(factors), why)
@@ -182,7 +186,7 @@ def _drawn_shares(stats: RoutingStats) -> list[NDArray[np.float64]] | None:
     return [expected, *(each / each.sum(axis=1, keepdims=True) for each in drawn)]
 
 
-def _text(shares: NDArray[np.float64], top_k: int, num_tokens: int) -> NDArray[np.uint16]:
+def _trace(shares: NDArray[np.float64], top_k: int, num_tokens: int) -> NDArray[np.uint16]:
     """Tokens that choose experts in these proportions, always by the same luck.
 
     The first k of exponential clocks are k draws without replacement.

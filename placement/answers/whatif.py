@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from enum import StrEnum
+from itertools import count
 
-from placement.answers.prediction_range import LikelySpeed, places, range_for
+from placement.answers.prediction_range import NO_DIFFERENCE, LikelySpeed, range_for, ranks
 from placement.answers.study.measure import measure, measure_table
 from placement.answers.study.routing_source import Routing
 from placement.errors import PlanDoesNotFit
 from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, LinkUpgrade, NodeSpec
-from placement.given.problem import problem_for
+from placement.given.other_head import without_head
+from placement.given.problem import PlanningProblem, problem_for
+from placement.given.torch_devices import next_torch_device
+from placement.hardware.catalogue import packaged_catalogue
+from placement.hardware.expand import expanded_link
 from placement.hardware.spread import Spreads
 from placement.holders import HolderTable
 from placement.model_shape import ModelShape
@@ -21,11 +26,14 @@ from placement.units import size
 from placement.wire_form import WireForm
 from placement.workload import Workload
 
-# What people buy: twice the memory, the next kinds of Ethernet, a cable where the round trip is far longer
-# than a cable's.
+# What people buy: twice the RAM, one more card, the next kinds of Ethernet where they are clearly faster, a
+# cable where the round trip is far longer than a cable's.
 MEMORY_FACTOR = 2
-ETHERNET_GBITS_PER_S = (2.5, 10.0)
+ETHERNET = ("ethernet-2.5g", "ethernet-10g")
+CLEARLY_FASTER = 1.5
 LONG_ROUND_TRIPS = 2.0
+
+_Placed = tuple[PlanningProblem, HolderTable]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +45,24 @@ class Change:
     price: float | None
 
 
-Verdict = Literal["faster", "no difference we can promise", "slower", "does not fit"]
-_VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+class Verdict(StrEnum):
+    """What can be promised of a change beside the cluster as it is, the best first."""
+
+    FASTER = "faster"
+    SAME = NO_DIFFERENCE
+    SLOWER = "slower"
+    NO_ROOM = "does not fit"
+
+
+_ORDER: tuple[Verdict | None, ...] = tuple(Verdict)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """A change and the speed after it; None where the experts do not fit, and `note` says why.
 
-    `place`: among the changes that make it faster, from 1 on; those that differ by no more than the range
-    share one. None for others.
+    `verdict`: None for the cluster as it is. `place`: among the changes that make it faster, from 1 on; those
+    that differ by no more than the range share one. None for others.
     """
 
     what: str
@@ -54,6 +70,7 @@ class Outcome:
     speed: LikelySpeed | None = None
     remote_layers_per_token: float | None = None
     note: str = ""
+    verdict: Verdict | None = None
     place: int | None = None
 
     @property
@@ -67,18 +84,6 @@ class WhatIf:
 
     now: Outcome
     outcomes: tuple[Outcome, ...]
-
-    def verdict(self, outcome: Outcome) -> Verdict:
-        """What can be promised of a change beside the cluster as it is.
-
-        One that makes the experts fit is faster. One whose speed differs by no more than the range of either
-        prediction makes no difference that can be promised.
-        """
-        if outcome.speed is None:
-            return "does not fit"
-        if self.now.speed is None or outcome.speed.beats(self.now.speed):
-            return "faster"
-        return "slower" if self.now.speed.beats(outcome.speed) else "no difference we can promise"
 
     def gain(self, outcome: Outcome) -> float | None:
         """Tokens/s more than now, as a share; None where either does not fit."""
@@ -115,7 +120,7 @@ def rank_changes(
     check_policy(policy)
     passes = routing.as_passes(workload)
 
-    def outcome(change: Change, table: HolderTable | None) -> tuple[Outcome, HolderTable | None]:
+    def outcome(change: Change, present: _Placed | None) -> tuple[Outcome, _Placed | None]:
         try:
             problem = problem_for(
                 shape,
@@ -129,10 +134,12 @@ def rank_changes(
             found = measure(problem, policy, passes)
         except PlanDoesNotFit as error:
             return Outcome(change.what, change.price, note=str(error)), None
-        if table is not None:
-            found = min(found, measure_table(problem, table, passes), key=lambda measured: measured.step_s)
+        if present is not None:
+            kept = measure_table(problem, _carried(present, problem), passes)
+            found = min(found, kept, key=lambda measured: measured.step_s)
         speed = LikelySpeed(found.tokens_per_s, range_for(problem, found.table, spreads))
-        return Outcome(change.what, change.price, speed, found.remote_layers_per_token), found.table
+        placed = None if found.table is None else (problem, found.table)
+        return Outcome(change.what, change.price, speed, found.remote_layers_per_token), placed
 
     now, present = outcome(Change("as it is", cluster, None), None)
     return in_order(now, [outcome(change, present)[0] for change in tried])
@@ -140,23 +147,35 @@ def rank_changes(
 
 def in_order(now: Outcome, tried: Sequence[Outcome]) -> WhatIf:
     """Changes that make it faster, the fastest first; then the others by verdict, in the order given."""
-    known = WhatIf(now, tuple(tried))
-    faster = [(o.speed, o) for o in tried if o.speed is not None and known.verdict(o) == "faster"]
-    faster.sort(key=lambda found: -found[0].tokens_per_s)
-    numbers = places([speed for speed, _ in faster])
-    ranked = [dataclasses.replace(o, place=place) for (_, o), place in zip(faster, numbers, strict=True)]
-    others = [outcome for outcome in tried if known.verdict(outcome) != "faster"]
-    others.sort(key=lambda outcome: _VERDICTS.index(known.verdict(outcome)))
-    return WhatIf(now, (*ranked, *others))
+    found = [dataclasses.replace(change, verdict=_verdict(change.speed, now.speed)) for change in tried]
+    found.sort(key=_order)
+    faster = ranks([each.speed for each in found if each.speed and each.verdict is Verdict.FASTER])
+    ranked = [dataclasses.replace(each, place=place) for each, place in zip(found, faster, strict=False)]
+    return WhatIf(now, (*ranked, *found[len(ranked) :]))
+
+
+def _verdict(speed: LikelySpeed | None, now: LikelySpeed | None) -> Verdict:
+    """What makes the experts fit is faster, however slow."""
+    if speed is None:
+        return Verdict.NO_ROOM
+    if now is None or speed.beats(now):
+        return Verdict.FASTER
+    return Verdict.SLOWER if now.beats(speed) else Verdict.SAME
+
+
+def _order(outcome: Outcome) -> tuple[int, float]:
+    """Speeds that make no difference to promise are in no order either."""
+    is_faster = outcome.verdict is Verdict.FASTER
+    return _ORDER.index(outcome.verdict), -(outcome.tokens_per_s or 0.0) if is_faster else 0.0
 
 
 def changes(cluster: ClusterSpec, cable: LinkSpec) -> Iterator[Change]:
-    """Twice the memory of each RAM and each GPU, better links, one more box of each kind.
+    """Twice the RAM, one more card, better links, one more box of each kind.
 
-    Nodes are added behind those there are, so that plans for the cluster hold for the changed one too.
-    Links: what the cluster's `link_upgrades` list; without any, faster Ethernet at the same round trip and
-    a cable in place of Wi-Fi, for each box and for all boxes together. Of boxes that are alike the first
-    one is changed.
+    Nothing makes a GPU's own memory larger, nor that of a box whose GPU and CPU share it: one buys another.
+    Links: what the cluster's `link_upgrades` list; without any, Ethernet that carries at least CLEARLY_FASTER
+    times as much, at the same round trip, and a cable in place of Wi-Fi, for each box and for all boxes
+    together. Of boxes and cards that are alike the first one is changed.
 
     Args:
         cable: what a new cable gives; also the link of a box like the head's own, which the cluster may
@@ -165,8 +184,10 @@ def changes(cluster: ClusterSpec, cable: LinkSpec) -> Iterator[Change]:
     kinds = _first_of_each_kind(cluster)
     for node in kinds:
         for device in node.devices:
-            if device.kind != "disk":
-                yield _more_memory(cluster, node, device)
+            if device.kind == "ram":
+                yield _more_ram(cluster, node, device)
+        for card in _kinds_of_card(node):
+            yield _more_cards(cluster, node, card)
     for upgrade in cluster.link_upgrades or _usual_upgrades(cluster, kinds, cable):
         yield _better_links(cluster, upgrade)
     for node in kinds:
@@ -181,13 +202,45 @@ def _first_of_each_kind(cluster: ClusterSpec) -> list[NodeSpec]:
     return list(found.values())
 
 
-def _more_memory(cluster: ClusterSpec, node: NodeSpec, device: DeviceSpec) -> Change:
+def _kinds_of_card(node: NodeSpec) -> list[DeviceSpec]:
+    """GPUs that a box may have several of, each kind once.
+
+    A GPU that shares its box's memory is none: it has no host link, and no RAM stands beside it.
+    """
+    has_ram = any(device.kind == "ram" for device in node.devices)
+    found: dict[object, DeviceSpec] = {}
+    for device in node.devices:
+        if device.kind == "vram" and (has_ram or device.host_link_bytes_per_s is not None):
+            kind = (device.memory_bytes, device.bandwidth_bytes_per_s, device.ffn_flops_per_s)
+            found.setdefault(kind, device)
+    return list(found.values())
+
+
+def _more_cards(cluster: ClusterSpec, node: NodeSpec, card: DeviceSpec) -> Change:
+    is_heads = node.name == cluster.head and card is node.devices[0]
+    twin = without_head(card, by_card=True) if is_heads else card
+    backend = card.torch_device.partition(":")[0]
+    twin = dataclasses.replace(
+        twin,
+        name=_next_name(card.name, [device.name for device in node.devices]),
+        torch_device=next_torch_device(backend, [device.torch_device for device in node.devices]),
+    )
+    price = None if card.price_per_gbyte is None else card.memory_bytes / 1e9 * card.price_per_gbyte
+    what = f"one more card like {node.name}-{card.name}: {_gb(card.memory_bytes)}"
+    return Change(what, _with(cluster, dataclasses.replace(node, devices=(*node.devices, twin))), price)
+
+
+def _next_name(name: str, taken: Collection[str]) -> str:
+    """NAME-2, or the next number that is free."""
+    return next(n for n in (f"{name}-{i}" for i in count(2)) if n not in taken)
+
+
+def _more_ram(cluster: ClusterSpec, node: NodeSpec, device: DeviceSpec) -> Change:
     more = dataclasses.replace(device, memory_bytes=MEMORY_FACTOR * device.memory_bytes)
     devices = tuple(more if other is device else other for other in node.devices)
     added = (MEMORY_FACTOR - 1) * device.memory_bytes / 1e9
     price = None if device.price_per_gbyte is None else added * device.price_per_gbyte
-    noun = "GPU memory" if device.kind == "vram" else "RAM"
-    what = f"{noun} of {node.name}-{device.name}: {_gb(device.memory_bytes)} to {_gb(more.memory_bytes)}"
+    what = f"RAM of {node.name}-{device.name}: {_gb(device.memory_bytes)} to {_gb(more.memory_bytes)}"
     return Change(what, _with(cluster, dataclasses.replace(node, devices=devices)), price)
 
 
@@ -195,14 +248,25 @@ def _usual_upgrades(cluster: ClusterSpec, kinds: list[NodeSpec], cable: LinkSpec
     """Faster Ethernet keeps the round trip: what another card does to that is for a measurement to say."""
     links = {node.name: node.link for node in cluster.nodes if node.link and node.name != cluster.head}
     first = {node.name for node in kinds}
-    for gbits in ETHERNET_GBITS_PER_S:
-        rate = gbits * 1e9 / 8
-        slower = [name for name, link in links.items() if link.bandwidth_bytes_per_s < rate]
+    for kind in ETHERNET:
+        rate = reached_bytes_per_s(kind)
+        slower = [n for n, link in links.items() if CLEARLY_FASTER * link.bandwidth_bytes_per_s <= rate]
         for nodes in _singly_and_together(slower, first):
             yield LinkUpgrade("Ethernet", nodes, None, rate)
     longer = [n for n, link in links.items() if link.round_trip_s >= LONG_ROUND_TRIPS * cable.round_trip_s]
     for nodes in _singly_and_together(longer, first):
         yield LinkUpgrade("cable", nodes, cable.round_trip_s, cable.bandwidth_bytes_per_s)
+
+
+def reached_bytes_per_s(link: str) -> float:
+    """What a kind of link carries, not what is printed on it.
+
+    Args:
+        link: its name in the catalogue, such as ethernet-2.5g.
+    """
+    catalogue = packaged_catalogue()
+    gbits: float = expanded_link(catalogue, catalogue.entry(link), {})["bandwidth_gbits_per_s"]
+    return gbits * 1e9 / 8
 
 
 def _singly_and_together(names: list[str], first: set[str]) -> Iterator[tuple[str, ...]]:
@@ -246,16 +310,21 @@ def _values(cluster: ClusterSpec, upgrade: LinkUpgrade) -> str:
 
 
 def _one_more(cluster: ClusterSpec, node: NodeSpec, cable: LinkSpec) -> Change:
-    names = {other.name for other in cluster.nodes}
-    name = next(n for n in (f"{node.name}-{i}" for i in range(2, len(names) + 3)) if n not in names)
+    name = _next_name(node.name, [other.name for other in cluster.nodes])
     twin = dataclasses.replace(node, name=name, address=None)
     if node.name == cluster.head:
-        # What the head keeps for its own weights and cache is free on a box that only holds experts; a link
-        # of its own connects its processes, not boxes.
-        free = tuple(dataclasses.replace(device, reserved_bytes=0) for device in node.devices)
-        twin = dataclasses.replace(twin, devices=free, link=cable)
+        # A link of the head's own connects its processes, not boxes.
+        devices = (without_head(node.devices[0], by_card=False), *node.devices[1:])
+        twin = dataclasses.replace(twin, devices=devices, link=cable)
     after = dataclasses.replace(cluster, nodes=(*cluster.nodes, twin))
     return Change(f"one more box like {node.name}", after, node.price)
+
+
+def _carried(present: _Placed, problem: PlanningProblem) -> HolderTable:
+    """The placement on a cluster that has the same devices, in the same order, and others between them."""
+    before, table = present
+    places = {device.tier.name: index for index, device in enumerate(problem.devices)}
+    return table.renumbered([places[device.tier.name] for device in before.devices])
 
 
 def _with(cluster: ClusterSpec, changed: NodeSpec) -> ClusterSpec:

@@ -80,7 +80,7 @@ def _reads_longest(device: PlanningDevice, workload: Workload) -> bool:
     """Whether memory bounds a block of the head's weights there, not arithmetic."""
     read_s = workload.head_bits("ffn") / 8 / device.bandwidth_bytes_per_s
     multiply_s = device.multiply_s(workload.head_form("ffn"), 1, workload.tokens_per_step, read_s)
-    # A single row's share of `row_costs` is one, but for rounding.
+    # One row takes 1 by `row_costs`, which the sum of its two parts may exceed by rounding.
     return read_s >= multiply_s * (1 - 1e-9)
 
 

@@ -9,7 +9,7 @@ import ipaddress
 import re
 from typing import Annotated
 
-from pydantic import BeforeValidator, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, StringConstraints
 
 from placement.files.quote import quote
 from placement.units import size
@@ -133,6 +133,15 @@ def _rows(value: object) -> int:
     return value
 
 
+def _row_costs(value: dict[int, float]) -> dict[int, float]:
+    costs = [1.0, *(value[rows] for rows in sorted(value))]
+    if 1 in value:
+        raise ValueError("expected rows from 2 on, since a pass of 1 row is what others are compared with")
+    if costs != sorted(costs):
+        raise ValueError("expected passes of more rows to take at least as long, 1 at the least")
+    return value
+
+
 def _remote_path(value: object) -> str:
     if not isinstance(value, str) or not value.startswith(("/", "~/")) or not value.isprintable():
         raise ValueError(f"expected a path that begins with / or ~/, found {quote(value)}")
@@ -156,6 +165,8 @@ Gflops = Annotated[float, _at_most(_MOST_GFLOPS, "GFLOP/s", "MFLOP/s")]
 Positive = Annotated[float, BeforeValidator(_positive)]
 NotNegative = Annotated[float, BeforeValidator(_not_negative)]
 Rows = Annotated[int, BeforeValidator(_rows)]
+RowCostsField = Annotated[dict[Rows, Positive], AfterValidator(_row_costs)]
+"""Passes of a few rows beside one of a single row: rows, 2 at the least -> times as long."""
 Number = Annotated[float, BeforeValidator(_number)]
 Address = Annotated[str, BeforeValidator(parse_address)]
 RemotePath = Annotated[str, BeforeValidator(_remote_path)]

@@ -66,18 +66,23 @@ class MachineSpec:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
-    """Memory that can hold experts, and what computes on it. `torch_device` is such as "cuda:0" or "cpu".
+    """Memory that can hold experts, and what computes on it.
 
-    `price_per_gbyte`: of more memory of this kind here, None where the file gives none. `cores`: of its
-    machine that it uses while it computes. `host_link_bytes_per_s`: between the box's RAM and this VRAM, None
-    where experts are not streamed into it. `host_link_round_trip_s`: of the head's own VRAM, from a MoE
-    layer's rows there until the sums from RAM are back, without their bytes and what is computed.
-    `attention_flops_per_s`: what attention reaches, None for `ffn_flops_per_s`. `kernels`: what it reaches
-    with weights of some forms, in place of `ffn_flops_per_s` and `overheads.expert_s`.
-    `attention_bandwidth_bytes_per_s`: of keys and values, None for `bandwidth_bytes_per_s`. `row_costs`:
-    passes of a few rows beside one row, of weights without `kernels` of their form.
-    `figures_from`: devices that reach the same are equal, whoever says so. `hardware`: its name in the
-    catalogue, None where the file names none.
+    Attributes:
+        torch_device: such as "cuda:0" or "cpu".
+        price_per_gbyte: of more memory of this kind here, None where the file gives none.
+        cores: of its machine that it uses while it computes.
+        host_link_bytes_per_s: between the box's RAM and this VRAM, None where experts are not streamed into
+            it.
+        host_link_round_trip_s: of the head's own VRAM, from a MoE layer's rows there until the sums from RAM
+            are back, without their bytes and what is computed.
+        attention_flops_per_s: what attention reaches, None for `ffn_flops_per_s`.
+        kernels: what it reaches with weights of some forms, in place of `ffn_flops_per_s` and
+            `overheads.expert_s`.
+        attention_bandwidth_bytes_per_s: of keys and values, None for `bandwidth_bytes_per_s`.
+        row_costs: passes of a few rows beside one row, of weights without `kernels` of their form.
+        figures_from: who says so; devices that reach the same are equal, whoever does.
+        hardware: its name in the catalogue, None where the file names none.
     """
 
     name: str

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from pydantic import BaseModel, ConfigDict
 
 from placement.errors import ClusterFileError, InputError
@@ -14,12 +16,13 @@ from placement.fields.cluster_fields import (
     Number,
     Positive,
     RoundTrip,
+    RowCostsField,
     Rows,
 )
+from placement.fields.overhead_fields import HEAD_ALONE, OF_LAYERS
 from placement.files.quote import quote
 from placement.given.cluster_spec import DeviceKind, DeviceSpec, FiguresFrom, Overheads
 from placement.given.kernel_rates import ATTENTION, KernelRates, RowCosts
-from placement.hardware.entry import RowCostsField
 from placement.units import size
 from placement.weight_format import planned_format
 
@@ -39,11 +42,6 @@ class OverheadsModel(_Strict):
     row_s: NotNegative = 0.0
     pass_s: NotNegative = 0.0
     draft_s: NotNegative = 0.0
-
-
-# What counts on the head's own device alone, and what also counts where the policy `pipeline` runs layers.
-_HEAD_OVERHEADS = {"message_s", "message_row_s", "pass_s", "draft_s"}
-_LAYER_OVERHEADS = {"layer_s", "moe_layer_s", "batch_s", "row_s"}
 
 
 class DeviceModel(_Strict):
@@ -126,12 +124,12 @@ def _kernel_rates(form: str, gflops: dict[int, float], where: str) -> KernelRate
 
 def check_no_head_software(node: str, device: DeviceModel, where: str) -> None:
     """Raise ClusterFileError where a device that is not the head's own has what would count nowhere."""
-    without_effect = _HEAD_OVERHEADS | (_LAYER_OVERHEADS if device.kind == "disk" else set())
-    figures = {f"overheads.{name}": device.overheads.model_dump()[name] for name in sorted(without_effect)}
-    if device.kind == "vram":
-        figures["host_link_round_trip_s"] = device.host_link_round_trip_s
-    for name, seconds in figures.items():
-        if seconds:
+    without_effect = HEAD_ALONE | (OF_LAYERS if device.kind == "disk" else set())
+    if device.kind != "vram":
+        # `device_spec` refuses it with the better reason: there is no host link.
+        without_effect -= {"host_link_round_trip_s"}
+    for name in sorted(without_effect):
+        if attrgetter(name)(device):
             raise ClusterFileError(
                 f"{where}.{name}: expected on the first device of the head's node, found on device "
                 f"{device.name!r} of node {node!r}, where it has no effect: leave it out"

@@ -16,6 +16,7 @@ from placement.fields.cluster_fields import (
     NotNegative,
     Positive,
     RoundTrip,
+    RowCostsField,
     Rows,
 )
 from placement.files.quote import one_line
@@ -23,9 +24,9 @@ from placement.given.device_fields import (
     DeviceModel,
     OverheadsModel,
 )
+from placement.given.torch_devices import next_torch_device
 from placement.hardware.catalogue import packaged_catalogue
-from placement.hardware.entry import RowCostsField
-from placement.hardware.expand import device_fields, link_fields, numbered
+from placement.hardware.expand import expanded_device, expanded_link, numbered
 from placement.hardware.figures import figures_of
 
 
@@ -90,22 +91,23 @@ def named_devices(items: Sequence[HardwareItem], where: str, *, is_head: bool) -
     Raises:
         ClusterFileError: a link, or a product whose memory must be stated; names the item.
     """
-    catalogue, devices, cards = packaged_catalogue(), [], 0
+    catalogue, devices = packaged_catalogue(), []
+    torch_devices = [item.torch_device for item in items if item.torch_device is not None]
     by_card = is_head and bool(items) and catalogue.entry(items[0].use).kind == "vram"
     for index, (item, name) in enumerate(zip(items, numbered([item.use for item in items]), strict=True)):
         entry = catalogue.entry(item.use)
         try:
-            fields = device_fields(catalogue, entry, item.typed, is_head=is_head and index == 0)
+            fields = expanded_device(catalogue, entry, item.typed, is_head=is_head and index == 0)
         except ValueError as error:
             raise ClusterFileError(f"{where}[{index}]: {error}") from None
         if entry.kind == "vram" and not by_card:
             # A CPU asks it over the host link.
             figures = figures_of(entry, catalogue.shares_of(entry))
             if (round_trip := figures.get("host_link_round_trip_s")) is not None:
-                fields["overheads"].setdefault("request_s", round_trip.value)
-        if entry.kind == "vram" and "torch_device" not in fields:
-            fields["torch_device"] = f"cuda:{cards}" if cards else "cuda"
-            cards += 1
+                fields.setdefault("overheads", {}).setdefault("request_s", round_trip.value)
+        if entry.kind == "vram" and item.torch_device is None:
+            torch_devices.append(next_torch_device(entry.torch_device or "cuda", torch_devices))
+            fields["torch_device"] = torch_devices[-1]
         devices.append(DeviceModel.model_validate(fields | {"name": item.name or name}))
     return devices
 
@@ -117,6 +119,6 @@ def link_figures(name: str, typed: dict[str, Any], where: str) -> dict[str, Any]
         ClusterFileError: it is no link; names `where`.
     """
     try:
-        return link_fields(packaged_catalogue(), packaged_catalogue().entry(name), typed)
+        return expanded_link(packaged_catalogue(), packaged_catalogue().entry(name), typed)
     except ValueError as error:
         raise ClusterFileError(f"{where}: {error}") from None

@@ -81,9 +81,13 @@ NO_ROW_COSTS = RowCosts()
 
 
 def _line(rows: Sequence[int], seconds: Sequence[float], num_rows: float) -> tuple[float, float]:
-    """Around `num_rows`, through the two that are known about it: (at no rows, for each row), none below 0.
+    """The straight line through the two known points on either side of `num_rows`.
 
-    Beyond the last that is known it goes through none and the last.
+    Beyond the last known point, the line through that point and 0 seconds for 0 rows.
+
+    Returns:
+        (seconds at no rows, seconds for each row), neither below 0: where the line falls, or would begin
+        below 0, another one that meets it at `num_rows`.
     """
     num_rows = max(1.0, num_rows)
     index = min(bisect_right(rows, num_rows), len(rows)) - 1

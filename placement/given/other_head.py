@@ -12,7 +12,6 @@ from placement.given.cluster_spec import (
     LinkSpec,
     NodeSpec,
     Overheads,
-    least_known,
 )
 from placement.plan import Plan
 
@@ -84,10 +83,12 @@ def with_head(cluster: ClusterSpec, place: HeadPlace) -> ClusterSpec:
     two ends, and the shortest link's is shared out evenly between them. Two boxes a and b other than the head
     are then round_trip(a) + round_trip(b) - the shortest round trip apart: as far as from the head where all
     links are alike, and twice over Wi-Fi where both are on it. The rate is the slower link's. Where the head
-    itself is on Wi-Fi this overestimates what lies between the others.
+    itself is on Wi-Fi this overestimates what lies between the others. Nobody measured these links, so they
+    count as typed.
 
     The head's software is taken to cost the same seconds on the other device, where nothing is known of its
-    own; a GPU leaves out the processor's part of a layer. What the file reserves stays reserved, so the box
+    own; a GPU leaves out the processor's part of a layer. So the new head's device counts as typed, too, even
+    where its memory was probed. What the file reserves stays reserved, so the box
     that the head leaves gains no more room than the head itself needed beyond that.
 
     Args:
@@ -107,7 +108,7 @@ def with_head(cluster: ClusterSpec, place: HeadPlace) -> ClusterSpec:
         if node.name == cluster.head and devices:
             # A card of the same box asks over the host link, whose round trip counts there.
             by_card = node.name == place.node and first.kind == "vram"
-            devices = (_without_head(devices[0], by_card=by_card), *devices[1:])
+            devices = (without_head(devices[0], by_card=by_card), *devices[1:])
         if node.name == place.node:
             rest = tuple(device for device in devices if device.name != place.device)
             devices = (_as_head(first, old), *rest)
@@ -146,12 +147,13 @@ def _link(node: NodeSpec, head: NodeSpec, old_head: str, shortest_s: float) -> L
     return LinkSpec(
         node.link.round_trip_s + head.link.round_trip_s - shortest_s,
         min(node.link.bandwidth_bytes_per_s, head.link.bandwidth_bytes_per_s),
-        least_known((node.link.figures_from, head.link.figures_from)),
+        "typed",
     )
 
 
 def _as_head(device: DeviceSpec, old: DeviceSpec | None) -> DeviceSpec:
-    """A device with the software of the head that computed on `old`."""
+    """A device with the software of the head that computed on `old`: nobody measured that here."""
+    device = replace(device, figures_from="typed")
     own, known = device.overheads, Overheads() if old is None else old.overheads
     has_own = bool(own.layer_s or own.moe_layer_s or own.row_s)
     overheads = replace(
@@ -176,7 +178,7 @@ def _as_head(device: DeviceSpec, old: DeviceSpec | None) -> DeviceSpec:
     return replace(device, overheads=replace(overheads, request_s=0.0), host_link_round_trip_s=round_trip_s)
 
 
-def _without_head(device: DeviceSpec, *, by_card: bool) -> DeviceSpec:
+def without_head(device: DeviceSpec, *, by_card: bool) -> DeviceSpec:
     """The device that the head leaves.
 
     Args:

@@ -12,7 +12,6 @@ from placement.errors import HardwareFileError
 from placement.fields.yaml_file import read_mapping, validate_fields
 from placement.files.quote import quote
 from placement.hardware.entry import CLASSES, ClassShares, Entry
-from placement.hardware.spread import SPREADS
 
 CATALOGUE = Path(__file__).parent / "catalogue.yaml"
 REACHED = Path(__file__).parent / "reached.yaml"
@@ -85,8 +84,7 @@ def packaged_catalogue() -> Catalogue:
 
 
 def _read_classes(path: Path) -> dict[str, ClassShares]:
-    read = read_mapping(path, HardwareFileError, "a key for each class")
-    document = {key: value for key, value in read.items() if key not in SPREADS}
+    document = read_mapping(path, HardwareFileError, "a key for each class")
     if set(document) != set(CLASSES):
         wrong = sorted(map(str, set(document) ^ set(CLASSES)))
         raise HardwareFileError(f"{path}: {wrong[0]}: expected just the classes {', '.join(CLASSES)}")

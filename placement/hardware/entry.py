@@ -16,7 +16,7 @@ from placement.fields.cluster_fields import (
     Number,
     Positive,
     RoundTrip,
-    Rows,
+    RowCostsField,
     Text,
 )
 
@@ -45,18 +45,7 @@ def _share(value: float) -> float:
     return value
 
 
-def _row_costs(value: dict[int, float]) -> dict[int, float]:
-    costs = [1.0, *(value[rows] for rows in sorted(value))]
-    if 1 in value:
-        raise ValueError("expected rows from 2 on, since a pass of 1 row is what others are compared with")
-    if costs != sorted(costs):
-        raise ValueError("expected passes of more rows to take at least as long, 1 at the least")
-    return value
-
-
 Share = Annotated[Positive, AfterValidator(_share)]
-RowCostsField = Annotated[dict[Rows, Positive], AfterValidator(_row_costs)]
-"""Passes of a few rows beside one of a single row: rows, 2 at the least -> times as long."""
 
 
 class _Strict(BaseModel):
@@ -83,13 +72,9 @@ class Stated(_Strict):
     source: Prose
     read_gbytes_per_s: GbytesPerS | None = None
     bandwidth_gbytes_per_s: GbytesPerS | None = None
-    attention_bandwidth_gbytes_per_s: GbytesPerS | None = None
     ffn_gflops: Gflops | None = None
-    host_link_gbytes_per_s: GbytesPerS | None = None
     bandwidth_gbits_per_s: GbitsPerS | None = None
     round_trip_s: RoundTrip | None = None
-    reserved_bytes: Memory | None = None
-    row_costs: RowCostsField | None = None
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -103,6 +88,7 @@ class Entry(_Strict):
     Attributes:
         memory_bytes: of the product; None where it is sold in several sizes, and the user states it.
         compute_capability: of an NVIDIA GPU, such as 8.9; None of any other hardware.
+        sockets: whose memories are one device here; the data sheet counts all of them.
         reached: what a published benchmark of this very device says.
         assumed: what nobody published, and no share of the data sheet can say.
     """
@@ -115,6 +101,7 @@ class Entry(_Strict):
     memory_bytes: Memory | None = None
     torch_device: Text | None = None
     compute_capability: Positive | None = None
+    sockets: int = Field(default=1, ge=1)
     reached: Stated | None = None
     assumed: Stated | None = None
 
@@ -137,7 +124,7 @@ class ClassShares(_Strict):
         assumed: those of the figures below that nobody measured.
         attention_bandwidth_share: of keys and values in long texts; None for `bandwidth_share`.
         host_link_share: of the host link.
-        layer_s, pass_s: and what follows, software as `overheads` of the cluster file name it.
+        layer_s, batch_s, pass_s, draft_s: software as `overheads` of the cluster file name it.
         row_costs: passes of a few rows beside one row, as the cluster file has them.
         reserved_bytes: what the system needs; the head's own need comes on top.
     """
@@ -149,12 +136,8 @@ class ClassShares(_Strict):
     arithmetic_share: Share = 1.0
     host_link_share: Share = 1.0
     host_link_round_trip_s: RoundTrip = 0.0
-    request_s: NotNegative = 0.0
-    message_s: NotNegative = 0.0
     layer_s: NotNegative = 0.0
-    moe_layer_s: NotNegative = 0.0
     batch_s: Number = 0.0
-    row_s: NotNegative = 0.0
     pass_s: NotNegative = 0.0
     draft_s: NotNegative = 0.0
     row_costs: RowCostsField = {}

@@ -6,21 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from placement.fields.cluster_fields import parse_size
+from placement.fields.overhead_fields import HEAD_ALONE, OF_LAYERS
 from placement.hardware.catalogue import Catalogue
 from placement.hardware.entry import Entry
 from placement.hardware.figures import Figure, figures_of
 
-# What counts on the device alone that the head computes on; a cluster file refuses it elsewhere.
-_OF_HEAD = {
-    "host_link_round_trip_s",
-    "overheads.message_s",
-    "overheads.pass_s",
-    "overheads.draft_s",
-}
-_NOT_OF_DISKS = {"overheads.layer_s", "overheads.moe_layer_s", "overheads.batch_s", "overheads.row_s"}
 
-
-def device_fields(
+def expanded_device(
     catalogue: Catalogue, entry: Entry, typed: Mapping[str, Any], *, is_head: bool
 ) -> dict[str, Any]:
     """A device as a cluster file writes it.
@@ -40,22 +32,22 @@ def device_fields(
             f"{entry.name} is sold in several sizes: expected its memory, as {{use: {entry.name}, "
             f"memory_bytes: {example_size(entry)}}}"
         )
-    left_out = (set() if is_head else _OF_HEAD) | (_NOT_OF_DISKS if entry.kind == "disk" else set())
+    left_out = (set() if is_head else HEAD_ALONE) | (OF_LAYERS if entry.kind == "disk" else set())
     fields: dict[str, Any] = {"name": entry.name, "kind": entry.kind}
-    if "memory_bytes" in typed:
-        fields["memory_bytes"] = typed["memory_bytes"]
     if entry.torch_device is not None:
         fields["torch_device"] = entry.torch_device
     fields |= _nested({name: figure for name, figure in figures.items() if name not in left_out})
     overheads = fields.get("overheads", {}) | typed.get("overheads", {})
-    fields |= {**typed, "overheads": overheads}
+    fields |= typed
+    if overheads:
+        fields["overheads"] = overheads
     if "reserved_bytes" not in typed and "reserved_bytes" in fields:
         # Of little memory a share, as systems do.
         fields["reserved_bytes"] = min(fields["reserved_bytes"], parse_size(fields["memory_bytes"]) // 2)
     return fields
 
 
-def link_fields(catalogue: Catalogue, entry: Entry, typed: Mapping[str, Any]) -> dict[str, Any]:
+def expanded_link(catalogue: Catalogue, entry: Entry, typed: Mapping[str, Any]) -> dict[str, Any]:
     """A link's round trip and bandwidth as a cluster file writes them; `typed` wins.
 
     Raises:

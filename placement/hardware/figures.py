@@ -10,7 +10,7 @@ from placement.hardware.entry import ClassShares, Entry
 How = Literal["data sheet", "published", "class", "assumed"]
 """Printed by the maker; published of this device; what its class reaches; by nobody."""
 
-_OVERHEADS = ("request_s", "message_s", "layer_s", "moe_layer_s", "batch_s", "row_s", "pass_s", "draft_s")
+_OVERHEADS = ("layer_s", "batch_s", "pass_s", "draft_s")
 # Of a field of the cluster file: the share of which figure of the data sheet.
 _SHARES = {
     "bandwidth_gbytes_per_s": ("bandwidth_share", "bandwidth_gbytes_per_s"),

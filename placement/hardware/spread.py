@@ -1,79 +1,100 @@
-"""How far a measured speed may lie from a predicted one: beside the classes in reached.yaml."""
+"""How far a measured speed may lie from a predicted one, as spread.yaml has it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from placement.errors import HardwareFileError
 from placement.fields.cluster_fields import Positive
 from placement.fields.yaml_file import read_mapping, validate_fields
 from placement.hardware.entry import Prose, Share
 
-SPREADS = ("judged", "probed", "same_boxes")
-"""Keys of reached.yaml beside those of classes."""
-_REACHED = Path(__file__).parent / "reached.yaml"
+SPREADS = Path(__file__).parent / "spread.yaml"
 
 
-class Spread(BaseModel):
-    """Factors of a predicted speed, or of the ratio of two, between which the measured one lies.
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Factors of a predicted speed, or of the ratio of two, between which the measured one is likely to lie.
 
     Attributes:
         low, high: of tokens/s.
-        count: of measured by predicted ones that it is from.
+        count: of measured speeds or ratios, each beside its prediction, that the factors are from.
         covers: how often the next measured one is expected between them.
-        source: what was measured and predicted.
     """
+
+    low: float
+    high: float
+    count: int
+    covers: float
+
+    @property
+    def margin(self) -> float:
+        """As a share: a predicted gain that is no larger may be none.
+
+        It is none where the faster one is measured at the low side, or the slower one at the high side.
+        """
+        return max(self.high, 1 / self.low) - 1
+
+    def holds(self, ratio: float) -> bool:
+        """Whether a measured by predicted ratio lies between the factors."""
+        return self.low <= ratio <= self.high
+
+
+@dataclass(frozen=True, slots=True)
+class Spreads:
+    """Ranges by what they are of.
+
+    Attributes:
+        judged: speeds, by classes' shares of data sheets; judged on devices that nothing was set on.
+        probed: speeds, by a probe of the very boxes.
+        same_boxes: the ratio of two speeds of our runtime, on the same cluster with the same head.
+    """
+
+    judged: Range
+    probed: Range
+    same_boxes: Range
+
+
+class _SpreadModel(BaseModel):
+    """A range as the file has it. `source`: what was measured and predicted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     low: Positive
     high: Positive
-    count: int
+    count: Annotated[int, Field(ge=1)]
     covers: Share
     source: Prose
 
     @model_validator(mode="after")
-    def _rises(self) -> Spread:
-        if self.low > self.high or self.count < 1:
-            raise ValueError("expected low at most high, from one measurement at the least")
+    def _rises(self) -> _SpreadModel:
+        if self.low > self.high:
+            raise ValueError("expected low at most high")
         return self
 
     @property
-    def margin(self) -> float:
-        """As `larger_side`."""
-        return larger_side(self.low, self.high)
+    def range(self) -> Range:
+        return Range(self.low, self.high, self.count, self.covers)
 
 
-@dataclass(frozen=True, slots=True)
-class Spreads:
-    """By where the figures of the boxes are from.
+class _FileModel(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    Attributes:
-        judged: classes' shares of data sheets; judged on devices that nothing was set on.
-        probed: a probe of the very boxes.
-        same_boxes: any; of the ratio of two speeds of the same boxes, which placement alone makes differ.
-    """
-
-    judged: Spread
-    probed: Spread
-    same_boxes: Spread
+    judged: _SpreadModel
+    probed: _SpreadModel
+    same_boxes: _SpreadModel
 
 
-def larger_side(low: float, high: float) -> float:
-    """Of a range of factors, as a share: a difference that is no larger may be none."""
-    return max(high - 1, 1 - low)
-
-
-def read_spreads(path: Path = _REACHED) -> Spreads:
+def read_spreads(path: Path = SPREADS) -> Spreads:
     """Raises HardwareFileError: names file, field, what was expected and what was found."""
-    document = read_mapping(path, HardwareFileError, f"a key for each class, {', '.join(SPREADS)}")
-    return Spreads(
-        *(validate_fields(document.get(key), Spread, path, HardwareFileError, key) for key in SPREADS)
-    )
+    document = read_mapping(path, HardwareFileError, "judged, probed and same_boxes")
+    file = validate_fields(document, _FileModel, path, HardwareFileError)
+    return Spreads(file.judged.range, file.probed.range, file.same_boxes.range)
 
 
 @cache

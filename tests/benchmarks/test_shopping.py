@@ -12,12 +12,12 @@ from benchmarks.studies.shopping.answer import Planned, answer, verdict_of
 from benchmarks.studies.shopping.page import section
 from benchmarks.studies.shopping.questions import Option, Question, load_question, load_questions
 from benchmarks.studies.shopping.speeds import Speed, Speeds, speeds_on
-from placement.answers.prediction_range import LikelySpeed, Range
+from placement.answers.prediction_range import LikelySpeed, SpeedRange
 from placement.errors import ClusterFileError, StudyFileError
 from placement.given.cluster_file import cluster_of
 from placement.given.other_head import HeadPlace
 
-WITHIN = Range(0.75, 1.3, "catalogue", 100, 0.8)
+WITHIN = SpeedRange(0.75, 1.3, 100, 0.8, "catalogue")
 CONTEXTS = (4096, 32768)
 BOX = {"head": "box", "nodes": [{"name": "box", "hardware": ["strix-halo"]}]}
 SMALL_BOX = {"head": "box", "nodes": [{"name": "box", "hardware": ["rtx-4090"]}]}

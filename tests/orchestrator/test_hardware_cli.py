@@ -39,6 +39,17 @@ def test_an_entry_is_explained_and_its_lines_are_a_node(name: str, potluck: Potl
     assert nodes[0] == nodes[1]
 
 
+@pytest.mark.parametrize(("name", "of_head"), [("rtx-4090", True), ("nvme-gen4", False)])
+def test_typed_lines_say_so_where_they_hold_for_the_head_alone(
+    name: str, of_head: bool, potluck: Potluck
+) -> None:
+    _, out, _ = potluck("hardware", name)
+    assert ("that the head computes on" in out) is of_head
+    assert ("overheads: {" in out) is of_head
+    (device,) = yaml.safe_load(out[out.index("devices:") :])["devices"]
+    assert list(device)[:3] == ["name", "kind", "memory_bytes"]
+
+
 def test_a_link_is_explained_and_its_lines_are_links(potluck: Potluck) -> None:
     code, out, _ = potluck("hardware", "wifi-6")
     assert code == 0

@@ -20,7 +20,7 @@ from orchestrator.study_report.comparison import (
     winners_sentence,
 )
 from orchestrator.study_report.page import write_page
-from placement.answers.prediction_range import LikelySpeed, Range
+from placement.answers.prediction_range import LikelySpeed, SpeedRange
 from placement.answers.study.config import Study
 from placement.answers.study.fit import NotFitting, not_fitting
 from placement.answers.study.grid import cells
@@ -240,7 +240,7 @@ def test_what_one_change_buys_is_ranked_as_json(capsys: pytest.CaptureFixture[st
         assert change["range"]["low"] < change["tokens_per_s"] < change["range"]["high"]
         assert change["range"]["basis"] == "typed"
     assert {change["what"].split(":")[0] for change in document["changes"]} == {
-        "GPU memory of study-gpu",
+        "one more card like study-gpu",
         "RAM of study-ram",
         "one more box like study",
     }
@@ -257,7 +257,7 @@ def test_a_change_that_makes_it_twice_as_fast_or_more_is_a_factor() -> None:
 
 
 def outcome(what: str, tokens_per_s: float) -> Outcome:
-    return Outcome(what, None, LikelySpeed(tokens_per_s, Range(0.8, 1.1, "typed", 9, 0.8)), 3.0)
+    return Outcome(what, None, LikelySpeed(tokens_per_s, SpeedRange(0.8, 1.1, 9, 0.8, "typed")), 3.0)
 
 
 def test_changes_without_a_place_come_behind_a_line_that_says_why() -> None:

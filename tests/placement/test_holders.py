@@ -45,3 +45,10 @@ def test_without_a_worker_its_replicas_serve_and_what_only_it_held_is_held_by_no
     left = table.without({0}).layers[0]
     assert [left.of(expert) for expert in range(3)] == [(1,), (-1,), (1,)]
     assert table.without(()) == table
+
+
+def test_renumbered_workers_hold_the_same_experts() -> None:
+    masks = np.random.default_rng(1).random((3, 4, 9)) < 0.5
+    more = np.zeros((5, 4, 9), dtype=bool)
+    more[[0, 2, 4]] = masks
+    assert HolderTable.from_masks(masks).renumbered([0, 2, 4]) == HolderTable.from_masks(more)

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.studies.shopping.speeds import Speed
-
-NO_DIFFERENCE = "no difference we can promise"
+from placement.answers.prediction_range import NO_DIFFERENCE
 
 
 @dataclass(frozen=True, slots=True)

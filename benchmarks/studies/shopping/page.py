@@ -9,19 +9,18 @@ from benchmarks.studies.shopping.answer import Planned, answer, present, times, 
 from benchmarks.studies.shopping.questions import Option, Question
 from benchmarks.studies.shopping.speeds import Speed, Speeds
 from benchmarks.studies.whole_steps import CONTEXTS
-from placement.hardware.spread import Spread
+from placement.hardware.spread import Range
 from placement.units import between
 
 _WIDTH = 118
 _FILES = "../../benchmarks/studies/shopping"
 
 
-def range_part(spread: Spread) -> str:
+def range_part(within: Range) -> str:
     """One sentence."""
-    margin = max(spread.high - 1, 1 - spread.low)
     return (
-        f"The range is {spread.low:.2f} to {spread.high:.2f} of a prediction, so its larger side is "
-        f"{margin:.0%}.\n"
+        f"The range is {within.low:.2f} to {within.high:.2f} of a prediction, so a gain counts from "
+        f"{within.margin:.0%} on.\n"
     )
 
 

@@ -13,6 +13,7 @@ from placement.answers.study.routing_source import RoutingSource
 from placement.errors import ClusterFileError, HardwareFileError
 from placement.files.input_file import digest
 from placement.hardware.catalogue import CATALOGUE, REACHED
+from placement.hardware.spread import SPREADS
 from placement.model_shape import ModelShape
 from placement.workload import Workload, usual_workload
 
@@ -83,6 +84,9 @@ def fingerprint(study: Study, shape: ModelShape) -> str:
         [study.head_bits, study.prompt_ratio],
         [digest(path, ClusterFileError, "a cluster file") for path in study.clusters],
         [trace.fingerprint() for trace in study.traces],
-        [digest(path, HardwareFileError, "a file of the catalogue") for path in (CATALOGUE, REACHED)],
+        [
+            digest(path, HardwareFileError, "a file of the catalogue")
+            for path in (CATALOGUE, REACHED, SPREADS)
+        ],
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.published.judge import Judged, coverage, median_error, range_of, worst_error
 from benchmarks.published.measurements import Halves
-from tests.benchmarks.published.catalogues import measured
+from tests.benchmarks.published.made_up import measured
 
 RATIOS = st.lists(st.floats(0.1, 10), min_size=1, max_size=60)
 

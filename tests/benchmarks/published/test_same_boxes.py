@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.published.judge import Judged
-from benchmarks.published.probed import probed_range, probed_ratios
-from benchmarks.published.same_boxes import published_alike, range_of_pairs
-from tests.benchmarks.published.catalogues import measured
+from benchmarks.published.probed import played_ratios, probed_range, probed_ratios
+from benchmarks.published.same_boxes import range_of_pairs, same_boxes_range
 
 # So that equal ratios of them, and of them times powers of two, are equal floats.
 ALIKE = st.lists(st.integers(4, 16).map(float), min_size=2, max_size=5)
@@ -45,32 +41,14 @@ def test_who_measured_often_counts_once() -> None:
     assert range_of_pairs([*((0, near) for _ in range(9)), (1, far)]).high == pytest.approx(1.5)
 
 
-def judged(predicted: float, **fields: Any) -> Judged:
-    boxes = fields.pop("boxes", 1)
-    fields = {"build": "b1", "boxes": [["strix-halo"]] * boxes, "link": "usb4-net", **fields}
-    return Judged(measured([], "layers" if boxes > 1 else "all", **fields), predicted)
-
-
-def test_a_post_s_placements_are_compared_with_each_other_alone() -> None:
-    one, two = judged(50), judged(25, boxes=2)
-    assert list(published_alike([one, two])) == [("strix-halo", [1.0, 2.0])]
-    for other in (
-        {"build": "b2"},
-        {"url": "elsewhere"},
-        {"context": 8},
-        {"quant": "Q8_0"},
-        {"engine": "mlx"},
-    ):
-        alone = list(published_alike([one, judged(25, boxes=2, **other)]))
-        assert alone == [("strix-halo", [1.0]), ("strix-halo", [2.0])]
-
-
-def test_without_a_build_and_of_the_same_placement_nothing_is_compared() -> None:
-    assert list(published_alike([judged(50, build=None), judged(25, boxes=2, build=None)])) == []
-    assert list(published_alike([judged(50), judged(25)])) == [("strix-halo", [1.0])]
-
-
 def test_our_own_sets_are_all_that_the_range_of_probed_boxes_counts() -> None:
     sets = [alike for session in probed_ratios() for alike in session]
     assert sum(map(len, sets)) == probed_range().count
     assert sum(len(alike) > 1 for alike in sets) >= 10
+
+
+def test_played_memory_says_of_differences_alone() -> None:
+    sets = [alike for session in (*probed_ratios(), *played_ratios()) for alike in session]
+    assert same_boxes_range().count == sum(len(alike) * (len(alike) - 1) // 2 for alike in sets)
+    (border,) = played_ratios()
+    assert [len(alike) for alike in border] == [3] * 10 + [2] * 2

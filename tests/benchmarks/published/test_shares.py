@@ -10,7 +10,8 @@ import pytest
 from benchmarks.published.engine import places_of, predicted_tokens_per_s, problem_of, step_s
 from benchmarks.published.measurements import Measurement
 from benchmarks.published.shares import Figure, coefficients, figures_for, fitted, with_figures
-from tests.benchmarks.published.catalogues import classes_alone, measured
+from placement.hardware.catalogue import packaged_catalogue
+from tests.benchmarks.published.made_up import measured
 
 CARD, RAM = "rtx-4090", "ddr5-6000-dual"
 MEASUREMENTS = [
@@ -37,7 +38,7 @@ TRUE = {
 
 def made_up() -> list[Measurement]:
     """The measurements as devices of these figures would give them."""
-    catalogue = with_figures(classes_alone(), TRUE)
+    catalogue = with_figures(packaged_catalogue(), TRUE)
     return [
         m.model_copy(update={"decode_tokens_per_s": predicted_tokens_per_s(m, catalogue)})
         for m in MEASUREMENTS
@@ -45,11 +46,11 @@ def made_up() -> list[Measurement]:
 
 
 def test_a_step_is_the_sum_of_its_coefficients() -> None:
-    figures = figures_for(MEASUREMENTS, classes_alone())
+    figures = figures_for(MEASUREMENTS, packaged_catalogue())
     assert set(figures) == set(TRUE)
-    constant, slopes = coefficients(MEASUREMENTS, classes_alone(), figures)
+    constant, slopes = coefficients(MEASUREMENTS, packaged_catalogue(), figures)
     terms = [1 / TRUE[figure] if figure.is_share else TRUE[figure] for figure in figures]
-    catalogue = with_figures(classes_alone(), TRUE)
+    catalogue = with_figures(packaged_catalogue(), TRUE)
     for row, measurement in enumerate(MEASUREMENTS):
         problem, _ = problem_of(measurement, catalogue)
         whole_s = step_s(problem, places_of(measurement, problem))
@@ -58,11 +59,11 @@ def test_a_step_is_the_sum_of_its_coefficients() -> None:
 
 
 def test_figures_are_found_again() -> None:
-    found = fitted(made_up(), classes_alone())
+    found = fitted(made_up(), packaged_catalogue())
     for figure in TRUE:
         if figure.name == "bandwidth_share":
             assert found[figure] == pytest.approx(TRUE[figure], rel=0.1)
-    catalogue = with_figures(classes_alone(), found)
+    catalogue = with_figures(packaged_catalogue(), found)
     for measurement in made_up():
         assert predicted_tokens_per_s(measurement, catalogue) == pytest.approx(
             measurement.decode_tokens_per_s, rel=0.05
@@ -73,13 +74,13 @@ def test_one_odd_post_does_not_decide() -> None:
     odd = made_up()
     odd[0] = odd[0].model_copy(update={"decode_tokens_per_s": odd[0].decode_tokens_per_s / 3})
     figure = Figure("discrete-gpu", "bandwidth_share")
-    assert fitted(odd, classes_alone())[figure] == pytest.approx(TRUE[figure], rel=0.15)
+    assert fitted(odd, packaged_catalogue())[figure] == pytest.approx(TRUE[figure], rel=0.15)
 
 
 def test_no_share_is_more_than_reading_alone_has_reached() -> None:
     fast = [m.model_copy(update={"decode_tokens_per_s": 3 * m.decode_tokens_per_s}) for m in made_up()[6:]]
-    found = fitted(fast, classes_alone())
-    entry = classes_alone().entry("ddr5-4800-dual")
+    found = fitted(fast, packaged_catalogue())
+    entry = packaged_catalogue().entry("ddr5-4800-dual")
     assert entry.reached is not None
     assert entry.reached.read_gbytes_per_s is not None
     most = entry.reached.read_gbytes_per_s / 76.8
@@ -87,7 +88,7 @@ def test_no_share_is_more_than_reading_alone_has_reached() -> None:
 
 
 def test_other_figures_leave_the_catalogue_as_it_was() -> None:
-    catalogue = classes_alone()
+    catalogue = packaged_catalogue()
     before = dict(catalogue.classes)
     changed = with_figures(catalogue, {Figure("apple-m1", "layer_s"): 1.0})
     assert changed.classes["apple-m1"].layer_s == 1.0

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from placement.answers.prediction_range import (
     LikelySpeed,
-    Range,
-    margin_between,
-    places,
+    SpeedRange,
+    is_promised,
     range_for,
     range_of,
+    ranks,
 )
 from placement.given.cluster_spec import FiguresFrom
 from placement.given.problem import PlanningProblem
-from placement.hardware.spread import packaged_spreads
+from placement.hardware.spread import Range, packaged_spreads
 from placement.holders import HolderTable
 from placement.units import between
 from tests.placement.boxes import device
@@ -46,13 +46,13 @@ def everything_on(index: int) -> HolderTable:
 @pytest.mark.parametrize(
     ("sources", "expected"),
     [
-        (("probed",), Range(0.95, 1.1, "probed", 20, 0.8)),
-        (("catalogue", "probed"), Range(0.7, 1.2, "catalogue", 40, 0.8)),
-        (("probed", "typed"), Range(0.7, 1.2, "typed", 40, 0.8)),
+        (("probed",), SpeedRange(0.95, 1.1, 20, 0.8, "probed")),
+        (("catalogue", "probed"), SpeedRange(0.7, 1.2, 40, 0.8, "catalogue")),
+        (("probed", "typed"), SpeedRange(0.7, 1.2, 40, 0.8, "typed")),
     ],
 )
 def test_the_widest_range_counts_and_typed_figures_have_the_catalogues(
-    sources: tuple[FiguresFrom, ...], expected: Range
+    sources: tuple[FiguresFrom, ...], expected: SpeedRange
 ) -> None:
     assert range_of(sources, spreads()) == expected
 
@@ -70,7 +70,7 @@ def test_the_heads_device_counts_without_experts_too() -> None:
 
 
 def test_a_difference_counts_by_the_larger_side_of_the_wider_range() -> None:
-    narrow, wide = Range(0.9, 1.05, "probed", 9, 0.8), Range(0.9, 1.3, "typed", 9, 0.8)
+    narrow, wide = SpeedRange(0.91, 1.05, 9, 0.8, "probed"), SpeedRange(0.9, 1.3, 9, 0.8, "typed")
     assert LikelySpeed(11.1, narrow).beats(LikelySpeed(10.0, narrow))
     assert not LikelySpeed(10.9, narrow).beats(LikelySpeed(10.0, narrow))
     assert not LikelySpeed(11.1, narrow).beats(LikelySpeed(10.0, wide))
@@ -78,29 +78,32 @@ def test_a_difference_counts_by_the_larger_side_of_the_wider_range() -> None:
     assert LikelySpeed(13.1, wide).beats(LikelySpeed(10.0, narrow))
 
 
-def test_two_placements_on_the_same_devices_differ_surely_by_less() -> None:
-    given = problem("catalogue", "probed")
-    # The same two with the head on the other one.
-    tiers = [
-        replace(one.tier, node=other.tier.node)
-        for one, other in zip(given.devices, given.devices[::-1], strict=True)
-    ]
-    moved = replace(
-        given, devices=tuple(replace(d, tier=t) for d, t in zip(given.devices, tiers, strict=True))
-    )
-    both = HolderTable.from_single(np.array([[0, 1] * 3] * 2))
-    assert margin_between((given, both), (moved, both), spreads()) == pytest.approx(0.05)
-    # The second box's memory may be off by another share than the head's.
-    assert margin_between((given, both), (given, everything_on(0)), spreads()) == pytest.approx(0.3)
-    probed = problem("probed", "probed")
-    assert margin_between((probed, everything_on(0)), (probed, both), spreads()) == pytest.approx(0.1)
+@pytest.mark.parametrize(
+    ("low", "high", "margin"), [(0.8, 1.1, 0.25), (0.5, 1.2, 1.0), (0.9, 1.3, 0.3), (0.8, 1.25, 0.25)]
+)
+def test_a_gain_has_to_outlast_the_low_side_of_the_faster_one(low: float, high: float, margin: float) -> None:
+    within = Range(low, high, 9, 0.8)
+    assert within.margin == pytest.approx(margin)
+    assert not is_promised(1 + 0.99 * margin, within)
+    assert is_promised(1 + 1.01 * margin, within)
+    # What is promised of the faster is still faster at its low side, and than the slower at its high side.
+    assert (1 + 1.01 * margin) * low > 1
+    assert 1 + 1.01 * margin > high
+
+
+def test_of_two_ranges_the_wider_one_counts() -> None:
+    narrow, wide = Range(0.95, 1.05, 9, 0.8), Range(0.8, 1.1, 9, 0.8)
+    assert is_promised(1.06, narrow)
+    for both in ((narrow, wide), (wide, narrow)):
+        assert not is_promised(1.24, *both)
+        assert is_promised(1.26, *both)
 
 
 @given(st.lists(st.floats(0.1, 1000), min_size=1, max_size=20))
 def test_who_shares_a_place_is_not_beaten_by_its_first_and_others_are(tokens_per_s: list[float]) -> None:
-    likely = Range(0.8, 1.1, "typed", 9, 0.8)
+    likely = SpeedRange(0.8, 1.1, 9, 0.8, "typed")
     speeds = [LikelySpeed(speed, likely) for speed in sorted(tokens_per_s, reverse=True)]
-    found = places(speeds)
+    found = ranks(speeds)
     assert found[0] == 1
     for index, place in enumerate(found):
         assert place <= index + 1

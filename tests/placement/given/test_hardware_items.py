@@ -64,9 +64,26 @@ def test_typed_figures_win(tmp_path: Path) -> None:
 
 
 def test_two_of_a_kind_have_names_and_cards_of_their_own(tmp_path: Path) -> None:
-    found = devices(tmp_path, ["rtx-3090", "rtx-3090", "rx-7900-xtx"])
-    assert [device.name for device in found] == ["rtx-3090", "rtx-3090-2", "rx-7900-xtx"]
-    assert [device.torch_device for device in found] == ["cuda", "cuda:1", "hip"]
+    found = devices(tmp_path, ["rtx-3090", "rx-7900-xtx", "rtx-3090", "rx-7900-xtx", "mi60"])
+    names = ["rtx-3090", "rx-7900-xtx", "rtx-3090-2", "rx-7900-xtx-2", "mi60"]
+    assert [device.name for device in found] == names
+    # Each maker's driver counts its own cards.
+    assert [device.torch_device for device in found] == ["cuda", "hip", "cuda:1", "hip:1", "hip:2"]
+
+
+@pytest.mark.parametrize(
+    ("study", "found"),
+    [
+        ([{"use": "rtx-3090", "torch_device": "cuda:0"}, "rtx-3090"], ["cuda:0", "cuda:1"]),
+        (["rtx-3090", {"use": "rtx-3090", "torch_device": "cuda"}], ["cuda:1", "cuda"]),
+        ([{"use": "rtx-3090", "torch_device": "cuda:1"}, "rtx-3090"], ["cuda:1", "cuda"]),
+        ([{"use": "mi60", "torch_device": "hip:0"}, "mi60", "rtx-3090"], ["hip:0", "hip:1", "cuda"]),
+    ],
+)
+def test_no_card_is_given_a_torch_device_that_is_typed_for_another(
+    study: list[Any], found: list[str], tmp_path: Path
+) -> None:
+    assert [device.torch_device for device in devices(tmp_path, study)] == found
 
 
 def test_software_of_the_head_counts_on_its_first_device_alone(tmp_path: Path) -> None:

@@ -83,6 +83,37 @@ def test_links_to_another_box_have_both_ends_and_the_slower_rate() -> None:
     assert links(with_head(CLUSTER, HeadPlace("loft", "ram")))["attic"] == (5.8, 0.5)
 
 
+def test_what_nobody_measured_from_another_head_counts_as_typed() -> None:
+    probed = dataclasses.replace(
+        CLUSTER,
+        nodes=tuple(
+            dataclasses.replace(
+                each,
+                devices=tuple(dataclasses.replace(d, figures_from="probed") for d in each.devices),
+                link=each.link and dataclasses.replace(each.link, figures_from="probed"),
+            )
+            for each in CLUSTER.nodes
+        ),
+    )
+    moved = with_head(probed, HeadPlace("den", "ram"))
+    # Between the old head and the new one the link is the same; the others' are inferred.
+    known = {each.name: each.link and each.link.figures_from for each in moved.nodes}
+    assert known == {"study": "probed", "den": None, "attic": "typed", "loft": "typed", "cellar": "typed"}
+    assert {
+        str(HeadPlace(each.name, d.name))
+        for each in moved.nodes
+        for d in each.devices
+        if d.figures_from == "typed"
+    } == {"den/ram"}
+    sources = {d.tier.name: d.figures_from for d in planning_devices(moved)}
+    assert sources["head"] == sources["loft-ram"] == "typed"
+    assert sources["study-ram"] == "probed"
+    # On a card of the same box the software is copied, too; all links are as they were.
+    moved = with_head(probed, HeadPlace("study", "gpu"))
+    assert moved.head_node.devices[0].figures_from == "typed"
+    assert {each.link.figures_from for each in moved.nodes if each.link} == {"probed"}
+
+
 def test_another_device_of_the_heads_box_keeps_all_links() -> None:
     assert links(with_head(CLUSTER, HeadPlace("study", "gpu"))) == links(CLUSTER)
     assert with_head(CLUSTER, HeadPlace("study", "ram")) is CLUSTER

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.published.acceptance import ACCEPTANCE
 from placement.cost.head import head_seconds
 from placement.given.cluster_file import cluster_of
 from placement.given.cluster_spec import NO_OVERHEADS, DeviceSpec
@@ -27,7 +28,6 @@ from placement.workload import usual_workload
 
 EVEN_TEXT = np.argsort(np.random.default_rng(0).random((160, 42, 288)), axis=-1)[:, :, :8].astype(np.uint16)
 """[num_tokens, num_moe_layers, top_k]: what plans are made for where nobody has statistics."""
-ACCEPTANCE = (0.889, 0.758, 0.687)
 HARDWARE: dict[str, list[Any]] = {
     "Mac Studio": [{"use": "m4-max", "memory_bytes": "128GB"}],
     "GPU and RAM": ["rtx-4090", {"use": "ddr5-6000-dual", "memory_bytes": "192GB"}],

@@ -20,6 +20,7 @@ from placement.answers.study.routing_source import in_passes
 from placement.answers.study.runner import run_cells
 from placement.errors import ClusterFileError, InputError, PotluckError, RoutingFileError, StudyFileError
 from placement.given.stats import RoutingStats
+from placement.hardware.spread import SPREADS
 from placement.policies.registry import RUN_POLICIES
 from placement.workload import DEFAULT_CONTEXT, Workload
 from tests.placement.shapes import small_shape
@@ -82,6 +83,17 @@ def test_a_study_assumes_what_the_commands_do_and_can_say_otherwise(tmp_path: Pa
     assert {cell.setting.workload.head_bits_per_weight for cell in grid} == {6}
     assert {cell.setting.workload.prompt_tokens_per_token for cell in grid} == {0}
     assert fingerprint(Study.load(pinned), SHAPE) != fingerprint(Study.load(written(tmp_path)), SHAPE)
+
+
+def test_results_belong_to_the_ranges_that_they_were_judged_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study.load(written(tmp_path))
+    before = fingerprint(study, SHAPE)
+    other = tmp_path / "spread.yaml"
+    other.write_bytes(SPREADS.read_bytes() + b"# Another.\n")
+    monkeypatch.setattr("placement.answers.study.grid.SPREADS", other)
+    assert fingerprint(study, SHAPE) != before
 
 
 def test_a_context_beyond_the_models_own_length_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Writes what was set and judged into placement/hardware/reached.yaml; all else there stays."""
+"""Writes what was set and judged into files of placement/hardware; all else in them stays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DIGITS = 3
 
 
 def write_values(path: Path, values: Mapping[str, Mapping[str, float]]) -> None:
-    """Replace values of a file that is there: by class, or other key of the file, and by figure.
+    """Replace values of a file that is there: by its key, such as a class, and by figure.
 
     Raises:
         InputError: the file has no line for one of them.

@@ -1,18 +1,10 @@
-"""Measurements that tests make up, and the catalogue without what was published of single devices."""
+"""Measurements that tests make up."""
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from benchmarks.published.measurements import Measurement
-from benchmarks.published.shares import by_class_alone
-from placement.hardware.catalogue import Catalogue, packaged_catalogue
-
-
-@cache
-def classes_alone() -> Catalogue:
-    return by_class_alone(packaged_catalogue())
 
 
 def measured(devices: list[str], split: str = "all", **fields: Any) -> Measurement:
