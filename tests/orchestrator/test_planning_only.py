@@ -101,12 +101,19 @@ def test_the_list_marks_them_and_so_does_the_document(potluck: Potluck) -> None:
     assert {entry["name"] for entry in listed if entry["planning_only"]} == PLANNING_ONLY
 
 
-def test_plan_and_whatif_say_it_in_one_line(potluck: Potluck, tmp_path: Path) -> None:
+def test_plan_whatif_and_study_say_it_in_one_line(potluck: Potluck, tmp_path: Path) -> None:
     cluster(tmp_path, "p40", RAM)
     given = (tmp_path / "boxes.yaml", "--model", TINY, "--policy", "uniform")
     code, _, err = potluck("plan", *given, "--no-predict")
     assert code == 0, err
     assert "for planning and simulation only: den/p40: p40 has" in " ".join(err.split())
     code, _, err = potluck("whatif", *given)
+    assert code == 0, err
+    assert "for planning and simulation only: den/p40;" in " ".join(err.split())
+    study = tmp_path / "study.yaml"
+    axes: dict[str, Any] = {"name": "one", "model": str(TINY), "policies": ["uniform"], "quants": ["q4"]}
+    axes |= {"clusters": ["boxes.yaml"], "traces": [{"name": "general", "domain": "general", "tokens": 64}]}
+    study.write_text(yaml.safe_dump(axes))
+    code, _, err = potluck("study", study, "--processes", 1)
     assert code == 0, err
     assert "for planning and simulation only: den/p40;" in " ".join(err.split())
