@@ -69,7 +69,7 @@ def _alone(
         counted = " and prompts together" if problem.workload.prefill_passes_per_step else ""
         return [
             f"the head's box alone would be {compared(1 / times_as_long)} in MoE layers{counted}: use it, or "
-            "leave the policy to the planner"
+            "leave the policy to the planner, and ask for no second holders (--survive 0)"
         ]
     if times_as_long > 1 + _SAME:
         longer = alone.decode_s / ours.decode_s

@@ -299,6 +299,8 @@ def _values(cluster: ClusterSpec, upgrade: LinkUpgrade) -> str:
     before = None
     if len(upgrade.nodes) == 1:
         before = next(node.link for node in cluster.nodes if node.name == upgrade.nodes[0])
+    if before is not None and upgrade.of(before) == before:
+        return "no better than what is there"
     parts = []
     if upgrade.round_trip_s is not None:
         was = f"{1000 * before.round_trip_s:g} " if before else ""

@@ -26,6 +26,7 @@ from placement.given.device_fields import (
 )
 from placement.given.torch_devices import next_torch_device
 from placement.hardware.catalogue import packaged_catalogue
+from placement.hardware.entry import Entry
 from placement.hardware.expand import expanded_device, expanded_link, numbered
 from placement.hardware.figures import figures_of
 
@@ -92,6 +93,7 @@ def named_devices(items: Sequence[HardwareItem], where: str, *, is_head: bool) -
         ClusterFileError: a link, or a product whose memory must be stated; names the item.
     """
     catalogue, devices = packaged_catalogue(), []
+    _check_one_ram([catalogue.entry(item.use) for item in items], where)
     torch_devices = [item.torch_device for item in items if item.torch_device is not None]
     by_card = is_head and bool(items) and catalogue.entry(items[0].use).kind == "vram"
     for index, (item, name) in enumerate(zip(items, numbered([item.use for item in items]), strict=True)):
@@ -110,6 +112,16 @@ def named_devices(items: Sequence[HardwareItem], where: str, *, is_head: bool) -
             fields["torch_device"] = torch_devices[-1]
         devices.append(DeviceModel.model_validate(fields | {"name": item.name or name}))
     return devices
+
+
+def _check_one_ram(entries: Sequence[Entry], where: str) -> None:
+    """Raise ClusterFileError for RAM that is named twice: its bandwidth would be counted twice."""
+    of_ram = [entry.name for entry in entries if entry.kind == "ram"]
+    if len(of_ram) > 1:
+        raise ClusterFileError(
+            f"{where}: expected a box's RAM once, found {' and '.join(of_ram)}: write one item with the "
+            "memory_bytes of all its sticks; boards with two sockets have entries of their own (-2s)"
+        )
 
 
 def link_figures(name: str, typed: dict[str, Any], where: str) -> dict[str, Any]:

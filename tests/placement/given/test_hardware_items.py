@@ -16,6 +16,8 @@ from placement.given.other_head import HeadPlace, with_head
 from placement.given.problem import planning_devices
 from placement.hardware.catalogue import packaged_catalogue
 
+SLOW = {"bandwidth_gbytes_per_s": 20}
+CARD: dict[str, Any] = {"use": "rtx-3090"}
 RAM: dict[str, Any] = {"use": "ddr5-6000-dual", "memory_bytes": "96GB"}
 
 
@@ -182,8 +184,9 @@ def test_a_link_may_name_its_kind(tmp_path: Path) -> None:
             [RAM | {"host_link_gbytes_per_s": 20}],
             r"hardware\[0\].host_link_gbytes_per_s: expected on devices",
         ),
-        ([RAM, RAM | {"overheads": {"pass_s": 1}}], r"hardware\[1\].overheads.pass_s: expected on the first"),
-        ([RAM | {"name": "a"}, RAM | {"name": "a"}], r"nodes\[0\].hardware: expected unique names"),
+        ([RAM, CARD | {"overheads": {"pass_s": 1}}], r"hardware\[1\].overheads.pass_s: expected on the"),
+        ([RAM, RAM], r"nodes\[0\].hardware: expected a box's RAM once, found ddr5-6000-dual and"),
+        ([CARD | {"name": "a"}, CARD | {"name": "a"}], r"nodes\[0\].hardware: expected unique names"),
         ([{"name": "ddr5-6000-dual", "memory_bytes": "9GB"}], r"hardware\[0\]: .*write use: ddr5-6000-dual"),
         ([{"use": ["rtx-4090"]}], r"hardware\[0\].use: expected one name, without brackets: rtx-4090"),
         ([{"use": "m4-max", "memory": "9GB"}], r"hardware\[0\].memory: unknown key \(is memory_bytes meant"),
@@ -241,3 +244,10 @@ def test_what_could_be_bought_for_links_may_be_named(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(document | {"link_upgrades": [upgrade | {"hardware": "p40"}]}))
     with pytest.raises(ClusterFileError, match=r"link_upgrades\[0\].hardware: p40 is no link"):
         load_cluster(path)
+
+
+def test_keys_and_values_are_read_no_faster_than_the_memory_they_lie_in(tmp_path: Path) -> None:
+    path = tmp_path / "boxes.yaml"
+    path.write_text(yaml.safe_dump({"head": "a", "nodes": [{"name": "a", "hardware": [RAM | SLOW]}]}))
+    (device,) = load_cluster(path).nodes[0].devices
+    assert device.bandwidth_bytes_per_s == device.attention_bandwidth_bytes_per_s == 20e9
