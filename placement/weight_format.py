@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from types import MappingProxyType
 
 from placement.errors import InputError
@@ -191,7 +192,18 @@ def planned_format(name: str) -> WeightFormat:
     try:
         return _BY_ANY_NAME[name.lower()]
     except KeyError:
-        raise InputError(f"quantisation {quote(name)}: expected {', '.join(PLANNED_FORMATS)}") from None
+        meant = _meant(name.lower())
+        question = "" if meant is None else f" (is {meant} meant?)"
+        raise InputError(
+            f"quantisation {quote(name)}{question}: expected {', '.join(PLANNED_FORMATS)}"
+        ) from None
+
+
+def _meant(name: str) -> str | None:
+    """The form whose name begins an unknown one, as GGUF files' types such as q4_k_s do, or comes near it."""
+    begins = [key for key in PLANNED_FORMATS if name.startswith(key)]
+    near = begins or get_close_matches(name, PLANNED_FORMATS, 1)
+    return near[0] if near else None
 
 
 def planned_experts(name: str) -> ExpertFormat:

@@ -10,6 +10,7 @@ import yaml
 
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, print_json, print_note, table
+from orchestrator.cli.planning_only import is_planning_only, what_runs
 from placement.errors import InputError
 from placement.hardware.catalogue import Catalogue, packaged_catalogue
 from placement.hardware.entry import CLASSES, Entry, HardwareClass
@@ -32,7 +33,7 @@ _TITLES: dict[HardwareClass, str] = {
 # Of a cluster file's fields: what a reader calls them, in the order they are shown.
 _WORDS = {
     "memory_bytes": "memory",
-    "reserved_bytes": "not for experts",
+    "reserved_bytes": "for the system",
     "bandwidth_gbytes_per_s": "reads weights, GB/s",
     "attention_bandwidth_gbytes_per_s": "reads keys and values, GB/s",
     "ffn_gflops": "multiplies, GFLOP/s",
@@ -55,6 +56,7 @@ _HOW = {
 _FIRST_FIELDS = ("name", "kind", "memory_bytes")
 """Of a typed device: what a reader looks for."""
 _GIB = 2**30
+_MARK = "†"
 
 
 def hardware(
@@ -73,6 +75,7 @@ def hardware(
     for hardware_class in CLASSES:
         of_class = [entry for entry in entries if entry.hardware_class == hardware_class]
         console.print(_listed(catalogue, _TITLES[hardware_class], of_class))
+    print_note(f"{_MARK} planning only: `potluck hardware NAME` says what of such a box runs")
     print_note("`potluck hardware NAME` says where the figures of one come from, and what to write for it")
 
 
@@ -92,7 +95,8 @@ def _listed(catalogue: Catalogue, title: str, entries: Sequence[Entry]) -> Any:
         figures = figures_of(entry, catalogue.shares_of(entry))
         second = f"{1e3 * figures['round_trip_s'].value:g} ms" if is_link else _memory(entry)
         printed, reached = getattr(entry.data_sheet, field), figures[field]
-        rows.append([entry.name, second, f"{printed:g}", f"{reached.value:g}", _HOW[reached.how]])
+        name = f"{entry.name} {_MARK}" if is_planning_only(entry) else entry.name
+        rows.append([name, second, f"{printed:g}", f"{reached.value:g}", _HOW[reached.how]])
     unit = "Gbit/s" if is_link else "GB/s"
     columns = ["name", "round trip" if is_link else "memory", "printed", "reached", "known"]
     return table(f"{title}, {unit}", columns, rows)
@@ -112,6 +116,8 @@ def _explain(catalogue: Catalogue, entry: Entry) -> None:
     columns = ["", "printed", "a plan counts", "known"]
     console.print(table(f"{entry.name}: {entry.title}", columns, rows))
     console.print("\n".join(_sources(entry, shares.source)) + "\n", markup=False)
+    if (runs := what_runs(entry)) is not None:
+        console.print(f"{runs}\n", markup=False)
     console.print("In a cluster file:\n")
     console.print(_cluster_lines(catalogue, entry), markup=False, soft_wrap=True)
 
@@ -191,6 +197,7 @@ def _document(catalogue: Catalogue, entry: Entry) -> dict[str, Any]:
         "class": entry.hardware_class,
         "title": entry.title,
         "kind": entry.kind,
+        "planning_only": is_planning_only(entry),
         "data_sheet": entry.data_sheet.model_dump(exclude_none=True),
         "read_gbytes_per_s": None if entry.reached is None else entry.reached.read_gbytes_per_s,
         "figures": {

@@ -23,6 +23,7 @@ from orchestrator.cli.plan_export import Buffer, Export, ExportOptions, export_n
 from orchestrator.cli.plan_head import AUTO, Head, elsewhere_note
 from orchestrator.cli.plan_output import Planned, plan_document, plan_parts
 from orchestrator.cli.plan_picture import picture_suffix, write_heatmap
+from orchestrator.cli.planning_only import why_planning_only
 from orchestrator.cli.workload import (
     Accept,
     Context,
@@ -33,7 +34,6 @@ from orchestrator.cli.workload import (
     check_finite,
     workload_of,
 )
-from orchestrator.runnable import check_runnable
 from placement.answers.advice import advice
 from placement.answers.head_choice import choose_head, head_advice
 from placement.answers.planner import DEFAULT_POLICY, as_plan
@@ -196,10 +196,8 @@ def plan(
         print_note(note)
     if kept.note is not None:
         print_note(kept.note)
-    try:
-        check_runnable(made)
-    except PlanError as error:
-        print_note(f"for planning and simulation only: {error}")
+    if (why := why_planning_only(made, boxes)) is not None:
+        print_note(f"for planning and simulation only: {why}")
 
 
 def _losses(problem: PlanningProblem, asked: int | None, in_use: Plan | None) -> int:

@@ -20,7 +20,7 @@ from placement.answers.summary import PlanSummary
 from placement.answers.survival import Survival
 from placement.given.other_head import HeadPlace
 from placement.interop.export import Exported
-from placement.plan import Plan
+from placement.plan import LOCAL_WORKER, Plan
 from placement.units import between, compared, size
 from placement.workload import describe
 from placement.workload_fields import workload_fields
@@ -151,12 +151,12 @@ def _replan_document(moved: Replan) -> dict[str, Any]:
     }
 
 
-def plan_table(made: Plan, summary: PlanSummary) -> Group:
-    """What sits where, and with statistics who is asked how often."""
+def plan_table(made: Plan, summary: PlanSummary, head: HeadPlace | None = None) -> Group:
+    """What sits where, and with statistics who is asked how often; `head`: whose device that is."""
     is_measured = any(worker.share_of_activations is not None for worker in summary.workers)
     rows = [
         (
-            worker.name,
+            worker.name if head is None or worker.name != LOCAL_WORKER else f"{worker.name} ({head})",
             worker.tier,
             f"{worker.num_experts:,}",
             size(worker.held_bytes),
@@ -173,7 +173,7 @@ def plan_table(made: Plan, summary: PlanSummary) -> Group:
 
 def plan_parts(planned: Planned) -> list[Group | str]:
     """What sits where, predicted speed, the bound, what limits it, and what the plan says about the boxes."""
-    parts: list[Group | str] = [plan_table(planned.plan, planned.summary)]
+    parts: list[Group | str] = [plan_table(planned.plan, planned.summary, planned.head)]
     parts += heads_parts(planned.heads)
     num_layers = planned.summary.num_moe_layers
     if (prediction := planned.prediction) is not None:
@@ -262,7 +262,10 @@ def _no_room(contexts: Sequence[AtContext]) -> list[str]:
     """What to do about contexts that do not fit, a short table's other half."""
     if all(at.tokens_per_s is not None for at in contexts):
         return []
-    return ["Where there is no room, plan with --context: fewer experts then stay on the head's device."]
+    return [
+        "Where there is no room, this plan has none. One made with that --context may have it: fewer experts "
+        "then stay on the head's device."
+    ]
 
 
 def _move_line(moved: Replan) -> str:
@@ -317,6 +320,7 @@ def _range_parts(found: PlanRange | None) -> list[Group | str]:
     return [
         table("What one input alone makes of it", ("input", "tokens/s", "change"), rows),
         f"{basis_sentence(found.figures)} What {others} open is added.",
+        "Other routing is judged with this plan kept: one made for such text may gain.",
     ]
 
 

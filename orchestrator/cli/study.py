@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from orchestrator.cli.inputs import files_read, load_shape, name_in_errors
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, errors, print_json, print_note, table
+from orchestrator.cli.planning_only import planning_only_note
 from orchestrator.study_report.comparison import (
     compare,
     setting_labels,
@@ -28,6 +29,7 @@ from placement.answers.study.inputs import check_inputs
 from placement.answers.study.results import ResultsFolder
 from placement.answers.study.runner import run_cells
 from placement.files.atomic import check_targets
+from placement.given.cluster_file import load_known_cluster
 from placement.hardware.spread import packaged_spreads
 from placement.units import gain_of
 
@@ -103,4 +105,6 @@ def study(
         console.print(promised)
     for cluster in missing:
         console.print(f"Does not fit: {cluster.sentence}.", markup=False, soft_wrap=True)
+    if (planning_only := planning_only_note(map(load_known_cluster, loaded.clusters))) is not None:
+        print_note(planning_only)
     print_note(f"{len(todo)} of {len(grid)} cells computed now; wrote {results.csv_path} and {page}")

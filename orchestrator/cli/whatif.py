@@ -11,6 +11,7 @@ from rich.progress import track
 from orchestrator.cli.inputs import given_model, planned_form
 from orchestrator.cli.options import Json, Quant
 from orchestrator.cli.output import console, errors, print_json, print_note, table
+from orchestrator.cli.planning_only import planning_only_note
 from orchestrator.cli.range_words import basis_sentence, likely, range_fields
 from orchestrator.cli.workload import (
     Accept,
@@ -125,6 +126,8 @@ def whatif(
     console.print(f"Assumed: {describe(workload)}.")
     if result.now.note:
         print_note(f"as it is: {result.now.note}")
+    if (planning_only := planning_only_note([boxes])) is not None:
+        print_note(planning_only)
     if kept.note is not None:
         print_note(kept.note)
     if stats is None:

@@ -52,8 +52,9 @@ def advice(problem: PlanningProblem, table: HolderTable, text: PlanningText) -> 
             sentences += _alone(known, alone, table, speed(known, alone, steps), ours)
     if problem.stats is None:
         sentences.append(
-            "without statistics every expert counts as equally likely: record your own text with "
-            "`potluck stats` and plan again with --stats"
+            "without statistics every expert counts as equally likely; `potluck whatif` and studies plan for "
+            "text that uses experts as unevenly as other models do, so their speeds differ: record your own "
+            "text with `potluck stats` and plan again with --stats"
         )
         return sentences
     return [*sentences, _worth_of_statistics(known, steps, ours)]

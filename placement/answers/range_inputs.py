@@ -159,7 +159,7 @@ def _routing(problem: PlanningProblem, plan: Plan, text: PlanningText) -> InputE
     num_tokens = rows * max(_FEWEST_STEPS, _DRAWN_TOKENS // rows)
     shares = None if problem.stats is None else _drawn_shares(problem.stats)
     if shares is None:
-        why = "experts used as unevenly as in other models"
+        why = "experts used as unevenly as in other models, this plan kept"
         router = SyntheticRouter(problem.shape)
         traces = [text.trace[:num_tokens], *(router.trace(d, num_tokens) for d in DOMAINS.values())]
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Sequence
+from difflib import get_close_matches
 from typing import TypeVar, get_args
 
 import yaml
@@ -192,7 +193,9 @@ def _reason(mistake: ErrorDetails, model: type[BaseModel]) -> str:
     if kind == "value_error":
         return str(mistake["ctx"]["error"])
     if kind == "extra_forbidden":
-        return f"unknown key; expected {', '.join(_model_at(model, location[:-1]).model_fields)}"
+        known = list(_model_at(model, location[:-1]).model_fields)
+        near = get_close_matches(str(location[-1]), known, 1)
+        return f"unknown key{f' (is {near[0]} meant?)' if near else ''}; expected {', '.join(known)}"
     if kind in ("model_type", "model_attributes_type"):
         keys = ", ".join(_model_at(model, location).model_fields)
         return f"expected a mapping with {keys}, found {found}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict
 
@@ -94,11 +95,14 @@ def check_figures(cluster: ClusterSpec, path: str | os.PathLike[str]) -> None:
     """Raise ClusterFileError where nothing says what a node has or how fast it is reached."""
     if unknown := cluster.unknown_nodes:
         node = next(node for node in cluster.nodes if node.name == unknown[0])
-        what = "device" if not node.devices else "link to the head"
+        what, typed = "device", "type devices or hardware into the file"
+        if node.devices:
+            what = "link to the head"
+            typed = f"type it under links: - {{node: {node.name}, hardware: ethernet-2.5g}}"
         more = ", nor have others" if len(unknown) > 1 else ""
         raise ClusterFileError(
             f"{path}: node {node.name!r} has no {what} typed or measured{more}: run `potluck probe {path}`, "
-            f"or type {'devices or hardware' if not node.devices else 'links'} into the file"
+            f"or {typed}"
         )
 
 
@@ -144,7 +148,8 @@ class _LinkUpgradeModel(_Strict):
 
 
 class _ClusterModel(_Strict):
-    head: str
+    # What is missing is said with the nodes' names.
+    head: str = ""
     nodes: list[_NodeModel]
     links: list[_LinkModel] = []
     machines: list[_MachineModel] = []
@@ -170,7 +175,8 @@ def _cluster(file: _ClusterModel, where: str) -> ClusterSpec:
     addresses = [node.address for node in file.nodes if node.address is not None]
     _check_unique(addresses, f"{where}nodes", "addresses")
     if file.head not in names:
-        raise ClusterFileError(f"{where}head: expected one of the nodes ({known}), found {quote(file.head)}")
+        found = quote(file.head) if file.head else "nothing"
+        raise ClusterFileError(f"{where}head: expected one of the nodes ({known}), found {found}")
     links: dict[str, LinkSpec] = {}
     for index, link in enumerate(file.links):
         field = f"{where}links[{index}].node"
@@ -237,7 +243,10 @@ def _devices(node: _NodeModel, where: str, *, is_head: bool) -> tuple[DeviceSpec
         if not is_head or i:
             check_no_head_software(node.name, device, f"{where}[{i}]")
     source: FiguresFrom = "catalogue" if node.hardware else "typed"
-    return tuple(device_spec(device, f"{where}[{i}]", source) for i, device in enumerate(devices))
+    specs = tuple(device_spec(device, f"{where}[{i}]", source) for i, device in enumerate(devices))
+    if not node.hardware:
+        return specs
+    return tuple(replace(spec, hardware=item.use) for spec, item in zip(specs, node.hardware, strict=True))
 
 
 def _machines(file: _ClusterModel, names: list[str], where: str) -> tuple[MachineSpec, ...]:

@@ -82,6 +82,7 @@ class DeviceSpec:
         attention_bandwidth_bytes_per_s: of keys and values, None for `bandwidth_bytes_per_s`.
         row_costs: passes of a few rows beside one row, of weights without `kernels` of their form.
         figures_from: who says so; devices that reach the same are equal, whoever does.
+        hardware: its name in the catalogue, None where the file names none.
     """
 
     name: str
@@ -101,6 +102,7 @@ class DeviceSpec:
     attention_bandwidth_bytes_per_s: float | None = None
     row_costs: RowCosts = NO_ROW_COSTS
     figures_from: FiguresFrom = field(default="typed", compare=False)
+    hardware: str | None = field(default=None, compare=False)
 
     @property
     def budget_bytes(self) -> int:

@@ -19,6 +19,7 @@ from placement.fields.cluster_fields import (
     RowCostsField,
     Rows,
 )
+from placement.files.quote import one_line
 from placement.given.device_fields import (
     DeviceModel,
     OverheadsModel,
@@ -31,6 +32,8 @@ from placement.hardware.figures import figures_of
 
 
 def _catalogue_name(value: object) -> str:
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        raise ValueError(f"expected one name, without brackets: {one_line(value[0])}")
     return packaged_catalogue().entry(value).name
 
 
@@ -68,6 +71,10 @@ class HardwareItem(_Strict):
 
 
 def _item(value: object) -> object:
+    if isinstance(value, dict) and "use" not in value:
+        name = value.get("name")
+        if isinstance(name, str) and name in packaged_catalogue().entries:
+            raise ValueError(f"expected use, a name of the catalogue: write use: {name} instead of name")
     return {"use": value} if isinstance(value, str) else value
 
 

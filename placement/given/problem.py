@@ -31,6 +31,9 @@ from placement.weight_format import BFLOAT16, PLANNED_FORMATS
 from placement.wire_form import WireForm, usual_wire_form
 from placement.workload import SINGLE_TOKEN, Workload
 
+_FEW_BITS = 4
+"""Below so many a weight, experts answer clearly otherwise than the published ones."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlanningDevice:
@@ -131,9 +134,11 @@ class PlanningProblem:
         missing = needed - int(self.capacities().sum())
         if missing <= 0:
             return
+        number = len(self.devices)
         raise PlanDoesNotFit(
-            f"{needed:,} experts of {size(self.expert_bytes)} do not fit the {len(self.devices)} devices: "
-            f"{size(missing * self.expert_bytes)} are missing; {self._advice()}"
+            f"{needed:,} experts of {size(self.expert_bytes)} do not fit the "
+            f"{'device' if number == 1 else f'{number} devices'}: "
+            f"{size(missing * self.expert_bytes)} are missing; {self._advice()}{self._advice_on_disks()}"
         )
 
     def _advice(self) -> str:
@@ -141,8 +146,17 @@ class PlanningProblem:
             size = self.shape.expert_bytes(form.bits)
             fitting = sum(device.capacity(size) for device in self.devices)
             if size < self.expert_bytes and fitting >= self.shape.num_routed_experts:
-                return f"give more memory, or plan for smaller experts: --quant {name} fits"
+                text = ", but changes the text" if form.bits < _FEW_BITS else ""
+                return f"give more memory, or plan for smaller experts: --quant {name} fits{text}"
         return "give more memory, since no --quant fits; --context and --head-bits free some on the head"
+
+    def _advice_on_disks(self) -> str:
+        if any(device.tier.kind == "disk" for device in self.devices):
+            return ""
+        return (
+            "; or name a disk, from which a token waits for what has no room: hardware: [..., "
+            "{use: nvme-gen4, memory_bytes: 1TB}]"
+        )
 
 
 def problem_for(
@@ -174,7 +188,8 @@ def planning_devices(cluster: ClusterSpec, head_bytes: int = 0) -> tuple[Plannin
     device, which the head computes on. Every other tier is called NODE-DEVICE, and every other worker NODE.
 
     Args:
-        head_bytes: what the head needs of its device; where the cluster file reserves more, that counts.
+        head_bytes: what the head needs of its device. Where the cluster file reserves more, that counts; of
+            a device that the catalogue names both count, since what it reserves is the system's.
 
     Raises:
         PlanDoesNotFit: its device has less.
@@ -211,14 +226,26 @@ def planning_devices(cluster: ClusterSpec, head_bytes: int = 0) -> tuple[Plannin
 
 
 def _planned_tier(name: str, worker: str, node: NodeSpec, device: DeviceSpec, head_bytes: int) -> PlannedTier:
-    if head_bytes > device.memory_bytes:
+    beside_head = _system_bytes(device) if head_bytes else 0
+    missing = head_bytes + beside_head - device.memory_bytes
+    if missing > 0:
+        system = f", and the system {size(beside_head)}: together" if beside_head else ","
         raise PlanDoesNotFit(
             f"node {node.name}, device {device.name}: the head's weights, KV cache and activations take "
-            f"{size(head_bytes)}, {size(head_bytes - device.memory_bytes)} more than its memory_bytes: put "
+            f"{size(head_bytes)}{system} {size(missing)} more than its memory_bytes: put "
             "the head on a larger device, or give a shorter --context or fewer bits (--quant, --head-bits)"
         )
-    budget = min(device.budget_bytes, device.memory_bytes - head_bytes)
+    budget = min(device.budget_bytes, device.memory_bytes - beside_head - head_bytes)
     return PlannedTier(name, node.name, device.torch_device, device.kind, budget, worker=worker)
+
+
+def _system_bytes(device: DeviceSpec) -> int:
+    """What is reserved beside the head's own need.
+
+    Of a device that the catalogue names that is all, since the system takes it wherever the head is. A
+    figure that somebody typed, and a probe's, may be there for the head already.
+    """
+    return 0 if device.hardware is None else device.reserved_bytes
 
 
 def host_link(cluster: ClusterSpec) -> LinkSpec | None:

@@ -16,6 +16,7 @@ from placement.hardware.entry import CLASSES, ClassShares, Entry
 CATALOGUE = Path(__file__).parent / "catalogue.yaml"
 REACHED = Path(__file__).parent / "reached.yaml"
 _MOST_NEAR = 3
+_LEAST_TITLED = 4
 
 
 class _CatalogueModel(BaseModel):
@@ -42,9 +43,17 @@ class Catalogue:
         return self.classes[entry.hardware_class]
 
     def _near(self, name: object) -> str:
-        near = get_close_matches(str(name).lower().replace(" ", "-"), self.entries, _MOST_NEAR, cutoff=0.5)
+        close = get_close_matches(str(name).lower().replace(" ", "-"), self.entries, _MOST_NEAR, cutoff=0.5)
+        near = list(dict.fromkeys([*self._titled(str(name)), *close]))[:_MOST_NEAR]
         meant = f"is {' or '.join(near)} meant? " if near else ""
         return f"{meant}`potluck hardware` lists what is known"
+
+    def _titled(self, text: str) -> list[str]:
+        """Entries whose title has the text, as people call a product by its chip: gb10."""
+        asked = _letters(text)
+        if len(asked) < _LEAST_TITLED:
+            return []
+        return [entry.name for entry in self.entries.values() if asked in _letters(entry.title)]
 
 
 def read_catalogue(catalogue: Path = CATALOGUE, reached: Path = REACHED) -> Catalogue:
@@ -61,6 +70,11 @@ def read_catalogue(catalogue: Path = CATALOGUE, reached: Path = REACHED) -> Cata
             raise HardwareFileError(f"{catalogue}: hardware[{index}].name: {quote(entry.name)} again")
         entries[entry.name] = entry
     return Catalogue(entries, _read_classes(reached))
+
+
+def _letters(text: str) -> str:
+    """Letters and digits alone, which do not depend on how somebody writes a name."""
+    return "".join(character for character in text.lower() if character.isalnum())
 
 
 @cache

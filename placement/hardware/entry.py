@@ -87,6 +87,7 @@ class Entry(_Strict):
 
     Attributes:
         memory_bytes: of the product; None where it is sold in several sizes, and the user states it.
+        compute_capability: of an NVIDIA GPU, such as 8.9; None of any other hardware.
         sockets: whose memories are one device here; the data sheet counts all of them.
         reached: what a published benchmark of this very device says.
         assumed: what nobody published, and no share of the data sheet can say.
@@ -99,6 +100,7 @@ class Entry(_Strict):
     data_sheet: DataSheet
     memory_bytes: Memory | None = None
     torch_device: Text | None = None
+    compute_capability: Positive | None = None
     sockets: int = Field(default=1, ge=1)
     reached: Stated | None = None
     assumed: Stated | None = None
@@ -124,7 +126,7 @@ class ClassShares(_Strict):
         host_link_share: of the host link.
         layer_s, batch_s, pass_s, draft_s: software as `overheads` of the cluster file name it.
         row_costs: passes of a few rows beside one row, as the cluster file has them.
-        reserved_bytes: what is not for experts.
+        reserved_bytes: what the system needs; the head's own need comes on top.
     """
 
     source: Prose

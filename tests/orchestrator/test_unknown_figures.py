@@ -59,4 +59,8 @@ def test_a_link_that_is_missing_is_named(potluck: Potluck, bare: Path) -> None:
     bare.write_text(text)
     code, _, err = potluck("plan", "cluster.yaml", "--model", "step-3.5-flash", "--quant", "q4")
     assert code == 2
-    assert says(err, "node 'attic' has no link to the head typed or measured … or type links into the file")
+    assert says(
+        err,
+        "node 'attic' has no link to the head typed or measured … or type it under links: - {node: attic, "
+        "hardware: ethernet-2.5g}",
+    )

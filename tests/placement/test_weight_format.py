@@ -54,6 +54,14 @@ def test_an_unknown_form_is_refused() -> None:
         head_bits_of("q1")
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"), [("Q4_K_S", "q4"), ("q6_k_l", "q6"), ("float", "float32"), ("nvpf4", "nvfp4")]
+)
+def test_an_unknown_form_is_answered_with_the_one_that_is_near(name: str, meant: str) -> None:
+    with pytest.raises(InputError, match=rf"quantisation '{name}' \(is {meant} meant\?\): expected float32"):
+        planned_format(name)
+
+
 def test_only_float32_weights_run_in_float32() -> None:
     found = [run_dtype_of(quant) for quant in ("float32", "bfloat16", "fp8", "q4")]
     assert found == ["float32", "bfloat16", "bfloat16", "bfloat16"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from placement.answers.planner import make_plan
 from placement.errors import InputError, PlanDoesNotFit, RoutingFileError
+from placement.given.cluster_file import load_cluster
 from placement.given.cluster_spec import ClusterSpec, DeviceSpec, LinkSpec, NodeSpec
 from placement.given.kernel_rates import KernelRates
 from placement.given.problem import PlanningDevice, planning_devices
@@ -108,10 +110,34 @@ def test_experts_that_do_not_fit_are_refused_with_the_missing_bytes_and_a_way_ou
         PlanDoesNotFit, match=f"{size(10 * EXPERT_BYTES)} are missing; .* --quant bfloat16 fits"
     ):
         make_plan(SHAPE, devices, policy="uniform", dtype="float32", expert_bytes=EXPERT_BYTES)
+    with pytest.raises(
+        PlanDoesNotFit, match=r"do not fit the device: .* --quant q3 fits, but changes the text"
+    ):
+        make_plan(
+            SHAPE,
+            [sized_device("a", 30, SHAPE.expert_bytes(3.5))],
+            policy="uniform",
+            dtype="q4",
+            expert_bytes=SHAPE.expert_bytes(4.5),
+        )
     with pytest.raises(PlanDoesNotFit, match="since no --quant fits"):
         make_plan(
             SHAPE, [device("a", 1)], policy="uniform", dtype="q2", expert_bytes=SHAPE.expert_bytes(2.625)
         )
+
+
+def test_a_disk_is_named_as_a_way_out_where_no_box_has_one(tmp_path: Path) -> None:
+    pasted = "{use: nvme-gen4, memory_bytes: 1TB}"
+    devices = [device("a", 10), device("b", 10)]
+    with pytest.raises(PlanDoesNotFit, match=f"hardware: .*{pasted}"):
+        make_plan(SHAPE, devices, policy="uniform", dtype="float32", expert_bytes=EXPERT_BYTES)
+    devices[1] = replace(devices[1], tier=replace(devices[1].tier, kind="disk"))
+    with pytest.raises(PlanDoesNotFit) as refused:
+        make_plan(SHAPE, devices, policy="uniform", dtype="float32", expert_bytes=EXPERT_BYTES)
+    assert "disk" not in str(refused.value)
+    path = tmp_path / "box.yaml"
+    path.write_text(f"head: a\nnodes: [{{name: a, hardware: [rtx-4090, {pasted}]}}]")
+    assert load_cluster(path).head_node.devices[1].kind == "disk"
 
 
 def test_statistics_of_another_model_are_refused() -> None:

@@ -111,7 +111,10 @@ def test_a_node_needs_a_name_and_an_address_only(tmp_path: Path) -> None:
             {"nodes": [GPU_BOX, {"name": "attic"}, {"name": "den"}]},
             r"node 'attic' has no device typed or measured, nor have others: run `potluck probe ",
         ),
-        ({"nodes": [GPU_BOX, CPU_BOX]}, "node 'attic' has no link to the head typed .* or type links"),
+        (
+            {"nodes": [GPU_BOX, CPU_BOX]},
+            "node 'attic' has no link to the head typed .* or type it under links: - {node: attic, hard",
+        ),
     ],
 )
 def test_a_plan_needs_what_is_neither_typed_nor_measured(
@@ -493,7 +496,7 @@ def test_software_of_layers_is_refused_where_no_layer_runs(tmp_path: Path) -> No
             r"nodes\[0\].devices\[1\].size: unknown key",
         ),
         (["links", 0, "speed"], 1, r"links\[0\].speed: unknown key"),
-        (["head"], ..., "head: expected a value, found nothing"),
+        (["head"], ..., r"head: expected one of the nodes \(study, attic\), found nothing"),
         (["head"], "cellar", r"head: .*found 'cellar'"),
         (["nodes"], [], r"head: expected one of the nodes \(no nodes\)"),
         (

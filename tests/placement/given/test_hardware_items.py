@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from placement.errors import ClusterFileError
+from placement.errors import ClusterFileError, PlanDoesNotFit
 from placement.given.cluster_file import load_cluster
 from placement.given.cluster_spec import ClusterSpec, DeviceSpec
 from placement.given.other_head import HeadPlace, with_head
+from placement.given.problem import planning_devices
 from placement.hardware.catalogue import packaged_catalogue
 
 SLOW = {"bandwidth_gbytes_per_s": 20}
@@ -125,6 +126,35 @@ def test_of_little_memory_half_is_for_experts(tmp_path: Path) -> None:
     assert ram.budget_bytes == 2 * 10**9
 
 
+def test_the_system_keeps_its_share_of_the_device_that_the_head_computes_on(tmp_path: Path) -> None:
+    """A figure that somebody typed in full may be there for the head already."""
+    head_bytes, attic = 5 * 10**9, RAM | {"reserved_bytes": "9GB"}
+    cluster = load(tmp_path, [RAM], [attic])
+    reserved = [node.devices[0].reserved_bytes for node in cluster.nodes]
+    budgets = [device.tier.budget_bytes for device in planning_devices(cluster, head_bytes)]
+    assert budgets == [96 * 10**9 - head_bytes - reserved[0], 96 * 10**9 - 9 * 10**9]
+    # Wherever the head is put.
+    moved = with_head(cluster, HeadPlace("attic", RAM["use"]))
+    budgets = [device.tier.budget_bytes for device in planning_devices(moved, head_bytes)]
+    assert budgets == [96 * 10**9 - reserved[0], 96 * 10**9 - 9 * 10**9 - head_bytes]
+    typed = [
+        dataclasses.replace(node, devices=(dataclasses.replace(node.devices[0], hardware=None),))
+        for node in cluster.nodes
+    ]
+    cluster = dataclasses.replace(cluster, nodes=tuple(typed))
+    budgets = [device.tier.budget_bytes for device in planning_devices(cluster, head_bytes)]
+    assert budgets == [96 * 10**9 - max(head_bytes, reserved[0]), 96 * 10**9 - 9 * 10**9]
+
+
+def test_a_head_without_room_beside_the_system_is_refused_with_both(tmp_path: Path) -> None:
+    cluster = load(tmp_path, [RAM | {"memory_bytes": "8GB", "reserved_bytes": "3GB"}])
+    assert planning_devices(cluster, 5 * 10**9)[0].tier.budget_bytes == 0
+    with pytest.raises(
+        PlanDoesNotFit, match=r"take 6.0 GB, and the system 3.0 GB: together 1.0 GB more than"
+    ):
+        planning_devices(cluster, 6 * 10**9)
+
+
 def test_a_link_may_name_its_kind(tmp_path: Path) -> None:
     entry = packaged_catalogue().entry("ethernet-2.5g")
     usual = load(tmp_path, ["rtx-3090"], [RAM]).nodes[1].link
@@ -140,6 +170,8 @@ def test_a_link_may_name_its_kind(tmp_path: Path) -> None:
     ("study", "message"),
     [
         (["rtx4090"], r"nodes\[0\].hardware\[0\].use: unknown hardware 'rtx4090': is rtx-4090 or .* meant"),
+        (["ryzen-ai-max-395"], r"hardware\[0\].use: unknown hardware .*: is strix-halo .*meant"),
+        (["GB10"], r"hardware\[0\].use: unknown hardware 'GB10': is dgx-spark .*meant"),
         (["toaster"], r"hardware\[0\].use: unknown hardware 'toaster': `potluck hardware` lists"),
         (["rtx-4090", 7], r"hardware\[1\]: expected a mapping with use, name"),
         (["rtx-4090", {"memory_bytes": "1GB"}], r"hardware\[1\].use: expected a value"),
@@ -155,6 +187,9 @@ def test_a_link_may_name_its_kind(tmp_path: Path) -> None:
         ([RAM, CARD | {"overheads": {"pass_s": 1}}], r"hardware\[1\].overheads.pass_s: expected on the"),
         ([RAM, RAM], r"nodes\[0\].hardware: expected a box's RAM once, found ddr5-6000-dual and"),
         ([CARD | {"name": "a"}, CARD | {"name": "a"}], r"nodes\[0\].hardware: expected unique names"),
+        ([{"name": "ddr5-6000-dual", "memory_bytes": "9GB"}], r"hardware\[0\]: .*write use: ddr5-6000-dual"),
+        ([{"use": ["rtx-4090"]}], r"hardware\[0\].use: expected one name, without brackets: rtx-4090"),
+        ([{"use": "m4-max", "memory": "9GB"}], r"hardware\[0\].memory: unknown key \(is memory_bytes meant"),
         ([RAM | {"speed": 1}], r"hardware\[0\].speed: unknown key; expected use, name"),
     ],
 )
@@ -168,6 +203,7 @@ def test_a_wrong_item_is_refused_by_its_field(study: list[Any], message: str, tm
     ("link", "message"),
     [
         ({"hardware": "ethernet-3g"}, r"links\[0\].hardware: unknown hardware 'ethernet-3g': is ethernet-"),
+        ({"hardware": ["wifi-6"]}, r"links\[0\].hardware: expected one name, without brackets: wifi-6"),
         ({"hardware": "rtx-4090"}, r"links\[0\].hardware: rtx-4090 is no link"),
         ({"round_trip_s": 0.001}, r"links\[0\].bandwidth_gbits_per_s: expected a value, or a kind of link"),
     ],
