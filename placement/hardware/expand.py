@@ -39,10 +39,10 @@ def expanded_device(
     fields |= _nested({name: figure for name, figure in figures.items() if name not in left_out})
     overheads = fields.get("overheads", {}) | typed.get("overheads", {})
     fields |= typed
-    keys_rate = "attention_bandwidth_gbytes_per_s"
-    if keys_rate in fields and keys_rate not in typed:
-        # Keys and values lie in the same memory, whose rate may be typed.
-        fields[keys_rate] = min(fields[keys_rate], fields["bandwidth_gbytes_per_s"])
+    rate, keys_rate = "bandwidth_gbytes_per_s", "attention_bandwidth_gbytes_per_s"
+    if rate in typed and keys_rate in fields and keys_rate not in typed:
+        # Keys and values lie in the same memory.
+        fields[keys_rate] = min(fields[keys_rate], typed[rate])
     if overheads:
         fields["overheads"] = overheads
     if "reserved_bytes" not in typed and "reserved_bytes" in fields:
