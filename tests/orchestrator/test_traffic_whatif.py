@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "potluck-tiny"
 
 
-def test_changes_are_ranked_on_what_tokens_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_are_ranked_on_what_tokens_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = open_model(MODEL).shape
     luck = np.random.default_rng(1)
     heat = Heat(shape.moe_layers, shape.num_experts)
@@ -33,7 +33,9 @@ def test_changes_are_ranked_on_what_tokens_chose(monkeypatch: pytest.MonkeyPatch
     assert heat.recent().shape == (500, shape.num_moe_layers, shape.top_k)
     assert sum(heat.shares()[0][:40]) == pytest.approx(1, abs=1e-3)
     monkeypatch.setattr(traffic_whatif, "_LEAST_TOKENS", 500)
-    found = rank_on_traffic(ROOT / "cluster.yaml", MODEL, shape, heat.recent())
+    box = tmp_path / "box.yaml"
+    box.write_text("head: a\nnodes: [{name: a, hardware: [{use: ddr5-6000-dual, memory_bytes: 64GB}]}]\n")
+    found = rank_on_traffic(box, MODEL, shape, heat.recent())
     assert found["tokens"] == 500
     assert found["changes"]
     assert {"what", "tokens_per_s", "gain"} <= set(found["changes"][0])
