@@ -187,13 +187,18 @@ def check_length(prompt_tokens: int, max_tokens: int, max_positions: int) -> Non
 
 
 def prefill(model: Step35Model, drafter: MtpDrafter | None, sequence: SequenceState, chunk_size: int) -> None:
-    """Run in chunks what is not kept of the prompt, and choose the first token."""
+    """Run in chunks what is not kept of the prompt, and choose the first token.
+
+    Every step will draft, so MTP layers take in here what of the prompt drafts may hang on.
+    """
     sequence.resume()
     length = sequence.cache.length
     for start, stop in passes(length, length + sequence.to_prefill, chunk_size, sequence.stops):
         plan = StepPlan(prefill=(Prefill(0, stop - start),))
         run_step(model, drafter, {0: sequence}, plan)
         keep_prompts(drafter, {0: sequence}, plan)
+    if drafter is not None:
+        drafter.draft([sequence.draft_request(0)])
 
 
 def step(model: Step35Model, drafter: MtpDrafter | None, sequences: Sequence[SequenceState]) -> None:

@@ -20,7 +20,8 @@ from orchestrator.model.step35 import Step35Model
 from orchestrator.prefix.cache import PrefixCache
 from orchestrator.sampling import Choice, LogitsInRam, Sampler
 from orchestrator.sampling_params import GREEDY, SamplingParams
-from orchestrator.serving.batch import keep_text
+from orchestrator.scheduling.step_plan import Prefill, StepPlan
+from orchestrator.serving.batch import keep_text, run_step
 from orchestrator.session import load_local
 from placement.kv_size import PAGE_POSITIONS, KvForm, SequenceSize
 from tests.examples import examples
@@ -173,7 +174,8 @@ def test_a_text_is_kept_as_far_where_rows_have_no_room(load: LoadModel) -> None:
     prefix = PrefixCache.of(model)
     params = GenerationParams(max_tokens=4, mtp=1, ignore_eos=True)
     sequence = new_sequence(model, drafter, text(50), params, prefix=prefix)
-    prefill(model, drafter, sequence, 256)
+    sequence.resume()
+    run_step(model, drafter, {0: sequence}, StepPlan(prefill=(Prefill(0, 50),)))
     assert sequence.mtp is not None
     assert sequence.mtp.deferred == 50
     keep_text(drafter, sequence)
