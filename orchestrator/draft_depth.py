@@ -21,7 +21,7 @@ _ALLOWANCE = 0.006
 """Share of the time that drafts may lose against none."""
 _STAKE_STEPS, _MOST_STEPS = 6.0, 6.0
 """In steps without drafts: what they may lose at first, and what they may lose again after they gained."""
-_MARGIN = 0.01
+MARGIN = 0.01
 """By so much drafts have to be faster than none: estimates are no better."""
 _PROBE_SHARE = 0.006
 """Share of the time that trying other depths may cost beside the best one."""
@@ -237,7 +237,7 @@ class DraftDepth:
             )
             if rate > best_rate:
                 best, best_rate = found, rate
-        if best_rate < (1 + _MARGIN) * num_sequences / off_s or not any(best.values()):
+        if best_rate < (1 + MARGIN) * num_sequences / off_s or not any(best.values()):
             best, best_rate = off, num_sequences / off_s
         best_s = self._step_s(num_sequences, best.values(), other_rows)
         waiting_s = sum(waiting[n][depth][0] for n, depth in best.items() if depth and n in waiting)

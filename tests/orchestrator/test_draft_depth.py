@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import product, zip_longest
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orchestrator.draft_depth import Candidate, DraftDepth, Verified, rows_to_take_in
+from orchestrator.draft_depth import MARGIN, Candidate, DraftDepth, Verified, rows_to_take_in
 from orchestrator.scheduling.measured_costs import MeasuredCosts
 from placement.pass_costs import PassCosts
 
@@ -154,6 +154,7 @@ def test_costs_that_were_predicted_wrong_are_corrected() -> None:
     assert speed(steps[STEPS // 2 :]) > 0.97 * best
 
 
+@example(chances=[[0.32] * 3], share=0.33, most=[1, 3, 3], other_rows=0, most_rows=1)
 @given(
     chances=st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=1, max_size=3),
     share=st.floats(0, 1),
@@ -190,7 +191,9 @@ def test_no_other_depths_are_expected_to_be_faster(
         if sum(depths) <= most_rows
     ]
     assert tuple(chosen.values()) in allowed
-    assert rate(tuple(chosen.values())) >= max(map(rate, allowed)) * (1 - 1e-9)
+    # None are made for less than the margin.
+    margin = 0 if any(chosen.values()) else MARGIN
+    assert rate(tuple(chosen.values())) * (1 + margin) >= max(map(rate, allowed)) * (1 - 1e-9)
 
 
 DRAFTING = {1: 0.32, 4: 0.56, 8: 0.95}
