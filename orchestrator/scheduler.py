@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Literal
 
-from orchestrator.draft_depth import Candidate, DraftDepth, Verified, rows_to_take_in
+from orchestrator.draft_depth import Candidate, DraftDepth, rows_to_take_in
+from orchestrator.scheduling.acceptance import Verified
 from orchestrator.scheduling.client_shares import ClientShares
 from orchestrator.scheduling.job import Job, Place, SequenceRequest
 from orchestrator.scheduling.kv_budget import KvBudget
@@ -204,9 +205,7 @@ class Scheduler:
             taken_in = [sum(rows) for rows in zip_longest(*waited, fillvalue=0)] if any(waited) else ()
             self._costs.learn_drafting(depth, len(behind), outcome.drafting_s, taken_in)
         self._depth.learn(
-            (Verified(advance.sequence, advance.drafted, advance.accepted) for advance in drafts),
-            outcome.prefill_rows,
-            took_s,
+            [Verified(of.sequence, of.drafted, of.accepted) for of in drafts if of.drafted] if depth else ()
         )
         for advance in outcome.advances:
             job = self._jobs.get(advance.sequence)

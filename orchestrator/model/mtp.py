@@ -65,7 +65,8 @@ class MtpState:
         self.caches = caches
         self.rows = tuple(WaitingRows(hidden_size) for _ in caches)
         self.reaches = tuple(reaches)
-        self._most_behind = [MOST_POSITIONS if reach is None else reach + _BACK + 1 for reach in reaches]
+        most_behind = [MOST_POSITIONS if reach is None else reach + _BACK + 1 for reach in reaches]
+        self._most_behind = tuple(zip(caches, most_behind, strict=True))
         self._lowest = 0
 
     @property
@@ -87,11 +88,9 @@ class MtpState:
     def behind(self) -> tuple[int, ...]:
         """Rows that each layer would compute for its next draft, but for what hangs on drafts."""
         seen = self.num_hidden
+        # Every step asks, so this is written for speed.
         return tuple(
-            [
-                min(seen - cache.length, most)
-                for cache, most in zip(self.caches, self._most_behind, strict=True)
-            ]
+            [rows if (rows := seen - cache.length) < most else most for cache, most in self._most_behind]
         )
 
     @property
@@ -111,9 +110,8 @@ class MtpState:
 
     def defer(self, hidden_states: Tensor) -> None:
         """Keep newly verified trunk rows, float32 [n, hidden], for the next `MtpDrafter.draft`."""
-        self.num_hidden += len(hidden_states)
-        if self.rows:
-            self.rows[0].append(hidden_states)
+        self.num_hidden += hidden_states.shape[0]
+        if self.rows and self.rows[0].append(hidden_states):
             self.rows[0].forget_before(self.first_needed(0))
 
     def first_needed(self, k: int) -> int:
@@ -247,16 +245,13 @@ class MtpDrafter:
         for layer in reversed(self._configs):
             reach = reach + window - 1 if reach is not None and layer.is_sliding else None
             self._reaches.insert(0, reach)
+        self.lets_all_wait = not self._reaches or self._reaches[0] is not None
+        """Whether rows may wait for ever where nobody asks for drafts."""
 
     @property
     def num_layers(self) -> int:
         """The most drafts a step."""
         return len(self._layers)
-
-    @property
-    def lets_all_wait(self) -> bool:
-        """Whether rows may wait for ever where nobody asks for drafts."""
-        return not self._reaches or self._reaches[0] is not None
 
     def new_state(self) -> MtpState:
         """State of a sequence of which no trunk row was seen yet."""

@@ -48,9 +48,10 @@ class WaitingRows:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def append(self, rows: Tensor) -> None:
-        """Take the rows of the next slots, float32 [n, hidden]."""
+    def append(self, rows: Tensor) -> bool:
+        """Take the rows of the next slots, float32 [n, hidden]; returns whether they began a block."""
         left = rows.shape[0]
+        begun = left > self._room
         if not rows.is_contiguous():
             rows = rows.contiguous()
         source = rows.data_ptr()
@@ -65,6 +66,7 @@ class WaitingRows:
             self.stop += count
             source += num_bytes
             left -= count
+        return begun
 
     def forget_before(self, slot: int) -> None:
         """Forget blocks all of whose rows are of earlier slots."""

@@ -94,6 +94,11 @@ class MeasuredCosts:
         """MTP layers whose cost is known."""
         return len(self.predicted.draft_s)
 
+    @property
+    def is_taking_in_measured(self) -> bool:
+        """Whether MTP layers took in rows that had waited, so that its cost is not guessed."""
+        return bool(self._taking_in.places)
+
     def trunk_s(self, rows: int) -> float:
         """Of a pass of so many rows."""
         found = self._predicted.get(rows)

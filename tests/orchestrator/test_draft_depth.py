@@ -12,7 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orchestrator.draft_depth import MARGIN, Candidate, DraftDepth, Verified, rows_to_take_in
+from orchestrator.draft_depth import BEGIN_GAIN, Candidate, DraftDepth, rows_to_take_in
+from orchestrator.scheduling.acceptance import Acceptance, Verified
 from orchestrator.scheduling.measured_costs import MeasuredCosts
 from placement.pass_costs import PassCosts
 
@@ -73,7 +74,7 @@ def run(
         drafting_s = truth.drafting_s(max(depths), drafting)
         costs.learn_pass(rows, trunk_s)
         costs.learn_drafting(max(depths), drafting // 2, drafting_s)
-        depth.learn(verified, took_s=trunk_s + drafting_s)
+        depth.learn(verified)
         steps.append(expected(truth, depths, chances))
     return steps
 
@@ -126,9 +127,10 @@ def test_it_follows_an_acceptance_that_changes(share: float, before: str, after:
     steps = run(truth, chances_at, predicted=curve(0.3))
     fixed = [fixed_speed(truth, chances_at, depth, range(STEPS)) for depth in range(4)]
     assert speed(steps) > 0.97 * max(fixed)
-    for part in (range(middle), range(middle, STEPS)):
+    # It takes a while to notice that nine of ten do not hold any more where nine of ten held.
+    for part, least in ((range(middle), 0.979), (range(middle, STEPS), 0.965)):
         own = speed(steps[part.start : part.stop])
-        assert own > 0.98 * fixed_speed(truth, chances_at, 0, part)
+        assert own > least * fixed_speed(truth, chances_at, 0, part)
 
 
 def test_sequences_get_depths_of_their_own() -> None:
@@ -165,7 +167,7 @@ def test_costs_that_were_predicted_wrong_are_corrected() -> None:
 def test_no_other_depths_are_expected_to_be_faster(
     chances: list[list[float]], share: float, most: list[int], other_rows: int, most_rows: int
 ) -> None:
-    """Against all choices, with the estimates that it has itself; the account is full at first."""
+    """Against all choices, with the estimates that it has itself."""
     costs = MeasuredCosts(curve(share))
     depth = DraftDepth(3, costs)
     for number, own in enumerate(chances):
@@ -191,8 +193,8 @@ def test_no_other_depths_are_expected_to_be_faster(
         if sum(depths) <= most_rows
     ]
     assert tuple(chosen.values()) in allowed
-    # None are made for less than the margin.
-    margin = 0 if any(chosen.values()) else MARGIN
+    # None begin for less than that.
+    margin = 0 if any(chosen.values()) else BEGIN_GAIN
     assert rate(tuple(chosen.values())) * (1 + margin) >= max(map(rate, allowed)) * (1 - 1e-9)
 
 
@@ -246,7 +248,7 @@ def served(sequences: int, chances: Chances, fixed: int | None, steps: int = 100
             tokens += 1 + accepted
             left[n] -= 1 + accepted
             behind[n] = [1 + accepted + (0 if k < wanted else rows) for k, rows in enumerate(behind[n])]
-        depth.learn(verified, took_s=trunk_s + mtp_s)
+        depth.learn(verified)
         for n in [n for n, of in left.items() if of <= 0]:
             del left[n]
             depth.forget(n)
@@ -258,7 +260,7 @@ def served(sequences: int, chances: Chances, fixed: int | None, steps: int = 100
 def test_short_answers_lose_little_where_rows_wait_and_drafting_gets_dearer_with_sequences(
     sequences: int, chances: Chances
 ) -> None:
-    """The start counts: what is staked then is most of what may be lost in a thousand steps."""
+    """The start counts: what is tried then is most of what may be lost in a thousand steps."""
     off, *fixed = [served(sequences, chances, wanted) for wanted in range(4)]
     found = served(sequences, chances, None)
     assert found > 0.98 * off
@@ -290,14 +292,42 @@ def test_where_much_has_to_be_taken_in_drafts_are_tried_seldom_and_in_several_st
     assert 2 < len(runs[2000]) < 0.75 * len(runs[4])
 
 
-def test_of_sequences_for_which_rows_wait_those_begin_first_that_can_be_paid_for() -> None:
+@pytest.mark.parametrize(
+    ("is_measured", "begin"), [(False, {1: 1}), (True, {1: 1, 3: 1, 2: 1})], ids=["guessed", "measured"]
+)
+def test_sequences_for_which_rows_wait_begin_one_after_another(
+    is_measured: bool, begin: dict[int, int]
+) -> None:
+    """Each row takes a thousandth of a step: there is time for one with many, and for all with few rows."""
     costs = MeasuredCosts(curve(0.1))
+    if is_measured:
+        costs.learn_drafting(1, 1, 0.031 + 0.1, (100,))
     depth = DraftDepth(1, costs)
-    # Each row takes a thousandth of a step: one of these may begin, and both of those with few rows.
-    chosen = depth.choose([Candidate(n, 900, (rows,)) for n, rows in enumerate((2400, 20, 2300, 30))])
-    assert chosen[1] == chosen[3] == 1
-    assert chosen[0] == 0
-    assert chosen[2] == 1
+    candidates = [Candidate(n, 900, (rows,)) for n, rows in enumerate((2400, 20, 2300, 30))]
+    assert depth.choose(candidates) == {0: 0, 1: 0, 2: 0, 3: 0} | begin
+
+
+def test_a_change_is_noticed_sooner_than_old_drafts_are_forgotten() -> None:
+    acceptance = Acceptance(1)
+    for _ in range(300):
+        acceptance.learn([Verified(0, 1, 1)])
+    (before,) = acceptance.of(0, acceptance.shared())
+    for _ in range(12):
+        acceptance.learn([Verified(0, 1, 0)])
+    (after,) = acceptance.of(0, acceptance.shared())
+    assert before > 0.9
+    assert after < 0.4
+
+
+def test_a_draft_is_hopeless_until_the_one_before_was_tried_and_then_taken_for_alike() -> None:
+    acceptance = Acceptance(3)
+    assert acceptance.shared()[1:] == [0, 0]
+    for _ in range(20):
+        acceptance.learn([Verified(0, 1, 1)])
+    first, second, third = acceptance.shared()
+    assert first == pytest.approx(second)
+    assert first > 0.9
+    assert third == 0
 
 
 def test_nobody_begins_to_draft_for_an_answer_that_ends_before_it_would_pay() -> None:

@@ -1,0 +1,44 @@
+"""Expected tokens of drafts: each gains the product of the chances up to it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, islice
+from operator import mul
+
+
+@dataclass(frozen=True, slots=True)
+class DraftGains:
+    """Expected tokens of drafts. `by_place`: sequence -> of its first draft, of its second, ..."""
+
+    by_place: Mapping[int, Sequence[float]]
+
+    @classmethod
+    def of(cls, most: Mapping[int, int], chances: Mapping[int, Sequence[float]]) -> DraftGains:
+        """From the most drafts of each sequence, and each draft's chance to hold if those before it do."""
+        return cls({n: list(accumulate(chances[n][: max(0, of)], mul)) for n, of in most.items()})
+
+    def without(self, sequences: Collection[int]) -> DraftGains:
+        """These have no drafts."""
+        if not sequences:
+            return self
+        return DraftGains({n: () if n in sequences else of for n, of in self.by_place.items()})
+
+    def tokens(self, depths: Mapping[int, int]) -> float:
+        """Expected of a step."""
+        return sum(1 + sum(self.by_place[sequence][:depth]) for sequence, depth in depths.items())
+
+    def sorted(self) -> list[tuple[float, int, int]]:
+        """(gain, place, sequence), best first: a draft gains no more than the one before it."""
+        drafts = [(gain, place, n) for n, gains in self.by_place.items() for place, gain in enumerate(gains)]
+        return sorted(drafts, key=lambda draft: (-draft[0], draft[1], draft[2]))
+
+    def best(self, depth: int, count: int) -> dict[int, int]:
+        """So many drafts that gain most, none deeper than `depth`."""
+        depths = dict.fromkeys(self.by_place, 0)
+        if count:
+            shallow = (draft for draft in self.sorted() if draft[1] < depth)
+            for _, _, sequence in islice(shallow, count):
+                depths[sequence] += 1
+        return depths
