@@ -76,6 +76,12 @@ def test_the_unit_gives_the_server_time_to_stop() -> None:
     assert settings_of_unit("Restart") == ["on-failure"]
 
 
+def test_the_unit_bounds_no_starts() -> None:
+    # systemd counts starts by hand, too: it would stop a server and then refuse to start it.
+    assert settings_of_unit("StartLimitIntervalSec") == ["0"]
+    assert settings_of_unit("StartLimitBurst") == []
+
+
 def test_the_container_is_given_time_to_stop_and_the_page_says_so() -> None:
     assert instructions("STOPSIGNAL") == ["SIGTERM"]
     found = re.findall(r"--stop-timeout (\d+)", (DEPLOY / "README.md").read_text(encoding="utf-8"))
