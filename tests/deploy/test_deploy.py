@@ -204,3 +204,11 @@ def test_commands_of_the_pages_are_understood(page: Path) -> None:
         words = shlex.split(line, comments=True)[1:]
         words = words[: next((at for at, word in enumerate(words) if word in "|>&;"), len(words))]
         parse(words)
+
+
+@pytest.mark.parametrize("text", [CONTAINER, PAGES[0].read_text(encoding="utf-8")], ids=["container", "page"])
+def test_what_is_installed_is_pinned_setuptools_too(text: str) -> None:
+    # A new environment may have a setuptools that is too old, which pip keeps where no version is asked for.
+    lines = re.findall(r"(?m)^.*/pip install .*$", text.replace("\\\n", " "))
+    assert any(" setuptools" in line for line in lines)
+    assert all(" --constraint constraints.txt " in line for line in lines)
