@@ -58,7 +58,7 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
     """
     content = read_private(path)
     if content is None:
-        raise KeyFilesError(f"cannot read {path}: there is no such file")
+        raise KeyFilesError(f"cannot read {path}: there is no such file; `potluck keys add` makes it")
     try:
         document = json.loads(content)
     except (ValueError, RecursionError):

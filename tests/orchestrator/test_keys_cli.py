@@ -57,7 +57,7 @@ def test_keys_are_listed_and_removed(potluck: Potluck, tmp_path: Path) -> None:
         (["add", "FILE", "bob", "--requests-at-once", "0"], "--requests-at-once: … at least 1"),
         (["remove", "FILE", "ann"], "'ann' … only key"),
         (["remove", "FILE", "bob"], "'bob' … 'ann'"),
-        (["list", "nowhere/keys.json"], "nowhere/keys.json … no such file"),
+        (["list", "nowhere/keys.json"], "nowhere/keys.json … no such file … `potluck keys add`"),
         (["add", "nowhere/keys.json", "ann"], "nowhere/keys.json"),
         (["remove", "nokeys.json", "ann"], "nokeys.json: there is no such file"),
         ([], "potluck keys: … `potluck keys add` … `potluck keys list` … `potluck keys remove`"),
