@@ -1,21 +1,26 @@
 """How fast a server is with no drafts, with a fixed number of them, and where it chooses the number itself.
 
-    python -m benchmarks.draft_depth [--model DIR] [--rounds 8] [--tokens 96] [--sequences 4] [--threads 1]
+    python -m benchmarks.draft_depth [--model DIR] [--answers 24] [--tokens 96] [--sequences 4] [--threads 1]
 
-Each way has a server's runner and scheduler of its own, on one model. In a round all get the same requests,
-and they take turns step by step, so that what else the machine does falls on all alike. With one thread,
-processor time counts, also for what schedulers learn. The texts must be the same, else it ends with an error.
+Each way has a server's runner and scheduler of its own, on one model. All get the same requests in the same
+order, and a free place is filled at once. They take turns step by step, in another order each time,
+so that what else the machine does falls on all alike. With one thread, processor time counts, also for what
+schedulers learn. The answers must be the same, else it ends with an error.
+A server lives through all texts, so it comes to a text with what it learned of the one before. On each, the
+first answers of all places only warm up, and it counts up to the moment when no request is left to begin.
 'loaded' has MTP layers that nobody asks for drafts: rows wait for them, so that drafts could begin.
 `--random 0.7` takes a model of as many layers as Step-3.5-Flash, an eighth as wide, with random weights. Its
 MTP layers are as small a part of a pass as they really are. 0.7 of the drafts hold: tokens are drawn so hot
 that noise, which drafts and tokens share, mostly decides alone (`temperature_of`).
-Ratios are of whole runs, prompts included; behind them stand the quartiles of the rounds' own.
+Ratios are of all that counts; behind them stand the quartiles of its eighths.
 """
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +42,7 @@ from orchestrator.scheduling.kv_budget import KvBudget
 from orchestrator.scheduling.limits import Limits
 from orchestrator.scheduling.measured_costs import MeasuredCosts
 from orchestrator.serving.answer import AnswerEvent, Finished, Refused
+from orchestrator.serving.counts import Counts
 from orchestrator.serving.prompts import Prompts
 from orchestrator.serving.request import GenerationRequest
 from orchestrator.serving.runner import Runner
@@ -87,12 +93,21 @@ class FixedScheduler(Scheduler):
 
 @dataclass(slots=True)
 class Server:
-    """One way to draft: what it took in each round, and what it said in this one."""
+    """One way to draft: what its steps took and gave, and what it said.
+
+    Attributes:
+        waiting: requests that have not begun.
+        steps: seconds and tokens of each step that counts.
+        tokens: of each request, prompt first.
+    """
 
     runner: Runner
     clock: Callable[[], float]
-    spent_s: list[float] = field(default_factory=list)
+    waiting: deque[tuple[int, GenerationRequest]] = field(default_factory=deque)
+    steps: list[tuple[float, int]] = field(default_factory=list)
     tokens: dict[int, list[int]] = field(default_factory=dict)
+    _places: int = 0
+    _to_warm_up: int = 0
 
     @classmethod
     def of(cls, way: str, head: Step35Model, tokenizer: Tokenizer, clock: Callable[[], float]) -> Server:
@@ -118,23 +133,38 @@ class Server:
         )
         return cls(runner, clock)
 
-    def begin(self, requests: Sequence[tuple[int, GenerationRequest]], prompts: Prompts) -> None:
-        """Take a round's requests."""
-        self.spent_s.append(0.0)
+    def begin(self, requests: Sequence[tuple[int, GenerationRequest]], places: int) -> None:
+        """Take a text's requests, so many at a time."""
+        self.waiting = deque(requests)
+        self.steps.clear()
         self.tokens.clear()
-        for number, request in requests:
-            self.runner.submit(number, request, prompts.of(request, ""), _check)
+        self._places = places
+        self._to_warm_up = len(requests) - 2 * places
 
-    def turn(self) -> bool:
-        """Run a step, if anything is left to do."""
+    def turn(self, prompts: Prompts) -> bool:
+        """Fill places and run a step, if anything is left to do."""
+        while self.waiting and len(self.runner.live) < self._places:
+            number, request = self.waiting.popleft()
+            self.runner.submit(number, request, prompts.of(request, ""), _check)
+            self.tokens[number] = self.runner.live[number].sequence.tokens
         if not self.runner.live:
             return False
-        for number, live in self.runner.live.items():
-            self.tokens[number] = live.sequence.tokens
+        counts = bool(self.waiting) and len(self.waiting) <= self._to_warm_up
+        said = self._said
         started = self.clock()
         self.runner.turn()
-        self.spent_s[-1] += self.clock() - started
+        if counts:
+            self.steps.append((self.clock() - started, self._said - said))
         return True
+
+    @property
+    def _said(self) -> int:
+        return self.runner.counts.totals({}).generated_tokens
+
+    def speeds(self, parts: int = 1) -> np.ndarray:
+        """Tokens a second of so many parts of what counts, float64 [parts]."""
+        of_parts = [np.array(part).sum(axis=0) for part in np.array_split(np.array(self.steps), parts)]
+        return np.array([tokens / spent_s for spent_s, tokens in of_parts])
 
 
 def _check(event: AnswerEvent | Refused) -> None:
@@ -144,23 +174,30 @@ def _check(event: AnswerEvent | Refused) -> None:
 
 
 def play(
-    servers: Sequence[Server], rounds: Sequence[Sequence[tuple[int, GenerationRequest]]], prompts: Prompts
+    servers: Sequence[Server],
+    requests: Sequence[tuple[int, GenerationRequest]],
+    places: int,
+    prompts: Prompts,
 ) -> None:
-    """Each round on all servers, step by step in turn, in another order each time.
+    """All requests on all servers, step by step in turn, in another order each time.
 
-    What one leaves in caches falls on whoever comes next.
+    What one leaves in caches falls on whoever comes next. Garbage would too, so it is collected before.
 
     Raises:
         RuntimeError: drafts changed a text.
     """
     order = Random(1)
-    for requests in rounds:
-        for server in servers:
-            server.begin(requests, prompts)
-        while sum(server.turn() for server in order.sample(servers, len(servers))):
+    for server in servers:
+        server.begin(requests, places)
+    gc.collect()
+    gc.disable()
+    try:
+        while sum(server.turn(prompts) for server in order.sample(servers, len(servers))):
             pass
-        if any(server.tokens != servers[0].tokens for server in servers):
-            raise RuntimeError("drafts changed a text")
+    finally:
+        gc.enable()
+    if any(server.tokens != servers[0].tokens for server in servers):
+        raise RuntimeError("drafts changed a text")
 
 
 def temperature_of(acceptance: float, vocab: int) -> float:
@@ -180,50 +217,49 @@ def temperature_of(acceptance: float, vocab: int) -> float:
 
 
 def requests_of(
-    tokenizer: Tokenizer, text: str, rounds: int, sequences: int, tokens: int, temperature: float = 0.7
-) -> list[list[tuple[int, GenerationRequest]]]:
-    """Pieces of a text to continue, each another one."""
+    tokenizer: Tokenizer, text: str, number: int, tokens: int, temperature: float = 0.7
+) -> list[tuple[int, GenerationRequest]]:
+    """So many pieces of a text to continue, each another one, not in their order."""
     token_ids = tokenizer.encode_prompt(text)
-    starts = np.linspace(0, len(token_ids) - CONTEXT_TOKENS, rounds * sequences).astype(int)
-    requests = [
+    starts = np.linspace(0, len(token_ids) - CONTEXT_TOKENS, number).astype(int).tolist()
+    Random(2).shuffle(starts)
+    return [
         (
-            number,
+            place,
             GenerationRequest(
                 "benchmark",
                 tuple(token_ids[start : start + CONTEXT_TOKENS]),
-                SamplingParams(temperature=temperature, seed=number),
+                SamplingParams(temperature=temperature, seed=place),
                 max_tokens=tokens,
                 ignore_eos=True,
             ),
         )
-        for number, start in enumerate(starts)
+        for place, start in enumerate(starts)
     ]
-    return [requests[n * sequences : (n + 1) * sequences] for n in range(rounds)]
 
 
-def cells(servers: dict[str, Server], tokens: int) -> list[str]:
+def cells(servers: dict[str, Server]) -> list[str]:
     """Speeds, adaptive's by the best fixed one's, its drafts a step, and how many of three hold by place."""
-    of_way = {way: np.array(server.spent_s[1:]) for way, server in servers.items()}
-    fixed = [of_way[way] for way in WAYS if way != "adaptive"]
-    best = min(fixed, key=lambda spent_s: float(spent_s.sum()))
-    found = [f"{tokens * len(of_way['off']) / of_way['off'].sum():.0f}"]
+    fixed = [way for way in WAYS if way not in ("adaptive", "loaded")]
+    best = max(fixed, key=lambda way: float(servers[way].speeds()[0]))
+    found = [str(len(servers["off"].steps)), f"{servers['off'].speeds()[0]:.0f}"]
     for way in WAYS[1:]:
-        found.append(_ratio(of_way["off"], of_way[way]))
+        found.append(_ratio(servers[way], servers["off"]))
     drafted = servers["adaptive"].runner.counts.totals({})
     per_step = sum(drafted.drafted) / max(1, drafted.steps)
     three = servers["3"].runner.counts.totals({})
     held = [f"{held / max(1, made):.2f}" for held, made in zip(three.accepted, three.drafted, strict=True)]
-    return [*found, _ratio(best, of_way["adaptive"]), f"{per_step:.2f}", ", ".join(held)]
+    return [*found, _ratio(servers["adaptive"], servers[best]), f"{per_step:.2f}", ", ".join(held)]
 
 
-def _ratio(first_s: np.ndarray, second_s: np.ndarray) -> str:
-    low, _, high = quantiles(first_s / second_s, n=4)
-    return f"{first_s.sum() / second_s.sum():.3f} ({low:.2f} to {high:.2f})"
+def _ratio(first: Server, second: Server) -> str:
+    low, _, high = quantiles(first.speeds(8) / second.speeds(8), n=4)
+    return f"{first.speeds()[0] / second.speeds()[0]:.3f} ({low:.2f} to {high:.2f})"
 
 
 def main(
     model: Annotated[Path, typer.Option(help="Directory with heldout/*.txt.")] = Path("models/potluck-tiny"),
-    rounds: Annotated[int, typer.Option(min=3, help="Beside the first, which warms up.")] = 8,
+    answers: Annotated[int, typer.Option(min=4, help="Of each place and text.")] = 24,
     tokens: Annotated[int, typer.Option(min=8, help="Of each answer.")] = 96,
     sequences: Annotated[list[int], typer.Option(min=1, max=8, help="At a time.")] = [1, 4, 8],  # noqa: B006
     random: Annotated[
@@ -246,17 +282,18 @@ def main(
         tokenizer = Tokenizer.load(model)
         prompts = Prompts(tokenizer, head.config.vocab_size, head.config.eos_token_ids)
         columns = [f"{way}, by off" for way in WAYS[1:]]
-        _line(
-            "text", "sequences", "off, tokens/s", *columns, "adaptive, by the best", "drafts a step", "held"
-        )
-        _line(*["---"] * (len(columns) + 6))
-        for name, source, temperature in cases:
-            for number in sequences:
-                servers = {way: Server.of(way, head, tokenizer, clock) for way in WAYS}
+        last = ("adaptive, by the best", "drafts a step", "held")
+        _line("text", "sequences", "steps", "off, tokens/s", *columns, *last)
+        _line(*["---"] * (len(columns) + 7))
+        for places in sequences:
+            servers = {way: Server.of(way, head, tokenizer, clock) for way in WAYS}
+            for name, source, temperature in cases:
+                for server in servers.values():
+                    server.runner.counts = Counts()
                 text = source.read_text(encoding="utf-8")
-                asked = requests_of(tokenizer, text, rounds + 1, number, tokens, temperature)
-                play(list(servers.values()), asked, prompts)
-                _line(name, str(number), *cells(servers, tokens * number))
+                asked = requests_of(tokenizer, text, answers * places, tokens, temperature)
+                play(list(servers.values()), asked, places, prompts)
+                _line(name, str(places), *cells(servers))
 
 
 def _line(*found: str) -> None:

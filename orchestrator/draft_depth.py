@@ -141,7 +141,7 @@ class DraftDepth:
         if not self._is_drafting:
             best, best_rate = off, off_rate
         best_s = self._step_s(best.values(), other_rows)
-        takes_in = any(depth and n in waiting for n, depth in best.items())
+        takes_in = any(n in waiting and waiting[n][depth][0] > 0 for n, depth in best.items())
         until = self._step + _SAME_STEPS
         return _Plan(asked, until, gains, off, off_s, best, best_rate, best_s, takes_in, unit_s)
 

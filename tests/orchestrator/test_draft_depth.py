@@ -341,3 +341,15 @@ def test_nothing_is_drafted_without_mtp_layers_or_sequences() -> None:
     assert DraftDepth(3, costs).choose([Candidate(7, 3)]) == {7: 0}
     assert DraftDepth(0, MeasuredCosts(curve(0.1))).choose([Candidate(7, 3)]) == {7: 0}
     assert DraftDepth(3, MeasuredCosts(curve(0.1))).choose([]) == {}
+
+
+def test_what_waits_for_layers_that_nobody_asks_does_not_make_it_plan_in_every_step() -> None:
+    depth = DraftDepth(3, MeasuredCosts(curve(0.3)))
+    planned = []
+    real = depth._planned
+    depth._planned = lambda *asked: planned.append(asked) or real(*asked)  # type: ignore[method-assign]
+    for _ in range(64):
+        (wanted,) = depth.choose([Candidate(0, 500, (1, 400, 400))]).values()
+        depth.learn([Verified(0, wanted, min(wanted, 1))] if wanted else [])
+    assert wanted == 1
+    assert len(planned) <= 8
