@@ -219,10 +219,15 @@ def temperature_of(acceptance: float, vocab: int) -> float:
 def requests_of(
     tokenizer: Tokenizer, text: str, number: int, tokens: int, temperature: float = 0.7
 ) -> list[tuple[int, GenerationRequest]]:
-    """So many pieces of a text to continue, each another one, not in their order."""
+    """So many pieces of a text to continue, each another one, not in their order.
+
+    They end after half of `tokens` to one and a half times as many. Were all alike, those without drafts would
+    end together, and their prompts would be read together, for less.
+    """
     token_ids = tokenizer.encode_prompt(text)
     starts = np.linspace(0, len(token_ids) - CONTEXT_TOKENS, number).astype(int).tolist()
-    Random(2).shuffle(starts)
+    luck = Random(2)
+    luck.shuffle(starts)
     return [
         (
             place,
@@ -230,7 +235,7 @@ def requests_of(
                 "benchmark",
                 tuple(token_ids[start : start + CONTEXT_TOKENS]),
                 SamplingParams(temperature=temperature, seed=place),
-                max_tokens=tokens,
+                max_tokens=luck.randint(tokens // 2, tokens * 3 // 2),
                 ignore_eos=True,
             ),
         )
@@ -260,7 +265,7 @@ def _ratio(first: Server, second: Server) -> str:
 def main(
     model: Annotated[Path, typer.Option(help="Directory with heldout/*.txt.")] = Path("models/potluck-tiny"),
     answers: Annotated[int, typer.Option(min=4, help="Of each place and text.")] = 24,
-    tokens: Annotated[int, typer.Option(min=8, help="Of each answer.")] = 96,
+    tokens: Annotated[int, typer.Option(min=8, help="Of an answer, on average.")] = 96,
     sequences: Annotated[list[int], typer.Option(min=1, max=8, help="At a time.")] = [1, 4, 8],  # noqa: B006
     random: Annotated[
         list[float], typer.Option(help="Take a random model of many layers; so many drafts hold.")

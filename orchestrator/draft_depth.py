@@ -128,22 +128,34 @@ class DraftDepth:
         off_s, unit_s = self._costs.trunk_s(len(off) + other_rows), self._costs.trunk_s(len(off))
         off_rate = len(off) / off_s
         least_rate = off_rate * (1 - GO_ON_LOSS if self._is_drafting else 1 + BEGIN_GAIN)
-        waiting = self._waiting(candidates)
-        now = gains.without(self._too_dear(waiting, unit_s))
-        best, best_rate = self._fastest(now, waiting, least_rate, other_rows, most_rows)
-        if waiting:
-            # Those alone that nothing waits for may be faster.
-            now = gains.without(waiting)
-            found, rate = self._fastest(now, {}, max(least_rate, best_rate), other_rows, most_rows)
-            if any(found.values()):
-                best, best_rate = found, rate
+        best, best_rate = self._fastest(gains, {}, least_rate, other_rows, most_rows)
+        takes_in = any(any(rows_to_take_in(of.behind, best[of.sequence])) for of in candidates)
+        if takes_in:
+            best, best_rate = self._fastest_for_a_while(candidates, gains, least_rate, asked, unit_s)
+            takes_in = any(any(rows_to_take_in(of.behind, best[of.sequence])) for of in candidates)
         self._is_drafting = any(best.values())
         if not self._is_drafting:
             best, best_rate = off, off_rate
         best_s = self._step_s(best.values(), other_rows)
-        takes_in = any(n in waiting and waiting[n][depth][0] > 0 for n, depth in best.items())
         until = self._step + _SAME_STEPS
         return _Plan(asked, until, gains, off, off_s, best, best_rate, best_s, takes_in, unit_s)
+
+    def _fastest_for_a_while(
+        self,
+        candidates: Sequence[Candidate],
+        gains: DraftGains,
+        least_rate: float,
+        asked: _Asked,
+        unit_s: float,
+    ) -> tuple[dict[int, int], float]:
+        """`_fastest` where rows wait: some sequences begin now, if it pays until they end."""
+        _, other_rows, most_rows = asked
+        waiting = self._waiting(candidates)
+        now = gains.without(self._too_dear(waiting, unit_s))
+        best, best_rate = self._fastest(now, waiting, least_rate, other_rows, most_rows)
+        # Those alone that nothing waits for may be faster.
+        found, rate = self._fastest(gains.without(waiting), {}, best_rate, other_rows, most_rows)
+        return (found, rate) if any(found.values()) else (best, best_rate)
 
     def _fastest(
         self, gains: DraftGains, waiting: _Waits, least_rate: float, other_rows: int, most_rows: int
@@ -229,7 +241,7 @@ class DraftDepth:
             return plan.best
         # Also where nothing can be paid for now: to look takes time too.
         self._since_try = 0
-        order = _try_order(self.most)
+        order = _try_order(self.most, is_drafting=self._is_drafting)
         for turn in range(len(order)):
             place = (self._next_try + turn) % len(order)
             others = [
@@ -268,9 +280,10 @@ class DraftDepth:
             yield {**plan.best, one.sequence: max(0, min(depth, one.most))}
 
 
-def _try_order(most: int) -> list[int]:
-    """One draft every other time: it costs least, and without it no other one holds."""
-    return [depth for other in (*range(2, most + 1), 0) for depth in (1, other)]
+def _try_order(most: int, *, is_drafting: bool) -> list[int]:
+    """Every other time none where there are drafts, else one: that decides whether there are to be any."""
+    first = 0 if is_drafting else 1
+    return [depth for other in range(1, most + 1) if other != first for depth in (first, other)] or [first]
 
 
 _Asked = tuple[tuple[int, ...], int, int]

@@ -11,10 +11,10 @@ from placement.pass_costs import PassCosts
 
 _EDGES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64, 96, 128, 192, 256)
 """Passes of as many rows as an edge, or of more than the edge before, are taken for alike."""
-_WEIGHT = 0.05
-"""Of a measurement for its own size, once there are twenty."""
-_COMMON_WEIGHT = 0.08
-"""Of a measurement for all sizes: a box that slows down slows all of them down."""
+_NOISE = 0.05**2
+"""Variance of a measurement's logarithm."""
+_OWN_DRIFT, _COMMON_DRIFT = 0.003**2, 0.0015**2
+"""Variance that a step adds: to one size alone, and to all sizes, since a box gets slower as a whole."""
 _MOST = math.log(2)
 """So far a measurement may lie from those before it: a pass that was run again says nothing of the others."""
 _ROWS_IN_DRAFTING = 2
@@ -23,11 +23,17 @@ _ROWS_IN_DRAFTING = 2
 
 @dataclass(slots=True)
 class _Correction:
-    """The logarithm of measured by predicted seconds, at the logarithm of the mean size."""
+    """The logarithm of measured by predicted seconds, at the logarithm of the mean size.
+
+    Attributes:
+        variance: of the value, as it was at that step.
+    """
 
     place: float = 0.0
     value: float = 0.0
     count: int = 0
+    variance: float = math.inf
+    step: int = 0
 
 
 @dataclass(slots=True)
@@ -39,12 +45,24 @@ class _Corrections:
     places: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
 
-    def learn(self, size: float, found: float) -> float:
-        """Take a logarithm in; returns by how much it differs from what is known of that size now."""
+    def learn(
+        self, size: float, found: float, step: int, common_variance: float = 0.0
+    ) -> tuple[float, float]:
+        """Take a logarithm in: a step of a Kalman filter, by Kalman (1960), without covariances.
+
+        What differs from the value that is known is noise, or the size drifted, or all sizes did. The longer
+        a size was not measured, the more of it is its own.
+
+        Args:
+            common_variance: of what all sizes have in common.
+
+        Returns:
+            By how much all sizes have changed, and the share of `common_variance` that is left.
+        """
         edge = _EDGES[min(bisect_left(_EDGES, size), len(_EDGES) - 1)]
         known = self.by_edge.get(edge)
         if known is None:
-            known = self.by_edge[edge] = _Correction()
+            known = self.by_edge[edge] = _Correction(step=step)
             insort(self.edges, edge)
             at = self.edges.index(edge)
             self.places.insert(at, 0.0)
@@ -52,12 +70,20 @@ class _Corrections:
         if known.count >= 3:
             found = min(max(found, known.value - _MOST), known.value + _MOST)
         known.count += 1
-        weight = max(_WEIGHT, 1 / known.count)
-        known.value += (found - known.value) * weight
-        known.place += (math.log(size) - known.place) * weight
+        known.place += (math.log(size) - known.place) / min(known.count, 20)
+        rest = found - known.value
+        if math.isinf(known.variance):
+            known.value, known.variance, common_share = found, _NOISE, 0.0
+        else:
+            variance = known.variance + _OWN_DRIFT * (step - known.step)
+            total = variance + common_variance + _NOISE
+            known.value += rest * variance / total
+            known.variance = variance * (1 - variance / total)
+            common_share = common_variance / total
+        known.step = step
         at = bisect_left(self.edges, edge)
         self.places[at], self.values[at] = known.place, known.value
-        return found - known.value
+        return rest * common_share, 1 - common_share
 
     def at(self, place: float) -> float:
         """Of a size, given as its logarithm; 0 where nothing is known."""
@@ -81,8 +107,9 @@ class MeasuredCosts:
         self.predicted = predicted
         self._predicted: dict[int, tuple[float, float]] = {}
         """By rows: predicted seconds, and the logarithm of rows."""
-        self._common = 0.0
+        self._common = self._common_variance = 0.0
         """The logarithm of how much slower the box is than at the time of the corrections."""
+        self._steps = 0
         self._passes = _Corrections()
         self._drafting: dict[int, _Corrections] = {}
         """By depth; its sizes are numbers of sequences."""
@@ -132,8 +159,12 @@ class MeasuredCosts:
     def learn_pass(self, rows: int, seconds: float) -> None:
         """A pass of so many rows took so long."""
         if rows > 0 and seconds > 0:
+            self._steps += 1
+            self._common_variance += _COMMON_DRIFT
             found = math.log(seconds / self.predicted.trunk_s(rows)) - self._common
-            self._common += _COMMON_WEIGHT * self._passes.learn(rows, found)
+            change, left = self._passes.learn(rows, found, self._steps, self._common_variance)
+            self._common += change
+            self._common_variance *= left
 
     def learn_drafting(
         self, depth: int, sequences: int, seconds: float, taken_in: Sequence[int] = ()
@@ -146,12 +177,13 @@ class MeasuredCosts:
             left_s = max(seconds - self.drafting_s(depth, sequences), 0.1 * seconds)
             predicted_s = self._predicted_taking_in_s(taken_in)
             if predicted_s > 0:
-                self._taking_in.learn(sum(taken_in), math.log(left_s / predicted_s) - self._common)
+                found = math.log(left_s / predicted_s) - self._common
+                self._taking_in.learn(sum(taken_in), found, self._steps)
             return
         predicted_s = self.predicted.drafting_s(depth, _ROWS_IN_DRAFTING * sequences)
         if predicted_s > 0:
             corrections = self._drafting.setdefault(depth, _Corrections())
-            corrections.learn(sequences, math.log(seconds / predicted_s) - self._common)
+            corrections.learn(sequences, math.log(seconds / predicted_s) - self._common, self._steps)
 
     def _predicted_taking_in_s(self, rows: Sequence[int]) -> float:
         return sum(count * row_s for count, (_, row_s) in zip(rows, self.predicted.draft_s, strict=False))

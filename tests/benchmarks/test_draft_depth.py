@@ -31,9 +31,10 @@ def test_each_way_drafts_as_it_says_and_all_say_the_same() -> None:
     assert len(drafted["adaptive"]) <= 3
     off = servers["off"]
     assert len(off.tokens) == 8
-    assert all(len(tokens) == 48 + 12 for tokens in off.tokens.values())
+    assert all(48 + 6 <= len(tokens) <= 48 + 18 for tokens in off.tokens.values())
+    assert len({len(tokens) for tokens in off.tokens.values()}) > 1
     # The first two answers of each place warm up, and the last two leave places empty when they end.
-    assert 20 <= len(off.steps) <= 30
+    assert 10 <= len(off.steps) <= 40
     assert all(off.speeds(2) > 0)
 
 
