@@ -1,4 +1,4 @@
-"""The command `potluck`, whose scheduler also writes what each step was and took.
+"""The command `potluck`, whose engine also writes what each step was and took.
 
     python -m benchmarks.serving.recording STEPS.jsonl serve --model DIR
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,10 +29,11 @@ class Step:
     Attributes:
         ended_s: on time.monotonic's clock, which all processes of a machine share.
         took_s: as the scheduler is told; `drafting_s`: the MTP layers' part of it.
+        drafting_rows: that waited for the MTP layers which drafted.
         decoded: sequences that were decoded; `drafted`, `accepted`: drafts of each.
-        prompt_rows: of prompts.
-        left: requests that have not ended with it.
-        first_s: of each request whose first token it gave, seconds since the scheduler took the request.
+        prompts, prompt_rows: that were read, and their rows.
+        ended: requests that it ended; `left`: those that go on.
+        first_s: of each request whose first token it gave, seconds since the engine was asked.
         stayed_s: of each request that ended with it, likewise.
     """
 
@@ -43,14 +44,22 @@ class Step:
     decoded: int
     drafted: tuple[int, ...]
     accepted: tuple[int, ...]
+    prompts: int
     prompt_rows: int
+    ended: int
     left: int
     first_s: tuple[float, ...] = ()
     stayed_s: tuple[float, ...] = ()
 
     @property
     def rows(self) -> int:
+        """Of the pass."""
         return self.decoded + sum(self.drafted) + self.prompt_rows
+
+    @property
+    def depth(self) -> int:
+        """MTP layers that drafted."""
+        return max(self.drafted, default=0)
 
     @classmethod
     def of(
@@ -72,7 +81,9 @@ class Step:
             len(decoded),
             tuple(advance.drafted for advance in decoded),
             tuple(advance.accepted for advance in decoded),
-            plan.prefill_rows,
+            len(plan.prefill),
+            outcome.prefill_rows,
+            sum(advance.ended is not None for advance in outcome.advances),
             left,
             *stays,
         )
@@ -93,6 +104,8 @@ class Recording(Scheduler):
     """A scheduler that writes what it is told of steps."""
 
     out: TextIO
+    asked_s: float
+    """When the engine was asked for the request that comes next."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
@@ -102,7 +115,7 @@ class Recording(Scheduler):
     def submit(self, request: SequenceRequest, now_s: float) -> int:
         """See `Scheduler.submit`."""
         most = super().submit(request, now_s)
-        self._waiting[request.sequence] = self._came[request.sequence] = time.monotonic()
+        self._waiting[request.sequence] = self._came[request.sequence] = self.asked_s
         return most
 
     def finished_step(self, plan: StepPlan, outcome: StepOutcome, took_s: float) -> None:
@@ -117,6 +130,24 @@ class Recording(Scheduler):
         self.out.write(json.dumps(asdict(step)) + "\n")
 
 
+_Ask = Callable[[Any, Callable[[], None], Any], None]
+
+
+def noting(ask: _Ask) -> _Ask:
+    """`ModelEngine._ask` that notes when it is called. The engine takes requests between steps, so later."""
+
+    def noted(engine: Any, submit: Callable[[], None], sink: Any) -> None:
+        asked_s = time.monotonic()
+
+        def submit_noted() -> None:
+            Recording.asked_s = asked_s
+            submit()
+
+        ask(engine, submit_noted, sink)
+
+    return noted
+
+
 def main() -> None:
     """Run the command."""
     place, sys.argv[1:] = sys.argv[1], sys.argv[2:]
@@ -129,6 +160,7 @@ def main() -> None:
     with (
         Path(place).open("w", buffering=1) as Recording.out,
         mock.patch.object(engine, "Scheduler", Recording),
+        mock.patch.object(engine.ModelEngine, "_ask", noting(engine.ModelEngine._ask)),
     ):
         potluck()
 
