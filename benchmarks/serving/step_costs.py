@@ -17,7 +17,6 @@ from benchmarks.serving.recording import Step
 from placement.pass_costs import PassCosts
 
 _CURVE_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256)
-_WEIGHINGS = 8
 
 Counts = tuple[float, ...]
 """How much of each kind of work is done."""
@@ -117,19 +116,8 @@ def _sum(counts: Counts, seconds: Seconds) -> float:
 
 
 def _fitted(counts: Sequence[Counts], seconds: Sequence[float]) -> Seconds:
-    """Least squares without negative costs. What is expected to take longer differs by more, and weighs less.
-
-    Weights by what was measured would favour steps that were quick by chance, and the sum of all would be too
-    low.
-    """
+    """Least squares without negative costs. All steps together are expected to take as long as they did."""
     if not counts:
         return ()
-    done, measured = np.array(counts, float), np.array(seconds)
-    weights = np.ones(len(measured))
-    for _ in range(_WEIGHINGS):
-        found, _ = nnls(done * weights[:, None], measured * weights)
-        expected = done @ found
-        if not expected.any():
-            break
-        weights = np.maximum(expected, 1e-6 * expected.max()) ** -0.5
+    found, _ = nnls(np.array(counts, float), np.array(seconds))
     return tuple(found.tolist())
