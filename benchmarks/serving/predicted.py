@@ -1,4 +1,4 @@
-"""The server's own scheduler on a virtual clock, with steps that cost what they were measured to cost.
+"""The server's own scheduler on a virtual clock, with steps that take what such steps were measured to take.
 
 It answers whether the costs that a server shows say how it behaves under another load: how many tokens a
 second, and how long to the first one. Nothing of tensors, threads and sockets is in it.
@@ -28,7 +28,7 @@ from orchestrator.scheduling.step_plan import Advance, Ended, StepOutcome, StepP
 from orchestrator.serving.answer import Refused
 
 _PLAYED_S = 60.0
-"""Of a load, at least: it costs little, and whether drafts hold is drawn by lot."""
+"""Of a load, at least: it costs little, and what steps take and whether drafts hold is drawn by lot."""
 _CLIENT = "everybody"
 
 
@@ -141,7 +141,7 @@ class _Server:
             for sequence in plan.pause:
                 self._live[sequence].pause()
             if plan.rows:
-                for again_s in self._step(plan, window):
+                for again_s in self._step(plan, window, asked):
                     if again_s < window.stop_s:
                         heapq.heappush(asked, again_s + way.in_s)
             elif asked:
@@ -162,15 +162,21 @@ class _Server:
         self._live[number] = _Request(asked_s - self._way.in_s, prompt, most, slots)
         return None
 
-    def _step(self, plan: StepPlan, window: Window) -> Iterator[float]:
-        """Run a step; yields when the users of those that ended with it ask again."""
+    def _step(self, plan: StepPlan, window: Window, asked: Sequence[float]) -> Iterator[float]:
+        """Run a step; yields when the users of those that ended with it ask again.
+
+        Args:
+            asked: when requests come.
+        """
         way, costs = self._way, self._learned.costs
         outcome = self._outcome(plan)
-        step = Step.of(plan, outcome, 0.0, 0.0, 0)
-        drafting_s = costs.drafting_s(step)
-        took_s = costs.trunk_s(step) + drafting_s
+        step = Step.of(plan, outcome, 0.0, 0.0, 0, 0)
+        trunk_s, drafting_s, _ = costs.expected(step)
+        meanwhile = sum(asked_s <= self._now_s + trunk_s + drafting_s for asked_s in asked)
+        trunk_s, drafting_s, after_s = costs.drawn(replace(step, asked=meanwhile), self._random)
+        took_s = trunk_s + drafting_s
         ended_s = self._now_s + took_s
-        self._now_s = ended_s + costs.until_next_s(step)
+        self._now_s = ended_s + after_s
         self._scheduler.finished_step(plan, replace(outcome, drafting_s=drafting_s), took_s)
         read_s = ended_s + way.first_s
         for advance in outcome.advances:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 from unittest import mock
 
 from orchestrator.cli.main import main as potluck
@@ -32,6 +32,7 @@ class Step:
         drafting_rows: that waited for the MTP layers which drafted.
         decoded: sequences that were decoded; `drafted`, `accepted`: drafts of each.
         prompts, prompt_rows: that were read, and their rows.
+        asked: requests that came while it ran, those that were refused included.
         ended: requests that it ended; `left`: those that go on.
         first_s: of each request whose first token it gave, seconds since the engine was asked.
         stayed_s: of each request that ended with it, likewise.
@@ -46,6 +47,7 @@ class Step:
     accepted: tuple[int, ...]
     prompts: int
     prompt_rows: int
+    asked: int
     ended: int
     left: int
     first_s: tuple[float, ...] = ()
@@ -68,6 +70,7 @@ class Step:
         outcome: StepOutcome,
         took_s: float,
         ended_s: float,
+        asked: int,
         left: int,
         *stays: tuple[float, ...],
     ) -> Step:
@@ -83,6 +86,7 @@ class Step:
             tuple(advance.accepted for advance in decoded),
             len(plan.prefill),
             outcome.prefill_rows,
+            asked,
             sum(advance.ended is not None for advance in outcome.advances),
             left,
             *stays,
@@ -106,6 +110,8 @@ class Recording(Scheduler):
     out: TextIO
     asked_s: float
     """When the engine was asked for the request that comes next."""
+    all_asked_s: ClassVar[list[float]] = []
+    """When it was asked for those that came since the last step."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
@@ -126,7 +132,9 @@ class Recording(Scheduler):
         first = tuple(now_s - self._waiting.pop(number) for number in spoke if number in self._waiting)
         ended = [each.sequence for each in outcome.advances if each.ended]
         stayed = tuple(now_s - self._came.pop(number) for number in ended if number in self._came)
-        step = Step.of(plan, outcome, took_s, now_s, len(self._came), first, stayed)
+        asked = sum(asked_s > now_s - took_s for asked_s in self.all_asked_s)
+        self.all_asked_s.clear()
+        step = Step.of(plan, outcome, took_s, now_s, asked, len(self._came), first, stayed)
         self.out.write(json.dumps(asdict(step)) + "\n")
 
 
@@ -138,6 +146,7 @@ def noting(ask: _Ask) -> _Ask:
 
     def noted(engine: Any, submit: Callable[[], None], sink: Any) -> None:
         asked_s = time.monotonic()
+        Recording.all_asked_s.append(asked_s)
 
         def submit_noted() -> None:
             Recording.asked_s = asked_s

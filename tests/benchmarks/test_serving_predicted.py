@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from benchmarks.serving.asks import Asks, Lengths
@@ -14,7 +15,7 @@ from benchmarks.serving.learned import Learned, OnTheWay, Run
 from benchmarks.serving.load import Load, Window, figures
 from benchmarks.serving.predicted import Prediction, Rounds, Setup, predict
 from benchmarks.serving.recording import Step
-from benchmarks.serving.step_costs import Experts, StepCosts
+from benchmarks.serving.step_costs import Cost, Experts, StepCosts
 from orchestrator.scheduler import Scheduler
 from orchestrator.scheduling.job import SequenceRequest
 from orchestrator.scheduling.kv_budget import KvBudget
@@ -34,7 +35,7 @@ IN_S, FIRST_S, LAST_S = 0.0043, 0.0031, 0.0012
 def step(ended_s: float, took_s: float, rows: int, *, prompt_rows: int = 0) -> Step:
     decoded = rows - prompt_rows
     none = (0,) * decoded
-    return Step(ended_s, took_s, 0.0, 0, decoded, none, none, int(prompt_rows > 0), prompt_rows, 0, 1)
+    return Step(ended_s, took_s, 0.0, 0, decoded, none, none, int(prompt_rows > 0), prompt_rows, 0, 0, 1)
 
 
 def run(steps: Sequence[Step], users: int = 1, answers: Sequence[Answer] = ()) -> Run:
@@ -80,6 +81,8 @@ def served(users: int, stop_s: float = 20.0) -> Run:
         num_ended = sum(advance.ended is not None for advance in advances)
         took_s = 0.005 + 0.0004 * EXPERTS.touched(plan.rows) + 0.0001 * plan.rows
         took_s += 0.003 * len(plan.decode) + 0.002 * len(plan.prefill)
+        came = sum(at_s <= now_s + took_s for _, at_s in asked)
+        took_s += 0.001 * came
         ended_s = now_s + took_s
         now_s = ended_s + 0.001 + 0.0005 * len(plan.decode) + 0.002 * num_ended
         scheduler.finished_step(plan, outcome, took_s)
@@ -99,7 +102,7 @@ def served(users: int, stop_s: float = 20.0) -> Run:
                 answers.append(live.pop(advance.sequence))
                 if answer.ended_s < stop_s:
                     asked.append((answer.ended_s, answer.ended_s + IN_S))
-        steps.append(Step.of(plan, outcome, took_s, ended_s, len(live), tuple(first), tuple(stayed)))
+        steps.append(Step.of(plan, outcome, took_s, ended_s, came, len(live), tuple(first), tuple(stayed)))
     return Run(Load(users, (Window(2.0, stop_s),), answers, list(range(next(numbers)))), steps)
 
 
@@ -117,8 +120,8 @@ def test_a_server_of_known_costs_is_predicted_by_other_numbers_of_users() -> Non
 def test_a_server_whose_steps_cost_the_same_is_predicted_as_counted_by_hand(users: int) -> None:
     learned = Learned.of([run([step(at * 0.1, 0.08, 1) for at in range(1, 50)])], EXPERTS)
     each = step(1.0, 0.08, 1)
-    assert learned.costs.trunk_s(each) + learned.costs.until_next_s(each) == pytest.approx(0.1)
-    same = replace(learned.costs, pass_s=(0.08, 0.0, 0.0, 0.0, 0.0), after_s=(0.02, 0.0, 0.0, 0.0))
+    assert sum(learned.costs.expected(each)) == pytest.approx(0.1)
+    same = replace(learned.costs, trunk=Cost((0.08,)), after=Cost((0.02,)))
     found = said(replace(learned, costs=same), users)
     # Ten passes an answer: the prompt's gives the first token.
     assert found.tokens_per_s == pytest.approx(users * 10, rel=0.02)
@@ -146,7 +149,7 @@ def test_more_users_are_longer_on_the_way_until_no_more_are_answered_at_a_time()
 
 def test_who_has_no_place_waits_for_the_one_before() -> None:
     learned = Learned.of([run([step(at * 0.1, 0.1, 1) for at in range(1, 50)])], EXPERTS)
-    same = replace(learned, costs=replace(learned.costs, pass_s=(0.1, 0.0, 0.0, 0.0, 0.0)))
+    same = replace(learned, costs=replace(learned.costs, trunk=Cost((0.1,))))
     wide, narrow = (
         said(same, 4, replace(SETUP, limits=replace(SETUP.limits, sequences=sequences)))
         for sequences in (4, 1)
@@ -158,15 +161,17 @@ def test_who_has_no_place_waits_for_the_one_before() -> None:
 def test_a_pause_counts_only_while_there_is_work() -> None:
     steps = [step(1.0, 0.1, 1), replace(step(1.3, 0.1, 1), left=0), step(9.0, 0.1, 1)]
     costs = StepCosts.of([steps], EXPERTS)
-    assert costs.until_next_s(steps[0]) == pytest.approx(0.2)
+    assert costs.expected(steps[0]).after_s == pytest.approx(0.2)
     with pytest.raises(ValueError, match="no step"):
         StepCosts.of([[]], EXPERTS)
 
 
-def test_all_steps_together_take_as_long_as_they_did_where_some_are_far_off() -> None:
+def test_steps_by_lot_take_as_long_together_as_the_measured_ones_and_differ_as_they_did() -> None:
     steps = [step(1.0, 0.1 * rows * (4 if at == 7 else 1), rows) for at in range(8) for rows in (1, 4, 8)]
-    costs = StepCosts.of([steps], EXPERTS)
-    assert sum(map(costs.trunk_s, steps)) == pytest.approx(sum(each.took_s for each in steps), rel=1e-3)
+    costs, random = StepCosts.of([steps], EXPERTS), np.random.default_rng(0)
+    drawn = [costs.drawn(each, random).trunk_s for _ in range(400) for each in steps]
+    assert sum(drawn) / 400 == pytest.approx(sum(each.took_s for each in steps), rel=0.05)
+    assert max(drawn) > 2 * costs.expected(steps[-1]).trunk_s > 0
 
 
 def test_drafts_are_learned_by_position_and_make_the_server_faster() -> None:
@@ -177,7 +182,7 @@ def test_drafts_are_learned_by_position_and_make_the_server_faster() -> None:
     ]
     learned = Learned.of([run(steps)], EXPERTS)
     assert learned.acceptance == pytest.approx((2 / 3, 1 / 2), rel=0.02)
-    assert learned.costs.drafting_s(steps[0]) == pytest.approx(0.01)
+    assert learned.costs.expected(steps[0]).drafting_s == pytest.approx(0.01)
     without = Learned.of([run([plain, replace(plain, ended_s=1.1)])], EXPERTS)
     assert without.acceptance == ()
     drafting = replace(SETUP, most_behind=(64, 64))
