@@ -27,7 +27,7 @@ from orchestrator.scheduling.measured_costs import MeasuredCosts
 from orchestrator.scheduling.step_plan import Advance, Ended, StepOutcome, StepPlan
 from orchestrator.serving.answer import Refused
 
-_PLAYED_S = 60.0
+_PLAYED_S = 120.0
 """Of a load, at least: it costs little, and what steps take and whether drafts hold is drawn by lot."""
 _CLIENT = "everybody"
 
