@@ -27,16 +27,20 @@ from rich.console import Console
 
 from benchmarks.serving.asks import Asks, Lengths
 from benchmarks.serving.growth import SEQUENCES, Growth, bytes_read, gap_of
+from benchmarks.serving.learned import Learned, Run
 from benchmarks.serving.load import Figures, Load, figures, run_load
-from benchmarks.serving.predicted import ASKS_A_RUN, Learned, Prediction, Run, predict
+from benchmarks.serving.predicted import Prediction, Rounds, Setup, predict
 from benchmarks.serving.recording import Step, read_steps
 from benchmarks.serving.report import growth_table, load_table, predicted_table
 from benchmarks.serving.server import Server, llamacpp, potluck
+from benchmarks.serving.step_costs import Experts
 
 TINY = Path("models/potluck-tiny")
 CONTEXT = 2048
 _SLOTS = 8
 """Of llama.cpp's server: as many sequences as ours computes at a time."""
+_ASKS_A_RUN = 10_000
+"""More than a run sends: each has numbers of its own."""
 
 
 def main(
@@ -104,7 +108,7 @@ def in_turns(
         ours.append(driven(own, asks, count, warm_up, seconds, first))
         if their is not None:
             theirs.append(driven(their, asks, count, warm_up, seconds, first))
-        first += max(len(ours[-1].sent), ASKS_A_RUN)
+        first += max(len(ours[-1].sent), _ASKS_A_RUN)
         console.print(f"{count} users: {figures(ours[-1]).tokens_per_s:.1f} tokens/s", style="dim")
     return ours, theirs
 
@@ -163,6 +167,7 @@ def predicted(
     """Each load from what was learned of the others, and from what was learned of itself."""
     import torch
 
+    from orchestrator.model.mtp import MtpDrafter
     from orchestrator.scheduling.kv_budget import KvBudget
     from orchestrator.scheduling.limits import Limits
     from orchestrator.session import load_local
@@ -171,23 +176,18 @@ def predicted(
     if len(runs) < 2:
         return []
     opened = open_model(model)
-    drafts = opened.shape.num_mtp_layers if mtp is None else mtp
+    shape = opened.shape
+    drafts = shape.num_mtp_layers if mtp is None else mtp
+    head = load_local(opened, torch.bfloat16)
     limits = Limits(CONTEXT)
-    kv = KvBudget(tuple(load_local(opened, torch.bfloat16).kv_sizes(drafts)), limits.pass_rows)
+    state = MtpDrafter(head, drafts).new_state()
+    # Behind a text as long as can be.
+    state.num_hidden = CONTEXT
+    setup = Setup(limits, KvBudget(tuple(head.kv_sizes(drafts)), limits.pass_rows), state.behind)
 
     def said(one: Run, by: Sequence[Run]) -> Prediction:
-        learned = Learned.of(by, drafts)
-        users, first = one.load.users, one.load.sent[0]
-        return predict(
-            learned,
-            asks,
-            users,
-            warm_up_s=warm_up,
-            seconds=seconds,
-            first=first,
-            limits=limits,
-            kv=kv,
-        )
+        learned = Learned.of(by, Experts(shape.num_experts, shape.top_k))
+        return predict(learned, asks, one.load.users, Rounds(one.firsts, warm_up, seconds), setup)
 
     return [(said(one, [run for run in runs if run is not one]), said(one, [one])) for one in runs]
 

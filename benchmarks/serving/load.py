@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.serving.asks import Asks
 from benchmarks.serving.client import Answer, complete
 
-_LONGEST_WAIT_S = 5.0
+LONGEST_WAIT_S = 5.0
 """After a refusal a user waits as long as it says, but no longer than this."""
 
 
@@ -81,7 +81,7 @@ async def run_load(
             answer = await complete(address, asks.ask(number))
             answers.append(answer)
             if answer.outcome != "answered":
-                await asyncio.sleep(min(answer.retry_after_s, _LONGEST_WAIT_S))
+                await asyncio.sleep(min(answer.retry_after_s, LONGEST_WAIT_S))
 
     await asyncio.gather(*(user() for _ in range(users)))
     return Load(users, (window,), answers, sent)

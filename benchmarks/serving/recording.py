@@ -1,4 +1,4 @@
-"""The command `potluck`, whose scheduler also writes what each step was and took.
+"""The command `potluck`, whose engine also writes what each step was and took.
 
     python -m benchmarks.serving.recording STEPS.jsonl serve --model DIR
 
@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 from unittest import mock
 
 from orchestrator.cli.main import main as potluck
@@ -29,10 +29,12 @@ class Step:
     Attributes:
         ended_s: on time.monotonic's clock, which all processes of a machine share.
         took_s: as the scheduler is told; `drafting_s`: the MTP layers' part of it.
+        drafting_rows: that waited for the MTP layers which drafted.
         decoded: sequences that were decoded; `drafted`, `accepted`: drafts of each.
-        prompt_rows: of prompts.
-        left: requests that have not ended with it.
-        first_s: of each request whose first token it gave, seconds since the scheduler took the request.
+        prompts, prompt_rows: that were read, and their rows.
+        asked: requests that came while it ran, those that were refused included.
+        ended: requests that it ended; `left`: those that go on.
+        first_s: of each request whose first token it gave, seconds since the engine was asked.
         stayed_s: of each request that ended with it, likewise.
     """
 
@@ -43,14 +45,23 @@ class Step:
     decoded: int
     drafted: tuple[int, ...]
     accepted: tuple[int, ...]
+    prompts: int
     prompt_rows: int
+    asked: int
+    ended: int
     left: int
     first_s: tuple[float, ...] = ()
     stayed_s: tuple[float, ...] = ()
 
     @property
     def rows(self) -> int:
+        """Of the pass."""
         return self.decoded + sum(self.drafted) + self.prompt_rows
+
+    @property
+    def depth(self) -> int:
+        """MTP layers that drafted."""
+        return max(self.drafted, default=0)
 
     @classmethod
     def of(
@@ -59,6 +70,7 @@ class Step:
         outcome: StepOutcome,
         took_s: float,
         ended_s: float,
+        asked: int,
         left: int,
         *stays: tuple[float, ...],
     ) -> Step:
@@ -72,7 +84,10 @@ class Step:
             len(decoded),
             tuple(advance.drafted for advance in decoded),
             tuple(advance.accepted for advance in decoded),
-            plan.prefill_rows,
+            len(plan.prefill),
+            outcome.prefill_rows,
+            asked,
+            sum(advance.ended is not None for advance in outcome.advances),
             left,
             *stays,
         )
@@ -93,6 +108,10 @@ class Recording(Scheduler):
     """A scheduler that writes what it is told of steps."""
 
     out: TextIO
+    asked_s: float
+    """When the engine was asked for the request that comes next."""
+    all_asked_s: ClassVar[list[float]] = []
+    """When it was asked for those that came since the last step."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
@@ -102,7 +121,7 @@ class Recording(Scheduler):
     def submit(self, request: SequenceRequest, now_s: float) -> int:
         """See `Scheduler.submit`."""
         most = super().submit(request, now_s)
-        self._waiting[request.sequence] = self._came[request.sequence] = time.monotonic()
+        self._waiting[request.sequence] = self._came[request.sequence] = self.asked_s
         return most
 
     def finished_step(self, plan: StepPlan, outcome: StepOutcome, took_s: float) -> None:
@@ -113,8 +132,29 @@ class Recording(Scheduler):
         first = tuple(now_s - self._waiting.pop(number) for number in spoke if number in self._waiting)
         ended = [each.sequence for each in outcome.advances if each.ended]
         stayed = tuple(now_s - self._came.pop(number) for number in ended if number in self._came)
-        step = Step.of(plan, outcome, took_s, now_s, len(self._came), first, stayed)
+        asked = sum(asked_s > now_s - took_s for asked_s in self.all_asked_s)
+        self.all_asked_s.clear()
+        step = Step.of(plan, outcome, took_s, now_s, asked, len(self._came), first, stayed)
         self.out.write(json.dumps(asdict(step)) + "\n")
+
+
+_Ask = Callable[[Any, Callable[[], None], Any], None]
+
+
+def noting(ask: _Ask) -> _Ask:
+    """`ModelEngine._ask` that notes when it is called. The engine takes requests between steps, so later."""
+
+    def noted(engine: Any, submit: Callable[[], None], sink: Any) -> None:
+        asked_s = time.monotonic()
+        Recording.all_asked_s.append(asked_s)
+
+        def submit_noted() -> None:
+            Recording.asked_s = asked_s
+            submit()
+
+        ask(engine, submit_noted, sink)
+
+    return noted
 
 
 def main() -> None:
@@ -129,6 +169,7 @@ def main() -> None:
     with (
         Path(place).open("w", buffering=1) as Recording.out,
         mock.patch.object(engine, "Scheduler", Recording),
+        mock.patch.object(engine.ModelEngine, "_ask", noting(engine.ModelEngine._ask)),
     ):
         potluck()
 
