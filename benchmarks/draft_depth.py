@@ -221,7 +221,7 @@ def requests_of(
 ) -> list[tuple[int, GenerationRequest]]:
     """So many pieces of a text to continue, each another one, not in their order.
 
-    They end after half of `tokens` to one and a half times as many. Were all alike, those without drafts would
+    They end after half to one and a half times `tokens`. Were all as long, those without drafts would
     end together, and their prompts would be read together, for less.
     """
     token_ids = tokenizer.encode_prompt(text)

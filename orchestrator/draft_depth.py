@@ -15,10 +15,10 @@ BEGIN_GAIN, GO_ON_LOSS = 0.005, 0.01
 
 Only drafts show whether drafts hold, so an estimate that is a little too low must not end them.
 """
-_TRY_SHARE = 0.004
-"""Share of the time that trying other depths may cost beside the best one."""
-_TRIES_AT_FIRST_STEPS, _MOST_TRIES_STEPS = 3.0, 6.0
-"""What tries may cost at first, and what they may save up, in steps without drafts."""
+_NEAR_SHARE, _FAR_SHARE = 0.002, 0.002
+"""Shares of the time that tries may cost beside the best depths: near ones say whether to draft at all."""
+_TRIES_AT_FIRST_STEPS, _MOST_TRIES_STEPS = 1.5, 6.0
+"""What either kind may cost at first, and what it may save up, in steps without drafts."""
 _TRY_GAP_STEPS = 12
 _MOST_TRY_STEPS = 8
 """As many steps on end another depth is tried where much had to be taken in for the first one."""
@@ -56,7 +56,7 @@ class DraftDepth:
     """Chooses depths from measured acceptance and costs; the same messages give the same choices.
 
     Drafts are made where they are expected to pay. Now and then another depth is tried, so that what changed
-    is noticed; an account, `_TRY_SHARE` of the time, pays for what that is expected to lose.
+    is noticed; two accounts, shares of the time, pay for what that is expected to lose.
     """
 
     def __init__(self, most: int, costs: MeasuredCosts) -> None:
@@ -66,10 +66,10 @@ class DraftDepth:
         self._step = 0
         self._acceptance = Acceptance(self.most)
         self._is_drafting = False
-        self._for_tries = _TRIES_AT_FIRST_STEPS
+        self._for_near = self._for_far = _TRIES_AT_FIRST_STEPS
         """In steps without drafts, whatever these take: the box may get slower, and sequences come and go."""
         self._since_try = _TRY_GAP_STEPS // 2
-        self._next_try = 0
+        self._next_far = 0
         self._again: tuple[tuple[int, ...], dict[int, int], int] | None = None
         """What is tried: by whom, how, and for how many steps more."""
         self._plan: _Plan | None = None
@@ -93,7 +93,9 @@ class DraftDepth:
         plan = self._plan
         if plan is None or self._step >= plan.until or plan.asked != asked:
             plan = self._plan = self._planned(asked, candidates)
-        self._for_tries = min(self._for_tries + _TRY_SHARE * plan.best_s / plan.unit_s, _MOST_TRIES_STEPS)
+        step = plan.best_s / plan.unit_s
+        self._for_near = min(self._for_near + _NEAR_SHARE * step, _MOST_TRIES_STEPS)
+        self._for_far = min(self._for_far + _FAR_SHARE * step, _MOST_TRIES_STEPS)
         self._since_try += 1
         chosen = plan.best
         if self._again is not None or self._since_try >= _TRY_GAP_STEPS:
@@ -241,32 +243,46 @@ class DraftDepth:
             return plan.best
         # Also where nothing can be paid for now: to look takes time too.
         self._since_try = 0
-        order = _try_order(self.most, is_drafting=self._is_drafting)
-        for turn in range(len(order)):
-            place = (self._next_try + turn) % len(order)
-            others = [
-                tried
-                for tried in self._tries(plan, candidates, order[place])
-                if tried != plan.best and sum(tried.values()) <= plan.asked[2]
-            ]
-            for tried in others:
-                step_s = self._step_s(tried.values(), plan.asked[1])
-                waiting_s = self._waiting_s(candidates, tried)
-                step_loss_s = max(0.0, step_s - plan.gains.tokens(tried) / plan.best_rate)
-                steps = 1
-                if waiting_s:
-                    steps = min(_MOST_TRY_STEPS, int(2 + waiting_s / max(step_loss_s, 1e-9)))
-                loss_s = waiting_s + steps * step_loss_s
-                if loss_s <= self._for_tries * plan.unit_s:
-                    self._for_tries -= loss_s / plan.unit_s
-                    self._next_try = place + 1
-                    self._again = (plan.asked[0], tried, steps - 1) if steps > 1 else None
-                    return tried if any(tried.values()) else plan.off
-            if others:
-                return plan.best
-        return plan.best
+        near = 0 if self._is_drafting else 1
+        far = [depth for depth in range(1, self.most + 1) if depth != near]
+        if far:
+            tries = self._tries(plan, candidates, far[self._next_far % len(far)])
+            tried = next((one for one in tries if one.loss <= self._for_far), None)
+            # What is too dear is waited for: near ones have time of their own.
+            if tried is not None or not tries:
+                self._next_far += 1
+            if tried is not None:
+                self._for_far -= tried.loss
+                return self._begin(plan, tried)
+        tries = self._tries(plan, candidates, near)
+        tried = next((one for one in tries if one.loss <= self._for_near), None)
+        if tried is None:
+            return plan.best
+        self._for_near -= tried.loss
+        return self._begin(plan, tried)
 
-    def _tries(self, plan: _Plan, candidates: Sequence[Candidate], depth: int) -> Iterable[dict[int, int]]:
+    def _begin(self, plan: _Plan, tried: _Try) -> dict[int, int]:
+        self._again = (plan.asked[0], tried.depths, tried.steps - 1) if tried.steps > 1 else None
+        return tried.depths if any(tried.depths.values()) else plan.off
+
+    def _tries(self, plan: _Plan, candidates: Sequence[Candidate], depth: int) -> list[_Try]:
+        """Ways to try a depth that are not the best one anyway."""
+        tries = []
+        for depths in self._depths_to_try(plan, candidates, depth):
+            if depths == plan.best or sum(depths.values()) > plan.asked[2]:
+                continue
+            step_s = self._step_s(depths.values(), plan.asked[1])
+            waiting_s = self._waiting_s(candidates, depths)
+            step_loss_s = max(0.0, step_s - plan.gains.tokens(depths) / plan.best_rate)
+            steps = 1
+            if waiting_s:
+                steps = min(_MOST_TRY_STEPS, int(2 + waiting_s / max(step_loss_s, 1e-9)))
+            tries.append(_Try(depths, steps, (waiting_s + steps * step_loss_s) / plan.unit_s))
+        return tries
+
+    def _depths_to_try(
+        self, plan: _Plan, candidates: Sequence[Candidate], depth: int
+    ) -> Iterable[dict[int, int]]:
         """Depths to try: all have that one, or, where rows wait, the one for which least does.
 
         The one alone where nobody knows yet what it costs to take rows in.
@@ -280,16 +296,19 @@ class DraftDepth:
             yield {**plan.best, one.sequence: max(0, min(depth, one.most))}
 
 
-def _try_order(most: int, *, is_drafting: bool) -> list[int]:
-    """Every other time none where there are drafts, else one: that decides whether there are to be any."""
-    first = 0 if is_drafting else 1
-    return [depth for other in range(1, most + 1) if other != first for depth in (first, other)] or [first]
-
-
 _Asked = tuple[tuple[int, ...], int, int]
 """What depths are wanted for: sequences, rows of prompts, and the most rows of drafts."""
 _Waits = Mapping[int, Sequence[tuple[float, float]]]
 """Of sequences for which rows wait, by depth: seconds of taking them in, and their part of a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Try:
+    """Other depths for so many steps, and what that is expected to lose, in steps without drafts."""
+
+    depths: dict[int, int]
+    steps: int
+    loss: float
 
 
 @dataclass(slots=True)
