@@ -90,16 +90,20 @@ class DraftDepth:
         if not candidates or not self.most:
             return {candidate.sequence: 0 for candidate in candidates}
         asked = (tuple([candidate.sequence for candidate in candidates]), other_rows, most_rows)
+        self._since_try += 1
+        # What prompts cost beside would hide what is tried.
+        tries = self._again is not None or (self._since_try >= _TRY_GAP_STEPS and not other_rows)
         plan = self._plan
-        if plan is None or self._step >= plan.until or plan.asked != asked:
+        is_other = plan is not None and plan.asked != asked and (self._is_drafting or tries)
+        if plan is None or self._step >= plan.until or is_other:
             plan = self._plan = self._planned(asked, candidates)
         step = plan.best_s / plan.unit_s
         self._for_near = min(self._for_near + _NEAR_SHARE * step, _MOST_TRIES_STEPS)
         self._for_far = min(self._for_far + _FAR_SHARE * step, _MOST_TRIES_STEPS)
-        self._since_try += 1
-        chosen = plan.best
-        if self._again is not None or self._since_try >= _TRY_GAP_STEPS:
-            chosen = self._try(plan, candidates)
+        if not tries and not self._is_drafting:
+            # Whoever comes meanwhile has no drafts either: to look anew takes time.
+            return dict.fromkeys(asked[0], 0)
+        chosen = self._try(plan, candidates) if tries else plan.best
         if chosen is plan.off:
             return chosen.copy()
         if plan.takes_in:
@@ -153,8 +157,11 @@ class DraftDepth:
         """`_fastest` where rows wait: some sequences begin now, if it pays until they end."""
         _, other_rows, most_rows = asked
         waiting = self._waiting(candidates)
-        now = gains.without(self._too_dear(waiting, unit_s))
-        best, best_rate = self._fastest(now, waiting, least_rate, other_rows, most_rows)
+        best, best_rate = dict.fromkeys(gains.by_place, 0), least_rate
+        if not other_rows:
+            # With a prompt beside, the step would take longest of all.
+            now = gains.without(self._too_dear(waiting, unit_s))
+            best, best_rate = self._fastest(now, waiting, least_rate, other_rows, most_rows)
         # Those alone that nothing waits for may be faster.
         found, rate = self._fastest(gains.without(waiting), {}, best_rate, other_rows, most_rows)
         return (found, rate) if any(found.values()) else (best, best_rate)
@@ -239,7 +246,6 @@ class DraftDepth:
             if sequences == plan.asked[0]:
                 return again
             self._again = None
-        if self._since_try < _TRY_GAP_STEPS:
             return plan.best
         # Also where nothing can be paid for now: to look takes time too.
         self._since_try = 0
