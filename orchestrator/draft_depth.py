@@ -15,7 +15,7 @@ BEGIN_GAIN, GO_ON_LOSS = 0.005, 0.01
 
 Only drafts show whether drafts hold, so an estimate that is a little too low must not end them.
 """
-_NEAR_SHARE, _FAR_SHARE = 0.002, 0.002
+_NEAR_SHARE, _FAR_SHARE = 0.002, 0.001
 """Shares of the time that tries may cost beside the best depths: near ones say whether to draft at all."""
 _TRIES_AT_FIRST_STEPS, _MOST_TRIES_STEPS = 1.5, 6.0
 """What either kind may cost at first, and what it may save up, in steps without drafts."""
