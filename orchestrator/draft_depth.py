@@ -24,6 +24,8 @@ _MOST_TRY_STEPS = 8
 """As many steps on end another depth is tried where much had to be taken in for the first one."""
 _SAME_STEPS = 16
 """So long a choice holds for the same sequences: what is learned in a step changes little."""
+_LONGEST_SAVING_STEPS = 60
+"""So long nobody looks again what can be tried, at most, where nothing can be paid for yet."""
 _USUAL_ROWS = 8
 """Rows that wait for an MTP layer where it drafts in every step, at most."""
 _LONGEST_USE_STEPS = 256
@@ -247,10 +249,10 @@ class DraftDepth:
                 return again
             self._again = None
             return plan.best
-        # Also where nothing can be paid for now: to look takes time too.
         self._since_try = 0
         near = 0 if self._is_drafting else 1
         far = [depth for depth in range(1, self.most + 1) if depth != near]
+        saving_steps = float(_LONGEST_SAVING_STEPS)
         if far:
             tries = self._tries(plan, candidates, far[self._next_far % len(far)])
             tried = next((one for one in tries if one.loss <= self._for_far), None)
@@ -260,12 +262,18 @@ class DraftDepth:
             if tried is not None:
                 self._for_far -= tried.loss
                 return self._begin(plan, tried)
+            for one in tries:
+                saving_steps = min(saving_steps, (one.loss - self._for_far) / _FAR_SHARE)
         tries = self._tries(plan, candidates, near)
         tried = next((one for one in tries if one.loss <= self._for_near), None)
-        if tried is None:
-            return plan.best
-        self._for_near -= tried.loss
-        return self._begin(plan, tried)
+        if tried is not None:
+            self._for_near -= tried.loss
+            return self._begin(plan, tried)
+        for one in tries:
+            saving_steps = min(saving_steps, (one.loss - self._for_near) / _NEAR_SHARE)
+        # To look takes time too, so not before something may be paid for.
+        self._since_try -= max(0, int(saving_steps) - _TRY_GAP_STEPS)
+        return plan.best
 
     def _begin(self, plan: _Plan, tried: _Try) -> dict[int, int]:
         self._again = (plan.asked[0], tried.depths, tried.steps - 1) if tried.steps > 1 else None
