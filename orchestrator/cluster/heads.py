@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
+from placement.errors import InputError
+
 HEADS = "heads.lock"
 
 
@@ -21,9 +23,20 @@ class Heads:
     """
 
     def __init__(self, folder: Path) -> None:
+        """`folder`: the cluster's, where the lock is.
+
+        Raises:
+            InputError: no file can be written there.
+        """
         self._lock = threading.Lock()
         self._is_alone = False
-        self._handle = os.open(folder / HEADS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._handle = os.open(folder / HEADS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise InputError(
+                f"{folder / HEADS}: {error.strerror}; expected a folder that this user may write, since runs on "
+                "one cluster agree there"
+            ) from None
         fcntl.flock(self._handle, fcntl.LOCK_SH)
 
     @contextmanager

@@ -19,6 +19,7 @@ from orchestrator.cluster.moved_plan import ANOTHER_RUN, ANOTHER_VIEW, use_plan
 from orchestrator.generate import GenerationParams
 from orchestrator.launch.local import local_workers
 from orchestrator.session import open_session
+from placement.errors import InputError
 from placement.holders import HolderTable
 from placement.plan import Plan
 from placement.plan_file import read_plan, write_plan
@@ -90,3 +91,8 @@ def test_a_moved_plan_is_used_and_written_or_neither(tmp_path: Path, monkeypatch
             os.kill(workers.pids["worker-0"], signal.SIGKILL)
             wait_until(lambda: not standing().dead and standing().view.addresses[0].instance != instance)
             assert session.generate(PROMPT, PARAMS).token_ids == expected
+
+
+def test_a_folder_in_which_nothing_can_be_written_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"heads\.lock: No such file or directory; expected a folder"):
+        Heads(tmp_path / "missing")
