@@ -34,8 +34,8 @@ class Heads:
             self._handle = os.open(folder / HEADS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise InputError(
-                f"{folder / HEADS}: {error.strerror}; expected a folder that this user may write, since runs on "
-                "one cluster agree there"
+                f"{folder / HEADS}: {error.strerror}; expected a folder that this user may write, since runs "
+                "on one cluster agree there"
             ) from None
         fcntl.flock(self._handle, fcntl.LOCK_SH)
 
