@@ -245,7 +245,7 @@ class DraftDepth:
         if self._again is not None:
             sequences, again, left = self._again
             self._again = (sequences, again, left - 1) if left > 1 else None
-            if sequences == plan.asked[0]:
+            if sequences == plan.asked[0] and sum(again.values()) <= plan.asked[2]:
                 return again
             self._again = None
             return plan.best
