@@ -250,20 +250,21 @@ class DraftDepth:
             self._again = None
             return plan.best
         self._since_try = 0
-        near = 0 if self._is_drafting else 1
-        far = [depth for depth in range(1, self.most + 1) if depth != near]
+        near, deepest = (0 if self._is_drafting else 1), max(plan.best.values())
+        # Beyond a depth that is slower, more are slower still; where none is drafted, nobody knows of any.
+        far = (deepest + 1, deepest - 1) if deepest else tuple(range(2, self.most + 1))
+        far = tuple(depth for depth in far if 0 < depth <= self.most) or (near,)
         saving_steps = float(_LONGEST_SAVING_STEPS)
-        if far:
-            tries = self._tries(plan, candidates, far[self._next_far % len(far)])
-            tried = next((one for one in tries if one.loss <= self._for_far), None)
-            # What is too dear is waited for: near ones have time of their own.
-            if tried is not None or not tries:
-                self._next_far += 1
-            if tried is not None:
-                self._for_far -= tried.loss
-                return self._begin(plan, tried)
-            for one in tries:
-                saving_steps = min(saving_steps, (one.loss - self._for_far) / _FAR_SHARE)
+        tries = self._tries(plan, candidates, far[self._next_far % len(far)])
+        tried = next((one for one in tries if one.loss <= self._for_far), None)
+        # What is too dear is waited for: near ones have time of their own.
+        if tried is not None or not tries:
+            self._next_far += 1
+        if tried is not None:
+            self._for_far -= tried.loss
+            return self._begin(plan, tried)
+        for one in tries:
+            saving_steps = min(saving_steps, (one.loss - self._for_far) / _FAR_SHARE)
         tries = self._tries(plan, candidates, near)
         tried = next((one for one in tries if one.loss <= self._for_near), None)
         if tried is not None:
