@@ -173,8 +173,8 @@ class DraftDepth:
     ) -> tuple[dict[int, int], float]:
         """The depths with the most expected tokens a second, and how many; no drafts where none reach least.
 
-        For each depth and number of drafts the best drafts are those that gain most, so no choice is better
-        where nothing waits.
+        For each depth and number of drafts those that gain most are taken. Where nothing waits, another
+        choice is better by no more than what drafting for fewer sequences saves.
         """
         num_sequences = len(gains.by_place)
         best_rate, best_depth, best_count = least_rate, 0, 0

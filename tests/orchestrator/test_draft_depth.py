@@ -164,10 +164,13 @@ def test_costs_that_were_predicted_wrong_are_corrected() -> None:
     other_rows=st.integers(0, 20),
     most_rows=st.integers(0, 9),
 )
-def test_no_other_depths_are_expected_to_be_faster(
+def test_no_other_depths_are_expected_to_be_much_faster(
     chances: list[list[float]], share: float, most: list[int], other_rows: int, most_rows: int
 ) -> None:
-    """Against all choices, with the estimates that it has itself."""
+    """Against all choices, with the estimates that it has itself.
+
+    But for what drafting for fewer sequences saves, 0.2% of a step each: drafts are chosen by gain alone.
+    """
     costs = MeasuredCosts(curve(share))
     depth = DraftDepth(3, costs)
     for number, own in enumerate(chances):
@@ -195,7 +198,7 @@ def test_no_other_depths_are_expected_to_be_faster(
     assert tuple(chosen.values()) in allowed
     # None begin for less than that.
     margin = 0 if any(chosen.values()) else BEGIN_GAIN
-    assert rate(tuple(chosen.values())) * (1 + margin) >= max(map(rate, allowed)) * (1 - 1e-9)
+    assert rate(tuple(chosen.values())) * (1 + margin) * 1.005 >= max(map(rate, allowed))
 
 
 DRAFTING = {1: 0.32, 4: 0.56, 8: 0.95}
