@@ -68,8 +68,7 @@ class DraftDepth:
         self._step = 0
         self._acceptance = Acceptance(self.most)
         self._is_drafting = False
-        self._for_near = self._for_far = _TRIES_AT_FIRST_STEPS
-        """In steps without drafts, whatever these take: the box may get slower, and sequences come and go."""
+        self._near, self._far = _Account(_NEAR_SHARE), _Account(_FAR_SHARE)
         self._since_try = _TRY_GAP_STEPS // 2
         self._next_far = 0
         self._again: tuple[tuple[int, ...], dict[int, int], int] | None = None
@@ -99,9 +98,8 @@ class DraftDepth:
         is_other = plan is not None and plan.asked != asked and (self._is_drafting or tries)
         if plan is None or self._step >= plan.until or is_other:
             plan = self._plan = self._planned(asked, candidates)
-        step = plan.best_s / plan.unit_s
-        self._for_near = min(self._for_near + _NEAR_SHARE * step, _MOST_TRIES_STEPS)
-        self._for_far = min(self._for_far + _FAR_SHARE * step, _MOST_TRIES_STEPS)
+        for account in (self._near, self._far):
+            account.save(plan.best_s / plan.unit_s)
         if not tries and not self._is_drafting:
             # Whoever comes meanwhile has no drafts either: to look anew takes time.
             return dict.fromkeys(asked[0], 0)
@@ -146,7 +144,7 @@ class DraftDepth:
             best, best_rate = off, off_rate
         best_s = self._step_s(best.values(), other_rows)
         until = self._step + _SAME_STEPS
-        return _Plan(asked, until, gains, off, off_s, best, best_rate, best_s, takes_in, unit_s)
+        return _Plan(asked, until, gains, off, best, best_rate, best_s, takes_in, unit_s)
 
     def _fastest_for_a_while(
         self,
@@ -255,23 +253,16 @@ class DraftDepth:
         far = (deepest + 1, deepest - 1) if deepest else tuple(range(2, self.most + 1))
         far = tuple(depth for depth in far if 0 < depth <= self.most) or (near,)
         saving_steps = float(_LONGEST_SAVING_STEPS)
-        tries = self._tries(plan, candidates, far[self._next_far % len(far)])
-        tried = next((one for one in tries if one.loss <= self._for_far), None)
-        # What is too dear is waited for: near ones have time of their own.
-        if tried is not None or not tries:
-            self._next_far += 1
-        if tried is not None:
-            self._for_far -= tried.loss
-            return self._begin(plan, tried)
-        for one in tries:
-            saving_steps = min(saving_steps, (one.loss - self._for_far) / _FAR_SHARE)
-        tries = self._tries(plan, candidates, near)
-        tried = next((one for one in tries if one.loss <= self._for_near), None)
-        if tried is not None:
-            self._for_near -= tried.loss
-            return self._begin(plan, tried)
-        for one in tries:
-            saving_steps = min(saving_steps, (one.loss - self._for_near) / _NEAR_SHARE)
+        # A far one that is too dear is waited for: near ones have time of their own.
+        for account, depth in ((self._far, far[self._next_far % len(far)]), (self._near, near)):
+            tries = self._tries(plan, candidates, depth)
+            tried = next((one for one in tries if one.loss <= account.steps), None)
+            if account is self._far and (tried is not None or not tries):
+                self._next_far += 1
+            if tried is not None:
+                account.steps -= tried.loss
+                return self._begin(plan, tried)
+            saving_steps = min([saving_steps, *(account.until(one.loss) for one in tries)])
         # To look takes time too, so not before something may be paid for.
         self._since_try -= max(0, int(saving_steps) - _TRY_GAP_STEPS)
         return plan.best
@@ -317,6 +308,27 @@ _Waits = Mapping[int, Sequence[tuple[float, float]]]
 """Of sequences for which rows wait, by depth: seconds of taking them in, and their part of a step."""
 
 
+@dataclass(slots=True)
+class _Account:
+    """Time for tries: a share of all time.
+
+    Attributes:
+        steps: what is saved, in steps without drafts, whatever these take: the box may get slower, and
+            sequences come and go.
+    """
+
+    share: float
+    steps: float = _TRIES_AT_FIRST_STEPS
+
+    def save(self, step: float) -> None:
+        """A step was run, that took as long as so many without drafts."""
+        self.steps = min(self.steps + self.share * step, _MOST_TRIES_STEPS)
+
+    def until(self, loss: float) -> float:
+        """Steps until so much is saved."""
+        return (loss - self.steps) / self.share
+
+
 @dataclass(frozen=True, slots=True)
 class _Try:
     """Other depths for so many steps, and what that is expected to lose, in steps without drafts."""
@@ -332,7 +344,7 @@ class _Plan:
 
     Attributes:
         until: the step at which it is looked for again.
-        off: no drafts, and what a step takes so.
+        off: no drafts.
         takes_in: whether rows wait for those who draft.
         unit_s: of a step without drafts and without prompts.
     """
@@ -341,7 +353,6 @@ class _Plan:
     until: int
     gains: DraftGains
     off: dict[int, int]
-    off_s: float
     best: dict[int, int]
     best_rate: float
     best_s: float
