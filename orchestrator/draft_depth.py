@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import NamedTuple
 
 from orchestrator.scheduling.acceptance import Acceptance, Verified
@@ -32,6 +33,8 @@ _LONGEST_USE_STEPS = 256
 """What rows that had waited cost is held against what drafts are expected to gain in so many steps."""
 _MOST_TAKING_IN_STEPS = 3.0
 """Steps without drafts that taking in may take at a time, but for one sequence: all others wait for it."""
+_FOLLOWED_STEPS = 16
+"""So long somebody who ended is taken for there where rows are to be taken in: who follows comes soon."""
 
 
 class Candidate(NamedTuple):
@@ -54,6 +57,11 @@ def rows_to_take_in(behind: Sequence[int], depth: int) -> tuple[int, ...]:
     return tuple(rows if rows > _USUAL_ROWS else 0 for rows in behind[:depth])
 
 
+def _ready_layers(behind: Sequence[int]) -> int:
+    """The first MTP layers that have all rows but the usual ones."""
+    return sum(1 for _ in takewhile(lambda rows: rows <= _USUAL_ROWS, behind))
+
+
 class DraftDepth:
     """Chooses depths from measured acceptance and costs; the same messages give the same choices.
 
@@ -71,6 +79,8 @@ class DraftDepth:
         self._near, self._far = _Account(_NEAR_SHARE), _Account(_FAR_SHARE)
         self._since_try = _TRY_GAP_STEPS // 2
         self._next_far = 0
+        self._usual, self._usual_until = 0, 0
+        """The most sequences lately, and the step until which that holds if no more come."""
         self._again: tuple[tuple[int, ...], dict[int, int], int] | None = None
         """What is tried: by whom, how, and for how many steps more."""
         self._plan: _Plan | None = None
@@ -91,6 +101,8 @@ class DraftDepth:
         if not candidates or not self.most:
             return {candidate.sequence: 0 for candidate in candidates}
         asked = (tuple([candidate.sequence for candidate in candidates]), other_rows, most_rows)
+        if len(candidates) >= self._usual or self._step >= self._usual_until:
+            self._usual, self._usual_until = len(candidates), self._step + _FOLLOWED_STEPS
         self._since_try += 1
         # What prompts cost beside would hide what is tried.
         tries = self._again is not None or (self._since_try >= _TRY_GAP_STEPS and not other_rows)
@@ -124,58 +136,60 @@ class DraftDepth:
         self._acceptance.forget(sequence)
 
     def _planned(self, asked: _Asked, candidates: Sequence[Candidate]) -> _Plan:
-        sequences, other_rows, most_rows = asked
+        sequences, other_rows, _ = asked
         shared = self._acceptance.shared()
         gains = DraftGains.of(
             {candidate.sequence: min(candidate.most, self.most) for candidate in candidates},
             {sequence: self._acceptance.of(sequence, shared) for sequence in sequences},
         )
         off = dict.fromkeys(sequences, 0)
-        off_s, unit_s = self._costs.trunk_s(len(off) + other_rows), self._costs.trunk_s(len(off))
-        off_rate = len(off) / off_s
-        least_rate = off_rate * (1 - GO_ON_LOSS if self._is_drafting else 1 + BEGIN_GAIN)
-        best, best_rate = self._fastest(gains, {}, least_rate, other_rows, most_rows)
+        unit_s = self._costs.trunk_s(len(off))
+        best = self._fastest(gains, {}, asked)[0]
         takes_in = any(any(rows_to_take_in(of.behind, best[of.sequence])) for of in candidates)
         if takes_in:
-            best, best_rate = self._fastest_for_a_while(candidates, gains, least_rate, asked, unit_s)
+            best = self._fastest_for_a_while(candidates, gains, asked, unit_s)
             takes_in = any(any(rows_to_take_in(of.behind, best[of.sequence])) for of in candidates)
         self._is_drafting = any(best.values())
         if not self._is_drafting:
-            best, best_rate = off, off_rate
+            best = off
         best_s = self._step_s(best.values(), other_rows)
         until = self._step + _SAME_STEPS
-        return _Plan(asked, until, gains, off, best, best_rate, best_s, takes_in, unit_s)
+        return _Plan(asked, until, gains, off, best, best_s, takes_in, unit_s)
 
     def _fastest_for_a_while(
-        self,
-        candidates: Sequence[Candidate],
-        gains: DraftGains,
-        least_rate: float,
-        asked: _Asked,
-        unit_s: float,
-    ) -> tuple[dict[int, int], float]:
-        """`_fastest` where rows wait: some sequences begin now, if it pays until they end."""
-        _, other_rows, most_rows = asked
+        self, candidates: Sequence[Candidate], gains: DraftGains, asked: _Asked, unit_s: float
+    ) -> dict[int, int]:
+        """`_fastest` where rows wait: some sequences begin now, if it pays until they end.
+
+        The fewer sequences, the more drafts pay. But somebody soon follows who ended, so they count as there.
+        """
         waiting = self._waiting(candidates)
-        best, best_rate = dict.fromkeys(gains.by_place, 0), least_rate
-        if not other_rows:
+        ready = {of.sequence: _ready_layers(of.behind) for of in candidates if of.sequence in waiting}
+        absent = self._usual - len(candidates)
+        best, best_rate = self._fastest(gains.upto(ready), {}, asked, absent)
+        if asked[1]:
             # With a prompt beside, the step would take longest of all.
-            now = gains.without(self._too_dear(waiting, unit_s))
-            best, best_rate = self._fastest(now, waiting, least_rate, other_rows, most_rows)
-        # Those alone that nothing waits for may be faster.
-        found, rate = self._fastest(gains.without(waiting), {}, best_rate, other_rows, most_rows)
-        return (found, rate) if any(found.values()) else (best, best_rate)
+            return best
+        dear = {sequence: ready[sequence] for sequence in self._too_dear(waiting, unit_s)}
+        found, rate = self._fastest(gains.upto(dear), waiting, asked, absent)
+        return found if rate > best_rate else best
 
     def _fastest(
-        self, gains: DraftGains, waiting: _Waits, least_rate: float, other_rows: int, most_rows: int
+        self, gains: DraftGains, waiting: _Waits, asked: _Asked, absent: int = 0
     ) -> tuple[dict[int, int], float]:
-        """The depths with the most expected tokens a second, and how many; no drafts where none reach least.
+        """The depths with the most expected tokens a second, and how many; no drafts where those do not pay.
 
         For each depth and number of drafts those that gain most are taken. Where nothing waits, another
         choice is better by no more than what drafting for fewer sequences saves.
+
+        Args:
+            absent: sequences without drafts that are taken for there.
         """
-        num_sequences = len(gains.by_place)
-        best_rate, best_depth, best_count = least_rate, 0, 0
+        sequences, other_rows, most_rows = asked
+        num_sequences = len(sequences) + absent
+        off_rate = num_sequences / self._costs.trunk_s(num_sequences + other_rows)
+        best_rate = off_rate * (1 - GO_ON_LOSS if self._is_drafting else 1 + BEGIN_GAIN)
+        best_depth = best_count = 0
         by_gain = gains.sorted()
         # How long a pass takes is asked for again and again.
         trunk_s: dict[int, float] = {}
@@ -340,7 +354,7 @@ class _Try:
 
 @dataclass(slots=True)
 class _Plan:
-    """What was found: the best depths, the tokens a second and the seconds of a step that they give.
+    """What was found: the best depths, and the seconds of a step that they give.
 
     Attributes:
         until: the step at which it is looked for again.
@@ -354,7 +368,11 @@ class _Plan:
     gains: DraftGains
     off: dict[int, int]
     best: dict[int, int]
-    best_rate: float
     best_s: float
     takes_in: bool
     unit_s: float
+
+    @property
+    def best_rate(self) -> float:
+        """Expected tokens a second."""
+        return self.gains.tokens(self.best) / self.best_s

@@ -171,6 +171,7 @@ def predicted(
     from orchestrator.scheduling.kv_budget import KvBudget
     from orchestrator.scheduling.limits import Limits
     from orchestrator.session import load_local
+    from placement.pass_costs import costs_of_reading
     from workers.formats.open_model import open_model
 
     if len(runs) < 2:
@@ -183,7 +184,9 @@ def predicted(
     state = MtpDrafter(head, drafts).new_state()
     # Behind a text as long as can be.
     state.num_hidden = CONTEXT
-    setup = Setup(limits, KvBudget(tuple(head.kv_sizes(drafts)), limits.pass_rows), state.behind)
+    kv = KvBudget(tuple(head.kv_sizes(drafts)), limits.pass_rows)
+    # Of the server's costs too the proportions alone are used; bits change none of them.
+    setup = Setup(limits, kv, costs_of_reading(shape, 16.0), state.behind)
 
     def said(one: Run, by: Sequence[Run]) -> Prediction:
         learned = Learned.of(by, Experts(shape.num_experts, shape.top_k))

@@ -69,16 +69,85 @@ def _later_s(sooner: Iterable[float], later: Iterable[float], counts: Callable[[
 
 
 @dataclass(frozen=True, slots=True)
+class Acceptance:
+    """How often drafts hold.
+
+    Attributes:
+        chances: by position, each given those before it; of those positions that were tried.
+        variance: of the first draft's chance, from text to text.
+    """
+
+    chances: tuple[float, ...] = ()
+    variance: float = 0.0
+
+    @classmethod
+    def of(cls, steps: Iterable[Step]) -> Acceptance:
+        """What drafts of recorded steps did. Numbers of sequences that no two texts have in common."""
+        by_place, by_text = dict[int, _Tries](), dict[int, _Tries]()
+        for step in steps:
+            for writer, drafted, accepted in zip(step.writers, step.drafted, step.accepted, strict=True):
+                for place in range(min(drafted, accepted + 1)):
+                    by_place.setdefault(place, _Tries()).add(place < accepted)
+                if drafted:
+                    by_text.setdefault(writer, _Tries()).add(accepted > 0)
+        chances = tuple(by_place[place].share for place in sorted(by_place))
+        return cls(chances, _variance(list(by_text.values())) if by_text else 0.0)
+
+    def drawn(self, random: np.random.Generator) -> tuple[float, ...]:
+        """Of one text, by lot: the first by a Beta distribution, and the next ones as much more or less.
+
+        A later draft is tried where those before it held, in texts whose drafts hold more often than others.
+        """
+        if not self.variance:
+            return self.chances
+        mean = self.chances[0]
+        both = mean * (1 - mean) / self.variance - 1
+        more = random.beta(mean * both, (1 - mean) * both) - mean
+        later = self.variance / mean
+        found = (chance + more - place * later for place, chance in enumerate(self.chances))
+        return tuple(min(1.0, max(0.0, chance)) for chance in found)
+
+
+@dataclass(slots=True)
+class _Tries:
+    tried: int = 0
+    held: int = 0
+
+    def add(self, held: bool) -> None:
+        self.tried += 1
+        self.held += held
+
+    @property
+    def share(self) -> float:
+        return self.held / self.tried
+
+
+def _variance(texts: Sequence[_Tries]) -> float:
+    """Of chances that texts have, without what few tries of each add to it by lot.
+
+    Each try counts alike, as by Kleinman (1973), 'Proportions with extraneous variance'.
+    """
+    tried = sum(text.tried for text in texts)
+    mean = sum(text.held for text in texts) / tried
+    both = mean * (1 - mean)
+    between = sum(text.tried * (text.share - mean) ** 2 for text in texts)
+    lots = len(texts) - 1
+    room = tried - sum(text.tried**2 for text in texts) / tried
+    found = (between - lots * both) / (room - lots) if room > lots else 0.0
+    # A Beta distribution has less than that of a chance which is 0 or 1.
+    return min(max(0.0, found), 0.9 * both)
+
+
+@dataclass(frozen=True, slots=True)
 class Learned:
     """What a server's steps and clients say.
 
     Attributes:
-        acceptance: of drafts by position, each given those before it; of those positions that were tried.
         on_the_way: by users, ascending.
     """
 
     costs: StepCosts
-    acceptance: tuple[float, ...]
+    acceptance: Acceptance
     on_the_way: Mapping[int, OnTheWay]
 
     @classmethod
@@ -90,7 +159,8 @@ class Learned:
         """
         costs = StepCosts.of([run.steps for run in runs], experts)
         ways = {run.load.users: found for run in runs if (found := OnTheWay.of(run)) is not None}
-        return cls(costs, _acceptance(step for run in runs for step in run.steps), dict(sorted(ways.items())))
+        acceptance = Acceptance.of(step for run in runs for step in run.steps)
+        return cls(costs, acceptance, dict(sorted(ways.items())))
 
     def way(self, users: int, sequences: int) -> OnTheWay:
         """A straight line through the numbers of users that were seen, least squares.
@@ -111,16 +181,3 @@ class Learned:
             at([way.first_s for way in ways]),
             at([way.last_s for way in ways]),
         )
-
-
-def _acceptance(steps: Iterable[Step]) -> tuple[float, ...]:
-    held, tried = list[int](), list[int]()
-    for step in steps:
-        for drafted, accepted in zip(step.drafted, step.accepted, strict=True):
-            for place in range(min(drafted, accepted + 1)):
-                if place == len(tried):
-                    tried.append(0)
-                    held.append(0)
-                tried[place] += 1
-                held[place] += place < accepted
-    return tuple(h / t for h, t in zip(held, tried, strict=True))

@@ -26,6 +26,7 @@ from orchestrator.scheduling.limits import Limits
 from orchestrator.scheduling.measured_costs import MeasuredCosts
 from orchestrator.scheduling.step_plan import Advance, Ended, StepOutcome, StepPlan
 from orchestrator.serving.answer import Refused
+from placement.pass_costs import PassCosts
 
 _PLAYED_S = 120.0
 """Of a load, at least: it costs little, and what steps take and whether drafts hold is drawn by lot."""
@@ -37,11 +38,13 @@ class Setup:
     """Of a server.
 
     Attributes:
+        costs: what it takes passes to cost before it has run one.
         most_behind: rows that may wait for each MTP layer; () for no drafts.
     """
 
     limits: Limits
     kv: KvBudget
+    costs: PassCosts
     most_behind: tuple[int, ...] = ()
 
 
@@ -81,11 +84,17 @@ def predict(learned: Learned, asks: Asks, users: int, rounds: Rounds, setup: Set
 
 @dataclass(slots=True)
 class _Request:
-    """One that has not ended. `slots`: of each MTP layer, rows of the trunk that it has taken in."""
+    """One that has not ended.
+
+    Attributes:
+        chances: of its drafts, by position.
+        slots: of each MTP layer, rows of the trunk that it has taken in.
+    """
 
     sent_s: float
     prompt: int
     wanted: int
+    chances: Sequence[float]
     slots: list[int]
     got: int = 0
     held: int = 0
@@ -118,10 +127,9 @@ class _Server:
         self.firsts_s: list[float] = []
         self._learned = learned
         self._way = way
-        self._most_behind = setup.most_behind[: len(learned.acceptance)]
+        self._most_behind = setup.most_behind[: len(learned.acceptance.chances)]
         drafts = len(self._most_behind)
-        costs = MeasuredCosts(learned.costs.curve(setup.limits.sequences, drafts))
-        self._scheduler = Scheduler(setup.limits, setup.kv, costs, drafts)
+        self._scheduler = Scheduler(setup.limits, setup.kv, MeasuredCosts(setup.costs), drafts)
         self._random = np.random.default_rng(seed)
         self._now_s = 0.0
         self._live: dict[int, _Request] = {}
@@ -159,7 +167,8 @@ class _Server:
         except Refused as refused:
             return self._now_s + min(max(1, ceil(refused.retry_after_s or 0)), LONGEST_WAIT_S)
         slots = [0] * len(self._most_behind)
-        self._live[number] = _Request(asked_s - self._way.in_s, prompt, most, slots)
+        chances = self._learned.acceptance.drawn(self._random)
+        self._live[number] = _Request(asked_s - self._way.in_s, prompt, most, chances, slots)
         return None
 
     def _step(self, plan: StepPlan, window: Window, asked: Sequence[float]) -> Iterator[float]:
@@ -201,7 +210,7 @@ class _Server:
                 waited += max(request.behind(self._most_behind)[:drafted])
                 request.drafted(drafted)
             accepted = 0
-            while accepted < drafted and self._random.random() < self._learned.acceptance[accepted]:
+            while accepted < drafted and self._random.random() < request.chances[accepted]:
                 accepted += 1
             ended = left <= 1 + accepted
             advances.append(

@@ -30,7 +30,7 @@ class Step:
         ended_s: on time.monotonic's clock, which all processes of a machine share.
         took_s: as the scheduler is told; `drafting_s`: the MTP layers' part of it.
         drafting_rows: that waited for the MTP layers which drafted.
-        decoded: sequences that were decoded; `drafted`, `accepted`: drafts of each.
+        writers: sequences that were decoded; `drafted`, `accepted`: drafts of each.
         prompts, prompt_rows: that were read, and their rows.
         asked: requests that came while it ran, those that were refused included.
         ended: requests that it ended; `left`: those that go on.
@@ -42,7 +42,7 @@ class Step:
     took_s: float
     drafting_s: float
     drafting_rows: int
-    decoded: int
+    writers: tuple[int, ...]
     drafted: tuple[int, ...]
     accepted: tuple[int, ...]
     prompts: int
@@ -52,6 +52,11 @@ class Step:
     left: int
     first_s: tuple[float, ...] = ()
     stayed_s: tuple[float, ...] = ()
+
+    @property
+    def decoded(self) -> int:
+        """Sequences that were decoded."""
+        return len(self.writers)
 
     @property
     def rows(self) -> int:
@@ -81,7 +86,7 @@ class Step:
             took_s,
             outcome.drafting_s,
             outcome.drafting_rows,
-            len(decoded),
+            tuple(part.sequence for part in plan.decode),
             tuple(advance.drafted for advance in decoded),
             tuple(advance.accepted for advance in decoded),
             len(plan.prefill),

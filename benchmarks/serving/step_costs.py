@@ -15,9 +15,6 @@ import numpy as np
 from scipy.optimize import nnls
 
 from benchmarks.serving.recording import Step
-from placement.pass_costs import PassCosts
-
-_CURVE_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256)
 
 Counts = tuple[float, ...]
 """How much of each kind of work is done."""
@@ -131,23 +128,9 @@ class StepCosts:
             self.after.drawn_s(_after(step), random),
         )
 
-    def curve(self, sequences: int, drafts: int) -> PassCosts:
-        """Passes by rows: of at most so many decoded sequences, and of one prompt beyond."""
-        seconds = []
-        for rows in _CURVE_ROWS:
-            decoded = min(rows, sequences)
-            counts = _work(rows, decoded, int(rows > decoded), 0, self.experts)
-            seconds.append(self.trunk.expected_s(counts))
-        once_s, draft_s, row_s = self.drafting.each_s or (0.0, 0.0, 0.0)
-        return PassCosts(_CURVE_ROWS, tuple(seconds), ((once_s, draft_s + row_s),) * drafts)
-
 
 def _in_trunk(step: Step, experts: Experts) -> Counts:
-    return _work(step.rows, step.decoded, step.prompts, step.asked, experts)
-
-
-def _work(rows: int, decoded: int, prompts: int, asked: int, experts: Experts) -> Counts:
-    return 1, experts.touched(rows), rows, decoded, prompts, asked
+    return 1, experts.touched(step.rows), step.rows, step.decoded, step.prompts, step.asked
 
 
 def _in_drafting(step: Step) -> Counts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from operator import mul
@@ -19,11 +19,11 @@ class DraftGains:
         """From the most drafts of each sequence, and each draft's chance to hold if those before it do."""
         return cls({n: list(accumulate(chances[n][: max(0, of)], mul)) for n, of in most.items()})
 
-    def without(self, sequences: Collection[int]) -> DraftGains:
-        """These have no drafts."""
-        if not sequences:
+    def upto(self, most: Mapping[int, int]) -> DraftGains:
+        """These sequences have no more drafts than that."""
+        if not most:
             return self
-        return DraftGains({n: () if n in sequences else of for n, of in self.by_place.items()})
+        return DraftGains({n: of[: most[n]] if n in most else of for n, of in self.by_place.items()})
 
     def tokens(self, depths: Mapping[int, int]) -> float:
         """Expected of a step."""

@@ -50,7 +50,7 @@ def test_figures_are_of_the_window_alone() -> None:
 
 
 def test_steps_are_read_back_but_for_a_line_that_was_cut() -> None:
-    plain = Step(1.0, 0.1, 0.02, 3, 2, (1, 0), (1, 0), 0, 0, 1, 0, 2)
+    plain = Step(1.0, 0.1, 0.02, 3, (7, 9), (1, 0), (1, 0), 0, 0, 1, 0, 2)
     steps = [plain, replace(plain, prompts=1, prompt_rows=8, ended=1, first_s=(0.2,), stayed_s=(1.5,))]
     lines = [json.dumps(asdict(each)) + "\n" for each in steps]
     assert read_steps([*lines, lines[0][:20]]) == steps

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.serving.asks import Asks, Lengths
 from benchmarks.serving.client import Answer
-from benchmarks.serving.learned import Learned, OnTheWay, Run
+from benchmarks.serving.learned import Acceptance, Learned, OnTheWay, Run
 from benchmarks.serving.load import Load, Window, figures
 from benchmarks.serving.predicted import Prediction, Rounds, Setup, predict
 from benchmarks.serving.recording import Step
@@ -27,15 +27,16 @@ from placement.pass_costs import PassCosts
 ASKS = Asks(0, Lengths(16, 16, 16), Lengths(10, 10, 10))
 MIXED = Asks(1, Lengths(48, 8, 200), Lengths(24, 4, 80))
 EXPERTS = Experts(64, 4)
-SETUP = Setup(Limits(512), KvBudget(()))
+COSTS = PassCosts((1, 8, 64), (0.1, 0.12, 0.3), ((0.01, 0.0001),) * 3)
+SETUP = Setup(Limits(512), KvBudget(()), COSTS)
 ROUNDS = Rounds((0,), 10.0, 100.0)
 IN_S, FIRST_S, LAST_S = 0.0043, 0.0031, 0.0012
 
 
 def step(ended_s: float, took_s: float, rows: int, *, prompt_rows: int = 0) -> Step:
-    decoded = rows - prompt_rows
-    none = (0,) * decoded
-    return Step(ended_s, took_s, 0.0, 0, decoded, none, none, int(prompt_rows > 0), prompt_rows, 0, 0, 1)
+    writers = tuple(range(rows - prompt_rows))
+    none = (0,) * len(writers)
+    return Step(ended_s, took_s, 0.0, 0, writers, none, none, int(prompt_rows > 0), prompt_rows, 0, 0, 1)
 
 
 def run(steps: Sequence[Step], users: int = 1, answers: Sequence[Answer] = ()) -> Run:
@@ -140,7 +141,7 @@ def test_the_way_is_learned_without_the_wait_for_a_step_to_end() -> None:
 
 def test_more_users_are_longer_on_the_way_until_no_more_are_answered_at_a_time() -> None:
     costs = StepCosts.of([[step(1.0, 0.1, 1)]], EXPERTS)
-    learned = Learned(costs, (), {1: OnTheWay(0.1), 4: OnTheWay(0.4), 16: OnTheWay(0.8)})
+    learned = Learned(costs, Acceptance(), {1: OnTheWay(0.1), 4: OnTheWay(0.4), 16: OnTheWay(0.8)})
     assert learned.way(2, 8).in_s == pytest.approx(0.2)
     assert learned.way(64, 8) == learned.way(8, 8)
     assert replace(learned, on_the_way={4: OnTheWay(0.4)}).way(1, 8).in_s == pytest.approx(0.4)
@@ -181,10 +182,10 @@ def test_drafts_are_learned_by_position_and_make_the_server_faster() -> None:
         for at in range(1, 400)
     ]
     learned = Learned.of([run(steps)], EXPERTS)
-    assert learned.acceptance == pytest.approx((2 / 3, 1 / 2), rel=0.02)
+    assert learned.acceptance.chances == pytest.approx((2 / 3, 1 / 2), rel=0.02)
     assert learned.costs.expected(steps[0]).drafting_s == pytest.approx(0.01)
     without = Learned.of([run([plain, replace(plain, ended_s=1.1)])], EXPERTS)
-    assert without.acceptance == ()
+    assert without.acceptance == Acceptance()
     drafting = replace(SETUP, most_behind=(64, 64))
     assert said(learned, 1, drafting).tokens_per_s > 1.3 * said(without, 1, drafting).tokens_per_s
 
@@ -202,3 +203,33 @@ def test_rows_wait_for_mtp_layers_until_they_draft() -> None:
 
 def test_rounds_begin_where_numbers_do() -> None:
     assert replace(run([]), load=Load(1, (), (), [10, 11, 0, 2, 1, 20])).firsts == [0, 10, 20]
+
+
+@pytest.mark.parametrize("chances", [(0.7, 0.7), (0.4, 1.0), (0.2, 0.9, 0.9, 0.8)])
+def test_texts_differ_in_how_often_drafts_hold_as_much_as_they_did(chances: tuple[float, ...]) -> None:
+    """Few tries of each text, so that luck alone makes them look different too."""
+    luck = np.random.default_rng(0)
+    steps = []
+    for writer in range(600):
+        for _ in range(12):
+            held = 0
+            while held < 2 and luck.random() < chances[writer % len(chances)]:
+                held += 1
+            steps.append(replace(step(1.0, 0.1, 1), writers=(writer,), drafted=(2,), accepted=(held,)))
+    found = Acceptance.of(steps)
+    mean = float(np.mean(chances))
+    second = float(np.mean(np.square(chances)) / mean)
+    assert found.chances == pytest.approx((mean, second), abs=0.02)
+    assert found.variance == pytest.approx(np.var(chances), abs=0.01)
+    drawn = [found.drawn(luck) for _ in range(4000)]
+    assert np.mean([first for first, _ in drawn]) == pytest.approx(mean, abs=0.02)
+    assert np.var([first for first, _ in drawn]) == pytest.approx(found.variance, abs=0.01)
+    # Of those whose first draft holds, the second one does as often as it did.
+    pairs = np.array(drawn)
+    assert (pairs[:, 0] * pairs[:, 1]).sum() / pairs[:, 0].sum() == pytest.approx(second, abs=0.03)
+
+
+def test_one_text_says_nothing_of_others() -> None:
+    tried = replace(step(1.0, 0.1, 1), drafted=(1,), accepted=(1,))
+    assert Acceptance.of([tried]) == Acceptance((1.0,))
+    assert Acceptance.of([step(1.0, 0.1, 1)]).drawn(np.random.default_rng(0)) == ()

@@ -356,3 +356,21 @@ def test_what_waits_for_layers_that_nobody_asks_does_not_make_it_plan_in_every_s
         depth.learn([Verified(0, wanted, min(wanted, 1))] if wanted else [])
     assert wanted == 1
     assert len(planned) <= 8
+
+
+def test_who_is_alone_for_a_moment_takes_in_nothing_for_drafts_that_pay_for_one_only() -> None:
+    """Somebody follows those who ended, or after a while nobody does."""
+    costs = MeasuredCosts(PassCosts((1, 2, 8, 16), (1.0, 1.05, 2.0, 4.0), ((0.03, 0.001),)))
+    depth = DraftDepth(1, costs)
+    # Too much for a try.
+    waiting = [Candidate(n, 900, (4000,)) for n in range(8)]
+
+    def drafts(candidates: Sequence[Candidate]) -> int:
+        chosen = depth.choose(candidates)
+        depth.learn([])
+        return sum(chosen.values())
+
+    assert [drafts(waiting) for _ in range(20)] == [0] * 20
+    assert [drafts(waiting[:1]) for _ in range(4)] == [0] * 4
+    assert [drafts(waiting) for _ in range(20)] == [0] * 20
+    assert 1 in [drafts(waiting[:1]) for _ in range(40)]
