@@ -264,7 +264,8 @@ class DraftDepth:
         self._since_try = 0
         near, deepest = (0 if self._is_drafting else 1), max(plan.best.values())
         # Beyond a depth that is slower, more are slower still; where none is drafted, nobody knows of any.
-        far = (deepest + 1, deepest - 1) if deepest else tuple(range(2, self.most + 1))
+        # As deep for all as for the deepest: what it costs was perhaps measured long ago.
+        far = (deepest + 1, deepest, deepest - 1) if deepest else tuple(range(2, self.most + 1))
         far = tuple(depth for depth in far if 0 < depth <= self.most) or (near,)
         saving_steps = float(_LONGEST_SAVING_STEPS)
         # A far one that is too dear is waited for: near ones have time of their own.

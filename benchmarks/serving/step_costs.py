@@ -1,7 +1,8 @@
 """What a server's steps cost by what they compute, learned from recorded ones.
 
 Rows alone do not say it. A decoded sequence costs attention of its own. Its answer is told by threads that
-share the processor with the next pass, and so do requests that come; in this benchmark the clients do too.
+share the processor with what comes next: MTP layers if they draft, else the pass. So do requests that come;
+in this benchmark the clients do too.
 """
 
 from __future__ import annotations
@@ -80,8 +81,10 @@ class StepCosts:
     """What steps take.
 
     Attributes:
-        trunk: once, for touched experts, for each row, decoded sequence, prompt, and request that comes.
-        drafting: for each MTP layer that drafts, for each draft, for each row that waited for such a layer.
+        trunk: once, for touched experts, for each row, decoded sequence, one of those where nobody drafts,
+            prompt, and request that comes.
+        drafting: for each MTP layer that drafts, for each draft, for each row that waited for such a layer,
+            for each decoded sequence.
         after: once, for each decoded sequence, request that ended, prompt, and request that came.
     """
 
@@ -130,11 +133,13 @@ class StepCosts:
 
 
 def _in_trunk(step: Step, experts: Experts) -> Counts:
-    return 1, experts.touched(step.rows), step.rows, step.decoded, step.prompts, step.asked
+    told = 0 if step.depth else step.decoded
+    return 1, experts.touched(step.rows), step.rows, step.decoded, told, step.prompts, step.asked
 
 
 def _in_drafting(step: Step) -> Counts:
-    return step.depth, sum(step.drafted), step.depth * step.drafting_rows
+    told = step.decoded if step.depth else 0
+    return step.depth, sum(step.drafted), step.depth * step.drafting_rows, told
 
 
 def _after(step: Step) -> Counts:
