@@ -78,7 +78,6 @@ class DraftDepth:
         self._is_drafting = False
         self._near, self._far = _Account(_NEAR_SHARE), _Account(_FAR_SHARE)
         self._since_try = _TRY_GAP_STEPS // 2
-        self._next_far = 0
         self._usual, self._usual_until = 0, 0
         """The most sequences lately, and the step until which that holds if no more come."""
         self._again: tuple[tuple[int, ...], dict[int, int], int] | None = None
@@ -262,19 +261,21 @@ class DraftDepth:
             self._again = None
             return plan.best
         self._since_try = 0
-        near, deepest = (0 if self._is_drafting else 1), max(plan.best.values())
+        deepest = max(plan.best.values())
+        # What it costs that all draft as deep as the deepest was perhaps measured long ago.
+        near = (0, deepest) if deepest else (1,)
         # Beyond a depth that is slower, more are slower still; where none is drafted, nobody knows of any.
-        # As deep for all as for the deepest: what it costs was perhaps measured long ago.
-        far = (deepest + 1, deepest, deepest - 1) if deepest else tuple(range(2, self.most + 1))
-        far = tuple(depth for depth in far if 0 < depth <= self.most) or (near,)
+        far = (deepest + 1, deepest - 1) if deepest else tuple(range(2, self.most + 1))
+        far = tuple(depth for depth in far if 0 < depth <= self.most) or near
         saving_steps = float(_LONGEST_SAVING_STEPS)
         # A far one that is too dear is waited for: near ones have time of their own.
-        for account, depth in ((self._far, far[self._next_far % len(far)]), (self._near, near)):
-            tries = self._tries(plan, candidates, depth)
+        for account, depths in ((self._far, far), (self._near, near)):
+            turn = account.turns % len(depths)
+            ways = (self._tries(plan, candidates, depth) for depth in depths[turn:] + depths[:turn])
+            tries = next(filter(None, ways), [])
             tried = next((one for one in tries if one.loss <= account.steps), None)
-            if account is self._far and (tried is not None or not tries):
-                self._next_far += 1
             if tried is not None:
+                account.turns += 1
                 account.steps -= tried.loss
                 return self._begin(plan, tried)
             saving_steps = min([saving_steps, *(account.until(one.loss) for one in tries)])
@@ -330,10 +331,12 @@ class _Account:
     Attributes:
         steps: what is saved, in steps without drafts, whatever these take: the box may get slower, and
             sequences come and go.
+        turns: tries so far; each time another depth is the first one to be looked at.
     """
 
     share: float
     steps: float = _TRIES_AT_FIRST_STEPS
+    turns: int = 0
 
     def save(self, step: float) -> None:
         """A step was run, that took as long as so many without drafts."""

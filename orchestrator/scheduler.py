@@ -5,7 +5,7 @@ docs/scheduler.md says how, and what is promised.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Literal
@@ -196,14 +196,17 @@ class Scheduler:
         drafts = [outcome.by_sequence[part.sequence] for part in plan.decode]
         drafted = sum(advance.drafted for advance in drafts)
         self._doubted = None
-        rows = len(plan.decode) + drafted + outcome.prefill_rows
-        self._costs.learn_pass(rows, took_s - outcome.drafting_s)
         depth = max((advance.drafted for advance in drafts), default=0)
+        taken_in: Sequence[int] = ()
         if depth:
             behind = [(self._jobs.get(of.sequence), of.drafted) for of in drafts if of.drafted]
             waited = [rows_to_take_in(job.behind, drafted) for job, drafted in behind if job is not None]
             taken_in = [sum(rows) for rows in zip_longest(*waited, fillvalue=0)] if any(waited) else ()
             self._costs.learn_drafting(depth, len(behind), outcome.drafting_s, taken_in)
+        if not taken_in:
+            # What was taken in has put the pass's weights out of caches.
+            rows = len(plan.decode) + drafted + outcome.prefill_rows
+            self._costs.learn_pass(rows, took_s - outcome.drafting_s)
         self._depth.learn(
             [Verified(of.sequence, of.drafted, of.accepted) for of in drafts if of.drafted] if depth else ()
         )

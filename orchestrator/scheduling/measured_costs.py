@@ -3,98 +3,15 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
+from orchestrator.scheduling.corrections import Corrections
 from placement.pass_costs import PassCosts
 
-_EDGES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64, 96, 128, 192, 256)
-"""Passes of as many rows as an edge, or of more than the edge before, are taken for alike."""
-_NOISE = 0.05**2
-"""Variance of a measurement's logarithm."""
-_OWN_DRIFT, _COMMON_DRIFT = 0.003**2, 0.0015**2
-"""Variance that a step adds: to one size alone, and to all sizes, since a box gets slower as a whole."""
-_MOST = math.log(2)
-"""So far a measurement may lie from those before it: a pass that was run again says nothing of the others."""
+_COMMON_DRIFT = 0.0015**2
+"""Variance that a step adds to all sizes alike, since a box gets slower as a whole."""
 _ROWS_IN_DRAFTING = 2
 """Of a sequence: its newest row, and about one that was accepted or hung on a draft."""
-
-
-@dataclass(slots=True)
-class _Correction:
-    """The logarithm of measured by predicted seconds, at the logarithm of the mean size.
-
-    Attributes:
-        variance: of the value, as it was at that step.
-    """
-
-    place: float = 0.0
-    value: float = 0.0
-    count: int = 0
-    variance: float = math.inf
-    step: int = 0
-
-
-@dataclass(slots=True)
-class _Corrections:
-    """Of one kind of work, by its size; between sizes that were measured the one goes over to the other."""
-
-    by_edge: dict[int, _Correction] = field(default_factory=dict)
-    edges: list[int] = field(default_factory=list)
-    places: list[float] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-
-    def learn(
-        self, size: float, found: float, step: int, common_variance: float = 0.0
-    ) -> tuple[float, float]:
-        """Take a logarithm in: a step of a Kalman filter, by Kalman (1960), without covariances.
-
-        What differs from the value that is known is noise, or the size drifted, or all sizes did. The longer
-        a size was not measured, the more of it is its own.
-
-        Args:
-            common_variance: of what all sizes have in common.
-
-        Returns:
-            By how much all sizes have changed, and the share of `common_variance` that is left.
-        """
-        edge = _EDGES[min(bisect_left(_EDGES, size), len(_EDGES) - 1)]
-        known = self.by_edge.get(edge)
-        if known is None:
-            known = self.by_edge[edge] = _Correction(step=step)
-            insort(self.edges, edge)
-            at = self.edges.index(edge)
-            self.places.insert(at, 0.0)
-            self.values.insert(at, 0.0)
-        if known.count >= 3:
-            found = min(max(found, known.value - _MOST), known.value + _MOST)
-        known.count += 1
-        known.place += (math.log(size) - known.place) / min(known.count, 20)
-        rest = found - known.value
-        if math.isinf(known.variance):
-            known.value, known.variance, common_share = found, _NOISE, 0.0
-        else:
-            variance = known.variance + _OWN_DRIFT * (step - known.step)
-            total = variance + common_variance + _NOISE
-            known.value += rest * variance / total
-            known.variance = variance * (1 - variance / total)
-            common_share = common_variance / total
-        known.step = step
-        at = bisect_left(self.edges, edge)
-        self.places[at], self.values[at] = known.place, known.value
-        return rest * common_share, 1 - common_share
-
-    def at(self, place: float) -> float:
-        """Of a size, given as its logarithm; 0 where nothing is known."""
-        places, values = self.places, self.values
-        if not places:
-            return 0.0
-        after = bisect_left(places, place)
-        if after in (0, len(places)):
-            return values[min(after, len(places) - 1)]
-        share = (place - places[after - 1]) / (places[after] - places[after - 1])
-        return values[after - 1] + (values[after] - values[after - 1]) * share
 
 
 class MeasuredCosts:
@@ -110,10 +27,10 @@ class MeasuredCosts:
         self._common = self._common_variance = 0.0
         """The logarithm of how much slower the box is than at the time of the corrections."""
         self._steps = 0
-        self._passes = _Corrections()
-        self._drafting: dict[int, _Corrections] = {}
+        self._passes = Corrections()
+        self._drafting: dict[int, Corrections] = {}
         """By depth; its sizes are numbers of sequences."""
-        self._taking_in = _Corrections()
+        self._taking_in = Corrections()
         """Its sizes are numbers of rows, all layers together."""
 
     @property
@@ -124,7 +41,7 @@ class MeasuredCosts:
     @property
     def is_taking_in_measured(self) -> bool:
         """Whether MTP layers took in rows that had waited, so that its cost is not guessed."""
-        return bool(self._taking_in.places)
+        return self._taking_in.are_known
 
     def trunk_s(self, rows: int) -> float:
         """Of a pass of so many rows."""
@@ -153,7 +70,7 @@ class MeasuredCosts:
         if not predicted_s:
             return 0.0
         known = self._taking_in
-        correction = known.at(math.log(sum(rows))) if known.places else self._passes.at(0.0)
+        correction = known.at(math.log(sum(rows))) if known.are_known else self._passes.at(0.0)
         return predicted_s * math.exp(self._common + correction)
 
     def learn_pass(self, rows: int, seconds: float) -> None:
@@ -182,7 +99,7 @@ class MeasuredCosts:
             return
         predicted_s = self.predicted.drafting_s(depth, _ROWS_IN_DRAFTING * sequences)
         if predicted_s > 0:
-            corrections = self._drafting.setdefault(depth, _Corrections())
+            corrections = self._drafting.setdefault(depth, Corrections())
             corrections.learn(sequences, math.log(seconds / predicted_s) - self._common, self._steps)
 
     def _predicted_taking_in_s(self, rows: Sequence[int]) -> float:
