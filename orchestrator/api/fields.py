@@ -170,8 +170,8 @@ _PROMPT_OF_MESSAGES = _works(
     tools="with an `input_schema`; tools of Anthropic's own are refused",
     tool_choice="`auto`, `any`, `tool`, `none`; `disable_parallel_tool_use` ends the answer after its "
     "first call",
-    thinking="`enabled` with `budget_tokens`, `adaptive`, `disabled`, which is meant where it is missing; "
-    "`display`",
+    thinking="`enabled` with `budget_tokens`, `adaptive`, `disabled`; `display`. Without it the "
+    "model does not think",
     output_config="`effort`, see below, with `adaptive` thinking; `format`: `json_schema`",
 )
 _REST_OF_MESSAGES = (
