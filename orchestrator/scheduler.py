@@ -285,7 +285,7 @@ class Scheduler:
             if not jobs:
                 continue
             if len(jobs) >= max(1, limits.most_waiting * share):
-                return f"{len(jobs)} requests {whose}wait already"
+                return f"as many requests {whose}wait as may: {len(jobs)}"
             filled = self._kv.share(other.positions(0) for other in (*jobs, job))
             if filled > limits.most_waiting_kv * share:
                 return f"with this one, prompts {whose}that wait fill all keys and values {filled:.1f} times"

@@ -47,8 +47,8 @@ _STATELESS = "nothing is kept or told to anybody"
 _AUTOMATIC = "prefixes of all prompts are cached without being asked"
 _ONE_SPEED = "there is one speed"
 
+_TOP_K = "the likeliest tokens to choose from, 0 for all"
 _EXTRAS = _works(
-    top_k="an extra of ours: the likeliest tokens to choose from, 0 for all",
     min_p="an extra of ours: leaves out tokens less likely than this share of the likeliest",
     repetition_penalty="an extra of ours: over 1 makes tokens seen before less likely",
     seed="same seed, same prompt, same answer; drawn at random where it is missing",
@@ -86,6 +86,7 @@ CHAT = (
     ),
     *_TEMPERATURE,
     *_PENALTIES,
+    *_works(top_k=f"an extra of ours: {_TOP_K}"),
     *_EXTRAS,
     _refused("functions", "use `tools`", []),
     _refused("function_call", "use `tool_choice`", "auto", "none"),
@@ -112,6 +113,7 @@ COMPLETIONS = (
     ),
     *_TEMPERATURE,
     *_PENALTIES,
+    *_works(top_k=f"an extra of ours: {_TOP_K}"),
     *_EXTRAS,
     _refused("best_of", "use `n`", 1),
     _refused("echo", "the prompt is not repeated", False),
@@ -143,6 +145,7 @@ RESPONSES = (
     ),
     *_TEMPERATURE,
     *_PENALTIES,
+    *_works(top_k=f"an extra of ours: {_TOP_K}"),
     *_EXTRAS,
     _refused("background", "responses are not run in the background", False),
     _refused("conversation", "use `previous_response_id`"),
@@ -167,8 +170,8 @@ _PROMPT_OF_MESSAGES = _works(
     tools="with an `input_schema`; tools of Anthropic's own are refused",
     tool_choice="`auto`, `any`, `tool`, `none`; `disable_parallel_tool_use` ends the answer after its "
     "first call",
-    thinking="`enabled` with `budget_tokens`, `adaptive`, `disabled`, which is meant where it is missing; "
-    "`display`",
+    thinking="`enabled` with `budget_tokens`, `adaptive`, `disabled`; `display`. Without it the "
+    "model does not think",
     output_config="`effort`, see below, with `adaptive` thinking; `format`: `json_schema`",
 )
 _REST_OF_MESSAGES = (
@@ -189,6 +192,7 @@ MESSAGES = (
         stop_sequences="1 to 16 texts",
     ),
     *_TEMPERATURE,
+    *_works(top_k=_TOP_K),
     *_EXTRAS,
     _refused("container", "the server runs nothing"),
     _refused("mcp_servers", "the server calls no tools", []),
@@ -211,6 +215,21 @@ TABLES: Mapping[str, tuple[Field, ...]] = {
     "POST /v1/responses": RESPONSES,
     "POST /v1/messages": MESSAGES,
     "POST /v1/messages/count_tokens": COUNT_TOKENS,
+}
+
+# What another of the APIs calls a field, where the spelling does not tell.
+_SAME_ELSEWHERE: Mapping[str, tuple[str, ...]] = {
+    "messages": ("input", "prompt"),
+    "input": ("messages", "prompt"),
+    "prompt": ("messages",),
+    "system": ("instructions", "messages"),
+    "instructions": ("system", "messages"),
+    "stop": ("stop_sequences",),
+    "stop_sequences": ("stop",),
+    "reasoning_effort": ("reasoning", "thinking"),
+    "reasoning": ("reasoning_effort", "thinking"),
+    "thinking": ("reasoning_effort", "reasoning"),
+    "response_format": ("text", "output_config"),
 }
 
 
@@ -236,5 +255,7 @@ def wanted(document: Mapping[str, Any], table: tuple[Field, ...]) -> dict[str, A
 
 
 def _advice(name: str, known: Mapping[str, Field]) -> str:
-    close = get_close_matches(name[:100], known, n=1)
+    working = [field.name for field in known.values() if field.treatment == "works"]
+    close = [other for other in _SAME_ELSEWHERE.get(name, ()) if other in working]
+    close = close or get_close_matches(name[:100], working, n=1)
     return f", did you mean {close[0]}?" if close else ""

@@ -53,13 +53,13 @@ class Admission:
         limits = self._limits.get(client, UNBOUNDED)
         running = self._running.get(client, 0)
         if limits.running is not None and running >= limits.running:
-            return f"this key may have {limits.running} requests running at once", 1.0
+            return f"this key may have {_requests(limits.running)} running at once", 1.0
         if limits.per_minute is not None:
             full = Bucket(float(limits.per_minute), now_s)
             bucket, wait_s = take(self._buckets.get(client, full), limits.per_minute, now_s)
             self._buckets[client] = bucket
             if wait_s > 0:
-                return f"this key may send {limits.per_minute} requests a minute", wait_s
+                return f"this key may send {_requests(limits.per_minute)} a minute", wait_s
         self._running[client] = running + 1
         return None
 
@@ -68,3 +68,7 @@ class Admission:
         self._running[client] -= 1
         if not self._running[client]:
             del self._running[client]
+
+
+def _requests(number: int) -> str:
+    return "1 request" if number == 1 else f"{number} requests"

@@ -85,8 +85,30 @@ def _first(error: ValidationError, document: Mapping[str, Any]) -> ApiError:
     """
     found = error.errors(include_url=False)
     worst = max(found, key=lambda one: (len(one["loc"]), one["type"] != "string_type"))
-    where = _path(worst["loc"], document, is_missing=worst["type"] == "missing")
-    return invalid(where[:200] or "the body", worst["msg"][:1].lower() + worst["msg"][1:500])
+    steps, kind, context = worst["loc"], worst["type"], worst.get("ctx", {})
+    tells_kind = str(context.get("discriminator", "")).strip("'")
+    if kind.startswith("union_tag_") and tells_kind.isidentifier():
+        # Which kind of object it is stands in a field of it.
+        steps = (*steps, tells_kind)
+    where = _path(steps, document, is_missing=kind in ("missing", "union_tag_not_found"))
+    might_be_text = any(
+        one["type"] == "string_type" and _path(one["loc"], document, is_missing=False) == where
+        for one in found
+    )
+    return invalid(where[:200] or "the body", _said(kind, worst["msg"], context, might_be_text)[:500])
+
+
+def _said(kind: str, message: str, context: Mapping[str, Any], might_be_text: bool) -> str:
+    """What is wrong, without the words of the library that found it."""
+    if kind == "union_tag_not_found":
+        return "field required"
+    if kind == "union_tag_invalid":
+        return f"{str(context['tag'])[:100]!r} is not known, expected one of {context['expected_tags']}"
+    if kind == "too_short":
+        return f"expected at least {context['min_length']}, found {context['actual_length']}"
+    if kind == "list_type" and might_be_text:
+        return "input should be a text or a list"
+    return message[:1].lower() + message[1:]
 
 
 def _path(steps: Sequence[int | str], document: Any, *, is_missing: bool) -> str:

@@ -72,6 +72,12 @@ def error_text(document: Any) -> str:
     return one_line(message) if isinstance(message, str) else ""
 
 
+def error_code(document: Any) -> Any:
+    """The code of an error as OpenAI's API shapes it, None where there is none."""
+    error = document.get("error") if isinstance(document, dict) else None
+    return error.get("code") if isinstance(error, dict) else None
+
+
 def _choice(choice: Any) -> list[Said]:
     if not isinstance(choice, dict):
         raise _unexpected(choice)

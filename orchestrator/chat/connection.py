@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from orchestrator.chat.address import Address
-from orchestrator.chat.chunks import DONE, Said, error_text, read_chunk
+from orchestrator.chat.chunks import DONE, Said, error_code, error_text, read_chunk
 from orchestrator.chat.sse import EventReader
 from orchestrator.chat.trust import may_want_tls, open_connection, tls_trouble
 from placement.errors import AnswerLost, NotServed
@@ -124,7 +124,8 @@ class Server:
         return AnswerLost(f"{self._address}: the answer broke off ({_reason(error)})")
 
     def _refused(self, response: http.client.HTTPResponse) -> NotServed:
-        why = error_text(_parsed(self._read(response))) or one_line(response.reason)
+        document = _parsed(self._read(response))
+        why = error_text(document) or one_line(response.reason)
         if response.status == 401:
             advice = "wrong key in --key-file" if self._key else "it wants a key: name a file with --key-file"
             return NotServed(f"{self._address}: {advice} ({why})")
@@ -132,6 +133,8 @@ class Server:
         after = response.headers.get("retry-after", "")
         if response.status in (429, 503) and after.isdecimal() and len(after) < 10:
             return NotServed(f"{where}; try again in {int(after)} s")
+        if error_code(document) == "context_length_exceeded":
+            return NotServed(f"{where}, or forget what was said with /reset")
         return NotServed(where)
 
     def _something_else(self) -> NotServed:

@@ -70,7 +70,12 @@ def serve(
             min=0, help="Seconds that reading prompts may add to others' next token.", metavar="SECONDS"
         ),
     ] = 1.0,
-    most_waiting: Annotated[int, typer.Option(min=1, help="Requests that wait; more get 429.")] = 64,
+    most_waiting: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Requests that wait; more get 429. One client alone may fill half of the places."
+        ),
+    ] = 64,
     dtype: Dtype = None,
     kv: Kv = None,
     workers: NumWorkers = None,
@@ -122,6 +127,10 @@ def serve(
     has_mtp = any(tensor.part is Part.MTP for tensor in opened.contents.tensors)
     drafts = mtp if mtp is not None else opened.shape.num_mtp_layers if has_mtp else 0
     positions = min(context or USUAL_CONTEXT, opened.shape.max_positions)
+    if context is not None and context > positions:
+        print_note(
+            f"--context {context:,}: {run.model} goes up to {positions:,} tokens, so that is the context"
+        )
     demand = Demand(positions, num_drafts=drafts, kv_form=kv)
     told: list[Callable[[str], None]] = [print_note]
 

@@ -178,7 +178,10 @@ def test_a_mistake_in_a_pipe_ends_the_chat(
     [
         (Refused("busy", "64 wait", 7.0), "status 429: 64 wait; try again in 7 s"),
         (Refused("unavailable", "den is away", 30.0), "status 503: den is away; try again in 30 s"),
-        (Refused("too_long", "9 tokens of 4"), "status 400: 9 tokens of 4"),
+        (
+            Refused("too_long", "9 tokens of 4"),
+            "status 400: 9 tokens of 4, or forget what was said with /reset",
+        ),
     ],
 )
 def test_a_refusal_says_why_and_when_to_try_again(

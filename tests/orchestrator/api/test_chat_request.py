@@ -222,6 +222,9 @@ def test_choices_of_tools(choice: Any, told: str, tools: int) -> None:
         ({"messages": [{"role": "tool", "tool_call_id": "c9", "content": "x"}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0"),
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
+        ({"messages": [{}]}, "messages.0.role"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "messages.0.role"),
+        ({"stop": 5}, "stop"),
         ({"messages": "hi"}, "messages"),
         ({"n": 17}, "n"),
         ({"n": "1"}, "n"),
@@ -249,3 +252,20 @@ def test_choices_of_tools(choice: Any, told: str, tools: int) -> None:
 )
 def test_a_field_at_fault_is_named(fields: dict[str, Any], param: str) -> None:
     assert error(**fields).param == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"messages": []}, "at least 1"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "'assistant'"),
+        ({"messages": [{"role": "user", "content": 5}]}, "a text or a list"),
+        ({"messages": 5, "model": 5}, "a valid list"),
+        ({"response_format": {"type": "xml"}}, "'json_schema'"),
+    ],
+)
+def test_what_was_expected_is_told_in_words_of_the_api(fields: dict[str, Any], expected: str) -> None:
+    message = error(**fields).message
+    assert expected in message
+    assert "tag" not in message
+    assert "validation" not in message

@@ -111,6 +111,25 @@ def test_a_mistyped_field_is_refused_with_advice(route: str) -> None:
     assert len(caught.value.message) < 300
 
 
+@pytest.mark.parametrize(
+    ("route", "name", "meant"),
+    [
+        ("POST /v1/messages", "stop", "stop_sequences"),
+        ("POST /v1/messages", "reasoning_effort", "thinking"),
+        ("POST /v1/messages", "max_completion_tokens", "max_tokens"),
+        ("POST /v1/responses", "messages", "input"),
+        ("POST /v1/responses", "max_tokens", "max_output_tokens"),
+        ("POST /v1/responses", "response_format", "text"),
+        ("POST /v1/completions", "messages", "prompt"),
+        ("POST /v1/chat/completions", "input", "messages"),
+    ],
+)
+def test_a_field_of_another_api_is_told_by_its_name_in_this_one(route: str, name: str, meant: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        wanted({name: 1}, TABLES[route])
+    assert caught.value.message.endswith(f"did you mean {meant}?")
+
+
 def test_false_is_not_nought() -> None:
     with pytest.raises(ApiError):
         wanted({"echo": 0}, TABLES["POST /v1/completions"])

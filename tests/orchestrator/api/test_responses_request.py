@@ -205,7 +205,7 @@ def test_too_many_items_are_said_to_be_too_many() -> None:
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0"),
         ({"input": [USER, {"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input"),
         ({"input": [{"type": "function_call", "call_id": "c", "name": "x"}]}, "input.0.arguments"),
-        ({"tools": [{"type": "file_search"}]}, "tools.0"),
+        ({"tools": [{"type": "file_search"}]}, "tools.0.type"),
         ({"tools": [FILES, {"type": "function", "name": "files__read"}]}, "tools"),
         ({"metadata": {"a": 1}}, "metadata.a"),
         ({"max_output_tokens": 0}, "max_output_tokens"),

@@ -165,9 +165,14 @@ def test_a_state_that_cannot_be_told_ends_nothing(
 
 def test_the_command_serves_until_it_is_told_to_stop() -> None:
     words = [sys.executable, "-m", "orchestrator.cli.main", "serve", "--model", str(MODEL), "--port", "0"]
+    words += ["--context", "1000000"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        url = next(line.split()[2].rstrip(",") for line in process.stderr if " at http" in line)
+        told = [next(process.stderr)]
+        while " at http" not in told[-1]:
+            told.append(next(process.stderr))
+        assert any("1,000,000" in line and "8,192 tokens" in line for line in told)
+        url = told[-1].split()[2].rstrip(",")
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=DEADLINE_S)
         made = client.completions.create(model="any", prompt="Once", max_tokens=8, temperature=0)
         assert made.usage is not None
