@@ -6,7 +6,7 @@ Plans, `potluck inspect` and the cache of a run all count so (docs/attention.md 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -25,6 +25,13 @@ As many as drafts that were rolled back, and slots that MTP layers are behind (d
 """
 PASS_ROWS = 256
 """Tokens of a prompt that a run reads in one pass."""
+MOST_DEFERRED = 64
+"""Rows of a sequence that wait for an MTP layer which needs all of them, while nobody wants its drafts.
+
+A row takes a hidden state's memory, and the MTP layers compute many rows nearly as fast as one.
+"""
+ROWS_BACK = HELD_BACK + PAGE_POSITIONS
+"""Rows before the newest one at which drafts are right too, as far as the trunk's pages let others go on."""
 
 # The kernels compute so many values of a row at once, and pad rows to whole panels.
 _PANEL, _MOST_HEAD_DIM = 16, 8192
@@ -165,6 +172,25 @@ class SequenceSize:
         # A decode pass begins anywhere in a page. MTP layers compute again what hung on drafts.
         of_step = pages_of(reach + 2 * MAX_DRAFTS) + 1
         return min(pages, max(of_prompt, of_step))
+
+
+def reaches(mtp_layers: Sequence[AttentionShape]) -> list[int | None]:
+    """Of each MTP layer, how many slots before the newest one drafts may hang on; None for all.
+
+    A sliding layer of window W sees W slots. So a state hangs on W - 1 slots before its own in that layer,
+    and on as many more in each layer before.
+    """
+    found: list[int | None] = []
+    reach: int | None = 0
+    for layer in reversed(mtp_layers):
+        reach = reach + layer.window - 1 if reach is not None and layer.is_sliding else None
+        found.insert(0, reach)
+    return found
+
+
+def row_pages(hidden_size: int) -> KvShape:
+    """Pages that have room for a row of so many float32 a position."""
+    return KvShape(KvForm.float32, -(-hidden_size // 32), 16)
 
 
 def read_bytes(layers: Iterable[AttentionShape], form: KvForm, num_positions: int) -> int:

@@ -7,9 +7,8 @@ and its own head predicts x_{p+2+k} from that.
 A slot is committed once the tokens it was computed from are verified. The newest k slots of layer k were
 computed from drafts, so they are computed again after each verification.
 
-Rows wait for a layer until somebody asks for its drafts. A sliding layer of window W sees W slots, so the
-state of a slot hangs on W - 1 slots before it in that layer, and on as many more in each layer before. What
-lies farther back than the layers reach is never computed. A layer that sees all slots computes all of them.
+Rows wait for a layer until somebody asks for its drafts. What lies farther back than the layers reach
+(`placement.kv_size.reaches`) is never computed. A layer that sees all slots computes all of them.
 """
 
 from __future__ import annotations
@@ -31,17 +30,16 @@ from orchestrator.model.step35 import Step35Model
 from orchestrator.model.waiting_rows import WaitingRows
 from orchestrator.sampling import Choice, Logits, LogitsInRam
 from placement.errors import InputError, NonFiniteError
-from placement.kv_size import HELD_BACK, MAX_DRAFTS, PAGE_POSITIONS, PASS_ROWS
+from placement.kv_size import (
+    HELD_BACK,
+    MAX_DRAFTS,
+    MOST_DEFERRED,
+    PAGE_POSITIONS,
+    PASS_ROWS,
+    ROWS_BACK,
+    reaches,
+)
 from placement.model_shape import MOST_POSITIONS
-
-MOST_DEFERRED = 64
-"""Rows of a sequence that wait for an MTP layer which needs all of them, while nobody wants its drafts.
-
-A row takes a hidden state's memory, and the MTP layers compute many rows nearly as fast as one.
-"""
-
-_BACK = HELD_BACK + PAGE_POSITIONS
-"""Rows before the newest one at which drafts are right too, as far as the trunk's pages let others go on."""
 
 
 class MtpState:
@@ -65,7 +63,7 @@ class MtpState:
         self.caches = caches
         self.rows = tuple(WaitingRows(hidden_size) for _ in caches)
         self.reaches = tuple(reaches)
-        most_behind = [MOST_POSITIONS if reach is None else reach + _BACK + 1 for reach in reaches]
+        most_behind = [MOST_POSITIONS if reach is None else reach + ROWS_BACK + 1 for reach in reaches]
         self._most_behind = tuple(zip(caches, most_behind, strict=True))
         self._lowest = 0
 
@@ -117,7 +115,7 @@ class MtpState:
     def first_needed(self, k: int) -> int:
         """The first slot of layer k that drafts after this row, or after one a little earlier, hang on."""
         reach = self.reaches[k]
-        return 0 if reach is None else max(0, self.num_hidden - 1 - _BACK - reach)
+        return 0 if reach is None else max(0, self.num_hidden - 1 - ROWS_BACK - reach)
 
     def forget(self, num_hidden: int) -> None:
         """Keep so many trunk rows alone; those after them must be deferred still."""
@@ -239,12 +237,7 @@ class MtpDrafter:
         first = model.config.num_hidden_layers
         self._configs = model.config.layers[first : first + num_layers]
         self._pass_rows = pass_rows
-        window = model.config.sliding_window
-        self._reaches: list[int | None] = []
-        reach: int | None = 0
-        for layer in reversed(self._configs):
-            reach = reach + window - 1 if reach is not None and layer.is_sliding else None
-            self._reaches.insert(0, reach)
+        self._reaches = reaches(model.config.shape("").attention[first : first + num_layers])
         self.lets_all_wait = not self._reaches or self._reaches[0] is not None
         """Whether rows may wait for ever where nobody asks for drafts."""
 
