@@ -1,6 +1,7 @@
-"""What keys and values take: one position, one page, one sequence. The one place that knows.
+"""What keys and values take, and rows that wait for MTP layers: one position, one page, one sequence.
 
-Plans, `potluck inspect` and the cache of a run all count so (docs/attention.md has a page's layout).
+The one place that knows. Plans, `potluck inspect` and the cache of a run all count so (docs/attention.md has
+a page's layout).
 """
 
 from __future__ import annotations
@@ -93,12 +94,56 @@ class KvShape:
         return PAGE_POSITIONS * self.position_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class WaitingSize:
+    """What rows of one sequence take while they wait for MTP layers (docs/scheduler.md, 'A step').
+
+    They lie in RAM, wherever the layers are computed.
+
+    Attributes:
+        page_bytes: of PAGE_POSITIONS rows.
+        num_layers: that they wait for.
+        num_eager: of these, the first ones that need all rows; each lets fewer than MOST_DEFERRED wait.
+        rows_back: of the newest rows, so many may wait for the other layers.
+    """
+
+    page_bytes: int
+    num_layers: int
+    num_eager: int
+    rows_back: int
+
+    @classmethod
+    def of(cls, mtp_layers: Sequence[AttentionShape], hidden_size: int) -> WaitingSize:
+        """Of these MTP layers, the first ones of a model."""
+        found = reaches(mtp_layers)
+        finite = [reach for reach in found if reach is not None]
+        rows_back = finite[0] + ROWS_BACK + 1 if finite else 0
+        return cls(row_pages(hidden_size).page_bytes, len(found), len(found) - len(finite), rows_back)
+
+    def num_bytes(self, num_positions: int, pass_rows: int = PASS_ROWS) -> int:
+        """Bytes of the pages held at a time, at most, in passes of any sizes up to `pass_rows` rows.
+
+        A row waits for one layer at a time, since the next one waits for that layer's output. So layers hold
+        rows of different positions. Where a layer's rows begin within a page, the layer behind it has a page
+        of its own for the rows before them: one page more for each layer behind the first.
+        """
+        if not self.num_layers:
+            return 0
+        seen = max(self.rows_back, pass_rows + self.num_eager * MOST_DEFERRED)
+        pages = min(pages_of(num_positions), pages_of(seen - 1) + 1)
+        return self.page_bytes * (pages + self.num_layers - 1) if pages else 0
+
+
 class SequenceSize:
-    """What the keys and values of one sequence take in some layers, for any number of positions."""
+    """What one sequence takes for any number of positions: keys and values in some layers, rows that wait."""
 
-    __slots__ = ("_page_bytes",)
+    __slots__ = ("_page_bytes", "_waiting")
 
-    def __init__(self, layers: Iterable[AttentionShape], form: KvForm) -> None:
+    def __init__(
+        self, layers: Iterable[AttentionShape], form: KvForm, waiting: WaitingSize | None = None
+    ) -> None:
+        """`waiting`: of the rows, where they lie in the same memory and there are MTP layers."""
+        self._waiting = waiting
         self._page_bytes: dict[int, int] = {}
         """Window, 0 for none -> bytes of a page in all layers that have it."""
         for layer in layers:
@@ -107,8 +152,10 @@ class SequenceSize:
 
     @classmethod
     def of(cls, shape: ModelShape, form: KvForm, num_drafts: int) -> SequenceSize:
-        """In the trunk, and in as many MTP layers as there are drafts in a step."""
-        return cls(shape.attention[: shape.num_hidden_layers + num_drafts], form)
+        """In the trunk and in as many MTP layers as there are drafts in a step, with the rows that wait."""
+        trunk = shape.num_hidden_layers
+        layers = shape.attention[: trunk + num_drafts]
+        return cls(layers, form, WaitingSize.of(layers[trunk:], shape.hidden_size))
 
     def num_bytes(self, num_positions: int, pass_rows: int = PASS_ROWS) -> int:
         """Bytes of the pages held at a time, at most.
@@ -116,14 +163,14 @@ class SequenceSize:
         A prompt is read in passes of at most `pass_rows` rows, each of which lies within one that begins at a
         multiple of `pass_grid`; later passes have at most a token and its drafts.
         """
-        return sum(
+        return self._waiting_bytes(num_positions, pass_rows) + sum(
             page_bytes * self._most_pages(window, num_positions, pass_rows)
             for window, page_bytes in self._page_bytes.items()
         )
 
     def most_bytes(self, num_positions: int, pass_rows: int = PASS_ROWS) -> int:
         """`num_bytes` of a prompt that is read in passes of any sizes up to `pass_rows` rows."""
-        total = 0
+        total = self._waiting_bytes(num_positions, pass_rows)
         for window, page_bytes in self._page_bytes.items():
             pages = pages_of(num_positions)
             if window:
@@ -153,6 +200,9 @@ class SequenceSize:
                 f"{self.most_positions(budget_bytes, pass_rows)} positions fit; shorten the prompt, ask for "
                 "fewer tokens, or keep keys and values in int8 (--kv int8)"
             )
+
+    def _waiting_bytes(self, num_positions: int, pass_rows: int) -> int:
+        return 0 if self._waiting is None else self._waiting.num_bytes(num_positions, pass_rows)
 
     def _most_pages(self, window: int, num_positions: int, pass_rows: int) -> int:
         pages = pages_of(num_positions)

@@ -9,6 +9,9 @@ computed from drafts, so they are computed again after each verification.
 
 Rows wait for a layer until somebody asks for its drafts. What lies farther back than the layers reach
 (`placement.kv_size.reaches`) is never computed. A layer that sees all slots computes all of them.
+
+A row waits for one layer at a time. So a sequence never holds more rows than reach back for the first layer,
+whoever was asked for what (`WaitingSize`).
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from orchestrator import kernels
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.finite import check_finite
 from orchestrator.model.kv_cache import KVCache
+from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.layer import decoder_layer, ffn_of
 from orchestrator.model.passes import run_pass
 from orchestrator.model.step35 import Step35Model
@@ -57,11 +61,14 @@ class MtpState:
 
     __slots__ = ("_lowest", "_most_behind", "caches", "hidden_size", "num_hidden", "reaches", "rows")
 
-    def __init__(self, caches: tuple[KVCache, ...], hidden_size: int, reaches: Sequence[int | None]) -> None:
+    def __init__(
+        self, caches: tuple[KVCache, ...], hidden_size: int, reaches: Sequence[int | None], pool: KvPool
+    ) -> None:
+        """`pool`: of RAM; rows that wait are in its pages."""
         self.num_hidden = 0
         self.hidden_size = hidden_size
         self.caches = caches
-        self.rows = tuple(WaitingRows(hidden_size) for _ in caches)
+        self.rows = tuple(WaitingRows(hidden_size, pool) for _ in caches)
         self.reaches = tuple(reaches)
         most_behind = [MOST_POSITIONS if reach is None else reach + ROWS_BACK + 1 for reach in reaches]
         self._most_behind = tuple(zip(caches, most_behind, strict=True))
@@ -107,10 +114,20 @@ class MtpState:
         return slots if self.num_hidden - slots <= HELD_BACK else self.num_hidden
 
     def defer(self, hidden_states: Tensor) -> None:
-        """Keep newly verified trunk rows, float32 [n, hidden], for the next `MtpDrafter.draft`."""
-        self.num_hidden += hidden_states.shape[0]
-        if self.rows and self.rows[0].append(hidden_states):
-            self.rows[0].forget_before(self.first_needed(0))
+        """Keep newly verified trunk rows, float32 [n, hidden], for the next `MtpDrafter.draft`.
+
+        Raises:
+            KvDoesNotFit: the pool has no room for them.
+        """
+        num_rows = hidden_states.shape[0]
+        self.num_hidden += num_rows
+        if not self.rows:
+            return
+        if num_rows > self.rows[0].room:
+            # First, so that a sequence holds no more pages meanwhile.
+            for k, rows in enumerate(self.rows):
+                rows.forget_before(self.first_needed(k))
+        self.rows[0].append(hidden_states)
 
     def first_needed(self, k: int) -> int:
         """The first slot of layer k that drafts after this row, or after one a little earlier, hang on."""
@@ -142,9 +159,11 @@ class MtpState:
         self._lowest = lowest
 
     def close(self) -> None:
-        """Give the caches' pages back now."""
+        """Give the pages of caches and rows back now."""
         for cache in self.caches:
             cache.close()
+        for rows in self.rows:
+            rows.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +269,7 @@ class MtpDrafter:
         """State of a sequence of which no trunk row was seen yet."""
         model = self._model
         caches = tuple(model.new_mtp_cache(k) for k in range(self.num_layers))
-        return MtpState(caches, model.config.hidden_size, self._reaches)
+        return MtpState(caches, model.config.hidden_size, self._reaches, model.kv_pool)
 
     @torch.inference_mode()
     def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
@@ -264,6 +283,7 @@ class MtpDrafter:
 
         Raises:
             NonFiniteError: an MTP layer's weights are broken.
+            KvDoesNotFit: a pool has no room for keys and values, or for rows that wait.
         """
         if not requests:
             return []
