@@ -13,7 +13,7 @@ from orchestrator.run_memory import Demand
 from orchestrator.timing import StepTimer
 from placement.experts import Experts
 from placement.head_split import HeadSplit
-from placement.kv_size import KvForm, SequenceSize
+from placement.kv_size import KvForm, SequenceSize, WaitingSize
 from placement.plan import LOCAL_WORKER, Plan
 from placement.residency import CacheStart
 from placement.weight_format import ExpertFormat
@@ -141,12 +141,14 @@ def _on_card(
 
 
 def _sequence_in_ram(model: OpenModel, plan: Plan, demand: Demand, card: HeadOnCard | None) -> SequenceSize:
-    """Keys and values of the layers that the CPU computes."""
+    """Keys and values of the layers that the CPU computes, and all rows that wait for MTP layers."""
     trunk = model.config.num_hidden_layers
     layers = set(range(trunk + demand.num_drafts))
     if card is not None:
         layers -= {*card.layers, *range(trunk, trunk + card.num_mtp)}
-    return SequenceSize([model.shape.attention[layer] for layer in sorted(layers)], kv_form_of(plan, demand))
+    attention = model.shape.attention
+    waiting = WaitingSize.of(attention[trunk : trunk + demand.num_drafts], model.shape.hidden_size)
+    return SequenceSize([attention[layer] for layer in sorted(layers)], kv_form_of(plan, demand), waiting)
 
 
 def kv_form_of(plan: Plan, demand: Demand) -> KvForm:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.gpu.work_size import head_work_bytes
 from placement.head_split import HeadParts, HeadSplit, SplitPart, split_head
-from placement.kv_size import PASS_ROWS, KvForm, SequenceSize
+from placement.kv_size import PASS_ROWS, KvForm, SequenceSize, WaitingSize
 from placement.model_shape import ModelShape
 from placement.plan import LOCAL_WORKER, Plan
 from placement.weight_format import BFLOAT16, FLOAT32
@@ -122,7 +122,10 @@ def needs_of_head(
     # A token reads one row of the embedding, so it stays here.
     embedding = sum(_kept(t, contents, dtype) for t in contents.tensors if t.part is Part.EMBEDDING)
     weights = sum(part.weight_bytes for part in parts.all) - split.weight_bytes + embedding
+    trunk = shape.num_hidden_layers
+    waiting = WaitingSize.of(shape.attention[trunk : trunk + demand.num_drafts], shape.hidden_size)
     kv_bytes = sum(part.kv_bytes for part in parts.all) - split.kv_bytes
+    kv_bytes += waiting.num_bytes(demand.positions, demand.pass_rows)
     here = (
         Need("the head's weights on the CPU", weights),
         Need("keys and values on the CPU", kv_bytes),

@@ -1,12 +1,13 @@
-"""What keys and values take: one position, one page, one sequence. The one place that knows.
+"""What keys and values take, and rows that wait for MTP layers: one position, one page, one sequence.
 
-Plans, `potluck inspect` and the cache of a run all count so (docs/attention.md has a page's layout).
+The one place that knows. Plans, `potluck inspect` and the cache of a run all count so (docs/attention.md has
+a page's layout).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -25,6 +26,13 @@ As many as drafts that were rolled back, and slots that MTP layers are behind (d
 """
 PASS_ROWS = 256
 """Tokens of a prompt that a run reads in one pass."""
+MOST_DEFERRED = 64
+"""Rows of a sequence that wait for an MTP layer which needs all of them, while nobody wants its drafts.
+
+A row takes a hidden state's memory, and the MTP layers compute many rows nearly as fast as one.
+"""
+ROWS_BACK = HELD_BACK + PAGE_POSITIONS
+"""Rows before the newest one at which drafts are right too, as far as the trunk's pages let others go on."""
 
 # The kernels compute so many values of a row at once, and pad rows to whole panels.
 _PANEL, _MOST_HEAD_DIM = 16, 8192
@@ -86,12 +94,56 @@ class KvShape:
         return PAGE_POSITIONS * self.position_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class WaitingSize:
+    """What rows of one sequence take while they wait for MTP layers (docs/scheduler.md, 'A step').
+
+    They lie in RAM, wherever the layers are computed.
+
+    Attributes:
+        page_bytes: of PAGE_POSITIONS rows.
+        num_layers: that they wait for.
+        num_eager: of these, the first ones that need all rows; each lets fewer than MOST_DEFERRED wait.
+        rows_back: of the newest rows, so many may wait for the other layers.
+    """
+
+    page_bytes: int
+    num_layers: int
+    num_eager: int
+    rows_back: int
+
+    @classmethod
+    def of(cls, mtp_layers: Sequence[AttentionShape], hidden_size: int) -> WaitingSize:
+        """Of these MTP layers, the first ones of a model."""
+        found = reaches(mtp_layers)
+        finite = [reach for reach in found if reach is not None]
+        rows_back = finite[0] + ROWS_BACK + 1 if finite else 0
+        return cls(row_pages(hidden_size).page_bytes, len(found), len(found) - len(finite), rows_back)
+
+    def num_bytes(self, num_positions: int, pass_rows: int = PASS_ROWS) -> int:
+        """Bytes of the pages held at a time, at most, in passes of any sizes up to `pass_rows` rows.
+
+        A row waits for one layer at a time, since the next one waits for that layer's output. So layers hold
+        rows of different positions. Where a layer's rows begin within a page, the layer behind it has a page
+        of its own for the rows before them: one page more for each layer behind the first.
+        """
+        if not self.num_layers:
+            return 0
+        seen = max(self.rows_back, pass_rows + self.num_eager * MOST_DEFERRED)
+        pages = min(pages_of(num_positions), pages_of(seen - 1) + 1)
+        return self.page_bytes * (pages + self.num_layers - 1) if pages else 0
+
+
 class SequenceSize:
-    """What the keys and values of one sequence take in some layers, for any number of positions."""
+    """What one sequence takes for any number of positions: keys and values in some layers, rows that wait."""
 
-    __slots__ = ("_page_bytes",)
+    __slots__ = ("_page_bytes", "_waiting")
 
-    def __init__(self, layers: Iterable[AttentionShape], form: KvForm) -> None:
+    def __init__(
+        self, layers: Iterable[AttentionShape], form: KvForm, waiting: WaitingSize | None = None
+    ) -> None:
+        """`waiting`: of the rows, where they lie in the same memory and there are MTP layers."""
+        self._waiting = waiting
         self._page_bytes: dict[int, int] = {}
         """Window, 0 for none -> bytes of a page in all layers that have it."""
         for layer in layers:
@@ -100,8 +152,10 @@ class SequenceSize:
 
     @classmethod
     def of(cls, shape: ModelShape, form: KvForm, num_drafts: int) -> SequenceSize:
-        """In the trunk, and in as many MTP layers as there are drafts in a step."""
-        return cls(shape.attention[: shape.num_hidden_layers + num_drafts], form)
+        """In the trunk and in as many MTP layers as there are drafts in a step, with the rows that wait."""
+        trunk = shape.num_hidden_layers
+        layers = shape.attention[: trunk + num_drafts]
+        return cls(layers, form, WaitingSize.of(layers[trunk:], shape.hidden_size))
 
     def num_bytes(self, num_positions: int, pass_rows: int = PASS_ROWS) -> int:
         """Bytes of the pages held at a time, at most.
@@ -109,14 +163,14 @@ class SequenceSize:
         A prompt is read in passes of at most `pass_rows` rows, each of which lies within one that begins at a
         multiple of `pass_grid`; later passes have at most a token and its drafts.
         """
-        return sum(
+        return self._waiting_bytes(num_positions, pass_rows) + sum(
             page_bytes * self._most_pages(window, num_positions, pass_rows)
             for window, page_bytes in self._page_bytes.items()
         )
 
     def most_bytes(self, num_positions: int, pass_rows: int = PASS_ROWS) -> int:
         """`num_bytes` of a prompt that is read in passes of any sizes up to `pass_rows` rows."""
-        total = 0
+        total = self._waiting_bytes(num_positions, pass_rows)
         for window, page_bytes in self._page_bytes.items():
             pages = pages_of(num_positions)
             if window:
@@ -147,6 +201,9 @@ class SequenceSize:
                 "fewer tokens, or keep keys and values in int8 (--kv int8)"
             )
 
+    def _waiting_bytes(self, num_positions: int, pass_rows: int) -> int:
+        return 0 if self._waiting is None else self._waiting.num_bytes(num_positions, pass_rows)
+
     def _most_pages(self, window: int, num_positions: int, pass_rows: int) -> int:
         pages = pages_of(num_positions)
         if not window:
@@ -165,6 +222,25 @@ class SequenceSize:
         # A decode pass begins anywhere in a page. MTP layers compute again what hung on drafts.
         of_step = pages_of(reach + 2 * MAX_DRAFTS) + 1
         return min(pages, max(of_prompt, of_step))
+
+
+def reaches(mtp_layers: Sequence[AttentionShape]) -> list[int | None]:
+    """Of each MTP layer, how many slots before the newest one drafts may hang on; None for all.
+
+    A sliding layer of window W sees W slots. So a state hangs on W - 1 slots before its own in that layer,
+    and on as many more in each layer before.
+    """
+    found: list[int | None] = []
+    reach: int | None = 0
+    for layer in reversed(mtp_layers):
+        reach = reach + layer.window - 1 if reach is not None and layer.is_sliding else None
+        found.insert(0, reach)
+    return found
+
+
+def row_pages(hidden_size: int) -> KvShape:
+    """Pages that have room for a row of so many float32 a position."""
+    return KvShape(KvForm.float32, -(-hidden_size // 32), 16)
 
 
 def read_bytes(layers: Iterable[AttentionShape], form: KvForm, num_positions: int) -> int:

@@ -7,9 +7,11 @@ and its own head predicts x_{p+2+k} from that.
 A slot is committed once the tokens it was computed from are verified. The newest k slots of layer k were
 computed from drafts, so they are computed again after each verification.
 
-Rows wait for a layer until somebody asks for its drafts. A sliding layer of window W sees W slots, so the
-state of a slot hangs on W - 1 slots before it in that layer, and on as many more in each layer before. What
-lies farther back than the layers reach is never computed. A layer that sees all slots computes all of them.
+Rows wait for a layer until somebody asks for its drafts. What lies farther back than the layers reach
+(`placement.kv_size.reaches`) is never computed. A layer that sees all slots computes all of them.
+
+A row waits for one layer at a time. So a sequence never holds more rows than reach back for the first layer,
+whoever was asked for what (`WaitingSize`).
 """
 
 from __future__ import annotations
@@ -25,23 +27,23 @@ from orchestrator import kernels
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.finite import check_finite
 from orchestrator.model.kv_cache import KVCache
+from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.layer import decoder_layer, ffn_of
 from orchestrator.model.passes import run_pass
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.waiting_rows import WaitingRows
 from orchestrator.sampling import Choice, Logits, LogitsInRam
 from placement.errors import InputError, NonFiniteError
-from placement.kv_size import HELD_BACK, MAX_DRAFTS, PAGE_POSITIONS, PASS_ROWS
+from placement.kv_size import (
+    HELD_BACK,
+    MAX_DRAFTS,
+    MOST_DEFERRED,
+    PAGE_POSITIONS,
+    PASS_ROWS,
+    ROWS_BACK,
+    reaches,
+)
 from placement.model_shape import MOST_POSITIONS
-
-MOST_DEFERRED = 64
-"""Rows of a sequence that wait for an MTP layer which needs all of them, while nobody wants its drafts.
-
-A row takes a hidden state's memory, and the MTP layers compute many rows nearly as fast as one.
-"""
-
-_BACK = HELD_BACK + PAGE_POSITIONS
-"""Rows before the newest one at which drafts are right too, as far as the trunk's pages let others go on."""
 
 
 class MtpState:
@@ -59,13 +61,16 @@ class MtpState:
 
     __slots__ = ("_lowest", "_most_behind", "caches", "hidden_size", "num_hidden", "reaches", "rows")
 
-    def __init__(self, caches: tuple[KVCache, ...], hidden_size: int, reaches: Sequence[int | None]) -> None:
+    def __init__(
+        self, caches: tuple[KVCache, ...], hidden_size: int, reaches: Sequence[int | None], pool: KvPool
+    ) -> None:
+        """`pool`: of RAM; rows that wait are in its pages."""
         self.num_hidden = 0
         self.hidden_size = hidden_size
         self.caches = caches
-        self.rows = tuple(WaitingRows(hidden_size) for _ in caches)
+        self.rows = tuple(WaitingRows(hidden_size, pool) for _ in caches)
         self.reaches = tuple(reaches)
-        most_behind = [MOST_POSITIONS if reach is None else reach + _BACK + 1 for reach in reaches]
+        most_behind = [MOST_POSITIONS if reach is None else reach + ROWS_BACK + 1 for reach in reaches]
         self._most_behind = tuple(zip(caches, most_behind, strict=True))
         self._lowest = 0
 
@@ -109,15 +114,25 @@ class MtpState:
         return slots if self.num_hidden - slots <= HELD_BACK else self.num_hidden
 
     def defer(self, hidden_states: Tensor) -> None:
-        """Keep newly verified trunk rows, float32 [n, hidden], for the next `MtpDrafter.draft`."""
-        self.num_hidden += hidden_states.shape[0]
-        if self.rows and self.rows[0].append(hidden_states):
-            self.rows[0].forget_before(self.first_needed(0))
+        """Keep newly verified trunk rows, float32 [n, hidden], for the next `MtpDrafter.draft`.
+
+        Raises:
+            KvDoesNotFit: the pool has no room for them.
+        """
+        num_rows = hidden_states.shape[0]
+        self.num_hidden += num_rows
+        if not self.rows:
+            return
+        if num_rows > self.rows[0].room:
+            # First, so that a sequence holds no more pages meanwhile.
+            for k, rows in enumerate(self.rows):
+                rows.forget_before(self.first_needed(k))
+        self.rows[0].append(hidden_states)
 
     def first_needed(self, k: int) -> int:
         """The first slot of layer k that drafts after this row, or after one a little earlier, hang on."""
         reach = self.reaches[k]
-        return 0 if reach is None else max(0, self.num_hidden - 1 - _BACK - reach)
+        return 0 if reach is None else max(0, self.num_hidden - 1 - ROWS_BACK - reach)
 
     def forget(self, num_hidden: int) -> None:
         """Keep so many trunk rows alone; those after them must be deferred still."""
@@ -144,9 +159,11 @@ class MtpState:
         self._lowest = lowest
 
     def close(self) -> None:
-        """Give the caches' pages back now."""
+        """Give the pages of caches and rows back now."""
         for cache in self.caches:
             cache.close()
+        for rows in self.rows:
+            rows.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,12 +256,7 @@ class MtpDrafter:
         first = model.config.num_hidden_layers
         self._configs = model.config.layers[first : first + num_layers]
         self._pass_rows = pass_rows
-        window = model.config.sliding_window
-        self._reaches: list[int | None] = []
-        reach: int | None = 0
-        for layer in reversed(self._configs):
-            reach = reach + window - 1 if reach is not None and layer.is_sliding else None
-            self._reaches.insert(0, reach)
+        self._reaches = reaches(model.config.shape("").attention[first : first + num_layers])
         self.lets_all_wait = not self._reaches or self._reaches[0] is not None
         """Whether rows may wait for ever where nobody asks for drafts."""
 
@@ -257,7 +269,7 @@ class MtpDrafter:
         """State of a sequence of which no trunk row was seen yet."""
         model = self._model
         caches = tuple(model.new_mtp_cache(k) for k in range(self.num_layers))
-        return MtpState(caches, model.config.hidden_size, self._reaches)
+        return MtpState(caches, model.config.hidden_size, self._reaches, model.kv_pool)
 
     @torch.inference_mode()
     def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
@@ -271,6 +283,7 @@ class MtpDrafter:
 
         Raises:
             NonFiniteError: an MTP layer's weights are broken.
+            KvDoesNotFit: a pool has no room for keys and values, or for rows that wait.
         """
         if not requests:
             return []

@@ -22,7 +22,7 @@ from orchestrator.model.routing_recorder import Recorder
 from orchestrator.model.weights import HeadWeights, load_head_weights
 from orchestrator.sampling import Logits, LogitsInRam
 from orchestrator.timing import StepTimer
-from placement.kv_size import KvForm, SequenceSize
+from placement.kv_size import KvForm, SequenceSize, WaitingSize
 from workers.formats.checkpoint import Checkpoint
 from workers.formats.dequantise import float32_rows
 from workers.formats.safetensors import SafetensorsCheckpoint
@@ -100,9 +100,13 @@ class Step35Model:
         return KVCache((layer,), config.sliding_window, self.kv_form, pool)
 
     def kv_sizes(self, num_drafts: int) -> list[tuple[SequenceSize, int]]:
-        """Of each pool that caches use: what a sequence takes of it, and its budget in bytes."""
+        """Of each pool that caches use: what a sequence takes of it, and its budget in bytes.
+
+        Rows that wait for MTP layers are in RAM's.
+        """
         trunk = self.config.num_hidden_layers
         attention = self.config.shape("").attention[: trunk + num_drafts]
+        waiting = WaitingSize.of(attention[trunk:], self.config.hidden_size)
         on_card: set[int] = set()
         sizes = []
         if self.card is not None:
@@ -110,7 +114,7 @@ class Step35Model:
             there = SequenceSize([attention[layer] for layer in sorted(on_card)], self.kv_form)
             sizes.append((there, self.card.pool.budget_bytes))
         here = [shape for layer, shape in enumerate(attention) if layer not in on_card]
-        return [*sizes, (SequenceSize(here, self.kv_form), self.kv_pool.budget_bytes)]
+        return [*sizes, (SequenceSize(here, self.kv_form, waiting), self.kv_pool.budget_bytes)]
 
     def check_kv(self, num_positions: int, pass_rows: int, num_drafts: int) -> None:
         """Raise KvDoesNotFit unless one sequence of so many positions fits the pools."""

@@ -16,7 +16,7 @@ from orchestrator.model.step35 import Step35Model
 from orchestrator.model.waiting_rows import WaitingRows
 from orchestrator.prefix.kept import Boundary, KeptCache, KeptMtp, KeptRows, LayerPages
 from orchestrator.prefix.tree import Tree
-from placement.kv_size import PAGE_POSITIONS, KvForm, KvShape, pages_of
+from placement.kv_size import PAGE_POSITIONS, pages_of, row_pages
 
 LEAST_TOKENS = 16
 """That a hit spares: copying a page in every layer takes about as long as computing so many."""
@@ -208,7 +208,7 @@ class PrefixCache:
 
     def has_room_for_rows(self, mtp: MtpState) -> bool:
         """Whether running sequences leave room to keep the rows that wait for MTP layers."""
-        pool, kv = self._pools[0], _row_pages(mtp.hidden_size)
+        pool, kv = self._pools[0], row_pages(mtp.hidden_size)
         pages = sum(pages_of(len(rows)) for rows in mtp.rows if len(rows) > 1)
         return pool.used_bytes + pages * kv.page_bytes <= pool.budget_bytes
 
@@ -245,7 +245,7 @@ class PrefixCache:
         if start == stop:
             return None
         found = rows.rows()[start - rows.start : stop - rows.start].contiguous()
-        pool, kv = self._pools[0], _row_pages(found.shape[1])
+        pool, kv = self._pools[0], row_pages(found.shape[1])
         pages: list[Page] = []
         for own in torch.split(found, PAGE_POSITIONS):
             page = pool.take(kv)
@@ -345,11 +345,6 @@ def _kept_mtp(cache: KVCache, rows: KeptRows, length: int) -> KeptMtp:
     if rows.start > slots:
         return KeptMtp(KeptCache(0, (_of(cache, 0, ()),)), 0, rows)
     return KeptMtp(_kept(cache, cache.share(slots)), slots, rows)
-
-
-def _row_pages(hidden_size: int) -> KvShape:
-    """Pages that have room for so many numbers a position."""
-    return KvShape(KvForm.float32, -(-hidden_size // 32), 16)
 
 
 def _kept(cache: KVCache, pages: Sequence[tuple[Page, ...]]) -> KeptCache:

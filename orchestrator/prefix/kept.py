@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
+from torch import Tensor
 
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool, Page
 from orchestrator.model.mtp import MtpState
-from orchestrator.model.waiting_rows import WaitingRows
 from placement.kv_size import PAGE_POSITIONS, KvShape, pages_of
 
 
@@ -87,17 +87,16 @@ class KeptRows:
     stop: int
     pages: LayerPages | None = None
 
-    def fill(self, rows: WaitingRows, stop: int, hidden_size: int) -> None:
-        """Give them to a sequence, but for those of slots from `stop` on."""
-        rows.begin_at(self.start)
-        count = max(0, min(stop, self.stop) - self.start)
-        if self.pages is None or not count:
-            return
+    def before(self, stop: int, hidden_size: int) -> Tensor:
+        """A copy of those of slots before `stop`, float32 [n, hidden]."""
+        count = 0 if self.pages is None else max(0, min(stop, self.stop) - self.start)
         found = torch.empty(count, hidden_size)
+        if self.pages is None:
+            return found
         for number, page in enumerate(self.pages.pages):
             own = found[number * PAGE_POSITIONS : (number + 1) * PAGE_POSITIONS]
             ctypes.memmove(own.data_ptr(), page.data_ptr(), own.numel() * own.element_size())
-        rows.append(found)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +149,11 @@ class Boundary:
         )
 
     def fill(self, cache: KVCache, mtp: MtpState | None, length: int) -> None:
-        """Give new caches of the trunk and of the first MTP layers the text up to `length`."""
+        """Give new caches of the trunk and of the first MTP layers the text up to `length`.
+
+        Raises:
+            KvDoesNotFit: there is no room for copies of the rows that wait.
+        """
         stop_page = pages_of(length)
         of_blocks = [block.pages for block in self.block.path()[:stop_page]]
         full = iter(range(len(cache.layers)))
@@ -165,13 +168,19 @@ class Boundary:
         cache.adopt(length, self.trunk.first_page, pages)
         if mtp is None:
             return
-        for own, rows, of_layer in zip(mtp.caches, mtp.rows, self.mtp, strict=False):
+        found = []
+        for own, of_layer in zip(mtp.caches, self.mtp, strict=False):
             slots = min(length, of_layer.length)
             if slots:
                 first_page = of_layer.cache.first_page if own.layers[0].is_sliding else 0
                 held = of_layer.cache.layers[0].pages[: pages_of(slots) - first_page]
                 own.adopt(slots, of_layer.cache.first_page, [held])
-            of_layer.rows.fill(rows, length, mtp.hidden_size)
-            if slots < of_layer.length:
-                rows.begin_at(slots)
+            found.append(of_layer.rows.before(length, mtp.hidden_size))
+        # Last, because these pages may be had only for what is kept here.
+        for rows, of_layer, own_rows in zip(mtp.rows, self.mtp, found, strict=False):
+            if length < of_layer.length:
+                rows.begin_at(length)
+                continue
+            rows.begin_at(of_layer.rows.start)
+            rows.append(own_rows)
         mtp.resume(length, self.lowest)

@@ -1,4 +1,4 @@
-"""Memory for keys and values: what sequences of so many positions take of it."""
+"""Memory for keys and values, and for rows that wait: what sequences of so many positions take of it."""
 
 from __future__ import annotations
 

@@ -101,7 +101,8 @@ class ServerState:
 
     Attributes:
         tokens_per_s: written over the last ten seconds, all requests together.
-        kv_used_bytes, kept_bytes, kv_budget_bytes: of keys and values: running, kept for later, and allowed.
+        kv_used_bytes, kept_bytes, kv_budget_bytes: of keys and values, and of rows that wait for MTP
+            layers: running, kept for later, and allowed.
         places: of each MoE layer and expert, the place in `boxes` of the box that computes it, -1 for none.
         heat: of each MoE layer and expert, how often tokens chose it of late, in shares of the layer's.
         lack: why the cluster cannot compute now; "" where it can.

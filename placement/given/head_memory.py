@@ -11,8 +11,9 @@ def head_memory_bytes(shape: ModelShape, workload: Workload) -> int:
     """Bytes on the head's first device, as a run counts them before it starts.
 
     Weights: all but routed experts, the MTP layers' only with drafts; `workload.head_bytes`, or else
-    `workload.head_bits_per_weight` each. KV cache: pages of every sequence for `workload.context` positions.
-    Activations: of the longer of a pass of a prompt and a decode pass.
+    `workload.head_bits_per_weight` each. KV cache: pages of every sequence for `workload.context` positions,
+    with drafts also those of rows that wait for MTP layers. Activations: of the longer of a pass of a prompt
+    and a decode pass.
     """
     drafts = min(workload.drafts, shape.num_mtp_layers)
     sequence = SequenceSize.of(shape, workload.kv_form, drafts)

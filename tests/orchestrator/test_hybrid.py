@@ -23,7 +23,7 @@ from placement.errors import PlanDoesNotFit
 from placement.given.probe import HERE, probe_path_here, write_probe
 from placement.given.probe_figures import FormRate, Gpu, Node
 from placement.given.stats import RoutingStats
-from placement.kv_size import PASS_ROWS
+from placement.kv_size import PASS_ROWS, WaitingSize
 from placement.residency import ResidencyRule
 from tests.cuda_on_cpu.card import Card
 from tests.orchestrator.command_line import Potluck, document, says
@@ -350,6 +350,16 @@ def test_the_heads_bytes_are_counted_once_wherever_they_lie() -> None:
     assert on_cpu.ram == tuple(head_needs(contents, SHAPE, "bfloat16", DEMAND))
     assert on_cpu.vram == {}
     assert whole.vram["cuda:0"][1].num_bytes == on_cpu.ram[1].num_bytes
+
+
+def test_rows_that_wait_for_mtp_layers_on_a_card_are_counted_in_ram() -> None:
+    demand = Demand(200, num_drafts=2)
+    whole = needs_of_head(MODEL.contents, SHAPE, "bfloat16", demand, "cuda")
+    trunk = SHAPE.num_hidden_layers
+    waiting = WaitingSize.of(SHAPE.attention[trunk : trunk + 2], SHAPE.hidden_size).num_bytes(200)
+    assert whole.ram[1].num_bytes == waiting > 0
+    on_cpu = needs_of_head(MODEL.contents, SHAPE, "bfloat16", demand, "cpu")
+    assert whole.vram["cuda:0"][1].num_bytes + waiting == on_cpu.ram[1].num_bytes
 
 
 def test_experts_in_vram_are_no_part_of_what_is_set_aside_in_ram(card: Card) -> None:

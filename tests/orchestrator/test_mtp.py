@@ -189,8 +189,8 @@ def test_layers_that_nobody_asks_for_compute_no_row_and_later_those_that_drafts_
     state.defer(rows[:200])
     for place in range(200, 400):
         state.defer(rows[place : place + 1])
-        # Blocks of 64: the newest one, and what is forgotten only when that was begun.
-        assert state.deferred <= 156 + 2 * 64
+        # Whole pages: the newest one, and what is forgotten only when that was begun.
+        assert state.deferred <= 156 + 2 * 128
     assert state.behind == (156, 149, 142)
     assert computed == [0, 0, 0]
     for place in range(400, 600):

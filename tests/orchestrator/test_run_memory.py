@@ -63,11 +63,11 @@ def box(path: Path, usable_bytes: int, dtype: str = "bfloat16") -> OneBox:
     return plan_here(open_model(path), dtype, Demand(100), free_of(usable_bytes))
 
 
-def needed(path: Path, dtype: str = "bfloat16") -> tuple[int, int]:
+def needed(path: Path, dtype: str = "bfloat16", num_drafts: int = 0) -> tuple[int, int]:
     """Bytes of the head and of the experts."""
     contents = model_contents(path)
     shape = contents.config.shape("m")
-    head = head_needs(contents, shape, dtype, Demand(100))
+    head = head_needs(contents, shape, dtype, Demand(100, num_drafts=num_drafts))
     experts = sum(t.num_bytes for t in contents.tensors if t.part == "routed experts")
     return sum(need.num_bytes for need in head), experts
 
@@ -182,7 +182,7 @@ def test_a_plan_for_a_file_charges_the_head_what_its_run_counts(
 def test_generate_says_where_things_went_and_writes_the_same_either_way(
     potluck: Potluck, gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head, experts = needed(gguf)
+    head, experts = needed(gguf, num_drafts=1)
     command = ("generate", "--model", gguf, *IDS, "--mtp", "1")
     code, out, err = potluck(*command)
     assert code == 0

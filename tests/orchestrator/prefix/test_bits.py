@@ -23,7 +23,7 @@ from orchestrator.sampling_params import GREEDY, SamplingParams
 from orchestrator.scheduling.step_plan import Prefill, StepPlan
 from orchestrator.serving.batch import keep_text, run_step
 from orchestrator.session import load_local
-from placement.kv_size import PAGE_POSITIONS, KvForm, SequenceSize
+from placement.kv_size import PAGE_POSITIONS, KvForm, SequenceSize, row_pages
 from tests.examples import examples
 from tests.orchestrator.heads import hidden_states
 from tests.tiny_checkpoint import write_random_checkpoint
@@ -165,11 +165,42 @@ def test_a_text_that_nobody_drafted_for_is_kept_with_the_rows_that_wait(
     assert model.kv_pool.used_bytes == model.kv_pool.kept_bytes == 0
 
 
+@pytest.mark.parametrize("window", WINDOWS)
+def test_rows_come_whole_out_of_a_text_that_has_to_go_for_them(load: LoadModel, window: int) -> None:
+    """All three layers have rows that wait; their copies have room only where the kept ones were."""
+    model = load(window)
+    prefix, drafter, tokens = PrefixCache.of(model), MtpDrafter(model, 3), text(500)
+    rows = hidden_states(model, tokens)
+    cache, state = model.new_cache(), drafter.new_state()
+    for start in range(0, 420, 20):
+        model.forward(torch.tensor(tokens[start : start + 20]), [SequenceSlice(cache, 20)])
+        state.defer(rows[start : start + 20])
+        depth = 3 if start < 100 else 2 if start < 200 else 1 if start < 300 else 0
+        if depth:
+            drafter.draft([DraftRequest(state, rows[:0], tokens[: start + 21], depth, greedy)])
+    assert all(map(len, state.rows))
+    assert prefix.keep(tokens[:421], cache, state) == 418
+    cache.close()
+    state.close()
+    # What is kept begins with a page, so a layer's rows may touch one page more in a sequence.
+    page_bytes = row_pages(model.config.hidden_size).page_bytes
+    model.kv_pool.budget_bytes = model.kv_pool.kept_bytes + 3 * page_bytes
+    again = prefix.resume(tokens[:450], drafter)
+    assert (again.matched, prefix.stats.boundaries) == (418, 0)
+    assert again.mtp is not None
+    assert model.kv_pool.used_bytes <= model.kv_pool.budget_bytes
+    model.kv_pool.budget_bytes = POOL_BYTES
+    alone = drafts(drafter, drafter.new_state(), rows[:449], tokens[:450])
+    assert torch.equal(drafts(drafter, again.mtp, rows[418:449], tokens[:450]), alone)
+    again.cache.close()
+    again.mtp.close()
+
+
 def test_a_text_is_kept_as_far_where_rows_have_no_room(load: LoadModel) -> None:
     """MTP layers take them in then, which have room of their own."""
     model = load(WINDOWS[0], KvForm.bfloat16)
     config, drafter = model.config, MtpDrafter(model, 1)
-    size = SequenceSize(config.shape("").attention[: config.num_hidden_layers + 1], model.kv_form)
+    size = SequenceSize.of(config.shape(""), model.kv_form, 1)
     model.kv_pool = KvPool(size.num_bytes(60, 256))
     prefix = PrefixCache.of(model)
     params = GenerationParams(max_tokens=4, mtp=1, ignore_eos=True)
@@ -284,7 +315,7 @@ def test_a_session_shows_the_same_with_and_without_what_is_kept(
     plain = turns_of(model, params, messages, None, 0)
     # Of memory there is just what the longest turn takes alone.
     config = model.config
-    size = SequenceSize(config.shape("").attention[: config.num_hidden_layers + mtp], kv_form)
+    size = SequenceSize.of(config.shape(""), kv_form, mtp)
     model.kv_pool = KvPool(
         size.num_bytes(sum(messages) + len(messages) * max_tokens, max(chunk_size, 1 + mtp))
     )
@@ -314,7 +345,9 @@ def test_sequences_that_share_pages_and_run_together_have_their_own_bits(load: L
         prefill(model, drafter, running[-1], params.chunk_size)
         assert running[-1].matched >= 197
     assert model.kv_pool.used_bytes < sum(
-        of.cache.nbytes + sum(c.nbytes for c in of.mtp.caches) for of in running if of.mtp
+        of.cache.nbytes + sum(own.nbytes for own in (*of.mtp.caches, *of.mtp.rows))
+        for of in running
+        if of.mtp
     )
     prefix.evict(POOL_BYTES)
     while going := [sequence for sequence in running if sequence.finish_reason is None]:

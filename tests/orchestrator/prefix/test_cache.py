@@ -53,7 +53,7 @@ class Box:
 
     def new_state(self) -> MtpState:
         caches = tuple(KVCache((of,), WINDOW, KvForm.float32, self.pools[0]) for of in MTP)
-        return MtpState(caches, 1, (None, None))
+        return MtpState(caches, 1, (None, None), self.pools[0])
 
 
 class Text:

@@ -15,6 +15,8 @@ from orchestrator.scheduling.measured_costs import MeasuredCosts
 from orchestrator.scheduling.step_plan import Advance, StepOutcome, StepPlan
 from orchestrator.serving.answer import Refused
 from placement.errors import InputError
+from placement.kv_size import KvForm, SequenceSize, WaitingSize
+from placement.model_shape import AttentionShape
 from placement.pass_costs import PassCosts
 from tests.orchestrator.scheduling.engine import COSTS, Engine, kv_budget, scheduler_of
 
@@ -295,6 +297,28 @@ def test_when_memory_runs_out_who_came_last_is_computed_again() -> None:
     assert all(one.generated == 900 for one in engine.ended.values())
     # Each time there was room for some tokens of all before somebody was let in.
     assert len(paused) <= 4 * 900 / 32
+
+
+@pytest.mark.parametrize(("num_mtp", "most_running"), [(0, 4), (2, 2)])
+def test_rows_that_wait_for_mtp_layers_take_room_of_requests(num_mtp: int, most_running: int) -> None:
+    """There is memory for the keys and values of four. Rows take half as much again."""
+    keys, pass_rows = [AttentionShape(4, 4, 16, 0, False)], 64
+    waiting = WaitingSize.of([AttentionShape(4, 4, 16, 4, False)] * num_mtp, 32)
+    budget_bytes = 4 * SequenceSize(keys, KvForm.bfloat16).most_bytes(512, pass_rows)
+    size = SequenceSize(keys, KvForm.bfloat16, waiting)
+    engine = engine_of(
+        Limits(512, pass_rows=pass_rows, spare_tokens=32, most_waiting_kv=20),
+        KvBudget(((size, budget_bytes),), pass_rows),
+        most_drafts=3,
+    )
+    for number in range(6):
+        engine.submit(number, "ada", 390, 100)
+    running = 0
+    while engine.sequences:
+        engine.step()
+        running = max(running, engine.scheduler.running)
+    assert running == most_running
+    assert all(one.generated == 100 for one in engine.ended.values())
 
 
 def test_what_is_computed_again_is_not_charged_again() -> None:

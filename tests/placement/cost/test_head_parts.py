@@ -12,7 +12,7 @@ from placement.given.cluster_spec import Overheads
 from placement.given.head_memory import head_memory_bytes
 from placement.given.problem import PlanningProblem
 from placement.head_split import split_head
-from placement.kv_size import PASS_ROWS
+from placement.kv_size import PASS_ROWS, WaitingSize
 from placement.model_shape import STEP_3_5_FLASH as SHAPE
 from placement.workload import HeadForm, HeadForms, Workload
 from tests.placement.boxes import device
@@ -26,11 +26,13 @@ WORKLOAD = Workload(num_sequences=2, drafts=3, accepted_drafts=1.2, context=4096
 
 
 @pytest.mark.parametrize("drafts", [0, 3])
-def test_their_bytes_are_the_heads_but_for_embedding_and_activations(drafts: int) -> None:
+def test_their_bytes_are_the_heads_but_for_embedding_activations_and_rows_that_wait(drafts: int) -> None:
     workload = replace(WORKLOAD, drafts=drafts)
     parts = head_parts(SHAPE, workload, GPU, CPU)
     whole = head_memory_bytes(SHAPE, workload)
+    waiting = WaitingSize.of(SHAPE.attention[SHAPE.num_hidden_layers :][:drafts], SHAPE.hidden_size)
     elsewhere = SHAPE.embedding_parameters * 4.5 / 8 + SHAPE.activation_bytes(PASS_ROWS)
+    elsewhere += 2 * waiting.num_bytes(4096)
     assert parts.num_bytes == pytest.approx(whole - elsewhere, abs=len(parts.all) * 4)
 
 
