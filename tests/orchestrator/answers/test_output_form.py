@@ -135,3 +135,21 @@ def test_a_form_that_takes_too_much_work_is_refused_or_known_to_be_broken(
             break
         matcher.note([int(tokens_of(bits)[-1])])
     assert (bits is None) == matcher.is_broken
+
+
+def test_a_part_of_a_call_is_its_pieces_one_after_another_and_then_anything(
+    tokenizer: Tokenizer, forms: OutputForms
+) -> None:
+    number = OutputForm("json_schema", '{"type": "integer", "minimum": 10, "maximum": 99}')
+    for seed in range(6):
+        matcher = forms.in_call(("\n<v>", number, "</v>", OutputForm("grammar", 'start: x\nx: "a" | "b"')))
+        random, token_ids = np.random.default_rng(seed), []
+        while (bits := matcher.allowed([])[0]) is not None:
+            token_ids.append(int(random.choice(tokens_of(bits))))
+            matcher.note(token_ids[-1:])
+        assert re.fullmatch("\n<v>[1-9][0-9]</v>[ab]", tokenizer.decode(token_ids))
+
+
+def test_of_a_part_of_a_call_the_form_that_is_none_is_told(forms: OutputForms) -> None:
+    with pytest.raises(InputError, match="the regular expression cannot be followed"):
+        forms.in_call(("\n", OutputForm("regex", "(a"), "b"))
