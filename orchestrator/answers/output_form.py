@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
+from orchestrator.sampling import token_bits
 from orchestrator.serving.request import OutputForm
 from orchestrator.tokenizer import Tokenizer
 from placement.errors import InputError
@@ -49,6 +51,7 @@ class OutputForms:
         self._vocab = vocab
         self._texts = tokenizer
         self._kept: OrderedDict[tuple[Piece, ...], LLMatcher] = OrderedDict()
+        self._alike: dict[re.Pattern[str], NDArray[np.uint32]] = {}
         self._lock = Lock()
         self._tokenizer = LLTokenizer(tokenizer.as_json(), n_vocab=vocab, eos_token=list(end_ids))
 
@@ -85,6 +88,15 @@ class OutputForms:
             if len(self._kept) > _MOST_KEPT:
                 self._kept.popitem(last=False)
             return FormMatcher(found.deep_copy(), self._vocab, None, then_free=True)
+
+    def tokens_like(self, pattern: re.Pattern[str]) -> NDArray[np.uint32]:
+        """A mask of the tokens whose whole text is of a pattern."""
+        found = self._alike.get(pattern)
+        if found is None:
+            texts = (self._texts.decode([token_id], skip_special=False) for token_id in range(self._vocab))
+            alike = [token_id for token_id, text in enumerate(texts) if pattern.fullmatch(text)]
+            found = self._alike[pattern] = token_bits(self._vocab, alike)
+        return found
 
     def _compiled(self, pieces: tuple[Piece, ...]) -> LLMatcher:
         names, grammars, kind = [], [], "grammar"
@@ -150,6 +162,15 @@ class FormMatcher:
                 self._matcher.try_consume_tokens([token_id])
             elif token_id == self.begins_after:
                 self.begins_after = None
+
+    def copy(self) -> FormMatcher:
+        """Another answer that stands where this one does."""
+        return replace(self, _matcher=self._matcher.deep_copy())
+
+    def takes(self, token_ids: Sequence[int]) -> bool:
+        """Whether the answer may begin with these, which are taken."""
+        taken: int = self._matcher.try_consume_tokens(list(token_ids))
+        return taken == len(token_ids)
 
     def allowed(self, drafts: Sequence[int]) -> list[NDArray[np.uint32] | None]:
         """For the next token and for that behind each draft: a bit for each token, None where any may come.
