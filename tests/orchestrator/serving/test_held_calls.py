@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from orchestrator.sampling_params import SamplingParams
 from orchestrator.serving.answer import AnswerEvent, CallEnded, CallStarted
 from orchestrator.serving.live_answer import LiveAnswer
 from orchestrator.serving.prompts import Prompt, Prompts
 from orchestrator.serving.request import Conversation, GenerationRequest, OutputForm
 from orchestrator.tokenizer import Tokenizer
-from tests.orchestrator.serving.served import MODEL
+from tests.orchestrator.serving.served import MODEL, Served, load, shown
 
 END, VOCAB = 3, 4096
 SCHEMA = {
@@ -226,3 +227,49 @@ def test_drafts_change_nothing(tokenizer: Tokenizer, prompts: Prompts) -> None:
             tokens, events, reason = written(tokenizer, prompt, request, prompts.budget_tokens, seed, depth)
             found.append((tokens[:380], calls_of(events), reason))
         assert found[0] == found[1] == found[2]
+
+
+def test_the_shipped_models_calls_fit_with_and_without_drafts() -> None:
+    model = load()
+    requests = [
+        asking(choice=choice, sampling=SamplingParams(temperature, seed=3), max_tokens=100)
+        for choice in ("edit", "patch", "when", "required", "auto")
+        for temperature in (0.0, 1.3)
+    ]
+    found, accepted = [], []
+    for mtp in (0, 3):
+        served = Served(model, mtp=mtp)
+        answers = [answer for request in requests for answer in served.run(request)]
+        called = [call for answer in answers for call in calls_of(answer.events)]
+        assert all(name == "edit_freely" or fits(name, arguments) for name, arguments in called)
+        found.append((called, shown(answers), [answer.arguments for answer in answers]))
+        accepted.append(sum(answer.end.usage.accepted for answer in answers if answer.end))
+        served.close()
+    assert found[0] == found[1]
+    assert {"patch", "when"} <= {name for name, _ in called}
+    assert accepted[0] == 0 < accepted[1]
+
+
+def test_no_mask_is_made_in_text_in_other_calls_and_in_arguments_that_are_texts(
+    tokenizer: Tokenizer, prompts: Prompts
+) -> None:
+    request = asking()
+    prompt = prompts.of(request, "call_")
+    answer = LiveAnswer(request, prompt, tokenizer, prompts.budget_tokens)
+
+    def is_free(text: str) -> bool:
+        """Whether any token may come behind each token of this text."""
+        free = []
+        for token_id in tokenizer.encode(text):
+            assert answer.take([token_id], None).kept == 1
+            free += [row is None for row in prompt.allowed([7, 8])]
+        return all(free)
+
+    assert is_free("Some text, `<tool_call>` and <function in it.\n")
+    assert not is_free("<tool_call>\n<function=edit_freely>")
+    assert is_free("\n<parameter=count>\nmany\n</parameter>\n</function>\n</tool_call>\n")
+    assert not is_free("<tool_call>\n<function=edit>\n<parameter=path>")
+    assert is_free("\na < b\n<parameter>\n<function=x>\n</functions>\n</paramet")
+    assert not is_free("er>\n<parameter=count>\n1")
+    assert not is_free("\n</parameter>\n<parameter=mode>\nread\n</parameter>\n</function>")
+    assert is_free("\n</tool_call>\nDone.")
