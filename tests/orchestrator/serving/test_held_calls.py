@@ -193,7 +193,7 @@ def calls_of(events: Sequence[AnswerEvent]) -> list[tuple[str, dict[str, Any]]]:
 
 def test_calls_fit_their_tools_whatever_the_model_would_write(tokenizer: Tokenizer, prompts: Prompts) -> None:
     seen: dict[str, int] = {}
-    for seed in range(60):
+    for seed in range(40):
         request = asking(choice=CHOICES[seed % len(CHOICES)])
         prompt = prompts.of(request, "call_")
         _, events, reason = written(tokenizer, prompt, request, prompts.budget_tokens, seed, 0)
@@ -209,7 +209,7 @@ def test_calls_fit_their_tools_whatever_the_model_would_write(tokenizer: Tokeniz
 def test_without_the_hold_the_same_model_would_break_them(tokenizer: Tokenizer, prompts: Prompts) -> None:
     free = [tool("edit", SCHEMA), *TOOLS[1:]]
     broken = set()
-    for seed in range(30):
+    for seed in range(15):
         request = asking(free, {}, CHOICES[seed % len(CHOICES)])
         prompt = prompts.of(request, "call_")
         assert prompt.held is None
@@ -219,7 +219,7 @@ def test_without_the_hold_the_same_model_would_break_them(tokenizer: Tokenizer, 
 
 
 def test_drafts_change_nothing(tokenizer: Tokenizer, prompts: Prompts) -> None:
-    for seed in range(20):
+    for seed in range(15):
         found = []
         for depth in (0, 1, 3):
             request = asking(choice=CHOICES[seed % len(CHOICES)])
