@@ -90,6 +90,8 @@ def held_tools(tools: Sequence[Mapping[str, Json]], inputs: Mapping[str, OutputF
 def _strict(schema: ToolSchema, where: str) -> HeldTool:
     """Raises InputError."""
     whole = schema.whole
+    if schema.parameters and not whole:
+        raise InputError(f"{where} the `$ref` of its parameters leads nowhere; expected a schema within them")
     if whole.get("type", "object") != "object":
         raise InputError(f"{where} its parameters are {quote(whole.get('type'))}; expected an object")
     for key in _NOT_HELD:

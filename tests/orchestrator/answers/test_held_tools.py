@@ -77,6 +77,7 @@ def test_a_schema_that_refers_to_another_place_takes_the_place_with_it() -> None
     ("parameters", "message"),
     [
         ({"type": "array"}, "its parameters are 'array'; expected an object"),
+        ({"$ref": "#/nowhere"}, "leads nowhere"),
         ({"anyOf": []}, "'anyOf' at the top"),
         ({"required": ["b"]}, "it requires 'b'"),
         ({"required": "b"}, "`required` is no list"),
