@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from orchestrator.answers.held_tools import HeldTool
 from orchestrator.answers.tool_schema import NULLS, ArgumentType, ToolSchema
+from orchestrator.serving.request import OutputForm
 
 # White space in front of a text that could still become null.
 _MOST_WAITING = 64
@@ -16,14 +18,18 @@ class CallWriter:
 
     The pieces that `feed`, `end` and `close` return make up the JSON text of `arguments`. A text is written
     while it comes. What has another type is written once it is complete. Of two arguments with the same name
-    the first one counts, because it may have been sent already.
+    the first one counts, because it may have been sent already. `held`: what the call is held to, None for a
+    call that is free; an argument that it may not have is left out.
     """
 
-    def __init__(self, call_id: str, tool: ToolSchema) -> None:
+    def __init__(self, call_id: str, tool: ToolSchema, held: HeldTool | None = None) -> None:
         self.call_id = call_id
+        self.tool_name = tool.name
+        self.held = held
         self.arguments: dict[str, Any] = {}
         self._tool = tool
-        self._key = ""
+        self.key = ""
+        """Of the argument that comes."""
         self._type = ArgumentType()
         self._pieces: list[str] = []
         self._is_again = False
@@ -35,20 +41,40 @@ class CallWriter:
         return self._type.is_text
 
     @property
+    def is_bound(self) -> bool:
+        """Whether the argument that comes follows a form, so that only its own line ends it."""
+        return self.form is not None
+
+    @property
+    def form(self) -> OutputForm | None:
+        """What the argument that comes follows."""
+        return None if self.held is None else self.held.forms.get(self.key)
+
+    @property
+    def lacks(self) -> bool:
+        """Whether arguments are missing that the call is held to have."""
+        return self.held is not None and not self.held.required <= self.arguments.keys()
+
+    @property
+    def text(self) -> str:
+        """What has come of the argument."""
+        return "".join(self._pieces)
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing of the argument has come yet."""
         return not self._pieces
 
     def may_follow(self, key: str) -> bool:
         """Whether an argument of this name is known and has not come yet."""
-        return self._tool.has(key) and key not in self.arguments and key != self._key
+        return self._tool.has(key) and key not in self.arguments and key != self.key
 
     def begin(self, key: str) -> None:
         """An argument begins."""
-        self._key = key
+        self.key = key
         self._type = self._tool.argument(key)
         self._pieces = []
-        self._is_again = key in self.arguments
+        self._is_again = key in self.arguments or (self.held is not None and key not in self.held.forms)
         self._is_streaming = False
 
     def feed(self, text: str) -> str:
@@ -74,18 +100,18 @@ class CallWriter:
             return ""
         text = "".join(self._pieces)
         if self._is_streaming:
-            self.arguments[self._key] = text
+            self.arguments[self.key] = text
             return '"'
         before = self._before()
-        self.arguments[self._key] = self._type.value(text)
-        return before + json.dumps(self.arguments[self._key], ensure_ascii=False)
+        self.arguments[self.key] = self._type.value(text)
+        return before + json.dumps(self.arguments[self.key], ensure_ascii=False)
 
     def close(self) -> str:
         """The call is complete."""
         return "}" if self.arguments else "{}"
 
     def _before(self) -> str:
-        return f"{', ' if self.arguments else '{'}{json.dumps(self._key, ensure_ascii=False)}: "
+        return f"{', ' if self.arguments else '{'}{json.dumps(self.key, ensure_ascii=False)}: "
 
 
 def _escaped(text: str) -> str:

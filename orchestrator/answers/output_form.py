@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
+from orchestrator.sampling import token_bits
 from orchestrator.serving.request import OutputForm
 from orchestrator.tokenizer import Tokenizer
 from placement.errors import InputError
@@ -22,6 +27,11 @@ if TYPE_CHECKING:
 MOST_FORM_BYTES = 256_000
 """Of a schema, expression or grammar; a client's text decides how long compiling it takes."""
 
+Piece = str | OutputForm
+"""A text that comes as it is, or one of a form."""
+
+# Compiled forms of calls that are kept: agents send the same tools with each request.
+_MOST_KEPT = 512
 # As much as indenting takes; small models write blanks for ever where they may.
 _JSON: JsonCompileOptions = {"whitespace_pattern": r"[ \n\r\t]{1,24}"}
 _ANY_OBJECT = '{"type": "object"}'
@@ -39,6 +49,10 @@ class OutputForms:
     def __init__(self, tokenizer: Tokenizer, vocab: int, end_ids: Sequence[int]) -> None:
         """`vocab`: logits of a row, which may be more than the tokenizer knows."""
         self._vocab = vocab
+        self._texts = tokenizer
+        self._kept: OrderedDict[tuple[Piece, ...], LLMatcher] = OrderedDict()
+        self._alike: dict[re.Pattern[str], NDArray[np.uint32]] = {}
+        self._lock = Lock()
         self._tokenizer = LLTokenizer(tokenizer.as_json(), n_vocab=vocab, eos_token=list(end_ids))
 
     def matcher(
@@ -53,22 +67,74 @@ class OutputForms:
         Raises:
             InputError: the form is too long, or is none.
         """
-        what = _FIELDS[form.kind]
-        if len(form.value.encode()) > MOST_FORM_BYTES:
-            raise InputError(f"{what} is longer than {size(MOST_FORM_BYTES)}; expected a shorter one")
-        try:
-            grammar = _grammar(form)
-        except ValueError as error:
-            raise InputError(f"{what} cannot be followed: {first_line(error)}") from error
+        grammar = self._valid(_grammar(form), form.kind)
+        return FormMatcher(self._begun(grammar, form.kind), self._vocab, begins_after, then_free)
+
+    def in_call(self, pieces: tuple[Piece, ...]) -> FormMatcher:
+        """Begins a part of a call: the pieces one after another, and then anything.
+
+        What was compiled is kept, so that asking again costs nothing. It may be asked from several threads.
+
+        Raises:
+            InputError: a form among them is too long, or is none.
+        """
+        with self._lock:
+            found = self._kept.get(pieces)
+        if found is None:
+            found = self._compiled(pieces)
+        with self._lock:
+            self._kept[pieces] = found
+            self._kept.move_to_end(pieces)
+            if len(self._kept) > _MOST_KEPT:
+                self._kept.popitem(last=False)
+            return FormMatcher(found.deep_copy(), self._vocab, None, then_free=True)
+
+    def tokens_like(self, pattern: re.Pattern[str]) -> NDArray[np.uint32]:
+        """A mask of the tokens whose whole text is of a pattern."""
+        found = self._alike.get(pattern)
+        if found is None:
+            texts = (self._texts.decode([token_id], skip_special=False) for token_id in range(self._vocab))
+            alike = [token_id for token_id, text in enumerate(texts) if pattern.fullmatch(text)]
+            found = self._alike[pattern] = token_bits(self._vocab, alike)
+        return found
+
+    def _compiled(self, pieces: tuple[Piece, ...]) -> LLMatcher:
+        names, grammars, kind = [], [], "grammar"
+        for number, piece in enumerate(pieces):
+            if isinstance(piece, str):
+                names.append(json.dumps(piece, ensure_ascii=False))
+            else:
+                kind = piece.kind
+                # Alone first, so that an error speaks of the client's text.
+                grammar = json.loads(self._valid(_grammar(piece), kind))
+                names.append(f"@form{number}")
+                grammars.append({**grammar["grammars"][0], "name": f"form{number}"})
+        top = {"name": "top", "lark_grammar": f"start: {' '.join(names)}"}
+        matcher = self._begun(self._valid(json.dumps({"grammars": [top, *grammars]}), kind), kind)
+        if isinstance(pieces[0], str):
+            # The mask that may take long is the one behind it.
+            known = self._texts.encode(pieces[0])
+            matcher.consume_tokens(known)
+            self._look(matcher, kind)
+            matcher.rollback(len(known))
+        return matcher
+
+    def _valid(self, grammar: str, kind: str) -> str:
         is_wrong, told = LLMatcher.validate_grammar_with_warnings(grammar, self._tokenizer)
         if is_wrong:
-            raise InputError(f"{what} cannot be followed: {one_line(told[0])}")
+            raise InputError(f"{_FIELDS[kind]} cannot be followed: {one_line(told[0])}")
+        return grammar
+
+    def _begun(self, grammar: str, kind: str) -> LLMatcher:
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
-        # The first mask may take long. Whoever waits for it here holds up nobody else.
+        self._look(matcher, kind)
+        return matcher
+
+    def _look(self, matcher: LLMatcher, kind: str) -> None:
+        """Make the first mask, which may take long. Whoever waits for it here holds up nobody else."""
         matcher.compute_bitmask()
         if matcher.is_error():
-            raise InputError(f"{what} takes too much work to be followed; ask for a simpler one")
-        return FormMatcher(matcher, self._vocab, begins_after, then_free)
+            raise InputError(f"{_FIELDS[kind]} takes too much work to be followed; ask for a simpler one")
 
 
 @dataclass(slots=True)
@@ -96,6 +162,15 @@ class FormMatcher:
                 self._matcher.try_consume_tokens([token_id])
             elif token_id == self.begins_after:
                 self.begins_after = None
+
+    def copy(self) -> FormMatcher:
+        """Another answer that stands where this one does."""
+        return replace(self, _matcher=self._matcher.deep_copy())
+
+    def takes(self, token_ids: Sequence[int]) -> bool:
+        """Whether the answer may begin with these, which are taken."""
+        taken: int = self._matcher.try_consume_tokens(list(token_ids))
+        return taken == len(token_ids)
 
     def allowed(self, drafts: Sequence[int]) -> list[NDArray[np.uint32] | None]:
         """For the next token and for that behind each draft: a bit for each token, None where any may come.
@@ -126,8 +201,15 @@ class FormMatcher:
 
 
 def _grammar(form: OutputForm) -> str:
-    if form.kind in ("json", "json_schema"):
+    """A form in llguidance's own notation: JSON with one grammar in its `grammars`."""
+    what = _FIELDS[form.kind]
+    if len(form.value.encode()) > MOST_FORM_BYTES:
+        raise InputError(f"{what} is longer than {size(MOST_FORM_BYTES)}; expected a shorter one")
+    if form.kind == "grammar":
+        return json.dumps({"grammars": [{"lark_grammar": form.value}]})
+    try:
+        if form.kind == "regex":
+            return LLMatcher.grammar_from_regex(form.value)
         return LLMatcher.grammar_from_json_schema(form.value or _ANY_OBJECT, overrides=_JSON)
-    if form.kind == "regex":
-        return LLMatcher.grammar_from_regex(form.value)
-    return LLMatcher.grammar_from_lark(form.value)
+    except ValueError as error:
+        raise InputError(f"{what} cannot be followed: {first_line(error)}") from error

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from orchestrator.answers.call_writer import CallWriter
+from orchestrator.answers.held_tools import HeldTool
 from orchestrator.answers.tags import (
     END_OF_FUNCTION,
     END_OF_PARAMETER,
@@ -23,6 +24,7 @@ from orchestrator.answers.tags import (
     Undecided,
     Window,
     call_opening,
+    name_begun,
     opens_call,
 )
 from orchestrator.answers.tool_schema import ToolSchema, tool_schemas
@@ -35,6 +37,7 @@ _CLOSERS_AS_WRITTEN = tuple(f"{closer.removesuffix('>')}>" for closer in _CLOSER
 _IN_CALL = (*_CLOSERS_AS_WRITTEN, f"{PARAMETER}=", f"{FUNCTION}=", TOOL_CALL)
 # What may stand behind an argument's end.
 _AFTER_ARGUMENT = (PARAMETER, END_OF_PARAMETER, END_OF_FUNCTION, "</tool_call", FUNCTION, TOOL_CALL)
+_CLOSED = re.compile(rf"\A\n?{re.escape(_CLOSERS_AS_WRITTEN[0])}")
 _WORD = re.compile(r"[^\s<]+")
 _BLANK = re.compile(r"\s+")
 _LINE_OR_TAG = re.compile(r"[\n<]")
@@ -47,6 +50,23 @@ class Parsed:
     event: AnswerPart
     start: int = 0
     end: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HeldPlace:
+    """Where a text stands in a call that is held to a form.
+
+    Attributes:
+        kind: "tag": in a tag that may begin a call, or end a free text; its `>` is to come.
+            "between": before an argument or the call's end.
+            "value": in an argument that follows a form.
+            "text": in one that is free.
+            "behind": behind what is its end if the right thing follows.
+        number: tells it from other places of its kind.
+    """
+
+    kind: Literal["tag", "between", "value", "text", "behind"]
+    number: int
 
 
 class Parser(Protocol):
@@ -85,6 +105,7 @@ def choose_parser(
     prompt: str,
     tools: Sequence[Mapping[str, Any]] = (),
     call_prefix: str = "call_",
+    held: Mapping[str, HeldTool] | None = None,
 ) -> Parser:
     """The parser for a model's answer, by what its chat template speaks of.
 
@@ -93,13 +114,14 @@ def choose_parser(
         prompt: what the template gave. Where it ends within <think>, the answer begins inside reasoning.
         tools: of OpenAI's form; none where the request hides them.
         call_prefix: ids of calls begin with it; what makes them unique beyond the answer.
+        held: those of the tools whose calls are held to a form.
     """
     reasons = template is not None and THINK in template
     calls = tools if template is not None and TOOL_CALL in template and FUNCTION in template else ()
     if not reasons and not calls:
         return PlainParser()
     inside = reasons and prompt.rstrip().endswith(THINK)
-    return TaggedParser(calls, inside=inside, call_prefix=call_prefix)
+    return TaggedParser(calls, inside=inside, call_prefix=call_prefix, held=held)
 
 
 class PlainParser:
@@ -135,14 +157,21 @@ class TaggedParser:
         tools: of OpenAI's form.
         inside: whether the text begins inside reasoning. If not, it may still begin with <think>.
         call_prefix: calls get ids of it and a number.
+        held: those of the tools whose calls are held to a form while tokens are chosen.
     """
 
     markers = MARKERS
 
     def __init__(
-        self, tools: Sequence[Mapping[str, Any]] = (), *, inside: bool = True, call_prefix: str = "call_"
+        self,
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        inside: bool = True,
+        call_prefix: str = "call_",
+        held: Mapping[str, HeldTool] | None = None,
     ) -> None:
         self._tools: dict[str, ToolSchema] = tool_schemas(tools)
+        self._held = dict(held or {})
         self._inside = inside
         self._call_prefix = call_prefix
         self._num_calls = 0
@@ -158,6 +187,10 @@ class TaggedParser:
         self._line_begins = True
         self._after_call = False
         self._call: CallWriter | None = None
+        # Whether an argument's value comes, what was skipped before it, and how many such places there were.
+        self._in_value = False
+        self._skipped = ""
+        self._num_places = 0
         self._quote = QuotedCall()
         self._is_cut = False
 
@@ -168,6 +201,44 @@ class TaggedParser:
     @property
     def decided(self) -> int:
         return self._blank[0].start if self._blank else self._window_start + self._at
+
+    @property
+    def call(self) -> CallWriter | None:
+        """The call that has begun and not ended."""
+        return self._call
+
+    @property
+    def held_place(self) -> HeldPlace | None:
+        """Where the text stands in a call of a held tool, or at the beginning of one; None elsewhere."""
+        rest = self._window.text[self._at :]
+        call = self._call
+        if call is None:
+            begun = name_begun(rest, FUNCTION) if self._held and not self._inside else None
+            is_held = begun is not None and begun.may_be_of(self._held)
+            return HeldPlace("tag", self._num_places) if is_held else None
+        if call.held is None:
+            return None
+        if not self._in_value:
+            return HeldPlace("between", self._num_places)
+        if call.is_bound:
+            return HeldPlace("value", self._num_places)
+        if _CLOSED.match(rest):
+            return HeldPlace("behind", self._window_start + self._at)
+        begun = name_begun(rest, PARAMETER)
+        if begun is not None and begun.may_be_of(filter(call.may_follow, call.held.forms)):
+            return HeldPlace("tag", self._num_places)
+        is_closing = rest.removeprefix("\n") == END_OF_PARAMETER
+        return HeldPlace("tag" if is_closing else "text", self._num_places)
+
+    @property
+    def held_text(self) -> str:
+        """The text from the beginning of such a place on, where tokens follow a form there."""
+        rest = self._window.text[self._at :]
+        if self._call is None or not self._in_value:
+            return rest
+        if self._call.is_bound:
+            return f"{self._skipped}{self._call.text}{rest}"
+        return _CLOSED.sub("", rest, count=1)
 
     def push(self, text: str) -> list[Parsed]:
         return self._take_apart(text, final=False)
@@ -204,6 +275,7 @@ class TaggedParser:
         def begin() -> bool:
             if self._window.literal(self._at, "\n") is not None:
                 self._at += 1
+                self._skipped = "\n"
             self._state = state
             return True
 
@@ -316,7 +388,8 @@ class TaggedParser:
     def _begin_call(self, opening: Named) -> bool:
         call_id = f"{self._call_prefix}{self._num_calls}"
         self._num_calls += 1
-        self._call = CallWriter(call_id, self._tools[opening.name])
+        self._call = CallWriter(call_id, self._tools[opening.name], self._held.get(opening.name))
+        self._num_places += 1
         self._parsed.append(Parsed(CallStarted(call_id, opening.name)))
         self._at = opening.end
         self._state = self._between_arguments
@@ -340,17 +413,31 @@ class TaggedParser:
         if (end := window.closing(self._at, END_OF_PARAMETER)) is not None:
             self._at = end
             return True
-        if window.any_of(self._at, (END_OF_FUNCTION, END_OF_TOOL_CALL)):
+        call = self._in_call()
+        if call.held is not None:
+            for closer in (END_OF_FUNCTION, END_OF_TOOL_CALL):
+                if (end := window.closing(self._at, closer)) is not None:
+                    if not call.lacks:
+                        return self._end_call()
+                    self._at = end
+                    return True
+        elif window.any_of(self._at, (END_OF_FUNCTION, END_OF_TOOL_CALL)):
             # The answer drops tags that close a call.
             return self._end_call()
         named = window.named(self._at, PARAMETER)
         if named and (named.closed or not window.is_end(named.end)):
-            self._in_call().begin(named.name)
+            call.begin(named.name)
             self._quote = QuotedCall()
             self._at = named.end
+            self._in_value, self._skipped = True, ""
+            self._num_places += 1
             return self._begin_text(self._argument, True)
         if named or window.breaks_off(self._at, _IN_CALL, least=1):
             self._at = len(window.text)
+            return True
+        if call.lacks and not window.final:
+            # What is missing is still to come.
+            self._at += 1
             return True
         # Another call or text: this one has ended without saying so.
         return self._end_call()
@@ -369,13 +456,24 @@ class TaggedParser:
         call = self._in_call()
         line_begins = tag > place or call.is_empty
         stop = place + 1
-        if call.takes_text and self._quote.goes_on(window, tag, line_begins=line_begins):
+        if call.is_bound:
+            if (end := self._bound_end(tag, line_begins=line_begins)) is not None:
+                return self._end_argument(end)
+        elif call.takes_text and self._quote.goes_on(window, tag, line_begins=line_begins):
             stop = tag + 1
         elif (end := self._argument_end(tag, line_begins=line_begins)) is not None:
             return self._end_argument(end)
         self._feed(window.text[place:stop])
         self._at = stop
         return True
+
+    def _bound_end(self, at: int, *, line_begins: bool) -> int | None:
+        """The same of an argument that follows a form, which may have other tags in it."""
+        end = self._window.literal(at, f"{END_OF_PARAMETER}>") if line_begins else None
+        held = self._in_call().held
+        if end is None or held is None or not held.takes_one:
+            return end
+        return None if self._window.literal(end, f"\n{END_OF_FUNCTION}") is None else end
 
     def _argument_end(self, at: int, *, line_begins: bool) -> int | None:
         """Where to go on if the argument ends at a tag that stands at `at`.
@@ -403,6 +501,8 @@ class TaggedParser:
     def _end_argument(self, end: int) -> bool:
         self._write(self._in_call().end())
         self._at = end
+        self._in_value = False
+        self._num_places += 1
         self._state = self._between_arguments
         return True
 

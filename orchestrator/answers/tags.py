@@ -27,6 +27,11 @@ _BLANK = re.compile(rf"\s{{0,{MOST_BLANK}}}")
 _HEAD = re.compile(rf"[^>\n<]{{0,{MOST_NAME}}}")
 # `=NAME`, ` NAME`, `=parameter=NAME`, ` name="NAME"`.
 _NAMED = re.compile(r"""(?:\s*=|\s)\s*(?:(?:function|parameter|name)\s*=\s*)*["']?([^\s"'=/]+)["']?/?""")
+# The same at a text's end, up to so much of the name as is there, and what stands behind it.
+_BEGUN = re.compile(
+    rf"""({FUNCTION}|{PARAMETER})(?:\s*=|\s)\s*(?:(?:function|parameter|name)\s*=\s*)*["']?"""
+    r"""([^\s"'=/<>]*)([^<>\n]*)\Z"""
+)
 
 
 class Undecided(Exception):
@@ -147,6 +152,26 @@ def opens_call(window: Window, at: int) -> bool:
     """Whether a call of any tool, known or not, begins at `at`."""
     end = window.literal(at, TOOL_CALL)
     return end is not None and window.any_of(window.skip_blank(end), (TOOL_CALL, FUNCTION))
+
+
+@dataclass(frozen=True, slots=True)
+class NameBegun:
+    """The name in a tag without its `>`, as far as it has come; `ended`: whether it is whole."""
+
+    name: str
+    ended: bool
+
+    def may_be_of(self, names: Iterable[str]) -> bool:
+        """Whether it is one of these, or may become one."""
+        return any(name == self.name or (not self.ended and name.startswith(self.name)) for name in names)
+
+
+def name_begun(text: str, tag: str) -> NameBegun | None:
+    """Of a text that ends in the midst of a tag."""
+    found = _BEGUN.search(text)
+    if found is None or found.group(1) != tag:
+        return None
+    return NameBegun(found.group(2), bool(found.group(3)))
 
 
 class QuotedCall:

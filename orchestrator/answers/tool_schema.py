@@ -98,17 +98,25 @@ class ToolSchema:
     parameters: Mapping[str, Json]
     _known: dict[str, ArgumentType] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    @property
+    def whole(self) -> Mapping[str, Json]:
+        """The schema of all arguments together, or what it refers to."""
+        return _resolved(self.parameters, self.parameters)
+
+    @property
+    def properties(self) -> Mapping[str, Json]:
+        """Schemas of the arguments by name."""
+        properties = self.whole.get("properties")
+        return properties if isinstance(properties, Mapping) else {}
+
     def has(self, key: str) -> bool:
         """Whether the schema names this argument."""
-        return key in self._properties()
+        return key in self.properties
 
     def argument(self, key: str) -> ArgumentType:
         """What an argument may be: anything where the schema does not name it."""
-        properties = self._properties()
-        if key in properties:
-            schema = properties[key]
-        else:
-            schema = _resolved(self.parameters, self.parameters).get("additionalProperties")
+        properties = self.properties
+        schema = properties[key] if key in properties else self.whole.get("additionalProperties")
         return ArgumentType(_kinds(schema, self.parameters, {}, 0), tuple(_choices(schema, self.parameters)))
 
     def typed(self, arguments: Mapping[str, Json]) -> dict[str, Json]:
@@ -122,10 +130,6 @@ class ToolSchema:
                 if "string" not in argument.kinds:
                     found[str(key)] = argument.value(value)
         return found
-
-    def _properties(self) -> Mapping[str, Json]:
-        properties = _resolved(self.parameters, self.parameters).get("properties")
-        return properties if isinstance(properties, Mapping) else {}
 
 
 def tool_schemas(tools: Sequence[Mapping[str, Json]]) -> dict[str, ToolSchema]:

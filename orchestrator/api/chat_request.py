@@ -11,7 +11,16 @@ from orchestrator.api import chat_models as models
 from orchestrator.api.effort import reasoning_tokens
 from orchestrator.api.errors import invalid
 from orchestrator.api.sampling import sampling
-from orchestrator.api.tools import Tool, Tools, arguments_of, custom, custom_arguments, function, gathered
+from orchestrator.api.tools import (
+    Tool,
+    Tools,
+    arguments_of,
+    custom,
+    custom_arguments,
+    custom_form,
+    function,
+    gathered,
+)
 from orchestrator.api.turns import Turn, answered, call, conversation, result, said, text_only
 from orchestrator.api.validated import stops
 from orchestrator.serving.request import Conversation, GenerationRequest, OutputForm
@@ -41,7 +50,11 @@ def chat_asked(body: models.ChatBody, client: str, seed: int) -> ChatAsked:
         raise invalid("top_logprobs", "needs logprobs to be true")
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     prompt = Conversation(
-        conversation(turns, "messages"), tools.functions, tools.choice, body.parallel_tool_calls
+        conversation(turns, "messages"),
+        tools.functions,
+        tools.choice,
+        body.parallel_tool_calls,
+        tools.inputs,
     )
     requests = tuple(
         GenerationRequest(
@@ -119,9 +132,11 @@ def _tool(tool: models.FunctionTool | models.CustomTool) -> tuple[Tool, Mapping[
         )
     own = tool.custom
     form = None
-    if own.format is not None and own.format.grammar is not None:
-        form = {"type": "grammar", **own.format.grammar.model_dump()}
-    return Tool(own.name, is_custom=True), custom(own.name, own.description, form)
+    if own.format is not None:
+        grammar = own.format.grammar
+        syntax, definition = (None, None) if grammar is None else (grammar.syntax, grammar.definition)
+        form = custom_form(own.name, own.format.type, syntax, definition)
+    return Tool(own.name, is_custom=True, form=form), custom(own.name, own.description, form)
 
 
 def _choice(choice: Any) -> tuple[str, frozenset[str] | None]:

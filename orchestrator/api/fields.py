@@ -75,8 +75,8 @@ CHAT = (
         stop="1 to 16 texts",
         logprobs="of the answer; reasoning and calls have none",
         top_logprobs="0 to 20",
-        tools="types `function` and `custom`. The `format` of a custom tool is told to the model, and a "
-        "regex is given to it as a pattern",
+        tools="types `function` and `custom`. `strict` functions are held to their schema, custom tools to "
+        "their grammar: see below",
         tool_choice="`auto`, `none`, `required`, a tool, `allowed_tools`",
         parallel_tool_calls="false: the answer ends after its first call",
         response_format="`text`, `json_object`, `json_schema`; ours: `regex` and `grammar` (Lark), each with "
@@ -135,8 +135,8 @@ RESPONSES = (
         max_output_tokens="reasoning included; as much as the context allows where it is missing",
         reasoning="`effort`, see below; `summary` and what else is in it is ignored: reasoning comes whole",
         text="`format`: `text`, `json_object`, `json_schema`; `verbosity` is ignored",
-        tools="types `function`, `custom`, `namespace`; `web_search` is left out, others are refused. The "
-        "`format` of a custom tool is told to the model, and a regex is given to it as a pattern",
+        tools="types `function`, `custom`, `namespace`; `web_search` is left out, others are refused. "
+        "`strict` functions are held to their schema, custom tools to their grammar: see below",
         tool_choice="`auto`, `none`, `required`, a tool, `allowed_tools`",
         parallel_tool_calls="false: the answer ends after its first call",
         top_logprobs="0 to 20",
@@ -167,7 +167,8 @@ _PROMPT_OF_MESSAGES = _works(
     "message must not be the assistant's",
     system="a text or blocks; lines `x-anthropic-…:` are left out of the prompt, since they change with each "
     "request and the cache would never be of use",
-    tools="with an `input_schema`; tools of Anthropic's own are refused",
+    tools="with an `input_schema`, to which `strict` ones are held: see below; tools of Anthropic's own are "
+    "refused",
     tool_choice="`auto`, `any`, `tool`, `none`; `disable_parallel_tool_use` ends the answer after its "
     "first call",
     thinking="`enabled` with `budget_tokens`, `adaptive`, `disabled`; `display`. Without it the "

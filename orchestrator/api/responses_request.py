@@ -12,7 +12,16 @@ from orchestrator.api.carried import opened
 from orchestrator.api.effort import reasoning_tokens
 from orchestrator.api.errors import ApiError, invalid
 from orchestrator.api.sampling import sampling
-from orchestrator.api.tools import Tool, Tools, arguments_of, custom, custom_arguments, function, gathered
+from orchestrator.api.tools import (
+    Tool,
+    Tools,
+    arguments_of,
+    custom,
+    custom_arguments,
+    custom_form,
+    function,
+    gathered,
+)
 from orchestrator.api.turns import PICTURE_NOTE, Turn, answered, call, conversation, result, said, text_only
 from orchestrator.api.validated import stops
 from orchestrator.serving.request import Conversation, GenerationRequest, OutputForm
@@ -61,7 +70,11 @@ def response_asked(
     request = GenerationRequest(
         client=client,
         prompt=Conversation(
-            conversation(turns, "input"), tools.functions, tools.choice, body.parallel_tool_calls
+            conversation(turns, "input"),
+            tools.functions,
+            tools.choice,
+            body.parallel_tool_calls,
+            tools.inputs,
         ),
         sampling=sampling(body, seed),
         max_tokens=body.max_output_tokens,
@@ -199,9 +212,10 @@ def _tool(
     if isinstance(tool, models.FunctionTool):
         told = function(name, tool.description, tool.parameters, strict=bool(tool.strict))
         return Tool(tool.name, namespace=namespace), told
-    form = None if tool.format is None else tool.format.model_dump()
+    own = tool.format
+    form = None if own is None else custom_form(tool.name, own.type, own.syntax, own.definition)
     told = custom(name, tool.description, form)
-    return Tool(tool.name, is_custom=True, namespace=namespace), told
+    return Tool(tool.name, is_custom=True, namespace=namespace, form=form), told
 
 
 def _choice(choice: Any) -> tuple[str, frozenset[str] | None]:

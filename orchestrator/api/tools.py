@@ -10,9 +10,10 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.api.errors import invalid
+from orchestrator.serving.request import OutputForm
 
 Json = Any
 
@@ -26,12 +27,13 @@ _INPUT = "input"
 class Tool:
     """What the client calls it.
 
-    `name` is within `namespace`, where it has one.
+    `name` is within `namespace`, where it has one. `form`: what the text of a custom tool follows.
     """
 
     name: str
     is_custom: bool = False
     namespace: str | None = None
+    form: OutputForm | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,11 @@ class Tools:
     functions: tuple[Mapping[str, Json], ...] = ()
     tools: Mapping[str, Tool] = field(default_factory=dict)
     choice: str = "auto"
+
+    @property
+    def inputs(self) -> dict[str, OutputForm]:
+        """As `Conversation.inputs` has them."""
+        return {name: tool.form for name, tool in self.tools.items() if tool.form is not None}
 
     def get(self, name: str) -> Tool:
         """The tool that the model calls so."""
@@ -66,15 +73,15 @@ def function(
     return {"type": "function", "function": inner}
 
 
-def custom(name: str, description: str | None, form: Mapping[str, Json] | None) -> dict[str, Json]:
-    """A custom tool as a function. `form`: its `format`, such as {"type": "grammar", "syntax": "lark", …}."""
+def custom(name: str, description: str | None, form: OutputForm | None) -> dict[str, Json]:
+    """A custom tool as a function. `form`: what its text follows."""
     text: dict[str, Json] = {"type": "string"}
     told = description or ""
-    if form and form.get("type") == "grammar":
-        definition = form.get("definition")
-        told += f"\nThe input follows this {form.get('syntax')} grammar:\n{definition}"
-        if form.get("syntax") == "regex":
-            text["pattern"] = definition
+    if form is not None:
+        syntax = "regex" if form.kind == "regex" else "lark"
+        told += f"\nThe input follows this {syntax} grammar:\n{form.value}"
+        if syntax == "regex":
+            text["pattern"] = form.value
     schema = {
         "type": "object",
         "properties": {_INPUT: text},
@@ -82,6 +89,21 @@ def custom(name: str, description: str | None, form: Mapping[str, Json] | None) 
         "additionalProperties": False,
     }
     return function(name, told.strip(), schema)
+
+
+def custom_form(
+    name: str, kind: Literal["text", "grammar"], syntax: str | None, definition: str | None
+) -> OutputForm | None:
+    """What the `format` of a custom tool says; None where any text will do.
+
+    Raises:
+        ApiError: it is a grammar and does not give one.
+    """
+    if kind == "text":
+        return None
+    if syntax is None or definition is None:
+        raise invalid("tools", f"the format of {name[:50]!r} is a grammar without its syntax and definition")
+    return OutputForm("regex" if syntax == "regex" else "grammar", definition)
 
 
 def custom_arguments(text: str) -> dict[str, Json]:

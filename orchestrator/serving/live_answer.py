@@ -43,6 +43,7 @@ class LiveAnswer:
         self._stream = AnswerStream(tokenizer, prompt.parser, request.stop)
         self._loops = LoopDetector()
         self._form = prompt.form
+        self._held = prompt.held
         self._to_force = prompt.forced
         self._one_call = isinstance(request.prompt, Conversation) and not request.prompt.parallel_tool_calls
         self._budget: ReasoningBudget | None = None
@@ -52,6 +53,8 @@ class LiveAnswer:
         self._waiting: list[int] = []
         """Forced tokens that were not taken yet."""
         self._events: list[AnswerPart] = []
+        self._turns = False
+        """Whether other tokens may come behind the last one than the model was told."""
         self._loop_began: int | None = None
         self.message = ""
         """What is wrong, where the answer ended for that."""
@@ -61,6 +64,8 @@ class LiveAnswer:
         self._begun_reasoning = self._stream.reasoning_tokens
         if self._form is not None:
             self._form.note(prompt.begun)
+        if self._held is not None:
+            self._held.take(prompt.begun)
 
     @property
     def stop_text(self) -> str | None:
@@ -86,18 +91,21 @@ class LiveAnswer:
             ended: why the last of them is the last of all.
             logprobs: one for each token; none where nobody asked for them.
         """
-        if self._form is not None and self._form.is_broken:
+        if any(bound is not None and bound.is_broken for bound in (self._form, self._held)):
             # These were chosen without it.
             self.message = "the form of the answer takes too much work to be followed: ask for a simpler one"
             return Verdict(0, ended="lost")
         for place, token_id in enumerate(token_ids):
             is_last = place == len(token_ids) - 1
+            if self._held is not None and self._held.may_not_end(token_id):
+                # The model is through with a text, but not with the call.
+                return Verdict(place, self._forcing(self._held.end_of_text))
             verdict = self._take_one(token_id, [self._named(logprobs[place])] if logprobs else None)
             if self.stop_text is not None:
                 return Verdict(place + 1, ended="stop_text")
             if is_last and ended is not None:
                 break
-            if verdict.forced or verdict.banned is not None or verdict.ended is not None:
+            if verdict.forced or verdict.banned is not None or verdict.ended is not None or self._turns:
                 return Verdict(place + 1, verdict.forced, verdict.banned, verdict.ended)
         if ended == "stop" and self._stream.num_calls:
             ended = "tool_calls"
@@ -121,6 +129,9 @@ class LiveAnswer:
             return Verdict(1, ended="tool_calls")
         if self._form is not None:
             self._form.note([token_id])
+        if self._held is not None:
+            # What was forced stands, whatever came to be held in it.
+            self._turns = self._held.take([token_id]) and not self._waiting
         order = self._budget.push(token_id) if self._budget is not None else None
         loop = self._loops.push(token_id, IN_REASONING if was_reasoning else IN_ANSWER)
         if self._waiting:

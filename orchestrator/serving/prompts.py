@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.answers.held_calls import HeldCalls
+from orchestrator.answers.held_tools import HeldTool, held_tools
 from orchestrator.answers.history import clean
 from orchestrator.answers.output_form import FormMatcher, OutputForms
-from orchestrator.answers.parser import Parser, choose_parser
+from orchestrator.answers.parser import Parser, TaggedParser, choose_parser
 from orchestrator.answers.reasoning_budget import END_TEXT, HINT_TEXT, BudgetTokens
 from orchestrator.answers.tags import END_OF_THINK, TOOL_CALL
 from orchestrator.serving.answer import Refused
@@ -30,6 +35,7 @@ class Prompt:
         turn_begins: the length of the prompt before the header of the answer's turn; the whole length where
             there is none. Later turns of the conversation have it in common.
         form: what the answer must look like.
+        held: what its calls must look like; None where they are free.
         begun: the prompt's last tokens, which begin the answer: the end of reasoning, a call's first words.
         forced: tokens that come once reasoning has ended, such as a call's.
     """
@@ -40,6 +46,22 @@ class Prompt:
     form: FormMatcher | None = None
     begun: tuple[int, ...] = ()
     forced: tuple[int, ...] = ()
+    held: HeldCalls | None = None
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether `allowed` may ever leave out a token."""
+        return self.form is not None or self.held is not None
+
+    def allowed(self, drafts: Sequence[int]) -> Sequence[NDArray[np.uint32] | None]:
+        """See `FormMatcher.allowed`. Where a call's name is held to the form, that says all."""
+        if self.held is None:
+            return [] if self.form is None else self.form.allowed(drafts)
+        held = self.held.allowed(drafts)
+        if self.form is None:
+            return held
+        rows = zip(self.form.allowed(drafts), held, strict=True)
+        return [in_call if row is None else row for row, in_call in rows]
 
 
 class Prompts:
@@ -73,8 +95,11 @@ class Prompts:
             text, token_ids, chat = self._rendered(request.prompt)
             tools = chat.tools if chat is not None else ()
             template = self._tokenizer.template if chat is not None else None
-            parser = choose_parser(template, text, tools, call_prefix)
+            bound = held_tools(tools, chat.inputs) if chat is not None else {}
+            parser = choose_parser(template, text, tools, call_prefix, bound)
             form = self._form(request, parser)
+            # An answer that has a form has no calls.
+            held = self._held(parser, bound) if bound and form is None else None
             forced: tuple[int, ...] = ()
             if chat is not None and (names := _called(chat)):
                 if form is not None:
@@ -89,7 +114,7 @@ class Prompts:
         if begun or not parser.in_reasoning:
             begun, forced = (*begun, *forced), ()
         turn_begins = self._turn_begins(token_ids, chat)
-        return Prompt((*token_ids, *begun), parser, turn_begins, form, begun, forced)
+        return Prompt((*token_ids, *begun), parser, turn_begins, form, begun, forced, held)
 
     def count(self, prompt: Conversation | str | Sequence[int]) -> int:
         """Tokens of a prompt; raises Refused."""
@@ -133,6 +158,12 @@ class Prompts:
                 )
             begins_after = end[0]
         return self._made_forms().matcher(request.output, begins_after)
+
+    def _held(self, parser: Parser, tools: Mapping[str, HeldTool]) -> HeldCalls | None:
+        """Where the model's calls are read at all."""
+        if not isinstance(parser, TaggedParser):
+            return None
+        return HeldCalls(parser, tools, self._made_forms(), self._tokenizer, self._end_ids)
 
     def _forced(self, names: Sequence[str]) -> tuple[int, ...]:
         """What a call of one of these tools begins with."""

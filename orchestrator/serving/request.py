@@ -12,6 +12,19 @@ Json = Any
 
 
 @dataclass(frozen=True, slots=True)
+class OutputForm:
+    """What a text must look like: the answer after its reasoning, or a part of a call.
+
+    Attributes:
+        kind: "json" for any JSON object; "json_schema", "regex" or "grammar" (Lark's notation).
+        value: the schema as JSON text, the expression or the grammar; empty for "json".
+    """
+
+    kind: Literal["json", "json_schema", "regex", "grammar"]
+    value: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """Messages to answer.
 
@@ -21,25 +34,15 @@ class Conversation:
         tools: JSON objects of OpenAI's form {"type": "function", "function": {...}}.
         tool_choice: "required" and a function's name force a call; "none" hides the tools.
         parallel_tool_calls: False ends the answer after its first call.
+        inputs: what the text must look like that some of the tools take, by the function's name. Such a
+            function has one parameter. Functions with `strict` are held to their schema.
     """
 
     messages: tuple[Mapping[str, Json], ...]
     tools: tuple[Mapping[str, Json], ...] = ()
     tool_choice: str = "auto"
     parallel_tool_calls: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class OutputForm:
-    """What the answer after its reasoning must look like.
-
-    Attributes:
-        kind: "json" for any JSON object; "json_schema", "regex" or "grammar" (Lark's notation).
-        value: the schema as JSON text, the expression or the grammar; empty for "json".
-    """
-
-    kind: Literal["json", "json_schema", "regex", "grammar"]
-    value: str = ""
+    inputs: Mapping[str, OutputForm] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,8 +123,8 @@ class Runner:
             ends=(prompt.turn_begins,),
         )
         sequence.top_logprobs = request.top_logprobs
-        if prompt.form is not None:
-            sequence.masks = prompt.form.allowed
+        if prompt.is_bound:
+            sequence.masks = prompt.allowed
         self.live[number] = Live(request, sequence, answer, sink, now_s)
 
     def cancel(self, number: int) -> None:

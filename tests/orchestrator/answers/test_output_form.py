@@ -135,3 +135,57 @@ def test_a_form_that_takes_too_much_work_is_refused_or_known_to_be_broken(
             break
         matcher.note([int(tokens_of(bits)[-1])])
     assert (bits is None) == matcher.is_broken
+
+
+def test_a_part_of_a_call_is_its_pieces_one_after_another_and_then_anything(
+    tokenizer: Tokenizer, forms: OutputForms
+) -> None:
+    number = OutputForm("json_schema", '{"type": "integer", "minimum": 10, "maximum": 99}')
+    for seed in range(6):
+        matcher = forms.in_call(("\n<v>", number, "</v>", OutputForm("grammar", 'start: x\nx: "a" | "b"')))
+        random, token_ids = np.random.default_rng(seed), []
+        while (bits := matcher.allowed([])[0]) is not None:
+            token_ids.append(int(random.choice(tokens_of(bits))))
+            matcher.note(token_ids[-1:])
+        assert re.fullmatch("\n<v>[1-9][0-9]</v>[ab]", tokenizer.decode(token_ids))
+
+
+def test_of_a_part_of_a_call_the_form_that_is_none_is_told(forms: OutputForms) -> None:
+    with pytest.raises(InputError, match="the regular expression cannot be followed"):
+        forms.in_call(("\n", OutputForm("regex", "(a"), "b"))
+
+
+# As Codex sends it with its tool for patches.
+APPLY_PATCH = r"""start: begin_patch hunk+ end_patch
+begin_patch: "*** Begin Patch" LF
+end_patch: "*** End Patch" LF?
+
+hunk: add_hunk | delete_hunk | update_hunk
+add_hunk: "*** Add File: " filename LF add_line+
+delete_hunk: "*** Delete File: " filename LF
+update_hunk: "*** Update File: " filename LF change_move? change?
+
+filename: /(.+)/
+add_line: "+" /(.*)/ LF -> line
+
+change_move: "*** Move to: " filename LF
+change: (change_context | change_line)+ eof_line?
+change_context: ("@@" | "@@ " /(.+)/) LF
+change_line: ("+" | "-" | " ") /(.*)/ LF
+eof_line: "*** End of File" LF
+
+%import common.LF
+"""
+A_PATCH = "*** Begin Patch\n*** Update File: a.py\n@@ def f():\n-    pass\n+    return <1>\n*** End Patch"
+
+
+def test_a_patch_of_codex_follows_its_grammar(tokenizer: Tokenizer, forms: OutputForms) -> None:
+    pieces = ("\n", OutputForm("grammar", APPLY_PATCH), "\n</parameter>\n</function>")
+    for patch, fits in (
+        (A_PATCH, True),
+        (f"{A_PATCH}\n", True),
+        (A_PATCH.replace("@@ def", "@ def"), False),
+        (A_PATCH.removesuffix("\n*** End Patch"), False),
+    ):
+        token_ids = tokenizer.encode(f"\n{patch}\n</parameter>\n</function>")
+        assert forms.in_call(pieces).takes(token_ids) == fits

@@ -188,7 +188,9 @@ def test_tools_are_told_as_functions_and_led_back() -> None:
     function = prompt.tools[1]["function"]
     assert "start: /x/" in function["description"]
     assert function["parameters"]["properties"] == {"input": {"type": "string"}}
-    assert found.tools.get("apply_patch") == Tool("apply_patch", is_custom=True)
+    form = OutputForm("grammar", "start: /x/")
+    assert found.tools.get("apply_patch") == Tool("apply_patch", is_custom=True, form=form)
+    assert prompt.inputs == {"apply_patch": form}
     assert found.tools.get("weather") == Tool("weather")
 
 
