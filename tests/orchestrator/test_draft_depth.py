@@ -374,3 +374,23 @@ def test_who_is_alone_for_a_moment_takes_in_nothing_for_drafts_that_pay_for_one_
     assert [drafts(waiting[:1]) for _ in range(4)] == [0] * 4
     assert [drafts(waiting) for _ in range(20)] == [0] * 20
     assert 1 in [drafts(waiting[:1]) for _ in range(40)]
+
+
+def test_the_cost_of_drafts_for_all_is_measured_again_after_an_accident() -> None:
+    """A pass of eight rows was slow once. Three of four draft meanwhile, and passes of seven rows are not."""
+    truth, luck = curve(0.05), random.Random(0)
+    costs = MeasuredCosts(truth)
+    depth = DraftDepth(1, costs)
+    counts = []
+    for step in range(900):
+        chosen = depth.choose([Candidate(n, 900) for n in range(4)])
+        drafts = sum(chosen.values())
+        seconds = truth.trunk_s(4 + drafts)
+        if drafts == 4 and step < 60:
+            seconds *= 1.4
+        costs.learn_pass(4 + drafts, seconds)
+        costs.learn_drafting(1 if drafts else 0, drafts, truth.drafting_s(1, 2 * drafts))
+        depth.learn([Verified(n, of, int(luck.random() < 0.7)) for n, of in chosen.items() if of])
+        counts.append(drafts)
+    assert sum(count < 4 for count in counts[60:120]) > 30
+    assert sum(count == 4 for count in counts[-200:]) > 150

@@ -1,0 +1,75 @@
+"""Corrections by size: accidents move them little, changes are followed, neighbours say something."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from orchestrator.scheduling.corrections import Corrections
+
+
+def measured(sizes: dict[int, float], noise: float, steps: int, seed: int = 0) -> Corrections:
+    """So many measurements of each size, of these logarithms and with that noise."""
+    luck, corrections = random.Random(seed), Corrections()
+    for step in range(steps):
+        for size, value in sizes.items():
+            corrections.learn(size, value + luck.gauss(0, noise), step)
+    return corrections
+
+
+def test_nothing_is_corrected_before_something_was_measured() -> None:
+    corrections = Corrections()
+    assert not corrections.are_known
+    assert corrections.at(1.0) == 0
+    corrections.learn(8, 0.3, 1)
+    assert corrections.are_known
+    assert corrections.at(0.0) == corrections.at(9.0) == 0.3
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.12])
+def test_one_accident_moves_little_and_a_change_is_followed(noise: float) -> None:
+    corrections, luck = measured({4: 0.0}, noise, 200), random.Random(1)
+    corrections.learn(4, 0.5, 201)
+    assert corrections.at(math.log(4)) == pytest.approx(0, abs=0.04)
+    for step in range(202, 222):
+        corrections.learn(4, 0.5 + luck.gauss(0, noise), step)
+    assert corrections.at(math.log(4)) == pytest.approx(0.5, abs=0.06)
+
+
+def test_steps_between_which_a_box_is_busy_are_no_change() -> None:
+    """Of every ten, three on end are far off."""
+    luck, corrections = random.Random(0), Corrections()
+    for step in range(500):
+        busy = 0.6 * (step % 10 > 6)
+        corrections.learn(4, busy + luck.gauss(0, 0.05), step)
+    assert corrections.at(math.log(4)) == pytest.approx(0.18, abs=0.12)
+
+
+def test_a_size_that_was_measured_long_ago_follows_its_neighbours() -> None:
+    corrections = Corrections()
+    for step in range(4):
+        corrections.learn(7, 0.3, step)
+        corrections.learn(8, 0.3, step)
+    for step in range(4, 1500):
+        corrections.learn(7, 0.0, step)
+        corrections.learn(10, 0.0, step)
+    assert 0 < corrections.at(math.log(8)) < 0.1
+    assert corrections.at(math.log(7)) == pytest.approx(0, abs=0.01)
+
+
+def test_sizes_that_are_measured_alike_often_keep_what_is_their_own() -> None:
+    corrections = measured({1: 0.4, 2: 0.0, 4: -0.2, 24: 0.3}, 0.1, 600)
+    for size, value in ((1, 0.4), (2, 0.0), (4, -0.2), (24, 0.3)):
+        assert corrections.at(math.log(size)) == pytest.approx(value, abs=0.06)
+    between = corrections.at((math.log(1) + math.log(2)) / 2)
+    assert between == pytest.approx(0.2, abs=0.06)
+
+
+def test_what_all_sizes_have_in_common_is_said() -> None:
+    corrections = measured({4: 0.0}, 0.01, 50)
+    change, left = corrections.learn(4, 0.05, 51, common_variance=1.0)
+    assert change == pytest.approx(0.05, rel=0.05)
+    assert left == pytest.approx(0, abs=0.05)
+    assert corrections.learn(9, 0.7, 52, common_variance=1.0) == (0.0, 1.0)
