@@ -28,10 +28,13 @@ def names_loopback(host_header: str) -> bool:
 
 
 def is_same_origin(origin: str, host_header: str, scheme: str) -> bool:
-    """Whether a page of `origin` was served by the host that its request goes to."""
+    """Whether a page of `origin` was served by the host that its request goes to.
+
+    A proxy may speak TLS for us. Its port is not in the Host then, and not in the origin.
+    """
     theirs = _host_and_port(origin)
-    ours = _host_and_port(f"{scheme}://{host_header}")
-    return theirs is not None and theirs == ours
+    ours = (_host_and_port(f"{each}://{host_header}") for each in (scheme, "https"))
+    return theirs is not None and theirs in ours
 
 
 def _host_and_port(url: str) -> tuple[str, int | None] | None:

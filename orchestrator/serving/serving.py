@@ -67,7 +67,10 @@ def serve_until_stopped(
 
     def ready(url: str) -> None:
         for tell in told:
-            tell(f"{serving.name} at {url}, OpenAI's API at {url}/v1; Ctrl-C stops it")
+            tell(
+                f"{serving.name} at {url}, OpenAI's API at {url}/v1, texts of {serving.context:,} tokens; "
+                "Ctrl-C stops it"
+            )
 
     with ModelEngine(session, tokenizer, engine_settings) as engine:
         told.append(engine.note)
