@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.answers.call_parser import HeldPlace
 from orchestrator.answers.call_writer import CallWriter
 from orchestrator.answers.held_tools import HeldTool
 from orchestrator.answers.output_form import FormMatcher, OutputForms, Piece
-from orchestrator.answers.parser import HeldPlace, TaggedParser
+from orchestrator.answers.tagged_parser import TaggedParser
 from orchestrator.answers.tags import END_OF_FUNCTION, END_OF_PARAMETER, PARAMETER
 from orchestrator.serving.request import OutputForm
 from orchestrator.tokenizer import Tokenizer

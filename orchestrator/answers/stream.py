@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.answers.parser import AnswerPart, Parsed, Parser
+from orchestrator.answers.parsed import AnswerPart, Parsed
+from orchestrator.answers.parser import Parser
 from orchestrator.answers.stop_texts import StopTexts
 from orchestrator.serving.answer import (
     CallArguments,

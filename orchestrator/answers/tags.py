@@ -14,6 +14,8 @@ FUNCTION = "<function"
 END_OF_FUNCTION = "</function"
 PARAMETER = "<parameter"
 END_OF_PARAMETER = "</parameter"
+CLOSERS = (END_OF_PARAMETER, END_OF_FUNCTION, END_OF_TOOL_CALL)
+CLOSERS_AS_WRITTEN = tuple(f"{closer.removesuffix('>')}>" for closer in CLOSERS)
 
 MARKERS = (THINK, END_OF_THINK, TOOL_CALL, END_OF_TOOL_CALL)
 """Tags that are single tokens in some vocabularies, and special ones in some."""

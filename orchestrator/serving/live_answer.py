@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.answers.loops import IN_ANSWER, IN_REASONING, LoopDetector
-from orchestrator.answers.parser import AnswerPart
+from orchestrator.answers.parsed import AnswerPart
 from orchestrator.answers.reasoning_budget import BudgetTokens, ReasoningBudget
 from orchestrator.answers.stream import AnswerStream
 from orchestrator.logprobs import RowLogprob

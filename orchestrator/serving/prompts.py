@@ -13,8 +13,9 @@ from orchestrator.answers.held_calls import HeldCalls
 from orchestrator.answers.held_tools import HeldTool, held_tools
 from orchestrator.answers.history import clean
 from orchestrator.answers.output_form import FormMatcher, OutputForms
-from orchestrator.answers.parser import Parser, TaggedParser, choose_parser
+from orchestrator.answers.parser import Parser, choose_parser
 from orchestrator.answers.reasoning_budget import END_TEXT, HINT_TEXT, BudgetTokens
+from orchestrator.answers.tagged_parser import TaggedParser
 from orchestrator.answers.tags import END_OF_THINK, TOOL_CALL
 from orchestrator.serving.answer import Refused
 from orchestrator.serving.request import Conversation, GenerationRequest, OutputForm

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from orchestrator.answers.held_tools import HeldTool, held_tools
-from orchestrator.answers.parser import Parsed, TaggedParser, merge
+from orchestrator.answers.parsed import Parsed, merge
+from orchestrator.answers.tagged_parser import TaggedParser
 from orchestrator.answers.tool_schema import ToolSchema
 from orchestrator.serving.answer import CallEnded, Text
 from orchestrator.serving.request import OutputForm

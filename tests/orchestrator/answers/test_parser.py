@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.answers.parser import AnswerPart, PlainParser, TaggedParser, choose_parser
+from orchestrator.answers.parsed import AnswerPart
+from orchestrator.answers.parser import PlainParser, choose_parser
+from orchestrator.answers.tagged_parser import TaggedParser
 from orchestrator.serving.answer import CallArguments, CallEnded, CallStarted, Reasoning, Text
 from tests.examples import examples
 from tests.orchestrator.answers.tools import TOOLS, answer, parse, parse_pieces, together, tool
@@ -427,4 +429,4 @@ def test_a_long_answer_is_taken_apart_without_looking_at_it_again() -> None:
     )
     for piece in (start, *"ab <c\n" * 3000, *"".join(call), *" " * 3000, "end"):
         parser.push(piece)
-        assert len(parser._window.text) < 200
+        assert len(parser._cursor.window.text) < 200

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 
-from orchestrator.answers.parser import AnswerPart, Parser, PlainParser, TaggedParser, choose_parser
+from orchestrator.answers.parsed import AnswerPart
+from orchestrator.answers.parser import Parser, PlainParser, choose_parser
 from orchestrator.answers.stream import AnswerStream
+from orchestrator.answers.tagged_parser import TaggedParser
 from orchestrator.serving.answer import (
     CallEnded,
     CallStarted,

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.answers.parser import AnswerPart, Parsed, TaggedParser
+from orchestrator.answers.parsed import AnswerPart, Parsed
+from orchestrator.answers.tagged_parser import TaggedParser
 from orchestrator.serving.answer import CallArguments, CallEnded, CallStarted, Reasoning, Text
 
 
