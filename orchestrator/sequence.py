@@ -9,7 +9,8 @@ from numpy import uint32
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orchestrator.model.mtp import DraftRequest, MtpDrafter, MtpState
+from orchestrator.model.mtp import DraftRequest, MtpDrafter
+from orchestrator.model.mtp_state import MtpState
 from orchestrator.model.step35 import Step35Model
 from orchestrator.prefix.cache import PrefixCache
 from orchestrator.prefix.stops import stops

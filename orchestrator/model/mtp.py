@@ -27,143 +27,13 @@ from orchestrator import kernels
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.finite import check_finite
 from orchestrator.model.kv_cache import KVCache
-from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.layer import decoder_layer, ffn_of
+from orchestrator.model.mtp_state import MtpState
 from orchestrator.model.passes import run_pass
 from orchestrator.model.step35 import Step35Model
-from orchestrator.model.waiting_rows import WaitingRows
 from orchestrator.sampling import Choice, Logits, LogitsInRam
 from placement.errors import InputError, NonFiniteError
-from placement.kv_size import (
-    HELD_BACK,
-    MAX_DRAFTS,
-    MOST_DEFERRED,
-    PAGE_POSITIONS,
-    PASS_ROWS,
-    ROWS_BACK,
-    reaches,
-)
-from placement.model_shape import MOST_POSITIONS
-
-
-class MtpState:
-    """What the MTP layers remember of one sequence.
-
-    Attributes:
-        num_hidden: trunk rows seen, L.
-        hidden_size: of a row.
-        caches: one cache a layer; its length is the number of committed slots, c_k.
-        rows: for each layer k, the verified input rows s^{k-1} of the slots that come next. They begin with
-            slot c_k, or later where no slot before them is needed.
-        reaches: of each layer, how many slots before the newest one drafts may hang on; None for all.
-        lowest: the smallest number of trunk rows at which drafts are right from what is here.
-    """
-
-    __slots__ = ("_lowest", "_most_behind", "caches", "hidden_size", "num_hidden", "reaches", "rows")
-
-    def __init__(
-        self, caches: tuple[KVCache, ...], hidden_size: int, reaches: Sequence[int | None], pool: KvPool
-    ) -> None:
-        """`pool`: of RAM; rows that wait are in its pages."""
-        self.num_hidden = 0
-        self.hidden_size = hidden_size
-        self.caches = caches
-        self.rows = tuple(WaitingRows(hidden_size, pool) for _ in caches)
-        self.reaches = tuple(reaches)
-        most_behind = [MOST_POSITIONS if reach is None else reach + ROWS_BACK + 1 for reach in reaches]
-        self._most_behind = tuple(zip(caches, most_behind, strict=True))
-        self._lowest = 0
-
-    @property
-    def deferred(self) -> int:
-        """Trunk rows that wait for the next `MtpDrafter.draft`."""
-        return len(self.rows[0])
-
-    @property
-    def waiting(self) -> int:
-        """The most rows that wait for one layer; one waits for each where all were asked for drafts."""
-        return max(map(len, self.rows))
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether so much waits that it has to be taken in, though nobody asks for drafts."""
-        return bool(self.rows) and self.reaches[0] is None and len(self.rows[0]) >= MOST_DEFERRED
-
-    @property
-    def behind(self) -> tuple[int, ...]:
-        """Rows that each layer would compute for its next draft, but for what hangs on drafts."""
-        seen = self.num_hidden
-        # Every step asks, so this is written for speed.
-        return tuple(
-            [rows if (rows := seen - cache.length) < most else most for cache, most in self._most_behind]
-        )
-
-    @property
-    def lowest(self) -> int:
-        """See the class."""
-        found = self._lowest
-        for cache, rows, reach in zip(self.caches, self.rows, self.reaches, strict=True):
-            if reach is not None and rows.start > cache.length:
-                found = max(found, rows.start + reach + 1)
-        return found
-
-    @property
-    def length(self) -> int:
-        """Positions at which others can go on from here; without rows where every layer has caught up."""
-        slots = min(cache.length for cache in self.caches)
-        return slots if self.num_hidden - slots <= HELD_BACK else self.num_hidden
-
-    def defer(self, hidden_states: Tensor) -> None:
-        """Keep newly verified trunk rows, float32 [n, hidden], for the next `MtpDrafter.draft`.
-
-        Raises:
-            KvDoesNotFit: the pool has no room for them.
-        """
-        num_rows = hidden_states.shape[0]
-        self.num_hidden += num_rows
-        if not self.rows:
-            return
-        if num_rows > self.rows[0].room:
-            # First, so that a sequence holds no more pages meanwhile.
-            for k, rows in enumerate(self.rows):
-                rows.forget_before(self.first_needed(k))
-        self.rows[0].append(hidden_states)
-
-    def first_needed(self, k: int) -> int:
-        """The first slot of layer k that drafts after this row, or after one a little earlier, hang on."""
-        reach = self.reaches[k]
-        return 0 if reach is None else max(0, self.num_hidden - 1 - ROWS_BACK - reach)
-
-    def forget(self, num_hidden: int) -> None:
-        """Keep so many trunk rows alone; those after them must be deferred still."""
-        if self.num_hidden > num_hidden:
-            if self.rows:
-                self.rows[0].drop_from(num_hidden)
-            self.num_hidden = num_hidden
-
-    def newest_row(self) -> Tensor:
-        """The last one that was deferred, float32 [1, hidden]; [0, hidden] where none waits."""
-        return self.rows[0].rows()[-1:].clone()
-
-    def begin_layer_at(self, k: int, slot: int) -> None:
-        """Have nothing of layer k before a slot, because nothing before it is needed."""
-        reach = self.reaches[k]
-        assert reach is not None
-        self.rows[k].drop_before(slot)
-        self.caches[k].skip(slot)
-        self._lowest = max(self._lowest, slot + reach + 1)
-
-    def resume(self, num_hidden: int, lowest: int) -> None:
-        """Go on after so many trunk rows of a kept text, whose slots and rows are there."""
-        self.num_hidden = num_hidden
-        self._lowest = lowest
-
-    def close(self) -> None:
-        """Give the pages of caches and rows back now."""
-        for cache in self.caches:
-            cache.close()
-        for rows in self.rows:
-            rows.close()
+from placement.kv_size import MAX_DRAFTS, PAGE_POSITIONS, PASS_ROWS, reaches
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,7 +306,4 @@ def input_projection(layer: int) -> str:
 
 def _runs(k: int, request: DraftRequest) -> bool:
     """Whether layer k takes in what waits for it."""
-    state = request.state
-    if k < request.num_drafts or not request.num_drafts:
-        return True
-    return state.reaches[k] is None and len(state.rows[k]) >= MOST_DEFERRED
+    return k < request.num_drafts or not request.num_drafts or request.state.must_take_in(k)

@@ -11,7 +11,7 @@ import torch
 
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool, Page
-from orchestrator.model.mtp import MtpState
+from orchestrator.model.mtp_state import MtpState
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.waiting_rows import WaitingRows
 from orchestrator.prefix.kept import Boundary, KeptCache, KeptMtp, KeptRows, LayerPages

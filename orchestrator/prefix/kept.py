@@ -12,7 +12,7 @@ from torch import Tensor
 
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool, Page
-from orchestrator.model.mtp import MtpState
+from orchestrator.model.mtp_state import MtpState
 from placement.kv_size import PAGE_POSITIONS, KvShape, pages_of
 
 

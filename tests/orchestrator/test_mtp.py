@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from orchestrator.generate import GenerationParams, new_sequence, prefill, step
-from orchestrator.model.mtp import DraftRequest, MtpDrafter, MtpState
+from orchestrator.model.mtp import DraftRequest, MtpDrafter
+from orchestrator.model.mtp_state import MtpState
 from orchestrator.model.step35 import Step35Model
 from orchestrator.sampling import Choice, LogitsInRam, Sampler
 from orchestrator.sampling_params import GREEDY

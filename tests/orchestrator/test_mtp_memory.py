@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.model.kv_pool import KvPool
-from orchestrator.model.mtp import DraftRequest, MtpDrafter, MtpState
+from orchestrator.model.mtp import DraftRequest, MtpDrafter
+from orchestrator.model.mtp_state import MtpState
 from orchestrator.model.step35 import Step35Model
 from orchestrator.sampling import Choice, Sampler
 from orchestrator.sampling_params import GREEDY

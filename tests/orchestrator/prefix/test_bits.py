@@ -14,7 +14,8 @@ from torch import Tensor
 from orchestrator.generate import GenerationParams, generate, new_sequence, prefill, step
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.kv_pool import KvPool
-from orchestrator.model.mtp import DraftRequest, MtpDrafter, MtpState
+from orchestrator.model.mtp import DraftRequest, MtpDrafter
+from orchestrator.model.mtp_state import MtpState
 from orchestrator.model.routing_recorder import RoutingRecorder
 from orchestrator.model.step35 import Step35Model
 from orchestrator.prefix.cache import PrefixCache

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from orchestrator.model.kv_cache import KVCache, LayerCache
 from orchestrator.model.kv_pool import KvPool
-from orchestrator.model.mtp import MtpState
+from orchestrator.model.mtp_state import MtpState
 from orchestrator.prefix.cache import LEAST_TOKENS, PrefixCache
 from placement.errors import KvDoesNotFit
 from placement.kv_size import MAX_DRAFTS, PAGE_POSITIONS, KvForm, KvShape, SequenceSize, pages_of
