@@ -62,6 +62,14 @@ def _ready_layers(behind: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda rows: rows <= _USUAL_ROWS, behind))
 
 
+class _Asked(NamedTuple):
+    """What depths are wanted for: `other_rows` of prompts, and at most `most_rows` of drafts."""
+
+    sequences: tuple[int, ...]
+    other_rows: int
+    most_rows: int
+
+
 class DraftDepth:
     """Chooses depths from measured acceptance and costs; the same messages give the same choices.
 
@@ -99,7 +107,7 @@ class DraftDepth:
         """
         if not candidates or not self.most:
             return {candidate.sequence: 0 for candidate in candidates}
-        asked = (tuple([candidate.sequence for candidate in candidates]), other_rows, most_rows)
+        asked = _Asked(tuple([candidate.sequence for candidate in candidates]), other_rows, most_rows)
         if len(candidates) >= self._usual or self._step >= self._usual_until:
             self._usual, self._usual_until = len(candidates), self._step + _FOLLOWED_STEPS
         self._since_try += 1
@@ -113,7 +121,7 @@ class DraftDepth:
             account.save(plan.best_s / plan.unit_s)
         if not tries and not self._is_drafting:
             # Whoever comes meanwhile has no drafts either: to look anew takes time.
-            return dict.fromkeys(asked[0], 0)
+            return dict.fromkeys(asked.sequences, 0)
         chosen = self._try(plan, candidates) if tries else plan.best
         if chosen is plan.off:
             return chosen.copy()
@@ -144,10 +152,10 @@ class DraftDepth:
         off = dict.fromkeys(sequences, 0)
         unit_s = self._costs.trunk_s(len(off))
         best = self._fastest(gains, {}, asked)[0]
-        takes_in = any(any(rows_to_take_in(of.behind, best[of.sequence])) for of in candidates)
+        takes_in = _takes_in(candidates, best)
         if takes_in:
             best = self._fastest_for_a_while(candidates, gains, asked, unit_s)
-            takes_in = any(any(rows_to_take_in(of.behind, best[of.sequence])) for of in candidates)
+            takes_in = _takes_in(candidates, best)
         self._is_drafting = any(best.values())
         if not self._is_drafting:
             best = off
@@ -166,7 +174,7 @@ class DraftDepth:
         ready = {of.sequence: _ready_layers(of.behind) for of in candidates if of.sequence in waiting}
         absent = self._usual - len(candidates)
         best, best_rate = self._fastest(gains.upto(ready), {}, asked, absent)
-        if asked[1]:
+        if asked.other_rows:
             # With a prompt beside, the step would take longest of all.
             return best
         dear = {sequence: ready[sequence] for sequence in self._too_dear(waiting, unit_s)}
@@ -189,14 +197,14 @@ class DraftDepth:
         off_rate = num_sequences / self._costs.trunk_s(num_sequences + other_rows)
         best_rate = off_rate * (1 - GO_ON_LOSS if self._is_drafting else 1 + BEGIN_GAIN)
         best_depth = best_count = 0
-        by_gain = gains.sorted()
+        best_first = gains.best_first()
         # How long a pass takes is asked for again and again.
         trunk_s: dict[int, float] = {}
         drafting_s: dict[int, float] = {}
         for depth in range(1, self.most + 1):
             tokens, count, drafting, waiting_s = float(num_sequences), 0, 0, 0.0
             drafting_s.clear()
-            for gain, place, sequence in by_gain:
+            for gain, place, sequence in best_first:
                 if place >= depth:
                     continue
                 if count == most_rows:
@@ -250,13 +258,12 @@ class DraftDepth:
     def _try(self, plan: _Plan, candidates: Sequence[Candidate]) -> dict[int, int]:
         """The best depths, or others where it is time to try them and there is time to spare.
 
-        All sequences try them, or the one for which least waits. Where much waits they are tried in several
-        steps on end, since it is taken in once.
+        Of the ways to try a depth the first one is taken that can be paid for.
         """
         if self._again is not None:
             sequences, again, left = self._again
             self._again = (sequences, again, left - 1) if left > 1 else None
-            if sequences == plan.asked[0] and sum(again.values()) <= plan.asked[2]:
+            if sequences == plan.asked.sequences and sum(again.values()) <= plan.asked.most_rows:
                 return again
             self._again = None
             return plan.best
@@ -284,16 +291,19 @@ class DraftDepth:
         return plan.best
 
     def _begin(self, plan: _Plan, tried: _Try) -> dict[int, int]:
-        self._again = (plan.asked[0], tried.depths, tried.steps - 1) if tried.steps > 1 else None
+        self._again = (plan.asked.sequences, tried.depths, tried.steps - 1) if tried.steps > 1 else None
         return tried.depths if any(tried.depths.values()) else plan.off
 
     def _tries(self, plan: _Plan, candidates: Sequence[Candidate], depth: int) -> list[_Try]:
-        """Ways to try a depth that are not the best one anyway."""
+        """Ways to try a depth that are not the best one anyway.
+
+        Where much waits, a try goes on for several steps, since it is taken in only once.
+        """
         tries = []
         for depths in self._depths_to_try(plan, candidates, depth):
-            if depths == plan.best or sum(depths.values()) > plan.asked[2]:
+            if depths == plan.best or sum(depths.values()) > plan.asked.most_rows:
                 continue
-            step_s = self._step_s(depths.values(), plan.asked[1])
+            step_s = self._step_s(depths.values(), plan.asked.other_rows)
             waiting_s = self._waiting_s(candidates, depths)
             step_loss_s = max(0.0, step_s - plan.gains.tokens(depths) / plan.best_rate)
             steps = 1
@@ -305,9 +315,9 @@ class DraftDepth:
     def _depths_to_try(
         self, plan: _Plan, candidates: Sequence[Candidate], depth: int
     ) -> Iterable[dict[int, int]]:
-        """Depths to try: all have that one, or, where rows wait, the one for which least does.
+        """All sequences have that depth. Where rows wait, the sequence with the fewest may have it alone.
 
-        The one alone where nobody knows yet what it costs to take rows in.
+        Then all have it only if it is one draft, and if what it costs to take rows in was measured.
         """
         waits = {of.sequence: sum(rows_to_take_in(of.behind, depth)) for of in candidates}
         waits_none = len(candidates) == 1 or not any(waits.values())
@@ -318,8 +328,11 @@ class DraftDepth:
             yield {**plan.best, one.sequence: max(0, min(depth, one.most))}
 
 
-_Asked = tuple[tuple[int, ...], int, int]
-"""What depths are wanted for: sequences, rows of prompts, and the most rows of drafts."""
+def _takes_in(candidates: Sequence[Candidate], depths: Mapping[int, int]) -> bool:
+    """Whether somebody has rows to take in for these depths."""
+    return any(any(rows_to_take_in(of.behind, depths[of.sequence])) for of in candidates)
+
+
 _Waits = Mapping[int, Sequence[tuple[float, float]]]
 """Of sequences for which rows wait, by depth: seconds of taking them in, and their part of a step."""
 

@@ -29,8 +29,8 @@ class DraftGains:
         """Expected of a step."""
         return sum(1 + sum(self.by_place[sequence][:depth]) for sequence, depth in depths.items())
 
-    def sorted(self) -> list[tuple[float, int, int]]:
-        """(gain, place, sequence), best first: a draft gains no more than the one before it."""
+    def best_first(self) -> list[tuple[float, int, int]]:
+        """(gain, place, sequence) of all drafts. No draft gains more than the one before it."""
         drafts = [(gain, place, n) for n, gains in self.by_place.items() for place, gain in enumerate(gains)]
         return sorted(drafts, key=lambda draft: (-draft[0], draft[1], draft[2]))
 
@@ -38,7 +38,7 @@ class DraftGains:
         """So many drafts that gain most, none deeper than `depth`."""
         depths = dict.fromkeys(self.by_place, 0)
         if count:
-            shallow = (draft for draft in self.sorted() if draft[1] < depth)
+            shallow = (draft for draft in self.best_first() if draft[1] < depth)
             for _, _, sequence in islice(shallow, count):
                 depths[sequence] += 1
         return depths
