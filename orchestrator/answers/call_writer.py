@@ -7,7 +7,6 @@ from typing import Any
 
 from orchestrator.answers.held_tools import HeldTool
 from orchestrator.answers.tool_schema import NULLS, ArgumentType, ToolSchema
-from orchestrator.serving.request import OutputForm
 
 # White space in front of a text that could still become null.
 _MOST_WAITING = 64
@@ -18,8 +17,15 @@ class CallWriter:
 
     The pieces that `feed`, `end` and `close` return make up the JSON text of `arguments`. A text is written
     while it comes. What has another type is written once it is complete. Of two arguments with the same name
-    the first one counts, because it may have been sent already. `held`: what the call is held to, None for a
-    call that is free; an argument that it may not have is left out.
+    the first one counts, because it may have been sent already.
+
+    Args:
+        held: what the call is held to; None for a call that is free. An argument that it may not have is
+            left out.
+
+    Attributes:
+        arguments: those that are complete.
+        key: of the argument that comes.
     """
 
     def __init__(self, call_id: str, tool: ToolSchema, held: HeldTool | None = None) -> None:
@@ -27,12 +33,11 @@ class CallWriter:
         self.tool_name = tool.name
         self.held = held
         self.arguments: dict[str, Any] = {}
-        self._tool = tool
         self.key = ""
-        """Of the argument that comes."""
+        self._tool = tool
         self._type = ArgumentType()
         self._pieces: list[str] = []
-        self._is_again = False
+        self._is_left_out = False
         self._is_streaming = False
 
     @property
@@ -43,12 +48,7 @@ class CallWriter:
     @property
     def is_bound(self) -> bool:
         """Whether the argument that comes follows a form, so that only its own line ends it."""
-        return self.form is not None
-
-    @property
-    def form(self) -> OutputForm | None:
-        """What the argument that comes follows."""
-        return None if self.held is None else self.held.forms.get(self.key)
+        return self.held is not None and self.held.forms.get(self.key) is not None
 
     @property
     def lacks(self) -> bool:
@@ -74,13 +74,14 @@ class CallWriter:
         self.key = key
         self._type = self._tool.argument(key)
         self._pieces = []
-        self._is_again = key in self.arguments or (self.held is not None and key not in self.held.forms)
+        is_unknown = self.held is not None and key not in self.held.forms
+        self._is_left_out = key in self.arguments or is_unknown
         self._is_streaming = False
 
     def feed(self, text: str) -> str:
         """A piece of its value."""
         self._pieces.append(text)
-        if self._is_again:
+        if self._is_left_out:
             return ""
         if self._is_streaming:
             return _escaped(text)
@@ -96,7 +97,7 @@ class CallWriter:
 
     def end(self) -> str:
         """The argument is complete."""
-        if self._is_again:
+        if self._is_left_out:
             return ""
         text = "".join(self._pieces)
         if self._is_streaming:

@@ -62,8 +62,8 @@ class HeldCalls:
         self._matcher: FormMatcher | None = None
         self.end_of_text: tuple[int, ...] = tuple(tokenizer.encode(f"{_CLOSED}\n"))
         """Ends a free text."""
+        # By tool and argument; an answer copies one, so that none of these has begun.
         self._values: dict[tuple[str, str], FormMatcher] = {}
-        """None of these has begun."""
         for name, tool in tools.items():
             for key, form in tool.forms.items():
                 if form is None:
@@ -90,10 +90,12 @@ class HeldCalls:
             Whether other tokens may come now than were told before: rows behind these count for nothing.
         """
         place = self._parser.held_place
-        if place == self._place and (self._matcher is not None or not self._is_bound(place)):
-            if self._matcher is not None:
-                self._matcher.note(token_ids)
+        if place == self._place and self._matcher is not None:
+            self._matcher.note(token_ids)
             return False
+        if place == self._place and not self._is_bound(place):
+            return False
+        # Another place, or one in which the text has strayed from what it is held to: it may come back.
         self._place, self._matcher = place, None
         call = self._parser.call
         if call is not None and self._is_bound(place):

@@ -82,13 +82,12 @@ def held_tools(tools: Sequence[Mapping[str, Json]], inputs: Mapping[str, OutputF
             (key,) = schemas[name].properties
             found[name] = HeldTool({key: inputs[name]}, frozenset({key}), takes_one=True)
         elif function.get("strict") is True:
-            with_name = f"tools: {quote(name)} is strict, but"
-            found[name] = _strict(schemas[name], with_name)
+            found[name] = _strict(schemas[name], f"tools: {quote(name)} is strict, but")
     return found
 
 
 def _strict(schema: ToolSchema, where: str) -> HeldTool:
-    """Raises InputError."""
+    """`where`: how the message of an InputError begins."""
     whole = schema.whole
     if schema.parameters and not whole:
         raise InputError(f"{where} the `$ref` of its parameters leads nowhere; expected a schema within them")
@@ -117,7 +116,7 @@ def _strict(schema: ToolSchema, where: str) -> HeldTool:
 
 
 def _form(schema: ToolSchema, key: str, where: str) -> OutputForm | None:
-    """What an argument is written as; None for a text, which may be anything."""
+    """What an argument is written as; None for a text, which may be anything. `where` as in `_strict`."""
     argument = schema.argument(key)
     if argument.choices:
         texts = [choice if isinstance(choice, str) else _dumped(choice) for choice in argument.choices]

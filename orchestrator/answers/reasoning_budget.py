@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 HINT_TEXT = "\nI have thought long enough and answer soon.\n"
@@ -24,13 +24,11 @@ class BudgetTokens:
         end: forced where the budget is spent; of `END_TEXT`.
         hint: forced once before that; of `HINT_TEXT`, empty for no hint.
         ends: token sequences that end reasoning on their own, those of </think> and <tool_call>.
-        line_ends: tokens whose text ends a line. A hint waits for one; none: it waits for nothing.
     """
 
     end: tuple[int, ...]
     hint: tuple[int, ...] = ()
     ends: tuple[tuple[int, ...], ...] = ()
-    line_ends: frozenset[int] = field(default_factory=frozenset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +86,12 @@ class ReasoningBudget:
                 return GO_ON
         if left <= 0:
             return self._end()
-        if left <= self._left_at_hint and self._is_place_for_hint(token_id, left):
+        # Something has to be left behind the hint.
+        if 2 * len(self._tokens.hint) < left <= self._left_at_hint:
             self._left_at_hint = 0
             self._forced = self._tokens.hint
             return Order("hint", self._tokens.hint)
         return GO_ON
-
-    def _is_place_for_hint(self, token_id: int, left: int) -> bool:
-        """At the end of a line, and only if something is left behind the hint."""
-        line_ends = self._tokens.line_ends
-        return left > 2 * len(self._tokens.hint) and (not line_ends or token_id in line_ends)
 
     def _end(self) -> Order:
         self.is_over = True

@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 
 from orchestrator.answers.reasoning_budget import BudgetTokens, Order, ReasoningBudget
 
-HINT, END, END_OF_THINK, TOOL_CALL, LINE = (101, 102, 103), (200, 201), 200, 300, 9
-TOKENS = BudgetTokens(
-    end=END, hint=HINT, ends=((END_OF_THINK,), (TOOL_CALL, 301)), line_ends=frozenset({LINE})
-)
+HINT, END, END_OF_THINK, TOOL_CALL = (101, 102, 103), (200, 201), 200, 300
+TOKENS = BudgetTokens(end=END, hint=HINT, ends=((END_OF_THINK,), (TOOL_CALL, 301)))
 
 
 def run(budget: ReasoningBudget, tokens: Iterable[int]) -> list[tuple[int, Order]]:
@@ -30,30 +28,25 @@ def run(budget: ReasoningBudget, tokens: Iterable[int]) -> list[tuple[int, Order
     return orders
 
 
-def test_a_hint_comes_at_the_end_of_a_line_and_the_end_at_the_budget() -> None:
+def test_a_hint_comes_with_an_eighth_left_and_the_end_at_the_budget() -> None:
     budget = ReasoningBudget(800, TOKENS)
-    tokens = [LINE if number % 30 == 0 else 1 for number in range(1, 2000)]
-    assert run(budget, tokens) == [(720, Order("hint", HINT)), (800, Order("end", END))]
-    assert budget.is_over
-    assert budget.push(LINE).kind == "go_on"
-
-
-def test_without_ends_of_lines_a_hint_comes_at_once() -> None:
-    budget = ReasoningBudget(800, BudgetTokens(end=END, hint=HINT))
     assert run(budget, [1] * 2000) == [(700, Order("hint", HINT)), (800, Order("end", END))]
+    assert budget.is_over
+    assert budget.push(1).kind == "go_on"
 
 
 def test_of_a_large_budget_the_hint_leaves_no_more_than_is_needed() -> None:
-    assert run(ReasoningBudget(100_000, TOKENS), [LINE] * 200_000)[0] == (99_488, Order("hint", HINT))
+    assert run(ReasoningBudget(100_000, TOKENS), [1] * 200_000)[0] == (99_488, Order("hint", HINT))
 
 
-def test_a_line_that_goes_on_to_the_end_gets_no_hint() -> None:
-    assert run(ReasoningBudget(800, TOKENS), [1] * 2000) == [(800, Order("end", END))]
+def test_a_hint_that_would_leave_too_little_is_left_out() -> None:
+    long = BudgetTokens(end=END, hint=HINT * 17)
+    assert run(ReasoningBudget(800, long), [1] * 2000) == [(800, Order("end", END))]
 
 
 def test_small_budgets_and_those_without_a_hint_only_end() -> None:
-    assert run(ReasoningBudget(100, TOKENS), [LINE] * 200) == [(100, Order("end", END))]
-    assert run(ReasoningBudget(800, BudgetTokens(end=END)), [LINE] * 900) == [(800, Order("end", END))]
+    assert run(ReasoningBudget(100, TOKENS), [1] * 200) == [(100, Order("end", END))]
+    assert run(ReasoningBudget(800, BudgetTokens(end=END)), [1] * 900) == [(800, Order("end", END))]
 
 
 def test_no_budget_at_all_ends_before_the_first_token() -> None:
@@ -73,7 +66,7 @@ def test_reasoning_that_ends_by_itself_is_left_alone() -> None:
     assert run(budget, [TOOL_CALL, 1] * 100) == [(50, Order("end", END))]
 
 
-@given(st.integers(0, 400), st.lists(st.sampled_from([1, 2, LINE, TOOL_CALL, 301]), max_size=500))
+@given(st.integers(0, 400), st.lists(st.sampled_from([1, 2, TOOL_CALL, 301]), max_size=500))
 def test_no_budget_is_overrun(allowed: int, tokens: list[int]) -> None:
     budget = ReasoningBudget(allowed, TOKENS)
     if budget.order().kind == "go_on":
