@@ -32,7 +32,7 @@ MOST_DEFERRED = 64
 A row takes a hidden state's memory, and the MTP layers compute many rows nearly as fast as one.
 """
 ROWS_BACK = HELD_BACK + PAGE_POSITIONS
-"""Rows before the newest one at which drafts are right too, as far as the trunk's pages let others go on."""
+"""So many rows before the newest one, drafts are right too: others may go on there from the trunk's pages."""
 
 # The kernels compute so many values of a row at once, and pad rows to whole panels.
 _PANEL, _MOST_HEAD_DIM = 16, 8192
@@ -158,18 +158,18 @@ class SequenceSize:
         return cls(layers, form, WaitingSize.of(layers[trunk:], shape.hidden_size))
 
     def num_bytes(self, num_positions: int, pass_rows: int = PASS_ROWS) -> int:
-        """Bytes of the pages held at a time, at most.
+        """Bytes of the pages held at a time, at most, where a prompt's passes keep to a grid.
 
-        A prompt is read in passes of at most `pass_rows` rows, each of which lies within one that begins at a
-        multiple of `pass_grid`; later passes have at most a token and its drafts.
+        A pass of it has at most `pass_rows` rows, and lies within one that begins at a multiple of
+        `pass_grid`. Later passes have at most a token and its drafts.
         """
         return self._waiting_bytes(num_positions, pass_rows) + sum(
             page_bytes * self._most_pages(window, num_positions, pass_rows)
             for window, page_bytes in self._page_bytes.items()
         )
 
-    def most_bytes(self, num_positions: int, pass_rows: int = PASS_ROWS) -> int:
-        """`num_bytes` of a prompt that is read in passes of any sizes up to `pass_rows` rows."""
+    def num_bytes_in_any_passes(self, num_positions: int, pass_rows: int = PASS_ROWS) -> int:
+        """The same where a prompt's passes have any sizes up to `pass_rows` rows."""
         total = self._waiting_bytes(num_positions, pass_rows)
         for window, page_bytes in self._page_bytes.items():
             pages = pages_of(num_positions)
@@ -193,12 +193,12 @@ class SequenceSize:
 
     def check(self, num_positions: int, pass_rows: int, budget_bytes: int) -> None:
         """Raise KvDoesNotFit unless the pages of so many positions fit the budget."""
-        if self.num_bytes(num_positions, pass_rows) > budget_bytes:
+        num_bytes = self.num_bytes(num_positions, pass_rows)
+        if num_bytes > budget_bytes:
             raise KvDoesNotFit(
-                f"keys and values of {num_positions} positions take "
-                f"{size(self.num_bytes(num_positions, pass_rows))}, their budget is {size(budget_bytes)}: "
-                f"{self.most_positions(budget_bytes, pass_rows)} positions fit; shorten the prompt, ask for "
-                "fewer tokens, or keep keys and values in int8 (--kv int8)"
+                f"keys and values of {num_positions} positions take {size(num_bytes)}, their budget is "
+                f"{size(budget_bytes)}: {self.most_positions(budget_bytes, pass_rows)} positions fit; "
+                "shorten the prompt, ask for fewer tokens, or keep keys and values in int8 (--kv int8)"
             )
 
     def _waiting_bytes(self, num_positions: int, pass_rows: int) -> int:

@@ -77,9 +77,10 @@ class Step:
         ended_s: float,
         asked: int,
         left: int,
-        *stays: tuple[float, ...],
+        first_s: tuple[float, ...] = (),
+        stayed_s: tuple[float, ...] = (),
     ) -> Step:
-        """`stays`: the last two fields."""
+        """What a step was, from what the scheduler ordered and was told; the others as in the class."""
         decoded = [outcome.by_sequence[part.sequence] for part in plan.decode]
         return cls(
             ended_s,
@@ -94,7 +95,8 @@ class Step:
             asked,
             sum(advance.ended is not None for advance in outcome.advances),
             left,
-            *stays,
+            first_s,
+            stayed_s,
         )
 
 
@@ -164,15 +166,15 @@ def noting(ask: _Ask) -> _Ask:
 
 def main() -> None:
     """Run the command."""
-    place, sys.argv[1:] = sys.argv[1], sys.argv[2:]
+    path, sys.argv[1:] = sys.argv[1], sys.argv[2:]
     sys.argv[0] = "potluck"
-    if place == "-":
+    if path == "-":
         potluck()
         return
     from orchestrator.serving import engine
 
     with (
-        Path(place).open("w", buffering=1) as Recording.out,
+        Path(path).open("w", buffering=1) as Recording.out,
         mock.patch.object(engine, "Scheduler", Recording),
         mock.patch.object(engine.ModelEngine, "_ask", noting(engine.ModelEngine._ask)),
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, count
 
 import torch
 from torch import Tensor
@@ -66,8 +66,8 @@ class KeptCache:
 
     Attributes:
         first_page: of sliding layers.
-        layers: each layer's pages up to the boundary: of a sliding layer from `first_page` on, of a full
-            layer of the trunk that after the last whole block, of a full MTP layer all.
+        layers: each layer's pages up to the boundary: of a sliding layer those from `first_page` on, of a
+            full layer of the trunk the one after the last whole block, of a full MTP layer all.
     """
 
     first_page: int
@@ -89,8 +89,8 @@ class KeptRows:
 
     def before(self, stop: int, hidden_size: int) -> Tensor:
         """A copy of those of slots before `stop`, float32 [n, hidden]."""
-        count = 0 if self.pages is None else max(0, min(stop, self.stop) - self.start)
-        found = torch.empty(count, hidden_size)
+        num_rows = 0 if self.pages is None else max(0, min(stop, self.stop) - self.start)
+        found = torch.empty(num_rows, hidden_size)
         if self.pages is None:
             return found
         for number, page in enumerate(self.pages.pages):
@@ -156,7 +156,7 @@ class Boundary:
         """
         stop_page = pages_of(length)
         of_blocks = [block.pages for block in self.block.path()[:stop_page]]
-        full = iter(range(len(cache.layers)))
+        full = count()
         pages = []
         for layer, kept in zip(cache.layers, self.trunk.layers, strict=True):
             if layer.is_sliding:

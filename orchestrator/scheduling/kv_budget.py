@@ -29,7 +29,7 @@ class KvBudget:
         held = list(positions)
         return max(
             (
-                sum(size.most_bytes(one, self.pass_rows) for one in held) / max(budget_bytes, 1)
+                sum(size.num_bytes_in_any_passes(one, self.pass_rows) for one in held) / max(budget_bytes, 1)
                 for size, budget_bytes in self.pools
             ),
             default=0.0,

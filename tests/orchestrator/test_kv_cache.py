@@ -313,12 +313,12 @@ def test_rollback_only_goes_back(length: int) -> None:
 def test_a_prompt_cut_anyhow_takes_no_more_than_is_said(passes: list[tuple[int, int]]) -> None:
     pool = KvPool(PLENTY)
     cache = new_cache(pool)
+    size = SequenceSize(SHAPES, KvForm.float32)
     most_positions = 0
     for rows, back in passes:
         most_positions = max(most_positions, cache.length + rows)
         cache.begin(rows)
-        assert pool.used_bytes <= SequenceSize(SHAPES, KvForm.float32).most_bytes(most_positions, 256)
+        assert pool.used_bytes <= size.num_bytes_in_any_passes(most_positions, 256)
         cache.commit(rows)
         cache.rollback(max(0, cache.length - back))
-    aligned = SequenceSize(SHAPES, KvForm.float32).num_bytes(most_positions, 256)
-    assert aligned <= SequenceSize(SHAPES, KvForm.float32).most_bytes(most_positions, 256)
+    assert size.num_bytes(most_positions, 256) <= size.num_bytes_in_any_passes(most_positions, 256)

@@ -96,7 +96,7 @@ class Played:
     def count(self, positions: int) -> None:
         """From now on, nobody gets more than a sequence of so many positions takes."""
         self.longest = max(self.longest, positions)
-        self.kv_pool.budget_bytes = self.keys.most_bytes(self.longest, self.pass_rows)
+        self.kv_pool.budget_bytes = self.keys.num_bytes_in_any_passes(self.longest, self.pass_rows)
         self.row_pool.budget_bytes = self.rows.num_bytes(self.longest, self.pass_rows)
 
     def pass_of(self, num_rows: int, num_drafts: int) -> None:

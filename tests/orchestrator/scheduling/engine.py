@@ -22,7 +22,7 @@ SEQUENCE = SequenceSize([AttentionShape(2, 1, 16, window, False) for window in (
 
 def kv_budget(positions: int, pass_rows: int = 64) -> KvBudget:
     """Room for one sequence of so many positions."""
-    return KvBudget(((SEQUENCE, SEQUENCE.most_bytes(positions, pass_rows)),), pass_rows)
+    return KvBudget(((SEQUENCE, SEQUENCE.num_bytes_in_any_passes(positions, pass_rows)),), pass_rows)
 
 
 def scheduler_of(limits: Limits, kv: KvBudget, most_drafts: int = 3, costs: PassCosts = COSTS) -> Scheduler:

@@ -304,7 +304,7 @@ def test_rows_that_wait_for_mtp_layers_take_room_of_requests(num_mtp: int, most_
     """There is memory for the keys and values of four. Rows take half as much again."""
     keys, pass_rows = [AttentionShape(4, 4, 16, 0, False)], 64
     waiting = WaitingSize.of([AttentionShape(4, 4, 16, 4, False)] * num_mtp, 32)
-    budget_bytes = 4 * SequenceSize(keys, KvForm.bfloat16).most_bytes(512, pass_rows)
+    budget_bytes = 4 * SequenceSize(keys, KvForm.bfloat16).num_bytes_in_any_passes(512, pass_rows)
     size = SequenceSize(keys, KvForm.bfloat16, waiting)
     engine = engine_of(
         Limits(512, pass_rows=pass_rows, spare_tokens=32, most_waiting_kv=20),

@@ -232,7 +232,7 @@ def test_little_memory_makes_requests_wait_and_changes_no_token(model: Step35Mod
     expected = shown(roomy.run(*requests))
     roomy.close()
     sizes = model.kv_sizes(3)
-    model.kv_pool = KvPool(sum(size.most_bytes(400) for size, _ in sizes) * 2)
+    model.kv_pool = KvPool(sum(size.num_bytes_in_any_passes(400) for size, _ in sizes) * 2)
     try:
         served = Served(model)
         assert shown(served.run(*requests)) == expected

@@ -63,7 +63,7 @@ def test_everyone_gets_the_tokens_that_it_gets_alone_and_memory_is_never_short(
     drafter = MtpDrafter(model, num_drafts) if num_drafts else None
     # Two of the longest have room together, and little more.
     ((size, _),) = model.kv_sizes(num_drafts)
-    budget_bytes = size.most_bytes(310, 32) + size.most_bytes(270, 32)
+    budget_bytes = size.num_bytes_in_any_passes(310, 32) + size.num_bytes_in_any_passes(270, 32)
     plenty, model.kv_pool = model.kv_pool, KvPool(budget_bytes)
     try:
         limits = Limits(
