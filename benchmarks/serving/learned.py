@@ -63,6 +63,7 @@ class OnTheWay:
 
 
 def _later_s(sooner: Iterable[float], later: Iterable[float], counts: Callable[[float], bool]) -> float:
+    """The median from one to the other, of those whose later time counts; of all where none does."""
     pairs = list(zip(sorted(sooner), sorted(later), strict=True))
     inside = [pair for pair in pairs if counts(pair[1])]
     return max(0.0, median(after - before for before, after in inside or pairs))
@@ -96,7 +97,8 @@ class Acceptance:
     def drawn(self, random: np.random.Generator) -> tuple[float, ...]:
         """Of one text, by lot: the first by a Beta distribution, and the next ones as much more or less.
 
-        A later draft is tried where those before it held, in texts whose drafts hold more often than others.
+        A later draft is tried only where those before it held, so more often in texts whose drafts hold more
+        often. For a usual text its share is too high, by variance / mean for each draft before it.
         """
         if not self.variance:
             return self.chances

@@ -114,8 +114,8 @@ def read_steps(lines: Iterable[str]) -> list[Step]:
 class Recording(Scheduler):
     """A scheduler that writes what it is told of steps."""
 
-    out: TextIO
-    asked_s: float
+    out: ClassVar[TextIO]
+    asked_s: ClassVar[float]
     """When the engine was asked for the request that comes next."""
     all_asked_s: ClassVar[list[float]] = []
     """When it was asked for those that came since the last step."""

@@ -29,7 +29,7 @@ class Experts:
     top_k: int
 
     def touched(self, rows: float) -> float:
-        """By rows that choose by lot, in experts of one row."""
+        """Experts that so many rows touch if they choose by lot, as a multiple of those that one row does."""
         missed = float((1 - self.top_k / self.number) ** rows)
         return self.number / self.top_k * (1 - missed)
 

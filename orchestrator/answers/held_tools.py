@@ -42,6 +42,7 @@ _SCALARS = {
     "null": "null",
     "number": rf"{_INTEGER}(?:\.[0-9]{{1,17}})?(?:[eE][+-]?[0-9]{{1,2}})?",
 }
+# Keywords that bind nothing, and those whose values are no schemas.
 _NOTES = ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly")
 _VALUES = ("enum", "const", "default", "examples")
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 _KEPT_BY_STEP, _KEPT_BY_TRIAL = 0.997, 0.99
 """What a count is multiplied with: at every step, and when its draft is tried again."""
 _FADE_STEPS = 8
+"""Counts fade once in so many steps, since it takes time."""
 _HARDLY_LUCK = 0.001
 """So small a chance of as many equal outcomes on end says that things have changed."""
 _KEPT_BY_CHANGE = 0.2
