@@ -114,7 +114,7 @@ class MtpState:
 
     def newest_row(self) -> Tensor:
         """The last one that was deferred, float32 [1, hidden]; [0, hidden] where none waits."""
-        return self.rows[0].rows()[-1:].clone()
+        return self.rows[0].rows(self.rows[0].stop - 1)
 
     def begin_layer_at(self, k: int, slot: int) -> None:
         """Have nothing of layer k before a slot, because nothing before it is needed."""

@@ -123,14 +123,16 @@ class WaitingRows:
         """Give all pages back now."""
         self.begin_at(self.stop)
 
-    def rows(self) -> Tensor:
-        """A copy of all of them."""
-        found = torch.empty(len(self), self._hidden_size)
+    def rows(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """A copy of those from slot `start` to before `stop`; of all unless given."""
+        start = max(start, self.start)
+        stop = self.stop if stop is None else min(stop, self.stop)
+        found = torch.empty(max(0, stop - start), self._hidden_size)
         target, at = found.data_ptr(), self._base
         for page in self._pages:
-            first, stop = max(self.start, at), min(self.stop, at + PAGE_POSITIONS)
-            if stop > first:
-                num_bytes = (stop - first) * self._row_bytes
+            first, end = max(start, at), min(stop, at + PAGE_POSITIONS)
+            if end > first:
+                num_bytes = (end - first) * self._row_bytes
                 ctypes.memmove(target, page.data_ptr() + (first - at) * self._row_bytes, num_bytes)
                 target += num_bytes
             at += PAGE_POSITIONS

@@ -244,7 +244,7 @@ class PrefixCache:
         """Rows of these slots in pages of the first pool; None for no rows, or no room."""
         if start == stop:
             return None
-        found = rows.rows()[start - rows.start : stop - rows.start].contiguous()
+        found = rows.rows(start, stop)
         pool, kv = self._pools[0], row_pages(found.shape[1])
         pages: list[Page] = []
         for own in torch.split(found, PAGE_POSITIONS):

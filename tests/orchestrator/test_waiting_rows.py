@@ -49,6 +49,8 @@ def test_rows_are_those_of_their_slots(events: list[tuple[str, int]]) -> None:
             told = {}
         assert list(range(rows.start, rows.stop)) == sorted(told)
         assert rows.rows().tolist() == [[told[slot]] * 3 for slot in sorted(told)]
+        first, end = rows.start + number % 70, rows.stop - number % 3
+        assert rows.rows(first, end).tolist() == [[told[slot]] * 3 for slot in range(first, end)]
         # Pages that the rows touch; without rows, maybe that of the next one.
         touched = len({slot // PAGE_POSITIONS for slot in told})
         assert touched * page_bytes <= rows.nbytes == pool.used_bytes <= max(1, touched) * page_bytes
