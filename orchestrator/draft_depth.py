@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import NamedTuple
 
 from orchestrator.scheduling.acceptance import Acceptance, Verified
+from orchestrator.scheduling.candidate import Candidate, rows_taken_in
 from orchestrator.scheduling.draft_gains import DraftGains
 from orchestrator.scheduling.measured_costs import MeasuredCosts
 
@@ -27,39 +27,12 @@ _SAME_STEPS = 16
 """So long a choice holds for the same sequences: what is learned in a step changes little."""
 _LONGEST_SAVING_STEPS = 60
 """So long nobody looks again what can be tried, at most, where nothing can be paid for yet."""
-_USUAL_ROWS = 8
-"""Rows that wait for an MTP layer where it drafts in every step, at most."""
 _LONGEST_USE_STEPS = 256
 """What rows that had waited cost is held against what drafts are expected to gain in so many steps."""
 _MOST_TAKING_IN_STEPS = 3.0
 """Steps without drafts that taking in may take at a time, but for one sequence: all others wait for it."""
 _FOLLOWED_STEPS = 16
 """So long somebody who ended is taken for there where rows are to be taken in: who follows comes soon."""
-
-
-class Candidate(NamedTuple):
-    """A sequence that is decoded.
-
-    Attributes:
-        most: drafts that could still become its output.
-        behind: rows that each MTP layer would take in before it drafts; () for none.
-    """
-
-    sequence: int
-    most: int
-    behind: tuple[int, ...] = ()
-
-
-def rows_to_take_in(behind: Sequence[int], depth: int) -> tuple[int, ...]:
-    """Rows of each of the first `depth` MTP layers that it has not because nobody asked it for drafts."""
-    if not behind or max(behind) <= _USUAL_ROWS:
-        return ()
-    return tuple(rows if rows > _USUAL_ROWS else 0 for rows in behind[:depth])
-
-
-def _ready_layers(behind: Sequence[int]) -> int:
-    """The first MTP layers that have all rows but the usual ones."""
-    return sum(1 for _ in takewhile(lambda rows: rows <= _USUAL_ROWS, behind))
 
 
 class _Asked(NamedTuple):
@@ -128,10 +101,7 @@ class DraftDepth:
         if plan.takes_in:
             # Once they are taken in, nothing waits any more.
             plan.until = self._step
-        return {
-            candidate.sequence: max(0, min(chosen[candidate.sequence], candidate.most))
-            for candidate in candidates
-        }
+        return {candidate.sequence: candidate.upto(chosen[candidate.sequence]) for candidate in candidates}
 
     def learn(self, verified: Iterable[Verified]) -> None:
         """A step is done, with drafts of these sequences."""
@@ -171,7 +141,7 @@ class DraftDepth:
         The fewer sequences, the more drafts pay. But somebody soon follows who ended, so they count as there.
         """
         waiting = self._waiting(candidates)
-        ready = {of.sequence: _ready_layers(of.behind) for of in candidates if of.sequence in waiting}
+        ready = {of.sequence: of.ready_layers for of in candidates if of.sequence in waiting}
         absent = self._usual - len(candidates)
         best, best_rate = self._fastest(gains.upto(ready), {}, asked, absent)
         if asked.other_rows:
@@ -231,16 +201,14 @@ class DraftDepth:
         return trunk_s + self._costs.drafting_s(max(drafts), drafting)
 
     def _waiting_s(self, candidates: Sequence[Candidate], depths: Mapping[int, int]) -> float:
-        return sum(
-            self._costs.taking_in_s(rows_to_take_in(of.behind, depths[of.sequence])) for of in candidates
-        )
+        return sum(self._costs.taking_in_s(of.to_take_in(depths[of.sequence])) for of in candidates)
 
     def _waiting(self, candidates: Sequence[Candidate]) -> _Waits:
         found = {}
         for candidate in candidates:
-            if candidate.behind and max(candidate.behind) > _USUAL_ROWS:
+            if candidate.is_behind:
                 steps = max(1, min(_LONGEST_USE_STEPS, candidate.most))
-                taken_in = [rows_to_take_in(candidate.behind, depth) for depth in range(self.most + 1)]
+                taken_in = [candidate.to_take_in(depth) for depth in range(self.most + 1)]
                 seconds = map(self._costs.taking_in_s, taken_in)
                 found[candidate.sequence] = [(one_s, one_s / steps) for one_s in seconds]
         return found
@@ -319,18 +287,18 @@ class DraftDepth:
 
         Then all have it only if it is one draft, and if what it costs to take rows in was measured.
         """
-        waits = {of.sequence: sum(rows_to_take_in(of.behind, depth)) for of in candidates}
+        waits = {of.sequence: sum(of.to_take_in(depth)) for of in candidates}
         waits_none = len(candidates) == 1 or not any(waits.values())
         if waits_none or (depth <= 1 and self._costs.is_taking_in_measured):
-            yield {of.sequence: max(0, min(depth, of.most)) for of in candidates}
+            yield {of.sequence: of.upto(depth) for of in candidates}
         if not waits_none:
             one = min(candidates, key=lambda of: waits[of.sequence])
-            yield {**plan.best, one.sequence: max(0, min(depth, one.most))}
+            yield {**plan.best, one.sequence: one.upto(depth)}
 
 
 def _takes_in(candidates: Sequence[Candidate], depths: Mapping[int, int]) -> bool:
     """Whether somebody has rows to take in for these depths."""
-    return any(any(rows_to_take_in(of.behind, depths[of.sequence])) for of in candidates)
+    return any(rows_taken_in((of.behind, depths[of.sequence]) for of in candidates))
 
 
 _Waits = Mapping[int, Sequence[tuple[float, float]]]

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Literal
 
-from orchestrator.draft_depth import Candidate, DraftDepth, rows_to_take_in
+from orchestrator.draft_depth import DraftDepth
 from orchestrator.scheduling.acceptance import Verified
+from orchestrator.scheduling.candidate import Candidate, rows_taken_in
 from orchestrator.scheduling.client_shares import ClientShares
 from orchestrator.scheduling.job import Job, Place, SequenceRequest
 from orchestrator.scheduling.kv_budget import KvBudget
@@ -200,8 +200,7 @@ class Scheduler:
         taken_in: Sequence[int] = ()
         if depth:
             behind = [(self._jobs.get(of.sequence), of.drafted) for of in drafts if of.drafted]
-            waited = [rows_to_take_in(job.behind, drafted) for job, drafted in behind if job is not None]
-            taken_in = [sum(rows) for rows in zip_longest(*waited, fillvalue=0)] if any(waited) else ()
+            taken_in = rows_taken_in((job.behind, drafted) for job, drafted in behind if job is not None)
             self._costs.learn_drafting(depth, len(behind), outcome.drafting_s, taken_in)
         if not taken_in:
             # What was taken in has put the pass's weights out of caches.

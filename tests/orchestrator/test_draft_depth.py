@@ -6,14 +6,15 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product, zip_longest
+from itertools import product
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orchestrator.draft_depth import BEGIN_GAIN, Candidate, DraftDepth, rows_to_take_in
+from orchestrator.draft_depth import BEGIN_GAIN, DraftDepth
 from orchestrator.scheduling.acceptance import Acceptance, Verified
+from orchestrator.scheduling.candidate import Candidate, rows_taken_in
 from orchestrator.scheduling.measured_costs import MeasuredCosts
 from placement.pass_costs import PassCosts
 
@@ -235,8 +236,7 @@ def served(sequences: int, chances: Chances, fixed: int | None, steps: int = 100
         else:
             depths = {n: min(fixed, of - 1) for n, of in left.items()}
         drafting = {n: wanted for n, wanted in depths.items() if wanted}
-        waited = [rows_to_take_in(behind[n], wanted) for n, wanted in drafting.items()]
-        taken_in = [sum(rows) for rows in zip_longest(*waited, fillvalue=0)]
+        taken_in = rows_taken_in((behind[n], wanted) for n, wanted in drafting.items())
         rows, deepest = len(depths) + sum(depths.values()), max(depths.values())
         trunk_s = truth.trunk_s(rows) * math.exp(luck.gauss(0, 0.05))
         mtp_s = (drafting_s(deepest, len(drafting)) + ROW * sum(taken_in)) * math.exp(luck.gauss(0, 0.05))
