@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from orchestrator.scheduling.corrections import Corrections
 from placement.pass_costs import PassCosts
@@ -72,6 +72,13 @@ class MeasuredCosts:
         known = self._taking_in
         correction = known.at(math.log(sum(rows))) if known.are_known else self._passes.at(0.0)
         return predicted_s * math.exp(self._common + correction)
+
+    def step_s(self, depths: Iterable[int], other_rows: int) -> float:
+        """Of a step whose sequences draft so deep, with so many rows of prompts and nothing to take in."""
+        drafts = list(depths)
+        drafting = sum(depth > 0 for depth in drafts)
+        trunk_s = self.trunk_s(len(drafts) + sum(drafts) + other_rows)
+        return trunk_s + self.drafting_s(max(drafts), drafting)
 
     def learn_pass(self, rows: int, seconds: float) -> None:
         """A pass of so many rows took so long."""
