@@ -37,7 +37,7 @@ class Candidate(NamedTuple):
         return max(0, min(depth, self.most))
 
     def to_take_in(self, depth: int) -> tuple[int, ...]:
-        """Rows that had waited for each of the first `depth` MTP layers, the usual ones left out."""
+        """Rows that had waited for each of the first `depth` MTP layers, but for usual ones; () for none."""
         return _to_take_in(self.behind, depth)
 
 
@@ -52,6 +52,6 @@ def rows_taken_in(drafted: Iterable[tuple[Sequence[int], int]]) -> tuple[int, ..
 
 
 def _to_take_in(behind: Sequence[int], depth: int) -> tuple[int, ...]:
-    if not behind or max(behind) <= _USUAL_ROWS:
+    if not behind or max(behind[:depth], default=0) <= _USUAL_ROWS:
         return ()
-    return tuple(rows if rows > _USUAL_ROWS else 0 for rows in behind[:depth])
+    return tuple([rows if rows > _USUAL_ROWS else 0 for rows in behind[:depth]])

@@ -381,3 +381,27 @@ def test_what_waited_for_mtp_layers_is_not_taken_for_what_drafts_cost() -> None:
         scheduler.finished_step(plan, StepOutcome((advance,), 1.0), took_s)
         assert (costs.drafting_s(1, 1) > 2 * expected_s) == learned
     assert costs.taking_in_s((60,)) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("behind", "is_learned"), [((1, 400, 400), True), ((1, 1, 1), True), ((400, 400, 400), False)]
+)
+def test_a_pass_is_learned_from_unless_rows_were_taken_in_before_it(
+    behind: tuple[int, ...], is_learned: bool
+) -> None:
+    """Three times as slow as predicted: a drafted step of two rows."""
+    costs = MeasuredCosts(COSTS)
+    scheduler = Scheduler(Limits(1000), PLENTY, costs, 3)
+    scheduler.submit(SequenceRequest(1, "ada", 500, 400), 0.0)
+    held = 0
+    while held < 500:
+        plan = scheduler.plan_step(0.0)
+        held += plan.prefill_rows
+        said = (7,) * (held == 500)
+        advance = Advance(1, said, held=held, behind=behind)
+        scheduler.finished_step(plan, StepOutcome((advance,), prefill_rows=plan.prefill_rows), 0.1)
+    before_s = costs.trunk_s(2)
+    plan = scheduler.plan_step(0.0)
+    drafted = Advance(1, (8, 9), drafted=1, accepted=1, held=502, behind=(1, *behind[1:]))
+    scheduler.finished_step(plan, StepOutcome((drafted,), drafting_s=0.01), 0.01 + 3 * before_s)
+    assert costs.trunk_s(2) == pytest.approx(before_s * (3 if is_learned else 1), rel=0.2)
