@@ -37,8 +37,9 @@ Piece = str | OutputForm
 # Long ones take much memory.
 _MOST_KEPT = 512
 _MOST_KEPT_CHARACTERS = 1_000_000
-# A fifth of llguidance's own bounds: expressions up to those take seconds and gigabytes.
-_LIMITS = LLParserLimits(initial_lexer_fuel=200_000, max_grammar_size=100_000)
+# A fifth of llguidance's own bounds. Expressions up to those take seconds and gigabytes, and each mask of an
+# ambiguous grammar tenths of a second, for which all other answers wait.
+_LIMITS = LLParserLimits(initial_lexer_fuel=200_000, max_grammar_size=100_000, step_max_items=10_000)
 # As much as indenting takes; small models write blanks for ever where they may.
 _JSON: JsonCompileOptions = {"whitespace_pattern": r"[ \n\r\t]{1,24}"}
 _ANY_OBJECT = '{"type": "object"}'

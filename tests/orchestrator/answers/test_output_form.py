@@ -245,3 +245,14 @@ def test_long_forms_of_calls_are_not_kept_for_ever(tokenizer: Tokenizer) -> None
     for number in range(600):
         own.in_call((f"{number}",))
     assert len(own._kept) == 512
+
+
+def test_an_ambiguous_grammar_breaks_before_its_masks_take_long(forms: OutputForms) -> None:
+    matcher = forms.matcher(OutputForm("grammar", 'start: e "~"\ne: e e | e e e | /[a-z ]/'))
+    for _ in range(60):
+        (bits,) = matcher.allowed([])
+        if bits is None:
+            break
+        # A word; the last one in the vocabulary.
+        matcher.note([int(tokens_of(bits)[-1])])
+    assert matcher.is_broken
