@@ -8,15 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.answers.tags import END_OF_PARAMETER, MOST_NAME
+from orchestrator.answers.tags import END_OF_PARAMETER, MOST_NAME, PARAMETER
 from orchestrator.answers.tool_schema import ToolSchema, tool_schemas
 from orchestrator.serving.request import OutputForm
 from placement.errors import InputError
 from placement.files.quote import quote
+from placement.units import size
 
 Json = Any
 
 _KEY = re.compile(rf"""[^\s"'=/<>]{{1,{MOST_NAME // 2}}}""")
+# Of the tags that begin arguments. All that may come next become one expression while the model writes.
+_MOST_TAGS_BYTES = 50_000
 # Of the arguments as a whole. An argument at a time is held to its own schema, so that these would not be.
 _NOT_HELD = (
     "allOf",
@@ -111,6 +114,12 @@ def _strict(schema: ToolSchema, where: str) -> HeldTool:
                 f"{MOST_NAME // 2} characters without white space, quotes, '=', '/', '<' and '>'"
             )
         forms[key] = _form(schema, key, f"{where} its parameter {quote(key)}")
+    tags_bytes = sum(len(f"{PARAMETER}={key}>".encode()) for key in forms)
+    if tags_bytes > _MOST_TAGS_BYTES:
+        raise InputError(
+            f"{where} the tags of its {len(forms):,} parameters take {size(tags_bytes)}; "
+            f"expected at most {size(_MOST_TAGS_BYTES)}: leave some out, or strict"
+        )
     if missing := [key for key in required if key not in forms]:
         raise InputError(f"{where} it requires {quote(missing[0])}, which is none of its properties")
     return HeldTool(forms, frozenset(required))
@@ -141,7 +150,8 @@ def _is_plain(schema: Json) -> bool:
     """Whether it says the kinds of a value and no more of it."""
     if not isinstance(schema, Mapping) or not (rest := _without_notes(schema)).keys() <= {"type", "anyOf"}:
         return False
-    return all(map(_is_plain, rest.get("anyOf", ())))
+    branches = rest.get("anyOf", [])
+    return isinstance(branches, list) and all(map(_is_plain, branches))
 
 
 def _without_notes(schema: Mapping[str, Json]) -> dict[str, Json]:

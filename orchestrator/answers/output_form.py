@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
+from llguidance._lib import LLParserLimits
 from numpy.typing import NDArray
 
+from orchestrator.answers.deep_calls import DeepCalls
+from orchestrator.answers.multiples import check_multiples
 from orchestrator.sampling import token_bits
 from orchestrator.serving.request import OutputForm
 from orchestrator.tokenizer import Tokenizer
@@ -31,7 +34,12 @@ Piece = str | OutputForm
 """A text that comes as it is, or one of a form."""
 
 # Compiled forms of calls that are kept: agents send the same tools with each request.
+# Long ones take much memory.
 _MOST_KEPT = 512
+_MOST_KEPT_CHARACTERS = 1_000_000
+# A fifth of llguidance's own bounds. Expressions up to those take seconds and gigabytes, and each mask of an
+# ambiguous grammar tenths of a second, for which all other answers wait.
+_LIMITS = LLParserLimits(initial_lexer_fuel=200_000, max_grammar_size=100_000, step_max_items=10_000)
 # As much as indenting takes; small models write blanks for ever where they may.
 _JSON: JsonCompileOptions = {"whitespace_pattern": r"[ \n\r\t]{1,24}"}
 _ANY_OBJECT = '{"type": "object"}'
@@ -51,8 +59,10 @@ class OutputForms:
         self._vocab = vocab
         self._texts = tokenizer
         self._kept: OrderedDict[tuple[Piece, ...], LLMatcher] = OrderedDict()
+        self._kept_characters = 0
         self._alike: dict[re.Pattern[str], NDArray[np.uint32]] = {}
         self._lock = Lock()
+        self._deep = DeepCalls()
         self._tokenizer = LLTokenizer(tokenizer.as_json(), n_vocab=vocab, eos_token=list(end_ids))
 
     def matcher(
@@ -67,8 +77,8 @@ class OutputForms:
         Raises:
             InputError: the form is too long, or is none.
         """
-        grammar = self._valid(_grammar(form), form.kind)
-        return FormMatcher(self._begun(grammar, form.kind), self._vocab, begins_after, then_free)
+        compiled = self._deep.call(lambda: self._alone(form))
+        return FormMatcher(compiled, self._vocab, begins_after, then_free)
 
     def in_call(self, pieces: tuple[Piece, ...]) -> FormMatcher:
         """Begins a part of a call: the pieces one after another, and then anything.
@@ -81,12 +91,15 @@ class OutputForms:
         with self._lock:
             found = self._kept.get(pieces)
         if found is None:
-            found = self._compiled(pieces)
+            found = self._deep.call(lambda: self._compiled(pieces))
         with self._lock:
+            if pieces not in self._kept:
+                self._kept_characters += _characters(pieces)
             self._kept[pieces] = found
             self._kept.move_to_end(pieces)
-            if len(self._kept) > _MOST_KEPT:
-                self._kept.popitem(last=False)
+            while len(self._kept) > _MOST_KEPT or self._kept_characters > _MOST_KEPT_CHARACTERS:
+                oldest, _ = self._kept.popitem(last=False)
+                self._kept_characters -= _characters(oldest)
             return FormMatcher(found.deep_copy(), self._vocab, None, then_free=True)
 
     def tokens_like(self, pattern: re.Pattern[str]) -> NDArray[np.uint32]:
@@ -97,6 +110,9 @@ class OutputForms:
             alike = [token_id for token_id, text in enumerate(texts) if pattern.fullmatch(text)]
             found = self._alike[pattern] = token_bits(self._vocab, alike)
         return found
+
+    def _alone(self, form: OutputForm) -> LLMatcher:
+        return self._begun(self._valid(_grammar(form), form.kind), form.kind)
 
     def _compiled(self, pieces: tuple[Piece, ...]) -> LLMatcher:
         names, grammars, kind = [], [], "grammar"
@@ -120,13 +136,13 @@ class OutputForms:
         return matcher
 
     def _valid(self, grammar: str, kind: str) -> str:
-        is_wrong, told = LLMatcher.validate_grammar_with_warnings(grammar, self._tokenizer)
+        is_wrong, told = LLMatcher.validate_grammar_with_warnings(grammar, self._tokenizer, limits=_LIMITS)
         if is_wrong:
             raise InputError(f"{_FIELDS[kind]} cannot be followed: {one_line(told[0])}")
         return grammar
 
     def _begun(self, grammar: str, kind: str) -> LLMatcher:
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
         self._look(matcher, kind)
         return matcher
 
@@ -200,11 +216,17 @@ class FormMatcher:
         return bits[: -(-self._vocab // 32)]
 
 
+def _characters(pieces: tuple[Piece, ...]) -> int:
+    return sum(len(piece if isinstance(piece, str) else piece.value) for piece in pieces)
+
+
 def _grammar(form: OutputForm) -> str:
     """A form in llguidance's own notation: JSON with one grammar in its `grammars`."""
     what = _FIELDS[form.kind]
     if len(form.value.encode()) > MOST_FORM_BYTES:
         raise InputError(f"{what} is longer than {size(MOST_FORM_BYTES)}; expected a shorter one")
+    if form.kind != "regex":
+        check_multiples(form.value, what)
     if form.kind == "grammar":
         return json.dumps({"grammars": [{"lark_grammar": form.value}]})
     try:

@@ -82,7 +82,7 @@ class MeasuredCosts:
 
     def learn_pass(self, rows: int, seconds: float) -> None:
         """A pass of so many rows took so long."""
-        if rows > 0 and seconds > 0:
+        if rows > 0 and 0 < seconds < math.inf:
             self._steps += 1
             self._common_variance += _COMMON_DRIFT
             found = math.log(seconds / self.predicted.trunk_s(rows)) - self._common
@@ -94,7 +94,7 @@ class MeasuredCosts:
         self, depth: int, sequences: int, seconds: float, taken_in: Sequence[int] = ()
     ) -> None:
         """So many MTP layers drafted for so many sequences; `taken_in`: rows of each that had waited."""
-        if not depth or not sequences or seconds <= 0:
+        if not depth or not sequences or not 0 < seconds < math.inf:
             return
         if sum(taken_in):
             # Drafting itself may have been anything between nothing and twice what is usual.

@@ -10,6 +10,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from orchestrator.scheduling.kv_budget import KvBudget
 from orchestrator.scheduling.limits import Limits
 from orchestrator.scheduling.measured_costs import MeasuredCosts
 from orchestrator.serving.answer import AnswerEvent, Finished, ModelInfo, Refused
-from orchestrator.serving.prompts import Prompts
+from orchestrator.serving.prompts import Prompts, has_form
 from orchestrator.serving.request import Conversation, GenerationRequest
 from orchestrator.serving.runner import Runner, Sink
 from orchestrator.serving.state import ServerState
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from orchestrator.session import Session
 
 _log = logging.getLogger(__name__)
+_FORM_THREADS = 2
+"""So many requests with forms are made ready at once: one takes seconds, and others must not wait."""
 _IDLE_S = 1.0
 """Without work: until what the server tells of itself is looked at again."""
 _STATE_S = 0.5
@@ -83,6 +86,7 @@ class ModelEngine:
         self._sources = Sources(session, settings.name, time.monotonic())
         self._state = state_of(self._runner, self._sources, time.monotonic())
         self._state_s = 0.0
+        self._form_threads = ThreadPoolExecutor(_FORM_THREADS, thread_name_prefix="forms")
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._numbers = itertools.count()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -98,6 +102,7 @@ class ModelEngine:
 
         self._inbox.put(stop)
         self._thread.join()
+        self._form_threads.shutdown(wait=False, cancel_futures=True)
 
     @property
     def model(self) -> ModelInfo:
@@ -125,8 +130,10 @@ class ModelEngine:
         """See `Engine.answer`; raises RuntimeError outside of the `with` block."""
         if not self._thread.is_alive():
             raise RuntimeError("the engine has ended, or has not begun")
-        prompt = await asyncio.to_thread(self._prompts.of, request, f"call_{secrets.token_hex(6)}_")
         loop = asyncio.get_running_loop()
+        threads = self._form_threads if has_form(request) else None
+        call_prefix = f"call_{secrets.token_hex(6)}_"
+        prompt = await loop.run_in_executor(threads, self._prompts.of, request, call_prefix)
         events: asyncio.Queue[AnswerEvent | Refused] = asyncio.Queue()
         number = next(self._numbers)
 

@@ -193,6 +193,14 @@ class Prompts:
         return len(token_ids)
 
 
+def has_form(request: GenerationRequest) -> bool:
+    """Whether a form has to be compiled for it, which may take seconds."""
+    chat = request.prompt
+    if request.output is not None or not isinstance(chat, Conversation):
+        return request.output is not None
+    return bool(chat.inputs) or any(tool.get("function", {}).get("strict") is True for tool in chat.tools)
+
+
 def _budget_tokens(tokenizer: Tokenizer) -> BudgetTokens:
     texts = (END_TEXT, HINT_TEXT, END_OF_THINK, TOOL_CALL)
     end, hint, *ends = (tuple(tokenizer.encode(text)) for text in texts)

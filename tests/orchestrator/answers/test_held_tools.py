@@ -84,11 +84,18 @@ def test_a_schema_that_refers_to_another_place_takes_the_place_with_it() -> None
         ({"required": "b"}, "`required` is no list"),
         ({"properties": {"a b": {"type": "string"}}}, "parameter 'a b' cannot be written"),
         ({"properties": {"a": {"enum": ["x\n</parameter>"]}}}, "parameter 'a' cannot be written"),
+        ({"properties": {f"{'x' * 90}{n}": {} for n in range(3000)}}, r"3,000 parameters take 31\d\.\d kB"),
     ],
 )
 def test_what_calls_cannot_be_held_to_is_refused(parameters: Any, message: str) -> None:
     with pytest.raises(InputError, match=f"^tools: 'f' is strict, but .*{message}"):
         held_tools(strict(**parameters), {})
+
+
+def test_what_is_no_list_of_schemas_is_left_to_whoever_compiles_it() -> None:
+    assert form({"type": "integer", "anyOf": 5}) == OutputForm(
+        "json_schema", '{"type": "integer", "anyOf": 5}'
+    )
 
 
 SCHEMA = {

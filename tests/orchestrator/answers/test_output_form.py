@@ -189,3 +189,70 @@ def test_a_patch_of_codex_follows_its_grammar(tokenizer: Tokenizer, forms: Outpu
     ):
         token_ids = tokenizer.encode(f"\n{patch}\n</parameter>\n</function>")
         assert forms.in_call(pieces).takes(token_ids) == fits
+
+
+def _rules(num: int) -> str:
+    return "\n".join(f"r{number}: {'(' * 28}r{number + 1}{')' * 28}" for number in range(num))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        OutputForm("grammar", f'start: r0\n{_rules(2000)}\nr2000: "x"'),
+        OutputForm(
+            "json_schema",
+            json.dumps(
+                {
+                    "$ref": "#/$defs/0",
+                    "$defs": {
+                        **{str(number): {"$ref": f"#/$defs/{number + 1}"} for number in range(5000)},
+                        "5000": {"type": "null"},
+                    },
+                }
+            ),
+        ),
+    ],
+)
+def test_rules_that_lead_on_and_on_do_not_end_the_process(forms: OutputForms, form: OutputForm) -> None:
+    assert tokens_of(forms.matcher(form).allowed([])[0]).size
+    assert tokens_of(forms.in_call(("\n", form)).allowed([])[0]).size
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        OutputForm("json_schema", '{"type": "integer", "multipleOf": 9999991}'),
+        OutputForm("json_schema", '{"items": [{"multipleOf": 6007}, {"not": {"multipleOf": 0.6007}}]}'),
+        OutputForm("grammar", 'start: %json {"multiple\\u004ff": 9999991}'),
+        OutputForm("regex", "a?" * 120_000),
+    ],
+)
+def test_forms_that_would_take_gigabytes_are_refused(forms: OutputForms, form: OutputForm) -> None:
+    with pytest.raises(InputError, match=r"multiples of|too big"):
+        forms.matcher(form)
+
+
+def test_multiples_that_people_ask_for_are_followed(forms: OutputForms) -> None:
+    for multiple in (5, 0.01, 1_000_000, 1024):
+        forms.matcher(OutputForm("json_schema", json.dumps({"type": "number", "multipleOf": multiple})))
+
+
+def test_long_forms_of_calls_are_not_kept_for_ever(tokenizer: Tokenizer) -> None:
+    own = OutputForms(tokenizer, VOCAB, [END])
+    for number in range(5):
+        own.in_call((OutputForm("regex", f"{number}{'x' * 200_000}"),))
+    assert len(own._kept) == 4
+    for number in range(600):
+        own.in_call((f"{number}",))
+    assert len(own._kept) == 512
+
+
+def test_an_ambiguous_grammar_breaks_before_its_masks_take_long(forms: OutputForms) -> None:
+    matcher = forms.matcher(OutputForm("grammar", 'start: e "~"\ne: e e | e e e | /[a-z ]/'))
+    for _ in range(60):
+        (bits,) = matcher.allowed([])
+        if bits is None:
+            break
+        # A word; the last one in the vocabulary.
+        matcher.note([int(tokens_of(bits)[-1])])
+    assert matcher.is_broken

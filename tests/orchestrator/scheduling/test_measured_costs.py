@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -56,5 +57,8 @@ def test_what_is_no_measurement_changes_nothing() -> None:
     costs.learn_pass(4, 0.0)
     costs.learn_drafting(0, 4, 1.0)
     costs.learn_drafting(2, 4, 0.0)
+    for seconds in (math.nan, math.inf, -1.0):
+        costs.learn_pass(4, seconds)
+        costs.learn_drafting(2, 4, seconds)
     assert costs.trunk_s(4) == PREDICTED.trunk_s(4)
     assert costs.drafting_s(2, 4) == PREDICTED.drafting_s(2, 8)

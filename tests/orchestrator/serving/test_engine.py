@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import openai
@@ -20,7 +21,7 @@ from orchestrator.run_memory import Demand
 from orchestrator.scheduling.limits import Limits
 from orchestrator.serving.answer import AnswerEvent, Finished, Refused, Started
 from orchestrator.serving.engine import EngineSettings, ModelEngine
-from orchestrator.serving.request import Conversation, GenerationRequest
+from orchestrator.serving.request import Conversation, GenerationRequest, OutputForm
 from orchestrator.session import Session, open_session
 from orchestrator.tokenizer import Tokenizer
 from placement.pass_costs import costs_of_reading
@@ -72,6 +73,22 @@ def test_tasks_get_their_own_answers(engine: ModelEngine) -> None:
     assert (state.model, state.lack) == ("tiny", "")
     assert sum(len(row) for row in state.places) == 5 * 288
     assert engine.model.context == 2048
+
+
+def test_requests_with_forms_keep_no_others_waiting(engine: ModelEngine) -> None:
+    slow = OutputForm("grammar", f'start: {" | ".join(["x"] * 2000)}\nx: "a" | "b"')
+    seen = list[str]()
+
+    async def one(name: str, request: GenerationRequest) -> None:
+        await events_of(engine, request)
+        seen.append(name)
+
+    async def all_of_them() -> None:
+        forms = [one("form", replace(asking(max_tokens=1), output=slow)) for _ in range(36)]
+        await asyncio.gather(*forms, one("free", asking(max_tokens=1)))
+
+    run(all_of_them())
+    assert seen.index("free") < 8
 
 
 def test_a_task_that_leaves_ends_its_request(engine: ModelEngine, session: Session) -> None:
