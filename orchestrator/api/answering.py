@@ -106,8 +106,8 @@ async def answers(
                 if isinstance(event, _Failed):
                     raise event.error
                 note_event(event)
-                if isinstance(event, Finished) and event.reason == "lost":
-                    raise lost(event.message)
+                if isinstance(event, Finished) and event.reason in ("form", "lost"):
+                    raise lost(event.message) if event.reason == "lost" else ApiError(400, event.message)
                 seen[index].note(event)
                 yield index, event
             elif over in done:

@@ -30,6 +30,7 @@ FINISH_REASONS: dict[FinishReason, str] = {
     "tool_calls": "tool_calls",
     "loop": "length",
     "shutdown": "length",
+    "form": "length",
     "lost": "length",
 }
 

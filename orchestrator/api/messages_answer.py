@@ -31,6 +31,7 @@ STOP_REASONS: Mapping[FinishReason, str] = {
     # Anthropic has no words for these: the answer was cut, as by a limit.
     "loop": "max_tokens",
     "shutdown": "max_tokens",
+    "form": "max_tokens",
     "lost": "max_tokens",
 }
 _PING: Json = {"type": "ping"}

@@ -22,7 +22,13 @@ from orchestrator.serving.answer import (
     Usage,
 )
 
-_INCOMPLETE = {"length": "max_output_tokens", "loop": "loop", "shutdown": "shutdown", "lost": "lost"}
+_INCOMPLETE = {
+    "length": "max_output_tokens",
+    "loop": "loop",
+    "shutdown": "shutdown",
+    "form": "form",
+    "lost": "lost",
+}
 
 
 class ResponseWriter:
@@ -93,9 +99,12 @@ class ResponseWriter:
         return [self._event(f"response.{kind}", response=self.whole())]
 
     def failed(self, error: ApiError) -> list[Json]:
-        code = error.code if error.code == "context_length_exceeded" else "server_error"
         if error.status == 429:
             code = "rate_limit_exceeded"
+        elif error.status < 500:
+            code = error.code or "invalid_prompt"
+        else:
+            code = "server_error"
         shown = self._response("failed", [*self._output[: len(self._output) - self._is_open]])
         shown["error"] = {"code": code, "message": error.message}
         return [self._event("response.failed", response=shown)]

@@ -8,12 +8,13 @@ from typing import Any, Literal, Protocol
 
 from orchestrator.serving.request import Conversation, GenerationRequest
 
-FinishReason = Literal["stop", "stop_text", "length", "tool_calls", "loop", "shutdown", "lost"]
+FinishReason = Literal["stop", "stop_text", "length", "tool_calls", "loop", "shutdown", "form", "lost"]
 """Why an answer ended.
 
 "stop" is the model's own end; "stop_text" one of the request's texts; "length" its `max_tokens` or the
 context; "tool_calls" an end with calls in it; "loop" repetition that could not be broken; "shutdown" a server
-that stops; "lost" a cluster that cannot compute now, so that the same request may be sent again.
+that stops; "form" a form that takes too much work to be followed; "lost" a cluster that cannot compute now,
+so that the same request may be sent again.
 """
 
 

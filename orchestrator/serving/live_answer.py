@@ -94,7 +94,7 @@ class LiveAnswer:
         if any(bound is not None and bound.is_broken for bound in (self._form, self._held)):
             # These were chosen without it.
             self.message = "the form of the answer takes too much work to be followed: ask for a simpler one"
-            return Verdict(0, ended="lost")
+            return Verdict(0, ended="form")
         for place, token_id in enumerate(token_ids):
             is_last = place == len(token_ids) - 1
             if self._held is not None and self._held.may_not_end(token_id):

@@ -263,7 +263,7 @@ class Runner:
             for event in live.answer.events():
                 live.sink(event)
             if live.ended is not None:
-                self._finish(advance.sequence, live.ended, is_right=live.ended != "lost")
+                self._finish(advance.sequence, live.ended, is_right=live.ended not in ("form", "lost"))
 
     def _finish(self, number: int, reason: FinishReason, message: str = "", *, is_right: bool = True) -> None:
         """Say the last of a request that the scheduler knows no more.

@@ -32,8 +32,8 @@ USAGE = Usage(prompt_tokens=12, cached_tokens=5, completion_tokens=7, reasoning_
 STARTED = Started(USAGE.prompt_tokens, USAGE.cached_tokens)
 
 
-def finished(reason: FinishReason = "stop", stop_text: str | None = None) -> Finished:
-    return Finished(reason, USAGE, stop_text)
+def finished(reason: FinishReason = "stop", stop_text: str | None = None, message: str = "") -> Finished:
+    return Finished(reason, USAGE, stop_text, message)
 
 
 def logprob(text: str, value: float = -0.5) -> TokenLogprob:

@@ -203,6 +203,21 @@ def test_a_lost_cluster_says_that_it_may_be_tried_again(
     assert "send the same request again" in streamed.text
 
 
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_form_that_cannot_be_followed_is_the_requests_fault(
+    engine: Scripted, http: httpx2.Client, path: str
+) -> None:
+    engine.script = (STARTED, Text("x"), finished("form", message="ask for a simpler one"))
+    whole = http.post(path, json=ROUTES[path])
+    assert whole.status_code == 400
+    assert "retry-after" not in whole.headers
+    streamed = http.post(path, json={**ROUTES[path], "stream": True})
+    for said in (whole.text, streamed.text):
+        assert "ask for a simpler one" in said
+        assert "again" not in said
+        assert "invalid_request_error" in said or "invalid_prompt" in said
+
+
 @pytest.mark.parametrize("script", [(ValueError("a secret"),), (STARTED,), (STARTED, ValueError("a secret"))])
 @pytest.mark.parametrize("path", ROUTES)
 def test_a_failure_of_the_engine_is_told_without_its_reasons(
