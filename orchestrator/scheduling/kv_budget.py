@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from placement.kv_size import PASS_ROWS, SequenceSize
+from placement.kv_size import PAGE_POSITIONS, PASS_ROWS, SequenceSize, pages_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,8 @@ class KvBudget:
 
     pools: tuple[tuple[SequenceSize, int], ...]
     pass_rows: int = PASS_ROWS
+    _known: dict[int, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """By pages of a sequence: bytes in each pool. Every step asks for those of all sequences."""
 
     def fits(self, positions: Iterable[int]) -> bool:
         """Whether sequences that hold so many positions each have room together."""
@@ -26,14 +28,19 @@ class KvBudget:
 
     def share(self, positions: Iterable[int]) -> float:
         """Of the pool that is fullest with these sequences: the part that they take."""
-        held = list(positions)
-        return max(
-            (
-                sum(size.num_bytes_in_any_passes(one, self.pass_rows) for one in held) / max(budget_bytes, 1)
-                for size, budget_bytes in self.pools
-            ),
-            default=0.0,
+        taken = map(sum, zip(*[self._num_bytes(pages_of(one)) for one in positions], strict=True))
+        parts = (
+            num_bytes / max(budget, 1) for num_bytes, (_, budget) in zip(taken, self.pools, strict=False)
         )
+        return max(parts, default=0.0)
+
+    def _num_bytes(self, pages: int) -> list[int]:
+        found = self._known.get(pages)
+        if found is None:
+            num_positions = pages * PAGE_POSITIONS
+            sizes = (size.num_bytes_in_any_passes(num_positions, self.pass_rows) for size, _ in self.pools)
+            found = self._known[pages] = list(sizes)
+        return found
 
     def most_positions(self, context: int) -> int:
         """The most positions of one sequence alone, at most `context`."""
