@@ -122,7 +122,7 @@ def test_a_stream_of_them_says_the_same(api: httpx2.Client) -> None:
 
 
 def test_without_a_grammar_the_same_model_writes_something_else(api: httpx2.Client) -> None:
-    for seed in SEEDS:
+    for seed in SEEDS[:2]:
         asked = {**chat_tools(), "seed": seed, "tool_choice": named("custom", "patch")}
         answer = post(api, "/v1/chat/completions", **asked)
         assert not IS_PATCH.fullmatch(answer["choices"][0]["message"]["tool_calls"][0]["custom"]["input"])

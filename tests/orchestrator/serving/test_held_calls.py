@@ -232,9 +232,8 @@ def test_drafts_change_nothing(tokenizer: Tokenizer, prompts: Prompts) -> None:
 def test_the_shipped_models_calls_fit_with_and_without_drafts() -> None:
     model = load()
     requests = [
-        asking(choice=choice, sampling=SamplingParams(temperature, seed=3), max_tokens=100)
-        for choice in ("edit", "patch", "when", "required", "auto")
-        for temperature in (0.0, 1.3)
+        asking(choice=choice, sampling=SamplingParams(1.3 * (place % 2), seed=3), max_tokens=100)
+        for place, choice in enumerate(("edit", "patch", "when", "required", "auto"))
     ]
     found, accepted = [], []
     for mtp in (0, 3):
