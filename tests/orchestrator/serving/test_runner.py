@@ -348,7 +348,7 @@ def test_a_prompt_is_never_spared_more_tokens_than_it_has(served: Served) -> Non
 def test_an_answer_that_may_only_go_round_ends_alone(served: Served) -> None:
     other = asking(max_tokens=60, sampling=SEEDED)
     (expected,) = shown(served.run(other))
-    looping = asking(output=OutputForm("regex", "(ab){3000}"), max_tokens=1900)
+    looping = asking(output=OutputForm("regex", "(ab){900}"), max_tokens=600)
     found, beside = served.run(looping, other, most_turns=6000)
     assert shown([beside]) == [expected]
     assert found.end is not None
