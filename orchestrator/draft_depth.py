@@ -56,21 +56,20 @@ class DraftDepth:
             other_rows: of prompts in the same pass.
             most_rows: that drafts may add to it.
         """
-        asked = Asked(tuple([candidate.sequence for candidate in candidates]), other_rows, most_rows)
         if not candidates or not self.most:
-            return dict.fromkeys(asked.sequences, 0)
+            return _no_drafts(candidates)
         if len(candidates) >= self._usual or self._step >= self._usual_until:
             self._usual, self._usual_until = len(candidates), self._step + _FOLLOWED_STEPS
-        tries = self._tries.next_step(other_rows)
-        plan = self._plan
-        is_other = plan is not None and plan.asked != asked and (plan.is_drafting or tries)
-        if plan is None or self._step >= self._plan_until or is_other:
-            plan = self._plan = self._planned(asked, candidates)
-            self._plan_until = self._step + _SAME_STEPS
+        tries, plan = self._tries.next_step(other_rows), self._plan
+        if plan is None or tries or plan.is_drafting or self._step >= self._plan_until:
+            asked = Asked(tuple([of.sequence for of in candidates]), other_rows, most_rows)
+            if plan is None or plan.asked != asked or self._step >= self._plan_until:
+                plan = self._plan = self._planned(asked, candidates)
+                self._plan_until = self._step + _SAME_STEPS
+        # Else whoever comes meanwhile has no drafts either: to look anew takes time.
         self._tries.save(plan)
         if not tries and not plan.is_drafting:
-            # Whoever comes meanwhile has no drafts either: to look anew takes time.
-            return dict.fromkeys(asked.sequences, 0)
+            return _no_drafts(candidates)
         chosen = self._tries.depths(plan, candidates) if tries else plan.best
         if plan.takes_in and any(chosen.values()):
             # Once they are taken in, nothing waits any more.
@@ -103,6 +102,10 @@ class DraftDepth:
             takes_in = _takes_in(candidates, best)
         best_s = self._costs.step_s(best.values(), asked.other_rows)
         return DraftPlan(asked, gains, best, best_s, takes_in, self._costs.trunk_s(len(candidates)))
+
+
+def _no_drafts(candidates: Iterable[Candidate]) -> dict[int, int]:
+    return dict.fromkeys([of.sequence for of in candidates], 0)
 
 
 def _takes_in(candidates: Iterable[Candidate], depths: Mapping[int, int]) -> bool:

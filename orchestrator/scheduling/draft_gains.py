@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import accumulate
 from operator import mul
 
 
@@ -12,7 +12,7 @@ from operator import mul
 class DraftGains:
     """Expected tokens of drafts. `by_place`: sequence -> of its first draft, of its second, ..."""
 
-    by_place: Mapping[int, Sequence[float]]
+    by_place: Mapping[int, list[float]]
 
     @classmethod
     def of(cls, most: Mapping[int, int], chances: Mapping[int, Sequence[float]]) -> DraftGains:
@@ -28,17 +28,3 @@ class DraftGains:
     def tokens(self, depths: Mapping[int, int]) -> float:
         """Expected of a step."""
         return sum(1 + sum(self.by_place[sequence][:depth]) for sequence, depth in depths.items())
-
-    def best_first(self) -> list[tuple[float, int, int]]:
-        """(gain, place, sequence) of all drafts. No draft gains more than the one before it."""
-        drafts = [(gain, place, n) for n, gains in self.by_place.items() for place, gain in enumerate(gains)]
-        return sorted(drafts, key=lambda draft: (-draft[0], draft[1], draft[2]))
-
-    def best(self, depth: int, count: int) -> dict[int, int]:
-        """So many drafts that gain most, none deeper than `depth`."""
-        depths = dict.fromkeys(self.by_place, 0)
-        if count:
-            shallow = (draft for draft in self.best_first() if draft[1] < depth)
-            for _, _, sequence in islice(shallow, count):
-                depths[sequence] += 1
-        return depths

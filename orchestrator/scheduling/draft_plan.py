@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from orchestrator.scheduling.draft_gains import DraftGains
@@ -23,6 +23,8 @@ class DraftPlan:
     Attributes:
         takes_in: whether rows wait for those who draft.
         unit_s: of a step without drafts and without prompts.
+        is_drafting: whether it has any drafts.
+        best_steps: steps without drafts that take as long as such a step.
     """
 
     asked: Asked
@@ -31,18 +33,15 @@ class DraftPlan:
     best_s: float
     takes_in: bool
     unit_s: float
+    is_drafting: bool = field(init=False)
+    best_steps: float = field(init=False)
 
-    @property
-    def is_drafting(self) -> bool:
-        """Whether it has any drafts."""
-        return any(self.best.values())
+    def __post_init__(self) -> None:
+        # Every step asks.
+        object.__setattr__(self, "is_drafting", any(self.best.values()))
+        object.__setattr__(self, "best_steps", self.best_s / self.unit_s)
 
     @property
     def best_rate(self) -> float:
         """Expected tokens a second."""
         return self.gains.tokens(self.best) / self.best_s
-
-    @property
-    def best_steps(self) -> float:
-        """Steps without drafts that take as long as such a step."""
-        return self.best_s / self.unit_s

@@ -32,6 +32,8 @@ class DraftTries:
         self._most = most
         self._costs = costs
         self._near, self._far = _Account(_NEAR_SHARE), _Account(_FAR_SHARE)
+        self._time = 0.0
+        """So far, in steps without drafts."""
         self._wait_steps = _TRY_GAP_STEPS // 2
         """Until a try may begin."""
         self._going_on: _Try | None = None
@@ -45,13 +47,14 @@ class DraftTries:
 
     def save(self, plan: DraftPlan) -> None:
         """The step takes as long as the plan's."""
-        for account in (self._near, self._far):
-            account.save(plan.best_steps)
+        self._time += plan.best_steps
 
     def depths(self, plan: DraftPlan, candidates: Sequence[Candidate]) -> dict[int, int]:
         """To try in this step; the best ones where no others can be paid for."""
         if self._going_on is not None:
             return self._go_on(self._going_on, plan)
+        for account in (self._near, self._far):
+            account.save_until(self._time)
         near, far = _depths_to_try(max(plan.best.values()), self._most)
         # A far one that is too dear is waited for: near ones have time of their own.
         offers = [
@@ -140,16 +143,19 @@ class _Account:
     Attributes:
         steps: what is saved, in steps without drafts, whatever these take: the box may get slower, and
             sequences come and go.
+        time: until when it was saved.
         turns: tries so far; each time another depth is the first one to be looked at.
     """
 
     share: float
     steps: float = _TRIES_AT_FIRST_STEPS
+    time: float = 0.0
     turns: int = 0
 
-    def save(self, step: float) -> None:
-        """A step was run, that took as long as so many without drafts."""
-        self.steps = min(self.steps + self.share * step, _MOST_TRIES_STEPS)
+    def save_until(self, time: float) -> None:
+        """Save of all steps up to then; `time` is in steps without drafts too."""
+        self.steps = min(self.steps + self.share * (time - self.time), _MOST_TRIES_STEPS)
+        self.time = time
 
     def in_turn(self, depths: Sequence[int]) -> list[int]:
         """The depths from the one on whose turn it is."""

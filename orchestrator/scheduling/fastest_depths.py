@@ -9,6 +9,7 @@ from orchestrator.scheduling.candidate import Candidate
 from orchestrator.scheduling.draft_gains import DraftGains
 from orchestrator.scheduling.draft_plan import Asked
 from orchestrator.scheduling.measured_costs import MeasuredCosts
+from orchestrator.scheduling.native import fastest
 
 _LONGEST_USE_STEPS = 256
 """What rows that had waited cost is held against what drafts are expected to gain in so many steps."""
@@ -70,7 +71,7 @@ class FastestDepths:
         return [self.costs.taking_in_s(of.to_take_in(depth)) / steps for depth in range(self.most + 1)]
 
     def _found(
-        self, gains: DraftGains, absent: int, waiting_s: Mapping[int, Sequence[float]]
+        self, gains: DraftGains, absent: int, waiting_s: Mapping[int, list[float]]
     ) -> tuple[dict[int, int], float]:
         """The depths, and how many tokens a second; no drafts where those do not pay.
 
@@ -80,33 +81,17 @@ class FastestDepths:
         Args:
             waiting_s: what a step is longer for what is taken in, by sequence and depth.
         """
-        costs, (sequences, other_rows, most_rows) = self.costs, self.asked
+        sequences, other_rows, most_rows = self.asked
         num_sequences = len(sequences) + absent
-        off_rate = num_sequences / costs.trunk_s(num_sequences + other_rows)
-        best_rate = off_rate * (1 + self.least_gain)
-        best_depth = best_count = 0
-        best_first = gains.best_first()
-        # How long a pass takes is asked for again and again.
-        trunk_s: dict[int, float] = {}
-        drafting_s: dict[int, float] = {}
-        for depth in range(1, self.most + 1):
-            tokens, count, drafting, taking_in_s = float(num_sequences), 0, 0, 0.0
-            drafting_s.clear()
-            for gain, place, sequence in best_first:
-                if place >= depth:
-                    continue
-                if count == most_rows:
-                    break
-                tokens, count = tokens + gain, count + 1
-                if not place:
-                    drafting += 1
-                    if sequence in waiting_s:
-                        taking_in_s += waiting_s[sequence][depth]
-                if count not in trunk_s:
-                    trunk_s[count] = costs.trunk_s(num_sequences + count + other_rows)
-                if drafting not in drafting_s:
-                    drafting_s[drafting] = costs.drafting_s(depth, drafting)
-                rate = tokens / (trunk_s[count] + drafting_s[drafting] + taking_in_s)
-                if rate > best_rate:
-                    best_rate, best_depth, best_count = rate, depth, count
-        return gains.best(best_depth, best_count), best_rate
+        rows = num_sequences + other_rows
+        depths, rate = fastest(
+            list(gains.by_place.values()),
+            [waiting_s.get(sequence) for sequence in gains.by_place],
+            self.costs.passes(rows + self.most * len(sequences)),
+            [self.costs.drafting(depth, len(sequences)) for depth in range(1, self.most + 1)],
+            num_sequences,
+            rows,
+            most_rows,
+            self.least_gain,
+        )
+        return dict(zip(gains.by_place, depths, strict=True)), rate

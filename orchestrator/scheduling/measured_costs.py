@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
-from orchestrator.scheduling.corrections import Corrections
+from orchestrator.scheduling.native import Corrections, Curve
 from placement.pass_costs import PassCosts
 
 _COMMON_DRIFT = 0.0015**2
@@ -22,8 +24,12 @@ class MeasuredCosts:
 
     def __init__(self, predicted: PassCosts) -> None:
         self.predicted = predicted
-        self._predicted: dict[int, tuple[float, float]] = {}
-        """By rows: predicted seconds, and the logarithm of rows."""
+        self._passes_s = _Table(predicted.trunk_s)
+        """By rows."""
+        self._drafting_s = [
+            _Table(partial(_drafting_s, predicted, depth + 1)) for depth in range(self.most_drafts)
+        ]
+        """By depth and sequences."""
         self._common = self._common_variance = 0.0
         """The logarithm of how much slower the box is than at the time of the corrections."""
         self._steps = 0
@@ -45,10 +51,7 @@ class MeasuredCosts:
 
     def trunk_s(self, rows: int) -> float:
         """Of a pass of so many rows."""
-        found = self._predicted.get(rows)
-        if found is None:
-            found = self._predicted[rows] = self.predicted.trunk_s(rows), math.log(rows)
-        return found[0] * math.exp(self._common + self._passes.at(found[1]))
+        return self._passes_s.upto(rows)[rows] * math.exp(self._common + self._passes.at(math.log(rows)))
 
     def drafting_s(self, depth: int, sequences: int) -> float:
         """Of the first `depth` MTP layers drafting for so many sequences, for which few rows wait.
@@ -57,12 +60,22 @@ class MeasuredCosts:
         """
         if not depth or not sequences:
             return 0.0
+        predicted_s, corrections, common = self.drafting(depth, sequences)
+        return predicted_s[sequences] * math.exp(common + corrections.at(math.log(sequences)))
+
+    def passes(self, most_rows: int) -> Curve:
+        """`trunk_s` of 1 to `most_rows` rows."""
+        return Curve(self._passes_s.upto(most_rows), self._passes, self._common)
+
+    def drafting(self, depth: int, most_sequences: int) -> Curve:
+        """`drafting_s` of that depth, at least 1, for 1 to `most_sequences` sequences."""
+        predicted_s = self._drafting_s[depth - 1].upto(most_sequences)
+        if not self._drafting:
+            return Curve(predicted_s, Corrections(), self._common + self._passes.at(0.0))
         known = self._drafting.get(depth)
-        if known is None and self._drafting:
+        if known is None:
             known = self._drafting[min(self._drafting, key=lambda other: abs(other - depth))]
-        correction = known.at(math.log(sequences)) if known else self._passes.at(0.0)
-        predicted_s = self.predicted.drafting_s(depth, _ROWS_IN_DRAFTING * sequences)
-        return predicted_s * math.exp(self._common + correction)
+        return Curve(predicted_s, known, self._common)
 
     def taking_in_s(self, rows: Sequence[int]) -> float:
         """Of so many rows more in each of the first MTP layers, which had waited for them."""
@@ -85,7 +98,7 @@ class MeasuredCosts:
         if rows > 0 and 0 < seconds < math.inf:
             self._steps += 1
             self._common_variance += _COMMON_DRIFT
-            found = math.log(seconds / self.predicted.trunk_s(rows)) - self._common
+            found = math.log(seconds / self._passes_s.upto(rows)[rows]) - self._common
             change, left = self._passes.learn(rows, found, self._steps, self._common_variance)
             self._common += change
             self._common_variance *= left
@@ -104,10 +117,29 @@ class MeasuredCosts:
                 found = math.log(left_s / predicted_s) - self._common
                 self._taking_in.learn(sum(taken_in), found, self._steps)
             return
-        predicted_s = self.predicted.drafting_s(depth, _ROWS_IN_DRAFTING * sequences)
+        predicted_s = self._drafting_s[depth - 1].upto(sequences)[sequences]
         if predicted_s > 0:
             corrections = self._drafting.setdefault(depth, Corrections())
             corrections.learn(sequences, math.log(seconds / predicted_s) - self._common, self._steps)
 
     def _predicted_taking_in_s(self, rows: Sequence[int]) -> float:
         return sum(count * row_s for count, (_, row_s) in zip(rows, self.predicted.draft_s, strict=False))
+
+
+class _Table:
+    """Predicted seconds by size, from 1 on, each asked for once."""
+
+    def __init__(self, of_size: Callable[[int], float]) -> None:
+        self._of_size = of_size
+        self._seconds = array("d", [0.0])
+
+    def upto(self, size: int) -> array[float]:
+        """At least of sizes up to this one; the first place is nobody's."""
+        seconds = self._seconds
+        if size >= len(seconds):
+            seconds.extend(map(self._of_size, range(len(seconds), size + 1)))
+        return seconds
+
+
+def _drafting_s(predicted: PassCosts, depth: int, sequences: int) -> float:
+    return predicted.drafting_s(depth, _ROWS_IN_DRAFTING * sequences)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pytest
 
-from orchestrator.scheduling.corrections import Corrections
+from orchestrator.scheduling.native import Corrections
 
 
 def measured(sizes: dict[int, float], noise: float, steps: int, seed: int = 0) -> Corrections:
@@ -59,6 +60,25 @@ def test_a_size_that_was_measured_long_ago_follows_its_neighbours() -> None:
     assert corrections.at(math.log(7)) == pytest.approx(0, abs=0.01)
 
 
+def test_sizes_of_one_measurement_each_are_the_mean_of_a_random_walk_through_them() -> None:
+    """By solving for all at once: each varies by 0.1, and by 0.17 to one that is e times as large."""
+    sizes, found = np.array([2, 5, 7, 40]), np.array([0.5, -0.2, 0.1, 0.3])
+    corrections = Corrections()
+    for size, value in zip(sizes.tolist(), found.tolist(), strict=True):
+        corrections.learn(size, value, 1)
+    between = np.diff(np.eye(4), axis=0) / np.sqrt(0.17**2 * np.diff(np.log(sizes)))[:, None]
+    mean = np.linalg.solve(between.T @ between + np.eye(4) / 0.1**2, found / 0.1**2)
+    assert [corrections.at(math.log(size)) for size in sizes] == pytest.approx(mean.tolist(), rel=1e-12)
+    middle = (mean[2] + mean[3]) / 2
+    assert corrections.at(math.log(7 * 40) / 2) == pytest.approx(middle, rel=1e-12)
+
+
+@pytest.mark.parametrize(("size", "found"), [(0.5, 0.0), (math.nan, 0.0), (4, math.inf), (4, math.nan)])
+def test_what_is_no_measurement_is_refused(size: float, found: float) -> None:
+    with pytest.raises(ValueError, match="expected a size of at least 1 and a finite logarithm"):
+        Corrections().learn(size, found, 1)
+
+
 def test_sizes_that_are_measured_alike_often_keep_what_is_their_own() -> None:
     corrections = measured({1: 0.4, 2: 0.0, 4: -0.2, 24: 0.3}, 0.1, 600)
     for size, value in ((1, 0.4), (2, 0.0), (4, -0.2), (24, 0.3)):
@@ -69,7 +89,7 @@ def test_sizes_that_are_measured_alike_often_keep_what_is_their_own() -> None:
 
 def test_what_all_sizes_have_in_common_is_said() -> None:
     corrections = measured({4: 0.0}, 0.01, 50)
-    change, left = corrections.learn(4, 0.05, 51, common_variance=1.0)
+    change, left = corrections.learn(4, 0.05, 51, 1.0)
     assert change == pytest.approx(0.05, rel=0.05)
     assert left == pytest.approx(0, abs=0.05)
-    assert corrections.learn(9, 0.7, 52, common_variance=1.0) == (0.0, 1.0)
+    assert corrections.learn(9, 0.7, 52, 1.0) == (0.0, 1.0)
