@@ -12,8 +12,8 @@ from orchestrator.scheduling.draft_tries import DraftTries
 from orchestrator.scheduling.fastest_depths import FastestDepths
 from orchestrator.scheduling.measured_costs import MeasuredCosts
 
-BEGIN_GAIN, GO_ON_LOSS = 0.005, 0.01
-"""Drafts begin where they are faster than none by that part, and go on until they are slower by this one.
+_GO_ON_LOSS = 0.02
+"""Drafts begin where they are faster than none, and go on until they are slower by that part.
 
 Only drafts show whether drafts hold, so an estimate that is a little too low must not end them.
 """
@@ -92,7 +92,7 @@ class DraftDepth:
             {sequence: self._acceptance.of(sequence, shared) for sequence in asked.sequences},
         )
         is_drafting = self._plan is not None and self._plan.is_drafting
-        least_gain = -GO_ON_LOSS if is_drafting else BEGIN_GAIN
+        least_gain = -_GO_ON_LOSS if is_drafting else 0.0
         absent = self._usual - len(candidates)
         fastest = FastestDepths(self._costs, self.most, asked, least_gain, absent)
         best = fastest.where_nothing_waits(gains)

@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-_KEPT_BY_STEP, _KEPT_BY_TRIAL = 0.997, 0.99
+_KEPT = 0.997
 """What a count is multiplied with: at every step, and when its draft is tried again."""
 _FADE_STEPS = 8
 """Counts fade once in so many steps, since it takes time."""
 _HARDLY_LUCK = 0.001
 """So small a chance of as many equal outcomes on end says that things have changed."""
-_KEPT_BY_CHANGE = 0.2
+_KEPT_BY_CHANGE = 0.1
 """What counts are multiplied with then: the estimate stays, and what comes next moves it more."""
-_PRIOR_TRIALS = 6.0
+_PRIOR_TRIALS = 12.0
 """The shared acceptance counts like so many trials of a sequence of its own."""
 _GUESS, _GUESS_TRIALS = 0.65, 5.0
 """Acceptance before anything was tried, and its weight in trials."""
@@ -91,7 +91,7 @@ class _Counts:
     def fade(self, step: int) -> None:
         """It is that step now."""
         if step >= self.step + _FADE_STEPS:
-            kept = _KEPT_BY_STEP ** (step - self.step)
+            kept = _KEPT ** (step - self.step)
             self.tried = [count * kept for count in self.tried]
             self.held = [count * kept for count in self.held]
             self.step = step
@@ -108,8 +108,8 @@ class _Counts:
         chance = self.estimate(place, 0.5, 2.0)
         if abs(run) < tried and (chance if holds else 1 - chance) ** abs(run) < _HARDLY_LUCK:
             tried, held, run = tried * _KEPT_BY_CHANGE, held * _KEPT_BY_CHANGE, 0
-        self.tried[place] = tried * _KEPT_BY_TRIAL + 1
-        self.held[place] = held * _KEPT_BY_TRIAL + holds
+        self.tried[place] = tried * _KEPT + 1
+        self.held[place] = held * _KEPT + holds
         self.runs[place] = run
 
     def times(self, place: int) -> float:
