@@ -87,10 +87,8 @@ class DraftDepth:
 
     def _planned(self, asked: Asked, candidates: Sequence[Candidate]) -> DraftPlan:
         shared = self._acceptance.shared()
-        gains = DraftGains.of(
-            {candidate.sequence: min(candidate.most, self.most) for candidate in candidates},
-            {sequence: self._acceptance.of(sequence, shared) for sequence in asked.sequences},
-        )
+        chances = [(of, self._acceptance.of(of.sequence, shared)) for of in candidates]
+        gains = DraftGains.of({of.sequence: own[: of.upto(self.most)] for of, own in chances})
         is_drafting = self._plan is not None and self._plan.is_drafting
         least_gain = -_GO_ON_LOSS if is_drafting else 0.0
         absent = self._usual - len(candidates)
@@ -110,4 +108,4 @@ def _no_drafts(candidates: Iterable[Candidate]) -> dict[int, int]:
 
 def _takes_in(candidates: Iterable[Candidate], depths: Mapping[int, int]) -> bool:
     """Whether somebody has rows to take in for these depths."""
-    return any(rows_taken_in((of.behind, depths[of.sequence]) for of in candidates))
+    return any(depths.values()) and any(rows_taken_in((of.behind, depths[of.sequence]) for of in candidates))

@@ -15,9 +15,9 @@ class DraftGains:
     by_place: Mapping[int, list[float]]
 
     @classmethod
-    def of(cls, most: Mapping[int, int], chances: Mapping[int, Sequence[float]]) -> DraftGains:
-        """From the most drafts of each sequence, and each draft's chance to hold if those before it do."""
-        return cls({n: list(accumulate(chances[n][: max(0, of)], mul)) for n, of in most.items()})
+    def of(cls, chances: Mapping[int, Sequence[float]]) -> DraftGains:
+        """From each draft's chance to hold if those before it do."""
+        return cls({sequence: list(accumulate(own, mul)) for sequence, own in chances.items()})
 
     def upto(self, most: Mapping[int, int]) -> DraftGains:
         """These sequences have no more drafts than that."""
