@@ -8,7 +8,7 @@ INSTALL = [ -t 1 ] || quiet=--quiet; $(BIN)/pip install $$quiet --constraint con
 # One thread each, since their models are tiny. Three processes keep two cores busy, since some tests wait. Python
 # keeps what it compiles, since a hundred processes import the same modules.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
-NATIVE := $(wildcard workers/kernels/*.cpp workers/kernels/*.h workers/kernels/gpu/*.h workers/memory/*.c transport/*.c)
+NATIVE := $(wildcard workers/kernels/*.cpp workers/kernels/*.h workers/kernels/gpu/*.h workers/memory/*.c transport/*.c orchestrator/model/*.c)
 
 .PHONY: demo test card test-long launcher launcher-short soak fidelity check neon avx512 wheel clean
 
@@ -95,4 +95,4 @@ $(READY): pyproject.toml constraints.txt $(NATIVE)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info workers/kernels/*.so workers/memory/*.so transport/*.so
+	rm -rf $(VENV) build *.egg-info workers/kernels/*.so workers/memory/*.so transport/*.so orchestrator/model/*.so

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool
-from orchestrator.model.waiting_rows import WaitingRows
+from orchestrator.model.rows_behind import RowsBehind
+from orchestrator.model.waiting_rows import WaitingRows, append_each
 from placement.kv_size import HELD_BACK, MOST_DEFERRED, ROWS_BACK
 from placement.model_shape import MOST_POSITIONS
 
@@ -26,7 +27,7 @@ class MtpState:
         lowest: the smallest number of trunk rows at which drafts are right from what is here.
     """
 
-    __slots__ = ("_lowest", "_most_behind", "caches", "hidden_size", "num_hidden", "reaches", "rows")
+    __slots__ = ("_layers", "_lowest", "caches", "hidden_size", "num_hidden", "reaches", "rows")
 
     def __init__(
         self, caches: tuple[KVCache, ...], hidden_size: int, reaches: Sequence[int | None], pool: KvPool
@@ -37,19 +38,14 @@ class MtpState:
         self.caches = caches
         self.rows = tuple(WaitingRows(hidden_size, pool) for _ in caches)
         self.reaches = tuple(reaches)
-        most_behind = [MOST_POSITIONS if reach is None else reach + ROWS_BACK + 1 for reach in reaches]
-        self._most_behind = tuple(zip(caches, most_behind, strict=True))
+        # Of each layer, slots and the most rows that it is behind; None until somebody asks again.
+        self._layers: tuple[tuple[int, int], ...] | None = None
         self._lowest = 0
 
     @property
     def deferred(self) -> int:
         """Trunk rows that wait for the next `MtpDrafter.draft`."""
         return len(self.rows[0])
-
-    @property
-    def waiting(self) -> int:
-        """The most rows that wait for one layer; one waits for each where all were asked for drafts."""
-        return max(map(len, self.rows))
 
     @property
     def is_behind(self) -> bool:
@@ -61,13 +57,13 @@ class MtpState:
         return self.reaches[k] is None and len(self.rows[k]) >= MOST_DEFERRED
 
     @property
-    def behind(self) -> tuple[int, ...]:
+    def behind(self) -> RowsBehind:
         """Rows that each layer would compute for its next draft, but for what hangs on drafts."""
-        seen = self.num_hidden
-        # Every step asks, so this is written for speed.
-        return tuple(
-            [rows if (rows := seen - cache.length) < most else most for cache, most in self._most_behind]
-        )
+        layers = self._layers
+        if layers is None:
+            most = [MOST_POSITIONS if reach is None else reach + ROWS_BACK + 1 for reach in self.reaches]
+            layers = self._layers = tuple(zip([cache.length for cache in self.caches], most, strict=True))
+        return RowsBehind(self.num_hidden, layers)
 
     @property
     def lowest(self) -> int:
@@ -90,15 +86,9 @@ class MtpState:
         Raises:
             KvDoesNotFit: the pool has no room for them.
         """
-        num_rows = hidden_states.shape[0]
-        self.num_hidden += num_rows
-        if not self.rows:
-            return
-        if num_rows > self.rows[0].room:
-            # First, so that a sequence holds no more pages meanwhile.
-            for k, rows in enumerate(self.rows):
-                rows.forget_before(self.first_needed(k))
-        self.rows[0].append(hidden_states)
+        self.num_hidden += hidden_states.shape[0]
+        if self.rows:
+            self._append(hidden_states)
 
     def first_needed(self, k: int) -> int:
         """The first slot of layer k that drafts after this row, or after one a little earlier, hang on."""
@@ -112,9 +102,9 @@ class MtpState:
                 self.rows[0].drop_from(num_hidden)
             self.num_hidden = num_hidden
 
-    def newest_row(self) -> Tensor:
-        """The last one that was deferred, float32 [1, hidden]; [0, hidden] where none waits."""
-        return self.rows[0].rows(self.rows[0].stop - 1)
+    def computes(self) -> None:
+        """Layers are about to compute slots."""
+        self._layers = None
 
     def begin_layer_at(self, k: int, slot: int) -> None:
         """Have nothing of layer k before a slot, because nothing before it is needed."""
@@ -128,10 +118,41 @@ class MtpState:
         """Go on after so many trunk rows of a kept text, whose slots and rows are there."""
         self.num_hidden = num_hidden
         self._lowest = lowest
+        self._layers = None
 
     def close(self) -> None:
         """Give the pages of caches and rows back now."""
+        self._layers = None
         for cache in self.caches:
             cache.close()
         for rows in self.rows:
             rows.close()
+
+    def _append(self, hidden_states: Tensor) -> None:
+        """Keep rows that were seen."""
+        if hidden_states.shape[0] > self.rows[0].room:
+            # First, so that a sequence holds no more pages meanwhile.
+            for k, rows in enumerate(self.rows):
+                rows.forget_before(self.first_needed(k))
+        self.rows[0].append(hidden_states)
+
+
+def defer_each(
+    states: Sequence[MtpState], firsts: Sequence[int], counts: Sequence[int], hidden_states: Tensor
+) -> None:
+    """Have the states of several sequences keep rows of one pass, as `MtpState.defer` does for one.
+
+    Args:
+        states: with one MTP layer or more.
+        firsts, counts: of each sequence, its first row, and how many of them it keeps.
+        hidden_states: of all, contiguous float32 [num_rows, hidden].
+
+    Raises:
+        KvDoesNotFit: a pool has no room for a sequence's rows.
+    """
+    left = append_each([state.rows[0] for state in states], firsts, counts, hidden_states)
+    for state, count in zip(states, counts, strict=True):
+        state.num_hidden += count
+    for place in left:
+        first = firsts[place]
+        states[place]._append(hidden_states[first : first + counts[place]])

@@ -14,7 +14,7 @@ from orchestrator.model.mtp import DraftRequest, MtpDrafter
 from orchestrator.model.step35 import Step35Model
 from orchestrator.sampling import Logits
 from orchestrator.scheduling.step_plan import Advance, StepOutcome, StepPlan
-from orchestrator.sequence import SequenceState
+from orchestrator.sequence import SequenceState, take_rows
 
 
 def run_step(
@@ -79,28 +79,18 @@ def run_step(
     return StepOutcome(advances, drafted - started, drafting_rows, len(token_ids) - decode_rows)
 
 
-def keep_text(drafter: MtpDrafter | None, sequence: SequenceState, upto: int | None = None) -> None:
+def keep_text(sequence: SequenceState, upto: int | None = None) -> None:
     """Keep a sequence's text for others, as far as it is computed and before `upto`."""
-    prefix, mtp = sequence.prefix, sequence.mtp
-    if prefix is None:
-        return
-    if drafter is not None and mtp is not None and mtp.waiting > 1 and not prefix.has_room_for_rows(mtp):
-        # MTP layers have room of their own. All rows but the newest, which the next drafts begin with.
-        newest = mtp.newest_row()
-        mtp.forget(mtp.num_hidden - len(newest))
-        try:
-            drafter.draft([sequence.draft_request(0)])
-        finally:
-            mtp.defer(newest)
-    prefix.keep(sequence.tokens, sequence.cache, mtp, upto)
+    if sequence.prefix is not None:
+        sequence.prefix.keep(sequence.tokens, sequence.cache, sequence.mtp, upto)
 
 
-def keep_prompts(drafter: MtpDrafter | None, sequences: Mapping[int, SequenceState], plan: StepPlan) -> None:
+def keep_prompts(sequences: Mapping[int, SequenceState], plan: StepPlan) -> None:
     """Keep what is read of prompts, where a step came to a length that is worth it."""
     for chunk in plan.prefill:
         sequence = sequences[chunk.sequence]
         if sequence.cache.length in sequence.stops:
-            keep_text(drafter, sequence, sequence.cache.length)
+            keep_text(sequence, sequence.cache.length)
 
 
 def _choose(logits: Logits, sequences: Sequence[SequenceState]) -> tuple[list[int], list[RowLogprob | None]]:
@@ -123,26 +113,46 @@ def _advances(
     logprobs: Sequence[RowLogprob | None],
 ) -> tuple[Advance, ...]:
     """Hand the sequences their rows and what was chosen from them."""
-    rows = torch.split(hidden_states, [part.num_tokens for part in batch])
-    advances = []
-    at = 0
-    for part, own in zip(plan.decode, rows, strict=False):
-        sequence, drafted = sequences[part.sequence], len(own) - 1
-        tokens, accepted = sequence.verified(own, chosen[at : at + len(own)])
+    taking: list[SequenceState] = []
+    firsts: list[int] = []
+    counts: list[int] = []
+    found: list[tuple[int, Sequence[int], int, int, tuple[RowLogprob, ...]]] = []
+    row = at = 0
+    for part, own in zip(plan.decode, batch, strict=False):
+        sequence, stop = sequences[part.sequence], at + own.num_tokens
+        tokens, accepted = sequence.verified(chosen[at:stop])
+        taking.append(sequence)
+        firsts.append(row)
+        counts.append(len(tokens))
         told = _told(logprobs[at : at + len(tokens)])
-        at += len(own)
-        held, ended = sequence.cache.length, sequence.finish_reason
-        behind = sequence.behind
-        advances.append(Advance(part.sequence, tuple(tokens), drafted, accepted, ended, held, told, behind))
-    for chunk, own in zip(plan.prefill, rows[len(plan.decode) :], strict=True):
+        found.append((part.sequence, tokens, own.num_tokens - 1, accepted, told))
+        row = at = stop
+    for chunk, own in zip(plan.prefill, batch[len(plan.decode) :], strict=True):
         sequence, tokens, told = sequences[chunk.sequence], [], ()
-        sequence.prefilled(own)
+        taking.append(sequence)
+        firsts.append(row)
+        counts.append(own.num_tokens)
+        row += own.num_tokens
         if sequence.ends_prompt:
             tokens, told = sequence.first_token(chosen[at]), _told(logprobs[at : at + 1])
             at += 1
-        held, ended = sequence.cache.length, sequence.finish_reason
-        advances.append(Advance(chunk.sequence, tuple(tokens), 0, 0, ended, held, told, sequence.behind))
-    return tuple(advances)
+        found.append((chunk.sequence, tokens, 0, 0, told))
+    take_rows(taking, firsts, counts, hidden_states)
+    return tuple(
+        [
+            Advance(
+                number,
+                tuple(tokens),
+                drafted,
+                accepted,
+                sequence.finish_reason,
+                sequence.cache.length,
+                told,
+                sequence.behind,
+            )
+            for sequence, (number, tokens, drafted, accepted, told) in zip(taking, found, strict=True)
+        ]
+    )
 
 
 def _told(logprobs: Sequence[RowLogprob | None]) -> tuple[RowLogprob, ...]:
