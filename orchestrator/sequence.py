@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
-from orchestrator.model.mtp_state import MtpState, defer_each
+from orchestrator.model.mtp_state import MtpState
+from orchestrator.model.native import row_ends
+from orchestrator.model.rows_behind import RowsBehind
 from orchestrator.model.step35 import Step35Model
 from orchestrator.prefix.cache import PrefixCache
 from orchestrator.prefix.stops import stops
@@ -81,6 +83,9 @@ class SequenceState:
         self._heard = 0
         self._is_resumed = self._was_resumed = False
         self.mtp: MtpState | None = None
+        self.row_end: row_ends.RowEnd | None = None
+        """Where its next rows go while there is room, else `take` has them; None where nobody wants them."""
+        self._taken_in: tuple[tuple[int, int], ...] | None = None
         self._new_caches()
 
     @property
@@ -106,7 +111,12 @@ class SequenceState:
     @property
     def behind(self) -> Sequence[int]:
         """Rows that each MTP layer would have to take in before it drafts."""
-        return () if self.mtp is None else self.mtp.behind
+        if self.mtp is None:
+            return ()
+        # In steps without drafts nobody looks at the state otherwise, so it would have to come from memory.
+        if self._taken_in is None:
+            self._taken_in = self.mtp.taken_in
+        return RowsBehind(self.cache.length, self._taken_in)
 
     def resume(self) -> None:
         """Go on from what is kept of the text, if nothing of it is computed yet."""
@@ -117,6 +127,7 @@ class SequenceState:
         except BaseException:
             self.pause()
             raise
+        self._taken_in = None
         self.stops = stops(found, self.num_prompt, self._ends)
         if not self._was_resumed:
             self.matched = min(found.matched, self.num_prompt)
@@ -147,6 +158,7 @@ class SequenceState:
         """Have the MTP layers take in the rows that they need, and draft."""
         if self.mtp is None:
             raise ValueError("this sequence was started without a drafter")
+        self._taken_in = None
         return DraftRequest(self.mtp, _NO_ROWS, self.tokens, num_drafts, self._draft_choice)
 
     def choices(self) -> list[Choice]:
@@ -223,31 +235,9 @@ class SequenceState:
     def _new_caches(self) -> None:
         self.cache = self._model.new_cache()
         self.mtp = self._drafter.new_state() if self._drafter is not None else None
+        self._taken_in = None
         self._is_resumed = False
-
-
-def take_rows(
-    sequences: Sequence[SequenceState], firsts: Sequence[int], counts: Sequence[int], hidden_states: Tensor
-) -> None:
-    """Have sequences take rows of one pass, as `SequenceState.take` does for one.
-
-    Args:
-        firsts, counts: of each sequence, its first row, and how many of them it takes.
-        hidden_states: of all, contiguous float32 [num_rows, hidden].
-
-    Raises:
-        KvDoesNotFit: a pool has no room for a sequence's rows.
-    """
-    states: list[MtpState] = []
-    their_firsts: list[int] = []
-    their_counts: list[int] = []
-    for sequence, first, count in zip(sequences, firsts, counts, strict=True):
-        mtp = sequence.mtp
-        if sequence._on_hidden is not None:
-            sequence.take(hidden_states[first : first + count])
-        elif mtp is not None:
-            states.append(mtp)
-            their_firsts.append(first)
-            their_counts.append(count)
-    if states:
-        defer_each(states, their_firsts, their_counts, hidden_states)
+        self.row_end = self.mtp.rows[0] if self.mtp is not None else None
+        if self._on_hidden is not None:
+            # It has no room, so that somebody hears of all rows.
+            self.row_end = row_ends.RowEnd()

@@ -160,7 +160,6 @@ class MtpDrafter:
         with self._model.timer.part("mtp", owns_inner=True):
             turns = []
             for request in requests:
-                request.state.computes()
                 if len(request.hidden_states):
                     request.state.defer(request.hidden_states)
                 turns.append(_Turn(request, request.hidden_states[:0], []))

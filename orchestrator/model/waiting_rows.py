@@ -192,14 +192,15 @@ class WaitingRows(row_ends.RowEnd):
 
 
 def append_each(
-    all_rows: Sequence[WaitingRows], firsts: Sequence[int], counts: Sequence[int], hidden_states: Tensor
+    ends: Sequence[row_ends.RowEnd], firsts: Sequence[int], counts: Sequence[int], hidden_states: Tensor
 ) -> list[int]:
     """Have several take rows of one tensor at once, each `counts[i]` from row `firsts[i]` on.
 
     Args:
+        ends: of the same hidden size; `WaitingRows` are such.
         hidden_states: contiguous float32 [num_rows, hidden].
 
     Returns:
         The places of those whose pages have no room for all of their rows; they took none.
     """
-    return row_ends.append_each(all_rows, firsts, counts, hidden_states.data_ptr(), hidden_states.size(0))
+    return row_ends.append_each(ends, firsts, counts, hidden_states.data_ptr(), hidden_states.size(0))

@@ -162,4 +162,4 @@ class Boundary:
         # Last, because the pages for these may be had only for what is kept here.
         for rows, own_rows in zip(mtp.rows, left, strict=False):
             rows.append(own_rows)
-        mtp.resume(length, self.lowest)
+        mtp.resume(self.lowest)

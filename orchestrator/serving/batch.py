@@ -11,10 +11,12 @@ from torch import Tensor
 from orchestrator.logprobs import RowLogprob, row_logprob
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
+from orchestrator.model.native import row_ends
 from orchestrator.model.step35 import Step35Model
+from orchestrator.model.waiting_rows import append_each
 from orchestrator.sampling import Logits
 from orchestrator.scheduling.step_plan import Advance, StepOutcome, StepPlan
-from orchestrator.sequence import SequenceState, take_rows
+from orchestrator.sequence import SequenceState
 
 
 def run_step(
@@ -113,46 +115,44 @@ def _advances(
     logprobs: Sequence[RowLogprob | None],
 ) -> tuple[Advance, ...]:
     """Hand the sequences their rows and what was chosen from them."""
+    advances: list[Advance] = []
     taking: list[SequenceState] = []
+    ends: list[row_ends.RowEnd] = []
     firsts: list[int] = []
     counts: list[int] = []
-    found: list[tuple[int, Sequence[int], int, int, tuple[RowLogprob, ...]]] = []
     row = at = 0
     for part, own in zip(plan.decode, batch, strict=False):
-        sequence, stop = sequences[part.sequence], at + own.num_tokens
-        tokens, accepted = sequence.verified(chosen[at:stop])
-        taking.append(sequence)
-        firsts.append(row)
-        counts.append(len(tokens))
+        sequence, num_rows = sequences[part.sequence], own.num_tokens
+        tokens, accepted = sequence.verified(chosen[at : at + num_rows])
+        if sequence.row_end is not None:
+            taking.append(sequence)
+            ends.append(sequence.row_end)
+            firsts.append(row)
+            counts.append(len(tokens))
         told = _told(logprobs[at : at + len(tokens)])
-        found.append((part.sequence, tokens, own.num_tokens - 1, accepted, told))
-        row = at = stop
+        held, ended, behind = sequence.cache.length, sequence.finish_reason, sequence.behind
+        advances.append(
+            Advance(part.sequence, tuple(tokens), num_rows - 1, accepted, ended, held, told, behind)
+        )
+        row += num_rows
+        at += num_rows
     for chunk, own in zip(plan.prefill, batch[len(plan.decode) :], strict=True):
         sequence, tokens, told = sequences[chunk.sequence], [], ()
-        taking.append(sequence)
-        firsts.append(row)
-        counts.append(own.num_tokens)
+        if sequence.row_end is not None:
+            taking.append(sequence)
+            ends.append(sequence.row_end)
+            firsts.append(row)
+            counts.append(own.num_tokens)
         row += own.num_tokens
         if sequence.ends_prompt:
             tokens, told = sequence.first_token(chosen[at]), _told(logprobs[at : at + 1])
             at += 1
-        found.append((chunk.sequence, tokens, 0, 0, told))
-    take_rows(taking, firsts, counts, hidden_states)
-    return tuple(
-        [
-            Advance(
-                number,
-                tuple(tokens),
-                drafted,
-                accepted,
-                sequence.finish_reason,
-                sequence.cache.length,
-                told,
-                sequence.behind,
-            )
-            for sequence, (number, tokens, drafted, accepted, told) in zip(taking, found, strict=True)
-        ]
-    )
+        held, ended, behind = sequence.cache.length, sequence.finish_reason, sequence.behind
+        advances.append(Advance(chunk.sequence, tuple(tokens), 0, 0, ended, held, told, behind))
+    if taking:
+        for place in append_each(ends, firsts, counts, hidden_states):
+            taking[place].take(hidden_states[firsts[place] : firsts[place] + counts[place]])
+    return tuple(advances)
 
 
 def _told(logprobs: Sequence[RowLogprob | None]) -> tuple[RowLogprob, ...]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool
-from orchestrator.model.mtp_state import MtpState, defer_each
+from orchestrator.model.mtp_state import MtpState
 from orchestrator.model.native import row_ends
 from orchestrator.model.waiting_rows import WaitingRows, append_each
 from placement.errors import KvDoesNotFit
@@ -45,7 +45,9 @@ def test_sequences_keep_the_rows_of_a_step_as_each_would_alone(steps: list[list[
             at += kept + rejected
         hidden_states = torch.arange(at * HIDDEN, dtype=torch.float32).view(at, HIDDEN) + value
         value += at * HIDDEN
-        defer_each(together[: len(parts)], firsts, counts, hidden_states)
+        ends = [state.rows[0] for state in together[: len(parts)]]
+        for place in append_each(ends, firsts, counts, hidden_states):
+            together[place].defer(hidden_states[firsts[place] : firsts[place] + counts[place]])
         for state, first, count in zip(alone, firsts, counts, strict=False):
             state.defer(hidden_states[first : first + count])
         hidden_states.zero_()
@@ -75,10 +77,10 @@ def test_who_has_no_room_gets_no_row_and_the_others_get_theirs() -> None:
 
 
 def test_rows_that_have_no_page_are_refused_in_a_line() -> None:
-    pool = KvPool(2 * row_pages(HIDDEN).page_bytes)
-    states = [state_in(pool) for _ in range(3)]
+    rows = WaitingRows(HIDDEN, KvPool(row_pages(HIDDEN).page_bytes))
+    rows.append(torch.zeros(120, HIDDEN))
     with pytest.raises(KvDoesNotFit, match="go without drafts"):
-        defer_each(states, [0, 1, 2], [1, 1, 1], torch.zeros(3, HIDDEN))
+        rows.append(torch.zeros(9, HIDDEN))
 
 
 @pytest.mark.parametrize(
