@@ -302,7 +302,8 @@ def _kept_mtp(cache: KVCache, rows: WaitingRows, length: int) -> KeptMtp:
     slots = min(cache.length, length)
     start = rows.start if rows.start > cache.length else slots
     stop = max(start, min(rows.stop, length))
-    waiting = KeptRows(start, stop, LayerPages(rows.pool, rows.kv, rows.share(start, stop)))
+    pages = rows.share(start, stop)
+    waiting = KeptRows(start, stop, LayerPages(rows.pool, rows.kv, pages) if pages else None)
     if not slots or start > slots:
         return KeptMtp(_NOTHING, 0, waiting)
     return KeptMtp(_kept(cache, cache.share(slots)), slots, waiting)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, count
+from itertools import count
 
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool, Page
@@ -76,12 +76,12 @@ class KeptRows:
 
     Attributes:
         start, stop: slots of the first one, and behind the last one.
-        pages: those of `start` to `stop` - 1, as `WaitingRows.share` gives them.
+        pages: those of `start` to `stop` - 1, as `WaitingRows.share` gives them; None for no rows.
     """
 
     start: int
     stop: int
-    pages: LayerPages
+    pages: LayerPages | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,11 @@ class Boundary:
 
     def own_pages(self) -> Iterator[LayerPages]:
         """Those that are not its blocks'."""
-        return chain(self.trunk.layers, *[(*kept.cache.layers, kept.rows.pages) for kept in self.mtp])
+        yield from self.trunk.layers
+        for kept in self.mtp:
+            yield from kept.cache.layers
+            if kept.rows.pages is not None:
+                yield kept.rows.pages
 
     def pages_alone(self) -> Iterator[LayerPages]:
         """Those that go with it: its own, and those of blocks that lead to it alone."""
@@ -155,11 +159,12 @@ class Boundary:
                 first_page = of_layer.cache.first_page if own.layers[0].is_sliding else 0
                 held = of_layer.cache.layers[0].pages[: pages_of(slots) - first_page]
                 own.adopt(slots, of_layer.cache.first_page, [held])
-            start, stop = of_layer.rows.start, min(length, of_layer.rows.stop)
-            if length < of_layer.length:
-                start = stop = length
-            left.append(rows.adopt(start, stop, of_layer.rows.pages.pages))
+            of_rows = of_layer.rows
+            if length < of_layer.length or of_rows.pages is None:
+                rows.begin_at(min(length, of_rows.start))
+            else:
+                left.append((rows, rows.adopt(of_rows.start, min(length, of_rows.stop), of_rows.pages.pages)))
         # Last, because the pages for these may be had only for what is kept here.
-        for rows, own_rows in zip(mtp.rows, left, strict=False):
+        for rows, own_rows in left:
             rows.append(own_rows)
         mtp.resume(self.lowest)
