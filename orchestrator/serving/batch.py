@@ -43,21 +43,21 @@ def run_step(
         sequences[number].pause()
     if not plan.rows:
         return StepOutcome(())
-    for chunk in plan.prefill:
-        sequences[chunk.sequence].resume()
+    decoded = [sequences[part.sequence] for part in plan.decode]
+    read = [sequences[chunk.sequence] for chunk in plan.prefill]
+    for sequence in read:
+        sequence.resume()
     started = clock()
-    drafting_rows = _draft(drafter, sequences, plan)
+    drafting_rows = _draft(drafter, plan, decoded, read)
     drafted = clock()
 
     token_ids: list[int] = []
     batch: list[SequenceSlice] = []
-    for part in plan.decode:
-        sequence = sequences[part.sequence]
+    for sequence in decoded:
         token_ids += [sequence.tokens[-1], *sequence.drafts]
         batch.append(SequenceSlice(sequence.cache, 1 + len(sequence.drafts)))
     decode_rows = len(token_ids)
-    for chunk in plan.prefill:
-        sequence = sequences[chunk.sequence]
+    for chunk, sequence in zip(plan.prefill, read, strict=True):
         start = sequence.cache.length
         # Nothing behind what may be computed: with all of it a later step goes wrong.
         stop = sequence.pass_end(start + min(chunk.tokens, sequence.to_prefill))
@@ -65,7 +65,7 @@ def run_step(
         batch.append(SequenceSlice(sequence.cache, stop - start))
     hidden_states = model.forward(torch.tensor(token_ids), batch)
 
-    ends = list(_prompt_ends(sequences, plan, batch))
+    ends = list(_prompt_ends(read, decode_rows, batch[len(decoded) :]))
     chosen_from = [*range(decode_rows), *ends]
     chosen: list[int] = []
     logprobs: list[RowLogprob | None] = []
@@ -73,11 +73,10 @@ def run_step(
         all_of_them = len(chosen_from) == len(token_ids)
         rows = hidden_states if all_of_them else hidden_states[chosen_from]
         logits = model.logits_to_choose_from(rows)
-        deciding = [sequences[part.sequence] for part in plan.decode]
-        deciding += [of for chunk in plan.prefill if (of := sequences[chunk.sequence]).ends_prompt]
+        deciding = [*decoded, *(sequence for sequence in read if sequence.ends_prompt)]
         with model.timer.part("sampling"):
             chosen, logprobs = _choose(logits, deciding)
-    advances = _advances(sequences, plan, batch, hidden_states, chosen, logprobs)
+    advances = _advances(plan, decoded, read, batch, hidden_states, chosen, logprobs)
     return StepOutcome(advances, drafted - started, drafting_rows, len(token_ids) - decode_rows)
 
 
@@ -107,8 +106,9 @@ def _choose(logits: Logits, sequences: Sequence[SequenceState]) -> tuple[list[in
 
 
 def _advances(
-    sequences: Mapping[int, SequenceState],
     plan: StepPlan,
+    decoded: Sequence[SequenceState],
+    read: Sequence[SequenceState],
     batch: Sequence[SequenceSlice],
     hidden_states: Tensor,
     chosen: Sequence[int],
@@ -121,8 +121,8 @@ def _advances(
     firsts: list[int] = []
     counts: list[int] = []
     row = at = 0
-    for part, own in zip(plan.decode, batch, strict=False):
-        sequence, num_rows = sequences[part.sequence], own.num_tokens
+    for part, sequence, own in zip(plan.decode, decoded, batch, strict=False):
+        num_rows = own.num_tokens
         tokens, accepted = sequence.verified(chosen[at : at + num_rows])
         if sequence.row_end is not None:
             taking.append(sequence)
@@ -136,8 +136,8 @@ def _advances(
         )
         row += num_rows
         at += num_rows
-    for chunk, own in zip(plan.prefill, batch[len(plan.decode) :], strict=True):
-        sequence, tokens, told = sequences[chunk.sequence], [], ()
+    for chunk, sequence, own in zip(plan.prefill, read, batch[len(decoded) :], strict=True):
+        tokens, told = [], ()
         if sequence.row_end is not None:
             taking.append(sequence)
             ends.append(sequence.row_end)
@@ -159,15 +159,20 @@ def _told(logprobs: Sequence[RowLogprob | None]) -> tuple[RowLogprob, ...]:
     return tuple(found for found in logprobs if found is not None)
 
 
-def _draft(drafter: MtpDrafter | None, sequences: Mapping[int, SequenceState], plan: StepPlan) -> int:
+def _draft(
+    drafter: MtpDrafter | None,
+    plan: StepPlan,
+    decoded: Sequence[SequenceState],
+    read: Sequence[SequenceState],
+) -> int:
     """Draft where the plan wants it; returns how many rows waited."""
     if drafter is None:
         return 0
     requests: list[DraftRequest] = []
     turns: list[SequenceState] = []
-    for part in plan.decode:
-        sequence = sequences[part.sequence]
-        if not part.drafts and not sequence.drafts and drafter.lets_all_wait:
+    lets_all_wait = drafter.lets_all_wait
+    for part, sequence in zip(plan.decode, decoded, strict=True):
+        if lets_all_wait and not part.drafts and not sequence.drafts:
             continue
         wanted = sequence.most_drafts(part.drafts)
         if sequence.drafts:
@@ -176,8 +181,7 @@ def _draft(drafter: MtpDrafter | None, sequences: Mapping[int, SequenceState], p
         elif wanted > 0 or (sequence.mtp is not None and sequence.mtp.is_behind):
             requests.append(sequence.draft_request(wanted))
             turns.append(sequence)
-    for chunk in plan.prefill:
-        sequence = sequences[chunk.sequence]
+    for sequence in read:
         if sequence.mtp is not None and sequence.mtp.is_behind:
             requests.append(sequence.draft_request(0))
             turns.append(sequence)
@@ -190,11 +194,11 @@ def _draft(drafter: MtpDrafter | None, sequences: Mapping[int, SequenceState], p
 
 
 def _prompt_ends(
-    sequences: Mapping[int, SequenceState], plan: StepPlan, batch: Sequence[SequenceSlice]
+    read: Sequence[SequenceState], decode_rows: int, batch: Sequence[SequenceSlice]
 ) -> Iterator[int]:
-    """Rows of the last tokens of prompts that end in this pass."""
-    row = sum(part.num_tokens for part in batch[: len(plan.decode)])
-    for chunk, part in zip(plan.prefill, batch[len(plan.decode) :], strict=True):
+    """Rows of the last tokens of prompts that end in this pass; `batch`: the prompts' slices."""
+    row = decode_rows
+    for sequence, part in zip(read, batch, strict=True):
         row += part.num_tokens
-        if sequences[chunk.sequence].ends_prompt:
+        if sequence.ends_prompt:
             yield row - 1
