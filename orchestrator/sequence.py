@@ -111,10 +111,10 @@ class SequenceState:
     @property
     def behind(self) -> Sequence[int]:
         """Rows that each MTP layer would have to take in before it drafts."""
-        if self.mtp is None:
-            return ()
-        # In steps without drafts nobody looks at the state otherwise, so it would have to come from memory.
+        # Asked in every step. Of `mtp` that would bring from memory what nobody else looks at without drafts.
         if self._taken_in is None:
+            if self.mtp is None:
+                return ()
             self._taken_in = self.mtp.taken_in
         return RowsBehind(self.cache.length, self._taken_in)
 
