@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import orchestrator.model
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.mtp_state import MtpState
 from orchestrator.model.native import row_ends
 from orchestrator.model.waiting_rows import WaitingRows, append_each
-from placement.errors import KvDoesNotFit
+from placement.errors import KvDoesNotFit, NativeCodeNotBuilt
 from placement.kv_size import KvForm, row_pages
 from workers.model_config import LayerConfig
 
@@ -115,3 +119,11 @@ def test_a_call_that_is_wrong_is_told() -> None:
         row_ends.append_each([rows], [0], [1 << 64], 0, 1)
     # Nothing has a place for rows before it has a page.
     assert row_ends.append_each([row_ends.RowEnd(), rows], [0, 0], [1, 0], 0, 1) == [0]
+
+
+def test_code_that_was_not_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "orchestrator.model._row_ends", None)
+    monkeypatch.delattr(orchestrator.model, "_row_ends")
+    monkeypatch.delitem(sys.modules, "orchestrator.model.native")
+    with pytest.raises(NativeCodeNotBuilt, match=r"orchestrator: .* run `make demo`"):
+        importlib.import_module("orchestrator.model.native")
