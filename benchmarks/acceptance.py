@@ -149,7 +149,8 @@ def listen(
             tallies[place].add(logits.row(place), own, how, held=held)
             if not held:
                 break
-        sequence.verified(hidden_states, chosen)
+        kept, _ = sequence.verified(chosen)
+        sequence.take(hidden_states[: len(kept)])
     sequence.close()
 
 

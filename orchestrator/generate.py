@@ -154,7 +154,7 @@ def generate(
                 if on_tokens is not None:
                     on_tokens(sequence.tokens[before:])
         stopped = perf_counter()
-        keep_text(drafter, sequence)
+        keep_text(sequence)
     finally:
         sequence.close()
     return GenerationResult(
@@ -196,7 +196,7 @@ def prefill(model: Step35Model, drafter: MtpDrafter | None, sequence: SequenceSt
     for start, stop in passes(length, length + sequence.to_prefill, chunk_size, sequence.stops):
         plan = StepPlan(prefill=(Prefill(0, stop - start),))
         run_step(model, drafter, {0: sequence}, plan)
-        keep_prompts(drafter, {0: sequence}, plan)
+        keep_prompts({0: sequence}, plan)
     if drafter is not None:
         drafter.draft([sequence.draft_request(0)])
 

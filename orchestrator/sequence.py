@@ -11,6 +11,8 @@ from torch import Tensor
 
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
 from orchestrator.model.mtp_state import MtpState
+from orchestrator.model.native import row_ends
+from orchestrator.model.rows_behind import RowsBehind
 from orchestrator.model.step35 import Step35Model
 from orchestrator.prefix.cache import PrefixCache
 from orchestrator.prefix.stops import stops
@@ -75,12 +77,15 @@ class SequenceState:
         self.drafted = [0] * num_drafts
         self.accepted = [0] * num_drafts
         self._model = model
-        self._drafter = drafter
+        self._drafter = drafter if num_drafts else None
         self._on_hidden = on_hidden
         self._ends = tuple(ends)
         self._heard = 0
         self._is_resumed = self._was_resumed = False
         self.mtp: MtpState | None = None
+        self.row_end: row_ends.RowEnd | None = None
+        """Where its next rows go while there is room, else `take` has them; None where nobody wants them."""
+        self._taken_in: tuple[tuple[int, int], ...] | None = None
         self._new_caches()
 
     @property
@@ -104,16 +109,25 @@ class SequenceState:
         return self.cache.length == self.num_prompt == len(self.tokens)
 
     @property
-    def behind(self) -> tuple[int, ...]:
+    def behind(self) -> Sequence[int]:
         """Rows that each MTP layer would have to take in before it drafts."""
-        return () if self.mtp is None else self.mtp.behind
+        # Asked in every step. Of `mtp` that would bring from memory what nobody else looks at without drafts.
+        if self._taken_in is None:
+            if self.mtp is None:
+                return ()
+            self._taken_in = self.mtp.taken_in
+        return RowsBehind(self.cache.length, self._taken_in)
 
     def resume(self) -> None:
         """Go on from what is kept of the text, if nothing of it is computed yet."""
         if self.prefix is None or self._is_resumed:
             return
-        found = self.prefix.resume(self.tokens[: self._prefill_end], self._drafter)
-        self.cache, self.mtp = found.cache, found.mtp
+        try:
+            found = self.prefix.fill(self.tokens[: self._prefill_end], self.cache, self.mtp)
+        except BaseException:
+            self.pause()
+            raise
+        self._taken_in = None
         self.stops = stops(found, self.num_prompt, self._ends)
         if not self._was_resumed:
             self.matched = min(found.matched, self.num_prompt)
@@ -144,6 +158,7 @@ class SequenceState:
         """Have the MTP layers take in the rows that they need, and draft."""
         if self.mtp is None:
             raise ValueError("this sequence was started without a drafter")
+        self._taken_in = None
         return DraftRequest(self.mtp, _NO_ROWS, self.tokens, num_drafts, self._draft_choice)
 
     def choices(self) -> list[Choice]:
@@ -151,21 +166,26 @@ class SequenceState:
         masks = self.masks(self.drafts) if self.masks is not None else ()
         return self.sampler.choices(len(self.tokens), self.drafts, masks)
 
-    def prefilled(self, hidden_states: Tensor) -> None:
-        """Take the rows of the next tokens."""
-        self._take(hidden_states, self.cache.length - len(hidden_states))
+    def take(self, hidden_states: Tensor) -> None:
+        """Take the rows of the newest tokens that the cache holds."""
+        if self.mtp is not None:
+            self.mtp.defer(hidden_states)
+        stop = self.cache.length
+        if self._on_hidden is not None and stop > self._heard:
+            self._on_hidden(hidden_states[max(0, len(hidden_states) - (stop - self._heard)) :])
+        self._heard = max(self._heard, stop)
 
     def first_token(self, token_id: int) -> list[int]:
         """Take the token behind the prompt; returns what became part of the sequence."""
         return self._extend([token_id])
 
-    def verified(self, hidden_states: Tensor, chosen: Sequence[int]) -> tuple[list[int], int]:
-        """Take the rows of the newest token and of `drafts`, and what was chosen from them.
+    def verified(self, chosen: Sequence[int]) -> tuple[list[int], int]:
+        """Take what was chosen from the rows of the newest token and of `drafts`.
 
         Returns:
-            What became part of the sequence, and how many of these tokens were drafts.
+            What became part of the sequence, and how many of these tokens were drafts. As many of the first
+            rows are yet to be taken.
         """
-        start = self.cache.length - len(hidden_states)
         tokens = accepted(chosen, self.drafts)
         kept = self._extend(tokens)
         self.cache.rollback(len(self.tokens) - 1)
@@ -175,7 +195,6 @@ class SequenceState:
             self.drafted[place] += 1
             self.accepted[place] += place < num_accepted
         self.drafts = []
-        self._take(hidden_states[: len(kept)], start)
         return kept, num_accepted
 
     def put_behind(self, length: int, token_ids: Sequence[int]) -> None:
@@ -213,15 +232,12 @@ class SequenceState:
         self.sampler.note(kept)
         return kept
 
-    def _take(self, hidden_states: Tensor, start: int) -> None:
-        if self.mtp is not None:
-            self.mtp.defer(hidden_states)
-        stop = start + len(hidden_states)
-        if self._on_hidden is not None and stop > self._heard:
-            self._on_hidden(hidden_states[max(0, self._heard - start) :])
-        self._heard = max(self._heard, stop)
-
     def _new_caches(self) -> None:
         self.cache = self._model.new_cache()
         self.mtp = self._drafter.new_state() if self._drafter is not None else None
+        self._taken_in = None
         self._is_resumed = False
+        self.row_end = self.mtp.rows[0] if self.mtp is not None else None
+        if self._on_hidden is not None:
+            # It has no room, so that somebody hears of all rows.
+            self.row_end = row_ends.RowEnd()

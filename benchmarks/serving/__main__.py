@@ -183,10 +183,10 @@ def predicted(
     limits = Limits(CONTEXT)
     state = MtpDrafter(head, drafts).new_state()
     # Behind a text as long as can be.
-    state.num_hidden = CONTEXT
+    state.rows[0].begin_at(CONTEXT)
     kv = KvBudget(tuple(head.kv_sizes(drafts)), limits.pass_rows)
     # Of the server's costs too the proportions alone are used; bits change none of them.
-    setup = Setup(limits, kv, costs_of_reading(shape, 16.0), state.behind)
+    setup = Setup(limits, kv, costs_of_reading(shape, 16.0), tuple(state.behind))
 
     def said(one: Run, by: Sequence[Run]) -> Prediction:
         learned = Learned.of(by, Experts(shape.num_experts, shape.top_k))

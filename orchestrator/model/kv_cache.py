@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -70,7 +69,7 @@ class KVCache:
     __slots__ = (
         "__weakref__",
         "_first_page",
-        "_give_back",
+        "_is_closed",
         "_shared_stop",
         "_stop_page",
         "_window",
@@ -98,7 +97,10 @@ class KVCache:
         self._stop_page = 0
         # From this page on, nobody else holds any.
         self._shared_stop = 0
-        self._give_back = weakref.finalize(self, _release, self.layers)
+        self._is_closed = False
+
+    def __del__(self) -> None:
+        self.close()
 
     @property
     def nbytes(self) -> int:
@@ -120,7 +122,7 @@ class KVCache:
                 after errors of the pool's.
             ValueError: the cache is closed.
         """
-        if not self._give_back.alive:
+        if self._is_closed:
             raise ValueError("a cache that was closed takes no rows")
         stop_page = pages_of(self.length + num_tokens)
         self._own(self.length // PAGE_POSITIONS, min(stop_page, self._shared_stop), num_tokens)
@@ -179,7 +181,7 @@ class KVCache:
         Raises:
             ValueError: a full layer would lack keys for ever, or the cache is closed.
         """
-        if not self._give_back.alive or not all(layer.is_sliding for layer in self.layers):
+        if self._is_closed or not all(layer.is_sliding for layer in self.layers):
             raise ValueError("only a cache of sliding layers that is not closed can go on at any position")
         for layer in self.layers:
             layer.drop(tuple(layer.pages))
@@ -212,7 +214,7 @@ class KVCache:
             first_page: of sliding layers.
             pages: each layer's up to that of position length - 1, as `share` gives them.
         """
-        if self._stop_page or not self._give_back.alive:
+        if self._stop_page or self._is_closed:
             raise ValueError("only a cache that was never used takes the pages of others")
         self._first_page = first_page
         for layer, own in zip(self.layers, pages, strict=True):
@@ -224,7 +226,10 @@ class KVCache:
 
     def close(self) -> None:
         """Give all pages back now. What was not closed does so when nobody has it any more."""
-        self._give_back()
+        self._is_closed = True
+        for layer in self.layers:
+            if layer.pages:
+                layer.drop(tuple(layer.pages))
         self.length = self._first_page = self._stop_page = self._shared_stop = 0
 
     def _own(self, first: int, stop: int, num_tokens: int) -> None:
@@ -250,8 +255,3 @@ class KVCache:
             f"sequences have {size(pool.budget_bytes)}, {size(free)} of them free, so {fits} positions fit; "
             "shorten the prompt, ask for fewer tokens, or keep keys and values in int8 (--kv int8)"
         )
-
-
-def _release(layers: Sequence[LayerCache]) -> None:
-    for layer in layers:
-        layer.drop(tuple(layer.pages))

@@ -7,9 +7,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from placement.kv_size import KvShape
+
+_CACHE_LINE = 64
 
 
 class Page(Protocol):
@@ -21,8 +24,10 @@ class Page(Protocol):
 
 
 def page_in_ram(num_bytes: int) -> Page:
-    """Of zeros; becomes resident when it is first written."""
-    return torch.zeros(num_bytes, dtype=torch.uint8)
+    """Of zeros; becomes resident when it is first written, which torch's own zeros would be at once."""
+    memory = torch.from_numpy(np.zeros(num_bytes + _CACHE_LINE, np.uint8))
+    start = -memory.data_ptr() % _CACHE_LINE
+    return memory[start : start + num_bytes]
 
 
 def copy_in_ram(source: Page, target: Page, num_bytes: int) -> None:

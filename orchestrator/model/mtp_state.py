@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from torch import Tensor
 
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool
+from orchestrator.model.rows_behind import RowsBehind
 from orchestrator.model.waiting_rows import WaitingRows
 from placement.kv_size import HELD_BACK, MOST_DEFERRED, ROWS_BACK
 from placement.model_shape import MOST_POSITIONS
+
+
+@lru_cache
+def _taken_in(slots: tuple[int, ...], reaches: tuple[int | None, ...]) -> tuple[tuple[int, int], ...]:
+    """See `MtpState.taken_in`. The same object for all sequences that nobody drafted for."""
+    most = [MOST_POSITIONS if reach is None else reach + ROWS_BACK + 1 for reach in reaches]
+    return tuple(zip(slots, most, strict=True))
 
 
 class MtpState:
     """What the MTP layers remember of one sequence.
 
     Attributes:
-        num_hidden: trunk rows seen, L.
         hidden_size: of a row.
         caches: one cache a layer; its length is the number of committed slots, c_k.
         rows: for each layer k, the verified input rows s^{k-1} of the slots that come next. They begin with
@@ -26,30 +34,27 @@ class MtpState:
         lowest: the smallest number of trunk rows at which drafts are right from what is here.
     """
 
-    __slots__ = ("_lowest", "_most_behind", "caches", "hidden_size", "num_hidden", "reaches", "rows")
+    __slots__ = ("_lowest", "caches", "hidden_size", "reaches", "rows")
 
     def __init__(
         self, caches: tuple[KVCache, ...], hidden_size: int, reaches: Sequence[int | None], pool: KvPool
     ) -> None:
         """`pool`: of RAM; rows that wait are in its pages."""
-        self.num_hidden = 0
         self.hidden_size = hidden_size
         self.caches = caches
         self.rows = tuple(WaitingRows(hidden_size, pool) for _ in caches)
         self.reaches = tuple(reaches)
-        most_behind = [MOST_POSITIONS if reach is None else reach + ROWS_BACK + 1 for reach in reaches]
-        self._most_behind = tuple(zip(caches, most_behind, strict=True))
         self._lowest = 0
+
+    @property
+    def num_hidden(self) -> int:
+        """Trunk rows seen, L; 0 without layers."""
+        return self.rows[0].stop if self.rows else 0
 
     @property
     def deferred(self) -> int:
         """Trunk rows that wait for the next `MtpDrafter.draft`."""
         return len(self.rows[0])
-
-    @property
-    def waiting(self) -> int:
-        """The most rows that wait for one layer; one waits for each where all were asked for drafts."""
-        return max(map(len, self.rows))
 
     @property
     def is_behind(self) -> bool:
@@ -61,13 +66,14 @@ class MtpState:
         return self.reaches[k] is None and len(self.rows[k]) >= MOST_DEFERRED
 
     @property
-    def behind(self) -> tuple[int, ...]:
+    def taken_in(self) -> tuple[tuple[int, int], ...]:
+        """Of each layer, its slots, and the most rows that it would compute for its next draft."""
+        return _taken_in(tuple([cache.length for cache in self.caches]), self.reaches)
+
+    @property
+    def behind(self) -> RowsBehind:
         """Rows that each layer would compute for its next draft, but for what hangs on drafts."""
-        seen = self.num_hidden
-        # Every step asks, so this is written for speed.
-        return tuple(
-            [rows if (rows := seen - cache.length) < most else most for cache, most in self._most_behind]
-        )
+        return RowsBehind(self.num_hidden, self.taken_in)
 
     @property
     def lowest(self) -> int:
@@ -90,31 +96,23 @@ class MtpState:
         Raises:
             KvDoesNotFit: the pool has no room for them.
         """
-        num_rows = hidden_states.shape[0]
-        self.num_hidden += num_rows
         if not self.rows:
             return
-        if num_rows > self.rows[0].room:
+        if hidden_states.shape[0] > self.rows[0].room:
             # First, so that a sequence holds no more pages meanwhile.
+            num_hidden = self.num_hidden + hidden_states.shape[0]
             for k, rows in enumerate(self.rows):
-                rows.forget_before(self.first_needed(k))
+                rows.forget_before(self._first_needed(k, num_hidden))
         self.rows[0].append(hidden_states)
 
     def first_needed(self, k: int) -> int:
         """The first slot of layer k that drafts after this row, or after one a little earlier, hang on."""
-        reach = self.reaches[k]
-        return 0 if reach is None else max(0, self.num_hidden - 1 - ROWS_BACK - reach)
+        return self._first_needed(k, self.num_hidden)
 
     def forget(self, num_hidden: int) -> None:
         """Keep so many trunk rows alone; those after them must be deferred still."""
         if self.num_hidden > num_hidden:
-            if self.rows:
-                self.rows[0].drop_from(num_hidden)
-            self.num_hidden = num_hidden
-
-    def newest_row(self) -> Tensor:
-        """The last one that was deferred, float32 [1, hidden]; [0, hidden] where none waits."""
-        return self.rows[0].rows(self.rows[0].stop - 1)
+            self.rows[0].drop_from(num_hidden)
 
     def begin_layer_at(self, k: int, slot: int) -> None:
         """Have nothing of layer k before a slot, because nothing before it is needed."""
@@ -124,9 +122,8 @@ class MtpState:
         self.caches[k].skip(slot)
         self._lowest = max(self._lowest, slot + reach + 1)
 
-    def resume(self, num_hidden: int, lowest: int) -> None:
-        """Go on after so many trunk rows of a kept text, whose slots and rows are there."""
-        self.num_hidden = num_hidden
+    def resume(self, lowest: int) -> None:
+        """Go on with slots and rows of a kept text, which are there."""
         self._lowest = lowest
 
     def close(self) -> None:
@@ -135,3 +132,7 @@ class MtpState:
             cache.close()
         for rows in self.rows:
             rows.close()
+
+    def _first_needed(self, k: int, num_hidden: int) -> int:
+        reach = self.reaches[k]
+        return 0 if reach is None else max(0, num_hidden - 1 - ROWS_BACK - reach)

@@ -146,7 +146,7 @@ class Step35Model:
             batch: each slice's cache and number of tokens; a cache may occur once.
 
         Returns:
-            Hidden states before the final norm, float32 [num_tokens, hidden].
+            Hidden states before the final norm, contiguous float32 [num_tokens, hidden].
         """
         spans = [(part.cache.length, part.cache.length + part.num_tokens) for part in batch]
         ropes = {key: table.rows_of(spans) for key, table in self._tables.items()}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Protocol
-
-import torch
 
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool, Page
@@ -16,12 +14,13 @@ from orchestrator.model.step35 import Step35Model
 from orchestrator.model.waiting_rows import WaitingRows
 from orchestrator.prefix.kept import Boundary, KeptCache, KeptMtp, KeptRows, LayerPages
 from orchestrator.prefix.tree import Tree
-from placement.kv_size import PAGE_POSITIONS, pages_of, row_pages
+from placement.kv_size import PAGE_POSITIONS
 
 LEAST_TOKENS = 16
 """That a hit spares: copying a page in every layer takes about as long as computing so many."""
 MOST_BOUNDARIES = 512
 """Texts are looked through one by one, while everybody waits for the next pass."""
+_NOTHING = KeptCache(0, ())
 
 
 class Drafter(Protocol):
@@ -134,10 +133,17 @@ class PrefixCache:
         Args:
             drafter: the sequence's; a text that was kept without its MTP layers is no match.
         """
-        num_mtp = drafter.num_layers if drafter is not None else 0
-        match = self._tree.match(token_ids, num_mtp, len(token_ids) - 1)
-        cache = self._new_cache()
         mtp = drafter.new_state() if drafter is not None else None
+        return self.fill(token_ids, self._new_cache(), mtp)
+
+    def fill(self, token_ids: Sequence[int], cache: KVCache, mtp: MtpState | None) -> Resumed:
+        """As `resume`, in new caches that the caller has made.
+
+        Raises:
+            KvDoesNotFit: there is no room for rows that are copied. The caches are of no use then.
+        """
+        num_mtp = len(mtp.caches) if mtp is not None else 0
+        match = self._tree.match(token_ids, num_mtp, len(token_ids) - 1)
         self._asked += 1
         self._asked_tokens += len(token_ids)
         if match.boundary is None or match.length < LEAST_TOKENS:
@@ -187,11 +193,7 @@ class PrefixCache:
         if known.boundary is not None and known.length == length and known.boundary.lowest <= lowest:
             self._touch(known.boundary)
             return length
-        # These may take the room of others, so nothing of the tree is held meanwhile.
-        rows = [] if mtp is None else self._rows_of(mtp, length)
-        if rows is None:
-            return 0
-        boundary = self._boundary(tokens, lowest, length, cache, mtp, rows)
+        boundary = self._boundary(tokens, lowest, length, cache, mtp)
         for above in self._needless(boundary, tokens):
             self._let_go(above)
         while len(self._boundaries) > MOST_BOUNDARIES:
@@ -206,12 +208,6 @@ class PrefixCache:
         for pool in self._pools:
             pool.make_room = None
 
-    def has_room_for_rows(self, mtp: MtpState) -> bool:
-        """Whether running sequences leave room to keep the rows that wait for MTP layers."""
-        pool, kv = self._pools[0], row_pages(mtp.hidden_size)
-        pages = sum(pages_of(len(rows)) for rows in mtp.rows if len(rows) > 1)
-        return pool.used_bytes + pages * kv.page_bytes <= pool.budget_bytes
-
     def evict(self, num_bytes: int) -> int:
         """Let go of what was used least recently, until so many bytes came free or nothing is kept.
 
@@ -223,39 +219,6 @@ class PrefixCache:
             freed = before - self.stats.kept_bytes
         return freed
 
-    def _rows_of(self, mtp: MtpState, length: int) -> list[KeptRows] | None:
-        """Copies of the rows that wait for MTP layers, of slots before `length`; None for want of room.
-
-        A running sequence is counted as their holder.
-        """
-        kept: list[KeptRows] = []
-        for of, rows in zip(mtp.caches, mtp.rows, strict=True):
-            start = rows.start if rows.start > of.length else min(of.length, length)
-            stop = max(start, min(rows.stop, length))
-            kept.append(KeptRows(start, stop, self._copied(rows, start, stop)))
-            if stop > start and kept[-1].pages is None:
-                for pages in (one.pages for one in kept):
-                    if pages is not None:
-                        pages.pool.give_back(pages.kv, pages.pages)
-                return None
-        return kept
-
-    def _copied(self, rows: WaitingRows, start: int, stop: int) -> LayerPages | None:
-        """Rows of these slots in pages of the first pool; None for no rows, or no room."""
-        if start == stop:
-            return None
-        found = rows.rows(start, stop)
-        pool, kv = self._pools[0], row_pages(found.shape[1])
-        pages: list[Page] = []
-        for own in torch.split(found, PAGE_POSITIONS):
-            page = pool.take(kv)
-            if page is None:
-                pool.give_back(kv, pages)
-                return None
-            ctypes.memmove(page.data_ptr(), own.data_ptr(), own.numel() * own.element_size())
-            pages.append(page)
-        return LayerPages(pool, kv, tuple(pages))
-
     def _boundary(
         self,
         tokens: Sequence[int],
@@ -263,10 +226,8 @@ class PrefixCache:
         length: int,
         cache: KVCache,
         mtp: MtpState | None,
-        rows: Sequence[KeptRows],
     ) -> Boundary:
         """A new one; all that it holds counts as kept."""
-        mtp_caches = () if mtp is None else mtp.caches
         depth = length // PAGE_POSITIONS
         shared = cache.share(length)
         full = [place for place, layer in enumerate(cache.layers) if not layer.is_sliding]
@@ -285,13 +246,10 @@ class PrefixCache:
             lowest,
             length,
             _kept(cache, own),
-            tuple(_kept_mtp(of, own, length) for of, own in zip(mtp_caches, rows, strict=True)),
+            () if mtp is None else tuple(map(_kept_mtp, mtp.caches, mtp.rows, repeat(length))),
         )
         for of_layer in boundary.own_pages():
             of_layer.pool.keep(of_layer.kv, of_layer.pages)
-        for pages in (own.pages for own in rows):
-            if pages is not None:
-                pages.pool.give_back(pages.kv, pages.pages)
         block.boundaries.append(boundary)
         self._boundaries[boundary] = None
         return boundary
@@ -339,12 +297,16 @@ def _of(cache: KVCache, place: int, pages: tuple[Page, ...]) -> LayerPages:
     return LayerPages(layer.pool, layer.kv, pages)
 
 
-def _kept_mtp(cache: KVCache, rows: KeptRows, length: int) -> KeptMtp:
+def _kept_mtp(cache: KVCache, rows: WaitingRows, length: int) -> KeptMtp:
     """An MTP layer's; its slots are not needed where those that wait do not follow them."""
     slots = min(cache.length, length)
-    if rows.start > slots:
-        return KeptMtp(KeptCache(0, (_of(cache, 0, ()),)), 0, rows)
-    return KeptMtp(_kept(cache, cache.share(slots)), slots, rows)
+    start = rows.start if rows.start > cache.length else slots
+    stop = max(start, min(rows.stop, length))
+    pages = rows.share(start, stop)
+    waiting = KeptRows(start, stop, LayerPages(rows.pool, rows.kv, pages) if pages else None)
+    if not slots or start > slots:
+        return KeptMtp(_NOTHING, 0, waiting)
+    return KeptMtp(_kept(cache, cache.share(slots)), slots, waiting)
 
 
 def _kept(cache: KVCache, pages: Sequence[tuple[Page, ...]]) -> KeptCache:

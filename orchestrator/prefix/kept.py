@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, count
-
-import torch
-from torch import Tensor
+from itertools import count
 
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool, Page
 from orchestrator.model.mtp_state import MtpState
-from placement.kv_size import PAGE_POSITIONS, KvShape, pages_of
+from placement.kv_size import KvShape, pages_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,27 +72,16 @@ class KeptCache:
 
 @dataclass(frozen=True, slots=True)
 class KeptRows:
-    """Rows that wait for an MTP layer, side by side from the first page's beginning on.
+    """Rows that wait for an MTP layer.
 
     Attributes:
         start, stop: slots of the first one, and behind the last one.
-        pages: None for no rows.
+        pages: those of `start` to `stop` - 1, as `WaitingRows.share` gives them; None for no rows.
     """
 
     start: int
     stop: int
     pages: LayerPages | None = None
-
-    def before(self, stop: int, hidden_size: int) -> Tensor:
-        """A copy of those of slots before `stop`, float32 [n, hidden]."""
-        num_rows = 0 if self.pages is None else max(0, min(stop, self.stop) - self.start)
-        found = torch.empty(num_rows, hidden_size)
-        if self.pages is None:
-            return found
-        for number, page in enumerate(self.pages.pages):
-            own = found[number * PAGE_POSITIONS : (number + 1) * PAGE_POSITIONS]
-            ctypes.memmove(own.data_ptr(), page.data_ptr(), own.numel() * own.element_size())
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +111,11 @@ class Boundary:
 
     def own_pages(self) -> Iterator[LayerPages]:
         """Those that are not its blocks'."""
-        rows = (kept.rows.pages for kept in self.mtp)
-        return chain(
-            self.trunk.layers,
-            *(kept.cache.layers for kept in self.mtp),
-            (pages for pages in rows if pages is not None),
-        )
+        yield from self.trunk.layers
+        for kept in self.mtp:
+            yield from kept.cache.layers
+            if kept.rows.pages is not None:
+                yield kept.rows.pages
 
     def pages_alone(self) -> Iterator[LayerPages]:
         """Those that go with it: its own, and those of blocks that lead to it alone."""
@@ -168,19 +152,19 @@ class Boundary:
         cache.adopt(length, self.trunk.first_page, pages)
         if mtp is None:
             return
-        found = []
-        for own, of_layer in zip(mtp.caches, self.mtp, strict=False):
+        left = []
+        for own, rows, of_layer in zip(mtp.caches, mtp.rows, self.mtp, strict=False):
             slots = min(length, of_layer.length)
             if slots:
                 first_page = of_layer.cache.first_page if own.layers[0].is_sliding else 0
                 held = of_layer.cache.layers[0].pages[: pages_of(slots) - first_page]
                 own.adopt(slots, of_layer.cache.first_page, [held])
-            found.append(of_layer.rows.before(length, mtp.hidden_size))
-        # Last, because these pages may be had only for what is kept here.
-        for rows, of_layer, own_rows in zip(mtp.rows, self.mtp, found, strict=False):
-            if length < of_layer.length:
-                rows.begin_at(length)
-                continue
-            rows.begin_at(of_layer.rows.start)
+            of_rows = of_layer.rows
+            if length < of_layer.length or of_rows.pages is None:
+                rows.begin_at(min(length, of_rows.start))
+            else:
+                left.append((rows, rows.adopt(of_rows.start, min(length, of_rows.stop), of_rows.pages.pages)))
+        # Last, because the pages for these may be had only for what is kept here.
+        for rows, own_rows in left:
             rows.append(own_rows)
-        mtp.resume(length, self.lowest)
+        mtp.resume(self.lowest)

@@ -42,6 +42,9 @@ class Tree:
         best, best_length, shared = None, 0, 0
         for boundary, matched in self._alike(tokens):
             shared = max(shared, matched)
+            if matched - num_mtp <= best_length:
+                # Of hundreds of texts nearly all part from this one at once.
+                continue
             length = min(boundary.length, matched - num_mtp, most)
             if len(boundary.mtp) >= num_mtp and max(boundary.lowest, best_length + 1) <= length:
                 best, best_length = boundary, length

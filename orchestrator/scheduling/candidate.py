@@ -20,7 +20,7 @@ class Candidate(NamedTuple):
 
     sequence: int
     most: int
-    behind: tuple[int, ...] = ()
+    behind: Sequence[int] = ()
 
     @property
     def is_behind(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,7 +49,7 @@ class Job:
     computed: int = 0
     charged: int = 0
     turn: int = 0
-    behind: tuple[int, ...] = ()
+    behind: Sequence[int] = ()
 
     @property
     def tokens(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -92,7 +93,7 @@ class Advance:
     ended: Ended | None = None
     held: int = 0
     logprobs: tuple[RowLogprob, ...] = ()
-    behind: tuple[int, ...] = ()
+    behind: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,9 @@ from torch import Tensor
 from orchestrator.logprobs import RowLogprob, row_logprob
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
+from orchestrator.model.native import row_ends
 from orchestrator.model.step35 import Step35Model
+from orchestrator.model.waiting_rows import append_each
 from orchestrator.sampling import Logits
 from orchestrator.scheduling.step_plan import Advance, StepOutcome, StepPlan
 from orchestrator.sequence import SequenceState
@@ -41,21 +43,21 @@ def run_step(
         sequences[number].pause()
     if not plan.rows:
         return StepOutcome(())
-    for chunk in plan.prefill:
-        sequences[chunk.sequence].resume()
+    decoded = [sequences[part.sequence] for part in plan.decode]
+    read = [sequences[chunk.sequence] for chunk in plan.prefill]
+    for sequence in read:
+        sequence.resume()
     started = clock()
-    drafting_rows = _draft(drafter, sequences, plan)
+    drafting_rows = _draft(drafter, plan, decoded, read)
     drafted = clock()
 
     token_ids: list[int] = []
     batch: list[SequenceSlice] = []
-    for part in plan.decode:
-        sequence = sequences[part.sequence]
+    for sequence in decoded:
         token_ids += [sequence.tokens[-1], *sequence.drafts]
         batch.append(SequenceSlice(sequence.cache, 1 + len(sequence.drafts)))
     decode_rows = len(token_ids)
-    for chunk in plan.prefill:
-        sequence = sequences[chunk.sequence]
+    for chunk, sequence in zip(plan.prefill, read, strict=True):
         start = sequence.cache.length
         # Nothing behind what may be computed: with all of it a later step goes wrong.
         stop = sequence.pass_end(start + min(chunk.tokens, sequence.to_prefill))
@@ -63,7 +65,7 @@ def run_step(
         batch.append(SequenceSlice(sequence.cache, stop - start))
     hidden_states = model.forward(torch.tensor(token_ids), batch)
 
-    ends = list(_prompt_ends(sequences, plan, batch))
+    ends = list(_prompt_ends(read, decode_rows, batch[len(decoded) :]))
     chosen_from = [*range(decode_rows), *ends]
     chosen: list[int] = []
     logprobs: list[RowLogprob | None] = []
@@ -71,36 +73,25 @@ def run_step(
         all_of_them = len(chosen_from) == len(token_ids)
         rows = hidden_states if all_of_them else hidden_states[chosen_from]
         logits = model.logits_to_choose_from(rows)
-        deciding = [sequences[part.sequence] for part in plan.decode]
-        deciding += [of for chunk in plan.prefill if (of := sequences[chunk.sequence]).ends_prompt]
+        deciding = [*decoded, *(sequence for sequence in read if sequence.ends_prompt)]
         with model.timer.part("sampling"):
             chosen, logprobs = _choose(logits, deciding)
-    advances = _advances(sequences, plan, batch, hidden_states, chosen, logprobs)
+    advances = _advances(plan, decoded, read, batch, hidden_states, chosen, logprobs)
     return StepOutcome(advances, drafted - started, drafting_rows, len(token_ids) - decode_rows)
 
 
-def keep_text(drafter: MtpDrafter | None, sequence: SequenceState, upto: int | None = None) -> None:
+def keep_text(sequence: SequenceState, upto: int | None = None) -> None:
     """Keep a sequence's text for others, as far as it is computed and before `upto`."""
-    prefix, mtp = sequence.prefix, sequence.mtp
-    if prefix is None:
-        return
-    if drafter is not None and mtp is not None and mtp.waiting > 1 and not prefix.has_room_for_rows(mtp):
-        # MTP layers have room of their own. All rows but the newest, which the next drafts begin with.
-        newest = mtp.newest_row()
-        mtp.forget(mtp.num_hidden - len(newest))
-        try:
-            drafter.draft([sequence.draft_request(0)])
-        finally:
-            mtp.defer(newest)
-    prefix.keep(sequence.tokens, sequence.cache, mtp, upto)
+    if sequence.prefix is not None:
+        sequence.prefix.keep(sequence.tokens, sequence.cache, sequence.mtp, upto)
 
 
-def keep_prompts(drafter: MtpDrafter | None, sequences: Mapping[int, SequenceState], plan: StepPlan) -> None:
+def keep_prompts(sequences: Mapping[int, SequenceState], plan: StepPlan) -> None:
     """Keep what is read of prompts, where a step came to a length that is worth it."""
     for chunk in plan.prefill:
         sequence = sequences[chunk.sequence]
         if sequence.cache.length in sequence.stops:
-            keep_text(drafter, sequence, sequence.cache.length)
+            keep_text(sequence, sequence.cache.length)
 
 
 def _choose(logits: Logits, sequences: Sequence[SequenceState]) -> tuple[list[int], list[RowLogprob | None]]:
@@ -115,33 +106,52 @@ def _choose(logits: Logits, sequences: Sequence[SequenceState]) -> tuple[list[in
 
 
 def _advances(
-    sequences: Mapping[int, SequenceState],
     plan: StepPlan,
+    decoded: Sequence[SequenceState],
+    read: Sequence[SequenceState],
     batch: Sequence[SequenceSlice],
     hidden_states: Tensor,
     chosen: Sequence[int],
     logprobs: Sequence[RowLogprob | None],
 ) -> tuple[Advance, ...]:
     """Hand the sequences their rows and what was chosen from them."""
-    rows = torch.split(hidden_states, [part.num_tokens for part in batch])
-    advances = []
-    at = 0
-    for part, own in zip(plan.decode, rows, strict=False):
-        sequence, drafted = sequences[part.sequence], len(own) - 1
-        tokens, accepted = sequence.verified(own, chosen[at : at + len(own)])
+    advances: list[Advance] = []
+    taking: list[SequenceState] = []
+    ends: list[row_ends.RowEnd] = []
+    firsts: list[int] = []
+    counts: list[int] = []
+    row = at = 0
+    for part, sequence, own in zip(plan.decode, decoded, batch, strict=False):
+        num_rows = own.num_tokens
+        tokens, accepted = sequence.verified(chosen[at : at + num_rows])
+        if sequence.row_end is not None:
+            taking.append(sequence)
+            ends.append(sequence.row_end)
+            firsts.append(row)
+            counts.append(len(tokens))
         told = _told(logprobs[at : at + len(tokens)])
-        at += len(own)
-        held, ended = sequence.cache.length, sequence.finish_reason
-        behind = sequence.behind
-        advances.append(Advance(part.sequence, tuple(tokens), drafted, accepted, ended, held, told, behind))
-    for chunk, own in zip(plan.prefill, rows[len(plan.decode) :], strict=True):
-        sequence, tokens, told = sequences[chunk.sequence], [], ()
-        sequence.prefilled(own)
+        held, ended, behind = sequence.cache.length, sequence.finish_reason, sequence.behind
+        advances.append(
+            Advance(part.sequence, tuple(tokens), num_rows - 1, accepted, ended, held, told, behind)
+        )
+        row += num_rows
+        at += num_rows
+    for chunk, sequence, own in zip(plan.prefill, read, batch[len(decoded) :], strict=True):
+        tokens, told = [], ()
+        if sequence.row_end is not None:
+            taking.append(sequence)
+            ends.append(sequence.row_end)
+            firsts.append(row)
+            counts.append(own.num_tokens)
+        row += own.num_tokens
         if sequence.ends_prompt:
             tokens, told = sequence.first_token(chosen[at]), _told(logprobs[at : at + 1])
             at += 1
-        held, ended = sequence.cache.length, sequence.finish_reason
-        advances.append(Advance(chunk.sequence, tuple(tokens), 0, 0, ended, held, told, sequence.behind))
+        held, ended, behind = sequence.cache.length, sequence.finish_reason, sequence.behind
+        advances.append(Advance(chunk.sequence, tuple(tokens), 0, 0, ended, held, told, behind))
+    if taking:
+        for place in append_each(ends, firsts, counts, hidden_states):
+            taking[place].take(hidden_states[firsts[place] : firsts[place] + counts[place]])
     return tuple(advances)
 
 
@@ -149,15 +159,20 @@ def _told(logprobs: Sequence[RowLogprob | None]) -> tuple[RowLogprob, ...]:
     return tuple(found for found in logprobs if found is not None)
 
 
-def _draft(drafter: MtpDrafter | None, sequences: Mapping[int, SequenceState], plan: StepPlan) -> int:
+def _draft(
+    drafter: MtpDrafter | None,
+    plan: StepPlan,
+    decoded: Sequence[SequenceState],
+    read: Sequence[SequenceState],
+) -> int:
     """Draft where the plan wants it; returns how many rows waited."""
     if drafter is None:
         return 0
     requests: list[DraftRequest] = []
     turns: list[SequenceState] = []
-    for part in plan.decode:
-        sequence = sequences[part.sequence]
-        if not part.drafts and not sequence.drafts and drafter.lets_all_wait:
+    lets_all_wait = drafter.lets_all_wait
+    for part, sequence in zip(plan.decode, decoded, strict=True):
+        if lets_all_wait and not part.drafts and not sequence.drafts:
             continue
         wanted = sequence.most_drafts(part.drafts)
         if sequence.drafts:
@@ -166,8 +181,7 @@ def _draft(drafter: MtpDrafter | None, sequences: Mapping[int, SequenceState], p
         elif wanted > 0 or (sequence.mtp is not None and sequence.mtp.is_behind):
             requests.append(sequence.draft_request(wanted))
             turns.append(sequence)
-    for chunk in plan.prefill:
-        sequence = sequences[chunk.sequence]
+    for sequence in read:
         if sequence.mtp is not None and sequence.mtp.is_behind:
             requests.append(sequence.draft_request(0))
             turns.append(sequence)
@@ -180,11 +194,11 @@ def _draft(drafter: MtpDrafter | None, sequences: Mapping[int, SequenceState], p
 
 
 def _prompt_ends(
-    sequences: Mapping[int, SequenceState], plan: StepPlan, batch: Sequence[SequenceSlice]
+    read: Sequence[SequenceState], decode_rows: int, batch: Sequence[SequenceSlice]
 ) -> Iterator[int]:
-    """Rows of the last tokens of prompts that end in this pass."""
-    row = sum(part.num_tokens for part in batch[: len(plan.decode)])
-    for chunk, part in zip(plan.prefill, batch[len(plan.decode) :], strict=True):
+    """Rows of the last tokens of prompts that end in this pass; `batch`: the prompts' slices."""
+    row = decode_rows
+    for sequence, part in zip(read, batch, strict=True):
         row += part.num_tokens
-        if sequences[chunk.sequence].ends_prompt:
+        if sequence.ends_prompt:
             yield row - 1

@@ -183,7 +183,7 @@ class Runner:
         try:
             # What is kept is of use later; that it is not harms nobody.
             with suppress(PotluckError):
-                keep_prompts(self._drafter, self._sequences(), plan)
+                keep_prompts(self._sequences(), plan)
         finally:
             self._tell(plan, outcome)
         return 0.0
@@ -297,7 +297,7 @@ class Runner:
         """Keep a sequence's text for others, and give its memory back."""
         upto = live.sequence.num_prompt + live.answer.worth_keeping
         try:
-            keep_text(self._drafter, live.sequence, upto)
+            keep_text(live.sequence, upto)
         except PotluckError:
             # It was to be of use later; that it is not harms nobody.
             pass

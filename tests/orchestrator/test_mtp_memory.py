@@ -113,11 +113,8 @@ class Played:
         self.drafter.draft([DraftRequest(state, torch.empty(0, HIDDEN), tokens, num_drafts, greedy)])
 
     def catch_up(self) -> None:
-        """As before a text is kept without its rows."""
-        newest = self.state.newest_row()
-        self.state.forget(self.state.num_hidden - len(newest))
+        """As before the first token, where every step is going to draft."""
         self.draft(0)
-        self.state.defer(newest)
 
     def take_back(self, num_rows: int) -> None:
         """As where an answer leaves tokens out: of the last pass."""

@@ -24,7 +24,7 @@ from orchestrator.sampling_params import GREEDY, SamplingParams
 from orchestrator.scheduling.step_plan import Prefill, StepPlan
 from orchestrator.serving.batch import keep_text, run_step
 from orchestrator.session import load_local
-from placement.kv_size import PAGE_POSITIONS, KvForm, SequenceSize, row_pages
+from placement.kv_size import PAGE_POSITIONS, KvForm, SequenceSize
 from tests.examples import examples
 from tests.orchestrator.heads import hidden_states
 from tests.tiny_checkpoint import write_random_checkpoint
@@ -183,9 +183,7 @@ def test_rows_come_whole_out_of_a_text_that_has_to_go_for_them(load: LoadModel, 
     assert prefix.keep(tokens[:421], cache, state) == 418
     cache.close()
     state.close()
-    # What is kept begins with a page, so a layer's rows may touch one page more in a sequence.
-    page_bytes = row_pages(model.config.hidden_size).page_bytes
-    model.kv_pool.budget_bytes = model.kv_pool.kept_bytes + 3 * page_bytes
+    model.kv_pool.budget_bytes = model.kv_pool.kept_bytes
     again = prefix.resume(tokens[:450], drafter)
     assert (again.matched, prefix.stats.boundaries) == (418, 0)
     assert again.mtp is not None
@@ -197,8 +195,8 @@ def test_rows_come_whole_out_of_a_text_that_has_to_go_for_them(load: LoadModel, 
     again.mtp.close()
 
 
-def test_a_text_is_kept_as_far_where_rows_have_no_room(load: LoadModel) -> None:
-    """MTP layers take them in then, which have room of their own."""
+def test_a_text_is_kept_as_far_where_rows_have_no_room_for_copies(load: LoadModel) -> None:
+    """What is kept has the sequence's own pages, and rows go on to wait."""
     model = load(WINDOWS[0], KvForm.bfloat16)
     config, drafter = model.config, MtpDrafter(model, 1)
     size = SequenceSize.of(config.shape(""), model.kv_form, 1)
@@ -210,10 +208,11 @@ def test_a_text_is_kept_as_far_where_rows_have_no_room(load: LoadModel) -> None:
     run_step(model, drafter, {0: sequence}, StepPlan(prefill=(Prefill(0, 50),)))
     assert sequence.mtp is not None
     assert sequence.mtp.deferred == 50
-    keep_text(drafter, sequence)
-    assert sequence.mtp.deferred == 1
-    assert prefix.resume(sequence.tokens, drafter).matched >= 46
+    used = model.kv_pool.budget_bytes = model.kv_pool.used_bytes
+    keep_text(sequence)
+    assert (sequence.mtp.deferred, model.kv_pool.used_bytes) == (50, used)
     sequence.close()
+    assert prefix.resume(sequence.tokens, drafter).matched >= 46
 
 
 @pytest.mark.parametrize("window", WINDOWS)

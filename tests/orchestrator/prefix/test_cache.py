@@ -82,13 +82,15 @@ class Text:
         write(self.cache, self.told(0), rows, rejected)
         self.cache.commit(rows + rejected)
         self.cache.rollback(stop)
-        verified = self.mtp.num_hidden = stop
+        verified = stop
         for k, cache in enumerate(self.mtp.caches):
             verified = max(0, min(verified, len(self.tokens) - 1 - k))
             assert verified >= cache.length
             newly = verified - cache.length
             write(cache, self.told(1 + k), newly, rejected)
             cache.commit(newly)
+            # No row waits.
+            self.mtp.rows[k].begin_at(cache.length)
 
     def told(self, ahead: int) -> NDArray[np.float32]:
         """Of each position, a number that stands for the tokens up to so many after it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.model.rows_behind import RowsBehind
 from orchestrator.scheduling.candidate import Candidate, rows_taken_in
 
 
@@ -30,3 +31,15 @@ def test_rows_of_all_sequences_count_together() -> None:
     assert rows_taken_in(drafted) == (50, 400)
     assert not rows_taken_in(drafted[2:])
     assert rows_taken_in([]) == ()
+
+
+@pytest.mark.parametrize("slots", [(), (500, 499, 498), (499, 100, 200), (0, 0, 0), (99, 500, 500)])
+def test_rows_that_are_worked_out_when_they_are_read_are_as_good_as_numbers(slots: tuple[int, ...]) -> None:
+    behind = RowsBehind(500, tuple((of, 400) for of in slots))
+    rows = tuple(min(400, 500 - of) for of in slots)
+    assert (tuple(behind), len(behind), behind[:2]) == (rows, len(rows), rows[:2])
+    assert [behind[place] for place in range(len(rows))] == list(rows)
+    lazy, plain = Candidate(7, 3, behind), Candidate(7, 3, rows)
+    assert (lazy.is_behind, lazy.ready_layers) == (plain.is_behind, plain.ready_layers)
+    for depth in range(4):
+        assert lazy.to_take_in(depth) == plain.to_take_in(depth) == rows_taken_in([(behind, depth)])

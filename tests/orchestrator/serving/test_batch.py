@@ -139,7 +139,7 @@ def test_nothing_is_drafted_for_nobody_and_rows_wait_for_the_mtp_layers(model: S
     for _ in range(70):
         run_step(model, drafter, sequences, StepPlan((Decode(0, 0),)))
     assert not drafter.rows
-    assert sequence.behind == (79, 79, 79)
+    assert tuple(sequence.behind) == (79, 79, 79)
     run_step(model, drafter, sequences, StepPlan((Decode(0, 3),)))
     expected = generate(model, prompt(5), GenerationParams(max_tokens=200, ignore_eos=True))
     assert expected.token_ids[: len(sequence.generated)] == tuple(sequence.generated)
@@ -241,11 +241,35 @@ def test_a_text_is_kept_as_far_when_deeper_mtp_layers_had_let_rows_wait(model: S
         while sequence.finish_reason is None:
             run_step(model, drafter, {0: sequence}, StepPlan((Decode(0, drafts),)))
         assert sequence.mtp is not None
-        assert (sequence.mtp.waiting > 8) == (drafts == 1)
-        batch.keep_text(drafter, sequence)
+        assert (max(map(len, sequence.mtp.rows)) > 8) == (drafts == 1)
+        batch.keep_text(sequence)
         lengths.append(sequence.prefix.resume(sequence.tokens, drafter).matched)
         sequence.close()
         sequence.prefix.close()
     # Of all tokens but the newest, those whose MTP slots need no token behind them.
     assert lengths[0] > 40
     assert abs(lengths[0] - lengths[1]) <= 3
+
+
+def test_a_text_that_lacks_room_for_what_is_kept_of_it_begins_again(model: Step35Model) -> None:
+    """Its whole pages are shared, but there is no page for its last rows."""
+    drafter, pool = MtpDrafter(model, 3), model.kv_pool
+    prefix, params = PrefixCache.of(model), GenerationParams(max_tokens=40, ignore_eos=True)
+    first = new_sequence(model, drafter, prompt(5), params, prefix=prefix)
+    run_step(model, drafter, {0: first}, StepPlan(prefill=(Prefill(0, 9),)))
+    while first.finish_reason is None:
+        run_step(model, drafter, {0: first}, StepPlan((Decode(0, 0),)))
+    batch.keep_text(first)
+    second = new_sequence(model, drafter, first.tokens, params, prefix=prefix)
+    plan, budget_bytes = StepPlan(prefill=(Prefill(0, 9),)), pool.budget_bytes
+    pool.budget_bytes = used_bytes = pool.used_bytes
+    with pytest.raises(KvDoesNotFit):
+        run_step(model, drafter, {0: second}, plan)
+    assert (pool.used_bytes, second.cache.length, second.matched) == (used_bytes, 0, 0)
+    pool.budget_bytes = budget_bytes
+    run_step(model, drafter, {0: second}, plan)
+    assert second.matched > 40
+    first.close()
+    second.close()
+    prefix.close()
+    assert pool.used_bytes == pool.kept_bytes == 0

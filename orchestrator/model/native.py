@@ -1,0 +1,13 @@
+"""The compiled part of this package (`row_ends.c`), or the one line that says how to build it."""
+
+from __future__ import annotations
+
+from placement.errors import NativeCodeNotBuilt
+
+try:
+    from orchestrator.model import _row_ends as row_ends
+except ImportError as error:
+    advice = "run `make demo` or `pip install -e .` in the clone"
+    raise NativeCodeNotBuilt(f"orchestrator: {error}: {advice}") from error
+
+__all__ = ["row_ends"]

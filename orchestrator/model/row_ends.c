@@ -1,0 +1,95 @@
+// Rows of many sequences, each copied behind those that the sequence has, in one call. In Python every step took
+// longer over the row of a sequence than a memory of any size takes to copy it.
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <structmember.h>
+
+// Where a sequence's next rows go. Python finds the place anew where a page is full, or rows are dropped.
+typedef struct {
+  PyObject_HEAD
+  Py_ssize_t stop, room, row_bytes;
+  unsigned long long target;
+} RowEnd;
+
+static PyMemberDef members[] = {
+    {"stop", T_PYSSIZET, offsetof(RowEnd, stop), 0, "The slot behind the last row's."},
+    {"room", T_PYSSIZET, offsetof(RowEnd, room), 0, "Rows that can follow without a further page."},
+    {"row_bytes", T_PYSSIZET, offsetof(RowEnd, row_bytes), 0, "Of a row."},
+    {"target", T_ULONGLONG, offsetof(RowEnd, target), 0, "The address of the next one."},
+    {NULL}};
+
+static PyType_Slot slots[] = {
+    {Py_tp_members, members}, {Py_tp_doc, "Where a sequence's next rows go."}, {0, NULL}};
+static PyType_Spec spec = {"orchestrator.model._row_ends.RowEnd", sizeof(RowEnd), 0,
+                           Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, slots};
+static PyTypeObject* row_end_type;
+
+// The rows of all.
+typedef struct { const char* address; Py_ssize_t num_rows; } Source;
+
+// Whether the rows had room; -1 with an exception where `source` does not have them, or `end` is no end.
+static int append(PyObject* end, PyObject* first_row, PyObject* num_rows, const Source* source) {
+  if (!PyObject_TypeCheck(end, row_end_type)) return PyErr_SetString(PyExc_TypeError, "expected a RowEnd"), -1;
+  const Py_ssize_t first = PyLong_AsSsize_t(first_row);
+  const Py_ssize_t count = first == -1 && PyErr_Occurred() ? -1 : PyLong_AsSsize_t(num_rows);
+  if (PyErr_Occurred()) return -1;
+  if (first < 0 || count < 0 || first > source->num_rows || count > source->num_rows - first)
+    return PyErr_Format(PyExc_ValueError, "rows %zd to %zd of %zd", first, first + count, source->num_rows), -1;
+  RowEnd* self = (RowEnd*)end;
+  if (count > self->room) return 0;
+  const size_t num_bytes = (size_t)(count * self->row_bytes);
+  memcpy((void*)(uintptr_t)self->target, source->address + first * self->row_bytes, num_bytes);
+  self->target += num_bytes;
+  self->room -= count;
+  self->stop += count;
+  return 1;
+}
+
+// `lists`: ends, first rows and numbers of rows.
+static PyObject* append_all(PyObject* const* lists, const Source* source) {
+  const Py_ssize_t size = PySequence_Fast_GET_SIZE(lists[0]);
+  if (PySequence_Fast_GET_SIZE(lists[1]) != size || PySequence_Fast_GET_SIZE(lists[2]) != size)
+    return PyErr_SetString(PyExc_ValueError, "expected as many first rows and numbers of rows as ends"), NULL;
+  PyObject* left = PyList_New(0);
+  for (Py_ssize_t i = 0; i < size && left != NULL; ++i) {
+    const int had_room = append(PySequence_Fast_GET_ITEM(lists[0], i), PySequence_Fast_GET_ITEM(lists[1], i),
+                                PySequence_Fast_GET_ITEM(lists[2], i), source);
+    if (had_room == 1) continue;
+    PyObject* place = had_room == 0 ? PyLong_FromSsize_t(i) : NULL;
+    if (place == NULL || PyList_Append(left, place) < 0) Py_CLEAR(left);
+    Py_XDECREF(place);
+  }
+  return left;
+}
+
+static PyObject* append_each(PyObject* module, PyObject* const* args, Py_ssize_t count) {
+  if (count != 5) return PyErr_SetString(PyExc_TypeError, "expected three lists and two numbers"), NULL;
+  const Source source = {PyLong_AsVoidPtr(args[3]), PyLong_AsSsize_t(args[4])};
+  if (PyErr_Occurred()) return NULL;
+  PyObject* lists[3];
+  int taken = 0;
+  while (taken < 3 && (lists[taken] = PySequence_Fast(args[taken], "expected a list")) != NULL) ++taken;
+  PyObject* left = taken == 3 ? append_all(lists, &source) : NULL;
+  while (taken > 0) Py_DECREF(lists[--taken]);
+  return left;
+}
+
+static PyMethodDef methods[] = {
+    {"append_each", (PyCFunction)(void (*)(void))append_each, METH_FASTCALL,
+     "append_each(ends, firsts, counts, address, num_rows) -> places of those without room"},
+    {NULL}};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "orchestrator.model._row_ends", NULL, -1, methods};
+
+PyMODINIT_FUNC PyInit__row_ends(void) {
+  PyObject* module = PyModule_Create(&definition);
+  if (module == NULL) return NULL;
+  row_end_type = (PyTypeObject*)PyType_FromSpec(&spec);
+  if (row_end_type == NULL || PyModule_AddObjectRef(module, "RowEnd", (PyObject*)row_end_type) < 0)
+    Py_CLEAR(module);
+  return module;
+}

@@ -1,0 +1,42 @@
+"""How many rows MTP layers have to take in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+
+class RowsBehind(Sequence[int]):
+    """Rows that each MTP layer would compute for its next draft, but for what hangs on drafts.
+
+    Every step tells it of every sequence, and hardly anybody reads it. So it holds what is at hand, and the
+    numbers are worked out when they are read.
+    """
+
+    __slots__ = ("_layers", "_seen")
+
+    def __init__(self, seen: int, layers: tuple[tuple[int, int], ...]) -> None:
+        """
+        Args:
+            seen: trunk rows.
+            layers: of each MTP layer, the slots that it has, and the most rows that it would compute.
+        """
+        self._seen = seen
+        self._layers = layers
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __iter__(self) -> Iterator[int]:
+        seen = self._seen
+        return iter([min(seen - slots, most) for slots, most in self._layers])
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[int, ...]: ...
+    def __getitem__(self, place: int | slice) -> int | tuple[int, ...]:
+        return tuple(self)[place]
+
+    def __repr__(self) -> str:
+        return f"RowsBehind{tuple(self)}"
