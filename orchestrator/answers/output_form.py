@@ -7,6 +7,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -165,6 +166,9 @@ class FormMatcher:
     _vocab: int
     begins_after: int | None
     then_free: bool = False
+    _made: tuple[NDArray[np.uint32] | None, ...] = ()
+    """Rows for the next token and behind each of `_made_for`."""
+    _made_for: tuple[int, ...] = ()
 
     @property
     def is_broken(self) -> bool:
@@ -173,6 +177,7 @@ class FormMatcher:
 
     def note(self, token_ids: Sequence[int]) -> None:
         """These are the next tokens; those that nobody chose are no part of it if it does not allow them."""
+        self._made, self._made_for = (), ()
         for token_id in token_ids:
             if self.begins_after is None:
                 self._matcher.try_consume_tokens([token_id])
@@ -185,18 +190,21 @@ class FormMatcher:
 
     def takes(self, token_ids: Sequence[int]) -> bool:
         """Whether the answer may begin with these, which are taken."""
+        self._made, self._made_for = (), ()
         taken: int = self._matcher.try_consume_tokens(list(token_ids))
         return taken == len(token_ids)
 
     def allowed(self, drafts: Sequence[int]) -> list[NDArray[np.uint32] | None]:
         """For the next token and for that behind each draft: a bit for each token, None where any may come.
 
-        A row behind a draft that the form does not allow counts for nothing, and gets None.
+        A row behind a draft that the form does not allow counts for nothing, and gets None. Drafts are chosen
+        one after another and verified together, so rows are kept until the next token is noted.
         """
-        found: list[NDArray[np.uint32] | None] = []
+        found = list(self._made[: 1 + _common(drafts, self._made_for)])
         begins_after, consumed, dead = self.begins_after, 0, False
         for place in range(len(drafts) + 1):
-            found.append(None if dead or begins_after is not None else self._mask())
+            if place == len(found):
+                found.append(None if dead or begins_after is not None else self._mask())
             if place == len(drafts):
                 break
             if begins_after is not None:
@@ -207,6 +215,7 @@ class FormMatcher:
                 dead = not taken
         if consumed:
             self._matcher.rollback(consumed)
+        self._made, self._made_for = tuple(found), tuple(drafts)
         return found
 
     def _mask(self) -> NDArray[np.uint32] | None:
@@ -214,6 +223,12 @@ class FormMatcher:
             return None
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
         return bits[: -(-self._vocab // 32)]
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """With how many tokens both begin."""
+    both = zip(first, second, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
 
 
 def _characters(pieces: tuple[Piece, ...]) -> int:

@@ -99,6 +99,33 @@ def test_a_draft_that_is_not_allowed_has_rows_that_count_for_nothing(
     assert (tokens_of(matcher.allowed([])[0]) == tokens_of(rows[1])).all()
 
 
+def test_rows_that_were_made_are_not_made_again_until_a_token_is_noted(
+    tokenizer: Tokenizer, forms: OutputForms
+) -> None:
+    form, luck = OutputForm("json_schema", json.dumps(SCHEMA)), np.random.default_rng(5)
+    matcher = forms.matcher(form)
+    known = tokenizer.encode('{"name": "Ada", "age": 7}')
+    noted: list[int] = []
+    for token_id in known:
+        previous: list[np.ndarray | None] = []
+        # As drafts are chosen, one longer each time, and then others.
+        for length in (0, 1, 2, 3, 3, 1, 2):
+            drafts = known[len(noted) : len(noted) + length]
+            if luck.random() < 0.3 and drafts:
+                drafts[-1] = int(luck.integers(VOCAB))
+            alone = forms.matcher(form)
+            alone.note(noted)
+            rows = matcher.allowed(drafts)
+            for row, expected in zip(rows, alone.allowed(drafts), strict=True):
+                assert (row is None) == (expected is None)
+                assert row is None or (row == expected).all()
+            assert all(row is before for row, before in zip(rows[:1], previous, strict=False))
+            previous = rows
+        assert matcher.copy().allowed([])[0] is previous[0]
+        matcher.note([token_id])
+        noted.append(token_id)
+
+
 def test_the_form_begins_behind_the_end_of_reasoning(tokenizer: Tokenizer, forms: OutputForms) -> None:
     end, thought = 2000, 1500
     matcher = forms.matcher(OutputForm("json"), begins_after=end)
