@@ -7,7 +7,6 @@ import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -200,23 +199,39 @@ class FormMatcher:
         A row behind a draft that the form does not allow counts for nothing, and gets None. Drafts are chosen
         one after another and verified together, so rows are kept until the next token is noted.
         """
-        found = list(self._made[: 1 + _common(drafts, self._made_for)])
+        told = tuple(drafts)
+        found = list(self._made[: 1 + _common(told, self._made_for)])
         begins_after, consumed, dead = self.begins_after, 0, False
-        for place in range(len(drafts) + 1):
+        for place in range(len(told) + 1):
             if place == len(found):
                 found.append(None if dead or begins_after is not None else self._mask())
-            if place == len(drafts):
+            if place == len(told):
                 break
             if begins_after is not None:
-                begins_after = None if drafts[place] == begins_after else begins_after
+                begins_after = None if told[place] == begins_after else begins_after
             elif not dead:
-                taken = self._matcher.try_consume_tokens([drafts[place]])
+                taken = self._matcher.try_consume_tokens([told[place]])
                 consumed += taken
                 dead = not taken
         if consumed:
             self._matcher.rollback(consumed)
-        self._made, self._made_for = tuple(found), tuple(drafts)
+        self._made, self._made_for = tuple(found), told
         return found
+
+    def completed_by(self, drafts: Sequence[int]) -> int | None:
+        """How many of the drafts complete the form if anything may come behind it; None where they do not."""
+        if not self.then_free or self.begins_after is not None or self._matcher.is_stopped():
+            return None
+        consumed, found = 0, None
+        for draft in drafts:
+            if not self._matcher.try_consume_tokens([draft]):
+                break
+            consumed += 1
+            if self._matcher.is_stopped():
+                found = consumed
+                break
+        self._matcher.rollback(consumed)
+        return None if self._matcher.is_error() else found
 
     def _mask(self) -> NDArray[np.uint32] | None:
         if self._matcher.is_error() or (self.then_free and self._matcher.is_stopped()):
@@ -225,10 +240,12 @@ class FormMatcher:
         return bits[: -(-self._vocab // 32)]
 
 
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
+def _common(first: tuple[int, ...], second: tuple[int, ...]) -> int:
     """With how many tokens both begin."""
-    both = zip(first, second, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
+    length = min(len(first), len(second))
+    while first[:length] != second[:length]:
+        length -= 1
+    return length
 
 
 def _characters(pieces: tuple[Piece, ...]) -> int:

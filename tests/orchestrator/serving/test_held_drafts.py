@@ -15,10 +15,12 @@ from orchestrator.model.mtp import DraftRequest, MtpDrafter
 from orchestrator.model.step35 import Step35Model
 from orchestrator.sampling import Choice
 from orchestrator.sampling_params import SamplingParams
+from orchestrator.serving.live_answer import LiveAnswer
+from orchestrator.serving.prompts import Prompts
 from orchestrator.serving.request import OutputForm
 from orchestrator.tokenizer import Tokenizer
 from tests.orchestrator.serving.served import MODEL, load
-from tests.orchestrator.serving.test_held_calls import SCHEMA
+from tests.orchestrator.serving.test_held_calls import CHOICES, END, SCHEMA, VOCAB, Writer, asking, calls_of
 
 PROMPT = list(range(40, 72))
 ENDS = (1, 3)
@@ -27,6 +29,41 @@ FORMS = (
     OutputForm("regex", r"([0-9]{4}-[0-9]{2} (info|error): [a-z ]{4,30}\n){2,4}"),
     OutputForm("grammar", 'start: line line line\nline: ("+" | "-") /[a-z ]{9,19}/ "\\n"'),
 )
+CALLS = """Some text.
+<tool_call>
+<function=edit>
+<parameter=path>
+a <b> </parameters>
+c
+</parameter>
+<parameter=count>
+12
+</parameter>
+<parameter=mode>
+write it
+</parameter>
+<parameter=spans>
+[{"to": 3}]
+</parameter>
+</function>
+</tool_call>
+<tool_call>
+<function=patch>
+<parameter=input>
+*** Begin
++a
+*** End
+</parameter>
+</function>
+</tool_call>
+<tool_call>
+<function=edit_freely>
+<parameter=count>
+many
+</parameter>
+</function>
+</tool_call>
+Done."""
 SAMPLINGS = (
     SamplingParams(0.0),
     SamplingParams(0.7, seed=3),
@@ -61,8 +98,18 @@ def model() -> Step35Model:
 
 
 @pytest.fixture(scope="module")
-def forms(model: Step35Model) -> OutputForms:
-    return OutputForms(Tokenizer.load(MODEL), model.config.vocab_size, model.config.eos_token_ids)
+def tokenizer() -> Tokenizer:
+    return Tokenizer.load(MODEL)
+
+
+@pytest.fixture(scope="module")
+def forms(model: Step35Model, tokenizer: Tokenizer) -> OutputForms:
+    return OutputForms(tokenizer, model.config.vocab_size, model.config.eos_token_ids)
+
+
+@pytest.fixture(scope="module")
+def calls(tokenizer: Tokenizer) -> Prompts:
+    return Prompts(tokenizer, VOCAB, (END,))
 
 
 def written(
@@ -153,3 +200,60 @@ def test_drafts_are_free_in_reasoning_and_fit_behind_its_end(model: Step35Model,
                 assert fits(forms, form, [], text[text.index(end) + 1 :])
                 crossing += end in drafts[:-1]
     assert crossing
+
+
+def test_drafts_lead_from_one_part_of_a_call_to_the_next(tokenizer: Tokenizer, calls: Prompts) -> None:
+    """Whoever drafts what comes loses nothing, and is told what would be told a token at a time."""
+    text = tokenizer.encode(CALLS)
+    request = asking()
+    alone, told = calls.of(request, ""), []
+    answer = LiveAnswer(request, alone, tokenizer, calls.budget_tokens)
+    for token_id in text:
+        told += alone.allowed([])
+        assert answer.take([token_id], None).kept == 1
+    assert sum(row is not None for row in told) > 60
+    for depth in (1, 2, 3, 7):
+        prompt = calls.of(request, "")
+        answer, at = LiveAnswer(request, prompt, tokenizer, calls.budget_tokens), 0
+        while at < len(text):
+            drafts = text[at : at + depth]
+            # As drafts are made, one after another.
+            rows = [prompt.allowed(drafts[:length]) for length in range(len(drafts) + 1)][-1]
+            for row, expected in zip(rows, told[at:], strict=False):
+                assert (row is None) == (expected is None)
+                assert row is None or (row == expected).all()
+            verified = text[at : at + depth + 1]
+            assert answer.take(verified, None).kept == len(verified)
+            at += len(verified)
+        assert [name for name, _ in calls_of(answer.events())] == ["edit", "patch", "edit_freely"]
+
+
+def test_fitting_drafts_of_any_calls_change_nothing(tokenizer: Tokenizer, calls: Prompts) -> None:
+    kept = 0
+    for seed in range(12):
+        request, found = asking(choice=CHOICES[seed % len(CHOICES)]), []
+        for depth in (0, 1, 3):
+            writer, prompt = Writer(tokenizer, seed), calls.of(request, "call_")
+            answer = LiveAnswer(request, prompt, tokenizer, calls.budget_tokens)
+            tokens: list[int] = []
+            ended = None
+            while len(tokens) < 250 and ended is None:
+                drafts: list[int] = []
+                for _ in range(depth):
+                    rows = prompt.allowed(drafts)
+                    drafts.append(writer.choose([*tokens, *drafts], rows[-1] if rows else None))
+                rows, chosen = prompt.allowed(drafts), []
+                for place in range(depth + 1):
+                    chosen.append(writer.choose([*tokens, *chosen], rows[place] if rows else None))
+                    if chosen[-1] == END or chosen[-1] != (*drafts, None)[place]:
+                        break
+                verdict = answer.take(chosen, "stop" if chosen[-1] == END else None)
+                tokens += chosen[: verdict.kept]
+                kept += verdict.kept - 1
+                while verdict.forced:
+                    tokens += verdict.forced
+                    verdict = answer.take(verdict.forced, None)
+                ended = verdict.ended
+            found.append((tokens[:240], ended))
+        assert found[0][0] == found[1][0] == found[2][0]
+    assert kept > 2000
