@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,6 +15,7 @@ from orchestrator.answers.held_forms import HeldForms
 from orchestrator.answers.output_form import FormMatcher
 from orchestrator.answers.tags import END_OF_PARAMETER, FUNCTION, PARAMETER, name_begun
 from orchestrator.tokenizer import Tokenizer
+from placement.errors import InputError
 
 _ARGUMENT = re.compile(rf"{PARAMETER}=([^<>\n]+)>\Z")
 _CALL = re.compile(rf"{FUNCTION}=([^<>\n]+)>\n?\Z")
@@ -80,7 +82,10 @@ class CallsAhead:
             rows += own[:end]
             if told[: at + end] not in self._spots:
                 text = spot.text + "".join(map(self._text, behind[:end]))
-                self._spots[told[: at + end]] = self._next(spot, text)
+                # If a form cannot be followed, the answer is told so when it comes there.
+                with suppress(InputError):
+                    self._spots[told[: at + end]] = self._next(spot, text)
+            self._spots.setdefault(told[: at + end], Spot("outside"))
 
     def _of(self, spot: Spot, drafts: Sequence[int]) -> tuple[list[NDArray[np.uint32] | None], int | None]:
         """Rows at one spot, and how many drafts lead to the next; None for not all of them together."""

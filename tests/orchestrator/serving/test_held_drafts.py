@@ -19,7 +19,7 @@ from orchestrator.serving.live_answer import LiveAnswer
 from orchestrator.serving.prompts import Prompts
 from orchestrator.serving.request import OutputForm
 from orchestrator.tokenizer import Tokenizer
-from tests.orchestrator.serving.served import MODEL, load
+from tests.orchestrator.serving.served import MODEL, Served, chatting, load
 from tests.orchestrator.serving.test_held_calls import CHOICES, END, SCHEMA, VOCAB, Writer, asking, calls_of
 
 PROMPT = list(range(40, 72))
@@ -200,6 +200,25 @@ def test_drafts_are_free_in_reasoning_and_fit_behind_its_end(model: Step35Model,
                 assert fits(forms, form, [], text[text.index(end) + 1 :])
                 crossing += end in drafts[:-1]
     assert crossing
+
+
+def test_a_form_that_leads_nowhere_ends_the_answer_at_the_same_token_with_drafts(
+    model: Step35Model, tokenizer: Tokenizer
+) -> None:
+    form = OutputForm("grammar", 'start: /[a-z]/+ ("Q" E | "!" E)\nE: /x/ & /y/')
+    bias = tuple((tokenizer.encode(text)[0], 7.0) for text in "Q!")
+    found: dict[int, list[tuple[str, str, str]]] = {}
+    for mtp in (0, 1, 3):
+        served, found[mtp] = Served(model, mtp=mtp), []
+        for seed in range(6):
+            sampling = SamplingParams(1.5, seed=seed, logit_bias=bias)
+            asked = chatting("Hi", sampling=sampling, output=form, reasoning_tokens=0, max_tokens=32)
+            (answer,) = served.run(asked)
+            assert answer.end is not None
+            found[mtp].append((answer.text(), answer.end.reason, answer.end.message))
+        served.close()
+    assert found[0] == found[1] == found[3]
+    assert len({len(text) for text, reason, _ in found[0] if reason == "form"}) > 1
 
 
 def test_drafts_lead_from_one_part_of_a_call_to_the_next(tokenizer: Tokenizer, calls: Prompts) -> None:
