@@ -5,7 +5,7 @@
 Answers continue pieces of a held-out text, or call tools, each in a form: a JSON schema, a regular
 expression, strict tools. Every way to draft has a server of its own, as in `benchmarks.draft_depth`. 'Free'
 has drafts that are chosen from all tokens, so that many do not fit; 'fitting' has those that the form allows.
-Both make the same masks. All answers must be the same, else it ends with an error.
+All answers must be the same, else it ends with an error.
 """
 
 from __future__ import annotations
