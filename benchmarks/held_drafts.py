@@ -5,16 +5,19 @@
 Answers continue pieces of a held-out text, or call tools, each in a form: a JSON schema, a regular
 expression, strict tools. Every way to draft has a server of its own, as in `benchmarks.draft_depth`. 'Free'
 has drafts that are chosen from all tokens, so that many do not fit; 'fitting' has those that the form allows.
-All answers must be the same, else it ends with an error.
+All answers must be the same, else it ends with an error. `--random 0.75` takes a model whose MTP layers are
+as small a part of a pass as those of Step-3.5-Flash, as `benchmarks.draft_depth` does.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any
@@ -23,11 +26,11 @@ import numpy as np
 import torch
 import typer
 
-from benchmarks.draft_depth import CONTEXT_TOKENS, Server, play
+from benchmarks.draft_depth import CONTEXT_TOKENS, NARROW, Server, play, temperature_of
+from benchmarks.random_gguf import FileTypes, write_random_gguf
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
 from orchestrator.sampling import Choice
 from orchestrator.sampling_params import SamplingParams
-from orchestrator.serving.counts import Counts
 from orchestrator.serving.prompts import Prompts
 from orchestrator.serving.request import Conversation, GenerationRequest, OutputForm
 from orchestrator.session import load_local
@@ -134,27 +137,31 @@ def main(
     answers: Annotated[int, typer.Option(min=4, help="Of each place and form.")] = 16,
     tokens: Annotated[int, typer.Option(min=8, help="Of an answer, on average.")] = 96,
     sequences: Annotated[list[int], typer.Option(min=1, max=8, help="At a time.")] = [1, 4],  # noqa: B006
+    random: Annotated[
+        float | None, typer.Option(help="Take a random model of many layers; so many free drafts hold.")
+    ] = None,
 ) -> None:
     """Print a row for each form, temperature and number of sequences."""
     torch.set_num_threads(1)
-    head = load_local(open_model(model), torch.bfloat16)
-    tokenizer = Tokenizer.load(model)
-    prompts = Prompts(tokenizer, head.config.vocab_size, head.config.eos_token_ids)
-    text = tokenizer.encode_prompt((model / "heldout" / "technical.txt").read_text(encoding="utf-8"))
-    _line("form", "temperature", "sequences", "off, tokens/s", *(f"{way}, by off" for way in WAYS))
-    _line(*["---"] * (4 + len(WAYS)))
-    for places in sequences:
-        for kind in kinds:
-            for temperature in TEMPERATURES:
-                servers = {"off": Server.of("off", head, tokenizer, time.thread_time)}
-                for way in WAYS:
-                    for drafts, drafter in (("free", FreeDrafter), ("fitting", MtpDrafter)):
-                        name = f"{way} {drafts}"
-                        servers[name] = Server.of(way, head, tokenizer, time.thread_time, drafter)
-                        servers[name].runner.counts = Counts()
-                asked = requests_of(kind, text, tokenizer, answers * places, tokens, temperature)
-                play(list(servers.values()), asked, places, prompts)
-                _line(kind, f"{temperature:g}", str(places), *cells(servers, places))
+    temperatures = TEMPERATURES if random is None else (temperature_of(random, NARROW.vocab),)
+    with tempfile.TemporaryDirectory() as folder:
+        path = model
+        if random is not None:
+            path = write_random_gguf(Path(folder) / "random.gguf", NARROW, FileTypes.all_in("q8_0"))
+        head = load_local(open_model(path), torch.bfloat16)
+        tokenizer = Tokenizer.load(model)
+        prompts = Prompts(tokenizer, head.config.vocab_size, head.config.eos_token_ids)
+        text = tokenizer.encode_prompt((model / "heldout" / "technical.txt").read_text(encoding="utf-8"))
+        _line("form", "temperature", "sequences", "off, tokens/s", *(f"{way}, by off" for way in WAYS))
+        _line(*["---"] * (4 + len(WAYS)))
+        for places, kind, temperature in product(sequences, kinds, temperatures):
+            servers = {"off": Server.of("off", head, tokenizer, time.thread_time)}
+            for way in WAYS:
+                for drafts, drafter in (("free", FreeDrafter), ("fitting", MtpDrafter)):
+                    servers[f"{way} {drafts}"] = Server.of(way, head, tokenizer, time.thread_time, drafter)
+            asked = requests_of(kind, text, tokenizer, answers * places, tokens, temperature)
+            play(list(servers.values()), asked, places, prompts)
+            _line(kind, f"{temperature:.2g}", str(places), *cells(servers, places))
 
 
 def _line(*found: str) -> None:
