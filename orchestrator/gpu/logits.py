@@ -57,3 +57,33 @@ class CardLogits:
     def row(self, place: int) -> NDArray[np.float32]:
         """See `Logits.row`."""
         return self.fetch(place).copy()
+
+
+@dataclass(slots=True)
+class LogitsInParts:
+    """More rows than a card has room for, computed one part after another; a `Logits`.
+
+    Attributes:
+        part_rows: of each part but the last.
+        compute: the logits of a part; those of the part before are gone then.
+    """
+
+    part_rows: int
+    compute: Callable[[int], CardLogits]
+    _computed: tuple[int, CardLogits] | None = None
+
+    def choose(self, choices: Sequence[Choice]) -> list[int]:
+        """See `Logits.choose`."""
+        starts = range(0, len(choices), self.part_rows)
+        parts = [choices[start : start + self.part_rows] for start in starts]
+        return [token_id for number, part in enumerate(parts) for token_id in self._part(number).choose(part)]
+
+    def row(self, place: int) -> NDArray[np.float32]:
+        """See `Logits.row`; where another part was computed since, this one is computed again."""
+        part, within = divmod(place, self.part_rows)
+        return self._part(part).row(within)
+
+    def _part(self, part: int) -> CardLogits:
+        if self._computed is None or self._computed[0] != part:
+            self._computed = part, self.compute(part)
+        return self._computed[1]

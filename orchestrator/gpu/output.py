@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator.gpu.areas import BANNED_SETS, FEW_ROWS
 from orchestrator.gpu.layers import CardLayers
-from orchestrator.gpu.logits import CardLogits
+from orchestrator.gpu.logits import CardLogits, LogitsInParts
 from orchestrator.gpu.passing import Passing
 from orchestrator.gpu.sampling import CHOICE_BYTES, NeededKernels
 from orchestrator.gpu.step import Step
 from orchestrator.gpu.weights import CardOutput
 from orchestrator.row_choice import RowChoiceArgs
-from orchestrator.sampling import Choice, Logits, LogitsInRam, token_bits
+from orchestrator.sampling import Choice, Logits, token_bits
 from workers.gpu.device import Device
 
 
@@ -39,15 +38,13 @@ class Outputs:
         return self._on_card(step, rows, output)
 
     def many(self, steps: Sequence[Step], rows: Tensor, output: CardOutput) -> Logits:
-        """Of any number of rows, in RAM; each step takes its own number of them."""
-        found = torch.empty(len(rows), output.matrix.rows)
-        start = 0
-        for step in steps:
-            logits = self._on_card(step, rows[start : start + step.num_rows], output)
-            for place in range(step.num_rows):
-                found[start + place] = torch.from_numpy(logits.row(place))
-            start += step.num_rows
-        return LogitsInRam(found)
+        """Of any number of rows; each step takes its own number of them, all but the last as many."""
+
+        def compute(part: int) -> CardLogits:
+            start = part * steps[0].num_rows
+            return self._on_card(steps[part], rows[start : start + steps[part].num_rows], output)
+
+        return LogitsInParts(steps[0].num_rows, compute)
 
     def _on_card(self, step: Step, rows: Tensor, output: CardOutput) -> CardLogits:
         stream, at, vocab = step.stream, step.at, output.matrix.rows

@@ -163,6 +163,29 @@ def test_rows_and_drafts_that_are_held_to_a_form_are_chosen_for_by_the_card(
         assert {5, 30, 31, 32} >= set(chosen)
 
 
+def test_more_rows_than_the_card_has_room_for_are_chosen_for_in_parts(
+    model: Step35Model, device: Device
+) -> None:
+    luck = np.random.default_rng(6)
+    rows = torch.from_numpy(luck.standard_normal((19, model.config.hidden_size)).astype(np.float32))
+    card, counts = on_card(model, plan_of(model), device), the_card()
+    choices = [
+        Sampler(SamplingParams(place % 3 * 0.7, top_p=0.9, seed=9), banned=(1, 3)).choice(
+            place, (), token_bits(VOCAB, luck.choice(VOCAB, 9, replace=False)) if place % 2 else None
+        )
+        for place in range(len(rows))
+    ]
+    on_cpu, there = model.logits_to_choose_from(rows), card.logits_to_choose_from(rows)
+    before = counts.count("waits")
+    chosen = there.choose(choices)
+    # Of each part for the ids, and for what was brought before.
+    assert counts.count("waits") - before == 6
+    assert chosen == on_cpu.choose(choices)
+    for place in (18, 0, 7, 8, 9, 18):
+        assert (there.row(place) == on_cpu.row(place)).all()
+    assert there.choose(choices) == chosen
+
+
 def test_a_decode_step_is_a_graph_a_part_and_one_wait_a_layer_with_experts_elsewhere(
     model: Step35Model, device: Device
 ) -> None:
