@@ -55,6 +55,7 @@ from workers.formats.open_model import open_model
 WAYS = ("off", "loaded", "1", "2", "3", "adaptive")
 MOST_DRAFTS = 3
 CONTEXT_TOKENS = 48
+_ENDS = ("length", "stop", "tool_calls", "loop")
 NARROW = FileShape(
     hidden=512,
     vocab=2048,
@@ -111,7 +112,15 @@ class Server:
     _to_warm_up: int = 0
 
     @classmethod
-    def of(cls, way: str, head: Step35Model, tokenizer: Tokenizer, clock: Callable[[], float]) -> Server:
+    def of(
+        cls,
+        way: str,
+        head: Step35Model,
+        tokenizer: Tokenizer,
+        clock: Callable[[], float],
+        drafter: Callable[[Step35Model, int], MtpDrafter] = MtpDrafter,
+    ) -> Server:
+        """`way`: one of `WAYS`."""
         drafts = int(way) if way.isdigit() else MOST_DRAFTS * (way != "off")
         # Weights in common, and a pool of its own for keys and values.
         model = Step35Model(head.config, head.weights, head.dtype, head.experts, head.timer)
@@ -125,7 +134,7 @@ class Server:
         prompts = Prompts(tokenizer, model.config.vocab_size, model.config.eos_token_ids)
         runner = Runner(
             model,
-            MtpDrafter(model, drafts) if drafts else None,
+            drafter(model, drafts) if drafts else None,
             tokenizer,
             prompts.budget_tokens,
             scheduler,
@@ -169,8 +178,8 @@ class Server:
 
 
 def _check(event: AnswerEvent | Refused) -> None:
-    """Raise RuntimeError for an answer that did not come to its length."""
-    if isinstance(event, Refused) or (isinstance(event, Finished) and event.reason != "length"):
+    """Raise RuntimeError for an answer that did not come to its end."""
+    if isinstance(event, Refused) or (isinstance(event, Finished) and event.reason not in _ENDS):
         raise RuntimeError(f"a request was not answered: {event}")
 
 

@@ -39,7 +39,8 @@ class RowChoice:
     answer: int
     position: int
 
-    def args(self, *, has_banned: bool) -> RowChoiceArgs:
+    def args(self, *, has_banned: int) -> RowChoiceArgs:
+        """`has_banned`: which set of banned tokens is left out, from 1; 0 for none."""
         return RowChoiceArgs(
             self.seed,
             self.answer,

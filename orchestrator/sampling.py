@@ -36,8 +36,15 @@ class Choice:
 
     @property
     def is_plain(self) -> bool:
-        """Whether a card can make it."""
-        return self.allowed is None and self.edits is None
+        """Whether a card can make it: tokens may be left out, but no logits are changed."""
+        return self.edits is None
+
+    def left_out(self, vocab: int) -> NDArray[np.uint32] | None:
+        """A bit for each token that may not come; None for none."""
+        banned = token_bits(vocab, self.banned) if self.banned else None
+        if self.allowed is None:
+            return banned
+        return ~self.allowed if banned is None else banned | ~self.allowed
 
 
 class Logits(Protocol):
@@ -81,21 +88,12 @@ def choose_in_ram(row: NDArray[np.float32], choice: Choice) -> int:
     """
     if choice.edits is not None:
         row = choice.edits.apply(row)
-    banned = token_bits(len(row), choice.banned) if choice.banned else None
-    if choice.allowed is not None:
-        others = ~choice.allowed
-        banned = others if banned is None else banned | others
-    token_id = choose_token(row, choice.how, banned)
+    token_id = choose_token(row, choice.how, choice.left_out(len(row)))
     if token_id < 0 and choice.allowed is not None:
         # What may come alone comes, also where it was to be left out.
         token_id = choose_token(row, choice.how, ~choice.allowed)
     if token_id < 0 and np.isfinite(row).all():
         raise InputError("no token may come next: expected an end of the answer that is not left out")
-    return finite_token(token_id)
-
-
-def finite_token(token_id: int) -> int:
-    """What a kernel gave, unless it says that the largest logit is not finite; raises NonFiniteError."""
     if token_id < 0:
         raise NonFiniteError(f"the output matrix gives logits that are not finite; {NonFiniteError.REMEDY}")
     return token_id

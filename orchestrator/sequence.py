@@ -215,7 +215,9 @@ class SequenceState:
         return self.num_prompt if len(self.tokens) == self.num_prompt else len(self.tokens) - 1
 
     def _draft_choice(self, drafts: list[int]) -> Choice:
-        return self.sampler.choice(len(self.tokens) + len(drafts), drafts)
+        """As the token behind the drafts will be chosen from the trunk's row."""
+        allowed = self.masks(drafts)[-1] if self.masks is not None else None
+        return self.sampler.choice(len(self.tokens) + len(drafts), drafts, allowed)
 
     def _extend(self, chosen: Sequence[int]) -> list[int]:
         """Append tokens up to an end token or max_tokens."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,24 +9,14 @@ from numpy.typing import NDArray
 
 from orchestrator.answers.call_parser import HeldPlace
 from orchestrator.answers.call_writer import CallWriter
+from orchestrator.answers.calls_ahead import CallsAhead, Spot
+from orchestrator.answers.held_forms import CLOSED, HeldForms
 from orchestrator.answers.held_tools import HeldTool
-from orchestrator.answers.output_form import FormMatcher, OutputForms, Piece
+from orchestrator.answers.output_form import FormMatcher, OutputForms
 from orchestrator.answers.tagged_parser import TaggedParser
-from orchestrator.answers.tags import END_OF_FUNCTION, END_OF_PARAMETER, PARAMETER
-from orchestrator.serving.request import OutputForm
 from orchestrator.tokenizer import Tokenizer
-from placement.errors import InputError
-from placement.files.quote import quote
 
-_CLOSED = f"\n{END_OF_PARAMETER}>"
-# A tag ends before anything else comes, so that what comes behind it can be held to a form from its start.
-_IN_TAG = re.compile(r"[^<>\n\ufffd]+|[^<>\n\ufffd]*>\n?")
-# Behind what may be the end of a free text: white space, and no tag that would make it the end.
-_BLANK = r"[ \t\r\n]"
-_GOES_ON = (
-    rf"/{_BLANK}{{0,24}}[^ \t\r\n](.|\n)*/"
-    rf" & ~/{_BLANK}*<(parameter|\/parameter|function|\/function|tool_call>|\/tool_call)(.|\n)*/"
-)
+_BOUND = ("between", "value", "behind")
 
 
 class HeldCalls:
@@ -54,25 +43,21 @@ class HeldCalls:
             InputError: a form of theirs is none.
         """
         self._parser = parser
-        self._forms = forms
         self._tokenizer = tokenizer
         self._end_ids = frozenset(end_ids)
-        self._in_tag = forms.tokens_like(_IN_TAG)
+        self._forms = HeldForms(tools, forms)
+        self._ahead = CallsAhead(self._forms, tokenizer)
         self._place: HeldPlace | None = None
         self._matcher: FormMatcher | None = None
-        self.end_of_text: tuple[int, ...] = tuple(tokenizer.encode(f"{_CLOSED}\n"))
+        self.end_of_text: tuple[int, ...] = tuple(tokenizer.encode(f"{CLOSED}\n"))
         """Ends a free text."""
-        # By tool and argument; an answer copies one, so that none of these has begun.
-        self._values: dict[tuple[str, str], FormMatcher] = {}
-        for name, tool in tools.items():
-            for key, form in tool.forms.items():
-                if form is None:
-                    continue
-                try:
-                    self._values[name, key] = forms.in_call(_value(form, tool))
-                except InputError as error:
-                    where = "" if tool.takes_one else f", parameter {quote(key)}"
-                    raise InputError(f"tools: {quote(name)}{where}: {error}") from error
+        self._has_begun = False
+        """Whether drafts are followed from the text that is certain now."""
+        # The last drafts that were told of, as far as they are not certain yet, and what was told.
+        self._drafts: tuple[int, ...] = ()
+        self._told: list[NDArray[np.uint32] | None] = []
+        self._is_sure = True
+        """Whether what was told is right if the place is still the same."""
 
     @property
     def is_broken(self) -> bool:
@@ -89,58 +74,70 @@ class HeldCalls:
         Returns:
             Whether other tokens may come now than were told before: rows behind these count for nothing.
         """
+        self._has_begun = False
+        if self._drafts[: len(token_ids)] == tuple(token_ids):
+            self._drafts, self._told = self._drafts[len(token_ids) :], self._told[len(token_ids) :]
+        else:
+            self._drafts, self._told = (), []
+        if self._has_moved(token_ids):
+            self._is_sure = False
+        return bool(self._told) and not self._is_sure and not _same(self._told[0], self._row())
+
+    def allowed(self, drafts: Sequence[int]) -> Sequence[NDArray[np.uint32] | None]:
+        """See `FormMatcher.allowed`."""
+        if not self._has_begun:
+            self._ahead.begin(self._spot())
+            self._has_begun = True
+        self._told, self._drafts = self._ahead.allowed(drafts), tuple(drafts)
+        self._is_sure = not self._ahead.has_guessed
+        return self._told
+
+    def _has_moved(self, token_ids: Sequence[int]) -> bool:
+        """Whether the text stands in another place than before."""
         place = self._parser.held_place
         if place == self._place and self._matcher is not None:
             self._matcher.note(token_ids)
             return False
-        if place == self._place and not self._is_bound(place):
+        if place == self._place and (place is None or place.kind not in _BOUND):
             return False
         # Another place, or one in which the text has strayed from what it is held to: it may come back.
         self._place, self._matcher = place, None
         call = self._parser.call
-        if call is not None and self._is_bound(place):
-            self._matcher = self._begun(call)
+        if call is not None and place is not None and place.kind in _BOUND:
+            self._matcher = self._begun(call, place)
         return True
 
-    def allowed(self, drafts: Sequence[int]) -> Sequence[NDArray[np.uint32] | None]:
-        """See `FormMatcher.allowed`."""
+    def _row(self) -> NDArray[np.uint32] | None:
+        """What may come next."""
         if self._matcher is not None:
-            return self._matcher.allowed(drafts)
-        in_tag = self._place is not None and self._place.kind == "tag"
-        return [self._in_tag if in_tag else None] * (len(drafts) + 1)
+            return self._matcher.allowed([])[0]
+        return self._forms.in_tag if self._place is not None and self._place.kind == "tag" else None
 
-    @staticmethod
-    def _is_bound(place: HeldPlace | None) -> bool:
-        return place is not None and place.kind in ("between", "value", "behind")
-
-    def _begun(self, call: CallWriter) -> FormMatcher | None:
+    def _begun(self, call: CallWriter, place: HeldPlace) -> FormMatcher | None:
         """What follows at this place; None where the text has begun otherwise."""
-        assert self._place is not None
-        if self._place.kind == "value":
-            matcher = self._values[call.tool_name, call.key].copy()
+        matcher: FormMatcher | None
+        if place.kind == "value":
+            matcher = self._forms.value(call.tool_name, call.key)
+            assert matcher is not None
+        elif place.kind == "behind":
+            matcher = self._forms.behind(call.tool_name, call.arguments.keys() | {call.key})
         else:
-            matcher = self._forms.in_call((_next(call, behind_text=self._place.kind == "behind"),))
+            matcher = self._forms.between(call.tool_name, call.arguments.keys())
         known = self._tokenizer.encode(self._parser.held_text)
         return matcher if matcher.takes(known) else None
 
+    def _spot(self) -> Spot:
+        """Where the text stands."""
+        place, call = self._place, self._parser.call
+        text = "" if place is not None and place.kind == "value" else self._parser.held_text
+        if place is None or (place.kind in _BOUND and self._matcher is None):
+            return Spot("outside", text=text if call is None else "")
+        if call is None:
+            return Spot("tag", text=text)
+        return Spot(place.kind, call.tool_name, frozenset(call.arguments), call.key, text, self._matcher)
 
-def _value(form: OutputForm, tool: HeldTool) -> tuple[Piece, ...]:
-    return ("\n", form, f"{_CLOSED}\n{END_OF_FUNCTION}>" if tool.takes_one else _CLOSED)
 
-
-def _next(call: CallWriter, *, behind_text: bool) -> OutputForm:
-    """An argument that has not come, or the call's end if no more have to come.
-
-    Args:
-        behind_text: it may also turn out that a text goes on.
-    """
-    assert call.held is not None
-    come = call.arguments.keys() | ({call.key} if behind_text else set())
-    tags = [f"{PARAMETER}={re.escape(key)}>" for key in call.held.forms if key not in come]
-    if call.held.required <= come:
-        tags.append(f"{END_OF_FUNCTION}>")
-    tag = f"\n?({'|'.join(tags)})"
-    if not behind_text:
-        return OutputForm("regex", tag)
-    escaped = tag.replace("/", r"\/")
-    return OutputForm("grammar", f"start: TAG | TEXT\nTAG: /{escaped}/\nTEXT: {_GOES_ON}")
+def _same(told: NDArray[np.uint32] | None, row: NDArray[np.uint32] | None) -> bool:
+    if told is None or row is None:
+        return told is row
+    return told is row or np.array_equal(told, row)

@@ -6,7 +6,7 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -78,7 +78,7 @@ class OutputForms:
             InputError: the form is too long, or is none.
         """
         compiled = self._deep.call(lambda: self._alone(form))
-        return FormMatcher(compiled, self._vocab, begins_after, then_free)
+        return FormMatcher(compiled.deep_copy(), compiled, self._vocab, begins_after, then_free)
 
     def in_call(self, pieces: tuple[Piece, ...]) -> FormMatcher:
         """Begins a part of a call: the pieces one after another, and then anything.
@@ -100,7 +100,7 @@ class OutputForms:
             while len(self._kept) > _MOST_KEPT or self._kept_characters > _MOST_KEPT_CHARACTERS:
                 oldest, _ = self._kept.popitem(last=False)
                 self._kept_characters -= _characters(oldest)
-            return FormMatcher(found.deep_copy(), self._vocab, None, then_free=True)
+            return FormMatcher(found.deep_copy(), found, self._vocab, None, then_free=True)
 
     def tokens_like(self, pattern: re.Pattern[str]) -> NDArray[np.uint32]:
         """A mask of the tokens whose whole text is of a pattern."""
@@ -162,58 +162,112 @@ class FormMatcher:
     """
 
     _matcher: LLMatcher
+    _first: LLMatcher
+    """As it began."""
     _vocab: int
     begins_after: int | None
     then_free: bool = False
+    _taken: list[int] = field(default_factory=list)
+    """What the matcher took since then."""
+    _made: tuple[NDArray[np.uint32] | None, ...] = ()
+    """Rows for the next token and behind each of `_made_for`."""
+    _made_for: tuple[int, ...] = ()
+    _breaks_behind: tuple[int, ...] | None = None
+    """The next tokens, if it breaks behind them."""
 
     @property
     def is_broken(self) -> bool:
         """Whether it took too much work, so that tokens are chosen without it now."""
-        return bool(self._matcher.is_error())
+        return self._breaks_behind == () or bool(self._matcher.is_error())
 
     def note(self, token_ids: Sequence[int]) -> None:
         """These are the next tokens; those that nobody chose are no part of it if it does not allow them."""
+        self._made, self._made_for = (), ()
         for token_id in token_ids:
+            if self._breaks_behind:
+                goes_there = self._breaks_behind[0] == token_id
+                self._breaks_behind = self._breaks_behind[1:] if goes_there else None
             if self.begins_after is None:
-                self._matcher.try_consume_tokens([token_id])
+                self._take([token_id])
             elif token_id == self.begins_after:
                 self.begins_after = None
 
     def copy(self) -> FormMatcher:
         """Another answer that stands where this one does."""
-        return replace(self, _matcher=self._matcher.deep_copy())
+        return replace(self, _matcher=self._matcher.deep_copy(), _taken=list(self._taken))
 
     def takes(self, token_ids: Sequence[int]) -> bool:
         """Whether the answer may begin with these, which are taken."""
-        taken: int = self._matcher.try_consume_tokens(list(token_ids))
-        return taken == len(token_ids)
+        self._made, self._made_for = (), ()
+        return self._take(token_ids) == len(token_ids)
 
     def allowed(self, drafts: Sequence[int]) -> list[NDArray[np.uint32] | None]:
         """For the next token and for that behind each draft: a bit for each token, None where any may come.
 
-        A row behind a draft that the form does not allow counts for nothing, and gets None.
+        A row behind a draft that the form does not allow counts for nothing, and gets None. Drafts are chosen
+        one after another and verified together, so rows are kept until the next token is noted. Where it
+        breaks behind drafts, it does not before they are noted.
         """
-        found: list[NDArray[np.uint32] | None] = []
+        told = tuple(drafts)
+        found = list(self._made[: 1 + _common(told, self._made_for)])
         begins_after, consumed, dead = self.begins_after, 0, False
-        for place in range(len(drafts) + 1):
-            found.append(None if dead or begins_after is not None else self._mask())
-            if place == len(drafts):
+        for place in range(len(told) + 1):
+            if place == len(found):
+                found.append(None if dead or begins_after is not None else self._mask())
+                if place and not dead and self._matcher.is_error():
+                    self._breaks_behind = told[:place]
+            dead = dead or told[:place] == self._breaks_behind
+            if place == len(told):
                 break
             if begins_after is not None:
-                begins_after = None if drafts[place] == begins_after else begins_after
+                begins_after = None if told[place] == begins_after else begins_after
             elif not dead:
-                taken = self._matcher.try_consume_tokens([drafts[place]])
+                taken = self._matcher.try_consume_tokens([told[place]])
                 consumed += taken
                 dead = not taken
-        if consumed:
-            self._matcher.rollback(consumed)
+        self._go_back(consumed)
+        self._made, self._made_for = tuple(found), told
         return found
+
+    def completed_by(self, drafts: Sequence[int]) -> int | None:
+        """How many of the drafts complete the form if anything may come behind it; None where they do not."""
+        if not self.then_free or self.begins_after is not None or self._matcher.is_stopped():
+            return None
+        consumed, found = 0, None
+        for draft in drafts:
+            if not self._matcher.try_consume_tokens([draft]):
+                break
+            consumed += 1
+            if self._matcher.is_stopped():
+                found = consumed
+                break
+        self._go_back(consumed)
+        return found
+
+    def _take(self, token_ids: Sequence[int]) -> int:
+        taken: int = self._matcher.try_consume_tokens(list(token_ids))
+        self._taken += token_ids[:taken]
+        return taken
+
+    def _go_back(self, num_drafts: int) -> None:
+        """Take so many drafts back. A matcher that broke cannot; then another one takes what is certain."""
+        if num_drafts and not self._matcher.rollback(num_drafts):
+            self._matcher = self._first.deep_copy()
+            self._matcher.try_consume_tokens(self._taken)
 
     def _mask(self) -> NDArray[np.uint32] | None:
         if self._matcher.is_error() or (self.then_free and self._matcher.is_stopped()):
             return None
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
         return bits[: -(-self._vocab // 32)]
+
+
+def _common(first: tuple[int, ...], second: tuple[int, ...]) -> int:
+    """With how many tokens both begin."""
+    length = min(len(first), len(second))
+    while first[:length] != second[:length]:
+        length -= 1
+    return length
 
 
 def _characters(pieces: tuple[Piece, ...]) -> int:

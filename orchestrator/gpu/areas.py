@@ -14,6 +14,8 @@ from workers.gpu.linear import GpuRows
 
 FEW_ROWS = 8
 """Of a decode step: their launches are kept as graphs, their attention is cut into parts."""
+BANNED_SETS = 1 + FEW_ROWS
+"""Of tokens that are left out: one for all rows that name it, then one of each row's own."""
 MOST_SEQUENCES = 8
 """In a pass."""
 
@@ -95,7 +97,8 @@ def _sizes(shape: HeadShape, rows: int) -> dict[str, int]:
         | {"router_logits": 4 * T * E, "gate": 4 * T * shape.inner, "up": 4 * T * shape.inner}
         | _rounded("between", T, shape.inner)
         | {"logits": 4 * FEW_ROWS * shape.vocab, "choosing": choosing_bytes(FEW_ROWS, shape.vocab)}
-        | {"token_ids": 4 * FEW_ROWS, "choices": CHOICE_BYTES * FEW_ROWS, "banned": -(-shape.vocab // 32) * 4}
+        | {"token_ids": 4 * FEW_ROWS, "choices": CHOICE_BYTES * FEW_ROWS}
+        | {"banned": BANNED_SETS * -(-shape.vocab // 32) * 4}
     )
 
 

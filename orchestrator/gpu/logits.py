@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.row_choice import RowChoice, RowChoiceArgs
-from orchestrator.sampling import Choice, choose_in_ram, finite_token
+from orchestrator.sampling import Choice, choose_in_ram
 
 _GREEDY = RowChoice(0.0, 0, 1.0, 0.0, 0, 0, 0)
 
@@ -20,30 +20,70 @@ class CardLogits:
 
     Attributes:
         fetch: the numbers of a row, float32 [vocab], until the next one is fetched.
-        choose_there: a token for each row, -1 where its largest logit is not finite. Rows that say so leave
-            the given tokens out.
+        choose_there: a token for each row, -1 where its largest logit is not finite. Rows with `has_banned` 1
+            leave the given tokens out, others their own: 2 stands for those of the first row.
+        leave_out: tells the card what a row's own are. Without it, rows that leave out other tokens than the
+            rows beside them are fetched.
     """
 
     fetch: Callable[[int], NDArray[np.float32]]
     choose_there: Callable[[Sequence[RowChoiceArgs], tuple[int, ...]], list[int]]
+    leave_out: Callable[[int, Choice], None] | None = None
 
     def choose(self, choices: Sequence[Choice]) -> list[int]:
         """See `Logits.choose`; one wait for all rows that the card chooses for, and one for each other."""
         # One set of tokens is left out of all rows that leave any out: it is the model's end tokens.
-        banned = next((choice.banned for choice in choices if choice.banned), ())
-        there = [choice.is_plain and choice.banned in ((), banned) for choice in choices]
-        found = [0] * len(choices)
-        if any(there):
-            rows = [
-                choice.how.args(has_banned=bool(choice.banned)) if own else _GREEDY.args(has_banned=False)
-                for choice, own in zip(choices, there, strict=True)
-            ]
-            found = self.choose_there(rows, banned)
+        common = next((choice.banned for choice in choices if choice.banned and choice.allowed is None), ())
+        told = [self._told(place, choice, common) for place, choice in enumerate(choices)]
+        found = [-1] * len(choices)
+        if any(row is not None for row in told):
+            found = self.choose_there([row or _GREEDY.args(has_banned=0) for row in told], common)
         return [
-            finite_token(found[place]) if own else choose_in_ram(self.fetch(place), choice)
-            for place, (choice, own) in enumerate(zip(choices, there, strict=True))
+            choose_in_ram(self.fetch(place), choice) if row is None or token_id < 0 else token_id
+            for place, (row, choice, token_id) in enumerate(zip(told, choices, found, strict=True))
         ]
+
+    def _told(self, place: int, choice: Choice, common: tuple[int, ...]) -> RowChoiceArgs | None:
+        """How the card is told of a row; None where it cannot choose."""
+        if not choice.is_plain:
+            return None
+        if choice.allowed is None and choice.banned in ((), common):
+            return choice.how.args(has_banned=int(bool(choice.banned)))
+        if self.leave_out is None:
+            return None
+        self.leave_out(place, choice)
+        return choice.how.args(has_banned=2 + place)
 
     def row(self, place: int) -> NDArray[np.float32]:
         """See `Logits.row`."""
         return self.fetch(place).copy()
+
+
+@dataclass(slots=True)
+class LogitsInParts:
+    """More rows than a card has room for, computed one part after another; a `Logits`.
+
+    Attributes:
+        part_rows: of each part but the last.
+        compute: the logits of a part; those of the part before are gone then.
+    """
+
+    part_rows: int
+    compute: Callable[[int], CardLogits]
+    _computed: tuple[int, CardLogits] | None = None
+
+    def choose(self, choices: Sequence[Choice]) -> list[int]:
+        """See `Logits.choose`."""
+        starts = range(0, len(choices), self.part_rows)
+        parts = [choices[start : start + self.part_rows] for start in starts]
+        return [token_id for number, part in enumerate(parts) for token_id in self._part(number).choose(part)]
+
+    def row(self, place: int) -> NDArray[np.float32]:
+        """See `Logits.row`; where another part was computed since, this one is computed again."""
+        part, within = divmod(place, self.part_rows)
+        return self._part(part).row(within)
+
+    def _part(self, part: int) -> CardLogits:
+        if self._computed is None or self._computed[0] != part:
+            self._computed = part, self.compute(part)
+        return self._computed[1]

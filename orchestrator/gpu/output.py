@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orchestrator.gpu.areas import FEW_ROWS
+from orchestrator.gpu.areas import BANNED_SETS, FEW_ROWS
 from orchestrator.gpu.layers import CardLayers
-from orchestrator.gpu.logits import CardLogits
+from orchestrator.gpu.logits import CardLogits, LogitsInParts
 from orchestrator.gpu.passing import Passing
 from orchestrator.gpu.sampling import CHOICE_BYTES, NeededKernels
 from orchestrator.gpu.step import Step
 from orchestrator.gpu.weights import CardOutput
 from orchestrator.row_choice import RowChoiceArgs
-from orchestrator.sampling import Logits, LogitsInRam, token_bits
+from orchestrator.sampling import Choice, Logits, token_bits
 from workers.gpu.device import Device
 
 
@@ -32,25 +31,24 @@ class Outputs:
         self._ids = device.pinned(4 * FEW_ROWS).view(np.int32)
         self._choices = device.pinned(CHOICE_BYTES * FEW_ROWS)
         self._row = device.pinned(4 * vocab).view(np.float32)
-        self._bits = device.pinned(4 * -(-vocab // 32)).view(np.uint32)
+        self._bits = device.pinned(4 * BANNED_SETS * -(-vocab // 32)).view(np.uint32)
 
     def few(self, step: Step, rows: Tensor, output: CardOutput) -> Logits:
         """Of at most FEW_ROWS rows before the norm, float32 [n, hidden], as many as the step has."""
         return self._on_card(step, rows, output)
 
     def many(self, steps: Sequence[Step], rows: Tensor, output: CardOutput) -> Logits:
-        """Of any number of rows, in RAM; each step takes its own number of them."""
-        found = torch.empty(len(rows), output.matrix.rows)
-        start = 0
-        for step in steps:
-            logits = self._on_card(step, rows[start : start + step.num_rows], output)
-            for place in range(step.num_rows):
-                found[start + place] = torch.from_numpy(logits.row(place))
-            start += step.num_rows
-        return LogitsInRam(found)
+        """Of any number of rows; each step takes its own number of them, all but the last as many."""
+
+        def compute(part: int) -> CardLogits:
+            start = part * steps[0].num_rows
+            return self._on_card(steps[part], rows[start : start + steps[part].num_rows], output)
+
+        return LogitsInParts(steps[0].num_rows, compute)
 
     def _on_card(self, step: Step, rows: Tensor, output: CardOutput) -> CardLogits:
         stream, at, vocab = step.stream, step.at, output.matrix.rows
+        words = -(-vocab // 32)
         self._passing.bring_hidden(stream, at, rows)
         key = ("logits", output.matrix.each[0].table, step.num_rows)
         self._layers.keep(step, key, lambda: step.logits(output))
@@ -60,13 +58,22 @@ class Outputs:
             stream.synchronize()
             return self._row[:vocab]
 
+        def leave_out(bits: NDArray[np.uint32], number: int) -> None:
+            """Bring the set of that number, from 0."""
+            own = self._bits[number * words : (number + 1) * words]
+            own[:] = bits
+            stream.upload(at["banned"] + own.itemsize * words * number, own)
+
+        def leave_out_own(place: int, choice: Choice) -> None:
+            bits = choice.left_out(vocab)
+            assert bits is not None
+            leave_out(bits, 1 + place)
+
         def choose(choices: Sequence[RowChoiceArgs], banned: tuple[int, ...]) -> list[int]:
             if len(choices) != step.num_rows:
                 raise ValueError(f"{len(choices)} choices for {step.num_rows} rows of logits")
             if banned and banned != self._banned:
-                bits = token_bits(vocab, banned)
-                self._bits[: len(bits)] = bits
-                stream.upload(at["banned"], self._bits[: len(bits)])
+                leave_out(token_bits(vocab, banned), 0)
                 self._banned = banned
             told = b"".join(bytes(choice) for choice in choices)
             self._choices[: len(told)] = np.frombuffer(told, np.uint8)
@@ -79,4 +86,4 @@ class Outputs:
             found: list[int] = self._ids[: step.num_rows].tolist()
             return found
 
-        return CardLogits(fetch, choose)
+        return CardLogits(fetch, choose, leave_out_own)

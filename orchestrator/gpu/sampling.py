@@ -82,7 +82,7 @@ def choose_tokens(
         choices: `RowChoiceArgs` of each row.
         workspace: `choosing_bytes` bytes.
         token_ids: int32 [rows], written; -1 says that the row's largest logit is not finite.
-        banned: `token_bits` of those that rows may leave out, or 0.
+        banned: `token_bits` of each set of tokens that rows may leave out, one behind another, or 0.
     """
     starts = accumulate(_sizes(num_rows, vocab), initial=workspace)
     keys, parts, largest, least, weights, _ = starts

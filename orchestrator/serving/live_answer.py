@@ -91,11 +91,13 @@ class LiveAnswer:
             ended: why the last of them is the last of all.
             logprobs: one for each token; none where nobody asked for them.
         """
-        if any(bound is not None and bound.is_broken for bound in (self._form, self._held)):
-            # These were chosen without it.
-            self.message = "the form of the answer takes too much work to be followed: ask for a simpler one"
-            return Verdict(0, ended="form")
         for place, token_id in enumerate(token_ids):
+            if any(bound is not None and bound.is_broken for bound in (self._form, self._held)):
+                # This one was chosen without it.
+                self.message = (
+                    "the form of the answer takes too much work to be followed: ask for a simpler one"
+                )
+                return Verdict(place, ended="form")
             is_last = place == len(token_ids) - 1
             if self._held is not None and self._held.may_not_end(token_id):
                 # The model is through with a text, but not with the call.

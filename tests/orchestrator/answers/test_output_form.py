@@ -99,6 +99,64 @@ def test_a_draft_that_is_not_allowed_has_rows_that_count_for_nothing(
     assert (tokens_of(matcher.allowed([])[0]) == tokens_of(rows[1])).all()
 
 
+def test_rows_that_were_made_are_not_made_again_until_a_token_is_noted(
+    tokenizer: Tokenizer, forms: OutputForms
+) -> None:
+    form, luck = OutputForm("json_schema", json.dumps(SCHEMA)), np.random.default_rng(5)
+    matcher = forms.matcher(form)
+    known = tokenizer.encode('{"name": "Ada", "age": 7}')
+    noted: list[int] = []
+    for token_id in known:
+        previous: list[np.ndarray | None] = []
+        # As drafts are chosen, one longer each time, and then others.
+        for length in (0, 1, 2, 3, 3, 1, 2):
+            drafts = known[len(noted) : len(noted) + length]
+            if luck.random() < 0.3 and drafts:
+                drafts[-1] = int(luck.integers(VOCAB))
+            alone = forms.matcher(form)
+            alone.note(noted)
+            rows = matcher.allowed(drafts)
+            for row, expected in zip(rows, alone.allowed(drafts), strict=True):
+                assert (row is None) == (expected is None)
+                assert row is None or (row == expected).all()
+            assert all(row is before for row, before in zip(rows[:1], previous, strict=False))
+            previous = rows
+        assert matcher.copy().allowed([])[0] is previous[0]
+        matcher.note([token_id])
+        noted.append(token_id)
+
+
+DEAD_END = OutputForm("grammar", 'start: ("a" E | "b" "c") "d"\nE: /x/ & /y/')
+
+
+def test_drafts_into_a_dead_end_break_nothing(tokenizer: Tokenizer, forms: OutputForms) -> None:
+    a, b, c = (tokenizer.encode(letter)[0] for letter in "abc")
+    matcher = forms.matcher(DEAD_END)
+    (first,) = matcher.allowed([])
+    for drafts in ([a], [a, c], [a, a, a], [b, c]):
+        rows = matcher.allowed(drafts)
+        assert (tokens_of(rows[0]) == tokens_of(first)).all()
+        assert drafts[0] == b or all(row is None for row in rows[2:])
+        assert not matcher.is_broken
+    matcher.note([b])
+    assert not matcher.is_broken
+    assert tokens_of(matcher.allowed([])[0]).tolist() == [c]
+
+
+def test_a_dead_end_breaks_once_it_is_reached(tokenizer: Tokenizer, forms: OutputForms) -> None:
+    a, b = (tokenizer.encode(letter)[0] for letter in "ab")
+    for depth in (0, 1, 3):
+        matcher = forms.matcher(DEAD_END, begins_after=b)
+        matcher.allowed([b, a, a][:depth])
+        assert not matcher.is_broken
+        matcher.note([b])
+        matcher.allowed([a, b][: max(0, depth - 1)])
+        assert not matcher.is_broken
+        matcher.note([a])
+        matcher.allowed([])
+        assert matcher.is_broken
+
+
 def test_the_form_begins_behind_the_end_of_reasoning(tokenizer: Tokenizer, forms: OutputForms) -> None:
     end, thought = 2000, 1500
     matcher = forms.matcher(OutputForm("json"), begins_after=end)

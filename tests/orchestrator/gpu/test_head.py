@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from models.tiny.gguf_file import write_gguf
 from orchestrator.dispatch.dispatcher import Dispatcher
-from orchestrator.generate import GenerationParams, generate
+from orchestrator.generate import GenerationParams, generate, new_sequence, prefill, step
 from orchestrator.gpu.head import HeadOnCard
+from orchestrator.gpu.logits import CardLogits
 from orchestrator.gpu.work_size import head_work_bytes
 from orchestrator.model.attention import SequenceSlice
+from orchestrator.model.mtp import MtpDrafter
 from orchestrator.model.step35 import Step35Model
+from orchestrator.sampling import Sampler, token_bits
 from orchestrator.sampling_params import GREEDY, SamplingParams
 from orchestrator.session import load_local
 from placement.errors import KvDoesNotFit
@@ -111,6 +115,75 @@ def test_rows_of_several_sequences_have_the_bits_of_each_alone(model: Step35Mode
         torch.cat([ids[1:3], ids[5:9]]), [SequenceSlice(caches[2], 2), SequenceSlice(caches[1], 4)]
     )
     assert torch.equal(rows, torch.cat([alone[1:3], alone[5:9]]))
+
+
+def test_rows_and_drafts_that_are_held_to_a_form_are_chosen_for_by_the_card(
+    model: Step35Model, device: Device
+) -> None:
+    """With one wait for all rows, and the tokens of the CPU."""
+    random = np.random.default_rng(2)
+    sampling = (SamplingParams(0.0), SamplingParams(1.0, seed=4), SamplingParams(1.1, 9, 0.8, seed=5))
+    card, counts = on_card(model, plan_of(model), device), the_card()
+    found = {}
+    for name, of in (("cpu", model), ("card", card)):
+        luck = np.random.default_rng(3)
+        drafter, tokens = MtpDrafter(of, 2), []
+        for number, params in enumerate(sampling):
+            masks = [token_bits(VOCAB, luck.choice(VOCAB, 12, replace=False)) for _ in range(30)]
+            generation = GenerationParams(12, params, ignore_eos=number == 1)
+            sequence = new_sequence(of, drafter, PROMPT, generation)
+            # By what stands before, as a form's.
+            sequence.masks = lambda drafts, own=masks, at=sequence: [
+                own[len(at.generated) + place] if (len(at.generated) + place) % 4 else None
+                for place in range(len(drafts) + 1)
+            ]
+            prefill(of, drafter, sequence, 16)
+            while sequence.finish_reason is None:
+                step(of, drafter, [sequence])
+            tokens.append((sequence.generated, sequence.drafted, sequence.accepted))
+            sequence.close()
+        found[name] = tokens
+    assert found["card"] == found["cpu"]
+    assert sum(sum(accepted) for _, _, accepted in found["cpu"]) > 0
+    rows = torch.from_numpy(random.standard_normal((3, model.config.hidden_size)).astype(np.float32))
+    choices = [
+        Sampler(params, banned=(1, 3)).choice(7, (), token_bits(VOCAB, [1, 5, 30 + place]))
+        for place, params in enumerate(sampling)
+    ]
+    for logits_of in (
+        lambda of: of.logits_to_choose_from(rows),
+        lambda of: MtpDrafter(of, 2)._logits(1, rows),
+    ):
+        logits = logits_of(card)
+        assert isinstance(logits, CardLogits)
+        before = counts.count("waits")
+        chosen = logits.choose(choices)
+        assert counts.count("waits") - before == 1
+        assert chosen == logits_of(model).choose(choices)
+        assert {5, 30, 31, 32} >= set(chosen)
+
+
+def test_more_rows_than_the_card_has_room_for_are_chosen_for_in_parts(
+    model: Step35Model, device: Device
+) -> None:
+    luck = np.random.default_rng(6)
+    rows = torch.from_numpy(luck.standard_normal((19, model.config.hidden_size)).astype(np.float32))
+    card, counts = on_card(model, plan_of(model), device), the_card()
+    choices = [
+        Sampler(SamplingParams(place % 3 * 0.7, top_p=0.9, seed=9), banned=(1, 3)).choice(
+            place, (), token_bits(VOCAB, luck.choice(VOCAB, 9, replace=False)) if place % 2 else None
+        )
+        for place in range(len(rows))
+    ]
+    on_cpu, there = model.logits_to_choose_from(rows), card.logits_to_choose_from(rows)
+    before = counts.count("waits")
+    chosen = there.choose(choices)
+    # Of each part for the ids, and for what was brought before.
+    assert counts.count("waits") - before == 6
+    assert chosen == on_cpu.choose(choices)
+    for place in (18, 0, 7, 8, 9, 18):
+        assert (there.row(place) == on_cpu.row(place)).all()
+    assert there.choose(choices) == chosen
 
 
 def test_a_decode_step_is_a_graph_a_part_and_one_wait_a_layer_with_experts_elsewhere(

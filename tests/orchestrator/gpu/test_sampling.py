@@ -12,7 +12,7 @@ from orchestrator.gpu.logits import CardLogits
 from orchestrator.gpu.sampling import NeededKernels, choose_tokens, choosing_bytes
 from orchestrator.kernels.choosing import choose_token
 from orchestrator.row_choice import RowChoice, RowChoiceArgs
-from orchestrator.sampling import Sampler, token_bits
+from orchestrator.sampling import Choice, Sampler, token_bits
 from orchestrator.sampling_params import SamplingParams
 from placement.errors import NonFiniteError
 from tests.orchestrator.gpu.on_card import OnCard
@@ -124,6 +124,80 @@ def test_rows_that_a_card_cannot_choose_for_are_fetched() -> None:
     logits[0, 1] = np.nan
     with pytest.raises(NonFiniteError):
         on_card.choose([plain.choice(0)] * 3)
+
+
+@pytest.mark.parametrize("vocab", [33, 2049])
+def test_each_row_may_leave_out_tokens_of_its_own(on_card: OnCard, vocab: int) -> None:
+    logits, random = awkward(vocab), np.random.default_rng(vocab)
+    rows = len(logits)
+    words = -(-vocab // 32)
+    sets = random.integers(2**32, size=(1 + rows, words), dtype=np.uint32)
+    # Of the last set one token alone is left.
+    sets[-1] = ~token_bits(vocab, [vocab // 2])
+    for choices in ([GREEDY] * rows, MIXED):
+        numbers = [0, 1, *range(4, rows), 2, 1 + rows]
+        given = [choice.args(has_banned=number) for choice, number in zip(choices, numbers, strict=True)]
+        token_ids = on_card.room(rows)
+        choose_tokens(
+            on_card.stream,
+            rows,
+            vocab,
+            NeededKernels.of(given),
+            logits=on_card.put(logits),
+            logits_stride=vocab,
+            choices=on_card.put(np.frombuffer(b"".join(map(bytes, given)), np.uint8)),
+            workspace=on_card.room(choosing_bytes(rows, vocab), item_bytes=1),
+            token_ids=token_ids,
+            banned=on_card.put(sets),
+        )
+        wanted = [
+            choose_token(row, choice, sets[number - 1] if number else None)
+            for row, choice, number in zip(logits, choices, numbers, strict=True)
+        ]
+        assert on_card.get(token_ids, (rows,), np.int32).tolist() == wanted
+        assert wanted[-1] == vocab // 2
+
+
+def test_rows_with_masks_are_fetched_only_where_a_card_finds_no_token() -> None:
+    logits = np.array([[1, 2, 3], [3, 2, 1], [1, 3, 2], [5, 6, 7]], np.float32)
+    fetched: list[int] = []
+    own: dict[int, np.ndarray] = {}
+
+    def fetch(place: int) -> np.ndarray:
+        fetched.append(place)
+        return logits[place]
+
+    def leave_out(place: int, choice: Choice) -> None:
+        bits = choice.left_out(3)
+        assert bits is not None
+        own[2 + place] = bits
+
+    def there(choices: Sequence[RowChoiceArgs], banned: tuple[int, ...]) -> list[int]:
+        sets = {0: None, 1: token_bits(3, banned), **own}
+        return [
+            choose_token(row, GREEDY, sets[choice.has_banned])
+            for row, choice in zip(logits, choices, strict=True)
+        ]
+
+    on_card = CardLogits(fetch, there, leave_out)
+    plain, banning = Sampler(SamplingParams(0.0)), Sampler(SamplingParams(0.0), banned=(2,))
+    biased = Sampler(SamplingParams(0.0, logit_bias=((0, 9.0),)))
+    only_last, first_two = token_bits(3, [2]), token_bits(3, [0, 1])
+    choices = [
+        plain.choice(0, (), first_two),
+        banning.choice(0),
+        banning.choice(0, (), first_two),
+        Sampler(SamplingParams(0.0), banned=(0, 2)).choice(0),
+    ]
+    assert on_card.choose(choices) == [1, 0, 1, 1]
+    assert not fetched
+    # What may come alone comes, also where it was to be left out.
+    choices = [plain.choice(0), banning.choice(0, (), only_last), biased.choice(0, (), first_two)]
+    assert on_card.choose([*choices, plain.choice(0, (), only_last)]) == [2, 2, 0, 2]
+    assert fetched == [1, 2]
+    logits[0, 1] = np.nan
+    with pytest.raises(NonFiniteError):
+        on_card.choose([plain.choice(0, (), first_two)] * 4)
 
 
 @pytest.mark.long

@@ -10,7 +10,7 @@
 
 struct ChooseArgs {
   const float* logits;       // [rows, stride]
-  const uint32_t* banned;    // a bit for each token that rows may leave out, lowest bit first; or null
+  const uint32_t* banned;    // sets of tokens that rows may leave out: a bit for each, lowest bit first; or null
   const RowChoice* choices;  // [rows]
   uint64_t* keys;            // [rows, num_parts]: the largest that each block found
   Best* parts;               // [rows, num_parts]: the best with noise
@@ -22,7 +22,8 @@ struct ChooseArgs {
 };
 
 DEVICE const uint32_t* banned_of(const ChooseArgs& a, int64_t row) {
-  return a.choices[row].has_banned ? a.banned : nullptr;
+  const int64_t set = a.choices[row].has_banned;
+  return set ? a.banned + (set - 1) * ((a.vocab + 31) / 32) : nullptr;
 }
 DEVICE uint32_t order_in(const float* logits, const uint32_t* banned, int64_t token) {
   const bool is_banned = banned && banned[token / 32] >> token % 32 & 1;
