@@ -3,9 +3,9 @@
     python -m benchmarks.draft_depth [--model DIR] [--answers 24] [--tokens 96] [--sequences 4] [--threads 1]
 
 Each way has a server's runner and scheduler of its own, on one model. All get the same requests in the same
-order, and a free place is filled at once. They take turns step by step, in another order each time,
-so that what else the machine does falls on all alike. With one thread, processor time counts, also for what
-schedulers learn. The answers must be the same, else it ends with an error.
+order, and a free place is filled at once. They take turns of 16 steps, in another order each time, so that
+what else the machine does falls on all alike. Caches mostly hold what a server left there itself, as they do
+where it is alone. With one thread, processor time counts, also for what schedulers learn. The answers must be the same, else it ends with an error.
 A server lives through all texts, so it comes to a text with what it learned of the one before. On each, the
 first answers of all places only warm up, and it counts up to the moment when no request is left to begin.
 'loaded' has MTP layers that nobody asks for drafts: rows wait for them, so that drafts could begin.
@@ -55,6 +55,7 @@ from workers.formats.open_model import open_model
 WAYS = ("off", "loaded", "1", "2", "3", "adaptive")
 MOST_DRAFTS = 3
 CONTEXT_TOKENS = 48
+TURN_STEPS = 16
 _ENDS = ("length", "stop", "tool_calls", "loop")
 NARROW = FileShape(
     hidden=512,
@@ -151,6 +152,10 @@ class Server:
         self._places = places
         self._to_warm_up = len(requests) - 2 * places
 
+    def turns(self, prompts: Prompts) -> bool:
+        """Run some steps on end, if anything is left to do."""
+        return sum(self.turn(prompts) for _ in range(TURN_STEPS)) > 0
+
     def turn(self, prompts: Prompts) -> bool:
         """Fill places and run a step, if anything is left to do."""
         while self.waiting and len(self.runner.live) < self._places:
@@ -189,9 +194,9 @@ def play(
     places: int,
     prompts: Prompts,
 ) -> None:
-    """All requests on all servers, step by step in turn, in another order each time.
+    """All requests on all servers, some steps of each in turn, in another order each time.
 
-    What one leaves in caches falls on whoever comes next. Garbage would too, so it is collected before.
+    Garbage of one would fall on whoever comes next, so it is collected before.
 
     Raises:
         RuntimeError: drafts changed a text.
@@ -202,7 +207,7 @@ def play(
     gc.collect()
     gc.disable()
     try:
-        while sum(server.turn(prompts) for server in order.sample(servers, len(servers))):
+        while sum(server.turns(prompts) for server in order.sample(servers, len(servers))):
             pass
     finally:
         gc.enable()
