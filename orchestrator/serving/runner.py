@@ -177,7 +177,9 @@ class Runner:
             self._failed(plan, error)
             return 0.0
         self._failures = 0
-        outcome = replace(outcome, advances=tuple(map(self._advanced, outcome.advances)))
+        advances = tuple(map(self._advanced, outcome.advances))
+        if advances != outcome.advances:
+            outcome = replace(outcome, advances=advances)
         self.scheduler.finished_step(plan, outcome, took_s)
         self.counts.step(took_s)
         try:
@@ -218,7 +220,11 @@ class Runner:
                 _log.exception("an answer cannot go on")
                 live.ended = "lost"
         ended: Ended | None = None if live.ended is None else "stop"
-        return replace(advance, tokens=tuple(tokens), ended=ended, held=live.sequence.cache.length)
+        found, held = tuple(tokens), live.sequence.cache.length
+        if (found, ended, held) == (advance.tokens, advance.ended, advance.held):
+            # As nearly always, and a copy takes a while.
+            return advance
+        return replace(advance, tokens=found, ended=ended, held=held)
 
     def _take(self, live: Live, tokens: Sequence[int], logprobs: Sequence[RowLogprob]) -> list[int]:
         """What became part of an answer: chosen tokens, and those that nobody chose."""
