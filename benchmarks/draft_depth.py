@@ -5,7 +5,8 @@
 Each way has a server's runner and scheduler of its own, on one model. All get the same requests in the same
 order, and a free place is filled at once. They take turns of 16 steps, in another order each time, so that
 what else the machine does falls on all alike. Caches mostly hold what a server left there itself, as they do
-where it is alone. With one thread, processor time counts, also for what schedulers learn. The answers must be the same, else it ends with an error.
+where it is alone. With one thread, processor time counts, also for what schedulers learn. The answers must
+be the same, else it ends with an error.
 A server lives through all texts, so it comes to a text with what it learned of the one before. On each, the
 first answers of all places only warm up, and it counts up to the moment when no request is left to begin.
 'loaded' has MTP layers that nobody asks for drafts: rows wait for them, so that drafts could begin.
