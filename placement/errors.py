@@ -102,3 +102,5 @@ class NonFiniteError(PotluckError):
 
 class NativeCodeNotBuilt(PotluckError, ImportError):
     """The native code was not compiled for this Python."""
+
+    REMEDY = "run `make demo` or `pip install -e .` in the clone"

@@ -7,7 +7,6 @@ from placement.errors import NativeCodeNotBuilt
 try:
     from transport import _frames as frames
 except ImportError as error:
-    advice = "run `make demo` or `pip install -e .` in the clone"
-    raise NativeCodeNotBuilt(f"transport: {error}: {advice}") from error
+    raise NativeCodeNotBuilt(f"transport: {error}: {NativeCodeNotBuilt.REMEDY}") from error
 
 __all__ = ["frames"]

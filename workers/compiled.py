@@ -15,6 +15,4 @@ def load_library(folder: Path, name: str) -> ctypes.CDLL:
         path = folder / f"{name}{suffix}"
         if path.exists():
             return ctypes.CDLL(str(path))
-    raise NativeCodeNotBuilt(
-        f"{folder} has no compiled {name} library: run `make demo` or `pip install -e .` in the clone"
-    )
+    raise NativeCodeNotBuilt(f"{folder} has no compiled {name} library: {NativeCodeNotBuilt.REMEDY}")

@@ -7,7 +7,6 @@ from placement.errors import NativeCodeNotBuilt
 try:
     from orchestrator.model import _row_ends as row_ends
 except ImportError as error:
-    advice = "run `make demo` or `pip install -e .` in the clone"
-    raise NativeCodeNotBuilt(f"orchestrator: {error}: {advice}") from error
+    raise NativeCodeNotBuilt(f"orchestrator.model: {error}: {NativeCodeNotBuilt.REMEDY}") from error
 
 __all__ = ["row_ends"]

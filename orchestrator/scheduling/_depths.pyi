@@ -1,4 +1,4 @@
-from orchestrator.scheduling.native import Curve
+from orchestrator.scheduling.curve import Curve
 
 class Corrections:
     """By how much measured times of one kind of work differ from predicted ones, by its size.
@@ -23,13 +23,14 @@ class Corrections:
 
         Args:
             size: at least 1.
-            common_variance: of what all sizes have in common.
+            step: no earlier one than before.
+            common_variance: of what all sizes have in common, at least 0.
 
         Returns:
             By how much all sizes have changed, and the share of `common_variance` that is left.
 
         Raises:
-            ValueError: a size below 1, or a logarithm that is not finite.
+            ValueError: an argument is out of these bounds, or not finite.
         """
 
     def at(self, place: float, /) -> float:
@@ -61,5 +62,5 @@ def fastest(
         least_gain: part by which drafts must be faster than none, else there are none.
 
     Raises:
-        TypeError, ValueError: something has another form, or is not predicted.
+        TypeError, ValueError: something has another form, is not finite or not predicted.
     """

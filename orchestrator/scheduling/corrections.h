@@ -31,11 +31,11 @@ static const double BETWEEN_SIZES = 0.17 * 0.17;
 enum { FEW = 3 };
 static const double MOST = 0.69314718055994530942;
 // So many measurements say where a size's mean lies.
-enum { PLACE_MEMORY = 20 };
+enum { SIZE_MEMORY = 20 };
 
 // Logarithms of a size, and of measured by predicted seconds.
 typedef struct {
-  double place, value;
+  double log_size, value;
 } Point;
 
 // `variance` is the value's, as it was at that step; `count` measurements, 0 for none yet. `far`: so many on end were
@@ -79,7 +79,7 @@ static inline Common learn(Corrections* all, double rows, double found, int64_t 
   }
   if (known->count >= FEW) found = clamped(found, known->mean.value - MOST, known->mean.value + MOST);
   known->count++;
-  known->mean.place += (log(rows) - known->mean.place) / fmin((double)known->count, PLACE_MEMORY);
+  known->mean.log_size += (log(rows) - known->mean.log_size) / fmin((double)known->count, SIZE_MEMORY);
   double variance = known->variance + OWN_DRIFT * (double)(step - known->step);
   double total = variance + common_variance + all->noise;
   double rest = found - known->mean.value;
@@ -109,7 +109,7 @@ static inline void smooth_sizes(Corrections* all) {
   Point* smooth = all->smooth;
   int count = 0;
   // First each size by itself and those below it.
-  for (int edge = 0; edge < NUM_EDGES; edge++) {
+  for (int edge = 0; edge < NUM_EDGES; ++edge) {
     const Size* size = &all->sizes[edge];
     if (size->count == 0) continue;
     const double own = size->variance + OWN_DRIFT * (double)(all->step - size->step);
@@ -118,7 +118,7 @@ static inline void smooth_sizes(Corrections* all) {
     added[count] = 0.0;
     if (count > 0) {
       const Point below = smooth[count - 1];
-      added[count] = BETWEEN_SIZES * (size->mean.place - below.place);
+      added[count] = BETWEEN_SIZES * (size->mean.log_size - below.log_size);
       const double before = variances[count - 1] + added[count];
       const double share = before / (before + own);
       smooth[count].value = below.value + share * (size->mean.value - below.value);
@@ -133,17 +133,17 @@ static inline void smooth_sizes(Corrections* all) {
 }
 
 // Of a size, given as its logarithm: a straight line between measured ones; 0 without any.
-static inline double correction_at(Corrections* all, double place) {
+static inline double correction_at(Corrections* all, double log_size) {
   if (all->num_smooth < 0) smooth_sizes(all);
   const Point* smooth = all->smooth;
   const int count = all->num_smooth;
   if (count == 0) return 0.0;
   int after = 0;
-  while (after < count && smooth[after].place < place) after++;
+  while (after < count && smooth[after].log_size < log_size) after++;
   if (after == 0) return smooth[0].value;
   if (after == count) return smooth[count - 1].value;
   const Point low = smooth[after - 1], high = smooth[after];
-  return low.value + (high.value - low.value) * (place - low.place) / (high.place - low.place);
+  return low.value + (high.value - low.value) * (log_size - low.log_size) / (high.log_size - low.log_size);
 }
 
 #endif

@@ -8,6 +8,8 @@
 #include "corrections.h"
 
 enum { MOST_DRAFTS = 1 << 16 };
+// Far from where numbers of steps overflow.
+static const int64_t MOST_STEPS = INT64_MAX / 2;
 
 // ---- Corrections ---------------------------------------------------------------------------------------------------
 
@@ -26,18 +28,14 @@ static PyObject* corrections_new(PyTypeObject* type, PyObject* arguments, PyObje
   return (PyObject*)self;
 }
 
-static void corrections_dealloc(PyObject* self) {
-  PyTypeObject* type = Py_TYPE(self);
-  type->tp_free(self);
-  Py_DECREF(type);
-}
-
 static PyObject* corrections_learn(PyCorrections* self, PyObject* arguments) {
   double size, found, common_variance = 0.0;
   long long step;
   if (!PyArg_ParseTuple(arguments, "ddL|d", &size, &found, &step, &common_variance)) return NULL;
-  if (!(size >= 1 && isfinite(size) && isfinite(found)))
-    return PyErr_SetString(PyExc_ValueError, "expected a size of at least 1 and a finite logarithm"), NULL;
+  if (!(size >= 1 && isfinite(size) && isfinite(found) && common_variance >= 0 && isfinite(common_variance)))
+    return PyErr_SetString(PyExc_ValueError, "expected a size of at least 1, no variance below 0, all finite"), NULL;
+  if (step < self->all.step || step > MOST_STEPS)
+    return PyErr_SetString(PyExc_ValueError, "expected a step that is not before the last one"), NULL;
   const Common common = learn(&self->all, size, found, step, common_variance);
   return Py_BuildValue("dd", common.change, common.left);
 }
@@ -50,7 +48,7 @@ static PyObject* corrections_at(PyCorrections* self, PyObject* argument) {
 
 static PyObject* corrections_are_known(PyCorrections* self, void* closure) {
   (void)closure;
-  for (int edge = 0; edge < NUM_EDGES; edge++)
+  for (int edge = 0; edge < NUM_EDGES; ++edge)
     if (self->all.sizes[edge].count != 0) Py_RETURN_TRUE;
   Py_RETURN_FALSE;
 }
@@ -63,7 +61,6 @@ static PyGetSetDef corrections_properties[] = {
     {"are_known", (getter)corrections_are_known, NULL, "Whether anything was measured.", NULL}, {NULL}};
 static PyType_Slot corrections_slots[] = {
     {Py_tp_new, corrections_new},
-    {Py_tp_dealloc, corrections_dealloc},
     {Py_tp_methods, corrections_methods},
     {Py_tp_getset, corrections_properties},
     {Py_tp_doc, "By how much measured times of one kind of work differ from predicted ones, by its size."},
@@ -75,7 +72,7 @@ static PyType_Spec corrections_spec = {"orchestrator.scheduling._depths.Correcti
 
 typedef struct {
   Py_buffer predicted_s;
-  Py_ssize_t sizes;
+  Py_ssize_t num_sizes;
   Corrections* corrections;
   double common;
 } Curve;
@@ -92,7 +89,7 @@ static int curve_of(PyObject* object, Curve* curve) {
   const char* format = curve->predicted_s.format;
   if (format == NULL || format[0] != 'd' || format[1] != 0 || curve->predicted_s.ndim != 1)
     return PyErr_SetString(PyExc_ValueError, "expected predicted seconds as float64 of one dimension"), -1;
-  curve->sizes = curve->predicted_s.shape[0];
+  curve->num_sizes = curve->predicted_s.shape[0];
   curve->corrections = &((PyCorrections*)corrections)->all;
   return 0;
 }
@@ -116,16 +113,18 @@ static int gains_more(const void* first, const void* second) {
   return a->sequence - b->sequence;
 }
 
-// Fills `drafts` from a list of lists; returns how many, or -1.
-static Py_ssize_t drafts_of(PyObject* gains, Draft* drafts, Py_ssize_t room) {
+// Fills `drafts`, which have room, from a list of lists; returns how many, or -1.
+static Py_ssize_t drafts_of(PyObject* gains, Draft* drafts, Py_ssize_t most) {
   Py_ssize_t count = 0;
-  for (Py_ssize_t sequence = 0; sequence < PyList_GET_SIZE(gains); sequence++) {
+  for (Py_ssize_t sequence = 0; sequence < PyList_GET_SIZE(gains); ++sequence) {
     PyObject* own = PyList_GET_ITEM(gains, sequence);
     if (!PyList_Check(own)) return PyErr_SetString(PyExc_TypeError, "expected a list of gains for each sequence"), -1;
-    for (Py_ssize_t place = 0; place < PyList_GET_SIZE(own); place++) {
-      if (count == room) return PyErr_SetString(PyExc_ValueError, "a sequence has more drafts than MTP layers"), -1;
+    if (PyList_GET_SIZE(own) > most)
+      return PyErr_SetString(PyExc_ValueError, "a sequence has more drafts than MTP layers"), -1;
+    for (Py_ssize_t place = 0; place < PyList_GET_SIZE(own); ++place) {
       const double gain = PyFloat_AsDouble(PyList_GET_ITEM(own, place));
       if (gain == -1.0 && PyErr_Occurred()) return -1;
+      if (!isfinite(gain)) return PyErr_SetString(PyExc_ValueError, "a gain is not finite"), -1;
       drafts[count++] = (Draft){gain, (int)place, (int)sequence};
     }
   }
@@ -162,7 +161,7 @@ typedef struct {
 static int look_at_depth(const Search* search, Py_ssize_t depth, const Curve* drafting, double tokens, Best* best) {
   double drafting_s = 0.0, waiting_s = 0.0, own_s;
   Py_ssize_t count = 0, num_drafting = 0;
-  for (Py_ssize_t number = 0; number < search->num_drafts && count < search->most_drafts; number++) {
+  for (Py_ssize_t number = 0; number < search->num_drafts && count < search->most_drafts; ++number) {
     const Draft draft = search->drafts[number];
     if (draft.place >= depth) continue;
     if (draft.place == 0) {
@@ -179,10 +178,10 @@ static int look_at_depth(const Search* search, Py_ssize_t depth, const Curve* dr
 }
 
 static int look_at_all(const Search* search, PyObject* curves, Py_ssize_t num_sequences, double tokens, Best* best) {
-  for (Py_ssize_t depth = 1; depth <= PyList_GET_SIZE(curves); depth++) {
+  for (Py_ssize_t depth = 1; depth <= PyList_GET_SIZE(curves); ++depth) {
     Curve drafting = {0};
     int status = curve_of(PyList_GET_ITEM(curves, depth - 1), &drafting);
-    if (status == 0 && drafting.sizes <= num_sequences) {
+    if (status == 0 && drafting.num_sizes <= num_sequences) {
       PyErr_SetString(PyExc_ValueError, "drafting for so many sequences is not predicted");
       status = -1;
     }
@@ -196,13 +195,13 @@ static int look_at_all(const Search* search, PyObject* curves, Py_ssize_t num_se
 static PyObject* depths_of(const Search* search, Best best, Py_ssize_t num_sequences) {
   long* depths = PyMem_Calloc((size_t)num_sequences + 1, sizeof(long));
   if (depths == NULL) return PyErr_NoMemory();
-  for (const Draft* draft = search->drafts; best.count > 0; draft++) {
+  for (const Draft* draft = search->drafts; best.count > 0; ++draft) {
     if (draft->place >= best.depth) continue;
     depths[draft->sequence]++;
     best.count--;
   }
   PyObject* found = PyList_New(num_sequences);
-  for (Py_ssize_t sequence = 0; found != NULL && sequence < num_sequences; sequence++) {
+  for (Py_ssize_t sequence = 0; found != NULL && sequence < num_sequences; ++sequence) {
     PyObject* depth = PyLong_FromLong(depths[sequence]);
     if (depth == NULL) Py_CLEAR(found);
     else PyList_SET_ITEM(found, sequence, depth);
@@ -213,9 +212,9 @@ static PyObject* depths_of(const Search* search, Best best, Py_ssize_t num_seque
 
 static PyObject* searched(Search* search, PyObject* gains, PyObject* curves, double tokens, double least_gain) {
   const Py_ssize_t num_sequences = PyList_GET_SIZE(gains);
-  search->num_drafts = drafts_of(gains, search->drafts, num_sequences * PyList_GET_SIZE(curves));
+  search->num_drafts = drafts_of(gains, search->drafts, PyList_GET_SIZE(curves));
   if (search->num_drafts < 0) return NULL;
-  if (search->rows < 1 || search->passes.sizes <= search->rows + search->num_drafts)
+  if (search->rows < 1 || search->passes.num_sizes - search->num_drafts <= search->rows)
     return PyErr_SetString(PyExc_ValueError, "a pass of so many rows is not predicted"), NULL;
   Best best = {0, 0, tokens / seconds_of(&search->passes, search->rows) * (1 + least_gain)};
   if (look_at_all(search, curves, num_sequences, tokens, &best) < 0) return NULL;
@@ -249,7 +248,7 @@ static PyMethodDef functions[] = {
     {NULL}};
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, .m_name = "orchestrator.scheduling._depths", .m_size = 0, .m_methods = functions};
+    PyModuleDef_HEAD_INIT, .m_name = "orchestrator.scheduling._depths", .m_size = -1, .m_methods = functions};
 
 PyMODINIT_FUNC PyInit__depths(void) {
   PyObject* module = PyModule_Create(&definition);

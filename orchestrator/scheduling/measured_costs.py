@@ -7,7 +7,8 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from orchestrator.scheduling.native import Corrections, Curve
+from orchestrator.scheduling.curve import Curve
+from orchestrator.scheduling.native import Corrections
 from placement.pass_costs import PassCosts
 
 _COMMON_DRIFT = 0.0015**2
@@ -24,9 +25,9 @@ class MeasuredCosts:
 
     def __init__(self, predicted: PassCosts) -> None:
         self.predicted = predicted
-        self._passes_s = _Table(predicted.trunk_s)
+        self._passes_table = _Table(predicted.trunk_s)
         """By rows."""
-        self._drafting_s = [
+        self._drafting_tables = [
             _Table(partial(_drafting_s, predicted, depth + 1)) for depth in range(self.most_drafts)
         ]
         """By depth and sequences."""
@@ -51,7 +52,7 @@ class MeasuredCosts:
 
     def trunk_s(self, rows: int) -> float:
         """Of a pass of so many rows."""
-        return self._passes_s.upto(rows)[rows] * math.exp(self._common + self._passes.at(math.log(rows)))
+        return self.passes(rows).seconds(rows)
 
     def drafting_s(self, depth: int, sequences: int) -> float:
         """Of the first `depth` MTP layers drafting for so many sequences, for which few rows wait.
@@ -60,16 +61,15 @@ class MeasuredCosts:
         """
         if not depth or not sequences:
             return 0.0
-        predicted_s, corrections, common = self.drafting(depth, sequences)
-        return predicted_s[sequences] * math.exp(common + corrections.at(math.log(sequences)))
+        return self.drafting(depth, sequences).seconds(sequences)
 
     def passes(self, most_rows: int) -> Curve:
         """`trunk_s` of 1 to `most_rows` rows."""
-        return Curve(self._passes_s.upto(most_rows), self._passes, self._common)
+        return Curve(self._passes_table.upto(most_rows), self._passes, self._common)
 
     def drafting(self, depth: int, most_sequences: int) -> Curve:
         """`drafting_s` of that depth, at least 1, for 1 to `most_sequences` sequences."""
-        predicted_s = self._drafting_s[depth - 1].upto(most_sequences)
+        predicted_s = self._drafting_tables[depth - 1].upto(most_sequences)
         if not self._drafting:
             return Curve(predicted_s, Corrections(), self._common + self._passes.at(0.0))
         known = self._drafting.get(depth)
@@ -98,7 +98,7 @@ class MeasuredCosts:
         if rows > 0 and 0 < seconds < math.inf:
             self._steps += 1
             self._common_variance += _COMMON_DRIFT
-            found = math.log(seconds / self._passes_s.upto(rows)[rows]) - self._common
+            found = math.log(seconds / self._passes_table.upto(rows)[rows]) - self._common
             change, left = self._passes.learn(rows, found, self._steps, self._common_variance)
             self._common += change
             self._common_variance *= left
@@ -117,7 +117,7 @@ class MeasuredCosts:
                 found = math.log(left_s / predicted_s) - self._common
                 self._taking_in.learn(sum(taken_in), found, self._steps)
             return
-        predicted_s = self._drafting_s[depth - 1].upto(sequences)[sequences]
+        predicted_s = self._drafting_tables[depth - 1].upto(sequences)[sequences]
         if predicted_s > 0:
             corrections = self._drafting.setdefault(depth, Corrections())
             corrections.learn(sequences, math.log(seconds / predicted_s) - self._common, self._steps)

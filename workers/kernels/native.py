@@ -84,8 +84,8 @@ def _function(name: str, argtypes: list[type], restype: type | None = None) -> c
         function = getattr(_library, f"potluck_{name}")
     except AttributeError:
         raise NativeCodeNotBuilt(
-            f"the compiled kernels are of another state of the source: they lack {name}; run `make demo` or "
-            "`pip install -e .` in the clone"
+            f"the compiled kernels are of another state of the source: they lack {name}; "
+            f"{NativeCodeNotBuilt.REMEDY}"
         ) from None
     function.argtypes, function.restype = argtypes, restype
     return function  # type: ignore[no-any-return]

@@ -73,10 +73,31 @@ def test_sizes_of_one_measurement_each_are_the_mean_of_a_random_walk_through_the
     assert corrections.at(math.log(7 * 40) / 2) == pytest.approx(middle, rel=1e-12)
 
 
-@pytest.mark.parametrize(("size", "found"), [(0.5, 0.0), (math.nan, 0.0), (4, math.inf), (4, math.nan)])
-def test_what_is_no_measurement_is_refused(size: float, found: float) -> None:
-    with pytest.raises(ValueError, match="expected a size of at least 1 and a finite logarithm"):
-        Corrections().learn(size, found, 1)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (0.5, 0.0, 1),
+        (math.nan, 0.0, 1),
+        (4, math.inf, 1),
+        (4, math.nan, 1),
+        (4, 0.0, 1, -1.0),
+        (4, 0.0, 1, math.nan),
+        (4, 0.0, -1),
+        (4, 0.0, 2**63 - 1),
+    ],
+)
+def test_what_is_no_measurement_is_refused(arguments: tuple[float, float, int]) -> None:
+    corrections = Corrections()
+    with pytest.raises(ValueError, match="expected a s"):
+        corrections.learn(*arguments)
+    assert not corrections.are_known
+
+
+def test_steps_go_on() -> None:
+    corrections = Corrections()
+    corrections.learn(4, 0.0, 9)
+    with pytest.raises(ValueError, match="a step that is not before the last one"):
+        corrections.learn(8, 0.0, 8)
 
 
 def test_sizes_that_are_measured_alike_often_keep_what_is_their_own() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
 
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.scheduling.curve import Curve
 from orchestrator.scheduling.measured_costs import MeasuredCosts
-from orchestrator.scheduling.native import Corrections, Curve, fastest
+from orchestrator.scheduling.native import Corrections, fastest
 from placement.pass_costs import PassCosts
 
 PREDICTED = PassCosts((1, 2, 4, 8, 16, 32), (1.0, 1.2, 1.5, 1.9, 2.4, 3.5), ((0.1, 0.01),) * 3)
@@ -30,29 +32,54 @@ def costs_of(measured: list[tuple[int, int, float]]) -> MeasuredCosts:
     return costs
 
 
-def plain(
-    gains: list[list[float]],
-    waiting_s: list[list[float] | None],
-    costs: MeasuredCosts,
-    absent: int,
-    other_rows: int,
-    most_drafts: int,
-) -> tuple[list[int], float]:
-    """The same from one number of drafts to the next, each counted anew."""
-    num = len(gains) + absent
-    best = ([0] * len(gains), num / costs.trunk_s(num + other_rows))
-    drafts = [(-gain, place, n) for n, own in enumerate(gains) for place, gain in enumerate(own)]
-    for depth in (1, 2, 3):
-        taken = sorted(draft for draft in drafts if draft[1] < depth)
-        for count in range(1, min(len(taken), most_drafts) + 1):
-            depths = [sum(n == of for _, _, n in taken[:count]) for of in range(len(gains))]
-            drafting = [n for n, own in enumerate(depths) if own]
-            waiting = [own[depth] for n in drafting if (own := waiting_s[n]) is not None]
-            seconds = costs.trunk_s(num + count + other_rows) + costs.drafting_s(depth, len(drafting))
-            rate = (num - sum(gain for gain, _, _ in taken[:count])) / (seconds + sum(waiting))
-            if rate > best[1] * (1 + 1e-12):
-                best = depths, rate
-    return best
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is asked of a search."""
+
+    gains: list[list[float]]
+    waiting_s: list[list[float] | None]
+    costs: MeasuredCosts
+    absent: int
+    other_rows: int
+    most_drafts: int
+
+    @property
+    def tokens(self) -> int:
+        """Of a step without drafts."""
+        return len(self.gains) + self.absent
+
+    def rate(self, depths: list[int], deepest: int) -> float:
+        """Tokens a second of these depths, where so many MTP layers draft."""
+        drafting = [n for n, depth in enumerate(depths) if depth]
+        waiting_s = sum(own[deepest] for n in drafting if (own := self.waiting_s[n]) is not None)
+        seconds = self.costs.trunk_s(self.tokens + sum(depths) + self.other_rows)
+        seconds += self.costs.drafting_s(deepest, len(drafting)) + waiting_s
+        return (self.tokens + sum(sum(own[:n]) for own, n in zip(self.gains, depths, strict=True))) / seconds
+
+    def best_rate(self) -> float:
+        """By a plain search from one number of drafts to the next, each counted anew."""
+        rates = [self.rate([0] * len(self.gains), 0)]
+        drafts = [(-gain, place, n) for n, own in enumerate(self.gains) for place, gain in enumerate(own)]
+        for depth in (1, 2, 3):
+            taken = sorted(draft for draft in drafts if draft[1] < depth)
+            for count in range(1, min(len(taken), self.most_drafts) + 1):
+                depths = [sum(n == of for _, _, n in taken[:count]) for of in range(len(self.gains))]
+                rates.append(self.rate(depths, depth))
+        return max(rates)
+
+    def searched(self) -> tuple[list[int], float]:
+        """By the compiled search."""
+        rows = self.tokens + self.other_rows
+        return fastest(
+            self.gains,
+            self.waiting_s,
+            self.costs.passes(rows + 3 * len(self.gains)),
+            [self.costs.drafting(depth, len(self.gains)) for depth in (1, 2, 3)],
+            self.tokens,
+            rows,
+            self.most_drafts,
+            0.0,
+        )
 
 
 @given(
@@ -69,25 +96,16 @@ def test_it_finds_what_a_plain_search_finds(
     other_rows: int,
     most_drafts: int,
 ) -> None:
-    costs = costs_of(measured)
     gains = [list(accumulate(chances, mul)) for chances, _ in sequences]
     waiting_s = [own for _, own in sequences]
-    num = len(gains) + absent
-    depths, rate = fastest(
-        gains,
-        waiting_s,
-        costs.passes(num + other_rows + 3 * len(gains)),
-        [costs.drafting(depth, len(gains)) for depth in (1, 2, 3)],
-        num,
-        num + other_rows,
-        most_drafts,
-        0.0,
-    )
-    expected, best_rate = plain(gains, waiting_s, costs, absent, other_rows, most_drafts)
-    assert rate == pytest.approx(best_rate, rel=1e-9)
-    # Two choices may be as fast but for rounding.
-    assert depths == expected or rate == pytest.approx(best_rate, rel=1e-12)
+    case = Case(gains, waiting_s, costs_of(measured), absent, other_rows, most_drafts)
+    depths, rate = case.searched()
+    assert rate == pytest.approx(case.best_rate(), rel=1e-9)
     assert sum(depths) <= most_drafts
+    assert all(depth <= len(own) for depth, own in zip(depths, gains, strict=True))
+    # Layers may draft that no sequence of these asks for: it looks at each number of layers.
+    rates = [case.rate(depths, deepest) for deepest in range(max(depths), 4 if any(depths) else 1)]
+    assert any(found == pytest.approx(rate, rel=1e-9) for found in rates)
 
 
 @pytest.mark.parametrize(("least_gain", "depths"), [(0.24, [1]), (0.26, [0]), (-0.5, [1])])
@@ -121,6 +139,9 @@ ONE = curve([0, 1.0, 1.0])
         (([[0.5]], [], ONE, [ONE], 1, 1, 9, 0.0), "as many that wait as sequences"),
         (([[0.5]], [[0.1]], ONE, [ONE], 1, 1, 9, 0.0), "seconds for each depth, or None"),
         (([[0.5, 0.2]], [None], ONE, [ONE], 1, 1, 9, 0.0), "more drafts than MTP layers"),
+        (([[0.5, 0.2], []], [None] * 2, ONE, [ONE], 1, 1, 9, 0.0), "more drafts than MTP layers"),
+        (([[math.nan]], [None], ONE, [ONE], 1, 1, 9, 0.0), "gain is not finite"),
+        (([[0.5]], [None], ONE, [ONE], 1, 2**63 - 1, 9, 0.0), "pass of so many rows is not predicted"),
         (([[0.5]], [None], ONE, [ONE], 1, 2, 9, 0.0), "pass of so many rows is not predicted"),
         (([[0.5]], [None], ONE, [ONE], 1, 0, 9, 0.0), "pass of so many rows is not predicted"),
         (([[0.5]], [None], ONE, [curve([0])], 1, 1, 9, 0.0), "drafting for so many sequences"),
