@@ -143,6 +143,25 @@ def test_drafts_into_a_dead_end_break_nothing(tokenizer: Tokenizer, forms: Outpu
     assert tokens_of(matcher.allowed([])[0]).tolist() == [c]
 
 
+def test_a_draft_that_takes_too_much_work_breaks_nothing(tokenizer: Tokenizer, forms: OutputForms) -> None:
+    many = " | ".join(f'"x{number}"' for number in range(2100))
+    form = OutputForm("grammar", f'start: "b" many | "c" "d"\nmany: {many}')
+    b, c, d = (tokenizer.encode(letter)[0] for letter in "bcd")
+    for matcher in (forms.matcher(form), forms.in_call((form,))):
+        for drafts in ([b], [b, c], [c, d], [c, b]):
+            rows = matcher.allowed(drafts)
+            assert (tokens_of(rows[0]) == sorted([b, c])).all()
+            assert (rows[1] is None) == (drafts[0] == b)
+            assert matcher.completed_by(drafts) == (2 if drafts == [c, d] and matcher.then_free else None)
+            assert not matcher.is_broken
+        goes_there = matcher.copy()
+        goes_there.note([b])
+        assert goes_there.is_broken
+        matcher.note([c])
+        assert tokens_of(matcher.allowed([b])[0]).tolist() == [d]
+        assert not matcher.is_broken
+
+
 def test_a_dead_end_breaks_once_it_is_reached(tokenizer: Tokenizer, forms: OutputForms) -> None:
     a, b = (tokenizer.encode(letter)[0] for letter in "ab")
     for depth in (0, 1, 3):
