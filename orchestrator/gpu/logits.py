@@ -20,7 +20,7 @@ class CardLogits:
 
     Attributes:
         fetch: the numbers of a row, float32 [vocab], until the next one is fetched.
-        choose_there: a token for each row, -1 where its largest logit is not finite. Rows with `has_banned` 1
+        choose_there: a token for each row, -1 where its largest logit is not finite. Rows with `banned_set` 1
             leave the given tokens out, others their own: 2 stands for those of the first row.
         leave_out: tells the card what a row's own are.
     """
@@ -36,7 +36,7 @@ class CardLogits:
         args = [self._args(place, choice, common) for place, choice in enumerate(choices)]
         found = [-1] * len(choices)
         if any(row is not None for row in args):
-            found = self.choose_there([row or _GREEDY.args(has_banned=0) for row in args], common)
+            found = self.choose_there([row or _GREEDY.args(banned_set=0) for row in args], common)
         return [
             choose_in_ram(self.fetch(place), choice) if row is None or token_id < 0 else token_id
             for place, (row, choice, token_id) in enumerate(zip(args, choices, found, strict=True))
@@ -47,9 +47,9 @@ class CardLogits:
         if not choice.is_plain:
             return None
         if choice.allowed is None and choice.banned in ((), common):
-            return choice.how.args(has_banned=int(bool(choice.banned)))
+            return choice.how.args(banned_set=int(bool(choice.banned)))
         self.leave_out(place, choice)
-        return choice.how.args(has_banned=2 + place)
+        return choice.how.args(banned_set=2 + place)
 
     def row(self, place: int) -> NDArray[np.float32]:
         """See `Logits.row`."""

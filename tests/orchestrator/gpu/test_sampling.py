@@ -38,7 +38,7 @@ def choose(
     """`banned` are left out of every second row."""
     rows, vocab = logits.shape
     token_ids = on_card.room(rows)
-    given = [choice.args(has_banned=bool(banned) and place % 2 == 1) for place, choice in enumerate(choices)]
+    given = [choice.args(banned_set=bool(banned) and place % 2 == 1) for place, choice in enumerate(choices)]
     packed = b"".join(map(bytes, given))
     choose_tokens(
         on_card.stream,
@@ -115,7 +115,7 @@ def card_logits(logits: np.ndarray) -> tuple[CardLogits, list[int]]:
     def there(choices: Sequence[RowChoiceArgs], banned: tuple[int, ...]) -> list[int]:
         sets = {0: None, 1: token_bits(vocab, banned), **own}
         return [
-            choose_token(row, GREEDY, sets[choice.has_banned])
+            choose_token(row, GREEDY, sets[choice.banned_set])
             for row, choice in zip(logits, choices, strict=True)
         ]
 
@@ -148,7 +148,7 @@ def test_each_row_may_leave_out_tokens_of_its_own(on_card: OnCard, vocab: int) -
     sets[-1] = ~token_bits(vocab, [vocab // 2])
     for choices in ([GREEDY] * rows, MIXED):
         numbers = [0, 1, *range(4, rows), 2, 1 + rows]
-        given = [choice.args(has_banned=number) for choice, number in zip(choices, numbers, strict=True)]
+        given = [choice.args(banned_set=number) for choice, number in zip(choices, numbers, strict=True)]
         token_ids = on_card.room(rows)
         choose_tokens(
             on_card.stream,
