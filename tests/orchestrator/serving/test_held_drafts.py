@@ -19,8 +19,9 @@ from orchestrator.serving.live_answer import LiveAnswer
 from orchestrator.serving.prompts import Prompts
 from orchestrator.serving.request import OutputForm
 from orchestrator.tokenizer import Tokenizer
+from tests.orchestrator.serving import calling
+from tests.orchestrator.serving.calling import CHOICES, END, SCHEMA, VOCAB, asking, calls_of
 from tests.orchestrator.serving.served import MODEL, Served, chatting, load
-from tests.orchestrator.serving.test_held_calls import CHOICES, END, SCHEMA, VOCAB, Writer, asking, calls_of
 
 PROMPT = list(range(40, 72))
 ENDS = (1, 3)
@@ -248,31 +249,12 @@ def test_drafts_lead_from_one_part_of_a_call_to_the_next(tokenizer: Tokenizer, c
 
 
 def test_fitting_drafts_of_any_calls_change_nothing(tokenizer: Tokenizer, calls: Prompts) -> None:
-    kept = 0
-    for seed in range(12):
+    held = 0
+    for seed in range(10):
         request, found = asking(choice=CHOICES[seed % len(CHOICES)]), []
         for depth in (0, 1, 3):
-            writer, prompt = Writer(tokenizer, seed), calls.of(request, "call_")
-            answer = LiveAnswer(request, prompt, tokenizer, calls.budget_tokens)
-            tokens: list[int] = []
-            ended = None
-            while len(tokens) < 250 and ended is None:
-                drafts: list[int] = []
-                for _ in range(depth):
-                    rows = prompt.allowed(drafts)
-                    drafts.append(writer.choose([*tokens, *drafts], rows[-1] if rows else None))
-                rows, chosen = prompt.allowed(drafts), []
-                for place in range(depth + 1):
-                    chosen.append(writer.choose([*tokens, *chosen], rows[place] if rows else None))
-                    if chosen[-1] == END or chosen[-1] != (*drafts, None)[place]:
-                        break
-                verdict = answer.take(chosen, "stop" if chosen[-1] == END else None)
-                tokens += chosen[: verdict.kept]
-                kept += verdict.kept - 1
-                while verdict.forced:
-                    tokens += verdict.forced
-                    verdict = answer.take(verdict.forced, None)
-                ended = verdict.ended
-            found.append((tokens[:240], ended))
-        assert found[0][0] == found[1][0] == found[2][0]
-    assert kept > 2000
+            answer = calling.written(tokenizer, calls, request, seed, depth, fitting=True)
+            found.append((answer.tokens[:380], calls_of(answer.events), answer.reason))
+            held += answer.held
+        assert found[0] == found[1] == found[2]
+    assert held > 2000
