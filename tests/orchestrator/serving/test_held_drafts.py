@@ -201,7 +201,8 @@ def test_a_form_that_leads_nowhere_ends_the_answer_at_the_same_token_with_drafts
     found: dict[int, list[tuple[str, str, str]]] = {}
     for mtp in (0, 1, 3):
         served, found[mtp] = Served(model, mtp=mtp), []
-        for seed in range(4):
+        # With these, drafts hold that lead nowhere; the token behind them is chosen without the form.
+        for seed in range(9, 12):
             sampling = SamplingParams(1.5, seed=seed, logit_bias=bias)
             asked = chatting("Hi", sampling=sampling, output=form, reasoning_tokens=0, max_tokens=32)
             (answer,) = served.run(asked)
