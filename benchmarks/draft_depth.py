@@ -235,28 +235,33 @@ def temperature_of(acceptance: float, vocab: int) -> float:
 def requests_of(
     tokenizer: Tokenizer, text: str, number: int, tokens: int, temperature: float = 0.7
 ) -> list[tuple[int, GenerationRequest]]:
-    """So many pieces of a text to continue, each another one, not in their order.
-
-    They end after half to one and a half times `tokens`. Were all as long, those without drafts would
-    end together, and their prompts would be read together, for less.
-    """
-    token_ids = tokenizer.encode_prompt(text)
-    starts = np.linspace(0, len(token_ids) - CONTEXT_TOKENS, number).astype(int).tolist()
-    luck = Random(2)
-    luck.shuffle(starts)
+    """So many pieces of a text to continue; see `pieces_of`."""
     return [
         (
             place,
             GenerationRequest(
                 "benchmark",
-                tuple(token_ids[start : start + CONTEXT_TOKENS]),
+                piece,
                 SamplingParams(temperature=temperature, seed=place),
-                max_tokens=luck.randint(tokens // 2, tokens * 3 // 2),
+                max_tokens=limit,
                 ignore_eos=True,
             ),
         )
-        for place, start in enumerate(starts)
+        for place, (piece, limit) in enumerate(pieces_of(tokenizer.encode_prompt(text), number, tokens))
     ]
+
+
+def pieces_of(text: Sequence[int], number: int, tokens: int) -> list[tuple[tuple[int, ...], int]]:
+    """So many pieces of a text, each another one, not in their order, and how long their answers may be.
+
+    Answers end after half to one and a half times `tokens`. Were all as long, those without drafts would
+    end together, and their prompts would be read together, for less.
+    """
+    starts = np.linspace(0, len(text) - CONTEXT_TOKENS, number).astype(int).tolist()
+    luck = Random(2)
+    luck.shuffle(starts)
+    pieces = [tuple(text[start : start + CONTEXT_TOKENS]) for start in starts]
+    return [(piece, luck.randint(tokens // 2, tokens * 3 // 2)) for piece in pieces]
 
 
 def cells(servers: dict[str, Server]) -> list[str]:

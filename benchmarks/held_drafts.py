@@ -19,14 +19,12 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from random import Random
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 
-from benchmarks.draft_depth import CONTEXT_TOKENS, NARROW, Server, play, temperature_of
+from benchmarks.draft_depth import NARROW, Server, pieces_of, play, temperature_of
 from benchmarks.random_gguf import FileTypes, write_random_gguf
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
 from orchestrator.sampling import Choice
@@ -91,13 +89,9 @@ def _free(choice: Callable[[list[int]], Choice], drafts: list[int]) -> Choice:
 def requests_of(
     kind: str, text: Sequence[int], tokenizer: Tokenizer, number: int, tokens: int, temperature: float
 ) -> list[tuple[int, GenerationRequest]]:
-    """So many answers of one form, of half to one and a half times `tokens` if the form lets them."""
-    luck = Random(2)
-    starts = np.linspace(0, len(text) - CONTEXT_TOKENS, number).astype(int).tolist()
-    luck.shuffle(starts)
+    """So many answers of one form to pieces of a text, as long as `pieces_of` says if the form lets them."""
     found = []
-    for place, start in enumerate(starts):
-        piece = tuple(text[start : start + CONTEXT_TOKENS])
+    for place, (piece, limit) in enumerate(pieces_of(text, number, tokens)):
         prompt: Conversation | tuple[int, ...] = piece
         settings: dict[str, Any] = {}
         if kind == "schema":
@@ -111,7 +105,6 @@ def requests_of(
         else:
             settings["ignore_eos"] = True
         sampling = SamplingParams(temperature=temperature, seed=place)
-        limit = luck.randint(tokens // 2, tokens * 3 // 2)
         found.append((place, GenerationRequest("benchmark", prompt, sampling, max_tokens=limit, **settings)))
     return found
 

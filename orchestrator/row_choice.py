@@ -17,7 +17,7 @@ class RowChoiceArgs(ctypes.Structure):
         ("top_p", ctypes.c_double),
         ("min_p", ctypes.c_double),
         ("temperature", ctypes.c_float),
-        ("has_banned", ctypes.c_int32),
+        ("banned_set", ctypes.c_int32),
     )
 
 
@@ -39,8 +39,8 @@ class RowChoice:
     answer: int
     position: int
 
-    def args(self, *, has_banned: int) -> RowChoiceArgs:
-        """`has_banned`: which set of banned tokens is left out, from 1; 0 for none."""
+    def args(self, *, banned_set: int) -> RowChoiceArgs:
+        """`banned_set`: which set of banned tokens is left out, from 1; 0 for none."""
         return RowChoiceArgs(
             self.seed,
             self.answer,
@@ -49,5 +49,5 @@ class RowChoice:
             self.top_p,
             self.min_p,
             self.temperature,
-            has_banned,
+            banned_set,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -31,7 +30,7 @@ class Spot:
     Attributes:
         kind: as of `HeldPlace`.
         tool: whose call it is.
-        come: the arguments that are complete.
+        complete: names of the arguments that have come.
         key: of the one that comes.
         text: what was said at this spot, as far as tags may stand in it.
         matcher: follows its form; None where it has none.
@@ -39,17 +38,17 @@ class Spot:
 
     kind: Literal["outside", "tag", "between", "value", "text", "behind"]
     tool: str = ""
-    come: frozenset[str] = frozenset()
+    complete: frozenset[str] = frozenset()
     key: str = ""
     text: str = ""
     matcher: FormMatcher | None = None
 
 
 class CallsAhead:
-    """Follows drafts from spot to spot.
+    """Follows drafts from spot to spot, and knows what it said of them once they are certain.
 
-    The parser is not asked: it reads what is certain, and drafts are not. So what is told behind the first
-    spot is a guess. It has to be held against what the parser says once the drafts are certain. A wrong guess
+    The parser is not asked: it reads what is certain, and drafts are not. So rows behind the first spot are
+    guesses. They have to be held against what the parser says once the drafts are certain. A wrong guess
     costs the drafts behind it.
     """
 
@@ -59,33 +58,67 @@ class CallsAhead:
         self._texts: dict[int, str] = {}
         # By the drafts before it, so that a mask is made once.
         self._spots: dict[tuple[int, ...], Spot] = {}
+        # The last drafts and their rows, as far as they are not certain yet.
+        self._drafts: tuple[int, ...] = ()
+        self._rows: list[NDArray[np.uint32] | None] = []
+        self._is_sure = True
+        """Whether those rows are right if the text stands in the same place still."""
 
     @property
-    def has_guessed(self) -> bool:
-        """Whether drafts have led beyond the first spot since it was told."""
-        return len(self._spots) > 1
+    def has_begun(self) -> bool:
+        """Whether it knows where the text that is certain ends now."""
+        return bool(self._spots)
 
     def begin(self, spot: Spot) -> None:
         """The text that is certain ends here."""
         self._spots = {(): replace(spot, text=spot.text[-_MOST_TEXT:])}
 
+    def noted(self, token_ids: Sequence[int], has_moved: bool) -> bool:
+        """These tokens are certain now; `begin` has to come before drafts are followed again.
+
+        Args:
+            has_moved: the text stands in another place than before.
+
+        Returns:
+            Whether the next token's row was a guess.
+        """
+        self._spots = {}
+        count = len(token_ids)
+        as_drafted = self._drafts[:count] == tuple(token_ids)
+        self._drafts = self._drafts[count:] if as_drafted else ()
+        self._rows = self._rows[count:] if as_drafted else []
+        if has_moved:
+            self._is_sure = False
+        return bool(self._rows) and not self._is_sure
+
+    def has_guessed(self, row: NDArray[np.uint32] | None) -> bool:
+        """Whether the next token's row is what `noted` says was guessed."""
+        guess = self._rows[0]
+        if guess is None or row is None:
+            return guess is row
+        return guess is row or np.array_equal(guess, row)
+
     def allowed(self, drafts: Sequence[int]) -> list[NDArray[np.uint32] | None]:
         """See `FormMatcher.allowed`."""
         rows: list[NDArray[np.uint32] | None] = []
-        told = tuple(drafts)
+        drafts = tuple(drafts)
         while True:
             at = len(rows)
-            spot, behind = self._spots[told[:at]], told[at:]
+            spot, behind = self._spots[drafts[:at]], drafts[at:]
             own, end = self._of(spot, behind)
-            if end is None:
-                return rows + own
             rows += own[:end]
-            if told[: at + end] not in self._spots:
+            if end is None:
+                break
+            if drafts[: at + end] not in self._spots:
                 text = spot.text + "".join(map(self._text, behind[:end]))
-                # If a form cannot be followed, the answer is told so when it comes there.
-                with suppress(InputError):
-                    self._spots[told[: at + end]] = self._next(spot, text)
-            self._spots.setdefault(told[: at + end], Spot("outside"))
+                try:
+                    next_spot = self._next(spot, text)
+                except InputError:
+                    # A form cannot be followed: the answer ends for that if it comes there.
+                    next_spot = Spot("outside")
+                self._spots[drafts[: at + end]] = next_spot
+        self._drafts, self._rows, self._is_sure = drafts, rows, len(self._spots) == 1
+        return rows
 
     def _of(self, spot: Spot, drafts: Sequence[int]) -> tuple[list[NDArray[np.uint32] | None], int | None]:
         """Rows at one spot, and how many drafts lead to the next; None for not all of them together."""
@@ -111,7 +144,7 @@ class CallsAhead:
         if spot.kind == "value":
             if self._forms.tools[spot.tool].takes_one:
                 return Spot("outside")
-            return self._between(spot.tool, spot.come | {spot.key})
+            return self._between(spot.tool, spot.complete | {spot.key})
         if spot.kind == "tag":
             return self._behind_tag(spot, text)
         if spot.kind in ("outside", "text"):
@@ -119,10 +152,10 @@ class CallsAhead:
         found = _ARGUMENT.search(text)
         if found is None:
             return Spot("outside")
-        come = spot.come | {spot.key} if spot.kind == "behind" else spot.come
+        complete = spot.complete | {spot.key} if spot.kind == "behind" else spot.complete
         key = found.group(1)
         matcher = self._forms.value(spot.tool, key)
-        return Spot("text" if matcher is None else "value", spot.tool, come, key, "", matcher)
+        return Spot("text" if matcher is None else "value", spot.tool, complete, key, "", matcher)
 
     def _behind_tag(self, spot: Spot, text: str) -> Spot:
         if (call := _CALL.search(text)) and call.group(1) in self._forms.tools:
@@ -131,12 +164,13 @@ class CallsAhead:
         if not spot.tool or closed is None:
             # Not the tag that it might have been.
             return replace(spot, kind="text" if spot.tool else "outside", text=text)
-        matcher = self._forms.behind(spot.tool, spot.come | {spot.key})
-        matcher.takes(self._tokenizer.encode(closed.group(1)))
+        matcher = self._forms.behind(spot.tool, spot.complete | {spot.key})
+        if not matcher.takes(self._tokenizer.encode(closed.group(1))):
+            return Spot("outside")
         return replace(spot, kind="behind", text=closed.group(1), matcher=matcher)
 
-    def _between(self, tool: str, come: frozenset[str]) -> Spot:
-        return Spot("between", tool, come, matcher=self._forms.between(tool, come))
+    def _between(self, tool: str, complete: frozenset[str]) -> Spot:
+        return Spot("between", tool, complete, matcher=self._forms.between(tool, complete))
 
     def _text(self, token_id: int) -> str:
         if token_id not in self._texts:

@@ -51,13 +51,6 @@ class HeldCalls:
         self._matcher: FormMatcher | None = None
         self.end_of_text: tuple[int, ...] = tuple(tokenizer.encode(f"{CLOSED}\n"))
         """Ends a free text."""
-        self._has_begun = False
-        """Whether drafts are followed from the text that is certain now."""
-        # The last drafts that were told of, as far as they are not certain yet, and what was told.
-        self._drafts: tuple[int, ...] = ()
-        self._told: list[NDArray[np.uint32] | None] = []
-        self._is_sure = True
-        """Whether what was told is right if the place is still the same."""
 
     @property
     def is_broken(self) -> bool:
@@ -72,25 +65,16 @@ class HeldCalls:
         """The parser was given what these tokens say.
 
         Returns:
-            Whether other tokens may come now than were told before: rows behind these count for nothing.
+            Whether other tokens may come now than were allowed before: rows behind these count for nothing.
         """
-        self._has_begun = False
-        if self._drafts[: len(token_ids)] == tuple(token_ids):
-            self._drafts, self._told = self._drafts[len(token_ids) :], self._told[len(token_ids) :]
-        else:
-            self._drafts, self._told = (), []
-        if self._has_moved(token_ids):
-            self._is_sure = False
-        return bool(self._told) and not self._is_sure and not _same(self._told[0], self._row())
+        is_guess = self._ahead.noted(token_ids, self._has_moved(token_ids))
+        return is_guess and not self._ahead.has_guessed(self._row())
 
     def allowed(self, drafts: Sequence[int]) -> Sequence[NDArray[np.uint32] | None]:
         """See `FormMatcher.allowed`."""
-        if not self._has_begun:
+        if not self._ahead.has_begun:
             self._ahead.begin(self._spot())
-            self._has_begun = True
-        self._told, self._drafts = self._ahead.allowed(drafts), tuple(drafts)
-        self._is_sure = not self._ahead.has_guessed
-        return self._told
+        return self._ahead.allowed(drafts)
 
     def _has_moved(self, token_ids: Sequence[int]) -> bool:
         """Whether the text stands in another place than before."""
@@ -135,9 +119,3 @@ class HeldCalls:
         if call is None:
             return Spot("tag", text=text)
         return Spot(place.kind, call.tool_name, frozenset(call.arguments), call.key, text, self._matcher)
-
-
-def _same(told: NDArray[np.uint32] | None, row: NDArray[np.uint32] | None) -> bool:
-    if told is None or row is None:
-        return told is row
-    return told is row or np.array_equal(told, row)

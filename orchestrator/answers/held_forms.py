@@ -49,24 +49,24 @@ class HeldForms:
         found = self._values.get((name, key))
         return None if found is None else found.copy()
 
-    def between(self, name: str, come: Set[str]) -> FormMatcher:
+    def between(self, name: str, complete: Set[str]) -> FormMatcher:
         """An argument that has not come, or the call's end if no more have to come."""
-        return self._forms.in_call((OutputForm("regex", self._next(name, come)),))
+        return self._forms.in_call((OutputForm("regex", self._next(name, complete)),))
 
-    def behind(self, name: str, come: Set[str]) -> FormMatcher:
+    def behind(self, name: str, complete: Set[str]) -> FormMatcher:
         """The same behind what may be the end of a text, or what goes on with the text.
 
         Args:
-            come: with the text.
+            complete: names of the arguments that have come, the text among them.
         """
-        tag = self._next(name, come).replace("/", r"\/")
+        tag = self._next(name, complete).replace("/", r"\/")
         grammar = f"start: TAG | TEXT\nTAG: /{tag}/\nTEXT: {_GOES_ON}"
         return self._forms.in_call((OutputForm("grammar", grammar),))
 
-    def _next(self, name: str, come: Set[str]) -> str:
+    def _next(self, name: str, complete: Set[str]) -> str:
         tool = self.tools[name]
-        tags = [f"{PARAMETER}={re.escape(key)}>" for key in tool.forms if key not in come]
-        if tool.required <= come:
+        tags = [f"{PARAMETER}={re.escape(key)}>" for key in tool.forms if key not in complete]
+        if tool.required <= complete:
             tags.append(f"{END_OF_FUNCTION}>")
         return f"\n?({'|'.join(tags)})"
 

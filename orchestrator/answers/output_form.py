@@ -136,9 +136,11 @@ class OutputForms:
         return matcher
 
     def _valid(self, grammar: str, kind: str) -> str:
-        is_wrong, told = LLMatcher.validate_grammar_with_warnings(grammar, self._tokenizer, limits=_LIMITS)
+        is_wrong, messages = LLMatcher.validate_grammar_with_warnings(
+            grammar, self._tokenizer, limits=_LIMITS
+        )
         if is_wrong:
-            raise InputError(f"{_FIELDS[kind]} cannot be followed: {one_line(told[0])}")
+            raise InputError(f"{_FIELDS[kind]} cannot be followed: {one_line(messages[0])}")
         return grammar
 
     def _begun(self, grammar: str, kind: str) -> LLMatcher:
@@ -208,32 +210,35 @@ class FormMatcher:
         one after another and verified together, so rows are kept until the next token is noted. Where it
         breaks behind drafts, it does not before they are noted.
         """
-        told = tuple(drafts)
-        found = list(self._made[: 1 + _common(told, self._made_for)])
+        drafts = tuple(drafts)
         begins_after, consumed, dead = self.begins_after, 0, False
-        for place in range(len(told) + 1):
+        found = list(self._made[: 1 + _common(drafts, self._made_for)])
+        if not found:
+            found.append(None if begins_after is not None else self._mask())
+        was_broken = self._matcher.is_error()
+        for place in range(len(drafts) + 1):
             if place == len(found):
                 found.append(None if dead or begins_after is not None else self._mask())
-                if place and not dead and self._matcher.is_error():
-                    self._breaks_behind = told[:place]
-            dead = dead or told[:place] == self._breaks_behind
-            if place == len(told):
+                if not dead and self._matcher.is_error():
+                    self._breaks_behind = drafts[:place]
+            dead = dead or drafts[:place] == self._breaks_behind
+            if place == len(drafts):
                 break
             if begins_after is not None:
-                begins_after = None if told[place] == begins_after else begins_after
+                begins_after = None if drafts[place] == begins_after else begins_after
             elif not dead:
-                taken = self._matcher.try_consume_tokens([told[place]])
+                taken = self._matcher.try_consume_tokens([drafts[place]])
                 consumed += taken
                 dead = not taken
-        self._go_back(consumed)
-        self._made, self._made_for = tuple(found), told
+        self._go_back(consumed, was_broken)
+        self._made, self._made_for = tuple(found), drafts
         return found
 
     def completed_by(self, drafts: Sequence[int]) -> int | None:
         """How many of the drafts complete the form if anything may come behind it; None where they do not."""
         if not self.then_free or self.begins_after is not None or self._matcher.is_stopped():
             return None
-        consumed, found = 0, None
+        consumed, found, was_broken = 0, None, self._matcher.is_error()
         for draft in drafts:
             if not self._matcher.try_consume_tokens([draft]):
                 break
@@ -241,7 +246,7 @@ class FormMatcher:
             if self._matcher.is_stopped():
                 found = consumed
                 break
-        self._go_back(consumed)
+        self._go_back(consumed, was_broken)
         return found
 
     def _take(self, token_ids: Sequence[int]) -> int:
@@ -249,9 +254,14 @@ class FormMatcher:
         self._taken += token_ids[:taken]
         return taken
 
-    def _go_back(self, num_drafts: int) -> None:
-        """Take so many drafts back. A matcher that broke cannot; then another one takes what is certain."""
-        if num_drafts and not self._matcher.rollback(num_drafts):
+    def _go_back(self, num_drafts: int, was_broken: bool) -> None:
+        """Take so many drafts back. A matcher that broke cannot; then another one takes what is certain.
+
+        Args:
+            was_broken: before the drafts. It may break at the first of them, of which it takes nothing then.
+        """
+        broke = self._matcher.is_error() and not was_broken
+        if broke or (num_drafts and not self._matcher.rollback(num_drafts)):
             self._matcher = self._first.deep_copy()
             self._matcher.try_consume_tokens(self._taken)
 

@@ -20,39 +20,36 @@ class CardLogits:
 
     Attributes:
         fetch: the numbers of a row, float32 [vocab], until the next one is fetched.
-        choose_there: a token for each row, -1 where its largest logit is not finite. Rows with `has_banned` 1
+        choose_there: a token for each row, -1 where its largest logit is not finite. Rows with `banned_set` 1
             leave the given tokens out, others their own: 2 stands for those of the first row.
-        leave_out: tells the card what a row's own are. Without it, rows that leave out other tokens than the
-            rows beside them are fetched.
+        leave_out: tells the card what a row's own are.
     """
 
     fetch: Callable[[int], NDArray[np.float32]]
     choose_there: Callable[[Sequence[RowChoiceArgs], tuple[int, ...]], list[int]]
-    leave_out: Callable[[int, Choice], None] | None = None
+    leave_out: Callable[[int, Choice], None]
 
     def choose(self, choices: Sequence[Choice]) -> list[int]:
         """See `Logits.choose`; one wait for all rows that the card chooses for, and one for each other."""
         # One set of tokens is left out of all rows that leave any out: it is the model's end tokens.
         common = next((choice.banned for choice in choices if choice.banned and choice.allowed is None), ())
-        told = [self._told(place, choice, common) for place, choice in enumerate(choices)]
+        args = [self._args(place, choice, common) for place, choice in enumerate(choices)]
         found = [-1] * len(choices)
-        if any(row is not None for row in told):
-            found = self.choose_there([row or _GREEDY.args(has_banned=0) for row in told], common)
+        if any(row is not None for row in args):
+            found = self.choose_there([row or _GREEDY.args(banned_set=0) for row in args], common)
         return [
             choose_in_ram(self.fetch(place), choice) if row is None or token_id < 0 else token_id
-            for place, (row, choice, token_id) in enumerate(zip(told, choices, found, strict=True))
+            for place, (row, choice, token_id) in enumerate(zip(args, choices, found, strict=True))
         ]
 
-    def _told(self, place: int, choice: Choice, common: tuple[int, ...]) -> RowChoiceArgs | None:
-        """How the card is told of a row; None where it cannot choose."""
+    def _args(self, place: int, choice: Choice, common: tuple[int, ...]) -> RowChoiceArgs | None:
+        """What the card takes of a row, once it has the row's own tokens to leave out; None to fetch it."""
         if not choice.is_plain:
             return None
         if choice.allowed is None and choice.banned in ((), common):
-            return choice.how.args(has_banned=int(bool(choice.banned)))
-        if self.leave_out is None:
-            return None
+            return choice.how.args(banned_set=int(bool(choice.banned)))
         self.leave_out(place, choice)
-        return choice.how.args(has_banned=2 + place)
+        return choice.how.args(banned_set=2 + place)
 
     def row(self, place: int) -> NDArray[np.float32]:
         """See `Logits.row`."""

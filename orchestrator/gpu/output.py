@@ -75,9 +75,9 @@ class Outputs:
             if banned and banned != self._banned:
                 leave_out(token_bits(vocab, banned), 0)
                 self._banned = banned
-            told = b"".join(bytes(choice) for choice in choices)
-            self._choices[: len(told)] = np.frombuffer(told, np.uint8)
-            stream.upload(at["choices"], self._choices[: len(told)])
+            packed = b"".join(bytes(choice) for choice in choices)
+            self._choices[: len(packed)] = np.frombuffer(packed, np.uint8)
+            stream.upload(at["choices"], self._choices[: len(packed)])
             needed = NeededKernels.of(choices)
             key = ("choose", vocab, needed, step.num_rows)
             self._layers.keep(step, key, lambda: step.choose(vocab, needed))

@@ -32,7 +32,7 @@ def choose_token(
         address(logits, _FLOAT32),
         vocab,
         None if banned is None else address(banned, _UINT32),
-        byref(choice.args(has_banned=banned is not None)),
+        byref(choice.args(banned_set=banned is not None)),
         byref(token_id),
     )
     raise_if_failed(status)

@@ -27,7 +27,7 @@ def test_answers_of_each_form_are_the_same_and_more_fitting_drafts_hold() -> Non
     servers["fitting"] = Server.of("3", head, tokenizer, time.thread_time)
     for kind in ("none", "schema", "regex", "tools"):
         before = {way: sum(server.runner.counts.totals({}).accepted) for way, server in servers.items()}
-        play(list(servers.values()), requests_of(kind, text, tokenizer, 4, 16, 0.7), 1, prompts)
+        play(list(servers.values()), requests_of(kind, text, tokenizer, 3, 12, 0.7), 1, prompts)
         after = {way: sum(server.runner.counts.totals({}).accepted) for way, server in servers.items()}
         held = {way: after[way] - before[way] for way in servers}
         assert held["off"] == 0

@@ -63,7 +63,7 @@ static uint32_t least_of_row(const ChooseRowArgs& a, float largest) {
 // The token's id; -1 where the largest logit is not finite.
 static int64_t choose_token(const ChooseRowArgs& a) {
   const RowChoice& row = *a.choice;
-  const uint32_t* banned = row.has_banned ? a.banned : nullptr;
+  const uint32_t* banned = row.banned_set ? a.banned : nullptr;
   for (int64_t i = 0; i < a.vocab; ++i) a.orders[i] = order_of(a.logits[i]);
   for (int64_t word = 0; banned && word < (a.vocab + 31) / 32; ++word) {
     for (uint32_t bits = banned[word]; bits != 0; bits &= bits - 1) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_a_draft_that_is_not_allowed_has_rows_that_count_for_nothing(
     assert (tokens_of(matcher.allowed([])[0]) == tokens_of(rows[1])).all()
 
 
-def test_rows_that_were_made_are_not_made_again_until_a_token_is_noted(
+def test_rows_do_not_depend_on_drafts_that_were_asked_for_before(
     tokenizer: Tokenizer, forms: OutputForms
 ) -> None:
     form, luck = OutputForm("json_schema", json.dumps(SCHEMA)), np.random.default_rng(5)
@@ -107,7 +108,6 @@ def test_rows_that_were_made_are_not_made_again_until_a_token_is_noted(
     known = tokenizer.encode('{"name": "Ada", "age": 7}')
     noted: list[int] = []
     for token_id in known:
-        previous: list[np.ndarray | None] = []
         # As drafts are chosen, one longer each time, and then others.
         for length in (0, 1, 2, 3, 3, 1, 2):
             drafts = known[len(noted) : len(noted) + length]
@@ -119,11 +119,34 @@ def test_rows_that_were_made_are_not_made_again_until_a_token_is_noted(
             for row, expected in zip(rows, alone.allowed(drafts), strict=True):
                 assert (row is None) == (expected is None)
                 assert row is None or (row == expected).all()
-            assert all(row is before for row, before in zip(rows[:1], previous, strict=False))
-            previous = rows
-        assert matcher.copy().allowed([])[0] is previous[0]
         matcher.note([token_id])
         noted.append(token_id)
+
+
+class Counted:
+    """A matcher of llguidance that counts the masks it makes."""
+
+    def __init__(self, matcher: Any) -> None:
+        self.num_masks = 0
+        self._matcher = matcher
+
+    def __getattr__(self, name: str) -> Any:
+        self.num_masks += name == "compute_bitmask"
+        return getattr(self._matcher, name)
+
+
+def test_each_mask_is_made_once_while_drafts_are_chosen_and_verified(
+    tokenizer: Tokenizer, forms: OutputForms
+) -> None:
+    matcher = forms.matcher(OutputForm("json_schema", json.dumps(SCHEMA)))
+    counted = matcher._matcher = Counted(matcher._matcher)
+    drafts = tokenizer.encode('{"name": "Ada"')[:3]
+    for length in (0, 1, 2, 3, 3):
+        matcher.allowed(drafts[:length])
+    assert counted.num_masks == 4
+    matcher.note(drafts[:1])
+    matcher.allowed([])
+    assert counted.num_masks == 5
 
 
 DEAD_END = OutputForm("grammar", 'start: ("a" E | "b" "c") "d"\nE: /x/ & /y/')
@@ -143,6 +166,25 @@ def test_drafts_into_a_dead_end_break_nothing(tokenizer: Tokenizer, forms: Outpu
     assert tokens_of(matcher.allowed([])[0]).tolist() == [c]
 
 
+def test_a_draft_that_takes_too_much_work_breaks_nothing(tokenizer: Tokenizer, forms: OutputForms) -> None:
+    many = " | ".join(f'"x{number}"' for number in range(2100))
+    form = OutputForm("grammar", f'start: "b" many | "c" "d"\nmany: {many}')
+    b, c, d = (tokenizer.encode(letter)[0] for letter in "bcd")
+    for matcher in (forms.matcher(form), forms.in_call((form,))):
+        for drafts in ([b], [b, c], [c, d], [c, b]):
+            rows = matcher.allowed(drafts)
+            assert (tokens_of(rows[0]) == sorted([b, c])).all()
+            assert (rows[1] is None) == (drafts[0] == b)
+            assert matcher.completed_by(drafts) == (2 if drafts == [c, d] and matcher.then_free else None)
+            assert not matcher.is_broken
+        goes_there = matcher.copy()
+        goes_there.note([b])
+        assert goes_there.is_broken
+        matcher.note([c])
+        assert tokens_of(matcher.allowed([b])[0]).tolist() == [d]
+        assert not matcher.is_broken
+
+
 def test_a_dead_end_breaks_once_it_is_reached(tokenizer: Tokenizer, forms: OutputForms) -> None:
     a, b = (tokenizer.encode(letter)[0] for letter in "ab")
     for depth in (0, 1, 3):
@@ -153,6 +195,8 @@ def test_a_dead_end_breaks_once_it_is_reached(tokenizer: Tokenizer, forms: Outpu
         matcher.allowed([a, b][: max(0, depth - 1)])
         assert not matcher.is_broken
         matcher.note([a])
+        # Where a row behind it was made, the token of that row was chosen without the form.
+        assert matcher.is_broken == (depth == 3)
         matcher.allowed([])
         assert matcher.is_broken
 

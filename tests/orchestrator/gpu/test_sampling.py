@@ -38,8 +38,8 @@ def choose(
     """`banned` are left out of every second row."""
     rows, vocab = logits.shape
     token_ids = on_card.room(rows)
-    given = [choice.args(has_banned=bool(banned) and place % 2 == 1) for place, choice in enumerate(choices)]
-    told = b"".join(map(bytes, given))
+    given = [choice.args(banned_set=bool(banned) and place % 2 == 1) for place, choice in enumerate(choices)]
+    packed = b"".join(map(bytes, given))
     choose_tokens(
         on_card.stream,
         rows,
@@ -47,7 +47,7 @@ def choose(
         NeededKernels.of(given),
         logits=on_card.put(np.pad(logits, ((0, 0), (0, 5)))),
         logits_stride=vocab + 5,
-        choices=on_card.put(np.frombuffer(told, np.uint8)),
+        choices=on_card.put(np.frombuffer(packed, np.uint8)),
         workspace=on_card.room(choosing_bytes(rows, vocab), item_bytes=1),
         token_ids=token_ids,
         banned=on_card.put(token_bits(vocab, banned)) if banned else 0,
@@ -97,30 +97,42 @@ def test_choices_at_many_positions_are_the_cpus(on_card: OnCard) -> None:
     assert len(seen) > 6
 
 
-def test_rows_that_a_card_cannot_choose_for_are_fetched() -> None:
-    logits = np.array([[1, 2, 3], [3, 2, 1], [1, 3, 2]], np.float32)
+def card_logits(logits: np.ndarray) -> tuple[CardLogits, list[int]]:
+    """Logits of a card that chooses greedily, and a list of the rows that are fetched from it."""
+    vocab = logits.shape[1]
     fetched: list[int] = []
+    own: dict[int, np.ndarray] = {}
 
     def fetch(place: int) -> np.ndarray:
         fetched.append(place)
         return logits[place]
 
+    def leave_out(place: int, choice: Choice) -> None:
+        bits = choice.left_out(vocab)
+        assert bits is not None
+        own[2 + place] = bits
+
     def there(choices: Sequence[RowChoiceArgs], banned: tuple[int, ...]) -> list[int]:
-        bits = token_bits(3, banned)
+        sets = {0: None, 1: token_bits(vocab, banned), **own}
         return [
-            choose_token(row, GREEDY, bits if choice.has_banned else None)
+            choose_token(row, GREEDY, sets[choice.banned_set])
             for row, choice in zip(logits, choices, strict=True)
         ]
 
+    return CardLogits(fetch, there, leave_out), fetched
+
+
+def test_rows_whose_logits_change_are_fetched_and_those_that_leave_out_tokens_are_not() -> None:
+    logits = np.array([[1, 2, 3], [3, 2, 1], [1, 3, 2]], np.float32)
+    on_card, fetched = card_logits(logits)
     plain, banning = Sampler(SamplingParams(0.0)), Sampler(SamplingParams(0.0), banned=(0,))
     biased = Sampler(SamplingParams(0.0, logit_bias=((0, 9.0),)))
-    on_card = CardLogits(fetch, there)
     assert on_card.choose([plain.choice(0), banning.choice(0), biased.choice(0)]) == [2, 1, 0]
     assert fetched == [2]
     fetched.clear()
     other = Sampler(SamplingParams(0.0), banned=(1,))
     assert on_card.choose([banning.choice(0), other.choice(0), plain.choice(0)]) == [2, 0, 1]
-    assert fetched == [1]
+    assert not fetched
     logits[0, 1] = np.nan
     with pytest.raises(NonFiniteError):
         on_card.choose([plain.choice(0)] * 3)
@@ -136,7 +148,7 @@ def test_each_row_may_leave_out_tokens_of_its_own(on_card: OnCard, vocab: int) -
     sets[-1] = ~token_bits(vocab, [vocab // 2])
     for choices in ([GREEDY] * rows, MIXED):
         numbers = [0, 1, *range(4, rows), 2, 1 + rows]
-        given = [choice.args(has_banned=number) for choice, number in zip(choices, numbers, strict=True)]
+        given = [choice.args(banned_set=number) for choice, number in zip(choices, numbers, strict=True)]
         token_ids = on_card.room(rows)
         choose_tokens(
             on_card.stream,
@@ -160,26 +172,7 @@ def test_each_row_may_leave_out_tokens_of_its_own(on_card: OnCard, vocab: int) -
 
 def test_rows_with_masks_are_fetched_only_where_a_card_finds_no_token() -> None:
     logits = np.array([[1, 2, 3], [3, 2, 1], [1, 3, 2], [5, 6, 7]], np.float32)
-    fetched: list[int] = []
-    own: dict[int, np.ndarray] = {}
-
-    def fetch(place: int) -> np.ndarray:
-        fetched.append(place)
-        return logits[place]
-
-    def leave_out(place: int, choice: Choice) -> None:
-        bits = choice.left_out(3)
-        assert bits is not None
-        own[2 + place] = bits
-
-    def there(choices: Sequence[RowChoiceArgs], banned: tuple[int, ...]) -> list[int]:
-        sets = {0: None, 1: token_bits(3, banned), **own}
-        return [
-            choose_token(row, GREEDY, sets[choice.has_banned])
-            for row, choice in zip(logits, choices, strict=True)
-        ]
-
-    on_card = CardLogits(fetch, there, leave_out)
+    on_card, fetched = card_logits(logits)
     plain, banning = Sampler(SamplingParams(0.0)), Sampler(SamplingParams(0.0), banned=(2,))
     biased = Sampler(SamplingParams(0.0, logit_bias=((0, 9.0),)))
     only_last, first_two = token_bits(3, [2]), token_bits(3, [0, 1])

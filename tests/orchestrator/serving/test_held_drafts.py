@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
 
 import pytest
 
+from benchmarks.held_drafts import FreeDrafter
 from orchestrator.answers.output_form import OutputForms
 from orchestrator.generate import GenerationParams, new_sequence, prefill, step
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
 from orchestrator.model.step35 import Step35Model
-from orchestrator.sampling import Choice
 from orchestrator.sampling_params import SamplingParams
 from orchestrator.serving.live_answer import LiveAnswer
 from orchestrator.serving.prompts import Prompts
 from orchestrator.serving.request import OutputForm
 from orchestrator.tokenizer import Tokenizer
+from tests.orchestrator.serving import calling
+from tests.orchestrator.serving.calling import CHOICES, END, SCHEMA, VOCAB, asking, calls_of
 from tests.orchestrator.serving.served import MODEL, Served, chatting, load
-from tests.orchestrator.serving.test_held_calls import CHOICES, END, SCHEMA, VOCAB, Writer, asking, calls_of
 
 PROMPT = list(range(40, 72))
 ENDS = (1, 3)
@@ -72,24 +71,17 @@ SAMPLINGS = (
 
 
 class Recording(MtpDrafter):
-    """Keeps what it drafted. `is_free`: it chooses from all tokens, as if there were no form."""
+    """Keeps what it drafted."""
 
-    def __init__(self, model: Step35Model, num_layers: int, *, is_free: bool = False) -> None:
+    def __init__(self, model: Step35Model, num_layers: int) -> None:
         super().__init__(model, num_layers)
         self.made: list[tuple[int, list[int]]] = []
         """Tokens before, and the drafts behind them."""
-        self._is_free = is_free
 
     def draft(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
-        if self._is_free:
-            requests = [replace(request, choice=partial(_free, request.choice)) for request in requests]
         found = super().draft(requests)
         self.made += [(len(of.tokens), drafts) for of, drafts in zip(requests, found, strict=True)]
         return found
-
-
-def _free(choice: Callable[[list[int]], Choice], drafts: list[int]) -> Choice:
-    return replace(choice(drafts), allowed=None)
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +111,11 @@ def written(
     sampling: SamplingParams,
     drafter: MtpDrafter | None,
     begins_after: int | None = None,
+    max_tokens: int = 32,
 ) -> tuple[list[int], int]:
     """An answer of a form, and how many drafts held."""
     matcher = forms.matcher(form, begins_after)
-    sequence = new_sequence(model, drafter, PROMPT, GenerationParams(48, sampling))
+    sequence = new_sequence(model, drafter, PROMPT, GenerationParams(max_tokens, sampling))
     sequence.masks = matcher.allowed
     prefill(model, drafter, sequence, 64)
     noted = 0
@@ -152,54 +145,52 @@ def fits(forms: OutputForms, form: OutputForm, text: Sequence[int], drafts: Sequ
 def test_drafts_of_a_form_fit_it_and_change_nothing(
     model: Step35Model, forms: OutputForms, form: OutputForm
 ) -> None:
-    for sampling in SAMPLINGS:
+    for sampling, depth in zip(SAMPLINGS, (3, 1, 2), strict=True):
         alone, _ = written(model, forms, form, sampling, None)
-        for depth in (1, 2, 3):
-            drafter = Recording(model, depth)
-            tokens, _ = written(model, forms, form, sampling, drafter)
-            assert tokens == alone
-            assert sum(len(drafts) for _, drafts in drafter.made) > 10
-            for length, drafts in drafter.made:
-                assert fits(forms, form, tokens[: length - len(PROMPT)], drafts), (length, drafts)
+        drafter = Recording(model, depth)
+        tokens, _ = written(model, forms, form, sampling, drafter)
+        assert tokens == alone
+        assert sum(len(drafts) for _, drafts in drafter.made) > 10
+        for length, drafts in drafter.made:
+            assert fits(forms, form, tokens[: length - len(PROMPT)], drafts), (length, drafts)
 
 
 def test_more_drafts_hold_than_of_those_chosen_from_all_tokens(
     model: Step35Model, forms: OutputForms
 ) -> None:
-    held = {True: 0, False: 0}
-    steps = {True: 0, False: 0}
-    for seed in range(6):
-        for form in FORMS:
-            for is_free in held:
-                drafter = Recording(model, 3, is_free=is_free)
-                sampling = SamplingParams(0.7 * (seed % 2), seed=seed)
-                _, accepted = written(model, forms, form, sampling, drafter)
-                held[is_free] += accepted
-                steps[is_free] += len(drafter.made)
-    # Twice as many in a step, and more.
-    assert held[False] / steps[False] > 2 * held[True] / steps[True] > 0
+    in_a_step = []
+    for kind in (MtpDrafter, FreeDrafter):
+        held = steps = 0
+        for seed in range(2):
+            for form in FORMS:
+                sampling = SamplingParams(0.7 * seed, seed=seed)
+                tokens, accepted = written(model, forms, form, sampling, kind(model, 3))
+                held += accepted
+                steps += len(tokens) - accepted
+        in_a_step.append(held / steps)
+    fitting, free = in_a_step
+    assert fitting > 2 * free > 0
 
 
 def test_drafts_are_free_in_reasoning_and_fit_behind_its_end(model: Step35Model, forms: OutputForms) -> None:
-    form, crossing = FORMS[1], 0
-    for seed in range(6):
-        sampling = SamplingParams(0.7, seed=seed)
-        never, _ = written(model, forms, form, sampling, None, begins_after=2047)
-        # As if this ended the reasoning.
-        end = never[7]
-        at = never.index(end) + 1
+    form = FORMS[1]
+    for seed in range(2):
+        sampling, free = SamplingParams(0.7, seed=seed), Recording(model, 3)
+        never, _ = written(model, forms, form, sampling, free, begins_after=2047)
+        drafted = [(length - len(PROMPT), drafts) for length, drafts in free.made if len(drafts) > 1]
+        held = [at for at, drafts in drafted if drafts[0] == never[at] and drafts[0] not in never[:at]]
+        # As if that ended the reasoning: then more are drafted behind it.
+        at, end = held[0], never[held[0]]
         alone, _ = written(model, forms, form, sampling, None, begins_after=end)
-        assert alone[:at] == never[:at]
-        assert fits(forms, form, [], alone[at:])
+        assert alone[: at + 1] == never[: at + 1]
+        assert fits(forms, form, [], alone[at + 1 :])
         drafter = Recording(model, 3)
         tokens, _ = written(model, forms, form, sampling, drafter, begins_after=end)
         assert tokens == alone
-        for length, drafts in drafter.made:
-            text = [*alone[: length - len(PROMPT)], *drafts]
-            if end in text:
-                assert fits(forms, form, [], text[text.index(end) + 1 :])
-                crossing += end in drafts[:-1]
-    assert crossing
+        texts = [[*alone[: length - len(PROMPT)], *drafts] for length, drafts in drafter.made]
+        assert all(fits(forms, form, [], text[text.index(end) + 1 :]) for text in texts if end in text)
+        # Some were drafted together with the end.
+        assert any(end in drafts[:-1] for _, drafts in drafter.made)
 
 
 def test_a_form_that_leads_nowhere_ends_the_answer_at_the_same_token_with_drafts(
@@ -210,7 +201,8 @@ def test_a_form_that_leads_nowhere_ends_the_answer_at_the_same_token_with_drafts
     found: dict[int, list[tuple[str, str, str]]] = {}
     for mtp in (0, 1, 3):
         served, found[mtp] = Served(model, mtp=mtp), []
-        for seed in range(6):
+        # With these, drafts hold that lead nowhere; the token behind them is chosen without the form.
+        for seed in range(9, 12):
             sampling = SamplingParams(1.5, seed=seed, logit_bias=bias)
             asked = chatting("Hi", sampling=sampling, output=form, reasoning_tokens=0, max_tokens=32)
             (answer,) = served.run(asked)
@@ -248,31 +240,12 @@ def test_drafts_lead_from_one_part_of_a_call_to_the_next(tokenizer: Tokenizer, c
 
 
 def test_fitting_drafts_of_any_calls_change_nothing(tokenizer: Tokenizer, calls: Prompts) -> None:
-    kept = 0
-    for seed in range(12):
+    held = 0
+    for seed in range(5):
         request, found = asking(choice=CHOICES[seed % len(CHOICES)]), []
         for depth in (0, 1, 3):
-            writer, prompt = Writer(tokenizer, seed), calls.of(request, "call_")
-            answer = LiveAnswer(request, prompt, tokenizer, calls.budget_tokens)
-            tokens: list[int] = []
-            ended = None
-            while len(tokens) < 250 and ended is None:
-                drafts: list[int] = []
-                for _ in range(depth):
-                    rows = prompt.allowed(drafts)
-                    drafts.append(writer.choose([*tokens, *drafts], rows[-1] if rows else None))
-                rows, chosen = prompt.allowed(drafts), []
-                for place in range(depth + 1):
-                    chosen.append(writer.choose([*tokens, *chosen], rows[place] if rows else None))
-                    if chosen[-1] == END or chosen[-1] != (*drafts, None)[place]:
-                        break
-                verdict = answer.take(chosen, "stop" if chosen[-1] == END else None)
-                tokens += chosen[: verdict.kept]
-                kept += verdict.kept - 1
-                while verdict.forced:
-                    tokens += verdict.forced
-                    verdict = answer.take(verdict.forced, None)
-                ended = verdict.ended
-            found.append((tokens[:240], ended))
-        assert found[0][0] == found[1][0] == found[2][0]
-    assert kept > 2000
+            answer = calling.written(tokenizer, calls, request, seed, depth, fitting=True)
+            found.append((answer.tokens[:380], calls_of(answer.events), answer.reason))
+            held += answer.held
+        assert found[0] == found[1] == found[2]
+    assert held > 1000

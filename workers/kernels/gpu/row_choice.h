@@ -9,5 +9,5 @@ struct RowChoice {
   double top_p;                     // 1 for all tokens
   double min_p;                     // 0 for all tokens
   float temperature;                // 0 for the largest logit, else at least 2^-126
-  int32_t has_banned;               // which set of banned tokens is left out in this row, from 1; 0 for none
+  int32_t banned_set;               // which set of banned tokens is left out in this row, from 1; 0 for none
 };

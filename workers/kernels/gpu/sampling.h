@@ -22,7 +22,7 @@ struct ChooseArgs {
 };
 
 DEVICE const uint32_t* banned_of(const ChooseArgs& a, int64_t row) {
-  const int64_t set = a.choices[row].has_banned;
+  const int64_t set = a.choices[row].banned_set;
   return set ? a.banned + (set - 1) * ((a.vocab + 31) / 32) : nullptr;
 }
 DEVICE uint32_t order_in(const float* logits, const uint32_t* banned, int64_t token) {
