@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.answers.tags import END_OF_PARAMETER, MOST_NAME, PARAMETER
-from orchestrator.answers.tool_schema import ToolSchema, tool_schemas
+from orchestrator.answers.tool_schema import KINDS, ToolSchema, pointed, tool_schemas
 from orchestrator.serving.request import OutputForm
 from placement.errors import InputError
 from placement.files.quote import quote
@@ -127,6 +127,9 @@ def _strict(schema: ToolSchema, where: str) -> HeldTool:
 
 def _form(schema: ToolSchema, key: str, where: str) -> OutputForm | None:
     """What an argument is written as; None for a text, which may be anything. `where` as in `_strict`."""
+    slip = _slip(schema.properties[key], schema.parameters, set())
+    if slip is not None:
+        raise InputError(f"{where} {slip}")
     argument = schema.argument(key)
     if argument.choices:
         texts = [choice if isinstance(choice, str) else _dumped(choice) for choice in argument.choices]
@@ -144,6 +147,37 @@ def _form(schema: ToolSchema, key: str, where: str) -> OutputForm | None:
     # It refers to places in the whole schema, which becomes a part of its own.
     moved = {**_moved(plain), "$defs": {"tool": _moved(schema.parameters)}}
     return OutputForm("json_schema", _dumped(moved))
+
+
+def _slip(schema: Json, root: Mapping[str, Json], followed: set[str]) -> str | None:
+    """What is wrong with a schema so that nobody knows which kinds it allows; None where all is well.
+
+    The argument would be free without a word. Other slips are left to whoever compiles the form.
+
+    Args:
+        root: the whole schema, into which references lead.
+        followed: references that need not be looked at again.
+    """
+    if not isinstance(schema, Mapping):
+        return None if schema is True else f"is {quote(schema)}; expected a schema"
+    named = schema.get("type")
+    for kind in named if isinstance(named, list) else [] if named is None else [named]:
+        if not isinstance(kind, str) or kind not in KINDS:
+            return f"has the type {quote(kind)}; expected one of {', '.join(sorted(KINDS))}"
+    if "enum" in schema and not (isinstance(schema["enum"], list) and schema["enum"]):
+        return "has an `enum` that is no list of values"
+    branches = [one for key in ("anyOf", "oneOf", "allOf") for one in _list(schema.get(key))]
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference not in followed:
+        followed.add(reference)
+        branches.append(pointed(reference, root))
+        if branches[-1] is None:
+            return f"has the `$ref` {quote(reference)}, which leads nowhere within the parameters"
+    return next((slip for one in branches if (slip := _slip(one, root, followed)) is not None), None)
+
+
+def _list(value: Json) -> list[Json]:
+    return value if isinstance(value, list) else []
 
 
 def _is_plain(schema: Json) -> bool:

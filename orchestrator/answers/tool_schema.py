@@ -167,7 +167,7 @@ def _kinds(
     if isinstance(reference, str):
         if reference not in known:
             known[reference] = frozenset()
-            known[reference] = _kinds(_pointed(reference, root), root, known, depth + 1)
+            known[reference] = _kinds(pointed(reference, root), root, known, depth + 1)
         return known[reference]
     kinds = _own_kinds(schema)
     for key in ("anyOf", "oneOf"):
@@ -211,11 +211,11 @@ def _resolved(schema: Json, root: Mapping[str, Json]) -> Mapping[str, Json]:
             return {}
         if not isinstance(schema.get("$ref"), str):
             return schema
-        schema = _pointed(schema["$ref"], root)
+        schema = pointed(schema["$ref"], root)
     return {}
 
 
-def _pointed(reference: str, root: Mapping[str, Json]) -> Json:
+def pointed(reference: str, root: Mapping[str, Json]) -> Json:
     """What a JSON pointer such as #/$defs/Point points at; None for one into another document."""
     if not reference.startswith("#"):
         return None

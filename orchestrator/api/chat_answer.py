@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.api.custom_input import CustomInput
 from orchestrator.api.errors import ApiError, body_of
-from orchestrator.api.tools import Tools, custom_text
+from orchestrator.api.tools import Tools
 from orchestrator.api.writer import COMMENT, Json, data_frame, logprobs_of, summed
 from orchestrator.serving.answer import (
     AnswerEvent,
@@ -39,7 +40,7 @@ FINISH_REASONS: dict[FinishReason, str] = {
 class _Call:
     call_id: str
     name: str
-    is_custom: bool
+    custom: CustomInput | None
     arguments: str = ""
 
 
@@ -90,15 +91,12 @@ class ChatWriter:
         if isinstance(event, CallStarted):
             return [self._delta(choice, self._call_started(choice, event))]
         if isinstance(event, CallArguments):
-            call = said.calls[event.call_id]
-            call.arguments += event.text
-            return [] if call.is_custom else [self._delta(choice, _piece(said, event.call_id, event.text))]
+            custom = said.calls[event.call_id].custom
+            text = event.text if custom is None else custom.take(event.text)
+            return self._added(choice, event.call_id, text)
         if isinstance(event, CallEnded):
-            call = said.calls[event.call_id]
-            if not call.is_custom:
-                return []
-            call.arguments = custom_text(event.arguments)
-            return [self._delta(choice, _piece(said, event.call_id, call.arguments))]
+            custom = said.calls[event.call_id].custom
+            return [] if custom is None else self._added(choice, event.call_id, custom.end(event.arguments))
         if isinstance(event, Finished):
             said.finished = event
             return [self._chunk([{**self._choice(choice, {}), **_ending(event)}])]
@@ -142,9 +140,18 @@ class ChatWriter:
         calls = self._choices[choice].calls
         index = len(calls)
         tool = self._tools.get(event.name)
-        made = _Call(f"call_{self._id}_{choice}_{index}", tool.name, tool.is_custom)
+        custom = CustomInput() if tool.is_custom else None
+        made = _Call(f"call_{self._id}_{choice}_{index}", tool.name, custom)
         calls[event.call_id] = made
         return {"tool_calls": [{"index": index, **_shown(made)}]}
+
+    def _added(self, choice: int, call_id: str, text: str) -> list[Json]:
+        """More of a call's arguments, or of a custom tool's text."""
+        if not text:
+            return []
+        said = self._choices[choice]
+        said.calls[call_id].arguments += text
+        return [self._delta(choice, _piece(said, call_id, text))]
 
     def _delta(self, choice: int, delta: Json, logprobs: tuple[TokenLogprob, ...] = ()) -> Json:
         return self._chunk([self._choice(choice, delta, logprobs)])
@@ -200,7 +207,7 @@ def _message(choice: _Choice) -> Json:
 
 
 def _shown(call: _Call) -> Json:
-    if call.is_custom:
+    if call.custom is not None:
         return {"id": call.call_id, "type": "custom", "custom": {"name": call.name, "input": call.arguments}}
     function: dict[str, Any] = {"name": call.name, "arguments": call.arguments}
     return {"id": call.call_id, "type": "function", "function": function}
@@ -208,6 +215,6 @@ def _shown(call: _Call) -> Json:
 
 def _piece(choice: _Choice, call_id: str, text: str) -> Json:
     index = list(choice.calls).index(call_id)
-    if choice.calls[call_id].is_custom:
+    if choice.calls[call_id].custom is not None:
         return {"tool_calls": [{"index": index, "type": "custom", "custom": {"input": text}}]}
     return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}

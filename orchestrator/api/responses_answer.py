@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from orchestrator.api.carried import sealed
+from orchestrator.api.custom_input import CustomInput
 from orchestrator.api.errors import ApiError
-from orchestrator.api.tools import Tools, custom_text
+from orchestrator.api.tools import Tools
 from orchestrator.api.writer import COMMENT, Json, logprobs_of, named_frame
 from orchestrator.serving.answer import (
     AnswerEvent,
@@ -65,6 +66,7 @@ class ResponseWriter:
         self._is_open = False
         self._pieces: list[str] = []
         self._logprobs: list[TokenLogprob] = []
+        self._custom: CustomInput | None = None
         self._finished: Finished | None = None
         self._num_calls = 0
 
@@ -83,9 +85,8 @@ class ResponseWriter:
         if isinstance(event, CallStarted):
             return self._call_opened(event)
         if isinstance(event, CallArguments):
-            if self._item["type"] == "custom_tool_call":
-                self._pieces.append(event.text)
-                return []
+            if self._custom is not None:
+                return self._custom_piece(self._custom.take(event.text))
             return [self._piece("response.function_call_arguments.delta", event.text)]
         if isinstance(event, CallEnded):
             return self._call_ended(event)
@@ -185,6 +186,7 @@ class ResponseWriter:
         self._num_calls += 1
         if tool.namespace is not None:
             item["namespace"] = tool.namespace
+        self._custom = CustomInput() if tool.is_custom else None
         if tool.is_custom:
             return self._opened(
                 {"type": "custom_tool_call", "id": self._item_id("ctc"), **item, "input": ""},
@@ -192,12 +194,11 @@ class ResponseWriter:
         return self._opened({"type": "function_call", "id": self._item_id("fc"), **item, "arguments": ""})
 
     def _call_ended(self, event: CallEnded) -> list[Json]:
-        if self._item["type"] == "custom_tool_call":
-            # Its text is inside of JSON until here.
-            self._pieces.clear()
-            delta = self._piece("response.custom_tool_call_input.delta", custom_text(event.arguments))
-            return [delta, *self._closed("completed")]
-        return self._closed("completed")
+        last = [] if self._custom is None else self._custom_piece(self._custom.end(event.arguments))
+        return [*last, *self._closed("completed")]
+
+    def _custom_piece(self, text: str) -> list[Json]:
+        return [self._piece("response.custom_tool_call_input.delta", text)] if text else []
 
     def _item_id(self, prefix: str) -> str:
         return f"{prefix}_{self._id}_{len(self._output)}"

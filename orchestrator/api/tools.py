@@ -20,7 +20,8 @@ Json = Any
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}\Z")
 # Words that a conversation's `tool_choice` has for something else.
 _TAKEN = frozenset({"auto", "none", "required"})
-_INPUT = "input"
+# The parameter that has a custom tool's text.
+INPUT = "input"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,8 @@ def custom(name: str, description: str | None, form: OutputForm | None) -> dict[
             text["pattern"] = form.value
     schema = {
         "type": "object",
-        "properties": {_INPUT: text},
-        "required": [_INPUT],
+        "properties": {INPUT: text},
+        "required": [INPUT],
         "additionalProperties": False,
     }
     return function(name, told.strip(), schema)
@@ -108,12 +109,12 @@ def custom_form(
 
 def custom_arguments(text: str) -> dict[str, Json]:
     """A custom tool's text as the model wrote it."""
-    return {_INPUT: text}
+    return {INPUT: text}
 
 
 def custom_text(arguments: Mapping[str, Json]) -> str:
     """The text that the model gave a custom tool."""
-    text = arguments.get(_INPUT)
+    text = arguments.get(INPUT)
     return text if isinstance(text, str) else json.dumps(dict(arguments), ensure_ascii=False)
 
 

@@ -44,6 +44,8 @@ def test_tools_that_are_not_strict_and_have_no_form_are_free() -> None:
         {"type": ["string", "integer"]},
         {},
         True,
+        {"type": None},
+        {"anyOf": [{"type": "string"}, {"$ref": "#/properties/a"}]},
         {"anyOf": [{"type": "string"}, {"type": "null"}]},
     ],
 )
@@ -84,6 +86,16 @@ def test_a_schema_that_refers_to_another_place_takes_the_place_with_it() -> None
         ({"required": "b"}, "`required` is no list"),
         ({"properties": {"a b": {"type": "string"}}}, "parameter 'a b' cannot be written"),
         ({"properties": {"a": {"enum": ["x\n</parameter>"]}}}, "parameter 'a' cannot be written"),
+        ({"properties": {"a": {"type": "strng"}}}, "'a' has the type 'strng'; expected one of array, "),
+        ({"properties": {"a": {"type": ["integer", {}]}}}, "'a' has the type {}"),
+        ({"properties": {"a": {"anyOf": [{"type": "strng"}, {"type": "null"}]}}}, "has the type 'strng'"),
+        ({"properties": {"a": {"$ref": "#/b"}}, "b": {"type": "strng"}}, "has the type 'strng'"),
+        (
+            {"properties": {"a": {"$ref": "#/nowhere"}}},
+            "'a' has the `\\$ref` '#/nowhere', which leads nowhere",
+        ),
+        ({"properties": {"a": {"type": "string", "enum": "x"}}}, "'a' has an `enum` that is no list"),
+        ({"properties": {"a": "string"}}, "'a' is 'string'; expected a schema"),
         ({"properties": {f"{'x' * 90}{n}": {} for n in range(3000)}}, r"3,000 parameters take 31\d\.\d kB"),
     ],
 )

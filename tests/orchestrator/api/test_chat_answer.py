@@ -81,6 +81,14 @@ def test_a_custom_tools_text_comes_out_of_its_json() -> None:
     assert call["custom"] == {"name": "apply_patch", "input": "*** Begin\n*** End"}
 
 
+def test_a_custom_tools_text_is_streamed_and_stays_bare_where_it_is_cut() -> None:
+    made = writer()
+    script = (*PATCH[:3], finished("length"))
+    whole_call = {"name": "apply_patch", "input": "*** Begin\n"}
+    assert joined(played(made, script))["tool_calls"][0]["custom"] == whole_call
+    assert made.whole()["choices"][0]["message"]["tool_calls"][0]["custom"] == whole_call
+
+
 def test_logprobs_are_shown_only_where_they_are_wanted() -> None:
     made = writer(logprobs=True)
     chunks = played(made, HELLO)

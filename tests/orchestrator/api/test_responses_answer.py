@@ -96,6 +96,14 @@ def test_a_custom_tools_text_comes_out_of_its_json() -> None:
     assert "response.custom_tool_call_input.done" in [chunk["type"] for chunk in chunks]
 
 
+def test_a_custom_tools_text_is_streamed_and_stays_bare_where_it_is_cut() -> None:
+    chunks = played(writer(), (*PATCH[:3], finished("length")))
+    (item,) = chunks[-1]["response"]["output"]
+    assert (item["input"], item["status"]) == ("*** Begin\n", "incomplete")
+    deltas = [chunk["delta"] for chunk in chunks if chunk["type"].endswith("_input.delta")]
+    assert deltas == ["*** Begin\n"]
+
+
 def test_reasoning_after_text_is_an_item_of_its_own() -> None:
     script = (STARTED, Reasoning("a"), Text("b"), Reasoning("c"), Text("d"), finished())
     output = played(writer(), script)[-1]["response"]["output"]

@@ -16,11 +16,13 @@ from typing import Any
 import httpx2
 import pytest
 
+from orchestrator.api.chat_answer import usage_of
 from orchestrator.api.keys import make_key
 from orchestrator.api.server import build_app
 from orchestrator.api.settings import ApiSettings
 from orchestrator.api.watch_routes import PAGE, content_policy
 from orchestrator.palette import OKABE_ITO
+from orchestrator.serving.answer import Usage
 from orchestrator.serving.state import BoxState, RequestState, ServerState, Totals
 from placement.errors import InputError
 from tests.orchestrator.api.scripted import Scripted
@@ -117,6 +119,14 @@ def test_the_script_reads_what_there_is(name: str, kind: Any) -> None:
     read = set(re.findall(rf"\b{name}\.([a-z_]+)\b(?!\()", SCRIPT))
     assert read
     assert read <= {field.name for field in fields(kind)}
+
+
+def test_the_chat_reads_what_usage_has() -> None:
+    usage = usage_of(Usage(0, 0, 0, 0))
+    for name, told in (("usage", usage), ("details", usage["completion_tokens_details"])):
+        read = set(re.findall(rf"\b{name}\.([a-z_]+)\b", SCRIPT))
+        assert read
+        assert read <= told.keys()
 
 
 def test_the_pages_colours_are_the_palettes() -> None:
