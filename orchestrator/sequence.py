@@ -84,7 +84,9 @@ class SequenceState:
         self._is_resumed = self._was_resumed = False
         self.mtp: MtpState | None = None
         self.row_end: row_ends.RowEnd | None = None
-        """Where its next rows go while there is room, else `take` has them; None where nobody wants them."""
+        """Where its next rows go while there is room; None where `take` has them all, or nobody wants any."""
+        self.wants_rows = self._drafter is not None or on_hidden is not None
+        """Whether anybody is to have its rows."""
         self._taken_in: tuple[tuple[int, int], ...] | None = None
         self._new_caches()
 
@@ -183,8 +185,8 @@ class SequenceState:
         """Take what was chosen from the rows of the newest token and of `drafts`.
 
         Returns:
-            What became part of the sequence, and how many of these tokens were drafts. As many of the first
-            rows are yet to be taken.
+            What became part of the sequence, and how many of these tokens were drafts. The caller then hands
+            over the rows of the first ones, as many as became part of it: to `row_end`, else to `take`.
         """
         tokens = accepted(chosen, self.drafts)
         kept = self._extend(tokens)
@@ -239,7 +241,5 @@ class SequenceState:
         self.mtp = self._drafter.new_state() if self._drafter is not None else None
         self._taken_in = None
         self._is_resumed = False
-        self.row_end = self.mtp.rows[0] if self.mtp is not None else None
-        if self._on_hidden is not None:
-            # It has no room, so that somebody hears of all rows.
-            self.row_end = row_ends.RowEnd()
+        # Who listens hears of all rows, from `take`.
+        self.row_end = self.mtp.rows[0] if self.mtp is not None and self._on_hidden is None else None

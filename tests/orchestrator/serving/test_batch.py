@@ -200,6 +200,29 @@ def failing(_token_ids: torch.Tensor, _slices: list[SequenceSlice]) -> torch.Ten
     raise KvDoesNotFit("no page is free")
 
 
+def test_a_step_whose_rows_have_no_room_to_wait_leaves_all_tokens_as_they_were(
+    model: Step35Model, alone: list[tuple[int, ...]]
+) -> None:
+    """Its pass had room, and one sequence had taken its rows and tokens."""
+    drafter, pool = MtpDrafter(model, 3), model.kv_pool
+    sequences = {number: started(model, drafter, number) for number in (5, 1)}
+    run_step(model, drafter, sequences, StepPlan(prefill=(Prefill(5, 9),)))
+    run_step(model, drafter, sequences, StepPlan((Decode(5, 3),)))
+    before = {number: list(sequence.tokens) for number, sequence in sequences.items()}
+    budget_bytes = pool.budget_bytes
+    pool.budget_bytes = pool.used_bytes + sum(of.kv.page_bytes for of in sequences[1].cache.layers)
+    with pytest.raises(KvDoesNotFit, match="rows that wait"):
+        run_step(model, drafter, sequences, StepPlan((Decode(5, 3),), (Prefill(1, 40),)))
+    pool.budget_bytes = budget_bytes
+    assert {number: sequence.tokens for number, sequence in sequences.items()} == before
+    for number, sequence in sequences.items():
+        run_step(model, drafter, sequences, StepPlan(prefill=(Prefill(number, 40),), pause=(number,)))
+        while sequence.finish_reason is None:
+            run_step(model, drafter, sequences, StepPlan((Decode(number, 3),)))
+        assert tuple(sequence.generated) == alone[number]
+        sequence.close()
+
+
 def test_a_paused_sequence_gives_its_pages_back(model: Step35Model) -> None:
     drafter = MtpDrafter(model, 3)
     before = model.kv_pool.used_bytes
