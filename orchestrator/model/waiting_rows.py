@@ -68,7 +68,7 @@ class WaitingRows(row_ends.RowEnd):
             if not self.room:
                 self._add_page()
             count = min(num_rows - done, self.room)
-            row_ends.append_each([self], [done], [count], rows.data_ptr(), num_rows)
+            append_each([self], [done], [count], rows)
             done += count
 
     def forget_before(self, slot: int) -> None:
@@ -202,5 +202,12 @@ def append_each(
 
     Returns:
         The places of those whose pages have no room for all of their rows; they took none.
+
+    Raises:
+        ValueError: rows that are not there, do not lie side by side, or have another size than those of an end.
     """
-    return row_ends.append_each(ends, firsts, counts, hidden_states.data_ptr(), hidden_states.size(0))
+    if not hidden_states.is_contiguous():
+        raise ValueError("rows that are copied at once lie side by side")
+    num_rows, hidden_size = hidden_states.shape
+    row_bytes = hidden_size * hidden_states.element_size()
+    return row_ends.append_each(ends, firsts, counts, hidden_states.data_ptr(), num_rows, row_bytes)
