@@ -121,7 +121,11 @@ class SequenceState:
         return RowsBehind(self.cache.length, self._taken_in)
 
     def resume(self) -> None:
-        """Go on from what is kept of the text, if nothing of it is computed yet."""
+        """Go on from what is kept of the text, if nothing of it is computed yet.
+
+        Raises:
+            KvDoesNotFit: there is no room for what is copied; nothing of the text is held then.
+        """
         if self.prefix is None or self._is_resumed:
             return
         try:

@@ -23,6 +23,7 @@ from orchestrator.serving.batch import run_step
 from placement.errors import KvDoesNotFit
 from tests.examples import examples
 from tests.orchestrator.heads import load_model
+from tests.orchestrator.prefix.begun import begun
 from tests.tiny_checkpoint import write_random_checkpoint
 
 VOCAB = 6
@@ -266,7 +267,7 @@ def test_a_text_is_kept_as_far_when_deeper_mtp_layers_had_let_rows_wait(model: S
         assert sequence.mtp is not None
         assert (max(map(len, sequence.mtp.rows)) > 8) == (drafts == 1)
         batch.keep_text(sequence)
-        lengths.append(sequence.prefix.resume(sequence.tokens, drafter).matched)
+        lengths.append(begun(sequence.prefix, model, sequence.tokens, drafter).matched)
         sequence.close()
         sequence.prefix.close()
     # Of all tokens but the newest, those whose MTP slots need no token behind them.
@@ -289,9 +290,12 @@ def test_a_text_that_lacks_room_for_what_is_kept_of_it_begins_again(model: Step3
     with pytest.raises(KvDoesNotFit):
         run_step(model, drafter, {0: second}, plan)
     assert (pool.used_bytes, second.cache.length, second.matched) == (used_bytes, 0, 0)
+    # A try that found no room is none.
+    assert (prefix.stats.asked, prefix.stats.hits, prefix.stats.saved_tokens) == (1, 0, 0)
     pool.budget_bytes = budget_bytes
     run_step(model, drafter, {0: second}, plan)
     assert second.matched > 40
+    assert (prefix.stats.asked, prefix.stats.hits, prefix.stats.saved_tokens) == (2, 1, second.matched)
     first.close()
     second.close()
     prefix.close()
