@@ -158,7 +158,7 @@ class PrefixCache:
         tokens = token_ids if upto is None else token_ids[:upto]
         length = min(len(tokens) - num_mtp, cache.length)
         lowest = cache.lowest
-        if mtp is not None and num_mtp:
+        if mtp is not None:
             length = min(length, mtp.length)
             lowest = max(lowest, mtp.lowest, *(of.lowest for of in mtp.caches))
         if length < max(lowest, LEAST_TOKENS):
