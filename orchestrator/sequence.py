@@ -84,8 +84,10 @@ class SequenceState:
         self._is_resumed = self._was_resumed = False
         self.mtp: MtpState | None = None
         self.row_end: row_ends.RowEnd | None = None
-        """Where its next rows go while there is room, else `take` has them; None where nobody wants them."""
-        self._taken_in: tuple[tuple[int, int], ...] | None = None
+        """Where its next rows go while there is room; None where `take` has them all, or nobody wants any."""
+        self.wants_rows = self._drafter is not None or on_hidden is not None
+        """Whether anybody is to have its rows."""
+        self._layer_bounds: tuple[tuple[int, int], ...] | None = None
         self._new_caches()
 
     @property
@@ -112,14 +114,18 @@ class SequenceState:
     def behind(self) -> Sequence[int]:
         """Rows that each MTP layer would have to take in before it drafts."""
         # Asked in every step. Of `mtp` that would bring from memory what nobody else looks at without drafts.
-        if self._taken_in is None:
+        if self._layer_bounds is None:
             if self.mtp is None:
                 return ()
-            self._taken_in = self.mtp.taken_in
-        return RowsBehind(self.cache.length, self._taken_in)
+            self._layer_bounds = self.mtp.layer_bounds
+        return RowsBehind(self.cache.length, self._layer_bounds)
 
     def resume(self) -> None:
-        """Go on from what is kept of the text, if nothing of it is computed yet."""
+        """Go on from what is kept of the text, if nothing of it is computed yet.
+
+        Raises:
+            KvDoesNotFit: there is no room for what is copied; nothing of the text is held then.
+        """
         if self.prefix is None or self._is_resumed:
             return
         try:
@@ -127,7 +133,7 @@ class SequenceState:
         except BaseException:
             self.pause()
             raise
-        self._taken_in = None
+        self._layer_bounds = None
         self.stops = stops(found, self.num_prompt, self._ends)
         if not self._was_resumed:
             self.matched = min(found.matched, self.num_prompt)
@@ -158,7 +164,7 @@ class SequenceState:
         """Have the MTP layers take in the rows that they need, and draft."""
         if self.mtp is None:
             raise ValueError("this sequence was started without a drafter")
-        self._taken_in = None
+        self._layer_bounds = None
         return DraftRequest(self.mtp, _NO_ROWS, self.tokens, num_drafts, self._draft_choice)
 
     def choices(self) -> list[Choice]:
@@ -183,8 +189,8 @@ class SequenceState:
         """Take what was chosen from the rows of the newest token and of `drafts`.
 
         Returns:
-            What became part of the sequence, and how many of these tokens were drafts. As many of the first
-            rows are yet to be taken.
+            What became part of the sequence, and how many of these tokens were drafts. The caller then hands
+            over the rows of the first ones, as many as became part of it: to `row_end`, else to `take`.
         """
         tokens = accepted(chosen, self.drafts)
         kept = self._extend(tokens)
@@ -237,9 +243,7 @@ class SequenceState:
     def _new_caches(self) -> None:
         self.cache = self._model.new_cache()
         self.mtp = self._drafter.new_state() if self._drafter is not None else None
-        self._taken_in = None
+        self._layer_bounds = None
         self._is_resumed = False
-        self.row_end = self.mtp.rows[0] if self.mtp is not None else None
-        if self._on_hidden is not None:
-            # It has no room, so that somebody hears of all rows.
-            self.row_end = row_ends.RowEnd()
+        # Who listens hears of all rows, from `take`.
+        self.row_end = self.mtp.rows[0] if self.mtp is not None and self._on_hidden is None else None

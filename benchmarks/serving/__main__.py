@@ -181,12 +181,15 @@ def predicted(
     drafts = shape.num_mtp_layers if mtp is None else mtp
     head = load_local(opened, torch.bfloat16)
     limits = Limits(CONTEXT)
-    state = MtpDrafter(head, drafts).new_state()
-    # Behind a text as long as can be.
-    state.rows[0].begin_at(CONTEXT)
+    behind: tuple[int, ...] = ()
+    if drafts:
+        state = MtpDrafter(head, drafts).new_state()
+        # Behind a text as long as can be.
+        state.rows[0].begin_at(CONTEXT)
+        behind = tuple(state.behind)
     kv = KvBudget(tuple(head.kv_sizes(drafts)), limits.pass_rows)
     # Of the server's costs too the proportions alone are used; bits change none of them.
-    setup = Setup(limits, kv, costs_of_reading(shape, 16.0), tuple(state.behind))
+    setup = Setup(limits, kv, costs_of_reading(shape, 16.0), behind)
 
     def said(one: Run, by: Sequence[Run]) -> Prediction:
         learned = Learned.of(by, Experts(shape.num_experts, shape.top_k))

@@ -7,7 +7,7 @@ class RowEnd:
         stop: the slot behind the last row's.
         room: rows that can follow without a further page.
         row_bytes: of a row.
-        target: the address of the next one; so many are written there, whatever it is.
+        target: the address where the next row is written; nobody checks it.
     """
 
     stop: int
@@ -21,17 +21,20 @@ def append_each(
     counts: Sequence[int],
     address: int,
     num_rows: int,
+    row_bytes: int,
     /,
 ) -> list[int]:
     """Copy rows `firsts[i]` to `firsts[i] + counts[i] - 1` behind those of `ends[i]`.
 
     Args:
-        address: of `num_rows` rows, side by side, of as many bytes as those of the ends.
+        address: of `num_rows` rows, side by side.
+        row_bytes: of each of them, and of those of the ends.
 
     Returns:
         The places in `ends` of those that had no room for all of their rows, and got none.
 
     Raises:
-        ValueError: lists of several lengths, or rows that are not there.
-        TypeError: arguments of other types. Here too, ends before the wrong one have their rows.
+        ValueError: lists of several lengths, rows that are not there, or ends of rows of another size.
+        TypeError: arguments of other types.
+            Ends before the wrong one have their rows, whatever is raised.
     """

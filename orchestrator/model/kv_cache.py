@@ -85,6 +85,8 @@ class KVCache:
         pool: KvPool | Sequence[KvPool],
     ) -> None:
         """`pool`: one for all layers, or one a layer."""
+        # For `close`, which comes also where the rest fails.
+        self.layers: tuple[LayerCache, ...] = ()
         pools = [pool] * len(layers) if isinstance(pool, KvPool) else pool
         self.layers = tuple(
             LayerCache(KvShape(form, layer.num_kv_heads, layer.head_dim), layer.is_sliding, own)

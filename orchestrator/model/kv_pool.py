@@ -24,7 +24,10 @@ class Page(Protocol):
 
 
 def page_in_ram(num_bytes: int) -> Page:
-    """Of zeros; becomes resident when it is first written, which torch's own zeros would be at once."""
+    """Of zeros, resident once it is first written; torch's own zeros are resident at once.
+
+    It begins at a cache line: off it, each load of a vector takes two lines.
+    """
     memory = torch.from_numpy(np.zeros(num_bytes + _CACHE_LINE, np.uint8))
     start = -memory.data_ptr() % _CACHE_LINE
     return memory[start : start + num_bytes]

@@ -136,7 +136,7 @@ class MtpDrafter:
         return len(self._layers)
 
     def new_state(self) -> MtpState:
-        """State of a sequence of which no trunk row was seen yet."""
+        """State of a sequence of which no trunk row was seen yet; ValueError without layers."""
         model = self._model
         caches = tuple(model.new_mtp_cache(k) for k in range(self.num_layers))
         return MtpState(caches, model.config.hidden_size, self._reaches, model.kv_pool)

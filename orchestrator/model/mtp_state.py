@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 from torch import Tensor
 
@@ -13,13 +12,6 @@ from orchestrator.model.rows_behind import RowsBehind
 from orchestrator.model.waiting_rows import WaitingRows
 from placement.kv_size import HELD_BACK, MOST_DEFERRED, ROWS_BACK
 from placement.model_shape import MOST_POSITIONS
-
-
-@lru_cache
-def _taken_in(slots: tuple[int, ...], reaches: tuple[int | None, ...]) -> tuple[tuple[int, int], ...]:
-    """See `MtpState.taken_in`. The same object for all sequences that nobody drafted for."""
-    most = [MOST_POSITIONS if reach is None else reach + ROWS_BACK + 1 for reach in reaches]
-    return tuple(zip(slots, most, strict=True))
 
 
 class MtpState:
@@ -34,22 +26,33 @@ class MtpState:
         lowest: the smallest number of trunk rows at which drafts are right from what is here.
     """
 
-    __slots__ = ("_lowest", "caches", "hidden_size", "reaches", "rows")
+    __slots__ = ("_lowest", "_most", "caches", "hidden_size", "reaches", "rows")
 
     def __init__(
         self, caches: tuple[KVCache, ...], hidden_size: int, reaches: Sequence[int | None], pool: KvPool
     ) -> None:
-        """`pool`: of RAM; rows that wait are in its pages."""
+        """
+        Args:
+            caches: of one layer at least. A sequence without drafts has no state.
+            pool: of RAM; rows that wait are in its pages.
+
+        Raises:
+            ValueError: no layers.
+        """
+        if not caches:
+            raise ValueError("what MTP layers remember takes one layer at least")
         self.hidden_size = hidden_size
         self.caches = caches
         self.rows = tuple(WaitingRows(hidden_size, pool) for _ in caches)
         self.reaches = tuple(reaches)
         self._lowest = 0
+        # Of each layer, the most rows that it would compute for its next draft.
+        self._most = [MOST_POSITIONS if reach is None else reach + ROWS_BACK + 1 for reach in reaches]
 
     @property
     def num_hidden(self) -> int:
-        """Trunk rows seen, L; 0 without layers."""
-        return self.rows[0].stop if self.rows else 0
+        """Trunk rows seen, L."""
+        return self.rows[0].stop
 
     @property
     def deferred(self) -> int:
@@ -59,21 +62,21 @@ class MtpState:
     @property
     def is_behind(self) -> bool:
         """Whether so much waits that it has to be taken in, though nobody asks for drafts."""
-        return bool(self.rows) and self.must_take_in(0)
+        return self.must_take_in(0)
 
     def must_take_in(self, k: int) -> bool:
         """Whether so much waits for layer k, and none of it can be forgotten."""
         return self.reaches[k] is None and len(self.rows[k]) >= MOST_DEFERRED
 
     @property
-    def taken_in(self) -> tuple[tuple[int, int], ...]:
+    def layer_bounds(self) -> tuple[tuple[int, int], ...]:
         """Of each layer, its slots, and the most rows that it would compute for its next draft."""
-        return _taken_in(tuple([cache.length for cache in self.caches]), self.reaches)
+        return tuple(zip([cache.length for cache in self.caches], self._most, strict=True))
 
     @property
     def behind(self) -> RowsBehind:
         """Rows that each layer would compute for its next draft, but for what hangs on drafts."""
-        return RowsBehind(self.num_hidden, self.taken_in)
+        return RowsBehind(self.num_hidden, self.layer_bounds)
 
     @property
     def lowest(self) -> int:
@@ -96,8 +99,6 @@ class MtpState:
         Raises:
             KvDoesNotFit: the pool has no room for them.
         """
-        if not self.rows:
-            return
         if hidden_states.shape[0] > self.rows[0].room:
             # First, so that a sequence holds no more pages meanwhile.
             num_hidden = self.num_hidden + hidden_states.shape[0]

@@ -1,5 +1,5 @@
-// Rows of many sequences, each copied behind those that the sequence has, in one call. In Python every step took
-// longer over the row of a sequence than a memory of any size takes to copy it.
+// Rows of many sequences, each copied behind those that the sequence has, in one call. In Python, finding
+// the place of a row took longer than copying it.
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -28,21 +28,26 @@ static PyType_Spec spec = {"orchestrator.model._row_ends.RowEnd", sizeof(RowEnd)
                            Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, slots};
 static PyTypeObject* row_end_type;
 
-// The rows of all.
-typedef struct { const char* address; Py_ssize_t num_rows; } Source;
+// Rows of all sequences of a pass, side by side.
+typedef struct { const char* address; Py_ssize_t num_rows, row_bytes; } Source;
 
-// Whether the rows had room; -1 with an exception where `source` does not have them, or `end` is no end.
+// Whether the rows had room; -1 with an exception where `source` does not have them, or `end` is no end for them.
 static int append(PyObject* end, PyObject* first_row, PyObject* num_rows, const Source* source) {
   if (!PyObject_TypeCheck(end, row_end_type)) return PyErr_SetString(PyExc_TypeError, "expected a RowEnd"), -1;
   const Py_ssize_t first = PyLong_AsSsize_t(first_row);
   const Py_ssize_t count = first == -1 && PyErr_Occurred() ? -1 : PyLong_AsSsize_t(num_rows);
   if (PyErr_Occurred()) return -1;
   if (first < 0 || count < 0 || first > source->num_rows || count > source->num_rows - first)
-    return PyErr_Format(PyExc_ValueError, "rows %zd to %zd of %zd", first, first + count, source->num_rows), -1;
+    return PyErr_Format(PyExc_ValueError, "%zd rows from row %zd on, of %zd", count, first, source->num_rows), -1;
   RowEnd* self = (RowEnd*)end;
+  if (self->row_bytes != source->row_bytes)
+    return PyErr_Format(PyExc_ValueError, "rows of %zd bytes for an end whose rows have %zd", source->row_bytes,
+                        self->row_bytes), -1;
   if (count > self->room) return 0;
   const size_t num_bytes = (size_t)(count * self->row_bytes);
-  memcpy((void*)(uintptr_t)self->target, source->address + first * self->row_bytes, num_bytes);
+  // Without rows there may be no addresses, which memcpy always wants.
+  if (num_bytes > 0)
+    memcpy((void*)(uintptr_t)self->target, source->address + first * self->row_bytes, num_bytes);
   self->target += num_bytes;
   self->room -= count;
   self->stop += count;
@@ -67,8 +72,12 @@ static PyObject* append_all(PyObject* const* lists, const Source* source) {
 }
 
 static PyObject* append_each(PyObject* module, PyObject* const* args, Py_ssize_t count) {
-  if (count != 5) return PyErr_SetString(PyExc_TypeError, "expected three lists and two numbers"), NULL;
-  const Source source = {PyLong_AsVoidPtr(args[3]), PyLong_AsSsize_t(args[4])};
+  if (count != 6) return PyErr_SetString(PyExc_TypeError, "expected three lists and three numbers"), NULL;
+  Source source = {PyLong_AsVoidPtr(args[3]), 0, 0};
+  if (PyErr_Occurred()) return NULL;
+  source.num_rows = PyLong_AsSsize_t(args[4]);
+  if (PyErr_Occurred()) return NULL;
+  source.row_bytes = PyLong_AsSsize_t(args[5]);
   if (PyErr_Occurred()) return NULL;
   PyObject* lists[3];
   int taken = 0;
@@ -80,7 +89,7 @@ static PyObject* append_each(PyObject* module, PyObject* const* args, Py_ssize_t
 
 static PyMethodDef methods[] = {
     {"append_each", (PyCFunction)(void (*)(void))append_each, METH_FASTCALL,
-     "append_each(ends, firsts, counts, address, num_rows) -> places of those without room"},
+     "append_each(ends, firsts, counts, address, num_rows, row_bytes) -> places of those without room"},
     {NULL}};
 
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "orchestrator.model._row_ends", NULL, -1, methods};

@@ -38,5 +38,12 @@ class RowsBehind(Sequence[int]):
     def __getitem__(self, place: int | slice) -> int | tuple[int, ...]:
         return tuple(self)[place]
 
+    def __eq__(self, other: object) -> bool:
+        """Whether they are the same numbers; a tuple may have them too."""
+        return isinstance(other, RowsBehind | tuple) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
     def __repr__(self) -> str:
         return f"RowsBehind{tuple(self)}"

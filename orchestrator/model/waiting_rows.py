@@ -22,7 +22,8 @@ class WaitingRows(row_ends.RowEnd):
     into pages of a pool, which counts them and uses them again. Pages go back at `close`, or with the rows.
 
     Others may hold the same pages (`share`, `adopt`). Only who took a page from the pool writes into it, and
-    behind the rows that others have. So nothing is copied unless somebody else goes on within the page.
+    behind the rows that others have. So nothing is copied unless somebody else goes on within the page, or
+    new rows take the place of shared ones.
 
     Attributes:
         start: slot of the first row.
@@ -34,11 +35,11 @@ class WaitingRows(row_ends.RowEnd):
 
     def __init__(self, hidden_size: int, pool: KvPool) -> None:
         """`pool`: of RAM."""
+        self._pages: list[Page] = []
         self._hidden_size = hidden_size
         self.row_bytes = 4 * hidden_size
         self.pool = pool
         self.kv = row_pages(hidden_size)
-        self._pages: list[Page] = []
         # The slot of the first page's first row, a multiple of PAGE_POSITIONS.
         self._base = 0
         # Others may have the rows before it.
@@ -66,9 +67,9 @@ class WaitingRows(row_ends.RowEnd):
         rows = rows.contiguous()
         while done < num_rows:
             if not self.room:
-                self._add_page()
+                self._make_room()
             count = min(num_rows - done, self.room)
-            row_ends.append_each([self], [done], [count], rows.data_ptr(), num_rows)
+            append_each([self], [done], [count], rows)
             done += count
 
     def forget_before(self, slot: int) -> None:
@@ -85,22 +86,17 @@ class WaitingRows(row_ends.RowEnd):
         self.forget_before(self.start)
 
     def drop_from(self, slot: int) -> None:
-        """Drop the rows of `slot` and later ones; `slot` is not before `start`.
-
-        Raises:
-            KvDoesNotFit: others have some of them, and there is no room for a page without them.
-        """
+        """Drop the rows of `slot` and later ones; `slot` is not before `start`."""
         if slot <= self.start:
             self.begin_at(min(self.stop, slot))
             return
         self.stop = min(self.stop, slot)
         while self._pages and self._base + PAGE_POSITIONS * (len(self._pages) - 1) >= self.stop:
             self.pool.give_back(self.kv, (self._pages.pop(),))
-        if self.stop < self._shared_stop:
-            if self.stop % PAGE_POSITIONS:
-                self._own_last_page()
-            self._shared_stop = self.stop
         self._find_place()
+        if self.stop < self._shared_stop:
+            # Others have the rows behind it, so the next one goes into a copy of their page, if any comes.
+            self.room = 0
 
     def begin_at(self, slot: int) -> None:
         """Have nothing, and go on with the row of that slot."""
@@ -158,12 +154,20 @@ class WaitingRows(row_ends.RowEnd):
             at += PAGE_POSITIONS
         return found
 
+    def _make_room(self) -> None:
+        """For the next row at least: in a further page, or in a copy of the last one, which others have."""
+        if self._pages and self.stop % PAGE_POSITIONS:
+            self._own_last_page()
+        else:
+            self._add_page()
+        self._shared_stop = min(self._shared_stop, self.stop)
+        self._find_place()
+
     def _add_page(self) -> None:
         page = self.pool.take(self.kv)
         if page is None:
             raise self._refusal()
         self._pages.append(page)
-        self._find_place()
 
     def _own_last_page(self) -> None:
         own = self.pool.own(self.kv, self._pages[-1])
@@ -178,8 +182,9 @@ class WaitingRows(row_ends.RowEnd):
         self.target = self._pages[-1].data_ptr() + at * self.row_bytes if self._pages else 0
 
     def _give_back(self) -> None:
-        self.pool.give_back(self.kv, self._pages)
-        self._pages.clear()
+        if self._pages:
+            self.pool.give_back(self.kv, self._pages)
+            self._pages.clear()
 
     def _refusal(self) -> KvDoesNotFit:
         pool = self.pool
@@ -202,5 +207,12 @@ def append_each(
 
     Returns:
         The places of those whose pages have no room for all of their rows; they took none.
+
+    Raises:
+        ValueError: rows that are not there or do not lie side by side, or ends of rows of another size.
     """
-    return row_ends.append_each(ends, firsts, counts, hidden_states.data_ptr(), hidden_states.size(0))
+    if not hidden_states.is_contiguous():
+        raise ValueError("rows that are copied at once lie side by side")
+    num_rows, hidden_size = hidden_states.shape
+    row_bytes = hidden_size * hidden_states.element_size()
+    return row_ends.append_each(ends, firsts, counts, hidden_states.data_ptr(), num_rows, row_bytes)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import repeat
-from typing import Protocol
 
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool, Page
@@ -23,32 +21,16 @@ MOST_BOUNDARIES = 512
 _NOTHING = KeptCache(0, ())
 
 
-class Drafter(Protocol):
-    """Whoever drafts; an `MtpDrafter` is one."""
-
-    @property
-    def num_layers(self) -> int:
-        """MTP layers."""
-        ...
-
-    def new_state(self) -> MtpState:
-        """Of a sequence of which nothing was seen."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """A new sequence's caches with what was kept of its text.
+    """What was kept of a new sequence's text.
 
     Attributes:
-        mtp: None where no drafter was given.
         matched: tokens that need not be computed, the caches' length.
         shared: tokens that some kept text has in common with this one, at least `matched`. Where it is more,
             a boundary there would have served, and will serve others (`stops`).
     """
 
-    cache: KVCache
-    mtp: MtpState | None
     matched: int
     shared: int
 
@@ -85,16 +67,12 @@ class PrefixCache:
     Not for several threads: whoever runs the passes calls it, between them.
     """
 
-    def __init__(self, new_cache: Callable[[], KVCache], pools: Iterable[KvPool]) -> None:
-        """
-        Args:
-            new_cache: makes the trunk's for one sequence.
-            pools: all that caches and MTP layers' caches take pages from.
+    def __init__(self, pools: Iterable[KvPool]) -> None:
+        """`pools`: all that caches and MTP layers' caches take pages from.
 
         Raises:
             ValueError: another one keeps pages of a pool.
         """
-        self._new_cache = new_cache
         self._pools = tuple(dict.fromkeys(pools))
         if any(pool.make_room is not None for pool in self._pools):
             raise ValueError("a pool's pages are kept by one prefix cache")
@@ -109,7 +87,7 @@ class PrefixCache:
     def of(cls, model: Step35Model) -> PrefixCache:
         """Of a model's caches; raises as the constructor."""
         pools = [model.kv_pool] if model.card is None else [model.kv_pool, model.card.pool]
-        return cls(model.new_cache, pools)
+        return cls(pools)
 
     @property
     def stats(self) -> PrefixStats:
@@ -125,34 +103,31 @@ class PrefixCache:
             held_bytes=sum(pool.held_bytes for pool in self._pools),
         )
 
-    def resume(self, token_ids: Sequence[int], drafter: Drafter | None = None) -> Resumed:
-        """Begin a sequence, with what is kept of its text. The caller closes its caches.
+    def fill(self, token_ids: Sequence[int], cache: KVCache, mtp: MtpState | None) -> Resumed:
+        """Give a new sequence's caches what is kept of its text.
 
         At least the last token is left to compute, since its hidden state gives the next one.
 
         Args:
-            drafter: the sequence's; a text that was kept without its MTP layers is no match.
-        """
-        mtp = drafter.new_state() if drafter is not None else None
-        return self.fill(token_ids, self._new_cache(), mtp)
-
-    def fill(self, token_ids: Sequence[int], cache: KVCache, mtp: MtpState | None) -> Resumed:
-        """As `resume`, in new caches that the caller has made.
+            mtp: None for a sequence without drafts. For one with them, a text that was kept without its MTP
+                layers is no match.
 
         Raises:
             KvDoesNotFit: there is no room for rows that are copied. The caches are of no use then.
         """
         num_mtp = len(mtp.caches) if mtp is not None else 0
         match = self._tree.match(token_ids, num_mtp, len(token_ids) - 1)
+        matched = 0
+        if match.boundary is not None and match.length >= LEAST_TOKENS:
+            matched = match.length
+            self._touch(match.boundary)
+            match.boundary.fill(cache, mtp, matched)
+        # Only now, since who found no room comes again.
         self._asked += 1
         self._asked_tokens += len(token_ids)
-        if match.boundary is None or match.length < LEAST_TOKENS:
-            return Resumed(cache, mtp, 0, match.shared)
-        self._touch(match.boundary)
-        self._hits += 1
-        self._saved_tokens += match.length
-        match.boundary.fill(cache, mtp, match.length)
-        return Resumed(cache, mtp, match.length, match.shared)
+        self._hits += matched > 0
+        self._saved_tokens += matched
+        return Resumed(matched, match.shared)
 
     def keep(
         self,
@@ -183,7 +158,7 @@ class PrefixCache:
         tokens = token_ids if upto is None else token_ids[:upto]
         length = min(len(tokens) - num_mtp, cache.length)
         lowest = cache.lowest
-        if mtp is not None and num_mtp:
+        if mtp is not None:
             length = min(length, mtp.length)
             lowest = max(lowest, mtp.lowest, *(of.lowest for of in mtp.caches))
         if length < max(lowest, LEAST_TOKENS):
@@ -240,13 +215,14 @@ class PrefixCache:
             pages if layer.is_sliding else pages[depth:]
             for layer, pages in zip(cache.layers, shared, strict=True)
         ]
+        layers = () if mtp is None else zip(mtp.caches, mtp.rows, strict=True)
         boundary = Boundary(
             block,
             tuple(tokens[depth * PAGE_POSITIONS :]),
             lowest,
             length,
             _kept(cache, own),
-            () if mtp is None else tuple(map(_kept_mtp, mtp.caches, mtp.rows, repeat(length))),
+            tuple(_kept_mtp(own_cache, rows, length) for own_cache, rows in layers),
         )
         for of_layer in boundary.own_pages():
             of_layer.pool.keep(of_layer.kv, of_layer.pages)
@@ -298,7 +274,7 @@ def _of(cache: KVCache, place: int, pages: tuple[Page, ...]) -> LayerPages:
 
 
 def _kept_mtp(cache: KVCache, rows: WaitingRows, length: int) -> KeptMtp:
-    """An MTP layer's; its slots are not needed where those that wait do not follow them."""
+    """Without slots where the rows that wait begin behind them: then no draft needs the slots."""
     slots = min(cache.length, length)
     start = rows.start if rows.start > cache.length else slots
     stop = max(start, min(rows.stop, length))

@@ -163,7 +163,8 @@ class Boundary:
             if length < of_layer.length or of_rows.pages is None:
                 rows.begin_at(min(length, of_rows.start))
             else:
-                left.append((rows, rows.adopt(of_rows.start, min(length, of_rows.stop), of_rows.pages.pages)))
+                own_rows = rows.adopt(of_rows.start, min(length, of_rows.stop), of_rows.pages.pages)
+                left.append((rows, own_rows))
         # Last, because the pages for these may be had only for what is kept here.
         for rows, own_rows in left:
             rows.append(own_rows)

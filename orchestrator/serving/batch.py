@@ -18,6 +18,9 @@ from orchestrator.sampling import Logits
 from orchestrator.scheduling.step_plan import Advance, StepOutcome, StepPlan
 from orchestrator.sequence import SequenceState
 
+_Part = tuple[SequenceState, int, int]
+"""A sequence, the first of its rows in a pass, and how many of them it takes."""
+
 
 def run_step(
     model: Step35Model,
@@ -28,7 +31,7 @@ def run_step(
 ) -> StepOutcome:
     """Run a step; every sequence gets the tokens that it would get alone.
 
-    If the pass raises, no sequence has other tokens than before. Its caches may be ahead of them: it is to be
+    If that raises, no sequence has other tokens than before. Its caches may be ahead of them: it is to be
     paused, and computed again.
 
     Args:
@@ -36,7 +39,8 @@ def run_step(
         sequences: by number; at least those of the plan.
 
     Raises:
-        KvDoesNotFit: a pool of keys and values has no room for the rows.
+        KvDoesNotFit: a pool has no room for keys and values, or for rows that wait for MTP layers. Also where
+            only that shows behind the pass, its tokens are chosen again.
         NonFiniteError, WorkerLost, WorkerRefused: as `Step35Model.forward`.
     """
     for number in plan.pause:
@@ -114,48 +118,67 @@ def _advances(
     chosen: Sequence[int],
     logprobs: Sequence[RowLogprob | None],
 ) -> tuple[Advance, ...]:
-    """Hand the sequences their rows and what was chosen from them."""
+    """Hand the sequences what was chosen, and its rows. Where these have no room, all is as before.
+
+    Raises:
+        KvDoesNotFit: a sequence has no room for its rows.
+    """
     advances: list[Advance] = []
-    taking: list[SequenceState] = []
-    ends: list[row_ends.RowEnd] = []
-    firsts: list[int] = []
-    counts: list[int] = []
-    row = at = 0
+    parts: list[_Part] = []
+    row = 0
     for part, sequence, own in zip(plan.decode, decoded, batch, strict=False):
-        num_rows = own.num_tokens
-        tokens, accepted = sequence.verified(chosen[at : at + num_rows])
-        if sequence.row_end is not None:
-            taking.append(sequence)
-            ends.append(sequence.row_end)
-            firsts.append(row)
-            counts.append(len(tokens))
-        told = _told(logprobs[at : at + len(tokens)])
+        stop = row + own.num_tokens
+        tokens, accepted = sequence.verified(chosen[row:stop])
+        found = _wanted(logprobs[row : row + len(tokens)])
         held, ended, behind = sequence.cache.length, sequence.finish_reason, sequence.behind
         advances.append(
-            Advance(part.sequence, tuple(tokens), num_rows - 1, accepted, ended, held, told, behind)
+            Advance(part.sequence, tuple(tokens), own.num_tokens - 1, accepted, ended, held, found, behind)
         )
-        row += num_rows
-        at += num_rows
+        parts.append((sequence, row, len(tokens)))
+        row = stop
+    at = row
     for chunk, sequence, own in zip(plan.prefill, read, batch[len(decoded) :], strict=True):
-        tokens, told = [], ()
-        if sequence.row_end is not None:
-            taking.append(sequence)
-            ends.append(sequence.row_end)
-            firsts.append(row)
-            counts.append(own.num_tokens)
-        row += own.num_tokens
+        tokens, found = [], ()
         if sequence.ends_prompt:
-            tokens, told = sequence.first_token(chosen[at]), _told(logprobs[at : at + 1])
+            tokens, found = sequence.first_token(chosen[at]), _wanted(logprobs[at : at + 1])
             at += 1
         held, ended, behind = sequence.cache.length, sequence.finish_reason, sequence.behind
-        advances.append(Advance(chunk.sequence, tuple(tokens), 0, 0, ended, held, told, behind))
-    if taking:
-        for place in append_each(ends, firsts, counts, hidden_states):
-            taking[place].take(hidden_states[firsts[place] : firsts[place] + counts[place]])
+        advances.append(Advance(chunk.sequence, tuple(tokens), 0, 0, ended, held, found, behind))
+        parts.append((sequence, row, own.num_tokens))
+        row += own.num_tokens
+    try:
+        _hand_out(parts, hidden_states)
+    except BaseException:
+        # Nobody was told of the tokens, so they are chosen again.
+        for (sequence, _, _), advance in zip(parts, advances, strict=True):
+            sequence.put_behind(len(sequence.tokens) - len(advance.tokens), ())
+        raise
     return tuple(advances)
 
 
-def _told(logprobs: Sequence[RowLogprob | None]) -> tuple[RowLogprob, ...]:
+def _hand_out(parts: Sequence[_Part], hidden_states: Tensor) -> None:
+    """Have the sequences that want their rows take them."""
+    left: list[_Part] = []
+    ending: list[_Part] = []
+    ends: list[row_ends.RowEnd] = []
+    firsts: list[int] = []
+    counts: list[int] = []
+    for part in parts:
+        sequence, first, count = part
+        if sequence.row_end is not None:
+            ending.append(part)
+            ends.append(sequence.row_end)
+            firsts.append(first)
+            counts.append(count)
+        elif sequence.wants_rows:
+            left.append(part)
+    if ends:
+        left += [ending[place] for place in append_each(ends, firsts, counts, hidden_states)]
+    for sequence, first, count in left:
+        sequence.take(hidden_states[first : first + count])
+
+
+def _wanted(logprobs: Sequence[RowLogprob | None]) -> tuple[RowLogprob, ...]:
     return tuple(found for found in logprobs if found is not None)
 
 

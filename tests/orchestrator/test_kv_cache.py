@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 
 import pytest
 import torch
@@ -322,3 +323,12 @@ def test_a_prompt_cut_anyhow_takes_no_more_than_is_said(passes: list[tuple[int, 
         cache.commit(rows)
         cache.rollback(max(0, cache.length - back))
     assert size.num_bytes(most_positions, 256) <= size.num_bytes_in_any_passes(most_positions, 256)
+
+
+def test_a_cache_that_cannot_be_made_says_why_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    others: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", others.append)
+    with pytest.raises(ValueError, match="shorter"):
+        KVCache(LAYERS, WINDOW, KvForm.float32, [KvPool(PLENTY)])
+    gc.collect()
+    assert not others

@@ -173,3 +173,8 @@ def test_rows_come_back_with_whoever_held_them(load: LoadModel) -> None:
     assert model.kv_pool.used_bytes == 3 * WaitingSize.of((), HIDDEN).page_bytes
     del state
     assert model.kv_pool.used_bytes == 0
+
+
+def test_a_drafter_without_layers_remembers_nothing(load: LoadModel) -> None:
+    with pytest.raises(ValueError, match="one layer at least"):
+        MtpDrafter(load("s", 8), 0).new_state()

@@ -99,26 +99,51 @@ def test_rows_that_are_not_there_are_copied_to_nobody(firsts: list[int], counts:
     assert torch.equal(rows.rows(), torch.ones(1, HIDDEN))
 
 
+def test_a_number_of_rows_that_is_absurd_is_told_as_it_is() -> None:
+    with pytest.raises(ValueError, match=f"{1 << 62} rows from row {1 << 62} on, of 2"):
+        append_each([WaitingRows(HIDDEN, KvPool(1))], [1 << 62], [1 << 62], torch.zeros(2, HIDDEN))
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        torch.zeros(4, HIDDEN, dtype=torch.bfloat16),
+        torch.zeros(4, HIDDEN, dtype=torch.float64),
+        torch.zeros(4, HIDDEN - 1),
+        torch.zeros(1, HIDDEN).expand(4, HIDDEN),
+        torch.zeros(4, 2 * HIDDEN)[:, :HIDDEN],
+    ],
+)
+def test_rows_of_another_size_or_with_gaps_are_copied_to_nobody(others: torch.Tensor) -> None:
+    rows = WaitingRows(HIDDEN, KvPool(1 << 20))
+    rows.append(torch.ones(1, HIDDEN))
+    with pytest.raises(ValueError, match=r"side by side|rows have 12"):
+        append_each([rows], [0], [4], others)
+    assert torch.equal(rows.rows(), torch.ones(1, HIDDEN))
+
+
 def test_a_call_that_is_wrong_is_told() -> None:
     rows = WaitingRows(HIDDEN, KvPool(1 << 20))
     with pytest.raises(ValueError, match="as many"):
-        row_ends.append_each([rows], [0], [], 0, 1)
+        row_ends.append_each([rows], [0], [], 0, 1, 12)
     with pytest.raises(ValueError, match="as many"):
-        row_ends.append_each([rows], [], [0], 0, 1)
+        row_ends.append_each([rows], [], [0], 0, 1, 12)
     for wrong in (
-        ([rows], [0], [0], 0),
-        ([rows], [0.0], [0], 0, 1),
-        ([rows], [0], [0], 0, "1"),
-        (rows, [], [], 0, 1),
+        ([rows], [0], [0], 0, 1),
+        ([rows], [0.0], [0], 0, 1, 12),
+        ([rows], [0], [0], "0", 1, 12),
+        ([rows], [0], [0], 0, "1", 12),
+        ([rows], [0], [0], 0, 1, "12"),
+        (rows, [], [], 0, 1, 12),
     ):
         with pytest.raises(TypeError):
             row_ends.append_each(*wrong)  # type: ignore[arg-type, call-arg]
     with pytest.raises(TypeError, match="RowEnd"):
-        row_ends.append_each([object()], [0], [1], 0, 1)  # type: ignore[list-item]
+        row_ends.append_each([object()], [0], [1], 0, 1, 12)  # type: ignore[list-item]
     with pytest.raises(OverflowError):
-        row_ends.append_each([rows], [0], [1 << 64], 0, 1)
+        row_ends.append_each([rows], [0], [1 << 64], 0, 1, 12)
     # Nothing has a place for rows before it has a page.
-    assert row_ends.append_each([row_ends.RowEnd(), rows], [0, 0], [1, 0], 0, 1) == [0]
+    assert row_ends.append_each([rows, rows], [0, 0], [1, 0], 0, 1, 12) == [0]
 
 
 def test_code_that_was_not_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

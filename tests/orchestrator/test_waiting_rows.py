@@ -169,10 +169,14 @@ def test_rows_that_others_have_are_copied_before_others_come_in_their_place() ->
     # Behind them there is room for both.
     rows.drop_from(50)
     assert rows.nbytes == pool.used_bytes == page_bytes
-    with pytest.raises(KvDoesNotFit, match="rows that wait"):
-        rows.drop_from(49)
-    pool.budget_bytes *= 2
     rows.drop_from(40)
+    # The page is copied once others come, and until then nothing can lack room.
+    assert rows.nbytes == pool.used_bytes == page_bytes
+    for _ in range(2):
+        with pytest.raises(KvDoesNotFit, match="rows that wait"):
+            rows.append(torch.zeros(20, 3))
+        assert torch.equal(rows.rows(), torch.ones(40, 3))
+    pool.budget_bytes *= 2
     rows.append(torch.zeros(20, 3))
     assert pool.used_bytes == pool.kept_bytes == page_bytes
     again = WaitingRows(3, pool)

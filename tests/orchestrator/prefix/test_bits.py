@@ -27,6 +27,7 @@ from orchestrator.session import load_local
 from placement.kv_size import PAGE_POSITIONS, KvForm, SequenceSize
 from tests.examples import examples
 from tests.orchestrator.heads import hidden_states
+from tests.orchestrator.prefix.begun import begun
 from tests.tiny_checkpoint import write_random_checkpoint
 from workers.formats.open_model import open_model
 
@@ -120,7 +121,7 @@ def test_rows_and_draft_logits_are_the_same_wherever_in_a_page_a_text_is_kept(
         assert torch.equal(drafts(drafter, state, rows, tokens[: stop + 1]), expected_drafts[stop])
         prefix.evict(POOL_BYTES)
         assert prefix.keep(tokens[: stop + 1], cache, state) == stop - 2
-        again = prefix.resume(tokens[: stop + 5], drafter)
+        again = begun(prefix, model, tokens[: stop + 5], drafter)
         assert again.mtp is not None
         assert again.matched == stop - 2
         rows = model.forward(torch.tensor(tokens[stop - 2 : stop + 4]), [SequenceSlice(again.cache, 6)])
@@ -151,7 +152,7 @@ def test_a_text_that_nobody_drafted_for_is_kept_with_the_rows_that_wait(
     assert model.kv_pool.used_bytes == used
     for stop in (618, 610, 570):
         others = parted(tokens, stop + 3, 60)
-        again = prefix.resume(others, drafter)
+        again = begun(prefix, model, others, drafter)
         assert again.mtp is not None
         assert again.matched == stop
         left = len(others) - 1 - stop
@@ -184,7 +185,7 @@ def test_rows_come_whole_out_of_a_text_that_has_to_go_for_them(load: LoadModel, 
     cache.close()
     state.close()
     model.kv_pool.budget_bytes = model.kv_pool.kept_bytes
-    again = prefix.resume(tokens[:450], drafter)
+    again = begun(prefix, model, tokens[:450], drafter)
     assert (again.matched, prefix.stats.boundaries) == (418, 0)
     assert again.mtp is not None
     assert model.kv_pool.used_bytes <= model.kv_pool.budget_bytes
@@ -212,7 +213,7 @@ def test_a_text_is_kept_as_far_where_rows_have_no_room_for_copies(load: LoadMode
     keep_text(sequence)
     assert (sequence.mtp.deferred, model.kv_pool.used_bytes) == (50, used)
     sequence.close()
-    assert prefix.resume(sequence.tokens, drafter).matched >= 46
+    assert begun(prefix, model, sequence.tokens, drafter).matched >= 46
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -222,16 +223,16 @@ def test_a_text_that_parts_from_a_kept_one_has_its_own_bits(
 ) -> None:
     model = load(window)
     prefix, drafter, tokens = PrefixCache.of(model), MtpDrafter(model, num_mtp), text(300)
-    state = drafter.new_state()
+    state = drafter.new_state() if num_mtp else None
     cache = model.new_cache()
     rows = model.forward(torch.tensor(tokens), [SequenceSlice(cache, 300)])
-    drafts(drafter, state, rows[:290], tokens[:291]) if num_mtp else None
+    if state is not None:
+        drafts(drafter, state, rows[:290], tokens[:291])
     assert prefix.keep(tokens, cache, state) == (290 + 1 - num_mtp if num_mtp else 300)
     spared = []
     for same in (3, 40, 127, 128, 129, 200, 255, 257, 286, 289, 290, 299):
         others = parted(tokens, same, 4)
-        again = prefix.resume(others, drafter)
-        assert again.mtp is not None
+        again = begun(prefix, model, others, drafter if num_mtp else None)
         assert again.shared == min(same, 291 if num_mtp else 300)
         assert again.matched in (0, min(same - num_mtp, 300 if not num_mtp else 291 - num_mtp))
         spared.append(again.matched)
@@ -241,7 +242,7 @@ def test_a_text_that_parts_from_a_kept_one_has_its_own_bits(
         )
         alone = hidden_states(model, others[:-1])
         assert torch.equal(rows, alone[again.matched :])
-        if num_mtp:
+        if again.mtp is not None:
             assert torch.equal(
                 drafts(drafter, again.mtp, rows, others), drafts(drafter, drafter.new_state(), alone, others)
             )

@@ -18,6 +18,7 @@ from placement.errors import KvDoesNotFit
 from placement.kv_size import MAX_DRAFTS, PAGE_POSITIONS, KvForm, KvShape, SequenceSize, pages_of
 from placement.model_shape import AttentionShape
 from tests.examples import examples
+from tests.orchestrator.prefix.begun import Begun, begun
 from workers.model_config import LayerConfig
 
 WINDOW = 150
@@ -42,11 +43,7 @@ class Box:
 
     def __init__(self, pages: int) -> None:
         self.pools = (KvPool(pages * PAGE_BYTES), KvPool(pages * PAGE_BYTES))
-        self.prefix = PrefixCache(self.new_cache, self.pools)
-
-    @property
-    def num_layers(self) -> int:
-        return NUM_MTP
+        self.prefix = PrefixCache(self.pools)
 
     def new_cache(self) -> KVCache:
         return KVCache(TRUNK, WINDOW, KvForm.float32, [self.pools[place % 2] for place in range(len(TRUNK))])
@@ -55,13 +52,16 @@ class Box:
         caches = tuple(KVCache((of,), WINDOW, KvForm.float32, self.pools[0]) for of in MTP)
         return MtpState(caches, 1, (None, None), self.pools[0])
 
+    def begun(self, tokens: Sequence[int], *, drafts: bool = True) -> Begun:
+        return begun(self.prefix, self, tokens, self if drafts else None)
+
 
 class Text:
     """A sequence whose rows are told by the tokens that a true one would be computed from."""
 
     def __init__(self, box: Box, tokens: Sequence[int]) -> None:
         self.tokens = list(tokens)
-        found = box.prefix.resume(tokens, box)
+        found = box.begun(tokens)
         assert found.mtp is not None
         self.cache, self.mtp, self.matched = found.cache, found.mtp, found.matched
         self.longest = found.matched
@@ -207,7 +207,7 @@ class AnyOrder(RuleBasedStateMachine):
         if upto is None and text.mtp.caches[-1].length >= LEAST_TOKENS:
             assert length >= text.cache.length - 2 * MAX_DRAFTS
         if length:
-            again = self.box.prefix.resume([*text.tokens[: length + NUM_MTP], UNKNOWN], self.box)
+            again = self.box.begun([*text.tokens[: length + NUM_MTP], UNKNOWN])
             assert again.mtp is not None
             assert again.matched == length
             again.cache.close()
@@ -384,24 +384,24 @@ def test_the_place_where_two_texts_part_is_told_to_the_second_and_serves_the_thi
         [*ROOTS[0][:290], *np.random.default_rng(seed).integers(9, 20, 300).tolist()] for seed in range(3)
     ]
     read(box, texts[0])
-    second = box.prefix.resume(texts[1], box)
+    second = box.begun(texts[1])
     assert (second.matched, second.shared) == (0, 290)
     text = Text(box, texts[1])
     text.run(256)
     text.run(second.shared)
     assert box.prefix.keep(text.tokens, text.cache, text.mtp, second.shared) == 288
-    assert box.prefix.resume(texts[2], box).matched == 288
+    assert box.begun(texts[2]).matched == 288
 
 
 def test_a_text_kept_without_its_mtp_layers_serves_only_sequences_without() -> None:
     box = Box(60)
     text = read(box, ROOTS[0][:100], keep=False)
     assert box.prefix.keep(text.tokens, text.cache) == 100
-    assert box.prefix.resume(ROOTS[0][:120], box).matched == 0
-    assert box.prefix.resume(ROOTS[0][:120]).matched == 100
+    assert box.begun(ROOTS[0][:120]).matched == 0
+    assert box.begun(ROOTS[0][:120], drafts=False).matched == 100
     assert box.prefix.keep(text.tokens, text.cache, text.mtp) == 98
-    assert box.prefix.resume(ROOTS[0][:120], box).matched == 98
-    assert box.prefix.resume(ROOTS[0][:120]).matched == 100
+    assert box.begun(ROOTS[0][:120]).matched == 98
+    assert box.begun(ROOTS[0][:120], drafts=False).matched == 100
 
 
 def test_a_match_that_is_too_short_to_pay_is_none_and_counts_tell_what_was_saved() -> None:
@@ -422,4 +422,4 @@ def test_who_gives_a_cache_other_tokens_or_keeps_a_pools_pages_twice_is_told() -
     with pytest.raises(ValueError, match="99 tokens of a cache that holds 100"):
         box.prefix.keep(text.tokens[:99], text.cache, text.mtp)
     with pytest.raises(ValueError, match="one prefix cache"):
-        PrefixCache(box.new_cache, box.pools[:1])
+        PrefixCache(box.pools[:1])

@@ -5,8 +5,6 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.model.kv_cache import KVCache
-from orchestrator.model.kv_pool import KvPool
 from orchestrator.prefix.cache import Resumed
 from orchestrator.prefix.stops import EVERY_TOKENS, passes, stops
 from placement.kv_size import HELD_BACK, PAGE_POSITIONS, KvForm, KvShape, SequenceSize, pages_of
@@ -36,11 +34,10 @@ def test_passes_cover_a_prompt_once_and_hold_what_is_counted(
 
 
 def test_a_prompt_is_kept_at_its_ends_at_intervals_and_where_texts_part() -> None:
-    cache = KVCache([], 8, KvForm.float32, KvPool(0))
-    first = Resumed(cache, None, 0, 0)
+    first = Resumed(0, 0)
     assert stops(first, 100) == ()
     assert stops(first, 100, (0, 90, 101)) == (90,)
     assert stops(first, 2 * EVERY_TOKENS + 5, (7,)) == (7, EVERY_TOKENS, 2 * EVERY_TOKENS)
-    assert stops(Resumed(cache, None, 500, 800), 1000, (400, 1000)) == (800, 1000)
+    assert stops(Resumed(500, 800), 1000, (400, 1000)) == (800, 1000)
     # Where a few tokens more are the same, a boundary would save nothing.
-    assert stops(Resumed(cache, None, 797, 800), 1000) == ()
+    assert stops(Resumed(797, 800), 1000) == ()

@@ -6,6 +6,7 @@ import pytest
 
 from orchestrator.model.rows_behind import RowsBehind
 from orchestrator.scheduling.candidate import Candidate, rows_taken_in
+from orchestrator.scheduling.step_plan import Advance
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,13 @@ def test_rows_that_are_worked_out_when_they_are_read_are_as_good_as_numbers(slot
     rows = tuple(min(400, 500 - of) for of in slots)
     assert (tuple(behind), len(behind), behind[:2]) == (rows, len(rows), rows[:2])
     assert [behind[place] for place in range(len(rows))] == list(rows)
+    # From other slots, but the same numbers.
+    same = RowsBehind(600, tuple((100 + of, 400) for of in slots))
+    assert behind == same == rows == behind
+    assert len({behind, same, rows}) == 1
+    assert behind != (*rows, 1)
+    assert behind != RowsBehind(500, ((500, 400), *((of, 400) for of in slots)))
+    assert Advance(7, behind=behind) == Advance(7, behind=same)
     lazy, plain = Candidate(7, 3, behind), Candidate(7, 3, rows)
     assert (lazy.is_behind, lazy.ready_layers) == (plain.is_behind, plain.ready_layers)
     for depth in range(4):

@@ -23,6 +23,7 @@ from orchestrator.serving.batch import run_step
 from placement.errors import KvDoesNotFit
 from tests.examples import examples
 from tests.orchestrator.heads import load_model
+from tests.orchestrator.prefix.begun import begun
 from tests.tiny_checkpoint import write_random_checkpoint
 
 VOCAB = 6
@@ -200,6 +201,29 @@ def failing(_token_ids: torch.Tensor, _slices: list[SequenceSlice]) -> torch.Ten
     raise KvDoesNotFit("no page is free")
 
 
+def test_a_step_whose_rows_have_no_room_to_wait_leaves_all_tokens_as_they_were(
+    model: Step35Model, alone: list[tuple[int, ...]]
+) -> None:
+    """Its pass had room, and one sequence had taken its rows and tokens."""
+    drafter, pool = MtpDrafter(model, 3), model.kv_pool
+    sequences = {number: started(model, drafter, number) for number in (5, 1)}
+    run_step(model, drafter, sequences, StepPlan(prefill=(Prefill(5, 9),)))
+    run_step(model, drafter, sequences, StepPlan((Decode(5, 3),)))
+    before = {number: list(sequence.tokens) for number, sequence in sequences.items()}
+    budget_bytes = pool.budget_bytes
+    pool.budget_bytes = pool.used_bytes + sum(of.kv.page_bytes for of in sequences[1].cache.layers)
+    with pytest.raises(KvDoesNotFit, match="rows that wait"):
+        run_step(model, drafter, sequences, StepPlan((Decode(5, 3),), (Prefill(1, 40),)))
+    pool.budget_bytes = budget_bytes
+    assert {number: sequence.tokens for number, sequence in sequences.items()} == before
+    for number, sequence in sequences.items():
+        run_step(model, drafter, sequences, StepPlan(prefill=(Prefill(number, 40),), pause=(number,)))
+        while sequence.finish_reason is None:
+            run_step(model, drafter, sequences, StepPlan((Decode(number, 3),)))
+        assert tuple(sequence.generated) == alone[number]
+        sequence.close()
+
+
 def test_a_paused_sequence_gives_its_pages_back(model: Step35Model) -> None:
     drafter = MtpDrafter(model, 3)
     before = model.kv_pool.used_bytes
@@ -243,7 +267,7 @@ def test_a_text_is_kept_as_far_when_deeper_mtp_layers_had_let_rows_wait(model: S
         assert sequence.mtp is not None
         assert (max(map(len, sequence.mtp.rows)) > 8) == (drafts == 1)
         batch.keep_text(sequence)
-        lengths.append(sequence.prefix.resume(sequence.tokens, drafter).matched)
+        lengths.append(begun(sequence.prefix, model, sequence.tokens, drafter).matched)
         sequence.close()
         sequence.prefix.close()
     # Of all tokens but the newest, those whose MTP slots need no token behind them.
@@ -266,9 +290,12 @@ def test_a_text_that_lacks_room_for_what_is_kept_of_it_begins_again(model: Step3
     with pytest.raises(KvDoesNotFit):
         run_step(model, drafter, {0: second}, plan)
     assert (pool.used_bytes, second.cache.length, second.matched) == (used_bytes, 0, 0)
+    # A try that found no room is none.
+    assert (prefix.stats.asked, prefix.stats.hits, prefix.stats.saved_tokens) == (1, 0, 0)
     pool.budget_bytes = budget_bytes
     run_step(model, drafter, {0: second}, plan)
     assert second.matched > 40
+    assert (prefix.stats.asked, prefix.stats.hits, prefix.stats.saved_tokens) == (2, 1, second.matched)
     first.close()
     second.close()
     prefix.close()
