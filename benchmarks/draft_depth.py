@@ -3,10 +3,10 @@
     python -m benchmarks.draft_depth [--model DIR] [--answers 24] [--tokens 96] [--sequences 4] [--threads 1]
 
 Each way has a server's runner and scheduler of its own, on one model. All get the same requests in the same
-order, and a free place is filled at once. They take turns of 16 steps, in another order each time, so that
-what else the machine does falls on all alike. Caches mostly hold what a server left there itself, as they do
-where it is alone. With one thread, processor time counts, also for what schedulers learn. The answers must
-be the same, else it ends with an error.
+order, and a free place is filled at once. They take turns of 16 tokens of each sequence, in another order
+each time, so that what else the machine does falls on all alike, and on the same tokens. Caches mostly hold
+what a server left there itself, as they do where it is alone. With one thread, processor time counts, also
+for what schedulers learn. The answers must be the same, else it ends with an error.
 A server lives through all texts, so it comes to a text with what it learned of the one before. On each, the
 first answers of all places only warm up, and it counts up to the moment when no request is left to begin.
 'loaded' has MTP layers that nobody asks for drafts: rows wait for them, so that drafts could begin.
@@ -56,7 +56,7 @@ from workers.formats.open_model import open_model
 WAYS = ("off", "loaded", "1", "2", "3", "adaptive")
 MOST_DRAFTS = 3
 CONTEXT_TOKENS = 48
-TURN_STEPS = 16
+TURN_TOKENS = 16
 _ENDS = ("length", "stop", "tool_calls", "loop")
 NARROW = FileShape(
     hidden=512,
@@ -111,6 +111,7 @@ class Server:
     steps: list[tuple[float, int]] = field(default_factory=list)
     tokens: dict[int, list[int]] = field(default_factory=dict)
     _places: int = 0
+    _said_before: int = 0
     _to_warm_up: int = 0
 
     @classmethod
@@ -151,11 +152,15 @@ class Server:
         self.steps.clear()
         self.tokens.clear()
         self._places = places
+        self._said_before = self._said
         self._to_warm_up = len(requests) - 2 * places
 
-    def turns(self, prompts: Prompts) -> bool:
-        """Run some steps on end, if anything is left to do."""
-        return sum(self.turn(prompts) for _ in range(TURN_STEPS)) > 0
+    def turn_to(self, tokens: int, prompts: Prompts) -> bool:
+        """Run steps until so many tokens were said, if anything is left to do."""
+        while is_left := self.turn(prompts):
+            if self._said - self._said_before >= tokens:
+                break
+        return is_left
 
     def turn(self, prompts: Prompts) -> bool:
         """Fill places and run a step, if anything is left to do."""
@@ -195,7 +200,7 @@ def play(
     places: int,
     prompts: Prompts,
 ) -> None:
-    """All requests on all servers, some steps of each in turn, in another order each time.
+    """All requests on all servers, some tokens of each in turn, in another order each time.
 
     Garbage of one would fall on whoever comes next, so it is collected before.
 
@@ -208,8 +213,11 @@ def play(
     gc.collect()
     gc.disable()
     try:
-        while sum(server.turns(prompts) for server in order.sample(servers, len(servers))):
-            pass
+        tokens, is_left = 0, True
+        while is_left:
+            tokens += TURN_TOKENS * places
+            turns = [server.turn_to(tokens, prompts) for server in order.sample(servers, len(servers))]
+            is_left = any(turns)
     finally:
         gc.enable()
     if any(server.tokens != servers[0].tokens for server in servers):
