@@ -150,5 +150,5 @@ def test_code_that_was_not_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "orchestrator.model._row_ends", None)
     monkeypatch.delattr(orchestrator.model, "_row_ends")
     monkeypatch.delitem(sys.modules, "orchestrator.model.native")
-    with pytest.raises(NativeCodeNotBuilt, match=r"orchestrator: .* run `make demo`"):
+    with pytest.raises(NativeCodeNotBuilt, match=r"orchestrator\.model: .* run `make demo`"):
         importlib.import_module("orchestrator.model.native")
