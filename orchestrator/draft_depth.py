@@ -12,10 +12,11 @@ from orchestrator.scheduling.draft_tries import DraftTries
 from orchestrator.scheduling.fastest_depths import FastestDepths
 from orchestrator.scheduling.measured_costs import MeasuredCosts
 
-_GO_ON_LOSS = 0.02
-"""Drafts begin where they are faster than none, and go on until they are slower by that part.
+_BEGIN_GAIN, _GO_ON_LOSS = 0.01, 0.01
+"""Drafts begin where they are faster than none by that part, and go on until they are slower by that part.
 
-Only drafts show whether drafts hold, so an estimate that is a little too low must not end them.
+Only drafts show whether drafts hold, so an estimate that is a little too low must not end them. And to begin
+again and again costs more than so small a part.
 """
 _SAME_STEPS = 16
 """So long a choice holds for the same sequences: what is learned in a step changes little."""
@@ -90,7 +91,7 @@ class DraftDepth:
         chances = [(of, self._acceptance.of(of.sequence, shared)) for of in candidates]
         gains = DraftGains.of({of.sequence: own[: of.upto(self.most)] for of, own in chances})
         is_drafting = self._plan is not None and self._plan.is_drafting
-        least_gain = -_GO_ON_LOSS if is_drafting else 0.0
+        least_gain = -_GO_ON_LOSS if is_drafting else _BEGIN_GAIN
         absent = self._usual - len(candidates)
         fastest = FastestDepths(self._costs, self.most, asked, least_gain, absent)
         best = fastest.where_nothing_waits(gains)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import zip_longest
 from typing import Protocol
 
@@ -40,8 +41,8 @@ class Choice:
         return self.edits is None
 
     def left_out(self, vocab: int) -> NDArray[np.uint32] | None:
-        """A bit for each token that may not come; None for none."""
-        banned = token_bits(vocab, self.banned) if self.banned else None
+        """A bit for each token that may not come, not to be written to; None for none."""
+        banned = _bits_of(vocab, self.banned) if self.banned else None
         if self.allowed is None:
             return banned
         return ~self.allowed if banned is None else banned | ~self.allowed
@@ -105,6 +106,12 @@ def token_bits(vocab: int, token_ids: Iterable[int]) -> NDArray[np.uint32]:
     ids = np.fromiter(token_ids, np.int64)
     np.bitwise_or.at(bits, ids // 32, np.uint32(1) << (ids % 32).astype(np.uint32))
     return bits
+
+
+@lru_cache(maxsize=64)
+def _bits_of(vocab: int, token_ids: tuple[int, ...]) -> NDArray[np.uint32]:
+    """`token_bits`, which every row of an answer asks for again."""
+    return token_bits(vocab, token_ids)
 
 
 class Sampler:

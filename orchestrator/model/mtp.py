@@ -35,6 +35,9 @@ from orchestrator.sampling import Choice, Logits, LogitsInRam
 from placement.errors import InputError, NonFiniteError
 from placement.kv_size import MAX_DRAFTS, PAGE_POSITIONS, PASS_ROWS, reaches
 
+_AT_ONCE = 2 * MAX_DRAFTS
+"""Slots that a sequence's next draft takes where hardly any rows wait: so few need no care for pages."""
+
 
 @dataclass(frozen=True, slots=True)
 class DraftRequest:
@@ -94,7 +97,7 @@ class _Work:
     def piece(self, room: int) -> int:
         """How many slots the next pass computes. It ends with a page, so that no cache holds too many."""
         left = self.left
-        if left <= min(room, 2 * MAX_DRAFTS):
+        if left <= min(room, _AT_ONCE):
             return left
         return min(left, room, PAGE_POSITIONS - self.cache.length % PAGE_POSITIONS)
 
@@ -196,7 +199,7 @@ class MtpDrafter:
                 self._hand_on(k + 1, work, own[:newly])
                 turn.hanging = own[newly:]
         if ends:
-            logits = self._logits(k, outputs[ends] if len(ends) < len(outputs) else outputs)
+            logits = self._logits(k, _rows_at(outputs, ends))
             chosen = logits.choose([turn.request.choice(turn.drafts) for turn in drafting])
             for turn, token_id in zip(drafting, chosen, strict=True):
                 turn.drafts.append(token_id)
@@ -229,6 +232,14 @@ class MtpDrafter:
 
     def _computed(self, k: int, works: Sequence[_Work]) -> Tensor:
         """The states of all slots, one sequence after another. All but each sequence's last are committed."""
+        counts = [len(work.token_ids) for work in works]
+        if max(counts) <= _AT_ONCE and sum(counts) <= self._pass_rows:
+            batch = [SequenceSlice(work.cache, count) for work, count in zip(works, counts, strict=True)]
+            inputs = works[0].inputs if len(works) == 1 else torch.cat([work.inputs for work in works])
+            return self._forward(k, [token for work in works for token in work.token_ids], inputs, batch)
+        return self._computed_in_pieces(k, works)
+
+    def _computed_in_pieces(self, k: int, works: Sequence[_Work]) -> Tensor:
         found: list[list[Tensor]] = [[] for _ in works]
         while any(work.left for work in works):
             room = self._pass_rows
@@ -254,8 +265,6 @@ class MtpDrafter:
                 found[place].append(own)
                 if work.left:
                     work.cache.commit(size)
-            if len(outputs) == sum(len(work.token_ids) for work in works):
-                return outputs
         return torch.cat([part for parts in found for part in parts])
 
     def _forward(
@@ -282,14 +291,19 @@ class MtpDrafter:
         both = torch.cat(
             [weights.embedding_norm.forward(embedded), weights.hidden_norm.forward(states)], dim=1
         )
-        hidden_states = kernels.linear(both, weights.eh_proj)
-        check_finite(hidden_states, input_projection(self._configs[k].index))
-        return hidden_states
+        return kernels.linear(both, weights.eh_proj)
 
     def _on_cpu(self, k: int, hidden_states: Tensor, batch: Sequence[SequenceSlice]) -> Tensor:
         model = self._model
         rope = model.rope_rows(batch, self._configs[k].index)
-        return decoder_layer(self._layers[k].layer, hidden_states, rope, batch, 0, model.experts, model.timer)
+        try:
+            return decoder_layer(
+                self._layers[k].layer, hidden_states, rope, batch, 0, model.experts, model.timer
+            )
+        except NonFiniteError:
+            # The layer names what comes before a layer of the trunk.
+            check_finite(hidden_states, input_projection(self._configs[k].index))
+            raise
 
     def _logits(self, k: int, rows: Tensor) -> Logits:
         card = self._model.card
@@ -297,6 +311,15 @@ class MtpDrafter:
             return card.mtp_logits(k, rows)
         head = self._layers[k]
         return LogitsInRam(kernels.linear(head.head_norm.forward(rows), head.head))
+
+
+def _rows_at(outputs: Tensor, places: list[int]) -> Tensor:
+    """These rows, in their order."""
+    if len(places) == len(outputs):
+        return outputs
+    if len(places) == 1:
+        return outputs[places[0] : places[0] + 1]
+    return outputs.index_select(0, torch.tensor(places))
 
 
 def input_projection(layer: int) -> str:

@@ -13,6 +13,8 @@ _NEAR_SHARE, _FAR_SHARE = 0.002, 0.001
 """Shares of the time that tries may cost beside the best depths: near ones say whether to draft at all."""
 _TRIES_AT_FIRST_STEPS, _MOST_TRIES_STEPS = 1.5, 6.0
 """What either kind may cost at first, and what it may save up, in steps without drafts."""
+_TRY_STEPS = 0.06
+"""What a try costs beside its steps: planning it takes time, and the steps behind it find less in caches."""
 _TRY_GAP_STEPS = 12
 """From one try to the next, at least."""
 _MOST_TRY_STEPS = 8
@@ -108,7 +110,8 @@ class DraftTries:
             steps = 1
             if waiting_s:
                 steps = min(_MOST_TRY_STEPS, int(2 + waiting_s / max(step_loss_s, 1e-9)))
-            tries.append(_Try(depths, steps, (waiting_s + steps * step_loss_s) / plan.unit_s))
+            loss = (waiting_s + steps * step_loss_s) / plan.unit_s
+            tries.append(_Try(depths, steps, loss + _TRY_STEPS))
         return tries
 
     def _ways(self, plan: DraftPlan, candidates: Sequence[Candidate], depth: int) -> Iterator[dict[int, int]]:

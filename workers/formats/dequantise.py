@@ -24,10 +24,11 @@ def float32_rows(matrix: StoredMatrix, rows: Tensor) -> Tensor:
     Returns:
         float32 [n, columns].
     """
-    taken = matrix.data[rows]
+    taken = matrix.data.index_select(0, rows)
+    if matrix.form in TORCH_DTYPES:
+        return taken.float()
     if matrix.scales is None:
-        values = float32_values(taken.view(torch.uint8).view(-1), matrix.form)
-        return values.view(len(rows), matrix.columns)
+        return float32_values(taken.view(-1), matrix.form).view(len(rows), matrix.columns)
     tile = matrix.form.scale_tile
     scales = matrix.scales[rows // tile].repeat_interleave(tile, dim=1)[:, : matrix.columns]
     return taken.view(torch.float8_e4m3fn).float() * scales
