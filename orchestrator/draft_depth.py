@@ -12,14 +12,13 @@ from orchestrator.scheduling.draft_tries import DraftTries
 from orchestrator.scheduling.fastest_depths import FastestDepths
 from orchestrator.scheduling.measured_costs import MeasuredCosts
 
-_BEGIN_GAIN, _GO_ON_LOSS = 0.01, 0.01
-"""Drafts begin where they are faster than none by that part, and go on until they are slower by that part.
+_GO_ON_LOSS = 0.01
+"""Drafts begin where they are faster than none, and go on until they are slower by that part.
 
-Only drafts show whether drafts hold, so an estimate that is a little too low must not end them. And to begin
-again and again costs more than so small a part.
+Only drafts show whether drafts hold, so an estimate that is a little too low must not end them.
 """
 _SAME_STEPS = 16
-"""So long a choice holds for the same sequences: what is learned in a step changes little."""
+"""So long a choice holds for the same sequences, or for those that are left: a step teaches little."""
 _FOLLOWED_STEPS = 16
 """So long somebody who ended is taken for there where rows are to be taken in: who follows comes soon."""
 
@@ -64,7 +63,8 @@ class DraftDepth:
         tries, plan = self._tries.next_step(other_rows), self._plan
         if plan is None or tries or plan.is_drafting or self._step >= self._plan_until:
             asked = Asked(tuple([of.sequence for of in candidates]), other_rows, most_rows)
-            if plan is None or plan.asked != asked or self._step >= self._plan_until:
+            holds = plan is not None and (plan.asked == asked if tries else plan.holds_for(asked))
+            if plan is None or not holds or self._step >= self._plan_until:
                 plan = self._plan = self._planned(asked, candidates)
                 self._plan_until = self._step + _SAME_STEPS
         # Else whoever comes meanwhile has no drafts either: to look anew takes time.
@@ -72,8 +72,8 @@ class DraftDepth:
         if not tries and not plan.is_drafting:
             return _no_drafts(candidates)
         chosen = self._tries.depths(plan, candidates) if tries else plan.best
-        if plan.takes_in and any(chosen.values()):
-            # Once they are taken in, nothing waits any more.
+        if plan.takes_in and not all(chosen.values()):
+            # Once they are taken in, others may begin.
             self._plan_until = self._step
         return {candidate.sequence: candidate.upto(chosen[candidate.sequence]) for candidate in candidates}
 
@@ -91,7 +91,7 @@ class DraftDepth:
         chances = [(of, self._acceptance.of(of.sequence, shared)) for of in candidates]
         gains = DraftGains.of({of.sequence: own[: of.upto(self.most)] for of, own in chances})
         is_drafting = self._plan is not None and self._plan.is_drafting
-        least_gain = -_GO_ON_LOSS if is_drafting else _BEGIN_GAIN
+        least_gain = -_GO_ON_LOSS if is_drafting else 0.0
         absent = self._usual - len(candidates)
         fastest = FastestDepths(self._costs, self.most, asked, least_gain, absent)
         best = fastest.where_nothing_waits(gains)

@@ -18,7 +18,8 @@ enum { NUM_EDGES = sizeof(EDGES) / sizeof(EDGES[0]) };
 static const double NOISE = 0.1 * 0.1, LEAST_NOISE = 0.04 * 0.04;
 // So many measurements say how much they vary.
 static const double NOISE_MEMORY = 64.0;
-// Standard deviations that a measurement may differ: what is beyond, others did to the box meanwhile.
+// Standard deviations of measurements that one may differ: what is beyond, others did to the box meanwhile. Also of a
+// size that was not measured for long, whose value may be anything: nobody would measure it again if it seemed slow.
 static const double FAR = 2.5;
 // So many on end beyond that, on the same side, are a change.
 enum { FAR_AGAIN = 4 };
@@ -30,6 +31,8 @@ static const double BETWEEN_SIZES = 0.17 * 0.17;
 // of the others.
 enum { FEW = 3 };
 static const double MOST = 0.69314718055994530942;
+// Of what one measurement then says, no more is taken in: the first pass of its kind finds caches without its weights.
+static const double MOST_SHARE = 0.25;
 // So many measurements say where a size's mean lies.
 enum { SIZE_MEMORY = 20 };
 
@@ -83,7 +86,7 @@ static inline Common learn(Corrections* all, double rows, double found, int64_t 
   double variance = known->variance + OWN_DRIFT * (double)(step - known->step);
   double total = variance + common_variance + all->noise;
   double rest = found - known->mean.value;
-  const double farthest = FAR * sqrt(total);
+  const double farthest = FAR * sqrt(common_variance + all->noise);
   if (fabs(rest) <= farthest) {
     known->far = 0;
   } else {
@@ -97,8 +100,10 @@ static inline Common learn(Corrections* all, double rows, double found, int64_t 
     }
   }
   all->noise = fmax(LEAST_NOISE, all->noise * (1 + (rest * rest / total - 1) / NOISE_MEMORY));
-  known->mean.value += rest * variance / total;
-  known->variance = variance * (1 - variance / total);
+  double share = variance / total;
+  if (known->count > FEW && share > MOST_SHARE) share = MOST_SHARE;
+  known->mean.value += rest * share;
+  known->variance = (1 - share) * (1 - share) * variance + share * share * (total - variance);
   known->step = step;
   const double common_share = common_variance / total;
   return (Common){rest * common_share, 1 - common_share};

@@ -24,6 +24,7 @@ class DraftPlan:
         takes_in: whether rows wait for those who draft.
         unit_s: of a step without drafts and without prompts.
         is_drafting: whether it has any drafts.
+        num_drafts: of all sequences together.
         best_steps: steps without drafts that take as long as such a step.
     """
 
@@ -34,12 +35,20 @@ class DraftPlan:
     takes_in: bool
     unit_s: float
     is_drafting: bool = field(init=False)
+    num_drafts: int = field(init=False)
     best_steps: float = field(init=False)
 
     def __post_init__(self) -> None:
         # Every step asks.
-        object.__setattr__(self, "is_drafting", any(self.best.values()))
+        object.__setattr__(self, "num_drafts", sum(self.best.values()))
+        object.__setattr__(self, "is_drafting", self.num_drafts > 0)
         object.__setattr__(self, "best_steps", self.best_s / self.unit_s)
+
+    def holds_for(self, asked: Asked) -> bool:
+        """Whether nobody came since it was made, and there is room for as many drafts."""
+        return (
+            asked.sequences == self.asked.sequences or self.best.keys() >= set(asked.sequences)
+        ) and asked.most_rows >= min(self.asked.most_rows, self.num_drafts)
 
     @property
     def best_rate(self) -> float:

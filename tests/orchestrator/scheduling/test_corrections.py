@@ -39,6 +39,18 @@ def test_one_accident_moves_little_and_a_change_is_followed(noise: float) -> Non
     assert corrections.at(math.log(4)) == pytest.approx(0.5, abs=0.06)
 
 
+def test_an_accident_of_a_size_that_was_not_measured_for_long_moves_little() -> None:
+    """Else it seems slow, is not used any more, and so is never measured again."""
+    corrections = measured({2: 0.0, 4: 0.0}, 0.05, 50)
+    for step in range(50, 2000):
+        corrections.learn(2, 0.0, step)
+    corrections.learn(4, 0.7, 2000)
+    assert 0 < corrections.at(math.log(4)) < 0.05
+    for step in range(2001, 2031):
+        corrections.learn(4, 0.4, step)
+    assert corrections.at(math.log(4)) == pytest.approx(0.4, abs=0.06)
+
+
 def test_steps_between_which_a_box_is_busy_are_no_change() -> None:
     """Of every ten, three on end are far off."""
     luck, corrections = random.Random(0), Corrections()
