@@ -201,11 +201,12 @@ class Scheduler:
         if depth:
             behind = [(self._jobs.get(of.sequence), of.drafted) for of in drafts if of.drafted]
             taken_in = rows_taken_in((job.behind, drafted) for job, drafted in behind if job is not None)
-            self._costs.learn_drafting(depth, len(behind), outcome.drafting_s, taken_in)
         if not taken_in:
             # What was taken in has put the pass's weights out of caches.
             rows = len(plan.decode) + drafted + outcome.prefill_rows
             self._costs.learn_pass(rows, took_s - outcome.drafting_s)
+        if depth:
+            self._costs.learn_drafting(depth, len(behind), outcome.drafting_s, taken_in)
         self._depth.learn(
             [Verified(of.sequence, of.drafted, of.accepted) for of in drafts if of.drafted] if depth else ()
         )

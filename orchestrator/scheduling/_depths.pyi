@@ -3,38 +3,40 @@ from orchestrator.scheduling.curve import Curve
 class Corrections:
     """By how much measured times of one kind of work differ from predicted ones, by its size.
 
-    Sizes that are near to each other are corrected alike, the more so if one was measured long ago.
-
-    Logarithms of seconds are values of a Kalman filter for each size, by Kalman (1960), without covariances.
-    Over the sizes they are smoothed as a random walk, by Rauch, Tung and Striebel (1965).
+    A measurement's logarithm is what is the size's own, what all sizes have in common now, and noise: a Kalman
+    filter, by Kalman (1960). Sizes that are near to each other are corrected alike.
     """
+
+    def __init__(self, common_drift: float, /) -> None:
+        """
+        Args:
+            common_drift: variance that a step adds to what all sizes have in common, at least 0.
+
+        Raises:
+            ValueError: it is below 0, or not finite.
+        """
 
     @property
     def are_known(self) -> bool:
         """Whether anything was measured."""
 
-    def learn(
-        self, size: float, found: float, step: int, common_variance: float = 0.0, /
-    ) -> tuple[float, float]:
-        """Take the logarithm of measured by predicted time in.
+    @property
+    def common(self) -> float:
+        """By how much all sizes have changed since the first measurement: a logarithm, as all here."""
 
-        What differs from the value that is known is noise, or the size drifted, or all sizes did. The longer
-        a size was not measured, the more of it is its own.
+    def learn(self, size: float, found: float, step: int, /) -> None:
+        """Take the logarithm of measured by predicted time in.
 
         Args:
             size: at least 1.
             step: no earlier one than before.
-            common_variance: of what all sizes have in common, at least 0.
-
-        Returns:
-            By how much all sizes have changed, and the share of `common_variance` that is left.
 
         Raises:
             ValueError: an argument is out of these bounds, or not finite.
         """
 
     def at(self, place: float, /) -> float:
-        """Of a size, given as its logarithm: a straight line between measured ones; 0 without any."""
+        """Of a size, given as its logarithm; 0 before anything was measured."""
 
 def fastest(
     gains: list[list[float]],

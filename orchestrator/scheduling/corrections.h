@@ -1,8 +1,9 @@
 // By how much measured times differ from predicted ones, by the size of the work.
 //
-// Sizes that are near to each other are corrected alike, the more so if one was measured long ago. Logarithms of
-// seconds are values of a Kalman filter for each size, by Kalman (1960), without covariances. Over the sizes they are
-// smoothed as a random walk, by Rauch, Tung and Striebel (1965).
+// A measurement's logarithm is what is the size's own, what all sizes have in common now, and noise: a Kalman filter, by
+// Kalman (1960), with all covariances. Boxes get slower and faster as a whole, for some steps on end, and what is a
+// size's own hardly changes. So steps that are near to each other tell by how much sizes differ. Over the logarithm of
+// the size, what is own is a random walk: sizes that are near to each other are corrected alike.
 
 #ifndef POTLUCK_CORRECTIONS_H
 #define POTLUCK_CORRECTIONS_H
@@ -10,145 +11,109 @@
 #include <math.h>
 #include <stdint.h>
 
-// Works of as many rows as an edge, or of more than the edge before, are taken for alike.
+// What is own is kept of these sizes. Between two, a straight line counts, and beyond the last one its value.
 static const double EDGES[] = {1,  2,  3,  4,  5,  6,  7,  8,  10,  12,  14,
                                16, 20, 24, 28, 32, 48, 64, 96, 128, 192, 256};
 enum { NUM_EDGES = sizeof(EDGES) / sizeof(EDGES[0]) };
+// The first value is what all have in common: nothing at first, and then what has changed.
+enum { NUM_VALUES = 1 + NUM_EDGES };
 // Variance of a measurement's logarithm, until measurements say it, and at least.
 static const double NOISE = 0.1 * 0.1, LEAST_NOISE = 0.04 * 0.04;
 // So many measurements say how much they vary.
 static const double NOISE_MEMORY = 64.0;
-// Standard deviations of measurements that one may differ: what is beyond, others did to the box meanwhile. Also of a
-// size that was not measured for long, whose value may be anything: nobody would measure it again if it seemed slow.
+// Standard deviations that a measurement may differ: what is beyond, others did to the box meanwhile.
 static const double FAR = 2.5;
-// So many on end beyond that, on the same side, are a change.
+// So many of a size on end beyond that, on the same side, are a change.
 enum { FAR_AGAIN = 4 };
-// Variance that a step adds to one size alone.
-static const double OWN_DRIFT = 0.003 * 0.003;
-// Variance from one size to another that is e times as large.
-static const double BETWEEN_SIZES = 0.17 * 0.17;
-// After so many measurements, the value may move by a factor of two at a time: a pass that was run again says nothing
-// of the others.
-enum { FEW = 3 };
-static const double MOST = 0.69314718055994530942;
-// Of what one measurement then says, no more is taken in: the first pass of its kind finds caches without its weights.
-static const double MOST_SHARE = 0.25;
-// So many measurements say where a size's mean lies.
-enum { SIZE_MEMORY = 20 };
+// Variance of a size before anything was measured, and from one size to another that is e times as large.
+static const double ANY_VALUE = 1e6, BETWEEN_SIZES = 0.17 * 0.17;
+// The share of the latter that a step adds again.
+static const double OWN_DRIFT = 5e-5;
 
-// Logarithms of a size, and of measured by predicted seconds.
+// `logs`: of the edges. Of each size, `counts` measurements; `far`: so many on end were far above the value, or,
+// below 0, below it.
 typedef struct {
-  double log_size, value;
-} Point;
-
-// `variance` is the value's, as it was at that step; `count` measurements, 0 for none yet. `far`: so many on end were
-// far above the value, or, below 0, below it.
-typedef struct {
-  Point mean;
-  double variance;
-  int64_t step, count, far;
-} Size;
-
-typedef struct {
-  Size sizes[NUM_EDGES];
-  double noise;
-  int64_t step;
-  Point smooth[NUM_EDGES];
-  int num_smooth;  // -1 where they are to be found anew
+  double values[NUM_VALUES], covariance[NUM_VALUES][NUM_VALUES], logs[NUM_EDGES];
+  double noise, common_drift;
+  int64_t step, counts[NUM_EDGES], far[NUM_EDGES];
 } Corrections;
 
-static inline double clamped(double value, double low, double high) { return fmin(fmax(value, low), high); }
+// Two sizes that one lies between, and the second one's share.
+typedef struct {
+  int below, above;
+  double share;
+} Place;
 
-static inline Size* size_of(Corrections* all, double rows) {
-  int edge = 0;
-  while (edge < NUM_EDGES - 1 && EDGES[edge] < rows) edge++;
-  return &all->sizes[edge];
+// A random walk from the first size on.
+static inline void add_own_variance(Corrections* all, double of_first, double between) {
+  for (int one = 0; one < NUM_EDGES; one++)
+    for (int other = 0; other < NUM_EDGES; other++)
+      all->covariance[1 + one][1 + other] += of_first + between * all->logs[one < other ? one : other];
 }
 
-// By how much all sizes have changed, and the share that is left of the variance that they have in common.
-typedef struct {
-  double change, left;
-} Common;
+static inline void begin(Corrections* all, double common_drift) {
+  *all = (Corrections){.noise = NOISE, .common_drift = common_drift};
+  for (int edge = 0; edge < NUM_EDGES; edge++) all->logs[edge] = log(EDGES[edge]);
+  add_own_variance(all, ANY_VALUE, BETWEEN_SIZES);
+}
 
-// Takes a logarithm in. What differs from the value that is known is noise, or the size drifted, or all sizes did. The
-// longer a size was not measured, the more of it is its own.
-static inline Common learn(Corrections* all, double rows, double found, int64_t step, double common_variance) {
-  Size* known = size_of(all, rows);
-  all->num_smooth = -1;
+static inline Place place_of(const Corrections* all, double log_size) {
+  int above = 0;
+  while (above < NUM_EDGES && all->logs[above] < log_size - 1e-12) above++;
+  if (above == 0) return (Place){1, 1, 0.0};
+  if (above == NUM_EDGES) return (Place){NUM_EDGES, NUM_EDGES, 0.0};
+  const double from = all->logs[above - 1];
+  return (Place){above, 1 + above, fmin(1.0, (log_size - from) / (all->logs[above] - from))};
+}
+
+static inline double at_place(const double* values, Place place) {
+  return values[0] + (1 - place.share) * values[place.below] + place.share * values[place.above];
+}
+
+// Of a size, given as its logarithm; 0 before anything was measured.
+static inline double correction_at(const Corrections* all, double log_size) {
+  return at_place(all->values, place_of(all, log_size));
+}
+
+// How far all values are moved with a measurement at a place.
+static inline void moved_with(const Corrections* all, Place place, double* moved) {
+  for (int value = 0; value < NUM_VALUES; value++) moved[value] = at_place(all->covariance[value], place);
+}
+
+// Takes a logarithm in.
+static inline void learn(Corrections* all, double rows, double found, int64_t step) {
+  const Place place = place_of(all, log(rows));
+  const double steps = (double)(step - all->step);
   all->step = step;
-  if (known->count == 0) {
-    *known = (Size){{log(rows), found}, all->noise, step, 1, 0};
-    return (Common){0.0, 1.0};
-  }
-  if (known->count >= FEW) found = clamped(found, known->mean.value - MOST, known->mean.value + MOST);
-  known->count++;
-  known->mean.log_size += (log(rows) - known->mean.log_size) / fmin((double)known->count, SIZE_MEMORY);
-  double variance = known->variance + OWN_DRIFT * (double)(step - known->step);
-  double total = variance + common_variance + all->noise;
-  double rest = found - known->mean.value;
-  const double farthest = FAR * sqrt(common_variance + all->noise);
+  all->covariance[0][0] += steps * all->common_drift;
+  add_own_variance(all, 0.0, steps * OWN_DRIFT * BETWEEN_SIZES);
+  double moved[NUM_VALUES];
+  moved_with(all, place, moved);
+  double total = fmax(0.0, at_place(moved, place)) + all->noise, rest = found - at_place(all->values, place);
+  const double farthest = FAR * sqrt(total);
+  const int nearest = (place.share < 0.5 ? place.below : place.above) - 1;
+  int64_t* far = &all->far[nearest];
   if (fabs(rest) <= farthest) {
-    known->far = 0;
+    *far = 0;
   } else {
-    const int64_t before = known->far;
-    known->far = rest > 0 ? (before > 0 ? before : 0) + 1 : (before < 0 ? before : 0) - 1;
-    if (known->far < FAR_AGAIN && known->far > -FAR_AGAIN) {
+    *far = rest > 0 ? (*far > 0 ? *far : 0) + 1 : (*far < 0 ? *far : 0) - 1;
+    if (*far < FAR_AGAIN && *far > -FAR_AGAIN) {
       rest = copysign(farthest, rest);
     } else {
-      variance += rest * rest;
-      total = variance + common_variance + all->noise;
+      // It is more often the box that has changed.
+      all->covariance[0][0] += rest * rest;
+      moved_with(all, place, moved);
+      total = fmax(0.0, at_place(moved, place)) + all->noise;
     }
   }
-  all->noise = fmax(LEAST_NOISE, all->noise * (1 + (rest * rest / total - 1) / NOISE_MEMORY));
-  double share = variance / total;
-  if (known->count > FEW && share > MOST_SHARE) share = MOST_SHARE;
-  known->mean.value += rest * share;
-  known->variance = (1 - share) * (1 - share) * variance + share * share * (total - variance);
-  known->step = step;
-  const double common_share = common_variance / total;
-  return (Common){rest * common_share, 1 - common_share};
-}
-
-static inline void smooth_sizes(Corrections* all) {
-  double variances[NUM_EDGES], added[NUM_EDGES];
-  Point* smooth = all->smooth;
-  int count = 0;
-  // First each size by itself and those below it.
-  for (int edge = 0; edge < NUM_EDGES; ++edge) {
-    const Size* size = &all->sizes[edge];
-    if (size->count == 0) continue;
-    const double own = size->variance + OWN_DRIFT * (double)(all->step - size->step);
-    smooth[count] = size->mean;
-    variances[count] = own;
-    added[count] = 0.0;
-    if (count > 0) {
-      const Point below = smooth[count - 1];
-      added[count] = BETWEEN_SIZES * (size->mean.log_size - below.log_size);
-      const double before = variances[count - 1] + added[count];
-      const double share = before / (before + own);
-      smooth[count].value = below.value + share * (size->mean.value - below.value);
-      variances[count] = share * own;
-    }
-    count++;
+  // The first one also says how little was known.
+  if (all->counts[nearest]++ > 0)
+    all->noise = fmax(LEAST_NOISE, all->noise * (1 + (rest * rest / total - 1) / NOISE_MEMORY));
+  for (int one = 0; one < NUM_VALUES; one++) {
+    all->values[one] += rest * moved[one] / total;
+    for (int other = 0; other < NUM_VALUES; other++)
+      all->covariance[one][other] -= moved[one] * moved[other] / total;
   }
-  for (int at = count - 2; at >= 0; at--)
-    smooth[at].value +=
-        variances[at] / (variances[at] + added[at + 1]) * (smooth[at + 1].value - smooth[at].value);
-  all->num_smooth = count;
-}
-
-// Of a size, given as its logarithm: a straight line between measured ones; 0 without any.
-static inline double correction_at(Corrections* all, double log_size) {
-  if (all->num_smooth < 0) smooth_sizes(all);
-  const Point* smooth = all->smooth;
-  const int count = all->num_smooth;
-  if (count == 0) return 0.0;
-  int after = 0;
-  while (after < count && smooth[after].log_size < log_size) after++;
-  if (after == 0) return smooth[0].value;
-  if (after == count) return smooth[count - 1].value;
-  const Point low = smooth[after - 1], high = smooth[after];
-  return low.value + (high.value - low.value) * (log_size - low.log_size) / (high.log_size - low.log_size);
 }
 
 #endif

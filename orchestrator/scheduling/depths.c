@@ -21,23 +21,27 @@ typedef struct {
 static PyTypeObject* corrections_type;
 
 static PyObject* corrections_new(PyTypeObject* type, PyObject* arguments, PyObject* names) {
-  if (PyTuple_GET_SIZE(arguments) != 0 || (names != NULL && PyDict_GET_SIZE(names) != 0))
-    return PyErr_SetString(PyExc_TypeError, "Corrections() takes no arguments"), NULL;
+  double common_drift;
+  if (names != NULL && PyDict_GET_SIZE(names) != 0)
+    return PyErr_SetString(PyExc_TypeError, "Corrections() takes no arguments by name"), NULL;
+  if (!PyArg_ParseTuple(arguments, "d", &common_drift)) return NULL;
+  if (!(common_drift >= 0 && isfinite(common_drift)))
+    return PyErr_SetString(PyExc_ValueError, "expected a variance that is finite and not below 0"), NULL;
   PyCorrections* self = (PyCorrections*)type->tp_alloc(type, 0);
-  if (self != NULL) self->all.noise = NOISE;
+  if (self != NULL) begin(&self->all, common_drift);
   return (PyObject*)self;
 }
 
 static PyObject* corrections_learn(PyCorrections* self, PyObject* arguments) {
-  double size, found, common_variance = 0.0;
+  double size, found;
   long long step;
-  if (!PyArg_ParseTuple(arguments, "ddL|d", &size, &found, &step, &common_variance)) return NULL;
-  if (!(size >= 1 && isfinite(size) && isfinite(found) && common_variance >= 0 && isfinite(common_variance)))
-    return PyErr_SetString(PyExc_ValueError, "expected a size of at least 1, no variance below 0, all finite"), NULL;
+  if (!PyArg_ParseTuple(arguments, "ddL", &size, &found, &step)) return NULL;
+  if (!(size >= 1 && isfinite(size) && isfinite(found)))
+    return PyErr_SetString(PyExc_ValueError, "expected a size of at least 1, and a logarithm that is finite"), NULL;
   if (step < self->all.step || step > MOST_STEPS)
     return PyErr_SetString(PyExc_ValueError, "expected a step that is not before the last one"), NULL;
-  const Common common = learn(&self->all, size, found, step, common_variance);
-  return Py_BuildValue("dd", common.change, common.left);
+  learn(&self->all, size, found, step);
+  Py_RETURN_NONE;
 }
 
 static PyObject* corrections_at(PyCorrections* self, PyObject* argument) {
@@ -46,10 +50,15 @@ static PyObject* corrections_at(PyCorrections* self, PyObject* argument) {
   return PyFloat_FromDouble(correction_at(&self->all, place));
 }
 
+static PyObject* corrections_common(PyCorrections* self, void* closure) {
+  (void)closure;
+  return PyFloat_FromDouble(self->all.values[0]);
+}
+
 static PyObject* corrections_are_known(PyCorrections* self, void* closure) {
   (void)closure;
   for (int edge = 0; edge < NUM_EDGES; ++edge)
-    if (self->all.sizes[edge].count != 0) Py_RETURN_TRUE;
+    if (self->all.counts[edge] != 0) Py_RETURN_TRUE;
   Py_RETURN_FALSE;
 }
 
@@ -58,7 +67,9 @@ static PyMethodDef corrections_methods[] = {
     {"at", (PyCFunction)corrections_at, METH_O, "Of a size, given as its logarithm."},
     {NULL}};
 static PyGetSetDef corrections_properties[] = {
-    {"are_known", (getter)corrections_are_known, NULL, "Whether anything was measured.", NULL}, {NULL}};
+    {"are_known", (getter)corrections_are_known, NULL, "Whether anything was measured.", NULL},
+    {"common", (getter)corrections_common, NULL, "By how much all sizes have changed.", NULL},
+    {NULL}};
 static PyType_Slot corrections_slots[] = {
     {Py_tp_new, corrections_new},
     {Py_tp_methods, corrections_methods},

@@ -11,8 +11,11 @@ from orchestrator.scheduling.curve import Curve
 from orchestrator.scheduling.native import Corrections
 from placement.pass_costs import PassCosts
 
-_COMMON_DRIFT = 0.0015**2
-"""Variance that a step adds to all sizes alike, since a box gets slower as a whole."""
+_PASS_DRIFT, _OWN_DRIFT = 0.03**2, 0.003**2
+"""Variance that a step adds: to passes of all sizes alike, and to how drafting stands to passes.
+
+A box gets slower as a whole, for some steps on end.
+"""
 _ROWS_IN_DRAFTING = 2
 """Of a sequence: its newest row, and about one that was accepted or hung on a draft."""
 
@@ -20,7 +23,8 @@ _ROWS_IN_DRAFTING = 2
 class MeasuredCosts:
     """Seconds of passes and of drafting: the prediction times a correction by size.
 
-    A measurement corrects its own size and, since boxes get slower and faster as a whole, all others too.
+    A measurement corrects its own size and, since boxes get slower and faster as a whole, all others too. So
+    report a step's pass before its drafting.
     """
 
     def __init__(self, predicted: PassCosts) -> None:
@@ -31,13 +35,13 @@ class MeasuredCosts:
             _Table(partial(_drafting_s, predicted, depth + 1)) for depth in range(self.most_drafts)
         ]
         """By depth and sequences."""
-        self._common = self._common_variance = 0.0
-        """The logarithm of how much slower the box is than at the time of the corrections."""
         self._steps = 0
-        self._passes = Corrections()
+        self._passes = Corrections(_PASS_DRIFT)
+        """What they have in common, all other work has too."""
+        self._nothing = Corrections(0.0)
         self._drafting: dict[int, Corrections] = {}
         """By depth; its sizes are numbers of sequences."""
-        self._taking_in = Corrections()
+        self._taking_in = Corrections(_OWN_DRIFT)
         """Its sizes are numbers of rows, all layers together."""
 
     @property
@@ -65,26 +69,26 @@ class MeasuredCosts:
 
     def passes(self, most_rows: int) -> Curve:
         """`trunk_s` of 1 to `most_rows` rows."""
-        return Curve(self._passes_table.upto(most_rows), self._passes, self._common)
+        return Curve(self._passes_table.upto(most_rows), self._passes, 0.0)
 
     def drafting(self, depth: int, most_sequences: int) -> Curve:
         """`drafting_s` of that depth, at least 1, for 1 to `most_sequences` sequences."""
         predicted_s = self._drafting_tables[depth - 1].upto(most_sequences)
         if not self._drafting:
-            return Curve(predicted_s, Corrections(), self._common + self._passes.at(0.0))
+            return Curve(predicted_s, self._nothing, self._passes.at(0.0))
         known = self._drafting.get(depth)
         if known is None:
             known = self._drafting[min(self._drafting, key=lambda other: abs(other - depth))]
-        return Curve(predicted_s, known, self._common)
+        return Curve(predicted_s, known, self._passes.common)
 
     def taking_in_s(self, rows: Sequence[int]) -> float:
         """Of so many rows more in each of the first MTP layers, which had waited for them."""
         predicted_s = self._predicted_taking_in_s(rows)
         if not predicted_s:
             return 0.0
-        known = self._taking_in
-        correction = known.at(math.log(sum(rows))) if known.are_known else self._passes.at(0.0)
-        return predicted_s * math.exp(self._common + correction)
+        if not self._taking_in.are_known:
+            return predicted_s * math.exp(self._passes.at(0.0))
+        return predicted_s * math.exp(self._passes.common + self._taking_in.at(math.log(sum(rows))))
 
     def step_s(self, depths: Iterable[int], other_rows: int) -> float:
         """Of a step whose sequences draft so deep, with so many rows of prompts and nothing to take in."""
@@ -97,11 +101,7 @@ class MeasuredCosts:
         """A pass of so many rows took so long."""
         if rows > 0 and 0 < seconds < math.inf:
             self._steps += 1
-            self._common_variance += _COMMON_DRIFT
-            found = math.log(seconds / self._passes_table.upto(rows)[rows]) - self._common
-            change, left = self._passes.learn(rows, found, self._steps, self._common_variance)
-            self._common += change
-            self._common_variance *= left
+            self._passes.learn(rows, math.log(seconds / self._passes_table.upto(rows)[rows]), self._steps)
 
     def learn_drafting(
         self, depth: int, sequences: int, seconds: float, taken_in: Sequence[int] = ()
@@ -114,13 +114,15 @@ class MeasuredCosts:
             left_s = max(seconds - self.drafting_s(depth, sequences), 0.1 * seconds)
             predicted_s = self._predicted_taking_in_s(taken_in)
             if predicted_s > 0:
-                found = math.log(left_s / predicted_s) - self._common
+                found = math.log(left_s / predicted_s) - self._passes.common
                 self._taking_in.learn(sum(taken_in), found, self._steps)
             return
         predicted_s = self._drafting_tables[depth - 1].upto(sequences)[sequences]
         if predicted_s > 0:
-            corrections = self._drafting.setdefault(depth, Corrections())
-            corrections.learn(sequences, math.log(seconds / predicted_s) - self._common, self._steps)
+            if depth not in self._drafting:
+                self._drafting[depth] = Corrections(_OWN_DRIFT)
+            found = math.log(seconds / predicted_s) - self._passes.common
+            self._drafting[depth].learn(sequences, found, self._steps)
 
     def _predicted_taking_in_s(self, rows: Sequence[int]) -> float:
         return sum(count * row_s for count, (_, row_s) in zip(rows, self.predicted.draft_s, strict=False))

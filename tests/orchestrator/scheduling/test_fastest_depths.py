@@ -126,10 +126,10 @@ def test_a_table_may_grow_after_a_search() -> None:
 
 
 def curve(seconds: list[float]) -> Curve:
-    return Curve(array("d", seconds), Corrections(), 0.0)
+    return Curve(array("d", seconds), Corrections(0.0), 0.0)
 
 
-FLOATS = Curve(array("f", [0, 1, 1]), Corrections(), 0.0)
+FLOATS = Curve(array("f", [0, 1, 1]), Corrections(0.0), 0.0)
 ONE = curve([0, 1.0, 1.0])
 
 
