@@ -31,6 +31,7 @@ from orchestrator.model.layer import decoder_layer, ffn_of
 from orchestrator.model.mtp_state import MtpState
 from orchestrator.model.passes import run_pass
 from orchestrator.model.step35 import Step35Model
+from orchestrator.model.waiting_rows import append_each
 from orchestrator.sampling import Choice, Logits, LogitsInRam
 from placement.errors import InputError, NonFiniteError
 from placement.kv_size import MAX_DRAFTS, PAGE_POSITIONS, PASS_ROWS, reaches
@@ -184,20 +185,21 @@ class MtpDrafter:
         outputs = self._computed(k, works)
         ends: list[int] = []
         drafting: list[_Turn] = []
-        start = 0
+        firsts: list[int] = []
+        stop = 0
         for work in works:
+            firsts.append(stop)
             turn, state = work.turn, work.turn.request.state
-            own = outputs[start : start + len(work.token_ids)]
-            start += len(own)
+            stop += len(work.token_ids)
             if k < turn.request.num_drafts:
-                ends.append(start - 1)
+                ends.append(stop - 1)
                 drafting.append(turn)
+            if k + 1 < turn.request.num_drafts:
+                turn.hanging = outputs[firsts[-1] + work.committed - work.first : stop]
             work.settle()
             state.rows[k].drop_before(work.committed)
-            if k + 1 < self.num_layers:
-                newly = work.committed - work.first
-                self._hand_on(k + 1, work, own[:newly])
-                turn.hanging = own[newly:]
+        if k + 1 < self.num_layers:
+            self._hand_on(k + 1, works, outputs, firsts)
         if ends:
             logits = self._logits(k, _rows_at(outputs, ends))
             chosen = logits.choose([turn.request.choice(turn.drafts) for turn in drafting])
@@ -218,17 +220,21 @@ class MtpDrafter:
         inputs = torch.cat([waiting, turn.hanging]) if len(turn.hanging) else waiting
         return _Work(turn, cache, first, is_new, inputs[: stop - first], known, committed)
 
-    def _hand_on(self, k: int, work: _Work, states: Tensor) -> None:
-        """Let what the layer before has committed wait for layer k."""
-        state = work.turn.request.state
-        rows = state.rows[k]
-        if work.is_new:
-            # The first states hang on slots that were not there.
-            hang = self._model.config.sliding_window - 1
-            rows.begin_at(work.first + hang)
-            states = states[hang:]
-        rows.append(states)
-        rows.forget_before(state.first_needed(k))
+    def _hand_on(self, k: int, works: Sequence[_Work], outputs: Tensor, firsts: Sequence[int]) -> None:
+        """Let what the layer before has committed wait for layer k; `firsts`: where each work's rows begin."""
+        targets = [work.turn.request.state.rows[k] for work in works]
+        firsts, counts = list(firsts), [work.committed - work.first for work in works]
+        for place, work in enumerate(works):
+            if work.is_new:
+                # The first states hang on slots that were not there.
+                hang = self._model.config.sliding_window - 1
+                targets[place].begin_at(work.first + hang)
+                firsts[place] += min(hang, counts[place])
+                counts[place] -= min(hang, counts[place])
+        for place in append_each(targets, firsts, counts, outputs):
+            targets[place].append(outputs[firsts[place] : firsts[place] + counts[place]])
+        for work, rows in zip(works, targets, strict=True):
+            rows.forget_before(work.turn.request.state.first_needed(k))
 
     def _computed(self, k: int, works: Sequence[_Work]) -> Tensor:
         """The states of all slots, one sequence after another. All but each sequence's last are committed."""

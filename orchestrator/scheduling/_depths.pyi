@@ -3,8 +3,8 @@ from orchestrator.scheduling.curve import Curve
 class Corrections:
     """By how much measured times of one kind of work differ from predicted ones, by its size.
 
-    A measurement's logarithm is what is the size's own, what all sizes have in common now, and noise: a Kalman
-    filter, by Kalman (1960). Sizes that are near to each other are corrected alike.
+    A measurement's logarithm is what is the size's own, what all sizes have in common now, and noise: a
+    Kalman filter, by Kalman (1960). Sizes that are near to each other are corrected alike.
     """
 
     def __init__(self, common_drift: float, /) -> None:
