@@ -61,6 +61,8 @@ class Scheduler:
         self._to_pause: set[int] = set()
         self._planned: StepPlan | None = None
         self._prompt_rows = 0
+        self._has_drafted = False
+        """In the last step."""
         self._lack: _Lack | None = None
         self._doubted: _Lack | None = None
         """What was lacked until it seemed to be back; no pass was run since."""
@@ -201,12 +203,13 @@ class Scheduler:
         if depth:
             behind = [(self._jobs.get(of.sequence), of.drafted) for of in drafts if of.drafted]
             taken_in = rows_taken_in((job.behind, drafted) for job, drafted in behind if job is not None)
-        if not taken_in:
-            # What was taken in has put the pass's weights out of caches.
+        if not taken_in and (depth or not self._has_drafted):
+            # What was taken in has put the pass's weights out of caches, as have drafts of the step before.
             rows = len(plan.decode) + drafted + outcome.prefill_rows
             self._costs.learn_pass(rows, took_s - outcome.drafting_s)
         if depth:
             self._costs.learn_drafting(depth, len(behind), outcome.drafting_s, taken_in)
+        self._has_drafted = depth > 0
         self._depth.learn(
             [Verified(of.sequence, of.drafted, of.accepted) for of in drafts if of.drafted] if depth else ()
         )

@@ -221,7 +221,12 @@ class MtpDrafter:
         return _Work(turn, cache, first, is_new, inputs[: stop - first], known, committed)
 
     def _hand_on(self, k: int, works: Sequence[_Work], outputs: Tensor, firsts: Sequence[int]) -> None:
-        """Let what the layer before has committed wait for layer k; `firsts`: where each work's rows begin."""
+        """Let what the layer before has committed wait for layer k.
+
+        Args:
+            outputs: its states of all works.
+            firsts: where each work's begin.
+        """
         targets = [work.turn.request.state.rows[k] for work in works]
         firsts, counts = list(firsts), [work.committed - work.first for work in works]
         for place, work in enumerate(works):

@@ -28,7 +28,7 @@ enum { FAR_AGAIN = 4 };
 // Variance of a size before anything was measured, and from one size to another that is e times as large.
 static const double ANY_VALUE = 1e6, BETWEEN_SIZES = 0.17 * 0.17;
 // The share of the latter that a step adds again.
-static const double OWN_DRIFT = 5e-5;
+static const double OWN_DRIFT = 2e-4;
 
 // `logs`: of the edges. Of each size, `counts` measurements; `far`: so many on end were far above the value, or,
 // below 0, below it.
@@ -90,8 +90,10 @@ static inline void learn(Corrections* all, double rows, double found, int64_t st
   double moved[NUM_VALUES];
   moved_with(all, place, moved);
   double total = fmax(0.0, at_place(moved, place)) + all->noise, rest = found - at_place(all->values, place);
-  const double farthest = FAR * sqrt(total);
   const int nearest = (place.share < 0.5 ? place.below : place.above) - 1;
+  // Of a size that was not measured for long anything may be true. But if it seemed slow, nobody would measure it again.
+  const double usual = all->counts[nearest] > 0 ? fmin(total, all->covariance[0][0] + all->noise) : total;
+  const double farthest = FAR * sqrt(usual);
   int64_t* far = &all->far[nearest];
   if (fabs(rest) <= farthest) {
     *far = 0;

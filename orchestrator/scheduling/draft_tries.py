@@ -19,6 +19,8 @@ _TRY_GAP_STEPS = 12
 """From one try to the next, at least."""
 _MOST_TRY_STEPS = 8
 """As many steps on end another depth is tried where much had to be taken in for the first one."""
+_WITHOUT_STEPS = 4
+"""As many steps on end none is drafted: the first passes find less of their weights in caches than others."""
 _LONGEST_SAVING_STEPS = 60
 """So long nobody looks again what can be tried, at most, where nothing can be paid for yet."""
 
@@ -97,7 +99,8 @@ class DraftTries:
     def _tries(self, plan: DraftPlan, candidates: Sequence[Candidate], depth: int) -> list[_Try]:
         """Ways to try a depth that are not the best one anyway.
 
-        Where much waits, a try goes on for several steps, since it is taken in only once.
+        Where much waits, a try goes on for several steps, since it is taken in only once. So does one without
+        drafts.
         """
         tries = []
         for depths in self._ways(plan, candidates, depth):
@@ -108,7 +111,9 @@ class DraftTries:
             waiting_s = sum(map(self._costs.taking_in_s, taken_in))
             step_loss_s = max(0.0, step_s - plan.gains.tokens(depths) / plan.best_rate)
             steps = 1
-            if waiting_s:
+            if not any(depths.values()):
+                steps = _WITHOUT_STEPS
+            elif waiting_s:
                 steps = min(_MOST_TRY_STEPS, int(2 + waiting_s / max(step_loss_s, 1e-9)))
             loss = (waiting_s + steps * step_loss_s) / plan.unit_s
             tries.append(_Try(depths, steps, loss + _TRY_STEPS))
