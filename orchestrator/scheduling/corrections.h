@@ -91,7 +91,7 @@ static inline void learn(Corrections* all, double rows, double found, int64_t st
   moved_with(all, place, moved);
   double total = fmax(0.0, at_place(moved, place)) + all->noise, rest = found - at_place(all->values, place);
   const int nearest = (place.share < 0.5 ? place.below : place.above) - 1;
-  // Of a size that was not measured for long anything may be true. But if it seemed slow, nobody would measure it again.
+  // A size that was not measured for long may be anything. But if it seemed slow, nobody would measure it again.
   const double usual = all->counts[nearest] > 0 ? fmin(total, all->covariance[0][0] + all->noise) : total;
   const double farthest = FAR * sqrt(usual);
   int64_t* far = &all->far[nearest];
