@@ -46,9 +46,7 @@ class DraftPlan:
 
     def holds_for(self, asked: Asked) -> bool:
         """Whether nobody came since it was made, and there is room for as many drafts."""
-        return (
-            asked.sequences == self.asked.sequences or self.best.keys() >= set(asked.sequences)
-        ) and asked.most_rows >= min(self.asked.most_rows, self.num_drafts)
+        return asked.most_rows >= self.num_drafts and self.best.keys() >= set(asked.sequences)
 
     @property
     def best_rate(self) -> float:
