@@ -72,8 +72,8 @@ class DraftDepth:
         if not tries and not plan.is_drafting:
             return _no_drafts(candidates)
         chosen = self._tries.depths(plan, candidates) if tries else plan.best
-        if plan.takes_in and not all(chosen.values()):
-            # Once they are taken in, others may begin.
+        if plan.takes_in and any(chosen.values()) and not all(chosen.values()):
+            # What they waited for is taken in, so others may begin.
             self._plan_until = self._step
         return {candidate.sequence: candidate.upto(chosen[candidate.sequence]) for candidate in candidates}
 
@@ -81,6 +81,10 @@ class DraftDepth:
         """A step is done, with drafts of these sequences."""
         self._step += 1
         self._acceptance.learn(verified)
+
+    def plan_anew(self) -> None:
+        """Somebody was put back: its rows will wait again."""
+        self._plan_until = self._step
 
     def forget(self, sequence: int) -> None:
         """It has ended."""

@@ -61,7 +61,7 @@ class Scheduler:
         self._to_pause: set[int] = set()
         self._planned: StepPlan | None = None
         self._prompt_rows = 0
-        self._has_drafted = False
+        self._drafted_last = False
         """In the last step."""
         self._lack: _Lack | None = None
         self._doubted: _Lack | None = None
@@ -203,13 +203,13 @@ class Scheduler:
         if depth:
             behind = [(self._jobs.get(of.sequence), of.drafted) for of in drafts if of.drafted]
             taken_in = rows_taken_in((job.behind, drafted) for job, drafted in behind if job is not None)
-        if not taken_in and (depth or not self._has_drafted):
+        if not taken_in and (depth or outcome.prefill_rows or not self._drafted_last):
             # What was taken in has put the pass's weights out of caches, as have drafts of the step before.
             rows = len(plan.decode) + drafted + outcome.prefill_rows
             self._costs.learn_pass(rows, took_s - outcome.drafting_s)
         if depth:
             self._costs.learn_drafting(depth, len(behind), outcome.drafting_s, taken_in)
-        self._has_drafted = depth > 0
+        self._drafted_last = depth > 0
         self._depth.learn(
             [Verified(of.sequence, of.drafted, of.accepted) for of in drafts if of.drafted] if depth else ()
         )
@@ -368,6 +368,7 @@ class Scheduler:
         job.behind = ()
         self._to_pause.add(job.sequence)
         self._line.add(job)
+        self._depth.plan_anew()
 
     def _end(self, job: Job) -> None:
         del self._jobs[job.sequence]

@@ -36,8 +36,8 @@ from orchestrator.sampling import Choice, Logits, LogitsInRam
 from placement.errors import InputError, NonFiniteError
 from placement.kv_size import MAX_DRAFTS, PAGE_POSITIONS, PASS_ROWS, reaches
 
-_AT_ONCE = 2 * MAX_DRAFTS
-"""Slots that a sequence's next draft takes where hardly any rows wait: so few need no care for pages."""
+_FEW_ROWS = 2 * MAX_DRAFTS
+"""A sequence's next draft takes no more rows where few wait. They go into a cache without regard to pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class _Work:
     def piece(self, room: int) -> int:
         """How many slots the next pass computes. It ends with a page, so that no cache holds too many."""
         left = self.left
-        if left <= min(room, _AT_ONCE):
+        if left <= min(room, _FEW_ROWS):
             return left
         return min(left, room, PAGE_POSITIONS - self.cache.length % PAGE_POSITIONS)
 
@@ -194,8 +194,8 @@ class MtpDrafter:
             if k < turn.request.num_drafts:
                 ends.append(stop - 1)
                 drafting.append(turn)
-            if k + 1 < turn.request.num_drafts:
-                turn.hanging = outputs[firsts[-1] + work.committed - work.first : stop]
+            hang = firsts[-1] + work.committed - work.first
+            turn.hanging = outputs[hang:stop] if k + 1 < turn.request.num_drafts else outputs[:0]
             work.settle()
             state.rows[k].drop_before(work.committed)
         if k + 1 < self.num_layers:
@@ -228,23 +228,24 @@ class MtpDrafter:
             firsts: where each work's begin.
         """
         targets = [work.turn.request.state.rows[k] for work in works]
-        firsts, counts = list(firsts), [work.committed - work.first for work in works]
+        starts, counts = list(firsts), [work.committed - work.first for work in works]
         for place, work in enumerate(works):
             if work.is_new:
                 # The first states hang on slots that were not there.
                 hang = self._model.config.sliding_window - 1
                 targets[place].begin_at(work.first + hang)
-                firsts[place] += min(hang, counts[place])
-                counts[place] -= min(hang, counts[place])
-        for place in append_each(targets, firsts, counts, outputs):
-            targets[place].append(outputs[firsts[place] : firsts[place] + counts[place]])
+                skipped = min(hang, counts[place])
+                starts[place] += skipped
+                counts[place] -= skipped
+        for place in append_each(targets, starts, counts, outputs):
+            targets[place].append(outputs[starts[place] : starts[place] + counts[place]])
         for work, rows in zip(works, targets, strict=True):
             rows.forget_before(work.turn.request.state.first_needed(k))
 
     def _computed(self, k: int, works: Sequence[_Work]) -> Tensor:
         """The states of all slots, one sequence after another. All but each sequence's last are committed."""
         counts = [len(work.token_ids) for work in works]
-        if max(counts) <= _AT_ONCE and sum(counts) <= self._pass_rows:
+        if max(counts) <= _FEW_ROWS and sum(counts) <= self._pass_rows:
             batch = [SequenceSlice(work.cache, count) for work, count in zip(works, counts, strict=True)]
             inputs = works[0].inputs if len(works) == 1 else torch.cat([work.inputs for work in works])
             return self._forward(k, [token for work in works for token in work.token_ids], inputs, batch)
@@ -312,7 +313,7 @@ class MtpDrafter:
                 self._layers[k].layer, hidden_states, rope, batch, 0, model.experts, model.timer
             )
         except NonFiniteError:
-            # The layer names what comes before a layer of the trunk.
+            # The layer blames the layer before it, but an MTP layer's input comes from its projection.
             check_finite(hidden_states, input_projection(self._configs[k].index))
             raise
 

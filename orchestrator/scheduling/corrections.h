@@ -1,8 +1,8 @@
 // By how much measured times differ from predicted ones, by the size of the work.
 //
-// A measurement's logarithm is what is the size's own, what all sizes have in common now, and noise: a Kalman filter, by
-// Kalman (1960), with all covariances. Boxes get slower and faster as a whole, for some steps on end, and what is a
-// size's own hardly changes. So steps that are near to each other tell by how much sizes differ. Over the logarithm of
+// The logarithm of measured by predicted time has three parts: what the size has of its own, what all sizes have in
+// common now, and noise. A Kalman filter, by Kalman (1960), tells them apart, with all covariances. Boxes get slower as a
+// whole for some steps on end, so steps that are near to each other show by how much sizes differ. Over the logarithm of
 // the size, what is own is a random walk: sizes that are near to each other are corrected alike.
 
 #ifndef POTLUCK_CORRECTIONS_H
@@ -17,7 +17,7 @@ static const double EDGES[] = {1,  2,  3,  4,  5,  6,  7,  8,  10,  12,  14,
 enum { NUM_EDGES = sizeof(EDGES) / sizeof(EDGES[0]) };
 // The first value is what all have in common: nothing at first, and then what has changed.
 enum { NUM_VALUES = 1 + NUM_EDGES };
-// Variance of a measurement's logarithm, until measurements say it, and at least.
+// Variance of a measurement's logarithm: at first, and at least.
 static const double NOISE = 0.1 * 0.1, LEAST_NOISE = 0.04 * 0.04;
 // So many measurements say how much they vary.
 static const double NOISE_MEMORY = 64.0;
@@ -31,20 +31,20 @@ static const double ANY_VALUE = 1e6, BETWEEN_SIZES = 0.17 * 0.17;
 static const double OWN_DRIFT = 2e-4;
 
 // `logs`: of the edges. Of each size, `counts` measurements; `far`: so many on end were far above the value, or,
-// below 0, below it.
+// below 0, below it. `step`: of the last measurement, -1 before the first.
 typedef struct {
   double values[NUM_VALUES], covariance[NUM_VALUES][NUM_VALUES], logs[NUM_EDGES];
   double noise, common_drift;
   int64_t step, counts[NUM_EDGES], far[NUM_EDGES];
 } Corrections;
 
-// Two sizes that one lies between, and the second one's share.
+// Places in `values` of two sizes that one lies between, and the second one's share.
 typedef struct {
   int below, above;
   double share;
 } Place;
 
-// A random walk from the first size on.
+// A random walk from the first size on. That one stands for what all of them have.
 static inline void add_own_variance(Corrections* all, double of_first, double between) {
   for (int one = 0; one < NUM_EDGES; one++)
     for (int other = 0; other < NUM_EDGES; other++)
@@ -52,7 +52,7 @@ static inline void add_own_variance(Corrections* all, double of_first, double be
 }
 
 static inline void begin(Corrections* all, double common_drift) {
-  *all = (Corrections){.noise = NOISE, .common_drift = common_drift};
+  *all = (Corrections){.noise = NOISE, .common_drift = common_drift, .step = -1};
   for (int edge = 0; edge < NUM_EDGES; edge++) all->logs[edge] = log(EDGES[edge]);
   add_own_variance(all, ANY_VALUE, BETWEEN_SIZES);
 }
@@ -83,7 +83,7 @@ static inline void moved_with(const Corrections* all, Place place, double* moved
 // Takes a logarithm in.
 static inline void learn(Corrections* all, double rows, double found, int64_t step) {
   const Place place = place_of(all, log(rows));
-  const double steps = (double)(step - all->step);
+  const double steps = all->step < 0 ? 0.0 : (double)(step - all->step);
   all->step = step;
   all->covariance[0][0] += steps * all->common_drift;
   add_own_variance(all, 0.0, steps * OWN_DRIFT * BETWEEN_SIZES);
@@ -91,9 +91,10 @@ static inline void learn(Corrections* all, double rows, double found, int64_t st
   moved_with(all, place, moved);
   double total = fmax(0.0, at_place(moved, place)) + all->noise, rest = found - at_place(all->values, place);
   const int nearest = (place.share < 0.5 ? place.below : place.above) - 1;
-  // A size that was not measured for long may be anything. But if it seemed slow, nobody would measure it again.
-  const double usual = all->counts[nearest] > 0 ? fmin(total, all->covariance[0][0] + all->noise) : total;
-  const double farthest = FAR * sqrt(usual);
+  // A size that was not measured for long may be anything. But one slow pass must not make it look slow: then nobody
+  // would measure it again.
+  const double usual = fmin(total, fmin(all->covariance[0][0], NOISE) + all->noise);
+  const double farthest = FAR * sqrt(all->counts[nearest] > 0 ? usual : total);
   int64_t* far = &all->far[nearest];
   if (fabs(rest) <= farthest) {
     *far = 0;

@@ -38,7 +38,7 @@ static PyObject* corrections_learn(PyCorrections* self, PyObject* arguments) {
   if (!PyArg_ParseTuple(arguments, "ddL", &size, &found, &step)) return NULL;
   if (!(size >= 1 && isfinite(size) && isfinite(found)))
     return PyErr_SetString(PyExc_ValueError, "expected a size of at least 1, and a logarithm that is finite"), NULL;
-  if (step < self->all.step || step > MOST_STEPS)
+  if (step < 0 || step < self->all.step || step > MOST_STEPS)
     return PyErr_SetString(PyExc_ValueError, "expected a step that is not before the last one"), NULL;
   learn(&self->all, size, found, step);
   Py_RETURN_NONE;
@@ -57,9 +57,7 @@ static PyObject* corrections_common(PyCorrections* self, void* closure) {
 
 static PyObject* corrections_are_known(PyCorrections* self, void* closure) {
   (void)closure;
-  for (int edge = 0; edge < NUM_EDGES; ++edge)
-    if (self->all.counts[edge] != 0) Py_RETURN_TRUE;
-  Py_RETURN_FALSE;
+  return PyBool_FromLong(self->all.step >= 0);
 }
 
 static PyMethodDef corrections_methods[] = {

@@ -19,8 +19,8 @@ _TRY_GAP_STEPS = 12
 """From one try to the next, at least."""
 _MOST_TRY_STEPS = 8
 """As many steps on end another depth is tried where much had to be taken in for the first one."""
-_WITHOUT_STEPS = 4
-"""As many steps on end none is drafted: the first passes find less of their weights in caches than others."""
+_WITHOUT_STEPS = 3
+"""So many steps on end nobody drafts: the first finds fewer weights in caches, and is not learned from."""
 _LONGEST_SAVING_STEPS = 60
 """So long nobody looks again what can be tried, at most, where nothing can be paid for yet."""
 

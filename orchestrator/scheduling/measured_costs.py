@@ -11,11 +11,10 @@ from orchestrator.scheduling.curve import Curve
 from orchestrator.scheduling.native import Corrections
 from placement.pass_costs import PassCosts
 
-_PASS_DRIFT, _OWN_DRIFT = 0.03**2, 0.003**2
-"""Variance that a step adds: to passes of all sizes alike, and to how drafting stands to passes.
-
-A box gets slower as a whole, for some steps on end.
-"""
+_PASS_DRIFT = 0.03**2
+"""Variance that a step adds to passes of all sizes alike: a box gets slower as a whole, for some steps."""
+_DRAFTING_DRIFT = 0.003**2
+"""Variance that a step adds to how drafting stands to passes."""
 _ROWS_IN_DRAFTING = 2
 """Of a sequence: its newest row, and about one that was accepted or hung on a draft."""
 
@@ -23,8 +22,8 @@ _ROWS_IN_DRAFTING = 2
 class MeasuredCosts:
     """Seconds of passes and of drafting: the prediction times a correction by size.
 
-    A measurement corrects its own size and, since boxes get slower and faster as a whole, all others too. So
-    report a step's pass before its drafting.
+    A measurement corrects its own size and, since boxes get slower and faster as a whole, all others too.
+    Drafting is compared with how slow the box is now, which passes tell. So report a step's pass first.
     """
 
     def __init__(self, predicted: PassCosts) -> None:
@@ -39,9 +38,10 @@ class MeasuredCosts:
         self._passes = Corrections(_PASS_DRIFT)
         """What they have in common, all other work has too."""
         self._nothing = Corrections(0.0)
+        """Of what was never measured."""
         self._drafting: dict[int, Corrections] = {}
         """By depth; its sizes are numbers of sequences."""
-        self._taking_in = Corrections(_OWN_DRIFT)
+        self._taking_in = Corrections(_DRAFTING_DRIFT)
         """Its sizes are numbers of rows, all layers together."""
 
     @property
@@ -120,7 +120,7 @@ class MeasuredCosts:
         predicted_s = self._drafting_tables[depth - 1].upto(sequences)[sequences]
         if predicted_s > 0:
             if depth not in self._drafting:
-                self._drafting[depth] = Corrections(_OWN_DRIFT)
+                self._drafting[depth] = Corrections(_DRAFTING_DRIFT)
             found = math.log(seconds / predicted_s) - self._passes.common
             self._drafting[depth].learn(sequences, found, self._steps)
 

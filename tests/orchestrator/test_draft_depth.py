@@ -376,6 +376,9 @@ def test_who_is_left_of_several_goes_on_as_before_and_who_comes_makes_it_plan_an
     assert sum(drafts(0, 2, most_rows=1).values()) <= 1
     assert set(drafts(0, 2, 3)) == {0, 2, 3}
     assert len(planned) == 3
+    depth.plan_anew()
+    drafts(0, 2, 3)
+    assert len(planned) == 4
 
 
 def test_who_is_alone_for_a_moment_takes_in_nothing_for_drafts_that_pay_for_one_only() -> None:
@@ -396,14 +399,15 @@ def test_who_is_alone_for_a_moment_takes_in_nothing_for_drafts_that_pay_for_one_
     assert 1 in [drafts(waiting[:1]) for _ in range(40)]
 
 
-def test_the_cost_of_drafts_for_all_is_measured_again_after_an_accident() -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_the_cost_of_drafts_for_all_is_measured_again_after_an_accident(seed: int) -> None:
     """Passes of eight rows were slow for a while, and others were not. So fewer draft at first."""
-    truth, luck = curve(0.05), random.Random(0)
+    truth, luck = curve(0.05), random.Random(seed)
     costs = MeasuredCosts(truth)
     depth = DraftDepth(1, costs)
-    for _ in range(30):
+    for _ in range(20):
         costs.learn_pass(4, truth.trunk_s(4))
-        costs.learn_pass(8, 1.4 * truth.trunk_s(8))
+        costs.learn_pass(8, 1.6 * truth.trunk_s(8))
     counts = []
     for _ in range(900):
         chosen = depth.choose([Candidate(n, 900) for n in range(4)])
@@ -412,7 +416,7 @@ def test_the_cost_of_drafts_for_all_is_measured_again_after_an_accident() -> Non
         costs.learn_drafting(1 if drafts else 0, drafts, truth.drafting_s(1, 2 * drafts))
         depth.learn([Verified(n, of, int(luck.random() < 0.7)) for n, of in chosen.items() if of])
         counts.append(drafts)
-    assert sum(count < 4 for count in counts[:60]) > 30
+    assert sum(count < 4 for count in counts[:20]) >= 15
     assert sum(count == 4 for count in counts[-200:]) > 150
 
 

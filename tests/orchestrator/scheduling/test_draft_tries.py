@@ -53,6 +53,15 @@ def test_cheap_tries_go_one_draft_up_and_down_in_turn_with_a_gap_between_them() 
     assert {b - a for a, b in pairwise(steps)} == {12}
 
 
+def test_none_is_drafted_for_several_steps_on_end() -> None:
+    """The first one finds caches full of what drafts read."""
+    costs, candidates = costs_of(0.1), [Candidate(7, 99)]
+    chosen = tried(DraftTries(3, costs), plan_of(candidates, 1, costs), candidates, 900)
+    runs = [run for run in "".join(str(depths[7]) for depths in chosen).replace("2", "1").split("1") if run]
+    assert len(runs) > 2
+    assert {len(run) for run in runs} == {3}
+
+
 @pytest.mark.parametrize("draft_s", [0.6, 0.9])
 def test_tries_lose_no_more_than_their_share_of_the_time(draft_s: float) -> None:
     costs, candidates = costs_of(draft_s), [Candidate(n, 99) for n in range(2)]

@@ -51,6 +51,16 @@ def test_drafting_that_was_not_measured_is_corrected_as_the_nearest_depth() -> N
     assert costs.drafting_s(2, 7) == pytest.approx(3 * PREDICTED.drafting_s(2, 14))
 
 
+def test_drafting_is_compared_with_the_box_as_it_is() -> None:
+    costs = MeasuredCosts(PREDICTED)
+    for factor in (1.0, 2.0, 1.0):
+        for _ in range(40):
+            costs.learn_pass(4, factor * PREDICTED.trunk_s(4))
+            if factor == 2.0:
+                costs.learn_drafting(1, 4, factor * PREDICTED.drafting_s(1, 8))
+    assert costs.drafting_s(1, 4) == pytest.approx(PREDICTED.drafting_s(1, 8), rel=0.05)
+
+
 def test_what_is_no_measurement_changes_nothing() -> None:
     costs = MeasuredCosts(PREDICTED)
     costs.learn_pass(0, 1.0)
