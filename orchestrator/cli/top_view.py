@@ -72,7 +72,7 @@ def _lines(state: ServerState) -> Iterator[str]:
     cached = share(_of(totals.cached_tokens, totals.prompt_tokens))
     yield (
         f"since the start: {totals.prompt_tokens:,} tokens of prompts, {cached} from the cache; "
-        f"{totals.generated_tokens:,} written; {_held(totals.drafted, totals.accepted)} of drafts held"
+        f"{totals.generated_tokens:,} written; {_drafts(totals.drafted, totals.accepted)}"
     )
 
 
@@ -122,8 +122,12 @@ def _requests(requests: Sequence[RequestState]) -> Group:
     return table(title, ("who", "state", "read", "written", "held", "since"), rows)
 
 
+def _drafts(drafted: Sequence[int], accepted: Sequence[int]) -> str:
+    return f"{_held(drafted, accepted)} of drafts held" if sum(drafted) else "nothing was drafted"
+
+
 def _held(drafted: Sequence[int], accepted: Sequence[int]) -> str:
-    return share(sum(accepted) / sum(drafted)) if sum(drafted) else "none"
+    return share(sum(accepted) / sum(drafted)) if sum(drafted) else "-"
 
 
 def _of(part: float, whole: float) -> float:

@@ -93,7 +93,7 @@ static inline void learn(Corrections* all, double rows, double found, int64_t st
   const int nearest = (place.share < 0.5 ? place.below : place.above) - 1;
   // A size that was not measured for long may be anything. But one slow pass must not make it look slow: then nobody
   // would measure it again.
-  const double usual = fmin(total, fmin(all->covariance[0][0], NOISE) + all->noise);
+  const double usual = fmin(total, fmin(fmax(0.0, all->covariance[0][0]), NOISE) + all->noise);
   const double farthest = FAR * sqrt(all->counts[nearest] > 0 ? usual : total);
   int64_t* far = &all->far[nearest];
   if (fabs(rest) <= farthest) {

@@ -8,8 +8,9 @@
 #include "corrections.h"
 
 enum { MOST_DRAFTS = 1 << 16 };
-// Far from where numbers of steps overflow.
+// Far from where numbers of steps overflow, and beyond the logarithm of any number.
 static const int64_t MOST_STEPS = INT64_MAX / 2;
+static const double MOST_LOGARITHM = 1e4;
 
 // ---- Corrections ---------------------------------------------------------------------------------------------------
 
@@ -36,8 +37,8 @@ static PyObject* corrections_learn(PyCorrections* self, PyObject* arguments) {
   double size, found;
   long long step;
   if (!PyArg_ParseTuple(arguments, "ddL", &size, &found, &step)) return NULL;
-  if (!(size >= 1 && isfinite(size) && isfinite(found)))
-    return PyErr_SetString(PyExc_ValueError, "expected a size of at least 1, and a logarithm that is finite"), NULL;
+  if (!(size >= 1 && isfinite(size) && fabs(found) <= MOST_LOGARITHM))
+    return PyErr_SetString(PyExc_ValueError, "expected a size of at least 1, and the logarithm of a number"), NULL;
   if (step < 0 || step < self->all.step || step > MOST_STEPS)
     return PyErr_SetString(PyExc_ValueError, "expected a step that is not before the last one"), NULL;
   learn(&self->all, size, found, step);

@@ -131,8 +131,13 @@ class Runner:
         """Nobody wants a request any more; what was computed of it is kept while there is room."""
         live = self.live.pop(number, None)
         if live is not None:
+            # Behind a step that failed, caches may be ahead of their tokens until it is paused.
+            is_right = self.scheduler.place_of(number) != "paused"
             self.scheduler.cancel(number)
-            self._close(live)
+            if is_right:
+                self._close(live)
+            else:
+                live.sequence.close()
             self.counts.finish("cancelled")
 
     def end_all(self, reason: FinishReason, message: str = "") -> None:

@@ -205,7 +205,7 @@ def test_names_of_peers_move_no_cursor() -> None:
 def test_boxes_requests_parts_and_events_are_shown() -> None:
     lines = text(view(STATE, None), 160).splitlines()
     assert any(re.match(r"head +serving +2 +2.0 kB +4.0 kB +75.0%", line) for line in lines)
-    assert any(re.match(r"ann #8 +waiting +0/5 +0/256 +none +1 s", line) for line in lines)
+    assert any(re.match(r"ann #8 +waiting +0/5 +0/256 +- +1 s", line) for line in lines)
     assert any(re.match(r"attention +7.5 ms +37.5%", line) for line in lines)
     assert [line for line in lines if " ago: " in line][-1] == "60 s ago: began"
 

@@ -95,6 +95,7 @@ def test_sizes_of_one_measurement_each_are_the_mean_of_a_random_walk_through_the
         (math.nan, 0.0, 1),
         (4, math.inf, 1),
         (4, math.nan, 1),
+        (4, 1e200, 1),
         (4, 0.0, -1),
         (4, 0.0, 2**63 - 1),
     ],

@@ -14,6 +14,7 @@ from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.step35 import Step35Model
 from orchestrator.sampling_params import SamplingParams
 from orchestrator.scheduling.limits import Limits
+from orchestrator.serving import runner
 from orchestrator.serving.answer import CallStarted, Prefilled, Reasoning, Text
 from orchestrator.serving.request import GenerationRequest, OutputForm
 from placement.errors import KvDoesNotFit, WorkerLost
@@ -456,7 +457,10 @@ def test_a_request_that_leaves_behind_a_failed_step_gives_its_memory_back(
     with monkeypatch.context() as patch:
         patch.setattr(model, "logits_to_choose_from", lost)
         served.runner.turn()
+    kept: list[object] = []
+    monkeypatch.setattr(runner, "keep_text", lambda *sequence: kept.append(sequence))
     served.runner.cancel(0)
     assert model.kv_pool.used_bytes == 0
+    assert not kept
     assert answer.end is None
     served.runner.turn()
