@@ -9,7 +9,7 @@ INSTALL = [ -t 1 ] || quiet=--quiet; $(BIN)/pip install $$quiet --constraint con
 # keeps what it compiles, since a hundred processes import the same modules.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 NATIVE := $(wildcard workers/kernels/*.cpp workers/kernels/*.h workers/kernels/gpu/*.h workers/memory/*.c transport/*.c \
-  orchestrator/model/*.c orchestrator/scheduling/*.c orchestrator/scheduling/*.h)
+  orchestrator/model/*.c orchestrator/scheduling/*.cpp orchestrator/scheduling/*.h)
 
 .PHONY: demo test card test-long launcher launcher-short soak fidelity check neon avx512 wheel clean
 

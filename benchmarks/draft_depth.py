@@ -34,7 +34,6 @@ import torch
 import typer
 
 from benchmarks.random_gguf import FileShape, FileTypes, write_random_gguf
-from orchestrator.draft_depth import DraftDepth
 from orchestrator.model.mtp import MtpDrafter
 from orchestrator.model.step35 import Step35Model
 from orchestrator.sampling_params import SamplingParams
@@ -42,7 +41,7 @@ from orchestrator.scheduler import Scheduler
 from orchestrator.scheduling.candidate import Candidate
 from orchestrator.scheduling.kv_budget import KvBudget
 from orchestrator.scheduling.limits import Limits
-from orchestrator.scheduling.measured_costs import MeasuredCosts
+from orchestrator.scheduling.native import DraftDepth, MeasuredCosts
 from orchestrator.serving.answer import AnswerEvent, Finished, Refused
 from orchestrator.serving.counts import Counts
 from orchestrator.serving.prompts import Prompts
@@ -84,7 +83,7 @@ class FixedDepth(DraftDepth):
         self, candidates: Sequence[Candidate], other_rows: int = 0, most_rows: int = 1 << 30
     ) -> dict[int, int]:
         """See `DraftDepth.choose`."""
-        return {candidate.sequence: candidate.upto(self.most) for candidate in candidates}
+        return {of.sequence: max(0, min(self.most, of.most)) for of in candidates}
 
 
 class FixedScheduler(Scheduler):

@@ -9,15 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.draft_depth import DraftDepth
-from orchestrator.scheduling.acceptance import Verified
-from orchestrator.scheduling.candidate import Candidate, rows_taken_in
+from orchestrator.scheduling.candidate import Candidate, Verified, rows_taken_in
 from orchestrator.scheduling.client_shares import ClientShares
 from orchestrator.scheduling.job import Job, Place, SequenceRequest
 from orchestrator.scheduling.kv_budget import KvBudget
 from orchestrator.scheduling.limits import Limits
 from orchestrator.scheduling.line import Line
-from orchestrator.scheduling.measured_costs import MeasuredCosts
+from orchestrator.scheduling.native import DraftDepth, MeasuredCosts
 from orchestrator.scheduling.prompt_chunks import prompt_rows, share_out
 from orchestrator.scheduling.step_plan import Decode, Dropped, Prefill, StepOutcome, StepPlan
 from orchestrator.scheduling.waiting_time import WaitingTime

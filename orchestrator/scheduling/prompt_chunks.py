@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.scheduling.job import Job
-from orchestrator.scheduling.measured_costs import MeasuredCosts
+from orchestrator.scheduling.native import MeasuredCosts
 from orchestrator.scheduling.step_plan import Prefill
 
 

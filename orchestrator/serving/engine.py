@@ -23,7 +23,7 @@ from orchestrator.model.step35 import Step35Model
 from orchestrator.scheduler import Scheduler
 from orchestrator.scheduling.kv_budget import KvBudget
 from orchestrator.scheduling.limits import Limits
-from orchestrator.scheduling.measured_costs import MeasuredCosts
+from orchestrator.scheduling.native import MeasuredCosts
 from orchestrator.serving.answer import AnswerEvent, Finished, ModelInfo, Refused
 from orchestrator.serving.prompts import Prompts, has_form
 from orchestrator.serving.request import Conversation, GenerationRequest

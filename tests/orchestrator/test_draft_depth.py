@@ -13,10 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orchestrator.draft_depth import DraftDepth
-from orchestrator.scheduling.acceptance import Acceptance, Verified
-from orchestrator.scheduling.candidate import Candidate, rows_taken_in
-from orchestrator.scheduling.measured_costs import MeasuredCosts
+from orchestrator.scheduling.candidate import Candidate, Verified, rows_taken_in
+from orchestrator.scheduling.native import DraftDepth, MeasuredCosts
 from placement.pass_costs import PassCosts
 
 Chances = tuple[float, float, float]
@@ -311,23 +309,23 @@ def test_sequences_for_which_rows_wait_begin_one_after_another(
 
 
 def test_a_change_is_noticed_sooner_than_old_drafts_are_forgotten() -> None:
-    acceptance = Acceptance(1)
+    depth = DraftDepth(1, MeasuredCosts(curve(0.1)))
     for _ in range(300):
-        acceptance.learn([Verified(0, 1, 1)])
-    (before,) = acceptance.of(0, acceptance.shared())
+        depth.learn([Verified(0, 1, 1)])
+    (before,) = depth.acceptance(0)
     for _ in range(12):
-        acceptance.learn([Verified(0, 1, 0)])
-    (after,) = acceptance.of(0, acceptance.shared())
+        depth.learn([Verified(0, 1, 0)])
+    (after,) = depth.acceptance(0)
     assert before > 0.9
     assert after < 0.4
 
 
 def test_a_draft_is_hopeless_until_the_one_before_was_tried_and_then_taken_for_alike() -> None:
-    acceptance = Acceptance(3)
-    assert acceptance.shared()[1:] == [0, 0]
+    depth, unknown = DraftDepth(3, MeasuredCosts(curve(0.1))), 7
+    assert depth.acceptance(unknown)[1:] == [0, 0]
     for _ in range(20):
-        acceptance.learn([Verified(0, 1, 1)])
-    first, second, third = acceptance.shared()
+        depth.learn([Verified(0, 1, 1)])
+    first, second, third = depth.acceptance(unknown)
     assert first == pytest.approx(second)
     assert first > 0.9
     assert third == 0
@@ -348,21 +346,15 @@ def test_nothing_is_drafted_without_mtp_layers_or_sequences() -> None:
 
 def test_what_waits_for_layers_that_nobody_asks_does_not_make_it_plan_in_every_step() -> None:
     depth = DraftDepth(3, MeasuredCosts(curve(0.3)))
-    planned = []
-    real = depth._planned
-    depth._planned = lambda *asked: planned.append(asked) or real(*asked)  # type: ignore[method-assign]
     for _ in range(64):
         (wanted,) = depth.choose([Candidate(0, 500, (1, 400, 400))]).values()
         depth.learn([Verified(0, wanted, min(wanted, 1))] if wanted else [])
     assert wanted == 1
-    assert len(planned) <= 8
+    assert depth.plans_made <= 8
 
 
 def test_who_is_left_of_several_goes_on_as_before_and_who_comes_makes_it_plan_anew() -> None:
     depth = DraftDepth(3, MeasuredCosts(curve(0.1)))
-    planned = []
-    real = depth._planned
-    depth._planned = lambda *asked: planned.append(asked) or real(*asked)  # type: ignore[method-assign]
 
     def drafts(*sequences: int, other_rows: int = 0, most_rows: int = 99) -> dict[int, int]:
         chosen = depth.choose([Candidate(n, 500) for n in sequences], other_rows, most_rows)
@@ -372,13 +364,13 @@ def test_who_is_left_of_several_goes_on_as_before_and_who_comes_makes_it_plan_an
     assert drafts(0, 1, 2) == {0: 1, 1: 1, 2: 1}
     assert drafts(0, 2) == {0: 1, 2: 1}
     assert drafts(0, 2, other_rows=9) == {0: 1, 2: 1}
-    assert len(planned) == 1
+    assert depth.plans_made == 1
     assert sum(drafts(0, 2, most_rows=1).values()) <= 1
     assert set(drafts(0, 2, 3)) == {0, 2, 3}
-    assert len(planned) == 3
+    assert depth.plans_made == 3
     depth.plan_anew()
     drafts(0, 2, 3)
-    assert len(planned) == 4
+    assert depth.plans_made == 4
 
 
 def test_who_is_alone_for_a_moment_takes_in_nothing_for_drafts_that_pay_for_one_only() -> None:

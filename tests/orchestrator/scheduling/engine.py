@@ -10,7 +10,7 @@ from orchestrator.scheduler import Scheduler
 from orchestrator.scheduling.job import SequenceRequest
 from orchestrator.scheduling.kv_budget import KvBudget
 from orchestrator.scheduling.limits import Limits
-from orchestrator.scheduling.measured_costs import MeasuredCosts
+from orchestrator.scheduling.native import MeasuredCosts
 from orchestrator.scheduling.step_plan import Advance, Ended, StepOutcome, StepPlan
 from placement.kv_size import KvForm, SequenceSize
 from placement.model_shape import AttentionShape

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from orchestrator.scheduling.measured_costs import MeasuredCosts
+from orchestrator.scheduling.native import MeasuredCosts
 from placement.pass_costs import PassCosts
 
 PREDICTED = PassCosts((1, 4, 16, 64, 256), (1.0, 2.0, 4.0, 8.0, 20.0), ((0.1, 0.01), (0.1, 0.01)))

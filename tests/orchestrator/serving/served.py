@@ -15,7 +15,7 @@ from orchestrator.sampling_params import GREEDY, SamplingParams
 from orchestrator.scheduler import Scheduler
 from orchestrator.scheduling.kv_budget import KvBudget
 from orchestrator.scheduling.limits import Limits
-from orchestrator.scheduling.measured_costs import MeasuredCosts
+from orchestrator.scheduling.native import MeasuredCosts
 from orchestrator.serving.answer import (
     AnswerEvent,
     CallArguments,

@@ -18,7 +18,7 @@ from orchestrator.scheduler import Scheduler
 from orchestrator.scheduling.job import SequenceRequest
 from orchestrator.scheduling.kv_budget import KvBudget
 from orchestrator.scheduling.limits import Limits
-from orchestrator.scheduling.measured_costs import MeasuredCosts
+from orchestrator.scheduling.native import MeasuredCosts
 from orchestrator.sequence import SequenceState
 from orchestrator.serving.batch import run_step
 from placement.pass_costs import PassCosts
