@@ -164,7 +164,8 @@ class Runner:
         # Planning is longest in steps that try something, which would look dear.
         began_s = self._clock()
         try:
-            outcome = run_step(self._model, self._drafter, self._sequences(), plan, self._clock)
+            with self._model.timer.part("other"):
+                outcome = run_step(self._model, self._drafter, self._sequences(), plan, self._clock)
             took_s = self._clock() - began_s
             if not plan.rows:
                 return 0.0

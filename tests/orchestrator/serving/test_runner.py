@@ -495,3 +495,16 @@ def test_a_text_is_kept_again_once_it_was_computed_again(
     lose(model, monkeypatch, WorkerLost("attic is gone"), 20)
     served.run(asking(max_tokens=60, ignore_eos=True))
     assert served.runner.prefix.stats.boundaries > 0
+
+
+def test_the_parts_of_steps_add_up(
+    model: Step35Model, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.timer, "_clock", served._clock)
+    before_s = sum(model.timer.seconds().values())
+    served.run(asking(max_tokens=20))
+    parts_s = model.timer.seconds()
+    totals = served.runner.counts.totals(parts_s)
+    # Each look at this clock takes a millisecond: two of a step, around all of its parts.
+    assert sum(parts_s.values()) - before_s == pytest.approx(totals.step_s - 0.002 * totals.steps)
+    assert list(parts_s)[-1] == "other"
