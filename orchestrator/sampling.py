@@ -42,7 +42,7 @@ class Choice:
 
     def left_out(self, vocab: int) -> NDArray[np.uint32] | None:
         """A bit for each token that may not come, not to be written to; None for none."""
-        banned = _bits_of(vocab, self.banned) if self.banned else None
+        banned = banned_bits(vocab, self.banned) if self.banned else None
         if self.allowed is None:
             return banned
         return ~self.allowed if banned is None else banned | ~self.allowed
@@ -109,9 +109,11 @@ def token_bits(vocab: int, token_ids: Iterable[int]) -> NDArray[np.uint32]:
 
 
 @lru_cache(maxsize=64)
-def _bits_of(vocab: int, token_ids: tuple[int, ...]) -> NDArray[np.uint32]:
-    """`token_bits`, which every row of an answer asks for again."""
-    return token_bits(vocab, token_ids)
+def banned_bits(vocab: int, token_ids: tuple[int, ...]) -> NDArray[np.uint32]:
+    """`token_bits`, which every row of an answer asks for again; nobody can write to it."""
+    bits = token_bits(vocab, token_ids)
+    bits.setflags(write=False)
+    return bits
 
 
 class Sampler:

@@ -105,12 +105,13 @@ class Scheduler:
         if self._lack is not None and now_s >= self._lack.since_s + self._limits.patience_s:
             raise Refused("unavailable", _lacks(self._lack), self._lack.retry_after_s)
         job = Job(request.sequence, request.client, request.prompt_tokens, max_tokens, self._arrivals)
+        self._shares.enter(job.client)
         if busy := self._too_much(job):
+            self._shares.leave(job.client)
             retry_after_s = self._waiting_time.until_one_ends(list(self._running.values()))
             raise Refused("busy", busy, retry_after_s)
         self._arrivals += 1
         self._jobs[job.sequence] = job
-        self._shares.enter(job.client)
         self._line.add(job)
         return max_tokens
 
@@ -280,17 +281,35 @@ class Scheduler:
     def _too_much(self, job: Job) -> str | None:
         """Why the line has no place for it. Each client has a part, and one is left for who comes next."""
         limits = self._limits
-        part = 1 / (1 + len({*self._shares.clients, job.client}))
-        own = [other for other in self._line if other.client == job.client]
-        for whose, jobs, share in (("of yours ", own, part), ("", list(self._line), 1.0)):
-            if not jobs:
+        waiting = self._waiting_with(job)
+        own = [other for other in waiting if other.client == job.client]
+        for whose, jobs, share in (
+            ("of yours ", own, 1 / (1 + len(self._shares.clients))),
+            ("", waiting, 1.0),
+        ):
+            if len(jobs) < 2:
                 continue
-            if len(jobs) >= max(1, limits.most_waiting * share):
-                return f"as many requests {whose}wait as may: {len(jobs)}"
-            filled = self._kv.share(other.positions(0) for other in (*jobs, job))
+            if len(jobs) - 1 >= max(1, limits.most_waiting * share):
+                return f"as many requests {whose}wait as may: {len(jobs) - 1}"
+            filled = self._kv.share(other.positions(0) for other in jobs)
             if filled > limits.most_waiting_kv * share:
                 return f"with this one, prompts {whose}that wait fill all keys and values {filled:.1f} times"
         return None
+
+    def _waiting_with(self, job: Job) -> list[Job]:
+        """Who would wait if it stood in the line: all but those whom a step that is planned now would let in.
+
+        It may come before others, who then wait on. Nobody is let in without boxes, and of a step under way
+        nobody knows what room it leaves.
+        """
+        line, let_in = Line(self._shares), list(self._running.values())
+        for one in (*self._line, job):
+            line.add(one)
+        if self._lack is None and self._planned is None:
+            while (first := line.first()) is not None and self._has_room(first, let_in):
+                line.remove(first)
+                let_in.append(first)
+        return list(line)
 
     def _wait_for_boxes(self, lack: _Lack, now_s: float) -> StepPlan:
         """Nothing is computed; when patience is at its end, nobody waits any longer."""

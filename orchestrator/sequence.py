@@ -33,6 +33,8 @@ class SequenceState:
 
     Attributes:
         prefix: where its text is kept and looked for; None for nowhere.
+        may_be_kept: whether its caches hold its tokens and nothing else. Whoever knows otherwise says so; new
+            caches hold nothing wrong.
         stops: lengths at which it is to be kept while it is read, known once it is resumed.
         masks: which tokens may come; None for all.
         top_logprobs: how many probabilities are wanted of each row; None for none at all.
@@ -245,5 +247,6 @@ class SequenceState:
         self.mtp = self._drafter.new_state() if self._drafter is not None else None
         self._layer_bounds = None
         self._is_resumed = False
+        self.may_be_kept = True
         # Who listens hears of all rows, from `take`.
         self.row_end = self.mtp.rows[0] if self.mtp is not None and self._on_hidden is None else None

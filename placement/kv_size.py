@@ -96,7 +96,7 @@ class KvShape:
 
 @dataclass(frozen=True, slots=True)
 class WaitingSize:
-    """What rows of one sequence take while they wait for MTP layers (docs/scheduler.md, 'A step').
+    """What rows of one sequence take while they wait for MTP layers (docs/scheduler.md, 'Rows that wait').
 
     They lie in RAM, wherever the layers are computed.
 

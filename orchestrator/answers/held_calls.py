@@ -40,7 +40,7 @@ class HeldCalls:
             end_ids: tokens that end an answer.
 
         Raises:
-            InputError: a form of theirs is none.
+            ToolError: a form of theirs is none.
         """
         self._parser = parser
         self._tokenizer = tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Set
 
-from orchestrator.answers.held_tools import HeldTool
+from orchestrator.answers.held_tools import HeldTool, ToolError
 from orchestrator.answers.output_form import FormMatcher, OutputForms, Piece
 from orchestrator.answers.tags import END_OF_FUNCTION, END_OF_PARAMETER, PARAMETER
 from orchestrator.serving.request import OutputForm
@@ -27,7 +27,7 @@ class HeldForms:
     """Of one answer's tools."""
 
     def __init__(self, tools: Mapping[str, HeldTool], forms: OutputForms) -> None:
-        """Raises InputError for a form that is none."""
+        """Raises ToolError for a form that is none."""
         self.tools = tools
         self.in_tag = forms.tokens_like(_IN_TAG)
         """A mask of what goes on in a tag."""
@@ -42,7 +42,7 @@ class HeldForms:
                     self._values[name, key] = forms.in_call(_value(form, tool))
                 except InputError as error:
                     where = "" if tool.takes_one else f", parameter {quote(key)}"
-                    raise InputError(f"tools: {quote(name)}{where}: {error}") from error
+                    raise ToolError(name, f"tools: {quote(name)}{where}: {error}") from error
 
     def value(self, name: str, key: str) -> FormMatcher | None:
         """An argument and its end; None for a text that is free."""

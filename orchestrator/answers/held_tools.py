@@ -50,6 +50,14 @@ _NOTES = ("title", "description", "default", "examples", "deprecated", "readOnly
 _VALUES = ("enum", "const", "default", "examples")
 
 
+class ToolError(InputError):
+    """A tool whose calls cannot be held to what it asks for; `tool`: its name."""
+
+    def __init__(self, tool: str, message: str) -> None:
+        super().__init__(message)
+        self.tool = tool
+
+
 @dataclass(frozen=True, slots=True)
 class HeldTool:
     """What a call of one tool may be.
@@ -73,7 +81,7 @@ def held_tools(tools: Sequence[Mapping[str, Json]], inputs: Mapping[str, OutputF
         inputs: forms of the one text that some of them take, by the tool's name.
 
     Raises:
-        InputError: a schema asks for what calls cannot be held to; names the tool.
+        ToolError: a schema asks for what calls cannot be held to; names the tool.
     """
     found = {}
     schemas = tool_schemas(tools)
@@ -86,7 +94,10 @@ def held_tools(tools: Sequence[Mapping[str, Json]], inputs: Mapping[str, OutputF
             (key,) = schemas[name].properties
             found[name] = HeldTool({key: inputs[name]}, frozenset({key}), takes_one=True)
         elif function.get("strict") is True:
-            found[name] = _strict(schemas[name], f"tools: {quote(name)} is strict, but")
+            try:
+                found[name] = _strict(schemas[name], f"tools: {quote(name)} is strict, but")
+            except InputError as error:
+                raise ToolError(name, str(error)) from error
     return found
 
 

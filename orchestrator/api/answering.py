@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 from orchestrator.api.errors import ApiError, lost, refused, stopping, unexpected
@@ -76,7 +77,11 @@ class _Seen:
 
 
 async def answers(
-    engine: Engine, requests: Sequence[GenerationRequest], is_over: asyncio.Event, quiet_s: float
+    engine: Engine,
+    requests: Sequence[GenerationRequest],
+    is_over: asyncio.Event,
+    quiet_s: float,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncGenerator[tuple[int, AnswerEvent] | Quiet]:
     """Events of all the answers as they come, each with its answer's index.
 
@@ -85,13 +90,15 @@ async def answers(
     Args:
         is_over: once set, what still runs is ended as by a shutdown.
         quiet_s: after so long without an event, `Quiet` is given.
+        names: of fields, for errors; see `refused`.
 
     Raises:
         ApiError: a request was refused, or the cluster or the engine failed.
     """
     queue: asyncio.Queue[tuple[int, AnswerEvent | _Failed]] = asyncio.Queue(_MOST_WAITING)
     pumps = [
-        asyncio.create_task(_pump(engine, request, index, queue)) for index, request in enumerate(requests)
+        asyncio.create_task(_pump(engine, request, index, queue, names))
+        for index, request in enumerate(requests)
     ]
     over = asyncio.create_task(is_over.wait())
     coming: asyncio.Task[tuple[int, AnswerEvent | _Failed]] | None = None
@@ -106,8 +113,11 @@ async def answers(
                 if isinstance(event, _Failed):
                     raise event.error
                 note_event(event)
-                if isinstance(event, Finished) and event.reason in ("form", "lost"):
-                    raise lost(event.message) if event.reason == "lost" else ApiError(400, event.message)
+                if isinstance(event, Finished) and event.reason == "lost":
+                    raise lost(event.message)
+                if isinstance(event, Finished) and event.reason == "form":
+                    field = "tools" if requests[index].output is None else "output"
+                    raise refused(Refused("invalid", event.message, field=field), names)
                 seen[index].note(event)
                 yield index, event
             elif over in done:
@@ -177,6 +187,7 @@ async def _pump(
     request: GenerationRequest,
     index: int,
     queue: asyncio.Queue[tuple[int, AnswerEvent | _Failed]],
+    names: Mapping[str, str],
 ) -> None:
     """Put one answer's events into the queue, to the last or to the first error."""
     try:
@@ -191,7 +202,7 @@ async def _pump(
         logger.error("request %s: the engine ended an answer without saying why", REQUEST_ID.get())
         await queue.put((index, _Failed(unexpected())))
     except Refused as refusal:
-        await queue.put((index, _Failed(refused(refusal))))
+        await queue.put((index, _Failed(refused(refusal, names))))
     except Exception:
         logger.exception("request %s: the engine failed to answer", REQUEST_ID.get())
         await queue.put((index, _Failed(unexpected())))

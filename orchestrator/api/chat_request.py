@@ -121,22 +121,23 @@ def _call(made: models.FunctionCall | models.CustomCall) -> dict[str, Any]:
 
 def _tools(body: models.ChatBody) -> Tools:
     choice, allowed = _choice(body.tool_choice)
-    return gathered([_tool(tool) for tool in body.tools], choice, allowed, "tool_choice")
+    tools = [_tool(tool, f"tools.{number}") for number, tool in enumerate(body.tools)]
+    return gathered(tools, choice, allowed, "tool_choice")
 
 
-def _tool(tool: models.FunctionTool | models.CustomTool) -> tuple[Tool, Mapping[str, Any]]:
+def _tool(tool: models.FunctionTool | models.CustomTool, where: str) -> tuple[Tool, Mapping[str, Any]]:
     if isinstance(tool, models.FunctionTool):
         told = tool.function
-        return Tool(told.name), function(
-            told.name, told.description, told.parameters, strict=bool(told.strict)
-        )
+        shown = function(told.name, told.description, told.parameters, strict=bool(told.strict))
+        return Tool(told.name, where=f"{where}.function.parameters"), shown
     own = tool.custom
     form = None
     if own.format is not None:
         grammar = own.format.grammar
         syntax, definition = (None, None) if grammar is None else (grammar.syntax, grammar.definition)
         form = custom_form(own.name, own.format.type, syntax, definition)
-    return Tool(own.name, is_custom=True, form=form), custom(own.name, own.description, form)
+    where += ".custom.format.grammar.definition"
+    return Tool(own.name, is_custom=True, form=form, where=where), custom(own.name, own.description, form)
 
 
 def _choice(choice: Any) -> tuple[str, frozenset[str] | None]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from orchestrator.serving.answer import Refused
@@ -27,6 +30,9 @@ _OPENAI_CODES = {
     429: "rate_limit_exceeded",
     503: "service_unavailable",
 }
+
+
+_INDEX = re.compile(r"\.([0-9]+)(?![^.])")
 
 
 class ApiError(Exception):
@@ -81,12 +87,17 @@ def stopping() -> ApiError:
     return ApiError(503, "the server is shutting down", retry_after_s=RETRY_AFTER_S)
 
 
-def refused(refusal: Refused) -> ApiError:
-    """What the engine does not take, as HTTP says it."""
+def refused(refusal: Refused, names: Mapping[str, str] = MappingProxyType({})) -> ApiError:
+    """What the engine does not take, as HTTP says it.
+
+    Args:
+        names: what the API calls fields of `Refused`, where it does so otherwise.
+    """
     if refusal.kind == "invalid":
-        return ApiError(400, refusal.message)
+        param = names.get(refusal.field, refusal.field.partition(".")[0])
+        return ApiError(400, refusal.message, param=param or None)
     if refusal.kind == "too_long":
-        return ApiError(400, refusal.message, code="context_length_exceeded")
+        return ApiError(400, refusal.message, param=names.get("prompt"), code="context_length_exceeded")
     after_s = RETRY_AFTER_S if refusal.retry_after_s is None else refusal.retry_after_s
     return ApiError(429 if refusal.kind == "busy" else 503, refusal.message, retry_after_s=after_s)
 
@@ -95,11 +106,16 @@ def body_of(error: ApiError, shape: Shape) -> dict[str, Any]:
     """The JSON of an error."""
     if shape == "anthropic":
         return {"type": "error", "error": {"type": _anthropic_type(error), "message": _anthropic_text(error)}}
+    param, message = error.param, error.message
+    if param is not None:
+        # As OpenAI writes a path; Anthropic's have points alone.
+        shown = _INDEX.sub(r"[\1]", param)
+        param, message = shown, message.replace(f"{param}: ", f"{shown}: ", 1)
     return {
         "error": {
-            "message": error.message,
+            "message": message,
             "type": openai_type(error),
-            "param": error.param,
+            "param": param,
             "code": error.code or _OPENAI_CODES.get(error.status),
         }
     }

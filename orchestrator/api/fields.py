@@ -12,6 +12,11 @@ from typing import Any, Literal
 
 from orchestrator.api.errors import invalid
 
+MOST_STOPS = 16
+MOST_STOP_CHARACTERS = 1000
+MOST_BIASES = 1024
+MOST_BIAS = 100
+
 Treatment = Literal["works", "refused", "ignored"]
 
 
@@ -47,42 +52,46 @@ _STATELESS = "nothing is kept or told to anybody"
 _AUTOMATIC = "prefixes of all prompts are cached without being asked"
 _ONE_SPEED = "there is one speed"
 
-_TOP_K = "the likeliest tokens to choose from, 0 for all"
+_TOP_K = "the likeliest tokens to choose from, up to 1,000,000; 0 for all"
+_STOPS = f"up to {MOST_STOPS} texts of 1 to {MOST_STOP_CHARACTERS:,} characters each"
+_MOST_TOOLS = "4,096 at most"
 _EXTRAS = _works(
-    min_p="an extra of ours: leaves out tokens less likely than this share of the likeliest",
-    repetition_penalty="an extra of ours: over 1 makes tokens seen before less likely",
-    seed="same seed, same prompt, same answer; drawn at random where it is missing",
+    min_p="an extra of ours, 0 to 1: leaves out tokens less likely than this share of the likeliest",
+    repetition_penalty="an extra of ours, over 0, up to 10: over 1 makes tokens seen before less likely",
+    seed="-2^63 to 2^64 - 1; same seed, same prompt, same answer; drawn at random where it is missing",
     ignore_eos="an extra of ours: goes on after the model's own end, up to the limit",
 )
 _PENALTIES = _works(
     presence_penalty="-2 to 2",
     frequency_penalty="-2 to 2",
-    logit_bias="token ids to -100 to 100",
+    logit_bias=f"-{MOST_BIAS} to {MOST_BIAS} for each of at most {MOST_BIASES:,} token ids",
 )
 _TEMPERATURE = _works(temperature="0 to 2; 0 takes the likeliest token", top_p="over 0, up to 1")
 
 CHAT = (
     *_works(
         model=_ANY_MODEL,
-        messages="roles system, developer, user, assistant, tool; text only. `reasoning` or "
+        messages="1 to 10,000; roles system, developer, user, assistant, tool; text only. `reasoning` or "
         "`reasoning_content` of the assistant's turns is taken. Arguments of a call that are no JSON object "
         "are shown to the model as a text",
         stream="",
         stream_options="`include_usage`; what else is in it is ignored",
         n="1 to 16 answers",
-        max_tokens="the older name of `max_completion_tokens`",
-        max_completion_tokens="reasoning included; as much as the context allows where it is missing",
-        stop="1 to 16 texts",
+        max_tokens="the older name of `max_completion_tokens`; 1 or more",
+        max_completion_tokens="1 or more, reasoning included; as much as the context allows where it is "
+        "missing",
+        stop=_STOPS,
         logprobs="of the answer; reasoning and calls have none",
         top_logprobs="0 to 20",
-        tools="types `function` and `custom`. `strict` functions are held to their schema, custom tools to "
-        "their grammar: see below",
+        tools=f"{_MOST_TOOLS}; types `function` and `custom`. `strict` functions are held to their schema, "
+        "custom tools to their grammar: see below",
         tool_choice="`auto`, `none`, `required`, a tool, `allowed_tools`",
         parallel_tool_calls="false: the answer ends after its first call",
         response_format="`text`, `json_object`, `json_schema`; ours: `regex` and `grammar` (Lark), each with "
         "its text under its own name",
         reasoning_effort="a bound for reasoning, see below",
-        reasoning_budget="an extra of ours: the most tokens of reasoning; goes before `reasoning_effort`",
+        reasoning_budget="an extra of ours: the most tokens of reasoning, 0 or more; goes before "
+        "`reasoning_effort`",
     ),
     *_TEMPERATURE,
     *_PENALTIES,
@@ -107,8 +116,8 @@ COMPLETIONS = (
         stream="",
         stream_options="`include_usage`; what else is in it is ignored",
         n="1 to 16 answers",
-        max_tokens="16 where it is missing",
-        stop="1 to 16 texts",
+        max_tokens="1 or more; 16 where it is missing",
+        stop=_STOPS,
         logprobs="0 to 20 likeliest tokens beside each chosen one",
     ),
     *_TEMPERATURE,
@@ -124,24 +133,28 @@ COMPLETIONS = (
 RESPONSES = (
     *_works(
         model=_ANY_MODEL,
-        input="a text, or items: messages, `reasoning`, `function_call`, `custom_tool_call` and their "
-        "outputs, `item_reference`. Text only; a picture in a tool's output becomes a note to the model",
+        input="a text, or up to 20,000 items: messages, `reasoning`, `function_call`, `custom_tool_call` and "
+        "their outputs, `item_reference`. Text only; a picture in a tool's output becomes a note to the "
+        "model",
         instructions="not taken over from the response before",
         previous_response_id="of a response that is still stored",
-        store="true where it is missing; the newest responses are kept in memory until the server ends",
-        metadata="given back",
-        include="`reasoning.encrypted_content` and `message.output_text.logprobs`; others bring nothing",
+        store="true where it is missing; the newest 1,000 responses, 50 MB at most, are kept in memory until "
+        "the server ends",
+        metadata="up to 16 texts by their names; given back",
+        include="up to 32: `reasoning.encrypted_content` and `message.output_text.logprobs`; others bring "
+        "nothing",
         stream="",
-        max_output_tokens="reasoning included; as much as the context allows where it is missing",
+        max_output_tokens="1 or more, reasoning included; as much as the context allows where it is missing",
         reasoning="`effort`, see below; `summary` and what else is in it is ignored: reasoning comes whole",
         text="`format`: `text`, `json_object`, `json_schema`; `verbosity` is ignored",
-        tools="types `function`, `custom`, `namespace`; `web_search` is left out, others are refused. "
-        "`strict` functions are held to their schema, custom tools to their grammar: see below",
+        tools=f"{_MOST_TOOLS}; types `function`, `custom`, `namespace`; `web_search` is left out, others are "
+        "refused. `strict` functions are held to their schema, custom tools to their grammar: see below",
         tool_choice="`auto`, `none`, `required`, a tool, `allowed_tools`",
         parallel_tool_calls="false: the answer ends after its first call",
         top_logprobs="0 to 20",
-        stop="an extra of ours: 1 to 16 texts",
-        reasoning_budget="an extra of ours: the most tokens of reasoning; goes before `reasoning.effort`",
+        stop=f"an extra of ours: {_STOPS}",
+        reasoning_budget="an extra of ours: the most tokens of reasoning, 0 or more; goes before "
+        "`reasoning.effort`",
     ),
     *_TEMPERATURE,
     *_PENALTIES,
@@ -162,16 +175,16 @@ RESPONSES = (
 
 _PROMPT_OF_MESSAGES = _works(
     model=_ANY_MODEL,
-    messages="roles user, assistant, system; blocks `text`, `thinking`, `tool_use`, `tool_result`. "
-    "`redacted_thinking` is left out; a picture in a `tool_result` becomes a note to the model. The last "
-    "message must not be the assistant's",
+    messages="1 to 100,000; roles user, assistant, system; blocks `text`, `thinking`, `tool_use`, "
+    "`tool_result`. `redacted_thinking` is left out; a picture in a `tool_result` becomes a note to the "
+    "model. The last message must not be the assistant's",
     system="a text or blocks; lines `x-anthropic-…:` are left out of the prompt, since they change with each "
     "request and the cache would never be of use",
-    tools="with an `input_schema`, to which `strict` ones are held: see below; tools of Anthropic's own are "
-    "refused",
+    tools=f"{_MOST_TOOLS}, each with an `input_schema`, to which `strict` ones are held: see below; tools of "
+    "Anthropic's own are refused",
     tool_choice="`auto`, `any`, `tool`, `none`; `disable_parallel_tool_use` ends the answer after its "
     "first call",
-    thinking="`enabled` with `budget_tokens`, `adaptive`, `disabled`; `display`. Without it the "
+    thinking="`enabled` with `budget_tokens` of 1 or more, `adaptive`, `disabled`; `display`. Without it the "
     "model does not think",
     output_config="`effort`, see below, with `adaptive` thinking; `format`: `json_schema`",
 )
@@ -188,9 +201,9 @@ _REST_OF_MESSAGES = (
 MESSAGES = (
     *_PROMPT_OF_MESSAGES,
     *_works(
-        max_tokens="thinking included",
+        max_tokens="1 or more, thinking included",
         stream="",
-        stop_sequences="1 to 16 texts",
+        stop_sequences=_STOPS,
     ),
     *_TEMPERATURE,
     *_works(top_k=_TOP_K),

@@ -40,7 +40,8 @@ def openai_routes(service: Service) -> APIRouter:
             with_logprobs=body.logprobs,
             usage_at_end=asked.usage_at_end,
         )
-        return service.answer(asked.requests, writer, "openai", is_streamed=body.stream)
+        names = {"prompt": "messages", "output": "response_format", **asked.tools.places}
+        return service.answer(asked.requests, writer, "openai", is_streamed=body.stream, names=names)
 
     @router.post("/v1/completions")
     async def completions(request: Request) -> Response:
@@ -55,7 +56,8 @@ def openai_routes(service: Service) -> APIRouter:
             with_logprobs=body.logprobs is not None,
             usage_at_end=asked.usage_at_end,
         )
-        return service.answer(asked.requests, writer, "openai", is_streamed=body.stream)
+        names = {"prompt": "prompt"}
+        return service.answer(asked.requests, writer, "openai", is_streamed=body.stream, names=names)
 
     @router.get("/v1/models")
     async def models() -> Response:
@@ -136,4 +138,5 @@ def _respond(service: Service, body: responses_models.ResponseBody, client: str)
             response = made.whole()
             service.store.put(client, response, [*asked.items, *response["output"]])
 
-    return service.answer([asked.request], writer, "openai", is_streamed=body.stream, ended=keep)
+    names = {"prompt": "input", "output": "text.format.schema", **asked.tools.places}
+    return service.answer([asked.request], writer, "openai", is_streamed=body.stream, names=names, ended=keep)

@@ -196,26 +196,29 @@ def _model_name(name: str, namespace: str | None) -> str:
 
 def _tools(body: models.ResponseBody) -> Tools:
     named: list[tuple[Tool, Mapping[str, Any]]] = []
-    for tool in body.tools:
+    for number, tool in enumerate(body.tools):
+        where = f"tools.{number}"
         if isinstance(tool, models.NamespaceTool):
-            named += [_tool(inner, tool.name) for inner in tool.tools]
+            inner = enumerate(tool.tools)
+            named += [_tool(one, tool.name, f"{where}.tools.{place}") for place, one in inner]
         elif not isinstance(tool, models.SearchTool):
-            named.append(_tool(tool, None))
+            named.append(_tool(tool, None, where))
     choice, allowed = _choice(body.tool_choice)
     return gathered(named, choice, allowed, "tool_choice")
 
 
 def _tool(
-    tool: models.FunctionTool | models.CustomTool, namespace: str | None
+    tool: models.FunctionTool | models.CustomTool, namespace: str | None, where: str
 ) -> tuple[Tool, Mapping[str, Any]]:
     name = _model_name(tool.name, namespace)
     if isinstance(tool, models.FunctionTool):
         told = function(name, tool.description, tool.parameters, strict=bool(tool.strict))
-        return Tool(tool.name, namespace=namespace), told
+        return Tool(tool.name, namespace=namespace, where=f"{where}.parameters"), told
     own = tool.format
     form = None if own is None else custom_form(tool.name, own.type, own.syntax, own.definition)
     told = custom(name, tool.description, form)
-    return Tool(tool.name, is_custom=True, namespace=namespace, form=form), told
+    where += ".format.definition"
+    return Tool(tool.name, is_custom=True, namespace=namespace, form=form, where=where), told
 
 
 def _choice(choice: Any) -> tuple[str, frozenset[str] | None]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from orchestrator.api.errors import invalid
+from orchestrator.api.fields import MOST_BIAS
 from orchestrator.api.validated import Extras, Penalised
 from orchestrator.sampling_params import SamplingParams
 from placement.errors import InputError
 
-_MOST_BIAS = 100
 _MOST_TOKEN = 2**31
 
 
@@ -44,7 +44,7 @@ def _biases(given: Mapping[str, float]) -> dict[int, float]:
     for text, bias in given.items():
         if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < _MOST_TOKEN):
             raise invalid("logit_bias", f"{text[:50]!r} is no token id")
-        if abs(bias) > _MOST_BIAS:
-            raise invalid("logit_bias", f"{bias} is not within -{_MOST_BIAS} and {_MOST_BIAS}")
+        if abs(bias) > MOST_BIAS:
+            raise invalid("logit_bias", f"{bias} is not within -{MOST_BIAS} and {MOST_BIAS}")
         found[int(text)] = bias
     return found

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -67,13 +68,19 @@ class Service:
         shape: Shape,
         *,
         is_streamed: bool,
+        names: Mapping[str, str] = MappingProxyType({}),
         ended: Callable[[Writer], None] = _nothing,
     ) -> Response:
-        """The response that makes an answer. `ended`: told of a whole one, before the client is."""
+        """The response that makes an answer.
+
+        Args:
+            names: of fields, for errors; see `refused`.
+            ended: told of a whole one, before the client is.
+        """
         quiet_s = self.settings.quiet_s
 
         def source() -> AsyncGenerator[tuple[int, AnswerEvent] | Quiet]:
-            return answers(self.engine, requests, self.life.is_over, quiet_s)
+            return answers(self.engine, requests, self.life.is_over, quiet_s, names)
 
         async def work() -> object:
             made = await whole(source(), writer)

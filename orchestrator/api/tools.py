@@ -28,13 +28,17 @@ INPUT = "input"
 class Tool:
     """What the client calls it.
 
-    `name` is within `namespace`, where it has one. `form`: what the text of a custom tool follows.
+    Attributes:
+        name: within `namespace`, where it has one.
+        form: what the text of a custom tool follows.
+        where: the path in the request of what its calls are held to.
     """
 
     name: str
     is_custom: bool = False
     namespace: str | None = None
     form: OutputForm | None = None
+    where: str = field(default="tools", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,11 @@ class Tools:
     def inputs(self) -> dict[str, OutputForm]:
         """As `Conversation.inputs` has them."""
         return {name: tool.form for name, tool in self.tools.items() if tool.form is not None}
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Where in the request a tool is at fault, by the field of `Refused`."""
+        return {f"tools.{name}": tool.where for name, tool in self.tools.items()}
 
     def get(self, name: str) -> Tool:
         """The tool that the model calls so."""

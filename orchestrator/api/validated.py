@@ -8,14 +8,10 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.api.errors import ApiError, invalid
+from orchestrator.api.fields import MOST_BIASES, MOST_STOP_CHARACTERS, MOST_STOPS, wanted
 from orchestrator.api.fields import Field as FieldOfTable
-from orchestrator.api.fields import wanted
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-
-_MOST_STOPS = 16
-_MOST_STOP_CHARACTERS = 1000
-_MOST_BIASES = 1024
 
 
 class Part(BaseModel):
@@ -44,7 +40,7 @@ class Penalised(Extras):
 
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
-    logit_bias: dict[str, float] = Field(default_factory=dict, max_length=_MOST_BIASES)
+    logit_bias: dict[str, float] = Field(default_factory=dict, max_length=MOST_BIASES)
     stop: str | list[str] = Field(default_factory=list)
 
 
@@ -71,10 +67,10 @@ def stops(value: str | list[str], field: str) -> tuple[str, ...]:
         ApiError: there are too many, or one is empty or too long.
     """
     texts = (value,) if isinstance(value, str) else tuple(value)
-    if len(texts) > _MOST_STOPS:
-        raise invalid(field, f"has {len(texts)} texts, expected at most {_MOST_STOPS}")
-    if any(not 0 < len(text) <= _MOST_STOP_CHARACTERS for text in texts):
-        raise invalid(field, f"expected texts of 1 to {_MOST_STOP_CHARACTERS} characters")
+    if len(texts) > MOST_STOPS:
+        raise invalid(field, f"has {len(texts)} texts, expected at most {MOST_STOPS}")
+    if any(not 0 < len(text) <= MOST_STOP_CHARACTERS for text in texts):
+        raise invalid(field, f"expected texts of 1 to {MOST_STOP_CHARACTERS:,} characters")
     return texts
 
 

@@ -84,7 +84,7 @@ def load(arguments: Sequence[str]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_whole)
-    wanted = next((word for word in _join_name(arguments) if not word.startswith("-")), None)
+    wanted = _named(arguments)
     for name, summary in COMMANDS.items():
         if name == wanted:
             app.command(name, epilog=_name_relatives(name))(command(name))
@@ -126,7 +126,7 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         sys.stdout.flush()
         return code or 0
     except UsageError as error:
-        print_error(usage_message(error))
+        print_error(usage_message(error, _named(arguments)))
     except PotluckError as error:
         print_error(str(error))
         return error.exit_code
@@ -205,6 +205,12 @@ def _join_name(arguments: Sequence[str]) -> list[str]:
     """The arguments with a command's name of two words as one."""
     name = " ".join(arguments[:2])
     return [name, *arguments[2:]] if name in COMMANDS else list(arguments)
+
+
+def _named(arguments: Sequence[str]) -> str:
+    """The command that the arguments name, "" where they name none."""
+    word = next((word for word in _join_name(arguments) if not word.startswith("-")), "")
+    return word if word in COMMANDS else ""
 
 
 def _second_words(arguments: Sequence[str]) -> list[str]:

@@ -73,7 +73,8 @@ def serve(
     most_waiting: Annotated[
         int,
         typer.Option(
-            min=1, help="Requests that wait; more get 429. One client alone may fill half of the places."
+            min=1,
+            help="Requests that wait for room; more get 429. One client alone may fill half of the places.",
         ),
     ] = 64,
     dtype: Dtype = None,

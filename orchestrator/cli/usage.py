@@ -18,20 +18,25 @@ _EXPECTED = {
 }
 
 
-def usage_message(error: Exception) -> str:
-    """One line: the option or argument, expected and found, or typer's own words and where help is."""
+def usage_message(error: Exception, name: str = "") -> str:
+    """One line: the option or argument, expected and found, or typer's own words and where help is.
+
+    Args:
+        name: the command's, for errors that do not know it: those of an option without its value, or of one
+            that takes none.
+    """
     text = error.format_message() if hasattr(error, "format_message") else str(error)
     context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "potluck"
+    command = context.command_path if context is not None else f"potluck {name}".rstrip()
     text = text.replace("Value error, ", "").replace(". Did you", "; did you").rstrip(".?")
     if "unexpected extra argument" in text:
         text += ": text with spaces goes into quotes"
     if not isinstance(error, typer.BadParameter) or not text.startswith("Invalid value for "):
         return f"{command}: {text[:1].lower()}{text[1:]}; see `{command} --help`"
-    name, _, reason = text.removeprefix("Invalid value for ").replace("'", "", 2).partition(": ")
+    option, _, reason = text.removeprefix("Invalid value for ").replace("'", "", 2).partition(": ")
     if isinstance(error.__cause__, ValidationError):
         first = error.__cause__.errors(include_url=False)[0]
         if first["type"] in _EXPECTED:
             expected = _EXPECTED[first["type"]].format(**first.get("ctx", {}))
             reason = f"expected {expected}, found {str(first['input'])!r}"
-    return f"{name}: {reason}; see `{command} --help`"
+    return f"{option}: {reason}; see `{command} --help`"

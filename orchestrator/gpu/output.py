@@ -16,7 +16,7 @@ from orchestrator.gpu.sampling import CHOICE_BYTES, NeededKernels
 from orchestrator.gpu.step import Step
 from orchestrator.gpu.weights import CardOutput
 from orchestrator.row_choice import RowChoiceArgs
-from orchestrator.sampling import Choice, Logits, token_bits
+from orchestrator.sampling import Choice, Logits, banned_bits
 from workers.gpu.device import Device
 
 
@@ -27,7 +27,8 @@ class Outputs:
         """`vocab`: of the largest matrix, at least 1."""
         self._layers = layers
         self._passing = passing
-        self._banned: tuple[int, ...] = ()
+        self._first_set: tuple[int, tuple[int, ...]] = (0, ())
+        """What the card's first set of banned tokens is of: a vocabulary, and these tokens."""
         self._ids = device.pinned(4 * FEW_ROWS).view(np.int32)
         self._choices = device.pinned(CHOICE_BYTES * FEW_ROWS)
         self._row = device.pinned(4 * vocab).view(np.float32)
@@ -67,14 +68,17 @@ class Outputs:
         def leave_out_own(place: int, choice: Choice) -> None:
             bits = choice.left_out(vocab)
             assert bits is not None
+            if self._first_set[0] != vocab:
+                # Sets of a smaller vocabulary lie closer: this one may be where the first set is.
+                self._first_set = (0, ())
             leave_out(bits, 1 + place)
 
         def choose(choices: Sequence[RowChoiceArgs], banned: tuple[int, ...]) -> list[int]:
             if len(choices) != step.num_rows:
                 raise ValueError(f"{len(choices)} choices for {step.num_rows} rows of logits")
-            if banned and banned != self._banned:
-                leave_out(token_bits(vocab, banned), 0)
-                self._banned = banned
+            if banned and self._first_set != (vocab, banned):
+                leave_out(banned_bits(vocab, banned), 0)
+                self._first_set = (vocab, banned)
             packed = b"".join(bytes(choice) for choice in choices)
             self._choices[: len(packed)] = np.frombuffer(packed, np.uint8)
             stream.upload(at["choices"], self._choices[: len(packed)])

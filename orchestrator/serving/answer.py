@@ -127,6 +127,8 @@ class Refused(Exception):
         kind: "invalid": the request is at fault; "too_long": its prompt is over the context or the memory for
             keys and values; "busy": too much waits already; "unavailable": the cluster lacks boxes.
         retry_after_s: when it may be worth another try; None for never.
+        field: of a request that is at fault: "prompt", "output", "tool_choice", "ignore_eos" or "logit_bias";
+            "tools." and the name of a tool; "" where nobody knows.
     """
 
     def __init__(
@@ -134,11 +136,14 @@ class Refused(Exception):
         kind: Literal["invalid", "too_long", "busy", "unavailable"],
         message: str,
         retry_after_s: float | None = None,
+        *,
+        field: str = "",
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
         self.retry_after_s = retry_after_s
+        self.field = field
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,8 +85,8 @@ def run_step(
 
 
 def keep_text(sequence: SequenceState, upto: int | None = None) -> None:
-    """Keep a sequence's text for others, as far as it is computed and before `upto`."""
-    if sequence.prefix is not None:
+    """Keep a sequence's text for others, if it may be: as far as it is computed and before `upto`."""
+    if sequence.prefix is not None and sequence.may_be_kept:
         sequence.prefix.keep(sequence.tokens, sequence.cache, sequence.mtp, upto)
 
 

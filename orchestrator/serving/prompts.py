@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.answers.held_calls import HeldCalls
-from orchestrator.answers.held_tools import HeldTool, held_tools
+from orchestrator.answers.held_tools import HeldTool, ToolError, held_tools
 from orchestrator.answers.history import clean
 from orchestrator.answers.output_form import FormMatcher, OutputForms
 from orchestrator.answers.parser import Parser, choose_parser
@@ -87,28 +88,30 @@ class Prompts:
         Raises:
             Refused: "invalid": what is wrong with it.
         """
-        try:
+        with _refusing("logit_bias"):
             request.sampling.check_tokens(self._vocab)
-            if request.output is not None and request.ignore_eos:
-                raise InputError(
-                    "ignore_eos with a form of the answer: it ends where its form does; leave one out"
-                )
+        if request.output is not None and request.ignore_eos:
+            words = "ignore_eos with a form of the answer: it ends where its form does; leave one out"
+            raise Refused("invalid", words, field="ignore_eos")
+        with _refusing("prompt"):
             text, token_ids, chat = self._rendered(request.prompt)
-            tools = chat.tools if chat is not None else ()
-            template = self._tokenizer.template if chat is not None else None
+        tools = chat.tools if chat is not None else ()
+        template = self._tokenizer.template if chat is not None else None
+        with _refusing("tools"):
             bound = held_tools(tools, chat.inputs) if chat is not None else {}
-            parser = choose_parser(template, text, tools, call_prefix, bound)
+        parser = choose_parser(template, text, tools, call_prefix, bound)
+        with _refusing("output"):
             form = self._form(request, parser)
-            # An answer that has a form has no calls.
+        # An answer that has a form has no calls.
+        with _refusing("tools"):
             held = self._held(parser, bound) if bound and form is None else None
-            forced: tuple[int, ...] = ()
+        forced: tuple[int, ...] = ()
+        with _refusing("tool_choice"):
             if chat is not None and (names := _called(chat)):
                 if form is not None:
                     raise InputError("tool_choice asks for a call, and the form for an answer: leave one out")
                 forced = self._forced(names)
                 form = self._one_of(names)
-        except InputError as error:
-            raise Refused("invalid", str(error)) from error
         begun: tuple[int, ...] = ()
         if parser.in_reasoning and request.reasoning_tokens == 0:
             begun = self.budget_tokens.end
@@ -119,10 +122,8 @@ class Prompts:
 
     def count(self, prompt: Conversation | str | Sequence[int]) -> int:
         """Tokens of a prompt; raises Refused."""
-        try:
+        with _refusing("prompt"):
             return len(self._rendered(prompt)[1])
-        except InputError as error:
-            raise Refused("invalid", str(error)) from error
 
     def _rendered(
         self, prompt: Conversation | str | Sequence[int]
@@ -191,6 +192,17 @@ class Prompts:
         if chat is not None and self._turn_id in token_ids:
             return len(token_ids) - 1 - token_ids[::-1].index(self._turn_id)
         return len(token_ids)
+
+
+@contextmanager
+def _refusing(field: str) -> Iterator[None]:
+    """Refuse the request for what is wrong with this field of it."""
+    try:
+        yield
+    except ToolError as error:
+        raise Refused("invalid", str(error), field=f"tools.{error.tool}") from error
+    except InputError as error:
+        raise Refused("invalid", str(error), field=field) from error
 
 
 def has_form(request: GenerationRequest) -> bool:

@@ -131,13 +131,8 @@ class Runner:
         """Nobody wants a request any more; what was computed of it is kept while there is room."""
         live = self.live.pop(number, None)
         if live is not None:
-            # Behind a step that failed, caches may be ahead of their tokens until it is paused.
-            is_right = self.scheduler.place_of(number) != "paused"
             self.scheduler.cancel(number)
-            if is_right:
-                self._close(live)
-            else:
-                live.sequence.close()
+            self._close(live)
             self.counts.finish("cancelled")
 
     def end_all(self, reason: FinishReason, message: str = "") -> None:
@@ -169,12 +164,13 @@ class Runner:
         # Planning is longest in steps that try something, which would look dear.
         began_s = self._clock()
         try:
-            outcome = run_step(self._model, self._drafter, self._sequences(), plan, self._clock)
+            with self._model.timer.part("other"):
+                outcome = run_step(self._model, self._drafter, self._sequences(), plan, self._clock)
             took_s = self._clock() - began_s
             if not plan.rows:
                 return 0.0
         except DeviceLost:
-            self.scheduler.failed_step(plan)
+            self._take_back(plan)
             raise
         except Exception as error:
             if not isinstance(error, PotluckError):
@@ -224,6 +220,8 @@ class Runner:
                 # Of this answer alone, and by no fault of its client.
                 _log.exception("an answer cannot go on")
                 live.ended = "lost"
+            if live.ended in ("form", "lost"):
+                live.sequence.may_be_kept = False
         ended: Ended | None = None if live.ended is None else "stop"
         found, held = tuple(tokens), live.sequence.cache.length
         if (found, ended, held) == (advance.tokens, advance.ended, advance.held):
@@ -274,14 +272,10 @@ class Runner:
             for event in live.answer.events():
                 live.sink(event)
             if live.ended is not None:
-                self._finish(advance.sequence, live.ended, is_right=live.ended not in ("form", "lost"))
+                self._finish(advance.sequence, live.ended)
 
-    def _finish(self, number: int, reason: FinishReason, message: str = "", *, is_right: bool = True) -> None:
-        """Say the last of a request that the scheduler knows no more.
-
-        Args:
-            is_right: whether its keys and values are those of its tokens, so that they may be kept.
-        """
+    def _finish(self, number: int, reason: FinishReason, message: str = "") -> None:
+        """Say the last of a request that the scheduler knows no more."""
         live = self.live.pop(number)
         answer, sequence = live.answer, live.sequence
         if not live.is_started:
@@ -299,13 +293,10 @@ class Runner:
         self.counts.finish(reason)
         self.counts.request.add(self._clock() - live.arrived_s)
         live.sink(Finished(reason, usage, answer.stop_text, message or answer.message))
-        if is_right:
-            self._close(live)
-        else:
-            live.sequence.close()
+        self._close(live)
 
     def _close(self, live: Live) -> None:
-        """Keep a sequence's text for others, and give its memory back."""
+        """Keep a sequence's text for others, if it may be, and give its memory back."""
         upto = live.sequence.num_prompt + live.answer.worth_keeping
         try:
             keep_text(live.sequence, upto)
@@ -313,7 +304,6 @@ class Runner:
             # It was to be of use later; that it is not harms nobody.
             pass
         except Exception:
-            # A step that failed may leave caches that are ahead of their tokens.
             _log.exception("a text could not be kept")
         finally:
             live.sequence.close()
@@ -329,9 +319,15 @@ class Runner:
         self.counts.refuse("unavailable")
         live.sink(Refused("unavailable", dropped.message, dropped.retry_after_s))
 
+    def _take_back(self, plan: StepPlan) -> None:
+        """A step gave nothing. Caches may be ahead of their tokens until the sequences are paused."""
+        self.scheduler.failed_step(plan)
+        for number in plan.sequences:
+            self.live[number].sequence.may_be_kept = False
+
     def _failed(self, plan: StepPlan, error: Exception) -> None:
         """A step gave nothing. Its sequences are computed again, unless that would end as it did."""
-        self.scheduler.failed_step(plan)
+        self._take_back(plan)
         told = first_line(error)
         if isinstance(error, WorkerLost | WorkerRefused):
             self.lack = told
@@ -343,4 +339,4 @@ class Runner:
         self._failures = 0
         for number in plan.sequences:
             self.scheduler.cancel(number)
-            self._finish(number, "lost", told, is_right=False)
+            self._finish(number, "lost", told)

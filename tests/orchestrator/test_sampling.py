@@ -30,6 +30,14 @@ def test_greedy_takes_the_lowest_of_equal_logits() -> None:
     assert choose_in_ram(row(0, 2, 1, 2), Sampler(GREEDY).choice(0)) == 1
 
 
+def test_what_is_kept_of_banned_tokens_cannot_be_written_to() -> None:
+    bits = Sampler(SamplingParams(0.0), banned=(1, 40)).choice(0).left_out(64)
+    assert bits is not None
+    assert bits.tolist() == [1 << 1, 1 << 8]
+    with pytest.raises(ValueError, match="read-only"):
+        bits[0] = 0
+
+
 def test_banned_tokens_and_those_a_mask_leaves_out_are_never_chosen() -> None:
     logits = row(0, 9, 1, 8, 3)
     for params in (GREEDY, SamplingParams(5.0)):

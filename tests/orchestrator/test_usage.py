@@ -25,7 +25,17 @@ PLAN = ("plan", "cluster.yaml", "--model", "step-3.5-flash")
         ((*PLAN, "--polcy", "uniform"), "potluck plan: … --polcy … --policy"),
         ((*PLAN, "other.yaml"), "unexpected extra argument"),
         (("generate", "--prompt", "Dear", "all,"), "(all,): text with spaces goes into quotes; see `potluck"),
-        ((*PLAN, "--quant"), "--quant … requires an argument … `potluck"),
+        ((*PLAN, "--quant"), "potluck plan: … --quant … requires an argument … `potluck plan --help`"),
+        (
+            ("generate", "--mtp"),
+            "potluck generate: … --mtp … requires an argument … `potluck generate --help`",
+        ),
+        (("generate", "--mtp", "--json"), "--mtp: … whole number … '--json' … `potluck generate --help`"),
+        (
+            ("keys", "add", "k.json", "ann", "--requests-at-once"),
+            "potluck keys add: … `potluck keys add --help`",
+        ),
+        (("generate", "--json=3"), "potluck generate: … --json … does not take a value … `potluck generate"),
         (("plan",), "potluck plan: … missing … CLUSTER … `potluck plan --help`"),
         (("simulate", "plan.json"), "missing … --cluster"),
         (("whatif", "a.yaml", "--model", "m", "--context", -1), "--context: … at least 0"),

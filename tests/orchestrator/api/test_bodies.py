@@ -13,6 +13,7 @@ from starlette.types import Message
 
 from orchestrator.api.bodies import MOST_BRACKETS, MOST_DEPTH, ClientLeft, parse, read_body
 from orchestrator.api.errors import ApiError
+from placement.files.quote import quote
 
 NUMBERS = st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False)
 JSON = st.recursive(
@@ -99,6 +100,23 @@ def test_a_body_that_is_no_object_is_refused(body: bytes, words: str) -> None:
     with pytest.raises(ApiError, match=words) as caught:
         parse(body)
     assert caught.value.status == 400
+
+
+@given(st.dictionaries(st.text(), JSON, min_size=1, max_size=5), st.data())
+def test_a_key_that_stands_twice_is_named(document: dict[str, object], data: st.DataObject) -> None:
+    key = data.draw(st.sampled_from(sorted(document)))
+    inner = json.dumps(document)[:-1] + f", {json.dumps(key, ensure_ascii=data.draw(st.booleans()))}: 1}}"
+    for body in (inner, f'{{"a": [{{}}, {inner}]}}'):
+        with pytest.raises(ApiError, match="twice") as caught:
+            parse(body.encode())
+        assert caught.value.status == 400
+        assert caught.value.param == key[:100]
+        assert quote(key) in caught.value.message
+
+
+def test_the_same_key_may_stand_in_several_objects_and_in_texts() -> None:
+    document = {"a": {"a": 1}, "b": [{"a": 1}, {"a": 2}], "c": '{"a": 1, "a": 2}'}
+    assert parse(json.dumps(document).encode()) == document
 
 
 def test_a_body_may_nest_as_deep_as_the_limit() -> None:

@@ -36,6 +36,16 @@ def test_a_refusal_has_its_status_and_the_words_of_both_apis(
     assert refusal.message in shown["error"]["message"]
 
 
+def test_a_path_is_written_as_the_api_writes_it() -> None:
+    error = invalid("messages.0.content.12", "no")
+    shown = body_of(error, "openai")["error"]
+    assert (shown["param"], shown["message"]) == ("messages[0].content[12]", "messages[0].content[12]: no")
+    assert body_of(error, "anthropic")["error"]["message"] == "messages.0.content.12: no"
+    assert body_of(invalid("response_format.json_schema.7up", "no"), "openai")["error"]["param"].endswith(
+        "a.7up"
+    )
+
+
 def test_anthropics_clients_find_the_words_by_which_they_shorten_a_prompt() -> None:
     for message in ("9 tokens of 4", "prompt is too long: 9 tokens of 4"):
         shown = body_of(refused(Refused("too_long", message)), "anthropic")["error"]["message"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pytest
 from anthropic.types import message_count_tokens_params, message_create_params
@@ -12,13 +14,20 @@ from anthropic.types.beta import message_create_params as anthropic_beta
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
+from orchestrator.answers.output_form import MOST_FORM_BYTES
+from orchestrator.api.bodies import MOST_BRACKETS, MOST_BYTES, MOST_DEPTH
 from orchestrator.api.chat_answer import FINISH_REASONS
 from orchestrator.api.effort import REASONING_TOKENS
 from orchestrator.api.errors import ApiError
 from orchestrator.api.fields import TABLES, Field, wanted
 from orchestrator.api.messages_answer import STOP_REASONS
 from orchestrator.api.openapi import BODIES
+from orchestrator.api.responses_store import MOST_BYTES as MOST_STORED_BYTES
+from orchestrator.api.responses_store import MOST_RESPONSES
+from placement.units import size
 
 PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text(encoding="utf-8")
 FIELDS = [(route, field) for route, table in TABLES.items() for field in table]
@@ -51,6 +60,65 @@ def test_the_page_shows_the_tables() -> None:
         rows = [line for line in shown.splitlines() if line.startswith("| `")]
         wanted_rows = [row(field) for field in table]
         assert rows == wanted_rows, "docs/api.md should have:\n" + "\n".join(wanted_rows)
+
+
+def bounds(model: type[BaseModel]) -> dict[str, set[str]]:
+    """How a request's bounds are to be written, by the field that has them or has them within."""
+    found: dict[str, set[str]] = {}
+    for name, of in model.model_fields.items():
+        numbers = [*_numbers(of.metadata), *_numbers(_within(of.annotation))]
+        found[name] = {_written(number) for number in numbers}
+    return found
+
+
+def _within(annotation: Any) -> list[Any]:
+    """What is said of a field's alternatives, and of fields of objects that are alternatives."""
+    found = [*getattr(annotation, "__metadata__", ())]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        for of in annotation.model_fields.values():
+            found += [*of.metadata, *_within(of.annotation)]
+    elif get_origin(annotation) is not list:
+        for part in get_args(annotation):
+            found += _within(part)
+    return found
+
+
+def _numbers(metadata: Iterable[Any]) -> list[float]:
+    unpacked = [one for of in metadata for one in (of.metadata if isinstance(of, FieldInfo) else [of])]
+    names = ("gt", "ge", "lt", "le", "min_length", "max_length")
+    return [getattr(of, name) for of in unpacked for name in names if getattr(of, name, None) is not None]
+
+
+def _written(number: float) -> str:
+    return {-(2**63): "-2^63", 2**64: "2^64"}.get(int(number), f"{number:,}")
+
+
+@pytest.mark.parametrize("route", TABLES)
+def test_a_note_has_all_bounds_of_its_field(route: str) -> None:
+    notes = {field.name: field.note for field in TABLES[route]}
+    for name, numbers in bounds(BODIES[route]).items():
+        said = set(re.findall(r"-?\d+\^\d+|-?\d[\d,]*\d|-?\d", notes[name]))
+        assert numbers <= said, f"{name}: {notes[name]!r} lacks {numbers - said}"
+
+
+def test_bounds_are_found_wherever_they_are() -> None:
+    chat, messages = bounds(BODIES["POST /v1/chat/completions"]), bounds(BODIES["POST /v1/messages"])
+    assert chat["logit_bias"] == {"1,024"}
+    assert chat["seed"] == {"-2^63", "2^64"}
+    assert messages["thinking"] == {"1"}
+    assert bounds(BODIES["POST /v1/responses"])["input"] == {"20,000"}
+
+
+def test_the_page_has_the_other_bounds() -> None:
+    flowing = " ".join(PAGE.split())
+    body = f"{MOST_BYTES:,} bytes, {MOST_BRACKETS:,} opening brackets and {MOST_DEPTH} levels"
+    assert f"A body may have at most {body}" in flowing
+    assert f"expression or grammar has up to {_size(MOST_FORM_BYTES)}," in flowing
+    assert f"newest {MOST_RESPONSES:,} responses, {_size(MOST_STORED_BYTES)} at most" in flowing
+
+
+def _size(num_bytes: int) -> str:
+    return size(num_bytes).replace(".0 ", " ")
 
 
 def test_the_page_shows_what_effort_means() -> None:

@@ -41,6 +41,11 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}], "reasoning_effort": "no
 RESPONSE = {"input": "Hi", "reasoning": {"effort": "none"}, "max_output_tokens": 400, "store": False}
 MESSAGES = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 400}
 SEEDS = range(3)
+PARAMS = {
+    "/v1/chat/completions": "tools[0].function.parameters",
+    "/v1/responses": "tools[0].parameters",
+    "/v1/messages": None,
+}
 ROUTES = {
     "/v1/chat/completions": (CHAT, lambda tool: {"type": "function", "function": tool}),
     "/v1/responses": (RESPONSE, lambda tool: {"type": "function", **tool}),
@@ -169,26 +174,64 @@ def test_a_schema_that_cannot_be_held_is_refused_by_its_tools_name(
     assert error["type"] == "invalid_request_error"
     assert "'weather'" in error["message"]
     assert "'size'" in error["message"]
+    assert error.get("param") == PARAMS[route]
 
 
 @pytest.mark.parametrize("syntax", ["lark", "regex"])
 def test_a_grammar_that_is_none_is_refused_by_its_tools_name(api: httpx2.Client, syntax: str) -> None:
     grammar = {"syntax": syntax, "definition": "start: (nobody"}
     asked = chat_tools(format={"type": "grammar", "grammar": grammar})
-    for route, body in (
-        ("/v1/chat/completions", asked),
+    patch = {"type": "custom", "name": "patch", "format": {"type": "grammar", **grammar}}
+    space = {"type": "namespace", "name": "files", "tools": [patch]}
+    for route, body, param, name in (
+        ("/v1/chat/completions", asked, "tools[1].custom.format.grammar.definition", "patch"),
+        ("/v1/responses", {**RESPONSE, "tools": [patch]}, "tools[0].format.definition", "patch"),
         (
             "/v1/responses",
-            {
-                **RESPONSE,
-                "tools": [{"type": "custom", "name": "patch", "format": {"type": "grammar", **grammar}}],
-            },
+            {**RESPONSE, "tools": [{"type": "web_search"}, space]},
+            "tools[1].tools[0].format.definition",
+            "files__patch",
         ),
     ):
         answer = api.post(route, json=body)
         assert answer.status_code == 400
-        assert "'patch'" in answer.json()["error"]["message"]
-        assert "cannot be followed" in answer.json()["error"]["message"]
+        error = answer.json()["error"]
+        assert f"'{name}'" in error["message"]
+        assert "cannot be followed" in error["message"]
+        assert error["param"] == param
+
+
+SCHEMA = {"type": "object", "properties": {"size": {"type": "integer", "multipleOf": "x"}}}
+FORM = {"type": "json_schema", "name": "n", "schema": SCHEMA}
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "param"),
+    [
+        (
+            "chat/completions",
+            {**CHAT, "response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
+            "response_format",
+        ),
+        ("chat/completions", {**CHAT, "response_format": {"type": "regex", "regex": "("}}, "response_format"),
+        (
+            "chat/completions",
+            {**CHAT, "response_format": {"type": "regex", "regex": "a"}, "ignore_eos": True},
+            "ignore_eos",
+        ),
+        ("chat/completions", {**CHAT, "logit_bias": {"999999": 1}}, "logit_bias"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "word " * 3000}]}, "messages"),
+        ("responses", {**RESPONSE, "text": {"format": FORM}}, "text.format.schema"),
+        ("responses", {**RESPONSE, "input": "word " * 3000}, "input"),
+        ("completions", {"prompt": [999_999]}, "prompt"),
+    ],
+)
+def test_a_field_that_only_the_model_finds_at_fault_is_named(
+    api: httpx2.Client, route: str, fields: dict[str, Any], param: str
+) -> None:
+    answer = api.post(f"/v1/{route}", json=fields)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
 
 
 def test_a_format_without_its_grammar_is_refused(api: httpx2.Client) -> None:

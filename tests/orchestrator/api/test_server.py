@@ -248,7 +248,8 @@ def test_a_body_is_counted_as_it_comes(http: httpx2.Client) -> None:
 
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"\xff", b'{"a": NaN}', b"[" * 5000, b'{"max_tokens": -1}']
+    "body",
+    [b"", b"{", b"[]", b"\xff", b'{"a": NaN}', b"[" * 5000, b'{"max_tokens": -1}', b'{"seed": 1, "seed": 1}'],
 )
 def test_a_bad_body_is_the_clients_fault_in_the_apis_shape(
     http: httpx2.Client, path: str, body: bytes

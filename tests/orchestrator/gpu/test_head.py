@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from orchestrator.gpu.work_size import head_work_bytes
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.mtp import MtpDrafter
 from orchestrator.model.step35 import Step35Model
-from orchestrator.sampling import Sampler, token_bits
+from orchestrator.sampling import Logits, Sampler, choose_in_ram, token_bits
 from orchestrator.sampling_params import GREEDY, SamplingParams
 from orchestrator.session import load_local
 from placement.errors import KvDoesNotFit
@@ -161,6 +162,37 @@ def test_rows_and_drafts_that_are_held_to_a_form_are_chosen_for_by_the_card(
         assert counts.count("waits") - before == 1
         assert chosen == logits_of(model).choose(choices)
         assert {5, 30, 31, 32} >= set(chosen)
+
+
+def test_output_matrices_of_different_vocabularies_leave_out_tokens_of_their_own(
+    model: Step35Model, device: Device
+) -> None:
+    """The first set of the larger one has two words: the first and the second set of the smaller one."""
+    card = on_card(model, plan_of(model), device).card
+    assert isinstance(card, HeadOnCard)
+    whole = card.weights.output
+    assert whole is not None
+    half = replace(
+        whole, matrix=replace(whole.matrix, each=(replace(whole.matrix.each[0], rows=20),), rows=20)
+    )
+    luck = torch.Generator().manual_seed(8)
+    best, rows = 0, torch.empty(0)
+    while best < 32:
+        rows = torch.randn((1, model.config.hidden_size), generator=luck)
+        (best,) = card.mtp_logits(0, rows).choose([Sampler(SamplingParams(0.0)).choice(0)])
+
+    def check(logits: Logits, banned: int, mask: np.ndarray | None = None) -> None:
+        choice = Sampler(SamplingParams(0.0), banned=(banned,)).choice(0, (), mask)
+        assert logits.choose([choice]) == [choose_in_ram(logits.row(0), choice)]
+
+    for mask in (None, token_bits(20, [18, 19])):
+        check(card.mtp_logits(0, rows), best)
+        check(card.mtp_logits(0, rows), 7)
+        check(card._logits(rows, half), 7, mask)
+        check(card.mtp_logits(0, rows), 7)
+        check(card.mtp_logits(0, rows), best)
+        check(card._logits(rows, half), 7, mask)
+        check(card.mtp_logits(0, rows), 7)
 
 
 def test_more_rows_than_the_card_has_room_for_are_chosen_for_in_parts(

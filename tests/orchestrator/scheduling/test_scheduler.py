@@ -106,9 +106,11 @@ def test_too_many_that_wait_are_busy_until_one_ends() -> None:
 
 def test_prompts_that_fill_the_memory_several_times_are_busy() -> None:
     engine = engine_of(Limits(4000, pass_rows=64, most_waiting_kv=5.0), kv_budget(1000))
-    for number in range(3):
+    engine.submit(0, "ada", 600, 100)
+    engine.step()
+    for number in (1, 2, 3):
         engine.submit(number, "ada", 600, 100)
-    found = refusal(engine, 3, 600, 100)
+    found = refusal(engine, 4, 600, 100)
     assert found.kind == "busy"
     assert found.retry_after_s is not None
     assert 1 <= found.retry_after_s <= 600
@@ -117,6 +119,8 @@ def test_prompts_that_fill_the_memory_several_times_are_busy() -> None:
 
 def test_a_client_that_fills_its_part_of_the_line_leaves_places_to_others() -> None:
     engine = engine_of(Limits(4000, sequences=1, most_waiting=12))
+    engine.submit(0, "ada", 10, 100)
+    engine.step()
     number = 0
     taken = dict.fromkeys(("ada", "ben", "cleo"), 0)
     for client in taken:
@@ -128,6 +132,83 @@ def test_a_client_that_fills_its_part_of_the_line_leaves_places_to_others() -> N
     # Half of it, a third, and what is left.
     assert taken == {"ada": 6, "ben": 4, "cleo": 2}
     engine.run()
+
+
+def taken(engine: Engine, most: int, clients: tuple[str, ...] = ("ada",), prompt: int = 10) -> int:
+    """How many of `most` requests are not refused, by clients in turn."""
+    first = 1 + max([*engine.sequences, *engine.ended], default=0)
+    for place in range(most):
+        with suppress(Refused):
+            engine.submit(first + place, clients[place % len(clients)], prompt, 100)
+    return sum(number >= first for number in engine.sequences)
+
+
+@pytest.mark.parametrize("running", [0, 3, 8])
+@pytest.mark.parametrize(("clients", "waiting"), [(("ada",), 3), (("ada", "ben", "cleo"), 6)])
+def test_who_can_be_let_in_at_once_does_not_wait(
+    running: int, clients: tuple[str, ...], waiting: int
+) -> None:
+    engine = engine_of(Limits(4000, most_waiting=6))
+    assert taken(engine, running) == running
+    engine.step()
+    assert taken(engine, 20, clients) == 8 - running + waiting
+    assert engine.scheduler.waiting == 8 - running + waiting
+    engine.step()
+    assert (engine.scheduler.running, engine.scheduler.waiting) == (8, waiting)
+    engine.run()
+
+
+def test_who_finds_no_room_in_memory_waits_though_there_are_places() -> None:
+    engine = engine_of(Limits(4000, pass_rows=64, most_waiting=4), kv_budget(1000))
+    # One of 600 tokens has room, and of ada's part of the line half is left.
+    assert taken(engine, 10, prompt=600) == 1 + 2
+    engine.step()
+    assert (engine.scheduler.running, engine.scheduler.waiting) == (1, 2)
+
+
+def test_without_boxes_all_wait() -> None:
+    engine = engine_of(Limits(4000, most_waiting=6))
+    engine.scheduler.cluster_lacks("den is gone", engine.now_s)
+    assert taken(engine, 20) == 3
+    engine.scheduler.cluster_is_back()
+    assert taken(engine, 20) == 8
+
+
+def test_while_a_step_is_under_way_all_wait() -> None:
+    engine = engine_of(Limits(4000, most_waiting=6))
+    engine.submit(0, "ada", 10, 100)
+    found: list[int] = []
+    engine.step(lambda: found.append(taken(engine, 20)))
+    assert found == [3]
+    assert taken(engine, 20) == 4 + 3
+
+
+def test_who_comes_before_others_makes_no_more_wait_than_may() -> None:
+    """Ada's requests have room, and ben's has none: he is served less, so hers would wait behind it."""
+    engine = engine_of(Limits(4000, pass_rows=64, most_waiting=4), kv_budget(4000))
+    engine.submit(1, "ben", 10, 300)
+    engine.submit(2, "ada", 200, 300)
+    while engine.sequences[2].generated < 20:
+        engine.step()
+    for number in range(3, 7):
+        engine.submit(number, "ada", 10, 300)
+    assert refusal(engine, 7, 3500, 300, "ben").kind == "busy"
+    engine.cancel(6)
+    engine.submit(7, "ben", 3500, 300)
+    engine.step()
+    assert (engine.scheduler.running, engine.scheduler.waiting) == (2, 4)
+    engine.run()
+
+
+def test_a_request_that_is_refused_leaves_no_trace_of_its_client() -> None:
+    engine = engine_of(Limits(4000, sequences=1, most_waiting=1))
+    engine.submit(0, "ada", 10, 100)
+    engine.step()
+    engine.submit(1, "ada", 10, 100)
+    before = engine.scheduler._shares
+    served, active = dict(before._served), dict(before._active)
+    assert refusal(engine, 2, 10, 100, "ben").kind == "busy"
+    assert (dict(before._served), dict(before._active)) == (served, active)
 
 
 def test_without_boxes_requests_wait_and_go_on_when_they_are_back() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +14,6 @@ from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.step35 import Step35Model
 from orchestrator.sampling_params import SamplingParams
 from orchestrator.scheduling.limits import Limits
-from orchestrator.serving import runner
 from orchestrator.serving.answer import CallStarted, Prefilled, Reasoning, Text
 from orchestrator.serving.request import GenerationRequest, OutputForm
 from placement.errors import KvDoesNotFit, WorkerLost
@@ -442,11 +441,26 @@ def test_a_form_that_takes_too_much_work_ends_its_answer_alone(served: Served) -
         assert "simpler" in broken.end.message
 
 
-def test_a_request_that_leaves_behind_a_failed_step_gives_its_memory_back(
-    model: Step35Model, served: Served, monkeypatch: pytest.MonkeyPatch
+def leaves(served: Served) -> None:
+    served.runner.cancel(0)
+
+
+def is_stopped(served: Served) -> None:
+    served.runner.end_all("shutdown")
+
+
+def waits_too_long(served: Served) -> None:
+    served.is_whole = False
+    served.now_s += 100.0
+    served.runner.turn()
+
+
+@pytest.mark.parametrize("ends", [leaves, is_stopped, waits_too_long])
+def test_a_request_that_ends_behind_a_failed_step_holds_and_keeps_nothing(
+    model: Step35Model, served: Served, monkeypatch: pytest.MonkeyPatch, ends: Callable[[Served], None]
 ) -> None:
-    answer = served.submit(asking(max_tokens=100, ignore_eos=True))
-    for _ in range(4):
+    served.submit(asking(max_tokens=100, ignore_eos=True))
+    for _ in range(30):
         served.runner.turn()
     choose = model.logits_to_choose_from
 
@@ -457,10 +471,40 @@ def test_a_request_that_leaves_behind_a_failed_step_gives_its_memory_back(
     with monkeypatch.context() as patch:
         patch.setattr(model, "logits_to_choose_from", lost)
         served.runner.turn()
-    kept: list[object] = []
-    monkeypatch.setattr(runner, "keep_text", lambda *sequence: kept.append(sequence))
-    served.runner.cancel(0)
+    ends(served)
+    assert not served.runner.live
     assert model.kv_pool.used_bytes == 0
-    assert not kept
-    assert answer.end is None
+    assert served.runner.prefix.stats.boundaries == 0
     served.runner.turn()
+
+
+@pytest.mark.parametrize("ends", [leaves, is_stopped])
+def test_a_request_that_ends_between_steps_keeps_its_text(
+    served: Served, ends: Callable[[Served], None]
+) -> None:
+    served.submit(asking(max_tokens=100, ignore_eos=True))
+    for _ in range(30):
+        served.runner.turn()
+    ends(served)
+    assert served.runner.prefix.stats.boundaries > 0
+
+
+def test_a_text_is_kept_again_once_it_was_computed_again(
+    model: Step35Model, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose(model, monkeypatch, WorkerLost("attic is gone"), 20)
+    served.run(asking(max_tokens=60, ignore_eos=True))
+    assert served.runner.prefix.stats.boundaries > 0
+
+
+def test_the_parts_of_steps_add_up(
+    model: Step35Model, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.timer, "_clock", served._clock)
+    before_s = sum(model.timer.seconds().values())
+    served.run(asking(max_tokens=20))
+    parts_s = model.timer.seconds()
+    totals = served.runner.counts.totals(parts_s)
+    # Each look at this clock takes a millisecond: two of a step, around all of its parts.
+    assert sum(parts_s.values()) - before_s == pytest.approx(totals.step_s - 0.002 * totals.steps)
+    assert list(parts_s)[-1] == "other"
