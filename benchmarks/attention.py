@@ -4,8 +4,8 @@
 
 The roofline of a call is the longer of two times: its keys' and values' bytes at the rate of a plain read,
 and its operations at the kernel's own rate over a context in the second-level cache. Beside that rate stands
-what torch's matrix product reaches, which is near the processor's bound. What happens to new rows between the
-projections and attention is timed as well.
+what torch's matrix product reaches, which is near the processor's bound. A call writes the new rows' keys and
+values too.
 
 With one thread, times are processor time, so that a busy machine disturbs them less.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from benchmarks.timing import best_s, read_rate
 from orchestrator import kernels
-from orchestrator.kernels.attention import PageTable
+from orchestrator.kernels import AttentionHeads, PassRows, Rotation, SequenceRows
+from orchestrator.kernels.attention import PageTables
 from placement.kv_size import PAGE_POSITIONS, KvForm, KvShape
 from workers.kernels import instruction_set
 
@@ -31,46 +32,63 @@ FULL_HEADS, SLIDING_HEADS, WINDOW = 64, 96, 512
 # One KV head's keys and values are then 320 kB in bfloat16.
 CACHED_KEYS = 640
 DECODE_ROWS, CHUNK_ROWS = (1, 3), 256
+SMALL_KV_HEADS, SMALL_HEAD_DIM = 2, 32
+SEQUENCES = (1, 2, 4, 8)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Context:
-    """A layer's pages, filled with the keys and values of random rows.
+    """A layer and a sequence's pages in it, filled with the keys and values of random rows.
 
     Attributes:
-        memory: what `table` points to.
+        memory: what `tables` point to.
     """
 
+    heads: AttentionHeads
     kv: KvShape
-    table: PageTable
+    tables: PageTables
     memory: tuple[Tensor, ...]
-    num_heads: int
-    window: int
 
-    def call(self, queries: Tensor, position: int) -> Callable[[], Tensor]:
+    def rows(self, position: int, num_rows: int) -> SequenceRows:
+        return SequenceRows(self.tables, position, num_rows)
+
+    def call(self, position: int, num_rows: int) -> Callable[[], Tensor]:
         """Attention of rows that end the context."""
-
-        def attend() -> Tensor:
-            return kernels.attention(queries, self.table, self.kv, position, self.window, HEAD_DIM**-0.5)
-
-        return attend
+        return call([self], position, num_rows)
 
 
-def context(form: KvForm, keys: int, num_heads: int, window: int, kv_heads: int = KV_HEADS) -> Context:
-    kv = KvShape(form, kv_heads, HEAD_DIM)
+def call(sequences: list[Context], position: int, num_rows: int) -> Callable[[], Tensor]:
+    """Attention of as many rows of each sequence, from the same position on."""
+    heads, kv = sequences[0].heads, sequences[0].kv
+    rows = PassRows((kv,), [of.rows(position, num_rows) for of in sequences])
+    qkv = torch.randn(rows.num_rows, heads.width)
+    turn = rotation(rows.stop, heads.head_dim)
+
+    def attend() -> Tensor:
+        assert sequences  # whose memory has to stay
+        return kernels.attention(qkv, heads, turn, rows, 0)
+
+    return attend
+
+
+def rotation(stop: int, head_dim: int) -> Rotation:
+    """By nothing."""
+    return Rotation(torch.ones(stop, 1, head_dim), torch.zeros(stop, 1, head_dim), head_dim // 2)
+
+
+def context(
+    form: KvForm, keys: int, num_heads: int, window: int, kv_heads: int = KV_HEADS, head_dim: int = HEAD_DIM
+) -> Context:
+    kv = KvShape(form, kv_heads, head_dim)
     pages = tuple(torch.zeros(kv.page_bytes, dtype=torch.uint8) for _ in range(-(-keys // PAGE_POSITIONS)))
-    made = Context(kv, np.array([page.data_ptr() for page in pages], np.int64), pages, num_heads, window)
+    qk_norm = torch.ones(num_heads + kv_heads, head_dim)
+    tables = np.array([[page.data_ptr() for page in pages]], np.int64)
+    made = Context(AttentionHeads(qk_norm, kv_heads, window, head_dim**-0.5, 1e-5, False), kv, tables, pages)
+    # With the shortest window, as only the pages count.
+    writing = replace(made, heads=replace(made.heads, window=1))
     for start in range(0, keys, 1024):
-        write(made, torch.randn(min(1024, keys - start), (num_heads + 2 * kv_heads) * HEAD_DIM), start)
+        writing.call(start, min(1024, keys - start))()
     return made
-
-
-def write(into: Context, qkv: Tensor, position: int) -> Tensor:
-    """Norm, rotation by nothing, and the way into the pages."""
-    heads = into.num_heads + into.kv.num_kv_heads
-    cos, sin = torch.ones(len(qkv), 1, HEAD_DIM), torch.zeros(len(qkv), 1, HEAD_DIM)
-    norm = torch.ones(heads, HEAD_DIM)
-    return kernels.kv_rows(qkv, norm, 1e-5, cos, sin, HEAD_DIM // 2, into.table, into.kv, position)
 
 
 def operations(rows: int, position: int, num_heads: int, window: int) -> int:
@@ -90,9 +108,8 @@ def rate_from_cache(form: KvForm, rows: int, num_heads: int) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     made = context(form, CACHED_KEYS, num_heads // KV_HEADS, 0, kv_heads=1)
-    queries = torch.randn(rows, num_heads // KV_HEADS, HEAD_DIM)
     work = operations(rows, CACHED_KEYS - rows, num_heads // KV_HEADS, 0)
-    seconds = best_s(made.call(queries, CACHED_KEYS - rows), 0.2)
+    seconds = best_s(made.call(CACHED_KEYS - rows, rows), 0.2)
     torch.set_num_threads(threads)
     return threads * work / seconds
 
@@ -115,13 +132,12 @@ def measure(form: KvForm, read: float) -> None:
         for rows in (*DECODE_ROWS, CHUNK_ROWS):
             if keys > 4096 and rows > max(DECODE_ROWS):
                 continue  # takes minutes
-            queries = torch.randn(rows, num_heads, HEAD_DIM)
             work, num_bytes = (
                 operations(rows, keys, num_heads, window),
                 key_bytes(rows, keys, window, made.kv),
             )
             rate = rate_from_cache(form, rows, num_heads)
-            seconds = best_s(made.call(queries, keys), 0.6)
+            seconds = best_s(made.call(keys, rows), 0.6)
             floors = (num_bytes / read, work / rate)
             cells = [f"{name:<8} {num_heads:>3} heads {keys:>7} {rows:>5} {seconds * 1e3:>8.3f}"]
             cells += [f"{floors[0] * 1e3:>15.3f} {floors[1] * 1e3:>11.3f} {max(floors) / seconds:>6.0%}"]
@@ -129,16 +145,25 @@ def measure(form: KvForm, read: float) -> None:
             print(*cells, flush=True)
 
 
-def between() -> None:
-    """New rows into the cache: norm, rotation, rounding, pages."""
-    print("\nnew rows into the pages, ms")
-    for form in (KvForm.bfloat16, KvForm.int8):
-        made = context(form, 1024, FULL_HEADS, 0)
-        times = []
-        for rows in (*DECODE_ROWS, CHUNK_ROWS):
-            qkv = torch.randn(rows, (FULL_HEADS + 2 * KV_HEADS) * HEAD_DIM)
-            times.append(f"{rows} rows {best_s(lambda qkv=qkv: write(made, qkv, 500), 0.3) * 1e3:.3f}")  # type: ignore[misc]  # noqa: B023
-        print(f"{form.value:<9} {', '.join(times)}")
+def together(read: float) -> None:
+    """Sequences of a small model in one call: potluck-tiny's heads, keys in bfloat16."""
+    print("\nsequences of a small model in one call, us; floor: bytes in memory's time, and an empty pass")
+    print("layer     keys  rows of each   " + "".join(f"{number:>16}" for number in SEQUENCES))
+    empty_s = best_s(call([context(KvForm.bfloat16, 1, 1, 0, 1, 1)], 0, 1), 0.1)
+    for name, num_heads, window in (("full", 4, 0), ("sliding", 6, 128)):
+        for keys in (100, 2000):
+            made = [
+                context(KvForm.bfloat16, keys + 4, num_heads, window, SMALL_KV_HEADS, SMALL_HEAD_DIM)
+                for _ in range(max(SEQUENCES))
+            ]
+            for rows in (1, 4):
+                floor_s = key_bytes(rows, keys, window, made[0].kv) / read
+                cells = [
+                    f"{best_s(call(made[:number], keys, rows), 0.2) * 1e6:>8.1f}"
+                    f"{(empty_s + number * floor_s) * 1e6:>8.1f}"
+                    for number in SEQUENCES
+                ]
+                print(f"{name:<8}{keys:>6}{rows:>10}      ", *cells, sep="", flush=True)
 
 
 def main() -> None:
@@ -153,7 +178,7 @@ def main() -> None:
         print(f"plain read {read / 1e9:.1f} GB/s, torch's matrix product {product_rate() / 1e9:.1f} GFLOP/s")
         for form in (KvForm.bfloat16, KvForm.int8):
             measure(form, read)
-        between()
+        together(read)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from benchmarks.fidelity.clocks import mean, timed
 from benchmarks.fidelity.figures import HeadProbe
 from benchmarks.fidelity.rows import CHUNK_ROWS, chunk_ids, hidden_rows
 from orchestrator import kernels
+from orchestrator.kernels import PassRows, SequenceRows
 from orchestrator.model.attention import SequenceSlice
-from orchestrator.model.kv_cache import LayerCache
+from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
 from orchestrator.sampling import Choice, Sampler
 from orchestrator.sampling_params import SamplingParams
@@ -38,7 +40,6 @@ def probe_head(bench: Bench) -> HeadProbe:
 
     cached = head.new_cache()
     cached.begin(context + CHUNK_ROWS)
-    pages = cached.layers[0]
     token, verify, chunk, logits, drafts, attention = [], [], [], [], [], []
     verify_rows = 1 + drafter.num_layers
     for turn in range(bench.repeats):
@@ -55,7 +56,7 @@ def probe_head(bench: Bench) -> HeadProbe:
         if turn % SLOW_SHARE == 0:
             fresh = [SequenceSlice(head.new_cache(), CHUNK_ROWS)]
             chunk.append(bench.experts.timed(lambda: head.forward(prompt[:CHUNK_ROWS], fresh)))  # noqa: B023
-            attention.append(timed(lambda: _attention(bench, pages)))
+            attention.append(timed(lambda: _attention(bench, cached)))
     workers = bench.workers
     nobody_s, all_s = bench.dispatch_cpu_s(()), bench.dispatch_cpu_s(workers)
     rows_s = bench.dispatch_cpu_s((), CHUNK_ROWS)
@@ -77,10 +78,10 @@ def probe_head(bench: Bench) -> HeadProbe:
     )
 
 
-def _attention(bench: Bench, pages: LayerCache) -> None:
-    full = bench.head.weights.layers[0].attention
-    queries = torch.ones(CHUNK_ROWS, full.num_heads, full.head_dim)
-    kernels.attention(queries, pages.table, pages.kv, bench.context, 0, full.scale)
+def _attention(bench: Bench, cache: KVCache) -> None:
+    full = replace(bench.head.weights.layers[0].attention.heads, window=0, has_gate=False)
+    rows = PassRows(cache.shapes, [SequenceRows(cache.tables, bench.context, CHUNK_ROWS)])
+    kernels.attention(torch.ones(CHUNK_ROWS, full.width), full, bench.head.rotation(0, rows.stop), rows, 0)
 
 
 def _message_row_s(bench: Bench, rows_s: float, message_s: float) -> float:

@@ -83,7 +83,7 @@ def attention(
     gate_stride: int = 0,
     workspace: Workspace | None = None,
 ) -> None:
-    """Causal attention of rows over their sequences' pages, as `orchestrator.kernels.attention`.
+    """Causal attention of rows over their sequences' pages, as `orchestrator.kernels.attention` ends with.
 
     Args:
         queries, out: float32 [rows, num_heads, head_dim]. Of rows that are not there, `out` is 0.

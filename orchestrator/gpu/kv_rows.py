@@ -81,7 +81,7 @@ def kv_rows(
     rotary_half: int,
     queries: int,
 ) -> None:
-    """Norm and rotate projected rows and write keys and values, as `orchestrator.kernels.kv_rows`.
+    """Norm and rotate projected rows and write keys and values, as `orchestrator.kernels.attention` does.
 
     Args:
         qkv: float32, rows `qkv_stride` numbers apart: query, key and value heads.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from orchestrator.gpu.matrices import CardMatrices
 from orchestrator.gpu.norms import CardNorm
+from orchestrator.kernels import AttentionHeads
 from orchestrator.model.attention import AttentionWeights
 from orchestrator.model.layer import LayerWeights, NormWeights
 from orchestrator.model.moe import FfnWeights, MoeWeights
@@ -30,7 +31,7 @@ class CardAttention:
     qkv_gate: CardMatrices
     qk_norm: int
     output: CardMatrices
-    host: AttentionWeights
+    host: AttentionHeads
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +198,10 @@ class _Shelf:
 
     def attention(self, weights: AttentionWeights) -> CardAttention:
         return CardAttention(
-            self.matrices(weights.qkv_gate), self.put(weights.qk_norm), self.matrices(weights.output), weights
+            self.matrices(weights.qkv_gate),
+            self.put(weights.heads.qk_norm),
+            self.matrices(weights.output),
+            weights.heads,
         )
 
     def ffn(self, weights: FfnWeights) -> CardFfn:

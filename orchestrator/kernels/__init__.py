@@ -10,17 +10,20 @@ Shapes: T rows (tokens), H hidden, I intermediate, E experts, k chosen experts a
 
 from __future__ import annotations
 
-from orchestrator.kernels.attention import attention, kv_rows
+from orchestrator.kernels.attention import AttentionHeads, PassRows, Rotation, SequenceRows, attention
 from orchestrator.kernels.choosing import choose_token
 from orchestrator.kernels.dense import dense_ffn, exp, linear, rms_norm, sigmoid, swiglu
 from orchestrator.kernels.routing import route_top_k
 
 __all__ = [
+    "AttentionHeads",
+    "PassRows",
+    "Rotation",
+    "SequenceRows",
     "attention",
     "choose_token",
     "dense_ffn",
     "exp",
-    "kv_rows",
     "linear",
     "rms_norm",
     "route_top_k",

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from orchestrator import kernels
+from orchestrator.kernels import AttentionHeads, PassRows, Rotation, SequenceRows
 from orchestrator.model.kv_cache import KVCache
-from orchestrator.model.rope import RopeRows
 from workers.kernels import Matrices
 
 
@@ -27,58 +26,36 @@ class AttentionWeights:
     """One layer's attention, ready to run.
 
     Attributes:
-        qkv_gate: q, k, v and gate projections side by side, (heads + 2 kv_heads) * head_dim + heads rows.
-        qk_norm: (1 + weight) of q_norm for each query head, of k_norm for each key head, float32
-            [heads + kv_heads, head_dim].
+        qkv_gate: q, k, v and gate projections side by side, as `heads` takes them.
         output: [hidden, heads * head_dim].
-        window: keys a query sees, itself included; 0: all.
     """
 
     qkv_gate: Matrices
-    qk_norm: Tensor
+    heads: AttentionHeads
     output: Matrices
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    window: int
-    scale: float
-    eps: float
-    has_gate: bool
+
+
+def pass_rows(batch: Sequence[SequenceSlice]) -> PassRows:
+    """The rows of a batch, for all layers of its caches, which have made room for them.
+
+    Raises:
+        ValueError: caches of different layers.
+    """
+    shapes = batch[0].cache.shapes
+    if any(part.cache.shapes != shapes for part in batch):
+        raise ValueError("a pass whose caches keep different layers' keys and values")
+    return PassRows(
+        shapes, [SequenceRows(part.cache.tables, part.cache.length, part.num_tokens) for part in batch]
+    )
 
 
 def attention(
-    weights: AttentionWeights, x: Tensor, rope: RopeRows, batch: Sequence[SequenceSlice], layer: int
+    weights: AttentionWeights, x: Tensor, rotation: Rotation, rows: PassRows, cache_layer: int
 ) -> Tensor:
     """Attention of normed rows float32 [num_tokens, hidden] -> [num_tokens, hidden], before the residual add.
 
-    Writes the new keys and values into layer `layer` of every slice's cache.
+    Writes the new keys and values into layer `cache_layer` of every sequence's cache.
     """
-    num_tokens = x.shape[0]
-    heads, kv_heads, head_dim = weights.num_heads, weights.num_kv_heads, weights.head_dim
-    qkv_width = (heads + 2 * kv_heads) * head_dim
-    fused = kernels.linear(x, weights.qkv_gate)
-
-    outputs = []
-    start = 0
-    for part in batch:
-        cache, position = part.cache.layers[layer], part.cache.length
-        stop = start + part.num_tokens
-        own, own_rope = fused[start:stop], rope.part(start, stop)
-        queries = kernels.kv_rows(
-            own,
-            weights.qk_norm,
-            weights.eps,
-            own_rope.cos,
-            own_rope.sin,
-            own_rope.half,
-            cache.table,
-            cache.kv,
-            position,
-        )
-        gate = own[:, qkv_width:] if weights.has_gate else None
-        outputs.append(
-            kernels.attention(queries, cache.table, cache.kv, position, weights.window, weights.scale, gate)
-        )
-        start = stop
-    mixed = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return kernels.linear(mixed.view(num_tokens, heads * head_dim), weights.output)
+    projected = kernels.linear(x, weights.qkv_gate)
+    mixed = kernels.attention(projected, weights.heads, rotation, rows, cache_layer)
+    return kernels.linear(mixed, weights.output)

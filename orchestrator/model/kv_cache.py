@@ -3,39 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
-from orchestrator.kernels.attention import PageTable
 from orchestrator.model.kv_pool import KvPool, Page
 from placement.errors import KvDoesNotFit
 from placement.kv_size import HELD_BACK, PAGE_POSITIONS, KvForm, KvShape, pages_of
 from placement.units import size
 from workers.model_config import LayerConfig
 
+_FIRST_PAGES = 8
+_shape = lru_cache(KvShape)  # Equal shapes are one object, so that those of two caches are quickly compared.
+
 
 class LayerCache:
     """One layer's pages.
 
     Attributes:
-        table: address of the page of positions from i * PAGE_POSITIONS on, 0 where it is not held.
+        table: address of the page of positions from i * PAGE_POSITIONS on, 0 where it is not held; a row of
+            the cache's tables.
         pages: the same pages by i.
         changes: how often the table was changed, for who has a copy of it.
     """
 
     __slots__ = ("changes", "is_sliding", "kv", "pages", "pool", "table")
 
-    def __init__(self, kv: KvShape, is_sliding: bool, pool: KvPool) -> None:
+    def __init__(self, kv: KvShape, is_sliding: bool, pool: KvPool, table: NDArray[np.int64]) -> None:
         self.kv = kv
         self.is_sliding = is_sliding
         self.pool = pool
         self.pages: dict[int, Page] = {}
-        self.table: PageTable = np.zeros(8, np.int64)
+        self.table = table
         self.changes = 0
 
     def add(self, place: int, page: Page) -> None:
-        if place >= len(self.table):
-            self.table = np.concatenate([self.table, np.zeros(max(len(self.table), place), np.int64)])
         self.table[place] = page.data_ptr()
         self.pages[place] = page
         self.changes += 1
@@ -64,6 +67,11 @@ class KVCache:
     with the cache.
 
     Others may hold the same pages (`share`, `adopt`). A page that others hold is copied before it is written.
+
+    Attributes:
+        shapes: of each layer's keys and values.
+        tables: of all layers, int64 [layers, pages]. They move when they grow, which only `begin` and
+            `adopt` have them do.
     """
 
     __slots__ = (
@@ -75,6 +83,8 @@ class KVCache:
         "_window",
         "layers",
         "length",
+        "shapes",
+        "tables",
     )
 
     def __init__(
@@ -88,9 +98,11 @@ class KVCache:
         # For `close`, which comes also where the rest fails.
         self.layers: tuple[LayerCache, ...] = ()
         pools = [pool] * len(layers) if isinstance(pool, KvPool) else pool
+        self.shapes = tuple(_shape(form, layer.num_kv_heads, layer.head_dim) for layer in layers)
+        self.tables: NDArray[np.int64] = np.zeros((len(layers), _FIRST_PAGES), np.int64)
         self.layers = tuple(
-            LayerCache(KvShape(form, layer.num_kv_heads, layer.head_dim), layer.is_sliding, own)
-            for layer, own in zip(layers, pools, strict=True)
+            LayerCache(kv, layer.is_sliding, own, table)
+            for kv, layer, own, table in zip(self.shapes, layers, pools, self.tables, strict=True)
         )
         self.length = 0
         self._window = sliding_window
@@ -130,6 +142,7 @@ class KVCache:
         self._own(self.length // PAGE_POSITIONS, min(stop_page, self._shared_stop), num_tokens)
         if stop_page <= self._stop_page:
             return
+        self._widen(stop_page)
         added: list[tuple[LayerCache, int]] = []
         try:
             for layer in self.layers:
@@ -219,6 +232,7 @@ class KVCache:
         if self._stop_page or self._is_closed:
             raise ValueError("only a cache that was never used takes the pages of others")
         self._first_page = first_page
+        self._widen(pages_of(length))
         for layer, own in zip(self.layers, pages, strict=True):
             layer.pool.share(layer.kv, own)
             for place, page in enumerate(own, start=self.first_page(layer)):
@@ -233,6 +247,16 @@ class KVCache:
             if layer.pages:
                 layer.drop(tuple(layer.pages))
         self.length = self._first_page = self._stop_page = self._shared_stop = 0
+
+    def _widen(self, num_pages: int) -> None:
+        have = self.tables.shape[1]
+        if num_pages <= have:
+            return
+        wider = np.zeros((len(self.layers), max(2 * have, num_pages)), np.int64)
+        wider[:, :have] = self.tables
+        self.tables = wider
+        for layer, table in zip(self.layers, wider, strict=True):
+            layer.table = table
 
     def _own(self, first: int, stop: int, num_tokens: int) -> None:
         for place in range(first, stop):

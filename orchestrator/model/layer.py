@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from orchestrator import kernels
-from orchestrator.model.attention import AttentionWeights, SequenceSlice, attention
+from orchestrator.kernels import PassRows, Rotation
+from orchestrator.model.attention import AttentionWeights, attention
 from orchestrator.model.finite import broken, may_be_broken
 from orchestrator.model.moe import ExpertRunner, FfnWeights, MoeWeights, moe
-from orchestrator.model.rope import RopeRows
 from orchestrator.model.routing_recorder import Recorder
 from orchestrator.timing import StepTimer
 from placement.errors import NonFiniteError
@@ -46,8 +45,8 @@ class LayerWeights:
 def decoder_layer(
     weights: LayerWeights,
     hidden_states: Tensor,
-    rope: RopeRows,
-    batch: Sequence[SequenceSlice],
+    rotation: Rotation,
+    rows: PassRows,
     cache_layer: int,
     experts: ExpertRunner,
     timer: StepTimer,
@@ -60,7 +59,7 @@ def decoder_layer(
     """
     with timer.part("attention"):
         normed = weights.attention_norm.forward(hidden_states)
-        attended = attention(weights.attention, normed, rope, batch, cache_layer)
+        attended = attention(weights.attention, normed, rotation, rows, cache_layer)
         residual = attended.add_(hidden_states)
         scale_exponents = fixed_point.scale_exponents(residual)
     if may_be_broken(scale_exponents) and not torch.isfinite(residual).all():

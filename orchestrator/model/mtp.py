@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from orchestrator import kernels
-from orchestrator.model.attention import SequenceSlice
+from orchestrator.model.attention import SequenceSlice, pass_rows
 from orchestrator.model.finite import check_finite
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.layer import decoder_layer, ffn_of
@@ -307,10 +307,11 @@ class MtpDrafter:
 
     def _on_cpu(self, k: int, hidden_states: Tensor, batch: Sequence[SequenceSlice]) -> Tensor:
         model = self._model
-        rope = model.rope_rows(batch, self._configs[k].index)
+        rows = pass_rows(batch)
+        rotation = model.rotation(self._configs[k].index, rows.stop)
         try:
             return decoder_layer(
-                self._layers[k].layer, hidden_states, rope, batch, 0, model.experts, model.timer
+                self._layers[k].layer, hidden_states, rotation, rows, 0, model.experts, model.timer
             )
         except NonFiniteError:
             # The layer blames the layer before it, but an MTP layer's input comes from its projection.

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orchestrator.kernels import Rotation
 from workers.config.rope import RopeDivisors, RopeScaling
 from workers.model_config import LayerConfig
 
@@ -42,18 +43,10 @@ def inverse_frequencies(
 
 @dataclass(frozen=True, slots=True)
 class RopeRows:
-    """cos and signed sin of some positions, float32 [num_tokens, 1, head_dim], for `kernels.kv_rows`.
-
-    Dimensions d and d + half make a pair; those from 2 * half on do not rotate.
-    """
+    """cos and signed sin of some positions, float32 [num_tokens, 1, head_dim]; see `Rotation`."""
 
     cos: Tensor
     sin: Tensor
-    half: int
-
-    def part(self, start: int, stop: int) -> RopeRows:
-        """Rows start .. stop-1."""
-        return RopeRows(self.cos[start:stop], self.sin[start:stop], self.half)
 
 
 class RopeTable:
@@ -63,32 +56,34 @@ class RopeTable:
         self._half = layer.rotary_dim // 2
         self._head_dim = layer.head_dim
         self._frequencies = inverse_frequencies(layer.rope_theta, layer.rotary_dim, layer.rope_scaling)
-        self._cos = torch.empty(0, 1, layer.head_dim)
-        self._sin = torch.empty(0, 1, layer.head_dim)
+        nothing = torch.empty(0, 1, layer.head_dim)
+        self._rotation = Rotation(nothing, nothing, self._half)
+
+    def upto(self, stop: int) -> Rotation:
+        """Of positions below `stop`, and maybe more."""
+        have = self._rotation.num_positions
+        if stop > have:
+            want = max(stop, 2 * have)
+            blocks = range(have // BLOCK_POSITIONS, -(-want // BLOCK_POSITIONS))
+            added = [self._block(block * BLOCK_POSITIONS) for block in blocks]
+            cos = torch.cat([self._rotation.cos, *(cos for cos, _ in added)])
+            sin = torch.cat([self._rotation.sin, *(sin for _, sin in added)])
+            self._rotation = Rotation(cos, sin, self._half)
+        return self._rotation
 
     def rows(self, start: int, stop: int) -> RopeRows:
         """Rows of positions start .. stop-1, a view of the table."""
-        self._grow(stop)
-        return RopeRows(self._cos[start:stop], self._sin[start:stop], self._half)
+        table = self.upto(stop)
+        return RopeRows(table.cos[start:stop], table.sin[start:stop])
 
     def rows_of(self, spans: list[tuple[int, int]]) -> RopeRows:
         """Rows of several spans (start, stop) of positions, one after another."""
         if len(spans) == 1:
             return self.rows(*spans[0])
-        self._grow(max(stop for _, stop in spans))
-        cos = torch.cat([self._cos[start:stop] for start, stop in spans])
-        sin = torch.cat([self._sin[start:stop] for start, stop in spans])
-        return RopeRows(cos, sin, self._half)
-
-    def _grow(self, num_positions: int) -> None:
-        have = self._cos.shape[0]
-        if num_positions <= have:
-            return
-        want = max(num_positions, 2 * have)
-        blocks = range(have // BLOCK_POSITIONS, -(-want // BLOCK_POSITIONS))
-        added = [self._block(block * BLOCK_POSITIONS) for block in blocks]
-        self._cos = torch.cat([self._cos, *(cos for cos, _ in added)])
-        self._sin = torch.cat([self._sin, *(sin for _, sin in added)])
+        table = self.upto(max(stop for _, stop in spans))
+        cos = torch.cat([table.cos[start:stop] for start, stop in spans])
+        sin = torch.cat([table.sin[start:stop] for start, stop in spans])
+        return RopeRows(cos, sin)
 
     def _block(self, start: int) -> tuple[Tensor, Tensor]:
         half = self._half

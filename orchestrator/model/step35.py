@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from orchestrator import kernels
-from orchestrator.model.attention import SequenceSlice
+from orchestrator.kernels import Rotation
+from orchestrator.model.attention import SequenceSlice, pass_rows
 from orchestrator.model.finite import check_finite
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool
@@ -17,7 +18,7 @@ from orchestrator.model.layer import decoder_layer, ffn_of
 from orchestrator.model.moe import ExpertRunner
 from orchestrator.model.on_card import OnCard
 from orchestrator.model.passes import run_pass
-from orchestrator.model.rope import RopeRows, RopeTable, rope_key
+from orchestrator.model.rope import RopeTable, rope_key
 from orchestrator.model.routing_recorder import Recorder
 from orchestrator.model.weights import HeadWeights, load_head_weights
 from orchestrator.sampling import Logits, LogitsInRam
@@ -61,8 +62,8 @@ class Step35Model:
         self.kv_pool = kv_pool if kv_pool is not None else KvPool(free_memory().usable_bytes)
         self.card = card
         self.recorder: Recorder | None = None
-        self._tables = {rope_key(layer): RopeTable(layer) for layer in config.layers}
-        self._rope_keys = tuple(rope_key(layer) for layer in config.layers)
+        tables = {rope_key(layer): RopeTable(layer) for layer in config.layers}
+        self._rope_tables = tuple(tables[rope_key(layer)] for layer in config.layers)
 
     @classmethod
     def load(
@@ -129,10 +130,9 @@ class Step35Model:
         """int64 [num_tokens] -> float32 [num_tokens, hidden]."""
         return float32_rows(self.weights.embedding, token_ids)
 
-    def rope_rows(self, batch: Sequence[SequenceSlice], layer: int) -> RopeRows:
-        """cos/sin of the batch's new positions as absolute layer `layer` rotates them."""
-        spans = [(part.cache.length, part.cache.length + part.num_tokens) for part in batch]
-        return self._tables[self._rope_keys[layer]].rows_of(spans)
+    def rotation(self, layer: int, stop: int) -> Rotation:
+        """How absolute layer `layer` rotates positions below `stop`."""
+        return self._rope_tables[layer].upto(stop)
 
     @torch.inference_mode()
     def forward(self, token_ids: Tensor, batch: Sequence[SequenceSlice]) -> Tensor:
@@ -148,10 +148,9 @@ class Step35Model:
         Returns:
             Hidden states before the final norm, contiguous float32 [num_tokens, hidden].
         """
-        spans = [(part.cache.length, part.cache.length + part.num_tokens) for part in batch]
-        ropes = {key: table.rows_of(spans) for key, table in self._tables.items()}
         for part in batch:
             part.cache.begin(part.num_tokens)
+        rows = pass_rows(batch)
 
         def layers() -> Tensor:
             hidden_states = self.embed(token_ids)
@@ -164,8 +163,8 @@ class Step35Model:
                 hidden_states = decoder_layer(
                     layer,
                     hidden_states,
-                    ropes[self._rope_keys[place]],
-                    batch,
+                    self.rotation(place, rows.stop),
+                    rows,
                     place,
                     self.experts,
                     self.timer,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from orchestrator.kernels import AttentionHeads
 from orchestrator.model.attention import AttentionWeights
 from orchestrator.model.layer import LayerWeights, NormWeights
 from orchestrator.model.moe import FfnWeights, MoeWeights
@@ -183,15 +184,16 @@ class _Reader:
         qk_norm = torch.cat([q_norm.expand(heads, head_dim), k_norm.expand(kv_heads, head_dim)])
         return AttentionWeights(
             qkv_gate=Matrices.of(*parts),
-            qk_norm=qk_norm + 1.0 if config.zero_centered else qk_norm,
+            heads=AttentionHeads(
+                # (1 + weight) where norms are zero-centred.
+                qk_norm=qk_norm + 1.0 if config.zero_centered else qk_norm,
+                num_kv_heads=kv_heads,
+                window=config.sliding_window if layer.is_sliding else 0,
+                scale=head_dim**-0.5,
+                eps=config.rms_norm_eps,
+                has_gate=has_gate,
+            ),
             output=Matrices.of(self.matrix(f"{name}.o_proj.weight")),
-            num_heads=heads,
-            num_kv_heads=kv_heads,
-            head_dim=head_dim,
-            window=config.sliding_window if layer.is_sliding else 0,
-            scale=head_dim**-0.5,
-            eps=config.rms_norm_eps,
-            has_gate=has_gate,
         )
 
     def ffn(self, name: str, limit: float) -> FfnWeights:

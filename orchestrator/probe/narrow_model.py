@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator.dispatch.pass_lost import PassLost
+from orchestrator.kernels import AttentionHeads
 from orchestrator.model.attention import AttentionWeights
 from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.layer import LayerWeights, NormWeights
@@ -143,15 +144,15 @@ def _layer(layer: LayerConfig, random: _Random) -> LayerWeights:
     widths = (HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, HEADS)
     attention = AttentionWeights(
         qkv_gate=Matrices.of(*(random.matrix(rows, HIDDEN) for rows in widths)),
-        qk_norm=torch.ones(HEADS + KV_HEADS, HEAD_DIM),
+        heads=AttentionHeads(
+            torch.ones(HEADS + KV_HEADS, HEAD_DIM),
+            KV_HEADS,
+            window=0,
+            scale=HEAD_DIM**-0.5,
+            eps=EPS,
+            has_gate=True,
+        ),
         output=random.matrices(HIDDEN, HEADS * HEAD_DIM),
-        num_heads=HEADS,
-        num_kv_heads=KV_HEADS,
-        head_dim=HEAD_DIM,
-        window=0,
-        scale=HEAD_DIM**-0.5,
-        eps=EPS,
-        has_gate=True,
     )
     return LayerWeights(layer.index, _norm(), attention, _norm(), ffn)
 

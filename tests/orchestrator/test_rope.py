@@ -31,8 +31,9 @@ def test_plain_frequencies() -> None:
 
 def test_a_row_turns_each_pair_by_its_position() -> None:
     start = 1000
-    rows = RopeTable(layer()).rows(start, start + 3)
-    assert rows.half == 4
+    table = RopeTable(layer())
+    rows = table.rows(start, start + 3)
+    assert table.upto(start).half == 4
     for token in range(3):
         for pair in range(4):
             angle = (start + token) * 1e4 ** (-2 * pair / 8)
@@ -43,13 +44,6 @@ def test_a_row_turns_each_pair_by_its_position() -> None:
                 )
     assert torch.equal(rows.cos[:, :, 8:], torch.ones(3, 1, 8))
     assert torch.equal(rows.sin[:, :, 8:], torch.zeros(3, 1, 8))
-
-
-def test_a_part_of_the_rows() -> None:
-    table = RopeTable(layer())
-    part = table.rows(5, 20).part(3, 7)
-    assert torch.equal(part.cos, table.rows(8, 12).cos)
-    assert torch.equal(part.sin, table.rows(8, 12).sin)
 
 
 def test_rows_have_the_same_bits_however_the_table_grew() -> None:

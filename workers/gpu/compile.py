@@ -60,7 +60,8 @@ def compile_module(module: Module, capability: tuple[int, int], *, as_text: bool
         options = [option.encode() for option in (target, *FLAGS, "--ptxas-options=-v")]
         (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
         _, log_bytes = _checked(nvrtc.nvrtcGetProgramLogSize(program), module)
-        log = b" " * log_bytes
+        # Never bytes, into which the compiler would write: those of length 1 are Python's own, shared by all.
+        log = bytearray(log_bytes)
         _checked(nvrtc.nvrtcGetProgramLog(program, log), module)
         told = log.decode(errors="replace").strip("\x00 \n")
         if error == nvrtc.nvrtcResult.NVRTC_ERROR_INVALID_OPTION:
@@ -78,9 +79,9 @@ def compile_module(module: Module, capability: tuple[int, int], *, as_text: bool
             else (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
         )
         _, num_bytes = _checked(size_of(program), module)
-        image = b" " * num_bytes
+        image = bytearray(num_bytes)
         _checked(give(program, image), module)
-        return Compiled(image, told)
+        return Compiled(bytes(image), told)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 

@@ -13,7 +13,14 @@ struct bf16 {
   uint16_t bits;
 };
 
-enum Status : int { OK = 0, OUT_OF_MEMORY = -1, BAD_EXPERT_ID = -2, BAD_EXPONENT = -3, BAD_ROUNDED_ROWS = -4 };
+enum Status : int {
+  OK = 0,
+  OUT_OF_MEMORY = -1,
+  BAD_EXPERT_ID = -2,
+  BAD_EXPONENT = -3,
+  BAD_ROUNDED_ROWS = -4,
+  PAGES_NOT_HELD = -5
+};
 
 // Memory of one call, released with it; 64-byte aligned pieces.
 class Scratch {
@@ -128,35 +135,58 @@ constexpr int64_t MOST_HEAD_DIM = 8192;
 // How keys and values are kept.
 enum KvForm : int { KV_FLOAT32 = 0, KV_BFLOAT16 = 1, KV_INT8 = 2 };
 
-// New rows on their way into the cache. pages[i] is the page of positions from i * PAGE_POSITIONS on.
-struct KvRowsArgs {
-  const float* qkv;      // [T, stride]: query, key and value heads, then what is not wanted here
+// What one layer's attention does. Declared a second time in native.py, as are the next two.
+struct AttentionHeads {
   const float* qk_norm;  // [num_heads + num_kv_heads, head_dim]
-  const float *cos, *sin;  // [T, head_dim]
-  float* queries;        // [T, num_heads, head_dim], written
-  const int64_t* pages;
-  int64_t T, stride, num_heads, num_kv_heads, head_dim, half, position;
-  float eps;
-  int threads;
+  int64_t num_heads, num_kv_heads, head_dim;
+  int64_t window;  // keys a query sees, itself included; 0: all
+  float scale, eps;
+  int64_t has_gate;
 };
 
-// How a call is cut into work items: blocks of tokens, and where that leaves threads idle, spans of keys.
+// cos and signed sin of positions from 0 on, [positions, head_dim] each. Pairs (d, d + half) rotate.
+struct Rotation {
+  const float *cos, *sin;
+  int64_t half;
+};
+
+// One sequence's rows in a pass, from `position` on. The table of layer l is at tables + l * most_pages; its entry i is
+// the page of positions from i * PAGE_POSITIONS on, 0 where that is not held.
+struct SequenceRows {
+  const int64_t* tables;
+  int64_t most_pages, position, num_rows;
+};
+
+// How one sequence's rows are cut into work items: blocks of tokens for each KV head, and where that leaves threads
+// idle each of these into spans of keys, whose sums are joined afterwards.
+struct SequenceWork {
+  const int64_t* pages;
+  int64_t row, num_rows, position;  // row: its first one in the pass
+  int64_t tokens, blocks;           // tokens of a block; blocks of all KV heads
+  int64_t first_span, spans;
+  int64_t item, join;               // its first work item, and its first block that is joined
+  int64_t block_floats;             // of a block's sums
+  int64_t sums;                     // where those of [blocks, spans] begin; -1: its blocks are whole items
+};
+
 struct AttentionWork {
-  float* memory;   // threads * thread_floats, or with `split` the sums of each block, KV head and span
-  float* queries;  // with `split` threads * rows * width floats
-  int64_t thread_floats, sums_floats, tokens, rows, blocks, spans;
-  bool split;
+  SequenceWork* sequences;
+  int64_t num_sequences, items, joins;
+  float* sums;
+  float* memory;  // of each thread three times block_floats: two sums and the queries of the largest block
+  int64_t block_floats;
   int threads;
 };
 
 struct AttentionArgs {
-  const float* q;       // [T, num_heads, head_dim]
-  const float* gate;    // [T, gate_stride], a logit for each query head, or null
-  const int64_t* pages;
-  float* out;
-  int64_t T, num_heads, num_kv_heads, head_dim, gate_stride, position, window;
-  float bits;  // the scale of scores times log2(e)
+  const float* qkv;  // [num_rows, stride]: query, key and value heads, then a gate's logit for each query head
+  int64_t stride, num_rows;
+  const AttentionHeads* heads;
+  const Rotation* rotation;
+  float* out;        // [num_rows, num_heads, head_dim]
+  float bits;        // the scale of scores times log2(e)
   const AttentionWork* work;
+  int threads;
 };
 
 // Where the activations between an FFN's two halves lie, [rows, I], and rounded if the second half wants that.
@@ -252,8 +282,7 @@ struct Kernels {
   void (*route)(const RouteArgs&);
   int64_t (*choose_token)(const ChooseRowArgs&);
   void (*noise)(const uint64_t* words, double* noise, double* bounds, int64_t n);
-  void (*kv_rows[3])(const KvRowsArgs&);  // by KvForm, as is the next one
-  void (*attention[3])(const AttentionArgs&);
+  void (*attention[3])(const AttentionArgs&);  // by KvForm
   void (*row_exponents)(const float* x, int32_t* out, int64_t T, int64_t D, int32_t offset, int32_t low,
                         int32_t high, int threads);
   void (*grid_to_float32)(const int32_t* values, const double* grid_units, float* out, int64_t T, int64_t H,

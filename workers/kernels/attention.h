@@ -245,24 +245,29 @@ static ALWAYS_INLINE int tile_rows(int64_t n) {
   return n >= 8 ? 8 : (n >= 4 ? 4 : (n >= 2 ? 2 : 1));
 }
 
-// The rows of one work item: tokens `token` to `token` + count / group - 1, all heads of a KV head.
+// The rows of one work item: tokens `token` to `token` + count / group - 1 of a sequence, all heads of a KV head.
 struct RowBlock {
+  const SequenceWork* of;
   int64_t token, kv_head, count, group;
 };
 
-static ALWAYS_INLINE int64_t first_key(const AttentionArgs& a, int64_t token) {
-  const int64_t stop = a.position + token + 1;
-  return a.window > 0 && stop > a.window ? stop - a.window : 0;
+static ALWAYS_INLINE int64_t first_key(const AttentionArgs& a, const SequenceWork& of, int64_t token) {
+  const int64_t stop = of.position + token + 1, window = a.heads->window;
+  return window > 0 && stop > window ? stop - window : 0;
 }
 
-// Tiles one after another, each [width][rows of the tile].
+// Queries, normed and rotated. Tiles one after another, each [width][rows of the tile].
 static void pack_queries(const AttentionArgs& a, const RowBlock& block, int64_t width, float* packed) {
+  const int64_t D = a.heads->head_dim;
+  float query[MOST_HEAD_DIM];
   for (int64_t r = 0; r < block.count;) {
     const int rows = tile_rows(block.count - r);
+    float* tile = packed + r * width;
     for (int i = 0; i < rows; ++i) {
       const int64_t token = block.token + (r + i) / block.group, head = (r + i) % block.group;
-      const float* q = a.q + (token * a.num_heads + block.kv_head * block.group + head) * a.head_dim;
-      for (int64_t d = 0; d < width; ++d) packed[r * width + d * rows + i] = d < a.head_dim ? q[d] : 0.0f;
+      norm_and_rotate(a, block.of->row + token, block.of->position + token, block.kv_head * block.group + head, query);
+      for (int64_t d = 0; d < D; ++d) tile[d * rows + i] = query[d];
+      for (int64_t d = D; d < width; ++d) tile[d * rows + i] = 0.0f;
     }
     r += rows;
   }
@@ -272,21 +277,22 @@ static void pack_queries(const AttentionArgs& a, const RowBlock& block, int64_t 
 template <class W>
 static void span_rows(const AttentionArgs& a, const RowBlock& block, int64_t span, int64_t width,
                       const float* packed, const RowSums& sums) {
+  const SequenceWork& of = *block.of;
   const int64_t last_token = block.token + (block.count - 1) / block.group;
-  const int64_t first = first_key(a, block.token), stop = a.position + last_token + 1;
+  const int64_t first = first_key(a, of, block.token), stop = of.position + last_token + 1;
   int64_t page = span * SPAN_PAGES, end = page + SPAN_PAGES;
   if (page < first / PAGE_POSITIONS) page = first / PAGE_POSITIONS;
   if (end > (stop + PAGE_POSITIONS - 1) / PAGE_POSITIONS) end = (stop + PAGE_POSITIONS - 1) / PAGE_POSITIONS;
   std::memset(sums.seen, 0, block.count);
   for (; page < end; ++page) {
-    const HeadPage<W> head_page = HeadPage<W>::at(a.pages[page], block.kv_head, width);
+    const HeadPage<W> head_page = HeadPage<W>::at(of.pages[page], block.kv_head, width);
     const int64_t begin = page * PAGE_POSITIONS;
     for (int64_t r = 0; r < block.count;) {
       const int rows = tile_rows(block.count - r);
       Seen seen;
       for (int i = 0; i < rows; ++i) {
         const int64_t token = block.token + (r + i) / block.group;
-        const int64_t from = first_key(a, token) - begin, to = a.position + token + 1 - begin;
+        const int64_t from = first_key(a, of, token) - begin, to = of.position + token + 1 - begin;
         seen.first[i] = (int)(from < 0 ? 0 : (from > PAGE_POSITIONS ? PAGE_POSITIONS : from));
         seen.stop[i] = (int)(to < 0 ? 0 : (to > PAGE_POSITIONS ? PAGE_POSITIONS : to));
       }
@@ -309,60 +315,64 @@ static void span_rows(const AttentionArgs& a, const RowBlock& block, int64_t spa
 }
 
 static void finish_rows(const AttentionArgs& a, const RowBlock& block, const RowSums& sums) {
+  const AttentionHeads& heads = *a.heads;
+  const int64_t D = heads.head_dim, gates = (heads.num_heads + 2 * heads.num_kv_heads) * D;
   for (int64_t r = 0; r < block.count; ++r) {
-    const int64_t token = block.token + r / block.group, head = block.kv_head * block.group + r % block.group;
-    float* out = a.out + (token * a.num_heads + head) * a.head_dim;
+    const int64_t row = block.of->row + block.token + r / block.group;
+    const int64_t head = block.kv_head * block.group + r % block.group;
+    float* out = a.out + (row * heads.num_heads + head) * D;
     const float* mix = sums.mix + r * sums.width;
     const float inverse = 1.0f / sums.total[r];
-    for (int64_t d = 0; d < a.head_dim; ++d) out[d] = mix[d] * inverse;
-    if (a.gate == nullptr) continue;
-    const float gate = sigmoid_one(a.gate[token * a.gate_stride + head]);
-    for (int64_t d = 0; d < a.head_dim; ++d) out[d] *= gate;
+    for (int64_t d = 0; d < D; ++d) out[d] = mix[d] * inverse;
+    if (!heads.has_gate) continue;
+    const float gate = sigmoid_one(a.qkv[row * a.stride + gates + head]);
+    for (int64_t d = 0; d < D; ++d) out[d] *= gate;
   }
 }
 
+// New keys and values go into their pages. Then the rows of all sequences see theirs, all work items side by side.
 template <class W>
 static void attention(const AttentionArgs& a) {
+  write_rows<W>(a);
   const AttentionWork& work = *a.work;
-  const int64_t group = a.num_heads / a.num_kv_heads, width = (a.head_dim + PANEL - 1) / PANEL * PANEL;
-  const int64_t first_span = first_key(a, 0) / (SPAN_PAGES * PAGE_POSITIONS);
-  const int64_t items = work.blocks * a.num_kv_heads;
-  const auto block_of = [&](int64_t item) {
-    const int64_t token = item / a.num_kv_heads * work.tokens;
-    const int64_t tokens = a.T - token < work.tokens ? a.T - token : work.tokens;
-    return RowBlock{token, item % a.num_kv_heads, tokens * group, group};
+  const int64_t kv_heads = a.heads->num_kv_heads, group = a.heads->num_heads / kv_heads;
+  const int64_t width = (a.heads->head_dim + PANEL - 1) / PANEL * PANEL;
+  const auto block_of = [&](const SequenceWork& of, int64_t block) {
+    const int64_t token = block / kv_heads * of.tokens;
+    const int64_t tokens = of.num_rows - token < of.tokens ? of.num_rows - token : of.tokens;
+    return RowBlock{&of, token, block % kv_heads, tokens * group, group};
   };
-  if (!work.split) {
-    each_item(items, work.threads, [&](int64_t item, int thread) {
-      float* memory = work.memory + thread * work.thread_floats;
-      const RowBlock block = block_of(item);
-      const RowSums sums = RowSums::in(memory, work.rows, width);
-      const RowSums span_sums = RowSums::in(memory + work.sums_floats, work.rows, width);
-      float* packed = memory + 2 * work.sums_floats;
-      pack_queries(a, block, width, packed);
-      std::memset(sums.seen, 0, block.count);
-      for (int64_t span = 0; span < work.spans; ++span) {
-        span_rows<W>(a, block, first_span + span, width, packed, span_sums);
-        join_rows(sums, span_sums, block.count, a.bits);
-      }
-      finish_rows(a, block, sums);
-    });
-    return;
-  }
-  const auto sums_of = [&](int64_t item, int64_t span) {
-    return RowSums::in(work.memory + (item * work.spans + span) * work.sums_floats, work.rows, width);
+  const auto span_sums = [&](const SequenceWork& of, int64_t block, int64_t span) {
+    return RowSums::in(work.sums + of.sums + (block * of.spans + span) * of.block_floats, of.tokens * group, width);
   };
-  each_item(items * work.spans, work.threads, [&](int64_t piece, int thread) {
-    const int64_t item = piece / work.spans, span = piece % work.spans;
-    float* packed = work.queries + thread * work.rows * width;
-    const RowBlock block = block_of(item);
+  each_item(work.items, work.threads, [&](int64_t item, int thread) {
+    const SequenceWork& of = sequence_of<&SequenceWork::item>(work, item);
+    float* memory = work.memory + 3 * thread * work.block_floats;
+    float* packed = memory + 2 * work.block_floats;
+    const int64_t piece = item - of.item, pieces = of.sums < 0 ? 1 : of.spans;
+    const RowBlock block = block_of(of, piece / pieces);
     pack_queries(a, block, width, packed);
-    span_rows<W>(a, block, first_span + span, width, packed, sums_of(item, span));
+    if (of.sums >= 0) {
+      const int64_t span = piece % pieces;
+      span_rows<W>(a, block, of.first_span + span, width, packed, span_sums(of, piece / pieces, span));
+      return;
+    }
+    const RowSums sums = RowSums::in(memory, block.count, width);
+    const RowSums later = RowSums::in(memory + work.block_floats, block.count, width);
+    std::memset(sums.seen, 0, block.count);
+    for (int64_t span = 0; span < of.spans; ++span) {
+      span_rows<W>(a, block, of.first_span + span, width, packed, later);
+      join_rows(sums, later, block.count, a.bits);
+    }
+    finish_rows(a, block, sums);
   });
-  each_item(items, work.threads, [&](int64_t item, int) {
-    const RowBlock block = block_of(item);
-    const RowSums sums = sums_of(item, 0);
-    for (int64_t span = 1; span < work.spans; ++span) join_rows(sums, sums_of(item, span), block.count, a.bits);
+  each_item(work.joins, work.threads, [&](int64_t join, int) {
+    const SequenceWork& of = sequence_of<&SequenceWork::join>(work, join);
+    const RowBlock block = block_of(of, join - of.join);
+    const RowSums sums = span_sums(of, join - of.join, 0);
+    for (int64_t span = 1; span < of.spans; ++span) {
+      join_rows(sums, span_sums(of, join - of.join, span), block.count, a.bits);
+    }
     finish_rows(a, block, sums);
   });
 }

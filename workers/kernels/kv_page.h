@@ -76,28 +76,29 @@ static ALWAYS_INLINE void rotate(const float* x, const float* cos, const float* 
 }
 
 // A projected row of head h < num_heads + num_kv_heads, normed and rotated.
-static void norm_and_rotate(const KvRowsArgs& a, int64_t t, int64_t h, float* out) {
-  const int64_t D = a.head_dim;
-  const float* x = a.qkv + t * a.stride + h * D;
-  const float* weight = a.qk_norm + h * D;
-  const float inverse = 1.0f / __builtin_sqrtf(dot_self(x, D) / (float)D + a.eps);
+static void norm_and_rotate(const AttentionArgs& a, int64_t row, int64_t position, int64_t h, float* out) {
+  const int64_t D = a.heads->head_dim;
+  const float* x = a.qkv + row * a.stride + h * D;
+  const float* weight = a.heads->qk_norm + h * D;
+  const float inverse = 1.0f / __builtin_sqrtf(dot_self(x, D) / (float)D + a.heads->eps);
   float normed[MOST_HEAD_DIM];
   for (int64_t d = 0; d < D; ++d) normed[d] = x[d] * inverse * weight[d];
-  rotate(normed, a.cos + t * D, a.sin + t * D, out, D, a.half);
+  rotate(normed, a.rotation->cos + position * D, a.rotation->sin + position * D, out, D, a.rotation->half);
 }
 
 template <class W>
-static void write_row(const KvRowsArgs& a, int64_t t, int64_t kv_head) {
-  const int64_t D = a.head_dim, position = a.position + t, j = position % PAGE_POSITIONS;
+static void write_row(const AttentionArgs& a, const SequenceWork& of, int64_t row, int64_t kv_head) {
+  const AttentionHeads& heads = *a.heads;
+  const int64_t D = heads.head_dim, position = of.position + row - of.row, j = position % PAGE_POSITIONS;
   const int64_t width = (D + PANEL - 1) / PANEL * PANEL;
-  const HeadPage<W> page = HeadPage<W>::at(a.pages[position / PAGE_POSITIONS], kv_head, width);
+  const HeadPage<W> page = HeadPage<W>::at(of.pages[position / PAGE_POSITIONS], kv_head, width);
   float rotated[MOST_HEAD_DIM], scale = 0.0f;
   W key[MOST_HEAD_DIM], value[MOST_HEAD_DIM];
 
-  norm_and_rotate(a, t, a.num_heads + kv_head, rotated);
+  norm_and_rotate(a, row, position, heads.num_heads + kv_head, rotated);
   round_row(rotated, key, D, &scale);
   if (sizeof(W) == 1) page.key_scales()[j] = scale;
-  round_row(a.qkv + t * a.stride + (a.num_heads + a.num_kv_heads + kv_head) * D, value, D, &scale);
+  round_row(a.qkv + row * a.stride + (heads.num_heads + heads.num_kv_heads + kv_head) * D, value, D, &scale);
   if (sizeof(W) == 1) page.value_scales()[j] = scale;
 
   W* keys = const_cast<W*>(page.keys(j / PANEL).data);
@@ -110,15 +111,26 @@ static void write_row(const KvRowsArgs& a, int64_t t, int64_t kv_head) {
   }
 }
 
-// Queries to a.queries, keys and values into their pages.
+// Whose row, work item or join number `at` is; FIRST is each sequence's first one. A sequence may have no joins: then
+// the next one has the same first.
+template <int64_t SequenceWork::*FIRST>
+static ALWAYS_INLINE const SequenceWork& sequence_of(const AttentionWork& work, int64_t at) {
+  const SequenceWork* first = work.sequences;
+  for (int64_t left = work.num_sequences; left > 1;) {
+    const int64_t half = left / 2;
+    if (first[half].*FIRST <= at) first += half;
+    left -= half;
+  }
+  return *first;
+}
+
+// New keys and values into their pages.
 template <class W>
-static void kv_rows(const KvRowsArgs& a) {
-  const int64_t rows = a.num_heads + a.num_kv_heads;
-  const int threads = a.T * rows * a.head_dim < SERIAL_ELEMENTS ? 1 : a.threads;
-  each_item(a.T, threads, [&](int64_t t, int) {
-    for (int64_t h = 0; h < a.num_heads; ++h) {
-      norm_and_rotate(a, t, h, a.queries + (t * a.num_heads + h) * a.head_dim);
-    }
-    for (int64_t h = 0; h < a.num_kv_heads; ++h) write_row<W>(a, t, h);
+static void write_rows(const AttentionArgs& a) {
+  const int64_t kv_heads = a.heads->num_kv_heads;
+  const int threads = 2 * a.num_rows * kv_heads * a.heads->head_dim < SERIAL_ELEMENTS ? 1 : a.threads;
+  each_item(a.num_rows, threads, [&](int64_t row, int) {
+    const SequenceWork& of = sequence_of<&SequenceWork::row>(*a.work, row);
+    for (int64_t h = 0; h < kv_heads; ++h) write_row<W>(a, of, row, h);
   });
 }

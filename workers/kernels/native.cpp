@@ -130,7 +130,6 @@ using namespace neon;
   {                                                                                                    \
     #name, isa::linear, isa::rms_norm, isa::exponentials, isa::sigmoid,                                \
         isa::swiglu, isa::route, isa::choose_token, isa::noise_of,                                     \
-        {isa::kv_rows<float>, isa::kv_rows<bf16>, isa::kv_rows<int8_t>},                               \
         {isa::attention<float>, isa::attention<bf16>, isa::attention<int8_t>}, isa::row_exponents,     \
         isa::grid_to_float32, isa::dense_ffn, isa::moe, isa::round_rows, isa::sum_sixteens,            \
         isa::format_index, isa::rounding_block, name::ROUNDED_DOTS                                     \
@@ -321,42 +320,82 @@ EXPORT void potluck_noise(const uint64_t* words, double* noise, double* bounds, 
   active->noise(words, noise, bounds, n);
 }
 
-// Norms and rotates new queries, and writes new keys and values into their pages. `form` is a KvForm.
-EXPORT void potluck_kv_rows(const float* qkv, int64_t stride, const float* qk_norm, float eps, const float* cos,
-                            const float* sin, int64_t half, float* queries, const int64_t* pages, int form,
-                            int64_t T, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim,
-                            int64_t position, int threads) {
-  active->kv_rows[form]({qkv, qk_norm, cos, sin, queries, pages, T, stride, num_heads, num_kv_heads, head_dim,
-                         half, position, eps, threads});
+static int64_t first_key(const SequenceRows& rows, int64_t window) {
+  return window > 0 && rows.position + 1 > window ? rows.position + 1 - window : 0;
 }
 
-EXPORT int potluck_attention(const float* q, const float* gate, int64_t gate_stride, const int64_t* pages,
-                             int form, float* out, int64_t T, int64_t num_heads, int64_t num_kv_heads,
-                             int64_t head_dim, int64_t position, int64_t window, float scale, int threads) {
-  const int64_t group = num_heads / num_kv_heads, width = (head_dim + PANEL - 1) / PANEL * PANEL;
-  const int64_t span = SPAN_PAGES * PAGE_POSITIONS, stop = position + T;
-  const int64_t first = window > 0 && position + 1 > window ? position + 1 - window : 0;
-  const int64_t keys = window > 0 && window < stop ? window : stop;
+static bool has_pages(const SequenceRows& rows, int64_t layer, int64_t window) {
+  const int64_t* pages = rows.tables + layer * rows.most_pages;
+  const int64_t last = (rows.position + rows.num_rows - 1) / PAGE_POSITIONS;
+  for (int64_t page = first_key(rows, window) / PAGE_POSITIONS; page <= last; ++page) {
+    if (pages[page] == 0) return false;
+  }
+  return true;
+}
 
-  AttentionWork work{};
-  work.threads = 2 * T * num_heads * keys * head_dim < SERIAL_WORK ? 1 : threads;
+// Pairs of a row and a key that it sees, as if every row saw as many as the last one.
+static int64_t pairs_of(const SequenceRows& rows, int64_t window) {
+  const int64_t stop = rows.position + rows.num_rows;
+  return rows.num_rows * (window > 0 && window < stop ? window : stop);
+}
+
+// A sequence's rows as work items. Its blocks are cut into spans if one of them is more than a quarter of what a thread
+// has to do of `pairs`, those of all sequences.
+static SequenceWork cut(const AttentionHeads& heads, const SequenceRows& rows, int64_t layer, int64_t pairs,
+                        int threads) {
+  constexpr int64_t SPAN = SPAN_PAGES * PAGE_POSITIONS;
+  const int64_t group = heads.num_heads / heads.num_kv_heads, width = (heads.head_dim + PANEL - 1) / PANEL * PANEL;
+  SequenceWork work{};
+  work.pages = rows.tables + layer * rows.most_pages;
+  work.num_rows = rows.num_rows;
+  work.position = rows.position;
   work.tokens = group < MOST_BLOCK_ROWS ? MOST_BLOCK_ROWS / group : 1;
-  if (work.tokens > T) work.tokens = T;
-  work.rows = work.tokens * group;
-  work.blocks = (T + work.tokens - 1) / work.tokens;
-  work.spans = (stop + span - 1) / span - first / span;
-  work.sums_floats = (work.rows * (width + 3) + 15) / 16 * 16;
-  work.thread_floats = 2 * work.sums_floats + work.rows * width;
-  const int64_t items = work.blocks * num_kv_heads;
-  work.split = work.threads > 1 && work.spans > 1 && items < 4 * work.threads;
+  if (work.tokens > rows.num_rows) work.tokens = rows.num_rows;
+  work.blocks = (rows.num_rows + work.tokens - 1) / work.tokens * heads.num_kv_heads;
+  work.first_span = first_key(rows, heads.window) / SPAN;
+  work.spans = (rows.position + rows.num_rows + SPAN - 1) / SPAN - work.first_span;
+  work.block_floats = (work.tokens * group * (width + 3) + 15) / 16 * 16;
+  const bool is_large = work.blocks * pairs < 4 * threads * pairs_of(rows, heads.window);
+  work.sums = threads > 1 && work.spans > 1 && is_large ? 0 : -1;
+  return work;
+}
 
+// Writes new keys and values of layer `layer` into their pages, and attends: a pass's rows, one sequence's after
+// another's. `form` is a KvForm.
+EXPORT int potluck_attention(const float* qkv, int64_t stride, const AttentionHeads* heads, const Rotation* rotation,
+                             const SequenceRows* rows, int64_t num_sequences, int64_t layer, int form, float* out,
+                             int threads) {
+  int64_t pairs = 0;
+  for (int64_t i = 0; i < num_sequences; ++i) {
+    if (!has_pages(rows[i], layer, heads->window)) return PAGES_NOT_HELD;
+    pairs += pairs_of(rows[i], heads->window);
+  }
   Scratch scratch;
-  work.memory = scratch.take<float>(work.split ? items * work.spans * work.sums_floats
-                                               : work.threads * work.thread_floats);
-  if (work.split) work.queries = scratch.take<float>(work.threads * work.rows * width);
+  AttentionWork work{};
+  work.threads = 2 * pairs * heads->num_heads * heads->head_dim < SERIAL_WORK ? 1 : threads;
+  work.num_sequences = num_sequences;
+  work.sequences = scratch.take<SequenceWork>(num_sequences);
   if (scratch.failed()) return OUT_OF_MEMORY;
-  active->attention[form]({q, gate, pages, out, T, num_heads, num_kv_heads, head_dim, gate_stride, position,
-                           window, scale * 1.44269504088896341f, &work});
+  int64_t num_rows = 0, sums = 0;
+  for (int64_t i = 0; i < num_sequences; ++i) {
+    SequenceWork& of = work.sequences[i] = cut(*heads, rows[i], layer, pairs, work.threads);
+    of.row = num_rows;
+    of.item = work.items;
+    of.join = work.joins;
+    num_rows += of.num_rows;
+    work.items += of.blocks;
+    if (of.block_floats > work.block_floats) work.block_floats = of.block_floats;
+    if (of.sums < 0) continue;
+    of.sums = sums;
+    sums += of.blocks * of.spans * of.block_floats;
+    work.items += of.blocks * (of.spans - 1);
+    work.joins += of.blocks;
+  }
+  work.memory = scratch.take<float>(3 * work.threads * work.block_floats);
+  if (sums > 0) work.sums = scratch.take<float>(sums);
+  if (scratch.failed()) return OUT_OF_MEMORY;
+  const float bits = heads->scale * 1.44269504088896341f;
+  active->attention[form]({qkv, stride, num_rows, heads, rotation, out, bits, &work, threads});
   return OK;
 }
 

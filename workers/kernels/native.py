@@ -16,7 +16,7 @@ from placement.errors import NativeCodeNotBuilt
 from transport.rounded_hidden import RoundedHidden
 from workers.compiled import load_library
 
-OUT_OF_MEMORY, BAD_EXPERT_ID, BAD_EXPONENT, BAD_ROUNDED_ROWS = -1, -2, -3, -4
+OUT_OF_MEMORY, BAD_EXPERT_ID, BAD_EXPONENT, BAD_ROUNDED_ROWS, PAGES_NOT_HELD = -1, -2, -3, -4, -5
 
 num_threads = torch.get_num_threads
 
@@ -27,7 +27,7 @@ _S = ctypes.c_char_p
 
 
 class TablesArgs(ctypes.Structure):
-    """Of `arguments.h`, as are the next four."""
+    """Of `arguments.h`, as are the next seven."""
 
     _fields_ = tuple(
         (name, _P) for name in ("iq4", "mxfp4", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "signs")
@@ -79,6 +79,27 @@ class ExpertMatricesArgs(ctypes.Structure):
     )
 
 
+class AttentionHeadsArgs(ctypes.Structure):
+    _fields_ = (
+        ("qk_norm", _P),
+        ("num_heads", _L),
+        ("num_kv_heads", _L),
+        ("head_dim", _L),
+        ("window", _L),
+        ("scale", _F),
+        ("eps", _F),
+        ("has_gate", _L),
+    )
+
+
+class RotationArgs(ctypes.Structure):
+    _fields_ = (("cos", _P), ("sin", _P), ("half", _L))
+
+
+class SequenceRowsArgs(ctypes.Structure):
+    _fields_ = (("tables", _P), ("most_pages", _L), ("position", _L), ("num_rows", _L))
+
+
 def _function(name: str, argtypes: list[type], restype: type | None = None) -> ctypes._NamedFuncPointer:
     try:
         function = getattr(_library, f"potluck_{name}")
@@ -105,8 +126,8 @@ grid_to_float32 = _function("grid_to_float32", [_P, _P, _P, _L, _L, _I], _I)
 route_top_k = _function("route_top_k", [_P, _P, _P, _P, _L, _L, _L, _I, _F, _I], _I)
 choose_token = _function("choose_token", [_P, _L, _P, _P, _P], _I)
 noise = _function("noise", [_P, _P, _P, _L])
-kv_rows = _function("kv_rows", [_P, _L, _P, _F, _P, _P, _L, _P, _P, _I, _L, _L, _L, _L, _L, _I])
-attention = _function("attention", [_P, _P, _L, _P, _I, _P, _L, _L, _L, _L, _L, _L, _F, _I], _I)
+_A, _R = ctypes.POINTER(AttentionHeadsArgs), ctypes.POINTER(RotationArgs)
+attention = _function("attention", [_P, _L, _A, _R, ctypes.POINTER(SequenceRowsArgs), _L, _L, _I, _P, _I], _I)
 _M = ctypes.POINTER(WeightMatrixArgs)
 dense_ffn = _function("dense_ffn", [_P, _M, _M, _M, _P, _L, _F, _I], _I)
 format_index = _function("format_index", [_S, _L, _L], _I)

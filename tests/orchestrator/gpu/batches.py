@@ -13,10 +13,11 @@ from torch import Tensor
 from orchestrator import kernels
 from orchestrator.gpu.attention import Workspace, attention
 from orchestrator.gpu.kv_rows import RowPlaces, kv_rows
+from orchestrator.kernels import AttentionHeads, PassRows, SequenceRows
 from orchestrator.model.rope import RopeTable
 from placement.kv_size import KvShape, pages_of
 from tests.orchestrator.gpu.on_card import OnCard, assert_same_bits
-from tests.orchestrator.kernels.kv_pages import EPS
+from tests.orchestrator.kernels.kv_pages import EPS, normed
 from workers.model_config import LayerConfig
 
 
@@ -73,7 +74,9 @@ class Batch:
                 ]
             )
             if before:
-                self._write(len(self.pages) - 1, self._projected(before), 0)
+                # With the shortest window, as only the pages count.
+                alone, heads = self._rows([(len(self.pages) - 1, 0, before)]), self._heads(1, gates=False)
+                kernels.attention(self._projected(before), heads, self.rope.upto(before), alone, 0)
             self.qkv.append(self._projected(rows))
 
     @property
@@ -91,22 +94,32 @@ class Batch:
         )
         return x
 
-    def _table(self, i: int) -> NDArray[np.int64]:
-        return np.array([page.data_ptr() for page in self.pages[i]], np.int64)
+    def _heads(self, window: int, *, gates: bool) -> AttentionHeads:
+        layer = self.layer
+        return AttentionHeads(self.qk_norm, layer.kv.num_kv_heads, window, layer.dim**-0.5, EPS, gates)
 
-    def _write(self, i: int, qkv: Tensor, position: int) -> Tensor:
-        rope = self.rope.rows(position, position + len(qkv))
-        return kernels.kv_rows(
-            qkv, self.qk_norm, EPS, rope.cos, rope.sin, rope.half, self._table(i), self.layer.kv, position
-        )
+    def _rows(self, parts: list[tuple[int, int, int]]) -> PassRows:
+        """`parts`: a sequence, a position and a number of rows each."""
+        tables = [np.array([[page.data_ptr() for page in self.pages[i]]], np.int64) for i, _, _ in parts]
+        rows = [SequenceRows(table, *part[1:]) for table, part in zip(tables, parts, strict=True)]
+        return PassRows((self.layer.kv,), rows)
 
-    def attend_here(self, scale: float) -> Tensor:
-        """The first sequence's new rows, written and attended with by the CPU kernels."""
-        rows, position = self.qkv[0], self.before[0]
-        queries = self._write(0, rows, position)
-        gate = rows[:, self.layer.qkv_width :]
-        return kernels.attention(
-            queries, self._table(0), self.layer.kv, position, self.layer.window, scale, gate
+    def attend_here(self) -> Tensor:
+        """All new rows, written and attended with by the CPU kernels: [rows, heads, head_dim]."""
+        rows = self._rows(list(zip(range(len(self.rows)), self.before, self.rows, strict=True)))
+        heads = self._heads(self.layer.window, gates=self.layer.gates)
+        found = kernels.attention(torch.cat(self.qkv), heads, self.rope.upto(rows.stop), rows, 0)
+        return found.view(-1, self.layer.heads, self.layer.dim)
+
+    def queries_here(self) -> Tensor:
+        """Of all new rows, normed and rotated by the CPU kernels: [rows, heads, head_dim]."""
+        layer, rotation = self.layer, self.rope.upto(max(map(sum, zip(self.before, self.rows, strict=True))))
+        of_queries, norm = slice(layer.heads * layer.dim), self.qk_norm[: layer.heads]
+        return torch.cat(
+            [
+                normed(qkv[:, of_queries], norm, rotation, before)
+                for before, qkv in zip(self.before, self.qkv, strict=True)
+            ]
         )
 
     def check(self, on_card: OnCard, *, absent: int = 0) -> None:
@@ -149,7 +162,7 @@ class Batch:
             eps=EPS,
             cos=on_card.put(rope.cos[at]),
             sin=on_card.put(rope.sin[at]),
-            rotary_half=rope.half,
+            rotary_half=layer.rotary // 2,
             queries=queries,
         )
         scale = layer.dim**-0.5
@@ -173,18 +186,14 @@ class Batch:
                 gate_stride=qkv.shape[1],
                 workspace=given,
             )
-        expected_queries, expected = [], []
-        for i, (before, rows) in enumerate(zip(self.before, self.qkv, strict=True)):
-            written = self._write(i, rows, before)
-            gate = rows[:, layer.qkv_width :] if layer.gates else None
-            expected_queries.append(written)
-            expected.append(kernels.attention(written, self._table(i), kv, before, layer.window, scale, gate))
-            found = on_card.get(copies[i], (len(self.pages[i]), kv.page_bytes), np.uint8)
-            self._assert_same_pages(found, torch.stack(self.pages[i]).numpy())
-        assert_same_bits(on_card.get(queries, shape)[there], torch.cat(expected_queries))
+        expected = self.attend_here()
+        for copy, pages in zip(copies, self.pages, strict=True):
+            found = on_card.get(copy, (len(pages), kv.page_bytes), np.uint8)
+            self._assert_same_pages(found, torch.stack(pages).numpy())
+        assert_same_bits(on_card.get(queries, shape)[there], self.queries_here())
         for out in outs:
             found = on_card.get(out, shape)
-            assert_same_bits(found[there], torch.cat(expected))
+            assert_same_bits(found[there], expected)
             assert not found[np.logical_not(there)].any()
 
     def _assert_same_pages(self, found: NDArray[Any], expected: NDArray[Any]) -> None:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator import kernels
-from placement.kv_size import PAGE_POSITIONS, KvForm, KvShape
+from orchestrator.kernels import AttentionHeads, PassRows, Rotation, SequenceRows
+from placement.kv_size import PAGE_POSITIONS, KvForm, KvShape, pages_of
 
 EPS = 1e-6
 
@@ -47,36 +49,80 @@ def _panels(data: Tensor) -> Tensor:
     return data.view(heads, panels, -1, 16)
 
 
+def still(positions: int, dim: int) -> Rotation:
+    """Of rows that do not rotate."""
+    return Rotation(torch.ones(positions, 1, dim), torch.zeros(positions, 1, dim), dim // 2)
+
+
+def new_pages(kv: KvShape, positions: int) -> tuple[list[Tensor], NDArray[np.int64]]:
+    """Pages and their table.
+
+    They begin with bytes of 0xff where a head's width is whole panels: not a number in any float form.
+    """
+    fill = 0xFF if kv.head_dim % 16 == 0 else 0
+    pages = [torch.full((kv.page_bytes,), fill, dtype=torch.uint8) for _ in range(pages_of(positions))]
+    return pages, np.array([page.data_ptr() for page in pages], np.int64)
+
+
+def one_sequence(kv: KvShape, table: NDArray[np.int64], position: int, count: int) -> PassRows:
+    """A pass of one layer with rows of one sequence."""
+    return PassRows((kv,), [SequenceRows(table[None], position, count)])
+
+
+def normed(x: Tensor, qk_norm: Tensor, rotation: Rotation, position: int) -> Tensor:
+    """Rows of heads as the kernels norm and rotate keys, which is what becomes of queries too.
+
+    Args:
+        x: [rows, heads * head_dim], from `position` on.
+        qk_norm: [heads, head_dim].
+    """
+    heads, dim = qk_norm.shape
+    kv = KvShape(KvForm.float32, heads, dim)
+    pages, table = new_pages(kv, position + len(x))
+    as_keys = AttentionHeads(torch.cat([qk_norm, qk_norm]), heads, 1, 1.0, EPS, has_gate=False)
+    kernels.attention(
+        torch.cat([x, x, x], 1), as_keys, rotation, one_sequence(kv, table, position, len(x)), 0
+    )
+    return stored(pages, kv)[0][position : position + len(x)].float()
+
+
 @dataclass
 class Sequence:
-    """Random projected rows of a sequence, the pages they went into and the queries that came out.
-
-    The pages begin with bytes of 0xff where a head's width is whole panels: not a number in any float form.
-    """
+    """Random projected rows of a sequence, which do not rotate, and the pages that they went into."""
 
     qkv: Tensor
     kv: KvShape
     pages: list[Tensor]
-    table: np.ndarray[tuple[int], np.dtype[np.int64]]
-    queries: Tensor
+    table: NDArray[np.int64]
     qk_norm: Tensor
 
     @property
     def length(self) -> int:
         return self.qkv.shape[0]
 
-    def attend(self, begin: int, end: int, window: int) -> Tensor:
-        scale = self.kv.head_dim**-0.5
-        return kernels.attention(self.queries[begin:end], self.table, self.kv, begin, window, scale)
+    def heads(self, window: int, *, has_gate: bool = False) -> AttentionHeads:
+        dim = self.kv.head_dim
+        return AttentionHeads(self.qk_norm, self.kv.num_kv_heads, window, dim**-0.5, EPS, has_gate)
+
+    def attend(self, begin: int, end: int, window: int, *, has_gate: bool = False) -> Tensor:
+        """[rows, heads, head_dim] of these rows, whose keys and values are written again."""
+        heads = self.heads(window, has_gate=has_gate)
+        rows = one_sequence(self.kv, self.table, begin, end - begin)
+        found = kernels.attention(self.qkv[begin:end], heads, still(end, self.kv.head_dim), rows, 0)
+        return found.view(end - begin, heads.num_heads, heads.head_dim)
 
     def exact(self, begin: int, end: int, window: int) -> Tensor:
         """The same in float64, from the pages as they are."""
-        group = self.queries.shape[1] // self.kv.num_kv_heads
+        heads = self.heads(window)
+        of_queries = slice(heads.num_heads * heads.head_dim)
+        rotation = still(self.length, heads.head_dim)
+        queries = normed(self.qkv[:, of_queries], self.qk_norm[: heads.num_heads], rotation, 0)
+        group = heads.num_heads // self.kv.num_kv_heads
         k, v = (part[: self.length].repeat_interleave(group, 1) for part in stored(self.pages, self.kv))
         rows = []
         for position in range(begin, end):
             seen = slice(max(0, position + 1 - window) if window else 0, position + 1)
-            scores = torch.einsum("hd,khd->hk", self.queries[position].double(), k[seen])
+            scores = torch.einsum("hd,khd->hk", queries[position].double(), k[seen])
             weights = (scores * self.kv.head_dim**-0.5).softmax(1)
             rows.append(torch.einsum("hk,khd->hd", weights, v[seen]))
         return torch.stack(rows)
@@ -94,18 +140,11 @@ def sequence(
     qkv: Tensor | None = None,
     norm: float = 1.0,
 ) -> Sequence:
-    """A sequence whose rows do not rotate, written in chunks."""
+    """A sequence written in chunks."""
     kv = KvShape(form, kv_heads, dim)
     if qkv is None:
         qkv = torch.randn(length, (heads + 2 * kv_heads) * dim, generator=torch.Generator().manual_seed(seed))
-    fill = 0xFF if dim % 16 == 0 else 0
-    num_pages = -(-length // PAGE_POSITIONS)
-    pages = [torch.full((kv.page_bytes,), fill, dtype=torch.uint8) for _ in range(num_pages)]
-    table = np.array([page.data_ptr() for page in pages], np.int64)
-    qk_norm = torch.full((heads + kv_heads, dim), norm)
-    queries = []
+    made = Sequence(qkv, kv, *new_pages(kv, length), torch.full((heads + kv_heads, dim), norm))
     for start in range(0, length, chunk or length):
-        rows = qkv[start : start + (chunk or length)]
-        still = torch.ones(len(rows), 1, dim), torch.zeros(len(rows), 1, dim)
-        queries.append(kernels.kv_rows(rows, qk_norm, EPS, *still, dim // 2, table, kv, start))
-    return Sequence(qkv, kv, pages, table, torch.cat(queries), qk_norm)
+        made.attend(start, min(length, start + (chunk or length)), 1)
+    return made

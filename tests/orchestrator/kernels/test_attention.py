@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from orchestrator import kernels
-from placement.kv_size import KvForm
-from tests.orchestrator.kernels.kv_pages import sequence
+from orchestrator.kernels import AttentionHeads, PassRows, Rotation, SequenceRows
+from placement.kv_size import KvForm, KvShape
+from tests.orchestrator.kernels.kv_pages import EPS, one_sequence, sequence, still
 
 SameBits = Callable[[Callable[[], tuple[Tensor, ...]]], None]
 forms = st.sampled_from(KvForm)
@@ -118,19 +119,72 @@ def test_a_page_of_scores_that_overflowed_downwards_weighs_nothing() -> None:
 
 
 def test_the_gate_multiplies_each_head() -> None:
-    made = sequence(20, 4, 2, 16, KvForm.bfloat16, seed=2)
-    logits = torch.randn(3, 9, generator=torch.Generator().manual_seed(4))
-    found = kernels.attention(made.queries[17:], made.table, made.kv, 17, 0, 0.25, logits[:, 5:])
-    factors = kernels.sigmoid(logits[:, 5:].contiguous()).unsqueeze(-1)
-    assert torch.equal(found, made.attend(17, 20, 0) * factors)
+    qkv = torch.randn(20, 8 * 16 + 4, generator=torch.Generator().manual_seed(4))
+    made = sequence(20, 4, 2, 16, KvForm.bfloat16, 0, qkv=qkv)
+    factors = kernels.sigmoid(qkv[17:, 8 * 16 :].contiguous()).unsqueeze(-1)
+    assert torch.equal(made.attend(17, 20, 0, has_gate=True), made.attend(17, 20, 0) * factors)
 
 
 def test_pages_that_are_not_held_are_refused() -> None:
     made = sequence(300, 2, 1, 16, KvForm.float32, seed=0)
-    for missing, window in ((0, 0), (2, 100)):
-        table = made.table.copy()
-        table[missing] = 0
-        with pytest.raises(ValueError, match=r"positions .* to 299 are needed"):
-            kernels.attention(made.queries[299:], table, made.kv, 299, window, 0.25)
-    with pytest.raises(ValueError, match="positions 0 to 299"):
-        kernels.attention(made.queries[299:], np.zeros(2, np.int64), made.kv, 299, 0, 0.25)
+    held = made.table.copy()
+    for missing, window in ((0, 0), (1, 0), (1, 100), (2, 100)):
+        made.table = held.copy()
+        made.table[missing] = 0
+        with pytest.raises(ValueError, match=r"positions .* to 299 are needed, .* not all held"):
+            made.attend(299, 300, window)
+        before = made.pages[2].clone()
+        with pytest.raises(ValueError, match=r"positions .* to 299 are needed, .* not all held"):
+            made.attend(256, 300, window)
+        assert torch.equal(made.pages[2], before)
+
+
+def test_tables_and_positions_that_do_not_fit_are_refused() -> None:
+    kv, table = KvShape(KvForm.float32, 1, 16), np.zeros((1, 2), np.int64)
+    for position, count in ((-1, 1), (0, 0), (0, 257), (256, 1), (2**63, 1)):
+        with pytest.raises(ValueError, match=f"positions {position} to {position + count - 1} are needed"):
+            PassRows((kv,), [SequenceRows(table, position, count)])
+    with pytest.raises(ValueError, match="page tables of 1 layers, expected 2"):
+        PassRows((kv, kv), [SequenceRows(table, 0, 1)])
+    for wrong in (table.astype(np.int32), np.zeros((1, 4), np.int64)[:, ::2]):
+        with pytest.raises(ValueError, match="expected a contiguous int64 array"):
+            PassRows((kv,), [SequenceRows(wrong, 0, 1)])
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    made = sequence(3, 2, 1, 16, KvForm.float32, 0)
+    rows, heads, rotation = one_sequence(made.kv, made.table, 0, 3), made.heads(0), still(3, 16)
+    kernels.attention(made.qkv, heads, rotation, rows, 0)
+    with_gate, narrow = made.heads(0, has_gate=True), made.qkv[:, :63].contiguous()
+    others = [KvShape(KvForm.float32, 2, 16), KvShape(KvForm.float32, 1, 8)]
+    for call in (
+        (narrow, heads, rotation, rows),
+        (made.qkv, with_gate, rotation, rows),
+        (made.qkv[:2], heads, rotation, rows),
+        (made.qkv, heads, still(2, 16), rows),
+        (made.qkv, heads, still(3, 24), rows),
+        *((made.qkv, heads, rotation, one_sequence(kv, made.table, 0, 3)) for kv in others),
+    ):
+        with pytest.raises(ValueError, match="attention: shapes do not fit"):
+            kernels.attention(*call, 0)
+    for layer in (-1, 1):
+        with pytest.raises(ValueError, match=f"layer {layer} of 1"):
+            kernels.attention(made.qkv, heads, rotation, rows, layer)
+    with pytest.raises(ValueError, match="expected a contiguous"):
+        kernels.attention(made.qkv.double(), heads, rotation, rows, 0)
+
+
+@pytest.mark.parametrize(("num_heads", "kv_heads", "window"), [(3, 2, 0), (0, 2, 0), (2, 0, 0), (2, 1, -1)])
+def test_heads_that_do_not_fit_are_refused(num_heads: int, kv_heads: int, window: int) -> None:
+    with pytest.raises(ValueError, match=f"attention: {num_heads} heads, {kv_heads} of keys and values"):
+        AttentionHeads(torch.ones(num_heads + kv_heads, 16), kv_heads, window, 1.0, EPS, has_gate=False)
+
+
+def test_rotations_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="rotation: shapes do not fit"):
+        Rotation(torch.ones(2, 1, 16), torch.ones(3, 1, 16), 8)
+    with pytest.raises(ValueError, match="rotation: shapes do not fit"):
+        Rotation(torch.ones(2, 2, 16), torch.ones(2, 2, 16), 8)
+    for half in (-1, 9):
+        with pytest.raises(ValueError, match=f"rotation: {half} pairs of 16 dimensions"):
+            Rotation(torch.ones(2, 1, 16), torch.ones(2, 1, 16), half)

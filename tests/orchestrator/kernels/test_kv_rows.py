@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from orchestrator import kernels
-from orchestrator.kernels.attention import PageTable
+from orchestrator.kernels import AttentionHeads
 from orchestrator.model.rope import RopeTable
-from placement.kv_size import PAGE_POSITIONS, KvForm, KvShape
-from tests.orchestrator.kernels.kv_pages import EPS, sequence, stored
+from placement.kv_size import KvForm, KvShape
+from tests.orchestrator.kernels.kv_pages import EPS, new_pages, one_sequence, sequence, stored
 from workers.model_config import LayerConfig
 
 SameBits = Callable[[Callable[[], tuple[Tensor, ...]]], None]
-HEADS, KV_HEADS, DIM, ROTARY = 3, 2, 24, 16
+HEADS, KV_HEADS, DIM, ROTARY = 4, 2, 24, 16
 
 
-def write(
-    form: KvForm, position: int, rows: int, seed: int
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor], KvShape]:
-    """Rows at a position; gives the rows, norms, queries and the pages."""
+@dataclass
+class Written:
+    """Rows from a position on, and the pages that their keys and values went into, zeros elsewhere."""
+
+    qkv: Tensor
+    qk_norm: Tensor
+    outputs: Tensor
+    pages: list[Tensor]
+    kv: KvShape
+
+
+def write(form: KvForm, position: int, rows: int, seed: int) -> Written:
     generator = torch.Generator().manual_seed(seed)
     qkv = torch.randn(rows, (HEADS + 2 * KV_HEADS) * DIM + 5, generator=generator) * 3
     qk_norm = torch.rand(HEADS + KV_HEADS, DIM, generator=generator) + 0.5
     layer = LayerConfig(0, True, HEADS, KV_HEADS, DIM, 1e4, ROTARY, None, False, 0.0, 0.0)
-    rope = RopeTable(layer).rows(position, position + rows)
     kv = KvShape(form, KV_HEADS, DIM)
-    pages = [
-        torch.zeros(kv.page_bytes, dtype=torch.uint8) for _ in range((position + rows) // PAGE_POSITIONS + 1)
-    ]
-    table: PageTable = np.array([page.data_ptr() for page in pages], np.int64)
-    queries = kernels.kv_rows(qkv, qk_norm, EPS, rope.cos, rope.sin, rope.half, table, kv, position)
-    return qkv, qk_norm, queries, pages, kv
+    pages, table = new_pages(kv, position + rows)
+    heads = AttentionHeads(qk_norm, KV_HEADS, 0, DIM**-0.5, EPS, has_gate=False)
+    rotation = RopeTable(layer).upto(position + rows)
+    outputs = kernels.attention(qkv, heads, rotation, one_sequence(kv, table, position, rows), 0)
+    return Written(qkv, qk_norm, outputs.view(rows, HEADS, DIM), pages, kv)
 
 
 def rotated(qkv: Tensor, qk_norm: Tensor, position: int) -> Tensor:
@@ -52,26 +58,43 @@ def rotated(qkv: Tensor, qk_norm: Tensor, position: int) -> Tensor:
 
 
 @pytest.mark.parametrize("position", [0, 125, 1000])
-def test_queries_and_keys_are_normed_and_rotated_and_values_kept(position: int) -> None:
-    qkv, qk_norm, queries, pages, kv = write(KvForm.float32, position, 7, seed=1)
-    expected = rotated(qkv, qk_norm, position)
-    assert torch.allclose(queries.double(), expected[:, :HEADS], rtol=1e-5, atol=2e-6)
-    keys, values = (part[position : position + 7] for part in stored(pages, kv))
+def test_keys_are_normed_and_rotated_and_values_kept(position: int) -> None:
+    made = write(KvForm.float32, position, 7, seed=1)
+    expected = rotated(made.qkv, made.qk_norm, position)
+    keys, values = (part[position : position + 7] for part in stored(made.pages, made.kv))
     assert torch.allclose(keys, expected[:, HEADS:], rtol=1e-5, atol=2e-6)
     start = (HEADS + KV_HEADS) * DIM
-    assert torch.equal(values.float(), qkv[:, start : start + KV_HEADS * DIM].view(7, KV_HEADS, DIM))
+    assert torch.equal(values.float(), made.qkv[:, start : start + KV_HEADS * DIM].view(7, KV_HEADS, DIM))
+
+
+@pytest.mark.parametrize("position", [0, 125, 1000])
+def test_queries_are_normed_and_rotated(position: int) -> None:
+    made = write(KvForm.float32, position, 7, seed=1)
+    queries = rotated(made.qkv, made.qk_norm, position)[:, :HEADS]
+    k, v = (part[: position + 7, [0, 0, 1, 1]] for part in stored(made.pages, made.kv))
+    for t, query in enumerate(queries):
+        seen = slice(position + t + 1)
+        weights = (torch.einsum("hd,khd->hk", query, k[seen]) * DIM**-0.5).softmax(1)
+        assert torch.allclose(
+            made.outputs[t].double(), torch.einsum("hk,khd->hd", weights, v[seen]), rtol=1e-5, atol=1e-5
+        )
+
+
+def pages_of_rows(form: KvForm) -> tuple[Tensor, Tensor]:
+    made = write(form, 100, 60, seed=2)
+    return stored(made.pages, made.kv)
 
 
 def test_bfloat16_rounds_like_torch() -> None:
-    wide = stored(write(KvForm.float32, 100, 60, seed=2)[3], KvShape(KvForm.float32, KV_HEADS, DIM))
-    narrow = stored(write(KvForm.bfloat16, 100, 60, seed=2)[3], KvShape(KvForm.bfloat16, KV_HEADS, DIM))
+    wide = pages_of_rows(KvForm.float32)
+    narrow = pages_of_rows(KvForm.bfloat16)
     for exact, rounded in zip(wide, narrow, strict=True):
         assert torch.equal(exact.float().bfloat16().double(), rounded)
 
 
 def test_int8_divides_by_a_127th_of_the_largest_magnitude() -> None:
-    wide = stored(write(KvForm.float32, 100, 60, seed=2)[3], KvShape(KvForm.float32, KV_HEADS, DIM))
-    narrow = stored(write(KvForm.int8, 100, 60, seed=2)[3], KvShape(KvForm.int8, KV_HEADS, DIM))
+    wide = pages_of_rows(KvForm.float32)
+    narrow = pages_of_rows(KvForm.int8)
     for exact, rounded in zip(wide, narrow, strict=True):
         scale = exact.float().abs().amax(-1, keepdim=True) / 127.0
         q = torch.nan_to_num(exact.float() / scale).round()
@@ -94,8 +117,7 @@ def test_int8_rows_of_zeros_and_rows_that_are_not_finite(value: float, kept: flo
 
 @pytest.mark.parametrize("form", KvForm)
 def test_rows_and_chunks_do_not_change_a_bit(form: KvForm) -> None:
-    at_once, in_chunks = (sequence(300, 3, 2, 32, form, 6, chunk=chunk) for chunk in (None, 7))
-    assert torch.equal(at_once.queries, in_chunks.queries)
+    at_once, in_chunks = (sequence(300, 4, 2, 32, form, 6, chunk=chunk) for chunk in (None, 7))
     for one, other in zip(at_once.pages, in_chunks.pages, strict=True):
         assert torch.equal(one, other)
 
@@ -104,17 +126,6 @@ def test_rows_and_chunks_do_not_change_a_bit(form: KvForm) -> None:
 def test_rows_have_the_same_bits_everywhere(form: KvForm, same_bits_everywhere: SameBits) -> None:
     def call() -> tuple[Tensor, ...]:
         made = sequence(200, 6, 2, 48, form, seed=3)
-        return (made.queries, *made.pages)
+        return (made.attend(0, 200, 0), *made.pages)
 
     same_bits_everywhere(call)
-
-
-def test_shapes_that_do_not_fit_are_refused() -> None:
-    made = sequence(3, 2, 1, 16, KvForm.float32, 0)
-    still = torch.ones(3, 1, 16), torch.zeros(3, 1, 16)
-    with pytest.raises(ValueError, match="kv_rows: shapes do not fit"):
-        kernels.kv_rows(made.qkv[:, :40], made.qk_norm, EPS, *still, 8, made.table, made.kv, 0)
-    with pytest.raises(ValueError, match="kv_rows: shapes do not fit"):
-        kernels.kv_rows(made.qkv, made.qk_norm, EPS, *still, 9, made.table, made.kv, 0)
-    with pytest.raises(ValueError, match="positions 126 to 128 are needed"):
-        kernels.kv_rows(made.qkv, made.qk_norm, EPS, *still, 8, made.table, made.kv, 126)

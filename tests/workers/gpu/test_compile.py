@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.cuda_on_cpu.card import Card
+from workers.gpu.compile import compile_module
+from workers.gpu.modules import module_of
 from workers.gpu.opening import open_device
 
 
@@ -49,3 +51,9 @@ def test_another_users_file_is_not_trusted(card: Card, tmp_path: Path) -> None:
     file.write_bytes(hashlib.sha256(image).digest() + image)
     os.chown(file, 12345, 12345)
     compiled_files(card, tmp_path)
+
+
+def test_a_compiler_without_anything_to_say_writes_into_no_bytes_of_others() -> None:
+    assert compile_module(module_of("round_rows_32"), (8, 6), as_text=True).log == ""
+    # Python keeps one object of each such value.
+    assert [bytes([value])[0] for value in range(256)] == list(range(256))

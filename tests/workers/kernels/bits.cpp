@@ -22,10 +22,8 @@ void potluck_swiglu(const float*, const float*, float*, int64_t, float, int);
 void potluck_noise(const uint64_t*, double*, double*, int64_t);
 int potluck_choose_token(const float*, int64_t, const uint32_t*, const RowChoice*, int64_t*);
 int potluck_route_top_k(const float*, const float*, int32_t*, float*, int64_t, int64_t, int64_t, int, float, int);
-void potluck_kv_rows(const float*, int64_t, const float*, float, const float*, const float*, int64_t, float*,
-                     const int64_t*, int, int64_t, int64_t, int64_t, int64_t, int64_t, int);
-int potluck_attention(const float*, const float*, int64_t, const int64_t*, int, float*, int64_t, int64_t, int64_t,
-                      int64_t, int64_t, int64_t, float, int);
+int potluck_attention(const float*, int64_t, const AttentionHeads*, const Rotation*, const SequenceRows*, int64_t,
+                      int64_t, int, float*, int);
 int potluck_dense_ffn(const float*, const WeightMatrix*, const WeightMatrix*, const WeightMatrix*, float*, int64_t,
                       float, int);
 int potluck_format_index(const char*, int64_t, int64_t);
@@ -250,29 +248,38 @@ static void ffn(const char* gate_name, const char* up_name, const char* down_nam
   note("ffn in " + name, status, hash);
 }
 
-// 300 positions are written, then the last `T` of them look back.
+// Two sequences, of 300 positions and of 150. All are written, then the last `T` of each look back.
 static void attention(int form, int64_t T, int64_t head_dim, int64_t window) {
   bits.seed(head_dim + window);
-  const int64_t heads = 6, kv_heads = 2, positions = 300, half = head_dim / 4, width = (head_dim + 15) / 16 * 16;
-  const int64_t stride = (heads + 2 * kv_heads) * head_dim + heads;
+  const int64_t heads = 6, kv_heads = 2, width = (head_dim + 15) / 16 * 16, lengths[2] = {300, 150}, all = 450;
+  const int64_t stride = (heads + 2 * kv_heads) * head_dim + heads, most_pages = 3;
   const int64_t head_bytes = PAGE_POSITIONS * (2 * width * (form == KV_INT8 ? 1 : form == KV_BFLOAT16 ? 2 : 4) +
                                                (form == KV_INT8 ? 8 : 0));
-  std::vector<int64_t> addresses;
-  std::vector<std::vector<uint8_t>> pages;
-  for (int64_t i = 0; i * PAGE_POSITIONS < positions; ++i) pages.emplace_back(kv_heads * head_bytes + 64);
-  for (auto& page : pages) addresses.push_back(((int64_t)page.data() + 63) / 64 * 64);
-  const std::vector<float> qkv = numbers(positions * stride), norm = numbers((heads + kv_heads) * head_dim);
-  const std::vector<float> cos = numbers(positions * head_dim), sin = numbers(positions * head_dim);
-  std::vector<float> queries(positions * heads * head_dim), out(T * heads * head_dim);
-  potluck_kv_rows(qkv.data(), stride, norm.data(), 1e-5f, cos.data(), sin.data(), half, queries.data(),
-                  addresses.data(), form, positions, heads, kv_heads, head_dim, 0, 1);
-  const float* of_last = queries.data() + (positions - T) * heads * head_dim;
-  const float* gate = qkv.data() + (positions - T) * stride + (heads + 2 * kv_heads) * head_dim;
-  const int status = potluck_attention(of_last, gate, stride, addresses.data(), form, out.data(), T, heads, kv_heads,
-                                       head_dim, positions - T, window, 3.0f, 1);
+  const int64_t page_bytes = kv_heads * head_bytes;
+  std::vector<uint8_t> memory(2 * most_pages * page_bytes + 64);
+  uint8_t* pages = (uint8_t*)(((uintptr_t)memory.data() + 63) / 64 * 64);
+  int64_t tables[2][3];
+  for (int64_t i = 0; i < 6; ++i) tables[i / 3][i % 3] = (int64_t)(pages + i * page_bytes);
+  const std::vector<float> qkv = numbers(all * stride), norm = numbers((heads + kv_heads) * head_dim);
+  const std::vector<float> cos = numbers(lengths[0] * head_dim), sin = numbers(lengths[0] * head_dim);
+  const AttentionHeads layer{norm.data(), heads, kv_heads, head_dim, window, 3.0f, 1e-5f, 1};
+  const Rotation rotation{cos.data(), sin.data(), head_dim / 4};
+  std::vector<float> last, out(all * heads * head_dim);
+  SequenceRows rows[2];
+  const float* from = qkv.data();
+  for (int i = 0; i < 2; ++i) {
+    rows[i] = {tables[i], most_pages, 0, lengths[i]};
+    from += lengths[i] * stride;
+    last.insert(last.end(), from - T * stride, from);
+  }
   Hash hash;
-  hash.add(queries);
+  int status = potluck_attention(qkv.data(), stride, &layer, &rotation, rows, 2, 0, form, out.data(), 1);
   hash.add(out);
+  for (int i = 0; i < 2; ++i) rows[i] = {tables[i], most_pages, lengths[i] - T, T};
+  out.resize(2 * T * heads * head_dim);
+  status |= potluck_attention(last.data(), stride, &layer, &rotation, rows, 2, 0, form, out.data(), 1);
+  hash.add(out);
+  hash.add(pages, 2 * most_pages * page_bytes);
   note("attention, form " + std::to_string(form) + ", " + std::to_string(T) + " rows, heads of " +
            std::to_string(head_dim) + ", window " + std::to_string(window), status, hash);
 }
