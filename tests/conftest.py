@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -78,7 +79,10 @@ def _load_others_first(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several processes share the tests, the longest files come first."""
+    """Every test has a name of its own; where several processes share them, the longest files come first."""
+    # Of several tests with one name, processes that share the tests run the first.
+    if twice := [name for name, count in Counter(item.nodeid for item in items).items() if count > 1]:
+        raise pytest.UsageError(f"several tests are named {twice[0]}")
     if not config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         return
 

@@ -23,6 +23,7 @@ struct Copy {
 
 struct Thread {
   void* stack;
+  Dim3 index;
   int waits_for;    // ON_CPU_..., 0 while it can run
   bool whole_block; // whether it waits for the block, not for its warp
   bool done;
@@ -44,10 +45,27 @@ const void* arguments = nullptr;
   std::abort();
 }
 
+void resume(void** from, int index) {
+  current = index;
+  threadIdx = threads[index].index;
+  threads[index].waits_for = 0;
+  cuda_on_cpu_switch(from, threads[index].stack);
+}
+
+// The lanes of a warp run one after another. After the last one the scheduler looks at all of them.
+void next_lane() {
+  void** from = &threads[current].stack;
+  if (current % 32 == 31) {
+    cuda_on_cpu_switch(from, scheduler);
+  } else {
+    resume(from, current + 1);
+  }
+}
+
 void run_thread() {
   body(arguments);
   threads[current].done = true;
-  cuda_on_cpu_switch(&threads[current].stack, scheduler);
+  next_lane();
   std::abort();
 }
 
@@ -55,22 +73,13 @@ void wait(int what, bool whole_block) {
   Thread& thread = threads[current];
   thread.waits_for = what;
   thread.whole_block = whole_block;
-  cuda_on_cpu_switch(&thread.stack, scheduler);
+  next_lane();
 }
 
-void resume(int index, unsigned width) {
-  current = index;
-  threadIdx = {index % width, index / width, 0};
-  threads[index].waits_for = 0;
-  cuda_on_cpu_switch(&scheduler, threads[index].stack);
-}
-
-// Lets the warp of threads first to stop - 1 run until each has ended or waits for the block.
-void run_warp(int first, int stop, unsigned width) {
+// Lets the warp of threads first to stop - 1, none of which has ended, run until each has ended or waits for the block.
+void run_warp(int first, int stop) {
   for (;;) {
-    for (int i = first; i < stop; ++i) {
-      if (!threads[i].done) resume(i, width);
-    }
+    resume(&scheduler, first);
     const Thread& one = threads[first];
     for (int i = first; i < stop; ++i) {
       if (threads[i].done != one.done) undefined("a lane ended while others of its warp wait");
@@ -127,10 +136,11 @@ void run_blocks(Body kernel, const void* kernel_arguments, const unsigned* grid,
       for (unsigned x = 0; x < grid[0]; ++x) {
         blockIdx = {x, y, z};
         for (int i = 0; i < count; ++i) {
-          threads[i] = Thread{fiber_stack(stacks + i * STACK_BYTES, run_thread), 0, false, false, 0, {}, 0, {}};
+          const Dim3 index = {i % block[0], i / block[0], 0};
+          threads[i] = Thread{fiber_stack(stacks + i * STACK_BYTES, run_thread), index, 0, false, false, 0, {}, 0, {}};
         }
         for (bool ended = false; !ended;) {
-          for (int first = 0; first < count; first += 32) run_warp(first, first + 32, block[0]);
+          for (int first = 0; first < count; first += 32) run_warp(first, first + 32);
           for (int i = 0; i < count; ++i) {
             if (threads[i].done != threads[0].done) undefined("a thread ended before a barrier");
           }

@@ -73,7 +73,12 @@ class Forked:
         self.wait()
 
     def _said(self) -> dict[str, int]:
-        said: dict[str, int] = json.loads(self._connection.recv(100) or "{}")
+        try:
+            message = self._connection.recv(100)
+        except ConnectionResetError:
+            # The server ended the connection with a signal unread. What it said before that comes next.
+            message = self._connection.recv(100)
+        said: dict[str, int] = json.loads(message or "{}")
         return said
 
 

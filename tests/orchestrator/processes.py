@@ -21,10 +21,12 @@ MARK = "POTLUCK_TEST"
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = DEADLINE_S) -> None:
     """Raises AssertionError when the condition does not come true in time."""
-    deadline = time.monotonic() + timeout_s
+    deadline, pause_s = time.monotonic() + timeout_s, 0.001
     while not condition():
         assert time.monotonic() < deadline, f"not so after {timeout_s:g} s"
-        time.sleep(0.05)
+        time.sleep(pause_s)
+        # Some conditions look at every process of the machine: those that take long are asked seldom.
+        pause_s = min(0.05, 1.5 * pause_s)
 
 
 def start(*arguments: object, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:

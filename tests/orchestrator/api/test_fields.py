@@ -8,12 +8,6 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import pytest
-from anthropic.types import message_count_tokens_params, message_create_params
-from anthropic.types.beta import message_count_tokens_params as anthropic_beta_count
-from anthropic.types.beta import message_create_params as anthropic_beta
-from openai.types import completion_create_params
-from openai.types.chat import completion_create_params as chat_create_params
-from openai.types.responses import response_create_params
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -29,22 +23,36 @@ from orchestrator.api.responses_store import MOST_BYTES as MOST_STORED_BYTES
 from orchestrator.api.responses_store import MOST_RESPONSES
 from placement.units import size
 
+# One process imports the clients, which takes seconds.
+pytestmark = pytest.mark.xdist_group("clients")
+
 PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text(encoding="utf-8")
 FIELDS = [(route, field) for route, table in TABLES.items() for field in table]
 NAMES = [f"{route.rsplit('/', 1)[1]}-{field.name}" for route, field in FIELDS]
-OF_CLIENTS = {
-    "POST /v1/chat/completions": (chat_create_params.CompletionCreateParamsBase,),
-    "POST /v1/completions": (completion_create_params.CompletionCreateParamsBase,),
-    "POST /v1/responses": (response_create_params.ResponseCreateParamsBase,),
-    "POST /v1/messages": (
-        message_create_params.MessageCreateParamsBase,
-        anthropic_beta.MessageCreateParamsBase,
-    ),
-    "POST /v1/messages/count_tokens": (
-        message_count_tokens_params.MessageCountTokensParams,
-        anthropic_beta_count.MessageCountTokensParams,
-    ),
-}
+
+
+def of_clients() -> dict[str, tuple[type, ...]]:
+    """What the makers' own clients send, by route."""
+    from anthropic.types import message_count_tokens_params, message_create_params
+    from anthropic.types.beta import message_count_tokens_params as anthropic_beta_count
+    from anthropic.types.beta import message_create_params as anthropic_beta
+    from openai.types import completion_create_params
+    from openai.types.chat import completion_create_params as chat_create_params
+    from openai.types.responses import response_create_params
+
+    return {
+        "POST /v1/chat/completions": (chat_create_params.CompletionCreateParamsBase,),
+        "POST /v1/completions": (completion_create_params.CompletionCreateParamsBase,),
+        "POST /v1/responses": (response_create_params.ResponseCreateParamsBase,),
+        "POST /v1/messages": (
+            message_create_params.MessageCreateParamsBase,
+            anthropic_beta.MessageCreateParamsBase,
+        ),
+        "POST /v1/messages/count_tokens": (
+            message_count_tokens_params.MessageCountTokensParams,
+            anthropic_beta_count.MessageCountTokensParams,
+        ),
+    }
 
 
 def row(field: Field) -> str:
@@ -146,7 +154,7 @@ def test_fields_that_work_are_those_that_the_request_has(route: str) -> None:
 
 @pytest.mark.parametrize("route", TABLES)
 def test_a_table_has_every_field_that_the_apis_own_client_can_send(route: str) -> None:
-    known = {name for params in OF_CLIENTS[route] for name in params.__annotations__}
+    known = {name for params in of_clients()[route] for name in params.__annotations__}
     assert known > {"model"}
     assert known - {field.name for field in TABLES[route]} == set()
 

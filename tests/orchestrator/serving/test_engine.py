@@ -13,7 +13,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import openai
 import pytest
 
 from orchestrator.one_box import plan_here
@@ -183,6 +182,8 @@ def test_a_state_that_cannot_be_told_ends_nothing(
 def test_the_command_serves_until_it_is_told_to_stop() -> None:
     words = [sys.executable, "-m", "orchestrator.cli.main", "serve", "--model", str(MODEL), "--port", "0"]
     words += ["--context", "1000000"]
+    import openai
+
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         told = [next(process.stderr)]

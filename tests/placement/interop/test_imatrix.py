@@ -36,7 +36,7 @@ def gguf_bytes(
     head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), 2)
     head += text("general.type") + struct.pack("<I", 8) + text(kind)
     head += text("general.alignment") + struct.pack("<II", 4, alignment)
-    data = b""
+    data = bytearray()
     for name, array in tensors.items():
         head += text(name) + struct.pack("<I", array.ndim)
         head += struct.pack(f"<{array.ndim}Q", *reversed(array.shape)) + struct.pack("<IQ", 0, len(data))

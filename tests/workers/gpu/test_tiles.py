@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ from benchmarks.gpu_resources import resources
 from placement.weight_format import FORMATS
 from tests.cuda_on_cpu.build import HERE as CUDA_ON_CPU
 from tests.cuda_on_cpu.card import Card
+from tests.programs import COMPILER, complaints
 from tests.workers.gpu.forms import each
 from tests.workers.gpu.linear_cases import (
     HALVES,
@@ -31,7 +29,6 @@ from workers.gpu.modules import SOURCES, TILE_FORMS, module_of
 from workers.gpu.tiles import TILE_ENTRIES, TILE_ROWS, tiles
 from workers.kernels import Matrix
 
-COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 MOST_ENTRIES = 70
 
 
@@ -128,14 +125,9 @@ def test_the_largest_integers_are_exact(card: Card, form: str) -> None:
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
-def test_instructions_of_eight_rows_and_of_sixteen_give_the_same_integers(tmp_path: Path) -> None:
-    assert COMPILER is not None
-    program = tmp_path / "program"
+def test_instructions_of_eight_rows_and_of_sixteen_give_the_same_integers() -> None:
     sources = (Path(__file__).with_name("tensor_cores.cpp"), CUDA_ON_CPU / "blocks.cpp")
-    command = [COMPILER, "-std=c++17", "-O1", "-w", f"-I{CUDA_ON_CPU}", f"-I{SOURCES}", *map(str, sources)]
-    subprocess.run([*command, "-o", str(program)], check=True, timeout=600)
-    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=300)
-    assert (done.stdout + done.stderr, done.returncode) == ("", 0)
+    assert complaints(sources, [CUDA_ON_CPU, SOURCES], "-O1", "-w") == ""
 
 
 @pytest.mark.long
