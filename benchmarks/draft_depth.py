@@ -14,8 +14,8 @@ first answers of all places only warm up, and it counts up to the moment when no
 MTP layers are as small a part of a pass as they really are. 0.7 of the drafts hold: tokens are drawn so hot
 that noise, which drafts and tokens share, mostly decides alone (`temperature_of`).
 Ratios are of all that counts; behind them stand the quartiles of its eighths. The fastest of four fixed
-numbers is also the luckiest one. So adaptive stands beside two: the fastest of all, and 'fairly', for each
-half of the eighths, the one that was fastest in the other half.
+numbers is also the luckiest one. So adaptive stands beside two: the fastest of all, and, 'held out', for
+each half of the eighths, the one that was fastest in the other half.
 """
 
 from __future__ import annotations
@@ -285,8 +285,8 @@ def pieces_of(text: Sequence[int], number: int, tokens: int) -> list[tuple[tuple
     return [(piece, luck.randint(tokens // 2, tokens * 3 // 2)) for piece in pieces]
 
 
-def fairly_by_the_best(found: Server, fixed: Sequence[Server]) -> float:
-    """Speed by that of the fastest of `fixed`, which the other half of the eighths shows."""
+def held_out_by_the_best(found: Server, fixed: Sequence[Server]) -> float:
+    """Speed by that of the fastest of `fixed`, which is chosen on the other half of the eighths."""
     ratios = []
     for half in (0, 1):
         best = max(fixed, key=lambda of: of.speed_of_half(1 - half))
@@ -298,7 +298,7 @@ def cells(servers: dict[str, Server]) -> list[str]:
     """Speeds, adaptive's by the best fixed one's, its drafts a step, and how many of three hold by place."""
     fixed = [way for way in WAYS if way not in ("adaptive", "loaded")]
     best = max(fixed, key=lambda way: float(servers[way].speeds()[0]))
-    fairly = fairly_by_the_best(servers["adaptive"], [servers[way] for way in fixed])
+    held_out = held_out_by_the_best(servers["adaptive"], [servers[way] for way in fixed])
     found = [str(len(servers["off"].steps)), f"{servers['off'].speeds()[0]:.0f}"]
     for way in WAYS[1:]:
         found.append(_ratio(servers[way], servers["off"]))
@@ -306,7 +306,7 @@ def cells(servers: dict[str, Server]) -> list[str]:
     per_step = sum(drafted.drafted) / max(1, drafted.steps)
     three = servers["3"].runner.counts.totals({})
     held = [f"{held / max(1, made):.2f}" for held, made in zip(three.accepted, three.drafted, strict=True)]
-    by_best = [_ratio(servers["adaptive"], servers[best]), f"{fairly:.3f}"]
+    by_best = [_ratio(servers["adaptive"], servers[best]), f"{held_out:.3f}"]
     return [*found, *by_best, f"{per_step:.2f}", ", ".join(held)]
 
 
@@ -340,7 +340,7 @@ def main(
         tokenizer = Tokenizer.load(model)
         prompts = Prompts(tokenizer, head.config.vocab_size, head.config.eos_token_ids)
         columns = [f"{way}, by off" for way in WAYS[1:]]
-        last = ("adaptive, by the best", "fairly", "drafts a step", "held")
+        last = ("adaptive, by the best", "held out", "drafts a step", "held")
         _line("text", "sequences", "steps", "off, tokens/s", *columns, *last)
         _line(*["---"] * (len(columns) + 8))
         for places in sequences:

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.scheduling.candidate import Candidate, Verified, rows_taken_in
+from orchestrator.scheduling.candidate import Candidate, Verified
 from orchestrator.scheduling.client_shares import ClientShares
 from orchestrator.scheduling.job import Job, Place, SequenceRequest
 from orchestrator.scheduling.kv_budget import KvBudget
 from orchestrator.scheduling.limits import Limits
 from orchestrator.scheduling.line import Line
-from orchestrator.scheduling.native import DraftDepth, MeasuredCosts
+from orchestrator.scheduling.native import DraftDepth, MeasuredCosts, rows_taken_in
 from orchestrator.scheduling.prompt_chunks import prompt_rows, share_out
 from orchestrator.scheduling.step_plan import Decode, Dropped, Prefill, StepOutcome, StepPlan
 from orchestrator.scheduling.waiting_time import WaitingTime
@@ -287,20 +287,22 @@ class Scheduler:
             ("of yours ", own, 1 / (1 + len(self._shares.clients))),
             ("", waiting, 1.0),
         ):
-            if len(jobs) < 2:
+            # Without whoever is last in line, which is not always this one.
+            others = len(jobs) - 1
+            if others < 1:
                 continue
-            if len(jobs) - 1 >= max(1, limits.most_waiting * share):
-                return f"as many requests {whose}wait as may: {len(jobs) - 1}"
+            if others >= max(1, limits.most_waiting * share):
+                return f"as many requests {whose}wait as may: {others}"
             filled = self._kv.share(other.positions(0) for other in jobs)
             if filled > limits.most_waiting_kv * share:
                 return f"with this one, prompts {whose}that wait fill all keys and values {filled:.1f} times"
         return None
 
     def _waiting_with(self, job: Job) -> list[Job]:
-        """Who would wait if it stood in the line: all but those whom a step that is planned now would let in.
+        """Who would wait if it stood in the line: all who find no room beside those who run.
 
         It may come before others, who then wait on. Nobody is let in without boxes, and of a step under way
-        nobody knows what room it leaves.
+        nobody knows what room it leaves. Who gives way to others stands in the line instead, so as many wait.
         """
         line, let_in = Line(self._shares), list(self._running.values())
         for one in (*self._line, job):

@@ -30,10 +30,13 @@ def _program(sources: Sequence[Path], include: Sequence[Path], flags: Sequence[s
     compiler = subprocess.run([COMPILER, "--version"], check=True, capture_output=True, timeout=60).stdout
     read = [*sources, *(header for folder in include for header in sorted(folder.rglob("*.h")))]
     told = repr((compiler, command, [path.read_bytes() for path in read])).encode()
-    program = FOLDER / hashlib.sha256(told).hexdigest()[:32]
+    name = sources[0].stem
+    program = FOLDER / f"{name}-{hashlib.sha256(told).hexdigest()[:32]}"
     if not program.exists():
         FOLDER.mkdir(parents=True, exist_ok=True)
         making = program.with_suffix(f".{os.getpid()}")
         subprocess.run([*command, "-o", str(making)], check=True, timeout=600)
+        for older in FOLDER.glob(f"{name}-{'?' * 32}"):
+            older.unlink(missing_ok=True)
         making.rename(program)
     return program

@@ -81,7 +81,7 @@ def _only_once(pairs: Sequence[tuple[str, Any]]) -> None:
     """Refuse an object with a key twice, of which readers take either value (RFC 8259, section 4)."""
     if len(dict(pairs)) < len(pairs):
         key = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ApiError(400, f"{quote(key)} stands twice in one object: keep one", param=key[:100])
+        raise ApiError(400, f"{quote(key)} stands twice in one object: keep one")
 
 
 _KEYS = json.JSONDecoder(object_pairs_hook=_only_once, strict=False)

@@ -110,7 +110,9 @@ def body_of(error: ApiError, shape: Shape) -> dict[str, Any]:
     if param is not None:
         # As OpenAI writes a path; Anthropic's have points alone.
         shown = _INDEX.sub(r"[\1]", param)
-        param, message = shown, message.replace(f"{param}: ", f"{shown}: ", 1)
+        if message.startswith(f"{param}: "):
+            message = shown + message.removeprefix(param)
+        param = shown
     return {
         "error": {
             "message": message,

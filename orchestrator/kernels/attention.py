@@ -60,6 +60,7 @@ class AttentionHeads:
     arguments: AttentionHeadsArgs = field(init=False)
 
     def __post_init__(self) -> None:
+        # Every layer of every pass reads them, so they are no properties.
         rows, head_dim = check(self.qk_norm).shape
         num_heads = rows - self.num_kv_heads
         if self.num_kv_heads < 1 or num_heads < 1 or num_heads % self.num_kv_heads or self.window < 0:
@@ -77,13 +78,10 @@ class AttentionHeads:
             eps=self.eps,
             has_gate=self.has_gate,
         )
-        for name, value in (
-            ("num_heads", num_heads),
-            ("head_dim", head_dim),
-            ("width", width),
-            ("arguments", arguments),
-        ):
-            object.__setattr__(self, name, value)
+        object.__setattr__(self, "num_heads", num_heads)
+        object.__setattr__(self, "head_dim", head_dim)
+        object.__setattr__(self, "width", width)
+        object.__setattr__(self, "arguments", arguments)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,8 +119,9 @@ class Rotation:
 class SequenceRows(NamedTuple):
     """One sequence's rows in a pass: `num_rows` of them, from `position` on.
 
-    tables: int64 [layers, pages], addresses; entry i of a layer is the page of positions from
-    i * PAGE_POSITIONS on, 0 where it is not held.
+    Attributes:
+        tables: int64 [layers, pages], addresses; entry i of a layer is the page of positions from
+            i * PAGE_POSITIONS on, 0 where it is not held.
     """
 
     tables: PageTables
@@ -131,13 +130,15 @@ class SequenceRows(NamedTuple):
 
 
 class PassRows:
-    """The rows of a pass, one sequence's after another's, for all layers. A sequence may occur once.
+    """The rows of a pass, one sequence's after another's, for all layers.
+
+    A sequence occurs at most once, since its rows read what the call writes.
 
     Attributes:
         shapes: of each layer's keys and values, in all sequences.
         num_rows: of all sequences.
         stop: behind the largest position.
-        arguments: for the kernel, which looks at the tables, where they are now, when a layer is computed.
+        arguments: for the kernel, which reads the tables at each layer; they must not move meanwhile.
     """
 
     __slots__ = ("_sequences", "arguments", "num_rows", "shapes", "stop")
@@ -171,10 +172,10 @@ class PassRows:
         for tables, position, num_rows in self._sequences:
             start, stop = max(0, position + 1 - window) if window else 0, position + num_rows
             if not tables[layer, start // PAGE_POSITIONS : pages_of(stop)].all():
-                break
-        return ValueError(
-            f"attention: positions {start} to {stop - 1} are needed, but their pages are not all held"
-        )
+                return ValueError(
+                    f"attention: positions {start} to {stop - 1} are needed, but their pages are not all held"
+                )
+        raise AssertionError("the kernel lacks pages that all tables have")
 
 
 def attention(qkv: Tensor, heads: AttentionHeads, rotation: Rotation, rows: PassRows, layer: int) -> Tensor:

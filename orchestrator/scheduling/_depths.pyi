@@ -1,13 +1,14 @@
 from collections.abc import Iterable, Sequence
+from typing import final
 
 from orchestrator.scheduling.candidate import Candidate, Verified
 from placement.pass_costs import PassCosts
 
-USUAL_ROWS: int
-"""Rows that wait for an MTP layer where it drafts in every step, at most."""
-
+@final
 class Corrections:
     """By how much measured times of one kind of work differ from predicted ones, by its size.
+
+    `MeasuredCosts` has several; by itself it is there for tests.
 
     A measurement's logarithm is what is the size's own, what all sizes have in common now, and noise: a
     Kalman filter, by Kalman (1960). Sizes that are near to each other are corrected alike.
@@ -44,6 +45,7 @@ class Corrections:
     def at(self, log_size: float, /) -> float:
         """Of a size, given as its logarithm; 0 before anything was measured."""
 
+@final
 class MeasuredCosts:
     """Seconds of passes and of drafting: the prediction times a correction by size.
 
@@ -59,8 +61,8 @@ class MeasuredCosts:
     def drafting_s(self, depth: int, sequences: int, /) -> float:
         """Of the first `depth` MTP layers drafting for so many sequences, for which few rows wait.
 
-        A depth that was not measured is corrected as the nearest one that was. Before any was, each is
-        corrected as a pass of one row.
+        A depth that was not measured is corrected as the nearest one that was, of two that are as near as the
+        shallower. Before any was measured, all are corrected as a pass of one row.
 
         Raises:
             ValueError: drafting so deep is not predicted.
@@ -97,7 +99,7 @@ class DraftDepth:
 
     @property
     def plans_made(self) -> int:
-        """How often the best depths were looked for."""
+        """How often the best depths were looked for; for tests."""
 
     def acceptance(self, sequence: int, /) -> list[float]:
         """Expected chance of each draft to hold if those before it do."""
@@ -113,6 +115,8 @@ class DraftDepth:
 
         Raises:
             TypeError: something is not a candidate.
+            ValueError: rows below 0, or more than any pass has.
+            OverflowError: a number of more than 64 bits.
         """
 
     def learn(self, verified: Iterable[Verified], /) -> None:
@@ -128,6 +132,16 @@ class DraftDepth:
     def forget(self, sequence: int, /) -> None:
         """It has ended."""
 
+def rows_taken_in(drafted: Iterable[tuple[Sequence[int], int]], /) -> tuple[int, ...]:
+    """Rows that had waited for each MTP layer, of all sequences together; () where nobody was behind.
+
+    Args:
+        drafted: of each sequence, what it was behind, and how many layers drafted for it.
+
+    Raises:
+        TypeError: something has another form.
+    """
+
 def fastest(
     costs: MeasuredCosts,
     gains: Sequence[Sequence[float]],
@@ -138,7 +152,9 @@ def fastest(
     least_gain: float,
     /,
 ) -> tuple[list[int], float]:
-    """The depths with the most expected tokens a second, and how many these are: the search of `DraftDepth`.
+    """The depths with the most expected tokens a second, and how many these are.
+
+    It is what `DraftDepth` looks for; by itself it is there for tests.
 
     For each depth and number of drafts those that gain most are taken. Where nothing waits, another choice is
     better by no more than what drafting for fewer sequences saves.

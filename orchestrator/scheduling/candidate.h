@@ -16,9 +16,6 @@ struct Candidate {
   int most;
   std::vector<int64_t> behind;
 
-  // Rows that wait for an MTP layer where it drafts in every step, at most.
-  static constexpr int64_t USUAL_ROWS = 8;
-
   // So many drafts, or as many as could become output.
   int upto(int depth) const { return std::max(0, std::min(depth, most)); }
 
@@ -38,5 +35,8 @@ struct Candidate {
   }
 
  private:
+  // Rows that wait for an MTP layer where it drafts in every step, at most.
+  static constexpr int64_t USUAL_ROWS = 8;
+
   static bool is_unusual(int64_t rows) { return rows > USUAL_ROWS; }
 };

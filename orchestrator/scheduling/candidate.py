@@ -1,12 +1,9 @@
-"""What `DraftDepth` is told of sequences, and the rows that MTP layers must take in before they draft."""
+"""What `DraftDepth` is told of sequences."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import zip_longest
+from collections.abc import Sequence
 from typing import NamedTuple
-
-from orchestrator.scheduling.native import USUAL_ROWS
 
 
 class Candidate(NamedTuple):
@@ -28,19 +25,3 @@ class Verified(NamedTuple):
     sequence: int
     drafted: int
     accepted: int
-
-
-def rows_taken_in(drafted: Iterable[tuple[Sequence[int], int]]) -> tuple[int, ...]:
-    """Rows that had waited for each MTP layer, of all sequences together; () where nobody was behind.
-
-    Args:
-        drafted: of each sequence, what it was behind, and how many layers drafted for it.
-    """
-    rows = [_to_take_in(behind, depth) for behind, depth in drafted]
-    return tuple(map(sum, zip_longest(*rows, fillvalue=0)))
-
-
-def _to_take_in(behind: Sequence[int], depth: int) -> tuple[int, ...]:
-    if not behind or max(behind[:depth], default=0) <= USUAL_ROWS:
-        return ()
-    return tuple([rows if rows > USUAL_ROWS else 0 for rows in behind[:depth]])

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -20,6 +21,8 @@ namespace {
 // Far from where numbers of steps overflow, and beyond the logarithm of any number.
 constexpr int64_t MOST_STEPS = INT64_MAX / 2;
 constexpr double MOST_LOGARITHM = 1e4;
+// More rows than any pass has.
+constexpr long long MOST_ROWS = 1 << 24;
 // Of a sequence that is drafted for: its newest row, and about one that was accepted or hung on a draft.
 constexpr int ROWS_IN_DRAFTING = 2;
 
@@ -142,6 +145,12 @@ std::unique_ptr<MeasuredCosts> costs_of(PyObject* predicted) {
   return std::make_unique<MeasuredCosts>(pass_s, std::move(drafting_s), std::move(row_s));
 }
 
+void check_rows(long long rows, long long least) {
+  if (rows < least || rows > MOST_ROWS)
+    PyErr_Format(PyExc_ValueError, "expected %lld to 16,777,216 rows or sequences, not %lld", least, rows),
+        throw PythonError{};
+}
+
 PyObject* costs_new(PyTypeObject* type, PyObject* arguments, PyObject* names) {
   return for_python([&] {
     PyObject* predicted;
@@ -238,6 +247,7 @@ PyObject* depth_choose(PyObject* self, PyObject* arguments, PyObject* names) {
     long long other_rows = 0, most_rows = 1 << 30;
     parsed(PyArg_ParseTupleAndKeywords(arguments, names, "O|LL", const_cast<char**>(expected), &objects, &other_rows,
                                        &most_rows));
+    check_rows(other_rows, 0);
     const Ref held(PySequence_Tuple(objects));
     Asked asked{{}, other_rows, most_rows};
     std::vector<int> most;
@@ -317,7 +327,22 @@ PyType_Slot depth_slots[] = {
 PyType_Spec depth_spec = {"orchestrator.scheduling._depths.DraftDepth", sizeof(Holder<DraftDepth>), 0,
                           Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, depth_slots};
 
-// ---- The search alone -----------------------------------------------------------------------------------------------
+// ---- Functions ------------------------------------------------------------------------------------------------------
+
+PyObject* rows_taken_in(PyObject*, PyObject* drafted) {
+  return for_python([&] {
+    std::vector<int64_t> total;
+    for (const auto& rows : each_of(drafted, [](PyObject* one) {
+           tuple_of(one, 2, "expected what a sequence is behind, and how many layers drafted for it");
+           const Candidate of{0, 0, integers(PyTuple_GET_ITEM(one, 0))};
+           return of.to_take_in(bounded(PyTuple_GET_ITEM(one, 1)));
+         })) {
+      total.resize(std::max(total.size(), rows.size()));
+      std::transform(rows.begin(), rows.end(), total.begin(), total.begin(), std::plus<int64_t>());
+    }
+    return PyList_AsTuple(Ref(list_of(total)).get());
+  });
+}
 
 PyObject* fastest(PyObject*, PyObject* arguments) {
   return for_python([&] {
@@ -327,11 +352,12 @@ PyObject* fastest(PyObject*, PyObject* arguments) {
     double least_gain;
     parsed(PyArg_ParseTuple(arguments, "O!OOLLLd", measured_costs_type, &costs, &gains, &waiting, &num_sequences,
                             &other_rows, &most_rows, &least_gain));
+    check_rows(num_sequences, 1);
+    check_rows(other_rows, 0);
     step = {num_sequences, other_rows, most_rows, of<MeasuredCosts>(costs).most_drafts()};
     const auto numbers = [](PyObject* own) { return each_of(own, number); };
     const Gains of_drafts = each_of(gains, numbers);
     const WaitingSeconds waiting_s = each_of(waiting, numbers);
-    if (num_sequences < 1 || other_rows < 0) refuse(PyExc_ValueError, "expected a step with a sequence");
     if (waiting_s.size() != of_drafts.size()) refuse(PyExc_ValueError, "expected as many that wait as sequences");
     for (const auto& own : of_drafts) {
       if ((int)own.size() > step.most_drafts) refuse(PyExc_ValueError, "a sequence has more drafts than MTP layers");
@@ -347,6 +373,7 @@ PyObject* fastest(PyObject*, PyObject* arguments) {
 }
 
 PyMethodDef functions[] = {
+    {"rows_taken_in", rows_taken_in, METH_O, "Rows that had waited for each MTP layer, of all sequences together."},
     {"fastest", fastest, METH_VARARGS, "The depths with the most expected tokens a second, and how many these are."},
     {}};
 
@@ -357,7 +384,6 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT, "orchestrator.scheduling._depth
 PyMODINIT_FUNC PyInit__depths() {
   return for_python([] {
     Ref module(PyModule_Create(&definition));
-    if (PyModule_AddIntConstant(module.get(), "USUAL_ROWS", Candidate::USUAL_ROWS) < 0) throw PythonError{};
     for (auto* spec : {&corrections_spec, &costs_spec, &depth_spec}) {
       const Ref type(PyType_FromSpec(spec));
       auto* as_type = reinterpret_cast<PyTypeObject*>(type.get());

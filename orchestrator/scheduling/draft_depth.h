@@ -29,7 +29,7 @@ class DraftDepth {
   // Drafts of each sequence in the next step. `asked.sequences` are the candidates'; `candidates` gives them with what they
   // are behind, which takes time and is seldom needed, so it is asked where it is. `most`: of each, drafts that could
   // still become its output.
-  Depths choose(Asked asked, const std::vector<int>& most, const std::function<std::vector<Candidate>()>& candidates) {
+  Depths choose(const Asked& asked, const std::vector<int>& most, const std::function<std::vector<Candidate>()>& candidates) {
     const size_t count = asked.sequences.size();
     Depths chosen(count, 0);
     if (count == 0 || most_ < 1) return chosen;
@@ -41,7 +41,7 @@ class DraftDepth {
     // If nobody drafts, whoever comes has no drafts either until the next plan: to look anew takes time.
     if (!plan_ || tries || plan_->is_drafting() || step_ >= plan_until_) {
       const bool holds = plan_ && step_ < plan_until_ && (tries ? plan_->asked == asked : plan_->holds_for(asked));
-      if (!holds) plan_anew(asked, candidates());
+      if (!holds) make_plan(asked, candidates());
     }
     tries_.save(*plan_);
     if (!tries && !plan_->is_drafting()) return chosen;
@@ -74,7 +74,7 @@ class DraftDepth {
   // So long somebody who ended is taken for there where rows are to be taken in: who follows comes soon.
   static constexpr int64_t FOLLOWED_STEPS = 16;
 
-  void plan_anew(Asked asked, const std::vector<Candidate>& candidates) {
+  void make_plan(Asked asked, const std::vector<Candidate>& candidates) {
     const double least_gain = plan_ && plan_->is_drafting() ? -GO_ON_LOSS : 0.0;
     const int64_t absent = usual_ - (int64_t)candidates.size();
     plan_ = planner_.plan(std::move(asked), candidates, acceptance_, absent, least_gain);

@@ -55,7 +55,8 @@ class MeasuredCosts {
   }
 
   // Of the first `depth` MTP layers drafting for so many sequences, for which few rows wait. A depth that was not
-  // measured is corrected as the nearest one, and before all as a pass of one row.
+  // measured is corrected as the nearest one, of two that are as near as the shallower. Before any was measured, all are
+  // corrected as a pass of one row.
   double drafting_s(int depth, int64_t sequences) {
     if (depth < 1 || sequences < 1) return 0.0;
     const Corrections* known = nearest_drafting(depth);

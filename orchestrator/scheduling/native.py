@@ -5,8 +5,14 @@ from __future__ import annotations
 from placement.errors import NativeCodeNotBuilt
 
 try:
-    from orchestrator.scheduling._depths import USUAL_ROWS, Corrections, DraftDepth, MeasuredCosts, fastest
+    from orchestrator.scheduling._depths import (
+        Corrections,
+        DraftDepth,
+        MeasuredCosts,
+        fastest,
+        rows_taken_in,
+    )
 except ImportError as error:
     raise NativeCodeNotBuilt(f"orchestrator.scheduling: {error}: {NativeCodeNotBuilt.REMEDY}") from error
 
-__all__ = ["USUAL_ROWS", "Corrections", "DraftDepth", "MeasuredCosts", "fastest"]
+__all__ = ["Corrections", "DraftDepth", "MeasuredCosts", "fastest", "rows_taken_in"]

@@ -88,6 +88,8 @@ inline PyObject* python_of(double value) { return PyFloat_FromDouble(value); }
 
 inline PyObject* python_of(int value) { return PyLong_FromLong(value); }
 
+inline PyObject* python_of(int64_t value) { return PyLong_FromLongLong(value); }
+
 template <class Value>
 PyObject* list_of(const std::vector<Value>& values) {
   Ref list(PyList_New((Py_ssize_t)values.size()));

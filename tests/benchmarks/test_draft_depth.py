@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.draft_depth import Server, fairly_by_the_best, play, requests_of, temperature_of
+from benchmarks.draft_depth import Server, held_out_by_the_best, play, requests_of, temperature_of
 from orchestrator.serving.prompts import Prompts
 from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
@@ -56,6 +56,6 @@ def test_the_luckiest_one_is_not_taken_for_the_best() -> None:
     steady, found = server([10.0] * 8), server([9.0] * 8)
     lucky = server([14.0, 8.0] * 4)
     assert lucky.speeds()[0] > steady.speeds()[0]
-    assert abs(fairly_by_the_best(found, [steady]) - 0.9) < 1e-9
+    assert abs(held_out_by_the_best(found, [steady]) - 0.9) < 1e-9
     # It was fast where the other half chose somebody else, and slow where it was chosen.
-    assert abs(fairly_by_the_best(found, [steady, lucky]) - (9 / 10 * 9 / 8) ** 0.5) < 1e-9
+    assert abs(held_out_by_the_best(found, [steady, lucky]) - (9 / 10 * 9 / 8) ** 0.5) < 1e-9

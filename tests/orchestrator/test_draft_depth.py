@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orchestrator.scheduling.candidate import Candidate, Verified, rows_taken_in
-from orchestrator.scheduling.native import DraftDepth, MeasuredCosts
+from orchestrator.scheduling.candidate import Candidate, Verified
+from orchestrator.scheduling.native import DraftDepth, MeasuredCosts, rows_taken_in
 from placement.pass_costs import PassCosts
 
 Chances = tuple[float, float, float]

@@ -157,6 +157,11 @@ struct SequenceRows {
   int64_t most_pages, position, num_rows;
 };
 
+// The first key that the query at a position sees.
+static inline int64_t first_key(int64_t position, int64_t window) {
+  return window > 0 && position >= window ? position + 1 - window : 0;
+}
+
 // How one sequence's rows are cut into work items: blocks of tokens for each KV head, and where that leaves threads
 // idle each of these into spans of keys, whose sums are joined afterwards.
 struct SequenceWork {
@@ -166,7 +171,8 @@ struct SequenceWork {
   int64_t first_span, spans;
   int64_t item, join;               // its first work item, and its first block that is joined
   int64_t block_floats;             // of a block's sums
-  int64_t sums;                     // where those of [blocks, spans] begin; -1: its blocks are whole items
+  bool is_split;                    // into spans; else its blocks are whole items
+  int64_t sums_at;                  // where those of [blocks, spans] begin, if it is
 };
 
 struct AttentionWork {
@@ -186,7 +192,7 @@ struct AttentionArgs {
   float* out;        // [num_rows, num_heads, head_dim]
   float bits;        // the scale of scores times log2(e)
   const AttentionWork* work;
-  int threads;
+  int threads;       // that write rows; of `work` are those that attend, one where that is little work
 };
 
 // Where the activations between an FFN's two halves lie, [rows, I], and rounded if the second half wants that.

@@ -5,7 +5,7 @@
 //                 positions, ascending
 //   a span        its pages joined one after another
 //   the row       its spans joined one after another
-// All query heads of a KV head and all rows of a pass go through a page together, a tile of rows at a time.
+// All query heads of a KV head and all rows of a block go through a page together, a tile of rows at a time.
 
 constexpr int MOST_ATTENTION_ROWS = 12;
 
@@ -251,11 +251,6 @@ struct RowBlock {
   int64_t token, kv_head, count, group;
 };
 
-static ALWAYS_INLINE int64_t first_key(const AttentionArgs& a, const SequenceWork& of, int64_t token) {
-  const int64_t stop = of.position + token + 1, window = a.heads->window;
-  return window > 0 && stop > window ? stop - window : 0;
-}
-
 // Queries, normed and rotated. Tiles one after another, each [width][rows of the tile].
 static void pack_queries(const AttentionArgs& a, const RowBlock& block, int64_t width, float* packed) {
   const int64_t D = a.heads->head_dim;
@@ -279,7 +274,7 @@ static void span_rows(const AttentionArgs& a, const RowBlock& block, int64_t spa
                       const float* packed, const RowSums& sums) {
   const SequenceWork& of = *block.of;
   const int64_t last_token = block.token + (block.count - 1) / block.group;
-  const int64_t first = first_key(a, of, block.token), stop = of.position + last_token + 1;
+  const int64_t first = first_key(of.position + block.token, a.heads->window), stop = of.position + last_token + 1;
   int64_t page = span * SPAN_PAGES, end = page + SPAN_PAGES;
   if (page < first / PAGE_POSITIONS) page = first / PAGE_POSITIONS;
   if (end > (stop + PAGE_POSITIONS - 1) / PAGE_POSITIONS) end = (stop + PAGE_POSITIONS - 1) / PAGE_POSITIONS;
@@ -292,7 +287,7 @@ static void span_rows(const AttentionArgs& a, const RowBlock& block, int64_t spa
       Seen seen;
       for (int i = 0; i < rows; ++i) {
         const int64_t token = block.token + (r + i) / block.group;
-        const int64_t from = first_key(a, of, token) - begin, to = of.position + token + 1 - begin;
+        const int64_t from = first_key(of.position + token, a.heads->window) - begin, to = of.position + token + 1 - begin;
         seen.first[i] = (int)(from < 0 ? 0 : (from > PAGE_POSITIONS ? PAGE_POSITIONS : from));
         seen.stop[i] = (int)(to < 0 ? 0 : (to > PAGE_POSITIONS ? PAGE_POSITIONS : to));
       }
@@ -343,16 +338,16 @@ static void attention(const AttentionArgs& a) {
     return RowBlock{&of, token, block % kv_heads, tokens * group, group};
   };
   const auto span_sums = [&](const SequenceWork& of, int64_t block, int64_t span) {
-    return RowSums::in(work.sums + of.sums + (block * of.spans + span) * of.block_floats, of.tokens * group, width);
+    return RowSums::in(work.sums + of.sums_at + (block * of.spans + span) * of.block_floats, of.tokens * group, width);
   };
   each_item(work.items, work.threads, [&](int64_t item, int thread) {
     const SequenceWork& of = sequence_of<&SequenceWork::item>(work, item);
     float* memory = work.memory + 3 * thread * work.block_floats;
     float* packed = memory + 2 * work.block_floats;
-    const int64_t piece = item - of.item, pieces = of.sums < 0 ? 1 : of.spans;
+    const int64_t piece = item - of.item, pieces = of.is_split ? of.spans : 1;
     const RowBlock block = block_of(of, piece / pieces);
     pack_queries(a, block, width, packed);
-    if (of.sums >= 0) {
+    if (of.is_split) {
       const int64_t span = piece % pieces;
       span_rows<W>(a, block, of.first_span + span, width, packed, span_sums(of, piece / pieces, span));
       return;

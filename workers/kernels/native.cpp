@@ -320,14 +320,10 @@ EXPORT void potluck_noise(const uint64_t* words, double* noise, double* bounds, 
   active->noise(words, noise, bounds, n);
 }
 
-static int64_t first_key(const SequenceRows& rows, int64_t window) {
-  return window > 0 && rows.position + 1 > window ? rows.position + 1 - window : 0;
-}
-
 static bool has_pages(const SequenceRows& rows, int64_t layer, int64_t window) {
   const int64_t* pages = rows.tables + layer * rows.most_pages;
   const int64_t last = (rows.position + rows.num_rows - 1) / PAGE_POSITIONS;
-  for (int64_t page = first_key(rows, window) / PAGE_POSITIONS; page <= last; ++page) {
+  for (int64_t page = first_key(rows.position, window) / PAGE_POSITIONS; page <= last; ++page) {
     if (pages[page] == 0) return false;
   }
   return true;
@@ -352,11 +348,11 @@ static SequenceWork cut(const AttentionHeads& heads, const SequenceRows& rows, i
   work.tokens = group < MOST_BLOCK_ROWS ? MOST_BLOCK_ROWS / group : 1;
   if (work.tokens > rows.num_rows) work.tokens = rows.num_rows;
   work.blocks = (rows.num_rows + work.tokens - 1) / work.tokens * heads.num_kv_heads;
-  work.first_span = first_key(rows, heads.window) / SPAN;
+  work.first_span = first_key(rows.position, heads.window) / SPAN;
   work.spans = (rows.position + rows.num_rows + SPAN - 1) / SPAN - work.first_span;
   work.block_floats = (work.tokens * group * (width + 3) + 15) / 16 * 16;
   const bool is_large = work.blocks * pairs < 4 * threads * pairs_of(rows, heads.window);
-  work.sums = threads > 1 && work.spans > 1 && is_large ? 0 : -1;
+  work.is_split = threads > 1 && work.spans > 1 && is_large;
   return work;
 }
 
@@ -385,8 +381,8 @@ EXPORT int potluck_attention(const float* qkv, int64_t stride, const AttentionHe
     num_rows += of.num_rows;
     work.items += of.blocks;
     if (of.block_floats > work.block_floats) work.block_floats = of.block_floats;
-    if (of.sums < 0) continue;
-    of.sums = sums;
+    if (!of.is_split) continue;
+    of.sums_at = sums;
     sums += of.blocks * of.spans * of.block_floats;
     work.items += of.blocks * (of.spans - 1);
     work.joins += of.blocks;

@@ -110,7 +110,7 @@ def test_a_key_that_stands_twice_is_named(document: dict[str, object], data: st.
         with pytest.raises(ApiError, match="twice") as caught:
             parse(body.encode())
         assert caught.value.status == 400
-        assert caught.value.param == key[:100]
+        assert caught.value.param is None
         assert quote(key) in caught.value.message
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.model.rows_behind import RowsBehind
-from orchestrator.scheduling.candidate import Candidate, Verified, rows_taken_in
-from orchestrator.scheduling.native import DraftDepth, MeasuredCosts
+from orchestrator.scheduling.candidate import Candidate, Verified
+from orchestrator.scheduling.native import DraftDepth, MeasuredCosts, rows_taken_in
 from orchestrator.scheduling.step_plan import Advance
 from placement.pass_costs import PassCosts
 
@@ -82,8 +82,11 @@ def test_what_is_no_candidate_is_refused(candidates: object, error: str) -> None
 
 def test_as_many_rows_as_nobody_has_are_refused() -> None:
     depth = DraftDepth(1, MeasuredCosts(PassCosts((1,), (1.0,), ((0.03, 0.001),))))
+    for rows in (-(2**63), -1, (1 << 24) + 1, 2**63 - 1):
+        with pytest.raises(ValueError, match=r"expected 0 to 16,777,216 rows"):
+            depth.choose([Candidate(7, 3)], other_rows=rows)
     with pytest.raises(ValueError, match=r"at most 16,777,216"):
-        depth.choose([Candidate(7, 3)], other_rows=1 << 40)
+        depth.choose([Candidate(7, 3)], other_rows=1 << 24)
     with pytest.raises(OverflowError):
         depth.choose([Candidate(7, 3)], other_rows=1 << 70)
 

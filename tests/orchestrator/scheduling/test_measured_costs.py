@@ -51,6 +51,14 @@ def test_drafting_that_was_not_measured_is_corrected_as_the_nearest_depth() -> N
     assert costs.drafting_s(2, 7) == pytest.approx(3 * PREDICTED.drafting_s(2, 14))
 
 
+@pytest.mark.parametrize("order", [(1, 3), (3, 1)])
+def test_of_two_depths_that_are_as_near_the_shallower_one_counts(order: tuple[int, int]) -> None:
+    costs = MeasuredCosts(PassCosts((1,), (1.0,), ((0.1, 0.0),) * 3))
+    for depth in order:
+        costs.learn_drafting(depth, 1, {1: 0.3, 3: 0.3}[depth])
+    assert costs.drafting_s(2, 1) == pytest.approx(0.6)
+
+
 def test_drafting_is_compared_with_the_box_as_it_is() -> None:
     costs = MeasuredCosts(PREDICTED)
     for factor in (1.0, 2.0, 1.0):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import os
 import pkgutil
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +17,8 @@ import workers.gpu
 import workers.kernels
 from orchestrator.row_choice import RowChoiceArgs
 from tests.cuda_on_cpu.build import HERE as ON_CPU
+from tests.programs import COMPILER
 
-COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 OF_CPU = Path(workers.kernels.__file__).parent
 OF_CARDS = OF_CPU / "gpu"
 OTHER_NAMES = {
