@@ -29,14 +29,20 @@ def _program(sources: Sequence[Path], include: Sequence[Path], flags: Sequence[s
     command = [COMPILER, "-std=c++17", *flags, *(f"-I{folder}" for folder in include), *map(str, sources)]
     compiler = subprocess.run([COMPILER, "--version"], check=True, capture_output=True, timeout=60).stdout
     read = [*sources, *(header for folder in include for header in sorted(folder.rglob("*.h")))]
-    told = repr((compiler, command, [path.read_bytes() for path in read])).encode()
-    name = sources[0].stem
-    program = FOLDER / f"{name}-{hashlib.sha256(told).hexdigest()[:32]}"
+    told = repr((compiler, [path.read_bytes() for path in read]))
+    name = f"{sources[0].stem}-{_digest(repr(command))}"
+    program = FOLDER / f"{name}-{_digest(told)}"
     if not program.exists():
         FOLDER.mkdir(parents=True, exist_ok=True)
         making = program.with_suffix(f".{os.getpid()}")
         subprocess.run([*command, "-o", str(making)], check=True, timeout=600)
-        for older in FOLDER.glob(f"{name}-{'?' * 32}"):
-            older.unlink(missing_ok=True)
+        for older in FOLDER.glob(f"{name}-*"):
+            # Others may be making theirs.
+            if not older.suffix:
+                older.unlink(missing_ok=True)
         making.rename(program)
     return program
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
