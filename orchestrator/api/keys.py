@@ -60,7 +60,9 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
     if content is None:
         raise KeyFilesError(f"cannot read {path}: there is no such file; `potluck keys add` makes it")
     try:
-        document = json.loads(content)
+        document = json.loads(content, object_pairs_hook=_only_once)
+    except KeyError as error:
+        raise KeyFilesError(f"{path}: {quote(error.args[0])} stands twice in one object: keep one") from None
     except (ValueError, RecursionError):
         raise KeyFilesError(f"{path}: expected JSON, found something else") from None
     entries = document.get("keys") if isinstance(document, dict) else None
@@ -71,6 +73,16 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
     if len(set(names)) < len(names):
         raise KeyFilesError(f"{path}: two keys have one name, expected a name of its own for each")
     return keys
+
+
+def _only_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Raise KeyError for a name that stands twice: of two limits nobody knows which one holds."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise KeyError(name)
+        found[name] = value
+    return found
 
 
 def write_keys(path: Path, keys: Sequence[ApiKey]) -> None:

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import uvicorn
@@ -206,13 +206,19 @@ async def _tell_when_ready(server: _Server, url: str, ready: Callable[[str], Non
 async def _on_error(request: Request, error: Exception) -> Response:
     """Of a route's own, and of FastAPI for paths and methods that there are not."""
     shape = shape_of(request.url.path, (name for name, _ in request.headers.raw))
+    headers: Mapping[str, str] = {}
     if isinstance(error, HTTPException):
+        headers = error.headers or {}
         words = f"{request.method} {request.url.path[:200]}: {error.detail}"
+        if allowed := headers.get("Allow"):
+            words += f", expected {allowed}"
         if error.status_code == 404 and (meant := _meant(request.url.path)) is not None:
             words += f"; did you mean {meant}? OpenAI's base URL ends in /v1, Anthropic's does not"
         error = ApiError(error.status_code, words)
     assert isinstance(error, ApiError)
-    return error_response(error, shape)
+    response = error_response(error, shape)
+    response.headers.update(headers)
+    return response
 
 
 def _meant(path: str) -> str | None:

@@ -37,6 +37,12 @@ _OURS_ALONE = {
 }
 
 
+_NO_PROBE = (
+    "nothing is known of the boxes, so no change can be ranked: run `potluck probe` in the folder where the "
+    "server was started, then start it again"
+)
+
+
 def watch_routes(source: StateSource, whatif: WhatIf | None = None) -> APIRouter:
     """The page, the state, the metrics, and the ranking of changes where somebody can make it."""
     router = APIRouter(include_in_schema=False)
@@ -60,8 +66,7 @@ def watch_routes(source: StateSource, whatif: WhatIf | None = None) -> APIRouter
         content = await asyncio.to_thread(prometheus_text, source)
         return Response(content, 200, _OURS_ALONE, media_type=CONTENT_TYPE)
 
-    if whatif is not None:
-        _add_whatif(router, whatif)
+    _add_whatif(router, whatif)
     return router
 
 
@@ -98,11 +103,13 @@ def content_policy(page: str) -> str:
     )
 
 
-def _add_whatif(router: APIRouter, whatif: WhatIf) -> None:
+def _add_whatif(router: APIRouter, whatif: WhatIf | None) -> None:
     at_once = asyncio.Lock()
 
     @router.get("/api/whatif")
     async def ranked() -> Response:
+        if whatif is None:
+            raise ApiError(404, _NO_PROBE)
         if at_once.locked():
             raise ApiError(429, "changes are being ranked for somebody already", retry_after_s=5.0)
         async with at_once:

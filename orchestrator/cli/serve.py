@@ -74,7 +74,7 @@ def serve(
         int,
         typer.Option(
             min=1,
-            help="Requests that wait for room; more get 429. One client alone may fill half of the places.",
+            help="Answers that wait for room; more get 429. One client alone may fill half of the places.",
         ),
     ] = 64,
     dtype: Dtype = None,

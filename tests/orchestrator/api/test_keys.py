@@ -65,6 +65,10 @@ def test_a_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
         (f'{{"keys": [{{"name": "a", "sha256": "{DIGEST}", "running": 0}}]}}', "running"),
         (f'{{"keys": [{{"name": "a", "sha256": "{DIGEST}", "per_minute": true}}]}}', "per_minute"),
         (f'{{"keys": [{", ".join([f"""{{"name": "a", "sha256": "{DIGEST}"}}"""] * 2)}]}}', "one name"),
+        (
+            f'{{"keys": [{{"name": "a", "sha256": "{DIGEST}", "running": 1, "running": 9}}]}}',
+            "'running' stands twice",
+        ),
     ],
 )
 def test_a_damaged_file_is_named_with_what_is_wrong(tmp_path: Path, text: str, words: str) -> None:

@@ -277,6 +277,9 @@ def test_other_kinds_of_bodies_are_refused(http: httpx2.Client) -> None:
 
 def test_paths_and_methods_that_are_none_have_the_apis_shape(http: httpx2.Client) -> None:
     assert http.get("/v1/nothing").status_code == 404
+    response = http.get("/v1/chat/completions")
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+    assert response.json()["error"]["message"].endswith("Method Not Allowed, expected POST")
     assert http.get("/v1/nothing").json()["error"]["code"] == "not_found"
     assert http.get("/v1/messages").status_code == 405
     assert http.get("/v1/messages").json()["type"] == "error"

@@ -159,7 +159,9 @@ def test_changes_are_offered_only_where_somebody_can_rank_them(http: httpx2.Clie
     assert http.get("/api/whatif").json() == RANKED
     with served(Scripted(), source=Watched()) as without, client(without) as asking:
         assert "<body>" in asking.get("/").text
-        assert asking.get("/api/whatif").status_code == 404
+        refused = asking.get("/api/whatif")
+        assert refused.status_code == 404
+        assert "run `potluck probe` in the folder" in refused.json()["error"]["message"]
 
 
 def test_changes_are_ranked_for_one_at_a_time() -> None:
