@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -69,7 +70,8 @@ def text_of(stats: RoutingStats, tokens_per_step: int = 1) -> NDArray[np.integer
     if stats.trace is not None and len(stats.trace) >= FEWEST_STEPS * tokens_per_step:
         return stats.trace
     frequencies = smooth(stats.counts, stats.top_k).frequencies
-    return _drawn(frequencies, stats.top_k, max(_DRAWN_TOKENS, FEWEST_STEPS * tokens_per_step))
+    num_tokens = max(_DRAWN_TOKENS, FEWEST_STEPS * tokens_per_step)
+    return _drawn(frequencies.tobytes(), len(frequencies), stats.top_k, num_tokens)
 
 
 def even_routing(shape: ModelShape) -> RoutingStats:
@@ -92,14 +94,20 @@ def spread_steps(trace: NDArray[np.integer], tokens_per_step: int, most_steps: i
     return steps[chosen].reshape(-1, *trace.shape[1:])
 
 
-def _drawn(frequencies: NDArray[np.float64], top_k: int, num_tokens: int) -> NDArray[np.uint16]:
-    weights = sampling_weights(frequencies)
+# A command asks for the same text several times, and each time draws it for a second.
+@lru_cache(maxsize=1)
+def _drawn(frequencies: bytes, num_layers: int, top_k: int, num_tokens: int) -> NDArray[np.uint16]:
+    """Tokens of a router without memory; `frequencies`: of float64 [num_layers, num_experts]."""
+    weights = sampling_weights(np.frombuffer(frequencies).reshape(num_layers, -1))
     generator = np.random.default_rng(0)
     with np.errstate(divide="ignore"):
         scores = np.log(weights)
     trace = np.empty((num_tokens, len(weights), top_k), dtype=np.uint16)
     for row in range(len(weights)):
         # The largest k of scores with Gumbel noise are k draws without replacement.
-        noisy = scores[row] + generator.gumbel(size=(num_tokens, weights.shape[1]))
-        trace[:, row] = np.argpartition(-noisy, top_k - 1, axis=1)[:, :top_k]
+        noisy = generator.gumbel(size=(num_tokens, weights.shape[1]))
+        noisy += scores[row]
+        np.negative(noisy, out=noisy)
+        trace[:, row] = np.argpartition(noisy, top_k - 1, axis=1)[:, :top_k]
+    trace.setflags(write=False)
     return trace

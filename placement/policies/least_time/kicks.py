@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from placement.given.problem import PlanningProblem
 from placement.policies.least_time.layer_search import LayerSample, layer_searches
-from placement.policies.least_time.refine import refine
+from placement.policies.least_time.refine import refine_with
 
 # A search takes about as long as (reads x devices); all of them together so long.
 _WORK, _MOST_KICKS, _FEWEST_KICKS = 5_000_000, 80, 10
@@ -42,6 +42,7 @@ def kick(
         holders: int [num_layers, num_experts], where a search ended.
     """
     searches = layer_searches(problem, layers)
+    believing = layer_searches(problem, layers, _SHRINKAGE)
 
     def seconds(table: NDArray[np.int64]) -> float:
         return sum(search.seconds(row) for search, row in zip(searches, table, strict=True))
@@ -52,7 +53,7 @@ def kick(
     for number in range(num_kicks(problem, layers)):
         trial = best.copy()
         (_exchange_shares if number % 2 else _exchange_experts)(trial, draws)
-        found = refine(problem, trial, layers, shrinkage=_SHRINKAGE)
+        found = refine_with(believing, problem, trial)
         found_s = seconds(found)
         fruitless = fruitless + 1 if found_s >= best_s else 0
         if found_s < best_s:

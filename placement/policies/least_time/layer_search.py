@@ -102,7 +102,8 @@ class Loads:
 
     @cached_property
     def mean_s(self) -> float:
-        return float(self.times.max(axis=1).mean()) + self.messages_s
+        # Column after column: numpy takes ten times as long over many short rows.
+        return float(np.asfortranarray(self.times).max(axis=1).mean()) + self.messages_s
 
     @cached_property
     def slowest(self) -> NDArray[np.intp]:
@@ -149,6 +150,9 @@ class LayerSearch:
             messages = (counts > 0) * rates.message_s + rows * rates.message_row_s
             self._messages = np.ascontiguousarray(messages.T).ravel()
         self._ends = np.concatenate([[0], np.cumsum(sample.seen)])
+        # For sums over each expert's reads. Only what the reads name changes from one sum to the next, and
+        # making a matrix takes longer than a product.
+        self._of_reads = _row_sums(np.zeros_like(sample.step), self._ends, 2 * sample.num_steps)
 
     def loads(self, at: NDArray[np.integer]) -> Loads:
         """The layer if device `at` [num_reads] computes each read."""
@@ -192,7 +196,8 @@ class LayerSearch:
         row = step + len(added) * (loads.at == loads.slowest.take(step))
         if self._messages is not None:
             changes += np.tile(self._message_more(loads, devices), (2, 1))
-        sums = _sums(row, self._ends, changes)
+        self._of_reads.indices = row.astype(self._of_reads.indptr.dtype)
+        sums: NDArray[np.float64] = self._of_reads @ changes
         if self._messages is not None:
             spared = self._message_saving(loads).take(step * len(self._first_cell) + loads.at)
             sums -= np.bincount(self.sample.expert, spared, len(sums))[:, None]
@@ -224,7 +229,9 @@ class LayerSearch:
         change[np.arange(len(change)), loads.slowest] = 0.0
         step = self.sample.step
         reads = np.flatnonzero(loads.at == loads.slowest.take(step))
-        sums = _sums(step[reads], np.searchsorted(reads, self._ends), change)
+        sums: NDArray[np.float64] = (
+            _row_sums(step[reads], np.searchsorted(reads, self._ends), len(change)) @ change
+        )
         gains = self._expected_change(sums, first)
         return gains if self._prefill is None else gains + self._prefill.copies(masks)
 
@@ -266,9 +273,10 @@ class LayerSearch:
         """Seconds a step, from what an expert's reads in the sample add up to, [num_experts, columns]."""
         sample, num_devices = self.sample, len(self._first_cell)
         seen = np.bincount(holder, weights=sample.seen, minlength=num_devices)
-        order = np.argsort(holder, kind="stable")
-        ends = np.searchsorted(holder, np.arange(num_devices + 1), sorter=order)
-        typical = _sums(order, ends, sums) / np.maximum(seen, 1.0)[:, None]
+        columns = sums.shape[1]
+        cells = holder[:, None] * columns + np.arange(columns)
+        of_devices = np.bincount(cells.ravel(), weights=sums.ravel(), minlength=num_devices * columns)
+        typical = of_devices.reshape(num_devices, columns) / np.maximum(seen, 1.0)[:, None]
         sums += self._shrinkage * typical[holder]
         sums *= (sample.expected / (sample.seen + self._shrinkage))[:, None]
         return sums
@@ -285,13 +293,9 @@ def expected_rows(
     return tokens_per_step * (1 - without)
 
 
-def _sums(
-    rows: NDArray[np.integer], ends: NDArray[np.integer], changes: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Row i: the sum of those of `changes` [rows, columns] that `rows[ends[i] : ends[i + 1]]` names."""
-    each = csr_array((np.ones(len(rows)), rows, ends), shape=(len(ends) - 1, len(changes)))
-    sums: NDArray[np.float64] = each @ changes
-    return sums
+def _row_sums(rows: NDArray[np.integer], ends: NDArray[np.integer], num_rows: int) -> csr_array:
+    """A matrix whose row i sums up those of `num_rows` rows that `rows[ends[i] : ends[i + 1]]` names."""
+    return csr_array((np.ones(len(rows)), rows, ends), shape=(len(ends) - 1, num_rows))
 
 
 def layer_searches(

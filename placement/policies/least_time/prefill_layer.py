@@ -198,11 +198,10 @@ def _largest_without(times: NDArray[np.float64], cpu: NDArray[np.intp]) -> NDArr
 
     0 where there is none.
     """
-    num_devices = len(times)
-    source, target = np.arange(num_devices)[:, None], np.arange(num_devices)
-    largest = np.zeros((num_devices, num_devices))
-    # Four at most are left out, so the five longest are enough; the longest comes last and stays.
-    for device in np.argsort(-times, kind="stable")[:5][::-1]:
-        left_out = (device == source) | (device == target) | (device == cpu[:, None]) | (device == cpu)
-        largest = np.where(left_out, largest, times[device])
+    devices = np.arange(len(times))
+    # Four at most are left out, so the five longest are enough.
+    longest = np.argsort(-times, kind="stable")[:5, None]
+    concerned = (longest == devices) | (longest == cpu)
+    left_out = concerned[:, :, None] | concerned[:, None, :]
+    largest: NDArray[np.float64] = np.where(left_out, 0.0, times[longest, None]).max(axis=0)
     return largest

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from placement.given.problem import PlanningProblem
 from placement.policies.least_time.exchanges import best_moves
-from placement.policies.least_time.layer_search import SHRINKAGE, LayerSample, layer_searches
+from placement.policies.least_time.layer_search import SHRINKAGE, LayerSample, LayerSearch, layer_searches
 
 # Moves a layer makes in one round before what they change is measured again; fewer where they clash.
 _MOVES_A_ROUND = (16, 8, 4, 2, 1)
@@ -41,7 +41,17 @@ def refine(
     Returns:
         int64, the same shape.
     """
-    searches = layer_searches(problem, layers, shrinkage)
+    return refine_with(layer_searches(problem, layers, shrinkage), problem, holders, most_moves, most_rounds)
+
+
+def refine_with(
+    searches: Sequence[LayerSearch],
+    problem: PlanningProblem,
+    holders: NDArray[np.integer],
+    most_moves: int | None = None,
+    most_rounds: int = _MOST_ROUNDS,
+) -> NDArray[np.int64]:
+    """`refine` with searches made before, for many holders one after another."""
     capacities = problem.capacities()
     current = holders.astype(np.int64)
     begin = current.copy()
