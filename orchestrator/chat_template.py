@@ -55,8 +55,8 @@ def find_template(model_dir: Path, settings: Mapping[str, Any]) -> str | None:
 class Renderer:
     """Renders templates in processes of their own, which may take so much time and memory.
 
-    It keeps one process that forks them, so that a conversation takes milliseconds. Any thread may call it;
-    one text is rendered at a time.
+    It keeps one process that forks them and has the last template's code, so that a conversation takes
+    milliseconds. Any thread may call it; one text is rendered at a time.
     """
 
     def __init__(
@@ -96,9 +96,9 @@ class Renderer:
             InputError: the template refuses the messages, fails, or takes too much.
         """
         conversation = {"messages": messages, "tools": tools, "add_generation_prompt": True}
-        request = {"template": template, "variables": {**conversation, **special}, **self._limits}
+        request = {"variables": {**conversation, **special}, **self._limits}
         with self._lock:
-            answer = self._asked(json.dumps(request).encode())
+            answer = self._asked(_framed(template) + _framed(request))
         ended = answer.get("ended")
         if ended == -signal.SIGALRM:
             raise InputError(f"the chat template takes longer than {self._wall_s} s")
@@ -126,7 +126,7 @@ class Renderer:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            process.stdin.write(len(request).to_bytes(8, "little") + request)
+            process.stdin.write(request)
             process.stdin.flush()
             header = process.stdout.read(8)
             answer = process.stdout.read(int.from_bytes(header, "little"))
@@ -156,6 +156,11 @@ class Renderer:
         if self._process is not None:
             _ended(self._process)
             self._process = None
+
+
+def _framed(value: object) -> bytes:
+    text = json.dumps(value).encode()
+    return len(text).to_bytes(8, "little") + text
 
 
 def _ended(process: subprocess.Popen[bytes]) -> None:

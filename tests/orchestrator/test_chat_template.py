@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator import chat_renderer
 from orchestrator.chat_template import Renderer
 from orchestrator.tokenizer import Tokenizer
 from placement.errors import InputError
@@ -137,6 +140,62 @@ def test_threads_share_a_renderer_and_each_gets_its_own_text(renderer: Renderer)
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(render, range(12))) == [str(number) * 50_000 for number in range(12)]
+
+
+def test_a_template_gives_the_same_each_time_whatever_was_rendered_between(render: Render) -> None:
+    def outcome(template: str) -> str:
+        try:
+            return render(template)
+        except InputError as error:
+            return str(error)
+
+    templates = [
+        "{{ messages[0].content }}",
+        "{{ 1",
+        "{{ bos_token }}",
+        "{{ 'a' * 10 ** 10 }}",
+        "{{ nobody.a }}",
+    ]
+    first = [outcome(template) for template in templates]
+    assert len(set(first)) == len(templates)
+    assert [[outcome(template) for template in templates] for _ in range(2)] == [first, first]
+    twice = [template for template in templates for _ in range(2)]
+    assert [outcome(template) for template in twice] == [text for text in first for _ in range(2)]
+
+
+def answers(requests: list[tuple[str, int]]) -> list[dict[str, str]]:
+    """Of one renderer, to a template and the bytes of memory it may take."""
+    said = b""
+    for template, memory_bytes in requests:
+        limits = {"cpu_s": 30, "memory_bytes": memory_bytes, "wall_s": 120, "most_characters": 100}
+        for value in (template, {"variables": {"number": 3}, **limits}):
+            text = json.dumps(value).encode()
+            said += len(text).to_bytes(8, "little") + text
+    program = [sys.executable, "-P", chat_renderer.__file__]
+    left = subprocess.run(program, input=said, capture_output=True, check=True).stdout
+    found = []
+    while left:
+        end = 8 + int.from_bytes(left[:8], "little")
+        found.append(json.loads(left[8:end]))
+        left = left[end:]
+    return found
+
+
+def test_a_template_is_compiled_once_within_the_bounds_of_the_request_that_needs_it() -> None:
+    # Jinja works the length out as it compiles if it can: only that takes the memory.
+    template, other = "{{ ('a' * 2 * 10 ** 8) | length + number }}", "{{ number }}"
+    little, much = 2**27, 2**30
+    text, short = {"text": "200000003"}, {"memory": "all of it"}
+    asked = [(template, much), (template, little), (other, little), (template, little)]
+    assert answers(asked) == [text, text, {"text": "3"}, short]
+
+
+def test_code_that_is_too_large_to_keep_is_not_kept() -> None:
+    def code(characters: int) -> bytes:
+        return chat_renderer._as_bytes(compile(repr("a" * characters) + " + x", "a", "eval"))
+
+    assert code(chat_renderer.MOST_CODE_BYTES // 2)
+    assert not code(chat_renderer.MOST_CODE_BYTES)
 
 
 def test_a_renderer_that_was_ended_is_started_again(renderer: Renderer, render: Render) -> None:
