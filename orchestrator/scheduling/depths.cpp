@@ -146,9 +146,9 @@ std::unique_ptr<MeasuredCosts> costs_of(PyObject* predicted) {
 }
 
 void check_rows(long long rows, long long least) {
-  if (rows < least || rows > MOST_ROWS)
-    PyErr_Format(PyExc_ValueError, "expected %lld to 16,777,216 rows or sequences, not %lld", least, rows),
-        throw PythonError{};
+  if (least <= rows && rows <= MOST_ROWS) return;
+  PyErr_Format(PyExc_ValueError, "expected %lld to 16,777,216 rows or sequences, not %lld", least, rows);
+  throw PythonError{};
 }
 
 PyObject* costs_new(PyTypeObject* type, PyObject* arguments, PyObject* names) {
