@@ -13,9 +13,9 @@ first answers of all places only warm up, and it counts up to the moment when no
 `--random 0.7` takes a model of as many layers as Step-3.5-Flash, an eighth as wide, with random weights. Its
 MTP layers are as small a part of a pass as they really are. 0.7 of the drafts hold: tokens are drawn so hot
 that noise, which drafts and tokens share, mostly decides alone (`temperature_of`).
-Ratios are of all that counts; behind them stand the quartiles of its eighths. The fastest of four fixed
-numbers is also the luckiest one. So adaptive stands beside two: the fastest of all, and, 'held out', for
-each half of the eighths, the one that was fastest in the other half.
+Ratios are of all that counts; behind them stands the standard error, from the ratios of its eighths.
+The fastest of four fixed numbers is also the luckiest one. So adaptive stands beside two: the fastest of all,
+and, 'held out', for each half of the eighths, the one that was fastest in the other half.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from statistics import quantiles
 from typing import Annotated
 
 import numpy as np
@@ -311,8 +310,8 @@ def cells(servers: dict[str, Server]) -> list[str]:
 
 
 def _ratio(first: Server, second: Server) -> str:
-    low, _, high = quantiles(first.speeds(8) / second.speeds(8), n=4)
-    return f"{first.speeds()[0] / second.speeds()[0]:.3f} ({low:.2f} to {high:.2f})"
+    parts = first.speeds(8) / second.speeds(8)
+    return f"{first.speeds()[0] / second.speeds()[0]:.3f} ± {parts.std(ddof=1) / len(parts) ** 0.5:.3f}"
 
 
 def main(
