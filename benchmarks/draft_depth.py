@@ -80,6 +80,10 @@ NARROW = FileShape(
 class FixedDepth(DraftDepth):
     """As many drafts as there may be, always."""
 
+    def rests(self, num_sequences: int, other_rows: int, /) -> bool:
+        """See `DraftDepth.rests`."""
+        return not self.most
+
     def choose(
         self, candidates: Sequence[Candidate], other_rows: int = 0, most_rows: int = 1 << 30
     ) -> dict[int, int]:

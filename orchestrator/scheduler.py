@@ -5,7 +5,7 @@ docs/scheduler.md says how, and what is promised.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -179,12 +179,8 @@ class Scheduler:
         self._to_pause.clear()
         decoding = [job for job in self._running.values() if not job.to_prefill]
         reading = [job for job in self._running.values() if job.to_prefill]
-        free_rows = self._limits.pass_rows - len(decoding) - bool(reading)
-        candidates = [Candidate(job.sequence, job.remaining - 1, job.behind) for job in decoding]
-        # How many rows prompts will have depends on the drafts; as many as in the step before, say.
-        other_rows = min(self._prompt_rows, sum(job.to_prefill for job in reading))
-        drafts = self._depth.choose(candidates, other_rows, free_rows)
-        decode = tuple(Decode(job.sequence, drafts[job.sequence]) for job in decoding)
+        drafts = self._drafts(decoding, reading)
+        decode = tuple(Decode(job.sequence, drafts.get(job.sequence, 0)) for job in decoding)
         decode_rows = len(decode) + sum(drafts.values())
         plan = StepPlan(decode, self._chunks(reading, decode_rows), pause)
         self._planned = plan if plan.rows else None
@@ -234,6 +230,16 @@ class Scheduler:
         for sequence in plan.sequences:
             if sequence in self._running:
                 self._put_back(self._running[sequence], "paused")
+
+    def _drafts(self, decoding: list[Job], reading: list[Job]) -> Mapping[int, int]:
+        """How many drafts to make for sequences; none for the others."""
+        # How many rows prompts will have depends on the drafts; as many as in the step before, say.
+        other_rows = min(self._prompt_rows, sum(job.to_prefill for job in reading))
+        if self._depth.rests(len(decoding), other_rows):
+            return {}
+        candidates = [Candidate(job.sequence, job.remaining - 1, job.behind) for job in decoding]
+        free_rows = self._limits.pass_rows - len(decoding) - bool(reading)
+        return self._depth.choose(candidates, other_rows, free_rows)
 
     def _chunks(self, reading: list[Job], decode_rows: int) -> tuple[Prefill, ...]:
         if not reading:

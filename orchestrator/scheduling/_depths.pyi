@@ -104,6 +104,19 @@ class DraftDepth:
     def acceptance(self, sequence: int, /) -> list[float]:
         """Expected chance of each draft to hold if those before it do."""
 
+    def rests(self, num_sequences: int, other_rows: int, /) -> bool:
+        """Whether so many sequences make no drafts in the next step, whoever they are.
+
+        Then `choose` need not be asked. To look at sequences takes time, and where drafts do not pay, nobody
+        drafts for many steps on end.
+
+        Args:
+            other_rows: of prompts in the same pass.
+
+        Raises:
+            ValueError: a number below 0, or of more rows than any pass has.
+        """
+
     def choose(
         self, candidates: Sequence[Candidate], other_rows: int = 0, most_rows: int = 1 << 30
     ) -> dict[int, int]:

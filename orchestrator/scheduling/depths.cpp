@@ -275,6 +275,16 @@ PyObject* depth_choose(PyObject* self, PyObject* arguments, PyObject* names) {
   });
 }
 
+PyObject* depth_rests(PyObject* self, PyObject* arguments) {
+  return for_python([&] {
+    long long num_sequences, other_rows;
+    parsed(PyArg_ParseTuple(arguments, "LL", &num_sequences, &other_rows));
+    check_rows(num_sequences, 0);
+    check_rows(other_rows, 0);
+    return PyBool_FromLong(of<DraftDepth>(self).rests(num_sequences, other_rows));
+  });
+}
+
 PyObject* depth_learn(PyObject* self, PyObject* verified) {
   return for_python([&]() -> PyObject* {
     of<DraftDepth>(self).learn(each_of(verified, [](PyObject* one) {
@@ -308,6 +318,7 @@ PyObject* depth_plans_made(PyObject* self, void*) { return PyLong_FromLongLong(o
 
 PyMethodDef depth_methods[] = {
     {"choose", (PyCFunction)(void (*)(void))depth_choose, METH_VARARGS | METH_KEYWORDS, "Drafts of each sequence."},
+    {"rests", depth_rests, METH_VARARGS, "Whether so many sequences make no drafts in the next step."},
     {"learn", depth_learn, METH_O, "A step is done, with drafts of these sequences."},
     {"plan_anew", depth_plan_anew, METH_NOARGS, "Somebody was put back: its rows will wait again."},
     {"forget", depth_forget, METH_O, "A sequence has ended."},

@@ -26,23 +26,28 @@ class DraftDepth {
   // Expected chance of each draft of a sequence to hold if those before it do.
   std::vector<double> acceptance(int64_t sequence) { return acceptance_.of(sequence, acceptance_.shared()); }
 
+  // Whether so many sequences make no drafts in the next step, whoever they are. To look at them takes time, so who asks
+  // this first asks `choose` only where it is not so.
+  bool rests(int64_t num_sequences, int64_t other_rows) {
+    if (num_sequences == 0 || most_ < 1) return true;
+    if (!plan_ || plan_->is_drafting() || step_ >= plan_until_ || tries_.is_next(other_rows)) return false;
+    follow(num_sequences);
+    tries_.next_step(other_rows);
+    tries_.save(*plan_);
+    return true;
+  }
+
   // Drafts of each sequence in the next step. `asked.sequences` are the candidates'; `candidates` gives them with what they
   // are behind, which takes time and is seldom needed, so it is asked where it is. `most`: of each, drafts that could
   // still become its output.
   Depths choose(const Asked& asked, const std::vector<int>& most, const std::function<std::vector<Candidate>()>& candidates) {
     const size_t count = asked.sequences.size();
     Depths chosen(count, 0);
-    if (count == 0 || most_ < 1) return chosen;
-    if ((int64_t)count >= usual_ || step_ >= usual_until_) {
-      usual_ = (int64_t)count;
-      usual_until_ = step_ + FOLLOWED_STEPS;
-    }
+    if (rests((int64_t)count, asked.other_rows)) return chosen;
+    follow((int64_t)count);
     const bool tries = tries_.next_step(asked.other_rows);
-    // If nobody drafts, whoever comes has no drafts either until the next plan: to look anew takes time.
-    if (!plan_ || tries || plan_->is_drafting() || step_ >= plan_until_) {
-      const bool holds = plan_ && step_ < plan_until_ && (tries ? plan_->asked == asked : plan_->holds_for(asked));
-      if (!holds) make_plan(asked, candidates());
-    }
+    const bool holds = plan_ && step_ < plan_until_ && (tries ? plan_->asked == asked : plan_->holds_for(asked));
+    if (!holds) make_plan(asked, candidates());
     tries_.save(*plan_);
     if (!tries && !plan_->is_drafting()) return chosen;
     const Depths planned = tries ? tries_.depths(*plan_, candidates()) : plan_->best;
@@ -73,6 +78,13 @@ class DraftDepth {
   static constexpr int64_t SAME_STEPS = 16;
   // So long somebody who ended is taken for there where rows are to be taken in: who follows comes soon.
   static constexpr int64_t FOLLOWED_STEPS = 16;
+
+  // Note how many sequences there are.
+  void follow(int64_t num_sequences) {
+    if (num_sequences < usual_ && step_ < usual_until_) return;
+    usual_ = num_sequences;
+    usual_until_ = step_ + FOLLOWED_STEPS;
+  }
 
   void make_plan(Asked asked, const std::vector<Candidate>& candidates) {
     const double least_gain = plan_ && plan_->is_drafting() ? -GO_ON_LOSS : 0.0;

@@ -56,11 +56,17 @@ class DraftTries {
   // `most`: drafts of a sequence in a step.
   DraftTries(int most, MeasuredCosts& costs) : most_(most), costs_(costs) {}
 
-  // Another step comes, with so many rows of prompts: whether a try is due.
-  bool next_step(int64_t other_rows) {
-    wait_steps_--;
+  // Whether a try is due in the next step, if it has so many rows of prompts.
+  bool is_next(int64_t other_rows) const {
     // What prompts cost beside would hide what is tried.
-    return going_on_ || (wait_steps_ <= 0 && other_rows == 0);
+    return going_on_ || (wait_steps_ <= 1 && other_rows == 0);
+  }
+
+  // Another step comes: whether a try is due.
+  bool next_step(int64_t other_rows) {
+    const bool is_due = is_next(other_rows);
+    wait_steps_--;
+    return is_due;
   }
 
   // The step takes as long as the plan's.

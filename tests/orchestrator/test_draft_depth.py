@@ -344,6 +344,39 @@ def test_nothing_is_drafted_without_mtp_layers_or_sequences() -> None:
     assert DraftDepth(3, MeasuredCosts(curve(0.1))).choose([]) == {}
 
 
+@pytest.mark.parametrize("pays", [True, False])
+def test_who_asks_first_whether_it_rests_gets_the_same_drafts(pays: bool) -> None:
+    truth = curve(0.1 if pays else 0.9)
+    luck = random.Random(3)
+    costs = [MeasuredCosts(truth) for _ in range(2)]
+    asking, choosing = (DraftDepth(3, of) for of in costs)
+    rested = 0
+    for _ in range(STEPS):
+        candidates = [Candidate(n, 9, (2, 2, 2)) for n in range(luck.randint(1, 4))]
+        other_rows = luck.choice([0, 0, 0, 16])
+        found = choosing.choose(candidates, other_rows)
+        if asking.rests(len(candidates), other_rows):
+            rested += 1
+            assert not any(found.values())
+        else:
+            assert asking.choose(candidates, other_rows) == found
+        verified = [
+            Verified(n, wanted, wanted if luck.random() < 0.7 else 0) for n, wanted in found.items() if wanted
+        ]
+        took_s = truth.trunk_s(len(found) + sum(found.values())) * math.exp(luck.gauss(0, 0.05))
+        for depth, of in zip((asking, choosing), costs, strict=True):
+            of.learn_pass(len(found) + sum(found.values()), took_s)
+            depth.learn(verified)
+    assert rested < 0.2 * STEPS if pays else rested > 0.8 * STEPS
+
+
+def test_it_rests_without_mtp_layers_or_sequences() -> None:
+    costs = MeasuredCosts(curve(0.1))
+    assert DraftDepth(0, costs).rests(4, 0)
+    assert DraftDepth(3, costs).rests(0, 0)
+    assert not DraftDepth(3, costs).rests(4, 0)
+
+
 def test_what_waits_for_layers_that_nobody_asks_does_not_make_it_plan_in_every_step() -> None:
     depth = DraftDepth(3, MeasuredCosts(curve(0.3)))
     for _ in range(64):
