@@ -102,8 +102,8 @@ class Runner:
         now_s = self._clock()
         answer = LiveAnswer(request, prompt, self._tokenizer, self._budget_tokens)
         try:
-            most = self.scheduler.submit(
-                SequenceRequest(number, request.client, len(prompt.token_ids), request.max_tokens), now_s
+            (most,) = self.scheduler.submit(
+                [SequenceRequest(number, request.client, len(prompt.token_ids), request.max_tokens)], now_s
             )
         except Refused as refusal:
             self.counts.refuse(refusal.kind)
