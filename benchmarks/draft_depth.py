@@ -47,7 +47,7 @@ from orchestrator.serving.answer import AnswerEvent, Finished, Refused
 from orchestrator.serving.counts import Counts
 from orchestrator.serving.prompts import Prompts
 from orchestrator.serving.request import GenerationRequest
-from orchestrator.serving.runner import Runner
+from orchestrator.serving.runner import Asked, Runner
 from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
 from placement.pass_costs import costs_of_reading
@@ -170,7 +170,7 @@ class Server:
         """Fill places and run a step, if anything is left to do."""
         while self.waiting and len(self.runner.live) < self._places:
             number, request = self.waiting.popleft()
-            self.runner.submit(number, request, prompts.of(request, ""), _check)
+            self.runner.submit([Asked(number, request, prompts.of(request, ""), _check)])
             self.tokens[number] = self.runner.live[number].sequence.tokens
         if not self.runner.live:
             return False

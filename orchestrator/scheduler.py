@@ -18,6 +18,7 @@ from orchestrator.scheduling.line import Line
 from orchestrator.scheduling.native import DraftDepth, MeasuredCosts, rows_taken_in
 from orchestrator.scheduling.prompt_chunks import prompt_rows, share_out
 from orchestrator.scheduling.step_plan import Decode, Dropped, Prefill, StepOutcome, StepPlan
+from orchestrator.scheduling.waiting_room import too_much, who_waits
 from orchestrator.scheduling.waiting_time import WaitingTime
 from orchestrator.serving.answer import Refused
 
@@ -89,9 +90,12 @@ class Scheduler:
             return None
         return self._lack.since_s + self._limits.patience_s
 
-    def submit(self, request: SequenceRequest, now_s: float) -> int:
-        """Take a request; returns the most tokens that its answer may have: fewer than it asked for where
-        context or memory have no room for them.
+    def submit(self, requests: Sequence[SequenceRequest], now_s: float) -> tuple[int, ...]:
+        """Take requests of one client, all of them or none; one that is refused leaves no trace.
+
+        Returns:
+            The most tokens that each answer may have: fewer than it asked for where context or memory have no
+            room for them.
 
         Raises:
             Refused: "invalid" without a prompt or an answer; "too_long" for a prompt that leaves no room in
@@ -99,21 +103,24 @@ class Scheduler:
                 has lacked boxes for too long.
             ValueError: a sequence of that number has not ended.
         """
-        if request.sequence in self._jobs:
-            raise ValueError(f"sequence {request.sequence} has not ended")
-        max_tokens = self._max_tokens(request)
+        for request in requests:
+            if request.sequence in self._jobs:
+                raise ValueError(f"sequence {request.sequence} has not ended")
+        jobs = [
+            Job(one.sequence, one.client, one.prompt_tokens, self._max_tokens(one), self._arrivals + place)
+            for place, one in enumerate(requests)
+        ]
         if self._lack is not None and now_s >= self._lack.since_s + self._limits.patience_s:
             raise Refused("unavailable", _lacks(self._lack), self._lack.retry_after_s)
-        job = Job(request.sequence, request.client, request.prompt_tokens, max_tokens, self._arrivals)
-        self._shares.enter(job.client)
-        if busy := self._too_much(job):
-            self._shares.leave(job.client)
+        if busy := self._too_much(jobs):
             retry_after_s = self._waiting_time.until_one_ends(list(self._running.values()))
             raise Refused("busy", busy, retry_after_s)
-        self._arrivals += 1
-        self._jobs[job.sequence] = job
-        self._line.add(job)
-        return max_tokens
+        self._arrivals += len(jobs)
+        for job in jobs:
+            self._shares.enter(job.client)
+            self._jobs[job.sequence] = job
+            self._line.add(job)
+        return tuple(job.max_tokens for job in jobs)
 
     def cancel(self, sequence: int) -> bool:
         """End a sequence wherever it is; what a step under way does to it no longer counts.
@@ -284,40 +291,14 @@ class Scheduler:
             )
         return most - prompt if wanted is None else min(wanted, most - prompt)
 
-    def _too_much(self, job: Job) -> str | None:
-        """Why the line has no place for it. Each client has a part, and one is left for who comes next."""
-        limits = self._limits
-        waiting = self._waiting_with(job)
-        own = [other for other in waiting if other.client == job.client]
-        for whose, jobs, share in (
-            ("of yours ", own, 1 / (1 + len(self._shares.clients))),
-            ("", waiting, 1.0),
-        ):
-            # Without whoever is last in line, which is not always this one.
-            others = len(jobs) - 1
-            if others < 1:
-                continue
-            if others >= max(1, limits.most_waiting * share):
-                return f"as many requests {whose}wait as may: {others}"
-            filled = self._kv.share(other.positions(0) for other in jobs)
-            if filled > limits.most_waiting_kv * share:
-                return f"with this one, prompts {whose}that wait fill all keys and values {filled:.1f} times"
-        return None
-
-    def _waiting_with(self, job: Job) -> list[Job]:
-        """Who would wait if it stood in the line: all who find no room beside those who run.
-
-        It may come before others, who then wait on. Nobody is let in without boxes, and of a step under way
-        nobody knows what room it leaves. Who gives way to others stands in the line instead, so as many wait.
-        """
-        line, let_in = Line(self._shares), list(self._running.values())
-        for one in (*self._line, job):
-            line.add(one)
+    def _too_much(self, jobs: Sequence[Job]) -> str | None:
+        """Why the line has no place for them."""
+        shares = self._shares.with_client(jobs[0].client)
+        waiting = [*self._line, *jobs]
+        # Nobody is let in without boxes, and of a step under way nobody knows what room it leaves.
         if self._lack is None and self._planned is None:
-            while (first := line.first()) is not None and self._has_room(first, let_in):
-                line.remove(first)
-                let_in.append(first)
-        return list(line)
+            waiting = who_waits(waiting, shares, self._running.values(), self._has_room)
+        return too_much(jobs, waiting, len(shares.clients), self._limits, self._kv)
 
     def _wait_for_boxes(self, lack: _Lack, now_s: float) -> StepPlan:
         """Nothing is computed; when patience is at its end, nobody waits any longer."""

@@ -161,8 +161,8 @@ class _Server:
         """Take a request; returns when its user asks again if it was refused."""
         number, prompt = next(self._sequences), len(ask.prompt)
         try:
-            most = self._scheduler.submit(
-                SequenceRequest(number, _CLIENT, prompt, ask.max_tokens), self._now_s
+            (most,) = self._scheduler.submit(
+                [SequenceRequest(number, _CLIENT, prompt, ask.max_tokens)], self._now_s
             )
         except Refused as refused:
             return self._now_s + min(max(1, ceil(refused.retry_after_s or 0)), LONGEST_WAIT_S)

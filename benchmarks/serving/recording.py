@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
@@ -125,10 +125,11 @@ class Recording(Scheduler):
         self._waiting: dict[int, float] = {}
         self._came: dict[int, float] = {}
 
-    def submit(self, request: SequenceRequest, now_s: float) -> int:
+    def submit(self, requests: Sequence[SequenceRequest], now_s: float) -> tuple[int, ...]:
         """See `Scheduler.submit`."""
-        most = super().submit(request, now_s)
-        self._waiting[request.sequence] = self._came[request.sequence] = self.asked_s
+        most = super().submit(requests, now_s)
+        for request in requests:
+            self._waiting[request.sequence] = self._came[request.sequence] = self.asked_s
         return most
 
     def finished_step(self, plan: StepPlan, outcome: StepOutcome, took_s: float) -> None:
@@ -145,13 +146,13 @@ class Recording(Scheduler):
         self.out.write(json.dumps(asdict(step)) + "\n")
 
 
-_Ask = Callable[[Any, Callable[[], None], Any], None]
+_Ask = Callable[[Any, Callable[[], None]], Coroutine[Any, Any, None]]
 
 
 def noting(ask: _Ask) -> _Ask:
     """`ModelEngine._ask` that notes when it is called. The engine takes requests between steps, so later."""
 
-    def noted(engine: Any, submit: Callable[[], None], sink: Any) -> None:
+    async def noted(engine: Any, submit: Callable[[], None]) -> None:
         asked_s = time.monotonic()
         Recording.all_asked_s.append(asked_s)
 
@@ -159,7 +160,7 @@ def noting(ask: _Ask) -> _Ask:
             Recording.asked_s = asked_s
             submit()
 
-        ask(engine, submit_noted, sink)
+        await ask(engine, submit_noted)
 
     return noted
 

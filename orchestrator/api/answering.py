@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from orchestrator.api.errors import ApiError, lost, refused, stopping, unexpected
 from orchestrator.api.request_id import REQUEST_ID
@@ -33,19 +33,22 @@ logger = logging.getLogger(__name__)
 _MOST_WAITING = 256
 
 
-@runtime_checkable
-class _Closes(Protocol):
-    async def aclose(self) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Quiet:
     """Nothing happened for a while."""
 
 
 @dataclass(frozen=True, slots=True)
+class _Taken:
+    """The engine has taken all requests."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Failed:
     error: ApiError
+
+
+_Said = tuple[int, AnswerEvent] | _Taken | _Failed
 
 
 @dataclass(slots=True)
@@ -85,7 +88,8 @@ async def answers(
 ) -> AsyncGenerator[tuple[int, AnswerEvent] | Quiet]:
     """Events of all the answers as they come, each with its answer's index.
 
-    Closing this closes the engine's iterators.
+    Nothing is given before the engine has taken all requests, and no `Quiet` either: what a client is sent
+    would fix the status of a refusal. Closing this ends all answers.
 
     Args:
         is_over: once set, what still runs is ended as by a shutdown.
@@ -95,29 +99,27 @@ async def answers(
     Raises:
         ApiError: a request was refused, or the cluster or the engine failed.
     """
-    queue: asyncio.Queue[tuple[int, AnswerEvent | _Failed]] = asyncio.Queue(_MOST_WAITING)
-    pumps = [
-        asyncio.create_task(_pump(engine, request, index, queue, names))
-        for index, request in enumerate(requests)
-    ]
+    said: asyncio.Queue[_Said] = asyncio.Queue(_MOST_WAITING)
+    pump = asyncio.create_task(_pump(engine, requests, said, names))
     over = asyncio.create_task(is_over.wait())
-    coming: asyncio.Task[tuple[int, AnswerEvent | _Failed]] | None = None
+    coming: asyncio.Task[_Said] | None = None
     seen = [_Seen() for _ in requests]
+    wait_s: float | None = None
     try:
         while not all(one.is_finished for one in seen):
-            coming = coming or asyncio.create_task(queue.get())
-            done, _ = await asyncio.wait({coming, over}, timeout=quiet_s, return_when=asyncio.FIRST_COMPLETED)
+            coming = coming or asyncio.create_task(said.get())
+            done, _ = await asyncio.wait({coming, over}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             if coming in done:
-                index, event = coming.result()
+                item = coming.result()
                 coming = None
-                if isinstance(event, _Failed):
-                    raise event.error
+                if isinstance(item, _Failed):
+                    raise item.error
+                if isinstance(item, _Taken):
+                    wait_s = quiet_s
+                    continue
+                index, event = item
                 note_event(event)
-                if isinstance(event, Finished) and event.reason == "lost":
-                    raise lost(event.message)
-                if isinstance(event, Finished) and event.reason == "form":
-                    field = "tools" if requests[index].output is None else "output"
-                    raise refused(Refused("invalid", event.message, field=field), names)
+                _check(event, requests[index], names)
                 seen[index].note(event)
                 yield index, event
             elif over in done:
@@ -130,7 +132,7 @@ async def answers(
             else:
                 yield Quiet()
     finally:
-        await _end([*pumps, over, *([coming] if coming else [])])
+        await _end([pump, over, *([coming] if coming else [])])
 
 
 async def streamed(
@@ -182,35 +184,38 @@ async def whole(source: AsyncGenerator[tuple[int, AnswerEvent] | Quiet], writer:
     return writer.whole()
 
 
+def _check(event: AnswerEvent, request: GenerationRequest, names: Mapping[str, str]) -> None:
+    """Raises ApiError for an end that is an error."""
+    if isinstance(event, Finished) and event.reason == "lost":
+        raise lost(event.message)
+    if isinstance(event, Finished) and event.reason == "form":
+        field = "tools" if request.output is None else "output"
+        raise refused(Refused("invalid", event.message, field=field), names)
+
+
 async def _pump(
     engine: Engine,
-    request: GenerationRequest,
-    index: int,
-    queue: asyncio.Queue[tuple[int, AnswerEvent | _Failed]],
+    requests: Sequence[GenerationRequest],
+    said: asyncio.Queue[_Said],
     names: Mapping[str, str],
 ) -> None:
-    """Put one answer's events into the queue, to the last or to the first error."""
+    """Put the answers' events into the queue, to the last or to the first error."""
+    left = len(requests)
     try:
-        events = engine.answer(request)
-        try:
-            async for event in events:
-                await queue.put((index, event))
-                if isinstance(event, Finished):
+        async with engine.answer(requests) as events:
+            await said.put(_Taken())
+            async for index, event in events:
+                await said.put((index, event))
+                left -= isinstance(event, Finished)
+                if not left:
                     return
-        finally:
-            await _close(events)
         logger.error("request %s: the engine ended an answer without saying why", REQUEST_ID.get())
-        await queue.put((index, _Failed(unexpected())))
+        await said.put(_Failed(unexpected()))
     except Refused as refusal:
-        await queue.put((index, _Failed(refused(refusal, names))))
+        await said.put(_Failed(refused(refusal, names)))
     except Exception:
         logger.exception("request %s: the engine failed to answer", REQUEST_ID.get())
-        await queue.put((index, _Failed(unexpected())))
-
-
-async def _close(events: AsyncIterator[AnswerEvent]) -> None:
-    if isinstance(events, _Closes):
-        await events.aclose()
+        await said.put(_Failed(unexpected()))
 
 
 async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:

@@ -28,6 +28,13 @@ class ClientShares:
             self._served[client] = max(self._served.get(client, 0), least)
         self._active[client] = self._active.get(client, 0) + 1
 
+    def with_client(self, client: str) -> ClientShares:
+        """What they would be with a request of this client more; these stay as they are."""
+        found = ClientShares()
+        found._served, found._active = dict(self._served), dict(self._active)
+        found.enter(client)
+        return found
+
     def leave(self, client: str) -> None:
         """A request ended."""
         self._active[client] -= 1

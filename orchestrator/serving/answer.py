@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -168,10 +169,12 @@ class Engine(Protocol):
         """Of a prompt as the model would see it; raises Refused."""
         ...
 
-    def answer(self, request: GenerationRequest) -> AsyncIterator[AnswerEvent]:
-        """The events of one answer.
+    def answer(
+        self, requests: Sequence[GenerationRequest]
+    ) -> AbstractAsyncContextManager[AsyncIterator[tuple[int, AnswerEvent]]]:
+        """Answer what one client asks for at once: events as they come, each with its request's index.
 
-        Closing the iterator ends the request and frees what it holds. The first step raises Refused for what
-        is not taken.
+        Entering takes all of the requests, or raises Refused and takes none. Leaving ends those that have not
+        ended, and frees what they hold. A step raises Refused where a request that waits has to be given up.
         """
         ...

@@ -57,9 +57,9 @@ class Counts:
         """An answer ended."""
         self._finished[reason] += 1
 
-    def refuse(self, kind: str) -> None:
-        """A request was not taken."""
-        self._refused[kind] += 1
+    def refuse(self, kind: str, count: int = 1) -> None:
+        """So many requests were not taken."""
+        self._refused[kind] += count
 
     def step(self, took_s: float) -> None:
         """A pass of the model."""

@@ -10,9 +10,10 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,9 +26,9 @@ from orchestrator.scheduling.kv_budget import KvBudget
 from orchestrator.scheduling.limits import Limits
 from orchestrator.scheduling.native import MeasuredCosts
 from orchestrator.serving.answer import AnswerEvent, Finished, ModelInfo, Refused
-from orchestrator.serving.prompts import Prompts, has_form
+from orchestrator.serving.prompts import Prompt, Prompts, has_form
 from orchestrator.serving.request import Conversation, GenerationRequest
-from orchestrator.serving.runner import Runner, Sink
+from orchestrator.serving.runner import Asked, Runner
 from orchestrator.serving.state import ServerState
 from orchestrator.serving.state_of import Sources, state_of
 from orchestrator.tokenizer import Tokenizer
@@ -126,46 +127,77 @@ class ModelEngine:
         """See `Engine.count_tokens`."""
         return await asyncio.to_thread(self._prompts.count, prompt)
 
-    async def answer(self, request: GenerationRequest) -> AsyncGenerator[AnswerEvent]:
+    @asynccontextmanager
+    async def answer(
+        self, requests: Sequence[GenerationRequest]
+    ) -> AsyncGenerator[AsyncGenerator[tuple[int, AnswerEvent]]]:
         """See `Engine.answer`; raises RuntimeError outside of the `with` block."""
         if not self._thread.is_alive():
             raise RuntimeError("the engine has ended, or has not begun")
         loop = asyncio.get_running_loop()
-        threads = self._form_threads if has_form(request) else None
-        call_prefix = f"call_{secrets.token_hex(6)}_"
-        prompt = await loop.run_in_executor(threads, self._prompts.of, request, call_prefix)
-        events: asyncio.Queue[AnswerEvent | Refused] = asyncio.Queue()
-        number = next(self._numbers)
+        told: asyncio.Queue[tuple[int, AnswerEvent | Refused]] = asyncio.Queue()
 
-        def sink(event: AnswerEvent | Refused) -> None:
+        def sink(index: int, event: AnswerEvent | Refused) -> None:
             # A loop that was closed has nobody left who reads.
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(events.put_nowait, event)
+                loop.call_soon_threadsafe(told.put_nowait, (index, event))
 
-        self._ask(lambda: self._runner.submit(number, request, prompt, sink), sink)
+        asked = [
+            Asked(next(self._numbers), request, prompt, partial(sink, index))
+            for index, (request, prompt) in enumerate(zip(requests, await self._made(requests), strict=True))
+        ]
+
+        def cancel() -> None:
+            for one in asked:
+                self._runner.cancel(one.number)
+
         try:
-            while True:
-                event = await events.get()
-                if isinstance(event, Refused):
-                    raise event
-                yield event
-                if isinstance(event, Finished):
-                    return
+            await self._ask(lambda: self._runner.submit(asked))
+            async with aclosing(_events(told, len(asked))) as events:
+                yield events
         finally:
-            self._inbox.put(lambda: self._runner.cancel(number))
+            self._inbox.put(cancel)
 
-    def _ask(self, submit: Callable[[], None], sink: Sink) -> None:
-        def ask() -> None:
-            if self._is_stopping:
-                sink(Refused("unavailable", "the server stops", 30.0))
+    async def _made(self, requests: Sequence[GenerationRequest]) -> list[Prompt]:
+        """Their prompts. Once one is refused, those that were not begun are not made."""
+        loop = asyncio.get_running_loop()
+        making = [
+            loop.run_in_executor(
+                self._form_threads if has_form(request) else None,
+                self._prompts.of,
+                request,
+                f"call_{secrets.token_hex(6)}_",
+            )
+            for request in requests
+        ]
+        try:
+            return await asyncio.gather(*making)
+        finally:
+            for prompt in making:
+                prompt.cancel()
+
+    async def _ask(self, submit: Callable[[], None]) -> None:
+        """Have requests taken by the model's thread; raises Refused where they are not."""
+        taken: Future[None] = Future()
+
+        def take() -> None:
+            if not taken.set_running_or_notify_cancel():
+                # Its client has left.
                 return
             try:
+                if self._is_stopping:
+                    raise Refused("unavailable", "the server stops", 30.0)
                 submit()
+            except Refused as refusal:
+                taken.set_exception(refusal)
             except Exception as error:
                 _log.exception("a request could not be taken")
-                sink(Refused("unavailable", f"the server failed: {first_line(error)}", 1.0))
+                taken.set_exception(Refused("unavailable", f"the server failed: {first_line(error)}", 1.0))
+            else:
+                taken.set_result(None)
 
-        self._inbox.put(ask)
+        self._inbox.put(take)
+        await asyncio.wrap_future(taken)
 
     def _kv(self) -> KvBudget:
         settings = self._settings
@@ -248,3 +280,15 @@ class ModelEngine:
             self._runner.forget_caches(self._kv())
         else:
             self._runner.end_all("lost", first_line(error))
+
+
+async def _events(
+    told: asyncio.Queue[tuple[int, AnswerEvent | Refused]], num_answers: int
+) -> AsyncGenerator[tuple[int, AnswerEvent]]:
+    """What so many answers are told, until all have ended."""
+    while num_answers:
+        index, event = await told.get()
+        if isinstance(event, Refused):
+            raise event
+        num_answers -= isinstance(event, Finished)
+        yield index, event

@@ -45,6 +45,21 @@ _MOST_FAILURES = 3
 """Steps that may fail one after another for want of memory."""
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that comes.
+
+    Attributes:
+        number: given to no other one before or after.
+        sink: told its events.
+    """
+
+    number: int
+    request: GenerationRequest
+    prompt: Prompt
+    sink: Sink
+
+
 @dataclass(slots=True)
 class Live:
     """A request that has not ended.
@@ -97,26 +112,39 @@ class Runner:
         self._failures = 0
         self.prefix = PrefixCache.of(model)
 
-    def submit(self, number: int, request: GenerationRequest, prompt: Prompt, sink: Sink) -> None:
-        """Take a request; it is told where it is refused."""
+    def submit(self, asked: Sequence[Asked]) -> None:
+        """Take requests of one client, all of them or none.
+
+        Raises:
+            Refused: see `Scheduler.submit`.
+        """
         now_s = self._clock()
-        answer = LiveAnswer(request, prompt, self._tokenizer, self._budget_tokens)
+        wanted = [
+            SequenceRequest(one.number, one.request.client, len(one.prompt.token_ids), one.request.max_tokens)
+            for one in asked
+        ]
         try:
-            most = self.scheduler.submit(
-                SequenceRequest(number, request.client, len(prompt.token_ids), request.max_tokens), now_s
-            )
+            granted = self.scheduler.submit(wanted, now_s)
         except Refused as refusal:
-            self.counts.refuse(refusal.kind)
-            sink(refusal)
-            return
-        config = self._model.config
+            self.counts.refuse(refusal.kind, len(asked))
+            raise
+        try:
+            made = [self._made(one, most, now_s) for one, most in zip(asked, granted, strict=True)]
+        except Exception:
+            for one in asked:
+                self.scheduler.cancel(one.number)
+            raise
+        self.live.update(zip((one.number for one in asked), made, strict=True))
+
+    def _made(self, asked: Asked, most: int, now_s: float) -> Live:
+        """A request that was taken, and may have so many tokens. It holds no keys and values yet."""
+        request, prompt, config = asked.request, asked.prompt, self._model.config
         banned = config.eos_token_ids if request.ignore_eos else ()
-        sampler = Sampler(request.sampling, prompt.token_ids, answer=request.choice, banned=banned)
         sequence = SequenceState(
             self._model,
             self._drafter,
             prompt.token_ids,
-            sampler,
+            Sampler(request.sampling, prompt.token_ids, answer=request.choice, banned=banned),
             most,
             config.eos_token_ids,
             prefix=self.prefix,
@@ -125,7 +153,8 @@ class Runner:
         sequence.top_logprobs = request.top_logprobs
         if prompt.is_bound:
             sequence.masks = prompt.allowed
-        self.live[number] = Live(request, sequence, answer, sink, now_s)
+        answer = LiveAnswer(request, prompt, self._tokenizer, self._budget_tokens)
+        return Live(request, sequence, answer, asked.sink, now_s)
 
     def cancel(self, number: int) -> None:
         """Nobody wants a request any more; what was computed of it is kept while there is room."""

@@ -62,7 +62,7 @@ def served(users: int, stop_s: float = 20.0) -> Run:
             asked.remove((sent_s, at_s))
             number = next(numbers)
             ask = MIXED.ask(number)
-            scheduler.submit(SequenceRequest(number, "all", len(ask.prompt), ask.max_tokens), now_s)
+            scheduler.submit([SequenceRequest(number, "all", len(ask.prompt), ask.max_tokens)], now_s)
             live[number], held[number] = Answer(sent_s, "answered"), 0
             wanted[number] = len(ask.prompt), ask.max_tokens
         plan = scheduler.plan_step(now_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 
 from orchestrator.serving.answer import (
     AnswerEvent,
@@ -26,6 +27,9 @@ Step = AnswerEvent | float | asyncio.Event | Exception
 """A number is a wait in seconds; an event of asyncio is waited for; an exception is raised."""
 
 Script = Sequence[Step]
+
+_Said = tuple[int, AnswerEvent] | Exception | None
+"""An event of the script of that index; an error; or a script's end."""
 
 MODEL = ModelInfo("scripted", context=4096, created_s=1_700_000_000)
 USAGE = Usage(prompt_tokens=12, cached_tokens=5, completion_tokens=7, reasoning_tokens=3)
@@ -74,12 +78,14 @@ class Scripted:
 
     Attributes:
         requests: all that came.
+        taking: what happens before requests are taken: waits, or a refusal.
         open: answers under way.
         closed: answers that were ended before they had finished.
     """
 
     def __init__(self, script: Script | Callable[[GenerationRequest], Script] = HELLO) -> None:
         self.script = script
+        self.taking: Script = ()
         self.requests: list[GenerationRequest] = []
         self.counted: list[Conversation | str | Sequence[int]] = []
         self.open = 0
@@ -96,21 +102,59 @@ class Scripted:
             raise step
         return 12
 
-    async def answer(self, request: GenerationRequest) -> AsyncGenerator[AnswerEvent]:
-        self.requests.append(request)
+    @asynccontextmanager
+    async def answer(
+        self, requests: Sequence[GenerationRequest]
+    ) -> AsyncGenerator[AsyncGenerator[tuple[int, AnswerEvent]]]:
+        self.requests += requests
+        async for _ in _played(self.taking):
+            raise AssertionError("no event comes before all are taken")
+        said: asyncio.Queue[_Said] = asyncio.Queue(1)
+        tasks = [
+            asyncio.create_task(self._play(index, request, said)) for index, request in enumerate(requests)
+        ]
+        try:
+            async with aclosing(_said_by(said, len(tasks))) as events:
+                yield events
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _play(self, index: int, request: GenerationRequest, said: asyncio.Queue[_Said]) -> None:
         self.open += 1
         has_ended = False
         try:
-            for step in self.script(request) if callable(self.script) else self.script:
-                if isinstance(step, asyncio.Event):
-                    await step.wait()
-                elif isinstance(step, float):
-                    await asyncio.sleep(step)
-                elif isinstance(step, Exception):
-                    raise step
-                else:
-                    has_ended = isinstance(step, Finished)
-                    yield step
+            async for event in _played(self.script(request) if callable(self.script) else self.script):
+                has_ended = isinstance(event, Finished)
+                await said.put((index, event))
+            await said.put(None)
+        except Exception as error:
+            await said.put(error)
         finally:
             self.open -= 1
             self.closed += not has_ended
+
+
+async def _played(script: Script) -> AsyncGenerator[AnswerEvent]:
+    for step in script:
+        if isinstance(step, asyncio.Event):
+            await step.wait()
+        elif isinstance(step, float):
+            await asyncio.sleep(step)
+        elif isinstance(step, Exception):
+            raise step
+        else:
+            yield step
+
+
+async def _said_by(said: asyncio.Queue[_Said], scripts: int) -> AsyncGenerator[tuple[int, AnswerEvent]]:
+    """What so many scripts say, until all are at their end."""
+    while scripts:
+        item = await said.get()
+        if isinstance(item, Exception):
+            raise item
+        if item is None:
+            scripts -= 1
+        else:
+            yield item

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 import pytest
@@ -171,6 +171,43 @@ def test_a_count_is_refused_likewise(engine: Scripted, http: httpx2.Client) -> N
     response = http.post("/v1/messages/count_tokens", json=CHAT)
     assert response.status_code == 400
     assert response.json()["error"]["message"] == "prompt is too long: 9 tokens of 4"
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("stream", [False, True])
+def test_nothing_is_sent_before_all_answers_are_taken(
+    engine: Scripted, http: httpx2.Client, path: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long that takes, so a refusal has its status."""
+    monkeypatch.setattr(engine, "taking", (4 * QUIET_S, Refused("busy", "later", 3.0)))
+    several = {"n": 3} if "completions" in path else {}
+    response = http.post(path, json={**ROUTES[path], **several, "stream": stream})
+    assert (response.status_code, response.headers["retry-after"]) == (429, "3")
+    monkeypatch.setattr(engine, "taking", (4 * QUIET_S,))
+    response = http.post(path, json={**ROUTES[path], **several, "stream": stream})
+    assert response.status_code == 200
+    assert "Hel" in response.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_before_its_answers_are_taken_is_forgotten(
+    server: Server, engine: Scripted, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came, gone = len(engine.requests), threading.Event()
+
+    class Gate(asyncio.Event):
+        async def wait(self) -> Literal[True]:
+            try:
+                return await super().wait()
+            finally:
+                gone.set()
+
+    monkeypatch.setattr(engine, "taking", (Gate(),))
+    body = json.dumps({**CHAT, "n": 4, "stream": stream}).encode()
+    with raw(server) as connection:
+        connection.sendall(head("/v1/chat/completions", f"Content-Length: {len(body)}") + body)
+        wait_until(lambda: len(engine.requests) == came + 4)
+    assert gone.wait(60)
 
 
 @pytest.mark.parametrize("path", ROUTES)

@@ -52,13 +52,14 @@ def answers_of(session: Session, folder: Path, lose: Card | None = None) -> list
 
     async def answer(engine: ModelEngine, request: GenerationRequest) -> tuple[str, str]:
         text, reason = "", ""
-        async for event in engine.answer(request):
-            if isinstance(event, Text):
-                text += event.text
-                if lose is not None and session.head.card is not None:
-                    lose.set("fail_after", 0)
-            if isinstance(event, Finished):
-                reason = event.reason
+        async with engine.answer([request]) as events:
+            async for _, event in events:
+                if isinstance(event, Text):
+                    text += event.text
+                    if lose is not None and session.head.card is not None:
+                        lose.set("fail_after", 0)
+                if isinstance(event, Finished):
+                    reason = event.reason
         return text, reason
 
     async def all_of_them(engine: ModelEngine) -> Sequence[tuple[str, str]]:

@@ -65,10 +65,14 @@ class Engine:
     pauses: int = 0
 
     def submit(self, number: int, client: str, prompt: int, max_tokens: int | None = None) -> None:
-        granted = self.scheduler.submit(SequenceRequest(number, client, prompt, max_tokens), self.now_s)
-        assert max_tokens is None or granted <= max_tokens
-        self.sequences[number] = Sequence(client, prompt, granted)
-        self.served.setdefault(client, 0)
+        self.submit_all([SequenceRequest(number, client, prompt, max_tokens)])
+
+    def submit_all(self, requests: list[SequenceRequest]) -> None:
+        granted = self.scheduler.submit(requests, self.now_s)
+        for request, most in zip(requests, granted, strict=True):
+            assert request.max_tokens is None or most <= request.max_tokens
+            self.sequences[request.sequence] = Sequence(request.client, request.prompt_tokens, most)
+            self.served.setdefault(request.client, 0)
 
     def cancel(self, number: int) -> None:
         assert self.scheduler.cancel(number) == (self.sequences.pop(number, None) is not None)

@@ -72,19 +72,19 @@ def test_a_prompt_of_all_memory_is_too_long(prompt: int, max_tokens: int | None)
 
 def test_a_request_without_a_bound_may_have_what_memory_and_context_have_room_for() -> None:
     request = SequenceRequest(1, "ada", 100)
-    assert scheduler_of(Limits(4000, pass_rows=64), kv_budget(700)).submit(request, 0.0) == 668
-    assert scheduler_of(Limits(400), PLENTY).submit(request, 0.0) == 300
+    assert scheduler_of(Limits(4000, pass_rows=64), kv_budget(700)).submit([request], 0.0) == (668,)
+    assert scheduler_of(Limits(400), PLENTY).submit([request], 0.0) == (300,)
 
 
 @pytest.mark.parametrize(("wanted", "granted"), [(5, 5), (300, 300), (301, 300), (64_000, 300)])
 def test_an_answer_is_cut_to_the_room_in_the_context(wanted: int, granted: int) -> None:
     request = SequenceRequest(1, "ada", 100, wanted)
-    assert scheduler_of(Limits(400), PLENTY).submit(request, 0.0) == granted
+    assert scheduler_of(Limits(400), PLENTY).submit([request], 0.0) == (granted,)
 
 
 def test_an_answer_is_cut_to_the_room_in_memory() -> None:
     request = SequenceRequest(1, "ada", 100, 3000)
-    assert scheduler_of(Limits(4000, pass_rows=64), kv_budget(700)).submit(request, 0.0) == 668
+    assert scheduler_of(Limits(4000, pass_rows=64), kv_budget(700)).submit([request], 0.0) == (668,)
 
 
 def test_too_many_that_wait_are_busy_until_one_ends() -> None:
@@ -262,7 +262,7 @@ def test_one_step_is_under_way_at_a_time() -> None:
     with pytest.raises(ValueError, match="not the step"):
         engine.scheduler.finished_step(StepPlan(), StepOutcome(()), 1.0)
     with pytest.raises(ValueError, match="has not ended"):
-        engine.scheduler.submit(SequenceRequest(1, "ada", 10), 0.0)
+        engine.scheduler.submit([SequenceRequest(1, "ada", 10)], 0.0)
     engine.scheduler.failed_step(plan)
     again = engine.scheduler.plan_step(0.0)
     assert (again.prefill, again.pause) == (plan.prefill, (1,))
@@ -448,7 +448,7 @@ def test_a_sequence_gets_no_drafts_that_could_not_become_its_output() -> None:
 def test_what_waited_for_mtp_layers_is_not_taken_for_what_drafts_cost() -> None:
     limits, costs = Limits(2000), MeasuredCosts(COSTS)
     scheduler = Scheduler(limits, PLENTY, costs, 3)
-    scheduler.submit(SequenceRequest(0, "ada", 3, 1000), 0.0)
+    scheduler.submit([SequenceRequest(0, "ada", 3, 1000)], 0.0)
     plan = scheduler.plan_step(0.0)
     first = Advance(0, (5,), held=3, behind=(60, 60, 60))
     scheduler.finished_step(plan, StepOutcome((first,)), COSTS.trunk_s(3))
@@ -473,7 +473,7 @@ def test_a_pass_is_learned_from_unless_rows_were_taken_in_before_it(
     """Three times as slow as predicted: a drafted step of two rows."""
     costs = MeasuredCosts(COSTS)
     scheduler = Scheduler(Limits(1000), PLENTY, costs, 3)
-    scheduler.submit(SequenceRequest(1, "ada", 500, 400), 0.0)
+    scheduler.submit([SequenceRequest(1, "ada", 500, 400)], 0.0)
     held = 0
     while held < 500:
         plan = scheduler.plan_step(0.0)

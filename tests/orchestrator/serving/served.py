@@ -28,7 +28,7 @@ from orchestrator.serving.answer import (
 )
 from orchestrator.serving.prompts import Prompts
 from orchestrator.serving.request import Conversation, GenerationRequest
-from orchestrator.serving.runner import Runner
+from orchestrator.serving.runner import Asked, Runner
 from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
 from placement.pass_costs import costs_of_reading
@@ -116,11 +116,23 @@ class Served:
         return self.now_s
 
     def submit(self, request: GenerationRequest) -> Answer:
-        answer = Answer()
-        prompt = self.prompts.of(request, f"call_{self._number}_")
-        self.runner.submit(self._number, request, prompt, answer.take)
-        self._number += 1
+        (answer,) = self.submit_all(request)
         return answer
+
+    def submit_all(self, *requests: GenerationRequest) -> list[Answer]:
+        """Of one client, at once."""
+        answers, asked = [], []
+        for request in requests:
+            answers.append(Answer())
+            prompt = self.prompts.of(request, f"call_{self._number}_")
+            asked.append(Asked(self._number, request, prompt, answers[-1].take))
+            self._number += 1
+        try:
+            self.runner.submit(asked)
+        except Refused as refusal:
+            for answer in answers:
+                answer.take(refusal)
+        return answers
 
     def run(self, *requests: GenerationRequest, most_turns: int = 2000) -> list[Answer]:
         answers = [self.submit(request) for request in requests]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Coroutine, Iterator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -24,6 +26,7 @@ from orchestrator.serving.request import Conversation, GenerationRequest, Output
 from orchestrator.session import Session, open_session
 from orchestrator.tokenizer import Tokenizer
 from placement.pass_costs import costs_of_reading
+from tests.orchestrator.api.serving import client, served
 from tests.orchestrator.serving.served import MODEL, asking, chatting
 from tests.workers.serving import wait_until
 from workers.formats.open_model import open_model
@@ -56,7 +59,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def events_of(engine: ModelEngine, request: GenerationRequest) -> list[AnswerEvent]:
-    return [event async for event in engine.answer(request)]
+    async with engine.answer([request]) as events:
+        return [event async for _, event in events]
 
 
 def test_tasks_get_their_own_answers(engine: ModelEngine) -> None:
@@ -92,8 +96,8 @@ def test_requests_with_forms_keep_no_others_waiting(engine: ModelEngine) -> None
 
 def test_a_task_that_leaves_ends_its_request(engine: ModelEngine, session: Session) -> None:
     async def leave() -> None:
-        async with aclosing(engine.answer(asking(max_tokens=1500, ignore_eos=True))) as events:
-            async for event in events:
+        async with engine.answer([asking(max_tokens=1500, ignore_eos=True)]) as events:
+            async for _, event in events:
                 if not isinstance(event, Started):
                     return
 
@@ -121,6 +125,82 @@ def test_requests_that_are_none_are_refused(engine: ModelEngine) -> None:
             run(events_of(engine, request))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_find_a_place_together_or_the_request_fails_before_anything_is_sent(
+    session: Session, stream: bool
+) -> None:
+    # Two run, and one waits: that is the part of a client that is alone.
+    limits = Limits(2048, sequences=2, most_waiting=2)
+    costs = costs_of_reading(session.head.config.shape(""), 16.0)
+    settings = EngineSettings("tiny", 7, limits, costs)
+    routes: dict[str, dict[str, Any]] = {
+        "/v1/chat/completions": {
+            "messages": [{"role": "user", "content": "Hello"}],
+            "reasoning_effort": "none",
+        },
+        "/v1/completions": {"prompt": ["Once", "Twice"]},
+    }
+    with (
+        ModelEngine(session, Tokenizer.load(MODEL), settings) as engine,
+        served(engine) as server,
+        client(server) as http,
+    ):
+        for path, body in routes.items():
+            asked = {**body, "max_tokens": 4, "ignore_eos": True, "stream": stream}
+            refused = http.post(path, json={**asked, "n": 4 // len(body.get("prompt", "1"))})
+            assert (refused.status_code, int(refused.headers["retry-after"]) >= 1) == (429, True)
+            assert refused.json()["error"]["type"] == "rate_limit_error"
+            scheduler = engine._runner.scheduler
+            assert (scheduler.running, scheduler.waiting) == (0, 0)
+            taken = http.post(path, json={**asked, "n": 3 // len(body.get("prompt", "1"))})
+            assert taken.status_code == 200
+            indices = set(re.findall(r'"index": ?([0-9])', taken.text))
+            assert indices == ({"0", "1", "2"} if path == "/v1/chat/completions" else {"0", "1"})
+
+
+def test_a_task_that_leaves_ends_all_that_it_asked_for(engine: ModelEngine, session: Session) -> None:
+    async def leave() -> None:
+        requests = [asking(max_tokens=1500, ignore_eos=True, choice=choice) for choice in range(10)]
+        begun = set[int]()
+        async with engine.answer(requests) as events:
+            async for index, _ in events:
+                begun.add(index)
+                if len(begun) > 3:
+                    return
+
+    run(leave())
+    wait_until(lambda: engine._runner.counts.totals({}).finished == {"cancelled": 10})
+    wait_until(lambda: session.head.kv_pool.used_bytes == 0)
+
+
+def test_a_task_that_leaves_before_its_requests_are_taken_leaves_nothing(engine: ModelEngine) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def keep_busy() -> None:
+        began.set()
+        assert go_on.wait(DEADLINE_S)
+
+    async def leave() -> None:
+        engine._inbox.put(keep_busy)
+        async with engine.answer([asking(), asking(choice=1)]):
+            raise AssertionError("nobody has taken them")
+
+    async def leaving() -> None:
+        task = asyncio.create_task(leave())
+        await asyncio.to_thread(began.wait, DEADLINE_S)
+        while engine._inbox.empty():
+            await asyncio.sleep(0.005)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    run(leaving())
+    go_on.set()
+    (after,) = run(_gathered(engine, asking(max_tokens=3)))
+    assert isinstance(after[-1], Finished)
+    assert engine._runner.counts.totals({}).finished == {"length": 1}
+
+
 def test_tokens_are_counted_as_the_model_sees_them(engine: ModelEngine) -> None:
     messages = ({"role": "user", "content": "Hello there"},)
     count = run(engine.count_tokens(Conversation(messages)))
@@ -134,12 +214,14 @@ def test_the_end_of_the_block_ends_answers(session: Session) -> None:
     async def cut() -> list[AnswerEvent]:
         engine = ModelEngine(session, Tokenizer.load(MODEL), EngineSettings("tiny", 7, Limits(2048), costs))
         found: list[AnswerEvent] = []
-        with engine:
-            events = engine.answer(asking(max_tokens=1500, ignore_eos=True))
-            found.append(await anext(events))
-        found += [event async for event in events]
+        async with AsyncExitStack() as stack:
+            with engine:
+                asked = [asking(max_tokens=1500, ignore_eos=True)]
+                events = await stack.enter_async_context(engine.answer(asked))
+                found.append((await anext(events))[1])
+            found += [event async for _, event in events]
         with pytest.raises(RuntimeError, match="has ended"):
-            await anext(engine.answer(asking()))
+            await events_of(engine, asking())
         return found
 
     last = run(cut())[-1]
@@ -154,12 +236,12 @@ def test_a_failure_of_the_thread_ends_what_runs_and_nothing_else(
         raise KeyError("nobody knows why")
 
     async def hit() -> None:
-        events = engine.answer(asking(max_tokens=1500, ignore_eos=True))
-        await anext(events)
-        monkeypatch.setattr(engine._runner, "_tell", fails)
-        with pytest.raises(Refused, match="nobody knows why"):
-            async for _ in events:
-                pass
+        async with engine.answer([asking(max_tokens=1500, ignore_eos=True)]) as events:
+            await anext(events)
+            monkeypatch.setattr(engine._runner, "_tell", fails)
+            with pytest.raises(Refused, match="nobody knows why"):
+                async for _ in events:
+                    pass
 
     run(hit())
     (after,) = run(_gathered(engine, asking(max_tokens=3)))

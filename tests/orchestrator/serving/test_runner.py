@@ -12,6 +12,7 @@ import torch
 from orchestrator.generate import GenerationParams, generate
 from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.step35 import Step35Model
+from orchestrator.sampling import Sampler
 from orchestrator.sampling_params import SamplingParams
 from orchestrator.scheduling.limits import Limits
 from orchestrator.serving.answer import CallStarted, Prefilled, Reasoning, Text
@@ -221,6 +222,44 @@ def test_what_cannot_be_taken_is_refused(model: Step35Model) -> None:
     while served.runner.live:
         served.runner.turn()
     assert all(answer.end for answer in answers if answer.refused is None)
+    served.close()
+
+
+def test_answers_that_are_asked_for_at_once_are_all_taken_or_none(model: Step35Model) -> None:
+    # Two run, and one waits: that is the part of a client that is alone.
+    served = Served(model, limits=Limits(64, sequences=2, most_waiting=2))
+    four = [asking(sampling=SEEDED, choice=choice) for choice in range(4)]
+    for requests, kind in ((four, "busy"), ([*four[:2], asking("word " * 100)], "too_long")):
+        refused = [answer.refused for answer in served.submit_all(*requests)]
+        assert [one and one.kind for one in refused] == [kind] * len(requests)
+        assert (served.runner.live, served.runner.scheduler.waiting) == ({}, 0)
+        assert served.runner.turn() is None
+    assert served.runner.counts.totals({}).refused == {"busy": 4, "too_long": 3}
+    answers = served.submit_all(*four[:3])
+    while served.runner.live:
+        served.runner.turn()
+    alone = [served.run(request)[0] for request in four[:3]]
+    assert shown(answers) == shown(alone)
+    served.close()
+
+
+def test_one_that_fails_while_it_is_taken_leaves_none_behind(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = iter(range(3))
+
+    def sampler(*given: Any, **named: Any) -> Sampler:
+        if next(made) == 2:
+            raise KeyError("nobody knows why")
+        return Sampler(*given, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("orchestrator.serving.runner.Sampler", sampler)
+        with pytest.raises(KeyError):
+            served.submit_all(*[asking() for _ in range(3)])
+    assert (served.runner.live, served.runner.scheduler.waiting) == ({}, 0)
+    (after,) = served.run(asking())
+    assert after.end is not None
     served.close()
 
 

@@ -78,7 +78,7 @@ def test_everyone_gets_the_tokens_that_it_gets_alone_and_memory_is_never_short(
             while waiting and (not here or chance.random() < 0.2):
                 number = waiting.pop()
                 client = "ada" if number % 2 else "ben"
-                scheduler.submit(SequenceRequest(number, client, *LENGTHS[number]), 0.0)
+                scheduler.submit([SequenceRequest(number, client, *LENGTHS[number])], 0.0)
                 here[number] = new_sequence(model, drafter, prompt(number), params_of(number))
             plan = scheduler.plan_step(0.0)
             outcome = run_step(model, drafter, here, plan)
