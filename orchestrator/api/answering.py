@@ -39,16 +39,11 @@ class Quiet:
 
 
 @dataclass(frozen=True, slots=True)
-class _Taken:
-    """The engine has taken all requests."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Failed:
     error: ApiError
 
 
-_Said = tuple[int, AnswerEvent] | _Taken | _Failed
+_Said = tuple[int, AnswerEvent] | _Failed
 
 
 @dataclass(slots=True)
@@ -88,8 +83,7 @@ async def answers(
 ) -> AsyncGenerator[tuple[int, AnswerEvent] | Quiet]:
     """Events of all the answers as they come, each with its answer's index.
 
-    Nothing is given before the engine has taken all requests, and no `Quiet` either: what a client is sent
-    would fix the status of a refusal. Closing this ends all answers.
+    The engine takes all requests or none. Closing this ends all answers.
 
     Args:
         is_over: once set, what still runs is ended as by a shutdown.
@@ -104,19 +98,15 @@ async def answers(
     over = asyncio.create_task(is_over.wait())
     coming: asyncio.Task[_Said] | None = None
     seen = [_Seen() for _ in requests]
-    wait_s: float | None = None
     try:
         while not all(one.is_finished for one in seen):
             coming = coming or asyncio.create_task(said.get())
-            done, _ = await asyncio.wait({coming, over}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({coming, over}, timeout=quiet_s, return_when=asyncio.FIRST_COMPLETED)
             if coming in done:
                 item = coming.result()
                 coming = None
                 if isinstance(item, _Failed):
                     raise item.error
-                if isinstance(item, _Taken):
-                    wait_s = quiet_s
-                    continue
                 index, event = item
                 note_event(event)
                 _check(event, requests[index], names)
@@ -203,7 +193,6 @@ async def _pump(
     left = len(requests)
     try:
         async with engine.answer(requests) as events:
-            await said.put(_Taken())
             async for index, event in events:
                 await said.put((index, event))
                 left -= isinstance(event, Finished)

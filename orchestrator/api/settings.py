@@ -22,7 +22,7 @@ class ApiSettings:
         keys: who may ask; empty for everybody, which on loopback is this machine.
         tls_certificate, tls_key: PEM files, both or none.
         body_s: a request must be there within so long; `headers_s`, its first lines.
-        quiet_s: in a stream that has begun, something is sent at least so often.
+        quiet_s: in a stream, something is sent at least so often.
         write_s: a client that reads nothing for so long is taken for gone.
         grace_s: what answers under way get to finish when the server stops.
         keep_alive_s: a connection without a request is closed after so long.

@@ -175,18 +175,29 @@ def test_a_count_is_refused_likewise(engine: Scripted, http: httpx2.Client) -> N
 
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("stream", [False, True])
-def test_nothing_is_sent_before_all_answers_are_taken(
+def test_answers_that_are_not_taken_are_refused_with_their_status(
     engine: Scripted, http: httpx2.Client, path: str, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However long that takes, so a refusal has its status."""
-    monkeypatch.setattr(engine, "taking", (4 * QUIET_S, Refused("busy", "later", 3.0)))
+    monkeypatch.setattr(engine, "taking", (Refused("busy", "later", 3.0),))
     several = {"n": 3} if "completions" in path else {}
     response = http.post(path, json={**ROUTES[path], **several, "stream": stream})
     assert (response.status_code, response.headers["retry-after"]) == (429, "3")
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_stream_whose_answers_are_not_taken_for_long_is_not_silent(
+    engine: Scripted, http: httpx2.Client, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client would give up. So a refusal that comes later is an event."""
+    body = {**ROUTES[path], "stream": True}
     monkeypatch.setattr(engine, "taking", (4 * QUIET_S,))
-    response = http.post(path, json={**ROUTES[path], **several, "stream": stream})
+    said = http.post(path, json=body).text
+    waiting = "event: ping" if path == "/v1/messages" else ": "
+    assert said.index(waiting) < said.index("Hel")
+    monkeypatch.setattr(engine, "taking", (4 * QUIET_S, Refused("busy", "later", 3.0)))
+    response = http.post(path, json=body)
     assert response.status_code == 200
-    assert "Hel" in response.text
+    assert "later" in response.text
 
 
 @pytest.mark.parametrize("stream", [False, True])
