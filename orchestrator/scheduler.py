@@ -223,7 +223,7 @@ class Scheduler:
             job.generated += num_tokens
             job.turn += num_tokens
             job.computed = advance.held
-            job.behind = advance.behind
+            job.layers = advance.layers
             paid = min(job.computed, job.prompt_tokens)
             self._shares.charge(job.client, num_tokens + max(0, paid - job.charged))
             job.charged = max(job.charged, paid)
@@ -371,7 +371,7 @@ class Scheduler:
         del self._running[job.sequence]
         job.place = place
         job.computed = 0
-        job.behind = ()
+        job.layers = ()
         self._to_pause.add(job.sequence)
         self._line.add(job)
         self._depth.plan_anew()

@@ -12,7 +12,7 @@ from torch import Tensor
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
 from orchestrator.model.mtp_state import MtpState
 from orchestrator.model.native import row_ends
-from orchestrator.model.rows_behind import RowsBehind
+from orchestrator.model.rows_behind import LayerBounds
 from orchestrator.model.step35 import Step35Model
 from orchestrator.prefix.cache import PrefixCache
 from orchestrator.prefix.stops import stops
@@ -89,7 +89,7 @@ class SequenceState:
         """Where its next rows go while there is room; None where `take` has them all, or nobody wants any."""
         self.wants_rows = self._drafter is not None or on_hidden is not None
         """Whether anybody is to have its rows."""
-        self._layer_bounds: tuple[tuple[int, int], ...] | None = None
+        self._layer_bounds: LayerBounds | None = None
         self._new_caches()
 
     @property
@@ -113,14 +113,12 @@ class SequenceState:
         return self.cache.length == self.num_prompt == len(self.tokens)
 
     @property
-    def behind(self) -> Sequence[int]:
-        """Rows that each MTP layer would have to take in before it drafts."""
+    def layer_bounds(self) -> LayerBounds:
+        """Of its MTP layers; see `RowsBehind`."""
         # Asked in every step. Of `mtp` that would bring from memory what nobody else looks at without drafts.
         if self._layer_bounds is None:
-            if self.mtp is None:
-                return ()
-            self._layer_bounds = self.mtp.layer_bounds
-        return RowsBehind(self.cache.length, self._layer_bounds)
+            self._layer_bounds = self.mtp.layer_bounds if self.mtp is not None else ()
+        return self._layer_bounds
 
     def resume(self) -> None:
         """Go on from what is kept of the text, if nothing of it is computed yet.

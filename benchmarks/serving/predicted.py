@@ -228,6 +228,6 @@ class _Server:
     ) -> Advance:
         request = self._live[sequence]
         request.held += rows
-        behind = request.behind(self._most_behind)
+        layers = tuple(zip(request.slots, self._most_behind, strict=True))
         reason: Ended | None = "length" if ended else None
-        return Advance(sequence, (0,) * said, drafted, accepted, reason, request.held, behind=behind)
+        return Advance(sequence, (0,) * said, drafted, accepted, reason, request.held, layers=layers)

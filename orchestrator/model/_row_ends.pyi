@@ -16,25 +16,20 @@ class RowEnd:
     target: int
 
 def append_each(
-    ends: Sequence[RowEnd],
-    firsts: Sequence[int],
-    counts: Sequence[int],
-    address: int,
-    num_rows: int,
-    row_bytes: int,
-    /,
+    parts: Sequence[tuple[RowEnd | None, int, int]], address: int, num_rows: int, row_bytes: int, /
 ) -> list[int]:
-    """Copy rows `firsts[i]` to `firsts[i] + counts[i] - 1` behind those of `ends[i]`.
+    """Copy rows behind those of several ends.
 
     Args:
+        parts: an end, the first of its rows, and how many; None for an end takes none.
         address: of `num_rows` rows, side by side.
         row_bytes: of each of them, and of those of the ends.
 
     Returns:
-        The places in `ends` of those that had no room for all of their rows, and got none.
+        The places in `parts` of those that had no room for all of their rows, or no end, and got none.
 
     Raises:
-        ValueError: lists of several lengths, rows that are not there, or ends of rows of another size.
+        ValueError: rows that are not there, or ends of rows of another size.
         TypeError: arguments of other types.
             Ends before the wrong one have their rows, whatever is raised.
     """

@@ -31,7 +31,7 @@ from orchestrator.model.layer import decoder_layer, ffn_of
 from orchestrator.model.mtp_state import MtpState
 from orchestrator.model.passes import run_pass
 from orchestrator.model.step35 import Step35Model
-from orchestrator.model.waiting_rows import append_each
+from orchestrator.model.waiting_rows import EndPart, append_each
 from orchestrator.sampling import Choice, Logits, LogitsInRam
 from placement.errors import InputError, NonFiniteError
 from placement.kv_size import MAX_DRAFTS, PAGE_POSITIONS, PASS_ROWS, reaches
@@ -227,18 +227,19 @@ class MtpDrafter:
             outputs: its states of all works.
             firsts: where each work's begin.
         """
+        hang = self._model.config.sliding_window - 1
         targets = [work.turn.request.state.rows[k] for work in works]
-        starts, counts = list(firsts), [work.committed - work.first for work in works]
-        for place, work in enumerate(works):
+        parts: list[EndPart] = []
+        for work, rows, first in zip(works, targets, firsts, strict=True):
+            count, skipped = work.committed - work.first, 0
             if work.is_new:
                 # The first states hang on slots that were not there.
-                hang = self._model.config.sliding_window - 1
-                targets[place].begin_at(work.first + hang)
-                skipped = min(hang, counts[place])
-                starts[place] += skipped
-                counts[place] -= skipped
-        for place in append_each(targets, starts, counts, outputs):
-            targets[place].append(outputs[starts[place] : starts[place] + counts[place]])
+                rows.begin_at(work.first + hang)
+                skipped = min(hang, count)
+            parts.append((rows, first + skipped, count - skipped))
+        for place in append_each(parts, outputs):
+            _, first, count = parts[place]
+            targets[place].append(outputs[first : first + count])
         for work, rows in zip(works, targets, strict=True):
             rows.forget_before(work.turn.request.state.first_needed(k))
 

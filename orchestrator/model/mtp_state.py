@@ -8,7 +8,7 @@ from torch import Tensor
 
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool
-from orchestrator.model.rows_behind import RowsBehind
+from orchestrator.model.rows_behind import LayerBounds, RowsBehind
 from orchestrator.model.waiting_rows import WaitingRows
 from placement.kv_size import HELD_BACK, MOST_DEFERRED, ROWS_BACK
 from placement.model_shape import MOST_POSITIONS
@@ -69,8 +69,8 @@ class MtpState:
         return self.reaches[k] is None and len(self.rows[k]) >= MOST_DEFERRED
 
     @property
-    def layer_bounds(self) -> tuple[tuple[int, int], ...]:
-        """Of each layer, its slots, and the most rows that it would compute for its next draft."""
+    def layer_bounds(self) -> LayerBounds:
+        """See `RowsBehind`."""
         return tuple(zip([cache.length for cache in self.caches], self._most, strict=True))
 
     @property

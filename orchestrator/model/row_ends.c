@@ -54,17 +54,20 @@ static int append(PyObject* end, PyObject* first_row, PyObject* num_rows, const 
   return 1;
 }
 
-// `lists`: ends, first rows and numbers of rows.
-static PyObject* append_all(PyObject* const* lists, const Source* source) {
-  const Py_ssize_t size = PySequence_Fast_GET_SIZE(lists[0]);
-  if (PySequence_Fast_GET_SIZE(lists[1]) != size || PySequence_Fast_GET_SIZE(lists[2]) != size)
-    return PyErr_SetString(PyExc_ValueError, "expected as many first rows and numbers of rows as ends"), NULL;
+// `part`: an end or None, the first of its rows, and how many.
+static int append_part(PyObject* part, const Source* source) {
+  if (!PyTuple_Check(part) || PyTuple_GET_SIZE(part) != 3)
+    return PyErr_SetString(PyExc_TypeError, "expected an end, a first row and a number of rows"), -1;
+  PyObject* end = PyTuple_GET_ITEM(part, 0);
+  return end == Py_None ? 0 : append(end, PyTuple_GET_ITEM(part, 1), PyTuple_GET_ITEM(part, 2), source);
+}
+
+static PyObject* append_all(PyObject* parts, const Source* source) {
   PyObject* left = PyList_New(0);
-  for (Py_ssize_t i = 0; i < size && left != NULL; ++i) {
-    const int had_room = append(PySequence_Fast_GET_ITEM(lists[0], i), PySequence_Fast_GET_ITEM(lists[1], i),
-                                PySequence_Fast_GET_ITEM(lists[2], i), source);
-    if (had_room == 1) continue;
-    PyObject* place = had_room == 0 ? PyLong_FromSsize_t(i) : NULL;
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(parts) && left != NULL; ++i) {
+    const int is_taken = append_part(PySequence_Fast_GET_ITEM(parts, i), source);
+    if (is_taken == 1) continue;
+    PyObject* place = is_taken == 0 ? PyLong_FromSsize_t(i) : NULL;
     if (place == NULL || PyList_Append(left, place) < 0) Py_CLEAR(left);
     Py_XDECREF(place);
   }
@@ -72,24 +75,22 @@ static PyObject* append_all(PyObject* const* lists, const Source* source) {
 }
 
 static PyObject* append_each(PyObject* module, PyObject* const* args, Py_ssize_t count) {
-  if (count != 6) return PyErr_SetString(PyExc_TypeError, "expected three lists and three numbers"), NULL;
-  Source source = {PyLong_AsVoidPtr(args[3]), 0, 0};
+  if (count != 4) return PyErr_SetString(PyExc_TypeError, "expected a list and three numbers"), NULL;
+  Source source = {PyLong_AsVoidPtr(args[1]), 0, 0};
   if (PyErr_Occurred()) return NULL;
-  source.num_rows = PyLong_AsSsize_t(args[4]);
+  source.num_rows = PyLong_AsSsize_t(args[2]);
   if (PyErr_Occurred()) return NULL;
-  source.row_bytes = PyLong_AsSsize_t(args[5]);
+  source.row_bytes = PyLong_AsSsize_t(args[3]);
   if (PyErr_Occurred()) return NULL;
-  PyObject* lists[3];
-  int taken = 0;
-  while (taken < 3 && (lists[taken] = PySequence_Fast(args[taken], "expected a list")) != NULL) ++taken;
-  PyObject* left = taken == 3 ? append_all(lists, &source) : NULL;
-  while (taken > 0) Py_DECREF(lists[--taken]);
+  PyObject* parts = PySequence_Fast(args[0], "expected a list");
+  PyObject* left = parts == NULL ? NULL : append_all(parts, &source);
+  Py_XDECREF(parts);
   return left;
 }
 
 static PyMethodDef methods[] = {
     {"append_each", (PyCFunction)(void (*)(void))append_each, METH_FASTCALL,
-     "append_each(ends, firsts, counts, address, num_rows, row_bytes) -> places of those without room"},
+     "append_each(parts, address, num_rows, row_bytes) -> places of those that took none"},
     {NULL}};
 
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "orchestrator.model._row_ends", NULL, -1, methods};

@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import overload
 
+LayerBounds = tuple[tuple[int, int], ...]
+"""Of each MTP layer, the slots that it has, and the most rows that it would compute."""
+
 
 class RowsBehind(Sequence[int]):
     """Rows that each MTP layer would compute for its next draft, but for what hangs on drafts.
 
-    Every step tells it of every sequence, and hardly anybody reads it. So it holds what is at hand, and the
-    numbers are worked out when they are read.
+    Where drafts are made, each step asks it of each sequence, and few steps read it. So the numbers are
+    worked out when they are read.
     """
 
     __slots__ = ("_layers", "_seen")
 
-    def __init__(self, seen: int, layers: tuple[tuple[int, int], ...]) -> None:
-        """
-        Args:
-            seen: trunk rows.
-            layers: of each MTP layer, the slots that it has, and the most rows that it would compute.
-        """
+    def __init__(self, seen: int, layers: LayerBounds) -> None:
+        """`seen`: trunk rows."""
         self._seen = seen
         self._layers = layers
 

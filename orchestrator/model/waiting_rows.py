@@ -69,7 +69,7 @@ class WaitingRows(row_ends.RowEnd):
             if not self.room:
                 self._make_room()
             count = min(num_rows - done, self.room)
-            append_each([self], [done], [count], rows)
+            append_each([(self, done, count)], rows)
             done += count
 
     def forget_before(self, slot: int) -> None:
@@ -196,17 +196,20 @@ class WaitingRows(row_ends.RowEnd):
         )
 
 
-def append_each(
-    ends: Sequence[row_ends.RowEnd], firsts: Sequence[int], counts: Sequence[int], hidden_states: Tensor
-) -> list[int]:
-    """Have several take rows of one tensor at once, each `counts[i]` from row `firsts[i]` on.
+EndPart = tuple[row_ends.RowEnd | None, int, int]
+"""Where rows go, the first of them, and how many; None for nowhere."""
+
+
+def append_each(parts: Sequence[EndPart], hidden_states: Tensor) -> list[int]:
+    """Have several take rows of one tensor at once.
 
     Args:
-        ends: of the same hidden size; `WaitingRows` are such.
+        parts: with ends of the same hidden size; `WaitingRows` are such.
         hidden_states: contiguous float32 [num_rows, hidden].
 
     Returns:
-        The places of those whose pages have no room for all of their rows; they took none.
+        The places of those who took none: their pages have no room for all of their rows, or they have no
+        end.
 
     Raises:
         ValueError: rows that are not there or do not lie side by side, or ends of rows of another size.
@@ -215,4 +218,4 @@ def append_each(
         raise ValueError("rows that are copied at once lie side by side")
     num_rows, hidden_size = hidden_states.shape
     row_bytes = hidden_size * hidden_states.element_size()
-    return row_ends.append_each(ends, firsts, counts, hidden_states.data_ptr(), num_rows, row_bytes)
+    return row_ends.append_each(parts, hidden_states.data_ptr(), num_rows, row_bytes)

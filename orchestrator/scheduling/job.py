@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from orchestrator.model.rows_behind import LayerBounds, RowsBehind
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Job:
         computed: tokens whose keys and values are held.
         charged: tokens of the prompt that its client has paid; what is computed again is free.
         turn: tokens that it got since it was let in.
-        behind: rows that each MTP layer would take in before it drafts for it; () for none.
+        layers: see `Advance`; () where it holds nothing.
     """
 
     sequence: int
@@ -49,7 +50,7 @@ class Job:
     computed: int = 0
     charged: int = 0
     turn: int = 0
-    behind: Sequence[int] = ()
+    layers: LayerBounds = ()
 
     @property
     def tokens(self) -> int:
@@ -60,6 +61,11 @@ class Job:
     def remaining(self) -> int:
         """Tokens that it may still get."""
         return self.max_tokens - self.generated
+
+    @property
+    def behind(self) -> RowsBehind:
+        """Rows that each MTP layer would take in before it drafts for it."""
+        return RowsBehind(self.computed, self.layers)
 
     @property
     def to_prefill(self) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from orchestrator.logprobs import RowLogprob
+from orchestrator.model.rows_behind import LayerBounds
 
 Ended = Literal["stop", "length"]
 
@@ -83,7 +83,8 @@ class Advance:
         ended: why it got its last token, None while it goes on.
         held: tokens whose keys and values it holds now.
         logprobs: of its tokens, where it wants them.
-        behind: rows that each MTP layer would take in before it drafts for it.
+        layers: of each MTP layer, the slots that it has, and the most rows that it would compute; see
+            `RowsBehind`.
     """
 
     sequence: int
@@ -93,7 +94,7 @@ class Advance:
     ended: Ended | None = None
     held: int = 0
     logprobs: tuple[RowLogprob, ...] = ()
-    behind: Sequence[int] = ()
+    layers: LayerBounds = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,11 @@ from torch import Tensor
 from orchestrator.logprobs import RowLogprob, row_logprob
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
-from orchestrator.model.native import row_ends
 from orchestrator.model.step35 import Step35Model
-from orchestrator.model.waiting_rows import append_each
+from orchestrator.model.waiting_rows import EndPart, append_each
 from orchestrator.sampling import Logits
 from orchestrator.scheduling.step_plan import Advance, StepOutcome, StepPlan
 from orchestrator.sequence import SequenceState
-
-_Part = tuple[SequenceState, int, int]
-"""A sequence, the first of its rows in a pass, and how many of them it takes."""
 
 
 def run_step(
@@ -124,17 +120,17 @@ def _advances(
         KvDoesNotFit: a sequence has no room for its rows.
     """
     advances: list[Advance] = []
-    parts: list[_Part] = []
+    parts: list[EndPart] = []
     row = 0
     for part, sequence, own in zip(plan.decode, decoded, batch, strict=False):
         stop = row + own.num_tokens
         tokens, accepted = sequence.verified(chosen[row:stop])
         found = _wanted(logprobs[row : row + len(tokens)])
-        held, ended, behind = sequence.cache.length, sequence.finish_reason, sequence.behind
+        held, ended, layers = sequence.cache.length, sequence.finish_reason, sequence.layer_bounds
         advances.append(
-            Advance(part.sequence, tuple(tokens), own.num_tokens - 1, accepted, ended, held, found, behind)
+            Advance(part.sequence, tuple(tokens), own.num_tokens - 1, accepted, ended, held, found, layers)
         )
-        parts.append((sequence, row, len(tokens)))
+        parts.append((sequence.row_end, row, len(tokens)))
         row = stop
     at = row
     for chunk, sequence, own in zip(plan.prefill, read, batch[len(decoded) :], strict=True):
@@ -142,40 +138,27 @@ def _advances(
         if sequence.ends_prompt:
             tokens, found = sequence.first_token(chosen[at]), _wanted(logprobs[at : at + 1])
             at += 1
-        held, ended, behind = sequence.cache.length, sequence.finish_reason, sequence.behind
-        advances.append(Advance(chunk.sequence, tuple(tokens), 0, 0, ended, held, found, behind))
-        parts.append((sequence, row, own.num_tokens))
+        held, ended, layers = sequence.cache.length, sequence.finish_reason, sequence.layer_bounds
+        advances.append(Advance(chunk.sequence, tuple(tokens), 0, 0, ended, held, found, layers))
+        parts.append((sequence.row_end, row, own.num_tokens))
         row += own.num_tokens
+    sequences = [*decoded, *read]
     try:
-        _hand_out(parts, hidden_states)
+        _hand_out(sequences, parts, hidden_states)
     except BaseException:
         # Nobody was told of the tokens, so they are chosen again.
-        for (sequence, _, _), advance in zip(parts, advances, strict=True):
+        for sequence, advance in zip(sequences, advances, strict=True):
             sequence.put_behind(len(sequence.tokens) - len(advance.tokens), ())
         raise
     return tuple(advances)
 
 
-def _hand_out(parts: Sequence[_Part], hidden_states: Tensor) -> None:
-    """Have the sequences that want their rows take them."""
-    left: list[_Part] = []
-    ending: list[_Part] = []
-    ends: list[row_ends.RowEnd] = []
-    firsts: list[int] = []
-    counts: list[int] = []
-    for part in parts:
-        sequence, first, count = part
-        if sequence.row_end is not None:
-            ending.append(part)
-            ends.append(sequence.row_end)
-            firsts.append(first)
-            counts.append(count)
-        elif sequence.wants_rows:
-            left.append(part)
-    if ends:
-        left += [ending[place] for place in append_each(ends, firsts, counts, hidden_states)]
-    for sequence, first, count in left:
-        sequence.take(hidden_states[first : first + count])
+def _hand_out(sequences: Sequence[SequenceState], parts: Sequence[EndPart], hidden_states: Tensor) -> None:
+    """Have the sequences that want their rows take them; `parts`: of each sequence."""
+    for place in append_each(parts, hidden_states):
+        sequence, (_, first, count) = sequences[place], parts[place]
+        if sequence.wants_rows:
+            sequence.take(hidden_states[first : first + count])
 
 
 def _wanted(logprobs: Sequence[RowLogprob | None]) -> tuple[RowLogprob, ...]:

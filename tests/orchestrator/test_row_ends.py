@@ -50,7 +50,7 @@ def test_sequences_keep_the_rows_of_a_step_as_each_would_alone(steps: list[list[
         hidden_states = torch.arange(at * HIDDEN, dtype=torch.float32).view(at, HIDDEN) + value
         value += at * HIDDEN
         ends = [state.rows[0] for state in together[: len(parts)]]
-        for place in append_each(ends, firsts, counts, hidden_states):
+        for place in append_each(list(zip(ends, firsts, counts, strict=True)), hidden_states):
             together[place].defer(hidden_states[firsts[place] : firsts[place] + counts[place]])
         for state, first, count in zip(alone, firsts, counts, strict=False):
             state.defer(hidden_states[first : first + count])
@@ -70,13 +70,13 @@ def test_who_has_no_room_gets_no_row_and_the_others_get_theirs() -> None:
     for rows, count in ((first, 1), (full, 127), (last, 2)):
         rows.append(torch.zeros(count, HIDDEN))
     step = torch.arange(12, dtype=torch.float32).view(4, HIDDEN)
-    assert append_each([first, full, last], [0, 1, 3], [1, 2, 1], step) == [1]
+    assert append_each([(first, 0, 1), (full, 1, 2), (last, 3, 1)], step) == [1]
     assert (len(first), len(full), len(last)) == (2, 127, 3)
     assert torch.equal(first.rows(1), step[:1])
     assert torch.equal(last.rows(2), step[3:])
     # A place that is full to the last row takes none, and all of them.
-    assert append_each([full], [1], [1], step) == []
-    assert append_each([full, full], [0, 2], [0, 1], step) == [1]
+    assert append_each([(full, 1, 1)], step) == []
+    assert append_each([(full, 0, 0), (full, 2, 1)], step) == [1]
     assert torch.equal(full.rows(127), step[1:2])
 
 
@@ -87,21 +87,18 @@ def test_rows_that_have_no_page_are_refused_in_a_line() -> None:
         rows.append(torch.zeros(9, HIDDEN))
 
 
-@pytest.mark.parametrize(
-    ("firsts", "counts"),
-    [([2], [1]), ([0], [3]), ([-1], [1]), ([1], [-1]), ([3], [0]), ([1 << 62], [1 << 62])],
-)
-def test_rows_that_are_not_there_are_copied_to_nobody(firsts: list[int], counts: list[int]) -> None:
+@pytest.mark.parametrize(("first", "count"), [(2, 1), (0, 3), (-1, 1), (1, -1), (3, 0), (1 << 62, 1 << 62)])
+def test_rows_that_are_not_there_are_copied_to_nobody(first: int, count: int) -> None:
     rows = WaitingRows(HIDDEN, KvPool(1 << 20))
     rows.append(torch.ones(1, HIDDEN))
     with pytest.raises(ValueError, match="of 2"):
-        append_each([rows], firsts, counts, torch.zeros(2, HIDDEN))
+        append_each([(rows, first, count)], torch.zeros(2, HIDDEN))
     assert torch.equal(rows.rows(), torch.ones(1, HIDDEN))
 
 
 def test_a_number_of_rows_that_is_absurd_is_told_as_it_is() -> None:
     with pytest.raises(ValueError, match=f"{1 << 62} rows from row {1 << 62} on, of 2"):
-        append_each([WaitingRows(HIDDEN, KvPool(1))], [1 << 62], [1 << 62], torch.zeros(2, HIDDEN))
+        append_each([(WaitingRows(HIDDEN, KvPool(1)), 1 << 62, 1 << 62)], torch.zeros(2, HIDDEN))
 
 
 @pytest.mark.parametrize(
@@ -118,32 +115,40 @@ def test_rows_of_another_size_or_with_gaps_are_copied_to_nobody(others: torch.Te
     rows = WaitingRows(HIDDEN, KvPool(1 << 20))
     rows.append(torch.ones(1, HIDDEN))
     with pytest.raises(ValueError, match=r"side by side|rows have 12"):
-        append_each([rows], [0], [4], others)
+        append_each([(rows, 0, 4)], others)
     assert torch.equal(rows.rows(), torch.ones(1, HIDDEN))
 
 
 def test_a_call_that_is_wrong_is_told() -> None:
     rows = WaitingRows(HIDDEN, KvPool(1 << 20))
-    with pytest.raises(ValueError, match="as many"):
-        row_ends.append_each([rows], [0], [], 0, 1, 12)
-    with pytest.raises(ValueError, match="as many"):
-        row_ends.append_each([rows], [], [0], 0, 1, 12)
     for wrong in (
-        ([rows], [0], [0], 0, 1),
-        ([rows], [0.0], [0], 0, 1, 12),
-        ([rows], [0], [0], "0", 1, 12),
-        ([rows], [0], [0], 0, "1", 12),
-        ([rows], [0], [0], 0, 1, "12"),
-        (rows, [], [], 0, 1, 12),
+        ([(rows, 0, 0)], 0, 1),
+        ([(rows, 0)], 0, 1, 12),
+        ([(rows, 0, 0, 0)], 0, 1, 12),
+        ([[rows, 0, 0]], 0, 1, 12),
+        ([(rows, 0.0, 0)], 0, 1, 12),
+        ([(rows, 0, 0.0)], 0, 1, 12),
+        ([(rows, 0, 0)], "0", 1, 12),
+        ([(rows, 0, 0)], 0, "1", 12),
+        ([(rows, 0, 0)], 0, 1, "12"),
+        (rows, 0, 1, 12),
     ):
         with pytest.raises(TypeError):
             row_ends.append_each(*wrong)  # type: ignore[arg-type, call-arg]
     with pytest.raises(TypeError, match="RowEnd"):
-        row_ends.append_each([object()], [0], [1], 0, 1, 12)  # type: ignore[list-item]
+        row_ends.append_each([(object(), 0, 1)], 0, 1, 12)  # type: ignore[list-item]
     with pytest.raises(OverflowError):
-        row_ends.append_each([rows], [0], [1 << 64], 0, 1, 12)
+        row_ends.append_each([(rows, 0, 1 << 64)], 0, 1, 12)
     # Nothing has a place for rows before it has a page.
-    assert row_ends.append_each([rows, rows], [0, 0], [1, 0], 0, 1, 12) == [0]
+    assert row_ends.append_each([(rows, 0, 1), (rows, 0, 0)], 0, 1, 12) == [0]
+
+
+def test_who_has_no_end_takes_none() -> None:
+    rows = WaitingRows(HIDDEN, KvPool(1 << 20))
+    rows.append(torch.zeros(1, HIDDEN))
+    step = torch.arange(6, dtype=torch.float32).view(2, HIDDEN)
+    assert append_each([(None, 0, 1), (rows, 1, 1), (None, 1, 1)], step) == [0, 2]
+    assert torch.equal(rows.rows(1), step[1:])
 
 
 def test_code_that_was_not_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

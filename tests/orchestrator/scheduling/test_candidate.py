@@ -7,7 +7,6 @@ import pytest
 from orchestrator.model.rows_behind import RowsBehind
 from orchestrator.scheduling.candidate import Candidate, Verified
 from orchestrator.scheduling.native import DraftDepth, MeasuredCosts, rows_taken_in
-from orchestrator.scheduling.step_plan import Advance
 from placement.pass_costs import PassCosts
 
 
@@ -47,7 +46,6 @@ def test_rows_that_are_worked_out_when_they_are_read_are_as_good_as_numbers(slot
     assert len({behind, same, rows}) == 1
     assert behind != (*rows, 1)
     assert behind != RowsBehind(500, ((500, 400), *((of, 400) for of in slots)))
-    assert Advance(7, behind=behind) == Advance(7, behind=same)
     for depth in range(4):
         assert rows_taken_in([(behind, depth)]) == rows_taken_in([(rows, depth)])
 

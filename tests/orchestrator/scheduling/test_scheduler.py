@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from random import Random
 
 import pytest
 
+from orchestrator.model.rows_behind import LayerBounds
 from orchestrator.scheduler import Scheduler
 from orchestrator.scheduling.job import SequenceRequest
 from orchestrator.scheduling.kv_budget import KvBudget
@@ -445,19 +447,24 @@ def test_a_sequence_gets_no_drafts_that_could_not_become_its_output() -> None:
     assert [engine.ended[number].generated for number in range(5)] == [1, 2, 3, 5, 40]
 
 
+def behind(held: int, rows: Sequence[int]) -> LayerBounds:
+    """Of a sequence that holds so many tokens: so many rows wait for each MTP layer."""
+    return tuple((held - waiting, 1000) for waiting in rows)
+
+
 def test_what_waited_for_mtp_layers_is_not_taken_for_what_drafts_cost() -> None:
     limits, costs = Limits(2000), MeasuredCosts(COSTS)
     scheduler = Scheduler(limits, PLENTY, costs, 3)
     scheduler.submit([SequenceRequest(0, "ada", 3, 1000)], 0.0)
     plan = scheduler.plan_step(0.0)
-    first = Advance(0, (5,), held=3, behind=(60, 60, 60))
+    first = Advance(0, (5,), held=3, layers=behind(3, (60, 60, 60)))
     scheduler.finished_step(plan, StepOutcome((first,)), COSTS.trunk_s(3))
     expected_s = COSTS.drafting_s(1, 2)
     for following, learned in (((2, 3, 4), False), ((2, 3, 4), True)):
         plan = scheduler.plan_step(0.0)
         (part,) = plan.decode
         assert part.drafts
-        advance = Advance(0, (5,), part.drafts, 0, held=4, behind=following)
+        advance = Advance(0, (5,), part.drafts, 0, held=4, layers=behind(4, following))
         took_s = COSTS.trunk_s(plan.rows) + 1
         scheduler.finished_step(plan, StepOutcome((advance,), 1.0), took_s)
         assert (costs.drafting_s(1, 1) > 2 * expected_s) == learned
@@ -465,10 +472,10 @@ def test_what_waited_for_mtp_layers_is_not_taken_for_what_drafts_cost() -> None:
 
 
 @pytest.mark.parametrize(
-    ("behind", "is_learned"), [((1, 400, 400), True), ((1, 1, 1), True), ((400, 400, 400), False)]
+    ("rows", "is_learned"), [((1, 400, 400), True), ((1, 1, 1), True), ((400, 400, 400), False)]
 )
 def test_a_pass_is_learned_from_unless_rows_were_taken_in_before_it(
-    behind: tuple[int, ...], is_learned: bool
+    rows: tuple[int, ...], is_learned: bool
 ) -> None:
     """Three times as slow as predicted: a drafted step of two rows."""
     costs = MeasuredCosts(COSTS)
@@ -479,10 +486,10 @@ def test_a_pass_is_learned_from_unless_rows_were_taken_in_before_it(
         plan = scheduler.plan_step(0.0)
         held += plan.prefill_rows
         said = (7,) * (held == 500)
-        advance = Advance(1, said, held=held, behind=behind)
+        advance = Advance(1, said, held=held, layers=behind(held, rows))
         scheduler.finished_step(plan, StepOutcome((advance,), prefill_rows=plan.prefill_rows), 0.1)
     before_s = costs.trunk_s(2)
     plan = scheduler.plan_step(0.0)
-    drafted = Advance(1, (8, 9), drafted=1, accepted=1, held=502, behind=(1, *behind[1:]))
+    drafted = Advance(1, (8, 9), drafted=1, accepted=1, held=502, layers=behind(502, (1, *rows[1:])))
     scheduler.finished_step(plan, StepOutcome((drafted,), drafting_s=0.01), 0.01 + 3 * before_s)
     assert costs.trunk_s(2) == pytest.approx(before_s * (3 if is_learned else 1), rel=0.2)

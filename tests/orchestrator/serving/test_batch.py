@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from orchestrator.generate import GenerationParams, generate, new_sequence
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
+from orchestrator.model.rows_behind import RowsBehind
 from orchestrator.model.step35 import Step35Model
 from orchestrator.prefix.cache import PrefixCache
 from orchestrator.scheduling.step_plan import Decode, Prefill, StepPlan
@@ -140,7 +141,7 @@ def test_nothing_is_drafted_for_nobody_and_rows_wait_for_the_mtp_layers(model: S
     for _ in range(70):
         run_step(model, drafter, sequences, StepPlan((Decode(0, 0),)))
     assert not drafter.rows
-    assert tuple(sequence.behind) == (79, 79, 79)
+    assert tuple(RowsBehind(sequence.cache.length, sequence.layer_bounds)) == (79, 79, 79)
     run_step(model, drafter, sequences, StepPlan((Decode(0, 3),)))
     expected = generate(model, prompt(5), GenerationParams(max_tokens=200, ignore_eos=True))
     assert expected.token_ids[: len(sequence.generated)] == tuple(sequence.generated)
