@@ -92,10 +92,15 @@ def test_n_answers_are_choices_of_one_prompt_and_seed() -> None:
     assert len({id(one.prompt) for one in found}) == 1
 
 
-def test_the_newer_name_of_the_limit_goes_first() -> None:
+def test_the_limit_has_two_names_and_one_value() -> None:
     assert request(max_tokens=5).max_tokens == 5
     assert request(max_completion_tokens=7).max_tokens == 7
-    assert request(max_tokens=5, max_completion_tokens=7).max_tokens == 7
+    assert request(max_tokens=7, max_completion_tokens=7).max_tokens == 7
+    assert request(max_tokens=None, max_completion_tokens=7).max_tokens == 7
+    differing = error(max_tokens=5, max_completion_tokens=7)
+    assert differing.param == "max_tokens"
+    assert "is 5, but max_completion_tokens" in differing.message
+    assert "is 7" in differing.message
 
 
 def test_logprobs_have_their_tops_only_where_they_are_wanted() -> None:
