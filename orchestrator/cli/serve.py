@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.device import AUTO
-from orchestrator.cli.inputs import model_folder
+from orchestrator.cli.inputs import check_mtp, model_folder
 from orchestrator.cli.opened_run import chosen, opened_run
 from orchestrator.cli.options import Kv
 from orchestrator.cli.output import print_note
@@ -134,6 +134,8 @@ def serve(
     assert tokenizer is not None
     has_mtp = any(tensor.part is Part.MTP for tensor in opened.contents.tensors)
     drafts = mtp if mtp is not None else opened.shape.num_mtp_layers if has_mtp else 0
+    if mtp is not None:
+        check_mtp(opened.contents, mtp)
     positions = min(context or USUAL_CONTEXT, opened.shape.max_positions)
     if context is not None and context > positions:
         print_note(

@@ -33,3 +33,9 @@ def test_a_model_is_called_as_its_directory_or_whole_file(tmp_path: Path) -> Non
     assert name_for_clients(None, tmp_path / "Step-3.5-Flash") == "Step-3.5-Flash"
     assert name_for_clients(None, tmp_path / "flash-q4-00001-of-00003.gguf") == "flash-q4"
     assert name_for_clients("stepfun/Step 3.5", tmp_path / "x") == "stepfun/Step 3.5"
+
+
+def test_more_drafts_than_the_model_has_name_their_option(potluck: Potluck) -> None:
+    code, out, err = potluck("serve", "--model", MODEL, "--port", 0, "--mtp", 4)
+    assert (code, out) == (2, "")
+    assert says(err, "--mtp 4: … announces 3 MTP layers … expected 0 to 3"), err
