@@ -42,7 +42,7 @@ class HeldForms:
                     self._values[name, key] = forms.in_call(_value(form, tool))
                 except InputError as error:
                     where = "" if tool.takes_one else f", parameter {quote(key)}"
-                    raise ToolError(name, f"tools: {quote(name)}{where}: {error}") from error
+                    raise ToolError(name, f"the tool {quote(name)}{where}: {error}") from error
 
     def value(self, name: str, key: str) -> FormMatcher | None:
         """An argument and its end; None for a text that is free."""

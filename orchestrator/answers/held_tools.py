@@ -95,7 +95,7 @@ def held_tools(tools: Sequence[Mapping[str, Json]], inputs: Mapping[str, OutputF
             found[name] = HeldTool({key: inputs[name]}, frozenset({key}), takes_one=True)
         elif function.get("strict") is True:
             try:
-                found[name] = _strict(schemas[name], f"tools: {quote(name)} is strict, but")
+                found[name] = _strict(schemas[name], f"the tool {quote(name)} is strict, but")
             except InputError as error:
                 raise ToolError(name, str(error)) from error
     return found

@@ -11,6 +11,8 @@ from orchestrator.api.messages_request import message_asked, prompt_of
 from orchestrator.api.sending import Whole
 from orchestrator.api.service import Service, client_of, new_id, new_seed
 
+_PROMPT = {"prompt": "messages"}
+
 
 def anthropic_routes(service: Service) -> APIRouter:
     """Messages, and how many tokens they have."""
@@ -24,7 +26,8 @@ def anthropic_routes(service: Service) -> APIRouter:
         writer = MessageWriter(
             new_id(), model.name, model.context, asked.tools, shows_thinking=asked.shows_thinking
         )
-        return service.answer([asked.request], writer, "anthropic", is_streamed=body.stream)
+        names = {**_PROMPT, "output": "output_config.format.schema", **asked.tools.places}
+        return service.answer([asked.request], writer, "anthropic", is_streamed=body.stream, names=names)
 
     @router.post("/v1/messages/count_tokens")
     async def count_tokens(request: Request) -> Response:
@@ -32,7 +35,7 @@ def anthropic_routes(service: Service) -> APIRouter:
         prompt = prompt_of(body)
 
         async def counted() -> dict[str, int]:
-            return {"input_tokens": await service.count(prompt)}
+            return {"input_tokens": await service.count(prompt, _PROMPT)}
 
         return Whole(counted, "anthropic")
 

@@ -48,7 +48,6 @@ def chat_asked(body: models.ChatBody, client: str, seed: int) -> ChatAsked:
     turns = [turn for number, one in enumerate(body.messages) for turn in _turns(one, f"messages.{number}")]
     if body.top_logprobs is not None and not body.logprobs:
         raise invalid("top_logprobs", "needs logprobs to be true")
-    limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     prompt = Conversation(
         conversation(turns, "messages"),
         tools.functions,
@@ -62,7 +61,7 @@ def chat_asked(body: models.ChatBody, client: str, seed: int) -> ChatAsked:
             prompt=prompt,
             sampling=sampling(body, seed),
             choice=choice,
-            max_tokens=limit,
+            max_tokens=_limit(body),
             stop=stops(body.stop, "stop"),
             ignore_eos=body.ignore_eos,
             top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
@@ -84,6 +83,14 @@ def output_form(form: models.Format | None) -> OutputForm | None:
     if isinstance(form, models.GrammarFormat):
         return OutputForm("grammar", form.grammar)
     return OutputForm("json") if form is not None and form.type == "json_object" else None
+
+
+def _limit(body: models.ChatBody) -> int | None:
+    older, newer = body.max_tokens, body.max_completion_tokens
+    if older is not None and newer is not None and older != newer:
+        words = f"is {older:,}, but max_completion_tokens, its newer name, is {newer:,}: leave one out"
+        raise invalid("max_tokens", words)
+    return older if newer is None else newer
 
 
 def _turns(message: Any, field: str) -> list[Turn]:

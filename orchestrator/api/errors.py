@@ -148,4 +148,8 @@ def _anthropic_text(error: ApiError) -> str:
     words = "prompt is too long"
     if error.code == "context_length_exceeded" and words not in error.message:
         return f"{words}: {error.message}"
-    return error.message
+    field = error.param
+    if field is None or error.code is not None or error.message.startswith((f"{field}:", f"{field} ")):
+        return error.message
+    # There is no other place for the field.
+    return f"{field}: {error.message}"

@@ -140,7 +140,7 @@ def _tools(body: models.Prompted) -> Tools:
         if tool.input_schema is None:
             raise invalid(f"tools.{number}.input_schema", "field required")
         told = function(tool.name, tool.description, tool.input_schema, strict=bool(tool.strict))
-        named.append((Tool(tool.name), told))
+        named.append((Tool(tool.name, where=f"tools.{number}.input_schema"), told))
     if isinstance(body.tool_choice, models.NamedChoice):
         choice = body.tool_choice.name
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from orchestrator.api.errors import invalid
@@ -11,6 +12,9 @@ from orchestrator.sampling_params import SamplingParams
 from placement.errors import InputError
 
 _MOST_TOKEN = 2**31
+_EXPECTED = f"0 to {_MOST_TOKEN - 1} in digits alone, without leading zeros"
+# One way to write each, so that no token has two biases.
+_TOKEN = re.compile("0|[1-9][0-9]{0,9}")
 
 
 def sampling(body: Extras, seed: int) -> SamplingParams:
@@ -42,8 +46,8 @@ def sampling(body: Extras, seed: int) -> SamplingParams:
 def _biases(given: Mapping[str, float]) -> dict[int, float]:
     found = {}
     for text, bias in given.items():
-        if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < _MOST_TOKEN):
-            raise invalid("logit_bias", f"{text[:50]!r} is no token id")
+        if not (_TOKEN.fullmatch(text) and int(text) < _MOST_TOKEN):
+            raise invalid("logit_bias", f"{text[:50]!r} is no token id, expected {_EXPECTED}")
         if abs(bias) > MOST_BIAS:
             raise invalid("logit_bias", f"{bias} is not within -{MOST_BIAS} and {MOST_BIAS}")
         found[int(text)] = bias

@@ -91,8 +91,11 @@ class Service:
             return Streamed(streamed(source(), writer, quiet_s, ended), shape, self.settings.write_s)
         return Whole(work, shape)
 
-    async def count(self, prompt: Conversation) -> int:
+    async def count(self, prompt: Conversation, names: Mapping[str, str]) -> int:
         """Tokens of a prompt.
+
+        Args:
+            names: of fields, for errors; see `refused`.
 
         Raises:
             ApiError: it cannot be taken.
@@ -100,7 +103,7 @@ class Service:
         try:
             return await self.engine.count_tokens(prompt)
         except Refused as refusal:
-            raise refused(refusal) from None
+            raise refused(refusal, names) from None
 
 
 def client_of(request: Request) -> str:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Group
 from rich.markup import escape
 
+from orchestrator.cli.inputs import check_mtp
 from orchestrator.cli.options import Json
 from orchestrator.cli.output import console, print_json, print_note
 from orchestrator.cli.plan_output import plan_table
@@ -58,7 +59,7 @@ def demo(
     if not MODEL.is_dir():
         raise InputError(f"{MODEL} is not there; the demo runs from a clone of the repository")
     model = open_model(MODEL)
-    model.contents.check_drafts(mtp)
+    check_mtp(model.contents, mtp)
     problem, plan = plan_demo(mtp)
     if not json:
         console.print(*description(problem, plan), sep="\n")

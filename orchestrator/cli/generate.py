@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.device import AUTO
-from orchestrator.cli.inputs import model_folder, name_in_errors
+from orchestrator.cli.inputs import check_mtp, model_folder, name_in_errors
 from orchestrator.cli.opened_run import chosen, opened_run
 from orchestrator.cli.options import Json, Kv
 from orchestrator.cli.output import errors, print_json, print_note
@@ -102,6 +102,7 @@ def generate(
     check_prompt_options(prompt, token_ids, chat=chat, system=system)
     said_ids = None if token_ids is None else ids_of(token_ids)
     opened = open_model(model_folder(run.model))
+    check_mtp(opened.contents, mtp)
     config = opened.config
     tokenizer = load_tokenizer(opened, needed=prompt is not None)
     prompt_ids = said_ids if said_ids is not None else encoded(prompt, tokenizer, chat=chat, system=system)

@@ -19,7 +19,7 @@ from placement.plan_file import read_plan
 from placement.weight_format import FP8_E4M3, planned_format, run_dtype_of
 from placement.wire_form import WireForm
 from placement.workload import HeadBytes, HeadForms
-from workers.formats.contents import model_contents
+from workers.formats.contents import ModelContents, model_contents
 from workers.formats.identity import model_identity
 from workers.formats.open_model import (
     FoundModel,
@@ -210,6 +210,16 @@ def files_read(*given: Path | str | None) -> list[Path]:
         else:
             files.append(path)
     return files
+
+
+def check_mtp(contents: ModelContents, mtp: int) -> None:
+    """
+    Raises:
+        InputError: the model does not have so many drafts; names --mtp.
+        CheckpointError: as `ModelContents.check_drafts`.
+    """
+    with name_in_errors(f"--mtp {mtp}", InputError):
+        contents.check_drafts(mtp)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.inputs import model_folder
+from orchestrator.cli.inputs import check_mtp, model_folder
 from orchestrator.cli.options import Json, Kv
 from orchestrator.cli.output import console, print_json, print_note, table
 from orchestrator.run_memory import Demand, expert_bytes, head_needs
@@ -119,7 +119,7 @@ def fit_of(contents: ModelContents, shape: ModelShape, demand: Demand, free: Fre
     """
     try:
         contents.check()
-        contents.check_drafts(demand.num_drafts)
+        check_mtp(contents, demand.num_drafts)
         problem = None
     except CheckpointError as error:
         problem = str(error)

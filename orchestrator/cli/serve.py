@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.device import AUTO
-from orchestrator.cli.inputs import model_folder
+from orchestrator.cli.inputs import check_mtp, model_folder
 from orchestrator.cli.opened_run import chosen, opened_run
 from orchestrator.cli.options import Kv
 from orchestrator.cli.output import print_note
@@ -33,10 +33,14 @@ from orchestrator.cli.run_options import (
 )
 from orchestrator.run_memory import Demand
 from orchestrator.stopping import stopping_at_once
+from placement.errors import InputError
+from placement.files.quote import quote
 from workers.formats.contents import Part
-from workers.formats.open_model import open_model
+from workers.formats.open_model import model_name, open_model
 
 _SWITCH_S = 0.0005
+_MOST_NAME = 255
+"""Characters, as of a file's name. Each answer repeats it."""
 USUAL_CONTEXT = 32_768
 """What coding agents fill before they begin a new text."""
 
@@ -52,7 +56,9 @@ def serve(
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate, with --tls-key: HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its PEM key.")] = None,
-    name: Annotated[str, typer.Option(help="The model's name for clients; default its file's.")] = "",
+    name: Annotated[
+        str | None, typer.Option(help="The model's name for clients; default its file's or directory's.")
+    ] = None,
     context: Annotated[
         int | None,
         typer.Option(
@@ -106,6 +112,7 @@ def serve(
             spot_check,
         )
     )
+    shown_name = name_for_clients(name, run.model)
     with stopping_at_once():
         # Torch takes seconds to load, which nobody should wait for whose options are wrong.
         from orchestrator.api.addresses import is_loopback
@@ -127,6 +134,8 @@ def serve(
     assert tokenizer is not None
     has_mtp = any(tensor.part is Part.MTP for tensor in opened.contents.tensors)
     drafts = mtp if mtp is not None else opened.shape.num_mtp_layers if has_mtp else 0
+    if mtp is not None:
+        check_mtp(opened.contents, mtp)
     positions = min(context or USUAL_CONTEXT, opened.shape.max_positions)
     if context is not None and context > positions:
         print_note(
@@ -141,7 +150,7 @@ def serve(
 
     with opened_run(run, opened, demand, say=say) as found:
         serving = Serving(
-            name or run.model.stem,
+            shown_name,
             int(run.model.stat().st_mtime),
             positions,
             drafts,
@@ -156,3 +165,22 @@ def serve(
             rank = partial(rank_on_traffic, cluster, run.model.absolute(), opened.shape)
         with logging_to(sys.stderr):
             serve_until_stopped(found.session, tokenizer, serving, settings, told, rank)
+
+
+def name_for_clients(given: str | None, model: Path) -> str:
+    """The model's name as clients see it.
+
+    Args:
+        given: with --name.
+
+    Raises:
+        InputError: it is empty, too long, or cannot be printed.
+    """
+    name = model_name(model) if given is None else given
+    if not (0 < len(name) <= _MOST_NAME and name.isprintable() and not name.isspace()):
+        where = f"--name {quote(name)}" if given is not None else f"{quote(name)}, the name of --model"
+        advice = "" if given is not None else "; give one by --name"
+        raise InputError(
+            f"{where}: expected 1 to {_MOST_NAME} characters that can be printed, not all blank{advice}"
+        )
+    return name

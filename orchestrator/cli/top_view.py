@@ -93,16 +93,17 @@ def _boxes(boxes: Sequence[BoxState]) -> Group:
 
 
 def _parts(state: ServerState, before: ServerState | None) -> list[tuple[str, ...]]:
-    """Of the steps since `before`, or of all where there were none."""
+    """Of the mean step since `before`, or since the start where there were none; at the end its whole."""
     now = state.totals
     earlier = before.totals if before is not None and before.totals.steps < now.steps else None
     since_s = {} if earlier is None else earlier.step_parts_s
     steps = now.steps - (0 if earlier is None else earlier.steps)
     seconds = {name: part_s - since_s.get(name, 0.0) for name, part_s in now.step_parts_s.items()}
     whole_s = sum(seconds.values())
-    if steps <= 0:
+    if steps <= 0 or not seconds:
         return []
-    return [(name, _time(part_s / steps), share(_of(part_s, whole_s))) for name, part_s in seconds.items()]
+    rows = [*seconds.items(), ("all", whole_s)]
+    return [(name, _time(part_s / steps), share(_of(part_s, whole_s))) for name, part_s in rows]
 
 
 def _requests(requests: Sequence[RequestState]) -> Group:

@@ -21,7 +21,7 @@ from tests.placement.shapes import small_shape
 def test_more_drafts_than_the_model_has_are_refused_before_anything_starts(potluck: Potluck) -> None:
     code, out, err = potluck("demo", "--mtp", 4)
     assert (code, out) == (2, "")
-    assert says(err, "4 drafts … 3 MTP layers"), err
+    assert says(err, "--mtp 4: 4 drafts … 3 MTP layers"), err
 
 
 @pytest.mark.parametrize("drafts", [0, 3])

@@ -73,7 +73,10 @@ def test_a_chat_continues_the_rendered_template(potluck: Potluck, model_dir: Pat
         (("--prompt", b"a\xff".decode("utf-8", "surrogateescape")), "bytes that are no UTF-8"),
         (("--chat", "--prompt", "\ud800"), "the user text holds bytes that are no UTF-8"),
         (("--token-ids", "x" * 5000), "expected whole numbers"),
-        (("--prompt", "a", "--mtp", 4), "config.json announces 3 MTP layers"),
+        (
+            ("--prompt", "a", "--mtp", 4),
+            "--mtp 4: 4 drafts a step asked for, but config.json announces 3 MTP layers",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_one_line(

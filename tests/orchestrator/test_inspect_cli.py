@@ -103,7 +103,7 @@ def test_mtp_layers_beside_the_file_count_and_are_told(potluck: Potluck, path: P
     alone = document(potluck("inspect", trunk, "--json"))
     assert (alone["mtp_bytes"], alone["problem"]) == (0, None)
     code, _, err = potluck("inspect", trunk, "--mtp", 1)
-    assert (code, says(err, "1 drafts a step asked for, but … announces … MTP layers")) == (2, True)
+    assert (code, says(err, "--mtp 1: 1 drafts a step asked for, but … announces … MTP layers")) == (2, True)
 
 
 def test_what_is_no_model_and_too_long_a_context_are_one_line(

@@ -207,6 +207,7 @@ def test_boxes_requests_parts_and_events_are_shown() -> None:
     assert any(re.match(r"head +serving +2 +2.0 kB +4.0 kB +75.0%", line) for line in lines)
     assert any(re.match(r"ann #8 +waiting +0/5 +0/256 +- +1 s", line) for line in lines)
     assert any(re.match(r"attention +7.5 ms +37.5%", line) for line in lines)
+    assert any(re.match(r"all +20.0 ms +100.0%", line) for line in lines)
     assert [line for line in lines if " ago: " in line][-1] == "60 s ago: began"
 
 
@@ -221,6 +222,7 @@ def test_parts_are_of_the_steps_since_the_last_look() -> None:
     totals = replace(STATE.totals, steps=210, step_parts_s={"attention": 1.6, "remote_wait": 2.8})
     shown = text(view(replace(STATE, totals=totals), STATE))
     assert re.search(r"attention +10.0 ms +25.0%", shown)
+    assert re.search(r"all +40.0 ms +100.0%", shown)
     # The server began anew: less than before has nothing in common with it.
     assert re.search(r"attention +7.5 ms +37.5%", text(view(STATE, replace(STATE, totals=totals))))
 
@@ -238,3 +240,21 @@ def test_a_server_that_falls_silent_leaves_its_last_word() -> None:
 
 def test_it_fits_a_narrow_terminal() -> None:
     assert max(map(len, text(view(STATE, None), 60).splitlines())) <= 60
+
+
+@pytest.mark.parametrize("width", [30, 60])
+def test_the_parts_of_a_step_and_their_sum_are_aligned(width: int) -> None:
+    lines = text(view(STATE, None), width).splitlines()
+    rows = lines[lines.index("a step") + 1 :][:5]
+    assert [row.split()[0] for row in rows if row[:1].isalpha()] == [
+        "part",
+        "attention",
+        "remote_wait",
+        "all",
+    ]
+    assert len({len(row.rstrip()) for row in rows}) == 1
+
+
+def test_a_server_that_times_no_parts_has_no_table_of_them() -> None:
+    totals = replace(STATE.totals, step_parts_s={})
+    assert "a step" not in text(view(replace(STATE, totals=totals), None))

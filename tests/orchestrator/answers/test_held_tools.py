@@ -100,7 +100,7 @@ def test_a_schema_that_refers_to_another_place_takes_the_place_with_it() -> None
     ],
 )
 def test_what_calls_cannot_be_held_to_is_refused(parameters: Any, message: str) -> None:
-    with pytest.raises(InputError, match=f"^tools: 'f' is strict, but .*{message}"):
+    with pytest.raises(InputError, match=f"^the tool 'f' is strict, but .*{message}"):
         held_tools(strict(**parameters), {})
 
 

@@ -114,6 +114,39 @@ def test_a_key_that_stands_twice_is_named(document: dict[str, object], data: st.
         assert quote(key) in caught.value.message
 
 
+ODD = st.text(':\\u03aA"{}[],', max_size=8)
+TRICKY = st.recursive(
+    ODD, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ODD, inner, max_size=3), max_leaves=8
+)
+
+
+def written(value: object, data: st.DataObject) -> str:
+    """As JSON, with some colons of its texts escaped."""
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{written(key, data)} : {written(one, data)}' for key, one in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(written(one, data) for one in value)}]"
+    return json.dumps(value).replace(":", data.draw(st.sampled_from([":", "\\u003a", "\\u003A"])))
+
+
+@given(st.dictionaries(ODD, TRICKY, min_size=1, max_size=4), st.data())
+def test_colons_of_texts_are_told_from_those_behind_keys(
+    document: dict[str, object], data: st.DataObject
+) -> None:
+    body = written(document, data)
+    assert parse(body.encode()) == document
+    again = written({data.draw(st.sampled_from(sorted(document))): data.draw(TRICKY)}, data)[1:-1]
+    for twice in (f"{body[:-1]},{again}}}", f"{{{again},{body[1:]}"):
+        with pytest.raises(ApiError, match="twice"):
+            parse(twice.encode())
+
+
+def test_a_key_that_stands_twice_among_very_many_is_not_named() -> None:
+    pairs = [f'"{key}":1' for key in (*range(100_000), 7)]
+    with pytest.raises(ApiError, match="a key stands twice"):
+        parse(f"{{{','.join(pairs)}}}".encode())
+
+
 def test_the_same_key_may_stand_in_several_objects_and_in_texts() -> None:
     document = {"a": {"a": 1}, "b": [{"a": 1}, {"a": 2}], "c": '{"a": 1, "a": 2}'}
     assert parse(json.dumps(document).encode()) == document

@@ -92,10 +92,22 @@ def test_n_answers_are_choices_of_one_prompt_and_seed() -> None:
     assert len({id(one.prompt) for one in found}) == 1
 
 
-def test_the_newer_name_of_the_limit_goes_first() -> None:
+def test_a_token_that_is_written_in_another_way_is_named() -> None:
+    assert request(logit_bias={"0": 1, "2147483647": 2}).sampling.logit_bias == ((0, 1.0), (2147483647, 2.0))
+    message = error(logit_bias={"3": 1, "03": 2}).message
+    assert "'03' is no token id" in message
+    assert "leading zeros" in message
+
+
+def test_the_limit_has_two_names_and_one_value() -> None:
     assert request(max_tokens=5).max_tokens == 5
     assert request(max_completion_tokens=7).max_tokens == 7
-    assert request(max_tokens=5, max_completion_tokens=7).max_tokens == 7
+    assert request(max_tokens=7, max_completion_tokens=7).max_tokens == 7
+    assert request(max_tokens=None, max_completion_tokens=7).max_tokens == 7
+    differing = error(max_tokens=5, max_completion_tokens=7)
+    assert differing.param == "max_tokens"
+    assert "is 5, but max_completion_tokens" in differing.message
+    assert "is 7" in differing.message
 
 
 def test_logprobs_have_their_tops_only_where_they_are_wanted() -> None:
@@ -239,6 +251,12 @@ def test_choices_of_tools(choice: Any, told: str, tools: int) -> None:
         ({"stream": "yes"}, "stream"),
         ({"logit_bias": {"a": 1}}, "logit_bias"),
         ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"3": 1, "03": 2}}, "logit_bias"),
+        ({"logit_bias": {"+3": 1}}, "logit_bias"),
+        ({"logit_bias": {"3\n": 1}}, "logit_bias"),
+        ({"logit_bias": {"٣": 1}}, "logit_bias"),
+        ({"logit_bias": {"2147483648": 1}}, "logit_bias"),
+        ({"logit_bias": {"": 1}}, "logit_bias"),
         ({"logit_bias": {"1": 101}}, "logit_bias"),
         ({"top_k": 2**31}, "top_k"),
         ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),

@@ -46,6 +46,17 @@ def test_a_path_is_written_as_the_api_writes_it() -> None:
     )
 
 
+def test_anthropics_message_begins_with_the_field_once() -> None:
+    def said(message: str, field: str) -> str:
+        error = refused(Refused("invalid", message, field=field), {"output": "output_config.format.schema"})
+        return str(body_of(error, "anthropic")["error"]["message"])
+
+    assert said("no such type", "output") == "output_config.format.schema: no such type"
+    assert said("ignore_eos with a form", "ignore_eos") == "ignore_eos with a form"
+    assert said("toolbox is full", "tool") == "tool: toolbox is full"
+    assert said("no", "") == "no"
+
+
 def test_anthropics_clients_find_the_words_by_which_they_shorten_a_prompt() -> None:
     for message in ("9 tokens of 4", "prompt is too long: 9 tokens of 4"):
         shown = body_of(refused(Refused("too_long", message)), "anthropic")["error"]["message"]

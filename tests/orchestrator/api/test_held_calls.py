@@ -46,6 +46,7 @@ PARAMS = {
     "/v1/responses": "tools[0].parameters",
     "/v1/messages": None,
 }
+SAID = {"/v1/messages": "tools.0.input_schema: "}
 ROUTES = {
     "/v1/chat/completions": (CHAT, lambda tool: {"type": "function", "function": tool}),
     "/v1/responses": (RESPONSE, lambda tool: {"type": "function", **tool}),
@@ -175,6 +176,7 @@ def test_a_schema_that_cannot_be_held_is_refused_by_its_tools_name(
     assert "'weather'" in error["message"]
     assert "'size'" in error["message"]
     assert error.get("param") == PARAMS[route]
+    assert error["message"].startswith(SAID.get(route, "the tool 'weather'"))
 
 
 @pytest.mark.parametrize("syntax", ["lark", "regex"])
@@ -232,6 +234,13 @@ def test_a_field_that_only_the_model_finds_at_fault_is_named(
     answer = api.post(f"/v1/{route}", json=fields)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
+
+
+def test_anthropics_message_names_the_form_that_cannot_be_followed(api: httpx2.Client) -> None:
+    form = {"format": {"type": "json_schema", "schema": SCHEMA}}
+    answer = api.post("/v1/messages", json={**MESSAGES, "output_config": form})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("output_config.format.schema: ")
 
 
 def test_a_format_without_its_grammar_is_refused(api: httpx2.Client) -> None:

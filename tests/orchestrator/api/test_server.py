@@ -171,6 +171,9 @@ def test_a_count_is_refused_likewise(engine: Scripted, http: httpx2.Client) -> N
     response = http.post("/v1/messages/count_tokens", json=CHAT)
     assert response.status_code == 400
     assert response.json()["error"]["message"] == "prompt is too long: 9 tokens of 4"
+    engine.script = (Refused("invalid", "no such role", field="prompt"),)
+    response = http.post("/v1/messages/count_tokens", json=CHAT)
+    assert response.json()["error"]["message"] == "messages: no such role"
 
 
 @pytest.mark.parametrize("path", ROUTES)
