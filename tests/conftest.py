@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import shlex
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import suppress
@@ -36,12 +37,14 @@ LONGEST_FIRST = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where several processes share the tests, they share the one that is forked."""
+    """Where several processes share the tests, they share the one that is forked, and are forked from it."""
     # Kernels that tests compile for a card are kept in this tree, not among the user's own.
     os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parents[1] / "build" / "cache")
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         made = server()
-        os.environ[SOCKET_VARIABLE] = made.__enter__()
+        os.environ[SOCKET_VARIABLE] = where = made.__enter__()
+        forked = f"popen//python={shlex.join(Forks(where).command([]))}"
+        config.option.tx = [forked if each == "popen" else each for each in config.option.tx]
         config.add_cleanup(lambda: made.__exit__(None, None, None))
 
 

@@ -160,7 +160,7 @@ def _become(asked: dict[str, Any], files: list[int]) -> NoReturn:
 
 def _run(arguments: list[str]) -> int:
     """Its exit code."""
-    while arguments[0] in ("-P", "-I"):
+    while arguments[0] in ("-P", "-I", "-u"):
         arguments = arguments[1:]
     kind, what, *rest = arguments
     sys.argv = ["-c" if kind == "-c" else what, *rest]

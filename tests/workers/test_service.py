@@ -7,7 +7,6 @@ import dataclasses
 import socket
 import struct
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 import zmq
 
 from placement.errors import KeysRequired, WorkerStartError
+from tests.forks.forks import Forks
 from tests.workers.serving import (
     DEADLINE_S,
     HELD,
@@ -582,9 +582,9 @@ print("half a worker lived on")
 """
 
 
-def test_a_loop_that_fails_takes_the_process_along_in_one_line() -> None:
+def test_a_loop_that_fails_takes_the_process_along_in_one_line(forks: Forks) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", BROKEN_LOOP], capture_output=True, text=True, timeout=60, check=False
+        forks.command(["-c", BROKEN_LOOP]), capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == EXIT_CODE
     assert done.stdout == ""

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Coroutine, Iterator
@@ -26,6 +25,7 @@ from orchestrator.serving.request import Conversation, GenerationRequest, Output
 from orchestrator.session import Session, open_session
 from orchestrator.tokenizer import Tokenizer
 from placement.pass_costs import costs_of_reading
+from tests.forks.forks import Forks
 from tests.orchestrator.api.serving import client, served
 from tests.orchestrator.serving.served import MODEL, asking, chatting
 from tests.workers.serving import wait_until
@@ -261,12 +261,12 @@ def test_a_state_that_cannot_be_told_ends_nothing(
     assert isinstance(events[-1], Finished)
 
 
-def test_the_command_serves_until_it_is_told_to_stop() -> None:
-    words = [sys.executable, "-m", "orchestrator.cli.main", "serve", "--model", str(MODEL), "--port", "0"]
+def test_the_command_serves_until_it_is_told_to_stop(forks: Forks) -> None:
+    words = ["-m", "orchestrator.cli.main", "serve", "--model", str(MODEL), "--port", "0"]
     words += ["--context", "1000000"]
     import openai
 
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(forks.command(words), stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         told = [next(process.stderr)]
         while " at http" not in told[-1]:

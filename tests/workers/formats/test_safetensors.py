@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from placement.errors import CheckpointError
 from placement.weight_format import FORMATS, FP8_E4M3, ExpertFormat
+from tests.forks.forks import Forks
 from tests.tiny_checkpoint import write_random_checkpoint
 from tests.workers.formats.fp8_files import experts_in_fp8
 from workers.formats.contents import directory_contents
@@ -377,7 +377,7 @@ def test_no_tensor_of_many_is_searched_among_all(tmp_path: Path) -> None:
     assert CountedName.compared < 30 * len(shards)
 
 
-def test_a_file_for_which_no_addresses_are_left_is_told_so() -> None:
+def test_a_file_for_which_no_addresses_are_left_is_told_so(forks: Forks) -> None:
     script = (
         "import psutil, resource\n"
         "from workers.formats.open_model import open_model\n"
@@ -385,7 +385,7 @@ def test_a_file_for_which_no_addresses_are_left_is_told_so() -> None:
         "resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + (8 << 20),) * 2)\n"
         "checkpoint.expert(config.moe_layers[0], 0, config)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(forks.command(["-c", script]), capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "CheckpointError: " in done.stderr
     assert "it cannot be mapped" in done.stderr
