@@ -18,7 +18,7 @@ from orchestrator.scheduling.line import Line
 from orchestrator.scheduling.native import DraftDepth, MeasuredCosts, rows_taken_in
 from orchestrator.scheduling.prompt_chunks import prompt_rows, share_out
 from orchestrator.scheduling.step_plan import Decode, Dropped, Prefill, StepOutcome, StepPlan
-from orchestrator.scheduling.waiting_room import too_much, who_waits
+from orchestrator.scheduling.waiting_room import too_much, too_much_at_once, who_waits
 from orchestrator.scheduling.waiting_time import WaitingTime
 from orchestrator.serving.answer import Refused
 
@@ -98,9 +98,9 @@ class Scheduler:
             room for them.
 
         Raises:
-            Refused: "invalid" without a prompt or an answer; "too_long" for a prompt that leaves no room in
-                context or memory; "busy" while too much waits; "unavailable" while the cluster
-                has lacked boxes for too long.
+            Refused: "invalid" without a prompt or an answer, and for more answers than an idle server takes;
+                "too_long" for a prompt that leaves no room in context or memory; "busy" while too much waits;
+                "unavailable" while the cluster has lacked boxes for too long.
             ValueError: a sequence of that number has not ended.
         """
         for request in requests:
@@ -113,6 +113,10 @@ class Scheduler:
         if self._lack is not None and now_s >= self._lack.since_s + self._limits.patience_s:
             raise Refused("unavailable", _lacks(self._lack), self._lack.retry_after_s)
         if busy := self._too_much(jobs):
+            if never := too_much_at_once(jobs, self._limits, self._kv, self._has_room):
+                raise Refused(
+                    "invalid", f"too many answers at once, even for an idle server: {never}; ask for fewer"
+                )
             retry_after_s = self._waiting_time.until_one_ends(list(self._running.values()))
             raise Refused("busy", busy, retry_after_s)
         self._arrivals += len(jobs)

@@ -44,6 +44,12 @@ def too_much(
     return None
 
 
+def too_much_at_once(coming: Sequence[Job], limits: Limits, kv: KvBudget, has_room: HasRoom) -> str | None:
+    """Why even an idle server has no place for all that come; None where it has."""
+    shares = ClientShares().with_client(coming[0].client)
+    return too_much(coming, who_waits(coming, shares, (), has_room), 1, limits, kv)
+
+
 def who_waits(
     jobs: Iterable[Job], shares: ClientShares, running: Iterable[Job], has_room: HasRoom
 ) -> list[Job]:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -133,29 +133,31 @@ def test_answers_find_a_place_together_or_the_request_fails_before_anything_is_s
     limits = Limits(2048, sequences=2, most_waiting=2)
     costs = costs_of_reading(session.head.config.shape(""), 16.0)
     settings = EngineSettings("tiny", 7, limits, costs)
-    routes: dict[str, dict[str, Any]] = {
-        "/v1/chat/completions": {
-            "messages": [{"role": "user", "content": "Hello"}],
-            "reasoning_effort": "none",
-        },
-        "/v1/completions": {"prompt": ["Once", "Twice"]},
+    common = {"max_tokens": 4, "ignore_eos": True, "stream": stream}
+    chat = {"messages": [{"role": "user", "content": "Hello"}], "reasoning_effort": "none", **common}
+    routes: dict[str, Callable[[int], dict[str, Any]]] = {
+        "/v1/chat/completions": lambda count: {**chat, "n": count},
+        "/v1/completions": lambda count: {**common, "prompt": ["Once"] * count},
     }
     with (
         ModelEngine(session, Tokenizer.load(MODEL), settings) as engine,
         served(engine) as server,
         client(server) as http,
     ):
-        for path, body in routes.items():
-            asked = {**body, "max_tokens": 4, "ignore_eos": True, "stream": stream}
-            refused = http.post(path, json={**asked, "n": 4 // len(body.get("prompt", "1"))})
+        scheduler = engine._runner.scheduler
+        for path, asking_for in routes.items():
+            never = http.post(path, json=asking_for(4))
+            assert (never.status_code, "too many answers at once" in never.text) == (400, True)
+            # Without boxes nobody runs.
+            scheduler.cluster_lacks("den is gone", time.monotonic())
+            refused = http.post(path, json=asking_for(3))
             assert (refused.status_code, int(refused.headers["retry-after"]) >= 1) == (429, True)
             assert refused.json()["error"]["type"] == "rate_limit_error"
-            scheduler = engine._runner.scheduler
             assert (scheduler.running, scheduler.waiting) == (0, 0)
-            taken = http.post(path, json={**asked, "n": 3 // len(body.get("prompt", "1"))})
+            scheduler.cluster_is_back()
+            taken = http.post(path, json=asking_for(3))
             assert taken.status_code == 200
-            indices = set(re.findall(r'"index": ?([0-9])', taken.text))
-            assert indices == ({"0", "1", "2"} if path == "/v1/chat/completions" else {"0", "1"})
+            assert set(re.findall(r'"index": ?([0-9])', taken.text)) == {"0", "1", "2"}
 
 
 def test_a_task_that_leaves_ends_all_that_it_asked_for(engine: ModelEngine, session: Session) -> None:
