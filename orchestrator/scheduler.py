@@ -93,6 +93,9 @@ class Scheduler:
     def submit(self, requests: Sequence[SequenceRequest], now_s: float) -> tuple[int, ...]:
         """Take requests of one client, all of them or none; one that is refused leaves no trace.
 
+        Args:
+            requests: one at least, of different sequences.
+
         Returns:
             The most tokens that each answer may have: fewer than it asked for where context or memory have no
             room for them.
@@ -114,9 +117,7 @@ class Scheduler:
             raise Refused("unavailable", _lacks(self._lack), self._lack.retry_after_s)
         if busy := self._too_much(jobs):
             if never := too_much_at_once(jobs, self._limits, self._kv, self._has_room):
-                raise Refused(
-                    "invalid", f"too many answers at once, even for an idle server: {never}; ask for fewer"
-                )
+                raise Refused("invalid", f"too many at once, even for an idle server: {never}; ask for fewer")
             retry_after_s = self._waiting_time.until_one_ends(list(self._running.values()))
             raise Refused("busy", busy, retry_after_s)
         self._arrivals += len(jobs)

@@ -59,6 +59,8 @@ class OutputForms:
         self._vocab = vocab
         self._texts = tokenizer
         self._kept: OrderedDict[tuple[Piece, ...], LLMatcher] = OrderedDict()
+        # The form of a whole answer that was compiled last: several answers to a request have the same.
+        self._last: tuple[OutputForm | None, LLMatcher | None] = None, None
         self._kept_characters = 0
         self._alike: dict[re.Pattern[str], NDArray[np.uint32]] = {}
         self._lock = Lock()
@@ -77,8 +79,13 @@ class OutputForms:
         Raises:
             InputError: the form is too long, or is none.
         """
-        compiled = self._deep.call(lambda: self._alone(form))
-        return FormMatcher(compiled.deep_copy(), compiled, self._vocab, begins_after, then_free)
+        with self._lock:
+            last, compiled = self._last
+        if compiled is None or last != form:
+            compiled = self._deep.call(lambda: self._alone(form))
+        with self._lock:
+            self._last = form, compiled
+            return FormMatcher(compiled.deep_copy(), compiled, self._vocab, begins_after, then_free)
 
     def in_call(self, pieces: tuple[Piece, ...]) -> FormMatcher:
         """Begins a part of a call: the pieces one after another, and then anything.

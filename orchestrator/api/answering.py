@@ -196,10 +196,9 @@ async def _pump(
             async for index, event in events:
                 await said.put((index, event))
                 left -= isinstance(event, Finished)
-                if not left:
-                    return
-        logger.error("request %s: the engine ended an answer without saying why", REQUEST_ID.get())
-        await said.put(_Failed(unexpected()))
+        if left:
+            logger.error("request %s: the engine ended an answer without saying why", REQUEST_ID.get())
+            await said.put(_Failed(unexpected()))
     except Refused as refusal:
         await said.put(_Failed(refused(refusal, names)))
     except Exception:

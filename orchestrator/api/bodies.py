@@ -75,8 +75,9 @@ def parse(body: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ApiError(400, f"the body is a JSON {_kind(document)}, expected an object")
     num_keys, num_colons = _checked(document)
-    # As many colons as the body has, but for those in its texts and keys, are behind keys. Of a key that
-    # stands twice the document has one, and none of the colons in the value that it lost.
+    # Outside of texts, each colon stands behind a key. So the body has as many as the document has keys,
+    # unless a key stood twice: that key's colon is lost, with any in the value that went with it. Nothing
+    # makes up for what is lost, so the numbers are equal only where nothing is.
     if body.count(b":") + _escaped_colons(body) - num_colons != num_keys:
         raise _twice(text)
     return document
@@ -136,7 +137,7 @@ def _only_once(pairs: Sequence[tuple[str, Any]]) -> None:
         raise ApiError(400, f"{quote(key)} stands twice in one object: keep one")
 
 
-_KEYS = json.JSONDecoder(object_pairs_hook=_only_once, strict=False)
+_KEYS = json.JSONDecoder(object_pairs_hook=_only_once)
 
 
 def _kind(value: object) -> str:

@@ -149,6 +149,7 @@ def _anthropic_text(error: ApiError) -> str:
     if error.code == "context_length_exceeded" and words not in error.message:
         return f"{words}: {error.message}"
     field = error.param
+    # An error with a code, such as that of an unknown model, is no fault of a field's value.
     if field is None or error.code is not None or error.message.startswith((f"{field}:", f"{field} ")):
         return error.message
     # There is no other place for the field.

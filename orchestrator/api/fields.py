@@ -77,8 +77,8 @@ CHAT = (
         stream="",
         stream_options="`include_usage`; what else is in it is ignored",
         n="1 to 16 answers",
-        max_tokens="the older name of `max_completion_tokens`; 1 or more. Two numbers that differ are "
-        "refused",
+        max_tokens="the older name of `max_completion_tokens`; 1 or more. Both, with different numbers, "
+        "are refused",
         max_completion_tokens="1 or more, reasoning included; as much as the context allows where it is "
         "missing",
         stop=_STOPS,

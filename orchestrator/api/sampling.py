@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from orchestrator.api.errors import invalid
 from orchestrator.api.fields import MOST_BIAS
 from orchestrator.api.validated import Extras, Penalised
-from orchestrator.sampling_params import SamplingParams
+from orchestrator.sampling_params import MOST_TOKEN, SamplingParams
 from placement.errors import InputError
 
-_MOST_TOKEN = 2**31
-_EXPECTED = f"0 to {_MOST_TOKEN - 1} in digits alone, without leading zeros"
+_EXPECTED = f"0 to {MOST_TOKEN} in digits alone, without leading zeros"
 # One way to write each, so that no token has two biases.
 _TOKEN = re.compile("0|[1-9][0-9]{0,9}")
 
@@ -46,9 +45,9 @@ def sampling(body: Extras, seed: int) -> SamplingParams:
 def _biases(given: Mapping[str, float]) -> dict[int, float]:
     found = {}
     for text, bias in given.items():
-        if not (_TOKEN.fullmatch(text) and int(text) < _MOST_TOKEN):
+        if not (_TOKEN.fullmatch(text) and int(text) <= MOST_TOKEN):
             raise invalid("logit_bias", f"{text[:50]!r} is no token id, expected {_EXPECTED}")
         if abs(bias) > MOST_BIAS:
-            raise invalid("logit_bias", f"{bias} is not within -{MOST_BIAS} and {MOST_BIAS}")
+            raise invalid("logit_bias", f"{bias} for {text}, expected -{MOST_BIAS} to {MOST_BIAS}")
         found[int(text)] = bias
     return found

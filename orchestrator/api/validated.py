@@ -102,6 +102,10 @@ def _said(kind: str, message: str, context: Mapping[str, Any], might_be_text: bo
         return f"{str(context['tag'])[:100]!r} is not known, expected one of {context['expected_tags']}"
     if kind == "too_short":
         return f"expected at least {context['min_length']}, found {context['actual_length']}"
+    if kind in ("dict_type", "model_type", "model_attributes_type", "dataclass_type"):
+        return "input should be an object"
+    if kind == "too_long":
+        return f"expected at most {context['max_length']:,}"
     if kind == "list_type" and might_be_text:
         return "input should be a text or a list"
     return message[:1].lower() + message[1:]

@@ -76,6 +76,8 @@ def read_private(path: Path) -> bytes | None:
     """
     if not path.exists():
         return None
+    if path.is_dir():
+        raise KeyFilesError(f"{path} is a directory, expected a file")
     check_private(path)
     try:
         with path.open("rb") as file:

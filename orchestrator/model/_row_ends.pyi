@@ -29,7 +29,7 @@ def append_each(
         The places in `parts` of those that had no room for all of their rows, or no end, and got none.
 
     Raises:
-        ValueError: rows that are not there, or ends of rows of another size.
+        ValueError: rows that are not there, ends of rows of another size, or a number below 0.
         TypeError: arguments of other types.
             Ends before the wrong one have their rows, whatever is raised.
     """

@@ -82,6 +82,8 @@ static PyObject* append_each(PyObject* module, PyObject* const* args, Py_ssize_t
   if (PyErr_Occurred()) return NULL;
   source.row_bytes = PyLong_AsSsize_t(args[3]);
   if (PyErr_Occurred()) return NULL;
+  if (source.num_rows < 0 || source.row_bytes < 0)
+    return PyErr_SetString(PyExc_ValueError, "expected numbers of rows and bytes from 0 on"), NULL;
   PyObject* parts = PySequence_Fast(args[0], "expected a list");
   PyObject* left = parts == NULL ? NULL : append_all(parts, &source);
   Py_XDECREF(parts);

@@ -107,8 +107,8 @@ class DraftDepth:
     def rests(self, num_sequences: int, other_rows: int, /) -> bool:
         """Whether so many sequences make no drafts in the next step, whoever they are.
 
-        Then `choose` need not be asked. To look at sequences takes time, and where drafts do not pay, nobody
-        drafts for many steps on end.
+        It is asked once a step, and `choose` only where this is not so. To look at sequences takes time, and
+        where drafts do not pay, nobody drafts for many steps on end.
 
         Args:
             other_rows: of prompts in the same pass.

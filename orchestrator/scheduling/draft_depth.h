@@ -26,8 +26,8 @@ class DraftDepth {
   // Expected chance of each draft of a sequence to hold if those before it do.
   std::vector<double> acceptance(int64_t sequence) { return acceptance_.of(sequence, acceptance_.shared()); }
 
-  // Whether so many sequences make no drafts in the next step, whoever they are. To look at them takes time, so who asks
-  // this first asks `choose` only where it is not so.
+  // Whether so many sequences make no drafts in the next step, whoever they are. It is asked once a step, since time for
+  // tries is saved with it, and `choose` only where it is not so: to look at sequences takes time.
   bool rests(int64_t num_sequences, int64_t other_rows) {
     if (num_sequences == 0 || most_ < 1) return true;
     if (!plan_ || plan_->is_drafting() || step_ >= plan_until_ || tries_.is_next(other_rows)) return false;

@@ -24,7 +24,7 @@ def too_much(
 
     Args:
         coming: jobs of one client.
-        waiting: who would wait if they stood in the line.
+        waiting: who would wait, these among them, if they stood in the line.
         num_clients: with requests here, this one among them.
     """
     own = [job for job in waiting if job.client == coming[0].client]
@@ -34,7 +34,7 @@ def too_much(
             continue
         most = ceil(max(1, limits.most_waiting * share))
         if len(jobs) > most:
-            return f"{len(jobs)} requests {whose}would wait, and no more than {most} may"
+            return f"{len(jobs)} answers {whose}would wait, and no more than {most} may"
         filled, most_filled = kv.share(job.positions(0) for job in jobs), limits.most_waiting_kv * share
         if filled > most_filled:
             return (
@@ -55,8 +55,8 @@ def who_waits(
 ) -> list[Job]:
     """Of those who stand in the line, all who find no room beside those who run.
 
-    Who comes last may stand before others, who then wait on. Who gives way to others stands in the line
-    instead, so as many wait.
+    Who comes last may stand before others, who then wait on. Where one that runs gives way to a job, it takes
+    that job's place in the line, so the number stays.
     """
     line, let_in = Line(shares), list(running)
     for job in jobs:

@@ -10,10 +10,10 @@ from orchestrator.scheduling.native import MeasuredCosts
 _USUAL_ANSWER = 256.0
 """Tokens of an answer, before one has ended."""
 _WEIGHT = 0.1
-"""Of the newest answer in their mean, once there are as many as that."""
+"""Of the newest answer in their mean, once ten have ended."""
 _SHORTEST_S, _LONGEST_S = 1.0, 600.0
 _STILL = 16
-"""Tokens that an answer gets which is longer than usual already."""
+"""Tokens that an answer gets at least which is about as long as usual."""
 
 
 class WaitingTime:
@@ -39,8 +39,10 @@ class WaitingTime:
         if not self._num_ended:
             # No answer has ended yet, so that the longest tells most: it gets about as many tokens again.
             usual = max(usual, 2.0 * max((job.generated for job in running), default=0))
+        # One that is longer than usual is taken to get as many tokens more as it is longer.
         seconds = [
-            job.to_prefill * prompt_row_s + min(job.remaining, max(usual - job.generated, _STILL)) * step_s
+            job.to_prefill * prompt_row_s
+            + min(job.remaining, max(abs(usual - job.generated), _STILL)) * step_s
             for job in running
         ]
         return min(max(min(seconds, default=_SHORTEST_S), _SHORTEST_S), _LONGEST_S)

@@ -175,6 +175,7 @@ class Engine(Protocol):
         """Answer what one client asks for at once: events as they come, each with its request's index.
 
         Entering takes all of the requests, or raises Refused and takes none. Leaving ends those that have not
-        ended, and frees what they hold. A step raises Refused where a request that waits has to be given up.
+        ended, and frees what they hold. The events may end with Refused: a request that waits is given up, or
+        the engine failed.
         """
         ...

@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     from orchestrator.session import Session
 
 _log = logging.getLogger(__name__)
-_FORM_THREADS = 2
-"""So many requests with forms are made ready at once: one takes seconds, and others must not wait."""
+_FORM_THREADS, _PROMPT_THREADS = 2, 4
+"""So many requests with forms are made ready at once, and so many others. One may take seconds, and nobody
+else is to wait for it, nor who watches."""
 _IDLE_S = 1.0
 """Without work: until what the server tells of itself is looked at again."""
 _STATE_S = 0.5
@@ -88,6 +89,7 @@ class ModelEngine:
         self._state = state_of(self._runner, self._sources, time.monotonic())
         self._state_s = 0.0
         self._form_threads = ThreadPoolExecutor(_FORM_THREADS, thread_name_prefix="forms")
+        self._prompt_threads = ThreadPoolExecutor(_PROMPT_THREADS, thread_name_prefix="prompts")
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._numbers = itertools.count()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -103,7 +105,8 @@ class ModelEngine:
 
         self._inbox.put(stop)
         self._thread.join()
-        self._form_threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._form_threads, self._prompt_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     @property
     def model(self) -> ModelInfo:
@@ -125,7 +128,8 @@ class ModelEngine:
 
     async def count_tokens(self, prompt: Conversation | str | Sequence[int]) -> int:
         """See `Engine.count_tokens`."""
-        return await asyncio.to_thread(self._prompts.count, prompt)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._prompt_threads, self._prompts.count, prompt)
 
     @asynccontextmanager
     async def answer(
@@ -144,7 +148,9 @@ class ModelEngine:
 
         asked = [
             Asked(next(self._numbers), request, prompt, partial(sink, index))
-            for index, (request, prompt) in enumerate(zip(requests, await self._made(requests), strict=True))
+            for index, (request, prompt) in enumerate(
+                zip(requests, await self._prompts_of(requests), strict=True)
+            )
         ]
 
         def cancel() -> None:
@@ -158,23 +164,19 @@ class ModelEngine:
         finally:
             self._inbox.put(cancel)
 
-    async def _made(self, requests: Sequence[GenerationRequest]) -> list[Prompt]:
-        """Their prompts. Once one is refused, those that were not begun are not made."""
-        loop = asyncio.get_running_loop()
-        making = [
-            loop.run_in_executor(
-                self._form_threads if has_form(request) else None,
-                self._prompts.of,
-                request,
-                f"call_{secrets.token_hex(6)}_",
-            )
-            for request in requests
-        ]
+    async def _prompts_of(self, requests: Sequence[GenerationRequest]) -> list[Prompt]:
+        prefixes = [f"call_{secrets.token_hex(6)}_" for _ in requests]
+        threads = self._form_threads if any(map(has_form, requests)) else self._prompt_threads
         try:
-            return await asyncio.gather(*making)
-        finally:
-            for prompt in making:
-                prompt.cancel()
+            return await asyncio.get_running_loop().run_in_executor(
+                threads, self._prompts.of_all, requests, prefixes
+            )
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # The threads are gone.
+            raise _stops() from None
 
     async def _ask(self, submit: Callable[[], None]) -> None:
         """Have requests taken by the model's thread; raises Refused where they are not."""
@@ -186,7 +188,7 @@ class ModelEngine:
                 return
             try:
                 if self._is_stopping:
-                    raise Refused("unavailable", "the server stops", 30.0)
+                    raise _stops()
                 submit()
             except Refused as refusal:
                 taken.set_exception(refusal)
@@ -197,7 +199,15 @@ class ModelEngine:
                 taken.set_result(None)
 
         self._inbox.put(take)
-        await asyncio.wrap_future(taken)
+        taking = asyncio.wrap_future(taken)
+        try:
+            while not taking.done():
+                await asyncio.wait([taking], timeout=_IDLE_S)
+                if not (taking.done() or self._thread.is_alive()):
+                    raise _stops()
+            taking.result()
+        finally:
+            taking.cancel()
 
     def _kv(self) -> KvBudget:
         settings = self._settings
@@ -280,6 +290,10 @@ class ModelEngine:
             self._runner.forget_caches(self._kv())
         else:
             self._runner.end_all("lost", first_line(error))
+
+
+def _stops() -> Refused:
+    return Refused("unavailable", "the server stops", 30.0)
 
 
 async def _events(

@@ -28,6 +28,10 @@ _TURN = "<|im_start|>"
 _FUNCTION = "\n<function="
 
 
+_Rendered = tuple[str, tuple[int, ...], Conversation | None]
+"""A text as the model sees it, its tokens, and the conversation as the template was given it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """What a request asks the model, in tokens.
@@ -80,21 +84,35 @@ class Prompts:
         """The texts of a reasoning budget as tokens."""
 
     def of(self, request: GenerationRequest, call_prefix: str) -> Prompt:
-        """A request's prompt; may take seconds for long conversations and unusual grammars.
+        """A request's prompt; see `of_all`."""
+        return self._of(request, call_prefix, {})
+
+    def of_all(self, requests: Sequence[GenerationRequest], call_prefixes: Sequence[str]) -> list[Prompt]:
+        """Prompts of several answers to one client; may take seconds for long texts and unusual grammars.
+
+        Answers to the same prompt have it rendered and tokenized once.
 
         Args:
-            call_prefix: with what the ids of its calls begin.
+            call_prefixes: with what the ids of each answer's calls begin.
 
         Raises:
-            Refused: "invalid": what is wrong with it.
+            Refused: "invalid": what is wrong with one of them.
         """
+        known: dict[int, _Rendered] = {}
+        return [self._of(*each, known) for each in zip(requests, call_prefixes, strict=True)]
+
+    def _of(self, request: GenerationRequest, call_prefix: str, known: dict[int, _Rendered]) -> Prompt:
+        """`known`: what is rendered already, by the prompt's id."""
         with _refusing("logit_bias"):
             request.sampling.check_tokens(self._vocab)
         if request.output is not None and request.ignore_eos:
             words = "ignore_eos with a form of the answer: it ends where its form does; leave one out"
             raise Refused("invalid", words, field="ignore_eos")
-        with _refusing("prompt"):
-            text, token_ids, chat = self._rendered(request.prompt)
+        rendered = known.get(id(request.prompt))
+        if rendered is None:
+            with _refusing("prompt"):
+                rendered = known[id(request.prompt)] = self._rendered(request.prompt)
+        text, token_ids, chat = rendered
         tools = chat.tools if chat is not None else ()
         template = self._tokenizer.template if chat is not None else None
         with _refusing("tools"):
@@ -125,10 +143,7 @@ class Prompts:
         with _refusing("prompt"):
             return len(self._rendered(prompt)[1])
 
-    def _rendered(
-        self, prompt: Conversation | str | Sequence[int]
-    ) -> tuple[str, tuple[int, ...], Conversation | None]:
-        """The text as the model sees it, its tokens, and the conversation as the template was given it."""
+    def _rendered(self, prompt: Conversation | str | Sequence[int]) -> _Rendered:
         if isinstance(prompt, str):
             return prompt, tuple(self._tokenizer.encode_prompt(prompt)), None
         if not isinstance(prompt, Conversation):

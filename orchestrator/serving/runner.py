@@ -129,14 +129,14 @@ class Runner:
             self.counts.refuse(refusal.kind, len(asked))
             raise
         try:
-            made = [self._made(one, most, now_s) for one, most in zip(asked, granted, strict=True)]
+            made = [self._live_of(one, most, now_s) for one, most in zip(asked, granted, strict=True)]
         except Exception:
             for one in asked:
                 self.scheduler.cancel(one.number)
             raise
         self.live.update(zip((one.number for one in asked), made, strict=True))
 
-    def _made(self, asked: Asked, most: int, now_s: float) -> Live:
+    def _live_of(self, asked: Asked, most: int, now_s: float) -> Live:
         """A request that was taken, and may have so many tokens. It holds no keys and values yet."""
         request, prompt, config = asked.request, asked.prompt, self._model.config
         banned = config.eos_token_ids if request.ignore_eos else ()

@@ -137,6 +137,9 @@ def test_a_call_that_is_wrong_is_told() -> None:
             row_ends.append_each(*wrong)  # type: ignore[arg-type, call-arg]
     with pytest.raises(TypeError, match="RowEnd"):
         row_ends.append_each([(object(), 0, 1)], 0, 1, 12)  # type: ignore[list-item]
+    for num_rows, row_bytes in ((-1, 12), (1, -12)):
+        with pytest.raises(ValueError, match="from 0 on"):
+            row_ends.append_each([(rows, 0, 1)], 0, num_rows, row_bytes)
     with pytest.raises(OverflowError):
         row_ends.append_each([(rows, 0, 1 << 64)], 0, 1, 12)
     # Nothing has a place for rows before it has a page.

@@ -49,6 +49,11 @@ def test_a_body_is_counted_as_it_comes() -> None:
     assert caught.value.status == 413
 
 
+@pytest.mark.parametrize("text", [r"\u003a", r"\\u003A", r"\\:", r"\:u003a"])
+def test_a_backslash_before_u003a_is_no_colon(text: str) -> None:
+    assert parse(json.dumps({text: [text]}).encode()) == {text: [text]}
+
+
 def test_a_slow_sender_is_not_waited_for() -> None:
     with pytest.raises(ApiError) as caught:
         read([part(b"{")])

@@ -192,7 +192,7 @@ def test_a_response_repeats_its_request() -> None:
 
 
 def test_too_many_items_are_said_to_be_too_many() -> None:
-    with pytest.raises(ApiError, match="input: list should have at most"):
+    with pytest.raises(ApiError, match="input: expected at most 20,000"):
         body(input=[USER] * 20_001)
 
 

@@ -24,6 +24,7 @@ from orchestrator.api.listening import check_listening, listen, url_of
 from orchestrator.api.log_lines import logging_to
 from orchestrator.api.server import serve
 from orchestrator.api.settings import ApiSettings
+from orchestrator.api.writer import COMMENT
 from orchestrator.cluster.tls import make_tls
 from orchestrator.serving.answer import Prefilled, Refused, Started, Text
 from placement.errors import InputError, KeysRequired
@@ -195,7 +196,7 @@ def test_a_stream_whose_answers_are_not_taken_for_long_is_not_silent(
     body = {**ROUTES[path], "stream": True}
     monkeypatch.setattr(engine, "taking", (4 * QUIET_S,))
     said = http.post(path, json=body).text
-    waiting = "event: ping" if path == "/v1/messages" else ": "
+    waiting = "event: ping" if path == "/v1/messages" else COMMENT.decode()
     assert said.index(waiting) < said.index("Hel")
     monkeypatch.setattr(engine, "taking", (4 * QUIET_S, Refused("busy", "later", 3.0)))
     response = http.post(path, json=body)

@@ -124,14 +124,14 @@ def test_a_line_that_is_too_short_for_all_takes_none(client: str, may_wait: int)
 
 
 @pytest.mark.parametrize(
-    ("number", "prompt", "why"), [(7, 10, "5 requests of yours"), (5, 900, "prompts of yours")]
+    ("number", "prompt", "why"), [(7, 10, "5 answers of yours"), (5, 900, "prompts of yours")]
 )
 def test_more_answers_than_an_idle_server_takes_are_not_asked_to_come_again(
     number: int, prompt: int, why: str
 ) -> None:
     limits, kv = Limits(1000, sequences=2, most_waiting=8, most_waiting_kv=4.0), kv_budget(1500)
     engine = Engine(scheduler_of(limits, kv), limits, kv, Random(1))
-    with pytest.raises(Refused, match=f"too many answers at once.* {why}") as caught:
+    with pytest.raises(Refused, match=f"too many at once.* {why}") as caught:
         engine.submit_all([SequenceRequest(place, "ada", prompt, 5) for place in range(number)])
     assert (caught.value.kind, caught.value.retry_after_s) == ("invalid", None)
     engine.submit_all([SequenceRequest(place, "ada", 10, 5) for place in range(6)])

@@ -43,8 +43,18 @@ def test_the_first_answers_that_end_count_as_much_as_the_guess_before_them() -> 
     assert waiting.until_one_ends(running(1)) == pytest.approx(99 * STEP_S, rel=0.1)
 
 
-def test_one_that_is_longer_than_usual_may_end_soon_and_none_is_told_less_than_a_second() -> None:
+def test_one_that_is_longer_than_usual_is_taken_to_be_as_much_longer_again() -> None:
+    waiting = waiting_time()
+    for _ in range(100):
+        waiting.ended(10)
+    assert waiting.until_one_ends(running(500)) == pytest.approx(490 * STEP_S, rel=0.01)
+    assert waiting.until_one_ends(running(500, max_tokens=600)) == pytest.approx(100 * STEP_S)
+    # Who is about to end counts.
+    assert waiting.until_one_ends([*running(500), *running(1)]) == 1.0
+
+
+def test_none_is_told_less_than_a_second() -> None:
     waiting = waiting_time()
     waiting.ended(10)
-    assert waiting.until_one_ends(running(1000)) == 1.0
+    assert waiting.until_one_ends(running(134)) == 1.0
     assert waiting.until_one_ends([]) == 1.0

@@ -147,7 +147,7 @@ def test_answers_find_a_place_together_or_the_request_fails_before_anything_is_s
         scheduler = engine._runner.scheduler
         for path, asking_for in routes.items():
             never = http.post(path, json=asking_for(4))
-            assert (never.status_code, "too many answers at once" in never.text) == (400, True)
+            assert (never.status_code, "too many at once" in never.text) == (400, True)
             # Without boxes nobody runs.
             scheduler.cluster_lacks("den is gone", time.monotonic())
             refused = http.post(path, json=asking_for(3))

@@ -229,12 +229,12 @@ def test_answers_that_are_asked_for_at_once_are_all_taken_or_none(model: Step35M
     # Two run, and one waits: that is the part of a client that is alone.
     served = Served(model, limits=Limits(64, sequences=2, most_waiting=2))
     four = [asking(sampling=SEEDED, choice=choice) for choice in range(4)]
-    for requests, kind in ((four, "busy"), ([*four[:2], asking("word " * 100)], "too_long")):
+    for requests, kind in ((four, "invalid"), ([*four[:2], asking("word " * 100)], "too_long")):
         refused = [answer.refused for answer in served.submit_all(*requests)]
         assert [one and one.kind for one in refused] == [kind] * len(requests)
         assert (served.runner.live, served.runner.scheduler.waiting) == ({}, 0)
         assert served.runner.turn() is None
-    assert served.runner.counts.totals({}).refused == {"busy": 4, "too_long": 3}
+    assert served.runner.counts.totals({}).refused == {"invalid": 4, "too_long": 3}
     answers = served.submit_all(*four[:3])
     while served.runner.live:
         served.runner.turn()
