@@ -138,6 +138,20 @@ def test_more_answers_than_an_idle_server_takes_are_not_asked_to_come_again(
     engine.run()
 
 
+def test_whoever_waits_alone_may_however_long_its_prompt_is() -> None:
+    """With five clients here, a part of the line is four sixths of the memory."""
+    limits, kv = Limits(1000, sequences=8), kv_budget(1000)
+    engine = Engine(scheduler_of(limits, kv), limits, kv, Random(1))
+    for number, client in enumerate(("ada", "ben", "cleo", "dan")):
+        engine.submit(number, client, 10, 50)
+    engine.step()
+    engine.submit(4, "eve", 900, 5)
+    assert engine.scheduler.waiting == 1
+    with pytest.raises(Refused, match="prompts of yours"):
+        engine.submit(5, "eve", 900, 5)
+    engine.run()
+
+
 def test_one_that_can_never_be_taken_keeps_out_the_others() -> None:
     limits, kv = Limits(1000), kv_budget(100_000)
     engine = Engine(scheduler_of(limits, kv), limits, kv, Random(1))

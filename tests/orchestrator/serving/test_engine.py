@@ -79,7 +79,10 @@ def test_tasks_get_their_own_answers(engine: ModelEngine) -> None:
 
 
 def test_requests_with_forms_keep_no_others_waiting(engine: ModelEngine) -> None:
-    slow = OutputForm("grammar", f'start: {" | ".join(["x"] * 2000)}\nx: "a" | "b"')
+    slow = [
+        OutputForm("grammar", f'start: {" | ".join(["x"] * 2000)}\nx: "a" | "b{number}"')
+        for number in range(36)
+    ]
     seen = list[str]()
 
     async def one(name: str, request: GenerationRequest) -> None:
@@ -87,7 +90,7 @@ def test_requests_with_forms_keep_no_others_waiting(engine: ModelEngine) -> None
         seen.append(name)
 
     async def all_of_them() -> None:
-        forms = [one("form", replace(asking(max_tokens=1), output=slow)) for _ in range(36)]
+        forms = [one("form", replace(asking(max_tokens=1), output=form)) for form in slow]
         await asyncio.gather(*forms, one("free", asking(max_tokens=1)))
 
     run(all_of_them())
@@ -201,6 +204,84 @@ def test_a_task_that_leaves_before_its_requests_are_taken_leaves_nothing(engine:
     (after,) = run(_gathered(engine, asking(max_tokens=3)))
     assert isinstance(after[-1], Finished)
     assert engine._runner.counts.totals({}).finished == {"length": 1}
+
+
+def test_answers_to_one_prompt_have_it_rendered_and_their_form_compiled_once(
+    engine: ModelEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = list[str]()
+
+    def counted(name: str, of: Any) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            done.append(name)
+            return of(*given, **named)
+
+        return call
+
+    tokenizer = engine._prompts._tokenizer
+    forms = engine._prompts._made_forms()
+    monkeypatch.setattr(tokenizer, "chat_prompt", counted("render", tokenizer.chat_prompt))
+    monkeypatch.setattr(forms, "_alone", counted("compile", forms._alone))
+    first = replace(chatting("Hello", max_tokens=2), output=OutputForm("regex", "[a-f]{1,9}"))
+
+    async def ask() -> list[tuple[int, AnswerEvent]]:
+        requests = [replace(first, choice=choice) for choice in range(5)]
+        async with engine.answer(requests) as events:
+            return [item async for item in events]
+
+    found = run(ask())
+    assert sum(isinstance(event, Finished) for _, event in found) == 5
+    assert sorted(done) == ["compile", "render"]
+
+
+def test_a_server_that_stops_takes_nothing_and_leaves_nobody_waiting(session: Session) -> None:
+    costs = costs_of_reading(session.head.config.shape(""), 16.0)
+    engine = ModelEngine(session, Tokenizer.load(MODEL), EngineSettings("tiny", 7, Limits(2048), costs))
+    began, go_on = threading.Event(), threading.Event()
+
+    def stop() -> None:
+        began.set()
+        assert go_on.wait(DEADLINE_S)
+        engine._is_stopping = True
+
+    async def asked() -> str:
+        task = asyncio.create_task(events_of(engine, asking()))
+        while engine._inbox.empty():
+            await asyncio.sleep(0.005)
+        go_on.set()
+        with pytest.raises(Refused) as caught:
+            await task
+        return caught.value.message
+
+    async def asked_too_late(monkeypatch: pytest.MonkeyPatch) -> str:
+        # Between the last look at the thread and the request, it has ended.
+        monkeypatch.setattr(engine._thread, "is_alive", iter([True, False]).__next__)
+        with pytest.raises(Refused) as caught:
+            await events_of(engine, asking())
+        return caught.value.message
+
+    with engine:
+        engine._inbox.put(stop)
+        assert began.wait(DEADLINE_S)
+        assert run(asked()) == "the server stops"
+        engine._thread.join()
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            assert run(asked_too_late(monkeypatch)) == "the server stops"
+
+
+def test_a_request_that_cannot_be_taken_is_told_so(
+    engine: ModelEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise KeyError("nobody knows why")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine._runner, "submit", fails)
+        with pytest.raises(Refused, match="nobody knows why") as caught:
+            run(events_of(engine, asking()))
+    assert caught.value.kind == "unavailable"
+    (after,) = run(_gathered(engine, asking(max_tokens=3)))
+    assert isinstance(after[-1], Finished)
 
 
 def test_tokens_are_counted_as_the_model_sees_them(engine: ModelEngine) -> None:
