@@ -122,6 +122,13 @@ class Renderer:
             self._end()
 
     def _asked(self, request: bytes) -> dict[str, Any]:
+        # The system, or a user, may have ended it for no fault of this request.
+        answer = self._said(request) or self._said(request)
+        found: dict[str, Any] = json.loads(answer) if answer else {"ended": 1}
+        return found
+
+    def _said(self, request: bytes) -> bytes:
+        """The process's answer; nothing where it ended meanwhile."""
         process = self._process or self._begin()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -133,11 +140,8 @@ class Renderer:
         except OSError:
             answer = b""
         if not answer:
-            # Nobody but the system, or a user, ends it.
             self._end()
-            return {"ended": 1}
-        found: dict[str, Any] = json.loads(answer)
-        return found
+        return answer
 
     def _begin(self) -> subprocess.Popen[bytes]:
         # By its path, and without that folder among the places to import from: our modules do not load.

@@ -29,7 +29,7 @@ from orchestrator.serving.request import GenerationRequest
 
 logger = logging.getLogger(__name__)
 
-# What may wait for a client that reads slowly; then the engine is not asked for more.
+# Events that may wait here for a client that reads slowly; the others wait in the engine, which writes on.
 _MOST_WAITING = 256
 
 

@@ -272,5 +272,5 @@ def wanted(document: Mapping[str, Any], table: tuple[Field, ...]) -> dict[str, A
 def _advice(name: str, known: Mapping[str, Field]) -> str:
     working = [field.name for field in known.values() if field.treatment == "works"]
     close = [other for other in _SAME_ELSEWHERE.get(name, ()) if other in working]
-    close = close or get_close_matches(name[:100], working, n=1)
+    close = close or get_close_matches(name[:100].lower(), working, n=1)
     return f", did you mean {close[0]}?" if close else ""

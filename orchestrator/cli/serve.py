@@ -151,7 +151,7 @@ def serve(
     with opened_run(run, opened, demand, say=say) as found:
         serving = Serving(
             shown_name,
-            int(run.model.stat().st_mtime),
+            written_s(run.model),
             positions,
             drafts,
             most_delay,
@@ -184,3 +184,9 @@ def name_for_clients(given: str | None, model: Path) -> str:
             f"{where}: expected 1 to {_MOST_NAME} characters that can be printed, not all blank{advice}"
         )
     return name
+
+
+def written_s(model: Path) -> int:
+    """When the newest of its files with weights was written, seconds since 1970."""
+    files = list(model.glob("*.safetensors")) if model.is_dir() else []
+    return int(max(file.stat().st_mtime for file in files or [model]))

@@ -203,11 +203,24 @@ def test_a_renderer_that_was_ended_is_started_again(renderer: Renderer, render: 
     assert renderer._process is not None
     renderer._process.kill()
     renderer._process.wait()
-    with pytest.raises(InputError, match="renderer"):
-        render("a")
     assert render("b") == "b"
     renderer.close()
     assert render("c") == "c"
+
+
+def test_a_renderer_that_ends_again_is_no_accident(
+    renderer: Renderer, render: Render, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[bytes]()
+
+    def ends(request: bytes) -> bytes:
+        asked.append(request)
+        return b""
+
+    monkeypatch.setattr(renderer, "_said", ends)
+    with pytest.raises(InputError, match="takes down its renderer"):
+        render("a")
+    assert len(asked) == 2
 
 
 def test_a_template_that_waits_is_ended() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.serve import name_for_clients
+from orchestrator.cli.serve import name_for_clients, written_s
 from tests.orchestrator.command_line import Potluck, says
 from tests.orchestrator.serving.served import MODEL
 
@@ -33,6 +34,14 @@ def test_a_model_is_called_as_its_directory_or_whole_file(tmp_path: Path) -> Non
     assert name_for_clients(None, tmp_path / "Step-3.5-Flash") == "Step-3.5-Flash"
     assert name_for_clients(None, tmp_path / "flash-q4-00001-of-00003.gguf") == "flash-q4"
     assert name_for_clients("stepfun/Step 3.5", tmp_path / "x") == "stepfun/Step 3.5"
+
+
+def test_a_model_was_written_when_its_weights_were(tmp_path: Path) -> None:
+    for second, name in enumerate(("b.safetensors", "a.safetensors", "digests.json"), start=7):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (second, second))
+    assert written_s(tmp_path) == 8
+    assert written_s(tmp_path / "b.safetensors") == 7
 
 
 def test_more_drafts_than_the_model_has_name_their_option(potluck: Potluck) -> None:
