@@ -80,6 +80,11 @@ NARROW = FileShape(
 class FixedDepth(DraftDepth):
     """As many drafts as there may be, always."""
 
+    @property
+    def keeps_rows(self) -> bool:
+        """See `DraftDepth.keeps_rows`."""
+        return True
+
     def rests(self, num_sequences: int, other_rows: int, /) -> bool:
         """See `DraftDepth.rests`."""
         return not self.most

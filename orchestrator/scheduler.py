@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from orchestrator.model.rows_behind import CONTEXT_ROWS
 from orchestrator.scheduling.candidate import Candidate, Verified
 from orchestrator.scheduling.client_shares import ClientShares
 from orchestrator.scheduling.job import Job, Place, SequenceRequest
@@ -50,6 +51,7 @@ class Scheduler:
         self._kv = kv
         self._costs = costs
         self._depth = DraftDepth(most_drafts, costs)
+        self._behind_at_first = (2 * CONTEXT_ROWS,) * most_drafts
         self._shares = ClientShares()
         self._line = Line(self._shares)
         self._running: dict[int, Job] = {}
@@ -65,6 +67,11 @@ class Scheduler:
         self._lack: _Lack | None = None
         self._doubted: _Lack | None = None
         """What was lacked until it seemed to be back; no pass was run since."""
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether sequences that begin keep their rows for drafts."""
+        return self._depth.keeps_rows
 
     @property
     def waiting(self) -> int:
@@ -194,7 +201,8 @@ class Scheduler:
         drafts = self._drafts(decoding, reading)
         decode = tuple(Decode(job.sequence, drafts.get(job.sequence, 0)) for job in decoding)
         decode_rows = len(decode) + sum(drafts.values())
-        plan = StepPlan(decode, self._chunks(reading, decode_rows), pause)
+        chunks = self._chunks(reading, decode_rows)
+        plan = StepPlan(decode, chunks, pause, keeps_rows=self._depth.keeps_rows)
         self._planned = plan if plan.rows else None
         self._prompt_rows = plan.prefill_rows
         return plan
@@ -228,7 +236,7 @@ class Scheduler:
             job.generated += num_tokens
             job.turn += num_tokens
             job.computed = advance.held
-            job.layers = advance.layers
+            job.layers, job.may_draft = advance.layers, advance.may_draft
             paid = min(job.computed, job.prompt_tokens)
             self._shares.charge(job.client, num_tokens + max(0, paid - job.charged))
             job.charged = max(job.charged, paid)
@@ -249,9 +257,17 @@ class Scheduler:
         other_rows = min(self._prompt_rows, sum(job.to_prefill for job in reading))
         if self._depth.rests(len(decoding), other_rows):
             return {}
-        candidates = [Candidate(job.sequence, job.remaining - 1, job.behind) for job in decoding]
+        candidates = [self._candidate(job) for job in decoding]
         free_rows = self._limits.pass_rows - len(decoding) - bool(reading)
         return self._depth.choose(candidates, other_rows, free_rows)
+
+    def _candidate(self, job: Job) -> Candidate:
+        if not self._depth.keeps_rows:
+            # What it would be if rows had been kept for its drafts.
+            return Candidate(job.sequence, job.remaining - 1, self._behind_at_first)
+        if not job.may_draft:
+            return Candidate(job.sequence, 0)
+        return Candidate(job.sequence, job.remaining - 1, job.behind)
 
     def _chunks(self, reading: list[Job], decode_rows: int) -> tuple[Prefill, ...]:
         if not reading:
@@ -376,7 +392,7 @@ class Scheduler:
         del self._running[job.sequence]
         job.place = place
         job.computed = 0
-        job.layers = ()
+        job.layers, job.may_draft = (), False
         self._to_pause.add(job.sequence)
         self._line.add(job)
         self._depth.plan_anew()

@@ -51,6 +51,7 @@ class SequenceState:
         on_hidden: OnHidden | None = None,
         prefix: PrefixCache | None = None,
         ends: Sequence[int] = (),
+        keeps_rows: bool = True,
     ) -> None:
         """
         Args:
@@ -59,6 +60,7 @@ class SequenceState:
             end_ids: it ends with one of these.
             on_hidden: called with the trunk's rows of positions that are computed, each once, in order.
             ends: lengths at which other texts may part from this one.
+            keeps_rows: see `keep_rows`.
         """
         self.tokens = list(prompt_ids)
         self.num_prompt = len(self.tokens)
@@ -87,8 +89,11 @@ class SequenceState:
         self.mtp: MtpState | None = None
         self.row_end: row_ends.RowEnd | None = None
         """Where its next rows go while there is room; None where `take` has them all, or nobody wants any."""
-        self.wants_rows = self._drafter is not None or on_hidden is not None
+        self.wants_rows = False
         """Whether anybody is to have its rows."""
+        self.keeps_rows = keeps_rows
+        """Whether rows are kept for drafts, where there is a drafter."""
+        self._has_context = False
         self._layer_bounds: LayerBounds | None = None
         self._new_caches()
 
@@ -120,6 +125,24 @@ class SequenceState:
             self._layer_bounds = self.mtp.layer_bounds if self.mtp is not None else ()
         return self._layer_bounds
 
+    @property
+    def may_draft(self) -> bool:
+        """Whether there are enough rows for drafts that hold about as often as they can."""
+        # Asked in every step, as `layer_bounds`.
+        if not self._has_context and self.mtp is not None:
+            self._has_context = self.mtp.has_context
+        return self._has_context
+
+    def keep_rows(self, keeps: bool) -> None:
+        """Keep the rows of what comes next for drafts, from here on; or keep none, and forget those kept."""
+        if self.mtp is not None:
+            self.mtp.close()
+        self.keeps_rows = keeps
+        self.drafts = []
+        self._new_mtp()
+        if self.mtp is not None:
+            self.mtp.begin_at(self.cache.length)
+
     def resume(self) -> None:
         """Go on from what is kept of the text, if nothing of it is computed yet.
 
@@ -133,7 +156,7 @@ class SequenceState:
         except BaseException:
             self.pause()
             raise
-        self._layer_bounds = None
+        self._layer_bounds, self._has_context = None, False
         self.stops = stops(found, self.num_prompt, self._ends)
         if not self._was_resumed:
             self.matched = min(found.matched, self.num_prompt)
@@ -163,7 +186,7 @@ class SequenceState:
     def draft_request(self, num_drafts: int) -> DraftRequest:
         """Have the MTP layers take in the rows that they need, and draft."""
         if self.mtp is None:
-            raise ValueError("this sequence was started without a drafter")
+            raise ValueError("this sequence keeps no rows for drafts")
         self._layer_bounds = None
         return DraftRequest(self.mtp, _NO_ROWS, self.tokens, num_drafts, self._draft_choice)
 
@@ -242,9 +265,13 @@ class SequenceState:
 
     def _new_caches(self) -> None:
         self.cache = self._model.new_cache()
-        self.mtp = self._drafter.new_state() if self._drafter is not None else None
-        self._layer_bounds = None
+        self._new_mtp()
         self._is_resumed = False
         self.may_be_kept = True
+
+    def _new_mtp(self) -> None:
+        self.mtp = self._drafter.new_state() if self._drafter is not None and self.keeps_rows else None
+        self._layer_bounds, self._has_context = None, False
+        self.wants_rows = self.mtp is not None or self._on_hidden is not None
         # Who listens hears of all rows, from `take`.
         self.row_end = self.mtp.rows[0] if self.mtp is not None and self._on_hidden is None else None

@@ -19,6 +19,7 @@ from benchmarks.serving.asks import Ask, Asks
 from benchmarks.serving.learned import Learned, OnTheWay
 from benchmarks.serving.load import LONGEST_WAIT_S, Window
 from benchmarks.serving.recording import Step
+from orchestrator.model.rows_behind import CONTEXT_ROWS
 from orchestrator.scheduler import Scheduler
 from orchestrator.scheduling.job import SequenceRequest
 from orchestrator.scheduling.kv_budget import KvBudget
@@ -88,7 +89,7 @@ class _Request:
 
     Attributes:
         chances: of its drafts, by position.
-        slots: of each MTP layer, rows of the trunk that it has taken in.
+        slots: of each MTP layer, rows of the trunk that it has taken in, or that nobody kept for it.
     """
 
     sent_s: float
@@ -96,12 +97,26 @@ class _Request:
     wanted: int
     chances: Sequence[float]
     slots: list[int]
+    keeps_rows: bool
+    rows_from: int = 0
     got: int = 0
     held: int = 0
 
     def behind(self, most: Sequence[int]) -> tuple[int, ...]:
         """Rows that wait for each layer, `most` of them at most."""
         return tuple(min(self.held - slots, limit) for slots, limit in zip(self.slots, most, strict=True))
+
+    @property
+    def may_draft(self) -> bool:
+        """Whether it has the rows that drafts take."""
+        return self.keeps_rows and (not self.rows_from or self.held - self.rows_from >= CONTEXT_ROWS)
+
+    def keep_rows(self, keeps: bool) -> None:
+        """As `SequenceState.keep_rows`."""
+        if keeps is not self.keeps_rows:
+            self.keeps_rows = keeps
+            self.rows_from = self.held
+            self.slots = [self.held] * len(self.slots)
 
     def drafted(self, depth: int) -> None:
         """Layers have taken in what waited, but for rows whose next tokens are drafts."""
@@ -110,7 +125,7 @@ class _Request:
 
     def pause(self) -> None:
         """Give all keys and values back."""
-        self.held = 0
+        self.held = self.rows_from = 0
         self.slots = [0] * len(self.slots)
 
 
@@ -168,7 +183,8 @@ class _Server:
             return self._now_s + min(max(1, ceil(refused.retry_after_s or 0)), LONGEST_WAIT_S)
         slots = [0] * len(self._most_behind)
         chances = self._learned.acceptance.drawn(self._random)
-        self._live[number] = _Request(asked_s - self._way.in_s, prompt, most, chances, slots)
+        keeps_rows = self._scheduler.keeps_rows
+        self._live[number] = _Request(asked_s - self._way.in_s, prompt, most, chances, slots, keeps_rows)
         return None
 
     def _step(self, plan: StepPlan, window: Window, asked: Sequence[float]) -> Iterator[float]:
@@ -202,6 +218,8 @@ class _Server:
     def _outcome(self, plan: StepPlan) -> StepOutcome:
         """What a step would do: drafts hold by lot, each with the measured chance."""
         advances, waited = [], 0
+        for sequence in plan.sequences:
+            self._live[sequence].keep_rows(plan.keeps_rows)
         for part in plan.decode:
             request = self._live[part.sequence]
             left = request.wanted - request.got
@@ -230,4 +248,13 @@ class _Server:
         request.held += rows
         layers = tuple(zip(request.slots, self._most_behind, strict=True))
         reason: Ended | None = "length" if ended else None
-        return Advance(sequence, (0,) * said, drafted, accepted, reason, request.held, layers=layers)
+        return Advance(
+            sequence,
+            (0,) * said,
+            drafted,
+            accepted,
+            reason,
+            request.held,
+            layers=layers,
+            may_draft=request.may_draft,
+        )

@@ -213,9 +213,10 @@ class MtpDrafter:
         is_new = first > cache.length
         if is_new:
             state.begin_layer_at(k, first)
-        committed = max(first, min(rows.stop, len(request.tokens) - 1 - k))
+        begin = state.first_position
+        committed = max(first, min(rows.stop, len(request.tokens) - begin - 1 - k))
         stop = state.num_hidden if k < request.num_drafts else committed
-        known = [*request.tokens[first + 1 + k :], *turn.drafts][: stop - first]
+        known = [*request.tokens[begin + first + 1 + k :], *turn.drafts][: stop - first]
         waiting = rows.rows()
         inputs = torch.cat([waiting, turn.hanging]) if len(turn.hanging) else waiting
         return _Work(turn, cache, first, is_new, inputs[: stop - first], known, committed)

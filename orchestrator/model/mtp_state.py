@@ -8,7 +8,7 @@ from torch import Tensor
 
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool
-from orchestrator.model.rows_behind import LayerBounds, RowsBehind
+from orchestrator.model.rows_behind import CONTEXT_ROWS, LayerBounds, RowsBehind
 from orchestrator.model.waiting_rows import WaitingRows
 from placement.kv_size import HELD_BACK, MOST_DEFERRED, ROWS_BACK
 from placement.model_shape import MOST_POSITIONS
@@ -17,7 +17,11 @@ from placement.model_shape import MOST_POSITIONS
 class MtpState:
     """What the MTP layers remember of one sequence.
 
+    Slots count from the first row that the layers had, which is the text's first one unless `begin_at` says
+    otherwise.
+
     Attributes:
+        first_position: in the text, of slot 0.
         hidden_size: of a row.
         caches: one cache a layer; its length is the number of committed slots, c_k.
         rows: for each layer k, the verified input rows s^{k-1} of the slots that come next. They begin with
@@ -26,7 +30,7 @@ class MtpState:
         lowest: the smallest number of trunk rows at which drafts are right from what is here.
     """
 
-    __slots__ = ("_lowest", "_most", "caches", "hidden_size", "reaches", "rows")
+    __slots__ = ("_lowest", "_most", "caches", "first_position", "hidden_size", "reaches", "rows")
 
     def __init__(
         self, caches: tuple[KVCache, ...], hidden_size: int, reaches: Sequence[int | None], pool: KvPool
@@ -41,6 +45,7 @@ class MtpState:
         """
         if not caches:
             raise ValueError("what MTP layers remember takes one layer at least")
+        self.first_position = 0
         self.hidden_size = hidden_size
         self.caches = caches
         self.rows = tuple(WaitingRows(hidden_size, pool) for _ in caches)
@@ -69,14 +74,20 @@ class MtpState:
         return self.reaches[k] is None and len(self.rows[k]) >= MOST_DEFERRED
 
     @property
+    def has_context(self) -> bool:
+        """Whether drafts hold about as often as with all rows of the text."""
+        return not self.first_position or self.num_hidden >= CONTEXT_ROWS
+
+    @property
     def layer_bounds(self) -> LayerBounds:
-        """See `RowsBehind`."""
-        return tuple(zip([cache.length for cache in self.caches], self._most, strict=True))
+        """See `RowsBehind`; slots count from the text's first row."""
+        slots = [self.first_position + cache.length for cache in self.caches]
+        return tuple(zip(slots, self._most, strict=True))
 
     @property
     def behind(self) -> RowsBehind:
         """Rows that each layer would compute for its next draft, but for what hangs on drafts."""
-        return RowsBehind(self.num_hidden, self.layer_bounds)
+        return RowsBehind(self.first_position + self.num_hidden, self.layer_bounds)
 
     @property
     def lowest(self) -> int:
@@ -110,10 +121,16 @@ class MtpState:
         """The first slot of layer k that drafts after this row, or after one a little earlier, hang on."""
         return self._first_needed(k, self.num_hidden)
 
-    def forget(self, num_hidden: int) -> None:
-        """Keep so many trunk rows alone; those after them must be deferred still."""
-        if self.num_hidden > num_hidden:
-            self.rows[0].drop_from(num_hidden)
+    def begin_at(self, position: int) -> None:
+        """Have the text begin at a position; for a state that has nothing yet."""
+        self.first_position = position
+
+    def forget(self, length: int) -> None:
+        """Keep the rows of so many of the text's positions alone; those after them must be deferred still."""
+        if length < self.first_position:
+            self.first_position = length
+        if self.num_hidden > length - self.first_position:
+            self.rows[0].drop_from(length - self.first_position)
 
     def begin_layer_at(self, k: int, slot: int) -> None:
         """Have nothing of layer k before a slot, because nothing before it is needed."""

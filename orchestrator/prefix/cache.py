@@ -10,7 +10,7 @@ from orchestrator.model.kv_pool import KvPool, Page
 from orchestrator.model.mtp_state import MtpState
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.waiting_rows import WaitingRows
-from orchestrator.prefix.kept import Boundary, KeptCache, KeptMtp, KeptRows, LayerPages
+from orchestrator.prefix.kept import Boundary, KeptCache, KeptDrafter, KeptMtp, KeptRows, LayerPages
 from orchestrator.prefix.tree import Tree
 from placement.kv_size import PAGE_POSITIONS
 
@@ -109,14 +109,18 @@ class PrefixCache:
         At least the last token is left to compute, since its hidden state gives the next one.
 
         Args:
-            mtp: None for a sequence without drafts. For one with them, a text that was kept without its MTP
-                layers is no match.
+            mtp: None for a sequence without drafts. For one with them, a text that was kept with its MTP
+                layers goes before a longer one that was not, unless that spares a page's worth of tokens
+                more.
 
         Raises:
             KvDoesNotFit: there is no room for rows that are copied. The caches are of no use then.
         """
-        num_mtp = len(mtp.caches) if mtp is not None else 0
-        match = self._tree.match(token_ids, num_mtp, len(token_ids) - 1)
+        match = self._tree.match(token_ids, 0, len(token_ids) - 1)
+        if mtp is not None and match.length:
+            with_mtp = self._tree.match(token_ids, len(mtp.caches), len(token_ids) - 1)
+            if match.length < with_mtp.length + PAGE_POSITIONS:
+                match = with_mtp
         matched = 0
         if match.boundary is not None and match.length >= LEAST_TOKENS:
             matched = match.length
@@ -154,13 +158,15 @@ class PrefixCache:
         """
         if len(token_ids) < cache.length:
             raise ValueError(f"{len(token_ids)} tokens of a cache that holds {cache.length}")
-        num_mtp = len(mtp.caches) if mtp is not None else 0
         tokens = token_ids if upto is None else token_ids[:upto]
-        length = min(len(tokens) - num_mtp, cache.length)
-        lowest = cache.lowest
+        lowest, length, num_mtp = cache.lowest, min(len(tokens), cache.length), 0
         if mtp is not None:
-            length = min(length, mtp.length)
-            lowest = max(lowest, mtp.lowest, *(of.lowest for of in mtp.caches))
+            num_mtp = len(mtp.caches)
+            with_mtp = min(len(tokens) - num_mtp, cache.length, mtp.first_position + mtp.length)
+            if with_mtp >= max(lowest, _lowest_of(mtp)):
+                length = with_mtp
+            else:
+                mtp, num_mtp = None, 0
         if length < max(lowest, LEAST_TOKENS):
             return 0
         tokens = tokens[: length + num_mtp]
@@ -215,14 +221,13 @@ class PrefixCache:
             pages if layer.is_sliding else pages[depth:]
             for layer, pages in zip(cache.layers, shared, strict=True)
         ]
-        layers = () if mtp is None else zip(mtp.caches, mtp.rows, strict=True)
         boundary = Boundary(
             block,
             tuple(tokens[depth * PAGE_POSITIONS :]),
             lowest,
             length,
             _kept(cache, own),
-            tuple(_kept_mtp(own_cache, rows, length) for own_cache, rows in layers),
+            _kept_drafter(mtp, length) if mtp is not None else None,
         )
         for of_layer in boundary.own_pages():
             of_layer.pool.keep(of_layer.kv, of_layer.pages)
@@ -236,14 +241,16 @@ class PrefixCache:
         for number, block in enumerate((self._tree.root, *boundary.block.path())):
             # Cut once for all: a tail is shorter than two blocks.
             following = tuple(tokens[number * PAGE_POSITIONS : (number + 2) * PAGE_POSITIONS])
+            # Of hundreds of texts nearly all part from this one at once.
+            begins = ((), following[:1])
             found += [
                 above
                 for above in block.boundaries
-                if above.tail == following[: len(above.tail)]
+                if above.tail[:1] in begins
+                and above.tail == following[: len(above.tail)]
                 and above is not boundary
                 and boundary.lowest <= above.lowest
                 and above.length <= boundary.length
-                and len(above.mtp) <= len(boundary.mtp)
             ]
         return found
 
@@ -266,6 +273,16 @@ class PrefixCache:
     def _touch(self, boundary: Boundary) -> None:
         del self._boundaries[boundary]
         self._boundaries[boundary] = None
+
+
+def _lowest_of(mtp: MtpState) -> int:
+    return mtp.first_position + max(mtp.lowest, *(of.lowest for of in mtp.caches))
+
+
+def _kept_drafter(mtp: MtpState, length: int) -> KeptDrafter:
+    slots = length - mtp.first_position
+    layers = tuple(_kept_mtp(cache, rows, slots) for cache, rows in zip(mtp.caches, mtp.rows, strict=True))
+    return KeptDrafter(layers, mtp.first_position, _lowest_of(mtp))
 
 
 def _of(cache: KVCache, place: int, pages: tuple[Page, ...]) -> LayerPages:

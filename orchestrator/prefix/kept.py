@@ -93,6 +93,20 @@ class KeptMtp:
     rows: KeptRows
 
 
+@dataclass(frozen=True, slots=True)
+class KeptDrafter:
+    """Of all MTP layers.
+
+    Attributes:
+        first_position: see `MtpState`; slots count from there.
+        lowest: the smallest length of the text at which drafts are right.
+    """
+
+    layers: tuple[KeptMtp, ...]
+    first_position: int
+    lowest: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Boundary:
     """A place in a text where a sequence can go on, and all places from `lowest` to it.
@@ -100,6 +114,7 @@ class Boundary:
     Attributes:
         block: the last whole one before it.
         tail: the tokens after that block, as far as they are needed: MTP layers have read one more each.
+        drafter: None where the text was kept without MTP layers.
     """
 
     block: Block
@@ -107,12 +122,19 @@ class Boundary:
     lowest: int
     length: int
     trunk: KeptCache
-    mtp: tuple[KeptMtp, ...]
+    drafter: KeptDrafter | None
+
+    def has_mtp(self, num_layers: int, length: int) -> bool:
+        """Whether the first MTP layers can go on at a length too."""
+        if not num_layers:
+            return True
+        kept = self.drafter
+        return kept is not None and len(kept.layers) >= num_layers and kept.lowest <= length
 
     def own_pages(self) -> Iterator[LayerPages]:
         """Those that are not its blocks'."""
         yield from self.trunk.layers
-        for kept in self.mtp:
+        for kept in self.drafter.layers if self.drafter is not None else ():
             yield from kept.cache.layers
             if kept.rows.pages is not None:
                 yield kept.rows.pages
@@ -135,6 +157,8 @@ class Boundary:
     def fill(self, cache: KVCache, mtp: MtpState | None, length: int) -> None:
         """Give new caches of the trunk and of the first MTP layers the text up to `length`.
 
+        Where it was not kept with MTP layers, these have the text from `length` on.
+
         Raises:
             KvDoesNotFit: there is no room for copies of the rows that wait.
         """
@@ -152,8 +176,14 @@ class Boundary:
         cache.adopt(length, self.trunk.first_page, pages)
         if mtp is None:
             return
+        drafter = self.drafter
+        if drafter is None or not self.has_mtp(len(mtp.caches), length):
+            mtp.begin_at(length)
+            return
+        mtp.begin_at(drafter.first_position)
+        length -= drafter.first_position
         left = []
-        for own, rows, of_layer in zip(mtp.caches, mtp.rows, self.mtp, strict=False):
+        for own, rows, of_layer in zip(mtp.caches, mtp.rows, drafter.layers, strict=False):
             slots = min(length, of_layer.length)
             if slots:
                 first_page = of_layer.cache.first_page if own.layers[0].is_sliding else 0
@@ -168,4 +198,4 @@ class Boundary:
         # Last, because the pages for these may be had only for what is kept here.
         for rows, own_rows in left:
             rows.append(own_rows)
-        mtp.resume(self.lowest)
+        mtp.resume(drafter.lowest - drafter.first_position)

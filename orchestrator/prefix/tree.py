@@ -43,10 +43,9 @@ class Tree:
         for boundary, matched in self._alike(tokens):
             shared = max(shared, matched)
             if matched - num_mtp <= best_length:
-                # Of hundreds of texts nearly all part from this one at once.
                 continue
             length = min(boundary.length, matched - num_mtp, most)
-            if len(boundary.mtp) >= num_mtp and max(boundary.lowest, best_length + 1) <= length:
+            if max(boundary.lowest, best_length + 1) <= length and boundary.has_mtp(num_mtp, length):
                 best, best_length = boundary, length
         return Match(best, best_length, shared)
 
@@ -78,18 +77,25 @@ class Tree:
             block = block.parent
 
     def _alike(self, tokens: Sequence[int]) -> Iterator[tuple[Boundary, int]]:
-        """Boundaries of texts that begin as this one does, and how many tokens are the same."""
+        """Boundaries of texts that begin as this one does, and how many tokens are the same.
+
+        Of hundreds of texts nearly all part from this one at once. They are left out.
+        """
         block, start = self.root, 0
         while True:
             # Cut once for all: a tail is shorter than two blocks.
             following = tuple(tokens[start : start + 2 * PAGE_POSITIONS])
+            first = following[:1]
             for boundary in block.boundaries:
-                yield boundary, start + _common(boundary.tail, following)
+                if start or boundary.tail[:1] == first:
+                    yield boundary, start + _common(boundary.tail, following)
             child = block.children.get(following[:PAGE_POSITIONS])
             if child is None:
                 break
             block, start = child, start + PAGE_POSITIONS
         for child in block.children.values():
+            if not start and child.tokens[:1] != first:
+                continue
             matched = start + _common(child.tokens, following)
             for boundary in child.boundaries_below():
                 yield boundary, matched
@@ -97,9 +103,6 @@ class Tree:
 
 def _common(some: Sequence[int], others: Sequence[int]) -> int:
     """How many tokens both begin with."""
-    if some[:1] != others[:1]:
-        # As with nearly all of hundreds of texts.
-        return 0
     for place, (one, other) in enumerate(zip(some, others, strict=False)):
         if one != other:
             return place

@@ -98,6 +98,14 @@ class DraftDepth:
         """Drafts of a sequence in a step: no more than there are MTP layers whose cost is known."""
 
     @property
+    def keeps_rows(self) -> bool:
+        """Whether sequences keep their rows for drafts from now on.
+
+        Where drafts have not paid for long, they do so only before tries. Where they do not, candidates are
+        described as if they had so many rows as drafts take.
+        """
+
+    @property
     def plans_made(self) -> int:
         """How often the best depths were looked for; for tests."""
 

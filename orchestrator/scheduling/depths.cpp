@@ -314,6 +314,8 @@ PyObject* depth_acceptance(PyObject* self, PyObject* sequence) {
 
 PyObject* depth_most(PyObject* self, void*) { return PyLong_FromLong(of<DraftDepth>(self).most()); }
 
+PyObject* depth_keeps_rows(PyObject* self, void*) { return PyBool_FromLong(of<DraftDepth>(self).keeps_rows()); }
+
 PyObject* depth_plans_made(PyObject* self, void*) { return PyLong_FromLongLong(of<DraftDepth>(self).plans_made()); }
 
 PyMethodDef depth_methods[] = {
@@ -326,6 +328,7 @@ PyMethodDef depth_methods[] = {
     {}};
 PyGetSetDef depth_properties[] = {
     {"most", depth_most, nullptr, "Drafts of a sequence in a step.", nullptr},
+    {"keeps_rows", depth_keeps_rows, nullptr, "Whether sequences keep their rows for drafts from now on.", nullptr},
     {"plans_made", depth_plans_made, nullptr, "How often the best depths were looked for.", nullptr},
     {}};
 PyType_Slot depth_slots[] = {

@@ -26,12 +26,21 @@ class DraftDepth {
   // Expected chance of each draft of a sequence to hold if those before it do.
   std::vector<double> acceptance(int64_t sequence) { return acceptance_.of(sequence, acceptance_.shared()); }
 
+  // Whether sequences keep their rows for drafts from now on. Where drafts have not paid for long, they do so only before
+  // tries: most rows would be forgotten before anybody asks for them.
+  bool keeps_rows() const { return step_ < rows_until_ || tries_.needs_rows(); }
+
   // Whether so many sequences make no drafts in the next step, whoever they are. It is asked once a step, since time for
   // tries is saved with it, and `choose` only where it is not so: to look at sequences takes time.
   bool rests(int64_t num_sequences, int64_t other_rows) {
     if (num_sequences == 0 || most_ < 1) return true;
     if (!plan_ || plan_->is_drafting() || step_ >= plan_until_ || tries_.is_next(other_rows)) return false;
     follow(num_sequences);
+    if (usual_ < (int64_t)plan_->asked.sequences.size()) {
+      // The fewer sequences, the more drafts pay.
+      plan_until_ = step_;
+      return false;
+    }
     tries_.next_step(other_rows);
     tries_.save(*plan_);
     return true;
@@ -45,12 +54,15 @@ class DraftDepth {
     Depths chosen(count, 0);
     if (rests((int64_t)count, asked.other_rows)) return chosen;
     follow((int64_t)count);
+    const bool has_rows = keeps_rows();
     const bool tries = tries_.next_step(asked.other_rows);
     const bool holds = plan_ && step_ < plan_until_ && (tries ? plan_->asked == asked : plan_->holds_for(asked));
-    if (!holds) make_plan(asked, candidates());
+    if (!holds) make_plan(asked, candidates(), has_rows ? SAME_STEPS : RESTING_STEPS);
     tries_.save(*plan_);
     if (!tries && !plan_->is_drafting()) return chosen;
-    const Depths planned = tries ? tries_.depths(*plan_, candidates()) : plan_->best;
+    const Depths planned = tries ? tries_.depths(*plan_, candidates(), has_rows) : plan_->best;
+    // They keep them from now on.
+    if (!has_rows) return chosen;
     const auto drafting = std::count_if(planned.begin(), planned.end(), [](int depth) { return depth > 0; });
     // What they waited for is taken in, so others may begin.
     if (plan_->takes_in && drafting > 0 && drafting < (int64_t)planned.size()) plan_until_ = step_;
@@ -76,8 +88,12 @@ class DraftDepth {
   static constexpr double GO_ON_LOSS = 0.01;
   // So long a choice holds for the same sequences, or for those that are left: a step teaches little.
   static constexpr int64_t SAME_STEPS = 16;
+  // Where drafts have not paid for long, it holds longer.
+  static constexpr int64_t RESTING_STEPS = 64;
   // So long somebody who ended is taken for there where rows are to be taken in: who follows comes soon.
   static constexpr int64_t FOLLOWED_STEPS = 16;
+  // So long after somebody drafted because it pays, all keep rows.
+  static constexpr int64_t KEEPING_STEPS = 128;
 
   // Note how many sequences there are.
   void follow(int64_t num_sequences) {
@@ -86,11 +102,13 @@ class DraftDepth {
     usual_until_ = step_ + FOLLOWED_STEPS;
   }
 
-  void make_plan(Asked asked, const std::vector<Candidate>& candidates) {
+  // It holds for so many steps.
+  void make_plan(Asked asked, const std::vector<Candidate>& candidates, int64_t steps) {
     const double least_gain = plan_ && plan_->is_drafting() ? -GO_ON_LOSS : 0.0;
     const int64_t absent = usual_ - (int64_t)candidates.size();
     plan_ = planner_.plan(std::move(asked), candidates, acceptance_, absent, least_gain);
-    plan_until_ = step_ + SAME_STEPS;
+    plan_until_ = step_ + steps;
+    if (plan_->is_drafting()) rows_until_ = step_ + KEEPING_STEPS;
     plans_made_++;
   }
 
@@ -104,4 +122,5 @@ class DraftDepth {
   std::optional<DraftPlan> plan_;
   // The step at which it is made anew.
   int64_t plan_until_ = 0;
+  int64_t rows_until_ = KEEPING_STEPS;
 };

@@ -66,28 +66,33 @@ class DraftTries {
   bool next_step(int64_t other_rows) {
     const bool is_due = is_next(other_rows);
     wait_steps_--;
+    rows_steps_--;
     return is_due;
   }
 
   // The step takes as long as the plan's.
   void save(const DraftPlan& plan) { time_ += plan.best_steps(); }
 
-  // To try in this step; the best ones where no others can be paid for. The plan is of these candidates.
-  Depths depths(const DraftPlan& plan, const std::vector<Candidate>& candidates) {
+  // Whether sequences have to keep rows, since a try is under way or will soon be due.
+  bool needs_rows() const { return going_on_ || rows_steps_ <= 0; }
+
+  // To try in this step; the best ones where no others can be paid for. The plan is of these candidates. `has_rows`:
+  // whether they keep rows, without which no try begins.
+  Depths depths(const DraftPlan& plan, const std::vector<Candidate>& candidates, bool has_rows) {
     if (going_on_) return go_on(plan);
     near_.save_until(time_);
     far_.save_until(time_);
     wait_steps_ = TRY_GAP_STEPS;
-    double saving_steps = LONGEST_SAVING_STEPS;
+    std::optional<double> saving_steps;
     // A far one that is too dear is waited for: near ones have time of their own.
     for (auto [account, depths] : {std::pair(&far_, far_depths(plan)), std::pair(&near_, near_depths(plan))}) {
       for (const auto& one : offered(plan, candidates, account->in_turn(depths))) {
-        if (account->pays(one.loss)) return run(one);
-        saving_steps = std::min(saving_steps, account->saving_steps(one.loss));
+        if (has_rows && account->pays(one.loss)) return run(one);
+        const double steps = account->saving_steps(one.loss);
+        saving_steps = std::min(saving_steps.value_or(steps), steps);
       }
     }
-    // To look takes time too, so not before something may be paid for.
-    wait_steps_ = std::max(TRY_GAP_STEPS, (int64_t)saving_steps);
+    wait(saving_steps.value_or(LONGEST_SAVING_STEPS), has_rows);
     return plan.best;
   }
 
@@ -104,6 +109,8 @@ class DraftTries {
   static constexpr int WITHOUT_STEPS = 3;
   // So long nobody looks again what can be tried, at most, where nothing can be paid for yet.
   static constexpr double LONGEST_SAVING_STEPS = 60;
+  // So many steps before a try sequences keep rows: one more than make a draft hold about as often as all rows do.
+  static constexpr int64_t CONTEXT_STEPS = 33;
 
   // Other depths for so many steps, and what that is expected to lose, in steps without drafts.
   struct Try {
@@ -114,6 +121,15 @@ class DraftTries {
 
     int64_t num_drafts() const { return std::accumulate(depths.begin(), depths.end(), (int64_t)0); }
   };
+
+  // Until something may be paid for: to look takes time too.
+  void wait(double saving_steps, bool has_rows) {
+    wait_steps_ = std::max(TRY_GAP_STEPS, (int64_t)std::min(saving_steps, LONGEST_SAVING_STEPS));
+    // Rows are kept so early that drafts hold about as often as they can. It is not worth it to keep none for less long.
+    const bool goes_on = has_rows && saving_steps < 2 * CONTEXT_STEPS;
+    rows_steps_ = goes_on ? 0 : (int64_t)saving_steps - CONTEXT_STEPS;
+    if (!has_rows) wait_steps_ = std::max(wait_steps_, CONTEXT_STEPS);
+  }
 
   // As long as the same sequences are there, and room for their drafts.
   Depths go_on(const DraftPlan& plan) {
@@ -208,6 +224,8 @@ class DraftTries {
   double time_ = 0.0;
   // Until a try may begin.
   int64_t wait_steps_ = TRY_GAP_STEPS / 2;
+  // Until sequences have to keep rows.
+  int64_t rows_steps_ = 0;
   // What was begun, with the steps that are left to it.
   std::optional<Try> going_on_;
 };

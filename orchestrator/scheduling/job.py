@@ -36,7 +36,7 @@ class Job:
         computed: tokens whose keys and values are held.
         charged: tokens of the prompt that its client has paid; what is computed again is free.
         turn: tokens that it got since it was let in.
-        layers: see `Advance`; () where it holds nothing.
+        layers, may_draft: see `Advance`; () and False where it holds nothing.
     """
 
     sequence: int
@@ -51,6 +51,7 @@ class Job:
     charged: int = 0
     turn: int = 0
     layers: LayerBounds = ()
+    may_draft: bool = False
 
     @property
     def tokens(self) -> int:

@@ -50,12 +50,14 @@ class StepPlan:
         decode, prefill: a sequence is in one of them at most.
         pause: sequences that give back their keys and values before the pass; they are computed again later.
         dropped: sequences that are over.
+        keeps_rows: whether sequences keep their rows for drafts, which may be wanted soon.
     """
 
     decode: tuple[Decode, ...] = ()
     prefill: tuple[Prefill, ...] = ()
     pause: tuple[int, ...] = ()
     dropped: tuple[Dropped, ...] = ()
+    keeps_rows: bool = True
 
     @property
     def rows(self) -> int:
@@ -85,6 +87,7 @@ class Advance:
         logprobs: of its tokens, where it wants them.
         layers: of each MTP layer, the slots that it has, and the most rows that it would compute; see
             `RowsBehind`.
+        may_draft: whether it has the rows that drafts take.
     """
 
     sequence: int
@@ -95,6 +98,7 @@ class Advance:
     held: int = 0
     logprobs: tuple[RowLogprob, ...] = ()
     layers: LayerBounds = ()
+    may_draft: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,10 +45,16 @@ def run_step(
         return StepOutcome(())
     decoded = [sequences[part.sequence] for part in plan.decode]
     read = [sequences[chunk.sequence] for chunk in plan.prefill]
+    # Rows that must not wait for ever are of no use with gaps.
+    keeps_rows = drafter is not None and (plan.keeps_rows or not drafter.lets_all_wait)
+    if drafter is not None:
+        for sequence in (*decoded, *read):
+            if sequence.keeps_rows is not keeps_rows:
+                sequence.keep_rows(keeps_rows)
     for sequence in read:
         sequence.resume()
     started = clock()
-    drafting_rows = _draft(drafter, plan, decoded, read)
+    drafting_rows = _draft(drafter, plan, decoded, read) if keeps_rows else 0
     drafted = clock()
 
     token_ids: list[int] = []
@@ -127,8 +133,9 @@ def _advances(
         tokens, accepted = sequence.verified(chosen[row:stop])
         found = _wanted(logprobs[row : row + len(tokens)])
         held, ended, layers = sequence.cache.length, sequence.finish_reason, sequence.layer_bounds
+        drafted, may_draft = own.num_tokens - 1, sequence.may_draft
         advances.append(
-            Advance(part.sequence, tuple(tokens), own.num_tokens - 1, accepted, ended, held, found, layers)
+            Advance(part.sequence, tuple(tokens), drafted, accepted, ended, held, found, layers, may_draft)
         )
         parts.append((sequence.row_end, row, len(tokens)))
         row = stop
@@ -139,7 +146,8 @@ def _advances(
             tokens, found = sequence.first_token(chosen[at]), _wanted(logprobs[at : at + 1])
             at += 1
         held, ended, layers = sequence.cache.length, sequence.finish_reason, sequence.layer_bounds
-        advances.append(Advance(chunk.sequence, tuple(tokens), 0, 0, ended, held, found, layers))
+        may_draft = sequence.may_draft
+        advances.append(Advance(chunk.sequence, tuple(tokens), 0, 0, ended, held, found, layers, may_draft))
         parts.append((sequence.row_end, row, own.num_tokens))
         row += own.num_tokens
     sequences = [*decoded, *read]

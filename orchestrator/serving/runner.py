@@ -149,6 +149,7 @@ class Runner:
             config.eos_token_ids,
             prefix=self.prefix,
             ends=(prompt.turn_begins,),
+            keeps_rows=self.scheduler.keeps_rows,
         )
         sequence.top_logprobs = request.top_logprobs
         if prompt.is_bound:

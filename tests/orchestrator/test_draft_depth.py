@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from orchestrator.model.rows_behind import CONTEXT_ROWS
 from orchestrator.scheduling.candidate import Candidate, Verified
 from orchestrator.scheduling.native import DraftDepth, MeasuredCosts, rows_taken_in
 from placement.pass_costs import PassCosts
@@ -217,20 +218,31 @@ def drafting_s(depth: int, sequences: int) -> float:
 def served(sequences: int, chances: Chances, fixed: int | None, steps: int = 1000, seed: int = 1) -> float:
     """Tokens a second of short answers, one after another; `fixed`: a number of drafts that is not chosen.
 
-    MTP layers take in what waited, at the prompt's end and wherever drafts began late.
+    MTP layers take in what waited, at the prompt's end and wherever drafts began late. Rows wait as long as
+    they are kept.
     """
     luck, costs = random.Random(seed), MeasuredCosts(curve(0.3))
     depth, truth = DraftDepth(3, costs), curve(0.012)
     left: dict[int, int] = {}
     behind: dict[int, list[int]] = {}
+    has_context: dict[int, bool] = {}
     spent_s, tokens, begun = 0.0, 0, 0
     for _ in range(steps):
         while len(left) < sequences:
-            left[begun], behind[begun] = REQUEST_TOKENS, [PROMPT_ROWS] * 3
+            left[begun], behind[begun], has_context[begun] = REQUEST_TOKENS, [PROMPT_ROWS] * 3, True
             begun += 1
         if fixed is None:
-            asked = [Candidate(n, of - 1, tuple(behind[n])) for n, of in left.items()]
+            if depth.keeps_rows:
+                asked = [
+                    Candidate(n, of - 1, tuple(behind[n])) if has_context[n] else Candidate(n, 0)
+                    for n, of in left.items()
+                ]
+            else:
+                asked = [Candidate(n, of - 1, (2 * CONTEXT_ROWS,) * 3) for n, of in left.items()]
             depths = depth.choose(asked)
+            if not depth.keeps_rows:
+                behind = {n: [0] * 3 for n in left}
+                has_context = dict.fromkeys(left, False)
         else:
             depths = {n: min(fixed, of - 1) for n, of in left.items()}
         drafting = {n: wanted for n, wanted in depths.items() if wanted}
@@ -248,7 +260,9 @@ def served(sequences: int, chances: Chances, fixed: int | None, steps: int = 100
             verified.append(Verified(n, wanted, accepted))
             tokens += 1 + accepted
             left[n] -= 1 + accepted
-            behind[n] = [1 + accepted + (0 if k < wanted else rows) for k, rows in enumerate(behind[n])]
+            if fixed is not None or depth.keeps_rows:
+                behind[n] = [1 + accepted + (0 if k < wanted else rows) for k, rows in enumerate(behind[n])]
+                has_context[n] = has_context[n] or behind[n][0] >= CONTEXT_ROWS
         depth.learn(verified)
         for n in [n for n, of in left.items() if of <= 0]:
             del left[n]

@@ -164,6 +164,48 @@ def test_draft_logits_have_the_same_bits_whatever_depths_were_asked_for_before(
     assert tuple(whole[2].behind) == tuple(cut[2].behind) == (0, 1, 2)
 
 
+@pytest.mark.parametrize("begin", [1, 20, 150])
+def test_a_text_that_the_layers_have_from_a_position_on_has_the_bits_of_one_that_begins_there(
+    begin: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(write_random_checkpoint(tmp_path, seed=13))
+    drafter = MtpDrafter(model, 3)
+    tokens = torch.randint(320, (240,), generator=torch.Generator().manual_seed(8)).tolist()
+    rows = hidden_states(model, tokens[:-1])
+    seen = seen_by_drafters(monkeypatch)
+
+    def drafts_of(state: MtpState, tokens: Sequence[int]) -> list[torch.Tensor]:
+        """One each 30 rows, and three at the end, where a row was put back and came again."""
+        start, first = begin, len(tokens) - len(rows) - 1 + begin
+        for stop in range(begin + 30, len(rows) - 1, 30):
+            request = DraftRequest(state, rows[start:stop], tokens[: first + stop - begin + 1], 1, greedy)
+            drafter.draft([request])
+            start = stop
+        state.defer(rows[start:])
+        state.forget(first + len(rows) - begin - 1)
+        seen.clear()
+        drafter.draft([DraftRequest(state, rows[-1:], tokens, 3, greedy)])
+        return list(seen)
+
+    late, alone = drafter.new_state(), drafter.new_state()
+    late.begin_at(begin)
+    found, expected = drafts_of(late, tokens), drafts_of(alone, tokens[begin:])
+    assert len(found) == 3
+    assert all(map(torch.equal, found, expected))
+    assert tuple(late.behind) == tuple(alone.behind)
+
+
+def test_what_is_put_back_before_the_first_row_is_where_the_layers_begin(tmp_path: Path) -> None:
+    model = load_model(write_random_checkpoint(tmp_path, seed=13))
+    state = MtpDrafter(model, 3).new_state()
+    state.begin_at(20)
+    state.defer(torch.zeros(3, model.config.hidden_size))
+    state.forget(21)
+    assert (state.first_position, state.num_hidden) == (20, 1)
+    state.forget(18)
+    assert (state.first_position, state.num_hidden) == (18, 0)
+
+
 def counted_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows that each of three layers computes from now on."""
     rows = [0, 0, 0]

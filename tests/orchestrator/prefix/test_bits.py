@@ -168,6 +168,73 @@ def test_a_text_that_nobody_drafted_for_is_kept_with_the_rows_that_wait(
 
 
 @pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_rows_that_were_kept_from_a_position_on_go_on_as_they_would_have(
+    load: LoadModel, window: int, depth: int
+) -> None:
+    model = load(window)
+    prefix, drafter, tokens = PrefixCache.of(model), MtpDrafter(model, 3), text(500)
+    rows = hidden_states(model, tokens)
+    cache, state = model.new_cache(), drafter.new_state()
+    state.begin_at(230)
+    for start in range(0, 420, 10):
+        model.forward(torch.tensor(tokens[start : start + 10]), [SequenceSlice(cache, 10)])
+        if start >= 230:
+            state.defer(rows[start : start + 10])
+            if depth:
+                drafter.draft([DraftRequest(state, rows[:0], tokens[: start + 11], depth, greedy)])
+    assert prefix.keep(tokens[:421], cache, state) == 418
+    again = begun(prefix, model, tokens[:450], drafter)
+    assert again.mtp is not None
+    assert (again.matched, again.mtp.first_position) == (418, 230)
+    expected = drafts(drafter, state, rows[420:449], tokens[:450])
+    assert torch.equal(drafts(drafter, again.mtp, rows[418:449], tokens[:450]), expected)
+    # Before the first row that was kept, the text serves without them.
+    others = parted(tokens, 200, 20)
+    early = begun(prefix, model, others, drafter)
+    assert early.mtp is not None
+    assert early.matched in (0, 200)
+    assert early.mtp.first_position == early.matched
+    for one in (early, again):
+        assert one.mtp is not None
+        one.cache.close()
+        one.mtp.close()
+    cache.close()
+    state.close()
+    prefix.close()
+    assert model.kv_pool.used_bytes == model.kv_pool.kept_bytes == 0
+
+
+def test_a_text_kept_without_mtp_layers_serves_drafts_from_its_end_on_where_it_spares_a_page_more(
+    load: LoadModel,
+) -> None:
+    model = load(WINDOWS[0])
+    prefix, drafter, tokens = PrefixCache.of(model), MtpDrafter(model, 3), text(500)
+    cache, state = model.new_cache(), drafter.new_state()
+
+    def read(stop: int) -> Tensor:
+        start = cache.length
+        return model.forward(torch.tensor(tokens[start:stop]), [SequenceSlice(cache, stop - start)])
+
+    def found() -> tuple[int, int]:
+        again = begun(prefix, model, tokens, drafter)
+        assert again.mtp is not None
+        position = again.mtp.first_position
+        again.cache.close()
+        again.mtp.close()
+        return again.matched, position
+
+    state.defer(read(203))
+    assert prefix.keep(tokens[:203], cache, state) == 200
+    read(200 + PAGE_POSITIONS - 1)
+    assert prefix.keep(tokens[: cache.length], cache, None) == 200 + PAGE_POSITIONS - 1
+    assert found() == (200, 0)
+    read(200 + PAGE_POSITIONS)
+    assert prefix.keep(tokens[: cache.length], cache, None) == 200 + PAGE_POSITIONS
+    assert found() == (200 + PAGE_POSITIONS, 200 + PAGE_POSITIONS)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
 def test_rows_come_whole_out_of_a_text_that_has_to_go_for_them(load: LoadModel, window: int) -> None:
     """All three layers have rows that wait; their copies have room only where the kept ones were."""
     model = load(window)

@@ -62,6 +62,43 @@ def test_tries_lose_no_more_than_their_share_of_the_time(draft_s: float) -> None
     assert 0.5 * 0.003 * steps < lost <= 2 * 1.5 + 0.003 * steps
 
 
+def test_where_drafts_do_not_pay_rows_are_kept_from_well_before_each_try_to_its_end() -> None:
+    depth, candidates, kept, drafted = choosing(0.9), [Candidate(7, 99, (64,) * 3)], [], []
+    for number in range(4000):
+        drafted.append(depth.choose(candidates)[7] > 0)
+        kept.append(depth.keeps_rows)
+        depth.learn(half_held(number))
+    tries = [step for step, drafts in enumerate(drafted) if drafts]
+    assert len(tries) > 5
+    # 33 steps with the one that drafts, so that 32 rows are there, and the one it drafts for.
+    assert all(all(kept[max(0, step - 33) : step + 1]) for step in tries)
+    assert sum(kept[1000:]) < 0.5 * len(kept[1000:])
+
+
+def test_who_keeps_no_rows_drafts_nothing_and_keeps_them_from_when_drafts_pay() -> None:
+    """Eight sequences gain less than a draft takes for all of them; one gains more."""
+    costs = MeasuredCosts(PassCosts((1, 2, 8, 9, 16), (1.0, 1.0, 1.0, 2.0, 9.0), ((0.1, 0.0),)))
+    depth = DraftDepth(1, costs)
+    eight, one = [Candidate(n, 99, (64,)) for n in range(8)], [Candidate(0, 99, (64,))]
+
+    def step(candidates: Sequence[Candidate]) -> int:
+        drafts = sum(depth.choose(candidates).values())
+        depth.learn([])
+        return drafts
+
+    while depth.keeps_rows:
+        step(eight)
+    plans = depth.plans_made
+    while depth.plans_made == plans:
+        assert step(eight) == 0
+    assert not depth.keeps_rows
+    # Somebody who ended is taken for there for 16 steps.
+    assert [step(one) for _ in range(16)] == [0] * 16
+    assert depth.keeps_rows
+    assert step([Candidate(0, 0)]) == 0
+    assert 1 in [step(one) for _ in range(18)]
+
+
 def test_a_try_for_which_much_waits_goes_on_until_somebody_comes_or_there_is_no_room() -> None:
     # What it costs is guessed: too much for an answer that ends so soon, and little enough for a try.
     costs = PassCosts((1, 2, 8), (1.0, 1.0, 1.0), ((0.01, 0.001),))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 from orchestrator.generate import GenerationParams, generate, new_sequence
 from orchestrator.model.attention import SequenceSlice
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
-from orchestrator.model.rows_behind import RowsBehind
+from orchestrator.model.rows_behind import CONTEXT_ROWS, RowsBehind
 from orchestrator.model.step35 import Step35Model
 from orchestrator.prefix.cache import PrefixCache
+from orchestrator.sampling import Sampler
+from orchestrator.sampling_params import GREEDY
 from orchestrator.scheduling.step_plan import Decode, Prefill, StepPlan
 from orchestrator.sequence import SequenceState
 from orchestrator.serving import batch
@@ -68,7 +71,7 @@ def drawn_step(chance: Random, running: dict[int, SequenceState]) -> StepPlan:
             prefill.append(Prefill(number, chance.randint(1, 30)))
         else:
             decode.append(Decode(number, chance.randint(0, 3)))
-    return StepPlan(tuple(decode), tuple(prefill), tuple(sorted(pause)))
+    return StepPlan(tuple(decode), tuple(prefill), tuple(sorted(pause)), keeps_rows=chance.random() < 0.8)
 
 
 @examples(12)
@@ -145,6 +148,67 @@ def test_nothing_is_drafted_for_nobody_and_rows_wait_for_the_mtp_layers(model: S
     run_step(model, drafter, sequences, StepPlan((Decode(0, 3),)))
     expected = generate(model, prompt(5), GenerationParams(max_tokens=200, ignore_eos=True))
     assert expected.token_ids[: len(sequence.generated)] == tuple(sequence.generated)
+
+
+def test_rows_are_kept_again_from_where_a_sequence_is(model: Step35Model) -> None:
+    """Meanwhile they have no pages, and nobody is told that drafts can be made."""
+    drafter, params = MtpDrafter(model, 3), GenerationParams(max_tokens=200, ignore_eos=True)
+    sequence = new_sequence(model, drafter, prompt(5), params)
+    sequences, pool = {0: sequence}, model.kv_pool
+
+    def told(plan: StepPlan) -> bool:
+        (advance,) = run_step(model, drafter, sequences, plan).advances
+        return advance.may_draft
+
+    def decoded(steps: int, *, keeps_rows: bool) -> list[bool]:
+        return [told(StepPlan((Decode(0),), keeps_rows=keeps_rows)) for _ in range(steps)]
+
+    before = pool.used_bytes
+    assert told(StepPlan(prefill=(Prefill(0, 9),)))
+    assert all(decoded(3, keeps_rows=True))
+    assert not any(decoded(50, keeps_rows=False))
+    assert sequence.mtp is None
+    assert pool.used_bytes == before + sequence.cache.nbytes
+    # It is told of the rows that a sequence had before the step.
+    assert decoded(CONTEXT_ROWS + 1, keeps_rows=True) == [*[False] * CONTEXT_ROWS, True]
+    assert tuple(RowsBehind(sequence.cache.length, sequence.layer_bounds)) == (CONTEXT_ROWS + 1,) * 3
+    outcome = run_step(model, drafter, sequences, StepPlan((Decode(0, 3),)))
+    assert outcome.drafting_rows == CONTEXT_ROWS + 1
+    assert outcome.advances[0].drafted == 3
+    expected = generate(model, prompt(5), params)
+    assert expected.token_ids[: len(sequence.generated)] == tuple(sequence.generated)
+    sequence.close()
+
+
+def test_a_sequence_may_begin_without_rows(model: Step35Model) -> None:
+    drafter = MtpDrafter(model, 3)
+    sequence = SequenceState(model, drafter, prompt(1), Sampler(GREEDY), LENGTHS[1][1], (), keeps_rows=False)
+    sequences = {1: sequence}
+    run_step(model, drafter, sequences, StepPlan(prefill=(Prefill(1, 15),), keeps_rows=False))
+    assert not sequence.may_draft
+    run_step(model, drafter, sequences, StepPlan(prefill=(Prefill(1, 25),)))
+    assert tuple(RowsBehind(sequence.cache.length, sequence.layer_bounds)) == (25, 25, 25)
+    while sequence.finish_reason is None:
+        run_step(model, drafter, sequences, StepPlan((Decode(1, 2),)))
+    expected = generate(model, prompt(1), GenerationParams(max_tokens=LENGTHS[1][1], ignore_eos=True))
+    assert tuple(sequence.generated) == expected.token_ids
+    sequence.close()
+
+
+def test_layers_whose_rows_may_not_wait_for_ever_keep_them_all(tmp_path: Path) -> None:
+    """An MTP layer without a window sees all slots, so that no gap may be among them."""
+    path = write_random_checkpoint(tmp_path, seed=31, vocab_size=VOCAB, num_sliding_heads=4)
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config["layer_types"][-3:] = ["full_attention"] * 3
+    (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    model = load_model(path)
+    drafter = MtpDrafter(model, 1)
+    assert not drafter.lets_all_wait
+    sequence = started(model, drafter, 5)
+    run_step(model, drafter, {0: sequence}, StepPlan(prefill=(Prefill(0, 9),), keeps_rows=False))
+    run_step(model, drafter, {0: sequence}, StepPlan((Decode(0),), keeps_rows=False))
+    assert sequence.may_draft
+    assert RowsBehind(sequence.cache.length, sequence.layer_bounds)[0] == 10
 
 
 class Counting(MtpDrafter):
