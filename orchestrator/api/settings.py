@@ -44,7 +44,13 @@ class ApiSettings:
     most_connections: int = 4096
 
     def __post_init__(self) -> None:
-        """Raises KeysRequired, or InputError for half of a pair of TLS files or a port that is none."""
+        """Raises KeysRequired, or InputError for another setting that cannot be used."""
+        address, colon, port = self.host.rpartition(":")
+        if "/" in self.host or (colon and port.isdecimal() and ":" not in address):
+            advice = f"; the port is --port {port}" if port.isdecimal() else ""
+            raise InputError(
+                f"--host {self.host}: expected an address or a name alone, such as 127.0.0.1{advice}"
+            )
         if not is_loopback(self.host) and not self.keys:
             raise KeysRequired(
                 f"--host {self.host}: other machines reach it, so that API keys are needed; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -113,6 +114,8 @@ def serve(
         )
     )
     shown_name = name_for_clients(name, run.model)
+    if not math.isfinite(most_delay):
+        raise InputError(f"--most-delay {most_delay}: expected a number of seconds from 0 upwards")
     with stopping_at_once():
         # Torch takes seconds to load, which nobody should wait for whose options are wrong.
         from orchestrator.api.addresses import is_loopback

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import typer
 from pydantic import ValidationError
 
@@ -18,6 +21,15 @@ _EXPECTED = {
 }
 
 
+def _what_was_meant(text: str, context: Any) -> str:
+    """By an argument too many; `text`: typer's, which has them all in brackets."""
+    options = [name for param in context.command.params for name in param.opts] if context is not None else []
+    first = text.partition("(s) (")[2].removesuffix(")").split(" ")[0]
+    if "--model" in options and first and Path(first).exists():
+        return f"a model is given as --model {first}"
+    return "text with spaces goes into quotes"
+
+
 def usage_message(error: Exception, name: str = "") -> str:
     """One line: the option or argument, expected and found, or typer's own words and where help is.
 
@@ -30,7 +42,7 @@ def usage_message(error: Exception, name: str = "") -> str:
     command = context.command_path if context is not None else f"potluck {name}".rstrip()
     text = text.replace("Value error, ", "").replace(". Did you", "; did you").rstrip(".?")
     if "unexpected extra argument" in text:
-        text += ": text with spaces goes into quotes"
+        text += f": {_what_was_meant(text, context)}"
     if not isinstance(error, typer.BadParameter) or not text.startswith("Invalid value for "):
         return f"{command}: {text[:1].lower()}{text[1:]}; see `{command} --help`"
     option, _, reason = text.removeprefix("Invalid value for ").replace("'", "", 2).partition(": ")

@@ -25,6 +25,8 @@ PLAN = ("plan", "cluster.yaml", "--model", "step-3.5-flash")
         ((*PLAN, "--polcy", "uniform"), "potluck plan: … --polcy … --policy"),
         ((*PLAN, "other.yaml"), "unexpected extra argument"),
         (("generate", "--prompt", "Dear", "all,"), "(all,): text with spaces goes into quotes; see `potluck"),
+        (("serve", "models"), "(models): a model is given as --model models; see `potluck serve --help`"),
+        (("serve", "--model", "m", "--most-delay", "inf"), "--most-delay inf: … seconds from 0 upwards"),
         ((*PLAN, "--quant"), "potluck plan: … --quant … requires an argument … `potluck plan --help`"),
         (
             ("generate", "--mtp"),
