@@ -9,7 +9,8 @@ what a server left there itself, as they do where it is alone. With one thread, 
 for what schedulers learn. The answers must be the same, else it ends with an error.
 A server lives through all texts, so it comes to a text with what it learned of the one before. On each, the
 first answers of all places only warm up, and it counts up to the moment when no request is left to begin.
-'loaded' has MTP layers that nobody asks for drafts: rows wait for them, so that drafts could begin.
+Of 'off' and 'adaptive' there are two servers each, and what both did counts. A server is faster or slower by
+up to 2% for where its objects lie in memory: 'off, second by first' says it of two that are equal.
 `--random 0.7` takes a model of as many layers as Step-3.5-Flash, an eighth as wide, with random weights. Its
 MTP layers are as small a part of a pass as they really are. 0.7 of the drafts hold: tokens are drawn so hot
 that noise, which drafts and tokens share, mostly decides alone (`temperature_of`).
@@ -53,7 +54,9 @@ from orchestrator.tokenizer import Tokenizer
 from placement.pass_costs import costs_of_reading
 from workers.formats.open_model import open_model
 
-WAYS = ("off", "loaded", "1", "2", "3", "adaptive")
+WAYS = ("off", "1", "2", "3", "adaptive")
+TWICE = ("off", "adaptive")
+"""What is compared. Of the others there is one server each."""
 MOST_DRAFTS = 3
 CONTEXT_TOKENS = 48
 TURN_TOKENS = 16
@@ -104,8 +107,38 @@ class FixedScheduler(Scheduler):
         self._depth = FixedDepth(most_drafts, costs)
 
 
+class Steps:
+    """Steps that count: seconds and tokens of each."""
+
+    __slots__ = ()
+
+    def parts(self, parts: int) -> list[np.ndarray]:
+        """So many parts, one after another, float64 [steps, seconds and tokens] each."""
+        raise NotImplementedError
+
+    def speeds(self, parts: int = 1) -> np.ndarray:
+        """Tokens a second of so many parts, float64 [parts]."""
+        return np.array([_speed(part) for part in self.parts(parts)])
+
+    def speed_of_half(self, half: int) -> float:
+        """Tokens a second of every second eighth, from the first or the second one on."""
+        return _speed(np.concatenate(self.parts(8)[half::2]))
+
+
+@dataclass(frozen=True, slots=True)
+class Together(Steps):
+    """Servers that are all alike."""
+
+    servers: tuple[Server, ...]
+
+    def parts(self, parts: int) -> list[np.ndarray]:
+        """See `Steps.parts`; each server gives as large a share of a part."""
+        found = [server.parts(parts) for server in self.servers]
+        return [np.concatenate(of_all) for of_all in zip(*found, strict=True)]
+
+
 @dataclass(slots=True)
-class Server:
+class Server(Steps):
     """One way to draft: what its steps took and gave, and what it said.
 
     Attributes:
@@ -139,10 +172,8 @@ class Server:
         limits = Limits(2048)
         costs = MeasuredCosts(costs_of_reading(model.config.shape(""), 16.0))
         kv = KvBudget(tuple(model.kv_sizes(drafts)), limits.pass_rows)
-        if way == "adaptive":
-            scheduler = Scheduler(limits, kv, costs, drafts)
-        else:
-            scheduler = FixedScheduler(limits, kv, costs, 0 if way == "loaded" else drafts)
+        of_way = Scheduler if way == "adaptive" else FixedScheduler
+        scheduler = of_way(limits, kv, costs, drafts)
         prompts = Prompts(tokenizer, model.config.vocab_size, model.config.eos_token_ids)
         runner = Runner(
             model,
@@ -191,15 +222,8 @@ class Server:
     def _said(self) -> int:
         return self.runner.counts.totals({}).generated_tokens
 
-    def speeds(self, parts: int = 1) -> np.ndarray:
-        """Tokens a second of so many parts of what counts, float64 [parts]."""
-        return np.array([_speed(part) for part in self._parts(parts)])
-
-    def speed_of_half(self, half: int) -> float:
-        """Tokens a second of every second eighth of what counts, from the first or the second one on."""
-        return _speed(np.concatenate(self._parts(8)[half::2]))
-
-    def _parts(self, parts: int) -> list[np.ndarray]:
+    def parts(self, parts: int) -> list[np.ndarray]:
+        """See `Steps.parts`."""
         return np.array_split(np.array(self.steps), parts)
 
 
@@ -293,7 +317,7 @@ def pieces_of(text: Sequence[int], number: int, tokens: int) -> list[tuple[tuple
     return [(piece, luck.randint(tokens // 2, tokens * 3 // 2)) for piece in pieces]
 
 
-def held_out_by_the_best(found: Server, fixed: Sequence[Server]) -> float:
+def held_out_by_the_best(found: Steps, fixed: Sequence[Steps]) -> float:
     """Speed by that of the fastest of `fixed`, which is chosen on the other half of the eighths."""
     ratios = []
     for half in (0, 1):
@@ -302,23 +326,23 @@ def held_out_by_the_best(found: Server, fixed: Sequence[Server]) -> float:
     return float(np.sqrt(np.prod(ratios)))
 
 
-def cells(servers: dict[str, Server]) -> list[str]:
+def cells(servers: dict[str, tuple[Server, ...]]) -> list[str]:
     """Speeds, adaptive's by the best fixed one's, its drafts a step, and how many of three hold by place."""
-    fixed = [way for way in WAYS if way not in ("adaptive", "loaded")]
-    best = max(fixed, key=lambda way: float(servers[way].speeds()[0]))
-    held_out = held_out_by_the_best(servers["adaptive"], [servers[way] for way in fixed])
-    found = [str(len(servers["off"].steps)), f"{servers['off'].speeds()[0]:.0f}"]
-    for way in WAYS[1:]:
-        found.append(_ratio(servers[way], servers["off"]))
-    drafted = servers["adaptive"].runner.counts.totals({})
-    per_step = sum(drafted.drafted) / max(1, drafted.steps)
-    three = servers["3"].runner.counts.totals({})
+    ways = {way: Together(of_way) for way, of_way in servers.items()}
+    off, adaptive = ways["off"], ways["adaptive"]
+    fixed = [ways[way] for way in WAYS if way != "adaptive"]
+    best = max(fixed, key=lambda way: float(way.speeds()[0]))
+    found = [str(len(servers["off"][0].steps)), f"{off.speeds()[0]:.0f}", _ratio(*servers["off"][::-1])]
+    found += [_ratio(ways[way], off) for way in WAYS[1:]]
+    drafted = [server.runner.counts.totals({}) for server in servers["adaptive"]]
+    per_step = sum(sum(of.drafted) for of in drafted) / max(1, sum(of.steps for of in drafted))
+    three = servers["3"][0].runner.counts.totals({})
     held = [f"{held / max(1, made):.2f}" for held, made in zip(three.accepted, three.drafted, strict=True)]
-    by_best = [_ratio(servers["adaptive"], servers[best]), f"{held_out:.3f}"]
+    by_best = [_ratio(adaptive, best), f"{held_out_by_the_best(adaptive, fixed):.3f}"]
     return [*found, *by_best, f"{per_step:.2f}", ", ".join(held)]
 
 
-def _ratio(first: Server, second: Server) -> str:
+def _ratio(first: Steps, second: Steps) -> str:
     parts = first.speeds(8) / second.speeds(8)
     return f"{first.speeds()[0] / second.speeds()[0]:.3f} ± {parts.std(ddof=1) / len(parts) ** 0.5:.3f}"
 
@@ -349,16 +373,20 @@ def main(
         prompts = Prompts(tokenizer, head.config.vocab_size, head.config.eos_token_ids)
         columns = [f"{way}, by off" for way in WAYS[1:]]
         last = ("adaptive, by the best", "held out", "drafts a step", "held")
-        _line("text", "sequences", "steps", "off, tokens/s", *columns, *last)
-        _line(*["---"] * (len(columns) + 8))
+        _line("text", "sequences", "steps", "off, tokens/s", "off, second by first", *columns, *last)
+        _line(*["---"] * (len(columns) + 9))
         for places in sequences:
-            servers = {way: Server.of(way, head, tokenizer, clock) for way in WAYS}
+            servers = {
+                way: tuple(Server.of(way, head, tokenizer, clock) for _ in range(1 + (way in TWICE)))
+                for way in WAYS
+            }
+            all_of_them = [server for of_way in servers.values() for server in of_way]
             for name, source, temperature in cases:
-                for server in servers.values():
+                for server in all_of_them:
                     server.runner.counts = Counts()
                 text = source.read_text(encoding="utf-8")
                 asked = requests_of(tokenizer, text, answers * places, tokens, temperature)
-                play(list(servers.values()), asked, places, prompts)
+                play(all_of_them, asked, places, prompts)
                 _line(name, str(places), *cells(servers))
 
 

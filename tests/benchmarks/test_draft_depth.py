@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.draft_depth import Server, held_out_by_the_best, play, requests_of, temperature_of
+from benchmarks.draft_depth import (
+    Server,
+    Together,
+    held_out_by_the_best,
+    play,
+    requests_of,
+    temperature_of,
+)
 from orchestrator.serving.prompts import Prompts
 from orchestrator.session import load_local
 from orchestrator.tokenizer import Tokenizer
@@ -20,13 +27,13 @@ MODEL = Path(__file__).parents[2] / "models" / "potluck-tiny"
 def test_each_way_drafts_as_it_says_and_all_say_the_same() -> None:
     head = load_local(open_model(MODEL), torch.bfloat16)
     tokenizer = Tokenizer.load(MODEL)
-    ways = ("off", "loaded", "2", "adaptive")
+    ways = ("off", "2", "adaptive")
     servers = {way: Server.of(way, head, tokenizer, time.thread_time) for way in ways}
     text = (MODEL / "heldout" / "prose.txt").read_text(encoding="utf-8")[:2000]
     prompts = Prompts(tokenizer, head.config.vocab_size, head.config.eos_token_ids)
     play(list(servers.values()), requests_of(tokenizer, text, 8, 12), 2, prompts)
     drafted = {way: server.runner.counts.totals({}).drafted for way, server in servers.items()}
-    assert drafted["off"] == drafted["loaded"] == ()
+    assert drafted["off"] == ()
     assert len(drafted["2"]) == 2
     assert len(drafted["adaptive"]) <= 3
     off = servers["off"]
@@ -50,6 +57,13 @@ def test_the_hotter_tokens_are_drawn_the_more_drafts_of_a_random_model_hold() ->
 def server(speeds: list[float]) -> Server:
     """With that speed in each eighth of what counts."""
     return Server(None, time.thread_time, steps=[(1.0, of) for of in speeds])  # type: ignore[arg-type, list-item]
+
+
+def test_servers_that_are_alike_count_together() -> None:
+    both = Together((server([10.0] * 8), server([10.0, 10.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0])))
+    assert both.speeds().tolist() == [7.75]
+    assert both.speeds(4).tolist() == [10.0, 7.0, 7.0, 7.0]
+    assert both.speed_of_half(0) == both.speed_of_half(1)
 
 
 def test_the_luckiest_one_is_not_taken_for_the_best() -> None:
