@@ -51,7 +51,8 @@ class Scheduler:
         self._kv = kv
         self._costs = costs
         self._depth = DraftDepth(most_drafts, costs)
-        self._behind_at_first = (2 * CONTEXT_ROWS,) * most_drafts
+        self._behind_if_kept = (2 * CONTEXT_ROWS,) * most_drafts
+        """About what waits where a try is due: rows that were kept before it, or those of a prompt."""
         self._shares = ClientShares()
         self._line = Line(self._shares)
         self._running: dict[int, Job] = {}
@@ -262,9 +263,9 @@ class Scheduler:
         return self._depth.choose(candidates, other_rows, free_rows)
 
     def _candidate(self, job: Job) -> Candidate:
+        """As if rows had been kept, where they are not: so it shows whether to keep them."""
         if not self._depth.keeps_rows:
-            # What it would be if rows had been kept for its drafts.
-            return Candidate(job.sequence, job.remaining - 1, self._behind_at_first)
+            return Candidate(job.sequence, job.remaining - 1, self._behind_if_kept)
         if not job.may_draft:
             return Candidate(job.sequence, 0)
         return Candidate(job.sequence, job.remaining - 1, job.behind)
@@ -392,7 +393,7 @@ class Scheduler:
         del self._running[job.sequence]
         job.place = place
         job.computed = 0
-        job.layers, job.may_draft = (), False
+        job.layers = ()
         self._to_pause.add(job.sequence)
         self._line.add(job)
         self._depth.plan_anew()

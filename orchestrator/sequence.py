@@ -12,7 +12,7 @@ from torch import Tensor
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
 from orchestrator.model.mtp_state import MtpState
 from orchestrator.model.native import row_ends
-from orchestrator.model.rows_behind import LayerBounds
+from orchestrator.model.rows_behind import CONTEXT_ROWS, LayerBounds
 from orchestrator.model.step35 import Step35Model
 from orchestrator.prefix.cache import PrefixCache
 from orchestrator.prefix.stops import stops
@@ -93,7 +93,7 @@ class SequenceState:
         """Whether anybody is to have its rows."""
         self.keeps_rows = keeps_rows
         """Whether rows are kept for drafts, where there is a drafter."""
-        self._has_context = False
+        self._waits_for_rows = False
         self._layer_bounds: LayerBounds | None = None
         self._new_caches()
 
@@ -127,11 +127,11 @@ class SequenceState:
 
     @property
     def may_draft(self) -> bool:
-        """Whether there are enough rows for drafts that hold about as often as they can."""
+        """Whether it has rows for drafts: all since it began, or enough of those that were kept again."""
         # Asked in every step, as `layer_bounds`.
-        if not self._has_context and self.mtp is not None:
-            self._has_context = self.mtp.has_context
-        return self._has_context
+        if self._waits_for_rows and self.mtp is not None:
+            self._waits_for_rows = self.mtp.num_hidden < CONTEXT_ROWS
+        return not self._waits_for_rows
 
     def keep_rows(self, keeps: bool) -> None:
         """Keep the rows of what comes next for drafts, from here on; or keep none, and forget those kept."""
@@ -156,7 +156,7 @@ class SequenceState:
         except BaseException:
             self.pause()
             raise
-        self._layer_bounds, self._has_context = None, False
+        self._layer_bounds = None
         self.stops = stops(found, self.num_prompt, self._ends)
         if not self._was_resumed:
             self.matched = min(found.matched, self.num_prompt)
@@ -271,7 +271,8 @@ class SequenceState:
 
     def _new_mtp(self) -> None:
         self.mtp = self._drafter.new_state() if self._drafter is not None and self.keeps_rows else None
-        self._layer_bounds, self._has_context = None, False
+        self._layer_bounds = None
+        self._waits_for_rows = self.mtp is None or self.cache.length > 0
         self.wants_rows = self.mtp is not None or self._on_hidden is not None
         # Who listens hears of all rows, from `take`.
         self.row_end = self.mtp.rows[0] if self.mtp is not None and self._on_hidden is None else None

@@ -245,6 +245,8 @@ class _Server:
         self, sequence: int, rows: int, said: int, ended: bool, drafted: int = 0, accepted: int = 0
     ) -> Advance:
         request = self._live[sequence]
+        # It is told of the rows before the step.
+        may_draft = request.may_draft
         request.held += rows
         layers = tuple(zip(request.slots, self._most_behind, strict=True))
         reason: Ended | None = "length" if ended else None
@@ -256,5 +258,5 @@ class _Server:
             reason,
             request.held,
             layers=layers,
-            may_draft=request.may_draft,
+            may_draft=may_draft,
         )

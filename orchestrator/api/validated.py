@@ -113,8 +113,13 @@ def _said(kind: str, message: str, context: Mapping[str, Any], might_be_text: bo
 
 def _path(steps: Sequence[int | str], document: Any, *, is_missing: bool) -> str:
     """Where in the document. Between its own names, `steps` has names of alternatives, which are ours."""
-    path, value = [], document
+    path, value, is_told_apart = [], document, False
     for number, step in enumerate(steps):
+        if isinstance(value, dict) and step == value.get("type") and not is_told_apart:
+            # Alternatives are told apart by their `type`, which may be a field's name too.
+            is_told_apart = True
+            continue
+        is_told_apart = False
         if isinstance(value, dict) and step in value:
             value = value[str(step)]
         elif isinstance(value, list) and isinstance(step, int) and step < len(value):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool
-from orchestrator.model.rows_behind import CONTEXT_ROWS, LayerBounds, RowsBehind
+from orchestrator.model.rows_behind import LayerBounds, RowsBehind
 from orchestrator.model.waiting_rows import WaitingRows
 from placement.kv_size import HELD_BACK, MOST_DEFERRED, ROWS_BACK
 from placement.model_shape import MOST_POSITIONS
@@ -74,11 +74,6 @@ class MtpState:
         return self.reaches[k] is None and len(self.rows[k]) >= MOST_DEFERRED
 
     @property
-    def has_context(self) -> bool:
-        """Whether drafts hold about as often as with all rows of the text."""
-        return not self.first_position or self.num_hidden >= CONTEXT_ROWS
-
-    @property
     def layer_bounds(self) -> LayerBounds:
         """See `RowsBehind`; slots count from the text's first row."""
         slots = [self.first_position + cache.length for cache in self.caches]
@@ -127,8 +122,7 @@ class MtpState:
 
     def forget(self, length: int) -> None:
         """Keep the rows of so many of the text's positions alone; those after them must be deferred still."""
-        if length < self.first_position:
-            self.first_position = length
+        assert length >= self.first_position
         if self.num_hidden > length - self.first_position:
             self.rows[0].drop_from(length - self.first_position)
 

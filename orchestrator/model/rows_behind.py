@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import overload
 
 CONTEXT_ROWS = 32
-"""With so many rows before them, drafts hold nearly as often as with all (docs/scheduler.md)."""
+"""With so many rows before them, drafts hold about as often as with all (docs/scheduler.md)."""
 
 LayerBounds = tuple[tuple[int, int], ...]
 """Of each MTP layer, the slots that it has, and the most rows that it would compute."""

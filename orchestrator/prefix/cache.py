@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.model.kv_cache import KVCache
 from orchestrator.model.kv_pool import KvPool, Page
 from orchestrator.model.mtp_state import MtpState
+from orchestrator.model.rows_behind import CONTEXT_ROWS
 from orchestrator.model.step35 import Step35Model
 from orchestrator.model.waiting_rows import WaitingRows
 from orchestrator.prefix.kept import Boundary, KeptCache, KeptDrafter, KeptMtp, KeptRows, LayerPages
-from orchestrator.prefix.tree import Tree
+from orchestrator.prefix.tree import Match, Tree
 from placement.kv_size import PAGE_POSITIONS
 
 LEAST_TOKENS = 16
@@ -110,22 +111,23 @@ class PrefixCache:
 
         Args:
             mtp: None for a sequence without drafts. For one with them, a text that was kept with its MTP
-                layers goes before a longer one that was not, unless that spares a page's worth of tokens
-                more.
+                layers goes before one that was not, unless that spares a page's worth of tokens more.
 
         Raises:
             KvDoesNotFit: there is no room for rows that are copied. The caches are of no use then.
         """
-        match = self._tree.match(token_ids, 0, len(token_ids) - 1)
-        if mtp is not None and match.length:
-            with_mtp = self._tree.match(token_ids, len(mtp.caches), len(token_ids) - 1)
-            if match.length < with_mtp.length + PAGE_POSITIONS:
-                match = with_mtp
+        num_mtp = len(mtp.caches) if mtp is not None else 0
+        match, alone = self._tree.matches(token_ids, num_mtp, len(token_ids) - 1)
+        length = _where_mtp_begins(match, alone) if mtp is not None else None
+        if length is not None:
+            match = replace(alone, length=length)
         matched = 0
         if match.boundary is not None and match.length >= LEAST_TOKENS:
             matched = match.length
             self._touch(match.boundary)
-            match.boundary.fill(cache, mtp, matched)
+            match.boundary.fill(cache, mtp if length is None else None, matched)
+            if mtp is not None and length is not None:
+                mtp.begin_at(matched)
         # Only now, since who found no room comes again.
         self._asked += 1
         self._asked_tokens += len(token_ids)
@@ -160,18 +162,23 @@ class PrefixCache:
             raise ValueError(f"{len(token_ids)} tokens of a cache that holds {cache.length}")
         tokens = token_ids if upto is None else token_ids[:upto]
         lowest, length, num_mtp = cache.lowest, min(len(tokens), cache.length), 0
+        drafts_from = None
         if mtp is not None:
-            num_mtp = len(mtp.caches)
+            num_mtp, drafts_from = len(mtp.caches), _lowest_of(mtp)
             with_mtp = min(len(tokens) - num_mtp, cache.length, mtp.first_position + mtp.length)
-            if with_mtp >= max(lowest, _lowest_of(mtp)):
+            if with_mtp >= max(lowest, drafts_from):
                 length = with_mtp
             else:
-                mtp, num_mtp = None, 0
+                mtp, num_mtp, drafts_from = None, 0, None
         if length < max(lowest, LEAST_TOKENS):
             return 0
         tokens = tokens[: length + num_mtp]
         known = self._tree.match(tokens, num_mtp, length)
-        if known.boundary is not None and known.length == length and known.boundary.lowest <= lowest:
+        if (
+            known.boundary is not None
+            and known.length == length
+            and known.boundary.serves(lowest, drafts_from)
+        ):
             self._touch(known.boundary)
             return length
         boundary = self._boundary(tokens, lowest, length, cache, mtp)
@@ -236,7 +243,7 @@ class PrefixCache:
         return boundary
 
     def _needless(self, boundary: Boundary, tokens: Sequence[int]) -> list[Boundary]:
-        """Those on the way to a boundary that spare nobody more than it does."""
+        """Those on the way to a boundary whose trunk spares nobody more than its does."""
         found = []
         for number, block in enumerate((self._tree.root, *boundary.block.path())):
             # Cut once for all: a tail is shorter than two blocks.
@@ -273,6 +280,18 @@ class PrefixCache:
     def _touch(self, boundary: Boundary) -> None:
         del self._boundaries[boundary]
         self._boundaries[boundary] = None
+
+
+def _where_mtp_begins(with_mtp: Match, alone: Match) -> int | None:
+    """The length at which to go on without kept MTP layers, if that spares enough more than with them.
+
+    Drafts need some rows, which are computed again as far as the trunk can go back.
+    """
+    if alone.boundary is None:
+        return None
+    length = min(alone.length, max(alone.boundary.lowest, LEAST_TOKENS, alone.length - CONTEXT_ROWS))
+    least_gain = PAGE_POSITIONS if with_mtp.length >= LEAST_TOKENS else LEAST_TOKENS
+    return length if length >= with_mtp.length + least_gain else None
 
 
 def _lowest_of(mtp: MtpState) -> int:

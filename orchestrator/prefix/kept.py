@@ -131,6 +131,12 @@ class Boundary:
         kept = self.drafter
         return kept is not None and len(kept.layers) >= num_layers and kept.lowest <= length
 
+    def serves(self, lowest: int, drafts_from: int | None) -> bool:
+        """Whether others can go on at that length, and with drafts at another one; None for without."""
+        if self.lowest > lowest:
+            return False
+        return drafts_from is None or (self.drafter is not None and self.drafter.lowest <= drafts_from)
+
     def own_pages(self) -> Iterator[LayerPages]:
         """Those that are not its blocks'."""
         yield from self.trunk.layers
@@ -157,7 +163,8 @@ class Boundary:
     def fill(self, cache: KVCache, mtp: MtpState | None, length: int) -> None:
         """Give new caches of the trunk and of the first MTP layers the text up to `length`.
 
-        Where it was not kept with MTP layers, these have the text from `length` on.
+        Args:
+            mtp: None for the trunk alone; else the boundary has the layers at that length (`has_mtp`).
 
         Raises:
             KvDoesNotFit: there is no room for copies of the rows that wait.
@@ -177,9 +184,7 @@ class Boundary:
         if mtp is None:
             return
         drafter = self.drafter
-        if drafter is None or not self.has_mtp(len(mtp.caches), length):
-            mtp.begin_at(length)
-            return
+        assert drafter is not None
         mtp.begin_at(drafter.first_position)
         length -= drafter.first_position
         left = []

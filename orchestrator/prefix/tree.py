@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.prefix.kept import Block, Boundary, LayerPages
 from placement.kv_size import PAGE_POSITIONS
@@ -30,7 +30,11 @@ class Tree:
         self.root = Block()
 
     def match(self, tokens: Sequence[int], num_mtp: int, most: int) -> Match:
-        """The longest way into a text that some boundary spares.
+        """The longest way into a text that some boundary spares; see `matches`."""
+        return self.matches(tokens, num_mtp, most)[0]
+
+    def matches(self, tokens: Sequence[int], num_mtp: int, most: int) -> tuple[Match, Match]:
+        """The longest ways into a text that some boundary spares: with MTP layers, and of the trunk alone.
 
         An MTP layer's slot was computed from the tokens after it, one more for each layer. So of the tokens
         that a boundary has in common with the text, the last `num_mtp` are computed again.
@@ -39,15 +43,19 @@ class Tree:
             num_mtp: MTP layers whose caches are needed.
             most: the largest length that is asked for.
         """
-        best, best_length, shared = None, 0, 0
+        with_mtp, alone = Match(None, 0, 0), Match(None, 0, 0)
+        shared = 0
         for boundary, matched in self._alike(tokens):
             shared = max(shared, matched)
-            if matched - num_mtp <= best_length:
+            if matched <= alone.length and matched - num_mtp <= with_mtp.length:
                 continue
+            length = min(boundary.length, matched, most)
+            if max(boundary.lowest, alone.length + 1) <= length:
+                alone = Match(boundary, length, 0)
             length = min(boundary.length, matched - num_mtp, most)
-            if max(boundary.lowest, best_length + 1) <= length and boundary.has_mtp(num_mtp, length):
-                best, best_length = boundary, length
-        return Match(best, best_length, shared)
+            if max(boundary.lowest, with_mtp.length + 1) <= length and boundary.has_mtp(num_mtp, length):
+                with_mtp = Match(boundary, length, 0)
+        return replace(with_mtp, shared=shared), replace(alone, shared=shared)
 
     def add(self, tokens: Sequence[int], depth: int, pages: Callable[[int], tuple[LayerPages, ...]]) -> Block:
         """The last of the first `depth` blocks of a text, which are made where they are not there.

@@ -106,6 +106,10 @@ class DraftDepth:
         """
 
     @property
+    def context_rows(self) -> int:
+        """Rows that a sequence's drafts wait for where rows are kept again; for tests."""
+
+    @property
     def plans_made(self) -> int:
         """How often the best depths were looked for; for tests."""
 

@@ -6,6 +6,9 @@
 #include <cstdint>
 #include <vector>
 
+// With so many rows before them, drafts hold about as often as with all (docs/scheduler.md).
+constexpr int64_t CONTEXT_ROWS = 32;
+
 // Drafts of each sequence, in the order of those that they are for.
 using Depths = std::vector<int>;
 

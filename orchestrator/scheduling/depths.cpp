@@ -316,6 +316,8 @@ PyObject* depth_most(PyObject* self, void*) { return PyLong_FromLong(of<DraftDep
 
 PyObject* depth_keeps_rows(PyObject* self, void*) { return PyBool_FromLong(of<DraftDepth>(self).keeps_rows()); }
 
+PyObject* depth_context_rows(PyObject*, void*) { return PyLong_FromLongLong(CONTEXT_ROWS); }
+
 PyObject* depth_plans_made(PyObject* self, void*) { return PyLong_FromLongLong(of<DraftDepth>(self).plans_made()); }
 
 PyMethodDef depth_methods[] = {
@@ -329,6 +331,7 @@ PyMethodDef depth_methods[] = {
 PyGetSetDef depth_properties[] = {
     {"most", depth_most, nullptr, "Drafts of a sequence in a step.", nullptr},
     {"keeps_rows", depth_keeps_rows, nullptr, "Whether sequences keep their rows for drafts from now on.", nullptr},
+    {"context_rows", depth_context_rows, nullptr, "Rows that a sequence's drafts wait for.", nullptr},
     {"plans_made", depth_plans_made, nullptr, "How often the best depths were looked for.", nullptr},
     {}};
 PyType_Slot depth_slots[] = {

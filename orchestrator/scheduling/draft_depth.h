@@ -54,15 +54,17 @@ class DraftDepth {
     Depths chosen(count, 0);
     if (rests((int64_t)count, asked.other_rows)) return chosen;
     follow((int64_t)count);
-    const bool has_rows = keeps_rows();
+    // They may keep rows from this step on, but have none yet.
+    const bool had_rows = keeps_rows();
     const bool tries = tries_.next_step(asked.other_rows);
     const bool holds = plan_ && step_ < plan_until_ && (tries ? plan_->asked == asked : plan_->holds_for(asked));
-    if (!holds) make_plan(asked, candidates(), has_rows ? SAME_STEPS : RESTING_STEPS);
+    if (!holds) make_plan(asked, candidates(), had_rows ? SAME_STEPS : RESTING_STEPS);
     tries_.save(*plan_);
     if (!tries && !plan_->is_drafting()) return chosen;
-    const Depths planned = tries ? tries_.depths(*plan_, candidates(), has_rows) : plan_->best;
-    // They keep them from now on.
-    if (!has_rows) return chosen;
+    const Depths planned = tries ? tries_.depths(*plan_, candidates(), had_rows) : plan_->best;
+    if (!had_rows) return chosen;
+    // What a try teaches is of use as long as rows are there.
+    if (planned != plan_->best && plan_until_ > step_ + SAME_STEPS) plan_until_ = step_ + 1;
     const auto drafting = std::count_if(planned.begin(), planned.end(), [](int depth) { return depth > 0; });
     // What they waited for is taken in, so others may begin.
     if (plan_->takes_in && drafting > 0 && drafting < (int64_t)planned.size()) plan_until_ = step_;

@@ -74,11 +74,12 @@ class DraftTries {
   void save(const DraftPlan& plan) { time_ += plan.best_steps(); }
 
   // Whether sequences have to keep rows, since a try is under way or will soon be due.
-  bool needs_rows() const { return going_on_ || rows_steps_ <= 0; }
+  bool needs_rows() const { return rows_steps_ <= 0; }
 
-  // To try in this step; the best ones where no others can be paid for. The plan is of these candidates. `has_rows`:
+  // To try in this step; the best ones where no others can be paid for. The plan is of these candidates. `keeps_rows`:
   // whether they keep rows, without which no try begins.
-  Depths depths(const DraftPlan& plan, const std::vector<Candidate>& candidates, bool has_rows) {
+  Depths depths(const DraftPlan& plan, const std::vector<Candidate>& candidates, bool keeps_rows) {
+    rows_steps_ = 0;
     if (going_on_) return go_on(plan);
     near_.save_until(time_);
     far_.save_until(time_);
@@ -87,12 +88,12 @@ class DraftTries {
     // A far one that is too dear is waited for: near ones have time of their own.
     for (auto [account, depths] : {std::pair(&far_, far_depths(plan)), std::pair(&near_, near_depths(plan))}) {
       for (const auto& one : offered(plan, candidates, account->in_turn(depths))) {
-        if (has_rows && account->pays(one.loss)) return run(one);
+        if (keeps_rows && account->pays(one.loss)) return run(one);
         const double steps = account->saving_steps(one.loss);
         saving_steps = std::min(saving_steps.value_or(steps), steps);
       }
     }
-    wait(saving_steps.value_or(LONGEST_SAVING_STEPS), has_rows);
+    wait(saving_steps.value_or(LONGEST_SAVING_STEPS), keeps_rows);
     return plan.best;
   }
 
@@ -109,8 +110,10 @@ class DraftTries {
   static constexpr int WITHOUT_STEPS = 3;
   // So long nobody looks again what can be tried, at most, where nothing can be paid for yet.
   static constexpr double LONGEST_SAVING_STEPS = 60;
-  // So many steps before a try sequences keep rows: one more than make a draft hold about as often as all rows do.
-  static constexpr int64_t CONTEXT_STEPS = 33;
+  // So many steps before a try sequences keep rows. A step tells of the rows before it.
+  static constexpr int64_t CONTEXT_STEPS = CONTEXT_ROWS + 1;
+  // As far ahead as anybody can say when a try will be paid for.
+  static constexpr double LONGEST_WITHOUT_ROWS_STEPS = 1e6;
 
   // Other depths for so many steps, and what that is expected to lose, in steps without drafts.
   struct Try {
@@ -123,12 +126,14 @@ class DraftTries {
   };
 
   // Until something may be paid for: to look takes time too.
-  void wait(double saving_steps, bool has_rows) {
+  void wait(double saving_steps, bool keeps_rows) {
     wait_steps_ = std::max(TRY_GAP_STEPS, (int64_t)std::min(saving_steps, LONGEST_SAVING_STEPS));
-    // Rows are kept so early that drafts hold about as often as they can. It is not worth it to keep none for less long.
-    const bool goes_on = has_rows && saving_steps < 2 * CONTEXT_STEPS;
-    rows_steps_ = goes_on ? 0 : (int64_t)saving_steps - CONTEXT_STEPS;
-    if (!has_rows) wait_steps_ = std::max(wait_steps_, CONTEXT_STEPS);
+    // To keep none for less than as long is not worth it.
+    if (keeps_rows && saving_steps < 2 * CONTEXT_STEPS) return;
+    const auto steps = (int64_t)std::min(saving_steps, LONGEST_WITHOUT_ROWS_STEPS);
+    rows_steps_ = std::max<int64_t>(0, steps - CONTEXT_STEPS);
+    // Once they keep some, nobody looks before there are enough.
+    if (rows_steps_ < wait_steps_) wait_steps_ = std::max(wait_steps_, rows_steps_ + CONTEXT_STEPS);
   }
 
   // As long as the same sequences are there, and room for their drafts.
@@ -200,18 +205,19 @@ class DraftTries {
   // All sequences have that depth. Where rows wait, the sequence with the fewest may have it alone. Then all have it only
   // if it is one draft, and if what it costs to take rows in was measured.
   std::vector<Depths> ways(const DraftPlan& plan, const std::vector<Candidate>& candidates, int depth) const {
-    std::vector<int64_t> waits;
+    // Of those that can have it, which is everybody where it is no draft.
+    std::vector<std::pair<int64_t, size_t>> waits;
     Depths of_all;
     for (const auto& of : candidates) {
-      const auto rows = of.to_take_in(depth);
-      waits.push_back(std::accumulate(rows.begin(), rows.end(), (int64_t)0));
       of_all.push_back(of.upto(depth));
+      if (depth > 0 && of_all.back() == 0) continue;
+      const auto rows = of.to_take_in(depth);
+      waits.push_back({std::accumulate(rows.begin(), rows.end(), (int64_t)0), of_all.size() - 1});
     }
-    const auto most = std::max_element(waits.begin(), waits.end());
-    if (candidates.size() == 1 || *most == 0) return {of_all};
+    if (waits.size() <= 1 || std::max_element(waits.begin(), waits.end())->first == 0) return {of_all};
     std::vector<Depths> found;
     if (depth <= 1 && costs_.is_taking_in_measured()) found.push_back(of_all);
-    const auto fewest = std::min_element(waits.begin(), waits.end()) - waits.begin();
+    const size_t fewest = std::min_element(waits.begin(), waits.end())->second;
     found.push_back(plan.best);
     found.back()[fewest] = of_all[fewest];
     return found;

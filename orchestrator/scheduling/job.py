@@ -36,7 +36,8 @@ class Job:
         computed: tokens whose keys and values are held.
         charged: tokens of the prompt that its client has paid; what is computed again is free.
         turn: tokens that it got since it was let in.
-        layers, may_draft: see `Advance`; () and False where it holds nothing.
+        layers: see `Advance`; () where it holds nothing.
+        may_draft: see `Advance`; of a sequence that is decoded.
     """
 
     sequence: int

@@ -45,16 +45,13 @@ def run_step(
         return StepOutcome(())
     decoded = [sequences[part.sequence] for part in plan.decode]
     read = [sequences[chunk.sequence] for chunk in plan.prefill]
-    # Rows that must not wait for ever are of no use with gaps.
-    keeps_rows = drafter is not None and (plan.keeps_rows or not drafter.lets_all_wait)
-    if drafter is not None:
-        for sequence in (*decoded, *read):
-            if sequence.keeps_rows is not keeps_rows:
-                sequence.keep_rows(keeps_rows)
+    for sequence in (*decoded, *read):
+        if sequence.keeps_rows is not plan.keeps_rows:
+            sequence.keep_rows(plan.keeps_rows)
     for sequence in read:
         sequence.resume()
     started = clock()
-    drafting_rows = _draft(drafter, plan, decoded, read) if keeps_rows else 0
+    drafting_rows = _draft(drafter, plan, decoded, read)
     drafted = clock()
 
     token_ids: list[int] = []
@@ -180,7 +177,7 @@ def _draft(
     read: Sequence[SequenceState],
 ) -> int:
     """Draft where the plan wants it; returns how many rows waited."""
-    if drafter is None:
+    if drafter is None or not plan.keeps_rows:
         return 0
     requests: list[DraftRequest] = []
     turns: list[SequenceState] = []

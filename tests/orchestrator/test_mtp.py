@@ -195,17 +195,6 @@ def test_a_text_that_the_layers_have_from_a_position_on_has_the_bits_of_one_that
     assert tuple(late.behind) == tuple(alone.behind)
 
 
-def test_what_is_put_back_before_the_first_row_is_where_the_layers_begin(tmp_path: Path) -> None:
-    model = load_model(write_random_checkpoint(tmp_path, seed=13))
-    state = MtpDrafter(model, 3).new_state()
-    state.begin_at(20)
-    state.defer(torch.zeros(3, model.config.hidden_size))
-    state.forget(21)
-    assert (state.first_position, state.num_hidden) == (20, 1)
-    state.forget(18)
-    assert (state.first_position, state.num_hidden) == (18, 0)
-
-
 def counted_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows that each of three layers computes from now on."""
     rows = [0, 0, 0]

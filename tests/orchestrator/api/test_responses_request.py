@@ -211,6 +211,8 @@ def test_too_many_items_are_said_to_be_too_many() -> None:
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"reasoning": {"effort": "x"}}, "reasoning.effort"),
         ({"previous_response_id": 3}, "previous_response_id"),
+        # As the chat's form has it.
+        ({"text": {"format": {"type": "json_schema", "json_schema": {"schema": {}}}}}, "text.format.schema"),
     ],
 )
 def test_a_field_at_fault_is_named(fields: dict[str, Any], param: str) -> None:

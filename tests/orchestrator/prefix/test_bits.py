@@ -17,12 +17,13 @@ from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.mtp import DraftRequest, MtpDrafter
 from orchestrator.model.mtp_state import MtpState
 from orchestrator.model.routing_recorder import RoutingRecorder
+from orchestrator.model.rows_behind import CONTEXT_ROWS
 from orchestrator.model.step35 import Step35Model
 from orchestrator.prefix.cache import PrefixCache
 from orchestrator.sampling import Choice, LogitsInRam, Sampler
 from orchestrator.sampling_params import GREEDY, SamplingParams
-from orchestrator.scheduling.step_plan import Prefill, StepPlan
-from orchestrator.serving.batch import keep_text, run_step
+from orchestrator.scheduling.step_plan import Decode, Prefill, StepPlan
+from orchestrator.serving.batch import keep_prompts, keep_text, run_step
 from orchestrator.session import load_local
 from placement.kv_size import PAGE_POSITIONS, KvForm, SequenceSize
 from tests.examples import examples
@@ -226,12 +227,70 @@ def test_a_text_kept_without_mtp_layers_serves_drafts_from_its_end_on_where_it_s
 
     state.defer(read(203))
     assert prefix.keep(tokens[:203], cache, state) == 200
-    read(200 + PAGE_POSITIONS - 1)
-    assert prefix.keep(tokens[: cache.length], cache, None) == 200 + PAGE_POSITIONS - 1
-    assert found() == (200, 0)
-    read(200 + PAGE_POSITIONS)
-    assert prefix.keep(tokens[: cache.length], cache, None) == 200 + PAGE_POSITIONS
-    assert found() == (200 + PAGE_POSITIONS, 200 + PAGE_POSITIONS)
+    page_more = 200 + PAGE_POSITIONS
+    for stop, expected in ((page_more - 1, (200, 0)), (page_more, (page_more, page_more))):
+        read(stop + CONTEXT_ROWS)
+        assert prefix.keep(tokens[: cache.length], cache, None) == stop + CONTEXT_ROWS
+        assert found() == expected
+    # No farther back than the trunk can go on.
+    read(400)
+    assert cache.lowest == 391
+    assert prefix.keep(tokens[:400], cache, None) == 400
+    assert found() == (391, 391)
+
+
+def test_a_beginning_that_was_kept_without_mtp_layers_is_soon_kept_with_them(load: LoadModel) -> None:
+    """Else short answers behind a common beginning would never have rows for drafts."""
+    model = load(WINDOWS[1])
+    prefix, drafter = PrefixCache.of(model), MtpDrafter(model, 3)
+    params, common = GenerationParams(max_tokens=5, ignore_eos=True), text(60)
+
+    def answered(own: int, *, keeps_rows: bool = True) -> tuple[int, int, bool]:
+        """Tokens that were spared, where MTP layers begin, and whether drafts were made."""
+        prompt = [*common, own, *text(5, own)]
+        sequence = new_sequence(model, drafter, prompt, params, prefix=prefix)
+        steps, may_draft = {0: sequence}, False
+        while sequence.finish_reason is None:
+            decode = () if sequence.to_prefill else (Decode(0, 3 * may_draft),)
+            prefill = (Prefill(0, sequence.to_prefill),) if sequence.to_prefill else ()
+            plan = StepPlan(decode, prefill, keeps_rows=keeps_rows)
+            may_draft = run_step(model, drafter, steps, plan).advances[0].may_draft
+            keep_prompts(steps, plan)
+        begun_at = sequence.mtp.first_position if sequence.mtp is not None else -1
+        keep_text(sequence)
+        sequence.close()
+        return sequence.matched, begun_at, sum(sequence.drafted) > 0
+
+    assert answered(1, keeps_rows=False) == (0, -1, False)
+    assert answered(2, keeps_rows=False) == (60, -1, False)
+    assert answered(3) == (60 - CONTEXT_ROWS, 60 - CONTEXT_ROWS, True)
+    assert answered(4) == (57, 60 - CONTEXT_ROWS, True)
+
+
+def test_mtp_layers_that_begin_behind_a_match_take_nothing_of_another_text(load: LoadModel) -> None:
+    """They were kept up to near there, where the newest slots were computed from the other text's tokens."""
+    model = load(WINDOWS[1])
+    prefix, drafter, tokens = PrefixCache.of(model), MtpDrafter(model, 3), text(330)
+    rows = hidden_states(model, tokens)
+    cache, state = model.new_cache(), drafter.new_state()
+    model.forward(torch.tensor(tokens[:307]), [SequenceSlice(cache, 307)])
+    state.begin_at(307)
+    for stop in range(308, 319):
+        model.forward(torch.tensor(tokens[stop - 1 : stop]), [SequenceSlice(cache, 1)])
+        drafter.draft([DraftRequest(state, rows[stop - 1 : stop], tokens[: stop + 1], 3, greedy)])
+    assert prefix.keep(tokens[:319], cache, state) == 316
+    for same in range(306, 315):
+        others = parted(tokens, same, 40)
+        again = begun(prefix, model, others, drafter)
+        assert again.mtp is not None
+        alone, begin = hidden_states(model, others[:-1]), again.mtp.first_position
+        late = drafter.new_state()
+        late.begin_at(begin)
+        expected = drafts(drafter, late, alone[begin:], others)
+        assert torch.equal(drafts(drafter, again.mtp, alone[again.matched :], others), expected)
+        again.cache.close()
+        again.mtp.close()
+        late.close()
 
 
 @pytest.mark.parametrize("window", WINDOWS)

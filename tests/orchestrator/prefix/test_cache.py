@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from orchestrator.model.kv_cache import KVCache, LayerCache
 from orchestrator.model.kv_pool import KvPool
 from orchestrator.model.mtp_state import MtpState
+from orchestrator.model.rows_behind import CONTEXT_ROWS
 from orchestrator.prefix.cache import LEAST_TOKENS, PrefixCache
 from placement.errors import KvDoesNotFit
 from placement.kv_size import MAX_DRAFTS, PAGE_POSITIONS, KvForm, KvShape, SequenceSize, pages_of
@@ -396,15 +397,53 @@ def test_the_place_where_two_texts_part_is_told_to_the_second_and_serves_the_thi
     assert box.begun(texts[2]).matched == 288
 
 
-def test_a_text_kept_without_its_mtp_layers_serves_only_sequences_without() -> None:
+def test_a_text_kept_without_its_mtp_layers_leaves_drafts_some_rows_to_compute() -> None:
     box = Box(60)
     text = read(box, ROOTS[0][:100], keep=False)
     assert box.prefix.keep(text.tokens, text.cache) == 100
-    assert box.begun(ROOTS[0][:120]).matched == 0
+    assert box.begun(ROOTS[0][:120]).matched == 100 - CONTEXT_ROWS
+    # Of short texts something is spared too.
+    assert box.begun([*ROOTS[0][:30], UNKNOWN, 9]).matched == LEAST_TOKENS
+    assert box.begun([*ROOTS[0][: LEAST_TOKENS - 1], UNKNOWN, 9]).matched == 0
     assert box.begun(ROOTS[0][:120], drafts=False).matched == 100
     assert box.prefix.keep(text.tokens, text.cache, text.mtp) == 98
     assert box.begun(ROOTS[0][:120]).matched == 98
     assert box.begun(ROOTS[0][:120], drafts=False).matched == 100
+
+
+def test_a_text_that_went_on_without_its_mtp_layers_lets_go_of_its_beginning_with_them() -> None:
+    """Also where it ends just at a page, so that no token is left behind the last whole one."""
+    box = Box(60)
+    text = read(box, ROOTS[0][:PAGE_POSITIONS], keep=False)
+    assert box.prefix.keep(text.tokens, text.cache) == PAGE_POSITIONS
+    assert box.prefix.keep(text.tokens, text.cache, text.mtp) == PAGE_POSITIONS - NUM_MTP
+    text.tokens = ROOTS[0][:140]
+    text.run(140)
+    assert box.prefix.keep(text.tokens, text.cache) == 140
+    assert box.prefix.stats.boundaries == 1
+
+
+def test_a_text_that_shares_just_a_page_goes_on_behind_it() -> None:
+    box = Box(60)
+    read(box, ROOTS[0][:140])
+    others = [*ROOTS[0][:PAGE_POSITIONS], UNKNOWN, *ROOTS[0][: PAGE_POSITIONS - 1]]
+    assert box.begun(others).matched == PAGE_POSITIONS - NUM_MTP
+    assert box.begun(others, drafts=False).matched == PAGE_POSITIONS
+
+
+def test_mtp_layers_that_are_kept_with_more_rows_take_the_place_of_others() -> None:
+    box = Box(60)
+    text, late = read(box, ROOTS[0][:100], keep=False), box.new_state()
+    late.begin_at(60)
+    for cache in late.caches:
+        cache.begin(40)
+        cache.commit(38)
+    for rows in late.rows:
+        rows.begin_at(38)
+    assert box.prefix.keep(text.tokens, text.cache, late) == 98
+    assert box.begun(ROOTS[0][:140]).mtp.first_position == 60  # type: ignore[union-attr]
+    assert box.prefix.keep(text.tokens, text.cache, text.mtp) == 98
+    assert box.begun(ROOTS[0][:140]).mtp.first_position == 0  # type: ignore[union-attr]
 
 
 def test_a_match_that_is_too_short_to_pay_is_none_and_counts_tell_what_was_saved() -> None:

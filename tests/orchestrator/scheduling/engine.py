@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
+from orchestrator.model.rows_behind import CONTEXT_ROWS
 from orchestrator.scheduler import Scheduler
 from orchestrator.scheduling.job import SequenceRequest
 from orchestrator.scheduling.kv_budget import KvBudget
@@ -31,7 +33,13 @@ def scheduler_of(limits: Limits, kv: KvBudget, most_drafts: int = 3, costs: Pass
 
 @dataclass(slots=True)
 class Sequence:
-    """What a real one holds. `touched`: positions of which it holds pages."""
+    """What a real one holds.
+
+    Attributes:
+        touched: positions of which it holds pages.
+        rows: kept for drafts.
+        rows_from: position of the first of them.
+    """
 
     client: str
     prompt: int
@@ -39,6 +47,24 @@ class Sequence:
     generated: int = 0
     computed: int = 0
     touched: int = 0
+    keeps_rows: bool = True
+    rows: int = 0
+    rows_from: int = 0
+
+    @property
+    def may_draft(self) -> bool:
+        return self.keeps_rows and (not self.rows_from or self.rows >= CONTEXT_ROWS)
+
+    def keep_rows(self, *, keeps: bool) -> None:
+        if keeps is not self.keeps_rows:
+            self.keeps_rows, self.rows, self.rows_from = keeps, 0, self.computed
+
+    def advance(self, number: int, rows: int, **what: Any) -> Advance:
+        """It is told of the rows that were kept before."""
+        may_draft = self.may_draft
+        self.computed += rows
+        self.rows += rows * self.keeps_rows
+        return Advance(number, held=self.computed, may_draft=may_draft, **what)
 
     @property
     def to_prefill(self) -> int:
@@ -85,10 +111,13 @@ class Engine:
             self.ended[dropped.sequence] = self.sequences.pop(dropped.sequence)
         for number in plan.pause:
             self.pauses += 1
-            self.sequences[number].computed = self.sequences[number].touched = 0
+            one = self.sequences[number]
+            one.computed = one.touched = one.rows = one.rows_from = 0
         if not plan.rows:
             return plan
         self._check(plan, decoded_before - set(plan.pause))
+        for number in plan.sequences:
+            self.sequences[number].keep_rows(keeps=plan.keeps_rows)
         parts = {part.sequence: part.drafts for part in plan.decode}
         between()
         outcome = StepOutcome(
@@ -125,6 +154,7 @@ class Engine:
             one = self.sequences[part.sequence]
             assert not one.to_prefill
             assert part.drafts < one.max_tokens - one.generated
+            assert not part.drafts or (plan.keeps_rows and one.may_draft)
             one.touched = max(one.touched, one.computed + 1 + part.drafts)
         for chunk in plan.prefill:
             one = self.sequences[chunk.sequence]
@@ -139,20 +169,19 @@ class Engine:
         if one is None:
             return Advance(number, (7,) * (1 + accepted), drafts, accepted)
         one.generated += 1 + accepted
-        one.computed += 1 + accepted
         self.served[one.client] += 1 + accepted
-        return Advance(number, (7,) * (1 + accepted), drafts, accepted, self._end(one), one.computed)
+        what = {"tokens": (7,) * (1 + accepted), "drafted": drafts, "accepted": accepted}
+        return one.advance(number, 1 + accepted, ended=self._end(one), **what)
 
     def _prefill(self, number: int, tokens: int) -> Advance:
         one = self.sequences.get(number)
         if one is None:
             return Advance(number)
-        one.computed += tokens
-        if one.generated or one.to_prefill:
-            return Advance(number, held=one.computed)
+        if one.generated or one.to_prefill > tokens:
+            return one.advance(number, tokens)
         one.generated = 1
         self.served[one.client] += one.prompt + 1
-        return Advance(number, (7,), ended=self._end(one), held=one.computed)
+        return one.advance(number, tokens, tokens=(7,), ended=self._end(one))
 
     def _end(self, one: Sequence) -> Ended | None:
         if one.generated == one.max_tokens:

@@ -25,6 +25,7 @@ from orchestrator.sequence import SequenceState
 from orchestrator.serving import batch
 from orchestrator.serving.batch import run_step
 from placement.errors import KvDoesNotFit
+from placement.kv_size import MOST_DEFERRED
 from tests.examples import examples
 from tests.orchestrator.heads import load_model
 from tests.orchestrator.prefix.begun import begun
@@ -166,8 +167,10 @@ def test_rows_are_kept_again_from_where_a_sequence_is(model: Step35Model) -> Non
     before = pool.used_bytes
     assert told(StepPlan(prefill=(Prefill(0, 9),)))
     assert all(decoded(3, keeps_rows=True))
+    state = sequence.mtp
     assert not any(decoded(50, keeps_rows=False))
     assert sequence.mtp is None
+    assert state is not None
     assert pool.used_bytes == before + sequence.cache.nbytes
     # It is told of the rows that a sequence had before the step.
     assert decoded(CONTEXT_ROWS + 1, keeps_rows=True) == [*[False] * CONTEXT_ROWS, True]
@@ -178,6 +181,20 @@ def test_rows_are_kept_again_from_where_a_sequence_is(model: Step35Model) -> Non
     expected = generate(model, prompt(5), params)
     assert expected.token_ids[: len(sequence.generated)] == tuple(sequence.generated)
     sequence.close()
+
+
+def test_drafts_of_a_pass_that_failed_are_forgotten_with_the_rows(
+    model: Step35Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafter = MtpDrafter(model, 3)
+    sequences = {0: started(model, drafter, 5)}
+    run_step(model, drafter, sequences, StepPlan(prefill=(Prefill(0, 9),)))
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "forward", failing)
+        with pytest.raises(KvDoesNotFit):
+            run_step(model, drafter, sequences, StepPlan((Decode(0, 3),)))
+    (advance,) = run_step(model, drafter, sequences, StepPlan((Decode(0),), keeps_rows=False)).advances
+    assert (advance.drafted, len(advance.tokens)) == (0, 1)
 
 
 def test_a_sequence_may_begin_without_rows(model: Step35Model) -> None:
@@ -195,8 +212,8 @@ def test_a_sequence_may_begin_without_rows(model: Step35Model) -> None:
     sequence.close()
 
 
-def test_layers_whose_rows_may_not_wait_for_ever_keep_them_all(tmp_path: Path) -> None:
-    """An MTP layer without a window sees all slots, so that no gap may be among them."""
+def test_layers_without_a_window_begin_again_too(tmp_path: Path) -> None:
+    """Such a layer takes in all rows from there on, some at a time."""
     path = write_random_checkpoint(tmp_path, seed=31, vocab_size=VOCAB, num_sliding_heads=4)
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     config["layer_types"][-3:] = ["full_attention"] * 3
@@ -204,11 +221,17 @@ def test_layers_whose_rows_may_not_wait_for_ever_keep_them_all(tmp_path: Path) -
     model = load_model(path)
     drafter = MtpDrafter(model, 1)
     assert not drafter.lets_all_wait
-    sequence = started(model, drafter, 5)
-    run_step(model, drafter, {0: sequence}, StepPlan(prefill=(Prefill(0, 9),), keeps_rows=False))
-    run_step(model, drafter, {0: sequence}, StepPlan((Decode(0),), keeps_rows=False))
-    assert sequence.may_draft
-    assert RowsBehind(sequence.cache.length, sequence.layer_bounds)[0] == 10
+    params = GenerationParams(max_tokens=120, ignore_eos=True)
+    sequence = new_sequence(model, drafter, prompt(1), params)
+    run_step(model, drafter, {0: sequence}, StepPlan(prefill=(Prefill(0, 20),), keeps_rows=False))
+    run_step(model, drafter, {0: sequence}, StepPlan(prefill=(Prefill(0, 20),)))
+    while sequence.finish_reason is None:
+        run_step(model, drafter, {0: sequence}, StepPlan((Decode(0, int(sequence.remaining < 20)),)))
+        assert sequence.mtp is not None
+        assert sequence.mtp.deferred <= MOST_DEFERRED
+    assert sequence.mtp.first_position == 20
+    assert sum(sequence.drafted) > 0
+    assert tuple(sequence.generated) == generate(model, prompt(1), params).token_ids
 
 
 class Counting(MtpDrafter):
