@@ -87,7 +87,7 @@ class DraftDepth {
  private:
   // Drafts begin where they are faster than none, and go on until they are slower by that part. Only drafts show whether
   // drafts hold, so an estimate that is a little too low must not end them.
-  static constexpr double GO_ON_LOSS = 0.01;
+  static constexpr double GO_ON_LOSS = 0.005;
   // So long a choice holds for the same sequences, or for those that are left: a step teaches little.
   static constexpr int64_t SAME_STEPS = 16;
   // Where drafts have not paid for long, it holds longer.
