@@ -24,6 +24,7 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -107,14 +108,14 @@ class FixedScheduler(Scheduler):
         self._depth = FixedDepth(most_drafts, costs)
 
 
-class Steps:
+class Steps(ABC):
     """Steps that count: seconds and tokens of each."""
 
     __slots__ = ()
 
+    @abstractmethod
     def parts(self, parts: int) -> list[np.ndarray]:
         """So many parts, one after another, float64 [steps, seconds and tokens] each."""
-        raise NotImplementedError
 
     def speeds(self, parts: int = 1) -> np.ndarray:
         """Tokens a second of so many parts, float64 [parts]."""
